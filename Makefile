@@ -1,0 +1,98 @@
+# Everything a contributor does, from a fresh clone on. "make" lists it.
+
+# Python 3.11 or newer; make PYTHON=python3.13 takes another one.
+PYTHON ?= python3
+# Further arguments for pytest: make test ARGS="tests/protocol -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last: without it the environment is not complete.
+STAMP := $(VENV)/.complete
+# Of the benchmarks: what they compare with is not installed anywhere else.
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.complete
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test long walk mutation bench bench-smoke lint format messages \
+	docs screenshots clean
+
+help: ## List the goals
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+demo: $(STAMP) ## Run the example site, a simulated EHR and a worker
+	@exec $(BIN)/python -m example_project.demo
+
+test: $(STAMP) ## Run the tests; what needs a missing service is skipped by name
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+long: $(STAMP) ## Run the tests that take minutes
+	@exec $(BIN)/python -m pytest -m long $(ARGS)
+
+walk: $(STAMP) ## Walk at random through tabs, frames and charts, and print the seeds
+	@exec $(BIN)/python -m pytest -m long -s tests/walk $(ARGS)
+
+soak: $(STAMP) ## Refresh for half an hour, and look at memory and connections
+	@exec $(BIN)/python -m tests.chaos.soak $(ARGS)
+
+mutation: $(STAMP) ## Change the rules bit by bit, and list what no test notices
+	@$(BIN)/pip install -q 'mutmut==3.8.*'
+	@exec $(BIN)/mutmut run $(ARGS)
+
+bench: $(BENCH_STAMP) ## Measure beside other packages, in a quarter of an hour
+	@exec $(BENCH)/bin/python -m benchmarks $(ARGS)
+
+bench-smoke: $(STAMP) ## See that the benchmarks run; measures nothing
+	@exec $(BIN)/python -m benchmarks --smoke $(ARGS)
+
+lint: $(STAMP) ## Check form and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+messages: $(STAMP) ## Bring new texts into the catalogues, and compile these (gettext)
+	cd django_smart && ../$(BIN)/django-admin makemessages --all --no-obsolete \
+		--add-location file --ignore 'testing/*'
+	sed -i '/^"POT-Creation-Date/d' django_smart/locale/*/LC_MESSAGES/django.po
+	cd django_smart && ../$(BIN)/django-admin compilemessages
+
+docs: $(STAMP) ## Build the documentation into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+screenshots: $(STAMP) ## Take the pictures of the documentation anew
+	@exec $(BIN)/python -m tests.e2e.screenshots
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) $(BENCH) .tox build dist *.egg-info docs/_build var \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov mutants \
+		tests/servers/medplum/node_modules
+
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "django_smart needs Python 3.11 or newer, and $(PYTHON) is not:" \
+			"name another one, as in make PYTHON=python3.13" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment;" \
+			"on Debian: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing what the project needs into $(VENV) (once, about a minute)"
+	@$(BIN)/pip install -q -e '.[dev]'
+	@$(BIN)/pip install -q -e '.[mariadb]' >$(VENV)/mariadb.log 2>&1 || \
+		echo "Without the driver for MariaDB, which could not be built here" \
+			"(see $(VENV)/mariadb.log); its tests will be skipped"
+	@touch $@
+
+$(BENCH_STAMP): setup.cfg pyproject.toml benchmarks/requirements.txt
+	@test -x $(BENCH)/bin/pip || $(PYTHON) -m venv --clear $(BENCH)
+	@echo "Installing what is measured into $(BENCH) (once, about a minute)"
+	@$(BENCH)/bin/pip install -q --upgrade -r benchmarks/requirements.txt -e .
+	@$(BENCH)/bin/pip install -q -e '.[mariadb]' >$(BENCH)/mariadb.log 2>&1 || \
+		echo "Without the driver for MariaDB, which could not be built here" \
+			"(see $(BENCH)/mariadb.log); it will not be measured"
+	@touch $@

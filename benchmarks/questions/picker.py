@@ -1,0 +1,156 @@
+"""Searching for an organisation among 50,000."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from benchmarks.harness import Report, Variant, measure
+from benchmarks.setting_up import configured, make_registration
+from benchmarks.stub import running_stub
+
+__all__ = ["TEXT", "run"]
+
+TEXT = """
+A page of the picker, out of 50,000 organisations with an endpoint each, on PostgreSQL; a fifth of them lead to a registered server.
+By hand the same statements are sent by a cursor, and their rows are fetched and left as they are.
+"""
+
+_BASE = "SQL by hand"
+_OURS = "django_smart"
+_CITIES = ("Ames", "Boston", "Cedar Rapids", "Dubuque", "Fargo", "Grinnell", "Omaha")
+_QUERIES = ("hosp", "hosp bos", "00005", "grinn hospital 000", "nowhere")
+
+
+def run(report: Report) -> None:
+    """Measure."""
+    with running_stub() as stub, configured("postgresql"):
+        _fill(report.size(50_000, smoke=1_000), make_registration(stub).server)
+        from django_smart.flows.picker import find_choices
+
+        times: dict[str, list[float | None]] = {}
+        for query in _QUERIES:
+            found = measure(
+                [
+                    Variant(name=f"{_BASE}: {query}", run=_by_hand(query)),
+                    Variant(
+                        name=f"{_OURS}: {query}",
+                        run=_repeat(partial(find_choices, query)),
+                    ),
+                ],
+                rounds=report.rounds(60),
+                operations=5,
+            )
+            report.add_table(
+                f"search-{len(times) // 2}",
+                f"Search for “{query}”",
+                found,
+                base=f"{_BASE}: {query}",
+                operations=5,
+                unit="search",
+            )
+            report.check_ratio(
+                f"search-{len(times) // 2}",
+                f"“{query}”, of SQL by hand",
+                name=f"{_OURS}: {query}",
+                base=f"{_BASE}: {query}",
+                at_most=1.2,
+            )
+            times |= found
+
+
+def _repeat(find: Callable[[], Any]) -> Callable[[int], None]:
+    def run_it(number: int) -> None:
+        for _ in range(number):
+            find()
+
+    return run_it
+
+
+def _by_hand(query: str) -> Callable[[int], None]:
+    """What the search asks the database, without what it makes of the answer."""
+    from django.db import connection
+
+    from django_smart.flows.picker import find_choices
+
+    statements: list[tuple[str, Any]] = []
+
+    def keep(execute: Any, sql: str, params: Any, many: Any, context: Any) -> Any:
+        statements.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(keep):
+        find_choices(query)
+
+    def search() -> None:
+        with connection.cursor() as cursor:
+            for sql, params in statements:
+                cursor.execute(sql, params)
+                cursor.fetchall()
+
+    return _repeat(search)
+
+
+def _fill(number: int, server: Any) -> None:
+    """As an import would, without its checks."""
+    from django.db.models import F
+
+    from django_smart.fields import digest
+    from django_smart.flows.brand_links import refresh_statistics
+    from django_smart.models import (
+        Brand,
+        BrandAccess,
+        BrandBundle,
+        BrandEndpoint,
+        BrandWord,
+    )
+    from django_smart.words import build_key, split_words
+
+    source = BrandBundle.objects.create(location="made")
+    endpoints = BrandEndpoint.objects.bulk_create(
+        (
+            BrandEndpoint(
+                bundle=source,
+                full_url=f"https://a.example/Endpoint/{n}",
+                address=server.base_url if n % 5 == 0 else f"https://a.example/{n}",
+                content_digest="",
+            )
+            for n in range(number)
+        ),
+        5000,
+    )
+    cities = [_CITIES[n % len(_CITIES)] for n in range(number)]
+    brands = Brand.objects.bulk_create(
+        (
+            Brand(
+                bundle=source,
+                full_url=f"https://a.example/Organization/{n}",
+                merge_digest=digest(str(n)),
+                name=f"Hospital {n:05} of {city}",
+                name_key=build_key("hospital"),
+                sort_name=" ".join(split_words(f"Hospital {n:05} of {city}")),
+                places=[{"city": city, "state": "IA"}],
+                content_digest="",
+            )
+            for n, city in enumerate(cities)
+        ),
+        5000,
+    )
+    Brand.objects.update(card=F("pk"))
+    BrandAccess.objects.bulk_create(
+        (
+            BrandAccess(brand=brand, card=brand, endpoint=each, position=0)
+            for brand, each in zip(brands, endpoints, strict=True)
+        ),
+        5000,
+    )
+    BrandWord.objects.bulk_create(
+        (
+            BrandWord(brand=brand, card=brand, word=word, key=build_key(word))
+            for brand in brands
+            for word in [*split_words(brand.name), "ia", "good", "health"]
+        ),
+        5000,
+    )
+    refresh_statistics()

@@ -1,0 +1,3 @@
+"""The site that is measured."""
+
+from __future__ import annotations

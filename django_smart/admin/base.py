@@ -1,0 +1,103 @@
+"""What the admin pages have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
+from django.contrib.auth import get_permission_codename, get_user_model
+from django.db import models
+from django.http import HttpRequest
+from django.utils.html import format_html
+
+from .display import EMPTY
+
+__all__ = ["BaseAdmin", "ReadOnlyAdmin", "UnchangeableAdmin"]
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:  # Django's class takes type arguments in the stubs alone.
+    _ModelAdmin = admin.ModelAdmin
+
+
+class BaseAdmin(_ModelAdmin):
+    """Our look, and a permission for actions that change what no form may change."""
+
+    empty_value_display = EMPTY
+    # Counting a large table twice a page is not worth the number.
+    show_full_result_count = False
+
+    formfield_overrides = {
+        models.TextField: {"widget": AdminTextareaWidget(attrs={"rows": 3})}
+    }
+
+    class Media:
+        css = {"all": ("django_smart/admin.css",)}
+        js = ("django_smart/admin.js",)
+
+    def formfield_for_dbfield(
+        self, db_field: Any, request: HttpRequest, **kwargs: Any
+    ) -> Any:
+        """Django's, with room for URLs."""
+        if isinstance(db_field, models.CharField) and (db_field.max_length or 0) >= 500:
+            kwargs["widget"] = AdminTextInputWidget(attrs={"class": "vLargeTextField"})
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """
+        Whether an action may be run: Django's permission to change the model.
+
+        Kept apart from ``has_change_permission``, which says whether there is a form.
+        """
+        codename = get_permission_codename("change", self.opts)
+        return request.user.has_perm(f"{self.opts.app_label}.{codename}")
+
+    def get_obstacle(self, obj: Any) -> StrOrPromise:
+        """Why *obj* cannot be deleted yet; empty if it can."""
+        return ""
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[Any, Any], set[Any], list[Any]]:
+        """Django's, with the obstacles among what protects the rows."""
+        found, counts, missing, protected = super().get_deleted_objects(objs, request)
+        obstacles = [
+            format_html("{}: {}", obj, obstacle)
+            for obj in objs
+            if (obstacle := self.get_obstacle(obj))
+        ]
+        return found, counts, missing, [*protected, *obstacles]
+
+
+class UnchangeableAdmin(BaseAdmin):
+    """Rows that are what they are: to be looked at, found, and acted on."""
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: models.Model | None = None
+    ) -> bool:
+        """There is nothing to fill in."""
+        return False
+
+    def has_view_permission(
+        self, request: HttpRequest, obj: models.Model | None = None
+    ) -> bool:
+        """Django's: who may view, or run the actions."""
+        may_view = super().has_view_permission(request, obj)
+        return may_view or self.has_operate_permission(request)
+
+
+class ReadOnlyAdmin(UnchangeableAdmin):
+    """Rows that flows write, each with a user."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Rows come from launches alone."""
+        return False
+
+    def get_search_fields(self, request: HttpRequest) -> list[str]:
+        """The columns named by the class, and the name of the user."""
+        names = list(super().get_search_fields(request))
+        user_model: Any = get_user_model()
+        return [*names, f"user__{user_model.USERNAME_FIELD}"]

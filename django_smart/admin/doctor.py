@@ -1,0 +1,97 @@
+"""The button "Test connection", and the report behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils.translation import gettext as _
+
+from ..flows.doctor import examine
+from ..models import FHIRServer
+from .base import BaseAdmin
+
+__all__ = ["TestConnectionMixin"]
+
+if TYPE_CHECKING:
+    _Base = BaseAdmin
+else:  # A mixin: the class beside it is the admin.
+    _Base = object
+
+
+class TestConnectionMixin(_Base):
+    """Runs the doctor on a row's server, as ``smart_doctor`` does."""
+
+    change_form_template = "django_smart/admin/change_form.html"
+
+    def get_tested_server(self, obj: Any) -> FHIRServer:
+        """The server that belongs to the row *obj*."""
+        raise NotImplementedError  # each admin that mixes this in says which
+
+    def get_urls(self) -> list[Any]:
+        """Django's, and that of the report."""
+        view = self.admin_site.admin_view(self.test_connection)
+        return [
+            path(
+                "<path:object_id>/test/",
+                # Nothing is written in one piece, and servers are waited for.
+                transaction.non_atomic_requests(view),
+                name=self._test_url_name,
+            ),
+            *super().get_urls(),
+        ]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """With the button for those who may press it."""
+        context = {"may_test": self.has_operate_permission(request)}
+        return super().change_view(
+            request, object_id, form_url, {**context, **(extra_context or {})}
+        )
+
+    def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask, and show what is wrong, why it matters and what to do."""
+        if not self.has_operate_permission(request):
+            raise PermissionDenied
+        obj = self.get_object(request, unquote(object_id))
+        if obj is None:
+            return HttpResponseRedirect(reverse("admin:index"))
+        if request.method != "POST":
+            return HttpResponseRedirect(
+                reverse(
+                    f"admin:{self.opts.app_label}_{self.opts.model_name}_change",
+                    args=[obj.pk],
+                )
+            )
+        server = self.get_tested_server(obj)
+        findings = examine([server])
+        parts = [
+            (name, [each for each in findings if each.subject == subject])
+            for name, subject in ((server.name, server.slug), (_("This site"), ""))
+        ]
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "original": obj,
+            "parts": parts,
+            "media": self.media,
+            "title": _("Test of the connection"),
+            "has_view_permission": self.has_view_permission(request, obj),
+        }
+        return TemplateResponse(
+            request, "django_smart/admin/test_connection.html", context
+        )
+
+    @property
+    def _test_url_name(self) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}_test"

@@ -1,0 +1,158 @@
+"""Forms that show a row's own rules beside its fields, and never show a secret."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+
+from ..exceptions import CredentialsError, SMARTError, UnsupportedServerError
+from ..flows.register import make_slug
+from ..flows.support import ask_and_check, find_problems
+from ..models import ClientRegistration, FHIRServer
+
+__all__ = ["ClientRegistrationForm", "FHIRServerForm"]
+
+if TYPE_CHECKING:
+    _RegistrationForm = forms.ModelForm[ClientRegistration]
+    _ServerForm = forms.ModelForm[FHIRServer]
+else:  # Django's class takes type arguments in the stubs alone.
+    _RegistrationForm = _ServerForm = forms.ModelForm
+
+
+# Fields that are held against what a server offers.
+_OFFERED = frozenset({"ehr_scope", "standalone_scope", "system_scope", "server"})
+
+
+class FHIRServerForm(_ServerForm):
+    """A server whose base URL is not registered twice, and is enough to begin with."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance._state.adding:
+            for name in ("name", "slug"):
+                if name in self.fields:
+                    self.fields[name].required = False
+                    self.fields[name].help_text = _("Empty takes the host's name.")
+
+    def clean(self) -> dict[str, Any]:
+        """Name a new server by its host, where nobody has named it."""
+        data = super().clean() or self.cleaned_data
+        base_url = data.get("base_url")
+        if self.instance._state.adding and base_url:
+            if not data.get("name"):
+                data["name"] = urlsplit(base_url).hostname or base_url
+            if not data.get("slug") and "slug" not in self.errors:
+                data["slug"] = make_slug(base_url)
+        return data
+
+    def validate_unique(self) -> None:
+        """Check the digest as well, which Django leaves out: it is no form field."""
+        super().validate_unique()
+        if self.errors:
+            return
+        try:
+            self.instance.validate_constraints()
+        except ValidationError:
+            self.add_error(
+                "base_url", _("A server with this base URL is registered already.")
+            )
+
+
+class ClientRegistrationForm(_RegistrationForm):
+    """
+    A registration with a secret that can be set and removed, and never read.
+
+    ``client_secret`` is a field of the form alone: Django would put the stored value
+    into a form's initial data.
+
+    Attributes:
+        unasked: why the server could not be asked whether it offers all of this.
+        asks_server: whether it may be.
+    """
+
+    unasked: SMARTError | None = None
+    asks_server = True
+
+    client_secret = forms.CharField(
+        label=_("Client secret"),
+        required=False,
+        strip=False,
+        widget=forms.PasswordInput(
+            render_value=False, attrs={"autocomplete": "new-password", "size": 40}
+        ),
+        help_text=_("Stored encrypted and never shown. Empty keeps what is stored."),
+    )
+    clear_client_secret = forms.BooleanField(
+        label=_("Remove the stored secret"), required=False
+    )
+
+    class Meta:
+        model = ClientRegistration
+        exclude = ("client_secret",)
+
+    def clean(self) -> dict[str, Any]:
+        """Put the secret into the row before the row's own rules are checked."""
+        data = super().clean() or self.cleaned_data
+        secret = data.get("client_secret")
+        if secret and data.get("clear_client_secret"):
+            self.add_error(
+                "clear_client_secret", _("Enter a new secret or remove it, not both.")
+            )
+        elif secret:
+            self.instance.client_secret = secret
+        elif data.get("clear_client_secret"):
+            self.instance.client_secret = ""
+        else:
+            self._check_stored_secret()
+        return data
+
+    def validate_unique(self) -> None:
+        """Check the digests as well, which Django leaves out: they are no fields."""
+        super().validate_unique()
+        if self.errors:
+            return
+        try:
+            self.instance.validate_constraints()
+        except ValidationError as exc:
+            self.add_error(None, ValidationError(exc.messages))
+        else:
+            self._check_server()
+
+    def find_known_problems(self) -> list[str]:
+        """What the server lacks by what is known of it; nobody is asked."""
+        registration = self.instance
+        if not registration.server_id or not registration.is_active:
+            return []
+        known = registration.server.read_configuration()
+        if known is None or _OFFERED.intersection(self.errors):
+            return []
+        return [str(problem) for problem in find_problems(registration, known)]
+
+    def _check_server(self) -> None:
+        """Refuse what the server lacks; one that is down refuses nothing."""
+        if not (self.asks_server and self.instance.is_active):
+            return
+        try:
+            ask_and_check(self.instance)
+        except UnsupportedServerError as exc:
+            self.add_error(None, str(exc))
+        except SMARTError as exc:
+            self.unasked = exc
+
+    def _check_stored_secret(self) -> None:
+        try:
+            self.instance.client_secret  # noqa: B018 (reading it decrypts it)
+        except CredentialsError:
+            # Of the instance in memory alone: with this error nothing is saved.
+            self.instance.client_secret = ""
+            self.add_error(
+                "client_secret",
+                _(
+                    "The stored secret cannot be decrypted with the keys in force. "
+                    "Enter it again, or remove it."
+                ),
+            )

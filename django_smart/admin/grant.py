@@ -1,0 +1,202 @@
+"""Admin of token grants."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from django.contrib import admin, messages
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from ..broker import enqueue_revocations
+from ..flows.background import BATCH_SIZE
+from ..flows.ending import disconnect_grant
+from ..models import TokenGrant
+from .base import ReadOnlyAdmin
+from .display import as_scopes, shorten
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
+__all__ = ["TokenGrantAdmin"]
+
+logger = logging.getLogger(__name__)
+
+
+@admin.register(TokenGrant)
+class TokenGrantAdmin(ReadOnlyAdmin):
+    """
+    Who gave this site access to what, and how long it lasts.
+
+    No page holds a token, a digest or a lease; lists hold no patient id either.
+    """
+
+    list_display = (
+        "server",
+        "status",
+        "last_error",
+        "refresh_due_at",
+        "user",
+        "is_offline",
+        "granted_briefly",
+        "created_at",
+    )
+    list_filter = (
+        "status",
+        "kind",
+        "is_offline",
+        "is_revocation_pending",
+        # In place of date_hierarchy, which reads the date of every row for each page.
+        "created_at",
+    )
+    list_select_related = ("registration__server", "user")
+    search_fields = (
+        "registration__server__name",
+        "registration__server__slug",
+        "last_error",
+    )
+    search_help_text = _("Server, last error or user name")
+    actions = ("refresh", "revoke")
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("registration", "kind"),
+                    ("user", "identity"),
+                    ("patient_id", "encounter_id"),
+                    ("status", "is_offline", "is_revocation_pending"),
+                    ("created_at", "ended_at"),
+                )
+            },
+        ),
+        (_("Scope"), {"fields": (("asked", "granted", "current"),)}),
+        (
+            _("Refresh"),
+            {
+                "fields": (
+                    ("received_at", "expires_at", "refresh_due_at"),
+                    ("last_error", "refresh_failures"),
+                )
+            },
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[TokenGrant]:
+        """Without the tokens: they are not even read."""
+        return TokenGrant.objects.defer(
+            "access_token", "refresh_token", "refresh_token_digest", "lease_owner"
+        )
+
+    def get_obstacle(self, obj: TokenGrant) -> StrOrPromise:
+        """Tokens that the EHR has not been told of would stay valid there."""
+        if obj.status == TokenGrant.Status.ACTIVE:
+            return _("revoke it first")
+        if obj.is_revocation_pending:
+            return _("the EHR has not been told of its end yet")
+        return ""
+
+    @admin.display(description=_("FHIR server"), ordering="registration__server__name")
+    def server(self, obj: TokenGrant) -> str:
+        """Where it is good for something."""
+        return str(obj.registration.server)
+
+    @admin.display(description=_("scope"))
+    def granted_briefly(self, obj: TokenGrant) -> str:
+        """The beginning of the current scope."""
+        return shorten(obj.scope)
+
+    @admin.display(description=_("asked scope"))
+    def asked(self, obj: TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.scope_asked)
+
+    @admin.display(description=_("granted scope"))
+    def granted(self, obj: TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.scope_granted)
+
+    @admin.display(description=_("scope after the last refresh"))
+    def current(self, obj: TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.scope)
+
+    @admin.action(
+        description=_("Refresh the selected grants now"), permissions=["operate"]
+    )
+    def refresh(self, request: HttpRequest, queryset: QuerySet[TokenGrant]) -> None:
+        """Make offline grants due, and have a worker refresh them."""
+        grants = (
+            TokenGrant.objects.usable()
+            .offline()
+            .filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        )
+        grant_ids = list(
+            grants.order_by("registration__server_id", "pk").values_list(
+                "pk", flat=True
+            )
+        )
+        if not grant_ids:
+            message = gettext(
+                "Only active offline grants can be refreshed in the background."
+            )
+            self.message_user(request, message, messages.WARNING)
+            return
+        TokenGrant.objects.active().filter(pk__in=grant_ids).update(
+            refresh_due_at=timezone.now()
+        )
+        # After the transaction: a worker must find them due.
+        transaction.on_commit(partial(self._send_refreshes, request, grant_ids))
+
+    def _send_refreshes(self, request: HttpRequest, grant_ids: list[int]) -> None:
+        from .. import tasks  # loads Celery
+
+        count = len(grant_ids)
+        try:
+            for start in range(0, count, BATCH_SIZE):
+                # No retry: a person is waiting for the page.
+                tasks.refresh_grants.apply_async(
+                    (grant_ids[start : start + BATCH_SIZE],), retry=False
+                )
+        except Exception as exc:  # noqa: BLE001 (any broker, any client library)
+            logger.warning("Refreshes not sent: no broker (%s)", type(exc).__name__)
+            message = gettext(
+                "The message broker cannot be reached. The grants are due now: the "
+                "next run of refresh_due_grants or smart_refresh takes them."
+            )
+            self.message_user(request, message, messages.WARNING)
+            return
+        message = ngettext(
+            "A worker refreshes %(count)d grant; reload this page to see the result.",
+            "A worker refreshes %(count)d grants; reload this page to see the result.",
+            count,
+        ) % {"count": count}
+        self.message_user(request, message, messages.SUCCESS)
+
+    @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[TokenGrant]) -> None:
+        """End active grants and the launches that use them."""
+        with transaction.atomic():
+            ended = [
+                grant_id
+                for grant in queryset.filter(status=TokenGrant.Status.ACTIVE)
+                for grant_id in disconnect_grant(grant)
+            ]
+            enqueue_revocations(ended)
+        if ended:
+            message = ngettext(
+                "%(count)d grant has ended here. A worker tells the EHR.",
+                "%(count)d grants have ended here. A worker tells the EHRs.",
+                len(ended),
+            ) % {"count": len(ended)}
+            self.message_user(request, message, messages.SUCCESS)
+        else:
+            message = gettext("None of the selected grants was active.")
+            self.message_user(request, message, messages.WARNING)

@@ -1,0 +1,147 @@
+"""Admin of signing keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from ..exceptions import KeyRotationError
+from ..flows.keys import generate_key, rotate_key
+from ..models import SigningKey
+from .base import UnchangeableAdmin
+from .display import as_json
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
+    _KeyForm = forms.ModelForm[SigningKey]
+else:  # Django's class takes type arguments in the stubs alone.
+    _KeyForm = forms.ModelForm
+
+__all__ = ["SigningKeyAdmin"]
+
+_Status = SigningKey.Status
+
+
+class _SigningKeyForm(_KeyForm):
+    """A key that is wanted: of each algorithm one is published as next."""
+
+    def clean_algorithm(self) -> str:
+        algorithm = str(self.cleaned_data["algorithm"])
+        if SigningKey.objects.following().filter(algorithm=algorithm).exists():
+            raise forms.ValidationError(
+                _("The next key of this algorithm is published already.")
+            )
+        return algorithm
+
+
+@admin.register(SigningKey)
+class SigningKeyAdmin(UnchangeableAdmin):
+    """
+    Key pairs are made here: whoever adds one chooses the algorithm and nothing else.
+
+    The first key of an algorithm signs at once.  A later one is published first, so
+    that EHRs know it before it is used, and signs when somebody says so.
+    """
+
+    form = _SigningKeyForm
+    list_display = (
+        "kid",
+        "algorithm",
+        "status",
+        "created_at",
+        "activated_at",
+        "retired_at",
+    )
+    list_filter = ("status", "algorithm")
+    search_fields = ("kid",)
+    actions = ("activate", "withdraw")
+    readonly_fields = (
+        "kid",
+        "status",
+        "public_key",
+        "created_at",
+        "activated_at",
+        "retired_at",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SigningKey]:
+        """Without the private keys: they are not even read."""
+        return SigningKey.objects.defer("private_key")
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """The algorithm, and all that is public once there is a key."""
+        return ["algorithm"] if obj is None else ["algorithm", *self.readonly_fields]
+
+    def get_obstacle(self, obj: SigningKey) -> StrOrPromise:
+        """EHRs may still check signatures of a key that signed until now."""
+        if obj.status in {_Status.ACTIVE, _Status.RETIRED}:
+            return _("take the key out of the JWK Set first")
+        return ""
+
+    def save_model(
+        self, request: HttpRequest, obj: SigningKey, form: Any, change: bool
+    ) -> None:
+        """Make the key pair."""
+        obj.pk = generate_key(obj.algorithm).pk
+        obj.refresh_from_db()
+
+    @admin.display(description=_("public JWK"))
+    def public_key(self, obj: SigningKey) -> SafeString:
+        """What EHRs get to see."""
+        return as_json(obj.public_jwk)
+
+    @admin.action(
+        description=_("Sign with the selected keys from now on"),
+        permissions=["operate"],
+    )
+    def activate(self, request: HttpRequest, queryset: QuerySet[SigningKey]) -> None:
+        """Rotate to keys that EHRs know by now; those before them retire."""
+        keys = list(queryset.filter(status=_Status.NEXT))
+        if not keys:
+            message = gettext("Only keys that are published as next can be activated.")
+            self.message_user(request, message, messages.WARNING)
+            return
+        count = 0
+        for key in keys:
+            try:
+                rotate_key(key.algorithm)
+            except KeyRotationError as exc:
+                self.message_user(request, str(exc), messages.ERROR)
+            else:
+                count += 1
+        if count:
+            message = ngettext(
+                "%(count)d key signs from now on; the one before it stays published.",
+                "%(count)d keys sign from now on; those before them stay published.",
+                count,
+            ) % {"count": count}
+            self.message_user(request, message, messages.SUCCESS)
+
+    @admin.action(
+        description=_("Take the selected keys out of the JWK Set"),
+        permissions=["operate"],
+    )
+    def withdraw(self, request: HttpRequest, queryset: QuerySet[SigningKey]) -> None:
+        """Take keys that do not sign out of the JWK Set."""
+        pks = list(queryset.values_list("pk", flat=True))
+        count = SigningKey.objects.filter(pk__in=pks).remove()
+        if count:
+            message = ngettext(
+                "%(count)d key is no longer published.",
+                "%(count)d keys are no longer published.",
+                count,
+            ) % {"count": count}
+            self.message_user(request, message, messages.SUCCESS)
+        else:
+            message = gettext(
+                "Keys that sign stay published: activate another one first."
+            )
+            self.message_user(request, message, messages.WARNING)

@@ -1,0 +1,246 @@
+"""Admin of client registrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin, messages
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from ..conf import conf
+from ..exceptions import InsecureURLError
+from ..flows.keys import ensure_active_key
+from ..flows.refused_credentials import resume_refreshes
+from ..flows.register import ClientURLs, build_client_urls, get_site_url
+from ..models import ClientRegistration, FHIRServer
+from ..prefix import get_protocol_url
+from .base import BaseAdmin
+from .display import EMPTY, as_copyable, as_list, shorten
+from .doctor import TestConnectionMixin
+from .forms import ClientRegistrationForm
+from .live_check import LiveCheckMixin
+
+__all__ = ["ClientRegistrationAdmin"]
+
+_URL_FIELDS = ("launch_url", "login_url", "redirect_url", "jwks_url")
+_SECRET_FIELDS = ("client_secret", "clear_client_secret")
+
+
+@admin.register(ClientRegistration)
+class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
+    """Who this site is at a server, and what to enter in the vendor's form."""
+
+    form = ClientRegistrationForm
+    list_display = (
+        "server",
+        "client_id_briefly",
+        "token_endpoint_auth_method",
+        "uses",
+        "is_active",
+        "refresh_stopped_at",
+        "updated_at",
+    )
+    list_display_links = ("server", "client_id_briefly")
+    list_filter = ("is_active", "token_endpoint_auth_method")
+    list_select_related = ("server",)
+    search_fields = ("server__name", "server__slug", "client_id")
+    search_help_text = _("Server or client id")
+    autocomplete_fields = ("server",)
+    actions = ("resume",)
+    readonly_fields = (
+        *_URL_FIELDS,
+        "secret_state",
+        "refresh_stopped_at",
+        "created_at",
+        "updated_at",
+    )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """What the vendor's form needs, what it gave, and what is asked for."""
+        may_edit = (
+            self.has_add_permission(request)
+            if obj is None
+            else self.has_change_permission(request, obj)
+        )
+        # Who may only look gets every field as it is read from the row: no secret.
+        secrets = list(_SECRET_FIELDS) if may_edit else []
+        if obj is None:
+            secrets = secrets[:1]
+        return [
+            (None, {"fields": ["server", "is_active"]}),
+            (_("For the vendor's form"), _VENDOR),
+            (
+                _("Client"),
+                {
+                    "fields": [
+                        "client_id",
+                        "token_endpoint_auth_method",
+                        "secret_state",
+                        *secrets,
+                        "client_secret_env",
+                        "client_secret_file",
+                        "signing_algorithm",
+                    ]
+                },
+            ),
+            (_("Scopes to ask for"), _SCOPES),
+            (_("This site"), _SITE),
+            *([] if obj is None else [(None, {"fields": _times(obj)})]),
+        ]
+
+    def get_tested_server(self, obj: ClientRegistration) -> FHIRServer:
+        """The one it is registered at."""
+        return obj.server
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """A client belongs to its server: its secret is not sent to another one."""
+        fields = super().get_readonly_fields(request, obj)
+        return fields if obj is None else (*fields, "server")
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """The redirect URI that this site answers at."""
+        site_url = conf.SMART_SITE_URL
+        if not site_url and settings.DEBUG:
+            site_url = request.build_absolute_uri("/").rstrip("/")
+        initial: dict[str, Any] = (
+            {"redirect_uri": site_url + get_protocol_url("callback")}
+            if site_url
+            else {}
+        )
+        return {**initial, **super().get_changeform_initial_data(request)}
+
+    def save_model(
+        self, request: HttpRequest, obj: ClientRegistration, form: Any, change: bool
+    ) -> None:
+        """Store it; with ``private_key_jwt`` there has to be a key to sign with."""
+        super().save_model(request, obj, form, change)
+        if form.unasked is not None:
+            self.message_user(
+                request,
+                _(
+                    "The server could not be asked whether it offers all of this "
+                    "(%(code)s); what it lacks is refused at launch."
+                )
+                % {"code": form.unasked.code},
+                messages.WARNING,
+            )
+        if obj.uses_private_key:
+            key = ensure_active_key(obj.signing_algorithm)
+            self.message_user(
+                request,
+                _("Token requests are signed with the key %(kid)s.") % {"kid": key.kid},
+            )
+
+    @admin.action(
+        description=_("Try the credentials of the selected registrations again"),
+        permissions=["operate"],
+    )
+    def resume(
+        self, request: HttpRequest, queryset: QuerySet[ClientRegistration]
+    ) -> None:
+        """Let the worker refresh the grants of registrations that were stopped."""
+        count = sum(resume_refreshes(registration) for registration in queryset)
+        if count:
+            message = ngettext(
+                "The grants of %(count)d registration are refreshed again.",
+                "The grants of %(count)d registrations are refreshed again.",
+                count,
+            ) % {"count": count}
+            self.message_user(request, message, messages.SUCCESS)
+        else:
+            message = gettext("None of the selected registrations was stopped.")
+            self.message_user(request, message, messages.WARNING)
+
+    @admin.display(description=_("client id"), ordering="client_id")
+    def client_id_briefly(self, obj: ClientRegistration) -> str:
+        """Its beginning: some client ids are whole JWTs."""
+        return shorten(obj.client_id)
+
+    @admin.display(description=_("used for"))
+    def uses(self, obj: ClientRegistration) -> str:
+        """By the scopes that are filled in."""
+        names = (
+            (obj.ehr_scope, _("EHR launch")),
+            (obj.standalone_scope, _("standalone launch")),
+            (obj.system_scope, _("backend services")),
+        )
+        return ", ".join(str(name) for scope, name in names if scope) or EMPTY
+
+    @admin.display(description=_("secret"))
+    def secret_state(self, obj: ClientRegistration) -> SafeString | str:
+        """Where the secret comes from; never the secret."""
+        # The column itself is looked at, not its plain text: a secret that cannot be
+        # decrypted any more must not take the page away.
+        stored = obj.__dict__.get("client_secret")
+        places = [
+            (stored, _("stored here, encrypted")),
+            (obj.client_secret_env, _("read from an environment variable")),
+            (obj.client_secret_file, _("read from a file")),
+        ]
+        return as_list(text for value, text in places if value) if obj.pk else EMPTY
+
+    @admin.display(description=_("launch URL"))
+    def launch_url(self, obj: ClientRegistration) -> SafeString | str:
+        """Where the EHR sends a browser."""
+        return _show_url(obj, lambda urls: urls.launch_url)
+
+    @admin.display(description=_("login URL"))
+    def login_url(self, obj: ClientRegistration) -> SafeString | str:
+        """Where a person starts without the EHR; it names the server."""
+        if not obj.server_id:
+            return EMPTY
+        return _show_url(obj, lambda urls: urls.login_url)
+
+    @admin.display(description=_("redirect URI"))
+    def redirect_url(self, obj: ClientRegistration) -> SafeString | str:
+        """Where the authorization server sends the browser back."""
+        return _show_url(obj, lambda urls: urls.redirect_uri)
+
+    @admin.display(description=_("JWK Set URL"))
+    def jwks_url(self, obj: ClientRegistration) -> SafeString | str:
+        """Where the EHR finds this site's public keys."""
+        return _show_url(obj, lambda urls: urls.jwks_url)
+
+
+_VENDOR: dict[str, Any] = {
+    "fields": list(_URL_FIELDS),
+    "description": _("Enter these exactly as they stand here."),
+}
+_SCOPES: dict[str, Any] = {
+    "fields": ["ehr_scope", "standalone_scope", "system_scope"],
+    "description": _(
+        "Separated by spaces, asked for in this order. An empty field turns that use "
+        "off. Access in the background needs offline_access."
+    ),
+}
+_SITE: dict[str, Any] = {"fields": ["redirect_uri", "landing_page", "create_users"]}
+
+
+def _times(registration: ClientRegistration) -> list[Any]:
+    """Also since when nothing is refreshed, if that is so."""
+    stopped = ["refresh_stopped_at"] if registration.refresh_stopped_at else []
+    return [*stopped, ("created_at", "updated_at")]
+
+
+def _show_url(
+    registration: ClientRegistration, choose: Callable[[ClientURLs], str]
+) -> SafeString | str:
+    if not registration.server_id:
+        # A new one: the addresses are wanted before the vendor gives a client id.
+        registration = ClientRegistration(server=FHIRServer())
+    try:
+        site_url = get_site_url(registration)
+        if site_url:
+            return as_copyable(
+                choose(build_client_urls(registration, site_url=site_url))
+            )
+    except (ImproperlyConfigured, InsecureURLError):
+        pass
+    return str(_("Set SMART_SITE_URL, or enter the redirect URI below."))

@@ -1,0 +1,345 @@
+"""Admin of FHIR servers."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.options import IS_POPUP_VAR
+from django.contrib.auth import get_permission_codename
+from django.db import transaction
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils.http import urlencode
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from ..exceptions import SMARTError
+from ..flows.discovery import fetch_configuration
+from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..presets import get_preset_values
+from .base import BaseAdmin
+from .display import shorten
+from .doctor import TestConnectionMixin
+from .forms import FHIRServerForm
+from .health import HEALTH_COLUMNS, HealthMixin
+from .offer import show_capabilities, show_endpoints, show_methods
+
+__all__ = ["FHIRServerAdmin"]
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    _Inline = admin.TabularInline[ClientRegistration, FHIRServer]
+else:  # Django's class takes type arguments in the stubs alone.
+    _Inline = admin.TabularInline
+
+_OFFER = _("What the server says of itself")
+
+# What was found at one base URL says nothing of another one.
+_NOTHING_DISCOVERED: dict[str, Any] = {
+    "configuration": None,
+    "configuration_fetched_at": None,
+    "configuration_max_age": None,
+    "discovery_failed_at": None,
+    "jwks": None,
+    "jwks_fetched_at": None,
+    "jwks_max_age": None,
+    "issuer": "",
+    "jwks_uri": "",
+}
+
+
+class _RegistrationInline(_Inline):
+    """Links to a server's registrations."""
+
+    model = ClientRegistration
+    fields = readonly_fields = (
+        "client_id_briefly",
+        "token_endpoint_auth_method",
+        "is_active",
+    )
+    extra = 0
+    can_delete = False
+    show_change_link = True
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ClientRegistration]:
+        """With the server, which each row's name begins with."""
+        return super().get_queryset(request).select_related("server")
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Registrations have a page of their own."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Registrations have a page of their own."""
+        return False
+
+    @admin.display(description=_("client id"))
+    def client_id_briefly(self, obj: ClientRegistration) -> str:
+        """Its beginning: some client ids are whole JWTs."""
+        return shorten(obj.client_id)
+
+
+@admin.register(FHIRServer)
+class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
+    """Where launches come from: its address, what it offers, and how it is odd."""
+
+    form = FHIRServerForm
+    list_display = (
+        "name",
+        "slug",
+        "is_active",
+        "preset",
+        "registration_count",
+        *HEALTH_COLUMNS,
+        "configuration_fetched_at",
+    )
+    list_filter = ("is_active", "preset")
+    # Said again: the count below takes the model's own ordering away.
+    ordering = ("name", "pk")
+    search_fields = ("name", "slug", "base_url")
+    search_help_text = _("Name, slug or base URL")
+    prepopulated_fields = {"slug": ("name",)}
+    inlines = (_RegistrationInline,)
+    actions = ("rediscover",)
+    readonly_fields = (
+        "endpoints",
+        "offers",
+        "methods",
+        "issuer",
+        "configuration_fetched_at",
+        "jwks_fetched_at",
+        "discovery_failed_at",
+        "health",
+        "created_at",
+        "updated_at",
+    )
+    fieldsets = (
+        (None, {"fields": ("base_url", "preset", "name", "slug", "is_active")}),
+        (
+            _OFFER,
+            {
+                "fields": (
+                    "endpoints",
+                    "offers",
+                    "methods",
+                    "issuer",
+                    ("configuration_fetched_at", "jwks_fetched_at"),
+                    "discovery_failed_at",
+                )
+            },
+        ),
+        (_("Its grants"), {"fields": ("health",)}),
+        (
+            _("In place of what it says"),
+            {
+                "classes": ("collapse",),
+                "description": _("Empty fields leave it to the server."),
+                "fields": (
+                    "authorization_endpoint",
+                    "token_endpoint",
+                    "revocation_endpoint",
+                    "introspection_endpoint",
+                    "id_token_issuer",
+                ),
+            },
+        ),
+        (
+            _("Oddities"),
+            {
+                "classes": ("collapse",),
+                "description": _("A preset fills in what is known of a vendor."),
+                "fields": (
+                    "aud_rule",
+                    "pkce",
+                    "authorize_method",
+                    "discovery_headers",
+                    "scope_syntax",
+                    "id_token_algorithms",
+                    "nonce_required",
+                    "basic_credentials",
+                    "send_scope_on_refresh",
+                    "introspection_mode",
+                    "rp_initiated_logout",
+                    "bearer_boundary",
+                    "refresh_token_lifetime",
+                    "min_refresh_interval",
+                    "rate_limit",
+                ),
+            },
+        ),
+        (
+            _("Frames"),
+            {
+                "classes": ("collapse",),
+                "fields": ("allow_embedding", "frame_origins", "authorize_in_frame"),
+            },
+        ),
+        (None, {"fields": (("created_at", "updated_at"),)}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[FHIRServer]:
+        """With the number of registrations, in the same query."""
+        servers: QuerySet[FHIRServer] = super().get_queryset(request)
+        return servers.annotate(registration_count=Count("registrations"))
+
+    def get_tested_server(self, obj: FHIRServer) -> FHIRServer:
+        """Itself."""
+        return obj
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Of a new server nothing is known that could be shown."""
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is not None:
+            return fieldsets
+        return [each for each in fieldsets[:-1] if each[0] != _OFFER]
+
+    def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
+        """A new server has no registrations."""
+        return super().get_inlines(request, obj) if obj else ()
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """With the way to the next step."""
+        opts = ClientRegistration._meta
+        context: dict[str, Any] = {}
+        if request.user.has_perm(
+            f"{opts.app_label}.{get_permission_codename('add', opts)}"
+        ):
+            url = reverse(f"admin:{opts.app_label}_{opts.model_name}_add")
+            context["register_url"] = f"{url}?{urlencode({'server': object_id})}"
+        return super().change_view(
+            request, object_id, form_url, {**context, **(extra_context or {})}
+        )
+
+    def response_add(
+        self, request: HttpRequest, obj: FHIRServer, post_url_continue: Any = None
+    ) -> HttpResponse:
+        """Stay with the new server: its page shows what it offers."""
+        if "_addanother" not in request.POST and IS_POPUP_VAR not in request.POST:
+            post = request.POST.copy()
+            post["_continue"] = "1"
+            request.POST = post  # type: ignore[assignment]  # as Django's own UserAdmin
+        return super().response_add(request, obj, post_url_continue)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Tokens never go to another address than the one that gave them."""
+        fields = super().get_readonly_fields(request, obj)
+        if obj and TokenGrant.objects.filter(registration__server=obj).exists():
+            return (*fields, "base_url")
+        return fields
+
+    def get_prepopulated_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Only for a new server: the slug stands in links that were given out."""
+        return {} if obj else super().get_prepopulated_fields(request, obj)
+
+    def save_model(
+        self, request: HttpRequest, obj: FHIRServer, form: Any, change: bool
+    ) -> None:
+        """Fill in the preset, forget what belongs to an old address, and ask."""
+        if "preset" in form.changed_data:
+            self._apply_preset(obj, typed=form.changed_data)
+        moved = "base_url" in form.changed_data
+        if moved:
+            for name, value in _NOTHING_DISCOVERED.items():
+                setattr(obj, name, value)
+        super().save_model(request, obj, form, change)
+        if obj.is_active and (moved or "discovery_headers" in form.changed_data):
+            # After the transaction: an EHR is not waited for in one.
+            transaction.on_commit(partial(self._ask, request, obj.pk))
+
+    def _ask(self, request: HttpRequest, server_id: int) -> None:
+        server = FHIRServer.objects.get(pk=server_id)
+        try:
+            fetch_configuration(server)
+        except SMARTError as exc:
+            message = gettext(
+                "The server did not say what it offers: %(why)s (%(code)s) Test the "
+                "connection to see what to do; a worker asks again too."
+            ) % {"why": exc, "code": exc.code}
+            self.message_user(request, message, messages.WARNING)
+        else:
+            message = gettext("What the server offers stands below.")
+            self.message_user(request, message, messages.SUCCESS)
+
+    @staticmethod
+    def _apply_preset(server: FHIRServer, *, typed: list[str]) -> None:
+        client_id = (
+            server.registrations.values_list("client_id", flat=True).first()
+            if server.pk
+            else None
+        )
+        values = get_preset_values(server.preset, client_id=client_id or "")
+        for name, value in values.items():
+            # What was typed just now counts.
+            if name not in typed:
+                setattr(server, name, value)
+
+    @admin.action(
+        description=_("Ask the selected servers again what they offer"),
+        permissions=["change"],
+    )
+    def rediscover(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
+        """Have a worker fetch configuration and keys now."""
+        server_ids = list(queryset.filter(is_active=True).values_list("pk", flat=True))
+        if server_ids:
+            self._discover(request, server_ids)
+        else:
+            message = gettext("None of the selected servers is active.")
+            self.message_user(request, message, messages.WARNING)
+
+    def _discover(self, request: HttpRequest, server_ids: list[int]) -> None:
+        # Only the time is dropped: what is stored serves while the server is away.
+        FHIRServer.objects.filter(pk__in=server_ids).update(
+            configuration_fetched_at=None
+        )
+        transaction.on_commit(lambda: self._send_discovery(request))
+
+    def _send_discovery(self, request: HttpRequest) -> None:
+        from .. import tasks  # loads Celery
+
+        try:
+            # No retry: a person is waiting for the page.
+            tasks.refresh_servers.apply_async(retry=False)
+        except Exception as exc:  # noqa: BLE001 (any broker, any client library)
+            logger.warning("Discovery not sent: no broker (%s)", type(exc).__name__)
+            message = gettext(
+                "The message broker cannot be reached. The server is asked with the "
+                "next launch, or by smart_discover."
+            )
+            self.message_user(request, message, messages.WARNING)
+        else:
+            message = gettext(
+                "A worker asks the server what it offers; reload the page to see it."
+            )
+            self.message_user(request, message)
+
+    @admin.display(description=_("registrations"), ordering="registration_count")
+    def registration_count(self, obj: Any) -> int:
+        """How many clients are registered there."""
+        return int(obj.registration_count)
+
+    @admin.display(description=_("endpoints"))
+    def endpoints(self, obj: FHIRServer) -> SafeString | str:
+        """With the overrides applied."""
+        return show_endpoints(obj)
+
+    @admin.display(description=_("offers"))
+    def offers(self, obj: FHIRServer) -> SafeString | str:
+        """Its capabilities, in words."""
+        return show_capabilities(obj)
+
+    @admin.display(description=_("authentication"))
+    def methods(self, obj: FHIRServer) -> SafeString | str:
+        """How clients may authenticate, and whether PKCE is offered."""
+        return show_methods(obj)

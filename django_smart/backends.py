@@ -1,0 +1,227 @@
+"""Authentication backend: from a proven identity of an EHR to a Django user."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import Group
+from mozilla_django_oidc.auth import OIDCAuthenticationBackend
+
+from .exceptions import UserInactiveError, UserRefusedError
+from .fields import digest
+from .models import ClientRegistration
+from .protocol.id_token import IDTokenClaims
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+    from .fhir.client import FHIRClient
+
+__all__ = ["SMARTAuthenticationBackend"]
+
+logger = logging.getLogger(__name__)
+
+
+class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
+    """
+    Finds, creates and updates users with mozilla-django-oidc's own hooks.
+
+    The claims that the hooks get are those of the validated ID token, with ``iss`` and
+    ``sub``; ``fhirUser`` is a reference relative to the FHIR base URL.  Users are found
+    by (``iss``, ``sub``) and never by e-mail: any EHR could claim any address.
+    """
+
+    def __init__(self) -> None:
+        # Upstream reads OIDC_* settings here: they are the staff's server's, not ours.
+        self.UserModel = get_user_model()
+
+    # Hooks for subclasses
+
+    groups_by_type: ClassVar[Mapping[str, str]] = {}
+    """
+    Names of groups by the type of ``fhirUser``, such as ``Practitioner``.
+
+    A user who signs in is put into the group of the type, and taken out of the other
+    groups named here.  A group that does not exist is a line in the log.
+    """
+
+    def filter_users_by_claims(self, claims: Mapping[str, Any]) -> Any:
+        """The user of this identity.  Replaces upstream's look-up by e-mail."""
+        return self.UserModel.objects.filter(
+            smart_identities__digest=digest(claims["iss"], claims["sub"])
+        )
+
+    def find_user_to_link(
+        self,
+        claims: Mapping[str, Any],
+    ) -> AbstractBaseUser | None:
+        """
+        An existing user that an identity seen for the first time belongs to.
+
+        Default: ``None``.  Override it only with something the EHR cannot claim for
+        anybody it likes, such as a directory that maps this EHR's user ids.
+        """
+        return None
+
+    def create_user(self, claims: Mapping[str, Any]) -> AbstractBaseUser:
+        """
+        A new user without password and without e-mail.
+
+        Upstream stores the claimed e-mail address; a later password reset would then
+        hand the account to whoever an EHR says owns the address.
+        """
+        name = self.UserModel.USERNAME_FIELD
+        user: AbstractBaseUser = self.UserModel._default_manager.create_user(
+            **{name: self.get_username(claims)}
+        )
+        return user
+
+    def get_username(self, claims: Mapping[str, Any]) -> str:
+        """
+        ``smart-`` and a digest of (``iss``, ``sub``): 32 characters in all.
+
+        Replaces upstream's digest of the e-mail address.
+        """
+        issuer, subject = claims["iss"], claims["sub"]
+        hashed = hashlib.sha256(f"{len(issuer)}:{issuer}{subject}".encode()).digest()
+        return f"smart-{base64.b32encode(hashed)[:26].decode().lower()}"
+
+    def update_user(
+        self, user: AbstractBaseUser, claims: Mapping[str, Any]
+    ) -> AbstractBaseUser:
+        """Bring a known user up to date.  Default: leaves the user as it is."""
+        updated: AbstractBaseUser = super().update_user(user, claims)  # type: ignore[no-untyped-call]  # upstream's
+        return updated
+
+    def fill_user(
+        self, user: AbstractBaseUser, claims: Mapping[str, Any], fhir: FHIRClient
+    ) -> None:
+        """
+        Fill the user from the EHR, once the launch is complete.  Default: nothing.
+
+        ``fhir.get(claims["fhirUser"])`` reads the person, if the scopes allow it.  Save
+        what you change.  The browser waits for this, and the sign-in goes on whatever
+        it raises.
+        """
+
+    def get_group_name(self, claims: Mapping[str, Any]) -> str | None:
+        """The user's one of the groups that follow the EHR; see `groups_by_type`."""
+        resource_type, _, _ = str(claims.get("fhirUser", "")).partition("/")
+        return self.groups_by_type.get(resource_type)
+
+    def verify_claims(
+        self,
+        claims: Mapping[str, Any],
+    ) -> bool:
+        """
+        Whether this identity may sign in at all.  Default: yes.
+
+        Upstream asks for an e-mail address here.
+        """
+        return True
+
+    # Not meant to be overridden
+
+    def authenticate(
+        self,
+        request: HttpRequest | None,
+        username: str | None = None,
+        password: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Nothing: sign-in never goes through ``django.contrib.auth.authenticate()``.
+
+        Django would offer an authorization code to every backend, and upstream's would
+        send it to the staff's server; upstream also inherits sign-in by password.
+        """
+
+    async def aauthenticate(
+        self,
+        request: HttpRequest | None,
+        username: str | None = None,
+        password: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Nothing, as :meth:`authenticate`."""
+
+    def resolve_user(
+        self, claims: IDTokenClaims, registration: ClientRegistration
+    ) -> AbstractBaseUser:
+        """
+        The user of a proven identity, created on first sight if that is allowed.
+
+        Raises:
+            UserRefusedError: ``verify_claims`` said no, or the identity is unknown and
+                the registration creates no users.
+            UserInactiveError: the user is deactivated.
+        """
+        values = _build_values(claims)
+        if not self.verify_claims(values):
+            raise UserRefusedError("This identity may not sign in here.")
+        user = self.filter_users_by_claims(values).first()
+        if user is None:
+            user = self.find_user_to_link(values)
+        if user is None:
+            if not registration.create_users:
+                raise UserRefusedError(
+                    "This identity is unknown, and the registration creates no users."
+                )
+            user = self.create_user(values)
+        elif not user.is_active:
+            raise UserInactiveError("The user of this identity is deactivated.")
+        else:
+            user = self.update_user(user, values)
+        self._set_group(user, values)
+        return user
+
+    def complete_user(
+        self, user: AbstractBaseUser, claims: IDTokenClaims, fhir: FHIRClient
+    ) -> None:
+        """Call :meth:`fill_user`; what it raises is a line in the log."""
+        try:
+            self.fill_user(user, _build_values(claims), fhir)
+        except Exception as exc:  # noqa: BLE001 (the site's own code)
+            # Where it happened, and not the message: that may tell of a person.
+            place = traceback.extract_tb(exc.__traceback__)[:2][-1]
+            logger.warning(
+                "User %s not filled: %s at %s:%s",
+                user.pk,
+                type(exc).__name__,
+                place.filename,
+                place.lineno,
+            )
+
+    def _set_group(self, user: Any, values: Mapping[str, Any]) -> None:
+        managed = set(self.groups_by_type.values())
+        wanted = self.get_group_name(values)
+        if wanted:
+            managed.add(wanted)
+        if not managed:
+            return
+        groups = Group.objects.filter(name__in=managed)
+        added = [group for group in groups if group.name == wanted]
+        user.groups.remove(*(group for group in groups if group not in added))
+        user.groups.add(*added)
+        if wanted and not added:
+            logger.warning("User %s: there is no group %s", user.pk, wanted)
+
+    def get_user(self, user_id: Any) -> Any:
+        """The signed-in user; none if deactivated meanwhile, which upstream allows."""
+        user = super().get_user(user_id)  # type: ignore[no-untyped-call]  # upstream's
+        return user if user is not None and user.is_active else None
+
+
+def _build_values(claims: IDTokenClaims) -> dict[str, Any]:
+    """What the hooks get."""
+    values = {**claims.claims, "iss": claims.issuer, "sub": claims.subject}
+    if claims.fhir_user:
+        values["fhirUser"] = claims.fhir_user
+    return values

@@ -1,0 +1,164 @@
+"""Checks of what the site has installed, included and switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core import checks
+from django.template import TemplateDoesNotExist, TemplateSyntaxError
+from django.template.loader import get_template
+from django.urls import NoReverseMatch, reverse
+from django.utils.module_loading import import_string
+
+from ..backends import SMARTAuthenticationBackend
+from ..middleware import SMARTMiddleware
+
+__all__ = ["check_structure"]
+
+_DATABASE_SESSIONS = {
+    "django.contrib.sessions.backends.cached_db",
+    "django.contrib.sessions.backends.db",
+}
+
+
+def check_structure(
+    app_configs: Sequence[Any] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """``E020`` to ``E027``, ``W020``, ``W022``: what the package is built upon."""
+    return [
+        *_check_middleware(),
+        *_check_backend(),
+        *_check_apps(),
+        *_check_urls(),
+        *_check_time_zone(),
+        *_check_templates(),
+        *_check_session_cookie(),
+    ]
+
+
+def _check_middleware() -> Iterator[checks.CheckMessage]:
+    classes = [_load(path) for path in settings.MIDDLEWARE]
+    ours = [index for index, cls in enumerate(classes) if _is(cls, SMARTMiddleware)]
+    if not ours:
+        yield checks.Error(
+            "The middleware of django_smart is missing.",
+            hint='Put "django_smart.middleware.SMARTMiddleware" first in MIDDLEWARE.',
+            id="django_smart.E020",
+        )
+    elif ours != [0]:
+        yield checks.Warning(
+            "The middleware of django_smart is not the outermost.",
+            hint=(
+                'Put "django_smart.middleware.SMARTMiddleware" first in MIDDLEWARE, '
+                "once: what stands before it sees paths with a launch's prefix."
+            ),
+            id="django_smart.W020",
+        )
+    order = [
+        [index for index, cls in enumerate(classes) if _is(cls, middleware)]
+        for middleware in (SessionMiddleware, AuthenticationMiddleware)
+    ]
+    if all(order) and order[0][0] > order[1][0]:
+        yield checks.Error(
+            "AuthenticationMiddleware stands before SessionMiddleware, so every "
+            "request fails.",
+            hint="Put SessionMiddleware before AuthenticationMiddleware.",
+            id="django_smart.E027",
+        )
+    for middleware in (SessionMiddleware, AuthenticationMiddleware):
+        if not any(_is(cls, middleware) for cls in classes):
+            path = f"{middleware.__module__}.{middleware.__name__}"
+            yield checks.Error(
+                f"{middleware.__name__} is missing.",
+                hint=f'Add "{path}" to MIDDLEWARE.',
+                id="django_smart.E023",
+            )
+
+
+def _check_backend() -> Iterator[checks.CheckMessage]:
+    backends = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
+    if not any(_is(backend, SMARTAuthenticationBackend) for backend in backends):
+        yield checks.Error(
+            "The authentication backend of django_smart is missing, so nobody stays "
+            "signed in after a launch.",
+            hint=(
+                'Add "django_smart.backends.SMARTAuthenticationBackend" to '
+                "AUTHENTICATION_BACKENDS."
+            ),
+            id="django_smart.E021",
+        )
+
+
+def _check_apps() -> Iterator[checks.CheckMessage]:
+    needed = ["django.contrib.auth"]
+    if settings.SESSION_ENGINE in _DATABASE_SESSIONS:
+        needed.append("django.contrib.sessions")
+    for name in needed:
+        if not apps.is_installed(name):
+            yield checks.Error(
+                f"{name} is not installed.",
+                hint=f'Add "{name}" to INSTALLED_APPS.',
+                id="django_smart.E022",
+            )
+
+
+def _check_urls() -> Iterator[checks.CheckMessage]:
+    try:
+        reverse("django_smart:launch")
+    except NoReverseMatch:
+        yield checks.Error(
+            "The URLs of django_smart are not included.",
+            hint='Add path("smart/", include("django_smart.urls")) to urlpatterns.',
+            id="django_smart.E024",
+        )
+    except Exception:  # noqa: BLE001, S110 (Django's own checks tell how URLs fail)
+        pass
+
+
+def _check_time_zone() -> Iterator[checks.CheckMessage]:
+    if not settings.USE_TZ:
+        yield checks.Error(
+            "USE_TZ is off, and the times at which tokens end have a time zone.",
+            hint="Set USE_TZ = True.",
+            id="django_smart.E025",
+        )
+
+
+def _check_templates() -> Iterator[checks.CheckMessage]:
+    try:
+        get_template("django_smart/error.html")
+    except TemplateDoesNotExist:
+        yield checks.Error(
+            "The templates of django_smart are not found.",
+            hint="Set APP_DIRS to True for the DjangoTemplates engine in TEMPLATES.",
+            id="django_smart.E026",
+        )
+    except TemplateSyntaxError:
+        pass  # The site's own version of the page; it will show when it is looked at.
+
+
+def _check_session_cookie() -> Iterator[checks.CheckMessage]:
+    if str(settings.SESSION_COOKIE_SAMESITE).lower() == "strict":
+        yield checks.Warning(
+            "SESSION_COOKIE_SAMESITE is Strict, so people who come back from the EHR "
+            "seem to be signed out.",
+            hint='Set SESSION_COOKIE_SAMESITE = "Lax", the default of Django.',
+            id="django_smart.W022",
+        )
+
+
+def _load(path: str) -> Any:
+    """The class at *path*; ``None`` if it cannot be had, which Django itself tells."""
+    try:
+        return import_string(path)
+    except Exception:  # noqa: BLE001 (a module of the site can fail in any way)
+        return None
+
+
+def _is(cls: Any, expected: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, expected)

@@ -1,0 +1,198 @@
+"""
+The open charts of a browser, to choose from where choosing for the person would be a
+guess.
+
+Each name is read with the grant of its own launch, so a name can be missing and never
+be another chart's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import partial
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.db import connections
+from django.http import HttpRequest
+from django.shortcuts import resolve_url
+from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from .browser import get_browser
+from .clients import build_fhir_client
+from .conf import conf
+from .exceptions import ContextChangedError, ServerTimeoutError
+from .fhir.dates import parse_date
+from .fhir.names import get_name
+from .flows.exchange import send
+from .flows.lease import can_store_tokens
+from .models import Launch, TokenGrant
+from .prefix import build_launch_path
+from .protocol.context import LaunchContext
+from .protocol.messages import HTTPRequest, HTTPResponse
+
+__all__ = ["OpenChart", "get_open_charts"]
+
+logger = logging.getLogger(__name__)
+
+# How long a person waits for names, in seconds, and how many are fetched at once.
+_PATIENCE = 5.0
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class OpenChart:
+    """
+    One launch to choose, as the page shows it.
+
+    ``patient_name`` is empty, and ``birth_date`` is ``None``, if they are not known.
+    """
+
+    url: str
+    patient_name: str
+    birth_date: date | None
+    server_name: str
+    kind: str
+    opened_at: datetime
+    is_from_today: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class _Person:
+    name: str
+    birth_date: date | None
+
+
+def get_open_charts(request: HttpRequest) -> list[OpenChart]:
+    """The launches that *request*'s browser and user can go on with, newest first."""
+    browser_digests = get_browser(request).digests
+    # Without a launch prefix no address leads to one of several.
+    if not browser_digests or not conf.SMART_LAUNCH_PREFIX:
+        return []
+    user: Any = getattr(request, "user", None)
+    if user is not None and not user.is_authenticated:
+        user = None
+    launches = list(
+        Launch.objects.with_related()
+        .of_browser(browser_digests)
+        .live(timezone.now())
+        .filter(user=user)
+    )
+    # Nobody looks at the answer to a script's request: nothing is fetched for it.
+    is_seen = request.headers.get("Sec-Fetch-Dest", "") != "empty"
+    people = _fetch_people(launches) if is_seen else {}
+    return [
+        _describe(request, launch, people.get(launch.pk))
+        for launch in launches
+        if launch.status == Launch.Status.COMPLETED
+    ]
+
+
+def _describe(
+    request: HttpRequest, launch: Launch, person: _Person | None
+) -> OpenChart:
+    # A launch of this list is complete, so it has the time.
+    opened_at = launch.completed_at or launch.created_at
+    today = timezone.localdate()
+    return OpenChart(
+        url=build_launch_path(launch.key, _get_path(request, launch)),
+        patient_name=person.name if person else "",
+        birth_date=person.birth_date if person else None,
+        server_name=launch.registration.server.name,
+        kind=launch.kind,
+        opened_at=opened_at,
+        is_from_today=timezone.localdate(opened_at) == today,
+    )
+
+
+def _get_path(request: HttpRequest, launch: Launch) -> str:
+    """The page to go on with; what was sent to it by a form is not sent again."""
+    if request.method in {"GET", "HEAD"}:
+        return request.get_full_path()
+    referer = request.headers.get("Referer", "")
+    if url_has_allowed_host_and_scheme(
+        referer, allowed_hosts={request.get_host()}, require_https=request.is_secure()
+    ):
+        parts = urlsplit(referer)
+        return parts._replace(scheme="", netloc="", fragment="").geturl()
+    return resolve_url(
+        launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
+    )
+
+
+def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
+    """Who the launches are about; whoever is not found in time is left out."""
+    deadline = monotonic() + _PATIENCE
+    executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="django_smart-names")
+    futures: dict[Future[_Person | None], Launch] = {}
+    for launch in launches:
+        grant, patient_id = launch.grant, _get_patient_id(launch)
+        if grant is None or patient_id is None or not _can_be_used(grant):
+            continue
+        grant.registration = launch.registration
+        fetch = partial(_fetch_person, launch, grant, patient_id, deadline)
+        futures[executor.submit(_run, fetch)] = launch
+    try:
+        done, _ = wait(futures, timeout=_PATIENCE)
+    finally:
+        # A call that is under way ends by the same deadline.
+        executor.shutdown(wait=False, cancel_futures=True)
+    people = {}
+    for future in done:
+        launch = futures[future]
+        error = future.exception()
+        if isinstance(error, ContextChangedError):
+            launch.status = Launch.Status.ENDED
+        if error is not None:
+            code = getattr(error, "code", type(error).__name__)
+            logger.info("Launch %s is shown without a name (%s)", launch.pk, code)
+        elif (person := future.result()) is not None:
+            people[launch.pk] = person
+    return people
+
+
+def _get_patient_id(launch: Launch) -> str | None:
+    return LaunchContext.from_parameters(
+        launch.context, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+    ).patient
+
+
+def _can_be_used(grant: TokenGrant) -> bool:
+    # A refresh in another thread would wait for this one's transaction on SQLite.
+    return not grant.is_stale(timezone.now()) or can_store_tokens()
+
+
+def _run(function: Callable[[], _Person | None]) -> _Person | None:
+    try:
+        return function()
+    finally:
+        # What a refresh, or a receiver of the site's, opened in this thread.
+        connections.close_all()
+
+
+def _fetch_person(
+    launch: Launch, grant: TokenGrant, patient_id: str, deadline: float
+) -> _Person | None:
+    fhir = build_fhir_client(grant, launch=launch, send=partial(_send_before, deadline))
+    patient = fhir.read("Patient", patient_id)
+    name = get_name(patient, today=timezone.localdate())
+    return _Person(name=name, birth_date=_read_birth_date(patient)) if name else None
+
+
+def _send_before(deadline: float, request: HTTPRequest) -> HTTPResponse:
+    left = deadline - monotonic()
+    if left <= 0:
+        raise ServerTimeoutError("Nobody waits for this answer any more.")
+    return send(request, within=left)
+
+
+def _read_birth_date(patient: Mapping[str, Any]) -> date | None:
+    """The day, where it is known to the day."""
+    born = parse_date(patient.get("birthDate"))
+    return born.first_day if born is not None and born.is_day else None

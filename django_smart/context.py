@@ -1,0 +1,346 @@
+"""``request.smart``: the launch a request belongs to, or why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest
+from django.urls import get_script_prefix
+from django.utils import timezone
+
+from .browser import get_browser
+from .clients import build_async_client, build_fhir_client
+from .conf import conf
+from .exceptions import (
+    BearerBoundaryError,
+    EndedLaunchError,
+    ForeignLaunchError,
+    NoLaunchError,
+    PrefixError,
+    UnknownLaunchError,
+)
+from .fhir.app_state import AppStateClient, find_app_state_base
+from .flows.discovery import get_configuration
+from .flows.style import get_style
+from .models import Launch, TokenGrant
+from .prefix import split_launch_key
+from .protocol.authorization_details import (
+    AuthorizationDetail,
+    parse_authorization_details,
+)
+from .protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
+from .protocol.scopes import ScopeSet
+from .protocol.urls import get_origin, normalize_base_url
+
+if TYPE_CHECKING:
+    from .fhir import AsyncFHIRClient
+    from .fhir.client import FHIRClient
+    from .models import FHIRServer
+    from .protocol.style import SMARTStyle
+
+__all__ = ["SMARTContext"]
+
+
+class SMARTContext:
+    """
+    The launch of one request, found when it is first asked for.
+
+    Falsy without a launch; then ``reason`` tells why: ``no_launch``, ``ambiguous``
+    (more than one could be meant) or the code of a :class:`PrefixError`.
+    """
+
+    _reason = ""
+
+    def __init__(self, request: HttpRequest, key: str | None) -> None:
+        self._request = request
+        self._key = key
+
+    def __bool__(self) -> bool:
+        return self.launch is not None
+
+    def __repr__(self) -> str:
+        return f"<SMARTContext: {'prefixed' if self._key else 'not prefixed'}>"
+
+    async def aload(self) -> SMARTContext:
+        """Find the launch from async code; the attributes do no query after it."""
+        await sync_to_async(lambda: self.launch)()
+        return self
+
+    @cached_property
+    def launch(self) -> Launch | None:
+        """The :class:`~django_smart.models.Launch`, with its grant and server."""
+        try:
+            return self._find_by_key() if self._key else self._find_without_key()
+        except PrefixError as exc:
+            self._reason = exc.code
+            return None
+
+    @cached_property
+    def named_launch(self) -> Launch | None:
+        """The launch whose key is in the address, also one that cannot be used."""
+        return Launch.objects.find_with_key(self._key or "")
+
+    @property
+    def reason(self) -> str:
+        """Why there is no launch; empty if there is one."""
+        return "" if self else self._reason
+
+    @property
+    def grant(self) -> TokenGrant | None:
+        """The launch's tokens."""
+        return self.launch.grant if self.launch else None
+
+    @property
+    def server(self) -> FHIRServer | None:
+        """The FHIR server the launch came from."""
+        return self.launch.registration.server if self.launch else None
+
+    @cached_property
+    def _context(self) -> LaunchContext:
+        return LaunchContext.from_parameters(
+            self.context, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+        )
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """The token response less the tokens, members that nobody knows included."""
+        return self.launch.context if self.launch else {}
+
+    @property
+    def patient_id(self) -> str | None:
+        """Id of the patient in context (RESP-11)."""
+        return self._context.patient
+
+    @property
+    def encounter_id(self) -> str | None:
+        """Id of the encounter in context (RESP-12)."""
+        return self._context.encounter
+
+    @property
+    def fhir_context(self) -> tuple[FHIRContextItem, ...]:
+        """Further resources in context, of every role (FCTX-01)."""
+        return self._context.fhir_context
+
+    def items_with_role(self, role: str = DEFAULT_ROLE) -> tuple[FHIRContextItem, ...]:
+        """What of :attr:`fhir_context` plays *role* (FCTX-04)."""
+        return self._context.items_with_role(role)
+
+    @property
+    def fhir_user(self) -> str | None:
+        """Reference to the person, relative to the base URL (IDT-07)."""
+        return (self.launch.fhir_user or None) if self.launch else None
+
+    @property
+    def intent(self) -> str | None:
+        """What the EHR wants to be done; not standardised (RESP-14)."""
+        return self._context.intent
+
+    @property
+    def tenant(self) -> str | None:
+        """The launching organisation, an opaque string (RESP-17)."""
+        return self._context.tenant
+
+    @property
+    def need_patient_banner(self) -> bool | None:
+        """Whether the page has to show who the patient is; ``None`` if not said."""
+        return self._context.need_patient_banner
+
+    @property
+    def style(self) -> SMARTStyle | None:
+        """
+        The look of the EHR; ``None`` if it has none that can be used (RESP-15).
+
+        The first reading of a new ``smart_style_url`` fetches it, in two seconds at
+        most.  Code in an event loop gets what :meth:`astyle` has loaded before.
+        """
+        return None if "_style" not in self.__dict__ and _in_loop() else self._style
+
+    async def astyle(self) -> SMARTStyle | None:
+        """:attr:`style`, from async code."""
+        return await sync_to_async(lambda: self._style)()
+
+    @cached_property
+    def _style(self) -> SMARTStyle | None:
+        url = self._context.smart_style_url
+        if self.launch is None or url is None:
+            return None
+        return get_style(url, launch_id=self.launch.pk)
+
+    @cached_property
+    def scopes(self) -> ScopeSet:
+        """What was granted, which can differ from what was asked (RESP-03)."""
+        return ScopeSet.parse(self.grant.scope if self.grant else "")
+
+    @cached_property
+    def authorization_details(self) -> tuple[AuthorizationDetail, ...]:
+        """FHIR endpoints the token is good for, with scopes and context (RESP-18)."""
+        return parse_authorization_details(
+            self.context.get("authorization_details"),
+            scopes=self.scopes,
+            context=self._context,
+            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+        )
+
+    @cached_property
+    def fhir(self) -> FHIRClient:
+        """
+        A client for the launch's server, with the launch's token.
+
+        Raises:
+            NoLaunchError: there is no launch.
+        """
+        launch, grant = self._get_grant()
+        return build_fhir_client(grant, launch=launch)
+
+    @cached_property
+    def afhir(self) -> AsyncFHIRClient:
+        """
+        :attr:`fhir` for async views, after ``await request.asmart()``.
+
+        Raises:
+            NoLaunchError: there is no launch.
+        """
+        return build_async_client(self.fhir)
+
+    @cached_property
+    def app_state(self) -> AppStateClient:
+        """
+        A client for the settings that this app keeps at the EHR (experimental).
+
+        Raises:
+            NoLaunchError: there is no launch.
+            AppStateUnsupportedError: the server does not keep app state (STATE-03).
+            TransportError, DiscoveryError: nothing is known of the server.
+        """
+        launch, grant = self._get_grant()
+        server = launch.registration.server
+        fhir_base_url = server.base_url.removesuffix("/")
+        base_url = find_app_state_base(
+            get_configuration(server), base_url=fhir_base_url
+        )
+        client = self.fhir
+        if base_url != fhir_base_url:
+            # Discovery of this very server names it, so the token may go there.
+            client = build_fhir_client(grant, launch=launch, base_url=base_url)
+        return AppStateClient(
+            client,
+            fhir_base_url=fhir_base_url,
+            system=conf.SMART_APP_STATE_SYSTEM or get_origin(launch.redirect_uri),
+            max_size=conf.SMART_APP_STATE_MAX_SIZE,
+        )
+
+    def fhir_at(self, location: str) -> FHIRClient:
+        """
+        A client for another FHIR endpoint that the launch's token is good for.
+
+        Args:
+            location: one of the ``locations`` of :attr:`authorization_details`.
+
+        Raises:
+            NoLaunchError: there is no launch.
+            BearerBoundaryError: it is none of them (RESP-20).
+        """
+        launch, grant = self._get_grant()
+        for detail in self.authorization_details:
+            for base_url in detail.locations:
+                if normalize_base_url(base_url) == location.removesuffix("/"):
+                    return build_fhir_client(
+                        grant,
+                        launch=launch,
+                        base_url=base_url,
+                        patient_id=detail.context.patient,
+                        scopes=detail.scopes,
+                    )
+        raise BearerBoundaryError(
+            "The access token is not for this endpoint: authorization_details of the "
+            "launch does not name it."
+        )
+
+    def _get_grant(self) -> tuple[Launch, TokenGrant]:
+        if self.launch is None or self.launch.grant is None:
+            raise NoLaunchError("This request belongs to no launch.")
+        grant = self.launch.grant
+        grant.registration = self.launch.registration
+        return self.launch, grant
+
+    def check_prefix(self) -> None:
+        """
+        Make sure that the launch named by the URL can be used by this request.
+
+        Raises:
+            PrefixError: it is unknown, another browser's or user's, or has ended.
+        """
+        if self._key:
+            self.__dict__["launch"] = self._find_by_key()
+
+    def _find_by_key(self) -> Launch:
+        launch = self.named_launch
+        if launch is None or launch.completed_at is None:
+            raise UnknownLaunchError("No launch has the key in this address.")
+        # Before the browser is compared: sign-out replaces its cookie, and an ended
+        # launch holds nothing that its key could disclose.
+        now = timezone.now()
+        if not launch.is_live(now):
+            raise EndedLaunchError("This launch has ended.")
+        if not launch.belongs_to(
+            browser_digests=get_browser(self._request).digests, user_id=self._user_id
+        ):
+            raise ForeignLaunchError(
+                "The launch in this address was opened by another browser or user."
+            )
+        Launch.objects.note_use(launch, now=now)
+        return launch
+
+    def _find_without_key(self) -> Launch | None:
+        self._reason = "no_launch"
+        browser = get_browser(self._request)
+        if not browser.digests:
+            return None
+        launches = Launch.objects.with_related().of_browser(browser.digests)[:2]
+        if not launches:
+            return None
+        # One launch in all, those included that ended, were deleted or came before a
+        # sign-out: anything else would be a guess, as older tabs may show another
+        # patient.
+        if (
+            len(launches) > 1
+            or (browser.was_used_before and conf.SMART_LAUNCH_PREFIX)
+            or self._comes_from_another(launches[0])
+        ):
+            self._reason = "ambiguous"
+            return None
+        launch = launches[0]
+        is_ours = launch.belongs_to(
+            browser_digests=browser.digests, user_id=self._user_id
+        )
+        now = timezone.now()
+        if not is_ours or not launch.is_live(now):
+            return None
+        Launch.objects.note_use(launch, now=now)
+        return launch
+
+    def _comes_from_another(self, launch: Launch) -> bool:
+        try:
+            path = unquote(urlsplit(self._request.headers.get("Referer", "")).path)
+        except ValueError:
+            return False  # not an address, so of none of our pages
+        key, _ = split_launch_key("/" + path.removeprefix(get_script_prefix()))
+        return key is not None and key != launch.key
+
+    @property
+    def _user_id(self) -> Any:
+        user = getattr(self._request, "user", None)
+        return user.pk if user is not None and user.is_authenticated else None
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,138 @@
+"""Decorators for views that need a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.views.generic import View
+
+from .chooser import get_open_charts
+from .context import SMARTContext
+from .error_pages import render_error
+from .error_pages.retry import connect_again, connect_records, get_page
+from .exceptions import InsufficientScopeError, NoLaunchError
+from .protocol.scopes import ScopeSet
+
+__all__ = ["get_launch_refusal", "smart_required"]
+
+_View = TypeVar("_View", bound=Callable[..., Any])
+
+
+def smart_required(
+    view: _View | None = None,
+    *,
+    scopes: str | ScopeSet = "",
+    context: str | tuple[str, ...] = (),
+) -> Any:
+    """
+    Run the view only with a launch that was granted *scopes* and has *context*.
+
+    Without one the answer is a page, status 403, that says how to open or connect, and
+    which charts are open if several could be meant.
+
+    Args:
+        scopes: a scope string or :class:`ScopeSet` that the granted scopes must cover.
+        context: ``"patient"``, ``"encounter"`` or both.
+    """
+    required = (
+        ScopeSet.parse(scopes, strict=True) if isinstance(scopes, str) else scopes
+    )
+    names = (context,) if isinstance(context, str) else context
+
+    def refuse(request: HttpRequest) -> HttpResponseBase | None:
+        return get_launch_refusal(request, scopes=required, context=names)
+
+    def decorate(view: _View) -> _View:
+        @wraps(view)
+        async def awrapped(
+            request: HttpRequest, *args: Any, **kwargs: Any
+        ) -> HttpResponseBase:
+            refusal = await sync_to_async(refuse)(request)
+            if refusal is not None:
+                return refusal
+            return cast("HttpResponseBase", await view(request, *args, **kwargs))
+
+        @wraps(view)
+        def wrapped(
+            request: HttpRequest, *args: Any, **kwargs: Any
+        ) -> HttpResponseBase:
+            refusal = refuse(request)
+            if refusal is not None:
+                return refusal
+            return cast("HttpResponseBase", view(request, *args, **kwargs))
+
+        return cast("_View", awrapped if _is_async(view) else wrapped)
+
+    return decorate if view is None else decorate(view)
+
+
+def _is_async(view: Any) -> bool:
+    """Whether *view* gives a coroutine."""
+    if iscoroutinefunction(view):
+        return True
+    # method_decorator passes a partial of dispatch(), a plain function that gives a
+    # coroutine if the class is asynchronous.
+    while view is not None:
+        owner = getattr(getattr(view, "func", None), "__self__", None)
+        if isinstance(owner, View):
+            return owner.view_is_async
+        view = getattr(view, "__wrapped__", None)
+    return False
+
+
+def get_launch_refusal(
+    request: HttpRequest, *, scopes: ScopeSet, context: tuple[str, ...] = ()
+) -> HttpResponseBase | None:
+    """
+    The page to answer with if the request's launch does not suffice, else ``None``.
+
+    Raises:
+        ImproperlyConfigured: the middleware is not installed.
+    """
+    smart: SMARTContext | None = getattr(request, "smart", None)
+    if smart is None:
+        raise ImproperlyConfigured(
+            "smart_required needs django_smart.middleware.SMARTMiddleware, first in "
+            "MIDDLEWARE."
+        )
+    if not smart:
+        open_charts = get_open_charts(request)
+        return render_error(
+            request,
+            NoLaunchError("The view needs a launch."),
+            code=smart.reason,
+            retry=None if open_charts else connect_records(next_url=get_page(request)),
+            extra={
+                "open_charts": open_charts,
+                "form_was_sent": request.method not in {"GET", "HEAD"},
+            },
+        )
+    launch = smart.launch
+    refuse = partial(
+        render_error,
+        request,
+        # What is missing may be given when it is asked for again.
+        retry=connect_again(launch, next_url=get_page(request)),
+        server_name=launch.registration.server.name if launch else "",
+        kind=launch.kind if launch else "",
+    )
+    missing = scopes.missing_from(smart.scopes)
+    if missing:
+        return refuse(
+            InsufficientScopeError(
+                "The granted scopes do not suffice.", missing=str(missing)
+            )
+        )
+    for name in context:
+        if getattr(smart, f"{name}_id") is None:
+            return refuse(
+                NoLaunchError(f"The launch has no {name} in context."),
+                code=f"{name}_missing",
+            )
+    return None

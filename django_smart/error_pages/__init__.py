@@ -1,0 +1,66 @@
+"""Pages for what went wrong: what happened, and what to do next."""
+
+from __future__ import annotations
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+
+from ..exceptions import SMARTError
+from .retry import Retry
+from .words import find_words
+
+__all__ = ["Retry", "harden", "render_error"]
+
+
+def render_error(
+    request: HttpRequest,
+    error: SMARTError,
+    *,
+    code: str = "",
+    retry: Retry | None = None,
+    server_name: str = "",
+    kind: str = "",
+    extra: dict[str, object] | None = None,
+) -> HttpResponse:
+    """
+    The page that tells of *error*, with its status (``error.http_status``).
+
+    Template: ``django_smart/error.html``.
+
+    Args:
+        code: tells of this code in place of the error's own.
+        retry: the page's button, where it leads and what it says; none if no button of
+            ours can help.
+        server_name: the organisation the page speaks of, if that is known.
+        kind: how the launch began (``Launch.Kind``), for advice that differs.
+        extra: further values for the template.
+    """
+    words = find_words(error, code)
+    context = {
+        "code": code or error.code,
+        "title": words.get_title(server_name),
+        "advice": words.get_advice(kind),
+        "error_description": getattr(error, "error_description", ""),
+        "error_uri": getattr(error, "error_uri", ""),
+        "missing_scopes": getattr(error, "missing", ""),
+        "retry": retry,
+        "server_name": server_name,
+        **(extra or {}),
+    }
+    response = render(
+        request, "django_smart/error.html", context, status=error.http_status
+    )
+    return harden(response)
+
+
+def harden(response: HttpResponse) -> HttpResponse:
+    """
+    Keep the page out of caches, and its address out of ``Referer`` (CALL-10).
+
+    The pages themselves then relax this to ``strict-origin`` by a ``meta`` element:
+    with ``no-referrer`` browsers send "Origin: null" with a page's forms (a site's
+    sign-out button, say), which Django's CSRF check refuses.
+    """
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

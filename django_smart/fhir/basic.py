@@ -1,0 +1,270 @@
+"""
+App state as it is written: ``Basic`` resources with one coding and plain texts.
+
+Spec: SMART App Launch 2.2, "App State" (experimental).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_smart.exceptions import (
+    AppStateError,
+    AppStateUnsupportedError,
+    FHIRRequestError,
+    MalformedFHIRResponseError,
+    ScopeSyntaxError,
+)
+from django_smart.fhir.messages import validate_id, validate_resource_type
+from django_smart.protocol.capabilities import Capability
+from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.protocol.json import parse_json_object
+from django_smart.protocol.scope_grammar import parse_scope
+
+__all__ = [
+    "GLOBAL",
+    "AppState",
+    "build_app_state_scope",
+    "build_basic",
+    "build_token",
+    "find_app_state_base",
+    "is_etag",
+    "parse_basic",
+    "resolve_subject",
+]
+
+#: In place of a subject: the state is of nobody, but of the whole organisation.
+GLOBAL = "global"
+
+# What separates values in a search would need escapes, which servers read differently.
+_TOKEN_PART = re.compile(r"[!#%-+\--\[\]-{}~]+")
+_URL = re.compile(r"[!-~]+")
+_ETAG = re.compile(r'(?:W/)?"[!#-~]+"')
+
+
+def find_app_state_base(configuration: SMARTConfiguration, *, base_url: str) -> str:
+    """
+    Where a server keeps app state: its FHIR base, or an associated endpoint.
+
+    Args:
+        base_url: the FHIR base.
+
+    Raises:
+        AppStateUnsupportedError: the server names neither (STATE-03).
+    """
+    if Capability.SMART_APP_STATE in configuration.capabilities:
+        return base_url.removesuffix("/")
+    for endpoint in configuration.associated_endpoints:
+        if Capability.SMART_APP_STATE in endpoint.capabilities:
+            return endpoint.url.removesuffix("/")
+    raise AppStateUnsupportedError("The server does not offer to keep app state.")
+
+
+def build_app_state_scope(
+    level: str, *, system: str, code: str, letters: str = "cuds"
+) -> str:
+    """
+    The scope for the state of one code, such as ``user/Basic.cuds?code=…|…``.
+
+    Args:
+        level: ``user`` or ``patient``.
+        letters: of ``cruds``, in this order.
+
+    Raises:
+        AppStateError: not a scope, or a system or code that has no place in one.
+
+    Spec: STATE-16.
+    """
+    token = build_token(system, code)
+    scope = f"{level}/Basic.{letters}?code={token}"
+    try:
+        parse_scope(scope, strict=True)
+    except ScopeSyntaxError as exc:
+        raise AppStateError(f"This is no scope for app state: {exc}") from exc
+    if "&" in token or "?" in letters or level not in {"user", "patient"}:
+        raise AppStateError("App state is of level user or patient, by one code.")
+    return scope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppState:
+    """
+    State as the server has it; :meth:`AppStateClient.update` gives the next one.
+
+    Attributes:
+        system, code: what kind of state it is; they do not change.
+        values: texts by the URL of their extension.  Whoever has the scope can have
+            written them: check them, and never put them into a page unescaped.
+        subject: absolute reference, ``None`` for the whole organisation's.
+        id: of the ``Basic`` resource.
+        etag: of the version that was read, for ``If-Match``; empty if none came.
+        is_deleted: whether :meth:`AppStateClient.delete` has deleted it.
+    """
+
+    system: str
+    code: str
+    values: Mapping[str, str] = field(repr=False)
+    subject: str | None = field(repr=False)
+    id: str
+    etag: str = ""
+    is_deleted: bool = False
+
+    def read_json(self, url: str) -> dict[str, Any]:
+        """
+        Read the value at *url* as one JSON object, of a bounded depth (STATE-14).
+
+        Raises:
+            KeyError: there is no such value.
+            MalformedFHIRResponseError: it is not a JSON object.
+        """
+        body = self.values[url].encode("utf-8", "replace")
+        return parse_json_object(
+            body, error=MalformedFHIRResponseError, what="app state"
+        )
+
+
+def is_etag(text: str) -> bool:
+    """Whether *text* is an ETag, which is weak as FHIR writes them (STATE-09)."""
+    return _ETAG.fullmatch(text) is not None
+
+
+def resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
+    """
+    Absolute reference to a subject, ``None`` for ``GLOBAL``.
+
+    Raises:
+        AppStateError: no reference into the FHIR base (STATE-07).
+    """
+    if subject == GLOBAL:
+        return None
+    if not isinstance(subject, str):
+        raise AppStateError("There is no subject; say GLOBAL for global state.")
+    parts = subject.removeprefix(f"{fhir_base_url}/").split("/")
+    try:
+        resource_type, resource_id = parts
+        validate_resource_type(resource_type)
+        validate_id(resource_id)
+    except (ValueError, FHIRRequestError):
+        raise AppStateError(
+            "The subject is no reference into the server's FHIR base."
+        ) from None
+    return f"{fhir_base_url}/{resource_type}/{resource_id}"
+
+
+def build_token(system: str, code: str) -> str:
+    """
+    Build what a search by code asks for.
+
+    Raises:
+        AppStateError: one of them is empty or would need an escape.
+    """
+    if not _TOKEN_PART.fullmatch(system) or not _TOKEN_PART.fullmatch(code):
+        raise AppStateError(
+            "A system or code is empty or has white space or one of |,$\\ in it."
+        )
+    return f"{system}|{code}"
+
+
+def build_basic(
+    system: str, code: str, values: Mapping[str, object], reference: str | None
+) -> dict[str, Any]:
+    """
+    Build the resource, without ``id`` and ``meta`` (STATE-05).
+
+    Args:
+        values: texts by the URL of their extension.
+        reference: absolute, or ``None`` for global state.
+
+    Raises:
+        AppStateError: a system, code, URL or text that is not usable (STATE-08).
+    """
+    build_token(system, code)
+    for url, value in values.items():
+        if not _URL.fullmatch(url):
+            raise AppStateError("An extension has no usable URL.")
+        if not isinstance(value, str) or not value:
+            raise AppStateError("A value of app state is text, and not empty.")
+    resource: dict[str, Any] = {"resourceType": "Basic"}
+    if reference is not None:
+        resource["subject"] = {"reference": reference}
+    resource["code"] = {"coding": [{"system": system, "code": code}]}
+    if values:
+        resource["extension"] = [
+            {"url": url, "valueString": value} for url, value in values.items()
+        ]
+    return resource
+
+
+def _parse_values(extensions: object) -> Iterator[tuple[str, str]]:
+    """Texts by URL; anything else would be lost by an update, so it is refused."""
+    seen: set[str] = set()
+    for extension in [] if extensions is None else _as_list(extensions):
+        url = extension.get("url") if isinstance(extension, dict) else None
+        value = extension.get("valueString") if isinstance(extension, dict) else None
+        if (
+            not isinstance(url, str)
+            or not isinstance(value, str)
+            or set(extension) - {"id", "url", "valueString"}
+            or url in seen
+        ):
+            raise MalformedFHIRResponseError("the app state has more than plain texts")
+        seen.add(url)
+        yield url, value
+
+
+def _as_list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise MalformedFHIRResponseError("the extensions of app state are no list")
+    return value
+
+
+def parse_basic(
+    resource: Mapping[str, Any], *, fhir_base_url: str, etag: str = ""
+) -> AppState:
+    """
+    Read a ``Basic`` that can have been written by anybody.
+
+    Args:
+        etag: of the answer; without it, the version in the resource.
+
+    Raises:
+        MalformedFHIRResponseError: not the form that app state has (STATE-14).
+    """
+    concept, subject = resource.get("code"), resource.get("subject")
+    codings = concept.get("coding") if isinstance(concept, dict) else None
+    reference = subject.get("reference") if isinstance(subject, dict) else None
+    if resource.get("resourceType") != "Basic" or (
+        not isinstance(codings, list)
+        or len(codings) != 1
+        or not isinstance(codings[0], dict)
+        or not isinstance(codings[0].get("system"), str)
+        or not isinstance(codings[0].get("code"), str)
+    ):
+        raise MalformedFHIRResponseError("the app state has not exactly one coding")
+    try:
+        resource_id = validate_id(resource.get("id"))
+        if subject is not None:
+            reference = resolve_subject(
+                # On the wire this word would be a reference like any other.
+                None if reference == GLOBAL else reference,
+                fhir_base_url=fhir_base_url,
+            )
+    except FHIRRequestError:
+        raise MalformedFHIRResponseError(
+            "the app state has no usable id or subject"
+        ) from None
+    meta = resource.get("meta")
+    version = meta.get("versionId") if isinstance(meta, dict) else None
+    if not etag and isinstance(version, str):
+        etag = f'W/"{version}"'
+    return AppState(
+        system=codings[0]["system"],
+        code=codings[0]["code"],
+        values=dict(_parse_values(resource.get("extension"))),
+        subject=reference,
+        id=resource_id,
+        etag=etag if _ETAG.fullmatch(etag) else "",
+    )

@@ -1,0 +1,244 @@
+"""
+Batches and transactions: many interactions in one request.
+
+Spec: FHIR R4, "RESTful API", batch/transaction.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
+from django_smart.fhir.answers import parse_place
+from django_smart.fhir.interactions import (
+    Interaction,
+    build_create,
+    build_delete,
+    build_patch,
+    build_read,
+    build_search,
+    build_update,
+)
+from django_smart.fhir.messages import build_status_error
+from django_smart.fhir.parameters import SearchParams, build_search_query
+
+__all__ = ["Batch", "BatchAnswer"]
+
+_STATUS = re.compile(r"\s*([1-5][0-9]{2})(?:\s.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchAnswer:
+    """
+    The answer to one entry.
+
+    Attributes:
+        status_code: HTTP status of this entry.
+        resource: what came with it, or ``None``.
+        reference: where the resource is, such as ``Patient/123``; empty if not told,
+            or told as outside of the server.
+        version_id: its version; empty if not told.
+        error: for a status of 400 or more, what the interaction alone would have
+            raised; else ``None``.
+    """
+
+    status_code: int
+    resource: dict[str, Any] | None = field(default=None, repr=False)
+    reference: str = field(default="", repr=False)
+    version_id: str = field(default="", repr=False)
+    error: FHIRStatusError | None = field(default=None, repr=False)
+
+    def get(self) -> dict[str, Any] | None:
+        """
+        Return the resource.
+
+        Raises:
+            FHIRStatusError: the server refused this entry.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.resource
+
+
+class Batch:
+    """
+    Collects interactions and sends them in one request.
+
+    The entries of a batch succeed or fail each for itself; a transaction happens as a
+    whole or not at all.  The methods take what those of ``FHIRClient`` take, and check
+    it at once::
+
+        transaction = request.smart.fhir.transaction()
+        observation = transaction.create({"resourceType": "Observation", ...})
+        transaction.create({"resourceType": "DiagnosticReport",
+                            "result": [{"reference": observation}], ...})
+        for answer in transaction.send():
+            print(answer.status_code, answer.reference)
+    """
+
+    def __init__(
+        self,
+        kind: Literal["batch", "transaction"],
+        *,
+        send: Callable[[Interaction], dict[str, Any]],
+        check: Callable[[Interaction], None],
+        is_within_boundary: Callable[[str], bool],
+    ) -> None:
+        """*send* posts the Bundle and returns the one that answers; *check* scopes."""
+        self._kind = kind
+        self._send = send
+        self._check = check
+        self._is_within_boundary = is_within_boundary
+        self._interactions: list[Interaction] = []
+        self._entries: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"<Batch: {self._kind} of {len(self)}>"
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, resource_type: str, id: str) -> None:  # noqa: A002
+        """Add a read."""
+        self._add(build_read(resource_type, id))
+
+    def vread(self, resource_type: str, id: str, version_id: str) -> None:  # noqa: A002
+        """Add a read of one version."""
+        self._add(build_read(resource_type, id, version_id=version_id))
+
+    def search(
+        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
+    ) -> None:
+        """Add a search; its answer is the first page, a Bundle."""
+        query = build_search_query(params, keywords)
+        self._add(build_search(resource_type, query))
+
+    def create(
+        self,
+        resource: Mapping[str, Any],
+        *,
+        if_none_exist: SearchParams | None = None,
+    ) -> str:
+        """Add a create; returns what other entries can refer to the resource by."""
+        full_url = f"urn:uuid:{uuid.uuid4()}"
+        self._add(build_create(resource, if_none_exist=if_none_exist), full_url)
+        return full_url
+
+    def update(
+        self,
+        resource: Mapping[str, Any],
+        *,
+        if_match: str | Mapping[str, Any] | None = None,
+        where: SearchParams | None = None,
+    ) -> None:
+        """Add an update."""
+        self._add(build_update(resource, where=where, if_match=if_match))
+
+    def patch(
+        self,
+        resource_type: str,
+        id: str | None,  # noqa: A002
+        patch: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        *,
+        if_match: str | Mapping[str, Any] | None = None,
+        where: SearchParams | None = None,
+    ) -> None:
+        """Add a patch."""
+        self._add(build_patch(resource_type, id, patch, where=where, if_match=if_match))
+
+    def delete(
+        self,
+        resource_type: str,
+        id: str | None = None,  # noqa: A002
+        *,
+        where: SearchParams | None = None,
+        if_match: str | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a delete."""
+        self._add(build_delete(resource_type, id, where=where, if_match=if_match))
+
+    def send(self) -> list[BatchAnswer]:
+        """
+        Send what was collected; an empty one is not sent.
+
+        Returns:
+            An answer for each entry, in the order in which they were added.
+
+        Raises:
+            FHIRStatusError: the server refused the whole.
+            InsufficientScopeError: the scopes do not allow an entry (where the site
+                wants that); nothing was sent.
+            MalformedFHIRResponseError: no answer for each entry came.
+            TransportError: no usable answer; what has happened is not known.
+        """
+        if not self._entries:
+            return []
+        for interaction in self._interactions:
+            self._check(interaction)
+        bundle = {
+            "resourceType": "Bundle",
+            "type": self._kind,
+            "entry": self._entries,
+        }
+        answer = self._send(
+            Interaction(name=self._kind, method="POST", path="", body=bundle)
+        )
+        entries = answer["entry"]
+        if len(entries) != len(self._interactions):
+            raise MalformedFHIRResponseError(
+                f"the {self._kind} of {len(self._interactions)} entries brought "
+                f"{len(entries)} answers"
+            )
+        return [
+            self._read_answer(interaction, entry)
+            for interaction, entry in zip(self._interactions, entries, strict=True)
+        ]
+
+    def _add(self, interaction: Interaction, full_url: str = "") -> None:
+        entry = interaction.as_entry()
+        if full_url:
+            entry = {"fullUrl": full_url, **entry}
+        self._interactions.append(interaction)
+        self._entries.append(entry)
+
+    def _read_answer(
+        self, interaction: Interaction, entry: dict[str, Any]
+    ) -> BatchAnswer:
+        response = entry.get("response")
+        if not isinstance(response, dict):
+            response = {}
+        match = _STATUS.fullmatch(str(response.get("status", "")))
+        if match is None:
+            raise MalformedFHIRResponseError(
+                f"an answer in the {self._kind} has no status"
+            )
+        status_code = int(match[1])
+        resource = entry.get("resource")
+        resource = resource if isinstance(resource, dict) else None
+        if status_code >= 400:
+            what = f"{interaction.name} of {interaction.resource_type}"
+            return BatchAnswer(
+                status_code=status_code,
+                resource=resource,
+                error=build_status_error(
+                    status_code, what, outcome=response.get("outcome") or resource
+                ),
+            )
+        location = str(response.get("location", ""))
+        is_here = "://" not in location or self._is_within_boundary(location)
+        place = parse_place(location) if is_here else None
+        if place is None and resource is not None:
+            meta = resource.get("meta")
+            version_id = meta.get("versionId") if isinstance(meta, dict) else ""
+            url = f"{resource.get('resourceType')}/{resource.get('id')}"
+            place = parse_place(f"{url}/_history/{version_id}") or parse_place(url)
+        return BatchAnswer(
+            status_code=status_code,
+            resource=resource,
+            reference=f"{place[0]}/{place[1]}" if place else "",
+            version_id=place[2] if place else "",
+        )

@@ -1,0 +1,359 @@
+"""
+FHIR's interactions as values: what is sent for each, alone or in a batch.
+
+Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, NoReturn
+
+from django_smart.exceptions import FHIRRequestError
+from django_smart.fhir.conditions import build_condition, build_etag, build_headers
+from django_smart.fhir.messages import validate_id, validate_resource_type
+from django_smart.fhir.parameters import SearchParams, build_search_query
+
+__all__ = [
+    "FHIR_JSON",
+    "Interaction",
+    "as_posted",
+    "build_create",
+    "build_delete",
+    "build_history",
+    "build_operation",
+    "build_patch",
+    "build_read",
+    "build_search",
+    "build_update",
+    "dump_json",
+]
+
+FHIR_JSON = "application/fhir+json"
+
+_JSON_PATCH = "application/json-patch+json"
+_PATCH_OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
+_OPERATION = re.compile(r"\$?([A-Za-z][A-Za-z0-9._-]{0,127})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interaction:
+    """
+    One request of FHIR's REST interface.
+
+    Attributes:
+        name: as scopes and the audit trail call it: ``read``, ``create``, …
+        method: of HTTP.
+        path: below the base, with the query.
+        resource_type: empty where it is about the whole server.
+        id: of the resource that has to come back; empty if any may.
+        headers: conditions and preferences.
+        body: a resource, a JSON Patch, or bytes as they are sent.
+        media_type: of the body.
+    """
+
+    name: str
+    method: str
+    path: str = field(repr=False)
+    resource_type: str = ""
+    id: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: Any = field(default=None, repr=False)
+    media_type: str = field(default=FHIR_JSON, repr=False)
+
+    def as_entry(self) -> dict[str, Any]:
+        """Write it as an entry of a batch or transaction, without ``fullUrl``."""
+        request = {"method": self.method, "url": self.path}
+        for header, name in (
+            ("If-Match", "ifMatch"),
+            ("If-None-Match", "ifNoneMatch"),
+            ("If-None-Exist", "ifNoneExist"),
+        ):
+            if header in self.headers:
+                request[name] = self.headers[header]
+        entry: dict[str, Any] = {"request": request}
+        if self.media_type == _JSON_PATCH:
+            entry["resource"] = {
+                "resourceType": "Binary",
+                "contentType": _JSON_PATCH,
+                "data": base64.b64encode(dump_json(self.body)).decode(),
+            }
+        elif self.body is not None:
+            entry["resource"] = self.body
+        return entry
+
+
+def build_read(
+    resource_type: str,
+    id: str,  # noqa: A002  # FHIR's own name
+    *,
+    version_id: str | None = None,
+    summary: str = "",
+    elements: Sequence[str] = (),
+    unless: str | Mapping[str, Any] | None = None,
+) -> Interaction:
+    """
+    Read a resource, or one version of it.
+
+    Args:
+        unless: the version that is known already, as for :func:`build_etag`.
+    """
+    path = f"{validate_resource_type(resource_type)}/{validate_id(id)}"
+    if version_id is not None:
+        path += f"/_history/{validate_id(version_id)}"
+    params = []
+    if summary:
+        params.append(("_summary", summary))
+    if elements:
+        if isinstance(elements, str):
+            raise FHIRRequestError("elements is a list of names, not one text.")
+        params.append(("_elements", ",".join(elements)))
+    return Interaction(
+        name="read" if version_id is None else "vread",
+        method="GET",
+        path=_with_query(path, params),
+        resource_type=resource_type,
+        id=id,
+        headers={} if unless is None else {"If-None-Match": build_etag(unless)},
+    )
+
+
+def build_create(
+    resource: Mapping[str, Any],
+    *,
+    if_none_exist: SearchParams | None = None,
+    prefer: str = "",
+) -> Interaction:
+    """Create a resource, unless one matches the search *if_none_exist*."""
+    headers = build_headers(prefer)
+    if if_none_exist is not None:
+        headers["If-None-Exist"] = build_condition(if_none_exist)
+    resource_type = _get_type(resource)
+    return Interaction(
+        name="create",
+        method="POST",
+        path=resource_type,
+        resource_type=resource_type,
+        headers=headers,
+        body=resource,
+    )
+
+
+def build_update(
+    resource: Mapping[str, Any],
+    *,
+    where: SearchParams | None = None,
+    if_match: str | Mapping[str, Any] | None = None,
+    prefer: str = "",
+) -> Interaction:
+    """Put a resource in the place of the one with its id, or that *where* finds."""
+    resource_type = _get_type(resource)
+    resource_id = "" if where is not None else validate_id(resource.get("id"))
+    return Interaction(
+        name="update",
+        method="PUT",
+        path=_build_target(resource_type, resource_id or None, where),
+        resource_type=resource_type,
+        id=resource_id,
+        headers=build_headers(prefer, if_match),
+        body=resource,
+    )
+
+
+def build_patch(
+    resource_type: str,
+    id: str | None,  # noqa: A002
+    patch: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+    *,
+    where: SearchParams | None = None,
+    if_match: str | Mapping[str, Any] | None = None,
+    prefer: str = "",
+) -> Interaction:
+    """Change a resource by a JSON Patch, a list, or a FHIRPath Patch."""
+    is_fhirpath = isinstance(patch, Mapping)
+    if isinstance(patch, Mapping):
+        if patch.get("resourceType") != "Parameters" or not patch.get("parameter"):
+            raise FHIRRequestError("A FHIRPath Patch is a Parameters resource.")
+    elif not patch or not all(map(_is_step, patch)):
+        raise FHIRRequestError(
+            "A JSON Patch is a list of operations, each with op and path."
+        )
+    return Interaction(
+        name="patch",
+        method="PATCH",
+        path=_build_target(validate_resource_type(resource_type), id, where),
+        resource_type=resource_type,
+        id=id or "",
+        headers=build_headers(prefer, if_match),
+        body=patch if is_fhirpath else list(patch),
+        media_type=FHIR_JSON if is_fhirpath else _JSON_PATCH,
+    )
+
+
+def build_delete(
+    resource_type: str,
+    id: str | None,  # noqa: A002
+    *,
+    where: SearchParams | None = None,
+    if_match: str | Mapping[str, Any] | None = None,
+) -> Interaction:
+    """Delete a resource, or those that *where* finds."""
+    return Interaction(
+        name="delete",
+        method="DELETE",
+        path=_build_target(validate_resource_type(resource_type), id, where),
+        resource_type=resource_type,
+        headers=build_headers("", if_match),
+    )
+
+
+def build_history(
+    resource_type: str | None,
+    id: str | None,  # noqa: A002
+    *,
+    since: datetime | None = None,
+    at: datetime | None = None,
+    count: int | None = None,
+) -> Interaction:
+    """List versions: of a resource, a type or everything."""
+    parts = []
+    name = "history-system"
+    if resource_type is not None:
+        parts.append(validate_resource_type(resource_type))
+        name = "history-type"
+    if id is not None:
+        if resource_type is None:
+            raise FHIRRequestError("An id needs its resource type.")
+        parts.append(validate_id(id))
+        name = "history-instance"
+    params: list[tuple[str, object]] = [
+        (name, value)
+        for name, value in (("_since", since), ("_at", at), ("_count", count))
+        if value is not None
+    ]
+    return Interaction(
+        name=name,
+        method="GET",
+        path=_with_query("/".join([*parts, "_history"]), params),
+        resource_type=resource_type or "",
+    )
+
+
+def build_search(resource_type: str, query: str, *, prefer: str = "") -> Interaction:
+    """Search by GET; *query* is encoded."""
+    path = validate_resource_type(resource_type)
+    return Interaction(
+        name="search",
+        method="GET",
+        path=f"{path}?{query}" if query else path,
+        resource_type=resource_type,
+        headers=build_headers(prefer),
+    )
+
+
+def as_posted(search: Interaction) -> Interaction:
+    """Turn a search by GET into the same one by POST."""
+    path, _, query = search.path.partition("?")
+    return replace(
+        search,
+        method="POST",
+        path=f"{path}/_search",
+        body=query.encode(),
+        media_type="application/x-www-form-urlencoded",
+    )
+
+
+def build_operation(
+    name: str,
+    resource_type: str | None,
+    id: str | None,  # noqa: A002
+    *,
+    query: str = "",
+    body: Mapping[str, Any] | None = None,
+    prefer: str = "",
+) -> Interaction:
+    """Call an operation: by GET, or by POST with *body*; *query* is encoded."""
+    match = _OPERATION.fullmatch(name)
+    if match is None:
+        raise FHIRRequestError("The name of an operation is not FHIR's.")
+    parts = []
+    if resource_type is not None:
+        parts.append(validate_resource_type(resource_type))
+    if id is not None:
+        if resource_type is None:
+            raise FHIRRequestError("An id needs its resource type.")
+        parts.append(validate_id(id))
+    if body is not None:
+        _get_type(body)
+    path = "/".join([*parts, f"${match[1]}"])
+    return Interaction(
+        name="operation",
+        method="GET" if body is None else "POST",
+        path=f"{path}?{query}" if query else path,
+        resource_type=resource_type or "",
+        headers=build_headers(prefer),
+        body=body,
+    )
+
+
+def dump_json(value: Any) -> bytes:
+    """
+    Write JSON as it is sent.
+
+    Raises:
+        FHIRRequestError: a value has no place in JSON, such as a ``date``.
+    """
+    try:
+        text = json.dumps(
+            value,
+            ensure_ascii=False,
+            separators=(",", ":"),
+            allow_nan=False,
+            default=_refuse,
+        )
+        return text.encode()
+    except (ValueError, RecursionError):
+        # Their texts would quote the value.
+        raise FHIRRequestError("The resource cannot be written as JSON.") from None
+
+
+def _refuse(value: object) -> NoReturn:
+    raise FHIRRequestError(
+        f"A value of type {type(value).__name__} has no place in JSON: write it as "
+        "FHIR does."
+    )
+
+
+def _get_type(resource: object) -> str:
+    if not isinstance(resource, Mapping):
+        raise FHIRRequestError("A resource is a dict with a resourceType.")
+    return validate_resource_type(resource.get("resourceType"))
+
+
+def _is_step(step: object) -> bool:
+    """Whether *step* can be an operation of a JSON Patch (RFC 6902 section 4)."""
+    if not isinstance(step, Mapping) or step.get("op") not in _PATCH_OPERATIONS:
+        return False
+    path = step.get("path")
+    return isinstance(path, str) and (not path or path.startswith("/"))
+
+
+def _build_target(
+    resource_type: str, resource_id: str | None, where: SearchParams | None
+) -> str:
+    """Path of one resource by its id, or by a search that must not be empty."""
+    if (resource_id is None) == (where is None):
+        raise FHIRRequestError("Say which resource: by its id, or by where=.")
+    if where is not None:
+        return f"{resource_type}?{build_condition(where)}"
+    return f"{resource_type}/{validate_id(resource_id)}"
+
+
+def _with_query(path: str, params: SearchParams | None) -> str:
+    query = build_search_query(params, {})
+    return f"{path}?{query}" if query else path

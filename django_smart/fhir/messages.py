@@ -1,0 +1,329 @@
+"""What FHIR's REST interface asks and answers: names, statuses and JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import urldefrag, urljoin
+
+from django_smart.exceptions import (
+    FHIRConflictError,
+    FHIRForbiddenError,
+    FHIRGoneError,
+    FHIRNotFoundError,
+    FHIRPreconditionFailedError,
+    FHIRRequestError,
+    FHIRStatusError,
+    FHIRTooManyRequestsError,
+    FHIRUnauthorizedError,
+    FHIRUnavailableError,
+    FHIRUnprocessableError,
+    MalformedFHIRResponseError,
+)
+from django_smart.protocol.messages import HTTPResponse
+
+__all__ = [
+    "FHIRExchange",
+    "build_status_error",
+    "find_request_id",
+    "parse_resource",
+    "process_bundle_response",
+    "process_change_response",
+    "process_read_response",
+    "process_resource_response",
+    "process_search_response",
+    "raise_for_status",
+    "resolve_url",
+    "validate_id",
+    "validate_resource_type",
+]
+
+_RESOURCE_TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}")
+_REQUEST_ID = re.compile(r"[!-~]{1,200}")
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+# The second is that of DSTU2 servers (FHIR-08).
+_MEDIA_TYPES = {"application/fhir+json", "application/json+fhir", "application/json"}
+
+_STATUS_ERRORS: dict[int, type[FHIRStatusError]] = {
+    401: FHIRUnauthorizedError,
+    403: FHIRForbiddenError,
+    404: FHIRNotFoundError,
+    409: FHIRConflictError,
+    410: FHIRGoneError,
+    412: FHIRPreconditionFailedError,
+    422: FHIRUnprocessableError,
+    429: FHIRTooManyRequestsError,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FHIRExchange:
+    """
+    One request that carried the access token, for audit and signals.
+
+    Attributes:
+        interaction: ``"read"``, ``"search"``, …; the method in lower case where the
+            request was made by path or through ``session``.
+        resource_type: such as ``"Observation"``, empty if the path does not tell.
+        status_code: of the answer, ``None`` if none came.
+        duration: seconds, with a refresh and a second try if there were any.
+        request_id: what was sent as ``X-Request-Id``.
+    """
+
+    interaction: str
+    resource_type: str
+    status_code: int | None
+    duration: float
+    request_id: str = ""
+
+
+def validate_resource_type(resource_type: object) -> str:
+    """
+    Return the name of a resource type, checked for its form alone (FHIR-08).
+
+    Raises:
+        FHIRRequestError: not letters that begin with a capital.
+    """
+    if not isinstance(resource_type, str) or not _RESOURCE_TYPE.fullmatch(
+        resource_type
+    ):
+        raise FHIRRequestError(
+            "A resource type has letters alone and begins with a capital."
+        )
+    return resource_type
+
+
+def validate_id(id: object) -> str:  # noqa: A002  # FHIR's own name
+    """
+    Return the id of a resource.
+
+    Raises:
+        FHIRRequestError: not 1 to 64 of ``A-Za-z0-9-.``, or a dot segment.
+
+    Spec: FHIR R4, data type ``id``.
+    """
+    # "." and ".." are ids by the letter, and another path to every server.
+    if not isinstance(id, str) or not _ID.fullmatch(id) or id in {".", ".."}:
+        raise FHIRRequestError(
+            'A resource id has 1 to 64 letters, digits, "-" and ".".'
+        )
+    return id
+
+
+def find_request_id(headers: Mapping[str, str]) -> str:
+    """``X-Request-Id`` among *headers*, empty if there is none that could be told."""
+    for name, value in headers.items():
+        if name.lower() == "x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value
+    return ""
+
+
+def resolve_url(base: str, reference: str) -> str:
+    """Absolute URL of *reference*, without fragment; empty if it cannot be read."""
+    try:
+        return urldefrag(urljoin(base, reference)).url
+    except ValueError:
+        return ""
+
+
+def process_read_response(
+    response: HTTPResponse,
+    *,
+    resource_type: str,
+    id: str,  # noqa: A002
+) -> dict[str, Any]:
+    """
+    Turn the answer to a read into the resource.
+
+    Raises:
+        FHIRStatusError: its subclass for the status.
+        MalformedFHIRResponseError: not FHIR JSON, or another resource than was asked.
+    """
+    resource = process_resource_response(response, what=f"read of {resource_type}")
+    if resource["resourceType"] != resource_type or resource.get("id") != id:
+        raise _malformed(response, f"the read of {resource_type} brought another one")
+    return resource
+
+
+def process_search_response(
+    response: HTTPResponse, *, resource_type: str
+) -> dict[str, Any]:
+    """:func:`process_bundle_response` for the answer to a search."""
+    return process_bundle_response(
+        response, type="searchset", what=f"search of {resource_type}"
+    )
+
+
+def process_bundle_response(
+    response: HTTPResponse,
+    *,
+    type: str,  # noqa: A002  # FHIR's own name
+    what: str,
+) -> dict[str, Any]:
+    """
+    Turn an answer into a Bundle whose ``entry`` and ``link`` are lists.
+
+    Raises:
+        FHIRStatusError: its subclass for the status.
+        MalformedFHIRResponseError: not a ``Bundle`` of *type*.
+    """
+    bundle = process_resource_response(response, what=what)
+    if bundle["resourceType"] != "Bundle" or bundle.get("type") != type:
+        raise _malformed(response, f"the {what} brought no Bundle of type {type}")
+    for name in ("entry", "link"):
+        items = bundle.get(name)
+        if items is None:
+            # Absent when empty; null is what some servers write.
+            bundle[name] = items = []
+        if not isinstance(items, list) or not all(
+            isinstance(item, dict) for item in items
+        ):
+            raise _malformed(response, f'"{name}" in the {what} is no list of objects')
+    return bundle
+
+
+def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str, Any]:
+    """
+    Turn an answer into the resource in its body.
+
+    Raises:
+        FHIRStatusError: its subclass for the status.
+        MalformedFHIRResponseError: a status below 400 that is not 200 or 201, or not
+            FHIR JSON.
+    """
+    if response.status_code >= 400:
+        raise_for_status(response, what)
+    if response.status_code not in {200, 201}:
+        raise _malformed(
+            response, f"the {what} was answered with {response.status_code}"
+        )
+    if response.media_type not in _MEDIA_TYPES:
+        raise _malformed(response, f"the {what} did not bring JSON")
+    resource = parse_resource(response.body)
+    if resource is None:
+        raise _malformed(response, f"the {what} brought no FHIR resource")
+    return resource
+
+
+def process_change_response(
+    response: HTTPResponse, *, what: str
+) -> dict[str, Any] | None:
+    """
+    Turn the answer to a create, update or delete into the resource in it, if any.
+
+    Raises:
+        FHIRStatusError: its subclass for the status.
+        MalformedFHIRResponseError: a status below 400 that is no success, or a body
+            that is not FHIR JSON.
+    """
+    if response.status_code == 204 or (
+        response.status_code in {200, 201, 202} and not response.body
+    ):
+        return None
+    return process_resource_response(response, what=what)
+
+
+def parse_resource(body: bytes) -> dict[str, Any] | None:
+    """
+    Read a resource, or return ``None`` if *body* is none.
+
+    Plain ``json``: FHIR nests deeper than the protocol's messages, and a search may
+    bring megabytes.
+    """
+    try:
+        value = _load(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    name = value.get("resourceType")
+    return value if isinstance(name, str) and name else None
+
+
+def _load(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse)
+
+
+if sys.version_info < (3, 12):
+    # Later versions collect no garbage in the midst of a C function.  This one does so
+    # again and again while a page is built, of which nothing is garbage yet, and that
+    # takes longer than the building.  No other thread runs in between.
+
+    _load_and_collect = _load
+
+    def _load(text: str) -> Any:
+        if not gc.isenabled():
+            # By the site, or by another thread that is here: it turns it on again.
+            return _load_and_collect(text)
+        gc.disable()
+        try:
+            return _load_and_collect(text)
+        finally:
+            gc.enable()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError("NaN and infinities are not JSON")
+
+
+def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:
+    """
+    Raise what a status of 400 or more means.
+
+    Raises:
+        FHIRStatusError: its subclass for the status, with the server's issues.
+    """
+    raise build_status_error(
+        response.status_code,
+        what,
+        outcome=parse_resource(response.body),
+        media_type=response.media_type,
+        retry_after=response.retry_after,
+        request_id=find_request_id(response.headers),
+    )
+
+
+def build_status_error(
+    status: int,
+    what: str,
+    *,
+    outcome: object,
+    media_type: str = "",
+    retry_after: float | None = None,
+    request_id: str = "",
+) -> FHIRStatusError:
+    """Make the error for a status of 400 or more; *outcome* is what came with it."""
+    error = _STATUS_ERRORS.get(
+        status, FHIRUnavailableError if status >= 500 else FHIRStatusError
+    )
+    return error(
+        f"the {what} was answered with {status}",
+        status_code=status,
+        issues=_get_issues(outcome),
+        media_type=media_type,
+        retry_after=retry_after,
+        request_id=request_id,
+    )
+
+
+def _get_issues(outcome: object) -> list[dict[str, object]]:
+    """``issue`` of an ``OperationOutcome``, if it is one (FHIR-07)."""
+    if not isinstance(outcome, dict):
+        return []
+    if outcome.get("resourceType") != "OperationOutcome":
+        return []
+    issues = outcome.get("issue")
+    if not isinstance(issues, list):
+        return []
+    return [issue for issue in issues if isinstance(issue, dict)]
+
+
+def _malformed(response: HTTPResponse, message: str) -> MalformedFHIRResponseError:
+    return MalformedFHIRResponseError(
+        message, status_code=response.status_code, media_type=response.media_type
+    )

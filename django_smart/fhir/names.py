@@ -1,0 +1,68 @@
+"""A person's name in words, out of what a server sent."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django_smart.fhir.dates import parse_date
+from django_smart.fhir.elements import iter_mappings, read_text
+
+__all__ = ["choose_name", "get_name"]
+
+# Names that are over, and names that hide who it is, come last.
+_USES = ("official", "usual", "", "temp", "nickname", "anonymous")
+_OVER = 100
+
+
+def get_name(resource: Mapping[str, Any], *, today: datetime.date | None = None) -> str:
+    """
+    The name to tell a ``Patient`` or ``Practitioner`` by; empty if there is none.
+
+    Odd values are left out, never an error.
+
+    Spec: FHIR R4, "HumanName".
+    """
+    return choose_name(resource.get("name"), today=today)
+
+
+def choose_name(names: object, *, today: datetime.date | None = None) -> str:
+    """
+    The name to use among those of a person, in words; empty if there is none.
+
+    Official before usual before others; old ones, and those whose period has ended by
+    *today*, only if there is no other.
+
+    Args:
+        names: a list of ``HumanName``.
+    """
+    ranked = sorted(iter_mappings(names), key=lambda name: _rank(name, today))
+    return next(filter(None, map(_in_words, ranked)), "")
+
+
+def _rank(name: Mapping[str, Any], today: datetime.date | None) -> int:
+    use = read_text(name.get("use"))
+    rank = _USES.index(use) if use in _USES else len(_USES)
+    period = name.get("period")
+    end = parse_date(period.get("end")) if isinstance(period, Mapping) else None
+    is_over = end is not None and today is not None and end.is_before(today)
+    return rank + _OVER if is_over else rank
+
+
+def _in_words(name: Mapping[str, Any]) -> str:
+    text = read_text(name.get("text"))
+    if text:
+        return text
+    parts = (
+        *_texts(name.get("prefix")),
+        *_texts(name.get("given")),
+        read_text(name.get("family")),
+        *_texts(name.get("suffix")),
+    )
+    return " ".join(filter(None, parts))
+
+
+def _texts(values: object) -> Iterator[str]:
+    if isinstance(values, list):
+        yield from map(read_text, values)

@@ -1,0 +1,140 @@
+"""
+References: what they lead to, at the server, in a resource or in a Bundle.
+
+Spec: FHIR R4, "References", "Bundle", Resolving references in Bundles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from django_smart.exceptions import FHIRRequestError
+from django_smart.fhir.answers import parse_place
+
+__all__ = ["find_within", "get_reference", "parse_target"]
+
+Within = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+def get_reference(reference: object) -> str:
+    """
+    Text of a reference, or of a ``Reference``.
+
+    Raises:
+        FHIRRequestError: it has none, as where an identifier alone names the target.
+    """
+    text = reference.get("reference") if isinstance(reference, Mapping) else reference
+    if not isinstance(text, str) or not text:
+        raise FHIRRequestError("The reference has no target that could be looked up.")
+    return text
+
+
+def parse_target(url: str) -> tuple[str, str, str | None]:
+    """
+    Resource type, id and version (or ``None``) that *url* names.
+
+    Raises:
+        FHIRRequestError: it names no resource.
+    """
+    place = parse_place(url)
+    if place is None or "?" in url:
+        raise FHIRRequestError("The reference is not to a resource with an id.")
+    return place[0], place[1], place[2] or None
+
+
+def find_within(
+    reference: str, within: Within, *, base_url: str
+) -> dict[str, Any] | None:
+    """
+    Look for the target in resources and Bundles at hand.
+
+    Args:
+        within: the resource that the reference stands in, its Bundle, or both.
+        base_url: what a relative reference is relative to, unless *within* has both
+            and the Bundle tells where the resource is from.
+
+    Raises:
+        FHIRRequestError: it can be nowhere else, and is not there.
+    """
+    resources = [within] if isinstance(within, Mapping) else list(within)
+    bundles = [each for each in resources if each.get("resourceType") == "Bundle"]
+    sources = [each for each in resources if each.get("resourceType") != "Bundle"]
+    if reference.startswith("#"):
+        for source in sources:
+            if reference == "#":
+                return dict(source)
+            for each in _get_contained(source):
+                if each.get("id") == reference[1:]:
+                    return each
+        raise FHIRRequestError(
+            "The reference is to a contained resource: pass within= what it stands in."
+        )
+    for bundle in bundles:
+        found = _find_entry(reference, bundle, sources, base_url=base_url)
+        if found is not None:
+            return found
+    if reference.lower().startswith("urn:"):
+        raise FHIRRequestError(
+            "The reference is to an entry of a Bundle: pass within= the Bundle."
+        )
+    return None
+
+
+def _get_contained(source: Mapping[str, Any]) -> list[dict[str, Any]]:
+    contained = source.get("contained")
+    if not isinstance(contained, list):
+        return []
+    return [each for each in contained if isinstance(each, dict)]
+
+
+def _find_entry(
+    reference: str,
+    bundle: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    base_url: str,
+) -> dict[str, Any] | None:
+    entries = list(_get_entries(bundle))
+    base = base_url
+    for full_url, resource in entries:
+        if any(resource is source or resource == source for source in sources):
+            base = _get_base(full_url, resource) or base_url
+    target, _, version = reference.partition("/_history/")
+    if "://" not in target and not target.lower().startswith("urn:"):
+        target = f"{base}/{target.removeprefix('/')}"
+    matches = [
+        resource
+        for full_url, resource in entries
+        if (full_url or f"{base_url}/{_get_key(resource)}") == target
+        and version in {"", _get_meta(resource).get("versionId")}
+    ]
+    # Of several versions the last is meant.
+    return max(
+        matches,
+        key=lambda each: str(_get_meta(each).get("lastUpdated", "")),
+        default=None,
+    )
+
+
+def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    entries = bundle.get("entry")
+    for entry in entries if isinstance(entries, list) else ():
+        resource = entry.get("resource") if isinstance(entry, dict) else None
+        if isinstance(resource, dict):
+            yield str(entry.get("fullUrl", "")), resource
+
+
+def _get_base(full_url: str, resource: Mapping[str, Any]) -> str:
+    """FHIR base that *resource* is from, empty if its URL does not tell."""
+    tail = f"/{_get_key(resource)}"
+    return full_url.removesuffix(tail) if full_url.endswith(tail) else ""
+
+
+def _get_key(resource: Mapping[str, Any]) -> str:
+    return f"{resource.get('resourceType')}/{resource.get('id')}"
+
+
+def _get_meta(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = resource.get("meta")
+    return meta if isinstance(meta, Mapping) else {}

@@ -1,0 +1,238 @@
+"""Model fields: text that is encrypted at rest, and digests for exact look-up."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from django.conf import settings
+from django.core.exceptions import FieldError, ImproperlyConfigured
+from django.db import models
+from django.db.models.query_utils import DeferredAttribute
+
+from .conf import conf
+from .exceptions import CredentialsError
+
+__all__ = [
+    "DigestField",
+    "EncryptedTextField",
+    "digest",
+    "get_fernet",
+    "reencrypt",
+]
+
+if TYPE_CHECKING:
+    _TextField = models.TextField[str, str]
+    _CharField = models.CharField[str | None, str | None]
+else:  # Django's fields take type arguments in the stubs alone.
+    _TextField = models.TextField
+    _CharField = models.CharField
+
+_MARK = "fernet:"
+
+
+def digest(*values: str) -> str:
+    """
+    SHA-256 of *values*, as 64 hexadecimal digits.
+
+    Each value goes in with its length, so that two lists of values never collide.
+    Compared exactly on every database, whatever its collation does to text.
+    """
+    state = hashlib.sha256()
+    for value in values:
+        encoded = value.encode()
+        state.update(len(encoded).to_bytes(8, "big"))
+        state.update(encoded)
+    return state.hexdigest()
+
+
+def get_fernet() -> MultiFernet:
+    """
+    The ciphers in force: the first encrypts, each may decrypt.
+
+    Raises:
+        ImproperlyConfigured: an entry of ``SMART_ENCRYPTION_KEYS`` is no Fernet key.
+    """
+    return MultiFernet(_get_fernets())
+
+
+def reencrypt(stored: Any) -> Any:
+    """
+    What ``values()`` gives of an encrypted column, encrypted with the first key.
+
+    Returns:
+        *stored* itself if that is so already, or if there is nothing to encrypt.
+
+    Raises:
+        CredentialsError: no key in force decrypts it.
+    """
+    if not isinstance(stored, _Secret):
+        return stored
+    token = stored.ciphertext.removeprefix(_MARK)
+    try:
+        _get_fernets()[0].decrypt(token)
+    except InvalidToken:
+        return _Secret(plaintext=stored.plaintext)
+    return stored
+
+
+def _get_fernets() -> tuple[Fernet, ...]:
+    # Keys derived from SECRET_KEY still decrypt after the first key of the site's own
+    # was set: until then they were the ones that encrypted.
+    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    return _build_fernets(
+        conf.SMART_ENCRYPTION_KEYS, tuple(str(secret) for secret in secrets)
+    )
+
+
+@lru_cache(maxsize=8)
+def _build_fernets(
+    keys: tuple[str, ...], secrets: tuple[str, ...]
+) -> tuple[Fernet, ...]:
+    try:
+        own = [Fernet(key) for key in keys]
+    except ValueError as exc:
+        raise ImproperlyConfigured(
+            "SMART_ENCRYPTION_KEYS holds a value that is not a Fernet key; make one "
+            "with cryptography.fernet.Fernet.generate_key()."
+        ) from exc
+    return (*own, *(Fernet(_derive(secret)) for secret in secrets))
+
+
+def _derive(secret: str) -> bytes:
+    hkdf = HKDF(SHA256(), length=32, salt=None, info=b"django_smart encryption at rest")
+    return base64.urlsafe_b64encode(hkdf.derive(secret.encode()))
+
+
+class _Secret:
+    """What an instance holds of an encrypted field: decrypted once, at first use."""
+
+    __slots__ = ("_ciphertext", "_plaintext")
+
+    def __init__(
+        self, *, ciphertext: str | None = None, plaintext: str | None = None
+    ) -> None:
+        self._ciphertext = ciphertext
+        self._plaintext = plaintext
+
+    def __repr__(self) -> str:
+        return "<encrypted>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled row (a cache, a broker message) carries ciphertext alone.
+        return _unpickle_secret, (self.ciphertext,)
+
+    def __deepcopy__(self, memo: object) -> _Secret:
+        return self
+
+    @property
+    def ciphertext(self) -> str:
+        if self._ciphertext is None:
+            encrypted = get_fernet().encrypt((self._plaintext or "").encode())
+            self._ciphertext = _MARK + encrypted.decode()
+        return self._ciphertext
+
+    @property
+    def plaintext(self) -> str:
+        if self._plaintext is None:
+            token = (self._ciphertext or "").removeprefix(_MARK)
+            try:
+                self._plaintext = get_fernet().decrypt(token).decode()
+            except InvalidToken as exc:
+                raise CredentialsError(
+                    "A stored secret cannot be decrypted with the keys in force; put "
+                    "the key it was encrypted with back into SMART_ENCRYPTION_KEYS "
+                    "(or SECRET_KEY_FALLBACKS)."
+                ) from exc
+        return self._plaintext
+
+
+def _unpickle_secret(ciphertext: str) -> _Secret:
+    return _Secret(ciphertext=ciphertext)
+
+
+class _EncryptedAttribute(DeferredAttribute):
+    """Reads as plain text; what stays in the instance is a ``_Secret``."""
+
+    def __get__(self, instance: Any, cls: Any = None) -> Any:
+        value = super().__get__(instance, cls)
+        return value.plaintext if isinstance(value, _Secret) else value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if isinstance(value, str) and value:
+            value = _Secret(plaintext=value)
+        instance.__dict__[self.field.attname] = value
+
+
+class EncryptedTextField(_TextField):
+    """
+    Text that is stored encrypted with the keys of ``SMART_ENCRYPTION_KEYS``.
+
+    An empty string is stored as it is.  Decrypted when the attribute is first read.
+    Cannot be filtered or ordered by; ``isnull`` and the exact empty string are the
+    only look-ups.
+    """
+
+    descriptor_class = _EncryptedAttribute
+
+    def from_db_value(self, value: str | None, *_args: object) -> Any:
+        return _Secret(ciphertext=value) if value else value
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        return model_instance.__dict__.get(self.attname)
+
+    def get_prep_value(self, value: Any) -> Any:
+        if isinstance(value, _Secret):
+            return value.ciphertext
+        if isinstance(value, str) and value:
+            return _Secret(plaintext=value).ciphertext
+        return value
+
+    def get_lookup(self, lookup_name: str) -> Any:
+        if lookup_name not in {"isnull", "exact"}:
+            self._refuse_lookup()
+        return super().get_lookup(lookup_name)
+
+    def to_python(self, value: Any) -> Any:
+        # Fixtures carry the ciphertext that value_to_string() wrote.
+        if isinstance(value, str) and value.startswith(_MARK):
+            return _Secret(ciphertext=value)
+        return value
+
+    def value_to_string(self, obj: models.Model) -> str:
+        return str(self.get_prep_value(obj.__dict__.get(self.attname)) or "")
+
+    def _refuse_lookup(self) -> NoReturn:
+        raise FieldError(f"{self.name} is encrypted and cannot be filtered by.")
+
+
+class DigestField(_CharField):
+    """
+    SHA-256 of other attributes of the row, kept up to date by ``save()``.
+
+    Args:
+        sources: names of attributes or properties; if one of them is ``None`` the
+            digest is ``NULL``, which leaves the row out of a unique constraint.
+    """
+
+    def __init__(self, *args: Any, sources: Iterable[str] = (), **kwargs: Any) -> None:
+        self.sources = tuple(sources)
+        kwargs.setdefault("max_length", 64)
+        kwargs.setdefault("editable", False)
+        super().__init__(*args, **kwargs)
+
+    def deconstruct(self) -> Any:
+        name, path, args, kwargs = super().deconstruct()
+        return name, path, args, {**kwargs, "sources": self.sources}
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> str | None:
+        values = [getattr(model_instance, source) for source in self.sources]
+        value = None if None in values else digest(*cast("list[str]", values))
+        setattr(model_instance, self.attname, value)
+        return value

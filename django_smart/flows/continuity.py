@@ -1,0 +1,77 @@
+"""That a launch goes on about the same patient, encounter and person."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..conf import conf
+from ..exceptions import ContextChangedError, SMARTError
+from ..models import Launch, TokenGrant
+from ..protocol.context import merge_parameters
+from ..signals import grant_lost
+from .events import describe_grant
+from .id_tokens import check_id_token
+
+__all__ = ["end_changed_grant", "keep_context", "names_another_person"]
+
+logger = logging.getLogger(__name__)
+
+
+def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
+    """
+    Bring the open launches of *grant* up to what the EHR says now (REF-06).
+
+    Only the holder of the grant's lease calls this, so nothing is overwritten.
+
+    Args:
+        parameters: a token response less its tokens, about the same patient and
+            encounter as the grant.
+    """
+    launches = Launch.objects.open().filter(grant=grant)
+    for launch in launches.only("context"):
+        merged = merge_parameters(
+            launch.context, parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+        )
+        if merged != launch.context:
+            Launch.objects.filter(pk=launch.pk).update(context=merged)
+
+
+def names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
+    """
+    Whether an ID token that came with a refresh proves another person.
+
+    One that does not prove anything is a line in the log: servers exist whose refreshed
+    ID tokens have no ``aud`` (SMART launcher, 2026), and no grant is lost by that.
+
+    Spec: OpenID Connect Core 1.0 section 12.2.
+    """
+    # The token first: most answers have none, and the identity is a row to read.
+    if id_token is None or (identity := grant.identity) is None:
+        return False
+    nonce = grant.launches.order_by("pk").values_list("nonce", flat=True).first()
+    try:
+        claims = check_id_token(
+            id_token,
+            registration=grant.registration,
+            nonce=nonce,
+            nonce_required=False,
+            issuer=identity.issuer,
+        )
+    except SMARTError as exc:
+        logger.warning("Grant %s: refreshed ID token ignored (%s)", grant.pk, exc.code)
+        return False
+    return claims.subject != identity.subject
+
+
+def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
+    """End *grant* and its launches; the EHR is told of its tokens by a worker."""
+    Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
+    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
+    grant.status = TokenGrant.Status.REVOKED
+    error_code = ContextChangedError.code
+    fields = describe_grant("grant_lost", grant, error_code=error_code)
+    logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)
+    grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)

@@ -1,0 +1,21 @@
+"""One request of the doctor."""
+
+from __future__ import annotations
+
+from ...protocol.messages import HTTPRequest, HTTPResponse
+from ..exchange import send
+
+__all__ = ["ask"]
+
+# The longest that one may take: a person may be waiting for the page.
+_SECONDS = 5.0
+
+
+def ask(request: HTTPRequest) -> HTTPResponse:
+    """
+    Send *request*, and wait less long than a launch would.
+
+    Raises:
+        TransportError: no usable answer came.
+    """
+    return send(request, within=_SECONDS)

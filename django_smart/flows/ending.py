@@ -1,0 +1,231 @@
+"""Endings: of launches, and of the grants nothing needs any more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from django.db import transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from ..conf import conf
+from ..exceptions import SMARTError, TokenResponseError
+from ..models import Launch, TokenGrant
+from ..models.launch import LaunchQuerySet
+from ..protocol.token_management import (
+    build_revocation_request,
+    process_revocation_response,
+)
+from ..signals import grant_revoked
+from .discovery import get_configuration
+from .events import describe_grant
+from .exchange import build_client_authentication, send
+
+__all__ = [
+    "disconnect_grant",
+    "end_browser",
+    "end_idlest_launches",
+    "end_launches",
+    "find_unused_grants",
+    "revoke_at_server",
+    "revoke_tokens",
+    "supersede_grants",
+]
+
+logger = logging.getLogger(__name__)
+
+# The error of RFC 6749 section 5.2 that is not about the token: with another secret or
+# key the same request may do.
+_CLIENT_REFUSED = "invalid_client"
+
+
+def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> list[int]:
+    """
+    End *launches*, and here the grants that do not outlive them.
+
+    Returns:
+        Primary keys of the grants whose tokens the EHR has to be told of.
+    """
+    grant_ids = list(
+        launches.open()
+        .filter(grant__isnull=False, grant__is_offline=False)
+        .values_list("grant_id", flat=True)
+    )
+    launches.end(reason=reason, now=now)
+    grants = TokenGrant.objects.filter(pk__in=grant_ids).exclude(
+        pk__in=_grants_in_use(now)
+    )
+    return _end_grants(grants.active().values_list("pk", flat=True), now=now)
+
+
+def end_browser(browser_digests: Collection[str], *, reason: str) -> list[int]:
+    """End every launch of one browser, pending ones too; see :func:`end_launches`."""
+    now = timezone.now()
+    Launch.objects.filter(browser_digest__in=browser_digests).fail(
+        error_code=reason, now=now
+    )
+    return end_launches(
+        Launch.objects.of_browser(browser_digests), reason=reason, now=now
+    )
+
+
+def end_idlest_launches(
+    launch: Launch, browser_digests: Collection[str], *, now: datetime
+) -> list[int]:
+    """
+    Keep a browser to ``SMART_LAUNCHES_PER_BROWSER``, of which *launch* is the newest.
+
+    Two that are finished at one moment do not see each other; the next one sees both.
+
+    Returns:
+        Primary keys of the grants whose tokens the EHR has to be told of.
+    """
+    others = (
+        Launch.objects.of_browser(browser_digests)
+        .live(now)
+        .exclude(pk=launch.pk)
+        .order_by("-last_used_at", "-pk")
+        .values_list("pk", flat=True)
+    )
+    surplus = list(others[conf.SMART_LAUNCHES_PER_BROWSER - 1 :])
+    if not surplus:
+        return []
+    launches = Launch.objects.filter(pk__in=surplus)
+    return end_launches(launches, reason="too_many_open", now=now)
+
+
+def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
+    """
+    End the older offline grants that *grant* replaces and no live launch uses.
+
+    Returns:
+        Primary keys of the grants whose tokens the EHR has to be told of.
+    """
+    if not grant.is_offline or grant.user_id is None:
+        return []
+    older = (
+        TokenGrant.objects.active()
+        .offline()
+        .filter(
+            user_id=grant.user_id,
+            registration_id=grant.registration_id,
+            patient_id=grant.patient_id,
+        )
+        .exclude(pk=grant.pk)
+        .exclude(pk__in=_grants_in_use(now))
+        .values_list("pk", "patient_id")
+    )
+    # Patient ids differ in case; not every database's comparison does.
+    same = [pk for pk, patient_id in older if patient_id == grant.patient_id]
+    return _end_grants(same, now=now)
+
+
+def find_unused_grants(now: datetime) -> QuerySet[TokenGrant]:
+    """Active grants that should have ended with their launch."""
+    return (
+        TokenGrant.objects.active()
+        .launched()
+        .filter(is_offline=False)
+        .exclude(pk__in=_grants_in_use(now))
+    )
+
+
+def disconnect_grant(grant: TokenGrant) -> list[int]:
+    """
+    End one grant, and the launches that use it, because its owner wants it.
+
+    Returns:
+        Primary keys of the grants whose tokens the EHR has to be told of.
+    """
+    now = timezone.now()
+    Launch.objects.filter(grant=grant).end(reason="disconnected", now=now)
+    return _end_grants([grant.pk], now=now)
+
+
+def revoke_at_server(grant: TokenGrant) -> bool:
+    """
+    Tell the EHR that an ended grant's tokens are not needed, then drop them (SEC-12).
+
+    Returns:
+        Whether the matter is closed; if not, the worker tries again later.
+    """
+    if not grant.is_revocation_pending:
+        return True
+    try:
+        revoke_tokens(grant)
+    except SMARTError as exc:
+        logger.warning("Grant %s: not revoked yet (%s)", grant.pk, exc.code)
+        return False
+    TokenGrant.objects.filter(pk=grant.pk).forget_tokens()
+    fields = describe_grant("grant_revoked", grant)
+    logger.info("Grant %s revoked", grant.pk, extra=fields)
+    return True
+
+
+def revoke_tokens(grant: TokenGrant) -> None:
+    """
+    Tell the EHR that the tokens *grant* holds are not needed; its row stays as it is.
+
+    Returns if the EHR was told, or offers no way to.
+
+    Raises:
+        TransportError, DiscoveryError, TokenError, CredentialsError: it could not be
+            told, or did not say that it has understood.
+    """
+    configuration = get_configuration(grant.registration.server)
+    endpoint = configuration.revocation_endpoint
+    if endpoint is not None:
+        _send_revocations(grant, endpoint, token_endpoint=configuration.token_endpoint)
+
+
+def _send_revocations(
+    grant: TokenGrant, revocation_endpoint: str, *, token_endpoint: str
+) -> None:
+    # The refresh token first: most servers end its access tokens with it.
+    tokens = (
+        (grant.refresh_token, "refresh_token"),
+        (grant.access_token, "access_token"),
+    )
+    for token, hint in tokens:
+        if not token:
+            continue
+        response = send(
+            build_revocation_request(
+                revocation_endpoint=revocation_endpoint,
+                token=token,
+                token_type_hint=hint,
+                # The assertion names the token endpoint here too (RFC 7523 section 3).
+                client_authentication=build_client_authentication(
+                    grant.registration, token_endpoint=token_endpoint
+                ),
+            )
+        )
+        try:
+            process_revocation_response(response)
+        except TokenResponseError as exc:
+            if exc.error == _CLIENT_REFUSED:
+                raise
+            # It is the token that was refused, and that will not get better.
+            logger.warning("Grant %s: its revocation was refused", grant.pk)
+
+
+def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
+    grants = list(TokenGrant.objects.active().filter(pk__in=list(grant_ids)))
+    ended = []
+    for grant in grants:
+        # One by one: a grant that ended elsewhere meanwhile is not told of twice.
+        if TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now):
+            grant.status = TokenGrant.Status.REVOKED
+            transaction.on_commit(
+                partial(grant_revoked.send, sender=TokenGrant, grant=grant)
+            )
+            ended.append(grant.pk)
+    return ended
+
+
+def _grants_in_use(now: datetime) -> QuerySet[Any, Any]:
+    return Launch.objects.live(now).filter(grant__isnull=False).values("grant_id")

@@ -1,0 +1,62 @@
+"""Sign-out at the EHR as well, where its server is set to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import urljoin
+
+from django.utils import timezone
+
+from ..models import Launch
+from ..protocol.logout import build_end_session_url
+from ..protocol.urls import get_origin
+
+__all__ = ["find_end_session_url"]
+
+
+def find_end_session_url(
+    browser_digests: Collection[str], *, user_id: Any, return_to: str
+) -> str | None:
+    """
+    Where the EHR ends the session of who signed in with it, in this browser.
+
+    Call it before the launches of the browser are ended.  Nothing is fetched.
+
+    Args:
+        user_id: who is signed in; other people's launches are not looked at.
+        return_to: path of this site, or URL, that the EHR sends the browser to.
+
+    Returns:
+        ``None`` unless the latest sign-in was at a server with ``rp_initiated_logout``
+        that is known to have an ``end_session_endpoint``.
+
+    Spec: OpenID Connect RP-Initiated Logout 1.0.
+    """
+    launch = (
+        Launch.objects.with_related()
+        .of_browser(browser_digests)
+        .live(timezone.now())
+        .filter(
+            user_id=user_id,
+            identity__isnull=False,
+            intent=Launch.Intent.SIGN_IN,
+        )
+        .order_by("-completed_at", "-pk")
+        .first()
+    )
+    if launch is None:
+        return None
+    registration = launch.registration
+    if not registration.server.rp_initiated_logout:
+        return None
+    configuration = registration.server.read_configuration()
+    if configuration is None or configuration.end_session_endpoint is None:
+        return None
+    # The site as this EHR knows it.
+    origin = get_origin(registration.redirect_uri)
+    return build_end_session_url(
+        configuration.end_session_endpoint,
+        client_id=registration.client_id,
+        post_logout_redirect_uri=urljoin(origin, return_to),
+    )

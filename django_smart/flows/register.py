@@ -1,0 +1,253 @@
+"""Register this site's client at a server: what commands and admin have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.db import IntegrityError, transaction
+from django.urls import NoReverseMatch, reverse
+from django.utils.http import urlencode
+from django.utils.text import slugify
+
+from ..conf import conf
+from ..exceptions import InsecureURLError
+from ..fields import digest
+from ..models import ClientRegistration, FHIRServer
+from ..presets import get_preset_values
+from ..protocol.urls import get_origin, validate_https_url
+from .keys import ensure_active_key
+
+__all__ = [
+    "ClientURLs",
+    "RegistrationInput",
+    "build_client_urls",
+    "get_site_url",
+    "make_slug",
+    "register_client",
+    "validate_site_url",
+]
+
+_CREDENTIALS = ("client_secret", "client_secret_env", "client_secret_file")
+_AuthMethod = ClientRegistration.AuthMethod
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegistrationInput:
+    """
+    What an operator says of one client at one server.
+
+    ``None`` leaves a stored value as it is, and a new row with its default.
+
+    Attributes:
+        base_url: FHIR base URL; with ``client_id`` it names the row to update.
+        site_url: origin of this site, which ``redirect_uri`` is made from; empty for
+            ``SMART_SITE_URL``.
+        server_values: columns of the server by name; they win over the preset's.
+        registration_values: columns of the registration by name.
+    """
+
+    base_url: str
+    client_id: str
+    slug: str | None = None
+    name: str | None = None
+    preset: str | None = None
+    site_url: str = ""
+    server_values: Mapping[str, Any] = field(default_factory=dict)
+    registration_values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientURLs:
+    """What the vendor's form asks for; each complete and fixed (REG-02, REG-03)."""
+
+    launch_url: str
+    login_url: str
+    redirect_uri: str
+    jwks_url: str
+
+
+def register_client(data: RegistrationInput) -> ClientRegistration:
+    """
+    Store the server and the registration, new or updated, in one transaction.
+
+    Sends nothing to the server.  With ``private_key_jwt`` a signing key is made if none
+    is active.
+
+    Raises:
+        ValidationError: a fault that is visible in the rows themselves; nothing is
+            stored.
+        ImproperlyConfigured: the package's URLs are not included in the site's.
+    """
+    try:
+        with transaction.atomic():
+            server = _store_server(data)
+            registration = _store_registration(data, server)
+            if registration.uses_private_key:
+                ensure_active_key(registration.signing_algorithm)
+    except IntegrityError as exc:
+        # Between the check of the constraints and the insert.
+        raise ValidationError(
+            "Somebody else registered the same server or client at the same moment; "
+            "do it again."
+        ) from exc
+    return registration
+
+
+def validate_site_url(url: str) -> str:
+    """
+    The origin *url*, without a trailing slash.
+
+    Raises:
+        InsecureURLError: not https (see ``SMART_INSECURE_HTTP_HOSTS``), or more than
+            scheme, host and port: paths come from the site's URLs.
+    """
+    origin = url.removesuffix("/")
+    validate_https_url(
+        origin, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS, what="site URL"
+    )
+    parts = urlsplit(origin)
+    if parts.path or parts.query or origin.endswith("?"):
+        raise InsecureURLError(
+            "The site URL is more than scheme, host and port; paths come from the "
+            "site's own URLs."
+        )
+    return origin
+
+
+def get_site_url(registration: ClientRegistration) -> str:
+    """Where *registration* is used: the origin it was registered with, or is set."""
+    if registration.redirect_uri:
+        return get_origin(registration.redirect_uri)
+    return conf.SMART_SITE_URL
+
+
+def build_client_urls(registration: ClientRegistration, *, site_url: str) -> ClientURLs:
+    """
+    The URLs to enter in the vendor's form.
+
+    Args:
+        site_url: as :func:`validate_site_url` returns it.
+
+    Raises:
+        ImproperlyConfigured: the package's URLs are not included in the site's.
+    """
+    query = urlencode({"server": registration.server.slug})
+    return ClientURLs(
+        launch_url=site_url + _reverse("launch"),
+        login_url=f"{site_url}{_reverse('login')}?{query}",
+        redirect_uri=registration.redirect_uri or site_url + _reverse("callback"),
+        jwks_url=site_url + _reverse("jwks"),
+    )
+
+
+def _reverse(name: str) -> str:
+    try:
+        return reverse(f"django_smart:{name}")
+    except NoReverseMatch as exc:
+        raise ImproperlyConfigured(
+            'Include the URLs of django_smart: path("smart/", '
+            'include("django_smart.urls")).'
+        ) from exc
+
+
+def _store_server(data: RegistrationInput) -> FHIRServer:
+    try:
+        known = FHIRServer.objects.with_base_url(data.base_url).first()
+    except InsecureURLError as exc:
+        raise ValidationError({"base_url": str(exc)}, code=exc.code) from exc
+    server = known or FHIRServer(
+        base_url=data.base_url,
+        name=urlsplit(data.base_url).hostname or "",
+    )
+    if data.slug is not None:
+        server.slug = data.slug
+    elif known is None:
+        server.slug = make_slug(data.base_url)
+    if data.name is not None:
+        server.name = data.name
+    if data.preset is not None:
+        server.preset = data.preset
+        _assign(server, get_preset_values(data.preset, client_id=data.client_id))
+    _assign(server, data.server_values)
+    server.full_clean()
+    server.save()
+    return server
+
+
+def make_slug(base_url: str) -> str:
+    """A slug from the host of *base_url* that no server has."""
+    host = urlsplit(base_url).hostname or ""
+    stem = slugify(host.replace(".", "-").replace(":", "-"))[:90] or "server"
+    slug, number = stem, 1
+    while FHIRServer.objects.filter(slug=slug).exists():
+        number += 1
+        slug = f"{stem}-{number}"
+    return slug
+
+
+def _store_registration(
+    data: RegistrationInput, server: FHIRServer
+) -> ClientRegistration:
+    known = ClientRegistration.objects.filter(
+        server=server, client_id_digest=digest(data.client_id)
+    ).first()
+    registration = known or ClientRegistration(client_id=data.client_id)
+    registration.server = server
+    values = dict(data.registration_values)
+    if known is None and "token_endpoint_auth_method" not in values:
+        _choose_method(values)
+    _clear_replaced_credentials(registration, values)
+    _assign(registration, values)
+    if "redirect_uri" not in values and (
+        data.site_url or not registration.redirect_uri
+    ):
+        _set_redirect_uri(registration, data.site_url or conf.SMART_SITE_URL)
+    registration.full_clean()
+    registration.save()
+    return registration
+
+
+def _choose_method(values: dict[str, Any]) -> None:
+    """Backend services have one method; otherwise it is said, or the default."""
+    launches = values.get("ehr_scope") or values.get("standalone_scope")
+    secret = any(values.get(name) for name in _CREDENTIALS)
+    if values.get("system_scope") and not launches and not secret:
+        values["token_endpoint_auth_method"] = _AuthMethod.PRIVATE_KEY_JWT
+
+
+def _clear_replaced_credentials(
+    registration: ClientRegistration, values: Mapping[str, Any]
+) -> None:
+    """A new secret replaces the old one wherever that was; a method may need none."""
+    method = values.get("token_endpoint_auth_method", "")
+    if any(values.get(name) for name in _CREDENTIALS) or method in (
+        _AuthMethod.NONE,
+        _AuthMethod.PRIVATE_KEY_JWT,
+    ):
+        _assign(registration, dict.fromkeys(_CREDENTIALS, ""))
+
+
+def _set_redirect_uri(registration: ClientRegistration, site_url: str) -> None:
+    if not site_url:
+        if registration.is_for_launches:
+            raise ValidationError(
+                {
+                    "redirect_uri": "The address of this site is not known: give the "
+                    "site URL, or set SMART_SITE_URL."
+                }
+            )
+        return
+    try:
+        origin = validate_site_url(site_url)
+    except InsecureURLError as exc:
+        raise ValidationError({"site_url": str(exc)}, code=exc.code) from exc
+    registration.redirect_uri = origin + _reverse("callback")
+
+
+def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(row, name, value)

@@ -1,0 +1,285 @@
+"""What a registration needs, held against what its server says it offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..exceptions import UnsupportedServerError
+from ..models import ClientRegistration, FHIRServer, Launch
+from ..protocol.capabilities import Capability
+from ..protocol.configuration import SMARTConfiguration
+from ..protocol.scopes import ScopeSet
+from .discovery import fetch_configuration
+
+__all__ = [
+    "Problem",
+    "ask_and_check",
+    "check_backend_service",
+    "check_launch",
+    "check_registration",
+    "find_problems",
+]
+
+_AuthMethod = ClientRegistration.AuthMethod
+# What a server that lists no methods says of them.
+_CLIENT_TYPES = {
+    _AuthMethod.NONE: Capability.CLIENT_PUBLIC,
+    _AuthMethod.CLIENT_SECRET_BASIC: Capability.CLIENT_CONFIDENTIAL_SYMMETRIC,
+    _AuthMethod.CLIENT_SECRET_POST: Capability.CLIENT_CONFIDENTIAL_SYMMETRIC,
+    _AuthMethod.PRIVATE_KEY_JWT: Capability.CLIENT_CONFIDENTIAL_ASYMMETRIC,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """
+    One thing that a registration needs and its server does not offer.
+
+    Attributes:
+        code: a word for it that stays.
+        what: what is lacking, in words without a full stop.
+        fix: what to do about it, likewise.
+    """
+
+    code: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}."
+
+
+def check_registration(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> None:
+    """
+    Refuse *registration* if any use it is made for is bound to fail.
+
+    A member that the server leaves out, as old ones do, speaks against nothing.
+
+    Raises:
+        UnsupportedServerError: says all that is lacking, and what to do about each.
+    """
+    _refuse(find_problems(registration, configuration))
+
+
+def find_problems(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> list[Problem]:
+    """What :func:`check_registration` refuses *registration* for, one by one."""
+    problems = list(_find_client_problems(registration, configuration))
+    if registration.is_for_launches:
+        problems += _find_authorization_problems(registration, configuration)
+    if registration.ehr_scope:
+        problems += _find_mode_problems(Launch.Kind.EHR, configuration)
+    if registration.standalone_scope:
+        problems += _find_mode_problems(Launch.Kind.STANDALONE, configuration)
+    if registration.system_scope:
+        problems += _find_grant_type_problems("client_credentials", configuration)
+    problems += _find_scope_problems(
+        registration.server,
+        configuration,
+        f"{registration.ehr_scope} {registration.standalone_scope} "
+        f"{registration.system_scope}",
+    )
+    return problems
+
+
+def ask_and_check(registration: ClientRegistration) -> None:
+    """
+    :func:`check_registration` by what is known of the server, or else by asking it.
+
+    Nothing is written before the server has answered, so this may be called within a
+    transaction.
+
+    Raises:
+        UnsupportedServerError: as there; the server was asked just now.
+        TransportError, DiscoveryError: nothing is known, or what is known speaks
+            against it, and the server could not be asked.
+    """
+    server = registration.server
+    known = server.read_configuration()
+    if known is not None:
+        with suppress(UnsupportedServerError):
+            check_registration(registration, known)
+            return
+    check_registration(registration, fetch_configuration(server))
+
+
+def check_launch(launch: Launch, configuration: SMARTConfiguration) -> None:
+    """
+    Refuse *launch* before the browser leaves, if it is bound to fail.
+
+    Raises:
+        UnsupportedServerError: says all that is lacking, and what to do about each.
+    """
+    registration = launch.registration
+    _refuse(
+        [
+            *_find_client_problems(registration, configuration),
+            *_find_authorization_problems(registration, configuration),
+            *_find_mode_problems(launch.kind, configuration),
+            *_find_scope_problems(
+                registration.server, configuration, launch.scope_asked
+            ),
+        ]
+    )
+
+
+def check_backend_service(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> None:
+    """
+    Refuse a token request of *registration*'s backend service that is bound to fail.
+
+    Raises:
+        UnsupportedServerError: says all that is lacking, and what to do about each.
+    """
+    _refuse(
+        [
+            *_find_client_problems(registration, configuration),
+            *_find_grant_type_problems("client_credentials", configuration),
+            *_find_scope_problems(
+                registration.server, configuration, registration.system_scope
+            ),
+        ]
+    )
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise UnsupportedServerError(" ".join(map(str, problems)))
+
+
+def _find_client_problems(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Problem]:
+    method = registration.token_endpoint_auth_method
+    methods = configuration.token_endpoint_auth_methods_supported
+    types = [each for each in set(_CLIENT_TYPES.values()) if configuration.has(each)]
+    # A public client does not authenticate, so servers need not list "none".
+    if methods:
+        if method not in (_AuthMethod.NONE, *methods):
+            yield Problem(
+                code="method_not_offered",
+                what=f"The server does not offer the authentication method {method}; "
+                f"it offers {', '.join(methods)}",
+                fix="register the client there, and here, for one of these",
+            )
+    elif types and _CLIENT_TYPES[_AuthMethod(method)] not in types:
+        yield Problem(
+            code="method_not_offered",
+            what=f"The server does not offer the authentication method {method}, as "
+            f"its capabilities have no {_CLIENT_TYPES[_AuthMethod(method)]}; they have "
+            f"{', '.join(sorted(types))}",
+            fix="register the client for one of these",
+        )
+    algorithms = configuration.token_endpoint_auth_signing_alg_values_supported
+    algorithm = registration.signing_algorithm
+    if registration.uses_private_key and algorithms and algorithm not in algorithms:
+        yield Problem(
+            code="algorithm_not_offered",
+            what=f"The server does not take signatures of {algorithm}; it takes "
+            f"{', '.join(algorithms)}",
+            fix="set the registration's signing algorithm",
+        )
+
+
+def _find_authorization_problems(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Problem]:
+    server = registration.server
+    if not (server.authorization_endpoint or configuration.authorization_endpoint):
+        yield Problem(
+            code="authorization_endpoint_missing",
+            what="The server names no authorization_endpoint, which launches need",
+            fix="if its vendor tells one, set the server's authorization endpoint",
+        )
+    methods = configuration.code_challenge_methods_supported
+    always = server.pkce == FHIRServer.PKCE.ALWAYS
+    # An old server that lists nothing is sent S256; "plain" is never an answer.
+    if always and methods and not configuration.supports_s256:
+        yield Problem(
+            code="s256_not_offered",
+            what=f"The server offers the code challenge {', '.join(methods)} and not "
+            "S256 (DISC-08)",
+            fix="have S256 switched on there, or set the server's PKCE to "
+            "if_advertised to go without",
+        )
+    yield from _find_grant_type_problems("authorization_code", configuration)
+
+
+def _find_grant_type_problems(
+    grant_type: str, configuration: SMARTConfiguration
+) -> Iterator[Problem]:
+    offered = configuration.grant_types_supported
+    if offered and grant_type not in offered:
+        yield Problem(
+            code="grant_type_not_offered",
+            what=f"The server does not offer the grant type {grant_type}; it offers "
+            f"{', '.join(offered)}",
+            fix="leave out the scopes that need it",
+        )
+
+
+def _find_mode_problems(
+    kind: str, configuration: SMARTConfiguration
+) -> Iterator[Problem]:
+    modes = {
+        Launch.Kind.EHR: (Capability.LAUNCH_EHR, "EHR"),
+        Launch.Kind.STANDALONE: (Capability.LAUNCH_STANDALONE, "standalone"),
+    }
+    capability, name = modes[Launch.Kind(kind)]
+    if configuration.capabilities and not configuration.has(capability):
+        yield Problem(
+            code=f"{name.lower()}_launch_not_offered",
+            what=f"The server does not offer {name} launches, as its capabilities have "
+            f"no {capability}",
+            fix=f"empty the registration's scope for {name} launch, or have it "
+            "switched on there",
+        )
+
+
+def _find_scope_problems(
+    server: FHIRServer, configuration: SMARTConfiguration, scope: str
+) -> Iterator[Problem]:
+    scopes = ScopeSet.parse(scope)
+    v1 = [each.text for each in scopes.resource_scopes if each.is_v1]
+    v2 = [each.text for each in scopes.resource_scopes if not each.is_v1]
+    takes_v1 = configuration.has(Capability.PERMISSION_V1)
+    takes_v2 = configuration.has(Capability.PERMISSION_V2)
+    if v2 and server.scope_syntax == FHIRServer.ScopeSyntax.V1:
+        yield Problem(
+            code="v2_scopes_not_offered",
+            what=f"The server is set to scopes of version 1, and {v2[0]} is of "
+            "version 2",
+            fix="write it with .read, .write or .*, or set the server's scope syntax "
+            "to v2",
+        )
+    elif v2 and takes_v1 and not takes_v2:
+        yield Problem(
+            code="v2_scopes_not_offered",
+            what="The server offers scopes of version 1 alone (permission-v1), and "
+            f"{v2[0]} is of version 2",
+            fix="write it with .read, .write or .*",
+        )
+    if v1 and takes_v2 and not takes_v1:
+        yield Problem(
+            code="v1_scopes_not_offered",
+            what="The server offers scopes of version 2 alone (permission-v2), and "
+            f"{v1[0]} is of version 1",
+            fix=f"write {ScopeSet.parse(v1[0]).to_v2()}",
+        )
+    if (
+        "online_access" in scopes
+        and configuration.has(Capability.PERMISSION_OFFLINE)
+        and not configuration.has(Capability.PERMISSION_ONLINE)
+    ):
+        yield Problem(
+            code="online_access_not_offered",
+            what="The server does not offer online_access, as its capabilities have "
+            "permission-offline alone",
+            fix="ask for offline_access, or for neither",
+        )

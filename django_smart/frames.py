@@ -1,0 +1,161 @@
+"""
+Pages in a frame of the EHR's: who may frame them, and cookies that come back there.
+
+Browsers keep a site's ordinary cookies out of another site's frame.  ``SameSite=None;
+Secure; Partitioned`` ones come back, from a jar that belongs to the page around the
+frame: a frame is another browser.  The value of its :class:`.browser.Browser` names the
+server whose frame it is, so that pages without a launch know of it too.
+"""
+
+from __future__ import annotations
+
+from http.cookies import Morsel
+from typing import Any
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils.cache import patch_vary_headers
+
+from .browser import FRAME_MARK, peek_browser
+from .models import FHIRServer, Launch
+
+__all__ = [
+    "adapt_response",
+    "is_framed",
+    "is_same_site",
+    "may_be_framed",
+    "may_embed",
+    "set_frame",
+]
+
+_DESTINATIONS = frozenset({"embed", "frame", "iframe", "object"})
+_SAME_SITE = frozenset({"same-origin", "same-site"})
+_POLICIES = ("Content-Security-Policy", "Content-Security-Policy-Report-Only")
+_ATTRIBUTES: dict[str, Any] = {
+    "partitioned": True,
+    "samesite": "None",
+    "secure": True,
+}
+_UNKNOWN = object()
+
+
+class _PartitionedMorsel(Morsel[str]):
+    """A cookie that can be ``Partitioned``, which Python knows from 3.14 on."""
+
+    _reserved = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore[attr-defined]
+    _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]
+
+
+def is_framed(request: HttpRequest) -> bool:
+    """Whether the browser shows the answer inside another page."""
+    return request.headers.get("Sec-Fetch-Dest", "") in _DESTINATIONS
+
+
+def is_same_site(request: HttpRequest) -> bool:
+    """Whether a page of this very site asked, whose frame has the ordinary cookies."""
+    return request.headers.get("Sec-Fetch-Site", "") in _SAME_SITE
+
+
+def may_embed(server: FHIRServer) -> bool:
+    """Whether *server* may show this site in a frame."""
+    return server.allow_embedding and bool(server.frame_origins)
+
+
+def set_frame(request: HttpRequest, server: FHIRServer | None) -> None:
+    """
+    Say whose frame the answer is for, where neither prefix nor cookie tell.
+
+    Args:
+        server: ``None`` for an answer that is not for a frame.
+    """
+    request.smart_frame = server  # type: ignore[attr-defined]  # ours to add
+
+
+def may_be_framed(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Whether :func:`adapt_response` may have work to do; found without a query."""
+    # Every page comes by here: META, and not the headers that are made of it.
+    destination = request.META.get("HTTP_SEC_FETCH_DEST")
+    if destination:
+        if destination in _DESTINATIONS:
+            return True
+        if not response.cookies:
+            return False  # a file, say, which no page can have for a frame
+    return (
+        hasattr(request, "smart_frame")
+        or getattr(request, "smart_prefix", None) is not None
+        or (
+            (
+                hasattr(request, "smart_browser")
+                or FRAME_MARK in request.META.get("HTTP_COOKIE", "")
+            )
+            and peek_browser(request).frame is not None
+        )
+    )
+
+
+def adapt_response(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Let the server whose frame it is for show *response*, and nobody else."""
+    server = _find_server(request)
+    if server is None or not may_embed(server):
+        return
+    _set_frame_ancestors(response, " ".join(server.frame_origins))
+    response.headers.pop("X-Frame-Options", None)
+    patch_vary_headers(response, ["Cookie"])
+    # In a frame of this very site, cookies are shared with the site's other windows.
+    if peek_browser(request).frame is not None:
+        _partition_cookies(response)
+
+
+def _find_server(request: HttpRequest) -> FHIRServer | None:
+    server: Any = getattr(request, "smart_frame", _UNKNOWN)
+    if server is not _UNKNOWN:
+        return server  # type: ignore[no-any-return]
+    if request.smart_prefix is not None:  # type: ignore[attr-defined]
+        launch: Launch | None = request.smart.named_launch  # type: ignore[attr-defined]
+        if launch is not None:
+            return launch.registration.server if launch.is_framed else None
+    browser = peek_browser(request)
+    if browser.frame is not None:
+        if request.headers.get("Sec-Fetch-Dest") == "document":
+            return None  # a window of its own
+        return FHIRServer.objects.filter(pk=browser.frame).first()
+    if not browser.digests or not is_framed(request):
+        return None
+    launch = (
+        Launch.objects.with_related()
+        .filter(browser_digest__in=browser.digests, is_framed=True)
+        .first()
+    )
+    return launch.registration.server if launch else None
+
+
+def _set_frame_ancestors(response: HttpResponseBase, origins: str) -> None:
+    """Replace this one directive of what the site's own policy says, or add it."""
+    response.headers.setdefault(_POLICIES[0], "")
+    for name in _POLICIES:
+        if name in response.headers:
+            response.headers[name] = ", ".join(
+                _replace_frame_ancestors(policy, origins)
+                # Several policies in one header: each of them has to allow it.
+                for policy in response.headers[name].split(",")
+            )
+
+
+def _replace_frame_ancestors(policy: str, origins: str) -> str:
+    directives = [each.strip() for each in policy.split(";")]
+    kept = [
+        each
+        for each in directives
+        if each and each.split()[0].lower() != "frame-ancestors"
+    ]
+    return "; ".join([*kept, f"frame-ancestors {origins}"])
+
+
+def _partition_cookies(response: HttpResponseBase) -> None:
+    """All of them, those that are taken away too: a jar of its own has no others."""
+    for name, cookie in list(response.cookies.items()):
+        morsel = _PartitionedMorsel()
+        morsel.set(name, cookie.value, cookie.coded_value)
+        morsel.update(cookie)
+        morsel.update(_ATTRIBUTES)
+        response.cookies[name] = morsel

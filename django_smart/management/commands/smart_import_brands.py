@@ -1,0 +1,156 @@
+"""Import user-access brands, for people to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from django_smart.conf import conf
+from django_smart.exceptions import SMARTError
+from django_smart.flows.brands import (
+    BrandImport,
+    import_brand_file,
+    import_brands,
+    remove_brands,
+)
+from django_smart.models import BrandBundle, FHIRServer
+
+__all__ = ["Command"]
+
+_SCHEMES = ("https://", "http://")
+
+
+class Command(BaseCommand):
+    """``smart_import_brands``: exit status 1 if a bundle could not be imported."""
+
+    help = (
+        "Read a bundle of user-access brands from a file or a URL: organisations, "
+        "their portals and their FHIR servers, for people to choose from at login/. "
+        "All of a bundle is stored or nothing; again, it changes what has changed."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        parser.add_argument("source", nargs="?", help="File, or https URL.")
+        parser.add_argument(
+            "--server",
+            metavar="SLUG",
+            help="The bundle that this server's own configuration links to.",
+        )
+        parser.add_argument(
+            "--known",
+            action="store_true",
+            help="Every bundle that was read from a URL, as a scheduled job does.",
+        )
+        parser.add_argument(
+            "--name",
+            default="",
+            help="For a file: a later file of the same name replaces it.",
+        )
+        parser.add_argument(
+            "--force", action="store_true", help="Read it even if it has not changed."
+        )
+        parser.add_argument(
+            "--remove",
+            action="store_true",
+            help="Forget what came from this source or, for a file, this --name.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Import one bundle or all that are known, or remove one."""
+        chosen = [options["source"], options["server"], options["known"]]
+        if sum(map(bool, chosen)) != 1:
+            raise CommandError("Name a file or URL, or give --server or --known.")
+        if options["remove"]:
+            self._remove(options)
+        elif options["known"]:
+            self._import_known(force=options["force"])
+        else:
+            try:
+                self._report(_import(options))
+            except (SMARTError, ImproperlyConfigured) as exc:
+                raise CommandError(str(exc)) from exc
+            except OSError as exc:
+                raise CommandError(f"Cannot read it: {exc.strerror}") from exc
+
+    def _import_known(self, *, force: bool) -> None:
+        failures = 0
+        bundles = BrandBundle.objects.all()
+        urls = [each for each in bundles if each.location.startswith(_SCHEMES)]
+        for bundle in urls:
+            try:
+                self._report(import_brands(bundle.location, force=force))
+            except (SMARTError, ImproperlyConfigured) as exc:
+                failures += 1
+                self.stderr.write(f"{bundle.location}: {exc}")
+        if failures:
+            raise CommandError(f"{failures} of {len(urls)} bundles failed.")
+
+    def _remove(self, options: dict[str, Any]) -> None:
+        source = options["source"]
+        if not source:
+            raise CommandError("Name the source to remove.")
+        location = options["name"] or source
+        if location == source and not source.startswith(_SCHEMES):
+            location = str(Path(source).resolve())
+        try:
+            removed = remove_brands(location)
+        except BrandBundle.DoesNotExist:
+            raise CommandError(f"Nothing came from {location}.") from None
+        self.stdout.write(f"{removed} brands removed.")
+
+    def _report(self, result: BrandImport) -> None:
+        location = result.bundle.location
+        if not result.is_new:
+            self.stdout.write(f"{location}: unchanged")
+            return
+        self.stdout.write(f"{location}:")
+        for name, counts in (
+            ("brands", result.brands),
+            ("endpoints", result.endpoints),
+        ):
+            added, changed, removed = counts
+            self.stdout.write(
+                f"  {name}: {added} added, {changed} changed, {removed} removed"
+            )
+        for line in _get_remarks(result):
+            self.stderr.write(line)
+
+
+def _import(options: dict[str, Any]) -> BrandImport:
+    source, slug, force = options["source"], options["server"], options["force"]
+    if slug:
+        server = FHIRServer.objects.filter(slug=slug).first()
+        if server is None:
+            raise CommandError(f"There is no server {slug}.")
+        configuration = server.read_configuration()
+        if configuration is None or not configuration.user_access_brand_bundle:
+            raise CommandError(
+                f"The stored configuration of {slug} has no user_access_brand_bundle; "
+                "smart_discover fetches it anew."
+            )
+        url = configuration.user_access_brand_bundle
+        return import_brands(url, server=server, force=force)
+    if source.startswith(_SCHEMES):
+        return import_brands(source, force=force)
+    return import_brand_file(Path(source), name=options["name"], force=force)
+
+
+def _get_remarks(result: BrandImport) -> Iterator[str]:
+    for reason, count in sorted(result.problems.items()):
+        yield f"Left out, {count} times: {reason}"
+    accepted = conf.SMART_LOGO_LICENSES
+    for url in result.licenses:
+        if url not in accepted:
+            yield (
+                f"Logos under {url} are not shown until SMART_LOGO_LICENSES names it."
+            )
+    if result.primary_matches not in {None, 1}:
+        yield (
+            f"{result.primary_matches} brands have the identifier that the server's "
+            "configuration names, in place of one."
+        )

@@ -1,0 +1,30 @@
+"""Delete what is long over, as the task does, without Celery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from django_smart.flows.background import purge
+
+__all__ = ["Command"]
+
+
+class Command(BaseCommand):
+    """``smart_purge``: for a site without a worker, call it every day."""
+
+    help = (
+        "End launches that are out of time, revoke what ended here, and delete what "
+        "ended longer ago than SMART_PURGE_AFTER, as the task purge does."
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Tidy up, and print the counts."""
+        result = purge()
+        self.stdout.write(
+            f"launches out of time: {result.launches_failed}, "
+            f"launches deleted: {result.launches_deleted}, "
+            f"grants deleted: {result.grants_deleted}, "
+            f"revocations finished: {result.revocations_finished}"
+        )

@@ -1,0 +1,342 @@
+"""Register this site's client at a FHIR server, or bring a registration up to date."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import (
+    NON_FIELD_ERRORS,
+    ImproperlyConfigured,
+    ValidationError,
+)
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+
+from django_smart.exceptions import SMARTError
+from django_smart.flows.discovery import (
+    DISCOVERED_COLUMNS,
+    fetch_configuration,
+    fetch_jwks,
+)
+from django_smart.flows.register import (
+    ClientURLs,
+    RegistrationInput,
+    build_client_urls,
+    get_site_url,
+    register_client,
+)
+from django_smart.flows.support import check_registration
+from django_smart.management import dynamic
+from django_smart.management.columns import get_column_names
+from django_smart.management.entries import (
+    ENTRY_NAMES,
+    EntryError,
+    build_input,
+    get_option,
+    parse_file,
+    parse_settings,
+)
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.protocol.configuration import SMARTConfiguration
+
+__all__ = ["Command"]
+
+_URLS = tuple(field.name for field in fields(ClientURLs))
+
+
+class Command(BaseCommand):
+    """
+    ``smart_register``: prints the URLs for the vendor's form, as JSON.
+
+    Standard output is that JSON and nothing else; remarks go to standard error.
+    """
+
+    help = (
+        "Register this site's client at a FHIR server. Again with the same base URL "
+        "and client id it updates the registration; what is not given stays as it is."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        what = parser.add_argument_group("what")
+        what.add_argument("--base-url", metavar="URL", help="FHIR base URL.")
+        what.add_argument("--client-id", metavar="ID", help="As the server gave it.")
+        what.add_argument(
+            "--from",
+            dest="file",
+            metavar="FILE",
+            help="JSON list of entries named as these options, with underscores; "
+            "- for standard input. All are stored, or none.",
+        )
+        by_server = parser.add_argument_group("registration by the server itself")
+        by_server.add_argument(
+            "--dynamic",
+            action="store_true",
+            help="Have the server make the client id (RFC 7591), in place of "
+            "--client-id; a check is part of it.",
+        )
+        by_server.add_argument(
+            "--initial-access-token-env",
+            metavar="VAR",
+            help="Environment variable with the token that its operator gave.",
+        )
+        by_server.add_argument(
+            "--client-name",
+            metavar="NAME",
+            help="What people read where they approve. Default: the site's host.",
+        )
+        credentials = parser.add_argument_group("credentials")
+        credentials.add_argument(
+            "--client-secret",
+            metavar="SECRET",
+            help="Stored encrypted. Other users of this machine can see it on the "
+            "command line; --secret-env and --from - avoid that.",
+        )
+        credentials.add_argument(
+            "--secret-env",
+            metavar="VAR",
+            help="Environment variable that holds the secret when it is used.",
+        )
+        credentials.add_argument(
+            "--auth-method",
+            choices=ClientRegistration.AuthMethod.values,
+            help="Default: client_secret_basic; private_key_jwt if there is only a "
+            "--system-scope.",
+        )
+        scopes = parser.add_argument_group("scopes, separated by spaces")
+        scopes.add_argument("--ehr-scope", metavar="SCOPE", help="For EHR launches.")
+        scopes.add_argument(
+            "--standalone-scope", metavar="SCOPE", help="For launches from this site."
+        )
+        scopes.add_argument(
+            "--system-scope", metavar="SCOPE", help="For backend services."
+        )
+        server = parser.add_argument_group("the server")
+        server.add_argument(
+            "--slug", help="Its name in URLs. Default: made from the host."
+        )
+        server.add_argument("--name", help="Its name for people. Default: the host.")
+        server.add_argument(
+            "--preset",
+            choices=FHIRServer.Preset.values,
+            help="Vendor whose known oddities are filled in.",
+        )
+        server.add_argument(
+            "--embed",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="Whether it may show this site in a frame.",
+        )
+        server.add_argument(
+            "--frame-origin",
+            action="append",
+            metavar="URL",
+            help="Origin of the page with the frame; can be repeated.",
+        )
+        rest = parser.add_argument_group("the rest")
+        rest.add_argument(
+            "--site-url",
+            metavar="URL",
+            help="Scheme and host of this site. Default: SMART_SITE_URL.",
+        )
+        rest.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            help="Set any other column, by name; durations in seconds, headers and "
+            "lists in JSON; can be repeated. Columns: "
+            f"{', '.join(get_column_names())}.",
+        )
+        rest.add_argument(
+            "--check",
+            action="store_true",
+            help="Ask the server first, and store nothing if it cannot be used so.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Store what was given and print the URLs."""
+        if options["dynamic"]:
+            self._handle_dynamic(options)
+            return
+        for name in dynamic.OPTIONS:
+            if options[name] is not None:
+                raise CommandError(f"--{name.replace('_', '-')} goes with --dynamic.")
+        file = options["file"]
+        entries = [_read_options(options)] if file is None else _read_file(options)
+        try:
+            registrations = _register(entries, check=options["check"])
+            answers = [
+                _describe(registration, site_url=data.site_url)
+                for registration, data in zip(registrations, entries, strict=True)
+            ]
+        except ImproperlyConfigured as exc:
+            raise CommandError(str(exc)) from exc
+        for registration in registrations:
+            self._remark(registration)
+        self.stdout.write(json.dumps(answers[0] if file is None else answers, indent=2))
+
+    def _handle_dynamic(self, options: dict[str, Any]) -> None:
+        try:
+            outcome = dynamic.register_by_options(options, environ=os.environ)
+            registration = outcome.registration
+            answer = _describe(registration, site_url=options["site_url"] or "")
+        except (EntryError, ImproperlyConfigured, ValueError) as exc:
+            raise CommandError(str(exc)) from exc
+        except ValidationError as exc:
+            raise CommandError(_explain(exc)) from exc
+        except SMARTError as exc:
+            said = getattr(exc, "error_description", "")
+            said = f' The server says: "{said}"' if said else ""
+            raise CommandError(f"{exc} ({exc.code}){said}") from exc
+        self._remark(registration)
+        for remark in dynamic.describe_outcome(outcome):
+            self.stderr.write(f"{registration.server.slug}: {remark}")
+        answer = {**answer, "client_id": registration.client_id}
+        self.stdout.write(json.dumps(answer, indent=2))
+
+    def _remark(self, registration: ClientRegistration) -> None:
+        """Say what is no fault but hardly meant."""
+        where = registration.server.slug
+        if not registration.is_for_launches and not registration.system_scope:
+            self.stderr.write(
+                f"{where}: no scope is registered, so nothing can be launched. Give "
+                "--ehr-scope, --standalone-scope or --system-scope."
+            )
+        if not get_site_url(registration):
+            self.stderr.write(
+                f"{where}: the address of this site is not known, so its URLs cannot "
+                "be printed. Give --site-url, or set SMART_SITE_URL."
+            )
+        variable = registration.client_secret_env
+        if variable and not os.environ.get(variable):
+            self.stderr.write(
+                f"{where}: {variable} is not set here; the web processes and workers "
+                "need it."
+            )
+
+
+def _read_options(options: dict[str, Any]) -> RegistrationInput:
+    for name in ("base_url", "client_id"):
+        if not options[name]:
+            raise CommandError(f"Give {get_option(name)}, or --from FILE.")
+    entry = {name: options[name] for name in ENTRY_NAMES}
+    try:
+        return build_input({**entry, "set": parse_settings(options["set"])})
+    except EntryError as exc:
+        raise CommandError(str(exc)) from exc
+
+
+def _read_file(options: dict[str, Any]) -> list[RegistrationInput]:
+    site_url = options["site_url"] or ""
+    given = [name for name in ENTRY_NAMES if options[name] is not None]
+    if options["set"] or given not in ([], ["site_url"]):
+        raise CommandError(
+            "With --from, what to register stands in the file; only --site-url and "
+            "--check go with it."
+        )
+    result: list[RegistrationInput] = []
+    try:
+        for entry in parse_file(_read_text(options["file"])):
+            result.append(build_input(entry, site_url=site_url))  # noqa: PERF401 (counted)
+    except EntryError as exc:
+        raise CommandError(f"Entry {len(result) + 1}: {exc}") from exc
+    return result
+
+
+def _read_text(file: str) -> str:
+    try:
+        if file == "-":
+            return sys.stdin.read()
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as exc:
+        raise CommandError(f"{file} cannot be read: {type(exc).__name__}.") from exc
+
+
+def _register(
+    entries: Sequence[RegistrationInput], *, check: bool
+) -> list[ClientRegistration]:
+    """
+    Store all entries, or none.
+
+    A check happens between two runs, the first of which is rolled back: no request is
+    made inside a transaction, and nothing is stored that the server refuses.
+    """
+    with transaction.atomic():
+        registrations = _store(entries)
+        transaction.set_rollback(check)
+    if not check:
+        return registrations
+    _check(registrations)
+    with transaction.atomic():
+        stored = _store(entries)
+        for registration, checked in zip(stored, registrations, strict=True):
+            server = registration.server
+            for name in DISCOVERED_COLUMNS:
+                setattr(server, name, getattr(checked.server, name))
+            server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
+    return stored
+
+
+def _store(entries: Sequence[RegistrationInput]) -> list[ClientRegistration]:
+    registrations = []
+    for number, data in enumerate(entries, start=1):
+        try:
+            registrations.append(register_client(data))
+        except ValidationError as exc:
+            place = f"Entry {number}: " if len(entries) > 1 else ""
+            raise CommandError(place + _explain(exc)) from exc
+    # One object for each server, as the last of its entries left it.
+    servers = {each.server_id: each.server for each in registrations}
+    for registration in registrations:
+        registration.server = servers[registration.server_id]
+    return registrations
+
+
+def _check(registrations: Sequence[ClientRegistration]) -> None:
+    """Ask each server once, and hold its registrations against the answer."""
+    configurations: dict[int, SMARTConfiguration] = {}
+    for registration in registrations:
+        server = registration.server
+        try:
+            if server.pk not in configurations:
+                configurations[server.pk] = fetch_configuration(server, save=False)
+            check_registration(registration, configurations[server.pk])
+            if _uses_openid(registration):
+                fetch_jwks(server, save=False)
+        except SMARTError as exc:
+            raise CommandError(f"{server.slug}: {exc} ({exc.code})") from exc
+
+
+def _uses_openid(registration: ClientRegistration) -> bool:
+    scopes = f"{registration.ehr_scope} {registration.standalone_scope}".split()
+    return "openid" in scopes
+
+
+def _explain(error: ValidationError) -> str:
+    if not hasattr(error, "error_dict"):
+        return " ".join(error.messages)
+    return "\n".join(
+        " ".join(messages)
+        if column == NON_FIELD_ERRORS
+        else f"{get_option(column)}: {' '.join(messages)}"
+        for column, messages in error.message_dict.items()
+    )
+
+
+def _describe(
+    registration: ClientRegistration, *, site_url: str
+) -> dict[str, str | None]:
+    site_url = site_url.removesuffix("/") or get_site_url(registration)
+    slug = registration.server.slug
+    if not site_url:
+        # Backend services alone: nobody is ever sent here.
+        return {"slug": slug, **dict.fromkeys(_URLS)}
+    return {"slug": slug, **asdict(build_client_urls(registration, site_url=site_url))}

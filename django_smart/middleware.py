@@ -1,0 +1,226 @@
+"""
+The outermost middleware: launch prefix, ``request.smart`` and the browser cookie.
+
+It has no rules of its own: which launch a request may use is :mod:`.context`'s matter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.db import connections
+from django.http import Http404, HttpRequest, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.urls import set_script_prefix
+from django.utils import timezone
+from django.utils.cache import patch_vary_headers
+from django.utils.encoding import escape_uri_path
+from django.utils.http import escape_leading_slashes
+
+from .browser import get_browser
+from .context import SMARTContext
+from .error_pages import render_error
+from .error_pages.endings import ENDINGS
+from .error_pages.retry import connect_again, connect_records, get_page
+from .error_pages.trouble import is_trouble, render_trouble
+from .exceptions import ContextChangedError, EndedLaunchError, PrefixError, SMARTError
+from .flows.refresh import get_access_token
+from .frames import adapt_response, may_be_framed
+from .message_names import keep_messages_apart
+from .models import Launch
+from .prefix import LaunchPrefix
+
+__all__ = ["SMARTMiddleware"]
+
+logger = logging.getLogger(__name__)
+
+_Response = HttpResponseBase | Awaitable[HttpResponseBase]
+
+# Their pages are the same for every launch, and their forms post to fixed paths.
+_APPS_OUTSIDE = frozenset({"admin", "django_smart"})
+
+
+class SMARTMiddleware:
+    """Put it first in ``MIDDLEWARE``."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], _Response]) -> None:
+        self.get_response = get_response
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> _Response:
+        if self._is_async:
+            return self._acall(request)
+        # Every page of the site comes by here: what is not needed is not made.
+        prefix = _enter(request)
+        try:
+            response = cast("HttpResponseBase", self.get_response(request))
+        finally:
+            if prefix is not None:
+                prefix.leave()
+        if prefix is not None or hasattr(request, "smart_browser"):
+            _finish(request, response, prefix)
+        if may_be_framed(request, response):
+            adapt_response(request, response)
+        return response
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        prefix = _enter(request)
+        try:
+            pending = cast("Awaitable[HttpResponseBase]", self.get_response(request))
+            response = await pending
+        finally:
+            if prefix is not None:
+                prefix.leave()
+        _finish(request, response, prefix)
+        if may_be_framed(request, response):
+            await sync_to_async(adapt_response)(request, response)
+        return response
+
+    def process_view(
+        self,
+        request: HttpRequest,
+        view: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> HttpResponseBase | None:
+        """Check the key of the prefix, before the view and outside its transaction."""
+        prefix: LaunchPrefix | None = request.smart_prefix  # type: ignore[attr-defined]
+        if prefix is not None:
+            context: SMARTContext = request.smart  # type: ignore[attr-defined]
+            match = request.resolver_match
+            if match is not None and _APPS_OUTSIDE.intersection(match.app_names):
+                return self._leave_prefix(request, prefix)
+            try:
+                context.check_prefix()
+            except PrefixError as exc:
+                # Links of the page must not carry the key that was just refused.
+                set_script_prefix(prefix.outer)
+                return self._render_refusal(request, exc)
+            keep_messages_apart(request, key=prefix.key)
+        if _opens_transaction(view):
+            try:
+                _refresh_before_transaction(request)
+            except ContextChangedError as exc:
+                return self.process_exception(request, exc)
+        return None
+
+    def process_exception(
+        self, request: HttpRequest, exception: Exception
+    ) -> HttpResponseBase | None:
+        """Tell of trouble with the EHR; a transaction of the view's is rolled back."""
+        if not isinstance(exception, SMARTError):
+            return None
+        prefix: LaunchPrefix | None = request.smart_prefix  # type: ignore[attr-defined]
+        launch: Launch | None = request.smart.launch  # type: ignore[attr-defined]
+        if isinstance(exception, ContextChangedError):
+            if prefix is not None:
+                set_script_prefix(prefix.outer)
+            return self._render_ending(request, exception, launch)
+        if launch is None or not is_trouble(exception):
+            return None
+        logger.warning(
+            "Launch %s: a page failed: %s",
+            launch.pk,
+            exception.code,
+            exc_info=exception,
+        )
+        return render_trouble(request, exception, launch)
+
+    def _render_refusal(
+        self, request: HttpRequest, error: PrefixError
+    ) -> HttpResponseBase:
+        """Tell how to start again, which only an ended launch may say of itself."""
+        context: SMARTContext = request.smart  # type: ignore[attr-defined]
+        is_ended = isinstance(error, EndedLaunchError)
+        return self._render_ending(
+            request, error, context.named_launch if is_ended else None
+        )
+
+    @staticmethod
+    def _render_ending(
+        request: HttpRequest, error: SMARTError, launch: Launch | None
+    ) -> HttpResponseBase:
+        if launch is None:
+            return render_error(
+                request, error, retry=connect_records(next_url=get_page(request))
+            )
+        return render_error(
+            request,
+            error,
+            retry=connect_again(launch, next_url=get_page(request)),
+            server_name=launch.registration.server.name,
+            kind=launch.kind,
+            extra={"reason": ENDINGS.get(launch.why_ended(timezone.now()), "")},
+        )
+
+    @staticmethod
+    def _leave_prefix(request: HttpRequest, prefix: LaunchPrefix) -> HttpResponseBase:
+        if request.method not in {"GET", "HEAD"}:
+            raise Http404("Not served under a launch prefix.")
+        # Quoted again, and never "//": that would be the start of another host.
+        path = escape_leading_slashes(
+            escape_uri_path(prefix.outer.rstrip("/") + request.path_info)
+        )
+        query = request.META.get("QUERY_STRING", "")
+        return HttpResponseRedirect(f"{path}?{query}" if query else path)
+
+
+def _enter(request: HttpRequest) -> LaunchPrefix | None:
+    """Give *request* its context, and take the launch prefix off if there is one."""
+    prefix = LaunchPrefix.find(request)
+    context = SMARTContext(request, None if prefix is None else prefix.key)
+    request.smart_prefix = prefix  # type: ignore[attr-defined]  # ours to add
+    request.smart = context  # type: ignore[attr-defined]
+    request.asmart = context.aload  # type: ignore[attr-defined]
+    if prefix is not None:
+        prefix.enter()
+    return prefix
+
+
+def _finish(
+    request: HttpRequest, response: HttpResponseBase, prefix: LaunchPrefix | None
+) -> None:
+    if prefix is not None:
+        prefix.keep_for(response)
+    if (browser := getattr(request, "smart_browser", None)) is not None:
+        browser.apply(response)
+        patch_vary_headers(response, ["Cookie"])
+
+
+def _opens_transaction(view: Callable[..., Any]) -> bool:
+    for alias, values in connections.settings.items():
+        if values["ATOMIC_REQUESTS"] and alias not in getattr(
+            view, "_non_atomic_requests", ()
+        ):
+            return True
+    return False
+
+
+def _refresh_before_transaction(request: HttpRequest) -> None:
+    """
+    Refresh a due token while nothing is rolled back yet.
+
+    A view that does not touch FHIR must not fail because the EHR is away, so a failure
+    is left for the first request of the client to meet.
+
+    Raises:
+        ContextChangedError: the launch was ended, so the view must not run.
+    """
+    context: SMARTContext = request.smart  # type: ignore[attr-defined]
+    if not get_browser(request).digest or not context or context.grant is None:
+        return
+    context.grant.registration = context.launch.registration  # type: ignore[union-attr]
+    try:
+        get_access_token(context.grant)
+    except ContextChangedError:
+        raise
+    except SMARTError as exc:
+        context.grant.refresh_failure = exc

@@ -1,0 +1,59 @@
+"""Mixins for class-based views that need a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, cast
+
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.views.generic import View
+
+from .decorators import get_launch_refusal
+from .protocol.scopes import ScopeSet
+
+__all__ = ["SMARTRequiredMixin"]
+
+
+class SMARTRequiredMixin(View):
+    """
+    :func:`~django_smart.decorators.smart_required` for class-based views.
+
+    Attributes:
+        smart_scopes: a scope string or ``ScopeSet`` that has to be granted.
+        smart_context: ``"patient"``, ``"encounter"``, both, or neither.
+    """
+
+    smart_scopes: str | ScopeSet = ""
+    smart_context: str | tuple[str, ...] = ()
+
+    def dispatch(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        """Answer with a page if the request's launch does not suffice."""
+        if self.view_is_async:
+            # Called in the event loop; Django awaits what it returns.
+            later = self._adispatch(request, *args, **kwargs)
+            return cast("HttpResponseBase", later)
+        refusal = self._refuse(request)
+        if refusal is not None:
+            return refusal
+        return super().dispatch(request, *args, **kwargs)
+
+    async def _adispatch(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        refusal = await sync_to_async(self._refuse)(request)
+        if refusal is not None:
+            return refusal
+        later = super().dispatch(request, *args, **kwargs)
+        return await cast("Awaitable[HttpResponseBase]", later)
+
+    def _refuse(self, request: HttpRequest) -> HttpResponseBase | None:
+        scopes = self.smart_scopes
+        if isinstance(scopes, str):
+            scopes = ScopeSet.parse(scopes, strict=True)
+        context = self.smart_context
+        names = (context,) if isinstance(context, str) else context
+        return get_launch_refusal(request, scopes=scopes, context=names)

@@ -1,0 +1,31 @@
+"""The tables: what is registered, launched and granted, and whom one can connect to."""
+
+from __future__ import annotations
+
+from .brand import Brand
+from .brand_access import BrandAccess
+from .brand_bundle import BrandBundle
+from .brand_endpoint import BrandEndpoint
+from .brand_word import BrandWord
+from .grant import TokenGrant
+from .identity import Identity
+from .key import SigningKey
+from .launch import Launch
+from .registration import ClientRegistration
+from .server import FHIRServer
+from .task_run import TaskRun
+
+__all__ = [
+    "Brand",
+    "BrandAccess",
+    "BrandBundle",
+    "BrandEndpoint",
+    "BrandWord",
+    "ClientRegistration",
+    "FHIRServer",
+    "Identity",
+    "Launch",
+    "SigningKey",
+    "TaskRun",
+    "TokenGrant",
+]

@@ -1,0 +1,359 @@
+"""FHIR servers: where launches come from and tokens may go to."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from ..conf import conf
+from ..exceptions import SMARTError
+from ..fields import DigestField, digest
+from ..protocol.capabilities import Capability, CapabilitySet
+from ..protocol.configuration import SMARTConfiguration
+from ..protocol.urls import normalize_base_url
+from ..words import SearchTextField
+from .refresh_state import RefreshState, RefreshStateQuerySet
+from .server_values import (
+    validate_base_url,
+    validate_endpoint,
+    validate_headers,
+    validate_origins,
+)
+
+__all__ = ["MAX_URL_LENGTH", "FHIRServer", "FHIRServerQuerySet"]
+
+MAX_URL_LENGTH = 1000
+"""Characters of every URL that is stored, here and in the other models."""
+
+
+class FHIRServerQuerySet(RefreshStateQuerySet):
+    """Rows by what the outside calls them."""
+
+    def active(self) -> FHIRServerQuerySet:
+        """Servers that are switched on."""
+        return self.filter(is_active=True)
+
+    def with_base_url(self, base_url: str) -> FHIRServerQuerySet:
+        """The server with this base URL, compared after removing one trailing slash."""
+        return self.filter(base_url_digest=digest(normalize_base_url(base_url)))
+
+    def claim_discovery(
+        self, server: FHIRServer, *, now: datetime, pause: timedelta
+    ) -> bool:
+        """
+        Whether the caller may ask *server* again now.
+
+        No more than one of all processes may within *pause*, unless it succeeded:
+        while a server is down nobody else waits for it.
+        """
+        return bool(
+            self.filter(pk=server.pk)
+            .exclude(discovery_failed_at__gt=now - pause)
+            # Marked before it is known: the race is between those that wait for it.
+            .update(discovery_failed_at=now)
+        )
+
+
+class FHIRServer(RefreshState):
+    """
+    One FHIR base URL, what was discovered there, and how the server is odd.
+
+    The base URL is what an EHR launch sends as ``iss`` and the authorization request
+    as ``aud``; ``issuer`` is the OpenID Connect issuer and may be another.
+    """
+
+    class Preset(models.TextChoices):
+        """Vendors whose known oddities are filled in on registration."""
+
+        GENERIC = "", _("none")
+        EPIC = "epic", _("Epic")
+        ORACLE_HEALTH = "oracle_health", _("Oracle Health")
+        ATHENAHEALTH = "athenahealth", _("athenahealth")
+        ECLINICALWORKS = "eclinicalworks", _("eClinicalWorks")
+        SMART_LAUNCHER = "smart_launcher", _("SMART launcher")
+
+    class AudRule(models.TextChoices):
+        """What is sent as ``aud``."""
+
+        AS_RECEIVED = "as_received", _("the launch's iss, character for character")
+        BASE_URL = "base_url", _("the registered base URL")
+
+    class PKCE(models.TextChoices):
+        """When a code challenge is sent; it is always S256."""
+
+        ALWAYS = "always", _("always")
+        IF_ADVERTISED = "if_advertised", _("if the server advertises S256")
+        NEVER = "never", _("never")
+
+    class AuthorizeMethod(models.TextChoices):
+        """How the browser is sent to the authorization endpoint."""
+
+        AUTO = "auto", _("GET, and POST for long requests where advertised")
+        GET = "get", _("GET")
+        POST = "post", _("POST")
+
+    class ScopeSyntax(models.TextChoices):
+        """How resource scopes are written."""
+
+        V1 = "v1", _("version 1 (patient/Observation.read)")
+        V2 = "v2", _("version 2 (patient/Observation.rs)")
+
+    class BasicCredentials(models.TextChoices):
+        """How client id and secret go into ``Authorization: Basic``."""
+
+        RAW = "raw", _("as they are")
+        FORM_ENCODED = "form_encoded", _("form-encoded first (RFC 6749)")
+
+    class BearerBoundary(models.TextChoices):
+        """Where an access token may be sent."""
+
+        BASE = "base", _("the base URL and below it")
+        ORIGIN = "origin", _("any path of the base URL's origin")
+
+    class IntrospectionMode(models.TextChoices):
+        """How a call to the introspection endpoint is authorized."""
+
+        BEARER = "bearer", _("with an access token")
+        CLIENT = "client", _("with the client's credentials")
+
+    slug = models.SlugField(_("slug"), max_length=100, unique=True)
+    name = models.CharField(_("name"), max_length=200)
+    search_text = SearchTextField(_("words of the name"), source="name")
+    base_url = models.CharField(
+        _("FHIR base URL"), max_length=MAX_URL_LENGTH, validators=[validate_base_url]
+    )
+    base_url_digest = DigestField(
+        verbose_name=_("digest of the base URL"), sources=("normalized_base_url",)
+    )
+    is_active = models.BooleanField(_("active"), default=True)
+    preset = models.CharField(
+        _("preset"), max_length=20, choices=Preset, blank=True, default=Preset.GENERIC
+    )
+
+    # Discovered, and shared by every worker.
+    configuration = models.JSONField(_("SMART configuration"), null=True, blank=True)
+    configuration_fetched_at = models.DateTimeField(
+        _("configuration fetched at"), null=True, blank=True
+    )
+    configuration_max_age = models.PositiveIntegerField(
+        _("seconds the configuration may be kept"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("As the server says; empty if it does not."),
+    )
+    jwks = models.JSONField(_("JWK Set"), null=True, blank=True)
+    jwks_fetched_at = models.DateTimeField(
+        _("JWK Set fetched at"), null=True, blank=True
+    )
+    jwks_max_age = models.PositiveIntegerField(
+        _("seconds the JWK Set may be kept"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("As the server says; empty if it does not."),
+    )
+    discovery_failed_at = models.DateTimeField(
+        _("discovery failed at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("Empty if the last attempt succeeded."),
+    )
+    issuer = models.CharField(
+        _("discovered issuer"), max_length=MAX_URL_LENGTH, blank=True, default=""
+    )
+    jwks_uri = models.CharField(
+        _("discovered JWK Set URL"), max_length=MAX_URL_LENGTH, blank=True, default=""
+    )
+
+    # Manual overrides: used in place of what discovery says.
+    authorization_endpoint = models.CharField(
+        _("authorization endpoint"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        validators=[validate_endpoint],
+    )
+    token_endpoint = models.CharField(
+        _("token endpoint"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        validators=[validate_endpoint],
+    )
+    revocation_endpoint = models.CharField(
+        _("revocation endpoint"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        validators=[validate_endpoint],
+    )
+    introspection_endpoint = models.CharField(
+        _("introspection endpoint"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        validators=[validate_endpoint],
+    )
+
+    # Oddities: typed columns with safe defaults.
+    aud_rule = models.CharField(
+        _("aud rule"), max_length=20, choices=AudRule, default=AudRule.AS_RECEIVED
+    )
+    pkce = models.CharField(_("PKCE"), max_length=20, choices=PKCE, default=PKCE.ALWAYS)
+    authorize_method = models.CharField(
+        _("authorization request"),
+        max_length=10,
+        choices=AuthorizeMethod,
+        default=AuthorizeMethod.AUTO,
+    )
+    discovery_headers = models.JSONField(
+        _("extra discovery headers"),
+        default=dict,
+        blank=True,
+        validators=[validate_headers],
+        help_text=_('For example {"Epic-Client-ID": "…"}.'),
+    )
+    scope_syntax = models.CharField(
+        _("scope syntax"), max_length=5, choices=ScopeSyntax, default=ScopeSyntax.V2
+    )
+    id_token_issuer = models.CharField(
+        _("ID token issuer"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text=_("Expected iss of ID tokens, if discovery does not tell it."),
+    )
+    id_token_algorithms = models.CharField(
+        _("ID token algorithms"),
+        max_length=100,
+        blank=True,
+        default="",
+        help_text=_("Space-separated; empty accepts the package's allow-list."),
+    )
+    nonce_required = models.BooleanField(_("nonce required"), default=True)
+    basic_credentials = models.CharField(
+        _("Basic credentials"),
+        max_length=20,
+        choices=BasicCredentials,
+        default=BasicCredentials.RAW,
+    )
+    send_scope_on_refresh = models.BooleanField(
+        _("send scope on refresh"), default=False
+    )
+    introspection_mode = models.CharField(
+        _("introspection authorized"),
+        max_length=10,
+        choices=IntrospectionMode,
+        default=IntrospectionMode.BEARER,
+    )
+    rp_initiated_logout = models.BooleanField(
+        _("sign out there too"),
+        default=False,
+        help_text=_("Sign-out sends the browser to the server's end_session_endpoint."),
+    )
+    bearer_boundary = models.CharField(
+        _("bearer boundary"),
+        max_length=10,
+        choices=BearerBoundary,
+        default=BearerBoundary.BASE,
+    )
+    allow_embedding = models.BooleanField(
+        _("may embed this site in a frame"), default=False
+    )
+    frame_origins = models.JSONField(
+        _("frame origins"), default=list, blank=True, validators=[validate_origins]
+    )
+    authorize_in_frame = models.BooleanField(
+        _("authorization page may be in a frame"),
+        default=True,
+        help_text=_("If not, launches in a frame go on in a new window."),
+    )
+    refresh_token_lifetime = models.DurationField(
+        _("refresh token lifetime"), null=True, blank=True
+    )
+    min_refresh_interval = models.DurationField(
+        _("least refresh interval"), null=True, blank=True
+    )
+    rate_limit = models.PositiveIntegerField(
+        _("requests per second"), null=True, blank=True
+    )
+
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    updated_at = models.DateTimeField(_("updated at"), auto_now=True)
+
+    objects = FHIRServerQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("FHIR server")
+        verbose_name_plural = _("FHIR servers")
+        ordering = ("name", "pk")
+        constraints = (
+            models.UniqueConstraint(
+                fields=["base_url_digest"],
+                name="django_smart_server_base_url",
+                violation_error_message=_(
+                    "A server with this base URL is registered already."
+                ),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name or self.slug
+
+    @property
+    def normalized_base_url(self) -> str:
+        """The base URL as it is looked up: without a trailing slash."""
+        return normalize_base_url(self.base_url)
+
+    @property
+    def endpoint_overrides(self) -> dict[str, str]:
+        """The endpoints that are set by hand, by their name in discovery."""
+        names = (
+            "authorization_endpoint",
+            "token_endpoint",
+            "revocation_endpoint",
+            "introspection_endpoint",
+        )
+        return {name: value for name in names if (value := getattr(self, name))}
+
+    def read_configuration(self) -> SMARTConfiguration | None:
+        """
+        What was discovered, with the overrides, however long ago.
+
+        ``None`` if nothing is stored, or nothing that today's settings accept.
+        """
+        if self.configuration is None:
+            return None
+        try:
+            return SMARTConfiguration.from_json(
+                self.configuration,
+                base_url=self.base_url,
+                insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+                overrides=self.endpoint_overrides,
+            )
+        except SMARTError:
+            return None
+
+    def get_capabilities(self) -> frozenset[Capability]:
+        """What the server says it can, as far as the specification names it."""
+        configuration = self.read_configuration()
+        return configuration.known_capabilities if configuration else frozenset()
+
+    def get_capability_sets(self) -> frozenset[CapabilitySet]:
+        """The purposes that the server serves whole (CAPS-04 to CAPS-07)."""
+        configuration = self.read_configuration()
+        return configuration.capability_sets if configuration else frozenset()
+
+    def validate_constraints(self, exclude: Any = None) -> None:
+        # The digest is made by save(); the constraint is checked before it.
+        try:
+            self.base_url_digest = digest(self.normalized_base_url)
+        except SMARTError:
+            # Told of at the field itself.
+            self.base_url_digest = None
+        super().validate_constraints(exclude=exclude)

@@ -1,0 +1,147 @@
+"""The launch prefix: ``/~<key>/`` before every path of a launched page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.http import FileResponse, HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import get_script_prefix, reverse, set_script_prefix
+
+from .conf import conf
+
+__all__ = [
+    "LaunchPrefix",
+    "build_launch_path",
+    "get_protocol_url",
+    "split_launch_key",
+]
+
+_KEY = r"[A-Za-z0-9_-]{22,64}"
+
+
+class LaunchPrefix:
+    """The prefix of one request: taken off the path, and made the script prefix."""
+
+    @classmethod
+    def find(cls, request: HttpRequest) -> LaunchPrefix | None:
+        """The prefix of *request*; ``None`` without one, as most requests are."""
+        mark = conf.SMART_LAUNCH_PREFIX
+        if not mark or not request.path_info.startswith(mark, 1):
+            return None
+        key, path_info = split_launch_key(request.path_info)
+        return None if key is None else cls(request, key, path_info)
+
+    def __init__(self, request: HttpRequest, key: str, path_info: str) -> None:
+        self.outer = get_script_prefix()
+        self.key = key
+        self._inner = f"{self.outer}{conf.SMART_LAUNCH_PREFIX}{self.key}/"
+        self._request = request
+        self._path_info = path_info
+
+    def enter(self) -> None:
+        """Let ``reverse()`` and every view see the site as if it were mounted here."""
+        # Django adds the script prefix to these when they are first read, and keeps
+        # the result: read them before the prefix is a launch's.
+        _ = settings.STATIC_URL, settings.MEDIA_URL
+        request = self._request
+        request.path_info = request.META["PATH_INFO"] = self._path_info
+        request.META["SCRIPT_NAME"] = self._inner.removesuffix("/")
+        set_script_prefix(self._inner)
+
+    def leave(self) -> None:
+        """Put the script prefix back."""
+        set_script_prefix(self.outer)
+
+    def keep_for(self, response: HttpResponseBase) -> None:
+        """Let the parts of a streaming response, made after ``leave``, have it too."""
+        if (
+            not isinstance(response, StreamingHttpResponse)
+            # A file has no links, and servers send one by faster means.
+            or isinstance(response, FileResponse)
+        ):
+            return
+        parts = response.streaming_content
+        response.streaming_content = (
+            self._stream(parts) if isinstance(parts, Iterable) else self._astream(parts)
+        )
+
+    @contextmanager
+    def _as_script_prefix(self) -> Iterator[None]:
+        before = get_script_prefix()
+        set_script_prefix(self._inner)
+        try:
+            yield
+        finally:
+            set_script_prefix(before)
+
+    def _stream(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        iterator = iter(parts)
+        while True:
+            with self._as_script_prefix():
+                try:
+                    part = next(iterator)
+                except StopIteration:
+                    return
+            yield part
+
+    async def _astream(self, parts: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        iterator = aiter(parts)
+        while True:
+            with self._as_script_prefix():
+                try:
+                    part = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+            yield part
+
+
+def split_launch_key(path_info: str) -> tuple[str | None, str]:
+    """
+    The launch key in front of *path_info*, and the path without it.
+
+    Returns:
+        ``(None, path_info)`` if there is no launch prefix, or prefixes are turned off.
+    """
+    mark = conf.SMART_LAUNCH_PREFIX
+    if not mark or not path_info.startswith(f"/{mark}"):
+        return None, path_info
+    match = re.fullmatch(rf"/{re.escape(mark)}({_KEY})(/.*)?", path_info, re.DOTALL)
+    if match is None:
+        return None, path_info
+    return match[1], match[2] or "/"
+
+
+def build_launch_path(key: str, path: str) -> str:
+    """
+    *path* of this site, with or without a launch prefix, under the prefix of *key*.
+
+    Query and fragment stay.  Call it outside any launch prefix.
+    """
+    outer = get_script_prefix()
+    parts = urlsplit(path)
+    inner = "/" + parts.path.removeprefix(outer).lstrip("/")
+    _, inner = split_launch_key(inner)
+    mark = conf.SMART_LAUNCH_PREFIX
+    prefix = f"{outer}{mark}{key}" if mark else outer.rstrip("/")
+    return parts._replace(scheme="", netloc="", path=prefix + inner).geturl()
+
+
+def get_protocol_url(name: str) -> str:
+    """
+    The path of one of our own URLs, never under a launch prefix.
+
+    Args:
+        name: without the namespace, such as ``login``.
+    """
+    inner = get_script_prefix()
+    path = reverse(f"django_smart:{name}")
+    mark = conf.SMART_LAUNCH_PREFIX
+    match = mark and re.fullmatch(rf"(.*/){re.escape(mark)}{_KEY}/", inner)
+    if not match:
+        return path
+    return match[1] + path.removeprefix(inner)

@@ -1,0 +1,99 @@
+"""``authorization_details``: one token for several FHIR endpoints (experimental)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_smart.exceptions import InsecureURLError, MalformedTokenResponseError
+from django_smart.protocol.context import LaunchContext
+from django_smart.protocol.scopes import ScopeSet
+from django_smart.protocol.urls import normalize_base_url, validate_https_url
+
+__all__ = ["AuthorizationDetail", "parse_authorization_details"]
+
+_TYPE = "smart_on_fhir"
+# What an entry may say of its own; everything else is that of the whole answer.
+_OWN_MEMBERS = ("patient", "encounter", "fhirContext")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuthorizationDetail:
+    """
+    What an access token is good for at some FHIR endpoints.
+
+    Attributes:
+        locations: FHIR base URLs that may be sent the token.
+        fhir_versions: such as ``4.0.1``.
+        scopes: granted there.
+        context: of the launch, there.
+    """
+
+    locations: tuple[str, ...]
+    fhir_versions: tuple[str, ...]
+    scopes: ScopeSet = field(repr=False)
+    context: LaunchContext = field(repr=False)
+
+
+def parse_authorization_details(
+    value: object,
+    *,
+    scopes: ScopeSet,
+    context: LaunchContext,
+    insecure_hosts: frozenset[str] = frozenset(),
+) -> tuple[AuthorizationDetail, ...]:
+    """
+    Read the member ``authorization_details`` of a token response.
+
+    Entries of another type, and such as break the rules, are passed over: they give no
+    access, and the token is good for the FHIR server that was launched from either way.
+
+    Args:
+        value: as received.
+        scopes, context: of the answer as a whole, for what an entry leaves out.
+
+    Spec: SMART App Launch 2.2, "Obtain access token", Response,
+    ``authorization_details``; RFC 9396.
+    """
+    if not isinstance(value, list):
+        return ()
+    return tuple(_parse_entries(value, scopes, context, insecure_hosts))
+
+
+def _parse_entries(
+    entries: list[object],
+    scopes: ScopeSet,
+    context: LaunchContext,
+    insecure_hosts: frozenset[str],
+) -> Iterator[AuthorizationDetail]:
+    for entry in entries:
+        if not isinstance(entry, dict) or entry.get("type") != _TYPE:
+            continue
+        locations = _get_strings(entry, "locations")
+        versions = _get_strings(entry, "fhirVersions")
+        scope = entry.get("scope")
+        if not locations or not versions or not isinstance(scope, str | None):
+            continue
+        own = {name: entry[name] for name in _OWN_MEMBERS if name in entry}
+        try:
+            for location in locations:
+                validate_https_url(location, insecure_hosts=insecure_hosts)
+                normalize_base_url(location)
+            own_context = context.updated_by(LaunchContext.from_parameters(own))
+        except (InsecureURLError, MalformedTokenResponseError):
+            continue
+        yield AuthorizationDetail(
+            locations=locations,
+            fhir_versions=versions,
+            scopes=scopes if scope is None else ScopeSet.parse(scope),
+            context=own_context,
+        )
+
+
+def _get_strings(entry: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A list of strings; empty if it is anything else."""
+    value = entry.get(name)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    return ()

@@ -1,0 +1,385 @@
+"""User-access brands: what the entries of a brand bundle say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from django_smart.exceptions import InsecureURLError, MalformedBrandError
+from django_smart.protocol.logos import MAX_URL_CHARACTERS, sanitize_logo_url
+from django_smart.protocol.urls import (
+    is_https_url,
+    normalize_base_url,
+    validate_https_url,
+)
+
+__all__ = [
+    "CATEGORIES",
+    "Brand",
+    "BrandEndpoint",
+    "BrandIdentifier",
+    "BrandPlace",
+    "BrandPortal",
+    "parse_brand",
+    "parse_brand_endpoint",
+    "resolve_reference",
+]
+
+#: Codes of ``Organization.type`` that the specification names (BRAND-14).
+CATEGORIES = frozenset(
+    {
+        "prov",
+        "ins",
+        "laboratory",
+        "imaging",
+        "pharmacy",
+        "health-information-network",
+        "health-data-aggregator",
+    }
+)
+
+_TYPE_SYSTEM = "http://terminology.hl7.org/CodeSystem/organization-type"
+_STRUCTURE = "http://hl7.org/fhir/StructureDefinition/"
+_URI_SYSTEM = "urn:ietf:rfc:3986"
+_REST = "hl7-fhir-rest"
+_UNUSABLE = frozenset({"off", "entered-in-error"})
+# R4 is 4.0; R4B (4.1, 4.3) is another version with other resources.
+_R4 = re.compile(r"4\.0(\..+)?")
+_REFERENCE = re.compile(r"(?:.*/)?([A-Z][A-Za-z]{0,63}/[A-Za-z0-9\-.]{1,64})")
+_HISTORY = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}\Z")
+
+_MAX_NAME = 300
+_MAX_TEXT = 2000
+_MAX_ITEMS = 5000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrandIdentifier:
+    """``Organization.identifier``; ``system`` is empty if there is none."""
+
+    system: str
+    value: str
+
+    @property
+    def merge_key(self) -> tuple[str, str]:
+        """
+        What is equal for one organisation in two bundles (BRAND-06).
+
+        For a website that is its host without ``www.``, in lower case, and its path.
+        """
+        if self.system != _URI_SYSTEM:
+            return self.system, self.value
+        parts = urlsplit(self.value) if is_https_url(self.value) else None
+        if parts is None:
+            return self.system, self.value
+        host = parts.netloc.lower().removeprefix("www.")
+        return self.system, f"https://{host}{parts.path.rstrip('/')}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrandPlace:
+    """One address, as far as people look for it; members are empty if absent."""
+
+    city: str = ""
+    state: str = ""
+    postal_code: str = ""
+    country: str = ""
+
+    @property
+    def label(self) -> str:
+        """City and state, or whatever there is, for people."""
+        return ", ".join(part for part in (self.city, self.state) if part) or (
+            self.postal_code or self.country
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrandPortal:
+    """
+    One patient portal.
+
+    Attributes:
+        name, description, url, logo, logo_license: empty if absent or declined.
+        endpoints: references as written.
+    """
+
+    name: str = ""
+    description: str = ""
+    url: str = ""
+    logo: str = ""
+    logo_license: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Brand:
+    """
+    One organisation as people know it.
+
+    Attributes:
+        website, logo, logo_license, brand_bundle: empty if absent or declined.
+        categories: those of ``CATEGORIES`` it has.
+        part_of: reference as written, empty if there is none.
+        endpoints: references as written, of the brand itself.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    identifiers: tuple[BrandIdentifier, ...] = ()
+    categories: tuple[str, ...] = ()
+    places: tuple[BrandPlace, ...] = ()
+    website: str = ""
+    logo: str = ""
+    logo_license: str = ""
+    brand_bundle: str = ""
+    portals: tuple[BrandPortal, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    part_of: str = ""
+
+    @property
+    def merge_key(self) -> tuple[str, str] | None:
+        """The identifier by which two bundles are merged, ``None`` without one."""
+        ordered = sorted(self.identifiers, key=lambda each: each.system != _URI_SYSTEM)
+        return ordered[0].merge_key if ordered else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrandEndpoint:
+    """
+    One FHIR server that a bundle names.
+
+    Attributes:
+        address: FHIR base URL.
+        name: of the endpoint; people are shown the brand's instead (BRAND-09).
+        versions: FHIR versions as written.
+        developer_url: page for developers, empty if there is none.
+    """
+
+    address: str
+    name: str = ""
+    versions: tuple[str, ...] = ()
+    developer_url: str = ""
+
+    @property
+    def is_r4(self) -> bool:
+        """Whether FHIR R4 is among the versions, or none is named (BRAND-10)."""
+        return not self.versions or any(_R4.fullmatch(each) for each in self.versions)
+
+
+def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
+    """
+    Read an ``Organization``; ``None`` if it is not active.
+
+    What is wrong or declined (a ``data-absent-reason``) reads as absent.
+
+    Raises:
+        MalformedBrandError: it has no name.
+
+    Spec: SMART App Launch 2.2, "User-access Brands and Endpoints" (BRAND-05, BRAND-12).
+    """
+    if resource.get("active") is False:
+        return None
+    name = _text(resource.get("name"), _MAX_NAME)
+    if not name:
+        raise MalformedBrandError("An Organization has no name.")
+    brand = next(_get_extensions(resource, "organization-brand"), {})
+    return Brand(
+        name=name,
+        aliases=tuple(_texts(resource.get("alias"), _MAX_NAME)),
+        identifiers=tuple(_read_identifiers(resource)),
+        categories=tuple(dict.fromkeys(_read_categories(resource))),
+        places=tuple(dict.fromkeys(_read_places(resource))),
+        website=_read_website(resource),
+        logo=sanitize_logo_url(_get_value(brand, "brandLogo")),
+        logo_license=_link(_get_value(brand, "brandLogoLicense")),
+        brand_bundle=_link(_get_value(brand, "brandBundle")),
+        portals=tuple(
+            _read_portal(each)
+            for each in _get_extensions(resource, "organization-portal")
+        ),
+        endpoints=tuple(_read_references(resource.get("endpoint"))),
+        part_of=_read_reference(resource.get("partOf")),
+    )
+
+
+def parse_brand_endpoint(
+    resource: Mapping[str, Any], *, insecure_hosts: frozenset[str] = frozenset()
+) -> BrandEndpoint | None:
+    """
+    Read an ``Endpoint``; ``None`` if it is not FHIR's REST interface or is off.
+
+    Args:
+        insecure_hosts: hosts for which http will do.
+
+    Raises:
+        MalformedBrandError: no address that a launch could go to.
+
+    Spec: as :func:`parse_brand` (BRAND-10).
+    """
+    connection = resource.get("connectionType")
+    code = connection.get("code") if isinstance(connection, dict) else _REST
+    if code != _REST or _text(resource.get("status"), 20) in _UNUSABLE:
+        return None
+    address = _text(resource.get("address"), MAX_URL_CHARACTERS + 1)
+    try:
+        validate_https_url(address, insecure_hosts=insecure_hosts, what="address")
+        normalize_base_url(address)
+    except InsecureURLError as exc:
+        raise MalformedBrandError(f"An Endpoint cannot be used: {exc}") from exc
+    if len(address) > MAX_URL_CHARACTERS:
+        raise MalformedBrandError(
+            f"The address of an Endpoint has more than {MAX_URL_CHARACTERS} characters."
+        )
+    return BrandEndpoint(
+        address=address,
+        name=_text(resource.get("name"), _MAX_NAME),
+        versions=tuple(
+            dict.fromkeys(
+                version
+                for each in _get_extensions(resource, "endpoint-fhir-version")
+                if (version := _text(each.get("valueCode"), 20))
+            )
+        ),
+        developer_url=_read_contact(resource.get("contact")),
+    )
+
+
+def resolve_reference(reference: str, *, full_url: str) -> tuple[str, str]:
+    """
+    What *reference*, within the entry at *full_url*, can mean.
+
+    Returns:
+        The absolute URL to look for among the ``fullUrl``s, and ``Type/id`` to look for
+        if that is not found; each is empty if there is none.
+
+    Spec: FHIR R4, Bundle, "Resolving references in Bundles" (BRAND-07).
+    """
+    reference = _HISTORY.sub("", reference)
+    match = _REFERENCE.fullmatch(reference)
+    relative = match[1] if match else ""
+    if ":" in reference.partition("/")[0]:
+        # Absolute: another server's Type/id is not the same.
+        return reference, ""
+    base = _REFERENCE.fullmatch(full_url)
+    if base is None or not relative or reference != relative:
+        return "", relative
+    try:
+        return urljoin(full_url.removesuffix(base[1]), relative), relative
+    except ValueError:
+        return "", relative
+
+
+def _get_extensions(
+    resource: Mapping[str, Any], name: str
+) -> Iterator[Mapping[str, Any]]:
+    """Extensions with HL7's url for *name*, in order."""
+    for each in _objects(resource.get("extension")):
+        if each.get("url") == _STRUCTURE + name:
+            yield each
+
+
+def _get_values(extension: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """The ``value…`` members of the parts called *name*."""
+    for part in _objects(extension.get("extension")):
+        if part.get("url") == name:
+            for key, value in part.items():
+                if key.startswith("value"):
+                    yield value
+
+
+def _get_value(extension: Mapping[str, Any], name: str) -> Any:
+    return next(_get_values(extension, name), None)
+
+
+def _read_portal(extension: Mapping[str, Any]) -> BrandPortal:
+    return BrandPortal(
+        name=_text(_get_value(extension, "portalName"), _MAX_NAME),
+        description=_text(_get_value(extension, "portalDescription"), _MAX_TEXT),
+        url=_link(_get_value(extension, "portalUrl")),
+        logo=sanitize_logo_url(_get_value(extension, "portalLogo")),
+        logo_license=_link(_get_value(extension, "portalLogoLicense")),
+        endpoints=tuple(
+            _read_references(list(_get_values(extension, "portalEndpoint")))
+        ),
+    )
+
+
+def _read_identifiers(resource: Mapping[str, Any]) -> Iterator[BrandIdentifier]:
+    for each in _objects(resource.get("identifier")):
+        value = _text(each.get("value"), _MAX_NAME)
+        if value:
+            # The specification itself has it with a stray space once.
+            system = _text(each.get("system"), _MAX_NAME).replace(" ", "")
+            yield BrandIdentifier(system=system, value=value)
+
+
+def _read_categories(resource: Mapping[str, Any]) -> Iterator[str]:
+    for concept in _objects(resource.get("type")):
+        for coding in _objects(concept.get("coding")):
+            code = _text(coding.get("code"), 40)
+            if coding.get("system") == _TYPE_SYSTEM and code in CATEGORIES:
+                yield code
+
+
+def _read_places(resource: Mapping[str, Any]) -> Iterator[BrandPlace]:
+    for each in _objects(resource.get("address")):
+        place = BrandPlace(
+            city=_text(each.get("city"), 100),
+            state=_text(each.get("state"), 100),
+            postal_code=_text(each.get("postalCode"), 20),
+            country=_text(each.get("country"), 100),
+        )
+        if place.label:
+            yield place
+
+
+def _read_website(resource: Mapping[str, Any]) -> str:
+    return _read_contact(resource.get("telecom"))
+
+
+def _read_contact(points: object) -> str:
+    """The first ``url`` among contact points that is a link."""
+    for each in _objects(points):
+        if each.get("system") == "url" and (link := _link(each.get("value"))):
+            return link
+    return ""
+
+
+def _read_references(values: object) -> Iterator[str]:
+    for each in _objects(values):
+        if reference := _read_reference(each):
+            yield reference
+
+
+def _read_reference(value: object) -> str:
+    reference = value.get("reference") if isinstance(value, dict) else None
+    return _text(reference, MAX_URL_CHARACTERS)
+
+
+def _link(value: object) -> str:
+    """*value* if it is an https or http link, else an empty string."""
+    text = _text(value, MAX_URL_CHARACTERS)
+    return text if text.lower().startswith(("https://", "http://")) else ""
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    items = value if isinstance(value, list) else []
+    return [item for item in items[:_MAX_ITEMS] if isinstance(item, dict)]
+
+
+def _texts(value: object, length: int) -> Iterator[str]:
+    items = value if isinstance(value, list) else []
+    for item in items[:_MAX_ITEMS]:
+        if text := _text(item, length):
+            yield text
+
+
+def _text(value: object, length: int) -> str:
+    """*value* as one line that every database takes, cut to *length*."""
+    if not isinstance(value, str):
+        return ""
+    printable = "".join(char if char.isprintable() else " " for char in value)
+    return " ".join(printable.split())[:length]

@@ -1,0 +1,221 @@
+"""
+How a client proves itself at the token endpoint, one class for each method.
+
+``apply`` adds to the form parameters and headers of a request.  The names are those of
+``token_endpoint_auth_method``.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import MutableMapping, MutableSequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+from urllib.parse import quote_plus
+
+import jwt
+
+from django_smart.exceptions import CredentialsError
+from django_smart.protocol.jwk import PrivateKey, get_algorithm, load_private_key
+
+__all__ = [
+    "CLIENT_ASSERTION_TYPE",
+    "MAX_ASSERTION_LIFETIME",
+    "ClientAuthentication",
+    "ClientSecretBasic",
+    "ClientSecretPost",
+    "PrivateKeyJWT",
+    "PublicClient",
+    "build_client_assertion",
+    "load_private_key",
+]
+
+CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+#: Seconds (TOK-15).
+MAX_ASSERTION_LIFETIME = 300
+#: Seconds; with the default skew, ``exp`` less ``iat`` is at the limit and not above.
+_DEFAULT_LIFETIME = 240
+_DEFAULT_SKEW = 60
+
+_Parameters = MutableSequence[tuple[str, str]]
+_Headers = MutableMapping[str, str]
+
+
+class ClientAuthentication(Protocol):
+    """What each method is: something that completes a request."""
+
+    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+        """Add what the method needs to *parameters* and *headers*."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicClient:
+    """``none``: the client names itself and proves nothing (TOK-03, TOK-08)."""
+
+    client_id: str
+
+    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+        """Put ``client_id`` first into the form."""
+        parameters.insert(0, ("client_id", self.client_id))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientSecretBasic:
+    """
+    ``client_secret_basic``: an ``Authorization: Basic`` header.
+
+    SMART encodes id and secret as they are, RFC 6749 section 2.3.1 form-encodes both
+    first; the results differ for ``:``, ``%``, ``+``, space and non-ASCII letters.
+
+    Attributes:
+        form_encode: the way of RFC 6749, for servers that insist on it.
+    """
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    form_encode: bool = False
+
+    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+        """
+        Set the header.
+
+        Raises:
+            CredentialsError: no secret, or a colon in an id that is not form-encoded.
+        """
+        _check_secret(self.client_secret)
+        user, password = self.client_id, self.client_secret
+        if self.form_encode:
+            user, password = quote_plus(user), quote_plus(password)
+        elif ":" in user:
+            raise CredentialsError(
+                "A client_id with a colon cannot be sent in HTTP Basic unless it is "
+                "form-encoded: switch that on, or use client_secret_post."
+            )
+        credentials = b64encode(f"{user}:{password}".encode()).decode()
+        headers["Authorization"] = f"Basic {credentials}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientSecretPost:
+    """``client_secret_post``: id and secret in the form."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+
+    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+        """
+        Append both to the form.
+
+        Raises:
+            CredentialsError: no secret.
+        """
+        _check_secret(self.client_secret)
+        parameters.append(("client_id", self.client_id))
+        parameters.append(("client_secret", self.client_secret))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivateKeyJWT:
+    """
+    ``private_key_jwt``: an assertion signed for one request.
+
+    Make a new one for each request, with a ``jti`` never used before (TOK-09).
+
+    Attributes:
+        key: as :func:`load_private_key` gives it.
+        algorithm: ``RS384`` or ``ES384``, as the key was registered.
+        kid: of the key in the published JWK Set.
+        token_endpoint: the ``aud``, also at the revocation endpoint.
+        now: aware datetime.
+        jti: one-time value, at least 128 random bits.
+        lifetime: seconds.
+        jku: the registered JWKS URL, if the server wants it in the header.
+    """
+
+    client_id: str
+    key: PrivateKey = field(repr=False)
+    algorithm: str
+    kid: str
+    token_endpoint: str
+    now: datetime
+    jti: str = field(repr=False)
+    lifetime: int = _DEFAULT_LIFETIME
+    jku: str | None = None
+
+    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+        """
+        Append the assertion to the form.
+
+        Raises:
+            CredentialsError: as :func:`build_client_assertion`.
+        """
+        assertion = build_client_assertion(
+            self.key,
+            algorithm=self.algorithm,
+            client_id=self.client_id,
+            kid=self.kid,
+            audience=self.token_endpoint,
+            now=self.now,
+            jti=self.jti,
+            lifetime=self.lifetime,
+            jku=self.jku,
+        )
+        parameters.append(("client_assertion_type", CLIENT_ASSERTION_TYPE))
+        parameters.append(("client_assertion", assertion))
+
+
+def build_client_assertion(
+    key: PrivateKey,
+    *,
+    algorithm: str,
+    client_id: str,
+    kid: str,
+    audience: str,
+    now: datetime,
+    jti: str,
+    lifetime: int = _DEFAULT_LIFETIME,
+    skew: int | None = _DEFAULT_SKEW,
+    jku: str | None = None,
+) -> str:
+    """
+    Sign the JWT that authenticates the client once.
+
+    Args:
+        algorithm: ``RS384`` with an RSA key, ``ES384`` with one on P-384.
+        audience: URL of the token endpoint, as the request is sent to it (TOK-14).
+        now: aware datetime; ``exp`` is *lifetime* seconds after it.
+        lifetime: 1 to 300 seconds.
+        skew: seconds by which ``iat`` and ``nbf`` are set back, for servers whose clock
+            is behind; ``None`` leaves both out.
+
+    Raises:
+        CredentialsError: the key is not for *algorithm*, or ``client_id``, ``kid`` or
+            ``jti`` is empty.
+        ValueError: *lifetime* is out of bounds.
+
+    Spec: SMART App Launch 2.2, "Client Authentication: Asymmetric".
+    """
+    if not 0 < lifetime <= MAX_ASSERTION_LIFETIME:
+        raise ValueError(f"Expected a lifetime of 1 to 300 seconds, got {lifetime}")
+    if not (client_id and kid and jti):
+        raise CredentialsError("A client assertion needs client_id, kid and jti.")
+    if get_algorithm(key) != algorithm:
+        raise CredentialsError(f"The private key cannot sign with {algorithm!r}.")
+    issued_at = int(now.timestamp())
+    claims: dict[str, str | int] = {
+        "iss": client_id,
+        "sub": client_id,
+        "aud": audience,
+        "exp": issued_at + lifetime,
+        "jti": jti,
+    }
+    if skew is not None:
+        claims["iat"] = claims["nbf"] = issued_at - skew
+    headers = {"kid": kid, "typ": "JWT"} | ({"jku": jku} if jku else {})
+    return jwt.encode(claims, key, algorithm=algorithm, headers=headers)
+
+
+def _check_secret(client_secret: str) -> None:
+    if not client_secret:
+        raise CredentialsError("The registration has no client secret.")

@@ -1,0 +1,245 @@
+"""Dynamic client registration: this client is made known to a server by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_smart.exceptions import (
+    MalformedRegistrationResponseError,
+    RegistrationRefusedError,
+)
+from django_smart.protocol.json import parse_json_object
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.oauth_errors import parse_oauth_error
+
+__all__ = [
+    "ClientInformation",
+    "ClientMetadata",
+    "build_registration_request",
+    "process_registration_response",
+]
+
+_METHODS = ("client_secret_basic", "client_secret_post", "none", "private_key_jwt")
+# RFC 6749 appendix A.1 and A.2.
+_VISIBLE = re.compile(r"[ -~]+")
+# RFC 6750 section 2.1.
+_BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientMetadata:
+    """
+    What the server is told of this client.
+
+    Attributes:
+        client_name: what people read on the page where they approve.
+        redirect_uris: complete; none for backend services.
+        grant_types: such as ``authorization_code`` and ``refresh_token``.
+        scope: wire string of everything that will be asked for.
+        jwks_uri: where this site's keys are; with ``private_key_jwt``, this or *jwks*.
+        jwks: public keys, for a server that cannot reach this site.
+        signing_algorithm: of the client's assertions.
+        initiate_login_uri: where an EHR launch is sent.
+    """
+
+    client_name: str
+    token_endpoint_auth_method: str
+    redirect_uris: Sequence[str] = ()
+    grant_types: Sequence[str] = ()
+    scope: str = ""
+    jwks_uri: str | None = None
+    jwks: Mapping[str, Any] | None = None
+    signing_algorithm: str | None = None
+    initiate_login_uri: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The members of the request, by their registered names."""
+        uses_code = "authorization_code" in self.grant_types
+        members = {
+            "client_name": self.client_name,
+            "redirect_uris": list(self.redirect_uris) or None,
+            "token_endpoint_auth_method": self.token_endpoint_auth_method,
+            "token_endpoint_auth_signing_alg": self.signing_algorithm,
+            "grant_types": list(self.grant_types),
+            "response_types": ["code"] if uses_code else [],
+            "scope": self.scope or None,
+            "jwks_uri": self.jwks_uri,
+            "jwks": None if self.jwks is None else dict(self.jwks),
+            "initiate_login_uri": self.initiate_login_uri,
+        }
+        return {name: value for name, value in members.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientInformation:
+    """
+    What the server answered.
+
+    Attributes:
+        client_secret: for ``client_secret_*``, else ``None``.
+        client_secret_expires_at: seconds since 1970; ``None`` if it does not end.
+        token_endpoint_auth_method: the one to use, as asked for or as the server
+            replaced it.
+        scope: what the client is registered for; ``None`` if not said.
+    """
+
+    client_id: str
+    client_secret: str | None = field(default=None, repr=False)
+    client_secret_expires_at: int | None = None
+    token_endpoint_auth_method: str
+    scope: str | None = None
+
+
+def build_registration_request(
+    metadata: ClientMetadata,
+    *,
+    registration_endpoint: str,
+    initial_access_token: str | None = None,
+) -> HTTPRequest:
+    """
+    Build the request that registers this client.
+
+    Args:
+        initial_access_token: from the server's operator, where registration is not
+            open to everybody.
+
+    Raises:
+        ValueError: the token is not one that a header can carry.
+
+    Spec: RFC 7591 section 3.1.
+    """
+    headers = {"Accept": "application/json", "Content-Type": "application/json"}
+    if initial_access_token is not None:
+        if not _BEARER.fullmatch(initial_access_token):
+            raise ValueError("The initial access token is not a bearer token.")
+        headers["Authorization"] = f"Bearer {initial_access_token}"
+    return HTTPRequest(
+        method="POST",
+        url=registration_endpoint,
+        headers=headers,
+        body=json.dumps(metadata.to_json()).encode(),
+    )
+
+
+def process_registration_response(
+    response: HTTPResponse, *, metadata: ClientMetadata
+) -> ClientInformation:
+    """
+    Turn the registration endpoint's answer into a ``ClientInformation``.
+
+    A server may replace what was asked for; what makes the client unusable is refused.
+
+    Args:
+        metadata: what was asked for.
+
+    Raises:
+        RegistrationRefusedError: any other status than 200 or 201.
+        MalformedRegistrationResponseError: no ``client_id``, a secret that does not go
+            with the method, or other redirect URIs or keys than were asked for.
+
+    Spec: RFC 7591 section 3.2.
+    """
+    if response.status_code not in (200, 201):
+        raise _build_refusal(response)
+    answer = _Answer(
+        parse_json_object(
+            response.body,
+            error=MalformedRegistrationResponseError,
+            what="registration response",
+        )
+    )
+    client_id = answer.text("client_id")
+    if client_id is None:
+        raise MalformedRegistrationResponseError("client_id is missing.")
+    method = (
+        answer.text("token_endpoint_auth_method") or metadata.token_endpoint_auth_method
+    )
+    secret = answer.text("client_secret")
+    if method not in _METHODS:
+        raise MalformedRegistrationResponseError(
+            f"The server replaced the authentication method by {method}, which is none "
+            "of SMART's."
+        )
+    if method.startswith("client_secret_") and secret is None:
+        raise MalformedRegistrationResponseError(
+            f"client_secret is missing, which {method} needs."
+        )
+    answer.expect("redirect_uris", *metadata.redirect_uris)
+    if method == "private_key_jwt":
+        if metadata.jwks_uri is None and metadata.jwks is None:
+            raise MalformedRegistrationResponseError(
+                "The server replaced the authentication method by private_key_jwt, "
+                "and was sent no keys."
+            )
+        if metadata.jwks_uri is not None:
+            answer.expect("jwks_uri", metadata.jwks_uri)
+    return ClientInformation(
+        client_id=client_id,
+        client_secret=secret if method.startswith("client_secret_") else None,
+        client_secret_expires_at=answer.seconds("client_secret_expires_at") or None,
+        token_endpoint_auth_method=method,
+        scope=answer.text("scope"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Members of the answer by type; a wrong type raises with the member's name."""
+
+    document: Mapping[str, Any] = field(repr=False)
+
+    def text(self, name: str) -> str | None:
+        value = self.document.get(name)
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
+            raise MalformedRegistrationResponseError(f"{name} is not printable ASCII.")
+        return value
+
+    def seconds(self, name: str) -> int | None:
+        value = self.document.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise MalformedRegistrationResponseError(f"{name} is not a whole number.")
+        return value
+
+    def expect(self, name: str, *values: str) -> None:
+        """Refuse a member that is there without *values*; absent is as was asked."""
+        found = self.document.get(name)
+        if found is None:
+            return
+        listed = found if isinstance(found, list) else [found]
+        if any(value not in listed for value in values):
+            raise MalformedRegistrationResponseError(
+                f"The server registered another {name} than was asked for."
+            )
+
+
+def _build_refusal(response: HTTPResponse) -> RegistrationRefusedError:
+    status = response.status_code
+    refusal = None
+    if response.media_type.endswith("json"):
+        with suppress(MalformedRegistrationResponseError):
+            refusal = parse_oauth_error(
+                parse_json_object(
+                    response.body,
+                    error=MalformedRegistrationResponseError,
+                    what="registration error",
+                )
+            )
+    message = f"The server refused to register this client, with status {status}"
+    message += "." if refusal is None else f" and error={refusal.error}."
+    if status in (401, 403):
+        message += " It may want an initial access token: ask its operator for one."
+    return RegistrationRefusedError(
+        message,
+        error="" if refusal is None else refusal.error,
+        error_description="" if refusal is None else refusal.error_description,
+        status_code=status,
+    )

@@ -1,0 +1,284 @@
+"""A server's SMART configuration as a typed value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, urljoin, urlsplit
+
+from django_smart.exceptions import InsecureURLError, MalformedDiscoveryError
+from django_smart.protocol.capabilities import (
+    Capability,
+    CapabilitySet,
+    get_capabilities,
+    get_capability_sets,
+)
+from django_smart.protocol.urls import validate_https_url
+
+__all__ = ["AssociatedEndpoint", "SMARTConfiguration"]
+
+_REQUIRED = (
+    "token_endpoint",
+    "grant_types_supported",
+    "capabilities",
+    "code_challenge_methods_supported",
+)
+# RFC 6749 section 3.1: none may come twice, so an endpoint cannot bring its own.
+_OF_THE_REQUEST = frozenset(
+    [
+        "aud",
+        "client_id",
+        "code_challenge",
+        "code_challenge_method",
+        "launch",
+        "nonce",
+        "redirect_uri",
+        "response_type",
+        "scope",
+        "state",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssociatedEndpoint:
+    """A FHIR endpoint that takes the same access tokens (experimental, DISC-12)."""
+
+    url: str
+    capabilities: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SMARTConfiguration:
+    """
+    What a server says of itself.
+
+    URLs are absolute and may be sent secrets to.  Optional members are ``None`` if
+    absent, null or an empty string.
+
+    Attributes:
+        capabilities: as listed, unknown ones too; ask with :meth:`has`.
+        missing: members that the specification requires and that old servers leave out;
+            they read as empty.
+        user_access_brand_identifier: FHIR Identifier with ``value``, maybe ``system``.
+        raw: the document, as :meth:`from_json` takes it again.
+    """
+
+    token_endpoint: str
+    authorization_endpoint: str | None = None
+    issuer: str | None = None
+    jwks_uri: str | None = None
+    registration_endpoint: str | None = None
+    management_endpoint: str | None = None
+    introspection_endpoint: str | None = None
+    revocation_endpoint: str | None = None
+    end_session_endpoint: str | None = None
+    smart_app_state_endpoint: str | None = None
+    user_access_brand_bundle: str | None = None
+    user_access_brand_identifier: Mapping[str, str] | None = None
+    capabilities: frozenset[str] = frozenset()
+    grant_types_supported: tuple[str, ...] = ()
+    code_challenge_methods_supported: tuple[str, ...] = ()
+    scopes_supported: tuple[str, ...] | None = None
+    response_types_supported: tuple[str, ...] | None = None
+    token_endpoint_auth_methods_supported: tuple[str, ...] | None = None
+    token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] | None = None
+    id_token_signing_alg_values_supported: tuple[str, ...] | None = None
+    associated_endpoints: tuple[AssociatedEndpoint, ...] = ()
+    authorization_response_iss_parameter_supported: bool = False
+    missing: frozenset[str] = frozenset()
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_json(
+        cls,
+        document: Mapping[str, Any],
+        *,
+        base_url: str,
+        insecure_hosts: frozenset[str] = frozenset(),
+        overrides: Mapping[str, str] | None = None,
+    ) -> SMARTConfiguration:
+        """
+        Read a parsed document, fresh or stored.
+
+        Args:
+            base_url: FHIR base URL as registered; relative URLs are resolved against it
+                by RFC 1808, so the last part of its path counts as a file unless a
+                slash follows (DISC-04).
+            insecure_hosts: hosts for which http will do.
+            overrides: endpoints by member that are used in place of the document's;
+                ``raw`` is without them.
+
+        Raises:
+            MalformedDiscoveryError: ``token_endpoint`` is missing, or a member is of
+                a wrong type or an unsafe URL; the message names it.
+        """
+        merged = {**document, **(overrides or {})}
+        reader = _Reader(merged, base_url, insecure_hosts)
+        token_endpoint = reader.url("token_endpoint")
+        if token_endpoint is None:
+            raise MalformedDiscoveryError("token_endpoint is missing.")
+        return cls(
+            token_endpoint=token_endpoint,
+            authorization_endpoint=reader.authorization_endpoint(),
+            issuer=reader.issuer("issuer"),
+            jwks_uri=reader.url("jwks_uri"),
+            registration_endpoint=reader.url("registration_endpoint"),
+            management_endpoint=reader.url("management_endpoint"),
+            introspection_endpoint=reader.url("introspection_endpoint"),
+            revocation_endpoint=reader.url("revocation_endpoint"),
+            end_session_endpoint=reader.url("end_session_endpoint"),
+            smart_app_state_endpoint=reader.url("smart_app_state_endpoint"),
+            user_access_brand_bundle=reader.url("user_access_brand_bundle"),
+            user_access_brand_identifier=reader.identifier(
+                "user_access_brand_identifier"
+            ),
+            capabilities=frozenset(reader.strings("capabilities") or ()),
+            grant_types_supported=reader.strings("grant_types_supported") or (),
+            code_challenge_methods_supported=(
+                reader.strings("code_challenge_methods_supported") or ()
+            ),
+            scopes_supported=reader.strings("scopes_supported"),
+            response_types_supported=reader.strings("response_types_supported"),
+            token_endpoint_auth_methods_supported=reader.strings(
+                "token_endpoint_auth_methods_supported"
+            ),
+            token_endpoint_auth_signing_alg_values_supported=reader.strings(
+                "token_endpoint_auth_signing_alg_values_supported"
+            ),
+            id_token_signing_alg_values_supported=reader.strings(
+                "id_token_signing_alg_values_supported"
+            ),
+            associated_endpoints=tuple(reader.associated_endpoints()),
+            authorization_response_iss_parameter_supported=reader.boolean(
+                "authorization_response_iss_parameter_supported"
+            ),
+            missing=frozenset(name for name in _REQUIRED if merged.get(name) is None),
+            raw=dict(document),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The document for a JSON column; :meth:`from_json` reads it again."""
+        return dict(self.raw)
+
+    def has(self, capability: str) -> bool:
+        """Whether the server lists *capability*."""
+        return capability in self.capabilities
+
+    @property
+    def supports_s256(self) -> bool:
+        """Whether PKCE with S256 is advertised (DISC-08)."""
+        return "S256" in self.code_challenge_methods_supported
+
+    @property
+    def known_capabilities(self) -> frozenset[Capability]:
+        """The capabilities that the specification names (CAPS-01 to CAPS-03)."""
+        return get_capabilities(self.capabilities)
+
+    @property
+    def capability_sets(self) -> frozenset[CapabilitySet]:
+        """The sets of capabilities that are complete (CAPS-04 to CAPS-07)."""
+        return get_capability_sets(self.capabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Members of one document by type; a wrong type raises with the member's name."""
+
+    document: Mapping[str, Any] = field(repr=False)
+    base_url: str
+    insecure_hosts: frozenset[str]
+
+    def _text(self, name: str) -> str | None:
+        value = self.document.get(name)
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str):
+            raise MalformedDiscoveryError(f"{name} is not a string.")
+        return value
+
+    def _validate(self, url: str, name: str) -> str:
+        try:
+            return validate_https_url(
+                url, insecure_hosts=self.insecure_hosts, what=name
+            )
+        except InsecureURLError as exc:
+            raise MalformedDiscoveryError(str(exc)) from exc
+
+    def _resolve(self, url: str, name: str) -> str:
+        # urljoin() would silently drop line breaks and tabs.
+        if any(char <= " " or char == "\x7f" for char in url):
+            raise MalformedDiscoveryError(f"{name} has white space in it.")
+        try:
+            return self._validate(urljoin(self.base_url, url), name)
+        except ValueError as exc:
+            raise MalformedDiscoveryError(f"{name} is not a URL.") from exc
+
+    def url(self, name: str) -> str | None:
+        """An endpoint, made absolute."""
+        value = self._text(name)
+        return None if value is None else self._resolve(value, name)
+
+    def authorization_endpoint(self) -> str | None:
+        """May have a query, but none of the parameters that a request adds."""
+        name = "authorization_endpoint"
+        url = self.url(name)
+        query = "" if url is None else urlsplit(url).query
+        for own, _ in parse_qsl(query, keep_blank_values=True):
+            if own in _OF_THE_REQUEST:
+                raise MalformedDiscoveryError(
+                    f"{name} has the parameter {own!r} in its query."
+                )
+        return url
+
+    def issuer(self, name: str) -> str | None:
+        """An identifier that is compared as it stands."""
+        value = self._text(name)
+        return None if value is None else self._validate(value, name)
+
+    def boolean(self, name: str) -> bool:
+        value = self.document.get(name)
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            raise MalformedDiscoveryError(f"{name} is not a boolean.")
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...] | None:
+        value = self.document.get(name)
+        return None if value is None else _check_strings(value, name)
+
+    def identifier(self, name: str) -> Mapping[str, str] | None:
+        """A FHIR Identifier, of which ``system`` and ``value`` are kept."""
+        value = self.document.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict) or not isinstance(value.get("value"), str):
+            raise MalformedDiscoveryError(f"{name} is not an object with a value.")
+        if not isinstance(value.get("system", ""), str):
+            raise MalformedDiscoveryError(f"{name}.system is not a string.")
+        return {key: value[key] for key in ("system", "value") if key in value}
+
+    def associated_endpoints(self) -> Iterator[AssociatedEndpoint]:
+        name = "associated_endpoints"
+        value = self.document.get(name)
+        if value is None:
+            return
+        if not isinstance(value, list):
+            raise MalformedDiscoveryError(f"{name} is not a list.")
+        for item in value:
+            if not isinstance(item, dict) or not isinstance(item.get("url"), str):
+                raise MalformedDiscoveryError(f"{name} has an entry without a url.")
+            yield AssociatedEndpoint(
+                url=self._resolve(item["url"], name),
+                capabilities=frozenset(
+                    _check_strings(item.get("capabilities", []), f"{name}.capabilities")
+                ),
+            )
+
+
+def _check_strings(value: object, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise MalformedDiscoveryError(f"{name} is not a list of strings.")
+    return tuple(value)

@@ -1,0 +1,303 @@
+"""Discovery: the SMART configuration, and what other documents have to fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from django_smart.exceptions import (
+    DiscoveryError,
+    DiscoveryStatusError,
+    InsecureURLError,
+    MalformedDiscoveryError,
+)
+from django_smart.protocol.configuration import AssociatedEndpoint, SMARTConfiguration
+from django_smart.protocol.json import parse_json_object
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.urls import validate_https_url
+
+__all__ = [
+    "AssociatedEndpoint",
+    "OpenIDConfiguration",
+    "SMARTConfiguration",
+    "build_capability_statement_request",
+    "build_discovery_request",
+    "build_jwks_request",
+    "build_openid_configuration_request",
+    "is_without_endpoints",
+    "process_capability_statement",
+    "process_discovery_response",
+    "process_jwks_response",
+    "process_openid_configuration_response",
+]
+
+_OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
+_CAPABILITIES = (
+    "http://fhir-registry.smarthealthit.org/StructureDefinition/capabilities"
+)
+_ENDPOINTS = ("authorization_endpoint", "token_endpoint")
+_OAUTH_URI_MEMBERS = {
+    "authorize": "authorization_endpoint",
+    "token": "token_endpoint",
+    "register": "registration_endpoint",
+    "manage": "management_endpoint",
+    "introspect": "introspection_endpoint",
+    "revoke": "revocation_endpoint",
+}
+
+
+class OpenIDConfiguration(NamedTuple):
+    """
+    The members an app needs.
+
+    Attributes:
+        end_session_endpoint: where a browser is sent to sign out there, if anywhere.
+        id_token_signing_alg_values_supported: empty if it is not told.
+    """
+
+    issuer: str
+    jwks_uri: str
+    end_session_endpoint: str | None = None
+    id_token_signing_alg_values_supported: tuple[str, ...] = ()
+
+
+def build_discovery_request(
+    base_url: str, *, headers: Mapping[str, str] | None = None
+) -> HTTPRequest:
+    """
+    Build the request for the SMART configuration of the FHIR server at *base_url*.
+
+    Args:
+        base_url: with or without a trailing slash; its path is kept (DISC-01).
+        headers: what the server wants beside ``Accept`` (such as ``Epic-Client-ID``).
+
+    Spec: SMART App Launch 2.2, "Conformance", Using Well-Known.
+    """
+    return HTTPRequest(
+        method="GET",
+        url=f"{base_url.removesuffix('/')}/.well-known/smart-configuration",
+        headers={**(headers or {}), "Accept": "application/json"},
+    )
+
+
+def process_discovery_response(
+    response: HTTPResponse,
+    *,
+    base_url: str,
+    insecure_hosts: frozenset[str] = frozenset(),
+    overrides: Mapping[str, str] | None = None,
+) -> SMARTConfiguration:
+    """
+    Turn the answer to :func:`build_discovery_request` into a ``SMARTConfiguration``.
+
+    The media type is not looked at: what counts is that the body is a JSON object.
+
+    Raises:
+        DiscoveryStatusError: another status than 200, redirects included.
+        MalformedDiscoveryError: as :meth:`SMARTConfiguration.from_json` says, or not
+            a JSON object.
+
+    Spec: SMART App Launch 2.2, "Conformance", Response.
+    """
+    document = _parse_body(response, what="SMART configuration")
+    return SMARTConfiguration.from_json(
+        document,
+        base_url=base_url,
+        insecure_hosts=insecure_hosts,
+        overrides=overrides,
+    )
+
+
+def is_without_endpoints(response: HTTPResponse) -> bool:
+    """
+    Whether the answer to :func:`build_discovery_request` sends an app to the
+    CapabilityStatement: status 404, or a JSON object that names neither endpoint.
+
+    One that names one of the two is meant to be complete, and is not filled in.
+    """
+    if response.status_code == 404:
+        return True
+    try:
+        document = _parse_body(response, what="SMART configuration")
+    except DiscoveryError:
+        return False
+    return not any(document.get(name) for name in _ENDPOINTS)
+
+
+def build_capability_statement_request(
+    base_url: str, *, headers: Mapping[str, str] | None = None
+) -> HTTPRequest:
+    """
+    Build the request for the CapabilityStatement, where servers without a SMART
+    configuration declare their endpoints (deprecated).
+    """
+    return HTTPRequest(
+        method="GET",
+        url=f"{base_url.removesuffix('/')}/metadata",
+        headers={**(headers or {}), "Accept": "application/fhir+json"},
+    )
+
+
+def process_capability_statement(
+    response: HTTPResponse,
+    *,
+    base_url: str,
+    insecure_hosts: frozenset[str] = frozenset(),
+    overrides: Mapping[str, str] | None = None,
+) -> SMARTConfiguration:
+    """
+    Read the ``oauth-uris`` and ``capabilities`` extensions of a CapabilityStatement.
+
+    The result is as if the server had sent a SMART configuration with these members
+    alone, so ``missing`` is not empty.
+
+    Raises:
+        DiscoveryStatusError: another status than 200.
+        MalformedDiscoveryError: not a JSON object, or no token endpoint in it.
+
+    Spec: SMART App Launch 2.2, "Conformance", Using CapabilityStatement.
+    """
+    statement = _parse_body(response, what="CapabilityStatement")
+    document: dict[str, Any] = {}
+    for rest in _objects(statement.get("rest")):
+        security = rest.get("security")
+        if not isinstance(security, dict):
+            continue
+        for extension in _objects(security.get("extension")):
+            if extension.get("url") == _OAUTH_URIS:
+                for uri in _objects(extension.get("extension")):
+                    member = _OAUTH_URI_MEMBERS.get(str(uri.get("url")))
+                    if member:
+                        document.setdefault(member, uri.get("valueUri"))
+            elif extension.get("url") == _CAPABILITIES:
+                code = extension.get("valueCode")
+                document.setdefault("capabilities", []).append(code)
+    return SMARTConfiguration.from_json(
+        document,
+        base_url=base_url,
+        insecure_hosts=insecure_hosts,
+        overrides=overrides,
+    )
+
+
+def _objects(value: object) -> Iterator[dict[str, Any]]:
+    """The objects in *value* if it is a list; anything else is passed over."""
+    if isinstance(value, list):
+        yield from (item for item in value if isinstance(item, dict))
+
+
+def build_openid_configuration_request(issuer: str) -> HTTPRequest:
+    """
+    Build the request for the OpenID configuration of *issuer*, its path kept.
+
+    Spec: OpenID Connect Discovery 1.0 section 4.1.
+    """
+    return HTTPRequest(
+        method="GET",
+        url=f"{issuer.removesuffix('/')}/.well-known/openid-configuration",
+        headers={"Accept": "application/json"},
+    )
+
+
+def process_openid_configuration_response(
+    response: HTTPResponse,
+    *,
+    issuer: str | None,
+    insecure_hosts: frozenset[str] = frozenset(),
+) -> OpenIDConfiguration:
+    """
+    Read issuer, ``jwks_uri``, and what else is of use if it is told in a usable way.
+
+    Args:
+        issuer: the issuer that was asked, which the document has to repeat exactly.
+            ``None`` if the document was fetched below the FHIR base URL because no
+            issuer is known: then the document names it.
+
+    Raises:
+        DiscoveryStatusError: another status than 200.
+        MalformedDiscoveryError: not a JSON object, a member is missing or unsafe, or
+            the issuer is another one.
+
+    Spec: OpenID Connect Discovery 1.0 sections 4.2 and 4.3.
+    """
+    document = _parse_body(response, what="OpenID configuration")
+    values: dict[str, str] = {}
+    for name in ("issuer", "jwks_uri"):
+        value = document.get(name)
+        if not isinstance(value, str):
+            raise MalformedDiscoveryError(f"{name} is missing or not a string.")
+        try:
+            values[name] = validate_https_url(
+                value, insecure_hosts=insecure_hosts, what=name
+            )
+        except InsecureURLError as exc:
+            raise MalformedDiscoveryError(str(exc)) from exc
+    if issuer is not None and values["issuer"] != issuer:
+        raise MalformedDiscoveryError(
+            "The OpenID configuration names another issuer than the one it was "
+            "fetched from."
+        )
+    return OpenIDConfiguration(
+        issuer=values["issuer"],
+        jwks_uri=values["jwks_uri"],
+        end_session_endpoint=_read_link(document, insecure_hosts),
+        id_token_signing_alg_values_supported=_read_algorithms(document),
+    )
+
+
+def _read_link(
+    document: Mapping[str, Any], insecure_hosts: frozenset[str]
+) -> str | None:
+    value = document.get("end_session_endpoint")
+    if not isinstance(value, str):
+        return None
+    try:
+        return validate_https_url(value, insecure_hosts=insecure_hosts)
+    except InsecureURLError:
+        return None
+
+
+def _read_algorithms(document: Mapping[str, Any]) -> tuple[str, ...]:
+    value = document.get("id_token_signing_alg_values_supported")
+    if not isinstance(value, list):
+        return ()
+    return tuple(each for each in value if isinstance(each, str))
+
+
+def build_jwks_request(jwks_uri: str) -> HTTPRequest:
+    """Build the request for the keys that ID tokens are signed with."""
+    return HTTPRequest(
+        method="GET",
+        url=jwks_uri,
+        headers={"Accept": "application/jwk-set+json, application/json"},
+    )
+
+
+def process_jwks_response(response: HTTPResponse) -> dict[str, Any]:
+    """
+    Read a JWK Set; whether a key is of use is decided when it is needed.
+
+    Returns:
+        the JSON object, whose ``keys`` is a list of objects.
+
+    Raises:
+        DiscoveryStatusError: another status than 200.
+        MalformedDiscoveryError: not a JSON object of that shape.
+
+    Spec: RFC 7517 section 5.
+    """
+    document = _parse_body(response, what="JWK Set")
+    keys = document.get("keys")
+    if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
+        raise MalformedDiscoveryError("keys is not a list of objects.")
+    return document
+
+
+def _parse_body(response: HTTPResponse, *, what: str) -> dict[str, Any]:
+    """The JSON object of a 200 answer."""
+    if response.status_code != 200:
+        raise DiscoveryStatusError(
+            f"Expected the {what} with status 200, got {response.status_code}.",
+            status_code=response.status_code,
+        )
+    return parse_json_object(response.body, error=MalformedDiscoveryError, what=what)

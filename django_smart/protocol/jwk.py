@@ -1,0 +1,150 @@
+"""The app's own keys: made, loaded, and published as JSON Web Keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import urlsafe_b64encode
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from django_smart.exceptions import CredentialsError
+
+__all__ = [
+    "SIGNING_ALGORITHMS",
+    "PrivateKey",
+    "generate_private_key_pem",
+    "get_algorithm",
+    "load_private_key",
+    "public_jwk",
+]
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+#: What a client assertion may be signed with (JWKS-08).
+SIGNING_ALGORITHMS = ("RS384", "ES384")
+
+_MIN_RSA_BITS = 2048
+_P384_BYTES = 48
+
+
+def generate_private_key_pem(algorithm: str) -> str:
+    """
+    Make a new key pair: RSA of 2048 bits for ``RS384``, P-384 for ``ES384``.
+
+    The one function of this package that draws randomness, inside ``cryptography``.
+
+    Returns:
+        PEM, PKCS #8, not encrypted: encrypt it before it is stored (JWKS-02).
+
+    Raises:
+        ValueError: *algorithm* is neither of the two.
+    """
+    key: PrivateKey
+    if algorithm == "RS384":
+        key = rsa.generate_private_key(public_exponent=65537, key_size=_MIN_RSA_BITS)
+    elif algorithm == "ES384":
+        key = ec.generate_private_key(ec.SECP384R1())
+    else:
+        raise ValueError(f"Expected RS384 or ES384, got {algorithm!r}")
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def load_private_key(pem: str | bytes) -> PrivateKey:
+    """
+    Parse a private key once, to sign with it many times.
+
+    Raises:
+        CredentialsError: not an unencrypted PEM private key, or neither RSA of at least
+            2048 bits nor P-384.
+    """
+    data = pem.encode() if isinstance(pem, str) else pem
+    try:
+        key = load_pem_private_key(data, password=None)
+    except TypeError:
+        raise CredentialsError(
+            "The private key is encrypted; expected PEM without a password."
+        ) from None
+    except Exception:  # noqa: BLE001 -- OpenSSL raises many kinds, some quoting the key
+        raise CredentialsError(
+            "The private key is not PEM (PKCS #8, PKCS #1 or SEC 1)."
+        ) from None
+    if isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        get_algorithm(key)
+        return key
+    raise CredentialsError("The private key is neither RSA nor elliptic curve P-384.")
+
+
+def get_algorithm(key: PrivateKey) -> str:
+    """
+    The signing algorithm that *key* is for.
+
+    Raises:
+        CredentialsError: RSA below 2048 bits, or another curve than P-384.
+    """
+    if isinstance(key, rsa.RSAPrivateKey):
+        if key.key_size < _MIN_RSA_BITS:
+            raise CredentialsError(
+                f"The RSA key has {key.key_size} bits, fewer than {_MIN_RSA_BITS}."
+            )
+        return "RS384"
+    if not isinstance(key.curve, ec.SECP384R1):
+        raise CredentialsError(f"The key is on {key.curve.name}; expected P-384.")
+    return "ES384"
+
+
+def public_jwk(private_key: PrivateKey, *, kid: str | None = None) -> dict[str, str]:
+    """
+    The public half of *private_key* for a JWK Set.
+
+    Args:
+        kid: ``None`` for the RFC 7638 thumbprint, which is unique by construction
+            (JWKS-07).
+
+    Raises:
+        CredentialsError: the key is of no use here.
+
+    Spec: SMART App Launch 2.2, "Client Authentication: Asymmetric"; RFC 7517; RFC 7518
+    section 6; RFC 7638.
+    """
+    algorithm = get_algorithm(private_key)
+    # Members in the order of their names, as the thumbprint needs them.
+    if isinstance(private_key, rsa.RSAPrivateKey):
+        rsa_numbers = private_key.public_key().public_numbers()
+        members = {
+            "e": _encode(rsa_numbers.e),
+            "kty": "RSA",
+            "n": _encode(rsa_numbers.n),
+        }
+    else:
+        ec_numbers = private_key.public_key().public_numbers()
+        members = {
+            "crv": "P-384",
+            "kty": "EC",
+            "x": _encode(ec_numbers.x, _P384_BYTES),
+            "y": _encode(ec_numbers.y, _P384_BYTES),
+        }
+    canonical = json.dumps(members, separators=(",", ":")).encode()
+    thumbprint = _encode_bytes(hashlib.sha256(canonical).digest())
+    return {
+        **members,
+        "alg": algorithm,
+        "kid": thumbprint if kid is None else kid,
+        "use": "sig",
+    }
+
+
+def _encode(number: int, length: int | None = None) -> str:
+    """Base64url of *number*, big-endian, padded on the left to *length* bytes."""
+    size = (number.bit_length() + 7) // 8 if length is None else length
+    return _encode_bytes(number.to_bytes(size, "big"))
+
+
+def _encode_bytes(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()

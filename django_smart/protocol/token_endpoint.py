@@ -1,0 +1,93 @@
+"""What all exchanges with the token endpoint and its kin have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from django_smart.exceptions import (
+    MalformedTokenResponseError,
+    RedirectRefusedError,
+    TokenResponseError,
+    TokenServerError,
+)
+from django_smart.protocol.client_auth import ClientAuthentication
+from django_smart.protocol.json import parse_json_object
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.oauth_errors import parse_oauth_error
+
+__all__ = ["build_form_request", "parse_token_body"]
+
+
+def build_form_request(
+    endpoint: str,
+    parameters: list[tuple[str, str]],
+    *,
+    client_authentication: ClientAuthentication | None,
+    headers: Mapping[str, str] | None = None,
+) -> HTTPRequest:
+    """Build the POST of a form, completed by the client's authentication."""
+    all_headers = {
+        "Accept": "application/json",
+        "Content-Type": "application/x-www-form-urlencoded",
+        **(headers or {}),
+    }
+    form = list(parameters)
+    if client_authentication is not None:
+        client_authentication.apply(form, all_headers)
+    return HTTPRequest(
+        method="POST", url=endpoint, headers=all_headers, body=urlencode(form).encode()
+    )
+
+
+def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
+    """
+    The JSON object of a 200 answer; every other answer raises.
+
+    Raises:
+        TokenResponseError: 4xx with an OAuth error.
+        TokenServerError: 429, 5xx, or 4xx without an OAuth error.
+        RedirectRefusedError: a redirect.
+        MalformedTokenResponseError: another status, or not a JSON object.
+    """
+    status = response.status_code
+    if status == 200:
+        return parse_json_object(
+            response.body, error=MalformedTokenResponseError, what="token response"
+        )
+    if 300 <= status < 400:
+        raise RedirectRefusedError(
+            f"The token endpoint answered with a redirect (status {status}); none is "
+            "followed, as it would carry codes and secrets elsewhere."
+        )
+    if 400 <= status < 500 and status != 429:
+        _raise_oauth_error(response)
+    if status >= 400:
+        raise TokenServerError(
+            f"The token endpoint answered with status {status} and no OAuth error.",
+            status_code=status,
+            retry_after=response.retry_after,
+        )
+    raise MalformedTokenResponseError(
+        f"Expected a token response with status 200, got {status}."
+    )
+
+
+def _raise_oauth_error(response: HTTPResponse) -> None:
+    """Raise the OAuth error in a 4xx answer, if it holds one."""
+    try:
+        members = parse_json_object(
+            response.body, error=MalformedTokenResponseError, what="error response"
+        )
+    except MalformedTokenResponseError:
+        return
+    refusal = parse_oauth_error(members)
+    if refusal is not None:
+        raise TokenResponseError(
+            f"The token endpoint answered with error={refusal.error}.",
+            error=refusal.error,
+            error_description=refusal.error_description,
+            error_uri=refusal.error_uri,
+            status_code=response.status_code,
+        )

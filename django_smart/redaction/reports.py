@@ -1,0 +1,214 @@
+"""Django's error reports, by mail and under ``DEBUG``, without secrets and patients."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import ItemsView, Iterator
+from types import FrameType, FunctionType, ModuleType
+from typing import Any, cast
+
+from django.db.models import Model
+from django.http import HttpRequest, QueryDict
+from django.template.defaultfilters import pprint
+from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
+
+from ..conf import conf
+from .text import HIDDEN, PARAMETERS, get_protocol_paths, redact
+
+__all__ = [
+    "SMARTExceptionReporter",
+    "SMARTExceptionReporterFilter",
+    "hide_parameters",
+]
+
+_PACKAGE = __name__.partition(".")[0]
+# They call the site's own code, whose variables are the site's.
+_AROUND = frozenset(
+    f"{_PACKAGE}.{name}" for name in ("decorators", "middleware", "mixins", "prefix")
+)
+_QUERIES = ("QUERY_STRING", "RAW_URI", "REQUEST_URI")
+_SECRET_NAME = re.compile(
+    "assertion|authori[sz]ation|bearer|cookie|credential|nonce|pass(word|phrase)|"
+    "private_key|secret|token|verifier",
+    re.IGNORECASE,
+)
+
+
+class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
+    """
+    Django's filter, and what a launch adds to it.
+
+    Values of variables are replaced by their types where they are a launch's: in code
+    of this package and what it calls, and for a request that belongs to a launch or
+    came to one of our URLs.  Elsewhere variables go that are named like secrets or hold
+    FHIR resources.  Parameters, cookies and settings of ours are hidden.
+
+    It works under ``DEBUG`` too: debug pages are copied into tickets.
+    """
+
+    def is_active(self, request: HttpRequest | None) -> bool:
+        """Always; Django's own is switched off by ``DEBUG``."""
+        return True
+
+    def cleanse_setting(self, key: Any, value: Any) -> Any:
+        """As Django's, and passwords in URLs and the like are taken out."""
+        cleansed = super().cleanse_setting(key, value)
+        return redact(cleansed) if isinstance(cleansed, str) else cleansed
+
+    def get_safe_request_meta(self, request: Any) -> dict[str, Any]:
+        """As Django's, without the queries of our URLs."""
+        meta: dict[str, Any] = super().get_safe_request_meta(request)
+        if _is_protocol(request):
+            for name in _QUERIES:
+                if meta.get(name):
+                    meta[name] = self.cleansed_substitute
+        return meta
+
+    def get_safe_cookies(self, request: Any) -> dict[str, Any]:
+        """As Django's, without the cookies that launches are bound to."""
+        name = conf.SMART_BROWSER_COOKIE_NAME
+        cookies: dict[str, Any] = super().get_safe_cookies(request)
+        return {
+            key: self.cleansed_substitute
+            if key.removeprefix("__Host-").startswith(name)
+            else value
+            for key, value in cookies.items()
+        }
+
+    def get_cleansed_multivaluedict(
+        self, request: HttpRequest, multivaluedict: QueryDict
+    ) -> QueryDict:
+        """As Django's, without parameters of OAuth and of our URLs."""
+        cleansed = super().get_cleansed_multivaluedict(request, multivaluedict).copy()
+        for name in list(cleansed):
+            if self._is_hidden_parameter(request, name):
+                cleansed[name] = self.cleansed_substitute
+        return cleansed
+
+    def get_post_parameters(self, request: HttpRequest | None) -> Any:
+        """As Django's, without parameters of OAuth and of our URLs."""
+        if request is None:
+            return super().get_post_parameters(request)
+        cleansed = cast("QueryDict", super().get_post_parameters(request))
+        return self.get_cleansed_multivaluedict(request, cleansed)
+
+    def get_get_parameters(self, request: HttpRequest) -> list[tuple[str, Any]]:
+        """The query of *request*, which Django shows as it is."""
+        return list(self.get_cleansed_multivaluedict(request, request.GET).items())
+
+    def get_traceback_frame_variables(
+        self, request: Any, tb_frame: FrameType
+    ) -> ItemsView[str, Any]:
+        """Types in place of values where they are a launch's, else what is harmless."""
+        if _is_of_launch(request) or _is_protocol(request) or _is_ours(tb_frame):
+            variables = tb_frame.f_locals.items()
+            return {name: _describe(value) for name, value in variables}.items()
+        return dict(self._cleanse(super(), request, tb_frame)).items()
+
+    def _cleanse(
+        self, upstream: Any, request: Any, tb_frame: FrameType
+    ) -> Iterator[tuple[str, Any]]:
+        for name, value in upstream.get_traceback_frame_variables(request, tb_frame):
+            if name in PARAMETERS or _SECRET_NAME.search(name):
+                yield name, self.cleansed_substitute
+                continue
+            text = pprint(value)
+            if "resourceType" in text:
+                yield name, _describe(value)
+            else:
+                yield name, _Text(redact(text))
+
+    @staticmethod
+    def _is_hidden_parameter(request: Any, name: str) -> bool:
+        return name in PARAMETERS or _is_protocol(request)
+
+
+class SMARTExceptionReporter(ExceptionReporter):
+    """Django's reports, with the query and the text of exceptions redacted as well."""
+
+    def get_traceback_data(self) -> dict[str, Any]:
+        """What the templates of the reports are given."""
+        data: dict[str, Any] = super().get_traceback_data()
+        if self.request is not None:
+            data["request_insecure_uri"] = redact(data["request_insecure_uri"])
+            if isinstance(self.filter, SMARTExceptionReporterFilter):
+                data["request_GET_items"] = self.filter.get_get_parameters(self.request)
+        for name in ("exception_value", "exception_notes"):
+            if name in data:
+                # From Django 6.1 on, the value is the exception itself.
+                data[name] = redact(str(data[name]))
+        # One text for each exception: the templates compare it with the one before.
+        causes: dict[int, _Text] = {}
+        for frame in data["frames"]:
+            if (cause := frame.get("exc_cause")) is not None:
+                text = causes.setdefault(id(cause), _Text(redact(str(cause))))
+                frame["exc_cause"] = text
+        return data
+
+
+def hide_parameters(request: HttpRequest) -> None:
+    """
+    Take the query out of *request*, for any report of the error that is under way.
+
+    Whatever reporter the site has: each reads ``GET``, ``META`` or the path.
+    """
+    hidden = QueryDict(mutable=True)
+    for name in request.GET:
+        hidden[name] = HIDDEN
+    hidden._mutable = False
+    request.GET = hidden  # type: ignore[assignment]  # WSGI and ASGI let it be set
+    for name in _QUERIES:
+        if request.META.get(name):
+            request.META[name] = hidden.urlencode() if name == _QUERIES[0] else HIDDEN
+
+
+class _Text:
+    """A text that is shown without quotation marks."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _describe(value: Any) -> Any:
+    """What can be told of *value* without telling it."""
+    if value is None or isinstance(value, bool | type | FunctionType | ModuleType):
+        return value
+    name = type(value).__name__
+    if isinstance(value, Model):
+        return _Text(f"<{name}, pk {vars(value).get(value._meta.pk.attname)}>")
+    if isinstance(value, str | bytes | list | tuple | dict | set | frozenset):
+        return _Text(f"<{name} of {len(value)}>")
+    return _Text(f"<{name}>")
+
+
+def _is_of_launch(request: Any) -> bool:
+    """Whether a launch was found for *request*, without looking for one now."""
+    smart = getattr(request, "smart", None)
+    return getattr(smart, "__dict__", {}).get("launch") is not None
+
+
+def _is_protocol(request: Any) -> bool:
+    """Whether *request* is for one of our URLs, also before it was resolved."""
+    match = getattr(request, "resolver_match", None)
+    if match is not None:
+        # A site may have our views, or subclasses of them, at URLs of its own.
+        view = getattr(match.func, "view_class", object)
+        return _PACKAGE in match.app_names or any(
+            cls.__module__.startswith(f"{_PACKAGE}.views") for cls in view.__mro__
+        )
+    path = getattr(request, "path_info", "")
+    return any(path.endswith(each) for each in get_protocol_paths())
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Whether *frame* is of this package, or was called from there."""
+    caller: FrameType | None = frame
+    while caller is not None:
+        module = caller.f_globals.get("__name__") or ""
+        if module.startswith(f"{_PACKAGE}.") and module not in _AROUND:
+            return True
+        caller = caller.f_back
+    return False

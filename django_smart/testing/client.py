@@ -1,0 +1,186 @@
+"""A browser for tests: Django's test client, with an EHR to launch this site from."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, urlsplit
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.http import HttpResponseBase
+from django.test import AsyncClient, Client
+from django.urls import Resolver404, resolve, reverse
+
+from django_smart.models import ClientRegistration, Launch
+from django_smart.prefix import build_launch_path, split_launch_key
+from django_smart.testing.simulator.ehr import EHRSimulator
+from django_smart.testing.site import SITE_URL, link_user
+
+__all__ = ["AsyncSMARTClient", "SMARTClient"]
+
+# Never under a launch prefix.
+_APPS_OUTSIDE = frozenset({"admin", "django_smart"})
+_HOST = urlsplit(SITE_URL).netloc
+
+
+class _InLaunch:
+    """Requests by https, to pages of the launch that is open."""
+
+    smart_launch: Launch | None = None
+    """The newest launch, whose pages are asked for; ``None`` before the first."""
+
+    def generic(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        kwargs["secure"] = True
+        path = self.build_path(path)
+        # A mixin for both of Django's clients.
+        return super().generic(method, path, *args, **kwargs)  # type: ignore[misc]
+
+    def build_path(self, path: str) -> str:
+        """*path* of this site, under the prefix of the launch if one is open."""
+        path_info = urlsplit(path).path
+        if (
+            self.smart_launch is None
+            or split_launch_key(path_info)[0] is not None
+            or _is_outside(path_info)
+        ):
+            return path
+        return build_launch_path(self.smart_launch.key, path)
+
+
+class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than there
+    """
+    Django's test client, as the browser of somebody who opens this site in an EHR.
+
+    After :meth:`launch` or :meth:`connect`, each path is asked for under the prefix of
+    that launch; set ``smart_launch`` to go back to an earlier one, or to ``None`` to
+    leave the prefix out.
+
+    Args:
+        registration: made by ``create_registration``.
+        ehr: the simulated EHR it was registered at.
+    """
+
+    def __init__(
+        self, registration: ClientRegistration, ehr: EHRSimulator, **defaults: Any
+    ) -> None:
+        super().__init__(**{"HTTP_HOST": _HOST, **defaults})
+        self.registration = registration
+        self.ehr = ehr
+
+    def launch(
+        self,
+        patient: str | None = "",
+        *,
+        scopes: str = "",
+        user: AbstractBaseUser | None = None,
+        fhir_user: str = "",
+        **context: Any,
+    ) -> Launch:
+        """
+        Open this site from a patient's chart: an EHR launch, up to the landing page.
+
+        Args:
+            patient: id of the patient; by default the first of ``ehr.data["Patient"]``.
+                ``None`` launches outside of a chart.
+            scopes: of resources, what the EHR grants; by default all that is asked for.
+            user: who is signed in by it; by default a user who is created for it.
+            fhir_user: who clicks, such as ``Practitioner/<id>``; by default a
+                clinician.
+            context: further arguments of ``EHRSimulator.create_launch``, such as
+                ``encounter`` or ``intent``.
+
+        Returns:
+            The launch, which is also kept as ``smart_launch``.
+
+        Raises:
+            AssertionError: this site refused; the message quotes its page.
+        """
+        if patient == "":
+            patient = next(iter(self.ehr.data["Patient"]))
+        if user is not None:
+            fhir_user = link_user(self.ehr, user, fhir_user)
+        launch_id = self.ehr.create_launch(
+            self.registration.client_id,
+            patient=patient,
+            user=fhir_user or None,
+            **context,
+        )
+        self.smart_launch = None
+        response = self.get(
+            reverse("django_smart:launch"),
+            {"iss": self.ehr.base_url, "launch": launch_id},
+        )
+        granted = f"launch openid fhirUser {scopes}" if scopes else None
+        return self._finish(response, scope=granted)
+
+    def connect(
+        self,
+        patient: str = "",
+        *,
+        scopes: str = "",
+        user: AbstractBaseUser | None = None,
+        fhir_user: str = "",
+    ) -> Launch:
+        """
+        Connect records: a standalone launch with ``offline_access``.
+
+        Somebody who is signed in already stays so, and is connected.
+
+        Args: as :meth:`launch`.  A patient signs in to the EHR as themselves:
+            ``fhir_user="Patient/<id>"``.
+
+        Raises:
+            AssertionError: this site refused; the message quotes its page.
+        """
+        if user is not None:
+            fhir_user = link_user(self.ehr, user, fhir_user)
+        if not patient and fhir_user.startswith("Patient/"):
+            patient = fhir_user.removeprefix("Patient/")
+        self.smart_launch = None
+        response = self.post(
+            reverse("django_smart:login"), {"server": self.registration.server.slug}
+        )
+        granted = (
+            f"launch/patient openid fhirUser offline_access {scopes}"
+            if scopes
+            else None
+        )
+        return self._finish(
+            response, scope=granted, user=fhir_user or None, patient=patient or None
+        )
+
+    def as_async(self) -> AsyncSMARTClient:
+        """A client for asynchronous views: the same cookies, the same launch."""
+        client = AsyncSMARTClient(headers={"host": _HOST})
+        client.cookies = self.cookies
+        client.smart_launch = self.smart_launch
+        return client
+
+    def _finish(self, response: HttpResponseBase, **choices: Any) -> Launch:
+        authorization_url = _get_redirect(response)
+        (state,) = parse_qs(urlsplit(authorization_url).query)["state"]
+        callback = urlsplit(self.ehr.authorize(authorization_url, **choices))
+        _get_redirect(
+            self.get(callback.path, parse_qsl(callback.query, keep_blank_values=True))
+        )
+        self.smart_launch = Launch.objects.with_related().with_state(state).get()
+        return self.smart_launch
+
+
+class AsyncSMARTClient(_InLaunch, AsyncClient):  # type: ignore[misc]  # as above
+    """What :meth:`SMARTClient.as_async` returns."""
+
+
+def _get_redirect(response: HttpResponseBase) -> str:
+    if response.status_code != 302:
+        page = getattr(response, "content", b"").decode(errors="replace")
+        raise AssertionError(
+            f"the launch was refused with status {response.status_code}:\n{page}"
+        )
+    return str(response["Location"])
+
+
+def _is_outside(path_info: str) -> bool:
+    try:
+        return not _APPS_OUTSIDE.isdisjoint(resolve(path_info).app_names)
+    except Resolver404:
+        return False

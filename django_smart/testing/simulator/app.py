@@ -1,0 +1,228 @@
+"""The simulated EHR as a WSGI application: routes, faults, recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter, Map, MapAdapter, Rule
+from werkzeug.wrappers import Request, Response
+
+from django_smart.testing.simulator import (
+    app_state,
+    bulk,
+    bundles,
+    changes,
+    consent,
+    control,
+    discovery,
+    faults,
+    fhir,
+    history,
+    introspect,
+    operations,
+    pages,
+    paging,
+    register,
+    token,
+)
+from django_smart.testing.simulator.errors import FHIRError, OAuthError
+from django_smart.testing.simulator.exchange import Exchange
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+    from django_smart.testing.simulator.ehr import EHRSimulator
+
+__all__ = ["App"]
+
+Handler = Callable[..., Response]
+
+
+class _FHIRTypeConverter(BaseConverter):
+    """The name of a resource type: unlike the pages', it begins with a capital."""
+
+    regex = "[A-Z][A-Za-z]+"
+
+
+def _get(path: str, name: str, handler: Handler) -> Rule:
+    return Rule(path, endpoint=(name, handler), methods=["GET"])
+
+
+def _post(path: str, name: str, handler: Handler) -> Rule:
+    return Rule(path, endpoint=(name, handler), methods=["POST"])
+
+
+def _handle(
+    handler: Handler, exchange: Exchange, arguments: Mapping[str, Any]
+) -> Response:
+    try:
+        return handler(exchange, **arguments)
+    except OAuthError as exc:
+        return token.oauth_error_response(exc)
+    except FHIRError as exc:
+        return fhir.fhir_error_response(exc)
+
+
+def _dispatch_entry(
+    adapter: MapAdapter, exchange: Exchange, request: Request, resource_id: str | None
+) -> Response:
+    """Answer one entry of a Bundle as if it had come by itself."""
+    try:
+        rule, arguments = adapter.match(request.path, request.method, return_rule=True)
+    except HTTPException:
+        error = FHIRError(404, "not-supported", "this server does not know that")
+        return fhir.fhir_error_response(error)
+    _, handler = rule.endpoint
+    if resource_id is not None:
+        arguments = {**arguments, "resource_id": resource_id}
+    entry = Exchange(ehr=exchange.ehr, request=request, name=exchange.name)
+    return _handle(handler, entry, arguments)
+
+
+def _fhir_root(exchange: Exchange) -> Response:
+    """Further pages are asked for at the base itself."""
+    access = fhir.authorize(exchange)
+    return paging.next_page(exchange, access.token.grant)
+
+
+def _answer_bundle(exchange: Exchange) -> Response:
+    adapter = _bind(exchange.ehr, exchange.request)
+    return bundles.answer_bundle(exchange, partial(_dispatch_entry, adapter, exchange))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paths:
+    """What the routes of an EHR depend on."""
+
+    base: str
+    root: str
+    page: str
+    issuer: str
+    control: bool
+
+
+def _bind(ehr: EHRSimulator, request: Request) -> MapAdapter:
+    paths = _Paths(
+        base=ehr.base_path,
+        root=ehr.root_path,
+        page=ehr.page_path,
+        issuer=urlsplit(ehr.issuer).path.rstrip("/"),
+        control=bool(ehr.control),
+    )
+    return _build_map(paths).bind_to_environ(request.environ)
+
+
+# Tests make an EHR each, and most have the same paths.
+@lru_cache(maxsize=32)
+def _build_map(paths: _Paths) -> Map:
+    return Map(
+        [*_protocol_rules(paths), *_fhir_rules(paths), *_page_rules(paths)],
+        converters={"fhir_type": _FHIRTypeConverter},
+        strict_slashes=False,
+        merge_slashes=False,
+    )
+
+
+class App:
+    """Every URL of the EHR's origin."""
+
+    def __init__(self, ehr: EHRSimulator) -> None:
+        self._ehr = ehr
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        return self.respond(Request(environ))(environ, start_response)
+
+    def respond(self, request: Request) -> Response:
+        """Answer one request, and write it down."""
+        adapter = _bind(self._ehr, request)
+        try:
+            rule, arguments = adapter.match(return_rule=True)
+        except HTTPException as exc:
+            exchange = Exchange(ehr=self._ehr, request=request, name="unknown")
+            response = Response.from_app(exc.get_response(), request.environ)
+        else:
+            name, handler = rule.endpoint
+            exchange = Exchange(ehr=self._ehr, request=request, name=name)
+            replaced = faults.replacement(exchange)
+            if replaced is None:
+                own = _handle(handler, exchange, arguments)
+                response = faults.apply_to_response(exchange, own)
+            else:
+                response = replaced
+        if request_id := request.headers.get("X-Request-Id"):
+            response.headers.setdefault("X-Request-Id", request_id)
+        if exchange.name != "control":
+            self._ehr.record(exchange, response.status_code)
+        return response
+
+
+def _protocol_rules(paths: _Paths) -> list[Rule]:
+    base, root = paths.base, paths.root
+    well_known = f"{base}/.well-known/smart-configuration"
+    return [
+        _get(well_known, "smart-configuration", discovery.smart_configuration),
+        # Below the base as well: where the issuer is not known, apps look there.
+        *(
+            _get(
+                f"{path}/.well-known/openid-configuration",
+                "openid-configuration",
+                discovery.openid_configuration,
+            )
+            for path in sorted({paths.issuer, base})
+        ),
+        _get(f"{base}/metadata", "metadata", discovery.metadata),
+        _get(f"{root}/auth/jwks", "jwks", discovery.jwks),
+        _get("/smart-style.json", "smart-style", discovery.smart_style),
+        _get(f"{root}/auth/authorize", "authorize", consent.authorize),
+        _post(f"{root}/auth/authorize", "authorize", consent.authorize),
+        _post(f"{root}/auth/token", "token", token.token_endpoint),
+        _post(f"{root}/auth/revoke", "revoke", introspect.revocation_endpoint),
+        _post(
+            f"{root}/auth/introspect",
+            "introspect",
+            introspect.introspection_endpoint,
+        ),
+        _post(f"{root}/auth/register", "register", register.registration_endpoint),
+        *(
+            Rule(path, endpoint=("fhir", handler), methods=[method])
+            for path, method, handler in (
+                *app_state.routes(base),
+                *bulk.routes(base),
+            )
+        ),
+    ]
+
+
+def _fhir_rules(paths: _Paths) -> list[Rule]:
+    rules = []
+    for base in {paths.base, paths.page}:
+        name = "<fhir_type:resource_type>"
+        rules += [
+            _get(f"{base}/{name}", "fhir", fhir.search_type),
+            _post(f"{base}/{name}/_search", "fhir", fhir.search_type),
+            _get(f"{base}/{name}/<resource_id>", "fhir", fhir.read),
+        ]
+        if base:
+            rules.append(_get(base, "fhir", _fhir_root))
+    base = paths.base
+    rules.append(_post(base or "/", "fhir", _answer_bundle))
+    rules += [
+        Rule(path, endpoint=("fhir", handler), methods=[method])
+        for module in (changes, history, operations)
+        for path, method, handler in module.routes(base)
+    ]
+    return rules
+
+
+def _page_rules(paths: _Paths) -> list[Rule]:
+    rules = [*pages.rules(), *consent.rules(paths.root)]
+    if paths.control:
+        rules += control.rules()
+    return rules

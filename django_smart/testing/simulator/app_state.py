@@ -1,0 +1,183 @@
+"""
+App state: ``Basic`` resources that an app keeps at the EHR.
+
+Spec: SMART App Launch 2.2, "App State" (experimental).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.fhir import FHIR_JSON, Access, authorize
+from django_smart.testing.simulator.paging import searchset
+from django_smart.testing.simulator.state import new_id
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__ = ["MAX_SIZE", "routes"]
+
+MAX_SIZE = 256 * 1024
+"""Bytes of JSON."""
+
+_SUBJECTS = frozenset(
+    {"Patient", "Person", "Practitioner", "PractitionerRole", "RelatedPerson"}
+)
+
+
+def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+    """Path, method and handler of each interaction."""
+    yield f"{base}/Basic", "GET", _search
+    yield f"{base}/Basic", "POST", _create
+    yield f"{base}/Basic/<resource_id>", "PUT", _update
+    yield f"{base}/Basic/<resource_id>", "DELETE", _delete
+
+
+def _create(exchange: Exchange) -> Response:
+    access = authorize(exchange)
+    resource = _read_body(exchange)
+    if "id" in resource or "versionId" in resource.get("meta", {}):
+        raise FHIRError(400, "invalid", "a new resource has no id and no versionId")
+    _check_scope(access, resource, "c")
+    resource["id"] = new_id()[:40].replace("_", "-")
+    resource["meta"] = {"versionId": "1"}
+    store = exchange.ehr.store
+    with store.lock:
+        store.app_states[resource["id"]] = resource
+    return _answer(resource, 201)
+
+
+def _update(exchange: Exchange, resource_id: str) -> Response:
+    access = authorize(exchange)
+    resource = _read_body(exchange)
+    if resource.get("id") != resource_id:
+        raise FHIRError(400, "invalid", "the id in the body is not that of the URL")
+    store = exchange.ehr.store
+    with store.lock:
+        held = _match(exchange, access, resource_id, "u")
+        if any(resource.get(one) != held.get(one) for one in ("code", "subject")):
+            raise FHIRError(422, "business-rule", "code and subject do not change")
+        version = int(held["meta"]["versionId"]) + 1
+        resource["meta"] = {"versionId": str(version)}
+        store.app_states[resource_id] = resource
+    return _answer(resource, 200)
+
+
+def _delete(exchange: Exchange, resource_id: str) -> Response:
+    access = authorize(exchange)
+    store = exchange.ehr.store
+    with store.lock:
+        _match(exchange, access, resource_id, "d")
+        del store.app_states[resource_id]
+        store.deleted_app_states.add(resource_id)
+    return Response(status=204)
+
+
+def _search(exchange: Exchange) -> Response:
+    access = authorize(exchange)
+    query = dict(exchange.query)
+    subject = query.get("subject")
+    is_global = query.get("subject:missing") == "true"
+    system, bar, code = query.get("code", "").partition("|")
+    if not system or not bar or not code or (subject is None) != is_global:
+        raise FHIRError(
+            400, "not-supported", "search by code=system|code and by the subject"
+        )
+    wanted: dict[str, Any] = {"resourceType": "Basic"}
+    wanted["code"] = {"coding": [{"system": system, "code": code}]}
+    if subject is not None:
+        wanted["subject"] = {"reference": subject}
+    _check_scope(access, wanted, "s")
+    held = exchange.ehr.store.app_states.values()
+    return searchset(
+        exchange,
+        access.token.grant,
+        resource_type="Basic",
+        pairs=exchange.query,
+        resources=[one for one in held if _key(one) == _key(wanted)],
+    )
+
+
+def _answer(resource: dict[str, Any], status: int) -> Response:
+    etag = f'W/"{resource["meta"]["versionId"]}"'
+    return json_response(
+        resource, status=status, content_type=FHIR_JSON, headers={"ETag": etag}
+    )
+
+
+def _match(
+    exchange: Exchange, access: Access, resource_id: str, letter: str
+) -> dict[str, Any]:
+    """The resource as held, if the request is about this very version of it."""
+    store = exchange.ehr.store
+    if resource_id in store.deleted_app_states:
+        raise FHIRError(410, "deleted", "this app state was deleted")
+    held = store.app_states.get(resource_id)
+    if held is None:
+        raise FHIRError(404, "not-found", "there is no such app state")
+    _check_scope(access, held, letter)
+    wanted = exchange.request.headers.get("If-Match")
+    if wanted is None:
+        raise FHIRError(428, "required", "If-Match is needed")
+    if wanted != f'W/"{held["meta"]["versionId"]}"':
+        raise FHIRError(412, "conflict", "the app state was changed meanwhile")
+    return held
+
+
+def _read_body(exchange: Exchange) -> dict[str, Any]:
+    """A ``Basic`` that follows the rules for app state."""
+    if len(exchange.body) > MAX_SIZE:
+        raise FHIRError(413, "too-long", f"more than {MAX_SIZE} bytes")
+    resource = exchange.request.get_json(force=True, silent=True)
+    if not isinstance(resource, dict) or resource.get("resourceType") != "Basic":
+        raise FHIRError(400, "structure", "the body is no Basic resource")
+    codings = resource.get("code", {}).get("coding", [])
+    if len(codings) != 1 or not {"system", "code"} <= set(codings[0]):
+        raise FHIRError(422, "business-rule", "there is not exactly one coding")
+    if any(set(one) != {"url", "valueString"} for one in resource.get("extension", [])):
+        raise FHIRError(422, "business-rule", "extensions hold valueString alone")
+    if "subject" in resource:
+        reference = resource["subject"].get("reference", "")
+        base, _, relative = reference.rpartition("/")[0].rpartition("/")
+        if base != exchange.ehr.base_url or relative not in _SUBJECTS:
+            raise FHIRError(422, "business-rule", "the subject is not absolute")
+    return resource
+
+
+def _key(resource: dict[str, Any]) -> tuple[str, str, str]:
+    coding = resource["code"]["coding"][0]
+    reference = resource.get("subject", {}).get("reference", "")
+    return coding["system"], coding["code"], reference
+
+
+def _check_scope(access: Access, resource: dict[str, Any], letter: str) -> None:
+    """A patient's scopes are about that patient, a user's not about other users."""
+    system, code, reference = _key(resource)
+    subject = reference.removeprefix(f"{access.base_url}/")
+    grant = access.token.grant
+    mine: dict[str, set[str | None]] = {
+        "patient": {f"Patient/{grant.patient}"},
+        "user": {"", grant.user, f"Patient/{access.user_patient}"},
+    }
+    is_clinician = access.user_patient is None and subject.startswith("Patient/")
+    for scope in access.scopes:
+        if (
+            scope.applies_to("Basic", letter)
+            and set(scope.params) <= {("code", f"{system}|{code}")}
+            and (
+                subject in mine.get(scope.level, set())
+                or (scope.level == "user" and is_clinician)
+            )
+        ):
+            return
+    raise FHIRError(
+        403,
+        "forbidden",
+        "this app state is outside of what was granted",
+        challenge='Bearer realm="fhir", error="insufficient_scope"',
+    )

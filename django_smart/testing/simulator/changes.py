@@ -1,0 +1,253 @@
+"""
+Create, update, patch and delete, each also on a condition.
+
+Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator import fhir
+from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.patches import apply_fhirpath, apply_json_patch
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.versions import Version
+
+__all__ = ["answer", "routes"]
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+_TYPE = "<fhir_type:resource_type>"
+
+
+def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+    """Path, method and handler of each interaction."""
+    yield f"{base}/{_TYPE}", "POST", create
+    yield f"{base}/{_TYPE}", "PUT", _update_found
+    yield f"{base}/{_TYPE}", "PATCH", _patch_found
+    yield f"{base}/{_TYPE}", "DELETE", _delete_found
+    yield f"{base}/{_TYPE}/<resource_id>", "PUT", _update
+    yield f"{base}/{_TYPE}/<resource_id>", "PATCH", _patch
+    yield f"{base}/{_TYPE}/<resource_id>", "DELETE", _delete
+
+
+def create(
+    exchange: Exchange, resource_type: str, resource_id: str | None = None
+) -> Response:
+    """Answer ``POST [base]/[type]``; a transaction chooses the id in advance."""
+    access = _authorize(exchange, resource_type, "c")
+    resource = _read_resource(exchange, resource_type)
+    condition = exchange.request.headers.get("If-None-Exist")
+    with exchange.ehr.store.lock:
+        if condition is not None:
+            pairs = parse_qsl(condition, keep_blank_values=True)
+            found = _find(exchange, access, resource_type, pairs, "c")
+            if found:
+                return _answer_current(exchange, _one(found), 200)
+        if not access.allows({**resource, "id": ""}, "c"):
+            raise fhir.insufficient("this resource is outside of what was granted")
+        version = exchange.ehr.versions.put(
+            resource_type, resource_id or str(uuid.uuid4()), resource, method="POST"
+        )
+    return answer(exchange, version, 201)
+
+
+def _update(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
+    """Answer ``PUT [base]/[type]/[id]``; ids are the server's to give."""
+    access = _authorize(exchange, resource_type, "u")
+    resource = _read_resource(exchange, resource_type)
+    if resource.get("id") != resource_id:
+        raise FHIRError(400, "invalid", "the id in the body is not that of the URL")
+    with exchange.ehr.store.lock:
+        if not exchange.ehr.versions.of(resource_type, resource_id):
+            raise FHIRError(405, "not-supported", "this server gives the ids itself")
+        return _replace(
+            exchange, access, resource_type, resource_id, lambda _: resource
+        )
+
+
+def _update_found(exchange: Exchange, resource_type: str) -> Response:
+    """Answer ``PUT [base]/[type]?[search parameters]``."""
+    access = _authorize(exchange, resource_type, "u")
+    resource = _read_resource(exchange, resource_type)
+    with exchange.ehr.store.lock:
+        found = _find(exchange, access, resource_type, exchange.query, "u")
+        if not found:
+            return create(exchange, resource_type)
+        resource_id = _one(found)["id"]
+        if resource.get("id", resource_id) != resource_id:
+            raise FHIRError(400, "invalid", "the id is not that of what was found")
+        return _replace(
+            exchange, access, resource_type, resource_id, lambda _: resource
+        )
+
+
+def _patch(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
+    """Answer ``PATCH [base]/[type]/[id]``."""
+    access = _authorize(exchange, resource_type, "u")
+    change = _read_patch(exchange)
+    with exchange.ehr.store.lock:
+        return _replace(exchange, access, resource_type, resource_id, change)
+
+
+def _patch_found(exchange: Exchange, resource_type: str) -> Response:
+    """Answer ``PATCH [base]/[type]?[search parameters]``."""
+    access = _authorize(exchange, resource_type, "u")
+    change = _read_patch(exchange)
+    with exchange.ehr.store.lock:
+        found = _find(exchange, access, resource_type, exchange.query, "u")
+        if not found:
+            raise FHIRError(404, "not-found", "nothing matches")
+        resource_id = _one(found)["id"]
+        return _replace(exchange, access, resource_type, resource_id, change)
+
+
+def _delete(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
+    """Answer ``DELETE [base]/[type]/[id]``; a second time changes nothing."""
+    access = _authorize(exchange, resource_type, "d")
+    with exchange.ehr.store.lock:
+        held = exchange.ehr.data[resource_type].get(resource_id)
+        if held is not None:
+            _remove(exchange, access, held)
+    return Response(status=204)
+
+
+def _delete_found(exchange: Exchange, resource_type: str) -> Response:
+    """Answer ``DELETE [base]/[type]?[search parameters]``: one, or none."""
+    access = _authorize(exchange, resource_type, "d")
+    with exchange.ehr.store.lock:
+        found = _find(exchange, access, resource_type, exchange.query, "d")
+        if found:
+            _remove(exchange, access, _one(found))
+    return Response(status=204)
+
+
+def answer(exchange: Exchange, version: Version, status: int) -> Response:
+    """The version, or as little of it as was asked for."""
+    base_url = exchange.ehr.base_url
+    url = f"{base_url}/{version.resource_type}/{version.resource_id}"
+    headers = {
+        "ETag": version.etag,
+        "Location": f"{url}/_history/{version.version_id}",
+    }
+    prefer = exchange.request.headers.get("Prefer", "")
+    if "return=minimal" in prefer:
+        return Response(status=status, headers=headers)
+    value = version.resource
+    if "return=OperationOutcome" in prefer:
+        issue = {"severity": "information", "code": "informational"}
+        value = {"resourceType": "OperationOutcome", "issue": [issue]}
+    return json_response(
+        value, status=status, content_type=fhir.FHIR_JSON, headers=headers
+    )
+
+
+def _answer_current(
+    exchange: Exchange, resource: dict[str, Any], status: int
+) -> Response:
+    versions = exchange.ehr.versions.of(resource["resourceType"], resource["id"])
+    return answer(exchange, versions[-1], status)
+
+
+def _replace(
+    exchange: Exchange,
+    access: fhir.Access,
+    resource_type: str,
+    resource_id: str,
+    change: Change | dict[str, Any],
+) -> Response:
+    """Store *change*, or what it makes of the resource that the request is about."""
+    versions = exchange.ehr.versions
+    held = exchange.ehr.data[resource_type].get(resource_id)
+    if held is not None or exchange.request.method == "PATCH":
+        held = versions.get_current(resource_type, resource_id)
+        _match(exchange, access, held, "u")
+    elif "If-Match" in exchange.request.headers:
+        raise FHIRError(412, "conflict", "the resource was deleted meanwhile")
+    resource = change(held or {}) if callable(change) else change
+    if resource.get("resourceType") != resource_type:
+        raise FHIRError(422, "business-rule", "the type of a resource does not change")
+    # Not out of the record either.
+    if not access.allows({**resource, "id": resource_id}, "u"):
+        raise fhir.insufficient("this resource is outside of what was granted")
+    version = versions.put(
+        resource_type, resource_id, resource, method=exchange.request.method
+    )
+    return answer(exchange, version, 200)
+
+
+def _remove(exchange: Exchange, access: fhir.Access, held: dict[str, Any]) -> None:
+    _match(exchange, access, held, "d")
+    exchange.ehr.versions.put(held["resourceType"], held["id"], None, method="DELETE")
+
+
+def _match(
+    exchange: Exchange, access: fhir.Access, held: dict[str, Any], letter: str
+) -> None:
+    if not access.allows(held, letter):
+        raise fhir.insufficient("this resource is outside of what was granted")
+    wanted = exchange.request.headers.get("If-Match")
+    if wanted not in {None, f'W/"{held["meta"]["versionId"]}"'}:
+        raise FHIRError(412, "conflict", "the resource was changed meanwhile")
+
+
+def _authorize(exchange: Exchange, resource_type: str, letter: str) -> fhir.Access:
+    access = fhir.authorize(exchange)
+    fhir.known_type(exchange, resource_type)
+    if not access.has(resource_type, letter):
+        raise fhir.insufficient(f"no scope for this change of {resource_type}")
+    return access
+
+
+def _find(
+    exchange: Exchange,
+    access: fhir.Access,
+    resource_type: str,
+    pairs: list[tuple[str, str]],
+    letter: str,
+) -> list[dict[str, Any]]:
+    if not pairs:
+        raise FHIRError(412, "required", "a condition is needed")
+    return fhir.find(exchange, access, resource_type, pairs, letter=letter)
+
+
+def _one(found: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(found) > 1:
+        raise FHIRError(412, "multiple-matches", "more than one resource matches")
+    return found[0]
+
+
+def _read_resource(exchange: Exchange, resource_type: str) -> dict[str, Any]:
+    resource = _read_json(exchange, "application/fhir+json")
+    if not isinstance(resource, dict) or resource.get("resourceType") != resource_type:
+        raise FHIRError(400, "structure", f"the body is no {resource_type}")
+    if any(value in (None, "", [], {}) for value in resource.values()):
+        raise FHIRError(422, "structure", "FHIR has no empty values")
+    return resource
+
+
+def _read_patch(exchange: Exchange) -> Change:
+    if exchange.request.mimetype == "application/json-patch+json":
+        operations = _read_json(exchange, "application/json-patch+json")
+        return lambda resource: apply_json_patch(resource, operations)
+    parameters = _read_json(exchange, "application/fhir+json")
+    return lambda resource: apply_fhirpath(resource, parameters)
+
+
+def _read_json(exchange: Exchange, media_type: str) -> Any:
+    if exchange.request.mimetype != media_type:
+        raise FHIRError(415, "not-supported", f"the body has to be {media_type}")
+    try:
+        return json.loads(exchange.body)
+    except ValueError:
+        raise FHIRError(400, "structure", "the body is no JSON") from None

@@ -1,0 +1,106 @@
+"""What the chart page shows of a patient."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.ehr import EHRSimulator
+
+__all__ = ["display_name", "latest_encounter", "list_patients", "summarize"]
+
+Resource = dict[str, Any]
+
+
+def list_patients(ehr: EHRSimulator) -> list[dict[str, Any]]:
+    """One row for each patient, in the order of their family names."""
+    rows = [_banner(ehr, patient) for patient in ehr.data["Patient"].values()]
+    return sorted(rows, key=lambda row: str(row["sort_name"]))
+
+
+def display_name(patient: Resource) -> str:
+    """The official name, and the person's own script if there is one."""
+    official = patient["name"][0]
+    text = f"{' '.join(official['given'])} {official['family']}"
+    others = [name["text"] for name in patient["name"][1:]]
+    return " ".join([text, *(f"({other})" for other in others)])
+
+
+def summarize(ehr: EHRSimulator, patient_id: str) -> dict[str, Any]:
+    """Everything the chart page needs."""
+    patient = ehr.data["Patient"][patient_id]
+    reference = f"Patient/{patient_id}"
+    home = patient["address"][0]
+    town = f"{home['city']}, {home['state']} {home['postalCode']}"
+    return {
+        **_banner(ehr, patient),
+        "phone": patient["telecom"][0]["value"],
+        "address": [*home["line"], town],
+        "conditions": [
+            {"text": one["code"]["text"], "since": one["onsetDateTime"][:4]}
+            for one in _of(ehr, "Condition", reference)
+        ],
+        "medications": [
+            {
+                "text": one["medicationCodeableConcept"]["text"],
+                "dosage": one["dosageInstruction"][0]["text"],
+            }
+            for one in _of(ehr, "MedicationRequest", reference)
+        ],
+        "allergies": [
+            {"text": one["code"]["text"], "severe": one["criticality"] == "high"}
+            for one in _of(ehr, "AllergyIntolerance", reference)
+        ],
+        "results": _latest_results(ehr, reference),
+    }
+
+
+def latest_encounter(ehr: EHRSimulator, patient_id: str) -> str:
+    """The id of the patient's last visit."""
+    visits = _of(ehr, "Encounter", f"Patient/{patient_id}")
+    return str(max(visits, key=lambda one: str(one["period"]["start"]))["id"])
+
+
+def _banner(ehr: EHRSimulator, patient: Resource) -> dict[str, Any]:
+    born = date.fromisoformat(patient["birthDate"])
+    today = datetime.fromtimestamp(ehr.clock(), tz=UTC).date()
+    had_birthday = (today.month, today.day) >= (born.month, born.day)
+    return {
+        "patient_id": patient["id"],
+        "name": display_name(patient),
+        "sort_name": patient["name"][0]["family"].casefold(),
+        "birth_date": patient["birthDate"],
+        "age": today.year - born.year - (not had_birthday),
+        "gender": patient["gender"],
+        "mrn": patient["identifier"][0]["value"],
+    }
+
+
+def _of(ehr: EHRSimulator, resource_type: str, reference: str) -> list[Resource]:
+    return [
+        one
+        for one in ehr.data[resource_type].values()
+        if (one.get("subject") or one["patient"])["reference"] == reference
+    ]
+
+
+def _latest_results(ehr: EHRSimulator, reference: str) -> list[dict[str, str]]:
+    """The last value of each kind of Observation."""
+    latest: dict[str, Resource] = {}
+    observations = _of(ehr, "Observation", reference)
+    for one in sorted(observations, key=lambda one: str(one["effectiveDateTime"])):
+        latest[one["code"]["text"]] = one
+    return [
+        {"text": text, "value": _value(one), "date": one["effectiveDateTime"][:10]}
+        for text, one in sorted(latest.items())
+    ]
+
+
+def _value(observation: Resource) -> str:
+    if "component" in observation:
+        values = [one["valueQuantity"]["value"] for one in observation["component"]]
+        unit = observation["component"][0]["valueQuantity"]["unit"]
+        return f"{'/'.join(f'{value:g}' for value in values)} {unit}"
+    quantity = observation["valueQuantity"]
+    return f"{quantity['value']:g} {quantity['unit']}"

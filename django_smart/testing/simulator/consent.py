@@ -1,0 +1,195 @@
+"""
+The authorization endpoint as a person sees it.
+
+A request that is in order becomes a page of its own: sign in if needed, pick a
+patient if needed, then approve or deny.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from werkzeug.routing import Rule
+from werkzeug.utils import redirect
+
+from django_smart.testing.simulator import authorize as authorization
+from django_smart.testing.simulator import chart
+from django_smart.testing.simulator.errors import (
+    AuthorizationError,
+    AuthorizationPageError,
+)
+from django_smart.testing.simulator.pages import (
+    error_page,
+    sign_in_page,
+    stale_form,
+)
+from django_smart.testing.simulator.sessions import Session, get_session
+from django_smart.testing.simulator.templating import render
+from django_smart.testing.simulator.wording import describe_scopes
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+    from django_smart.testing.simulator.authorize import AuthorizationRequest
+    from django_smart.testing.simulator.ehr import EHRSimulator
+    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.people import User
+
+__all__ = ["PendingConsent", "authorize", "rules"]
+
+_LIFETIME = 600  # seconds in which the person has to decide
+
+
+@dataclass(slots=True, kw_only=True)
+class PendingConsent:
+    """A request that waits for a person's decision."""
+
+    request: AuthorizationRequest
+    path: str
+    expires_at: float
+    session_id: str | None = None
+    """The first browser session that looked at it; nobody else may decide."""
+    patient: str | None = None
+
+
+def rules(root_path: str) -> list[Rule]:
+    """The routes of the consent page."""
+    path = f"{root_path}/auth/consent/<consent_id>"
+    return [
+        Rule(path, endpoint=("consent", _show), methods=["GET"]),
+        Rule(path, endpoint=("consent", _decide), methods=["POST"]),
+    ]
+
+
+def authorize(exchange: Exchange) -> Response:
+    """
+    Answer ``GET`` and ``POST <authorization_endpoint>``.
+
+    The redirect to the page matters for POST: a form that comes from another site
+    brings no cookie along, the GET that follows does.
+    """
+    ehr = exchange.ehr
+    is_post = exchange.request.method == "POST"
+    pairs = exchange.form if is_post else exchange.query
+    exchange.client_id = dict(pairs).get("client_id")
+    try:
+        request = authorization.validate(ehr, pairs)
+    except AuthorizationPageError as exc:
+        return error_page(
+            exchange, "This app cannot be connected", f"Reason: {exc}.", status=400
+        )
+    except AuthorizationError as exc:
+        return redirect(authorization.error_redirect(ehr, exc), 303 if is_post else 302)
+    consent_id = secrets.token_urlsafe(24)
+    path = f"{ehr.root_path}/auth/consent/{consent_id}"
+    ehr.pending_consents[consent_id] = PendingConsent(
+        request=request, path=path, expires_at=ehr.clock() + _LIFETIME
+    )
+    return redirect(path, 303)
+
+
+def _show(exchange: Exchange, consent_id: str) -> Response:
+    ehr = exchange.ehr
+    session = get_session(ehr, exchange.request)
+    pending = _find(ehr, consent_id)
+    if pending is None:
+        return _gone(exchange)
+    exchange.client_id = pending.request.client.client_id
+    launch = pending.request.launch
+    if launch is not None:
+        expected = ehr.users[launch.user]
+        if session.user != expected:
+            return sign_in_page(
+                exchange, session, next_path=pending.path, only=expected
+            )
+    if session.user is None:
+        return sign_in_page(exchange, session, next_path=pending.path)
+    if pending.session_id not in {None, session.session_id}:
+        return _gone(exchange)
+    pending.session_id = session.session_id
+    patient_id = _patient_of(pending, session.user)
+    if patient_id is None and pending.request.needs_patient:
+        return _pick_patient_page(exchange, session, pending)
+    patient = chart.summarize(ehr, patient_id) if patient_id is not None else None
+    context = {
+        "session": session,
+        "framed": exchange.is_framed,
+        "app": pending.request.client,
+        "scopes": describe_scopes(pending.request.scopes),
+        "patient": patient,
+        "can_switch": launch is None,
+    }
+    return render("consent.html", context)
+
+
+def _decide(exchange: Exchange, consent_id: str) -> Response:
+    ehr = exchange.ehr
+    session = get_session(ehr, exchange.request)
+    form = dict(exchange.form)
+    pending = _find(ehr, consent_id)
+    if pending is None or session.user is None:
+        return _gone(exchange)
+    exchange.client_id = pending.request.client.client_id
+    if pending.session_id != session.session_id:
+        return _gone(exchange)
+    if not session.accepts(form.get("csrf_token")):
+        return stale_form(exchange)
+    if "patient" in form:
+        if form["patient"] not in ehr.data["Patient"]:
+            return _gone(exchange)
+        pending.patient = form["patient"]
+        return redirect(pending.path, 303)
+    if form.get("decision") == "switch":
+        pending.session_id = pending.patient = None
+        return sign_in_page(exchange, session, next_path=pending.path)
+    ehr.pending_consents.pop(consent_id, None)
+    if form.get("decision") != "approve":
+        return redirect(authorization.deny(ehr, pending.request), 303)
+    location = authorization.approve(
+        ehr,
+        pending.request,
+        user=session.user.reference,
+        patient=_patient_of(pending, session.user),
+        session=session.session_id,
+    )
+    return redirect(location, 303)
+
+
+def _find(ehr: EHRSimulator, consent_id: str) -> PendingConsent | None:
+    pending = ehr.pending_consents.get(consent_id)
+    if pending is None or pending.expires_at <= ehr.clock():
+        return None
+    return pending
+
+
+def _patient_of(pending: PendingConsent, user: User) -> str | None:
+    """Whose record it is about: the launch's, one's own, or the one picked."""
+    if pending.request.launch is not None:
+        return pending.request.launch.patient
+    if not pending.request.needs_patient:
+        return None
+    return user.patient_id or pending.patient
+
+
+def _pick_patient_page(
+    exchange: Exchange, session: Session, pending: PendingConsent
+) -> Response:
+    context = {
+        "session": session,
+        "app": pending.request.client,
+        "framed": exchange.is_framed,
+        "patients": chart.list_patients(exchange.ehr),
+    }
+    return render("pick_patient.html", context)
+
+
+def _gone(exchange: Exchange) -> Response:
+    return error_page(
+        exchange,
+        "This request is over",
+        "It was decided before, waited too long, or was started in another browser. "
+        "Go back to the app and start again.",
+        status=404,
+    )

@@ -1,0 +1,400 @@
+"""``EHRSimulator``: the simulated EHR, as tests hold it in their hands."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import requests
+from werkzeug.wrappers import Request
+
+from django_smart.testing.simulator import authorize as authorization
+from django_smart.testing.simulator.adapter import SimulatorAdapter
+from django_smart.testing.simulator.app import App
+from django_smart.testing.simulator.bulk import Bulk
+from django_smart.testing.simulator.clients import Client
+from django_smart.testing.simulator.data import Resources
+from django_smart.testing.simulator.endpoints import Endpoints
+from django_smart.testing.simulator.errors import AuthorizationError
+from django_smart.testing.simulator.exchange import Exchange, browser_request
+from django_smart.testing.simulator.faults import FaultSet
+from django_smart.testing.simulator.id_tokens import SigningKey
+from django_smart.testing.simulator.people import users
+from django_smart.testing.simulator.serving import running_server
+from django_smart.testing.simulator.state import Launch, Store, new_id
+from django_smart.testing.simulator.versions import Versions
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.consent import PendingConsent
+    from django_smart.testing.simulator.paging import SavedSearch
+    from django_smart.testing.simulator.records import RecordedRequest
+    from django_smart.testing.simulator.sessions import Session
+
+__all__ = ["EHRSimulator"]
+
+
+class EHRSimulator(Endpoints):
+    """
+    A SMART App Launch 2.2 server and FHIR R4 API over synthetic patients.
+
+    Use it in process (``adapter()``, ``authorize()``) or over sockets (``serve()``).
+    It is strict: what an app does wrong is refused, with the reason in the answer.
+    What reached it is in ``requests``; ``faults`` makes it misbehave.
+
+    Args:
+        base_url: the FHIR base, the ``iss`` and ``aud`` of a launch.
+        clock: returns seconds since the epoch.
+        access_token_lifetime: seconds.
+        code_lifetime: seconds.
+        refresh_token_lifetime: seconds; None for tokens that do not expire.
+        rotate_refresh_tokens: give a new refresh token with each refresh; a second use
+            of an old one revokes the grant.
+        echo_offline_access: list ``offline_access`` in the answer to the code, too.
+        issuer: of the ID tokens; by default the base URL less its last segment.
+        id_token_algorithm: RS256, RS384, ES256 or ES384.
+        page_path: path outside the base at which further pages of a search stand.
+        control: offer the JSON control API at ``/_control/``.
+        initial_access_token: of those who may register; None lets everybody.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "https://ehr.example.org/v/r4/sim/demo/fhir",
+        *,
+        clock: Callable[[], float] = time.time,
+        access_token_lifetime: int = 3600,
+        code_lifetime: int = 60,
+        refresh_token_lifetime: int | None = None,
+        rotate_refresh_tokens: bool = True,
+        echo_offline_access: bool = True,
+        issuer: str | None = None,
+        id_token_algorithm: str = "RS256",  # noqa: S107 (a name, not a password)
+        page_path: str | None = None,
+        control: bool = False,
+        initial_access_token: str | None = None,
+    ) -> None:
+        super().__init__(base_url, issuer=issuer, page_path=page_path)
+        self.clock = clock
+        self.access_token_lifetime = access_token_lifetime
+        self.code_lifetime = code_lifetime
+        self.refresh_token_lifetime = refresh_token_lifetime
+        self.rotate_refresh_tokens = rotate_refresh_tokens
+        self.echo_offline_access = echo_offline_access
+        self.id_token_algorithm = id_token_algorithm
+        self.control = control
+        self.initial_access_token = initial_access_token
+        self.launch_lifetime = 600
+        """Seconds in which a launch has to reach the authorization endpoint."""
+        self.foreign_origin: str = "https://elsewhere.example.net"
+        """Where faults point that lead the app to another host."""
+        self.pace = 1.0
+        """How long a second of a slow fault takes; tests make it shorter."""
+        self.versions = Versions(self)
+        self.users = users()
+        """Everybody who can sign in, by reference."""
+        self.clients: dict[str, Client] = {}
+        self.store = Store()
+        self.saved_searches: dict[str, SavedSearch] = {}
+        self.bulk = Bulk()
+        self.sessions: dict[str, Session] = {}
+        self.pending_consents: dict[str, PendingConsent] = {}
+        self.requests: list[RecordedRequest] = []
+        self.on_request: Callable[[RecordedRequest], None] | None = None
+        """Called with each request after it was answered."""
+        self.reused_refresh_tokens = 0
+        """How often a refresh token came that had been used before."""
+        self._stopping = threading.Event()
+        self._faults = FaultSet()
+        self._signing_keys: list[SigningKey] = []
+        self.wsgi_app = App(self)
+
+    @property
+    def data(self) -> Resources:
+        """Resources by type and id."""
+        return self.versions.data
+
+    def register_client(
+        self,
+        client_id: str,
+        *,
+        client_secret: str | None = None,
+        auth_method: str = "client_secret_basic",
+        redirect_uris: Iterable[str] = (),
+        launch_url: str | None = None,
+        jwks: dict[str, Any] | None = None,
+        jwks_url: str | None = None,
+        name: str | None = None,
+        scope: str | None = None,
+    ) -> Client:
+        """
+        Register an app.
+
+        Args:
+            client_id: its id.
+            client_secret: for ``client_secret_basic`` and ``client_secret_post``.
+            auth_method: one of those, ``private_key_jwt`` or ``none``.
+            redirect_uris: complete URLs, compared character for character.
+            launch_url: where an EHR launch is sent; the chart then shows a button.
+            jwks: the public keys of a ``private_key_jwt`` client,
+            jwks_url: or where they are published.
+            name: what people see.
+            scope: the most that the app may get; None for no limit.
+        """
+        client = Client(
+            client_id=client_id,
+            name=name or client_id,
+            auth_method=auth_method,
+            client_secret=client_secret,
+            redirect_uris=tuple(redirect_uris),
+            launch_url=launch_url,
+            jwks=jwks,
+            jwks_url=jwks_url,
+            scope=scope,
+        )
+        self.clients[client_id] = client
+        return client
+
+    def create_launch(
+        self,
+        client_id: str,
+        *,
+        patient: str | None,
+        encounter: str | None = None,
+        user: str | None = None,
+        need_patient_banner: bool = True,
+        intent: str | None = None,
+        tenant: str | None = None,
+        fhir_context: list[dict[str, Any]] | None = None,
+        smart_style_url: str | None = None,
+    ) -> str:
+        """
+        Prepare an EHR launch, as a click in the chart does.
+
+        Args:
+            client_id: the app that is to be opened.
+            patient: id of the patient, or None for a launch outside of a chart.
+            encounter: id of the encounter.
+            user: reference of who clicked; by default the first clinician.
+            need_patient_banner: whether the app has to show who the patient is.
+            intent: what the app is opened for.
+            tenant: the organisation.
+            fhir_context: further resources in context.
+            smart_style_url: by default the simulator's own style.
+
+        Returns:
+            The opaque ``launch`` value, good for one use within ten minutes.
+        """
+        if client_id not in self.clients:
+            raise ValueError(f"no such client: {client_id}")
+        if patient is not None and patient not in self.data["Patient"]:
+            raise ValueError(f"no such patient: {patient}")
+        user = next(iter(self.users)) if user is None else user
+        if user not in self.users:
+            raise ValueError(f"no such user: {user}")
+        context = {
+            "need_patient_banner": need_patient_banner,
+            "smart_style_url": smart_style_url or f"{self.origin}/smart-style.json",
+            "intent": intent,
+            "tenant": tenant,
+            "fhirContext": fhir_context,
+        }
+        launch = Launch(
+            launch_id=new_id(),
+            client_id=client_id,
+            patient=patient,
+            encounter=encounter,
+            user=user,
+            context={name: one for name, one in context.items() if one is not None},
+            expires_at=self.clock() + self.launch_lifetime,
+        )
+        self.store.launches[launch.launch_id] = launch
+        return launch.launch_id
+
+    def launch_url(self, client_id: str, launch_id: str) -> str:
+        """The URL that the EHR opens the app with."""
+        url = self.clients[client_id].launch_url
+        if url is None:
+            raise ValueError(f"{client_id} has no launch URL")
+        query = urlencode({"iss": self.base_url, "launch": launch_id})
+        return f"{url}{'&' if '?' in url else '?'}{query}"
+
+    def authorize(
+        self,
+        authorization_url: str,
+        *,
+        form: Iterable[tuple[str, str]] | None = None,
+        approve: bool = True,
+        user: str | None = None,
+        patient: str | None = None,
+        scope: str | None = None,
+    ) -> str:
+        """
+        Play the part of the person at the authorization page.
+
+        Args:
+            authorization_url: where the app sent the browser.
+            form: what it sent there by POST; None for a GET.
+            approve: press Approve, else Deny.
+            user: who signs in for a standalone launch; the first clinician by default.
+            patient: whom a clinician picks; the first patient by default.
+            scope: what the person allows, within what was asked; by default all.
+
+        Returns:
+            The URL the browser is sent to: with ``code``, or with ``error``.
+
+        Raises:
+            AuthorizationPageError: the client or the redirect URI is wrong, so the
+                browser stays on an error page.
+        """
+        request = browser_request(authorization_url, form)
+        exchange = Exchange(ehr=self, request=request, name="authorize")
+        pairs = exchange.query if form is None else exchange.form
+        exchange.client_id = dict(pairs).get("client_id")
+        try:
+            asked = authorization.validate(self, pairs)
+        except AuthorizationError as exc:
+            self.record(exchange, 302)
+            return authorization.error_redirect(self, exc)
+        except Exception:
+            self.record(exchange, 400)
+            raise
+        self.record(exchange, 302)
+        if not approve:
+            return authorization.deny(self, asked)
+        if asked.launch is not None:
+            user = asked.launch.user
+        return authorization.approve(
+            self,
+            asked,
+            user=user or next(iter(self.users)),
+            patient=patient or next(iter(self.data["Patient"])),
+            scope=scope,
+        )
+
+    # Ways to reach it
+
+    def adapter(self) -> SimulatorAdapter:
+        """An adapter for ``requests`` that needs no socket."""
+        return SimulatorAdapter(self)
+
+    @contextmanager
+    def serve(
+        self,
+        host: str = "localhost",
+        port: int = 0,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Iterator[str]:
+        """
+        Serve over sockets, from a background thread; yields the origin.
+
+        Scheme, host and port of ``base_url`` (and of ``issuer``, if it has the same)
+        are the real ones meanwhile; paths stay.  ``ssl_context`` is for https.
+        """
+        with running_server(self.wsgi_app, host, port, ssl_context) as bound:
+            scheme = "https" if ssl_context else "http"
+            with self.moved_to(f"{scheme}://{host}:{bound}"):
+                try:
+                    yield self.origin
+                finally:
+                    # Answers that are slow by a fault do not hold up the end.
+                    self._stopping.set()
+        self._stopping.clear()
+
+    # What came, and what is alive
+
+    def record(self, exchange: Exchange, status: int) -> None:
+        """Write a request down."""
+        recorded = exchange.record(status)
+        self.requests.append(recorded)
+        if self.on_request is not None:
+            self.on_request(recorded)
+
+    def record_elsewhere(self, environ: dict[str, Any]) -> None:
+        """Write down a request that was meant for another origin."""
+        exchange = Exchange(ehr=self, request=Request(environ), name="elsewhere")
+        self.record(exchange, 0)
+
+    def clear_requests(self) -> None:
+        """Forget what came so far."""
+        self.requests.clear()
+
+    def requests_to(self, exchange: str) -> list[RecordedRequest]:
+        """
+        The recorded requests of one kind, in order.
+
+        Kinds are ``smart-configuration``, ``openid-configuration``, ``jwks``,
+        ``metadata``, ``authorize``, ``token`` (of which ``refresh`` are those with that
+        grant type), ``revoke``, ``introspect``, ``register``, ``fhir``, ``page`` and
+        ``elsewhere``.
+        """
+        if exchange == "refresh":
+            grant_type = ("grant_type", "refresh_token")
+            return [one for one in self.requests_to("token") if grant_type in one.form]
+        return [one for one in self.requests if one.exchange == exchange]
+
+    def expire_access_tokens(self) -> None:
+        """Let every access token end now."""
+        with self.store.lock:
+            for token in self.store.access_tokens.values():
+                token.expires_at = min(token.expires_at, self.clock())
+
+    def revoke_grant(self, token: str) -> None:
+        """Take back everything that came from the authorization behind *token*."""
+        grant = self.store.grant_of(token)
+        if grant is None:
+            raise ValueError("no grant has this token")
+        grant.revoked = True
+
+    def patient_of(self, access_token: str) -> str | None:
+        """The patient that an access token is about, alive or not."""
+        token = self.store.access_tokens.get(access_token)
+        return token.grant.patient if token is not None else None
+
+    # Keys and faults
+
+    @property
+    def signing_keys(self) -> list[SigningKey]:
+        """The published keys; the last one signs."""
+        with self.store.lock:
+            if not self._signing_keys:
+                self.rotate_signing_key()
+            return list(self._signing_keys)
+
+    def rotate_signing_key(self) -> None:
+        """Sign with a new key; the one before stays published."""
+        with self.store.lock:
+            self._signing_keys = [
+                *self._signing_keys[-1:],
+                SigningKey.generate(self.id_token_algorithm),
+            ]
+
+    def fetch_jwks(self, url: str) -> Any:
+        """GET a client's ``jwks_url``; replace it to answer without a network."""
+        response = requests.get(
+            url,
+            headers={"Accept": "application/json"},
+            timeout=5,
+            allow_redirects=False,
+        )
+        if response.status_code != 200:
+            raise OSError(f"{url} answered {response.status_code}")
+        return response.json()
+
+    def wait(self, seconds: float) -> bool:
+        """Let a slow fault take its time; false as soon as serving ends."""
+        return not self._stopping.wait(seconds * self.pace)
+
+    @property
+    def faults(self) -> FaultSet:
+        """The names of the misbehaviours that are on; see ``FAULTS``."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, names: Iterable[str]) -> None:
+        self._faults = FaultSet(names)

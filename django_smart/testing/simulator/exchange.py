@@ -1,0 +1,128 @@
+"""One request on its way through the simulated EHR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from requests.structures import CaseInsensitiveDict
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request, Response
+
+from django_smart.testing.simulator.records import RecordedRequest
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.ehr import EHRSimulator
+
+__all__ = ["Exchange", "browser_request", "json_response"]
+
+FORM_TYPE = "application/x-www-form-urlencoded"
+
+_DOCUMENTS = {
+    "smart-configuration": "discovery",
+    "openid-configuration": "openid",
+}
+# What a fault of the token endpoint is aimed at depends on the grant.
+_TOKEN_EXCHANGES = {
+    "refresh_token": "refresh",
+    "client_credentials": "client_credentials",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """A request, what is learnt about it while it is handled, and its EHR."""
+
+    ehr: EHRSimulator
+    request: Request
+    name: str
+    """The endpoint, as ``EHRSimulator.requests_to`` names it."""
+    client_id: str | None = None
+    patient: str | None = None
+
+    @property
+    def body(self) -> bytes:
+        return self.request.get_data(cache=True)
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        raw = self.request.query_string.decode("latin-1")
+        return parse_qsl(raw, keep_blank_values=True)
+
+    @property
+    def form(self) -> list[tuple[str, str]]:
+        if self.request.mimetype != FORM_TYPE:
+            return []
+        text = self.body.decode("utf-8", "replace")
+        return parse_qsl(text, keep_blank_values=True)
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether the browser shows the answer in a frame, below somebody's header."""
+        return self.request.headers.get("Sec-Fetch-Dest") == "iframe"
+
+    @property
+    def fault_exchange(self) -> str:
+        """The name under which faults are registered for this request."""
+        if self.name == "token":
+            return _TOKEN_EXCHANGES.get(dict(self.form).get("grant_type", ""), "token")
+        return _DOCUMENTS.get(self.name, self.name)
+
+    @property
+    def _raw_url(self) -> str:
+        # Werkzeug's own ``url`` decodes what came percent-encoded.
+        query = self.request.query_string.decode("latin-1")
+        return self.request.base_url + (f"?{query}" if query else "")
+
+    def record(self, status: int) -> RecordedRequest:
+        """The request as it will stand in ``EHRSimulator.requests``."""
+        return RecordedRequest(
+            exchange=self.name,
+            method=self.request.method,
+            url=self._raw_url,
+            path=self.request.path,
+            query=self.query,
+            headers=CaseInsensitiveDict(self.request.headers.items()),
+            body=self.body,
+            form=self.form,
+            status=status,
+            patient=self.patient,
+            client_id=self.client_id,
+            at=self.ehr.clock(),
+        )
+
+
+def json_response(
+    value: Any,
+    *,
+    status: int = 200,
+    content_type: str = "application/json",
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An answer whose body is *value* as JSON."""
+    return Response(
+        json.dumps(value, ensure_ascii=False, indent=1),
+        status=status,
+        content_type=content_type,
+        headers=headers,
+    )
+
+
+def browser_request(url: str, form: Iterable[tuple[str, str]] | None = None) -> Request:
+    """A browser's GET of *url*, or its POST of *form* there."""
+    parts = urlsplit(url)
+    builder = EnvironBuilder(
+        base_url=f"{parts.scheme}://{parts.netloc}",
+        path=parts.path,
+        query_string=parts.query,
+        method="GET" if form is None else "POST",
+        data=None if form is None else urlencode(list(form)).encode(),
+        content_type=None if form is None else FORM_TYPE,
+    )
+    try:
+        return Request(builder.get_environ())
+    finally:
+        builder.close()

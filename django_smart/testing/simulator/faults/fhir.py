@@ -1,0 +1,287 @@
+"""Faults of the FHIR API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator.faults import answers
+from django_smart.testing.simulator.faults.registry import (
+    edits,
+    edits_answer,
+    edits_json,
+    replaces,
+)
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__: list[str] = []
+
+
+def _other_port(exchange: Exchange, url: str) -> str:
+    netloc = urlsplit(url).netloc
+    host = netloc.rpartition(":")[0] if ":" in netloc else netloc
+    return url.replace(netloc, f"{host}:4444", 1)
+
+
+def _other_scheme(exchange: Exchange, url: str) -> str:
+    scheme, rest = url.split(":", 1)
+    return f"{'http' if scheme == 'https' else 'https'}:{rest}"
+
+
+# How a URL of this server is turned into one that the token must not go to.
+_PLACES: dict[str, tuple[str, Callable[[Exchange, str], str]]] = {
+    "other_origin": (
+        "at another host",
+        lambda one, url: url.replace(one.ehr.origin, one.ehr.foreign_origin, 1),
+    ),
+    "other_port": ("at another port", _other_port),
+    "other_scheme": ("with another scheme", _other_scheme),
+    "user_info": (
+        "with user information",
+        lambda _, url: url.replace("://", "://user:password@", 1),
+    ),
+    "outside_base": (
+        "at the same origin, outside of the FHIR base",
+        lambda one, url: url.replace(one.ehr.base_url, f"{one.ehr.origin}/other", 1),
+    ),
+}
+
+
+def _lead_next(
+    change: Callable[[Exchange, str], str],
+) -> Callable[[Exchange, dict[str, Any]], None]:
+    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
+        for link in answer.get("link", []):
+            if link["relation"] == "next":
+                link["url"] = change(exchange, link["url"])
+
+    return edit
+
+
+def _redirect(
+    change: Callable[[Exchange, str], str],
+) -> Callable[[Exchange], Response]:
+    def answer(exchange: Exchange) -> Response:
+        url = exchange.ehr.origin + exchange.request.path
+        return Response(status=302, headers={"Location": change(exchange, url)})
+
+    return answer
+
+
+def _refer(
+    change: Callable[[Exchange, str], str],
+) -> Callable[[Exchange, dict[str, Any]], None]:
+    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
+        for resource in (answer, *(e["resource"] for e in answer.get("entry", []))):
+            if "subject" in resource:
+                url = f"{exchange.ehr.base_url}/{resource['subject']['reference']}"
+                resource["subject"]["reference"] = change(exchange, url)
+
+    return edit
+
+
+def _add_header(
+    name: str, change: Callable[[Exchange, str], str]
+) -> Callable[[Exchange, Response], Response]:
+    def edit(exchange: Exchange, response: Response) -> Response:
+        url = exchange.ehr.origin + exchange.request.path
+        response.headers[name] = change(exchange, url)
+        return response
+
+    return edit
+
+
+def _move_created(
+    change: Callable[[Exchange, str], str],
+) -> Callable[[Exchange, Response], Response]:
+    def edit(exchange: Exchange, response: Response) -> Response:
+        if response.status_code == 201:
+            response.headers["Location"] = change(
+                exchange, response.headers["Location"]
+            )
+            response.set_data(b"")
+        return response
+
+    return edit
+
+
+for _place, (_words, _change) in _PLACES.items():
+    edits(
+        "fhir", f"fhir_created_{_place}", "refuse", f"what was made is {_words}, alone"
+    )(_move_created(_change))
+    edits_json("fhir", f"fhir_next_{_place}", "refuse", f"next link {_words}")(
+        _lead_next(_change)
+    )
+    replaces("fhir", f"fhir_redirect_{_place}", "refuse", f"302 to a URL {_words}")(
+        _redirect(_change)
+    )
+    edits_json("fhir", f"fhir_reference_{_place}", "refuse", f"a reference {_words}")(
+        _refer(_change)
+    )
+    for _header in ("Location", "Content-Location"):
+        _name = _header.lower().replace("-", "_")
+        # Beside a resource they lead nowhere: the app must not follow them.
+        edits_answer(
+            "fhir", f"fhir_{_name}_{_place}", "tolerate", f"{_header} {_words}"
+        )(_add_header(_header, _change))
+
+
+@replaces("fhir", "fhir_redirect_loop", "refuse", "302 to the same URL for ever")
+def _redirect_loop(exchange: Exchange) -> Response:
+    return Response(status=302, headers={"Location": exchange.request.path})
+
+
+@edits_json("fhir", "fhir_next_loop", "refuse", "the next link is this page")
+def _next_loop(exchange: Exchange, answer: dict[str, Any]) -> None:
+    links = {link["relation"]: link for link in answer.get("link", [])}
+    if "next" in links:
+        links["next"]["url"] = links["self"]["url"]
+
+
+@edits_json("fhir", "fhir_next_circle", "refuse", "the pages go in a circle")
+def _next_circle(exchange: Exchange, answer: dict[str, Any]) -> None:
+    if answer.get("type") == "searchset":
+        count = int(dict(exchange.query).get("_count", "2")) % 3 + 2
+        url = f"{exchange.ehr.base_url}/Observation?code=4548-4&_count={count}"
+        others = [one for one in answer["link"] if one["relation"] != "next"]
+        answer["link"] = [*others, {"relation": "next", "url": url}]
+
+
+@replaces("fhir", "fhir_401_twice", "refuse", "401 for the first two requests")
+def _401_twice(exchange: Exchange) -> Response | None:
+    if exchange.ehr.faults.strikes("fhir_401_twice") > 2:
+        return None
+    challenge = 'Bearer realm="fhir", error="invalid_token"'
+    return Response(status=401, headers={"WWW-Authenticate": challenge})
+
+
+@replaces("fhir", "fhir_204", "refuse", "204: nothing, and not why")
+def _204(exchange: Exchange) -> Response:
+    return Response(status=204)
+
+
+@replaces("fhir", "fhir_403", "refuse", "403 every time")
+def _403(exchange: Exchange) -> Response:
+    return answers.html("Forbidden", 403)
+
+
+@replaces("fhir", "fhir_410", "refuse", "410: it was deleted")
+def _410(exchange: Exchange) -> Response:
+    return answers.html("Gone", 410)
+
+
+@replaces("fhir", "fhir_422", "refuse", "422: it breaks a rule")
+def _422(exchange: Exchange) -> Response:
+    return answers.html("Unprocessable Content", 422)
+
+
+@edits("fhir", "fhir_created_nowhere", "refuse", "201 with neither body nor Location")
+def _created_nowhere(exchange: Exchange, response: Response) -> Response:
+    if response.status_code == 201:
+        del response.headers["Location"]
+        response.set_data(b"")
+    return response
+
+
+@edits_json("fhir", "fhir_answer_missing", "refuse", "a batch with too few answers")
+def _answer_missing(exchange: Exchange, answer: dict[str, Any]) -> None:
+    if answer.get("type") == "batch-response":
+        answer["entry"].pop()
+
+
+@replaces("fhir", "fhir_409", "refuse", "409: something else refers to it")
+def _409(exchange: Exchange) -> Response:
+    return answers.html("Conflict", 409)
+
+
+@replaces("fhir", "fhir_412", "refuse", "412: somebody else has changed it meanwhile")
+def _412(exchange: Exchange) -> Response:
+    return answers.html("Precondition Failed", 412)
+
+
+@replaces("fhir", "fhir_503", "refuse", "503 every time, without Retry-After")
+def _503(exchange: Exchange) -> Response:
+    return answers.busy(503)
+
+
+@replaces("fhir", "fhir_429", "refuse", "429, Retry-After 120 s")
+def _429(exchange: Exchange) -> Response:
+    return answers.busy(429, 120)
+
+
+@replaces("fhir", "fhir_429_for_ever", "refuse", "429, Retry-After too large")
+def _429_for_ever(exchange: Exchange) -> Response:
+    return answers.busy(429, answers.FOR_EVER)
+
+
+@replaces("fhir", "fhir_503_once", "tolerate", "503, Retry-After 1 s, the first time")
+def _503_once(exchange: Exchange) -> Response | None:
+    if exchange.ehr.faults.strikes("fhir_503_once") > 1:
+        return None
+    return answers.busy(503, 1)
+
+
+@replaces("fhir", "fhir_429_once", "tolerate", "429, no Retry-After, the first time")
+def _429_once(exchange: Exchange) -> Response | None:
+    if exchange.ehr.faults.strikes("fhir_429_once") > 1:
+        return None
+    return answers.busy(429)
+
+
+@edits_answer("fhir", "fhir_wrong_media_type", "refuse", "JSON as text/plain")
+def _wrong_media_type(exchange: Exchange, response: Response) -> Response:
+    response.content_type = "text/plain"
+    return response
+
+
+@edits_answer("fhir", "fhir_nan", "refuse", "a number that is NaN")
+def _nan(exchange: Exchange, response: Response) -> Response:
+    text = response.get_data(as_text=True).rstrip().removesuffix("}")
+    return answers.json_text(f'{text}, "x": NaN}}')
+
+
+@edits_answer("fhir", "fhir_deep_nesting", "refuse", "100,000 lists in each other")
+def _deep_nesting(exchange: Exchange, response: Response) -> Response:
+    return answers.deeply_nested(response.get_json(force=True))
+
+
+@edits_json("fhir", "fhir_array", "refuse", "the answer in an array")
+def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
+    return [answer]
+
+
+@edits_json("fhir", "fhir_wrong_id", "refuse", "a read gives another resource's id")
+def _wrong_id(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["id"] = "somebody-else"
+
+
+@edits_json("fhir", "fhir_wrong_type", "refuse", "a resource of another type")
+def _wrong_type(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["resourceType"] = "Basic"
+
+
+@edits_json("fhir", "fhir_missing_type", "refuse", "no resourceType")
+def _missing_type(exchange: Exchange, answer: dict[str, Any]) -> None:
+    del answer["resourceType"]
+
+
+@edits_json("fhir", "fhir_missing_id", "refuse", "a resource without its id")
+def _missing_id(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer.pop("id", None)
+
+
+@edits_json("fhir", "fhir_bundle_type", "refuse", "a search gives a collection")
+def _bundle_type(exchange: Exchange, answer: dict[str, Any]) -> None:
+    if answer.get("resourceType") == "Bundle":
+        answer["type"] = "collection"
+
+
+@edits_json("fhir", "fhir_entry_object", "refuse", "entry is no list")
+def _entry_object(exchange: Exchange, answer: dict[str, Any]) -> None:
+    if answer.get("resourceType") == "Bundle":
+        answer["entry"] = {"resource": None}

@@ -1,0 +1,140 @@
+"""
+Faults of the revocation and of the introspection of tokens.
+
+A revocation that failed has ended nothing: the app keeps the tokens, and tries again.
+An introspection that failed says nothing of the token, good or bad.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator.faults import answers
+from django_smart.testing.simulator.faults.registry import (
+    Verdict,
+    edits_answer,
+    edits_json,
+    replaces,
+)
+from django_smart.testing.simulator.faults.shapes import (
+    fail_with,
+    leave_out,
+    put,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__: list[str] = []
+
+# Error, status, and what an app does that has a token to end: one error is about the
+# app itself, the others are about the token, and final.
+_REVOCATION_ERRORS: dict[str, tuple[int, Verdict]] = {
+    "invalid_client": (401, "refuse"),
+    "invalid_request": (400, "tolerate"),
+    "unauthorized_client": (400, "tolerate"),
+    "unsupported_token_type": (400, "tolerate"),
+}
+_INTROSPECTION_ERRORS = {
+    "invalid_client": 401,
+    "invalid_request": 400,
+    "unauthorized_client": 403,
+}
+# Member, what it is set to, and what an app does: each is a fault.
+_VALUES: dict[str, tuple[Verdict, str, Any]] = {
+    "text_active": ("refuse", "active", "true"),
+    "number_active": ("refuse", "active", 1),
+    "null_active": ("refuse", "active", None),
+    "list_scope": ("refuse", "scope", ["openid"]),
+    "number_client_id": ("refuse", "client_id", 7),
+    "text_exp": ("refuse", "exp", "tomorrow"),
+    "boolean_exp": ("refuse", "exp", True),
+    "huge_exp": ("refuse", "exp", 10**19),
+    "infinite_exp": ("refuse", "exp", float("inf")),
+    "number_iss": ("refuse", "iss", 7),
+    "number_sub": ("refuse", "sub", 7),
+    "object_fhir_user": ("refuse", "fhirUser", {"reference": "Practitioner/1"}),
+    "number_patient": ("refuse", "patient", 42),
+    "path_patient": ("refuse", "patient", "../Practitioner/1"),
+    "other_encounter": ("refuse", "encounter", "another-encounter"),
+    "other_subject": ("refuse", "sub", "somebody-else"),
+    "inactive": ("tolerate", "active", False),
+    "exp_absent": ("tolerate", "exp", None),
+    "scope_absent": ("tolerate", "scope", None),
+    "patient_absent": ("tolerate", "patient", None),
+    "unknown_member": ("tolerate", "__vendor_thing", {"deep": [1, None]}),
+}
+
+for _error, (_status, _verdict) in _REVOCATION_ERRORS.items():
+    replaces("revoke", f"revoke_{_error}", _verdict, f"the error {_error}")(
+        fail_with(_error, _status)
+    )
+for _error, _status in _INTROSPECTION_ERRORS.items():
+    replaces("introspect", f"introspect_{_error}", "refuse", f"the error {_error}")(
+        fail_with(_error, _status)
+    )
+for _name, (_verdict, _member, _value) in _VALUES.items():
+    edits_json(
+        "introspect",
+        f"introspect_{_name}",
+        _verdict,
+        f"{_member} is {shorten(_value)}",
+    )(put(_member, _value))
+
+edits_json("introspect", "introspect_missing_active", "refuse", "no active")(
+    leave_out("active")
+)
+
+
+@replaces("revoke", "revoke_503", "refuse", "503, Retry-After 1 s: tried again later")
+def _revoke_503(exchange: Exchange) -> Response:
+    return answers.busy(503, 1)
+
+
+@replaces("revoke", "revoke_429", "refuse", "429, Retry-After 120 s")
+def _revoke_429(exchange: Exchange) -> Response:
+    return answers.busy(429, 120)
+
+
+@edits_answer(
+    "revoke", "revoke_html_200", "tolerate", "a web page with status 200: it is done"
+)
+def _revoke_html_200(exchange: Exchange, response: Response) -> Response:
+    # Its body is of no meaning (RFC 7009 section 2.2).
+    return answers.html("Done", 200)
+
+
+@edits_answer("revoke", "revoke_204", "tolerate", "status 204: it is done")
+def _revoke_204(exchange: Exchange, response: Response) -> Response:
+    return Response(status=204)
+
+
+@replaces("introspect", "introspect_503", "refuse", "503, Retry-After 1 s")
+def _introspect_503(exchange: Exchange) -> Response:
+    return answers.busy(503, 1)
+
+
+@replaces("introspect", "introspect_429", "refuse", "429, Retry-After 120 s")
+def _introspect_429(exchange: Exchange) -> Response:
+    return answers.busy(429, 120)
+
+
+@edits_json(
+    "introspect", "introspect_other_patient", "refuse", "patient is another one"
+)
+def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
+    patients = exchange.ehr.data["Patient"]
+    answer["patient"] = next(one for one in patients if one != answer["patient"])
+
+
+@edits_json("introspect", "introspect_array", "refuse", "the answer in an array")
+def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
+    return [answer]
+
+
+@edits_answer("introspect", "introspect_duplicate_scope", "refuse", "two scopes")
+def _duplicate_scope(exchange: Exchange, response: Response) -> Response:
+    return answers.with_duplicate(response.get_json(), "scope", "")

@@ -1,0 +1,145 @@
+"""
+Faults of the answer to a refresh.
+
+All but ``invalid_grant``, and those in which the tokens are for somebody or something
+else, are passing troubles: the app must not throw its refresh token away.  Where the
+server is not seen by the request, its refresh token has not been used up either.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jwt
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator.faults import answers
+from django_smart.testing.simulator.faults.registry import (
+    Verdict,
+    edits_json,
+    replaces,
+)
+from django_smart.testing.simulator.faults.shapes import busy_once, fail_with, put
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__: list[str] = []
+
+_ERRORS = {
+    "invalid_grant": (400, "the error invalid_grant: final"),
+    "invalid_client": (401, "the error invalid_client: not final"),
+    "invalid_request": (400, "the error invalid_request: not final"),
+    "invalid_scope": (400, "the error invalid_scope: not final"),
+    "unauthorized_client": (400, "the error unauthorized_client: not final"),
+}
+# Member, what it is set to, and what an app does: each is a fault.
+_VALUES: dict[str, tuple[Verdict, str, Any]] = {
+    "empty_access_token": ("refuse", "access_token", ""),
+    "wrong_token_type": ("refuse", "token_type", "mac"),
+    "huge_expires_in": ("refuse", "expires_in", 10**19),
+    "path_patient": ("refuse", "patient", "../Practitioner/1"),
+    "number_patient": ("refuse", "patient", 42),
+    "other_encounter": ("refuse", "encounter", "another-encounter"),
+    "scope_absent": ("tolerate", "scope", None),
+    "patient_absent": ("tolerate", "patient", None),
+}
+
+
+def _id_token(exchange: Exchange, **changes: Any) -> str:
+    """An ID token as it may come with a refresh (OpenID Connect Core section 12.2)."""
+    ehr = exchange.ehr
+    grant = ehr.store.refresh_tokens[dict(exchange.form)["refresh_token"]].grant
+    now = int(ehr.clock())
+    claims = {
+        "iss": ehr.issuer,
+        "sub": ehr.users[grant.user or ""].subject,
+        "aud": grant.client_id,
+        "iat": now,
+        "exp": now + 300,
+        **changes,
+    }
+    key = ehr.signing_keys[-1]
+    return jwt.encode(claims, key.private_key, key.algorithm, headers={"kid": key.kid})
+
+
+for _error, (_status, _description) in _ERRORS.items():
+    replaces("refresh", f"refresh_{_error}", "refuse", _description)(
+        fail_with(_error, _status)
+    )
+for _name, (_verdict, _member, _value) in _VALUES.items():
+    edits_json("refresh", f"refresh_{_name}", _verdict, f"{_member} is {_value!r}")(
+        put(_member, _value)
+    )
+for _name, _status, _seconds in (
+    ("refresh_503_once", 503, 1),
+    ("refresh_429_once", 429, None),
+):
+    _after = "no Retry-After" if _seconds is None else f"Retry-After {_seconds} s"
+    replaces("refresh", _name, "tolerate", f"{_status}, {_after}, the first time")(
+        busy_once(_name, _status, _seconds)
+    )
+
+
+@replaces("refresh", "refresh_429", "refuse", "429, Retry-After 120 s: not final")
+def _429(exchange: Exchange) -> Response:
+    return answers.busy(429, 120)
+
+
+@replaces("refresh", "refresh_429_for_ever", "refuse", "429, Retry-After too large")
+def _429_for_ever(exchange: Exchange) -> Response:
+    return answers.busy(429, answers.FOR_EVER)
+
+
+@replaces("refresh", "refresh_503", "refuse", "503 every time: not final")
+def _503(exchange: Exchange) -> Response:
+    return answers.busy(503)
+
+
+@edits_json("refresh", "refresh_other_patient", "refuse", "patient is another one")
+def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
+    patients = exchange.ehr.data["Patient"]
+    answer["patient"] = next(one for one in patients if one != answer["patient"])
+
+
+@edits_json("refresh", "refresh_other_subject", "refuse", "an ID token of another user")
+def _other_subject(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["id_token"] = _id_token(exchange, sub="somebody-else")
+
+
+@edits_json("refresh", "refresh_id_token", "tolerate", "an ID token of the same user")
+def _same_subject(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["id_token"] = _id_token(exchange)
+
+
+@edits_json(
+    "refresh", "refresh_bad_id_token", "tolerate", "an ID token that does not verify"
+)
+def _bad_id_token(exchange: Exchange, answer: dict[str, Any]) -> None:
+    signed = _id_token(exchange, sub="somebody-else").rpartition(".")[0]
+    answer["id_token"] = f"{signed}.c2lnbmF0dXJl"
+
+
+@edits_json(
+    "refresh", "refresh_wider_scope", "tolerate", "scopes that were not granted before"
+)
+def _wider_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["scope"] += " patient/*.cruds user/*.rs"
+
+
+@edits_json("refresh", "refresh_narrower_scope", "tolerate", "a scope is left out")
+def _narrower_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
+    granted = answer["scope"].split()
+    answer["scope"] = " ".join(granted[:-1])
+
+
+@edits_json(
+    "refresh", "refresh_no_refresh_token", "tolerate", "the old refresh token goes on"
+)
+def _no_refresh_token(exchange: Exchange, answer: dict[str, Any]) -> None:
+    tokens = exchange.ehr.store.refresh_tokens
+    old = tokens[dict(exchange.form)["refresh_token"]]
+    if answer["refresh_token"] != old.value:
+        del tokens[answer["refresh_token"]]
+    old.used = False
+    del answer["refresh_token"]

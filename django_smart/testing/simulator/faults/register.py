@@ -1,0 +1,113 @@
+"""Faults of dynamic client registration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from django_smart.testing.simulator.faults import answers
+from django_smart.testing.simulator.faults.registry import Verdict, edits, replaces
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__: list[str] = []
+
+_METHOD = "token_endpoint_auth_method"
+
+_Edit = Callable[["Exchange", dict[str, Any]], None]
+
+
+def _edits_answer(
+    name: str, verdict: Verdict, description: str
+) -> Callable[[_Edit], _Edit]:
+    """Register a change of the JSON answer to a registration that succeeded."""
+
+    def decorate(function: _Edit) -> _Edit:
+        def edit(exchange: Exchange, response: Response) -> Response:
+            if response.status_code == 201:
+                answer = json.loads(response.get_data())
+                function(exchange, answer)
+                response.set_data(json.dumps(answer))
+            return response
+
+        edits("register", name, verdict, description)(edit)
+        return function
+
+    return decorate
+
+
+@replaces("register", "register_not_json", "refuse", "the answer breaks off")
+def _not_json(exchange: Exchange) -> Response:
+    return answers.invalid_json()
+
+
+@replaces("register", "register_html_200", "refuse", "a web page with status 200")
+def _html_200(exchange: Exchange) -> Response:
+    return answers.html("Welcome", 200)
+
+
+@replaces("register", "register_500", "refuse", "status 500")
+def _500(exchange: Exchange) -> Response:
+    return answers.html("Server error", 500)
+
+
+@replaces("register", "register_redirect_307", "refuse", "307 to another host")
+def _redirect_307(exchange: Exchange) -> Response:
+    return answers.away(exchange, 307)
+
+
+@replaces("register", "register_refused", "refuse", "unapproved_software_statement")
+def _refused(exchange: Exchange) -> Response:
+    return answers.oauth_error("unapproved_software_statement", 400)
+
+
+@_edits_answer("register_missing_client_id", "refuse", "no client_id")
+def _missing_client_id(exchange: Exchange, answer: dict[str, Any]) -> None:
+    del answer["client_id"]
+
+
+@_edits_answer("register_missing_secret", "refuse", "no client_secret")
+def _missing_secret(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer.pop("client_secret", None)
+
+
+@_edits_answer(
+    "register_other_redirect_uri", "refuse", "another redirect URI than was sent"
+)
+def _other_redirect_uri(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["redirect_uris"] = [f"{exchange.ehr.foreign_origin}/callback"]
+
+
+@_edits_answer(
+    "register_unknown_method", "refuse", "token_endpoint_auth_method tls_client_auth"
+)
+def _unknown_method(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer[_METHOD] = "tls_client_auth"
+
+
+@_edits_answer(
+    "register_other_method", "tolerate", "client_secret_post in place of Basic"
+)
+def _other_method(exchange: Exchange, answer: dict[str, Any]) -> None:
+    if answer[_METHOD] == "client_secret_basic":
+        answer[_METHOD] = "client_secret_post"
+        clients = exchange.ehr.clients
+        client_id = answer["client_id"]
+        clients[client_id] = replace(
+            clients[client_id], auth_method="client_secret_post"
+        )
+
+
+@_edits_answer("register_less_scope", "tolerate", "fewer scopes than were asked for")
+def _less_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["scope"] = " ".join(answer["scope"].split()[:-1])
+
+
+@_edits_answer("register_secret_ends", "tolerate", "a secret that ends in a day")
+def _secret_ends(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["client_secret_expires_at"] = int(exchange.ehr.clock()) + 24 * 3600

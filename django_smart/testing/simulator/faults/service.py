@@ -1,0 +1,102 @@
+"""Faults of the answer to a backend service, which has no person to ask again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django_smart.testing.simulator.faults import answers
+from django_smart.testing.simulator.faults.registry import (
+    Verdict,
+    edits_answer,
+    edits_json,
+    replaces,
+)
+from django_smart.testing.simulator.faults.shapes import (
+    busy_once,
+    fail_with,
+    leave_out,
+    put,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__: list[str] = []
+
+_EXCHANGE = "client_credentials"
+
+_ERRORS = {
+    "invalid_client": 401,
+    "invalid_request": 400,
+    "invalid_scope": 400,
+    "unauthorized_client": 400,
+    "unsupported_grant_type": 400,
+}
+# Member, what it is set to, and what an app does: each is a fault.
+_VALUES: dict[str, tuple[Verdict, str, Any]] = {
+    "empty_access_token": ("refuse", "access_token", ""),
+    "broken_access_token": ("refuse", "access_token", "a token\r\nwith: lines"),
+    "wrong_token_type": ("refuse", "token_type", "mac"),
+    "negative_expires_in": ("refuse", "expires_in", -300),
+    "huge_expires_in": ("refuse", "expires_in", 10**19),
+    "nan_expires_in": ("refuse", "expires_in", float("nan")),
+    "text_expires_in": ("refuse", "expires_in", "five minutes"),
+    "list_scope": ("refuse", "scope", ["system/Patient.rs"]),
+    "lower_case_bearer": ("tolerate", "token_type", "bearer"),
+    "expires_in_string": ("tolerate", "expires_in", "300"),
+    "scope_absent": ("tolerate", "scope", None),
+    "scope_narrower": ("tolerate", "scope", "system/Patient.rs"),
+    "unasked_refresh_token": ("tolerate", "refresh_token", "nobody-asked-for-it"),
+}
+_MISSING: dict[str, Verdict] = {
+    "access_token": "refuse",
+    "token_type": "refuse",
+    "expires_in": "tolerate",
+}
+
+for _error, _status in _ERRORS.items():
+    replaces(_EXCHANGE, f"{_EXCHANGE}_{_error}", "refuse", f"the error {_error}")(
+        fail_with(_error, _status)
+    )
+for _name, (_verdict, _member, _value) in _VALUES.items():
+    edits_json(
+        _EXCHANGE,
+        f"{_EXCHANGE}_{_name}",
+        _verdict,
+        f"{_member} is {shorten(_value)}",
+    )(put(_member, _value))
+for _member, _verdict in _MISSING.items():
+    edits_json(_EXCHANGE, f"{_EXCHANGE}_missing_{_member}", _verdict, f"no {_member}")(
+        leave_out(_member)
+    )
+for _status, _seconds in ((503, 1), (429, None)):
+    _name = f"{_EXCHANGE}_{_status}_once"
+    _after = "no Retry-After" if _seconds is None else f"Retry-After {_seconds} s"
+    replaces(_EXCHANGE, _name, "tolerate", f"{_status}, {_after}, the first time")(
+        busy_once(_name, _status, _seconds)
+    )
+
+
+@replaces(_EXCHANGE, "client_credentials_429", "refuse", "429, Retry-After 120 s")
+def _429(exchange: Exchange) -> Response:
+    return answers.busy(429, 120)
+
+
+@replaces(_EXCHANGE, "client_credentials_503", "refuse", "503 every time")
+def _503(exchange: Exchange) -> Response:
+    return answers.busy(503)
+
+
+@edits_json(_EXCHANGE, "client_credentials_array", "refuse", "the answer in an array")
+def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
+    return [answer]
+
+
+@edits_answer(
+    _EXCHANGE, "client_credentials_duplicate_member", "refuse", "two access tokens"
+)
+def _duplicate_member(exchange: Exchange, response: Response) -> Response:
+    return answers.with_duplicate(response.get_json(), "access_token", "another-one")

@@ -1,0 +1,57 @@
+"""Shapes that faults of several exchanges have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django_smart.testing.simulator.faults import answers
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__ = ["busy_once", "fail_with", "leave_out", "put", "shorten"]
+
+
+def fail_with(error: str, status: int) -> Callable[[Exchange], Response]:
+    """Answer with an OAuth error."""
+    return lambda _: answers.oauth_error(error, status)
+
+
+def put(member: str, value: Any) -> Callable[[Exchange, dict[str, Any]], None]:
+    """Set *member*."""
+
+    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
+        answer[member] = value
+
+    return edit
+
+
+def leave_out(member: str) -> Callable[[Exchange, dict[str, Any]], None]:
+    """Take *member* out."""
+
+    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
+        answer.pop(member, None)
+
+    return edit
+
+
+def busy_once(
+    name: str, status: int, retry_after: int | None
+) -> Callable[[Exchange], Response | None]:
+    """Have no time for the first request after the fault *name* was put on."""
+
+    def answer(exchange: Exchange) -> Response | None:
+        if exchange.ehr.faults.strikes(name) > 1:
+            return None
+        return answers.busy(status, retry_after)
+
+    return answer
+
+
+def shorten(value: Any) -> str:
+    """*value* for a description."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,151 @@
+"""
+Versions: vread, and history on three levels.
+
+Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html#history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator import fhir
+from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.exchange import json_response
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.versions import Version
+
+__all__ = ["routes"]
+
+_TYPE = "<fhir_type:resource_type>"
+_STATUS = {"POST": "201 Created", "DELETE": "204 No Content"}
+
+
+def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+    """Path, method and handler of each interaction."""
+    yield f"{base}/_history", "GET", _system
+    yield f"{base}/{_TYPE}/_history", "GET", _type
+    yield f"{base}/{_TYPE}/<resource_id>/_history", "GET", _instance
+    yield f"{base}/{_TYPE}/<resource_id>/_history/<version_id>", "GET", _vread
+
+
+def _vread(
+    exchange: Exchange, resource_type: str, resource_id: str, version_id: str
+) -> Response:
+    access = fhir.authorize(exchange)
+    for version in _versions(exchange, access, resource_type, resource_id):
+        if version.version_id == version_id:
+            if version.resource is None:
+                raise FHIRError(410, "deleted", "this version is the deletion")
+            return json_response(
+                version.resource,
+                content_type=fhir.FHIR_JSON,
+                headers={"ETag": version.etag},
+            )
+    raise FHIRError(404, "not-found", "there is no such version")
+
+
+def _instance(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
+    access = fhir.authorize(exchange)
+    versions = _versions(exchange, access, resource_type, resource_id)
+    return _answer(exchange, versions[::-1])
+
+
+def _type(exchange: Exchange, resource_type: str) -> Response:
+    access = fhir.authorize(exchange)
+    fhir.known_type(exchange, resource_type)
+    if not access.has(resource_type, "s"):
+        raise fhir.insufficient(f"no scope for the history of {resource_type}")
+    return _answer(exchange, _visible(exchange, access, resource_type))
+
+
+def _system(exchange: Exchange) -> Response:
+    access = fhir.authorize(exchange)
+    return _answer(exchange, _visible(exchange, access, None))
+
+
+def _visible(
+    exchange: Exchange, access: fhir.Access, resource_type: str | None
+) -> list[Version]:
+    versions = exchange.ehr.versions
+    return [
+        version
+        for version in versions.all(resource_type)
+        if _is_visible(
+            access, versions.of(version.resource_type, version.resource_id), "s"
+        )
+    ]
+
+
+def _versions(
+    exchange: Exchange, access: fhir.Access, resource_type: str, resource_id: str
+) -> list[Version]:
+    fhir.known_type(exchange, resource_type)
+    if not access.has(resource_type, "r"):
+        raise fhir.insufficient(f"no scope for reading {resource_type}")
+    versions = exchange.ehr.versions.of(resource_type, resource_id)
+    if not versions:
+        raise FHIRError(404, "not-found", f"there is no {resource_type}/{resource_id}")
+    if not _is_visible(access, versions, "r"):
+        raise fhir.insufficient("this resource is outside of what was granted")
+    return versions
+
+
+def _is_visible(access: fhir.Access, versions: list[Version], letter: str) -> bool:
+    """Whether the last version that has content may be seen."""
+    resources = [one.resource for one in versions if one.resource is not None]
+    return bool(resources) and access.allows(resources[-1], letter)
+
+
+def _answer(exchange: Exchange, versions: list[Version]) -> Response:
+    """One page; ``_offset`` is this server's own way to name the next one."""
+    query = dict(exchange.query)
+    if "_since" in query:
+        try:
+            since = datetime.fromisoformat(query["_since"])
+        except ValueError:
+            raise FHIRError(400, "value", "_since is no instant") from None
+        versions = [one for one in versions if datetime.fromisoformat(one.at) >= since]
+    count, offset = (
+        int(query[name]) if query.get(name, "").isdecimal() else default
+        for name, default in (("_count", 50), ("_offset", 0))
+    )
+    url = f"{exchange.ehr.origin}{exchange.request.path}"
+    links = [{"relation": "self", "url": f"{url}?{urlencode(query)}"}]
+    if offset + count < len(versions):
+        further = {**query, "_offset": str(offset + count)}
+        links.append({"relation": "next", "url": f"{url}?{urlencode(further)}"})
+    bundle: dict[str, Any] = {
+        "resourceType": "Bundle",
+        "type": "history",
+        "total": len(versions),
+        "link": links,
+    }
+    if page := versions[offset : offset + count]:
+        bundle["entry"] = [_entry(exchange, one) for one in page]
+    return json_response(bundle, content_type=fhir.FHIR_JSON)
+
+
+def _entry(exchange: Exchange, version: Version) -> dict[str, Any]:
+    path = f"{version.resource_type}/{version.resource_id}"
+    entry: dict[str, Any] = {
+        "fullUrl": f"{exchange.ehr.base_url}/{path}",
+        "request": {
+            "method": version.method,
+            "url": version.resource_type if version.method == "POST" else path,
+        },
+        "response": {
+            "status": _STATUS.get(version.method, "200 OK"),
+            "etag": version.etag,
+            "lastModified": version.at,
+        },
+    }
+    if version.resource is not None:
+        entry["resource"] = version.resource
+    return entry

@@ -1,0 +1,105 @@
+"""
+Operations on an instance, a type and the server.
+
+Spec: FHIR R4, "Operations", http://hl7.org/fhir/R4/operations.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.wrappers import Response
+
+from django_smart.testing.simulator import fhir, search
+from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.paging import searchset
+
+if TYPE_CHECKING:
+    from django_smart.testing.simulator.exchange import Exchange
+
+__all__ = ["routes"]
+
+_TYPE = "<fhir_type:resource_type>"
+
+
+def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+    """Path, method and handler of each operation."""
+    yield f"{base}/Patient/<resource_id>/$everything", "GET", _everything
+    yield f"{base}/Observation/$lastn", "GET", _lastn
+    yield f"{base}/{_TYPE}/$validate", "POST", _validate
+    yield f"{base}/$versions", "GET", _versions
+
+
+def _everything(exchange: Exchange, resource_id: str) -> Response:
+    """The patient, and all of the record that may be read."""
+    access = fhir.authorize(exchange)
+    patient = exchange.ehr.versions.get_current("Patient", resource_id)
+    if not access.allows(patient, "r"):
+        raise fhir.insufficient("this patient is outside of what was granted")
+    reference = f"Patient/{resource_id}"
+    record = [
+        resource
+        for kind in exchange.ehr.data.values()
+        for resource in kind.values()
+        if reference
+        in {resource.get(name, {}).get("reference") for name in ("subject", "patient")}
+        and access.allows(resource, "r")
+    ]
+    return searchset(
+        exchange,
+        access.token.grant,
+        resource_type=f"{reference}/$everything",
+        pairs=exchange.query,
+        resources=[patient, *record],
+    )
+
+
+def _lastn(exchange: Exchange) -> Response:
+    """The last ``max`` observations of each code."""
+    access = fhir.authorize(exchange)
+    if not access.has("Observation", "s"):
+        raise fhir.insufficient("no scope for searching Observation")
+    pairs = [pair for pair in exchange.query if pair[0] != "max"]
+    found = fhir.find(exchange, access, "Observation", pairs, letter="s")
+    number = dict(exchange.query).get("max", "1")
+    if not number.isdecimal():
+        raise FHIRError(400, "value", "max is no number")
+    by_code: dict[str, list[dict[str, Any]]] = {}
+    for resource in search.sort_resources(found, [("_sort", "-date")]):
+        code = resource["code"]["coding"][0]["code"]
+        by_code.setdefault(code, []).append(resource)
+    return searchset(
+        exchange,
+        access.token.grant,
+        resource_type="Observation/$lastn",
+        pairs=exchange.query,
+        resources=[
+            resource for group in by_code.values() for resource in group[: int(number)]
+        ],
+    )
+
+
+def _validate(exchange: Exchange, resource_type: str) -> Response:
+    """Whether the body is a resource of the type; no profile is looked at."""
+    fhir.authorize(exchange)
+    fhir.known_type(exchange, resource_type)
+    body = exchange.request.get_json(force=True, silent=True)
+    if isinstance(body, dict) and body.get("resourceType") == "Parameters":
+        body = next((one.get("resource") for one in body.get("parameter", [])), None)
+    is_fine = isinstance(body, dict) and body.get("resourceType") == resource_type
+    issue = {
+        "severity": "information" if is_fine else "error",
+        "code": "informational" if is_fine else "structure",
+    }
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    return json_response(outcome, content_type=fhir.FHIR_JSON)
+
+
+def _versions(exchange: Exchange) -> Response:
+    """Which version of FHIR this is."""
+    fhir.authorize(exchange)
+    parameters = [{"name": name, "valueCode": "4.0"} for name in ("version", "default")]
+    answer = {"resourceType": "Parameters", "parameter": parameters}
+    return json_response(answer, content_type=fhir.FHIR_JSON)

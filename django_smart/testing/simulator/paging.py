@@ -1,0 +1,125 @@
+"""
+Searchset Bundles, page by page.
+
+Spec: FHIR R4, "Search", "Paging", http://hl7.org/fhir/R4/http.html#paging.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.exchange import json_response
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Response
+
+    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.state import Grant
+
+__all__ = ["DEFAULT_COUNT", "MAX_COUNT", "SavedSearch", "next_page", "searchset"]
+
+DEFAULT_COUNT = 50
+MAX_COUNT = 200
+_FHIR_JSON = "application/fhir+json; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedSearch:
+    """The result of a search whose further pages can be asked for."""
+
+    search_id: str
+    grant: Grant
+    resources: list[dict[str, Any]]
+
+
+def searchset(
+    exchange: Exchange,
+    grant: Grant,
+    *,
+    resource_type: str,
+    pairs: list[tuple[str, str]],
+    resources: list[dict[str, Any]],
+) -> Response:
+    """The first page."""
+    ehr = exchange.ehr
+    count = _number(pairs, "_count", DEFAULT_COUNT)
+    self_url = f"{ehr.page_url}/{resource_type}"
+    if pairs:
+        self_url += f"?{urlencode(pairs)}"
+    saved = SavedSearch(
+        search_id=str(uuid.uuid4()),
+        grant=grant,
+        resources=resources,
+    )
+    with ehr.store.lock:
+        ehr.saved_searches[saved.search_id] = saved
+    return _page(exchange, saved, self_url=self_url, offset=0, count=count)
+
+
+def next_page(exchange: Exchange, grant: Grant) -> Response:
+    """
+    Answer ``GET …?_getpages=<id>&_getpagesoffset=<n>&_count=<n>``.
+
+    Raises:
+        FHIRError: 404 for an unknown search, 403 for one of another grant.
+    """
+    pairs = exchange.query
+    saved = exchange.ehr.saved_searches.get(dict(pairs).get("_getpages", ""))
+    if saved is None:
+        raise FHIRError(404, "not-found", "there is no such page")
+    if saved.grant is not grant:
+        raise FHIRError(403, "forbidden", "this page belongs to another authorization")
+    offset = _number(pairs, "_getpagesoffset", 0)
+    count = _number(pairs, "_count", DEFAULT_COUNT)
+    self_url = f"{exchange.ehr.page_url}?{urlencode(pairs)}"
+    return _page(exchange, saved, self_url=self_url, offset=offset, count=count)
+
+
+def _page(
+    exchange: Exchange, saved: SavedSearch, *, self_url: str, offset: int, count: int
+) -> Response:
+    ehr = exchange.ehr
+    count = min(count, MAX_COUNT)
+    links = [{"relation": "self", "url": self_url}]
+    if count and offset + count < len(saved.resources):
+        query = {
+            "_getpages": saved.search_id,
+            "_getpagesoffset": offset + count,
+            "_count": count,
+            "_bundletype": "searchset",
+        }
+        links.append({"relation": "next", "url": f"{ehr.page_url}?{urlencode(query)}"})
+    updated = datetime.fromtimestamp(ehr.clock(), tz=UTC)
+    bundle: dict[str, Any] = {
+        "resourceType": "Bundle",
+        "id": str(uuid.uuid4()),
+        "meta": {"lastUpdated": updated.isoformat(timespec="milliseconds")},
+        "type": "searchset",
+        "total": len(saved.resources),
+        "link": links,
+    }
+    page = saved.resources[offset : offset + count]
+    if page:
+        # FHIR forbids an empty array.
+        bundle["entry"] = [_entry(ehr.base_url, resource) for resource in page]
+    return json_response(bundle, content_type=_FHIR_JSON)
+
+
+def _entry(base_url: str, resource: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "fullUrl": f"{base_url}/{resource['resourceType']}/{resource['id']}",
+        "resource": resource,
+        "search": {"mode": "match"},
+    }
+
+
+def _number(pairs: list[tuple[str, str]], name: str, default: int) -> int:
+    text = dict(pairs).get(name, str(default))
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise FHIRError(400, "value", f"{name} must be a number that is not negative")
+    return int(text)

@@ -1,0 +1,37 @@
+"""The requests that reached the EHR, as they came over the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from requests.structures import CaseInsensitiveDict
+
+__all__ = ["RecordedRequest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRequest:
+    """
+    One request, and the status it was answered with.
+
+    ``query`` and ``form`` keep order and repetitions. ``status`` is 0 for a request
+    that the in-process adapter was asked to send to another origin.
+    """
+
+    exchange: str
+    """Which endpoint: ``token``, ``authorize``, ``fhir``, ``elsewhere``, …"""
+    method: str
+    url: str
+    path: str
+    query: list[tuple[str, str]]
+    headers: CaseInsensitiveDict[str]
+    body: bytes
+    form: list[tuple[str, str]]
+    status: int
+    patient: str | None
+    """The patient of the bearer token, if one was accepted."""
+    client_id: str | None
+    at: float
+    """Seconds since the epoch, by the simulator's clock."""

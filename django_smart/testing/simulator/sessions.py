@@ -1,0 +1,73 @@
+"""Who is signed in to the EHR's pages: one cookie, kept in memory."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from werkzeug.wrappers import Request, Response
+
+    from django_smart.testing.simulator.ehr import EHRSimulator
+    from django_smart.testing.simulator.people import User
+
+__all__ = ["COOKIE", "Session", "end_session", "get_session", "set_cookie", "sign_in"]
+
+COOKIE = "harbour_session"
+"""Not the app's name: cookies ignore ports, and both may be on one host."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One browser; ``user`` is None until somebody signs in."""
+
+    user: User | None = None
+    session_id: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    csrf_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    def accepts(self, csrf_token: str | None) -> bool:
+        """Whether a form was made for this very session."""
+        return hmac.compare_digest(self.csrf_token, csrf_token or "")
+
+
+def get_session(ehr: EHRSimulator, request: Request) -> Session:
+    """The session of the browser, or a new one that nobody is signed in to."""
+    session_id = request.cookies.get(COOKIE, "")
+    return ehr.sessions.get(session_id) or Session()
+
+
+def set_cookie(ehr: EHRSimulator, session: Session, response: Response) -> Response:
+    """Keep *session*, and tell the browser."""
+    ehr.sessions[session.session_id] = session
+    response.set_cookie(
+        COOKIE,
+        session.session_id,
+        path="/",
+        httponly=True,
+        samesite="Lax",
+        secure=ehr.origin.startswith("https:"),
+    )
+    return response
+
+
+def sign_in(ehr: EHRSimulator, session: Session, user: User) -> Session:
+    """A new session for *user*; the id from before is worth nothing any more."""
+    end_session(ehr, session)
+    return Session(user=user)
+
+
+def end_session(ehr: EHRSimulator, session: Session) -> None:
+    """
+    Sign out.
+
+    Grants given in this session with ``online_access`` alone end with it: that scope
+    lasts as long as the person is online.
+    """
+    ehr.sessions.pop(session.session_id, None)
+    with ehr.store.lock:
+        for grant in ehr.store.grants():
+            online_only = "offline_access" not in grant.scopes
+            if grant.session == session.session_id and online_only:
+                grant.revoked = True

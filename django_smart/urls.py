@@ -1,0 +1,20 @@
+"""The protocol's URLs: ``path("smart/", include("django_smart.urls"))``."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from . import views
+
+__all__ = ["app_name", "urlpatterns"]
+
+app_name = "django_smart"
+
+urlpatterns = [
+    path("launch/", views.LaunchView.as_view(), name="launch"),
+    path("login/", views.LoginView.as_view(), name="login"),
+    path("callback/", views.CallbackView.as_view(), name="callback"),
+    path("jwks.json", views.JWKSView.as_view(), name="jwks"),
+    path("logout/", views.LogoutView.as_view(), name="logout"),
+    path("connections/", views.ConnectionsView.as_view(), name="connections"),
+]

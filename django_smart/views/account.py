@@ -1,0 +1,98 @@
+"""Sign-out, and what a user has connected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import logout
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotFound,
+    HttpResponseRedirect,
+)
+from django.shortcuts import render, resolve_url
+from django.urls import get_script_prefix
+from django.utils.decorators import method_decorator
+from django.utils.translation import gettext
+from django.views.decorators.cache import never_cache
+
+from ..broker import enqueue_revocations
+from ..browser import get_browser
+from ..flows.ending import disconnect_grant
+from ..flows.logout import find_end_session_url
+from ..models import TokenGrant
+from ..prefix import get_protocol_url
+from .base import ProtocolView, get_user
+
+__all__ = ["ConnectionsView", "LogoutView"]
+
+
+@method_decorator(never_cache, name="dispatch")
+class LogoutView(ProtocolView):
+    """Sign-out: ``POST logout/``.  The site's own sign-out view does as well."""
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """End this browser's launches and the session, and the EHR's if it is set."""
+        url = resolve_url(settings.LOGOUT_REDIRECT_URL or get_script_prefix())
+        user, browser_digests = get_user(request), get_browser(request).digests
+        there = None
+        if user is not None:
+            there = find_end_session_url(
+                browser_digests, user_id=user.pk, return_to=url
+            )
+        logout(request)
+        return HttpResponseRedirect(there or url)
+
+
+@method_decorator(never_cache, name="dispatch")
+class ConnectionsView(ProtocolView):
+    """A user's grants: ``GET connections/``; ``POST`` with ``grant`` disconnects."""
+
+    http_method_names = ["get", "head", "options", "post"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """Which organisations are connected, what for and since when."""
+        grants = self._get_grants(request).select_related("registration__server")
+        return render(
+            request,
+            "django_smart/connections.html",
+            {"grants": grants.order_by("registration__server__name", "-created_at")},
+        )
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """End one grant of this user; the EHR is told by a worker."""
+        grant_id = request.POST.get("grant", "")
+        grants = self._get_grants(request)
+        if not grant_id.isdecimal() or len(grant_id) > 18:
+            return HttpResponseNotFound()
+        grant = (
+            grants.filter(pk=int(grant_id))
+            .select_related("registration__server")
+            .first()
+        )
+        if grant is None:
+            return HttpResponseNotFound()
+        enqueue_revocations(disconnect_grant(grant))
+        messages.success(
+            request,
+            gettext("%(name)s is disconnected.")
+            % {"name": grant.registration.server.name},
+            fail_silently=True,  # a site may do without django.contrib.messages
+        )
+        return HttpResponseRedirect(get_protocol_url("connections"))
+
+    @staticmethod
+    def _get_grants(request: HttpRequest) -> Any:
+        user = get_user(request)
+        if user is None:
+            return TokenGrant.objects.none()
+        shown = (
+            TokenGrant.Status.ACTIVE,
+            TokenGrant.Status.NEEDS_REAUTHORIZATION,
+        )
+        return TokenGrant.objects.offline().filter(user_id=user.pk, status__in=shown)

@@ -1,0 +1,35 @@
+"""This site's public keys."""
+
+from __future__ import annotations
+
+from django.contrib.auth.decorators import login_not_required
+from django.db import transaction
+from django.http import HttpRequest, JsonResponse
+from django.utils.decorators import method_decorator
+from django.views.generic import View
+
+from ..flows.keys import JWKS_MAX_AGE
+from ..flows.probe import SEEN_AS, answer_probe
+from ..models import SigningKey
+
+__all__ = ["JWKSView"]
+
+
+# Public: EHRs fetch it without credentials, and need neither session nor cookie.  The
+# middleware looks for a launch before a transaction opens, so there is none.
+@method_decorator(login_not_required, name="dispatch")
+@method_decorator(transaction.non_atomic_requests, name="dispatch")
+class JWKSView(View):
+    """This site's public keys: ``GET jwks.json`` (JWKS-04)."""
+
+    http_method_names = ["get", "head", "options"]
+
+    def get(self, request: HttpRequest) -> JsonResponse:
+        """The JWK Set, cacheable for as long as a rotation waits (JWKS-05, JWKS-11)."""
+        response = JsonResponse(SigningKey.objects.as_jwks())
+        seconds = int(JWKS_MAX_AGE.total_seconds())
+        response.headers["Cache-Control"] = f"public, max-age={seconds}"
+        response.headers["Access-Control-Allow-Origin"] = "*"
+        if (seen_as := answer_probe(request)) is not None:
+            response.headers[SEEN_AS] = seen_as
+        return response

@@ -1,0 +1,305 @@
+"""EHR launch, standalone launch, and the callback of both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from django.conf import settings
+from django.contrib.auth import get_backends, login
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.shortcuts import render, resolve_url
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from ..backends import SMARTAuthenticationBackend
+from ..broker import enqueue_revocations
+from ..browser import Browser, get_browser
+from ..clients import build_fhir_client
+from ..conf import conf
+from ..error_pages import Retry, harden
+from ..error_pages.retry import (
+    build_login_url,
+    can_pass,
+    choose_organisation,
+    connect_again,
+    connect_records,
+    try_again,
+)
+from ..exceptions import (
+    IdentityError,
+    MissingParameterError,
+    SMARTError,
+    StateUsedError,
+)
+from ..flows.begin_launch import (
+    begin_ehr_launch,
+    begin_standalone_launch,
+    get_ehr_registration,
+    get_standalone_registration,
+    refuse_ehr_request,
+)
+from ..flows.complete_launch import Completion, complete_launch
+from ..frames import is_framed, set_frame
+from ..message_names import keep_messages_apart
+from ..models import ClientRegistration, Launch
+from ..prefix import build_launch_path
+from ..signals import launch_completed
+from .authorization import go_to_server
+from .base import ProtocolView, get_next_url, get_single, get_user
+from .framing import enter_frame
+from .picker import render_picker
+
+__all__ = ["CallbackView", "LaunchView", "LoginView"]
+
+# Far enough for upstream's SessionRefresh to leave our sessions alone (seconds).
+_NEVER = 2**40
+
+
+class LaunchView(ProtocolView):
+    """EHR launch: ``GET launch/?iss=…&launch=…`` (EHRL-01)."""
+
+    http_method_names = ["get", "head", "options"]
+    kind = Launch.Kind.EHR
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """Send the browser to the EHR's authorization endpoint."""
+        try:
+            iss = get_single(request, "iss")
+            ehr_launch_id = get_single(request, "launch")
+        except MissingParameterError as exc:
+            refuse_ehr_request(request.GET.get("iss", ""), exc)
+            raise
+        self.registration = registration = get_ehr_registration(iss)
+        first = enter_frame(request, registration.server)
+        if first is not None:
+            return first
+        start = begin_ehr_launch(
+            registration,
+            iss=iss,
+            ehr_launch_id=ehr_launch_id,
+            browser_digest=get_browser(request).ensure(),
+            user=get_user(request),
+            is_framed=is_framed(request),
+        )
+        return go_to_server(request, start)
+
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """The same address, whose ``launch`` was not used yet, if that may help."""
+        return try_again(self.request.get_full_path()) if can_pass(error) else None
+
+
+class LoginView(ProtocolView):
+    """
+    Standalone launch: ``GET login/?server=<slug>&next=<path>``.
+
+    Anonymous: goes to the EHR at once, to sign in.  Signed in: shows a button, and its
+    POST goes to the EHR, to connect.  Without ``server``: the organisations to choose.
+    """
+
+    http_method_names = ["get", "head", "options", "post"]
+    kind = Launch.Kind.STANDALONE
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """Choose, confirm or go."""
+        slug, next_url = self._read(request.GET)
+        if not slug:
+            return render_picker(request, next_url=next_url)
+        self.registration = registration = get_standalone_registration(slug)
+        first = enter_frame(request, registration.server)
+        if first is not None:
+            return first
+        if get_user(request) is None:
+            return self._begin(request, registration, next_url=next_url)
+        context = {"registration": registration, "next": next_url}
+        return harden(render(request, "django_smart/confirm_connect.html", context))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """The confirm button."""
+        slug, next_url = self._read(request.POST)
+        self.registration = registration = get_standalone_registration(slug)
+        url = build_login_url(server=slug, next_url=next_url)
+        first = enter_frame(request, registration.server, url=url)
+        if first is not None:
+            return first
+        return self._begin(request, registration, next_url=next_url)
+
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """The same organisation if that may help, or another one."""
+        values = (
+            self.request.POST if self.request.method == "POST" else self.request.GET
+        )
+        slug, next_url = self._read(values)
+        if can_pass(error):
+            return try_again(build_login_url(server=slug, next_url=next_url))
+        return choose_organisation(next_url=next_url)
+
+    def _read(self, values: QueryDict) -> tuple[str, str]:
+        next_url = get_next_url(self.request, values.get("next", ""))
+        return values.get("server", ""), next_url
+
+    def _begin(
+        self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
+    ) -> HttpResponse:
+        start = begin_standalone_launch(
+            registration,
+            browser_digest=get_browser(request).ensure(),
+            user=get_user(request),
+            next_url=next_url,
+            is_framed=is_framed(request),
+        )
+        return go_to_server(request, start)
+
+
+class CallbackView(ProtocolView):
+    """The redirect URI: ``GET callback/?code=…&state=…``."""
+
+    # Not HEAD, which link checkers and mail filters send: a state is used once.
+    http_method_names = ["get", "options"]
+    launch: Launch | None = None
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """Complete the launch, sign in if it is for that, and go to its page."""
+        browser = get_browser(request)
+        backend = self.get_backend()
+        digests_at_start = self._follow_rotation(request, browser)
+        try:
+            completion = complete_launch(
+                [
+                    (name, value)
+                    for name, values in request.GET.lists()
+                    for value in values
+                ],
+                browser_digests=browser.digests,
+                digests_at_start=digests_at_start,
+                new_browser_digest=browser.prepare_rotation(),
+                user=get_user(request),
+                resolve_user=backend.resolve_user,
+            )
+        except SMARTError:
+            self._note_launch(request, digests_at_start)
+            raise
+        if completion.ended_earlier:
+            browser.rotate(keeps_starts=True)
+        browser.note_launch()
+        self._fill_user(completion, backend)
+        # What signals of the sign-in tell is for the page the browser goes on to.
+        keep_messages_apart(request, key=completion.launch.key)
+        if completion.user is not None:
+            self._sign_in(request, completion.user, backend)
+        enqueue_revocations(completion.grants_to_revoke)
+        self._set_frame(completion.launch)
+        launch_completed.send(sender=Launch, launch=completion.launch, request=request)
+        return harden(HttpResponseRedirect(self.get_success_url(completion)))
+
+    # Hooks for subclasses
+
+    def get_backend(self) -> SMARTAuthenticationBackend:
+        """The backend whose hooks find and create users."""
+        return _load_backend()
+
+    def get_success_url(self, completion: Completion) -> str:
+        """Where a launch goes that was finished just now."""
+        return self.get_launch_url(completion.launch)
+
+    def get_launch_url(self, launch: Launch) -> str:
+        """The page of a finished launch, under its own prefix."""
+        # What came from outside is a path, and never the name of a URL.
+        path = launch.next_url or resolve_url(
+            launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
+        )
+        return build_launch_path(launch.key, path)
+
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """On to the page of a launch that is complete, or the same start once more."""
+        launch, user = self.launch, get_user(self.request)
+        if launch is None:
+            return connect_records()
+        if isinstance(error, IdentityError):
+            return None
+        if (
+            isinstance(error, StateUsedError)
+            and launch.is_live(timezone.now())
+            and launch.user_id == (user and user.pk)
+        ):
+            return Retry(url=self.get_launch_url(launch), label=_("Go on to the page"))
+        return connect_again(launch, next_url=launch.next_url)
+
+    def get_error_context(self, error: SMARTError) -> dict[str, object]:
+        """The address holds secrets; and only a finished launch has left anything."""
+        return {
+            "clean_address": True,
+            "nothing_done": not isinstance(error, StateUsedError),
+        }
+
+    # Not meant to be overridden
+
+    @staticmethod
+    def _follow_rotation(request: HttpRequest, browser: Browser) -> tuple[str, ...]:
+        """
+        What a launch of this browser may have been started with.
+
+        A callback at the same moment may have replaced the cookie that this request
+        came with: another user than before signs in, with several tabs or frames.
+        """
+        digests = browser.digests_at_start
+        replaced = browser.prepare_rotation()
+        # Nobody is taken over from where nobody was.
+        had_somebody = (
+            browser.has_launched or settings.SESSION_COOKIE_NAME in request.COOKIES
+        )
+        if digests and had_somebody and Launch.objects.of_browser([replaced]).exists():
+            browser.rotate(keeps_starts=True)
+            return (replaced, *digests)
+        return digests
+
+    def _note_launch(
+        self, request: HttpRequest, browser_digests: Collection[str]
+    ) -> None:
+        """Find what the error page may tell of: only a launch of this browser."""
+        state = request.GET.get("state", "")
+        launch = Launch.objects.with_related().with_state(state).first()
+        if launch is None:
+            return
+        self._set_frame(launch)
+        if launch.browser_digest in browser_digests:
+            self.launch, self.registration = launch, launch.registration
+            self.kind = launch.kind
+
+    def _set_frame(self, launch: Launch) -> None:
+        server = launch.registration.server
+        set_frame(self.request, server if launch.is_framed else None)
+
+    @staticmethod
+    def _fill_user(completion: Completion, backend: SMARTAuthenticationBackend) -> None:
+        """Let the site read who signs in; who connects records has an account."""
+        launch, claims = completion.launch, completion.claims
+        if (
+            claims is None
+            or launch.user is None
+            or launch.grant is None
+            or launch.intent != Launch.Intent.SIGN_IN
+        ):
+            return
+        fhir = build_fhir_client(launch.grant, launch=launch)
+        backend.complete_user(launch.user, claims, fhir)
+
+    @staticmethod
+    def _sign_in(
+        request: HttpRequest,
+        user: AbstractBaseUser,
+        backend: SMARTAuthenticationBackend,
+    ) -> None:
+        path = f"{type(backend).__module__}.{type(backend).__qualname__}"
+        # The completion has ended what others had open in this browser.
+        request.smart_taken_over_by = user.pk  # type: ignore[attr-defined]
+        login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
+        request.session["oidc_id_token_expiration"] = _NEVER
+
+
+def _load_backend() -> SMARTAuthenticationBackend:
+    """The site's own subclass, if it is the one in ``AUTHENTICATION_BACKENDS``."""
+    for backend in get_backends():
+        if isinstance(backend, SMARTAuthenticationBackend):
+            return backend
+    return SMARTAuthenticationBackend()

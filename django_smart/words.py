@@ -1,0 +1,120 @@
+"""
+Words as people type them, and as an index finds them.
+
+A word is folded (no case, no accents, letters and digits alone) and its beginning is
+written as a number, so that the words with one beginning are a range of numbers: the
+same on every database, whatever its collation says of text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+from django.db import models
+
+__all__ = [
+    "KEY_LENGTH",
+    "SearchTextField",
+    "build_key",
+    "build_key_range",
+    "build_search_text",
+    "split_words",
+]
+
+#: Symbols of a word that its number tells apart.
+KEY_LENGTH = 12
+# Of a word that is stored or looked for.
+_MAX_WORD = 40
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_SYMBOLS = {symbol: number for number, symbol in enumerate(_DIGITS, start=1)}
+_BASE = len(_DIGITS) + 1  # 0 stands for the end of a word; 37 ** 12 < 2 ** 63
+# Letters that Unicode does not take apart, and that people type without the stroke.
+_PLAIN = str.maketrans(
+    {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
+)
+
+
+def split_words(text: str) -> list[str]:
+    """
+    The words of *text*, folded, in order and each once.
+
+    "Children's" is one word; a letter beyond Latin becomes its number, so that any
+    script can be searched.
+    """
+    decomposed = unicodedata.normalize("NFKD", text.casefold().translate(_PLAIN))
+    symbols = []
+    for char in decomposed:
+        if char in _SYMBOLS:
+            symbols.append(char)
+        elif char.isalnum():
+            symbols.append(_write_code_point(ord(char)))
+        elif not unicodedata.combining(char) and char not in "'’ʼ`":
+            symbols.append(" ")
+    return [word[:_MAX_WORD] for word in dict.fromkeys("".join(symbols).split())]
+
+
+def build_key(word: str) -> int:
+    """The number of a folded word's beginning; alphabetical order is its order."""
+    key = 0
+    for position in range(KEY_LENGTH):
+        symbol = word[position : position + 1]
+        key = key * _BASE + (_SYMBOLS[symbol] if symbol else 0)
+    return key
+
+
+def build_key_range(prefix: str) -> tuple[int, int]:
+    """
+    The first and the last number a word can have that begins with *prefix*.
+
+    Beyond ``KEY_LENGTH`` symbols words are not told apart by their numbers.
+    """
+    low = build_key(prefix)
+    rest = KEY_LENGTH - len(prefix)
+    return low, low + (_BASE**rest - 1 if rest > 0 else 0)
+
+
+def build_search_text(texts: Iterable[str]) -> str:
+    """
+    Every word of *texts* after a space, to look for beginnings within one column.
+
+    ``" harb"`` is in it if and only if a word begins with "harb".
+    """
+    words = dict.fromkeys(word for text in texts for word in split_words(text))
+    return "".join(f" {word}" for word in words)
+
+
+class SearchTextField(models.TextField):  # type: ignore[type-arg]  # in the stubs alone
+    """
+    The words of another attribute of the row, kept up to date by ``save()``.
+
+    Args:
+        source: name of an attribute that holds text.
+    """
+
+    def __init__(self, *args: object, source: str = "", **kwargs: object) -> None:
+        self.source = source
+        kwargs.setdefault("editable", False)
+        kwargs.setdefault("default", "")
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # passed through
+
+    def deconstruct(self) -> tuple[str, str, list[object], dict[str, object]]:
+        """Django's, with *source*."""
+        name, path, args, kwargs = super().deconstruct()
+        return name, path, [*args], {**kwargs, "source": self.source}
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> str:
+        """The words as they are now."""
+        text = build_search_text([str(getattr(model_instance, self.source))])
+        setattr(model_instance, self.attname, text)
+        return text
+
+
+def _write_code_point(number: int) -> str:
+    """Four symbols of base 36, enough for every code point."""
+    symbols = ""
+    for _ in range(4):
+        number, digit = divmod(number, 36)
+        symbols = _DIGITS[digit] + symbols
+    return symbols

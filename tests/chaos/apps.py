@@ -1,0 +1,31 @@
+"""Lets the EHR see which process asks, and the short form of the test be short."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from django.apps import AppConfig
+
+__all__ = ["ChaosConfig"]
+
+
+class ChaosConfig(AppConfig):
+    """Of the deployment under chaos."""
+
+    name = "tests.chaos"
+    label = "chaos"
+
+    def ready(self) -> None:
+        """Name the process in each request; make claims as short as the rest."""
+        from django_smart.flows import background
+        from django_smart.transport import edge
+
+        def name_process() -> None:
+            edge._USER_AGENT = f"chaos/{os.getpid()}"
+
+        name_process()
+        os.register_at_fork(after_in_child=name_process)
+        # For a message that was lost, the short form has no 45 seconds.
+        if seconds := os.environ.get("CHAOS_CLAIM"):
+            background.CLAIM_LENGTH = timedelta(seconds=float(seconds))

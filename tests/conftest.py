@@ -1,0 +1,145 @@
+"""Fixtures for every test, and the two rules no test may break."""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from django.conf import settings
+from django.core.cache import caches
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
+
+from tests.celery import app as celery_app
+from tests.ehr import ehr, registration
+from tests.services import require, requirements_of
+
+__all__ = ["celery_app", "ehr", "registration"]
+
+# How much Hypothesis tries. No deadline: machines that run the tests are shared.
+_COMMON = examples(
+    deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+examples.register_profile("default", _COMMON, max_examples=200)
+examples.register_profile("ci", _COMMON, max_examples=2000)
+examples.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+_WAITING = {"browser", "process"}
+_DATABASE_FIXTURES = {"db", "live_server", "transactional_db"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer ``--database-tests``."""
+    parser.addoption(
+        "--database-tests",
+        action="store_true",
+        help="run only the tests that use the database (set DATABASE_URL to choose it)",
+    )
+
+
+def _uses_database(item: pytest.Item) -> bool:
+    """Whether *item* asks for the database, by marker or through any fixture."""
+    return item.get_closest_marker("django_db") is not None or bool(
+        _DATABASE_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, by name, the test whose service is missing."""
+    for service in requirements_of(item):
+        require(service)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Refuse a test that claims more requirements than it can show; order the rest."""
+    if config.getoption("--database-tests"):
+        others = [item for item in items if not _uses_database(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _uses_database(item)]
+    for item in items:
+        for marker in item.iter_markers("compliance"):
+            if not 1 <= len(marker.args) <= 4:
+                raise pytest.UsageError(
+                    f"{item.nodeid}: compliance() takes one to four ids, "
+                    f"got {len(marker.args)}"
+                )
+    if hasattr(config, "workerinput"):
+        _put_the_longest_first(items)
+
+
+def _put_the_longest_first(items: list[pytest.Item]) -> None:
+    """Modules that wait for processes before the others: no worker ends late."""
+    tests_of = Counter(item.path for item in items)
+    items.sort(
+        key=lambda item: (
+            item.path.name != "test_databases.py",
+            not _WAITING.intersection(marker.name for marker in item.iter_markers()),
+            -tests_of[item.path],
+            item.path,
+        )
+    )
+
+
+def pytest_configure() -> None:
+    """Make the folder of this run, and collect garbage seldom."""
+    gc.set_threshold(50_000, 20, 50)
+    settings.RUN_DIR.mkdir(exist_ok=True)
+
+
+def pytest_unconfigure() -> None:
+    """Take it away."""
+    if settings.configured:
+        shutil.rmtree(settings.RUN_DIR, ignore_errors=True)
+
+
+def _is_loopback(host: object) -> bool:
+    """Whether *host*, a name or an address, stays on this machine."""
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    text = host.decode() if isinstance(host, bytes) else str(host)
+    if text.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(text.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Let sockets reach this machine alone; a look-up of a name counts as network."""
+    patch = pytest.MonkeyPatch()
+    connect = socket.socket.connect
+    look_up = socket.getaddrinfo
+
+    def guarded_connect(self, address, /):
+        if self.family != socket.AF_UNIX and not _is_loopback(address[0]):
+            raise RuntimeError(f"a test tried to connect to {address[0]!r}")
+        return connect(self, address)
+
+    def guarded_look_up(host, *args, **kwargs):
+        if not _is_loopback(host):
+            raise RuntimeError(f"a test tried to look up {host!r}")
+        return look_up(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", guarded_connect)
+    patch.setattr(socket, "getaddrinfo", guarded_look_up)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_caches() -> Iterator[None]:
+    """No test sees what another one put into a cache."""
+    yield
+    for cache in caches.all(initialized_only=True):
+        cache.clear()

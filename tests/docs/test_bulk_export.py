@@ -1,0 +1,41 @@
+"""The page on bulk export, by the code that it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from django_smart.clients import backend_client_for
+from tests.docs.blocks import read_blocks
+from tests.flows.test_backend_services import make_service
+
+
+@pytest.mark.django_db
+def test_job_of_the_page_goes_on_after_a_crash(ehr):
+    service = make_service(ehr)
+    job, task = read_blocks("how-to/bulk-export.rst")
+    compile(task.code, "how-to", "exec")
+    names: dict[str, Any] = {}
+    exec(job.code.replace('"Group/diabetes"', '"Patient"'), names)
+
+    def make_client(registration: Any) -> Any:
+        client = backend_client_for(registration)
+        client._sleep = lambda seconds: None
+        return client
+
+    names["backend_client_for"] = make_client
+    kept: list[str] = [""]
+    handled: list[str] = []
+
+    def handle(resource: dict[str, Any]) -> None:
+        handled.append(resource["id"])
+        if len(handled) == 5:
+            raise MemoryError
+
+    job_arguments = (service, handle, lambda: kept[-1], kept.append)
+    with pytest.raises(MemoryError):
+        names["export_observations"](*job_arguments)
+    assert names["export_observations"](*job_arguments)
+    expected = [*ehr.data["Patient"], *ehr.data["Observation"]]
+    assert handled == expected[:5] + expected

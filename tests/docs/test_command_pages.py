@@ -1,0 +1,153 @@
+"""Pages that are mostly commands: each is typed, and its answer compared."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command, load_command_class
+from django.template import engines
+from django.test import Client, RequestFactory
+
+from django_smart import transport
+from django_smart.models import Brand, BrandBundle, ClientRegistration, SigningKey
+from django_smart.testing import EHRSimulator
+from tests.bundles import bundle, endpoint, organization
+from tests.docs.blocks import DOCS, read_blocks
+from tests.doctor.conftest import World, world
+from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
+from tests.flows.answers import Away
+from tests.flows.test_brands import Host, host
+from tests.management.running import Ran, run
+from tests.transport.conftest import certificate
+
+__all__ = ["certificate", "host", "world"]
+
+pytestmark = pytest.mark.django_db
+
+_BUNDLE = "https://ehr.example.org/brands.json"
+
+
+def _do(words: list[str]) -> Ran:
+    assert words[:2] == ["python", "manage.py"]
+    return run(words[2], *words[3:])
+
+
+def test_commands(monkeypatch, host: Host, tmp_path: Path):
+    page = "reference/commands.rst"
+    register, printed, discover, examine, brands, keys, simulate = read_blocks(page)
+    ehr = EHRSimulator(base_url="https://ehr.example.org/fhir")
+    monkeypatch.setenv("EHR_SECRET", "of the vendor")
+    with (
+        transport.mounted("https://ehr.example.org", ehr.adapter()),
+        transport.mounted(SITE, Away()),
+    ):
+        assert _do(register.commands[0]).json == json.loads(printed.code)
+        _do(discover.commands[0])
+        with pytest.raises(CommandError, match="to mend"):
+            _do(examine.commands[0])
+    for words in keys.commands[:1]:
+        _do(words)
+    assert SigningKey.objects.get().algorithm == "ES384"
+    host.on(_BUNDLE, bundle(organization("a", "A")))
+    _do(brands.commands[0])
+    assert Brand.objects.count() == 1
+    ((_, _, name, *options),) = simulate.commands
+    parser = load_command_class("django_smart", name).create_parser("manage.py", name)
+    assert parser.parse_args(options).port == 8010
+
+    # The file of smart_register --from stands among its options.
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = re.search(r"code-block:: json\n\n((?: {8}.*\n)+)", text)
+    assert found is not None
+    ClientRegistration.objects.all().delete()
+    (tmp_path / "servers.json").write_text(found[1])
+    run("smart_register", "--from", str(tmp_path / "servers.json"))
+    registration = ClientRegistration.objects.get()
+    assert registration.client_id == "my-app"
+    assert registration.server.frame_origins == ["https://ehr.example.org"]
+
+
+def test_find_what_is_wrong(world: World):
+    every, shown, some, for_programs = read_blocks("how-to/find-what-is-wrong.rst")
+    monitored = for_programs.commands[0]
+    assert json.loads(_do(monitored).out)["findings"] == []
+    world.registration.client_secret = "not the secret"
+    world.registration.save()
+    ((*words,),) = every.commands
+    out = io.StringIO()
+    with pytest.raises(CommandError):
+        call_command(*words[2:], stdout=out)
+    assert out.getvalue().strip() == shown.code.strip()
+    world.registration.client_secret = CLIENT_SECRET
+    world.registration.save()
+    known, unknown = some.commands
+    _do(known)
+    assert unknown[3].startswith("https://ehr.example.org/")
+    _do([*unknown[:3], BASE_URL])
+
+
+def test_connect_many_hospitals(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+):
+    url, file, by_server, again, register, unknown, link, logos, away = read_blocks(
+        "how-to/connect-many-hospitals.rst"
+    )
+    monkeypatch.chdir(tmp_path)
+    install, fetch = url.commands
+    assert install == ["pip", "install", "django-smart[brands]"]
+    address = "https://fhir.example.org/r4"
+    harbour = bundle(
+        organization("a", "Harbour", endpoints=["Endpoint/1"]), endpoint("1", address)
+    )
+    birch = bundle(
+        organization("b", "Birch", endpoints=["Endpoint/2"]),
+        endpoint("2", "https://birch.example.org/r4"),
+    )
+    host.on(_BUNDLE, harbour, ETag='"1"')
+    assert "1 added" in _do(fetch).out
+    (tmp_path / file.commands[0][3]).write_bytes(birch)
+    _do(file.commands[0])
+    assert {each.location for each in BrandBundle.objects.all()} == {
+        _BUNDLE,
+        "national",
+    }
+    assert "unchanged" in _do(again.commands[0]).out
+
+    servers = [
+        {
+            "base_url": f"{address}/",
+            "client_id": "my-app",
+            "auth_method": "none",
+            "standalone_scope": "launch/patient patient/Patient.rs",
+            "slug": "harbour",
+        }
+    ]
+    (tmp_path / register.commands[0][4]).write_text(json.dumps(servers))
+    _do(register.commands[0])
+    page = Client().get("/smart/login/").content.decode()
+    assert "Harbour" in page
+    assert "Birch" not in page
+    values: dict[str, Any] = {}
+    exec(unknown.code, values)
+    exec(logos.code, values)
+    for name in ("SMART_PICKER_SHOW_UNREGISTERED", "SMART_LOGO_LICENSES"):
+        setattr(settings, name, values[name])
+    assert "Birch" in Client().get("/smart/login/").content.decode()
+    html = engines["django"].from_string(link.code)
+    content = html.render({}, RequestFactory().get("/"))
+    assert 'href="/smart/login/?next=/labs/"' in content
+
+    server = ClientRegistration.objects.get().server
+    server.configuration = {
+        "token_endpoint": "https://fhir.example.org/t",
+        "user_access_brand_bundle": _BUNDLE,
+    }
+    server.save()
+    assert "unchanged" in _do(by_server.commands[0]).out
+    _do(away.commands[0])
+    assert not BrandBundle.objects.filter(location=_BUNDLE).exists()

@@ -1,0 +1,144 @@
+"""Backend services and signing keys, by the code and commands of their pages."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from django.core.management import CommandError
+
+from django_smart.checks import check_settings
+from django_smart.conf import conf
+from django_smart.exceptions import ServerUnreachableError
+from django_smart.flows.keys import OVERLAP
+from django_smart.models import ClientRegistration, SigningKey
+from django_smart.testing import EHRSimulator
+from tests.docs.blocks import read_blocks
+from tests.management.running import Ran, run
+
+pytestmark = pytest.mark.django_db
+
+_SERVICES = "how-to/backend-services.rst"
+_KEYS = "how-to/rotate-keys.rst"
+
+
+def _do(words: list[str]) -> Ran:
+    assert words[:2] == ["python", "manage.py"]
+    return run(words[2], *words[3:])
+
+
+def _wait() -> None:
+    """Two hours."""
+    for key in SigningKey.objects.all():
+        SigningKey.objects.filter(pk=key.pk).update(created_at=key.created_at - OVERLAP)
+
+
+def _states() -> list[str]:
+    return sorted(SigningKey.objects.values_list("status", flat=True))
+
+
+# Backend services
+
+
+@cache
+def _run_code() -> dict[str, Any]:
+    """What the page's code defines; once, as a task has one name."""
+    _, read, explain = read_blocks(_SERVICES)
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(read.code, names)
+    exec(explain.code, names)
+    return names
+
+
+@pytest.fixture
+def page(ehr: EHRSimulator) -> dict[str, Any]:
+    """The page's code, after its command."""
+    register, *_ = read_blocks(_SERVICES)
+    ((*words,),) = register.commands
+    words[words.index("--base-url") + 1] = ehr.base_url
+    printed = _do(words).json
+    assert printed["jwks_url"] == "https://app.example.org/smart/jwks.json"
+    ehr.register_client(
+        "nightly-report",
+        auth_method="private_key_jwt",
+        jwks=SigningKey.objects.as_jwks(),
+    )
+    return _run_code()
+
+
+@pytest.mark.compliance("BACK-01", "BACK-11")
+def test_report_counts_with_nobody_signed_in(
+    ehr: EHRSimulator, page: dict[str, Any]
+) -> None:
+    number = page["count_hba1c"]()
+    assert number > 10
+    assert page["explain"](page["count_hba1c"]) == f"{number} results"
+    assert len(ehr.requests_to("token")) == 1
+
+
+@pytest.mark.compliance("BACK-10")
+def test_every_failure_has_its_explanation(
+    ehr: EHRSimulator, page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain, count = page["explain"], page["count_hba1c"]
+
+    def fail() -> int:
+        raise ServerUnreachableError("no route")
+
+    assert explain(fail) == "Try again later: server_unreachable"
+    ehr.clients.clear()
+    assert explain(count).startswith("The EHR refused: invalid_client ")
+    ClientRegistration.objects.update(signing_algorithm="ES384")
+    registration = ClientRegistration.objects.select_related("server").get()
+    server = registration.server
+    assert server.configuration is not None
+    server.configuration["grant_types_supported"] = ["authorization_code"]
+    server.save()
+    assert explain(count).startswith("The EHR does not offer it: ")
+    ClientRegistration.objects.update(is_active=False)
+    assert explain(count).startswith("Look at the registration: ")
+
+
+# Keys
+
+
+def test_setting_of_the_page_is_right(settings: Any) -> None:
+    (block,) = [each for each in read_blocks(_KEYS) if each.language == "python"]
+    values: dict[str, Any] = {}
+    exec(block.code, values)
+    settings.SMART_KEY_ROTATION = values["SMART_KEY_ROTATION"]
+    assert check_settings() == []
+    assert conf.SMART_KEY_ROTATION.days == 90
+
+
+@pytest.mark.compliance("JWKS-01", "JWKS-09", "JWKS-10")
+def test_keys_are_rotated_as_the_page_says() -> None:
+    due, generate, rotate, send, lost, remove = (
+        each.commands for each in read_blocks(_KEYS) if each.language == "console"
+    )
+    run("smart_keys", "generate", "--algorithm", "ES384")
+    _do(due[0])
+    assert _states() == ["active"]
+    _do(generate[0])
+    with pytest.raises(CommandError, match="may sign from"):
+        _do(rotate[0])
+    _wait()
+    _do(rotate[0])
+    assert _states() == ["active", "next", "retired"]
+
+    with pytest.raises(CommandError, match="is next already"):
+        _do(send[0])
+    assert len(_do(send[1]).json["keys"]) == 3
+
+    old = SigningKey.objects.active().get()
+    _do(lost[0])
+    listed = _do(lost[1]).out
+    (line,) = [each for each in listed.splitlines() if each.startswith(old.kid)]
+    assert " retired " in line
+    (words,) = remove
+    words[words.index("KID")] = old.kid
+    _do(words)
+    old.refresh_from_db()
+    assert (old.status, old.private_key) == ("removed", "")
+    assert _states() == ["active", "next", "removed", "retired"]

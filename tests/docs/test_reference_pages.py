@@ -1,0 +1,96 @@
+"""The reference is whole: every code, URL, template, signal and model is in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.apps import apps
+from django.dispatch import Signal
+
+import django_smart
+from django_smart import exceptions, signals, urls, views
+from django_smart.flows.doctor import KINDS
+from tests.docs.blocks import DOCS, read_blocks
+
+_TEMPLATES = Path(django_smart.__file__).parent / "templates" / "django_smart"
+
+
+def _read(page: str) -> str:
+    return (DOCS / "reference" / page).read_text(encoding="utf-8")
+
+
+def test_errors_are_listed_with_their_codes_and_statuses():
+    listed = re.findall(r"^``(\w+)`` \((\d+)\)\n    \S", _read("errors.rst"), re.M)
+    classes = [getattr(exceptions, name) for name in exceptions.__all__]
+    assert len(listed) == len(classes)
+    assert dict(listed) == {each.code: str(each.http_status) for each in classes}
+
+
+def test_findings_of_the_doctor_are_listed_with_their_severity():
+    listed = re.findall(r"^``(\w+)`` \((\w+)\)\n    \S", _read("doctor.rst"), re.M)
+    assert listed == [(code, kind[0].value) for code, kind in KINDS.items()]
+
+
+def test_urls_are_listed():
+    page = _read("views.rst").partition("Templates\n---------\n")[0]
+    listed = re.findall(r"^``([\w.]+/?)``\n    \S", page, re.M)
+    assert listed == [str(each.pattern) for each in urls.urlpatterns]
+
+
+def test_templates_are_listed_with_their_blocks():
+    page = _read("views.rst")
+    listed = set(re.findall(r"``(?:django_smart/)?(\w+\.html)``", page))
+    assert listed == {path.name for path in _TEMPLATES.glob("*.html")}
+    blocks = {
+        block
+        for path in _TEMPLATES.glob("*.html")
+        for block in re.findall(r"\{% block (\w+) %\}", path.read_text("utf-8"))
+    }
+    assert not {block for block in blocks if f"``{block}``" not in page}
+
+
+@pytest.mark.parametrize("name", views.__all__)
+def test_views_are_listed(name):
+    assert f".. autoclass:: django_smart.views.{name}\n" in _read("views.rst")
+
+
+def test_signals_are_listed():
+    listed = re.findall(r"^``(\w+)``\n    \S", _read("signals.rst"), re.M)
+    sent = [name for name, value in vars(signals).items() if isinstance(value, Signal)]
+    assert sorted(listed) == sorted(sent)
+
+
+def test_models_are_listed():
+    listed = re.findall(r"^\.\. model:: (\w+)$", _read("models.rst"), re.M)
+    models = apps.get_app_config("django_smart").get_models()
+    assert sorted(listed) == sorted(model.__name__ for model in models)
+
+
+def _imported_names() -> Iterator[str]:
+    """What pages tell their readers to import from the package."""
+    for page in sorted(DOCS.rglob("*.rst")):
+        if "_build" in page.parts:
+            continue
+        for block in read_blocks(str(page.relative_to(DOCS))):
+            if block.language != "python":
+                continue
+            for node in ast.walk(ast.parse(block.code)):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = (f"{node.module}.{alias.name}" for alias in node.names)
+                    yield from (each for each in names if "django_smart." in each)
+
+
+def test_what_pages_import_is_in_the_reference():
+    pages = "".join(map(_read, ("api.rst", "views.rst", "exceptions.rst")))
+    documented = set(re.findall(r"auto\w+:: (django_smart[\w.]*)", pages))
+    for module, members in re.findall(r"automodule:: (\S+)\n   :members: (.+)", pages):
+        documented |= {f"{module}.{name}" for name in members.split(", ")}
+    documented |= {f"django_smart.signals.{name}" for name in signals.__all__}
+    documented |= {f"django_smart.exceptions.{name}" for name in exceptions.__all__}
+    models = apps.get_app_config("django_smart").get_models()
+    documented |= {f"django_smart.models.{model.__name__}" for model in models}
+    assert set(_imported_names()) - documented == set()

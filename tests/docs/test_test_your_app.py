@@ -1,0 +1,102 @@
+"""The page on testing an app, run as a site's own tests in a project of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import read_blocks
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SETTINGS = """
+SECRET_KEY = "only for this test"
+ROOT_URLCONF = "clinic"
+USE_TZ = True
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django_smart",
+]
+MIDDLEWARE = [
+    "django_smart.middleware.SMARTMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+AUTHENTICATION_BACKENDS = ["django_smart.backends.SMARTAuthenticationBackend"]
+TEMPLATES = [
+    {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
+]
+SMART_SITE_URL = "https://app.example.org"
+CELERY_TASK_ALWAYS_EAGER = True
+"""
+_CLINIC = """
+from django.http import HttpResponse, JsonResponse
+from django.urls import include, path
+
+from django_smart.decorators import smart_required
+
+
+@smart_required(scopes="patient/Observation.rs")
+def a1c(request):
+    found = request.smart.fhir.search(
+        "Observation", code="4548-4", patient=request.smart.patient_id
+    )
+    return HttpResponse([f"{each['valueQuantity']['value']} % " for each in found])
+
+
+@smart_required(scopes="patient/Patient.r")
+def patient(request):
+    read = request.smart.fhir.read("Patient", request.smart.patient_id)
+    return HttpResponse(read["name"][0]["family"])
+
+
+async def whoami(request):
+    return JsonResponse({"launched": bool(await request.asmart())})
+
+
+urlpatterns = [
+    path("smart/", include("django_smart.urls")),
+    path("a1c/", a1c),
+    path("patient/", patient),
+    path("whoami/", whoami),
+]
+"""
+
+
+@pytest.mark.process
+def test_tests_of_the_page_pass(tmp_path: Path) -> None:
+    plugin, *tests = [
+        block.code
+        for block in read_blocks("how-to/test-your-app.rst")
+        if block.language == "python"
+    ]
+    (tmp_path / "clinic_settings.py").write_text(_SETTINGS)
+    (tmp_path / "clinic.py").write_text(_CLINIC)
+    (tmp_path / "conftest.py").write_text(plugin)
+    (tmp_path / "test_clinic.py").write_text(
+        "import pytest\n\npytestmark = pytest.mark.django_db\n\n" + "\n\n".join(tests)
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "COV_", "COVERAGE_", "DATABASE_URL"))
+    }
+    done = subprocess.run(
+        [*(sys.executable, "-W", "error", "-m", "pytest"), "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=environment
+        | {"DJANGO_SETTINGS_MODULE": "clinic_settings", "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout

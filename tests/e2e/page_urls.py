@@ -1,0 +1,115 @@
+"""The tests' site, with pages of ours by name that otherwise need an EHR to get to."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from types import SimpleNamespace
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.template import engines
+from django.urls import path
+
+from django_smart.error_pages import Retry, render_error
+from django_smart.exceptions import (
+    AuthorizationDeniedError,
+    InsufficientScopeError,
+    NoLaunchError,
+)
+from tests.urls import urlpatterns as site
+
+_SERVER = "Harbour Children's Hospital of the Northern Counties"
+_BANNER = """
+{% extends "django_smart/base.html" %}{% load smart %}
+{% block title %}Chart{% endblock %}
+{% block smart_header %}{% patient_banner patient heading=1 %}{% endblock %}
+{% block content %}<h2>Results</h2>{% endblock %}
+"""
+_RETRY = Retry(url="/smart/login/", label="Connect your records")
+
+
+def denied(request: HttpRequest) -> HttpResponse:
+    """With what the EHR says of it."""
+    error = AuthorizationDeniedError(
+        "refused",
+        error="access_denied",
+        error_description="The patient's record is closed to outside applications.",
+        error_uri="https://ehr.example.org/help",
+    )
+    return render_error(request, error, retry=_RETRY, server_name=_SERVER, kind="ehr")
+
+
+def scopes(request: HttpRequest) -> HttpResponse:
+    """With what a page needs in addition."""
+    error = InsufficientScopeError(
+        "missing", missing="patient/Observation.rs patient/Condition.r"
+    )
+    return render_error(request, error, retry=_RETRY, server_name=_SERVER)
+
+
+def charts(request: HttpRequest) -> HttpResponse:
+    """With charts to choose from."""
+    opened = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
+    known = {
+        "url": "/~aaaaaaaaaaaaaaaaaaaaaa/",
+        "server_name": _SERVER,
+        "opened_at": opened,
+        "is_from_today": False,
+    }
+    extra: dict[str, Any] = {
+        "form_was_sent": True,
+        "open_charts": [
+            SimpleNamespace(
+                **known,
+                kind="ehr",
+                patient_name="Wilhelmina Featherstonehaugh-Cholmondeley",
+                birth_date=date(1970, 2, 28),
+            ),
+            SimpleNamespace(
+                **known, kind="standalone", patient_name="", birth_date=None
+            ),
+        ],
+    }
+    return render_error(request, NoLaunchError("none"), extra=extra)
+
+
+def new_window(request: HttpRequest) -> HttpResponse:
+    """In a frame that keeps no cookies."""
+    context = {"server": SimpleNamespace(name=_SERVER), "url": "/smart/launch/"}
+    return render(request, "django_smart/new_window.html", context)
+
+
+def authorize_post(request: HttpRequest) -> HttpResponse:
+    """The form that sends itself."""
+    form = SimpleNamespace(
+        endpoint="https://ehr.example.org/", parameters=[("state", "x")]
+    )
+    context = {"server": SimpleNamespace(name=_SERVER), "request_form": form}
+    return render(request, "django_smart/authorize_post.html", context)
+
+
+def banner(request: HttpRequest) -> HttpResponse:
+    """A page of a site's own, of a patient of whom all is known."""
+    patient = {
+        "resourceType": "Patient",
+        "id": "1",
+        "name": [{"text": "Wilhelmina Featherstonehaugh-Cholmondeley"}],
+        "birthDate": "1931-02",
+        "deceasedDateTime": "2019-11-30",
+        "gender": "female",
+        "identifier": [{"type": {"coding": [{"code": "MR"}]}, "value": "HB-7-1024"}],
+    }
+    page = engines["django"].from_string(_BANNER)
+    return HttpResponse(page.render({"patient": patient}, request))
+
+
+urlpatterns = [
+    *site,
+    path("pages/banner/", banner),
+    path("pages/denied/", denied),
+    path("pages/scopes/", scopes),
+    path("pages/charts/", charts),
+    path("pages/new-window/", new_window),
+    path("pages/authorize-post/", authorize_post),
+]

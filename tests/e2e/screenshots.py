@@ -1,0 +1,215 @@
+"""
+Take the pictures of the documentation: ``make screenshots``.
+
+Each page in light, in dark and on a phone.  Everything in them is the simulator's own
+synthetic data.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+
+from django_smart.testing import EHRSimulator
+from tests.bundles import bundle, endpoint, organization
+from tests.e2e.test_browser import (
+    FLAGS,
+    NAME,
+    SCOPE,
+    click_app,
+    open_chart,
+    run_example,
+)
+from tests.processes import ExampleSite
+from tests.services import chromium_path
+
+_IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
+_WIDE = ViewportSize(width=1280, height=800)
+_DESK = ViewportSize(width=1440, height=800)
+_PHONE = ViewportSize(width=375, height=740)
+_PASSWORD = "a password of no value"
+_OTHERS = ("Saltmarsh Valley Clinics", "Birch County Medical Group")
+_PLACES = (
+    ("Birch County Medical Group", "Dubuque", 1),
+    ("Saltmarsh Valley Clinics", "Aurora", 0),
+    ("Saltmarsh Children's Hospital", "Aurora", 0),
+    ("Fennimore Family Practice", "Fargo", 1),
+    ("Northern Lights Dialysis", "Erie", 1),
+)
+
+
+@dataclass
+class _Scene:
+    """The example and an EHR, and a browser to look at them with."""
+
+    browser: Browser
+    ehr: EHRSimulator
+    site: ExampleSite
+
+    def open(self, path: str = "") -> Page:
+        """A page of somebody new."""
+        page = self.browser.new_context(viewport=_WIDE).new_page()
+        if path:
+            page.goto(f"{self.site.url}{path}")
+        return page
+
+
+def main() -> None:
+    """Run the example and an EHR, and visit their pages."""
+    _IMAGES.mkdir(exist_ok=True)
+    ehr = EHRSimulator("https://ehr.example.org/r4/fhir")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ehr.serve(),
+        run_example(Path(folder), ehr) as site,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path(), args=FLAGS
+        )
+        scene = _Scene(browser, ehr, site)
+        _register_others(site)
+        _take_home(scene)
+        _take_ehr_and_patient_page(scene)
+        _take_error(scene)
+        _take_chooser(scene)
+        _take_picker_and_connections(scene)
+        _take_admin(scene)
+        browser.close()
+
+
+def _register_others(site: ExampleSite) -> None:
+    """More organisations to choose from, and somebody who looks after them."""
+    servers = [
+        {
+            "base_url": f"https://ehr-{number}.example.org/r4",
+            "name": name,
+            "client_id": "a1c-trend",
+            "auth_method": "none",
+            "standalone_scope": f"launch/patient {SCOPE}",
+        }
+        for number, name in enumerate(_OTHERS)
+    ]
+    (site.folder / "servers.json").write_text(json.dumps(servers))
+    site.register("--from", "servers.json")
+    content = bundle(
+        *(
+            organization(
+                f"{number}",
+                name,
+                endpoints=[f"Endpoint/{server}"],
+                address=[{"city": city, "state": "IA"}],
+            )
+            for number, (name, city, server) in enumerate(_PLACES)
+        ),
+        *(
+            endpoint(f"{number}", server["base_url"])
+            for number, server in enumerate(servers)
+        ),
+    )
+    (site.folder / "brands.json").write_bytes(content)
+    site.manage("smart_import_brands", "brands.json", "--name", "national")
+    site.environment["DJANGO_SUPERUSER_PASSWORD"] = _PASSWORD
+    account = ("--username", "maria", "--email", "maria@example.org")
+    site.manage("createsuperuser", "--no-input", *account)
+
+
+def _take_home(scene: _Scene) -> None:
+    _take(scene.open("/"), "home")
+
+
+def _take_ehr_and_patient_page(scene: _Scene) -> None:
+    page = scene.open()
+    app = click_app(page, scene.ehr)
+    _save(page, "ehr")
+    _save(app, "ehr-approve")
+    app.get_by_role("button", name="Approve").click()
+    app.get_by_role("heading", name=NAME).wait_for()
+    _take(app, "patient-page")
+
+
+def _take_error(scene: _Scene) -> None:
+    app = click_app(scene.open(), scene.ehr)
+    app.get_by_role("button", name="Deny").click()
+    app.get_by_text("access_denied").wait_for()
+    _take(app, "error")
+
+
+def _take_chooser(scene: _Scene) -> None:
+    """Two charts, and an address that says neither."""
+    page = scene.open()
+    open_chart(page, scene.ehr)
+    page.goto(scene.ehr.origin)
+    names = page.get_by_role("link").filter(has_text="Born").all_inner_texts()
+    other = next(name for name in names if NAME not in name)
+    page.get_by_role("link", name=other).click()
+    with page.expect_popup() as opened:
+        page.get_by_role("button", name="Open in new tab").click()
+    opened.value.get_by_role("button", name="Approve").click()
+    opened.value.wait_for_url("**/~*/patient/")
+    page.goto(f"{scene.site.url}/patient/")
+    page.get_by_role("heading", name="Open charts").wait_for()
+    _take(page, "chooser")
+
+
+def _take_picker_and_connections(scene: _Scene) -> None:
+    page = scene.open("/smart/login/")
+    _take(page, "picker")
+    page.get_by_role("link", name="Harbour EHR").click()
+    page.get_by_role("button", name="Marisol Quillfeather").click()
+    page.get_by_role("button", name="Approve").click()
+    page.wait_for_url("**/~*/patient/")
+    page.get_by_role("link", name="Connections").click()
+    page.get_by_role("heading", name="Connected organisations").wait_for()
+    _take(page, "connections")
+
+
+def _take_admin(scene: _Scene) -> None:
+    page = scene.open("/admin/")
+    page.set_viewport_size(_DESK)
+    page.get_by_label("Username").fill("maria")
+    page.get_by_label("Password").fill(_PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    base = f"{scene.site.url}/admin/django_smart"
+    for model, link, name in (
+        ("fhirserver", "Harbour EHR", "admin-server"),
+        ("clientregistration", "Harbour EHR", "admin-registration"),
+    ):
+        page.goto(f"{base}/{model}/")
+        page.locator("#result_list a").filter(has_text=link).first.click()
+        _take(page, name)
+    page.get_by_role("button", name="Test connection").click()
+    page.get_by_role("heading", name="Test of the connection").wait_for()
+    _take(page, "admin-test")
+    page.goto(f"{base}/tokengrant/")
+    _take(page, "admin-grants")
+    page.goto(f"{base}/launch/")
+    _take(page, "admin-launches")
+
+
+def _take(page: Page, name: str) -> None:
+    """Light, dark, and on a phone."""
+    wide = page.viewport_size
+    _save(page, name)
+    page.emulate_media(color_scheme="dark")
+    _save(page, f"{name}-dark")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(_PHONE)
+    _save(page, f"{name}-375")
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 375, f"{name} is {width} px wide"
+    page.set_viewport_size(wide or _WIDE)
+
+
+def _save(page: Page, name: str) -> None:
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(600)  # the chart draws itself
+    page.screenshot(path=_IMAGES / f"{name}.png", full_page=True)
+
+
+if __name__ == "__main__":
+    main()

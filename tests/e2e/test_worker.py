@@ -1,0 +1,96 @@
+"""A Celery worker with beat keeps an offline grant fresh while no browser is open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from django_smart.testing import EHRSimulator
+from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+from tests.processes import ExampleSite, wait_for
+from tests.services import redis_url
+
+# Long enough for one tick of beat (10 s) after three quarters of it.
+LIFETIME = 50
+
+
+@pytest.fixture
+def ehr_of_short_lives() -> Iterator[EHRSimulator]:
+    """An EHR at ``localhost`` whose access tokens live for less than a minute."""
+    ehr = EHRSimulator(
+        "https://ehr.example.org/r4/fhir", access_token_lifetime=LIFETIME
+    )
+    with ehr.serve():
+        yield ehr
+
+
+def _connect(site: ExampleSite, ehr: EHRSimulator) -> None:
+    """Let a patient connect and go away; the site's web process ends too."""
+    site.manage("migrate", "--verbosity", "0")
+    registered = site.register(
+        *("--base-url", ehr.base_url, "--client-id", CLIENT_ID),
+        *("--client-secret", CLIENT_SECRET),
+        *("--standalone-scope", "launch/patient patient/Patient.rs offline_access"),
+    )
+    ehr.register_client(
+        CLIENT_ID,
+        client_secret=CLIENT_SECRET,
+        redirect_uris=[registered["redirect_uri"]],
+    )
+    with site.web(), requests.Session() as browser:
+        started = browser.get(
+            registered["login_url"], allow_redirects=False, timeout=20
+        )
+        assert started.status_code == 302, started.text
+        callback = ehr.authorize(started.headers["Location"], patient=PATIENT)
+        opened = browser.get(callback, allow_redirects=False, timeout=20)
+        assert opened.status_code == 302, opened.text
+
+
+def _wait_for_refresh(ehr: EHRSimulator, log: Path) -> float:
+    """Seconds from the first tokens to the refresh on the wire."""
+
+    def refreshes() -> list[float]:
+        return [
+            request.at
+            for request in ehr.requests_to("token")
+            if ("grant_type", "refresh_token") in request.form
+        ]
+
+    wait_for(refreshes, seconds=LIFETIME + 20, what=f"a refresh, see {log}")
+    first = min(request.at for request in ehr.requests_to("token"))
+    return refreshes()[0] - first
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "broker",
+    [
+        pytest.param("filesystem://", id="files"),
+        pytest.param(redis_url(7), id="redis", marks=pytest.mark.redis),
+    ],
+)
+def test_worker_refreshes_an_offline_grant_before_it_expires(
+    tmp_path: Path, ehr_of_short_lives: EHRSimulator, broker: str
+) -> None:
+    ehr = ehr_of_short_lives
+    site = ExampleSite(tmp_path, CELERY_BROKER_URL=broker)
+    _connect(site, ehr)
+    with site.worker() as log:
+        waited = _wait_for_refresh(ehr, log)
+        wait_for(
+            lambda: "refreshed" in log.read_text(), what=f"the log line, see {log}"
+        )
+    assert LIFETIME / 2 < waited < LIFETIME
+    text = log.read_text()
+    (last,) = [
+        request
+        for request in ehr.requests_to("token")
+        if ("grant_type", "refresh_token") in request.form
+    ]
+    assert last.status == 200
+    assert dict(last.form)["refresh_token"] not in text
+    assert ehr.reused_refresh_tokens == 0

@@ -1,0 +1,152 @@
+"""A simulated EHR, mounted without sockets, and what tests do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from django.dispatch import Signal
+from django.http import HttpResponseBase
+from django.test import Client
+
+from django_smart import transport
+from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.testing import EHRSimulator
+from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+
+__all__ = ["CLIENT_ID", "CLIENT_SECRET", "PATIENT"]
+
+BASE_URL = "https://ehr.example.org/v/r4/sim/abc/fhir"
+SITE = "https://app.example.org"
+REDIRECT_URI = f"{SITE}/smart/callback/"
+EHR_SCOPE = "launch openid fhirUser patient/Patient.rs patient/Observation.rs"
+STANDALONE_SCOPE = "openid fhirUser launch/patient patient/Patient.rs offline_access"
+
+
+@pytest.fixture
+def ehr() -> Iterator[EHRSimulator]:
+    """The EHR at ``BASE_URL``, with this site's client registered there."""
+    simulator = EHRSimulator(base_url=BASE_URL)
+    simulator.register_client(
+        CLIENT_ID,
+        client_secret=CLIENT_SECRET,
+        redirect_uris=[REDIRECT_URI],
+        launch_url=f"{SITE}/smart/launch/",
+        name="Growth chart",
+    )
+    with transport.mounted("https://ehr.example.org", simulator.adapter()):
+        yield simulator
+
+
+@pytest.fixture
+def registration(db: None, ehr: EHRSimulator) -> ClientRegistration:
+    """This site's registration at the EHR, for both kinds of launch."""
+    return make_registration()
+
+
+def make_registration(**values: Any) -> ClientRegistration:
+    """A valid registration; *values* named ``server__…`` go to its server."""
+    server_values = {
+        name.removeprefix("server__"): values.pop(name)
+        for name in list(values)
+        if name.startswith("server__")
+    }
+    server = FHIRServer(
+        **{
+            "slug": "harbour",
+            "name": "Harbour Hospital",
+            "base_url": BASE_URL,
+            **server_values,
+        }
+    )
+    server.full_clean()
+    server.save()
+    registration = ClientRegistration(
+        server=server,
+        **{
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "ehr_scope": EHR_SCOPE,
+            "standalone_scope": STANDALONE_SCOPE,
+            "redirect_uri": REDIRECT_URI,
+            **values,
+        },
+    )
+    registration.full_clean()
+    registration.save()
+    return registration
+
+
+class _Browser(Client):
+    """Django's test client, which says by its own argument alone that it is secure."""
+
+    def request(self, **request: Any) -> Any:
+        return super().request(**{**request, "wsgi.url_scheme": "https"})
+
+
+def make_browser(host: str = "app.example.org") -> Client:
+    """A browser with cookies of its own, which reaches the site by https."""
+    return _Browser(HTTP_HOST=host)
+
+
+def start_ehr_launch(
+    browser: Client, ehr: EHRSimulator, *, patient: str | None = PATIENT, **values: Any
+) -> str:
+    """Click the app in a chart; returns the authorization request's URL."""
+    launch_id = ehr.create_launch(CLIENT_ID, **{"patient": patient, **values})
+    response = browser.get("/smart/launch/", {"iss": ehr.base_url, "launch": launch_id})
+    assert response.status_code == 302, response.content
+    return str(response["Location"])
+
+
+def get_callback(browser: Client, callback_url: str) -> Any:
+    """Let *browser* follow the EHR's redirect to the callback."""
+    parts = urlsplit(callback_url)
+    return browser.get(parts.path, parse_qsl(parts.query, keep_blank_values=True))
+
+
+def launch(browser: Client, ehr: EHRSimulator, **values: Any) -> Launch:
+    """A whole EHR launch."""
+    response = get_callback(
+        browser, ehr.authorize(start_ehr_launch(browser, ehr, **values))
+    )
+    return get_launch(response)
+
+
+def get_launch(response: HttpResponseBase) -> Launch:
+    """The launch whose page *response*, of a callback, leads to."""
+    assert response.status_code == 302, getattr(response, "content", b"")
+    key = response["Location"].split("/")[1].removeprefix("~")
+    return Launch.objects.with_related().get(key=key)
+
+
+def start_login(browser: Client, **values: str) -> str:
+    """Connect records, or log in with them; returns the authorization request's URL."""
+    response = browser.post("/smart/login/", {"server": "harbour", **values})
+    assert response.status_code == 302, response.content
+    return str(response["Location"])
+
+
+def connect(browser: Client, ehr: EHRSimulator, **choices: Any) -> Launch:
+    """A whole standalone launch; *choices* are the person's at the EHR."""
+    return get_launch(
+        get_callback(browser, ehr.authorize(start_login(browser), **choices))
+    )
+
+
+@contextmanager
+def listening(signal: Signal) -> Iterator[list[dict[str, Any]]]:
+    """What *signal* is sent with inside the ``with`` block."""
+    received: list[dict[str, Any]] = []
+
+    def receive(**values: Any) -> None:
+        received.append(values)
+
+    signal.connect(receive, weak=False)
+    try:
+        yield received
+    finally:
+        signal.disconnect(receive)

@@ -1,0 +1,277 @@
+"""The pages of the example, on launches from the simulator."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.test import Client
+
+from tests.example.conftest import APP, PATIENT
+
+pytestmark = pytest.mark.usefixtures("site")
+
+SECURE: Any = {"secure": True, "headers": {"host": "app.example.org"}}
+
+
+def get(client, url):
+    return client.get(url, **SECURE)
+
+
+def finish(client, ehr, response, **choices):
+    """Follow a redirect to the EHR and back, and return the path to go on with."""
+    assert response.status_code == 302, response.content
+    back = ehr.authorize(response["Location"], **choices)
+    response = get(client, back.removeprefix(APP))
+    assert response.status_code == 302, response.content
+    return urlsplit(response["Location"]).path
+
+
+def launch(client, ehr, *, patient=PATIENT, scope=None, **context):
+    """Launch the example from the EHR."""
+    launch_id = ehr.create_launch("example", patient=patient, **context)
+    url = ehr.launch_url("example", launch_id).removeprefix(APP)
+    return finish(client, ehr, get(client, url), scope=scope)
+
+
+def prefix_of(path):
+    match = re.match(r"/~[^/]+", path)
+    assert match
+    return match.group()
+
+
+def test_home_leads_to_connecting_records(client, db):
+    response = get(client, "/")
+    assert response.status_code == 200
+    assert b'href="/smart/login/"' in response.content
+    assert "no-store" in response.headers["Cache-Control"]
+
+
+def test_pages_carry_a_policy_without_inline_scripts(client, db):
+    policy = get(client, "/").headers["Content-Security-Policy"]
+    assert "script-src 'self'" in policy
+    assert "unsafe-inline" not in policy
+
+
+def test_a_launch_arrives_at_the_patient_page(client, ehr):
+    path = launch(client, ehr)
+    assert path.endswith("/patient/")
+    response = get(client, path)
+    page = response.content.decode()
+    assert response.status_code == 200
+    assert f'data-patient-id="{PATIENT}"' in page
+    data = re.search(r'<script id="hba1c-data"[^>]*>(.*?)</script>', page)
+    assert data
+    points = json.loads(data.group(1))["points"]
+    assert len(points) > 10
+    assert page.count("<tr><th scope") + page.count('<th scope="row"') > len(points)
+
+
+def test_the_search_is_the_one_of_the_specification_over_two_pages(client, ehr):
+    path = launch(client, ehr)
+    ehr.clear_requests()
+    get(client, path)
+    searches = [r for r in ehr.requests if r.path.endswith("/Observation")]
+    assert searches[0].query == [
+        ("code", "4548-4"),
+        ("_sort:desc", "date"),
+        ("_count", "10"),
+        ("patient", PATIENT),
+    ]
+    assert len(ehr.requests) == 3  # the patient, and two pages of results
+
+
+def test_links_of_a_launched_page_keep_its_prefix_and_the_packages_do_not(client, ehr):
+    path = launch(client, ehr)
+    page = get(client, path).content.decode()
+    assert f'href="{prefix_of(path)}/"' in page
+    assert 'action="/smart/logout/"' in page
+    assert 'src="/static/example/vendor/chart.js-4.6.1/chart.umd.min.js"' in page
+
+
+def test_without_a_launch_the_patient_page_says_how_to_open_one(client, db):
+    response = get(client, "/patient/")
+    assert response.status_code == 403
+    assert b"A1c Trend" in response.content
+
+
+@pytest.mark.compliance("RESP-13")
+@pytest.mark.parametrize(("needed", "shown"), [(True, True), (False, False)])
+def test_the_banner_is_left_out_only_if_the_ehr_shows_it(client, ehr, needed, shown):
+    path = launch(client, ehr, need_patient_banner=needed)
+    assert (b'class="smart-banner"' in get(client, path).content) is shown
+
+
+@pytest.mark.compliance("RESP-04")
+def test_a_scope_that_was_not_granted_is_told_on_the_page(client, ehr):
+    path = launch(client, ehr, scope="openid fhirUser patient/Patient.rs")
+    response = get(client, path)
+    assert response.status_code == 200
+    assert b"has not allowed this app to see them" in response.content
+    assert b"fhir_forbidden" in response.content
+
+
+def test_a_patient_without_results_gets_a_clear_page(client, ehr):
+    with_results = {
+        resource["subject"]["reference"]
+        for resource in ehr.data["Observation"].values()
+        if resource["code"]["coding"][0]["code"] == "4548-4"
+    }
+    patient = next(p for p in ehr.data["Patient"] if f"Patient/{p}" not in with_results)
+    response = get(client, launch(client, ehr, patient=patient))
+    assert response.status_code == 200
+    assert b"has no HbA1c results for this patient" in response.content
+
+
+def test_names_from_the_ehr_are_escaped(client, ehr):
+    ehr.data["Patient"][PATIENT]["name"] = [{"text": "<script>alert(1)</script>"}]
+    page = get(client, launch(client, ehr)).content
+    assert b"<script>alert" not in page
+    assert b"&lt;script&gt;alert" in page
+
+
+def test_home_names_the_patient_of_the_tab(client, ehr):
+    ehr.data["Patient"][PATIENT]["name"] = [{"text": "Ada Byron"}]
+    path = launch(client, ehr)
+    assert (
+        b"The chart of <strong>Ada Byron</strong>"
+        in get(client, f"{prefix_of(path)}/").content
+    )
+
+
+def test_status_without_a_launch(client, db):
+    response = get(client, "/status.json")
+    assert response.status_code == 200
+    assert json.loads(response.content) == {
+        "launched": False,
+        "launch": None,
+        "user": None,
+        "fhir_user": None,
+        "fhir_server": None,
+        "patient": None,
+        "encounter": None,
+        "scope": None,
+        "need_patient_banner": None,
+        "intent": None,
+        "tenant": None,
+    }
+
+
+def test_status_of_a_launch(client, ehr):
+    path = launch(client, ehr, intent="review", tenant="t1")
+    prefix = prefix_of(path)
+    status = json.loads(get(client, f"{prefix}/status.json").content)
+    assert status["user"]
+    assert status["fhir_user"].startswith("Practitioner/")
+    assert status == {
+        "launched": True,
+        "launch": prefix.removeprefix("/~"),
+        "user": status["user"],
+        "fhir_user": status["fhir_user"],
+        "fhir_server": ehr.base_url,
+        "patient": PATIENT,
+        "encounter": None,
+        "scope": status["scope"],
+        "need_patient_banner": True,
+        "intent": "review",
+        "tenant": "t1",
+    }
+    assert "patient/Patient.rs" in status["scope"]
+
+
+def test_status_without_prefix_does_not_guess(client, ehr):
+    launch(client, ehr)
+    assert json.loads(get(client, "/status.json").content)["launched"] is True
+    launch(client, ehr)
+    response = get(client, "/status.json")
+    assert response.status_code == 200
+    assert json.loads(response.content)["launched"] is False
+
+
+@pytest.mark.parametrize("path", ["status.json", "fhir/Patient/x", "patient/"])
+def test_an_unknown_a_foreign_and_an_ended_key_are_refused(client, ehr, path):
+    prefix = prefix_of(launch(client, ehr))
+    assert get(client, f"/~{'x' * 24}/{path}").status_code == 404
+    assert get(Client(), f"{prefix}/{path}").status_code == 403
+    client.post("/smart/logout/", **SECURE)
+    assert get(client, f"{prefix}/{path}").status_code == 410
+
+
+def test_the_pass_through_reads_and_searches(client, ehr):
+    prefix = prefix_of(launch(client, ehr))
+    response = get(client, f"{prefix}/fhir/Patient/{PATIENT}")
+    assert response.status_code == 200
+    assert json.loads(response.content)["id"] == PATIENT
+    response = get(client, f"{prefix}/fhir/Observation?code=4548-4&patient={PATIENT}")
+    assert json.loads(response.content)["resourceType"] == "Bundle"
+
+
+def test_the_pass_through_never_shows_another_patient(client, ehr):
+    prefix = prefix_of(launch(client, ehr))
+    other = next(patient for patient in ehr.data["Patient"] if patient != PATIENT)
+    assert get(client, f"{prefix}/fhir/Patient/{other}").status_code in {403, 404}
+    assert get(client, f"{prefix}/fhir/Patient/no-such").status_code in {403, 404}
+
+
+def test_the_pass_through_needs_a_launch(client, db):
+    response = get(client, f"/fhir/Patient/{PATIENT}")
+    assert response.status_code == 403
+    assert json.loads(response.content)["resourceType"] == "OperationOutcome"
+
+
+def test_the_pass_through_accepts_no_post_and_wants_no_token_for_that(ehr):
+    client = Client(enforce_csrf_checks=True)
+    prefix = prefix_of(launch(client, ehr))
+    response = client.post(f"{prefix}/fhir/Patient", **SECURE)
+    assert response.status_code == 405
+
+
+def test_standalone_launch_arrives_at_the_patient_page(client, ehr):
+    response = get(client, "/smart/login/?server=harbour")
+    path = finish(client, ehr, response, patient=PATIENT)
+    assert f'data-patient-id="{PATIENT}"'.encode() in get(client, path).content
+
+
+def test_staff_sign_in_and_out(client, django_user_model):
+    django_user_model.objects.create_user("nurse", password="pw")
+    response = client.post(
+        "/accounts/login/", {"username": "nurse", "password": "no"}, **SECURE
+    )
+    assert b"do not fit together" in response.content
+    response = client.post(
+        "/accounts/login/", {"username": "nurse", "password": "pw"}, **SECURE
+    )
+    assert response["Location"] == "/"
+    assert b"nurse" in get(client, "/").content
+    assert json.loads(get(client, "/status.json").content)["user"] == "nurse"
+    client.post("/accounts/logout/", **SECURE)
+    assert json.loads(get(client, "/status.json").content)["user"] is None
+
+
+def test_a_page_that_is_not_there(client, db):
+    response = get(client, "/no/such/page")
+    assert response.status_code == 404
+    assert b"There is no such page" in response.content
+
+
+def test_forms_of_the_packages_pages_can_be_sent(client, ehr):
+    # With "no-referrer" alone, browsers send "Origin: null", which the CSRF check
+    # refuses; a meta element comes after the header and wins.
+    launch(client, ehr)
+    for path in (
+        "/smart/login/?server=harbour",
+        "/smart/connections/",
+        "/~" + "x" * 24,
+    ):
+        page = get(client, path)
+        assert b'<meta name="referrer" content="strict-origin">' in page.content
+        assert b"csrfmiddlewaretoken" in page.content
+
+
+def test_connections_show_scopes_as_they_are_written(client, ehr):
+    launch(client, ehr, scope=None)
+    page = get(client, "/smart/connections/").content
+    assert b"Scope(" not in page

@@ -1,0 +1,157 @@
+"""Any answer, with any headers, to whatever a client does: a value or a typed error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from django_smart.exceptions import SMARTError
+from django_smart.fhir import FHIRClient
+from django_smart.fhir.app_state import AppStateClient
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.transport import ResponseStream
+from tests.fhir.servers import BASE, FHIR_JSON
+
+_NEW = {"resourceType": "Observation", "status": "final"}
+_WORDS = [
+    "Bundle",
+    "batch-response",
+    "searchset",
+    "Patient",
+    "1",
+    "200 OK",
+    f"{BASE}/x",
+]
+_NAMES = (
+    *("resourceType", "type", "id", "entry", "response", "status", "location", "etag"),
+    *("outcome", "issue", "resource", "output", "error", "url", "transactionTime"),
+    *("count", "link", "relation", "extension", "valueString", "identifier", "meta"),
+    *("name", "given", "family", "contained", "code", "subject", "content", "data"),
+)
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(_WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+_HEADER = st.text(max_size=12) | st.sampled_from(
+    [
+        f"{BASE}/Observation/1/_history/2",
+        "https://[::1",
+        "//elsewhere",
+        'W/"3"',
+        "9" * 400,
+        "Wed, 21 Oct 2099 07:28:00",
+        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT",
+        "application/fhir+ndjson",
+    ]
+)
+_HEADERS = st.dictionaries(
+    st.sampled_from(
+        [
+            *("content-location", "content-type", "etag", "last-modified", "location"),
+            *("retry-after", "x-progress", "x-request-id"),
+        ]
+    ),
+    _HEADER,
+)
+_STATUSES = st.sampled_from(
+    [200, 201, 202, 204, 206, 302, 304, 400, 401, 404, 409, 412, 422, 429, 500, 503]
+)
+
+
+def _batch(fhir: FHIRClient) -> None:
+    batch = fhir.batch()
+    batch.read("Patient", "1")
+    batch.create(_NEW)
+    for answer in batch.send():
+        answer.get()
+
+
+def _transaction(fhir: FHIRClient) -> None:
+    transaction = fhir.transaction()
+    transaction.update({**_NEW, "id": "1"})
+    transaction.send()
+
+
+def _go_on(fhir: FHIRClient) -> None:
+    export = fhir.resume_export({"status_url": f"{BASE}/status"})
+    if export.poll() is None:
+        list(export)
+
+
+def _keep_app_state(fhir: FHIRClient) -> None:
+    AppStateClient(
+        fhir, fhir_base_url=BASE, system="https://app.example.org", max_size=10_000
+    ).search("settings", subject="Patient/1")
+
+
+_USES: tuple[Callable[[FHIRClient], object], ...] = (
+    _keep_app_state,
+    _batch,
+    lambda fhir: fhir.capabilities(),
+    lambda fhir: fhir.create(_NEW),
+    lambda fhir: fhir.delete("Observation", "1"),
+    lambda fhir: fhir.export(types=["Observation"]),
+    _go_on,
+    lambda fhir: list(fhir.history("Patient", "1")),
+    lambda fhir: fhir.operation("everything", "Patient", "1"),
+    lambda fhir: fhir.resolve({"reference": "Patient/1"}),
+    lambda fhir: list(fhir.search("Observation", _count=2)),
+    _transaction,
+    lambda fhir: fhir.update({**_NEW, "id": "1"}),
+    lambda fhir: fhir.vread("Patient", "1", "2"),
+)
+
+
+def _connect(answer: HTTPResponse) -> FHIRClient:
+    """A client of a server that gives this one answer, up to a limit."""
+    left = [30]
+
+    def send(request: HTTPRequest) -> HTTPResponse:
+        left[0] -= 1
+        assert left[0] >= 0, "a client that goes on for ever"
+        return replace(answer, url=request.url)
+
+    @contextmanager
+    def open_stream(request: HTTPRequest) -> Any:
+        send(request)
+        yield ResponseStream(head=replace(answer, body=b""), chunks=iter([answer.body]))
+
+    return FHIRClient(
+        base_url=BASE,
+        get_access_token=lambda: "token",
+        renew_access_token=lambda token: token,
+        send=send,
+        open_stream=open_stream,
+        sleep=lambda seconds: None,
+    )
+
+
+@given(_JSON, _STATUSES, _HEADERS)
+@example({}, 202, {"retry-after": "Wed, 21 Oct 2099 07:28:00"})
+@example({}, 202, {"retry-after": "9" * 400})
+@example({}, 201, {"location": "https://[::1"})
+def test_any_answer_is_a_value_or_a_typed_error(value, status, headers):
+    answer = HTTPResponse(
+        status_code=status,
+        headers={"content-type": FHIR_JSON, **headers},
+        body=json.dumps(value).encode(),
+    )
+    for use in _USES:
+        with contextlib.suppress(SMARTError):
+            use(_connect(answer))

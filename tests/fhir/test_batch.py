@@ -1,0 +1,203 @@
+"""Batches and transactions: one request, and an answer for each entry."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from django_smart.exceptions import (
+    FHIRNotFoundError,
+    FHIRPreconditionFailedError,
+    FHIRRequestError,
+    InsufficientScopeError,
+    MalformedFHIRResponseError,
+)
+from django_smart.protocol.scopes import ScopeSet
+from tests.fhir.servers import BASE, Grant, respond
+
+PATIENT = {"resourceType": "Patient", "gender": "other"}
+KEPT = {**PATIENT, "id": "p-1", "meta": {"versionId": "1"}}
+OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"code": "conflict"}]}
+
+
+def answers(kind: str, *entries: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "resourceType": "Bundle",
+        "type": f"{kind}-response",
+        "entry": list(entries),
+    }
+
+
+def sent(grant: Grant) -> dict[str, Any]:
+    [request] = grant.server.requests
+    assert request.method == "POST"
+    bundle: dict[str, Any] = json.loads(request.body or b"")
+    return bundle
+
+
+def test_every_interaction_has_its_entry(grant):
+    patch = [{"op": "remove", "path": "/gender"}]
+    batch = grant.client.batch()
+    batch.read("Patient", "p-1")
+    batch.vread("Patient", "p-1", "2")
+    batch.search("Observation", patient="p-1", code="a,b")
+    reference = batch.create(PATIENT, if_none_exist={"identifier": "x"})
+    batch.update(KEPT, if_match=KEPT)
+    batch.update(PATIENT, where={"identifier": "x"})
+    batch.patch("Patient", "p-1", patch)
+    batch.delete("Patient", "p-1", if_match="1")
+    assert len(batch) == 8
+    assert repr(batch) == "<Batch: batch of 8>"
+    assert grant.server.requests == []
+    answer = answers("batch", *[{"response": {"status": "200"}}] * 8)
+    grant.server.on(BASE, respond(answer))
+    assert [one.status_code for one in batch.send()] == [200] * 8
+    bundle = sent(grant)
+    assert (bundle["resourceType"], bundle["type"]) == ("Bundle", "batch")
+    patched = bundle["entry"][6].pop("resource")
+    assert (patched["resourceType"], patched["contentType"]) == (
+        "Binary",
+        "application/json-patch+json",
+    )
+    assert json.loads(base64.b64decode(patched["data"])) == patch
+    assert reference.startswith("urn:uuid:")
+    assert bundle["entry"] == [
+        {"request": {"method": "GET", "url": "Patient/p-1"}},
+        {"request": {"method": "GET", "url": "Patient/p-1/_history/2"}},
+        {"request": {"method": "GET", "url": "Observation?patient=p-1&code=a%2Cb"}},
+        {
+            "fullUrl": reference,
+            "request": {
+                "method": "POST",
+                "url": "Patient",
+                "ifNoneExist": "identifier=x",
+            },
+            "resource": PATIENT,
+        },
+        {
+            "request": {"method": "PUT", "url": "Patient/p-1", "ifMatch": 'W/"1"'},
+            "resource": KEPT,
+        },
+        {
+            "request": {"method": "PUT", "url": "Patient?identifier=x"},
+            "resource": PATIENT,
+        },
+        {"request": {"method": "PATCH", "url": "Patient/p-1"}},
+        {"request": {"method": "DELETE", "url": "Patient/p-1", "ifMatch": 'W/"1"'}},
+    ]
+    assert [one.interaction for one in grant.exchanges] == ["batch"]
+
+
+def test_entries_of_a_batch_fail_each_for_itself(grant):
+    batch = grant.client.batch()
+    batch.read("Patient", "p-1")
+    batch.read("Patient", "p-2")
+    batch.update(KEPT, if_match="1")
+    grant.server.on(
+        BASE,
+        respond(
+            answers(
+                "batch",
+                {"resource": KEPT, "response": {"status": "200 OK"}},
+                {"response": {"status": "404 Not Found", "outcome": OUTCOME}},
+                {"resource": OUTCOME, "response": {"status": "412"}},
+            )
+        ),
+    )
+    first, second, third = batch.send()
+    assert first.get() == KEPT
+    assert (first.reference, first.version_id) == ("Patient/p-1", "1")
+    for answer, error in (
+        (second, FHIRNotFoundError),
+        (third, FHIRPreconditionFailedError),
+    ):
+        with pytest.raises(error) as caught:
+            answer.get()
+        assert caught.value is answer.error
+        assert caught.value.issues == OUTCOME["issue"]
+    assert "p-1" not in repr(first)
+
+
+@pytest.mark.parametrize(
+    ("location", "reference", "version"),
+    [
+        ("Patient/p-1/_history/1", "Patient/p-1", "1"),
+        (f"{BASE}/Patient/p-1", "Patient/p-1", ""),
+        ("https://other.example.org/fhir/Patient/p-1", "", ""),
+        ("nowhere", "", ""),
+        (None, "", ""),
+    ],
+)
+def test_transaction_tells_where_what_it_made_is(grant, location, reference, version):
+    transaction = grant.client.transaction()
+    transaction.create(PATIENT)
+    response = {"status": "201 Created", "location": location}
+    grant.server.on(BASE, respond(answers("transaction", {"response": response})))
+    [answer] = transaction.send()
+    assert (answer.reference, answer.version_id) == (reference, version)
+    assert answer.get() is None
+
+
+def test_refused_transaction_is_an_error(grant):
+    transaction = grant.client.transaction()
+    transaction.update(KEPT, if_match="1")
+    grant.server.on(BASE, respond(OUTCOME, 412))
+    with pytest.raises(FHIRPreconditionFailedError):
+        transaction.send()
+
+
+def test_empty_batch_is_not_sent(grant):
+    assert grant.client.batch().send() == []
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answers("transaction", {"response": {"status": "200"}}),
+        answers("batch"),
+        answers("batch", *[{"response": {"status": "200"}}] * 2),
+        answers("batch", {}),
+        answers("batch", {"response": {"status": "fine"}}),
+        answers("batch", {"response": "200"}),
+        OUTCOME,
+    ],
+)
+def test_answer_that_does_not_fit_is_refused(grant, answer):
+    batch = grant.client.batch()
+    batch.read("Patient", "p-1")
+    grant.server.on(BASE, respond(answer))
+    with pytest.raises(MalformedFHIRResponseError):
+        batch.send()
+
+
+def test_wrong_entry_is_refused_where_it_is_added(grant):
+    batch = grant.client.batch()
+    for add in (
+        lambda: batch.read("Patient", "../x"),
+        lambda: batch.search("patient"),
+        lambda: batch.update(PATIENT),
+        lambda: batch.delete("Patient", where={}),
+    ):
+        with pytest.raises(FHIRRequestError):
+            add()
+    assert len(batch) == 0
+
+
+def test_scope_of_each_entry_is_looked_at():
+    def refuse(missing: str) -> None:
+        raise InsufficientScopeError("", missing=missing)
+
+    grant = Grant(
+        get_scopes=lambda: ScopeSet.parse("patient/Patient.r"), on_missing_scope=refuse
+    )
+    batch = grant.client.batch()
+    batch.read("Patient", "p-1")
+    batch.create(PATIENT)
+    with pytest.raises(InsufficientScopeError) as caught:
+        batch.send()
+    assert caught.value.missing == "patient/Patient.c"
+    assert grant.server.requests == []

@@ -1,0 +1,342 @@
+"""References, attachments, and the record of one patient."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from django_smart.exceptions import (
+    BearerBoundaryError,
+    FHIRNotFoundError,
+    FHIRRequestError,
+    ForeignPatientError,
+    MalformedFHIRResponseError,
+    ResponseTooLargeError,
+)
+from django_smart.fhir import Reference
+from django_smart.protocol.scopes import ScopeSet
+from tests.fhir.servers import BASE, Grant, bundle, respond
+
+PATIENT = {"resourceType": "Patient", "id": "p-1"}
+OTHER = {"resourceType": "Patient", "id": "p-1", "gender": "other"}
+FAR = "https://far.example.org/fhir"
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Patient/p-1",
+        f"{BASE}/Patient/p-1",
+        {"reference": "Patient/p-1", "display": "P"},
+    ],
+)
+def test_reference_to_the_server_is_read(grant, reference):
+    grant.server.on("Patient/p-1", respond(PATIENT))
+    assert grant.client.resolve(reference) == PATIENT
+    assert grant.exchanges[0].interaction == "read"
+
+
+@pytest.mark.parametrize("base", ["", f"{BASE}/"])
+def test_version_of_a_reference_is_read(grant, base):
+    grant.server.on("Patient/p-1/_history/3", respond(PATIENT))
+    assert grant.client.resolve(f"{base}Patient/p-1/_history/3") == PATIENT
+    assert grant.exchanges[0].interaction == "vread"
+
+
+def test_reference_that_brings_another_resource_is_refused(grant):
+    grant.server.on("Patient/p-1", respond({**PATIENT, "id": "p-2"}))
+    with pytest.raises(MalformedFHIRResponseError):
+        grant.client.resolve("Patient/p-1")
+
+
+@pytest.mark.compliance("FHIR-02")
+@pytest.mark.parametrize(
+    "reference",
+    [
+        f"{FAR}/Patient/p-1",
+        "http://ehr.example.org/v/r4/sim/blob/fhir/Patient/p-1",
+        f"{BASE}/../Patient/p-1",
+    ],
+)
+def test_reference_to_another_server_is_refused_before_a_request(grant, reference):
+    with pytest.raises(BearerBoundaryError) as caught:
+        grant.client.resolve(reference)
+    assert grant.server.requests == []
+    assert "p-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "",
+        None,
+        {},
+        {"identifier": {"value": "x"}},
+        {"reference": 5},
+        "Patient",
+        "patient/p-1",
+        "Patient/p-1/name",
+        "Patient?identifier=x",
+        "Patient/p-1?x",
+        "Patient/a_b",
+        "../Patient/p-1",
+        "urn:uuid:4b7c",
+        "#org",
+        "#",
+    ],
+)
+def test_reference_without_a_target_is_refused_before_a_request(grant, reference):
+    with pytest.raises(FHIRRequestError):
+        grant.client.resolve(reference)
+    assert grant.server.requests == []
+
+
+def test_contained_resource_is_found_where_it_is(grant):
+    organization = {"resourceType": "Organization", "id": "org"}
+    holder = {**PATIENT, "contained": ["odd", organization]}
+    assert grant.client.resolve("#org", within=holder) == organization
+    assert grant.client.resolve("#", within=holder) == holder
+    for within in (PATIENT, {**holder, "contained": {}}, bundle(organization)):
+        with pytest.raises(FHIRRequestError):
+            grant.client.resolve("#org", within=within)
+    assert grant.server.requests == []
+
+
+def pack(*pairs: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    entries = [{"fullUrl": url, "resource": resource} for url, resource in pairs]
+    return {"resourceType": "Bundle", "type": "collection", "entry": entries}
+
+
+def test_entry_of_a_bundle_is_found_by_its_url(grant):
+    inside = pack(("urn:uuid:1", PATIENT), (f"{FAR}/Patient/p-1", OTHER))
+    assert grant.client.resolve("urn:uuid:1", within=inside) == PATIENT
+    # It is at hand, so nobody has to be asked.
+    assert grant.client.resolve(f"{FAR}/Patient/p-1", within=inside) == OTHER
+    with pytest.raises(FHIRRequestError):
+        grant.client.resolve("urn:uuid:2", within=inside)
+    assert grant.server.requests == []
+
+
+def test_relative_reference_is_relative_to_where_its_resource_is_from(grant):
+    near = {"resourceType": "Observation", "id": "o-1"}
+    far = {"resourceType": "Observation", "id": "o-2"}
+    inside = pack(
+        (f"{FAR}/Patient/p-1", OTHER),
+        (f"{BASE}/Patient/p-1", PATIENT),
+        (f"{BASE}/Observation/o-1", near),
+        (f"{FAR}/Observation/o-2", far),
+    )
+    assert grant.client.resolve("Patient/p-1", within=inside) == PATIENT
+    assert grant.client.resolve("Patient/p-1", within=[near, inside]) == PATIENT
+    assert grant.client.resolve("Patient/p-1", within=[far, inside]) == OTHER
+
+
+def test_same_id_from_another_server_is_another_patient(grant):
+    grant.server.on("Patient/p-1", respond(PATIENT))
+    inside = pack((f"{FAR}/Patient/p-1", OTHER))
+    assert grant.client.resolve("Patient/p-1", within=inside) == PATIENT
+    assert len(grant.server.requests) == 1
+
+
+def test_version_is_found_in_a_bundle(grant):
+    versions = [
+        {
+            **PATIENT,
+            "meta": {"versionId": str(number), "lastUpdated": f"2026-0{number}"},
+        }
+        for number in (2, 3, 1)
+    ]
+    inside = {"resourceType": "Bundle", "entry": [{"resource": v} for v in versions]}
+    found = grant.client.resolve("Patient/p-1/_history/2", within=inside)
+    assert found["meta"]["versionId"] == "2"
+    assert grant.client.resolve("Patient/p-1", within=inside) == versions[1]
+
+
+@pytest.mark.parametrize("entry", [None, {}, ["x"], [{}], [{"resource": "x"}]])
+def test_bundle_that_holds_nothing_is_passed_over(grant, entry):
+    grant.server.on("Patient/p-1", respond(PATIENT))
+    odd = {"resourceType": "Bundle", "entry": entry}
+    assert grant.client.resolve("Patient/p-1", within=odd) == PATIENT
+
+
+# Attachments
+
+
+def test_binary_is_written_piece_by_piece(grant):
+    grant.server.on("Binary/b-1", respond(b"%PDF", media_type="application/pdf"))
+    for source in (
+        {"contentType": "application/pdf", "url": "Binary/b-1"},
+        f"{BASE}/Binary/b-1",
+    ):
+        file = io.BytesIO()
+        assert grant.client.download(source, file) == "application/pdf"
+        assert file.getvalue() == b"%PDF"
+    assert [one.headers["Accept"] for one in grant.server.requests] == [
+        "application/pdf",
+        "*/*",
+    ]
+    told = grant.exchanges[0]
+    assert (told.interaction, told.resource_type) == ("read", "Binary")
+
+
+def test_attachment_with_its_data_needs_no_request(grant):
+    file = io.BytesIO()
+    attachment = {"contentType": "text/plain", "data": "aGVs\nbG8="}
+    assert grant.client.download(attachment, file) == "text/plain"
+    assert file.getvalue() == b"hello"
+    with pytest.raises(ResponseTooLargeError):
+        grant.client.download(attachment, file, max_size=4)
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{}, {"url": ""}, {"url": 5}, {"data": "%"}, {"data": 5}, "urn:uuid:1", "../x"],
+)
+def test_attachment_without_content_is_refused(grant, source):
+    with pytest.raises(FHIRRequestError):
+        grant.client.download(source, io.BytesIO())
+    assert grant.server.requests == []
+
+
+@pytest.mark.compliance("FHIR-02")
+def test_attachment_elsewhere_is_refused_before_a_request(grant):
+    with pytest.raises(BearerBoundaryError):
+        grant.client.download({"url": f"{FAR}/Binary/b-1"}, io.BytesIO())
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, FHIRNotFoundError), (204, MalformedFHIRResponseError)]
+)
+def test_refused_download_writes_nothing(grant, status, error):
+    grant.server.on("Binary/b-1", respond(b"why", status))
+    file = io.BytesIO()
+    with pytest.raises(error):
+        grant.client.download("Binary/b-1", file)
+    assert file.getvalue() == b""
+
+
+@pytest.mark.parametrize(("status", "size"), [(200, 11), (404, 1024**2 + 1)])
+def test_download_has_a_limit(grant, status, size):
+    grant.server.on("Binary/b-1", respond(bytes(size), status))
+    file = io.BytesIO()
+    with pytest.raises(ResponseTooLargeError):
+        grant.client.download("Binary/b-1", file, max_size=10)
+    assert len(file.getvalue()) <= 10
+
+
+# The record of one patient
+
+
+@pytest.fixture
+def record(grant: Grant) -> Any:
+    return grant.client.patient("p-1")
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "query"),
+    [
+        ("Observation", "patient=p-1"),
+        ("AllergyIntolerance", "patient=p-1"),
+        ("Patient", "_id=p-1"),
+        ("AdverseEvent", "subject=Patient%2Fp-1"),
+        ("Schedule", "actor=Patient%2Fp-1"),
+        ("Group", "member=Patient%2Fp-1"),
+    ],
+)
+def test_record_selects_its_patient(grant, record, resource_type, query):
+    grant.server.on(f"{resource_type}?{query}&_count=5", respond(bundle()))
+    assert list(record.search(resource_type, _count=5)) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["p-1", "Patient/p-1", f"{BASE}/Patient/p-1", Reference("Patient", "p-1")],
+)
+def test_record_takes_its_own_patient(grant, record, value):
+    grant.server.on("Observation?patient=p-1", respond(bundle()))
+    assert list(record.search("Observation", patient=value)) == []
+    assert list(record.search("Observation", {"patient": value})) == []
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "params"),
+    [
+        ("Observation", {"patient": "p-2"}),
+        ("Observation", {"patient": ""}),
+        ("Observation", {"patient": ["p-1", "p-2"]}),
+        ("Observation", {"patient": "p-1,p-2"}),
+        ("Observation", {"patient": f"{FAR}/Patient/p-1"}),
+        ("Observation", {"subject": "Patient/p-2"}),
+        ("Observation", {"subject:Patient": "p-2"}),
+        ("Observation", {"patient:missing": "true"}),
+        ("Patient", {"_id": "p-2"}),
+        ("AdverseEvent", {"patient": "p-2"}),
+        ("Schedule", {"actor": "Patient/p-2"}),
+    ],
+)
+def test_record_takes_nobody_else(grant, record, resource_type, params):
+    with pytest.raises(ForeignPatientError) as caught:
+        record.search(resource_type, params)
+    assert "p-2" not in str(caught.value)
+    assert grant.server.requests == []
+
+
+def test_keywords_name_nobody_else_either(record):
+    for keywords in ({"patient": "p-2"}, {"subject__Patient": "p-2"}):
+        with pytest.raises(ForeignPatientError):
+            record.search("Observation", **keywords)
+
+
+@pytest.mark.parametrize("resource_type", ["Organization", "../x", ""])
+def test_what_belongs_to_no_patient_is_not_searched_for(record, resource_type):
+    with pytest.raises(FHIRRequestError):
+        record.search(resource_type)
+
+
+def test_record_is_read_as_a_whole(grant, record):
+    page = f"{BASE}?page=2"
+    grant.server.on("Patient/p-1", respond(PATIENT))
+    grant.server.on(
+        "Patient/p-1/$everything?_count=1", respond(bundle(PATIENT, next_url=page))
+    )
+    grant.server.on(page, respond(bundle({"resourceType": "Flag", "id": "f"})))
+    assert record.read() == PATIENT
+    kinds = [one["resourceType"] for one in record.everything(_count=1)]
+    assert kinds == ["Patient", "Flag"]
+    assert record.reference == "Patient/p-1"
+
+
+def test_record_is_by_default_of_the_patient_in_context():
+    assert Grant(patient_id="p-1").client.patient().id == "p-1"
+    with pytest.raises(FHIRRequestError):
+        Grant().client.patient()
+    with pytest.raises(FHIRRequestError):
+        Grant().client.patient("../x")
+
+
+@pytest.mark.parametrize(
+    ("scope", "is_refused"),
+    [
+        ("launch/patient patient/*.rs", True),
+        ("patient/Observation.read patient/Patient.read", True),
+        ("patient/*.rs user/Patient.r", False),
+        ("system/*.rs", False),
+        ("openid", False),
+    ],
+)
+def test_scopes_for_one_patient_open_no_other_record(scope, is_refused):
+    grant = Grant(patient_id="p-1", get_scopes=lambda: ScopeSet.parse(scope))
+    assert grant.client.patient("p-1").id == "p-1"
+    if is_refused:
+        with pytest.raises(ForeignPatientError) as caught:
+            grant.client.patient("p-2")
+        assert "p-2" not in str(caught.value)
+    else:
+        assert grant.client.patient("p-2").id == "p-2"

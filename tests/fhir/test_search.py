@@ -1,0 +1,511 @@
+"""Searching: parameters in Python's words, results page by page."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+import weakref
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_smart.exceptions import (
+    BearerBoundaryError,
+    FHIRForbiddenError,
+    FHIRRequestError,
+    MalformedFHIRResponseError,
+)
+from django_smart.fhir import (
+    AnyOf,
+    History,
+    Quantity,
+    Reference,
+    SearchResult,
+    Token,
+    escape,
+)
+from django_smart.fhir.parameters import build_search_query
+from tests.fhir.servers import BASE, Grant, bundle, respond
+
+SEVEN = "7%7Chttp%3A%2F%2Funitsofmeasure.org%7C%25"
+VECTORS = Path(__file__).parent.parent / "vectors"
+
+
+def observation(number: int) -> dict[str, object]:
+    return {"resourceType": "Observation", "id": f"o-{number}"}
+
+
+def ids(resources) -> list[object]:
+    return [resource["id"] for resource in resources]
+
+
+@pytest.mark.compliance("FHIR-05")
+def test_search_of_the_walk_through_is_exact_on_the_wire():
+    vectors = json.loads((VECTORS / "known-answers.json").read_text())
+    expected = find_url(vectors)
+    base, _, query = expected.partition("/Observation?")
+    grant = Grant(base_url=base)
+    grant.server.on(expected, respond(bundle()))
+    patient = query.rpartition("=")[2]
+    by_words = grant.client.search(
+        "Observation", code="4548-4", _sort__desc="date", _count=10, patient=patient
+    )
+    assert list(by_words) == []
+    pairs = [("code", "4548-4"), ("_sort:desc", "date"), ("_count", "10")]
+    assert not grant.client.search("Observation", pairs, patient=patient)
+    assert grant.server.urls == [expected, expected]
+
+
+def find_url(value: Any) -> Any:
+    """URL of the FHIR request in the known answers."""
+    if isinstance(value, dict):
+        if "fhir_request" in value:
+            return value["fhir_request"]["url"]
+        value = list(value.values())
+    if isinstance(value, list):
+        return next((url for item in value if (url := find_url(item))), "")
+    return ""
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("keywords", "query"),
+    [
+        ({}, ""),
+        ({"name": "de la Cruz"}, "name=de%20la%20Cruz"),
+        ({"name__exact": "Zoë"}, "name%3Aexact=Zo%C3%AB"),
+        ({"code": "http://loinc.org|1,2"}, "code=http%3A%2F%2Floinc.org%7C1%2C2"),
+        ({"date": ["ge2024", "lt2025"]}, "date=ge2024&date=lt2025"),
+        ({"date": ("ge2024",)}, "date=ge2024"),
+        ({"value_quantity": "gt7"}, "value-quantity=gt7"),
+        ({"_lastUpdated": date(2024, 2, 29)}, "_lastUpdated=2024-02-29"),
+        (
+            {"date": datetime(2024, 2, 29, 12, 30, tzinfo=UTC)},
+            "date=2024-02-29T12%3A30%3A00%2B00%3A00",
+        ),
+        ({"active": True, "deceased": False}, "active=true&deceased=false"),
+        ({"_count": 10, "x": Decimal("1.50"), "y": 0}, "_count=10&x=1.50&y=0"),
+        ({"a": "1&b=2#x"}, "a=1%26b%3D2%23x"),
+        ({"subject__Patient__name": "x"}, "subject%3APatient.name=x"),
+        ({"subject__Patient__name__exact": "x"}, "subject%3APatient.name%3Aexact=x"),
+        ({"subject__Patient__identifier": "1"}, "subject%3APatient.identifier=1"),
+        ({"subject__identifier": "1"}, "subject%3Aidentifier=1"),
+        ({"subject__Patient": "1"}, "subject%3APatient=1"),
+        ({"patient__family": "x"}, "patient.family=x"),
+        (
+            {"patient__general_practitioner__name": "x"},
+            "patient.general-practitioner.name=x",
+        ),
+        (
+            {"patient__birthdate__lt": date(2000, 1, 1)},
+            "patient.birthdate=lt2000-01-01",
+        ),
+        (
+            {"_has__Observation__patient__code": "1"},
+            "_has%3AObservation%3Apatient%3Acode=1",
+        ),
+        ({"_include__iterate": "Patient:link"}, "_include%3Aiterate=Patient%3Alink"),
+        ({"class_": "AMB", "code__in": "urn:x"}, "class=AMB&code%3Ain=urn%3Ax"),
+        ({"code__not_in": "urn:x"}, "code%3Anot-in=urn%3Ax"),
+        ({"email__missing": False}, "email%3Amissing=false"),
+        ({"birthdate__ge": date(1980, 1, 1)}, "birthdate=ge1980-01-01"),
+        (
+            {"date__ge": date(2024, 1, 1), "date__lt": date(2025, 1, 1)},
+            "date=ge2024-01-01&date=lt2025-01-01",
+        ),
+        ({"date__sa": ["2024", "2025"]}, "date=sa2024&date=sa2025"),
+        ({"value_quantity__gt": Quantity(7, "%")}, f"value-quantity=gt{SEVEN}"),
+        ({"value_quantity": Quantity(7)}, "value-quantity=7"),
+        ({"code": Token("a|b,c$\\")}, "code=a%5C%7Cb%5C%2Cc%5C%24%5C%5C"),
+        ({"code": Token("8", "urn:s")}, "code=urn%3As%7C8"),
+        ({"code": Token("8", "")}, "code=%7C8"),
+        ({"code": Token("", "urn:s")}, "code=urn%3As%7C"),
+        ({"subject": Reference("Group", "g-1")}, "subject=Group%2Fg-1"),
+        (
+            {"code": AnyOf(Token("1", "urn:s"), Token("2"), escape("3,4"))},
+            "code=urn%3As%7C1%2C2%2C3%5C%2C4",
+        ),
+        ({"date__gt": AnyOf("2024", "2025")}, "date=gt2024%2Cgt2025"),
+    ],
+)
+def test_keywords_become_parameters(keywords, query):
+    assert build_search_query(None, keywords) == query
+
+
+def test_exact_names_come_first_and_in_order():
+    assert build_search_query({"b_c": "1", "a": "2"}, {"z": "3"}) == "b_c=1&a=2&z=3"
+    pairs = [("subject:Patient.name", "x"), ("a", ["1", 2])]
+    assert build_search_query(pairs, {}) == "subject%3APatient.name=x&a=1&a=2"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "", [], [None], ["x", ""], {}, b"x", datetime(2024, 1, 1), object()),
+        *(AnyOf(), AnyOf("x", ""), AnyOf(None), Token(""), Token("", "")),
+        *(float("nan"), Decimal("inf"), Quantity(float("inf"), "%")),
+    ],
+)
+def test_value_that_would_widen_the_search_is_refused(grant, value):
+    with pytest.raises(FHIRRequestError) as caught:
+        grant.client.search("Observation", patient=value)
+    assert '"patient"' in str(caught.value)
+
+
+@pytest.mark.parametrize("pair", [("", "x"), ("x", "\ud800"), ("\ud800", "x")])
+def test_parameter_that_cannot_be_written_is_refused(pair):
+    with pytest.raises(FHIRRequestError):
+        build_search_query([pair], {})
+
+
+@pytest.mark.parametrize("keyword", ["birthdate__ge", "date__gt"])
+@pytest.mark.parametrize("value", [None, "", AnyOf(), AnyOf("2024", "")])
+def test_comparison_with_nothing_is_refused(grant, keyword, value):
+    with pytest.raises(FHIRRequestError):
+        grant.client.search("Patient", **{keyword: value})
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("patient", "1"), ("Patient", ""), ("Patient", "../x"), ("Patient", "a b")],
+)
+def test_reference_to_what_is_not_fhirs_is_refused(parts):
+    with pytest.raises(FHIRRequestError):
+        Reference(*parts)
+
+
+def test_values_do_not_show_whose_they_are():
+    shown = repr([Token("c4nary", "urn:mrn"), Reference("Patient", "c4nary")])
+    shown += repr([Quantity(7), AnyOf("c4nary")])
+    assert "c4nary" not in shown
+    assert "urn:mrn" in shown
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(min_size=1)))
+def test_no_value_breaks_out_of_its_place(params):
+    try:
+        query = build_search_query(params, {})
+    except FHIRRequestError:
+        text = "".join([*params, *params.values()])
+        assert any("\ud800" <= letter <= "\udfff" for letter in text)
+        return
+    assert query.isascii()
+    assert query.count("=") == len(params)
+    assert not set(query) & set(' #?/\\\r\n"<>')
+
+
+# Results
+
+
+def test_nothing_is_sent_until_the_result_is_used(grant):
+    result = grant.client.search("Observation")
+    assert grant.server.requests == []
+    grant.server.on("Observation", respond(bundle(observation(1), total=1)))
+    assert result.total == 1
+    assert result.first() == observation(1)
+    assert list(result) == [observation(1)]
+    assert result.bundle()["total"] == 1
+    assert result
+    assert len(grant.server.requests) == 1
+
+
+def test_pages_are_followed_one_at_a_time(grant):
+    grant.server.on(
+        "Observation", respond(bundle(observation(1), next_url=f"{BASE}?p=2"))
+    )
+    grant.server.on("?p=2", respond(bundle()))
+    grant.server.answers[f"{BASE}?p=2"] = [
+        respond(bundle(observation(2), next_url=f"{BASE}?p=3"))
+    ]
+    grant.server.answers[f"{BASE}?p=3"] = [respond(bundle(observation(3)))]
+    result = iter(grant.client.search("Observation"))
+    assert next(result)["id"] == "o-1"
+    assert len(grant.server.requests) == 1
+    assert ids(result) == ["o-2", "o-3"]
+    assert grant.server.bearers == ["Bearer token-1"] * 3
+
+
+def test_relative_next_link_is_resolved(grant):
+    grant.server.on("Observation", respond(bundle(next_url="?p=2")))
+    grant.server.on("Observation?p=2", respond(bundle(observation(2))))
+    result = grant.client.search("Observation")
+    assert ids(result) == ["o-2"]
+    assert result.first() == observation(2)
+
+
+def test_token_is_renewed_between_pages(grant):
+    grant.server.on("Observation", respond(bundle(observation(1), next_url="?p=2")))
+    grant.server.on(
+        "Observation?p=2", respond({}, 401), respond(bundle(observation(2)))
+    )
+    assert ids(grant.client.search("Observation")) == ["o-1", "o-2"]
+    assert grant.renewed_with == ["token-1"]
+
+
+@pytest.mark.compliance("FHIR-02", "FHIR-03")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://other.example.org/v/r4/sim/blob/fhir?p=2",
+        "http://ehr.example.org/v/r4/sim/blob/fhir?p=2",
+        "https://ehr.example.org/v/r4/sim/blob?p=2",
+        "//other.example.org/",
+        "http://[broken/",
+    ],
+)
+def test_next_link_out_of_the_boundary_is_refused(grant, url):
+    grant.server.on("Observation", respond(bundle(observation(1), next_url=url)))
+    result = iter(grant.client.search("Observation"))
+    assert next(result)["id"] == "o-1"
+    with pytest.raises(BearerBoundaryError):
+        next(result)
+    assert len(grant.server.requests) == 1
+
+
+def test_next_link_beside_the_base_is_followed_where_the_boundary_is_the_origin():
+    grant = Grant(boundary="origin")
+    url = "https://ehr.example.org/v/r4/pages?p=2"
+    grant.server.on("Observation", respond(bundle(observation(1), next_url=url)))
+    grant.server.on(url, respond(bundle(observation(2))))
+    assert ids(grant.client.search("Observation")) == ["o-1", "o-2"]
+
+
+def test_pages_that_go_in_circles_end(grant):
+    grant.server.on("Observation", respond(bundle(observation(1), next_url="?p=2")))
+    grant.server.on(
+        "Observation?p=2",
+        respond(bundle(observation(2), next_url=f"{BASE}/Observation")),
+    )
+    result = iter(grant.client.search("Observation"))
+    assert ids([next(result), next(result)]) == ["o-1", "o-2"]
+    with pytest.raises(MalformedFHIRResponseError, match="circles"):
+        next(result)
+    assert len(grant.server.requests) == 2
+
+
+def test_page_that_points_to_itself_ends(grant):
+    url = f"{BASE}/Observation"
+    grant.server.on("Observation", respond(bundle(observation(1), next_url=url)))
+    with pytest.raises(MalformedFHIRResponseError):
+        list(grant.client.search("Observation"))
+
+
+def test_duplicates_across_pages_are_dropped(grant):
+    first = bundle(observation(1), observation(2), next_url="?p=2")
+    grant.server.on("Observation", respond(first))
+    nameless = {"resourceType": "Observation"}
+    second = bundle(observation(2), observation(3), nameless, nameless)
+    grant.server.on("Observation?p=2", respond(second))
+    found = list(grant.client.search("Observation"))
+    assert found == [*(observation(n) for n in (1, 2, 3)), nameless, nameless]
+
+
+def test_pages_give_matches_inclusions_and_outcomes_apart(grant):
+    patient = {"resourceType": "Patient", "id": "p"}
+    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    answer = bundle()
+    answer["entry"] = [
+        {"resource": observation(1), "search": {"mode": "match"}},
+        {"resource": patient, "search": {"mode": "include"}},
+        {"resource": outcome, "search": {"mode": "outcome"}},
+        {"resource": outcome},
+        {"resource": observation(2), "search": "odd"},
+        {"fullUrl": "urn:uuid:1"},
+        {"resource": "odd"},
+    ]
+    grant.server.on("Observation", respond(answer))
+    result = grant.client.search("Observation")
+    [page] = result.pages()
+    assert page.resources == [observation(1), observation(2)]
+    assert page.included == [patient]
+    assert page.outcomes == result.outcomes == [outcome, outcome]
+    assert page.total is None
+    assert page.next_url is None
+    assert page.bundle == result.bundle()
+    assert repr(page) == "<SearchPage: 2 resources>"
+    assert list(result) == page.resources
+
+
+@pytest.mark.compliance("FHIR-04")
+@pytest.mark.parametrize("members", [{}, {"entry": None, "link": None}, {"total": 0}])
+def test_bundle_without_entries_is_empty(grant, members):
+    empty = {"resourceType": "Bundle", "type": "searchset", **members}
+    grant.server.on("Observation", respond(empty))
+    result = grant.client.search("Observation")
+    assert not result
+    assert list(result) == []
+    assert result.first() is None
+    assert result.total == members.get("total")
+
+
+@pytest.mark.parametrize("total", ["5", None, True, 1.5])
+def test_odd_total_is_none(grant, total):
+    grant.server.on("Observation", respond(bundle(total=total)))
+    assert grant.client.search("Observation").total is None
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"relation": "next"},
+        {"relation": "next", "url": ""},
+        {"relation": "next", "url": 5},
+        {"relation": "previous", "url": "https://other.example.org"},
+        {},
+    ],
+)
+def test_link_that_leads_nowhere_ends_the_search(grant, link):
+    answer = bundle(observation(1))
+    answer["link"] = [link]
+    grant.server.on("Observation", respond(answer))
+    assert ids(grant.client.search("Observation")) == ["o-1"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        observation(1),
+        {"resourceType": "Bundle", "type": "collection"},
+        {"resourceType": "Bundle"},
+        bundle() | {"entry": {}},
+        bundle() | {"entry": ["x"]},
+        bundle() | {"entry": [None]},
+        bundle() | {"link": "next"},
+        bundle() | {"link": [[]]},
+    ],
+)
+def test_answer_that_is_no_searchset_is_refused(grant, answer):
+    grant.server.on("Observation", respond(answer))
+    with pytest.raises(MalformedFHIRResponseError):
+        list(grant.client.search("Observation"))
+
+
+def test_refused_page_is_an_error(grant):
+    grant.server.on("Observation", respond(bundle(observation(1), next_url="?p=2")))
+    grant.server.on("Observation?p=2", respond({}, 403))
+    with pytest.raises(FHIRForbiddenError) as caught:
+        list(grant.client.search("Observation"))
+    assert str(caught.value) == "the search of Observation was answered with 403"
+
+
+def test_limit_asks_for_no_more_pages_than_it_needs(grant):
+    first = bundle(observation(1), observation(2), next_url="?p=2")
+    grant.server.on("Observation", respond(first))
+    grant.server.on("Observation?p=2", respond(bundle(observation(2), observation(3))))
+    result = grant.client.search("Observation")
+    assert list(result.limit(0)) == []
+    assert grant.server.requests == []
+    assert not result.limit(0)
+    assert ids(result.limit(2)) == ["o-1", "o-2"]
+    assert len(grant.server.requests) == 1
+    assert result.first() == observation(1)
+    # Counted without duplicates; the narrower of two limits holds; the page is shared.
+    assert ids(result.limit(3)) == ["o-1", "o-2", "o-3"]
+    assert ids(result.limit(1).limit(5)) == ["o-1"]
+    assert len(grant.server.requests) == 3
+    with pytest.raises(ValueError, match="negative"):
+        result.limit(-1)
+
+
+def test_what_was_included_comes_apart_and_once(grant):
+    patient = {"resourceType": "Patient", "id": "p"}
+    for path, url in [("Observation", "?p=2"), ("Observation?p=2", None)]:
+        answer = bundle(observation(len(path)), next_url=url)
+        answer["entry"].append({"resource": patient, "search": {"mode": "include"}})
+        grant.server.on(path, respond(answer))
+    result = grant.client.search("Observation", _include="Observation:patient")
+    grant.server.answers[f"{BASE}/Observation?_include=Observation%3Apatient"] = (
+        grant.server.answers[f"{BASE}/Observation"]
+    )
+    assert list(result.included()) == [patient]
+    assert ids(result) == ["o-11", "o-15"]
+
+
+class Model:
+    def __init__(self, resource):
+        self.number = int(resource["id"].removeprefix("o-"))
+
+
+def test_results_become_instances_of_a_model(grant):
+    grant.server.on("Observation", respond(bundle(observation(1), observation(2))))
+    grant.server.on("Observation/o-1", respond(observation(1)))
+    result = grant.client.search("Observation", model=Model)
+    assert [found.number for found in result] == [1, 2]
+    assert [found.number for found in result.limit(1)] == [1]
+    first = result.first()
+    assert first is not None
+    assert first.number == 1
+    assert grant.client.read("Observation", "o-1", model=Model).number == 1
+
+
+def test_text_as_model_is_the_parameter_of_this_name(grant):
+    grant.server.on("Device?model=A%201", respond(bundle()))
+    assert list(grant.client.search("Device", model="A 1")) == []
+
+
+def test_resource_that_does_not_fit_the_model_is_refused_without_its_content(grant):
+    odd = {"resourceType": "Observation", "id": "c4nary"}
+    grant.server.on("Observation", respond(bundle(odd)))
+    with pytest.raises(MalformedFHIRResponseError, match="fit Model") as caught:
+        grant.client.search("Observation", model=Model).first()
+    assert "c4nary" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "count", [20_000, pytest.param(100_000, marks=pytest.mark.long)]
+)
+def test_memory_does_not_grow_with_the_number_of_pages(count):
+    size = 200
+
+    def send(request):
+        page = int(request.url.partition("?p=")[2] or "0")
+        numbers = range(page * size, (page + 1) * size)
+        items = [{**observation(number), "text": "x" * 1000} for number in numbers]
+        following = f"?p={page + 1}" if (page + 1) * size < count else None
+        return respond(bundle(*items, next_url=following))
+
+    client = Grant(send=send, on_request=None).client
+    tracemalloc.start()
+    try:
+        assert len(list(next(client.search("Observation").pages()).resources)) == size
+        one_page = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        assert sum(1 for _ in client.search("Observation")) == count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < one_page + 10 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("build", "kept"),
+    [
+        # The first is kept, for whoever looks at the result again.
+        (partial(SearchResult, resource_type="Observation"), 1),
+        (partial(History, what="history"), 0),
+    ],
+)
+def test_page_is_let_go_before_the_next_one_is_asked_for(build, kept):
+    class Page(dict[str, Any]):
+        """May be referred to weakly, as a dict may not."""
+
+    pages: list[weakref.ref[Page]] = []
+
+    def fetch(url: str) -> dict[str, Any]:
+        assert [page() for page in pages[kept:]] == [None] * len(pages[kept:])
+        number = len(pages)
+        url = f"{BASE}/Observation?p={number + 1}"
+        page = Page(bundle(observation(number), next_url=url if number < 4 else None))
+        pages.append(weakref.ref(page))
+        return page
+
+    assert len(list(build(fetch, url=f"{BASE}/Observation"))) == 5

@@ -1,0 +1,60 @@
+"""Let the simulated EHR answer one path otherwise, or a server not at all."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import requests
+from requests.adapters import BaseAdapter
+from werkzeug.wrappers import Request, Response
+
+from django_smart.testing import EHRSimulator
+
+
+class Away(BaseAdapter):
+    """A server that cannot be reached."""
+
+    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+        raise requests.ConnectionError("no route")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def answer(
+    ehr: EHRSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    remove: tuple[str, ...] = (),
+    **members: Any,
+) -> None:
+    """
+    Change what *ehr* answers where the path ends with *path*, while it stays recorded.
+
+    Args:
+        status: of the answer; unless it says success, the body is empty.
+        headers: added to its own.
+        remove: members that its document then lacks.
+        members: set in its document.
+    """
+    respond = ehr.wsgi_app.respond
+
+    def respond_otherwise(request: Request) -> Response:
+        response = respond(request)
+        if not request.path.endswith(path):
+            return response
+        if status >= 300:
+            return Response("", status=status)
+        document = {**json.loads(response.get_data()), **members}
+        for name in remove:
+            del document[name]
+        response.set_data(json.dumps(document))
+        response.headers.extend(headers or {})
+        return response
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)

@@ -1,0 +1,134 @@
+"""What a claim reads among many grants: those that are due, and not the others."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from django_smart.flows.background import claim_due_batches
+from django_smart.models import ClientRegistration, TokenGrant
+
+# MariaDB commits with ANALYZE TABLE, so what is filled in has to be taken out again.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+_DUE = 100
+
+
+def _fill(registration: ClientRegistration, number: int) -> None:
+    """*number* grants, of which a hundred are due, by one INSERT."""
+    now = timezone.now()
+    TokenGrant.objects.bulk_create(
+        TokenGrant(
+            registration=registration,
+            is_offline=True,
+            received_at=now,
+            expires_at=now + timedelta(hours=1, seconds=offset),
+            refresh_due_at=now + timedelta(minutes=45 + offset),
+        )
+        for offset in range(1000)
+    )
+    columns = ", ".join(
+        connection.ops.quote_name(str(field.column))
+        for field in TokenGrant._meta.concrete_fields
+        if not field.primary_key
+    )
+    table = connection.ops.quote_name(TokenGrant._meta.db_table)
+    numbers = {
+        "postgresql": "SELECT generate_series(1, {0})",
+        "mysql": "SELECT seq FROM seq_1_to_{0}",
+        "sqlite": (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+            "WHERE i < {0}) SELECT i FROM n"
+        ),
+    }[connection.vendor].format(number // 1000 - 1)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {table}"
+            f" CROSS JOIN ({numbers}) AS many"
+        )
+        due = TokenGrant.objects.order_by("pk").values_list("pk", flat=True)[:_DUE]
+        TokenGrant.objects.filter(pk__in=list(due)).update(refresh_due_at=now)
+        cursor.execute(
+            {
+                "postgresql": f"ANALYZE {table}",
+                "mysql": f"ANALYZE TABLE {table}",
+                "sqlite": "ANALYZE",
+            }[connection.vendor]
+        )
+    assert TokenGrant.objects.count() == number
+
+
+def _claim() -> list[str]:
+    """Claim what is due; returns the SELECTs that were needed."""
+    with CaptureQueriesContext(connection) as captured:
+        batches = list(claim_due_batches())
+    assert [len(batch) for batch in batches] == [_DUE]
+    table = connection.ops.quote_name(TokenGrant._meta.db_table)
+    return [
+        each["sql"]
+        for each in captured
+        if each["sql"].startswith("SELECT") and f"FROM {table}" in each["sql"]
+    ]
+
+
+def _check_plan(sql: str) -> None:
+    explain = {
+        "postgresql": "EXPLAIN (ANALYZE, FORMAT JSON) ",
+        "mysql": "ANALYZE FORMAT=JSON ",
+        "sqlite": "EXPLAIN QUERY PLAN ",
+    }[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(explain + sql)
+        plan: Any = cursor.fetchall()
+    text = str(plan)
+    grant_table = TokenGrant._meta.db_table
+    if connection.vendor == "postgresql":
+        steps = [
+            step
+            for step in _walk(plan[0][0][0]["Plan"])
+            if step.get("Relation Name") == grant_table
+            or step["Node Type"].startswith("Bitmap")
+        ]
+        assert steps, text
+        for step in steps:
+            assert step["Node Type"] != "Seq Scan", text
+            read = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
+            assert read <= 3 * _DUE, text
+    elif connection.vendor == "sqlite":
+        assert f"SCAN {grant_table}" not in text, text
+        assert "django_smart_grant_due" in text or "PRIMARY KEY" in text, text
+    else:
+        assert '"access_type": "ALL"' not in text.split(grant_table, 1)[1][:200], text
+        assert "django_smart_grant_due" in text or "PRIMARY" in text, text
+
+
+def _walk(step: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step, *(low for each in step.get("Plans", ()) for low in _walk(each))]
+
+
+def _check_claim(registration: ClientRegistration, number: int) -> None:
+    _fill(registration, number)
+    selects = _claim()
+    TokenGrant.objects.filter(claimed_until__isnull=False).update(claimed_until=None)
+    assert len(selects) >= 2
+    for sql in selects:
+        _check_plan(sql)
+
+
+def test_claim_among_many_grants_reads_those_that_are_due(
+    registration: ClientRegistration,
+) -> None:
+    _check_claim(registration, 20_000)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_claim_among_a_million_grants_reads_those_that_are_due(
+    registration: ClientRegistration,
+) -> None:
+    _check_claim(registration, 1_000_000)

@@ -1,0 +1,314 @@
+"""Discovery: fetched rarely, kept in the server's row, served stale if it must be."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.utils import timezone
+from requests.adapters import BaseAdapter
+from werkzeug.wrappers import Response
+
+from django_smart import transport
+from django_smart.exceptions import (
+    DiscoveryStatusError,
+    MalformedDiscoveryError,
+    ServerUnreachableError,
+)
+from django_smart.flows.discovery import (
+    fetch_configuration,
+    fetch_jwks,
+    get_configuration,
+    get_issuer,
+    get_jwks,
+    refetch_jwks,
+    refresh_servers,
+)
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.testing import EHRSimulator
+from tests.ehr import launch, make_browser, make_registration
+
+pytestmark = pytest.mark.django_db
+
+
+class _Away(BaseAdapter):
+    """A server that cannot be reached."""
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        raise OSError("no route")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture
+def server(registration: ClientRegistration) -> FHIRServer:
+    """The registered server, of which nothing is known yet."""
+    return registration.server
+
+
+def _edit(
+    ehr: EHRSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    replacement: dict[str, Any],
+) -> None:
+    """Let the EHR answer *path* with *replacement* in place of its own document."""
+    respond = ehr.wsgi_app.respond
+
+    def respond_otherwise(request: Any) -> Any:
+        response = respond(request)
+        if request.path.endswith(path):
+            return Response(json.dumps(replacement), mimetype="application/json")
+        return response
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)
+
+
+@pytest.mark.compliance("DISC-01", "DISC-02", "DISC-03")
+def test_configuration_is_fetched_once_and_kept_in_the_row(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    configuration = get_configuration(server)
+    assert configuration.token_endpoint == ehr.token_endpoint
+    (request,) = ehr.requests
+    assert request.url == f"{ehr.base_url}/.well-known/smart-configuration"
+    assert request.headers["Accept"] == "application/json"
+    stored = FHIRServer.objects.get()
+    assert get_configuration(stored) == configuration
+    assert len(ehr.requests) == 1
+    assert (stored.issuer, stored.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
+
+
+def test_headers_of_the_row_are_sent_with_discovery(ehr: EHRSimulator) -> None:
+    server = make_registration(
+        server__discovery_headers={"Epic-Client-ID": "growth-chart"}
+    ).server
+    get_configuration(server)
+    assert ehr.requests[0].headers["Epic-Client-ID"] == "growth-chart"
+
+
+def test_outdated_configuration_is_fetched_again(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        get_configuration(server)
+        clock.shift(timedelta(hours=23, minutes=59))
+        get_configuration(FHIRServer.objects.get())
+        assert len(ehr.requests) == 1
+        clock.shift(timedelta(minutes=1))
+        get_configuration(FHIRServer.objects.get())
+        assert len(ehr.requests) == 2
+
+
+@pytest.mark.parametrize("fault", ["discovery_500", "discovery_not_json"])
+def test_configuration_that_cannot_be_fetched_again_is_served_stale(
+    ehr: EHRSimulator, server: FHIRServer, fault: str
+) -> None:
+    known = get_configuration(server)
+    ehr.faults.add(fault)
+    with time_machine.travel(timezone.now() + timedelta(days=2)):
+        assert get_configuration(FHIRServer.objects.get()) == known
+
+
+def test_first_configuration_that_cannot_be_fetched_raises(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    ehr.faults.add("discovery_500")
+    with pytest.raises(DiscoveryStatusError):
+        get_configuration(server)
+    server.refresh_from_db()
+    assert server.configuration is None
+
+
+def test_stored_configuration_is_checked_by_the_settings_in_force(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    get_configuration(server)
+    document: Any = server.configuration
+    document["token_endpoint"] = "http://ehr.example.org/token"
+    server.save()
+    assert get_configuration(server).token_endpoint == ehr.token_endpoint
+    assert len(ehr.requests) == 2
+
+
+def test_endpoints_of_the_row_come_first(ehr: EHRSimulator) -> None:
+    server = make_registration(
+        server__token_endpoint="https://login.example.org/token",
+        server__revocation_endpoint="https://login.example.org/revoke",
+    ).server
+    for _ in range(2):
+        configuration = get_configuration(server)
+        assert configuration.token_endpoint == "https://login.example.org/token"
+        assert configuration.revocation_endpoint == "https://login.example.org/revoke"
+        assert configuration.authorization_endpoint == ehr.authorization_endpoint
+    stored = FHIRServer.objects.get().configuration
+    assert stored is not None
+    assert stored["token_endpoint"] == ehr.token_endpoint
+
+
+def test_fetching_without_saving_leaves_the_row_alone(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    fetch_configuration(server, save=False)
+    fetch_jwks(server, save=False)
+    assert server.issuer == ehr.issuer
+    assert server.jwks is not None
+    server.refresh_from_db()
+    assert (server.issuer, server.configuration, server.jwks) == ("", None, None)
+
+
+@pytest.mark.parametrize("name", ["issuer", "jwks_uri"])
+def test_url_that_no_column_takes_is_refused(
+    ehr: EHRSimulator,
+    server: FHIRServer,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    document = dict(fetch_configuration(server, save=False).to_json())
+    document[name] = f"https://ehr.example.org/{'x' * 1000}"
+    _edit(ehr, monkeypatch, "/smart-configuration", document)
+    with pytest.raises(MalformedDiscoveryError):
+        fetch_configuration(server)
+
+
+# Keys
+
+
+@pytest.mark.compliance("IDT-03")
+def test_issuer_of_the_row_comes_before_the_discovered_one(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    get_configuration(server)
+    assert get_issuer(server) == ehr.issuer
+    server.id_token_issuer = "https://login.example.org"
+    assert get_issuer(server) == "https://login.example.org"
+
+
+@pytest.mark.compliance("IDT-02", "IDT-06")
+def test_keys_are_fetched_once_and_kept_in_the_row(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    get_configuration(server)
+    ehr.clear_requests()
+    keys = get_jwks(server)
+    assert get_jwks(FHIRServer.objects.get()) == keys
+    assert [each.exchange for each in ehr.requests] == ["jwks"]
+    assert keys["keys"][0]["kid"] == ehr.signing_keys[-1].kid
+
+
+@pytest.mark.compliance("IDT-02", "DISC-09")
+def test_keys_are_found_by_the_openid_configuration_where_smart_names_none(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = dict(fetch_configuration(server, save=False).to_json())
+    del document["jwks_uri"]
+    _edit(ehr, monkeypatch, "/smart-configuration", document)
+    ehr.clear_requests()
+    launch(make_browser(), ehr)
+    assert [each.exchange for each in ehr.requests] == [
+        *("smart-configuration", "openid-configuration", "authorize"),
+        *("token", "jwks"),
+    ]
+    assert FHIRServer.objects.get().jwks_uri == ehr.jwks_uri
+
+
+def test_openid_configuration_of_another_issuer_is_refused(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_configuration(server)
+    server.jwks_uri = ""
+    _edit(
+        ehr,
+        monkeypatch,
+        "/openid-configuration",
+        {"issuer": "https://elsewhere.example.net", "jwks_uri": ehr.jwks_uri},
+    )
+    with pytest.raises(MalformedDiscoveryError):
+        get_jwks(server)
+    assert FHIRServer.objects.get().jwks is None
+
+
+def test_plain_http_keys_are_for_the_named_hosts_alone(
+    server: FHIRServer, settings: Any
+) -> None:
+    ehr = EHRSimulator(base_url="http://ehr.example.org/v/r4/sim/abc/fhir")
+    server.id_token_issuer = ehr.issuer
+    with transport.mounted("http://ehr.example.org", ehr.adapter()):
+        settings.SMART_INSECURE_HTTP_HOSTS = ["ehr.example.org"]
+        assert fetch_jwks(server, save=False)["keys"]
+
+
+@pytest.mark.compliance("IDT-06")
+def test_unknown_key_is_fetched_once_with_a_cool_down(ehr: EHRSimulator) -> None:
+    make_registration()
+    browser = make_browser()
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        launch(browser, ehr)
+        ehr.rotate_signing_key()
+        clock.shift(61)
+        ehr.clear_requests()
+        launch(browser, ehr)
+        assert len(ehr.requests_to("jwks")) == 1
+        server = FHIRServer.objects.get()
+        assert refetch_jwks(server) is None
+        clock.shift(60)
+        assert refetch_jwks(server) is not None
+
+
+def test_keys_that_cannot_be_fetched_again_are_served_stale(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_configuration(server)
+    known = get_jwks(server)
+    _edit(ehr, monkeypatch, "/auth/jwks", {"keys": "none"})
+    with time_machine.travel(timezone.now() + timedelta(days=2)):
+        assert get_jwks(FHIRServer.objects.get()) == known
+    server.jwks = None
+    with pytest.raises(MalformedDiscoveryError):
+        get_jwks(server)
+
+
+# The task
+
+
+def test_servers_are_refreshed_past_half_of_the_lifetime(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        assert refresh_servers() == 0
+        assert [each.exchange for each in ehr.requests] == ["smart-configuration"]
+        get_jwks(FHIRServer.objects.get())
+        ehr.clear_requests()
+        clock.shift(timedelta(hours=11))
+        assert refresh_servers() == 0
+        assert ehr.requests == []
+        clock.shift(timedelta(hours=2))
+        assert refresh_servers() == 0
+        assert [each.exchange for each in ehr.requests] == [
+            "smart-configuration",
+            "jwks",
+        ]
+    assert server.pk == FHIRServer.objects.get().pk
+
+
+def test_server_that_cannot_be_reached_does_not_stop_the_others(
+    ehr: EHRSimulator, server: FHIRServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = make_registration(
+        server__slug="away", server__base_url="https://away.example.org/r4"
+    ).server
+    FHIRServer.objects.create(
+        slug="off", name="Off", base_url="https://off.example.org/r4", is_active=False
+    )
+    with transport.mounted("https://away.example.org", _Away()):
+        assert refresh_servers() == 1
+        with pytest.raises(ServerUnreachableError):
+            fetch_configuration(away)
+    assert f"Server {away.pk}: discovery failed (server_unreachable)" in caplog.text
+    server.refresh_from_db()
+    assert server.configuration is not None
+    assert len(ehr.requests) == 1

@@ -1,0 +1,111 @@
+"""When a grant is due, and that the next tick of beat still comes in time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from django_smart.flows.schedule import get_refresh_due_at, get_retry_at
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.schedule import BEAT_SCHEDULE
+
+RECEIVED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+TICK = timedelta(seconds=BEAT_SCHEDULE["django_smart.refresh_due_grants"]["schedule"])
+SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
+# What the task, the worker and the request to the EHR take.
+WORK = timedelta(seconds=3)
+
+
+def wait_for(
+    lifetime: int, *, unused: timedelta = timedelta(0), **columns: Any
+) -> timedelta:
+    """Time from the tokens to when they are due; *columns* are the server's."""
+    grant = TokenGrant(
+        registration=ClientRegistration(server=FHIRServer(**columns)),
+        received_at=RECEIVED_AT,
+        expires_at=RECEIVED_AT + timedelta(seconds=lifetime),
+        last_used_at=RECEIVED_AT - unused,
+    )
+    return get_refresh_due_at(grant) - RECEIVED_AT
+
+
+@pytest.mark.compliance("REF-09")
+@pytest.mark.parametrize("lifetime", [15, 20, 30, 45, 60, 300, 3600])
+def test_the_tick_after_a_token_is_due_comes_before_its_end(
+    lifetime: int, settings: Any
+) -> None:
+    if lifetime < 45:
+        settings.SMART_REFRESH_FLOOR = 0
+    for _ in range(20):
+        assert wait_for(lifetime) + TICK + WORK <= timedelta(seconds=lifetime)
+
+
+@pytest.mark.parametrize("lifetime", [0, 1, 8, 20])
+def test_tokens_that_end_at_once_are_not_refreshed_all_the_time(
+    lifetime: int, settings: Any
+) -> None:
+    assert wait_for(lifetime) == timedelta(seconds=30)
+    settings.SMART_REFRESH_FLOOR = 90
+    assert wait_for(lifetime) == timedelta(seconds=90)
+    settings.SMART_REFRESH_FLOOR = 0
+    assert wait_for(lifetime) <= timedelta(seconds=max(lifetime - 15, 0))
+
+
+def test_a_long_token_is_due_in_the_last_part_of_its_life() -> None:
+    for _ in range(20):
+        assert timedelta(minutes=39) <= wait_for(3600) <= timedelta(minutes=45)
+
+
+def test_the_least_interval_of_a_server_counts_more_than_the_end() -> None:
+    least = timedelta(seconds=40)
+    assert wait_for(30, min_refresh_interval=least) == least
+
+
+def test_grants_of_one_hour_do_not_come_due_in_one_minute() -> None:
+    # The most crowded minute of a million that were given at once, by a sample.
+    waits = Counter(wait_for(3600) // timedelta(minutes=1) for _ in range(6000))
+    assert len(waits) >= 6
+    assert max(waits.values()) < 1200
+
+
+# Grants that die unused
+
+
+def test_long_token_is_refreshed_before_the_refresh_token_dies_unused() -> None:
+    year = 365 * DAY
+    for _ in range(20):
+        due = wait_for(year // SECOND, refresh_token_lifetime=90 * DAY)
+        assert 0.64 * 90 * DAY <= due <= 0.751 * 90 * DAY
+    # Where nothing is known of its life it is not left alone for a year either.
+    assert wait_for(year // SECOND) <= 7 * DAY
+
+
+def test_grant_that_nobody_uses_is_only_kept_alive(settings: Any) -> None:
+    lifetime = {"refresh_token_lifetime": 90 * DAY}
+    assert wait_for(3600, unused=60 * DAY, **lifetime) < HOUR
+    settings.SMART_REFRESH_IDLE_AFTER = 30 * 24 * 3600
+    assert wait_for(3600, unused=29 * DAY, **lifetime) < HOUR
+    assert wait_for(3600, unused=30 * DAY, **lifetime) > 55 * DAY
+    assert wait_for(3600, unused=30 * DAY) == 7 * DAY
+
+
+# Failures
+
+
+def test_attempts_after_failures_are_spread_over_a_time_that_doubles() -> None:
+    now = RECEIVED_AT
+    for failures, limit in ((1, 20), (2, 40), (5, 320), (12, 3600), (10**6, 3600)):
+        waits = [get_retry_at(failures=failures, now=now) - now for _ in range(200)]
+        assert timedelta(0) <= min(waits) < timedelta(seconds=limit / 4)
+        assert timedelta(seconds=limit * 3 / 4) < max(waits) <= timedelta(seconds=limit)
+
+
+def test_no_attempt_comes_before_the_server_wants_it() -> None:
+    for _ in range(20):
+        due = get_retry_at(failures=1, now=RECEIVED_AT, retry_after=120)
+        assert due == RECEIVED_AT + timedelta(seconds=120)
+    due = get_retry_at(failures=1, now=RECEIVED_AT, retry_after=10**9)
+    assert due == RECEIVED_AT + DAY

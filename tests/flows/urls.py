@@ -1,0 +1,37 @@
+"""The tests' site with a page that shows its launch, and Django's own sign-out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.views import LogoutView
+from django.http import HttpRequest, JsonResponse
+from django.test import Client
+from django.urls import path
+
+from django_smart.models import Launch
+from tests.urls import urlpatterns as site
+
+
+def show(request: HttpRequest) -> JsonResponse:
+    """Which launch the request belongs to."""
+    smart: Any = request.smart  # type: ignore[attr-defined]  # the middleware's
+    return JsonResponse({"launched": bool(smart), "patient": smart.patient_id})
+
+
+def open_page(browser: Client, launch: Launch) -> int:
+    """The status with which *browser* is shown the page of *launch*."""
+    return browser.get(f"/~{launch.key}/page/").status_code
+
+
+def get_code(response: Any) -> str:
+    """The code that an error page tells."""
+    page = response.content.decode()
+    return str(page.partition("<code>")[2].partition("</code>")[0])
+
+
+urlpatterns = [
+    *site,
+    path("page/", show),
+    path("sign-out/", LogoutView.as_view(next_page="/")),
+]

@@ -1,0 +1,71 @@
+"""``smart_discover``: what servers say, stored and told."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.management import CommandError
+
+from django_smart.models import FHIRServer
+from tests.ehr import make_registration
+from tests.management.running import run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize("which", ["harbour", "--all"])
+def test_configuration_and_keys_are_stored_and_told(registration, which):
+    ran = run("smart_discover", which)
+    server = FHIRServer.objects.get()
+    assert server.configuration is not None
+    assert server.jwks is not None
+    assert server.jwks_fetched_at is not None
+    assert server.issuer in ran.out
+    lines = ran.out.splitlines()
+    assert lines[0] == f"harbour: Harbour Hospital, {server.base_url}"
+    assert "  launches: from the EHR, from this site" in ran.out
+    assert "  PKCE: S256" in lines
+    assert f"  token endpoint: {server.configuration['token_endpoint']}" in lines
+    assert any(line.startswith("  sign-in: OpenID Connect") for line in lines)
+
+
+def test_it_asks_again_although_what_is_stored_is_fresh(registration, ehr):
+    run("smart_discover", "harbour")
+    before = len(ehr.requests)
+    run("smart_discover", "harbour")
+    assert len(ehr.requests) == before + 2
+
+
+def test_one_failure_among_several_is_told_and_the_others_are_read(registration, ehr):
+    FHIRServer.objects.create(
+        slug="absent", name="Absent", base_url="https://ehr.example.org/absent"
+    )
+    with pytest.raises(CommandError, match=r"1 of 2 servers failed"):
+        run("smart_discover", "--all")
+    assert FHIRServer.objects.get(slug="harbour").configuration is not None
+    assert FHIRServer.objects.get(slug="absent").configuration is None
+
+
+def test_failure_leaves_what_is_stored(registration, ehr):
+    run("smart_discover", "harbour")
+    stored = FHIRServer.objects.values().get()
+    ehr.faults = ["discovery_not_json"]
+    with pytest.raises(CommandError, match=r"1 of 1 servers failed"):
+        run("smart_discover", "harbour")
+    assert FHIRServer.objects.values().get() == stored
+
+
+def test_inactive_servers_are_read_by_name_only(ehr):
+    make_registration(server__is_active=False)
+    assert run("smart_discover", "--all").out == ""
+    assert "harbour" in run("smart_discover", "harbour").out
+
+
+@pytest.mark.parametrize("arguments", [(), ("harbour", "--all")])
+def test_servers_are_named_or_all(arguments):
+    with pytest.raises(CommandError, match="or give --all"):
+        run("smart_discover", *arguments)
+
+
+def test_unknown_slug_is_named(registration):
+    with pytest.raises(CommandError, match="There is no server nowhere, nothing"):
+        run("smart_discover", "harbour", "nowhere", "nothing")

@@ -1,0 +1,117 @@
+"""``smart_import_brands``: what it reads, tells and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError
+
+from django_smart.models import Brand, BrandBundle, FHIRServer
+from tests.bundles import VECTORS, bundle, endpoint, organization
+from tests.flows.test_brands import Host, host
+from tests.management.running import run
+
+__all__ = ["host"]
+
+pytestmark = pytest.mark.django_db
+
+URL = "https://brands.example.org/brands.json"
+
+
+def write(path: Path, *entries: dict[str, object]) -> str:
+    path.write_bytes(bundle(*entries))
+    return str(path)
+
+
+def add_server(**configuration: object) -> FHIRServer:
+    return FHIRServer.objects.create(
+        slug="harbour",
+        name="Harbour",
+        base_url="https://fhir.example.org/r4",
+        configuration={"token_endpoint": "https://fhir.example.org/t", **configuration},
+    )
+
+
+def test_file_is_imported_and_told():
+    ran = run("smart_import_brands", str(VECTORS / "Bundle-example2.json"))
+    assert "brands: 3 added, 0 changed, 0 removed" in ran.out
+    assert "endpoints: 2 added, 0 changed, 0 removed" in ran.out
+    assert ran.err == ""
+    again = run("smart_import_brands", str(VECTORS / "Bundle-example2.json"))
+    assert "unchanged" in again.out
+
+
+def test_what_was_left_out_is_told(tmp_path, settings):
+    path = write(
+        tmp_path / "b.json",
+        organization("a", "A", logo="https://a.example/a.png", logo_license=URL),
+        organization("b", ""),
+    )
+    ran = run("smart_import_brands", path)
+    assert "Left out, 1 times: An Organization has no name." in ran.err
+    assert f"Logos under {URL} are not shown" in ran.err
+    settings.SMART_LOGO_LICENSES = [URL]
+    ran = run("smart_import_brands", path, "--force")
+    assert "Logos" not in ran.err
+
+
+def test_url_and_all_known_urls_are_imported(host: Host, tmp_path):
+    run("smart_import_brands", write(tmp_path / "b.json", organization("f", "File")))
+    host.on(URL, bundle(organization("a", "A")), ETag='"1"')
+    run("smart_import_brands", URL)
+    assert f"{URL}: unchanged" in run("smart_import_brands", "--known").out
+    host.on(URL, bundle(organization("a", "B")), ETag='"2"')
+    assert "1 changed" in run("smart_import_brands", "--known").out
+    host.on(URL, b"", 500)
+    with pytest.raises(CommandError, match=r"1 of 1 bundles failed"):
+        run("smart_import_brands", "--known")
+    assert Brand.objects.count() == 2
+
+
+@pytest.mark.compliance("BRAND-03")
+def test_bundle_of_a_server_is_found_by_its_configuration(host: Host):
+    server = add_server(
+        user_access_brand_bundle=URL,
+        user_access_brand_identifier={"value": "https://none.example"},
+    )
+    host.on(URL, bundle(organization("a", "A"), endpoint("e", server.base_url)))
+    ran = run("smart_import_brands", "--server", "harbour")
+    assert BrandBundle.objects.get().server == server
+    assert "0 brands have the identifier" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name a file or URL"),
+        (["x.json", "--known"], "Name a file or URL"),
+        (["--remove", "--known"], "Name the source"),
+        (["--server", "nowhere"], "no server nowhere"),
+        (["--server", "harbour"], "no user_access_brand_bundle"),
+        (["/nonexistent/brands.json"], "No such file"),
+        (["/nonexistent/brands.json", "--remove"], "Nothing came from"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments, message):
+    add_server()
+    with pytest.raises(CommandError, match=message):
+        run("smart_import_brands", *arguments)
+
+
+def test_broken_bundle_is_told(tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps({"resourceType": "Bundle", "type": "batch"}))
+    with pytest.raises(CommandError, match="type collection"):
+        run("smart_import_brands", str(path))
+
+
+def test_bundle_is_removed_by_path_and_by_name(tmp_path):
+    path = write(tmp_path / "b.json", organization("a", "A"))
+    run("smart_import_brands", path)
+    assert "1 brands removed" in run("smart_import_brands", path, "--remove").out
+    run("smart_import_brands", path, "--name", "monthly")
+    ran = run("smart_import_brands", path, "--name", "monthly", "--remove")
+    assert "1 brands removed" in ran.out
+    assert not BrandBundle.objects.exists()

@@ -1,0 +1,134 @@
+"""``smart_keys``: the steps of a key's life, by hand."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import CommandError
+
+from django_smart.flows.keys import OVERLAP
+from django_smart.models import SigningKey
+from tests.ehr import make_registration
+from tests.management.running import run
+
+pytestmark = pytest.mark.django_db
+
+
+def age(length: timedelta = OVERLAP) -> None:
+    for key in SigningKey.objects.all():
+        SigningKey.objects.filter(pk=key.pk).update(
+            created_at=key.created_at - length,
+            activated_at=key.activated_at and key.activated_at - length,
+            retired_at=key.retired_at and key.retired_at - length,
+        )
+
+
+def test_algorithm_is_chosen_for_the_first_key():
+    with pytest.raises(CommandError, match="--algorithm"):
+        run("smart_keys", "generate")
+    ran = run("smart_keys", "generate", "--algorithm", "ES384")
+    key = SigningKey.objects.get()
+    assert ran.out.startswith(f"{key.kid}  ES384  active   signs since ")
+    assert "PRIVATE" not in ran.out
+
+
+def test_algorithms_that_are_in_use_need_not_be_named():
+    run("smart_keys", "generate", "--algorithm", "ES384")
+    make_registration(token_endpoint_auth_method="private_key_jwt", client_secret="")
+    run("smart_keys", "generate")
+    found = SigningKey.objects.values_list("algorithm", "status")
+    assert sorted(found) == [
+        ("ES384", "active"),
+        ("ES384", "next"),
+        ("RS384", "active"),
+    ]
+
+
+@pytest.mark.compliance("JWKS-10")
+def test_rotation_waits_until_servers_know_the_next_key():
+    run("smart_keys", "generate", "--algorithm", "ES384")
+    with pytest.raises(CommandError, match="smart_keys generate"):
+        run("smart_keys", "rotate")
+    run("smart_keys", "generate")
+    following = SigningKey.objects.following().get()
+    with pytest.raises(CommandError, match="may sign from"):
+        run("smart_keys", "rotate")
+    age()
+    lines = run("smart_keys", "rotate").out.splitlines()
+    assert lines[0].startswith(f"{following.kid}  ES384  active ")
+    # The one after it is published at once, so that a leak need not wait.
+    assert "  ES384  next     published since " in lines[1]
+    assert ", may sign from " in lines[1]
+
+
+def test_key_that_got_out_is_replaced_and_taken_out_at_once():
+    for _ in range(2):
+        run("smart_keys", "generate", "--algorithm", "ES384")
+    old = SigningKey.objects.active().get()
+    run("smart_keys", "rotate", "--now")
+    assert " removed " in run("smart_keys", "retire", old.kid, "--now").out
+    published = SigningKey.objects.as_jwks()["keys"]
+    assert old.kid not in [each["kid"] for each in published]
+
+
+def test_rotation_of_one_algorithm_leaves_the_other_alone():
+    for algorithm in ("ES384", "RS384"):
+        for _ in range(2):
+            run("smart_keys", "generate", "--algorithm", algorithm)
+    age()
+    before = SigningKey.objects.active().get(algorithm="RS384")
+    run("smart_keys", "rotate", "--algorithm", "ES384")
+    assert SigningKey.objects.active().get(algorithm="RS384") == before
+
+
+def test_site_without_a_worker_runs_the_schedule_by_command(settings: Any):
+    settings.SMART_KEY_ROTATION = 86400
+    run("smart_keys", "generate", "--algorithm", "ES384")
+    due = ("smart_keys", "rotate", "--due")
+    assert run(*due).out == "generated: 1, rotated: 0, removed: 0\n"
+    age(timedelta(days=1))
+    assert run(*due).out == "generated: 1, rotated: 1, removed: 0\n"
+    age()
+    assert run(*due).out == "generated: 0, rotated: 0, removed: 1\n"
+    with pytest.raises(CommandError, match="leave the other out"):
+        run(*due, "--algorithm", "ES384")
+
+
+def test_list_tells_the_place_of_every_key():
+    assert run("smart_keys", "list").out == ""
+    for _ in range(2):
+        run("smart_keys", "generate", "--algorithm", "ES384")
+    run("smart_keys", "rotate", "--now")
+    words = [line.split()[2] for line in run("smart_keys", "list").out.splitlines()]
+    assert words == ["retired", "active", "next"]
+    retired = SigningKey.objects.get(status="retired")
+    ran = run("smart_keys", "retire", retired.kid)
+    assert ", published until " in ran.out
+
+
+def test_retire_refuses_what_is_in_use_or_unknown():
+    run("smart_keys", "generate", "--algorithm", "RS384")
+    make_registration(token_endpoint_auth_method="private_key_jwt", client_secret="")
+    key = SigningKey.objects.get()
+    with pytest.raises(CommandError, match="rotate to another key"):
+        run("smart_keys", "retire", key.kid)
+    with pytest.raises(CommandError, match="There is no key"):
+        run("smart_keys", "retire", key.kid.swapcase())
+
+
+@pytest.mark.compliance("JWKS-03", "JWKS-09")
+def test_export_has_the_current_and_the_next_key():
+    run("smart_keys", "generate", "--algorithm", "ES384")
+    ran = run("smart_keys", "export")
+    assert ran.json == SigningKey.objects.as_jwks()
+    assert "no next ES384 key in it" in ran.err
+    run("smart_keys", "generate")
+    ran = run("smart_keys", "export")
+    assert {each["kid"] for each in ran.json["keys"]} == {
+        SigningKey.objects.active().get().kid,
+        SigningKey.objects.following().get().kid,
+    }
+    assert ran.err == ""
+    assert not {"d", "p", "q"} & {name for each in ran.json["keys"] for name in each}

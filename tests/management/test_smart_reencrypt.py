@@ -1,0 +1,228 @@
+"""``smart_reencrypt``: every secret to the first key, while the site runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.core.management import CommandError
+from django.db import connection, connections
+from django.utils import timezone
+
+from django_smart.exceptions import CredentialsError
+from django_smart.flows import reencrypt
+from django_smart.flows.keys import create_signing_key
+from django_smart.flows.refresh import refresh_grant
+from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
+from tests.ehr import CLIENT_SECRET, connect, make_browser
+from tests.flows.threads import run_together
+from tests.management.running import run
+
+pytestmark = pytest.mark.django_db
+
+OLD, NEW, OTHER = (Fernet.generate_key().decode() for _ in range(3))
+
+
+@pytest.fixture
+def grant(settings, registration, ehr) -> TokenGrant:
+    """A connected record; each of its secrets has the old key, and the new is first."""
+    settings.SMART_ENCRYPTION_KEYS = [OLD]
+    registration.save()
+    create_signing_key("ES384")
+    opened = connect(make_browser(), ehr)
+    Launch.objects.filter(pk=opened.pk).update(code_verifier="kept by somebody")
+    settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
+    assert opened.grant is not None
+    return opened.grant
+
+
+def read_secrets() -> list[str]:
+    """Every secret of every model, as the code reads it."""
+    grant, key = TokenGrant.objects.get(), SigningKey.objects.get()
+    return [
+        ClientRegistration.objects.get().client_secret,
+        key.private_key,
+        Launch.objects.get().code_verifier,
+        grant.access_token,
+        grant.refresh_token,
+    ]
+
+
+@contextmanager
+def during_update(action: Callable[[], Any], *, times: int = 1) -> Iterator[None]:
+    """Do *action* each time that a grant was read and is about to be written."""
+    left = [times]
+
+    def wrap(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("UPDATE") and TokenGrant._meta.db_table in sql and left[0]:
+            remaining, left[0] = (
+                left[0] - 1,
+                0,
+            )  # the action's own statements are not met
+            action()
+            left[0] = remaining
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(wrap):
+        yield
+
+
+def test_every_secret_is_moved_and_the_old_key_can_go(grant, settings):
+    before = read_secrets()
+    assert CLIENT_SECRET in before
+    assert run("smart_reencrypt").out == (
+        "moved: 4, with the first key already: 0, changed meanwhile: 0, "
+        "cannot be decrypted: 0\n"
+    )
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    assert read_secrets() == before
+
+
+def test_second_run_finds_nothing_left_and_writes_nothing(
+    grant, django_assert_max_num_queries
+):
+    run("smart_reencrypt")
+    # One look at each of four tables, and at what comes after their last row.
+    with django_assert_max_num_queries(8) as queries:
+        assert run("smart_reencrypt").out.startswith(
+            "moved: 0, with the first key already: 4,"
+        )
+    assert not [each for each in queries if each["sql"].startswith("UPDATE")]
+
+
+def test_check_counts_and_changes_nothing(grant, settings):
+    assert run("smart_reencrypt", "--check").out == (
+        "to be moved: 4, with the first key already: 0, changed meanwhile: 0, "
+        "cannot be decrypted: 0\n"
+    )
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    with pytest.raises(CredentialsError):
+        read_secrets()
+
+
+def test_rows_of_several_batches_are_all_moved(grant, monkeypatch, settings):
+    for _ in range(6):
+        grant.pk = None
+        grant.save(force_insert=True)
+    # Those were just encrypted with the new key; the old one again for some of them.
+    settings.SMART_ENCRYPTION_KEYS = [OLD, NEW]
+    run("smart_reencrypt")
+    settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
+    monkeypatch.setattr(reencrypt, "_BATCH_SIZE", 2)
+    assert run("smart_reencrypt").out.startswith("moved: 10,")
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    assert len({each.refresh_token for each in TokenGrant.objects.all()}) == 1
+
+
+def test_row_that_no_key_decrypts_is_named_and_the_others_are_moved(grant, settings):
+    settings.SMART_ENCRYPTION_KEYS = [OTHER]
+    TokenGrant.objects.update(access_token="of a key that is lost")
+    settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
+    with pytest.raises(CommandError, match="1 rows cannot be decrypted") as raised:
+        run("smart_reencrypt")
+    assert "SMART_ENCRYPTION_KEYS" in str(raised.value)
+    named: list[str] = []
+    again = reencrypt.reencrypt_secrets(on_unreadable=named.append)
+    assert named == [f"TokenGrant {grant.pk}"]
+    assert (again.current, again.moved, again.unreadable) == (3, 0, 1)
+
+
+def test_nothing_that_is_printed_shows_a_secret(grant):
+    secrets = read_secrets()
+    printed = run("smart_reencrypt")
+    assert not [each for each in secrets if each in printed.out + printed.err]
+
+
+def test_empty_columns_are_no_secrets(grant):
+    TokenGrant.objects.all().end(TokenGrant.Status.REVOKED, now=timezone.now())
+    ClientRegistration.objects.update(client_secret="")
+    assert run("smart_reencrypt").out.startswith("moved: 2,")
+
+
+@pytest.mark.usefixtures("ehr")
+def test_refresh_between_reading_and_writing_is_not_undone(grant, ehr, settings):
+    before = grant.refresh_token
+
+    def refresh() -> None:
+        assert refresh_grant(TokenGrant.objects.get())
+
+    with during_update(refresh):
+        run("smart_reencrypt")
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    stored = TokenGrant.objects.get()
+    assert stored.refresh_token != before
+    # The EHR knows it: the next refresh is none with a token that was used before.
+    assert refresh_grant(stored)
+    assert ehr.reused_refresh_tokens == 0
+
+
+def test_tokens_that_another_process_stores_with_the_old_key_are_moved_too(
+    grant, settings
+):
+    def store_as_before() -> None:
+        settings.SMART_ENCRYPTION_KEYS = [OLD]
+        TokenGrant.objects.update(refresh_token="of a process with the old settings")
+        settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
+
+    with during_update(store_as_before):
+        assert run("smart_reencrypt").out.startswith("moved: 4,")
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    stored = TokenGrant.objects.get()
+    assert stored.refresh_token == "of a process with the old settings"
+
+
+def test_row_that_is_deleted_meanwhile_is_no_error(grant):
+    with during_update(TokenGrant.objects.all().delete):
+        assert run("smart_reencrypt").out.startswith("moved: 3,")
+
+
+def test_row_that_never_stands_still_is_told_of(grant, settings):
+    def store_as_before() -> None:
+        settings.SMART_ENCRYPTION_KEYS = [OLD]
+        TokenGrant.objects.update(refresh_token="once more")
+        settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
+
+    with (
+        during_update(store_as_before, times=100),
+        pytest.raises(CommandError, match="run it again"),
+    ):
+        run("smart_reencrypt")
+    assert TokenGrant.objects.get().refresh_token == "once more"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_refreshes_in_other_threads_go_on_meanwhile(grant, ehr, settings):
+    until = timezone.now() + timedelta(seconds=1)
+    rounds = [0, 0]
+
+    def refresh() -> None:
+        while timezone.now() < until:
+            rounds[0] += refresh_grant(TokenGrant.objects.get())
+
+    def move() -> None:
+        while timezone.now() < until:
+            run("smart_reencrypt")
+            # As if each run were the first.
+            settings.SMART_ENCRYPTION_KEYS = settings.SMART_ENCRYPTION_KEYS[::-1]
+            rounds[1] += 1
+        connections.close_all()
+
+    assert run_together(refresh, move) == [None, None]
+    assert min(rounds) > 2
+    assert refresh_grant(TokenGrant.objects.get())
+    assert ehr.reused_refresh_tokens == 0
+    assert TokenGrant.objects.get().status == TokenGrant.Status.ACTIVE
+
+
+def test_keys_derived_from_the_secret_key_are_moved_to_the_sites_first_own(
+    settings, registration
+):
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    assert ClientRegistration.objects.get().client_secret == CLIENT_SECRET
+    assert run("smart_reencrypt").out.startswith("moved: 1,")
+    settings.SECRET_KEY = "another one, and long enough that no check complains: 98765"
+    assert ClientRegistration.objects.get().client_secret == CLIENT_SECRET

@@ -1,0 +1,127 @@
+"""``smart_refresh`` and ``smart_purge``: what the tasks do, without Celery."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError
+from django.utils import timezone
+
+from django_smart.models import Launch, TokenGrant
+from tests.ehr import connect, make_browser
+from tests.management.running import run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def grant(registration, ehr) -> TokenGrant:
+    """An offline grant that is not due yet."""
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    assert grant.is_offline
+    return grant
+
+
+def make_due(grant: TokenGrant) -> None:
+    TokenGrant.objects.filter(pk=grant.pk).update(
+        refresh_due_at=timezone.now() - timedelta(seconds=1)
+    )
+
+
+def test_due_grants_are_refreshed_and_counted(grant):
+    make_due(grant)
+    ran = run("smart_refresh")
+    assert ran.out == "refreshed: 1, left to others: 0, failed: 0\n"
+    fresh = TokenGrant.objects.get()
+    assert fresh.access_token != grant.access_token
+    assert fresh.access_token not in ran.out
+    assert run("smart_refresh").out.startswith("refreshed: 0,")
+
+
+def test_grants_that_are_not_due_are_left_alone(grant, ehr):
+    before = len(ehr.requests)
+    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 0\n"
+    assert len(ehr.requests) == before
+
+
+def test_failure_is_counted_and_the_refresh_token_kept(grant, ehr):
+    make_due(grant)
+    ehr.faults = ["refresh_500"]
+    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 1\n"
+    assert TokenGrant.objects.get().refresh_token == grant.refresh_token
+
+
+def test_one_grant_is_refreshed_due_or_not(grant):
+    ran = run("smart_refresh", "--grant", str(grant.pk))
+    assert ran.out.startswith("refreshed: 1,")
+    assert TokenGrant.objects.get().access_token != grant.access_token
+
+
+def test_grant_that_another_process_refreshes_is_left_to_it(grant):
+    TokenGrant.objects.take_lease(grant, owner="another", length=timedelta(minutes=1))
+    ran = run("smart_refresh", "--grant", str(grant.pk))
+    assert ran.out == "refreshed: 0, left to others: 1, failed: 0\n"
+
+
+def test_failed_refresh_of_one_grant_is_an_error(grant, ehr):
+    ehr.faults = ["refresh_500"]
+    with pytest.raises(CommandError, match="token_server_error"):
+        run("smart_refresh", "--grant", str(grant.pk))
+
+
+def test_registrations_that_were_refused_go_on(grant, ehr):
+    make_due(grant)
+    ehr.faults = ["refresh_invalid_client"]
+    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 1\n"
+    ehr.faults = []
+    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 0\n"
+    assert run("smart_refresh", "--resume").out == (
+        "registrations that go on: 1\nrefreshed: 1, left to others: 0, failed: 0\n"
+    )
+    assert run("smart_refresh", "--resume").out.startswith(
+        "registrations that go on: 0"
+    )
+
+
+def test_grant_without_refresh_token_is_refused_and_stays(grant):
+    TokenGrant.objects.update(refresh_token="", refresh_token_digest="")
+    with pytest.raises(CommandError, match="has no refresh token"):
+        run("smart_refresh", "--grant", str(grant.pk))
+    assert TokenGrant.objects.get().status == TokenGrant.Status.ACTIVE
+
+
+def test_ended_grant_is_refused(grant):
+    TokenGrant.objects.all().end(TokenGrant.Status.REVOKED, now=timezone.now())
+    with pytest.raises(CommandError, match=r"has ended \(revoked\)"):
+        run("smart_refresh", "--grant", str(grant.pk))
+
+
+def test_unknown_grant_is_refused():
+    with pytest.raises(CommandError, match="There is no grant 5"):
+        run("smart_refresh", "--grant", "5")
+
+
+def test_purge_deletes_what_is_long_over_and_counts_it(grant, settings):
+    settings.SMART_PURGE_AFTER = 3600
+    long_ago = timezone.now() - timedelta(hours=2)
+    Launch.objects.update(status=Launch.Status.ENDED, ended_at=long_ago)
+    TokenGrant.objects.all().end(TokenGrant.Status.REVOKED, now=long_ago)
+    assert run("smart_purge").out == (
+        "launches out of time: 0, launches deleted: 1, grants deleted: 1, "
+        "revocations finished: 0\n"
+    )
+    assert not Launch.objects.exists()
+    assert not TokenGrant.objects.exists()
+
+
+def test_purge_keeps_what_is_in_use(grant):
+    assert "deleted: 0, grants deleted: 0" in run("smart_purge").out
+    assert TokenGrant.objects.active().exists()
+
+
+def test_purge_finishes_open_revocations(grant, ehr):
+    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=timezone.now())
+    assert "revocations finished: 1" in run("smart_purge").out
+    assert TokenGrant.objects.get().access_token == ""

@@ -1,0 +1,625 @@
+"""``smart_register``: rows made and updated, and every refusal."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import timedelta
+
+import pytest
+from django.core.management import CommandError
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from django_smart.models import ClientRegistration, FHIRServer, SigningKey
+from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
+from tests.management.running import Ran, run
+
+pytestmark = pytest.mark.django_db
+
+_WHO = ("--base-url", BASE_URL, "--client-id", CLIENT_ID)
+_SECRET = ("--client-secret", CLIENT_SECRET)
+_EHR = ("--ehr-scope", EHR_SCOPE)
+_SITE = "https://app.example.org"
+
+
+def register(*arguments: str) -> Ran:
+    return run("smart_register", *_WHO, *arguments)
+
+
+def the_registration() -> ClientRegistration:
+    return ClientRegistration.objects.select_related("server").get()
+
+
+def assert_nothing_is_stored() -> None:
+    assert not FHIRServer.objects.exists()
+    assert not ClientRegistration.objects.exists()
+    assert not SigningKey.objects.exists()
+
+
+# What is stored and printed
+
+
+@pytest.mark.compliance("REG-01", "REG-02", "REG-03", "REG-04")
+def test_registration_is_stored_and_its_urls_are_printed():
+    ran = register(*_SECRET, *_EHR, "--standalone-scope", STANDALONE_SCOPE)
+    assert ran.json == {
+        "slug": "ehr-example-org",
+        "launch_url": f"{_SITE}/smart/launch/",
+        "login_url": f"{_SITE}/smart/login/?server=ehr-example-org",
+        "redirect_uri": f"{_SITE}/smart/callback/",
+        "jwks_url": f"{_SITE}/smart/jwks.json",
+    }
+    assert ran.err == ""
+    row = the_registration()
+    assert (row.server.base_url, row.server.name) == (BASE_URL, "ehr.example.org")
+    assert (row.client_id, row.client_secret) == (CLIENT_ID, CLIENT_SECRET)
+    assert row.token_endpoint_auth_method == "client_secret_basic"
+    assert (row.ehr_scope, row.standalone_scope) == (EHR_SCOPE, STANDALONE_SCOPE)
+    assert row.redirect_uri == f"{_SITE}/smart/callback/"
+
+
+def test_every_option_reaches_its_column():
+    register(
+        *("--secret-env", "EHR_SECRET", "--auth-method", "client_secret_post"),
+        *("--slug", "harbour", "--name", "Harbour Hospital", *_EHR),
+        *("--embed", "--frame-origin", "https://a.example"),
+        *("--frame-origin", "https://b.example", "--preset", "smart_launcher"),
+        *("--site-url", "https://other.example/"),
+    )
+    row = the_registration()
+    server = row.server
+    assert (server.slug, server.name) == ("harbour", "Harbour Hospital")
+    assert server.allow_embedding is True
+    assert server.frame_origins == ["https://a.example", "https://b.example"]
+    assert (server.preset, server.bearer_boundary) == ("smart_launcher", "origin")
+    assert (row.client_secret, row.client_secret_env) == ("", "EHR_SECRET")
+    assert row.token_endpoint_auth_method == "client_secret_post"
+    assert row.redirect_uri == "https://other.example/smart/callback/"
+
+
+def test_command_line_and_file_give_the_same_row(tmp_path):
+    file = tmp_path / "registrations.json"
+    entry = {
+        "base_url": BASE_URL,
+        "client_id": CLIENT_ID,
+        "client_secret": CLIENT_SECRET,
+        "ehr_scope": EHR_SCOPE,
+        "frame_origin": "https://a.example",
+        "embed": True,
+        "name": None,
+        "set": {"pkce": "if_advertised", "rate_limit": 5},
+    }
+    file.write_text(json.dumps([entry]))
+    from_file = run("smart_register", "--from", str(file))
+    columns = ClientRegistration.objects.values(
+        "server__pkce", "server__rate_limit", "server__frame_origins", "redirect_uri"
+    )
+    stored = columns.get()
+    from_line = register(
+        *_SECRET,
+        *_EHR,
+        *("--frame-origin", "https://a.example", "--embed"),
+        *("--set", "pkce=if_advertised", "--set", "rate_limit=5"),
+    )
+    assert from_file.json == [from_line.json]
+    assert columns.get() == stored
+
+
+def test_secret_is_never_printed(tmp_path):
+    secret = "do-not-print-me"
+    ran = register("--client-secret", secret, *_EHR)
+    assert secret not in ran.out + ran.err
+    for arguments in (
+        ("--auth-method", "none"),
+        ("--ehr-scope", "no such scope"),
+        ("--set", f"rate_limit={secret}"),
+    ):
+        with pytest.raises(CommandError) as caught:
+            register("--client-secret", secret, *_EHR, *arguments)
+        assert secret not in str(caught.value)
+    file = tmp_path / "broken.json"
+    file.write_text(f'[{{"client_secret": "{secret}"')
+    with pytest.raises(CommandError) as caught:
+        run("smart_register", "--from", str(file))
+    assert secret not in str(caught.value)
+    assert caught.value.__cause__ is None or secret not in repr(
+        vars(caught.value.__cause__)
+    )
+
+
+def test_two_servers_at_one_host_get_slugs_of_their_own():
+    register(*_SECRET, *_EHR)
+    other = run(
+        "smart_register",
+        *("--base-url", "https://ehr.example.org/other", "--client-id", "x"),
+        *(*_SECRET, *_EHR),
+    )
+    assert other.json["slug"] == "ehr-example-org-2"
+
+
+def test_remark_on_a_registration_without_scopes_goes_to_standard_error():
+    ran = register(*_SECRET)
+    assert ran.json["slug"] == "ehr-example-org"
+    assert "no scope is registered" in ran.err
+
+
+def test_remark_on_a_variable_that_is_not_set(monkeypatch):
+    monkeypatch.delenv("EHR_SECRET", raising=False)
+    assert "EHR_SECRET is not set" in register("--secret-env", "EHR_SECRET", *_EHR).err
+    monkeypatch.setenv("EHR_SECRET", "x")
+    assert register("--secret-env", "EHR_SECRET", *_EHR).err == ""
+
+
+# Again
+
+
+def test_same_base_url_and_client_id_update_the_row():
+    register(*_SECRET, *_EHR, "--name", "Harbour", "--set", "pkce=never")
+    first = the_registration()
+    # A slash at the end names the same server.
+    run(
+        "smart_register",
+        *("--base-url", f"{BASE_URL}/", "--client-id", CLIENT_ID),
+        *("--set", "create_users=false"),
+    )
+    row = the_registration()
+    assert (row.pk, row.server.pk) == (first.pk, first.server.pk)
+    assert row.create_users is False
+    # What was not given stays.
+    assert (row.server.name, row.server.pkce) == ("Harbour", "never")
+    assert (row.ehr_scope, row.client_secret) == (EHR_SCOPE, CLIENT_SECRET)
+    assert row.server.slug == first.server.slug
+
+
+def test_redirect_uri_stays_until_a_site_url_is_given(settings):
+    register(*_SECRET, *_EHR)
+    settings.SMART_SITE_URL = "https://new.example"
+    ran = register("--name", "Harbour")
+    assert ran.json["redirect_uri"] == f"{_SITE}/smart/callback/"
+    assert ran.json["launch_url"] == f"{_SITE}/smart/launch/"
+    ran = register("--site-url", "https://new.example")
+    assert ran.json["redirect_uri"] == "https://new.example/smart/callback/"
+    assert ran.json["launch_url"] == "https://new.example/smart/launch/"
+
+
+def test_new_secret_replaces_the_old_one_wherever_it_was():
+    register(*_SECRET, *_EHR)
+    register("--secret-env", "EHR_SECRET")
+    row = the_registration()
+    assert (row.client_secret, row.client_secret_env) == ("", "EHR_SECRET")
+    register("--client-secret", "newer")
+    row = the_registration()
+    assert (row.client_secret, row.client_secret_env) == ("newer", "")
+
+
+def test_secret_goes_when_the_method_needs_none():
+    register(*_SECRET, *_EHR)
+    register("--auth-method", "none")
+    assert the_registration().client_secret == ""
+
+
+def test_embedding_is_switched_off_again():
+    register(*_SECRET, *_EHR, "--embed")
+    register("--no-embed")
+    assert the_registration().server.allow_embedding is False
+
+
+def test_client_ids_that_differ_by_case_are_two_clients():
+    register(*_SECRET, "--set", "is_active=false")
+    run(
+        "smart_register",
+        *("--base-url", BASE_URL, "--client-id", CLIENT_ID.upper(), *_SECRET, *_EHR),
+    )
+    assert ClientRegistration.objects.count() == 2
+    assert FHIRServer.objects.count() == 1
+
+
+# Keys
+
+
+@pytest.mark.parametrize("algorithm", ["RS384", "ES384"])
+def test_private_key_jwt_makes_a_key_if_none_is_active(algorithm):
+    arguments = (
+        *("--auth-method", "private_key_jwt", *_EHR),
+        *("--set", f"signing_algorithm={algorithm}"),
+    )
+    register(*arguments)
+    key = SigningKey.objects.get()
+    assert (key.algorithm, key.status) == (algorithm, "active")
+    assert key.activated_at is not None
+    assert set(key.public_jwk).isdisjoint({"d", "p", "q"})
+    register(*arguments)
+    assert SigningKey.objects.get() == key
+
+
+def test_backend_services_authenticate_with_a_key_by_default():
+    register("--system-scope", "system/Patient.rs")
+    assert the_registration().token_endpoint_auth_method == "private_key_jwt"
+    assert SigningKey.objects.active().count() == 1
+
+
+# --set
+
+
+def test_set_reaches_columns_of_both_tables_typed():
+    register(
+        *(*_SECRET, *_EHR),
+        *("--set", "min_refresh_interval=90", "--set", "nonce_required=off"),
+        *("--set", 'discovery_headers={"Epic-Client-ID": "abc"}'),
+        *("--set", "rate_limit=7", "--set", "landing_page=/a=b/"),
+        *("--set", "server.is_active=false", "--set", "create_users=0"),
+    )
+    row = the_registration()
+    assert row.server.min_refresh_interval == timedelta(seconds=90)
+    assert row.server.nonce_required is False
+    assert row.server.discovery_headers == {"Epic-Client-ID": "abc"}
+    assert row.server.rate_limit == 7
+    assert row.landing_page == "/a=b/"
+    assert (row.server.is_active, row.is_active, row.create_users) == (
+        False,
+        True,
+        False,
+    )
+    register("--set", "rate_limit=", "--set", "min_refresh_interval=")
+    row = the_registration()
+    assert (row.server.rate_limit, row.server.min_refresh_interval) == (None, None)
+
+
+def test_set_wins_over_the_preset():
+    register(
+        *(*_SECRET, *_EHR, "--preset", "smart_launcher"),
+        *("--set", "bearer_boundary=base"),
+    )
+    assert the_registration().server.bearer_boundary == "base"
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("min_refesh_interval=1", "Did you mean min_refresh_interval?"),
+        ("nothing=1", "What can be set: allow_embedding"),
+        ("base_url=https://x.example", "There is no column base_url"),
+        ("jwks={}", "There is no column jwks"),
+        ("launch_slot=x", "There is no column launch_slot"),
+        ("pkce", "FIELD=VALUE"),
+        ("pkce=perhaps", "not a valid choice"),
+        ("nonce_required=perhaps", "nonce_required takes true or false"),
+        ("rate_limit=many", "rate_limit takes a whole number"),
+        ("rate_limit=-1", "rate_limit"),
+        ("min_refresh_interval=soon", "takes a number of seconds"),
+        ("min_refresh_interval=nan", "takes a number of seconds"),
+        ("min_refresh_interval=-1", "takes a number of seconds"),
+        ("min_refresh_interval=1e300", "takes a number of seconds"),
+        ("discovery_headers={", "takes a JSON object"),
+        ("discovery_headers=[]", "takes a JSON object"),
+        ("frame_origins=1", "takes a JSON list"),
+        ("frame_origins=[1]", "list of strings"),
+        ('discovery_headers={"a": 1}', "Headers are an object"),
+    ],
+)
+def test_set_refuses_what_the_column_does_not_take(pair, message):
+    with pytest.raises(CommandError, match=message.replace("?", r"\?")):
+        register(*_SECRET, *_EHR, "--set", pair)
+    assert_nothing_is_stored()
+
+
+# Refusals
+
+
+@pytest.mark.compliance("REG-04")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*_EHR,), "--client-secret: client_secret_basic needs a client secret"),
+        ((*_EHR, "--auth-method", "client_secret_post"), "needs a client secret"),
+        ((*_EHR, *_SECRET, "--auth-method", "none"), "takes no client secret"),
+        ((*_EHR, *_SECRET, "--auth-method", "private_key_jwt"), "takes no client"),
+        ((*_EHR, *_SECRET, "--secret-env", "X"), "in one place"),
+        ((*_SECRET, "--ehr-scope", "launch patient/patient.rs"), "--ehr-scope: "),
+        ((*_SECRET, "--ehr-scope", "fhirUser"), "together with openid"),
+        ((*_SECRET, "--standalone-scope", "launch"), "--standalone-scope: "),
+        ((*_SECRET, "--system-scope", "system/*.rs"), "private_key_jwt only"),
+        ((*_SECRET, *_EHR, "--slug", "no slug"), "--slug: "),
+        ((*_SECRET, *_EHR, "--frame-origin", "https://a.example/p"), "--frame-origin"),
+        ((*_SECRET, *_EHR, "--frame-origin", "http://a.example"), "not https"),
+        ((*_SECRET, *_EHR, "--site-url", "http://app.example"), "--site-url: .*https"),
+        ((*_SECRET, *_EHR, "--site-url", "https://a.example/b"), "more than scheme"),
+        ((*_SECRET, *_EHR, "--site-url", "app.example"), "--site-url: "),
+        ((*_SECRET, *_EHR, "--preset", "acme"), "invalid choice"),
+        ((*_SECRET, *_EHR, "--auth-method", "tls"), "invalid choice"),
+    ],
+)
+def test_fault_visible_in_the_row_refuses(arguments, message):
+    with pytest.raises(CommandError, match=message):
+        register(*arguments)
+    assert_nothing_is_stored()
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    ["http://ehr.example.org/fhir", "ehr.example.org/fhir", "https://e.example/f?a=b"],
+)
+def test_base_url_that_is_not_fit_for_secrets_is_refused(base_url):
+    with pytest.raises(CommandError, match="--base-url: "):
+        run(
+            "smart_register",
+            *("--base-url", base_url, "--client-id", "x", *_SECRET, *_EHR),
+        )
+    assert_nothing_is_stored()
+
+
+def test_plain_http_is_accepted_for_the_named_hosts(settings):
+    settings.SMART_INSECURE_HTTP_HOSTS = ["localhost", "127.0.0.1"]
+    ran = run(
+        "smart_register",
+        *("--base-url", "http://localhost:8010/fhir", "--client-id", "x", *_SECRET),
+        *(*_EHR, "--site-url", "http://127.0.0.1:8000"),
+    )
+    assert ran.json["redirect_uri"] == "http://127.0.0.1:8000/smart/callback/"
+
+
+@pytest.mark.parametrize("missing", ["--base-url", "--client-id"])
+def test_what_names_the_row_is_required(missing):
+    arguments = list(_WHO)
+    del arguments[arguments.index(missing) : arguments.index(missing) + 2]
+    with pytest.raises(CommandError, match=missing):
+        run("smart_register", *arguments, *_SECRET, *_EHR)
+
+
+def test_launch_needs_the_address_of_this_site(settings):
+    del settings.SMART_SITE_URL
+    with pytest.raises(CommandError, match="SMART_SITE_URL"):
+        register(*_SECRET, *_EHR)
+    assert_nothing_is_stored()
+    # Backend services alone send nobody here.
+    ran = register("--system-scope", "system/Patient.rs")
+    assert ran.json == {
+        "slug": "ehr-example-org",
+        "launch_url": None,
+        "login_url": None,
+        "redirect_uri": None,
+        "jwks_url": None,
+    }
+    assert "SMART_SITE_URL" in ran.err
+
+
+def test_second_launch_registration_of_a_server_is_refused():
+    register(*_SECRET, *_EHR)
+    with pytest.raises(CommandError, match="there can be one"):
+        run(
+            "smart_register",
+            *("--base-url", BASE_URL, "--client-id", "other", *_SECRET, *_EHR),
+        )
+    assert ClientRegistration.objects.count() == 1
+
+
+def test_slug_of_another_server_is_refused():
+    register(*_SECRET, *_EHR, "--slug", "harbour")
+    with pytest.raises(CommandError, match="--slug"):
+        run(
+            "smart_register",
+            *("--base-url", "https://other.example/fhir", "--client-id", "x"),
+            *(*_SECRET, *_EHR, "--slug", "harbour"),
+        )
+    assert FHIRServer.objects.count() == 1
+
+
+def test_refused_update_leaves_the_row_as_it_was():
+    register(*_SECRET, *_EHR, "--name", "Harbour")
+    with pytest.raises(CommandError):
+        register("--name", "Other", "--standalone-scope", "launch")
+    row = the_registration()
+    assert (row.server.name, row.standalone_scope) == ("Harbour", "")
+
+
+def test_urls_that_are_not_included_are_named(settings):
+    settings.ROOT_URLCONF = "tests.management.no_urls"
+    with pytest.raises(CommandError, match="Include the URLs of django_smart"):
+        register(*_SECRET, *_EHR)
+    assert_nothing_is_stored()
+
+
+# --from
+
+
+def _write(tmp_path, *entries: object) -> tuple[str, str]:
+    file = tmp_path / "registrations.json"
+    file.write_text(json.dumps(entries))
+    return "--from", str(file)
+
+
+def _entry(number: int, **values: object) -> dict[str, object]:
+    return {
+        "base_url": f"https://ehr{number}.example/fhir",
+        "client_id": f"client-{number}",
+        "client_secret": "secret",
+        "ehr_scope": "launch patient/Patient.rs",
+        **values,
+    }
+
+
+def test_file_is_stored_and_answered_in_its_order(tmp_path):
+    entries = [_entry(n, slug=f"server-{n}") for n in (3, 1, 2)]
+    ran = run("smart_register", *_write(tmp_path, *entries))
+    assert [answer["slug"] for answer in ran.json] == [
+        "server-3",
+        "server-1",
+        "server-2",
+    ]
+    assert ClientRegistration.objects.count() == 3
+
+
+def test_file_may_come_from_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([_entry(1)])))
+    assert len(run("smart_register", "--from", "-").json) == 1
+
+
+def test_empty_file_is_an_empty_list(tmp_path):
+    assert run("smart_register", *_write(tmp_path)).json == []
+
+
+def test_site_url_of_the_command_is_for_entries_without_one(tmp_path):
+    entries = [_entry(1), _entry(2, site_url="https://two.example")]
+    ran = run(
+        "smart_register", *_write(tmp_path, *entries), "--site-url", "https://x.example"
+    )
+    assert [answer["redirect_uri"] for answer in ran.json] == [
+        "https://x.example/smart/callback/",
+        "https://two.example/smart/callback/",
+    ]
+
+
+def test_one_bad_entry_refuses_the_whole_file(tmp_path):
+    with pytest.raises(CommandError, match=r"Entry 2: --ehr-scope"):
+        run(
+            "smart_register",
+            *_write(tmp_path, _entry(1), _entry(2, ehr_scope="x"), _entry(3)),
+        )
+    assert_nothing_is_stored()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (_entry(1, colour="red"), "Entry 1: Unknown: colour"),
+        (_entry(1, check=True), "Entry 1: Unknown: check"),
+        (_entry(1, base_url=None), "base_url is missing"),
+        (_entry(1, client_id=""), "client_id is missing"),
+        (_entry(1, ehr_scope=["launch"]), "ehr_scope is not text"),
+        (_entry(1, name=5), "name is not text"),
+        (_entry(1, embed="yes"), "embed is not true or false"),
+        (_entry(1, frame_origin=5), "frame_origin is not text or a list"),
+        (_entry(1, frame_origin=[5]), "frame_origin is not text or a list"),
+        (_entry(1, set=[]), "set is not an object"),
+        (_entry(1, set={"rate_limit": 1.5}), "rate_limit takes a whole number"),
+        (_entry(1, set={"rate_limit": True}), "rate_limit takes a whole number"),
+        (_entry(1, set={"landing_page": 5}), "landing_page takes text"),
+        (_entry(1, set={"name": "a\0b"}), "characters that cannot be stored"),
+        (_entry(1, client_id="a\0b"), "characters that cannot be stored"),
+        (_entry(1, client_id="\ud800"), "characters that cannot be stored"),
+        (_entry(1, preset="acme"), "--preset"),
+        ("text", "list of objects"),
+    ],
+)
+def test_entry_that_is_not_understood_is_refused(tmp_path, entry, message):
+    with pytest.raises(CommandError, match=message):
+        run("smart_register", *_write(tmp_path, entry))
+    assert_nothing_is_stored()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[", '"x"', "[1]", '[{"name": "a", "name": "b"}]', "[" * 100_000]
+)
+def test_file_that_is_no_list_of_entries_is_refused(tmp_path, text):
+    file = tmp_path / "registrations.json"
+    file.write_text(text)
+    with pytest.raises(CommandError, match="The file is not"):
+        run("smart_register", "--from", str(file))
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path):
+    missing = tmp_path / "missing.json"
+    with pytest.raises(CommandError, match=r"missing\.json cannot be read"):
+        run("smart_register", "--from", str(missing))
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(CommandError, match="cannot be read: UnicodeDecodeError"):
+        run("smart_register", "--from", str(binary))
+
+
+@pytest.mark.parametrize(
+    "extra", [("--client-id", "x"), ("--set", "pkce=never"), ("--embed",)]
+)
+def test_file_and_options_are_not_mixed(tmp_path, extra):
+    with pytest.raises(CommandError, match="stands in the file"):
+        run("smart_register", *_write(tmp_path, _entry(1)), *extra)
+    assert_nothing_is_stored()
+
+
+# --check
+
+
+def test_nothing_is_sent_without_check(ehr):
+    register(*_SECRET, *_EHR)
+    assert ehr.requests == []
+
+
+def test_check_asks_the_server_and_keeps_what_it_said(ehr):
+    register(*_SECRET, *_EHR, "--check")
+    server = FHIRServer.objects.get()
+    assert server.configuration is not None
+    assert server.configuration["token_endpoint"]
+    assert server.configuration_fetched_at is not None
+    assert server.issuer
+    assert server.jwks is not None
+    assert server.jwks["keys"]
+    assert len(ehr.requests) == 2
+
+
+def test_check_holds_no_transaction_while_it_waits(ehr):
+    before = len(connection.savepoint_ids)
+    seen = []
+    ehr.on_request = lambda request: seen.append(len(connection.savepoint_ids))
+    with CaptureQueriesContext(connection):
+        register(*_SECRET, *_EHR, "--check")
+    assert seen
+    assert set(seen) == {before}
+
+
+def test_check_without_openid_fetches_no_keys(ehr):
+    register(*_SECRET, "--ehr-scope", "launch patient/Patient.rs", "--check")
+    assert len(ehr.requests) == 1
+    assert FHIRServer.objects.get().jwks is None
+
+
+def test_check_asks_a_server_once_for_all_its_entries(ehr, tmp_path):
+    launches = {
+        "base_url": BASE_URL,
+        "client_id": CLIENT_ID,
+        "client_secret": CLIENT_SECRET,
+        "ehr_scope": EHR_SCOPE,
+    }
+    backend = {
+        "base_url": BASE_URL,
+        "client_id": "backend",
+        "system_scope": "system/Patient.rs",
+        "slug": "harbour",
+    }
+    ran = run("smart_register", *_write(tmp_path, launches, backend), "--check")
+    assert len(ehr.requests) == 2
+    # Both answers are of the server as the last entry left it.
+    assert [answer["slug"] for answer in ran.json] == ["harbour", "harbour"]
+    server = FHIRServer.objects.get()
+    assert server.configuration is not None
+    assert server.jwks is not None
+
+
+def test_check_of_a_server_that_does_not_answer_refuses(ehr, settings):
+    settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
+    with pytest.raises(CommandError, match="server_unreachable"):
+        run(
+            "smart_register",
+            *("--base-url", "http://localhost:9/fhir", "--client-id", "x"),
+            *(*_SECRET, *_EHR, "--check"),
+        )
+    assert_nothing_is_stored()
+
+
+def test_check_of_what_is_not_a_smart_server_refuses(ehr):
+    with pytest.raises(CommandError, match="discovery"):
+        run(
+            "smart_register",
+            *("--base-url", f"{BASE_URL}/wrong", "--client-id", "x"),
+            *(*_SECRET, *_EHR, "--check"),
+        )
+    assert_nothing_is_stored()
+
+
+def test_refused_check_leaves_the_row_as_it_was(ehr):
+    register(*_SECRET, *_EHR, "--name", "Harbour")
+    ehr.faults = ["discovery_not_json"]
+    with pytest.raises(CommandError, match="discovery"):
+        register("--name", "Other", "--check")
+    server = FHIRServer.objects.get()
+    assert (server.name, server.configuration) == ("Harbour", None)

@@ -1,0 +1,201 @@
+"""Client registrations: what may be saved, and what the form says against it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from django_smart.models import ClientRegistration
+from tests.ehr import CLIENT_SECRET, REDIRECT_URI, make_registration
+
+pytestmark = pytest.mark.django_db
+
+
+def _messages(registration: ClientRegistration) -> dict[str, list[str]]:
+    with pytest.raises(ValidationError) as raised:
+        registration.full_clean()
+    return raised.value.message_dict
+
+
+def _another(first: ClientRegistration, **values: Any) -> ClientRegistration:
+    """One more registration at the same server."""
+    return ClientRegistration(
+        server=first.server,
+        **{
+            "client_id": "another",
+            "client_secret": CLIENT_SECRET,
+            "ehr_scope": "launch openid fhirUser",
+            "redirect_uri": REDIRECT_URI,
+            **values,
+        },
+    )
+
+
+def test_server_has_one_active_registration_for_launches() -> None:
+    first = make_registration()
+    second = _another(first)
+    (message,) = _messages(second)["__all__"]
+    assert "an EHR launch names the server only" in message
+    with pytest.raises(IntegrityError), transaction.atomic():
+        second.save()
+    # One that is off, and one that is for backend services alone, may stand beside it.
+    second.is_active = False
+    second.full_clean()
+    second.save()
+    backend = _another(
+        first,
+        client_id="backend",
+        client_secret="",
+        ehr_scope="",
+        redirect_uri="",
+        system_scope="system/*.rs",
+        token_endpoint_auth_method="private_key_jwt",
+    )
+    backend.full_clean()
+    backend.save()
+    assert list(ClientRegistration.objects.launchable()) == [first]
+    # The other one takes its place once it is off.
+    first.is_active = False
+    first.save()
+    second.is_active = True
+    second.full_clean()
+    second.save()
+    assert list(ClientRegistration.objects.launchable()) == [second]
+
+
+@pytest.mark.compliance("REG-01")
+def test_client_id_is_unique_at_its_server_and_compared_exactly() -> None:
+    first = make_registration(client_id="abc")
+    twin = _another(first, client_id="abc", is_active=False)
+    (message,) = _messages(twin)["__all__"]
+    assert "registered at this server already" in message
+    with pytest.raises(IntegrityError), transaction.atomic():
+        twin.save()
+    for client_id in ("ABC", "abc ", "x" * 5000):
+        other = _another(first, client_id=client_id, is_active=False)
+        other.full_clean()
+        other.save()
+    make_registration(
+        server__slug="elsewhere",
+        server__base_url="https://elsewhere.example.net/fhir",
+        client_id="abc",
+    )
+
+
+@pytest.mark.compliance("REG-04", "AUTH-12", "SAL-02", "REF-01")
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"client_secret": ""}, "client_secret"),
+        (
+            {"client_secret": "", "token_endpoint_auth_method": "client_secret_post"},
+            "client_secret",
+        ),
+        ({"token_endpoint_auth_method": "none"}, "client_secret"),
+        ({"token_endpoint_auth_method": "private_key_jwt"}, "client_secret"),
+        ({"client_secret_env": "NAME"}, "client_secret_env"),
+        (
+            {"token_endpoint_auth_method": "none", "client_secret": "",
+             "client_secret_file": "/run/secret"},
+            "client_secret_file",
+        ),
+        ({"system_scope": "system/*.rs"}, "token_endpoint_auth_method"),
+        ({"token_endpoint_auth_method": "tls_client_auth"},
+         "token_endpoint_auth_method"),
+        ({"redirect_uri": ""}, "redirect_uri"),
+        ({"ehr_scope": "launch fhirUser"}, "ehr_scope"),
+        ({"ehr_scope": "launch patient/Observation.sr"}, "ehr_scope"),
+        ({"standalone_scope": "launch patient/*.rs"}, "standalone_scope"),
+        (
+            {"standalone_scope": "offline_access online_access launch/patient"},
+            "standalone_scope",
+        ),
+        ({"signing_algorithm": "HS256"}, "signing_algorithm"),
+    ],
+)  # fmt: skip
+def test_what_is_visibly_wrong_is_named_at_its_field(
+    values: dict[str, str], field: str
+) -> None:
+    registration = make_registration()
+    for name, value in values.items():
+        setattr(registration, name, value)
+    assert field in _messages(registration)
+
+
+@pytest.mark.compliance("REG-04", "REG-05")
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"token_endpoint_auth_method": "none", "client_secret": ""},
+        {"token_endpoint_auth_method": "client_secret_post"},
+        {"client_secret": "", "client_secret_env": "NAME"},
+        {"client_secret": "", "client_secret_file": "/run/secret"},
+        {
+            "client_secret": "",
+            "token_endpoint_auth_method": "private_key_jwt",
+            "system_scope": "system/*.rs",
+        },
+    ],
+)
+def test_methods_with_fitting_credentials_are_fine(values: dict[str, str]) -> None:
+    assert make_registration(**values).pk
+
+
+def test_querysets_follow_the_switches() -> None:
+    registration = make_registration()
+    objects = ClientRegistration.objects
+    assert list(objects.standalone()) == [registration]
+    registration.standalone_scope = ""
+    registration.save()
+    assert not objects.standalone()
+    assert list(objects.launchable()) == [registration]
+    registration.server.is_active = False
+    registration.server.save()
+    assert not objects.launchable()
+    assert not objects.active()
+
+
+def test_text_of_a_registration_names_its_server() -> None:
+    registration = make_registration()
+    assert str(registration) == "Harbour Hospital (client_secret_basic)"
+    assert registration.client_id not in str(registration)
+
+
+@pytest.mark.compliance("CAPS-08")
+@pytest.mark.parametrize(
+    ("field", "scope", "fix"),
+    [
+        ("ehr_scope", "launch patient/Patient.rs", "write patient/Patient.read for"),
+        ("standalone_scope", "user/*.cruds", "write user/*.* for user/*.cruds"),
+        ("ehr_scope", "launch patient/Patient.c", "write patient/Patient.write for"),
+        (
+            "ehr_scope",
+            "launch patient/Observation.rs?category=laboratory",
+            "leave its parameters out",
+        ),
+    ],
+)
+def test_server_of_version_1_is_asked_for_scopes_of_version_1(
+    field: str, scope: str, fix: str
+) -> None:
+    values = {"ehr_scope": "launch", "standalone_scope": "launch/patient"}
+    registration = make_registration(server__scope_syntax="v1", **values)
+    setattr(registration, field, scope)
+    (message,) = _messages(registration)[field]
+    assert fix in message
+    assert "set the server's scope syntax to v2" in message
+    registration.server.scope_syntax = "v2"
+    registration.full_clean()
+
+
+def test_version_1_scopes_are_fine_at_a_server_of_version_1() -> None:
+    scope = "launch openid fhirUser patient/Patient.read patient/*.* offline_access"
+    registration = make_registration(
+        server__scope_syntax="v1",
+        ehr_scope=scope,
+        standalone_scope="launch/patient patient/Observation.write",
+    )
+    registration.full_clean()

@@ -1,0 +1,105 @@
+"""FHIR servers: their base URL, and the values of their columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from django_smart.exceptions import InsecureURLError
+from django_smart.models import FHIRServer
+from tests.ehr import BASE_URL
+
+pytestmark = pytest.mark.django_db
+
+
+def _server(**values: Any) -> FHIRServer:
+    return FHIRServer(
+        **{"slug": "harbour", "name": "Harbour", "base_url": BASE_URL, **values}
+    )
+
+
+@pytest.mark.parametrize(
+    "twin", [BASE_URL, f"{BASE_URL}/", BASE_URL.replace("ehr.example", "EHR.Example")]
+)
+def test_base_url_is_unique_in_the_form_that_is_compared(twin: str) -> None:
+    first = _server()
+    first.full_clean()
+    first.save()
+    second = _server(slug="another", base_url=twin)
+    with pytest.raises(ValidationError) as raised:
+        second.full_clean()
+    assert raised.value.message_dict["__all__"] == [
+        "A server with this base URL is registered already."
+    ]
+    with pytest.raises(IntegrityError), transaction.atomic():
+        second.save()
+    assert FHIRServer.objects.with_base_url(twin).get() == first
+
+
+def test_paths_that_differ_in_case_are_two_servers() -> None:
+    for slug, base_url in (("a", BASE_URL), ("b", BASE_URL.replace("abc", "ABC"))):
+        server = _server(slug=slug, base_url=base_url)
+        server.full_clean()
+        server.save()
+    assert FHIRServer.objects.with_base_url(BASE_URL).get().slug == "a"
+    with pytest.raises(InsecureURLError):
+        FHIRServer.objects.with_base_url("not a URL")
+
+
+@pytest.mark.compliance("SEC-04", "DISC-14")
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"base_url": "http://ehr.example.org/fhir"}, "base_url"),
+        ({"base_url": "ftp://ehr.example.org/fhir"}, "base_url"),
+        ({"base_url": "https://u:p@ehr.example.org/fhir"}, "base_url"),
+        ({"token_endpoint": "http://ehr.example.org/token"}, "token_endpoint"),
+        ({"discovery_headers": ["Epic-Client-ID"]}, "discovery_headers"),
+        ({"discovery_headers": {"X": "a\r\nY: b"}}, "discovery_headers"),
+        ({"discovery_headers": {"X": 1}}, "discovery_headers"),
+        ({"frame_origins": "https://ehr.example.org"}, "frame_origins"),
+        ({"frame_origins": ["https://ehr.example.org/path"]}, "frame_origins"),
+        ({"frame_origins": ["http://ehr.example.org"]}, "frame_origins"),
+        ({"frame_origins": ["https://a.example.org;script-src"]}, "frame_origins"),
+        ({"pkce": "plain"}, "pkce"),
+        ({"bearer_boundary": "anywhere"}, "bearer_boundary"),
+        ({"slug": "no slug"}, "slug"),
+    ],
+)
+def test_unsafe_values_are_refused_at_their_field(
+    values: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError) as raised:
+        _server(**values).full_clean()
+    assert field in raised.value.message_dict
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [f"{BASE_URL}?x=1", f"{BASE_URL}#x", "https://ehr.example.org/a/../fhir"],
+)
+def test_base_url_that_cannot_be_compared_is_refused_and_no_crash(
+    base_url: str,
+) -> None:
+    with pytest.raises(ValidationError) as raised:
+        _server(base_url=base_url).full_clean()
+    assert "base_url" in raised.value.message_dict
+
+
+def test_plain_http_is_for_the_named_hosts_alone(settings: Any) -> None:
+    settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
+    _server(base_url="http://localhost:8001/fhir").full_clean()
+    with pytest.raises(ValidationError):
+        _server(base_url="http://localhost.example.org/fhir").full_clean()
+
+
+def test_defaults_are_the_safe_ones() -> None:
+    server = _server()
+    server.full_clean()
+    assert (server.pkce, server.nonce_required) == ("always", True)
+    assert (server.bearer_boundary, server.allow_embedding) == ("base", False)
+    assert (server.aud_rule, server.send_scope_on_refresh) == ("as_received", False)
+    assert str(server) == "Harbour"

@@ -1,0 +1,682 @@
+"""SMART configuration, OpenID configuration, JWK Set, CapabilityStatement."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_smart.exceptions import (
+    DiscoveryError,
+    DiscoveryStatusError,
+    MalformedDiscoveryError,
+)
+from django_smart.protocol.capabilities import (
+    Capability,
+    CapabilitySet,
+    get_capability_sets,
+)
+from django_smart.protocol.discovery import (
+    AssociatedEndpoint,
+    SMARTConfiguration,
+    build_capability_statement_request,
+    build_discovery_request,
+    build_jwks_request,
+    build_openid_configuration_request,
+    is_without_endpoints,
+    process_capability_statement,
+    process_discovery_response,
+    process_jwks_response,
+    process_openid_configuration_response,
+)
+from tests.protocol.helpers import BASE_URL, VECTORS, build_answer, load_jwk_set
+
+MINIMAL = {
+    "token_endpoint": "https://as.example.org/token",
+    "grant_types_supported": ["authorization_code"],
+    "capabilities": ["launch-ehr"],
+    "code_challenge_methods_supported": ["S256"],
+}
+URL_MEMBERS = [
+    "authorization_endpoint",
+    "jwks_uri",
+    "registration_endpoint",
+    "management_endpoint",
+    "introspection_endpoint",
+    "revocation_endpoint",
+    "end_session_endpoint",
+    "smart_app_state_endpoint",
+    "user_access_brand_bundle",
+]
+LIST_MEMBERS = [
+    "scopes_supported",
+    "response_types_supported",
+    "token_endpoint_auth_methods_supported",
+    "token_endpoint_auth_signing_alg_values_supported",
+    "id_token_signing_alg_values_supported",
+]
+
+
+def process(document, **kwargs):
+    return process_discovery_response(
+        build_answer(document), base_url=BASE_URL, **kwargs
+    )
+
+
+@pytest.mark.compliance("DISC-01", "EHRL-02", "SAL-01")
+@pytest.mark.parametrize("vector", VECTORS["discovery_urls"], ids=str)
+def test_the_configuration_is_asked_for_below_the_path_of_the_base(vector):
+    assert build_discovery_request(vector["fhir_base"]).url == vector["url"]
+
+
+@pytest.mark.compliance("DISC-02")
+def test_the_configuration_is_got_as_json():
+    request = build_discovery_request(BASE_URL)
+    assert request.method == "GET"
+    assert request.headers == {"Accept": "application/json"}
+    assert request.body is None
+
+
+def test_headers_a_server_wants_are_sent_too():
+    request = build_discovery_request(BASE_URL, headers={"Epic-Client-ID": "abc"})
+    assert request.headers == {"Accept": "application/json", "Epic-Client-ID": "abc"}
+
+
+@pytest.mark.compliance("DISC-03", "DISC-07", "DISC-09", "BACK-02")
+def test_a_document_with_the_required_members_alone_is_read():
+    configuration = process(MINIMAL)
+    assert configuration.token_endpoint == "https://as.example.org/token"
+    assert configuration.grant_types_supported == ("authorization_code",)
+    assert configuration.has("launch-ehr")
+    assert not configuration.has("launch-standalone")
+    assert configuration.missing == frozenset()
+    for name in [*URL_MEMBERS, *LIST_MEMBERS, "issuer", "user_access_brand_identifier"]:
+        assert getattr(configuration, name) is None
+    assert configuration.associated_endpoints == ()
+    assert configuration.authorization_response_iss_parameter_supported is False
+
+
+@pytest.mark.compliance("DISC-11", "DISC-12", "DISC-13", "BRAND-03")
+def test_a_document_with_every_member_is_read():
+    document = {
+        **MINIMAL,
+        **{name: f"https://as.example.org/{name}?x=1" for name in URL_MEMBERS},
+        **{name: ["a", "b"] for name in LIST_MEMBERS},
+        "issuer": "https://as.example.org",
+        "authorization_response_iss_parameter_supported": True,
+        "user_access_brand_identifier": {"system": "s", "value": "v", "use": "usual"},
+        "associated_endpoints": [
+            {"url": "https://state.example.org/x", "capabilities": ["smart-app-state"]},
+            {"url": "https://other.example.org/y"},
+        ],
+        "capabilities": ["launch-ehr", "http://sdo.example.org/x", "future-thing"],
+        "unknown": {"x": [1]},
+    }
+    configuration = process(document)
+    for name in URL_MEMBERS:
+        assert getattr(configuration, name) == f"https://as.example.org/{name}?x=1"
+    for name in LIST_MEMBERS:
+        assert getattr(configuration, name) == ("a", "b")
+    assert configuration.issuer == "https://as.example.org"
+    assert configuration.authorization_response_iss_parameter_supported
+    assert configuration.user_access_brand_identifier == {"system": "s", "value": "v"}
+    assert configuration.associated_endpoints == (
+        AssociatedEndpoint(
+            url="https://state.example.org/x",
+            capabilities=frozenset({"smart-app-state"}),
+        ),
+        AssociatedEndpoint(url="https://other.example.org/y"),
+    )
+    assert configuration.has("future-thing")
+    assert configuration.has("http://sdo.example.org/x")
+
+
+def test_a_brand_identifier_may_lack_its_system():
+    document = {**MINIMAL, "user_access_brand_identifier": {"value": "v"}}
+    assert process(document).user_access_brand_identifier == {"value": "v"}
+
+
+def test_a_configuration_survives_a_json_column():
+    document = {**MINIMAL, "authorization_endpoint": "/authorize", "unknown": [1]}
+    configuration = process(document)
+    stored = json.loads(json.dumps(configuration.to_json()))
+    assert stored == document
+    again = SMARTConfiguration.from_json(stored, base_url=BASE_URL)
+    assert again == configuration
+    assert again.authorization_endpoint == "https://ehr.example.org/authorize"
+
+
+@pytest.mark.compliance("DISC-07")
+@pytest.mark.parametrize("name", [name for name in MINIMAL if name != "token_endpoint"])
+@pytest.mark.parametrize("how", ["absent", "null"])
+def test_lists_that_old_servers_leave_out_read_as_empty_and_are_named(name, how):
+    document = {**MINIMAL, name: None}
+    if how == "absent":
+        del document[name]
+    configuration = process(document)
+    assert configuration.missing == {name}
+    assert getattr(configuration, name) in ((), frozenset())
+    assert configuration.supports_s256 is (name != "code_challenge_methods_supported")
+
+
+@pytest.mark.compliance("DISC-07")
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_document_without_token_endpoint_is_refused(value):
+    with pytest.raises(MalformedDiscoveryError, match="token_endpoint is missing"):
+        process({**MINIMAL, "token_endpoint": value})
+
+
+@pytest.mark.compliance("DISC-08")
+@pytest.mark.parametrize(
+    ("methods", "supported"),
+    [(["S256"], True), (["plain", "S256"], True), (["plain"], False), ([], False)],
+)
+def test_s256_is_supported_if_it_is_listed(methods, supported):
+    document = {**MINIMAL, "code_challenge_methods_supported": methods}
+    assert process(document).supports_s256 is supported
+
+
+@pytest.mark.compliance("DISC-04")
+@pytest.mark.parametrize(
+    "case", VECTORS["relative_endpoint_resolution"]["cases"], ids=str
+)
+def test_relative_endpoints_are_resolved_against_the_base(case):
+    document = {**MINIMAL, "token_endpoint": case["relative"]}
+    configuration = process_discovery_response(
+        build_answer(document), base_url=case["base"]
+    )
+    assert configuration.token_endpoint == case["result"]
+
+
+@pytest.mark.compliance("DISC-06", "SEC-04", "SEC-05")
+@pytest.mark.parametrize("name", ["token_endpoint", *URL_MEMBERS, "issuer"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://as.example.org/x",
+        "https://as.example.org/x y",
+        "https://as.example.org/x\x7fy",
+        "https://u:p@as.example.org/x",
+        "https://as.example.org/x#y",
+        "https://as.example.org/\nx",
+        "https://as .example.org/x",
+        "https://[as/x",
+        "javascript:alert(1)",
+        "\x7f",
+        7,
+        ["https://as.example.org/x"],
+    ],
+)
+def test_a_url_that_is_not_safe_or_no_string_is_refused_by_its_name(name, value):
+    with pytest.raises(MalformedDiscoveryError, match=name):
+        process({**MINIMAL, name: value})
+
+
+@pytest.mark.compliance("AUTH-02")
+@pytest.mark.parametrize("query", ["state=x", "a=1&client_id=evil", "scope"])
+def test_an_authorization_endpoint_with_a_parameter_of_ours_is_refused(query):
+    url = f"https://as.example.org/authorize?{query}"
+    with pytest.raises(MalformedDiscoveryError, match="in its query"):
+        process({**MINIMAL, "authorization_endpoint": url})
+    # Elsewhere it is the server's own matter.
+    assert process({**MINIMAL, "token_endpoint": url}).token_endpoint == url
+
+
+@pytest.mark.parametrize("name", [*URL_MEMBERS, "issuer"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_empty_optional_url_is_an_absent_one(name, value):
+    assert getattr(process({**MINIMAL, name: value}), name) is None
+
+
+def test_an_issuer_is_never_resolved():
+    with pytest.raises(MalformedDiscoveryError, match="issuer"):
+        process({**MINIMAL, "issuer": "/issuer"})
+
+
+def test_plain_http_will_do_at_the_named_hosts():
+    document = {**MINIMAL, "token_endpoint": "http://localhost:8001/token"}
+    configuration = process(document, insecure_hosts=frozenset({"localhost"}))
+    assert configuration.token_endpoint == "http://localhost:8001/token"
+
+
+@pytest.mark.compliance("DISC-06")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "a b") for name in [*LIST_MEMBERS, "capabilities"]),
+        ("capabilities", [1]),
+        ("grant_types_supported", {"a": 1}),
+        ("code_challenge_methods_supported", "S256"),
+        ("scopes_supported", ["openid", None]),
+        ("authorization_response_iss_parameter_supported", "true"),
+        ("user_access_brand_identifier", "v"),
+        ("user_access_brand_identifier", {"system": "s"}),
+        ("user_access_brand_identifier", {"system": 1, "value": "v"}),
+        ("associated_endpoints", {}),
+        ("associated_endpoints", ["https://x.example"]),
+        ("associated_endpoints", [{"capabilities": []}]),
+        ("associated_endpoints", [{"url": "http://x.example"}]),
+        ("associated_endpoints", [{"url": "https://x.example", "capabilities": "a"}]),
+    ],
+)
+def test_a_member_of_a_wrong_type_is_refused_by_its_name(name, value):
+    with pytest.raises(MalformedDiscoveryError, match=name):
+        process({**MINIMAL, name: value})
+
+
+@pytest.mark.compliance("DISC-06")
+@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b'{"a":1,"a":2}'])
+def test_a_body_that_is_no_json_object_is_refused(body):
+    with pytest.raises(MalformedDiscoveryError):
+        process(body)
+
+
+@pytest.mark.parametrize("status", [201, 204, 301, 302, 401, 404, 500, 503])
+def test_another_status_than_200_is_refused(status):
+    answer = build_answer(MINIMAL, status_code=status, location="https://x.example")
+    with pytest.raises(DiscoveryStatusError, match=str(status)) as caught:
+        process_discovery_response(answer, base_url=BASE_URL)
+    assert caught.value.status_code == status
+
+
+@pytest.mark.compliance("CAPS-01", "CAPS-02", "CAPS-03")
+@pytest.mark.parametrize(
+    "capability",
+    [
+        "launch-ehr",
+        "launch-standalone",
+        "authorize-post",
+        "client-public",
+        "client-confidential-symmetric",
+        "client-confidential-asymmetric",
+        "sso-openid-connect",
+        "context-banner",
+        "context-style",
+        "context-ehr-patient",
+        "context-ehr-encounter",
+        "context-standalone-patient",
+        "context-standalone-encounter",
+        "permission-offline",
+        "permission-online",
+        "permission-patient",
+        "permission-user",
+        "permission-v1",
+        "permission-v2",
+        "smart-app-state",
+    ],
+)
+def test_each_capability_is_recognised_by_its_name_alone(capability):
+    configuration = process({**MINIMAL, "capabilities": [capability]})
+    assert configuration.has(capability)
+    assert configuration.known_capabilities == {Capability(capability)}
+    assert not process({**MINIMAL, "capabilities": []}).has(capability)
+
+
+@pytest.mark.compliance("DISC-13")
+def test_capabilities_that_nobody_knows_have_no_name():
+    listed = ["launch-ehr", "future-thing", "http://sdo.example.org/x"]
+    configuration = process({**MINIMAL, "capabilities": listed})
+    assert configuration.known_capabilities == {Capability.LAUNCH_EHR}
+    assert configuration.has("future-thing")
+
+
+@pytest.mark.compliance("DISC-03")
+@pytest.mark.parametrize(
+    ("status", "document", "expected"),
+    [
+        (404, {}, True),
+        (404, MINIMAL, True),
+        (200, {"capabilities": []}, True),
+        (200, {"token_endpoint": "", "authorization_endpoint": None}, True),
+        (200, {"authorization_endpoint": "https://as.example.org/a"}, False),
+        (200, MINIMAL, False),
+        (200, b"<html>", False),
+        (200, b"[]", False),
+        (403, {}, False),
+        (410, {}, False),
+        (500, {}, False),
+    ],
+)
+def test_the_capability_statement_is_for_servers_without_a_configuration(
+    status, document, expected
+):
+    answer = build_answer(document, status_code=status)
+    assert is_without_endpoints(answer) is expected
+
+
+def test_endpoints_set_by_hand_come_before_those_of_a_document():
+    overrides = {"token_endpoint": "https://set.example.org/token"}
+    document = {**MINIMAL, "introspection_endpoint": "https://as.example.org/i"}
+    configuration = process(document, overrides=overrides)
+    assert configuration.token_endpoint == "https://set.example.org/token"
+    assert configuration.introspection_endpoint == "https://as.example.org/i"
+    # What is stored is what the server said.
+    assert configuration.to_json() == document
+    del document["token_endpoint"]
+    assert process(document, overrides=overrides).missing == frozenset()
+    with pytest.raises(MalformedDiscoveryError, match="token_endpoint is not https"):
+        process(document, overrides={"token_endpoint": "http://set.example.org/token"})
+
+
+def test_endpoints_set_by_hand_come_before_those_of_a_statement():
+    configuration = process_capability_statement(
+        build_answer({"resourceType": "CapabilityStatement"}),
+        base_url=BASE_URL,
+        overrides={"token_endpoint": "https://set.example.org/token"},
+    )
+    assert configuration.token_endpoint == "https://set.example.org/token"
+
+
+SETS = {
+    CapabilitySet.PATIENT_STANDALONE: [
+        "launch-standalone",
+        "context-standalone-patient",
+        "permission-patient",
+    ],
+    CapabilitySet.PATIENT_EHR: [
+        "launch-ehr",
+        "context-ehr-patient",
+        "permission-patient",
+    ],
+    CapabilitySet.CLINICIAN_STANDALONE: [
+        "launch-standalone",
+        "permission-user",
+        "permission-patient",
+    ],
+    CapabilitySet.CLINICIAN_EHR: [
+        "launch-ehr",
+        "context-ehr-patient",
+        "context-ehr-encounter",
+        "permission-user",
+        "permission-patient",
+    ],
+}
+
+
+@pytest.mark.compliance("CAPS-04", "CAPS-05", "CAPS-06", "CAPS-07")
+@pytest.mark.parametrize("client", ["client-public", "client-confidential-symmetric"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_capability_set_is_there_if_none_of_its_members_is_missing(name, client):
+    members = [*SETS[name], client]
+    assert name in process({**MINIMAL, "capabilities": members}).capability_sets
+    for missing in members:
+        rest = [member for member in members if member != missing]
+        assert name not in get_capability_sets(rest)
+    others = [*SETS[name], "client-confidential-asymmetric"]
+    assert name not in get_capability_sets(others)
+    assert name in get_capability_sets([*others, client, "more"])
+
+
+def build_statement(*extensions):
+    return {
+        "resourceType": "CapabilityStatement",
+        "rest": [
+            "nonsense",
+            {"mode": "client"},
+            {"security": {"extension": "nonsense"}},
+            {"security": {"extension": ["nonsense", *extensions]}},
+        ],
+    }
+
+
+OAUTH_URIS = {
+    "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris",
+    "extension": [
+        {"url": "authorize", "valueUri": "https://as.example.org/authorize"},
+        {"url": "token", "valueUri": "https://as.example.org/token"},
+        {"url": "register", "valueUri": "https://as.example.org/register"},
+        {"url": "manage", "valueUri": "https://as.example.org/manage"},
+        {"url": "introspect", "valueUri": "https://as.example.org/introspect"},
+        {"url": "revoke", "valueUri": "https://as.example.org/revoke"},
+        {"url": "other", "valueUri": "https://as.example.org/other"},
+        {"url": "token", "valueUri": "https://later.example.org/token"},
+        "nonsense",
+    ],
+}
+CAPABILITY = {
+    "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/capabilities",
+    "valueCode": "launch-ehr",
+}
+OTHER_EXTENSION = {"url": "https://other.example.org/extension", "valueCode": "x"}
+
+
+def process_statement(statement):
+    return process_capability_statement(build_answer(statement), base_url=BASE_URL)
+
+
+def test_the_capability_statement_is_asked_for_below_the_base():
+    request = build_capability_statement_request(f"{BASE_URL}/", headers={"X": "y"})
+    assert request.url == f"{BASE_URL}/metadata"
+    assert request.method == "GET"
+    assert request.headers == {"Accept": "application/fhir+json", "X": "y"}
+
+
+def test_endpoints_of_a_capability_statement_are_read_as_those_of_a_configuration():
+    token = {"url": "token", "valueUri": "../token"}
+    statement = build_statement({**OAUTH_URIS, "extension": [token]})
+    configuration = process_capability_statement(
+        build_answer(statement),
+        base_url="http://localhost:8010/fhir/",
+        insecure_hosts=frozenset({"localhost"}),
+    )
+    assert configuration.token_endpoint == "http://localhost:8010/token"
+
+
+@pytest.mark.compliance("DISC-03")
+def test_endpoints_and_capabilities_are_read_from_a_capability_statement():
+    configuration = process_statement(
+        build_statement(OAUTH_URIS, CAPABILITY, OTHER_EXTENSION)
+    )
+    assert configuration.token_endpoint == "https://as.example.org/token"
+    assert configuration.authorization_endpoint == "https://as.example.org/authorize"
+    assert configuration.registration_endpoint == "https://as.example.org/register"
+    assert configuration.management_endpoint == "https://as.example.org/manage"
+    assert configuration.introspection_endpoint == "https://as.example.org/introspect"
+    assert configuration.revocation_endpoint == "https://as.example.org/revoke"
+    assert configuration.capabilities == {"launch-ehr"}
+    assert configuration.missing == {
+        "grant_types_supported",
+        "code_challenge_methods_supported",
+    }
+    stored = configuration.to_json()
+    assert SMARTConfiguration.from_json(stored, base_url=BASE_URL) == configuration
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        {},
+        {"rest": {}},
+        build_statement(),
+        build_statement(CAPABILITY),
+        build_statement({**OAUTH_URIS, "extension": []}),
+        build_statement(OAUTH_URIS, {**CAPABILITY, "valueCode": 7}),
+        build_statement({**OAUTH_URIS, "extension": [{"url": "token"}]}),
+        b"<CapabilityStatement/>",
+    ],
+)
+def test_a_capability_statement_without_sound_endpoints_is_refused(statement):
+    with pytest.raises(MalformedDiscoveryError):
+        process_statement(statement)
+
+
+@pytest.mark.compliance("IDT-02")
+@pytest.mark.parametrize(
+    ("issuer", "url"),
+    [
+        ("https://as.example.org", "https://as.example.org/.well-known/"),
+        ("https://as.example.org/", "https://as.example.org/.well-known/"),
+        ("https://as.example.org/oidc", "https://as.example.org/oidc/.well-known/"),
+    ],
+)
+def test_the_openid_configuration_is_below_the_path_of_the_issuer(issuer, url):
+    request = build_openid_configuration_request(issuer)
+    assert request.url == f"{url}openid-configuration"
+    assert request.method == "GET"
+    assert request.headers == {"Accept": "application/json"}
+
+
+OPENID = {"issuer": "https://as.example.org", "jwks_uri": "https://as.example.org/jwks"}
+
+
+@pytest.mark.compliance("IDT-02", "IDT-03")
+@pytest.mark.parametrize("issuer", ["https://as.example.org", None])
+def test_issuer_and_keys_are_read_from_the_openid_configuration(issuer):
+    found_issuer, jwks_uri, *others = process_openid_configuration_response(
+        build_answer({**OPENID, "other": 1}), issuer=issuer
+    )
+    assert others == [None, ()]
+    assert found_issuer == "https://as.example.org"
+    assert jwks_uri == "https://as.example.org/jwks"
+
+
+@pytest.mark.compliance("IDT-06")
+@pytest.mark.parametrize(
+    ("members", "endpoint", "algorithms"),
+    [
+        (
+            {
+                "end_session_endpoint": "https://as.example.org/logout",
+                "id_token_signing_alg_values_supported": ["RS256", 7, "ES384"],
+            },
+            "https://as.example.org/logout",
+            ("RS256", "ES384"),
+        ),
+        (
+            {
+                "end_session_endpoint": "http://localhost/logout",
+                "id_token_signing_alg_values_supported": "RS256",
+            },
+            "http://localhost/logout",
+            (),
+        ),
+        ({"end_session_endpoint": "http://as.example.org/logout"}, None, ()),
+        ({"end_session_endpoint": ["https://as.example.org"]}, None, ()),
+    ],
+)
+def test_what_is_not_needed_is_read_if_it_can_be(members, endpoint, algorithms):
+    found = process_openid_configuration_response(
+        build_answer({**OPENID, **members}),
+        issuer=None,
+        insecure_hosts=frozenset({"localhost"}),
+    )
+    assert found.end_session_endpoint == endpoint
+    assert found.id_token_signing_alg_values_supported == algorithms
+
+
+def test_the_openid_configuration_may_name_an_insecure_host_that_is_allowed():
+    document = {
+        "issuer": "http://localhost:8001",
+        "jwks_uri": "http://localhost:8001/j",
+    }
+    found = process_openid_configuration_response(
+        build_answer(document), issuer=None, insecure_hosts=frozenset({"localhost"})
+    )
+    assert found.issuer == "http://localhost:8001"
+
+
+@pytest.mark.compliance("IDT-03")
+@pytest.mark.parametrize(
+    ("document", "issuer", "reason"),
+    [
+        (OPENID, "https://as.example.org/", "names another issuer"),
+        (OPENID, "https://evil.example", "names another issuer"),
+        ({**OPENID, "issuer": None}, None, "issuer is missing"),
+        ({**OPENID, "issuer": "http://as.example.org"}, None, "issuer is not https"),
+        ({**OPENID, "jwks_uri": 1}, None, "jwks_uri is missing or not a string"),
+        ({**OPENID, "jwks_uri": "/jwks"}, None, "jwks_uri"),
+        ({"issuer": "https://as.example.org"}, None, "jwks_uri is missing"),
+        (b"[]", None, "OpenID configuration"),
+    ],
+)
+def test_an_openid_configuration_that_does_not_fit_is_refused(document, issuer, reason):
+    with pytest.raises(MalformedDiscoveryError, match=reason):
+        process_openid_configuration_response(build_answer(document), issuer=issuer)
+
+
+def test_the_keys_are_asked_for_where_the_server_says():
+    request = build_jwks_request("https://as.example.org/jwks?x=1")
+    assert request.url == "https://as.example.org/jwks?x=1"
+    assert request.method == "GET"
+    assert request.headers == {"Accept": "application/jwk-set+json, application/json"}
+
+
+@pytest.mark.compliance("IDT-06")
+def test_a_published_jwk_set_is_read():
+    jwks = load_jwk_set("RS384.public.json")
+    assert process_jwks_response(build_answer(jwks)) == jwks
+    assert process_jwks_response(build_answer({"keys": []})) == {"keys": []}
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"keys": {}}, {"keys": ["x"]}, {"keys": None}, b"[]", b"x"]
+)
+def test_what_is_no_jwk_set_is_refused(document):
+    with pytest.raises(MalformedDiscoveryError):
+        process_jwks_response(build_answer(document))
+
+
+@pytest.mark.parametrize(
+    "process_other",
+    [
+        process_jwks_response,
+        lambda answer: process_openid_configuration_response(answer, issuer=None),
+        lambda answer: process_capability_statement(answer, base_url=BASE_URL),
+    ],
+)
+def test_no_document_is_taken_from_an_error_or_a_redirect(process_other):
+    for status in (302, 404, 500):
+        with pytest.raises(DiscoveryStatusError):
+            process_other(build_answer({"keys": [], **OPENID}, status_code=status))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["url", "value", "capabilities"]), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                *MINIMAL,
+                *URL_MEMBERS,
+                *LIST_MEMBERS,
+                "issuer",
+                "associated_endpoints",
+                "user_access_brand_identifier",
+                "authorization_response_iss_parameter_supported",
+            ]
+        ),
+        _JSON,
+        max_size=4,
+    )
+)
+def test_any_document_gives_a_configuration_or_a_typed_error(document):
+    with contextlib.suppress(DiscoveryError):
+        configuration = process({**MINIMAL, **document})
+        assert configuration.token_endpoint.startswith("https://")
+
+
+_NESTED = st.recursive(
+    st.none() | st.text(max_size=5) | st.sampled_from([OAUTH_URIS, CAPABILITY]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["url", "extension", "security"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(_NESTED)
+def test_any_statement_gives_a_configuration_or_a_typed_error(rest):
+    with contextlib.suppress(DiscoveryError):
+        assert process_statement({"rest": rest}).token_endpoint

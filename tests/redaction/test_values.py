@@ -1,0 +1,209 @@
+"""What every class of the package shows of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import models
+from django.test import RequestFactory
+
+import django_smart
+from django_smart.browser import Browser
+from django_smart.context import SMARTContext
+from django_smart.fhir.asynchronous import AsyncFHIRClient, AsyncSearchResult
+from django_smart.fhir.batch import Batch
+from django_smart.fhir.bulk import BulkExport
+from django_smart.fhir.client import FHIRClient
+from django_smart.fhir.compartment import PatientRecord
+from django_smart.fhir.connection import FHIRConnection, _Token
+from django_smart.fhir.paging import History
+from django_smart.fhir.search import SearchPage, SearchResult
+from django_smart.fhir.session import FHIRSession
+from django_smart.fields import _Secret
+from django_smart.models import Launch
+from django_smart.presets import ServerColumns
+
+CANARY = "c4nary"
+
+# What anybody may see: names, kinds and numbers.  A new field of a value is hidden
+# (``repr=False``), or was thought about and is written here.
+_VISIBLE = """
+AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
+associated_endpoints
+authorization_endpoint authorization_response_iss_parameter_supported base_url
+canonical_url capabilities changes client_id client_name client_secret_expires_at
+code_challenge_methods_supported connect context_changed duration end_session_endpoint
+ended_earlier endpoint error etag expires_at expires_in fhir_versions form_encode
+generated grant_types grant_types_supported grants_to_revoke host
+id_token_signing_alg_values_supported initiate_login_uri insecure_hosts interaction
+introspection_endpoint is_deleted issuer jku jwks jwks_uri jwks_url kid kind label
+launch_url letters level lifetime locations login_url management_endpoint method
+max_size missing name now path port preset problems query read redirect_uri
+redirect_uris registration_endpoint removed request_id resource_type
+response_types_supported revocation_endpoint role rotated scheme scope scope_was_absent
+scopes scopes_supported seconds secret_expires_at server_values signing_algorithm
+site_url slug smart_app_state_endpoint status_code system text token_endpoint
+token_endpoint_auth_method token_endpoint_auth_methods_supported
+token_endpoint_auth_signing_alg_values_supported token_type total type url
+user_access_brand_bundle user_access_brand_identifier uses_post
+"""
+VISIBLE = frozenset(_VISIBLE.split())
+# Rows and messages, whose own text is looked at here, and what is made of published
+# documents.
+ROWS = frozenset({"launch", "request", "head", "user", "claims", "registration"})
+PUBLISHED = (
+    "django_smart.checks.",
+    "django_smart.error_pages.words",
+    "django_smart.flows.background",
+    "django_smart.flows.brand",
+    "django_smart.flows.doctor",
+    "django_smart.flows.health",
+    "django_smart.flows.picker",
+    "django_smart.flows.reencrypt",
+    "django_smart.flows.refresh_batch",
+    "django_smart.flows.support",
+    "django_smart.protocol.brands",
+    "django_smart.protocol.style",
+)
+# They show what they are made of by a method of their own, looked at below.
+OWN_REPR = {
+    Batch,
+    AsyncFHIRClient,
+    AsyncSearchResult,
+    Browser,
+    BulkExport,
+    FHIRClient,
+    FHIRConnection,
+    FHIRSession,
+    History,
+    PatientRecord,
+    SMARTContext,
+    SearchPage,
+    SearchResult,
+    ServerColumns,
+    _Secret,
+    _Token,
+}
+
+
+def find_classes() -> Iterator[type]:
+    """Every class of the package but the simulator's, whose secrets are made up."""
+    for module in pkgutil.walk_packages(django_smart.__path__, "django_smart."):
+        if ".migrations." in module.name or ".testing" in module.name:
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if inspect.isclass(value) and value.__module__ == module.name:
+                yield value
+
+
+CLASSES = sorted(set(find_classes()), key=lambda cls: (cls.__module__, cls.__name__))
+VALUES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
+MODELS = list(apps.get_app_config("django_smart").get_models())
+
+
+def test_the_classes_are_found():
+    assert len(VALUES) > 40
+    assert len(MODELS) > 8
+
+
+@pytest.mark.parametrize("cls", VALUES, ids=lambda cls: cls.__name__)
+def test_value_shows_nothing_but_what_anybody_may_see(cls):
+    if cls.__module__.startswith(PUBLISHED):
+        return
+    value = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        object.__setattr__(value, field.name, f"{CANARY}-{field.name}")
+    shown = {
+        f"{cls.__name__}.{field.name}"
+        if f"{cls.__name__}.{field.name}" in VISIBLE
+        else field.name
+        for field in dataclasses.fields(cls)
+        if f"{CANARY}-{field.name}'" in repr(value)
+    }
+    assert shown <= VISIBLE | ROWS
+
+
+def test_only_known_classes_describe_themselves():
+    others = {
+        cls
+        for cls in CLASSES
+        if cls not in VALUES
+        and "__repr__" in vars(cls)
+        and not issubclass(cls, BaseException | enum.Enum | tuple)
+    }
+    assert {cls for cls in others if ".redaction." not in cls.__module__} <= OWN_REPR
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_row_shows_no_secret_and_no_patient(model):
+    shown = {"slug", "name", "base_url", "issuer", "location", "address", "word"}
+    row = model()
+    for field in model._meta.concrete_fields:
+        if isinstance(field, models.CharField | models.TextField) and not field.choices:
+            setattr(row, field.attname, f"{CANARY}-{field.name}")
+        elif isinstance(field, models.JSONField):
+            setattr(row, field.attname, {"patient": f"{CANARY}-{field.name}"})
+    for name in ("registration", "server"):
+        if name in {field.name for field in model._meta.get_fields()}:
+            related: Any = model._meta.get_field(name).related_model
+            setattr(row, name, related(**_related(related)))
+    text = repr(row) + str(row)
+    for name in shown:
+        text = text.replace(f"{CANARY}-{name}", "")
+    assert CANARY not in text
+
+
+def _related(model: Any) -> dict[str, Any]:
+    if model.__name__ != "ClientRegistration":
+        return {}
+    server = model._meta.get_field("server").related_model
+    return {"client_secret": CANARY, "client_id": CANARY, "server": server(slug="s")}
+
+
+def test_what_describes_itself_tells_no_value():
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    client = FHIRClient(
+        base_url=f"https://ehr.example.org/{CANARY}",
+        get_access_token=lambda: CANARY,
+        renew_access_token=fail,
+        send=fail,
+        patient_id=CANARY,
+    )
+    request = RequestFactory().get(f"/{CANARY}/?code={CANARY}")
+    request.COOKIES["smart_browser"] = CANARY * 8
+    context = SMARTContext(request, key=CANARY)
+    vars(context)["launch"] = Launch(context={"patient": CANARY}, key=CANARY)
+    found = client.search("Patient", name=CANARY)
+    bundle = {"entry": [{"resource": {"id": CANARY}}], "link": []}
+    async_client = AsyncFHIRClient(client)
+    export = BulkExport(client, {"status_url": f"https://ehr.example.org/{CANARY}"})
+    values = [
+        export,
+        async_client,
+        async_client.search("Patient", name=CANARY),
+        client,
+        client.session,
+        context,
+        Browser(request),
+        _Token(CANARY),
+        _Secret(plaintext=CANARY),
+        found,
+        SearchPage(bundle, url=CANARY, resource_type="Patient"),
+        client.history("Patient", CANARY),
+        client.patient(CANARY),
+        client.batch(),
+    ]
+    for value in values:
+        assert CANARY not in repr(value)
+        if type(value) is not _Token:
+            assert CANARY not in str(value)

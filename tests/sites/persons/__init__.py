@@ -1,0 +1,1 @@
+"""An app with users of its own: known by e-mail and a UUID, without a user name."""

@@ -1,0 +1,30 @@
+"""A site with a user model of its own, in a process of its own: it is set for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.process
+def test_site_with_users_of_its_own() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "tests/sites/persons/journey.py"),
+            *("--ds", "tests.sites.persons.settings", "-q", "-p", "no:cacheprovider"),
+        ],
+        cwd=_ROOT,
+        env=os.environ | {"PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

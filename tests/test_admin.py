@@ -1,0 +1,1052 @@
+"""The admin: what it shows, what it never shows, and what its actions do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from django_smart import tasks, transport
+from django_smart.flows.keys import OVERLAP, create_signing_key
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    SigningKey,
+    TokenGrant,
+)
+from tests.flows.answers import Away
+
+pytestmark = pytest.mark.django_db
+
+SECRET = "hush-client-secret-1"
+ACCESS_TOKEN = "hush-access-token-2"
+REFRESH_TOKEN = "hush-refresh-token-3"
+CODE_VERIFIER = "hush-code-verifier-4"
+NONCE = "hush-nonce-5"
+LEASE_OWNER = "hush-lease-owner-6"
+PATIENT = "hush-patient-7"
+CONTEXT = "hush-context-8"
+STATE_DIGEST = "hush-state-digest-9"
+BROWSER_DIGEST = "hush-browser-digest-10"
+
+MODELS = (ClientRegistration, FHIRServer, Identity, Launch, SigningKey, TokenGrant)
+
+
+@pytest.fixture(autouse=True)
+def _no_server_answers() -> Iterator[None]:
+    """Registrations are saved although their server cannot be asked."""
+    with transport.mounted("https://ehr.example.org", Away()):
+        yield
+
+
+def url_of(model: Any, page: str, *args: Any) -> str:
+    return reverse(f"admin:django_smart_{model._meta.model_name}_{page}", args=args)
+
+
+def make_server(number: int = 0, **values: Any) -> FHIRServer:
+    return FHIRServer.objects.create(
+        **{
+            "slug": f"harbour-{number}",
+            "name": f"Harbour Hospital {number}",
+            "base_url": f"https://ehr.example.org/{number}/fhir",
+            **values,
+        }
+    )
+
+
+def make_registration(server: FHIRServer, **values: Any) -> ClientRegistration:
+    return ClientRegistration.objects.create(
+        **{
+            "server": server,
+            "client_id": "growth-chart",
+            "client_secret": SECRET,
+            "ehr_scope": "launch openid fhirUser patient/Patient.rs",
+            "redirect_uri": "https://app.example.org/smart/callback/",
+            **values,
+        }
+    )
+
+
+def make_grant(registration: ClientRegistration, **values: Any) -> TokenGrant:
+    now = timezone.now()
+    grant = TokenGrant(
+        **{
+            "registration": registration,
+            "scope_asked": "patient/Patient.rs offline_access",
+            "scope_granted": "patient/Patient.r",
+            "scope": "patient/Patient.r",
+            "patient_id": PATIENT,
+            "is_offline": True,
+            "received_at": now,
+            "expires_at": now + timedelta(hours=1),
+            "refresh_due_at": now + timedelta(minutes=45),
+            "lease_owner": LEASE_OWNER,
+            **values,
+        }
+    )
+    grant.set_tokens(access_token=ACCESS_TOKEN, refresh_token=REFRESH_TOKEN)
+    grant.save()
+    return grant
+
+
+def make_launch(registration: ClientRegistration, **values: Any) -> Launch:
+    now = timezone.now()
+    number = Launch.objects.count()
+    return Launch.objects.create(
+        **{
+            "registration": registration,
+            "kind": Launch.Kind.EHR,
+            "status": Launch.Status.COMPLETED,
+            "state_digest": f"{STATE_DIGEST}{number}",
+            "nonce": NONCE,
+            "code_verifier": CODE_VERIFIER,
+            "browser_digest": BROWSER_DIGEST,
+            "aud": registration.server.base_url,
+            "redirect_uri": registration.redirect_uri,
+            "scope_asked": "launch patient/Patient.rs",
+            "scope_granted": "patient/Patient.r",
+            "context": {"patient": PATIENT, "intent": CONTEXT},
+            "fhir_user": f"Patient/{PATIENT}",
+            "expires_at": now + timedelta(minutes=15),
+            "consumed_at": now,
+            "completed_at": now,
+            **values,
+        }
+    )
+
+
+@pytest.fixture
+def rows(admin_user: User) -> dict[type[Any], Any]:
+    """One row of each model, with every value that must not be seen."""
+    server = make_server(
+        configuration={
+            "authorization_endpoint": "https://ehr.example.org/authorize",
+            "token_endpoint": "https://ehr.example.org/token",
+            "grant_types_supported": ["authorization_code"],
+            "capabilities": ["launch-ehr", "client-public", "vendor-speciality"],
+            "code_challenge_methods_supported": ["S256"],
+            "token_endpoint_auth_methods_supported": ["client_secret_basic"],
+        },
+        configuration_fetched_at=timezone.now(),
+    )
+    registration = make_registration(server)
+    identity = Identity.objects.create(
+        issuer="https://ehr.example.org",
+        subject="sub-1",
+        user=admin_user,
+        fhir_user=f"Patient/{PATIENT}",
+    )
+    grant = make_grant(registration, user=admin_user, identity=identity)
+    launch = make_launch(registration, user=admin_user, identity=identity, grant=grant)
+    return {
+        FHIRServer: server,
+        ClientRegistration: registration,
+        Identity: identity,
+        TokenGrant: grant,
+        Launch: launch,
+        SigningKey: create_signing_key("ES384"),
+    }
+
+
+def hidden_values(rows: dict[type[Any], Any]) -> list[str]:
+    grant, launch, key = rows[TokenGrant], rows[Launch], rows[SigningKey]
+    return [
+        SECRET,
+        ACCESS_TOKEN,
+        REFRESH_TOKEN,
+        CODE_VERIFIER,
+        NONCE,
+        LEASE_OWNER,
+        CONTEXT,
+        STATE_DIGEST,
+        BROWSER_DIGEST,
+        grant.refresh_token_digest,
+        launch.key,
+        launch.key_digest,
+        key.private_key.splitlines()[1],
+        "PRIVATE KEY",
+        "fernet:",
+    ]
+
+
+def pages_of(model: Any, row: Any) -> dict[str, str]:
+    return {
+        "list": url_of(model, "changelist"),
+        "search": url_of(model, "changelist") + "?q=harbour",
+        "row": url_of(model, "change", row.pk),
+        "history": url_of(model, "history", row.pk),
+        "delete": url_of(model, "delete", row.pk),
+    }
+
+
+def grant_permissions(user: User, *codenames: str) -> None:
+    found = Permission.objects.filter(codename__in=codenames)
+    assert len(found) == len(codenames)
+    user.user_permissions.add(*found)
+
+
+@pytest.fixture
+def viewer(rows: dict[type[Any], Any]) -> Client:
+    """A browser of somebody who may view everything and change nothing."""
+    user = User.objects.create_user("viewer", password="x", is_staff=True)
+    grant_permissions(user, *(f"view_{model._meta.model_name}" for model in MODELS))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def run_action(
+    client: Client,
+    model: Any,
+    name: str,
+    *rows: Any,
+    **values: Any,
+) -> Any:
+    """The page after an action on *rows*."""
+    data = {"action": name, "_selected_action": [row.pk for row in rows], **values}
+    return client.post(url_of(model, "changelist"), data, follow=True)
+
+
+# What is never shown
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.compliance("SEC-02", "JWKS-02")
+def test_no_page_shows_a_secret_to_whoever_may_do_everything(admin_client, rows, model):
+    hidden = hidden_values(rows)
+    for name, url in pages_of(model, rows[model]).items():
+        content = admin_client.get(url).content.decode()
+        assert [value for value in hidden if value in content] == [], name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_page_shows_a_secret_to_whoever_may_only_look(viewer, rows, model):
+    hidden = hidden_values(rows)
+    pages = pages_of(model, rows[model])
+    for name in ("list", "search", "row", "history"):
+        response = viewer.get(pages[name])
+        assert response.status_code == 200
+        content = response.content.decode()
+        assert [value for value in hidden if value in content] == [], name
+    assert viewer.get(pages["delete"]).status_code == 403
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_list_shows_a_patient(admin_client, rows, model):
+    pages = pages_of(model, rows[model])
+    for name in ("list", "search", "history", "delete"):
+        assert PATIENT not in admin_client.get(pages[name]).content.decode(), name
+
+
+def test_launch_shows_no_patient_on_its_own_page_either(admin_client, rows):
+    url = url_of(Launch, "change", rows[Launch].pk)
+    assert PATIENT not in admin_client.get(url).content.decode()
+
+
+def test_front_page_and_autocomplete_show_no_secret(admin_client, rows):
+    autocomplete = (
+        reverse("admin:autocomplete") + "?app_label=django_smart"
+        "&model_name=clientregistration&field_name=server&term="
+    )
+    for url in (reverse("admin:index"), autocomplete):
+        response = admin_client.get(url)
+        assert response.status_code == 200
+        content = response.content.decode()
+        assert [value for value in hidden_values(rows) if value in content] == []
+
+
+# Lists
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_list_of_fifty_rows_takes_as_many_queries_as_of_one(admin_client, model):
+    def fill(numbers: range) -> None:
+        for number in numbers:
+            user = User.objects.create_user(f"user-{number}")
+            registration = make_registration(make_server(number))
+            make_grant(registration, user=user)
+            make_launch(registration, user=user)
+            Identity.objects.create(
+                issuer="https://ehr.example.org", subject=str(number), user=user
+            )
+            SigningKey.objects.create(
+                kid=str(number),
+                algorithm="ES384",
+                private_key="x",
+                public_jwk={},
+                status=SigningKey.Status.RETIRED,
+            )
+
+    def count() -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            response = admin_client.get(url_of(model, "changelist"))
+        assert response.status_code == 200
+        return len(queries)
+
+    fill(range(1))
+    count()
+    for_one = count()
+    fill(range(1, 50))
+    assert count() == for_one
+
+
+def test_server_page_takes_as_many_queries_with_many_registrations(admin_client):
+    server = make_server()
+    make_registration(server)
+    url = url_of(FHIRServer, "change", server.pk)
+
+    def count() -> int:
+        with CaptureQueriesContext(connection) as queries:
+            admin_client.get(url)
+        return len(queries)
+
+    count()
+    for_one = count()
+    for number in range(10):
+        make_registration(server, client_id=str(number), ehr_scope="")
+    assert count() == for_one
+
+
+@pytest.mark.parametrize(
+    ("model", "query"),
+    [
+        (TokenGrant, "Harbour"),
+        (TokenGrant, "admin"),
+        (TokenGrant, "invalid_client"),
+        (Launch, "Harbour"),
+        (Launch, "admin"),
+        (Launch, "state_used"),
+        (Identity, "admin"),
+        (Identity, "ehr.example.org"),
+        (ClientRegistration, "growth"),
+        (FHIRServer, "ehr.example.org/0"),
+    ],
+)
+def test_rows_are_found_by_safe_columns(admin_client, rows, model, query):
+    TokenGrant.objects.update(last_error="invalid_client")
+    Launch.objects.update(error_code="state_used")
+    url = url_of(model, "change", rows[model].pk)
+    found = admin_client.get(url_of(model, "changelist"), {"q": query})
+    assert url in found.content.decode()
+    not_found = admin_client.get(url_of(model, "changelist"), {"q": "zebra"})
+    assert url not in not_found.content.decode()
+
+
+@pytest.mark.parametrize("model", [TokenGrant, Launch, Identity, FHIRServer])
+def test_nothing_is_found_by_a_patient(admin_client, rows, model):
+    url = url_of(model, "change", rows[model].pk)
+    found = admin_client.get(url_of(model, "changelist"), {"q": PATIENT})
+    assert f'href="{url}' not in found.content.decode()
+
+
+# Servers
+
+
+def server_form(**values: Any) -> dict[str, Any]:
+    return {
+        "name": "Harbour Hospital",
+        "slug": "harbour",
+        "base_url": "https://ehr.example.org/fhir",
+        "preset": "",
+        "is_active": "on",
+        "aud_rule": "as_received",
+        "pkce": "always",
+        "authorize_method": "auto",
+        "discovery_headers": "{}",
+        "scope_syntax": "v2",
+        "nonce_required": "on",
+        "basic_credentials": "raw",
+        "introspection_mode": "bearer",
+        "bearer_boundary": "base",
+        "frame_origins": "[]",
+        "registrations-TOTAL_FORMS": "0",
+        "registrations-INITIAL_FORMS": "0",
+        **values,
+    }
+
+
+@pytest.fixture
+def commit(django_capture_on_commit_callbacks: Any) -> Any:
+    """Context that commits at its end, as far as callbacks can tell."""
+    return partial(django_capture_on_commit_callbacks, execute=True)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What was given to the broker: names of tasks with their arguments."""
+    messages: list[tuple[str, Any]] = []
+    for task in (tasks.refresh_servers, tasks.refresh_grants, tasks.revoke_grants):
+        name = task.name.rpartition(".")[2]
+        monkeypatch.setattr(
+            task,
+            "apply_async",
+            lambda args=(), *, retry, name=name: messages.append((name, args)),
+        )
+    return messages
+
+
+def test_preset_fills_in_what_was_not_typed(admin_client, sent):
+    data = server_form(preset="smart_launcher")
+    admin_client.post(url_of(FHIRServer, "add"), data)
+    assert FHIRServer.objects.get().bearer_boundary == "origin"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("base_url", "http://ehr.example.org/fhir", "https"),
+        ("base_url", "HTTPS://EHR.example.org/0/fhir/", "registered already"),
+        ("token_endpoint", "ftp://ehr.example.org", "https"),
+        ("frame_origins", '["https://ehr.example.org/path"]', "not an origin"),
+        ("discovery_headers", '{"X": 1}', "printable ASCII"),
+    ],
+)
+def test_fault_of_a_server_stands_beside_its_field(
+    admin_client, rows, name, value, message
+):
+    response = admin_client.post(
+        url_of(FHIRServer, "add"), server_form(**{name: value})
+    )
+    assert response.status_code == 200
+    errors = response.context["adminform"].form.errors
+    assert list(errors) == [name]
+    assert message in errors[name].as_text()
+
+
+def test_server_page_tells_what_it_offers_in_words(admin_client, rows):
+    url = url_of(FHIRServer, "change", rows[FHIRServer].pk)
+    content = admin_client.get(url).content.decode()
+    for words in (
+        "launches from the EHR",
+        "vendor-speciality",
+        "https://ehr.example.org/token",
+        "PKCE with S256",
+        "client_secret_basic",
+        "growth-chart",
+    ):
+        assert words in content
+
+
+def test_server_page_tells_which_endpoints_were_entered_by_hand(admin_client, rows):
+    server = rows[FHIRServer]
+    server.token_endpoint = "https://other.example.org/token"
+    server.save()
+    content = admin_client.get(url_of(FHIRServer, "change", server.pk)).content.decode()
+    assert "https://other.example.org/token</code> (entered by hand)" in content
+    assert "https://ehr.example.org/token" not in content
+
+
+@pytest.mark.parametrize(
+    ("configuration", "words"),
+    [
+        (None, "Not asked yet."),
+        ({"token_endpoint": 1}, "What was stored cannot be used: token_endpoint"),
+        (
+            {"token_endpoint": "https://ehr.example.org/token"},
+            "left out, though required: capabilities",
+        ),
+    ],
+)
+def test_server_page_says_what_is_wrong_with_what_is_stored(
+    admin_client, configuration, words
+):
+    server = make_server(configuration=configuration)
+    content = admin_client.get(url_of(FHIRServer, "change", server.pk)).content.decode()
+    assert words in content
+
+
+def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, sent):
+    server = make_server(
+        configuration={"token_endpoint": "https://ehr.example.org/token"},
+        issuer="https://ehr.example.org",
+        jwks={"keys": []},
+        jwks_uri="https://ehr.example.org/jwks",
+    )
+    data = server_form(base_url="https://new.example.org/fhir")
+    response = admin_client.post(url_of(FHIRServer, "change", server.pk), data)
+    assert response.status_code == 302, response.context["errors"]
+    server.refresh_from_db()
+    assert server.base_url == "https://new.example.org/fhir"
+    assert (server.configuration, server.jwks) == (None, None)
+    assert (server.issuer, server.jwks_uri) == ("", "")
+
+
+def test_base_url_of_a_server_with_tokens_cannot_be_changed(admin_client, rows, sent):
+    server = rows[FHIRServer]
+    data = server_form(
+        **{
+            "base_url": "https://evil.example.org/fhir",
+            "name": "Renamed",
+            "registrations-TOTAL_FORMS": "1",
+            "registrations-INITIAL_FORMS": "1",
+            "registrations-0-id": rows[ClientRegistration].pk,
+            "registrations-0-server": server.pk,
+        }
+    )
+    admin_client.post(url_of(FHIRServer, "change", server.pk), data)
+    server.refresh_from_db()
+    assert server.name == "Renamed"
+    assert server.base_url == "https://ehr.example.org/0/fhir"
+
+
+def test_server_with_registrations_is_not_deleted(admin_client, rows):
+    response = admin_client.post(
+        url_of(FHIRServer, "delete", rows[FHIRServer].pk), {"post": "yes"}
+    )
+    assert "protected related objects" in response.content.decode()
+    assert FHIRServer.objects.exists()
+
+
+def test_server_without_registrations_is_deleted(admin_client):
+    server = make_server()
+    admin_client.post(url_of(FHIRServer, "delete", server.pk), {"post": "yes"})
+    assert not FHIRServer.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_servers_are_asked_again(admin_client, rows, sent):
+    server = rows[FHIRServer]
+    response = run_action(admin_client, FHIRServer, "rediscover", server)
+    assert "A worker asks the server" in response.content.decode()
+    assert sent == [("refresh_servers", ())]
+    server.refresh_from_db()
+    assert server.configuration is not None
+    assert server.configuration_fetched_at is None
+
+
+def test_inactive_servers_are_not_asked(admin_client, sent):
+    server = make_server(is_active=False)
+    response = run_action(admin_client, FHIRServer, "rediscover", server)
+    assert "None of the selected servers is active." in response.content.decode()
+    assert sent == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_servers_are_asked_later_without_a_broker(admin_client, rows, monkeypatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OperationalError
+
+    monkeypatch.setattr(tasks.refresh_servers, "apply_async", fail)
+    response = run_action(admin_client, FHIRServer, "rediscover", rows[FHIRServer])
+    assert "The message broker cannot be reached." in response.content.decode()
+
+
+# Registrations
+
+
+def registration_form(**values: Any) -> dict[str, Any]:
+    return {
+        "client_id": "growth-chart",
+        "token_endpoint_auth_method": "client_secret_basic",
+        "signing_algorithm": "RS384",
+        "ehr_scope": "launch patient/Patient.rs",
+        "redirect_uri": "https://app.example.org/smart/callback/",
+        "create_users": "on",
+        "is_active": "on",
+        **values,
+    }
+
+
+def test_registration_is_added_with_a_secret(admin_client):
+    server = make_server()
+    data = registration_form(server=server.pk, client_secret=f" {SECRET} ")
+    response = admin_client.post(url_of(ClientRegistration, "add"), data)
+    assert response.status_code == 302, response.context["errors"]
+    assert ClientRegistration.objects.get().client_secret == f" {SECRET} "
+
+
+def test_redirect_uri_of_a_new_registration_is_the_one_of_this_site(admin_client):
+    content = admin_client.get(url_of(ClientRegistration, "add")).content.decode()
+    assert 'value="https://app.example.org/smart/callback/"' in content
+
+
+@pytest.mark.parametrize(
+    ("debug", "expected"), [(True, "http://testserver/smart/callback/"), (False, None)]
+)
+def test_redirect_uri_is_made_of_the_request_only_under_debug(
+    admin_client, settings, debug, expected
+):
+    settings.SMART_SITE_URL = ""
+    settings.DEBUG = debug
+    response = admin_client.get(url_of(ClientRegistration, "add"))
+    assert response.context["adminform"].form.initial.get("redirect_uri") == expected
+
+
+def test_empty_secret_keeps_the_stored_one(admin_client, rows):
+    registration = rows[ClientRegistration]
+    url = url_of(ClientRegistration, "change", registration.pk)
+    response = admin_client.post(url, registration_form(landing_page="/start/"))
+    assert response.status_code == 302, response.context["errors"]
+    registration.refresh_from_db()
+    assert registration.client_secret == SECRET
+    assert registration.landing_page == "/start/"
+
+
+def test_new_secret_replaces_the_stored_one_and_stays_out_of_the_history(
+    admin_client, rows
+):
+    registration = rows[ClientRegistration]
+    url = url_of(ClientRegistration, "change", registration.pk)
+    admin_client.post(url, registration_form(client_secret="another secret"))
+    registration.refresh_from_db()
+    assert registration.client_secret == "another secret"
+    entry = LogEntry.objects.get()
+    assert "another secret" not in entry.change_message
+    assert "Client secret" in entry.get_change_message()
+
+
+def test_secret_is_removed(admin_client, rows):
+    registration = rows[ClientRegistration]
+    data = registration_form(
+        clear_client_secret="on", token_endpoint_auth_method="none"
+    )
+    url = url_of(ClientRegistration, "change", registration.pk)
+    response = admin_client.post(url, data)
+    assert response.status_code == 302, response.context["errors"]
+    registration.refresh_from_db()
+    assert registration.client_secret == ""
+
+
+def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows):
+    url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
+    data = registration_form(client_secret="typed-just-now", ehr_scope="Launch")
+    response = admin_client.post(url, data)
+    assert response.status_code == 200
+    assert "typed-just-now" not in response.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"clear_client_secret": "on"}, "client_secret", "needs a client secret"),
+        (
+            {"client_secret": "x", "clear_client_secret": "on"},
+            "clear_client_secret",
+            "not both",
+        ),
+        (
+            {"token_endpoint_auth_method": "none"},
+            "client_secret",
+            "takes no client secret",
+        ),
+        ({"client_secret_env": "X"}, "client_secret_env", "in one place"),
+        ({"ehr_scope": "patient/Patient.sr"}, "ehr_scope", "not a SMART scope"),
+        ({"redirect_uri": ""}, "redirect_uri", "needs its redirect URI"),
+        (
+            {"system_scope": "system/Patient.rs"},
+            "token_endpoint_auth_method",
+            "private_key_jwt only",
+        ),
+    ],
+)
+@pytest.mark.compliance("REG-04")
+def test_fault_of_a_registration_stands_beside_its_field(
+    admin_client, rows, values, field, message
+):
+    url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
+    response = admin_client.post(url, registration_form(**values))
+    assert response.status_code == 200
+    errors = response.context["adminform"].form.errors
+    assert list(errors) == [field]
+    assert message in errors[field].as_text()
+    rows[ClientRegistration].refresh_from_db()
+    assert rows[ClientRegistration].client_secret == SECRET
+
+
+@pytest.mark.parametrize(
+    ("client_id", "message"),
+    [
+        ("growth-chart", "registered at this server already"),
+        ("another", "there can be one"),
+    ],
+)
+def test_second_registration_for_launches_is_refused(
+    admin_client, rows, client_id, message
+):
+    data = registration_form(
+        server=rows[FHIRServer].pk, client_id=client_id, client_secret="x"
+    )
+    response = admin_client.post(url_of(ClientRegistration, "add"), data)
+    assert response.status_code == 200
+    assert message in response.content.decode()
+
+
+def test_registration_page_shows_what_the_vendor_asks_for(admin_client, rows):
+    url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
+    content = admin_client.get(url).content.decode()
+    for path in ("launch/", "login/?server=harbour-0", "callback/", "jwks.json"):
+        assert f">https://app.example.org/smart/{path}</code>" in content
+    assert "stored here, encrypted" in content
+
+
+def test_registration_page_says_how_this_site_gets_an_address(
+    admin_client, rows, settings
+):
+    settings.SMART_SITE_URL = ""
+    registration = rows[ClientRegistration]
+    ClientRegistration.objects.update(redirect_uri="")
+    url = url_of(ClientRegistration, "change", registration.pk)
+    assert "Set SMART_SITE_URL" in admin_client.get(url).content.decode()
+
+
+def test_registration_keeps_its_server(admin_client, rows):
+    registration = rows[ClientRegistration]
+    other = make_server(1)
+    url = url_of(ClientRegistration, "change", registration.pk)
+    admin_client.post(url, registration_form(server=other.pk))
+    registration.refresh_from_db()
+    assert registration.server == rows[FHIRServer]
+
+
+def test_key_is_made_for_a_registration_that_signs(admin_client):
+    server = make_server()
+    data = registration_form(
+        server=server.pk,
+        token_endpoint_auth_method="private_key_jwt",
+        signing_algorithm="ES384",
+    )
+    response = admin_client.post(url_of(ClientRegistration, "add"), data, follow=True)
+    key = SigningKey.objects.active().get()
+    assert key.algorithm == "ES384"
+    assert key.kid in response.content.decode()
+
+
+@pytest.fixture
+def lost_encryption_key(rows: Any, settings: Any) -> None:
+    settings.SECRET_KEY = "another key, which nothing was encrypted with: 0123456789"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pages_work_without_the_encryption_key(
+    admin_client, rows, settings, model, lost_encryption_key, admin_user
+):
+    admin_client.force_login(admin_user)
+    for name, url in pages_of(model, rows[model]).items():
+        assert admin_client.get(url).status_code == 200, name
+
+
+def test_secret_that_cannot_be_decrypted_is_asked_for_again(
+    admin_client, rows, lost_encryption_key, admin_user
+):
+    admin_client.force_login(admin_user)
+    url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
+    response = admin_client.post(url, registration_form())
+    errors = response.context["adminform"].form.errors
+    assert "cannot be decrypted" in errors["client_secret"].as_text()
+    response = admin_client.post(url, registration_form(client_secret="anew"))
+    assert response.status_code == 302
+    assert ClientRegistration.objects.get().client_secret == "anew"
+
+
+# Signing keys
+
+
+def test_key_is_added_by_its_algorithm_alone(admin_client):
+    page = admin_client.get(url_of(SigningKey, "add"))
+    assert list(page.context["adminform"].form.fields) == ["algorithm"]
+    admin_client.post(url_of(SigningKey, "add"), {"algorithm": "ES384"})
+    key = SigningKey.objects.get()
+    assert key.status == SigningKey.Status.ACTIVE
+    assert key.private_key.startswith("-----BEGIN PRIVATE KEY-----")
+    assert "d" not in key.public_jwk
+
+
+def test_later_key_is_published_before_it_signs(admin_client):
+    old = create_signing_key("ES384")
+    admin_client.post(url_of(SigningKey, "add"), {"algorithm": "ES384"})
+    new = SigningKey.objects.exclude(pk=old.pk).get()
+    assert new.status == SigningKey.Status.NEXT
+    response = run_action(admin_client, SigningKey, "activate", new)
+    assert "The next ES384 key may sign from" in response.content.decode()
+    assert SigningKey.objects.active().get() == old
+    SigningKey.objects.filter(pk=new.pk).update(created_at=timezone.now() - OVERLAP)
+    response = run_action(admin_client, SigningKey, "activate", new)
+    assert "1 key signs from now on" in response.content.decode()
+    for key in (old, new):
+        key.refresh_from_db()
+    assert (old.status, new.status) == ("retired", "active")
+    assert old.retired_at is not None
+    assert new.activated_at is not None
+
+
+def test_key_page_shows_the_public_half(admin_client, rows):
+    key = rows[SigningKey]
+    content = admin_client.get(url_of(SigningKey, "change", key.pk)).content.decode()
+    assert key.public_jwk["x"] in content
+    assert json.dumps(key.kid).replace('"', "&quot;") in content
+
+
+def test_only_published_keys_are_activated(admin_client):
+    active = create_signing_key("ES384")
+    response = run_action(admin_client, SigningKey, "activate", active)
+    assert "Only keys that are published as next" in response.content.decode()
+    assert [key.pk for key in SigningKey.objects.active()] == [active.pk]
+
+
+def test_of_each_algorithm_one_key_is_published_as_next(admin_client):
+    create_signing_key("ES384")
+    create_signing_key("ES384", status="next")
+    url = url_of(SigningKey, "add")
+    response = admin_client.post(url, {"algorithm": "ES384"})
+    assert "is published already" in response.content.decode()
+    assert admin_client.post(url, {"algorithm": "RS384"}).status_code == 302
+    assert SigningKey.objects.count() == 3
+
+
+def test_keys_that_do_not_sign_are_taken_out_of_the_key_set(admin_client):
+    active = create_signing_key("ES384")
+    retired = create_signing_key("ES384", status="retired")
+    response = run_action(admin_client, SigningKey, "withdraw", active)
+    assert "Keys that sign stay published" in response.content.decode()
+    response = run_action(admin_client, SigningKey, "withdraw", active, retired)
+    assert "1 key is no longer published" in response.content.decode()
+    assert [key["kid"] for key in SigningKey.objects.as_jwks()["keys"]] == [active.kid]
+
+
+def test_key_is_deleted_only_once_it_is_out_of_the_key_set(admin_client):
+    active = create_signing_key("ES384")
+    removed = create_signing_key("ES384", status="removed")
+    for key in (active, removed):
+        admin_client.post(url_of(SigningKey, "delete", key.pk), {"post": "yes"})
+    response = run_action(
+        admin_client, SigningKey, "delete_selected", active, post="yes"
+    )
+    assert "take the key out of the JWK Set first" in response.content.decode()
+    assert list(SigningKey.objects.all()) == [active]
+
+
+# Grants and launches
+
+
+@pytest.mark.parametrize("model", [TokenGrant, Launch, Identity])
+def test_what_launches_write_is_neither_added_nor_edited(admin_client, rows, model):
+    assert admin_client.get(url_of(model, "add")).status_code == 403
+    url = url_of(model, "change", rows[model].pk)
+    assert '<input type="submit"' not in admin_client.get(url).content.decode()
+    assert admin_client.post(url, {"status": "revoked"}).status_code == 403
+
+
+def test_grant_page_shows_status_scopes_and_errors(admin_client, rows):
+    TokenGrant.objects.update(last_error="server_timeout", refresh_failures=3)
+    url = url_of(TokenGrant, "change", rows[TokenGrant].pk)
+    content = admin_client.get(url).content.decode()
+    for words in ("active", "offline_access", "patient/Patient.r<", "server_timeout"):
+        assert words in content
+
+
+def test_launch_page_shows_status_error_and_scopes(admin_client, rows):
+    Launch.objects.update(status="failed", error_code="state_expired")
+    url = url_of(Launch, "change", rows[Launch].pk)
+    content = admin_client.get(url).content.decode()
+    for words in ("failed", "state_expired", "patient/Patient.rs", "EHR launch"):
+        assert words in content
+
+
+@pytest.mark.django_db(transaction=True)
+def test_grants_are_refreshed_by_a_worker(admin_client, rows, sent):
+    grant = rows[TokenGrant]
+    response = run_action(admin_client, TokenGrant, "refresh", grant)
+    assert "A worker refreshes 1 grant" in response.content.decode()
+    assert sent == [("refresh_grants", ([grant.pk],))]
+    assert list(TokenGrant.objects.due(timezone.now())) == [grant]
+
+
+@pytest.mark.parametrize("values", [{"is_offline": False}, {"status": "revoked"}])
+def test_grants_that_cannot_be_refreshed_are_left_alone(
+    admin_client, rows, sent, values
+):
+    TokenGrant.objects.update(**values)
+    response = run_action(admin_client, TokenGrant, "refresh", rows[TokenGrant])
+    assert "Only active offline grants" in response.content.decode()
+    assert sent == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_grants_are_due_even_without_a_broker(admin_client, rows, monkeypatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OperationalError
+
+    monkeypatch.setattr(tasks.refresh_grants, "apply_async", fail)
+    response = run_action(admin_client, TokenGrant, "refresh", rows[TokenGrant])
+    assert "The message broker cannot be reached." in response.content.decode()
+    assert TokenGrant.objects.due(timezone.now()).exists()
+
+
+@pytest.mark.compliance("SEC-12")
+@pytest.mark.django_db(transaction=True)
+def test_grants_are_revoked_with_their_launches(admin_client, rows, sent):
+    grant = rows[TokenGrant]
+    response = run_action(admin_client, TokenGrant, "revoke", grant)
+    assert "1 grant has ended here" in response.content.decode()
+    assert sent == [("revoke_grants", ([grant.pk],))]
+    grant.refresh_from_db()
+    rows[Launch].refresh_from_db()
+    assert (grant.status, rows[Launch].status) == ("revoked", "ended")
+    response = run_action(admin_client, TokenGrant, "revoke", grant)
+    assert "None of the selected grants was active." in response.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_launches_are_ended_with_the_grants_that_do_not_outlive_them(
+    admin_client, rows, sent
+):
+    grant, launch = rows[TokenGrant], rows[Launch]
+    TokenGrant.objects.update(is_offline=False)
+    pending = make_launch(
+        launch.registration,
+        status="pending",
+        consumed_at=None,
+        completed_at=None,
+    )
+    response = run_action(admin_client, Launch, "end", launch, pending)
+    assert "2 launches were ended" in response.content.decode()
+    assert sent == [("revoke_grants", ([grant.pk],))]
+    for row in (launch, pending):
+        row.refresh_from_db()
+        assert row.error_code == "ended_by_staff"
+    assert (launch.status, pending.status) == ("ended", "failed")
+    response = run_action(admin_client, Launch, "end", launch)
+    assert "None of the selected launches was open." in response.content.decode()
+
+
+def test_offline_grant_outlives_a_launch_that_staff_ends(admin_client, rows, sent):
+    run_action(admin_client, Launch, "end", rows[Launch])
+    rows[TokenGrant].refresh_from_db()
+    assert rows[TokenGrant].status == "active"
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (TokenGrant, "refresh"),
+        (TokenGrant, "revoke"),
+        (Launch, "end"),
+        (FHIRServer, "rediscover"),
+        (SigningKey, "activate"),
+        (SigningKey, "withdraw"),
+    ],
+)
+def test_actions_are_for_those_who_may_change(viewer, rows, sent, model, name):
+    page = viewer.get(url_of(model, "changelist"))
+    assert f'value="{name}"' not in page.content.decode()
+    run_action(viewer, model, name, rows[model])
+    assert sent == []
+    operator = User.objects.create_user("operator", is_staff=True)
+    grant_permissions(operator, f"change_{model._meta.model_name}")
+    client = Client()
+    client.force_login(operator)
+    page = client.get(url_of(model, "changelist"))
+    assert f'value="{name}"' in page.content.decode()
+
+
+def test_pages_are_closed_to_those_without_any_permission(rows):
+    client = Client()
+    client.force_login(User.objects.create_user("nobody", is_staff=True))
+    for model in MODELS:
+        assert client.get(url_of(model, "changelist")).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "revoke it first"),
+        (
+            {"status": "revoked", "is_revocation_pending": True},
+            "the EHR has not been told of its end yet",
+        ),
+    ],
+)
+def test_grant_is_not_deleted_while_the_ehr_honours_it(
+    admin_client, rows, values, message
+):
+    TokenGrant.objects.update(**values)
+    grant = rows[TokenGrant]
+    response = admin_client.post(
+        url_of(TokenGrant, "delete", grant.pk), {"post": "yes"}
+    )
+    assert message in response.content.decode()
+    response = run_action(
+        admin_client, TokenGrant, "delete_selected", grant, post="yes"
+    )
+    assert TokenGrant.objects.exists()
+
+
+def test_grant_that_is_over_is_deleted(admin_client, rows):
+    TokenGrant.objects.update(status="revoked")
+    admin_client.post(
+        url_of(TokenGrant, "delete", rows[TokenGrant].pk), {"post": "yes"}
+    )
+    assert not TokenGrant.objects.exists()
+
+
+def test_user_with_grants_can_be_deleted(admin_client, rows):
+    patient = User.objects.create_user("patient")
+    make_grant(rows[ClientRegistration], user=patient)
+    admin_client.post(
+        reverse("admin:auth_user_delete", args=[patient.pk]), {"post": "yes"}
+    )
+    assert not User.objects.filter(username="patient").exists()
+
+
+def test_every_model_is_in_the_admin():
+    assert {model for model in MODELS if admin.site.is_registered(model)} == set(MODELS)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_actions_work_inside_the_transaction_of_a_request(
+    admin_client, rows, settings, monkeypatch
+):
+    seen: list[str] = []
+
+    def note(args: Any, *, retry: bool) -> None:
+        # Only what is committed is visible to a worker.
+        assert not connection.in_atomic_block
+        seen.append(TokenGrant.objects.get(pk=args[0][0]).status)
+
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    monkeypatch.setattr(tasks.refresh_grants, "apply_async", note)
+    monkeypatch.setattr(tasks.revoke_grants, "apply_async", note)
+    response = run_action(admin_client, TokenGrant, "refresh", rows[TokenGrant])
+    assert "A worker refreshes 1 grant" in response.content.decode()
+    run_action(admin_client, TokenGrant, "revoke", rows[TokenGrant])
+    assert seen == ["active", "revoked"]
+
+
+# Registrations whose credentials were refused
+
+
+def test_registration_that_was_refused_is_seen_and_can_be_tried_again(
+    admin_client: Client, rows: dict[type[Any], Any]
+) -> None:
+    registration = rows[ClientRegistration]
+    page = admin_client.get(url_of(ClientRegistration, "change", registration.pk))
+    assert "The server refused our credentials" not in page.content.decode()
+    response = run_action(admin_client, ClientRegistration, "resume", registration)
+    assert "None of the selected registrations was stopped" in response.content.decode()
+    stopped_at = timezone.now() - timedelta(days=1)
+    ClientRegistration.objects.update(refresh_stopped_at=stopped_at)
+    page = admin_client.get(url_of(ClientRegistration, "change", registration.pk))
+    assert "The server refused our credentials" in page.content.decode()
+    response = run_action(admin_client, ClientRegistration, "resume", registration)
+    done = response.content.decode()
+    assert "The grants of 1 registration are refreshed again" in done
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None

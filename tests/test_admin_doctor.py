@@ -1,0 +1,285 @@
+"""The admin for whoever registers clients: from a pasted address to a passed test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.urls import reverse
+
+from django_smart import transport
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.testing import EHRSimulator
+from tests.doctor.conftest import World, _fresh_pool, world
+from tests.ehr import BASE_URL, CLIENT_SECRET
+from tests.flows.answers import Away
+from tests.test_admin import grant_permissions, registration_form, url_of
+
+__all__ = ["_fresh_pool", "world"]
+
+pytestmark = pytest.mark.django_db
+
+PASTED = {
+    "base_url": BASE_URL,
+    "preset": "",
+    "is_active": "on",
+    "aud_rule": "as_received",
+    "pkce": "always",
+    "authorize_method": "auto",
+    "discovery_headers": "{}",
+    "scope_syntax": "v2",
+    "nonce_required": "on",
+    "basic_credentials": "raw",
+    "introspection_mode": "bearer",
+    "bearer_boundary": "base",
+    "frame_origins": "[]",
+    "registrations-TOTAL_FORMS": "0",
+    "registrations-INITIAL_FORMS": "0",
+}
+
+
+def test_url_of(row: Any) -> str:
+    return url_of(type(row), "test", row.pk)
+
+
+test_url_of.__test__ = False  # type: ignore[attr-defined]  # no test, whatever its name
+
+
+@pytest.fixture
+def operator(client: Client) -> Client:
+    """Somebody who may change registrations and servers."""
+    user = User.objects.create_user("operator", is_staff=True)
+    grant_permissions(user, "change_fhirserver", "change_clientregistration")
+    client.force_login(user)
+    return client
+
+
+# A new server
+
+
+@pytest.mark.django_db(transaction=True)
+def test_pasted_base_url_is_enough_and_its_offer_is_shown(
+    admin_client: Client, ehr: EHRSimulator
+) -> None:
+    response = admin_client.post(url_of(FHIRServer, "add"), PASTED, follow=True)
+    server = FHIRServer.objects.get()
+    assert (server.name, server.slug) == ("ehr.example.org", "ehr-example-org")
+    assert response.redirect_chain[-1][0] == url_of(FHIRServer, "change", server.pk)
+    content = response.content.decode()
+    assert "What the server offers stands below." in content
+    assert "launches from the EHR" in content
+    assert ehr.token_endpoint in content
+    register = f"{url_of(ClientRegistration, 'add')}?server={server.pk}"
+    assert f'href="{register}"' in content
+
+
+@pytest.mark.django_db(transaction=True)
+def test_server_that_says_nothing_is_kept_and_the_reason_is_shown(
+    admin_client: Client,
+) -> None:
+    with transport.mounted("https://ehr.example.org", Away()):
+        response = admin_client.post(url_of(FHIRServer, "add"), PASTED, follow=True)
+    assert "did not say what it offers" in response.content.decode()
+    assert "(server_unreachable)" in response.content.decode()
+    assert FHIRServer.objects.exists()
+
+
+def test_second_server_of_a_host_gets_a_slug_of_its_own(admin_client: Client) -> None:
+    FHIRServer.objects.create(
+        slug="ehr-example-org", name="x", base_url="https://ehr.example.org/other"
+    )
+    admin_client.post(url_of(FHIRServer, "add"), PASTED)
+    assert FHIRServer.objects.filter(slug="ehr-example-org-2").exists()
+
+
+@pytest.mark.parametrize("base_url", ["", "ehr.example.org", "http://ehr.example.org"])
+def test_what_is_no_base_url_is_told_at_its_field(
+    admin_client: Client, base_url: str
+) -> None:
+    response = admin_client.post(
+        url_of(FHIRServer, "add"), {**PASTED, "base_url": base_url}
+    )
+    errors = response.context["adminform"].form.errors
+    assert set(errors) == {"base_url"}
+
+
+def test_new_registration_shows_what_the_vendor_asks_for(admin_client: Client) -> None:
+    content = admin_client.get(url_of(ClientRegistration, "add")).content.decode()
+    for path in ("launch/", "callback/", "jwks.json"):
+        assert f">https://app.example.org/smart/{path}</code>" in content
+
+
+# The test of the connection
+
+
+def test_nothing_wrong_is_said(admin_client: Client, world: World) -> None:
+    for row in (world.server, world.registration):
+        content = admin_client.post(test_url_of(row), secure=True).content.decode()
+        assert content.count("Nothing is wrong.") == 2
+
+
+def test_report_is_in_words(admin_client: Client, world: World) -> None:
+    world.registration.client_secret = "another secret"
+    world.registration.save()
+    response = admin_client.post(test_url_of(world.registration), secure=True)
+    content = response.content.decode()
+    assert "The token endpoint refuses this client (invalid_client)" in content
+    assert "People approve at the EHR, and then their launch fails." in content
+    assert "enter the client secret again" in content
+    assert content.count("Nothing is wrong.") == 1
+    for secret in (CLIENT_SECRET, "another secret"):
+        assert secret not in content
+
+
+def test_button_is_there_for_those_who_may_press_it(
+    operator: Client, world: World
+) -> None:
+    for row in (world.server, world.registration):
+        content = operator.get(
+            url_of(type(row), "change", row.pk), secure=True
+        ).content.decode()
+        assert f'action="{test_url_of(row)}"' in content
+        assert operator.post(test_url_of(row), secure=True).status_code == 200
+
+
+def test_test_is_for_those_who_may_change(client: Client, world: World) -> None:
+    user = User.objects.create_user("viewer", is_staff=True)
+    grant_permissions(user, "view_fhirserver", "view_clientregistration")
+    client.force_login(user)
+    world.ehr.clear_requests()
+    for row in (world.server, world.registration):
+        page = client.get(url_of(type(row), "change", row.pk), secure=True)
+        assert test_url_of(row) not in page.content.decode()
+        assert client.post(test_url_of(row), secure=True).status_code == 403
+    assert world.ehr.requests == []
+
+
+def test_link_to_a_test_asks_nobody(admin_client: Client, world: World) -> None:
+    world.ehr.clear_requests()
+    response = admin_client.get(test_url_of(world.server), secure=True)
+    assert response["Location"] == url_of(FHIRServer, "change", world.server.pk)
+    assert world.ehr.requests == []
+
+
+def test_test_of_nothing_leads_to_the_front_page(
+    admin_client: Client, world: World
+) -> None:
+    url = url_of(FHIRServer, "test", 999_999)
+    response = admin_client.post(url, secure=True)
+    assert response["Location"] == reverse("admin:index")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nobody_waits_for_a_server_inside_a_transaction(
+    admin_client: Client, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
+    seen: list[bool] = []
+    respond = world.ehr.wsgi_app.respond
+
+    def note(request: Any) -> Any:
+        seen.append(connection.in_atomic_block)
+        return respond(request)
+
+    monkeypatch.setattr(world.ehr.wsgi_app, "respond", note)
+    admin_client.post(test_url_of(world.server), secure=True)
+    assert seen
+    assert not any(seen)
+
+
+# While somebody types
+
+
+@pytest.fixture
+def server() -> FHIRServer:
+    """A server that offers scopes of version 2 alone."""
+    return FHIRServer.objects.create(
+        slug="harbour",
+        name="Harbour",
+        base_url=BASE_URL,
+        configuration={
+            "token_endpoint": "https://ehr.example.org/token",
+            "authorization_endpoint": "https://ehr.example.org/authorize",
+            "capabilities": ["launch-ehr", "permission-v2"],
+        },
+    )
+
+
+@pytest.fixture
+def _nobody_is_asked() -> Iterator[None]:
+    """Requests to the server fail the test by their answer."""
+    with transport.mounted("https://ehr.example.org", Away()):
+        yield
+
+
+def check(client: Client, url: str = "", **values: Any) -> Any:
+    url = url or reverse("admin:django_smart_clientregistration_check")
+    data = registration_form(**values)
+    response = client.post(url, data)
+    assert response.status_code == 200, response.content
+    return response.json()["errors"]
+
+
+@pytest.mark.usefixtures("_nobody_is_asked")
+@pytest.mark.parametrize(
+    ("values", "field", "message"),
+    [
+        ({"ehr_scope": "patient/Patinet"}, "ehr_scope", "patient/Patinet"),
+        ({"standalone_scope": "launch"}, "standalone_scope", "use launch/patient"),
+        ({"ehr_scope": "fhirUser"}, "ehr_scope", "together with openid"),
+        ({"ehr_scope": "patient/Patient.read"}, "__all__", "write patient/Patient.rs"),
+        (
+            {"token_endpoint_auth_method": "none", "system_scope": "system/*.rs"},
+            "token_endpoint_auth_method",
+            "private_key_jwt only",
+        ),
+    ],
+)
+def test_fault_is_told_while_it_is_typed(
+    admin_client: Client,
+    server: FHIRServer,
+    values: dict[str, str],
+    field: str,
+    message: str,
+) -> None:
+    errors = check(admin_client, server=server.pk, **values)
+    assert message in " ".join(errors[field])
+    assert not ClientRegistration.objects.exists()
+
+
+@pytest.mark.usefixtures("_nobody_is_asked")
+def test_what_is_right_or_not_typed_yet_is_no_fault(
+    admin_client: Client, server: FHIRServer
+) -> None:
+    assert check(admin_client, server=server.pk, client_secret="x") == {}
+    # The secret is not sent, and the client id comes later.
+    assert check(admin_client, server=server.pk) == {}
+    assert check(admin_client, client_id="") == {}
+
+
+def test_row_that_is_there_is_checked_against_its_server(
+    admin_client: Client, registration: ClientRegistration
+) -> None:
+    FHIRServer.objects.update(scope_syntax="v1")
+    url = url_of(ClientRegistration, "check", registration.pk)
+    assert "version 1" in check(admin_client, url)["ehr_scope"][0]
+    registration.refresh_from_db()
+    assert registration.client_secret == CLIENT_SECRET
+
+
+def test_check_is_for_those_who_may_save(
+    client: Client, registration: ClientRegistration
+) -> None:
+    user = User.objects.create_user("viewer", is_staff=True)
+    grant_permissions(user, "view_clientregistration")
+    client.force_login(user)
+    new = reverse("admin:django_smart_clientregistration_check")
+    for url in (new, url_of(ClientRegistration, "check", registration.pk)):
+        assert client.post(url, registration_form()).status_code == 403
+        assert client.get(url).status_code == 405
+    client.logout()
+    assert client.post(new, registration_form()).status_code == 302

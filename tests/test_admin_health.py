@@ -1,0 +1,88 @@
+"""The health of a server's grants in the admin."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from django_smart.models import FHIRServer
+from tests.ehr import make_registration
+from tests.flows.test_health import make_grant
+
+pytestmark = pytest.mark.django_db
+
+LIST = "admin:django_smart_fhirserver_changelist"
+
+
+@pytest.fixture
+def operator() -> Client:
+    """Somebody who may see everything."""
+    browser = Client()
+    browser.force_login(
+        User.objects.create_superuser("operator"),
+        backend="django.contrib.auth.backends.ModelBackend",
+    )
+    return browser
+
+
+def test_list_shows_active_and_due_grants_and_the_longest_wait(operator):
+    registration = make_registration()
+    make_grant(registration, status="revoked")
+    for minutes in (1, 42):
+        make_grant(
+            registration, refresh_due_at=timezone.now() - timedelta(minutes=minutes)
+        )
+    page = operator.get(reverse(LIST))
+    assert '<td class="field-active_grants">2</td>' in page.text
+    assert '<td class="field-due_grants">2</td>' in page.text
+    assert '<td class="field-overdue">42\xa0minutes</td>' in page.text
+
+
+def test_list_reads_all_servers_at_once(operator):
+    def count() -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            assert operator.get(reverse(LIST)).status_code == 200
+        return len(queries)
+
+    make_grant(make_registration())
+    count()  # content types and the like are read once
+    before = count()
+    for number in range(5):
+        FHIRServer.objects.create(
+            slug=f"s{number}", name="S", base_url=f"https://ehr.example.org/{number}"
+        )
+    assert count() == before
+
+
+def test_page_of_a_server_shows_every_count_and_nothing_of_a_person(operator):
+    registration = make_registration(
+        server__last_refresh_error="server_timeout",
+        server__last_refresh_failure_at=timezone.now(),
+    )
+    make_grant(registration, patient_id="hush-patient", refresh_failures=1)
+    make_grant(registration, status="needs_reauthorization")
+    page = operator.get(
+        reverse("admin:django_smart_fhirserver_change", args=[registration.server_id])
+    )
+    assert "<dt>needs reauthorization</dt><dd>1</dd>" in page.text
+    assert "<dt>failing</dt><dd>1</dd>" in page.text
+    assert "<dt>oldest waits for</dt><dd>–</dd>" in page.text
+    assert "<dt>last success</dt><dd>–</dd>" in page.text
+    assert "<dt>last failure</dt><dd>–</dd>" not in page.text
+    assert "<dt>of what</dt><dd>server_timeout</dd>" in page.text
+    assert "hush" not in page.text
+
+
+def test_form_for_a_new_server_has_no_numbers(operator):
+    page = operator.get(reverse("admin:django_smart_fhirserver_add"))
+    assert page.status_code == 200
+    assert "<dt>failing</dt>" not in page.text

@@ -1,0 +1,177 @@
+"""The backend: mozilla-django-oidc's hooks, and nothing of its other habits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth import aauthenticate, authenticate, get_user_model
+from django.test import RequestFactory
+
+from django_smart.backends import SMARTAuthenticationBackend
+from django_smart.exceptions import UserInactiveError, UserRefusedError
+from django_smart.models import ClientRegistration, Identity
+from django_smart.protocol.id_token import IDTokenClaims
+from django_smart.testing import EHRSimulator
+from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
+
+pytestmark = pytest.mark.django_db
+
+User: Any = get_user_model()
+_ISSUER = "https://ehr.example.org/v/r4/sim/abc"
+
+
+class SiteBackend(SMARTAuthenticationBackend):
+    """What a site may override."""
+
+    def verify_claims(self, claims: Any) -> bool:
+        return str(claims["fhirUser"]).startswith("Practitioner/")
+
+    def find_user_to_link(self, claims: Any) -> Any:
+        return User.objects.filter(username="ada").first()
+
+    def create_user(self, claims: Any) -> Any:
+        user: Any = super().create_user(claims)
+        user.first_name = claims["fhirUser"]
+        user.save()
+        return user
+
+    def update_user(self, user: Any, claims: Any) -> Any:
+        user.last_name = "seen"
+        user.save()
+        return user
+
+
+def _claims(subject: str = "s-1", **claims: Any) -> IDTokenClaims:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    return IDTokenClaims(
+        issuer=_ISSUER,
+        subject=subject,
+        audience=("growth-chart",),
+        fhir_user=claims.pop("fhirUser", None),
+        expires_at=now,
+        issued_at=now,
+        nonce=None,
+        claims=claims,
+    )
+
+
+def test_usernames_come_from_issuer_and_subject() -> None:
+    backend = SMARTAuthenticationBackend()
+    names = {
+        backend.get_username({"iss": issuer, "sub": subject})
+        for issuer, subject in (
+            (_ISSUER, "a"),
+            (_ISSUER, "A"),
+            (_ISSUER, "a "),
+            (_ISSUER + "a", ""),
+            ("https://other.example.org", "a"),
+        )
+    }
+    assert len(names) == 5
+    assert all(len(name) == 32 and name.startswith("smart-") for name in names)
+    # Also where names are compared without regard to case.
+    assert len({name.lower() for name in names}) == 5
+
+
+@pytest.mark.compliance("IDT-09")
+def test_address_that_an_ehr_claims_finds_nobody(
+    registration: ClientRegistration,
+) -> None:
+    admin = User.objects.create(username="root", email="root@example.org")
+    user: Any = SMARTAuthenticationBackend().resolve_user(
+        _claims(email="root@example.org", email_verified=True), registration
+    )
+    assert user != admin
+    assert user.email == ""
+    assert not user.has_usable_password()
+
+
+@pytest.mark.compliance("IDT-09")
+def test_subjects_that_differ_in_case_or_spaces_are_different_people(
+    registration: ClientRegistration,
+) -> None:
+    user = User.objects.create(username="ada")
+    Identity.objects.create(issuer=_ISSUER, subject="abc", user=user)
+    backend = SMARTAuthenticationBackend()
+    assert backend.resolve_user(_claims("abc"), registration) == user
+    registration.create_users = False
+    for subject in ("ABC", "abc ", " abc"):
+        with pytest.raises(UserRefusedError):
+            backend.resolve_user(_claims(subject), registration)
+
+
+def test_deactivated_user_is_refused(registration: ClientRegistration) -> None:
+    user = User.objects.create(username="ada", is_active=False)
+    Identity.objects.create(issuer=_ISSUER, subject="abc", user=user)
+    backend = SMARTAuthenticationBackend()
+    with pytest.raises(UserInactiveError):
+        backend.resolve_user(_claims("abc"), registration)
+    assert backend.get_user(user.pk) is None
+    user.is_active = True
+    user.save()
+    assert backend.get_user(user.pk) == user
+    assert backend.get_user(user.pk + 1) is None
+
+
+def test_hooks_of_a_site_decide(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [
+        "django.contrib.auth.backends.ModelBackend",
+        "tests.test_backends.SiteBackend",
+    ]
+    browser = make_browser()
+    created: Any = launch(browser, ehr).user
+    assert created.first_name.startswith("Practitioner/")
+    assert browser.session["_auth_user_backend"] == "tests.test_backends.SiteBackend"
+    updated: Any = launch(make_browser(), ehr).user
+    assert (updated.pk, updated.last_name) == (created.pk, "seen")
+
+    ada = User.objects.create(username="ada")
+    second = [name for name in ehr.users if name.startswith("Practitioner/")][1]
+    assert launch(make_browser(), ehr, user=second).user == ada
+    assert ada.smart_identities.count() == 1
+
+    patient = next(name for name in ehr.users if name.startswith("Patient/"))
+    stranger = make_browser()
+    url = ehr.authorize(start_ehr_launch(stranger, ehr, user=patient))
+    response = get_callback(stranger, url)
+    assert response.status_code == 403
+    assert b"<code>user_refused</code>" in response.content
+    assert User.objects.count() == 2
+    assert registration.launches.filter(error_code="user_refused").count() == 1
+
+
+def test_django_never_signs_anybody_in_by_our_backend(settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [
+        "django_smart.backends.SMARTAuthenticationBackend"
+    ]
+    User.objects.create_user("ada", password="a password")
+    request = RequestFactory().get("/smart/callback/?code=x&state=y")
+    for credentials in (
+        {"username": "ada", "password": "a password"},
+        {"nonce": "x"},
+        {"code": "x"},
+    ):
+        credentials_any: dict[str, Any] = credentials
+        assert authenticate(request, **credentials_any) is None
+        assert async_to_sync(aauthenticate)(request, **credentials_any) is None
+
+
+def test_backend_reads_no_setting_of_the_staffs_server(settings: Any) -> None:
+    settings.OIDC_RP_SIGN_ALGO = "RS256"
+    assert not hasattr(settings, "OIDC_OP_TOKEN_ENDPOINT")
+    # Upstream's raises ImproperlyConfigured here.
+    SMARTAuthenticationBackend()
+
+
+def test_far_expiry_keeps_upstreams_session_refresh_away(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    assert browser.session["oidc_id_token_expiration"] > 2**39
+    assert registration.launches.count() == 1

@@ -1,0 +1,215 @@
+"""The browser cookie: what it looks like, and when it comes and goes."""
+
+from __future__ import annotations
+
+from http.cookies import Morsel
+from typing import Any
+
+import pytest
+from django.http import HttpResponse
+from django.test import Client
+
+from django_smart.browser import get_browser
+from django_smart.fields import digest
+from django_smart.models import Launch
+from django_smart.testing import EHRSimulator
+from tests.ehr import get_callback, get_launch, make_browser, start_ehr_launch
+from tests.site.browsers import open_chart
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.site.urls")]
+
+SECURE, PLAIN = "__Host-smart_browser", "smart_browser"
+LOGIN = "/smart/login/?server=harbour"
+
+
+def cookie_of(response: Any, name: str = SECURE) -> Morsel[str]:
+    """The cookie that *response* sets."""
+    morsel: Morsel[str] = response.cookies[name]
+    return morsel
+
+
+@pytest.mark.usefixtures("registration")
+def test_cookie_over_https_is_bound_to_the_host():
+    cookie = cookie_of(make_browser().get(LOGIN))
+    assert len(cookie.value) == 43
+    attributes = {name: value for name, value in cookie.items() if value}
+    # No domain, no lifetime beyond the browser's session.
+    assert attributes == {
+        "path": "/",
+        "secure": True,
+        "httponly": True,
+        "samesite": "Lax",
+    }
+
+
+@pytest.mark.usefixtures("registration")
+def test_cookie_over_http_is_neither_secure_nor_called_so():
+    response = Client().get(LOGIN)
+    assert SECURE not in response.cookies
+    cookie = cookie_of(response, PLAIN)
+    attributes = {name: value for name, value in cookie.items() if value}
+    assert attributes == {"path": "/", "httponly": True, "samesite": "Lax"}
+
+
+@pytest.mark.usefixtures("registration")
+def test_plain_cookie_is_not_believed_over_https():
+    browser = make_browser()
+    browser.cookies[PLAIN] = "a" * 43
+    value = cookie_of(browser.get(LOGIN)).value
+    assert value != "a" * 43
+    assert Launch.objects.get().browser_digest == digest(value)
+
+
+@pytest.mark.usefixtures("registration")
+def test_name_of_the_cookie_is_a_setting(settings):
+    settings.SMART_BROWSER_COOKIE_NAME = "other"
+    assert "__Host-other" in make_browser().get(LOGIN).cookies
+
+
+@pytest.mark.usefixtures("registration")
+def test_cookie_is_set_once(ehr):
+    browser = make_browser()
+    start_ehr_launch(browser, ehr)
+    value = browser.cookies[SECURE].value
+    assert SECURE not in browser.get(LOGIN).cookies
+    assert {row.browser_digest for row in Launch.objects.all()} == {digest(value)}
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/links/", "/whoami/", "/chart/", "/untouched/"),
+        *("/smart/login/", "/smart/login/?server=other", "/smart/jwks.json"),
+        *("/smart/launch/", "/smart/callback/?state=x&code=y", "/smart/connections/"),
+        f"/~{'k' * 24}/links/",
+    ],
+)
+def test_no_cookie_is_set_while_nothing_is_launched(path):
+    assert SECURE not in make_browser().get(path).cookies
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize(
+    "value", ["", "a", "a" * 42, "a" * 44, "a" * 42 + "!", "a" * 42 + "é", "a" * 9999]
+)
+def test_malformed_cookie_is_ignored_and_replaced(rf, value):
+    request = rf.get("/")
+    request.COOKIES[PLAIN] = value
+    assert get_browser(request).digest is None
+    get_browser(request).ensure()
+    response = HttpResponse()
+    get_browser(request).apply(response)
+    assert len(response.cookies[PLAIN].value) == 43
+
+
+@pytest.mark.usefixtures("registration")
+def test_malformed_cookie_opens_no_launch(ehr):
+    chart = open_chart(ehr)
+    chart.browser.cookies[SECURE] = chart.launch.browser_digest
+    assert chart.get("/links/").status_code == 403
+    assert chart.browser.get("/whoami/").json()["reason"] == "no_launch"
+
+
+@pytest.mark.usefixtures("registration")
+def test_sign_out_replaces_the_cookie(ehr):
+    chart = open_chart(ehr)
+    before = chart.browser.cookies[SECURE].value
+    cookie = cookie_of(chart.browser.post("/smart/logout/"))
+    assert before not in cookie.value
+    assert cookie["secure"]
+    assert chart.get("/links/").status_code == 410
+
+
+def test_browser_of_a_request_is_one(rf):
+    request = rf.get("/")
+    assert get_browser(request) is get_browser(request)
+    assert repr(get_browser(request)) == "<Browser: new>"
+
+
+def test_browser_never_shows_its_value(rf):
+    request = rf.get("/")
+    request.COOKIES[PLAIN] = "s" * 43
+    browser = get_browser(request)
+    assert "s" * 43 not in repr(browser)
+    assert browser.digest == digest("s" * 43)
+
+
+def test_rotation_keeps_its_promise(rf):
+    request = rf.get("/")
+    request.COOKIES[PLAIN] = "s" * 43
+    browser = get_browser(request)
+    promised = browser.prepare_rotation()
+    assert promised == browser.prepare_rotation()
+    assert browser.digest == digest("s" * 43)
+    browser.rotate()
+    assert browser.digest == promised
+    # Another one is another value.
+    browser.rotate()
+    assert browser.digest != promised
+
+
+@pytest.mark.usefixtures("registration")
+def test_two_first_launches_at_one_moment_both_complete(ehr: EHRSimulator) -> None:
+    """Each answer brings a cookie, and the browser keeps the one that came last."""
+    first, second, browser = make_browser(), make_browser(), make_browser()
+    callbacks = []
+    for tab, patient in zip(
+        (first, second), list(ehr.data["Patient"])[:2], strict=True
+    ):
+        callbacks.append(ehr.authorize(start_ehr_launch(tab, ehr, patient=patient)))
+        browser.cookies.update(tab.cookies)
+
+    opened = [get_launch(get_callback(browser, url)) for url in callbacks]
+
+    for each in opened:
+        # Known here, by key and cookie: neither 403 nor 410.
+        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
+    assert opened[0].browser_digest == opened[1].browser_digest
+
+
+@pytest.mark.usefixtures("registration")
+def test_cookie_of_another_launch_proves_nothing(ehr: EHRSimulator) -> None:
+    victim, attacker = make_browser(), make_browser()
+    url = ehr.authorize(start_ehr_launch(victim, ehr))
+    start_ehr_launch(attacker, ehr)
+    (name,) = [n for n in victim.cookies if n.startswith("__Host-smart_browser_")]
+    attacker.cookies[name] = "x" * 43
+
+    assert get_callback(attacker, url).status_code == 403
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("last", [0, 1])
+def test_two_callbacks_at_one_moment_of_another_user_both_complete(ehr, last):
+    # An EHR that opens several frames when somebody else has signed in to it.
+    browser = open_chart(ehr).browser
+    user = list(ehr.users)[1]
+    callbacks = [
+        ehr.authorize(start_ehr_launch(browser, ehr, user=user)) for _ in range(2)
+    ]
+    # Both requests have the cookies of now; what comes last is kept.
+    answers = []
+    for url in callbacks:
+        once = make_browser()
+        once.cookies.load({name: each.value for name, each in browser.cookies.items()})
+        answers.append(get_callback(once, url))
+    for answer in (answers[1 - last], answers[last]):
+        browser.cookies.update(answer.cookies)
+    for answer in answers:
+        assert browser.get(answer["Location"] + "links/").status_code == 200
+
+
+def test_browser_without_a_cookie_never_gets_one_that_can_be_told_before(rf):
+    browsers = [get_browser(rf.get("/")) for _ in range(2)]
+    assert len({each.prepare_rotation() for each in browsers}) == 2
+
+
+def test_sign_out_gives_a_cookie_that_nothing_before_leads_to(rf):
+    digests = set()
+    for _ in range(2):
+        request = rf.get("/")
+        request.COOKIES[PLAIN] = "s" * 43
+        get_browser(request).rotate()
+        digests.add(get_browser(request).digest)
+    assert len(digests) == 2

@@ -1,0 +1,249 @@
+"""``fhir_client_for``: the one grant that is meant, or none."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
+from django.utils import timezone
+
+from django_smart.clients import build_fhir_client, fhir_client_for
+from django_smart.exceptions import (
+    AmbiguousGrantError,
+    NoGrantError,
+    ReauthorizationRequiredError,
+)
+from django_smart.flows import refresh
+from django_smart.flows.ending import disconnect_grant
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from tests.ehr import PATIENT, make_registration
+
+pytestmark = pytest.mark.django_db
+
+OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
+
+
+@pytest.fixture
+def user(django_user_model):
+    return django_user_model.objects.create_user("maria")
+
+
+@pytest.fixture
+def server(registration) -> FHIRServer:
+    server: FHIRServer = registration.server
+    return server
+
+
+def make_grant(user: Any, server: FHIRServer, **values: Any) -> TokenGrant:
+    """An offline grant that is good for another hour."""
+    now = timezone.now()
+    grant = TokenGrant(
+        **{
+            "registration": ClientRegistration.objects.get(server=server),
+            "user": user,
+            "scope": "patient/Patient.rs",
+            "patient_id": PATIENT,
+            "is_offline": True,
+            "received_at": now,
+            "expires_at": now + timedelta(hours=1),
+            **values,
+        }
+    )
+    grant.set_tokens(access_token=f"token-{now.timestamp()}", refresh_token="r")
+    grant.save()
+    return grant
+
+
+def token_of(client: Any) -> str:
+    """The token that *client* would send."""
+    token: str = client._get_access_token()
+    return token
+
+
+def test_the_only_grant_is_used(user, server):
+    grant = make_grant(user, server)
+    client = fhir_client_for(user, server)
+    assert token_of(client) == grant.access_token
+    assert client.base_url == server.base_url
+    assert client.patient_id == PATIENT
+
+
+def test_no_grant_is_an_error(user, server):
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, server)
+
+
+def test_grants_of_others_are_never_offered(user, server, django_user_model):
+    make_grant(django_user_model.objects.create_user("sam"), server)
+    make_grant(None, server)
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, server)
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "unsaved"])
+def test_nobody_has_no_grants(server, django_user_model, kind):
+    # A look-up by no user would find the grants of browsers that signed nobody in.
+    make_grant(None, server)
+    nobody: Any = AnonymousUser() if kind == "anonymous" else django_user_model()
+    with pytest.raises(NoGrantError):
+        fhir_client_for(nobody, server)
+    with pytest.raises(NoGrantError):
+        fhir_client_for(nobody, server, patient_id=PATIENT)
+
+
+def test_grants_at_other_servers_are_never_offered(user, server):
+    other = make_registration(
+        server__slug="lake", server__base_url="https://lake.example.org/fhir"
+    )
+    make_grant(user, other.server)
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, server)
+    assert fhir_client_for(user, other.server).base_url == other.server.base_url
+
+
+def test_several_grants_are_no_guess(user, server):
+    make_grant(user, server)
+    make_grant(user, server, patient_id=OTHER_PATIENT)
+    with pytest.raises(AmbiguousGrantError) as caught:
+        fhir_client_for(user, server)
+    assert PATIENT not in str(caught.value)
+
+
+def test_patient_id_selects_one_exactly(user, server):
+    make_grant(user, server)
+    other = make_grant(user, server, patient_id=OTHER_PATIENT)
+    client = fhir_client_for(user, server, patient_id=OTHER_PATIENT)
+    assert token_of(client) == other.access_token
+    for unknown in ("unknown", OTHER_PATIENT.upper(), f"{OTHER_PATIENT} ", ""):
+        with pytest.raises(NoGrantError):
+            fhir_client_for(user, server, patient_id=unknown)
+
+
+def test_two_grants_of_one_patient_stay_a_guess(user, server):
+    make_grant(user, server)
+    second = make_grant(user, server)
+    with pytest.raises(AmbiguousGrantError):
+        fhir_client_for(user, server, patient_id=PATIENT)
+    assert token_of(fhir_client_for(grant=second)) == second.access_token
+
+
+def test_grants_for_one_visit_are_not_offered(user, server):
+    grant = make_grant(user, server, is_offline=False)
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, server)
+    assert token_of(fhir_client_for(grant=grant)) == grant.access_token
+
+
+@pytest.mark.parametrize("status", ["needs_reauthorization", "revoked", "expired"])
+def test_ended_grants_are_not_used(user, server, status):
+    grant = make_grant(user, server)
+    TokenGrant.objects.update(status=status)
+    # Also by a row that was read while the grant was good.
+    assert grant.status == TokenGrant.Status.ACTIVE
+    with pytest.raises(NoGrantError):
+        fhir_client_for(grant=grant)
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, server)
+
+
+def test_grants_of_a_deactivated_user_are_not_used(user, server):
+    grant = make_grant(user, server)
+    user.is_active = False
+    user.save()
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, server)
+    with pytest.raises(NoGrantError):
+        fhir_client_for(grant=grant)
+
+
+@pytest.mark.parametrize("given", ["nothing", "user", "server"])
+def test_a_user_and_a_server_belong_together(user, server, given):
+    values = {"nothing": {}, "user": {"user": user}, "server": {"server": server}}
+    with pytest.raises(TypeError):
+        fhir_client_for(**values[given])
+
+
+def test_client_shows_no_token(user, server):
+    grant = make_grant(user, server)
+    client = fhir_client_for(grant=grant)
+    assert grant.access_token not in repr(client)
+    assert PATIENT not in repr(client)
+
+
+def test_boundary_is_the_server_s(user, server):
+    grant = make_grant(user, server)
+    inside, beside = f"{server.base_url}/Patient/1", "https://ehr.example.org/x"
+    client = build_fhir_client(grant)
+    assert (client.is_within_boundary(inside), client.is_within_boundary(beside)) == (
+        True,
+        False,
+    )
+    server.bearer_boundary = "origin"
+    server.save()
+    client = fhir_client_for(user, server)
+    assert (client.is_within_boundary(inside), client.is_within_boundary(beside)) == (
+        True,
+        True,
+    )
+
+
+def _end(grant: TokenGrant, how: str) -> None:
+    if how == "disconnected":
+        disconnect_grant(grant)
+    elif how == "deleted":
+        grant.delete()
+    else:
+        get_user_model().objects.update(is_active=False)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("how", ["disconnected", "deactivated", "deleted"])
+def test_client_of_a_long_task_does_not_outlive_its_grant(
+    user, server, how, monkeypatch, django_assert_num_queries
+):
+    passed = [0.0]
+    monkeypatch.setattr(refresh, "monotonic", lambda: passed[0])
+    grant = make_grant(user, server, last_used_at=timezone.now())
+    client = fhir_client_for(user, server)
+    assert token_of(client) == grant.access_token
+    _end(TokenGrant.objects.get(pk=grant.pk), how)
+    with django_assert_num_queries(0):
+        token_of(client)
+    passed[0] = 61
+    with pytest.raises(ReauthorizationRequiredError):
+        token_of(client)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_client_of_a_long_task_uses_what_another_process_has_stored(
+    user, server, monkeypatch
+):
+    passed = [0.0]
+    monkeypatch.setattr(refresh, "monotonic", lambda: passed[0])
+    grant = make_grant(user, server)
+    client = fhir_client_for(user, server)
+    token_of(client)
+    grant.set_tokens(access_token="another", refresh_token="r")
+    grant.save()
+    passed[0] = 61
+    assert token_of(client) == "another"
+
+
+def test_token_of_a_deactivated_user_is_not_refreshed(ehr, user, server):
+    now = timezone.now()
+    make_grant(user, server, expires_at=now, received_at=now - timedelta(hours=1))
+    client = fhir_client_for(user, server)
+    user.is_active = False
+    user.save()
+    with pytest.raises(ReauthorizationRequiredError):
+        token_of(client)
+    assert ehr.requests == []
+
+
+def test_clients_are_found_in_two_queries(user, server, django_assert_max_num_queries):
+    make_grant(user, server)
+    with django_assert_max_num_queries(1):
+        fhir_client_for(user, server)

@@ -1,0 +1,102 @@
+"""Beside mozilla-django-oidc, which a site may use for its staff."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth import BACKEND_SESSION_KEY, authenticate
+from mozilla_django_oidc.auth import OIDCAuthenticationBackend
+
+from django_smart.backends import SMARTAuthenticationBackend
+from tests.ehr import make_browser
+from tests.site.browsers import open_chart
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.site.oidc_urls"),
+    pytest.mark.usefixtures("registration"),
+]
+
+OURS = "django_smart.backends.SMARTAuthenticationBackend"
+THEIRS = "mozilla_django_oidc.auth.OIDCAuthenticationBackend"
+
+
+@pytest.fixture(autouse=True)
+def _staff_server(settings):
+    settings.OIDC_RP_CLIENT_ID = "staff"
+    settings.OIDC_RP_CLIENT_SECRET = "staff secret"
+    settings.OIDC_OP_AUTHORIZATION_ENDPOINT = "https://staff.example.org/authorize"
+    settings.OIDC_OP_TOKEN_ENDPOINT = "https://staff.example.org/token"
+    settings.OIDC_OP_USER_ENDPOINT = "https://staff.example.org/user"
+    settings.OIDC_RP_SIGN_ALGO = "HS256"
+    settings.OIDC_RP_SCOPES = "openid email staff"
+    # Settings of the staff's server that must not reach ours.
+    settings.OIDC_USERNAME_ALGO = lambda email: "from the staff's algorithm"
+    settings.AUTHENTICATION_BACKENDS = [
+        "django.contrib.auth.backends.ModelBackend",
+        OURS,
+        THEIRS,
+    ]
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "mozilla_django_oidc.middleware.SessionRefresh",
+    ]
+
+
+@pytest.mark.parametrize("backends", [[OURS, THEIRS], [THEIRS, OURS]])
+def test_launch_never_asks_the_staff_s_backend(ehr, settings, monkeypatch, backends):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("the staff's backend was asked")
+
+    settings.AUTHENTICATION_BACKENDS = backends
+    for name in ("authenticate", "get_token", "get_userinfo", "verify_token"):
+        monkeypatch.setattr(OIDCAuthenticationBackend, name, fail)
+    chart = open_chart(ehr)
+    assert chart.launch.user is not None
+    assert chart.launch.user.get_username().startswith("smart-")
+    assert chart.browser.session[BACKEND_SESSION_KEY] == OURS
+    assert chart.get("/private/").status_code == 200
+
+
+def test_authenticate_never_triggers_ours(ehr, rf, settings, django_user_model):
+    settings.AUTHENTICATION_BACKENDS = [OURS]
+    user = django_user_model.objects.create_user("maria", password="right")
+    request = rf.get("/oidc/callback/?code=c&state=s")
+    request.session = {}
+    for values in (
+        {"username": "maria", "password": "right"},
+        {"nonce": "n", "code_verifier": "v"},
+        {},
+    ):
+        assert authenticate(request, **values) is None
+        assert authenticate(None, **values) is None
+    assert not ehr.requests
+    settings.AUTHENTICATION_BACKENDS.append("django.contrib.auth.backends.ModelBackend")
+    assert authenticate(request, username="maria", password="right") == user
+
+
+def test_staff_s_session_refresh_leaves_our_sessions_alone(ehr):
+    chart = open_chart(ehr)
+    assert chart.get("/links/").status_code == 200
+    assert chart.browser.get("/links/").status_code == 200
+
+
+def test_staff_s_session_refresh_still_works_for_staff(django_user_model):
+    browser = make_browser()
+    staff = django_user_model.objects.create_user("sam")
+    browser.force_login(staff, backend=THEIRS)
+    response = browser.get("/links/")
+    assert response["Location"].startswith("https://staff.example.org/authorize?")
+
+
+def test_our_backend_reads_none_of_the_staff_s_settings(settings):
+    for name in (
+        "OIDC_RP_CLIENT_ID",
+        "OIDC_OP_TOKEN_ENDPOINT",
+        "OIDC_OP_USER_ENDPOINT",
+    ):
+        delattr(settings, name)
+    backend = SMARTAuthenticationBackend()
+    name = backend.get_username({"iss": "https://ehr.example.org", "sub": "1"})
+    assert name.startswith("smart-")

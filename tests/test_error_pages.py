@@ -1,0 +1,403 @@
+"""The words of error pages, and the button under them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from django.test import RequestFactory
+from django.utils.functional import Promise
+
+from django_smart import exceptions
+from django_smart.error_pages import Retry, render_error
+from django_smart.error_pages.retry import build_login_url, can_pass
+from django_smart.error_pages.words import DEFAULT, WORDS, ByKind, find_words
+from django_smart.models import Launch
+from tests.ehr import get_callback, make_browser, make_registration, start_ehr_launch
+
+# Nobody in front of a page meets these: they are raised where a developer or an
+# operator is told, before any page is asked for.
+WITHOUT_WORDS = {
+    "brands_failed": "smart_import_brands alone reads bundles",
+    "brands_malformed": "smart_import_brands alone reads bundles",
+    "brands_status": "smart_import_brands alone reads bundles",
+    "registration_failed": "smart_register alone registers clients dynamically",
+    "registration_malformed": "smart_register alone registers clients dynamically",
+    "registration_refused": "smart_register alone registers clients dynamically",
+    "smart_error": "the root of the tree: nothing raises it",
+    "scope_invalid": "the head of its family: nothing raises it",
+    "scope_syntax": "a decorator's or a registration's scope is checked when written",
+}
+# Codes of pages that no class has; see SMARTContext.reason and smart_required.
+CODES_OF_PAGES = {"ambiguous", "encounter_missing"}
+# The person's request, not theirs to use, not there, in conflict, over, or the EHR's.
+STATUSES = {400, 403, 404, 409, 410, 502, 503}
+KINDS = ("", *Launch.Kind.values)
+
+
+def walk(
+    error_class: type[exceptions.SMARTError],
+) -> Iterator[type[exceptions.SMARTError]]:
+    yield error_class
+    for subclass in error_class.__subclasses__():
+        yield from walk(subclass)
+
+
+# Only the package's own: sites and tests may have subclasses.
+ERRORS = sorted(
+    {
+        each
+        for each in walk(exceptions.SMARTError)
+        if each.__module__ == exceptions.__name__
+    },
+    key=lambda each: each.__name__,
+)
+
+
+def make(
+    error_class: type[exceptions.SMARTError], **values: object
+) -> exceptions.SMARTError:
+    error = error_class.__new__(error_class)
+    Exception.__init__(error, "for developers")
+    for name, value in values.items():
+        setattr(error, name, value)
+    return error
+
+
+def render(error: exceptions.SMARTError, **values) -> str:
+    request = RequestFactory().get("/page/")
+    return render_error(request, error, **values).content.decode()
+
+
+@pytest.mark.parametrize("error_class", ERRORS)
+def test_every_error_that_a_person_can_meet_has_words(error_class):
+    has_words = find_words(make(error_class)) is not DEFAULT
+    assert has_words is (error_class.code not in WITHOUT_WORDS), (
+        f"give {error_class.code} words in django_smart/error_pages/words.py"
+    )
+
+
+def test_no_words_are_left_over():
+    codes = {each.code for each in ERRORS}
+    assert set(WORDS) - codes == CODES_OF_PAGES
+    assert WITHOUT_WORDS.keys() <= codes
+
+
+def test_every_code_names_one_class():
+    codes = [each.code for each in ERRORS]
+    assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize("code", WORDS)
+@pytest.mark.parametrize("server_name", ["", "Harbour Hospital: 100 %"])
+def test_words_are_whole_sentences_with_and_without_an_organisation(code, server_name):
+    words = WORDS[code]
+    title = words.get_title(server_name)
+    assert re.fullmatch(r"[A-Z].*[^.]", title)
+    for kind in KINDS:
+        advice = words.get_advice(kind)
+        assert re.fullmatch(r"[A-Z].*\.", advice)
+        assert "%" not in advice
+    if not server_name:
+        assert "%" not in title
+        assert "the the" not in title.lower()
+
+
+@pytest.mark.parametrize("code", WORDS)
+def test_words_can_be_translated(code):
+    words = WORDS[code]
+    assert isinstance(words.title, Promise)
+    if isinstance(words.advice, ByKind):
+        for kind in KINDS:
+            assert isinstance(words.advice.get(kind), Promise)
+    else:
+        assert isinstance(words.advice, Promise)
+
+
+def test_error_without_words_of_its_own_has_those_of_its_family():
+    error = make(exceptions.MalformedTokenResponseError)
+    assert find_words(error) is WORDS["token_failed"]
+
+
+def test_code_that_a_page_gives_has_its_own_words():
+    error = exceptions.NoLaunchError("for developers")
+    assert find_words(error, "encounter_missing") is WORDS["encounter_missing"]
+    assert find_words(error, "something of a site") is DEFAULT
+
+
+def test_organisation_is_named():
+    error = exceptions.ServerUnreachableError("for developers")
+    assert "<h1>The EHR cannot be reached</h1>" in render(error)
+    page = render(error, server_name="Harbour <b>")
+    assert "<h1>Harbour &lt;b&gt; cannot be reached</h1>" in page
+
+
+def test_advice_fits_where_the_launch_began():
+    error = exceptions.StateExpiredError("for developers")
+    assert "Go back to the patient&#x27;s chart" in render(error, kind="ehr")
+    assert "Connect your records again." in render(error, kind="standalone")
+    assert "Start again where you came from" in render(error)
+
+
+@pytest.mark.parametrize("error_class", ERRORS)
+def test_page_has_the_status_and_the_code_of_its_error(error_class):
+    request = RequestFactory().get("/page/")
+    response = render_error(request, make(error_class, missing=""))
+    assert response.status_code == error_class.http_status
+    assert 400 <= response.status_code < 600
+    assert response.status_code != 500
+    content = response.content.decode()
+    assert f"<code>{error_class.code}</code>" in content
+    # What is written for developers may name what is none of the person's business.
+    assert "for developers" not in content
+    assert response["Cache-Control"] == "no-store"
+    assert response["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.django_db
+@pytest.mark.compliance("CALL-10")
+@pytest.mark.parametrize("error_class", ERRORS)
+@pytest.mark.parametrize(
+    ("flow", "path"),
+    [
+        ("get_ehr_registration", "/smart/launch/?iss=s3cret-iss&launch=s3cret"),
+        ("get_standalone_registration", "/smart/login/?server=s3cret"),
+        ("complete_launch", "/smart/callback/?code=s3cret-code&state=s3cret-state"),
+    ],
+)
+def test_view_makes_every_error_a_page_that_is_neither_kept_nor_told_on(
+    monkeypatch, error_class, flow, path
+):
+    def fail(*args: object, **values: object) -> None:
+        raise make(error_class, missing="")
+
+    monkeypatch.setattr(f"django_smart.views.launches.{flow}", fail)
+    browser = make_browser()
+    response = browser.get(path)
+    assert response.status_code == error_class.http_status
+    assert response.status_code in STATUSES
+    assert response["Cache-Control"] == "no-store"
+    assert response["Referrer-Policy"] == "no-referrer"
+    assert "sessionid" not in response.cookies
+    content = response.content.decode()
+    assert f"<code>{error_class.code}</code>" in content
+    assert "for developers" not in content
+    if flow == "complete_launch":
+        # The script that takes the query out of the address bar, and no query here.
+        assert "clean-address.js" in content
+        assert "s3cret" not in content
+
+
+def test_code_comes_last():
+    error = exceptions.AuthorizationDeniedError(
+        "for developers",
+        error_description="The door is closed.",
+        error_uri="https://ehr.example.org/help",
+    )
+    page = render(error, retry=Retry(url="/again/", label="Try again"))
+    places = [
+        page.index(part)
+        for part in (
+            "Access was not given",
+            "approve the access",
+            "The door is closed.",
+            "https://ehr.example.org/help",
+            'href="/again/"',
+            "<code>access_denied</code>",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_what_the_ehr_says_is_quoted_and_escaped():
+    error = exceptions.AuthorizationDeniedError(
+        "for developers", error_description="<script>alert(1)</script>"
+    )
+    page = render(error, server_name="Harbour Hospital")
+    assert "Harbour Hospital says:" in page
+    assert "<q>&lt;script&gt;alert(1)&lt;/script&gt;</q>" in page
+
+
+def test_missing_access_is_told_in_words_and_to_the_support_as_scopes():
+    error = exceptions.InsufficientScopeError(
+        "for developers", missing="patient/Condition.rs"
+    )
+    page = render(error)
+    assert "<li>See: health problems</li>" in page
+    assert page.index("<code>patient/Condition.rs</code>") > page.index(
+        "for the support"
+    )
+
+
+def test_there_is_no_button_where_none_can_help():
+    assert "smart-button" not in render(exceptions.UserRefusedError("for developers"))
+
+
+def test_login_url_carries_only_what_is_known():
+    assert build_login_url() == "/smart/login/"
+    assert build_login_url(server="a", next_url="/b/?c=d") == (
+        "/smart/login/?server=a&next=%2Fb%2F%3Fc%3Dd"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error_class", "passes"),
+    [
+        (exceptions.ServerTimeoutError, True),
+        (exceptions.TokenServerError, True),
+        (exceptions.MalformedDiscoveryError, False),
+        (exceptions.InactiveRegistrationError, False),
+    ],
+)
+def test_trying_again_is_offered_only_where_it_may_help(error_class, passes):
+    assert can_pass(make(error_class)) is passes
+
+
+# Buttons of the views
+
+
+def button_of(response) -> tuple[str, str] | None:
+    found = re.search(
+        r'<a class="smart-button" href="([^"]+)">([^<]+)</a>', response.content.decode()
+    )
+    return (found[1].replace("&amp;", "&"), found[2]) if found else None
+
+
+def start_login(browser, **values: str) -> str:
+    response = browser.get("/smart/login/", {"server": "harbour", **values})
+    assert response.status_code == 302, response.content
+    return str(response["Location"])
+
+
+@pytest.mark.django_db
+def test_denied_ehr_launch_sends_back_to_the_chart(ehr, registration):
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr), approve=False)
+    response = get_callback(browser, url)
+    assert response.status_code == 403
+    content = response.content.decode()
+    assert "open it again from the patient&#x27;s chart" in content
+    assert "Nobody was signed in, and nothing was stored." in content
+    assert "clean-address.js" in content
+    assert button_of(response) is None
+
+
+@pytest.mark.django_db
+def test_denied_login_can_be_started_again_with_the_same_organisation(
+    ehr, registration
+):
+    browser = make_browser()
+    url = ehr.authorize(start_login(browser, next="/a/?b=c"), approve=False)
+    response = get_callback(browser, url)
+    assert button_of(response) == (
+        "/smart/login/?server=harbour&next=%2Fa%2F%3Fb%3Dc",
+        "Connect again",
+    )
+
+
+@pytest.mark.django_db
+def test_back_button_leads_on_to_the_page_of_the_finished_launch(ehr, registration):
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    first = get_callback(browser, url)
+    response = get_callback(browser, url)
+    assert response.status_code == 409
+    assert button_of(response) == (first["Location"], "Go on to the page")
+    assert "nothing was stored" not in response.content.decode()
+    assert browser.get(first["Location"]).status_code != 410
+
+
+@pytest.mark.django_db
+def test_other_browser_learns_nothing_of_a_launch(ehr, registration):
+    url = ehr.authorize(start_ehr_launch(make_browser(), ehr))
+    response = get_callback(make_browser(), url)
+    assert response.status_code == 403
+    content = response.content.decode()
+    assert "state_foreign" in content
+    assert "Harbour" not in content
+
+
+@pytest.mark.django_db
+@pytest.mark.compliance("CALL-10")
+def test_page_of_a_failed_callback_does_not_repeat_its_address(ehr, registration):
+    response = make_browser().get("/smart/callback/?code=hush-code&state=hush-state")
+    assert response.status_code == 400
+    content = response.content.decode()
+    assert "hush" not in content
+    assert button_of(response) == ("/smart/login/", "Connect your records")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_unreachable_organisation_can_be_tried_again(method):
+    # Nothing answers there, and the tests reach no network.
+    make_registration(
+        server__base_url="https://127.0.0.1:9/fhir", server__slug="harbour"
+    )
+    browser = make_browser()
+    values = {"server": "harbour", "next": "/a/"}
+    response = getattr(browser, method)("/smart/login/", values)
+    assert response.status_code == 503
+    assert "Harbour Hospital cannot be reached" in response.content.decode()
+    assert button_of(response) == (
+        "/smart/login/?server=harbour&next=%2Fa%2F",
+        "Try again",
+    )
+
+
+@pytest.mark.django_db
+def test_launch_from_an_unreachable_ehr_can_be_tried_again():
+    make_registration(server__base_url="https://127.0.0.1:9/fhir")
+    url = "/smart/launch/?iss=https%3A%2F%2F127.0.0.1%3A9%2Ffhir&launch=abc"
+    response = make_browser().get(url)
+    assert response.status_code == 503
+    assert button_of(response) == (url, "Try again")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_unknown_organisation_leads_to_those_that_are_known(registration, method):
+    values = {"server": "nowhere", "next": "/a/"}
+    response = getattr(make_browser(), method)("/smart/login/", values)
+    assert response.status_code == 400
+    assert button_of(response) == (
+        "/smart/login/?next=%2Fa%2F",
+        "Choose an organisation",
+    )
+
+
+@pytest.mark.django_db
+@pytest.mark.urls("tests.site.urls")
+def test_ended_connection_can_be_connected_again(ehr, registration):
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_login(browser)))
+    Launch.objects.update(status=Launch.Status.ENDED)
+    response = browser.get(response["Location"] + "chart/")
+    assert response.status_code == 410
+    link = button_of(response)
+    assert link is not None
+    assert link[1] == "Connect again"
+    assert link[0].startswith("/smart/login/?server=harbour&next=")
+
+
+@pytest.mark.django_db
+@pytest.mark.urls("tests.site.urls")
+def test_ended_ehr_launch_has_no_button(ehr, registration):
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    Launch.objects.update(status=Launch.Status.ENDED)
+    response = browser.get(response["Location"] + "chart/")
+    assert response.status_code == 410
+    assert button_of(response) is None
+    assert "Go back to the patient&#x27;s chart" in response.content.decode()
+
+
+@pytest.mark.django_db
+def test_switched_off_organisation_is_not_offered_again(ehr, registration):
+    browser = make_browser()
+    url = ehr.authorize(start_login(browser), approve=False)
+    type(registration).objects.update(is_active=False)
+    response = get_callback(browser, url)
+    assert response.status_code == 403
+    assert button_of(response) is None

@@ -1,0 +1,443 @@
+"""``FHIRProxyView``: what goes on to the server, and what comes back to the script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.middleware.csrf import get_token
+from django.test import AsyncRequestFactory, RequestFactory
+
+from django_smart.protocol.messages import HTTPRequest
+from django_smart.protocol.scopes import ScopeSet
+from django_smart.transport import ResponseStream
+from django_smart.views import FHIRProxyView
+from tests.fhir.servers import BASE, TOKEN, Grant, bundle, respond
+
+PROXY = "https://app.example.org/~key/fhir/"
+PATIENT = {"resourceType": "Patient", "id": "p1"}
+OBSERVATION = {
+    "resourceType": "Observation",
+    "id": "o1",
+    "subject": {"reference": "Patient/p1"},
+}
+WRITES = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+class Proxy:
+    """The view, a launch for it, and a FHIR server behind it."""
+
+    def __init__(self, *, boundary: str = "base", **attributes: Any) -> None:
+        self.streams: list[str] = []
+        self.grant = Grant(open_stream=self.open_stream, boundary=boundary)
+        self.server = self.grant.server
+        self.view = FHIRProxyView.as_view(**attributes)
+        self.key = "key"
+        self.smart: Any = SimpleNamespace(
+            fhir=self.grant.client,
+            patient_id="p1",
+            scopes=ScopeSet.parse("patient/*.cruds"),
+            launch=SimpleNamespace(key="launch-1"),
+        )
+
+    @contextmanager
+    def open_stream(self, request: HTTPRequest) -> Iterator[ResponseStream]:
+        self.streams.append("opened")
+        answer = self.server(request)
+        chunks = iter([answer.body[:2], answer.body[2:]])
+        try:
+            yield ResponseStream(head=answer, chunks=chunks)
+        finally:
+            self.streams.append("closed")
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        has_token: bool = True,
+        content_type: str = "application/fhir+json",
+        factory: Any = None,
+        **headers: str,
+    ) -> Any:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request: Any = (factory or RequestFactory(enforce_csrf_checks=True)).generic(
+            method,
+            f"/~key/fhir/{path}",
+            b"" if body is None else data,
+            content_type,
+            secure=True,
+            headers={
+                **({} if factory else {"Host": "app.example.org"}),
+                "Referer": "https://app.example.org/",
+                **{name.replace("_", "-"): text for name, text in headers.items()},
+            },
+        )
+        request._dont_enforce_csrf_checks = False
+        if has_token:
+            token = get_token(request)
+            request.COOKIES["csrftoken"] = request.META["CSRF_COOKIE"]
+            request.META["HTTP_X_CSRFTOKEN"] = token
+        request.smart = self.smart
+        request.smart_prefix = SimpleNamespace(key=self.key) if self.key else None
+        response = self.view(request, path=urlsplit(path).path)
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "sandbox" in response.headers["Content-Security-Policy"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        return response
+
+
+@pytest.fixture(autouse=True)
+def _host(settings):
+    settings.ALLOWED_HOSTS = ["app.example.org", "testserver"]
+
+
+# Where it answers
+
+
+def test_answers_under_the_launchs_prefix_alone(settings):
+    proxy = Proxy()
+    proxy.server.on("Patient/p1", respond(PATIENT))
+    assert proxy("GET", "Patient/p1").status_code == 200
+    proxy.key = None  # type: ignore[assignment]
+    assert proxy("GET", "Patient/p1").status_code == 403
+    settings.SMART_LAUNCH_PREFIX = ""  # a site that turned prefixes off
+    assert proxy("GET", "Patient/p1").status_code == 200
+    proxy.smart = None
+    assert proxy("GET", "Patient/p1").status_code == 403
+    assert len(proxy.server.requests) == 2
+
+
+# Types
+
+
+def test_types_that_are_not_listed_are_refused_before_a_request():
+    proxy = Proxy(resource_types={"Observation"})
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    assert proxy("GET", "Observation/o1").status_code == 200
+    assert proxy("GET", "Patient/p1").status_code == 403
+    assert proxy("GET", "Patient").status_code == 403
+    assert len(proxy.server.requests) == 1
+
+
+def test_types_that_are_not_listed_do_not_come_by_inclusion_either():
+    proxy = Proxy(resource_types={"Observation"})
+    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    proxy.server.on("Observation", respond(bundle(OBSERVATION, outcome)))
+    proxy.server.on("Observation?_include=x", respond(bundle(OBSERVATION, PATIENT)))
+    assert proxy("GET", "Observation").status_code == 200
+    response = proxy("GET", "Observation?_include=x")
+    assert response.status_code == 403
+    assert b"p1" not in response.content
+
+
+def test_search_does_not_show_another_patient():
+    proxy = Proxy()
+    other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
+    proxy.server.on("Observation", respond(bundle(OBSERVATION, other)))
+    assert proxy("GET", "Observation").status_code == 403
+    proxy.smart.scopes = ScopeSet.parse("user/Observation.rs")
+    assert proxy("GET", "Observation").status_code == 200
+
+
+# Headers
+
+
+def test_only_headers_that_mean_something_are_passed_on():
+    proxy = Proxy()
+    answer = respond(
+        PATIENT,
+        etag='W/"3"',
+        last_modified="Tue, 03 Mar 2026 10:00:00 GMT",
+        set_cookie="ehr=1",
+        connection="keep-alive, X-Own",
+        x_own="1",
+        transfer_encoding="chunked",
+        www_authenticate="Basic",
+        access_control_allow_origin="*",
+    )
+    proxy.server.on("Patient/p1", answer)
+    response = proxy(
+        "GET",
+        "Patient/p1",
+        Authorization="Basic mine",
+        Cookie="sessionid=1",
+        If_None_Match='W/"2"',
+        X_Forwarded_For="10.0.0.1",
+        TE="trailers",
+    )
+    assert set(response.headers) == {
+        *("Cache-Control", "Content-Security-Policy", "Content-Type", "ETag"),
+        *("Last-Modified", "X-Content-Type-Options"),
+    }
+    [request] = proxy.server.requests
+    assert set(request.headers) == {"Accept", "Authorization", "If-None-Match"}
+    assert request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+
+def test_resource_that_was_not_modified_comes_without_a_body():
+    proxy = Proxy()
+    proxy.server.on("Patient/p1", respond(b"", 304, etag='W/"2"'))
+    response = proxy("GET", "Patient/p1", If_None_Match='W/"2"')
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["ETag"] == 'W/"2"'
+
+
+@pytest.mark.parametrize(
+    ("value", "passed_on"),
+    [("30", "30"), ("9" * 400, "1000000000"), ("soon", None)],
+)
+def test_time_to_wait_is_passed_on_as_a_number(value, passed_on):
+    proxy = Proxy()
+    proxy.server.on("Patient/p1", respond(b"", 429, retry_after=value))
+    response = proxy("GET", "Patient/p1")
+    assert response.status_code == 429
+    assert response.headers.get("Retry-After") == passed_on
+
+
+# Addresses
+
+
+def test_addresses_of_a_bundle_lead_to_the_proxy():
+    proxy = Proxy()
+    value = respond(b'{"resourceType": "Bundle", "type": "searchset"}')
+    assert value.body
+    resource = {**OBSERVATION, "derivedFrom": [{"reference": f"{BASE}/Observation/o0"}]}
+    found = {
+        "resourceType": "Bundle",
+        "type": "searchset",
+        "link": [
+            {"relation": "self", "url": f"{BASE}/Observation?code=1"},
+            {"relation": "next", "url": f"{BASE}?page=2"},
+            {"relation": "other", "url": "https://elsewhere.example.org/x"},
+        ],
+        "entry": [
+            {
+                "fullUrl": f"{BASE}/Observation/o1",
+                "resource": resource,
+                "response": {"status": "201", "location": f"{BASE}/Observation/o1"},
+            },
+            {"fullUrl": "urn:uuid:1"},
+        ],
+    }
+    proxy.server.on("Observation?code=1", respond(found))
+    answer = json.loads(proxy("GET", "Observation?code=1").content)
+    assert answer["link"][0]["url"] == f"{PROXY}Observation?code=1"
+    assert answer["link"][1]["url"].startswith(f"{PROXY}_page?url=")
+    assert answer["link"][2]["url"] == "https://elsewhere.example.org/x"
+    assert answer["entry"][0]["fullUrl"] == f"{PROXY}Observation/o1"
+    assert answer["entry"][0]["response"]["location"] == f"{PROXY}Observation/o1"
+    # A resource may be sent back, and must not lead the EHR to us.
+    assert answer["entry"][0]["resource"] == resource
+    assert answer["entry"][1] == {"fullUrl": "urn:uuid:1"}
+
+    proxy.server.on("?page=2", respond(bundle(OBSERVATION)))
+    proxy.server.answers[f"{BASE}?page=2"] = [respond(bundle(OBSERVATION))]
+    page = proxy("GET", answer["link"][1]["url"].removeprefix(PROXY))
+    assert json.loads(page.content)["entry"] == [{"resource": OBSERVATION}]
+    assert proxy.server.urls[-1] == f"{BASE}?page=2"
+
+
+def test_numbers_of_a_bundle_keep_their_digits():
+    proxy = Proxy()
+    body = (
+        b'{"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": '
+        b'{"resourceType": "Observation", "id": "o1", "valueQuantity": '
+        b'{"value": 7.10, "low": -0.50, "high": 1e3, "n": 4}, "note": "7.10"}}]}'
+    )
+    proxy.server.on("Observation", respond(body))
+    assert proxy("GET", "Observation").content == body
+
+
+def test_page_address_that_was_not_given_out_is_refused():
+    proxy = Proxy(boundary="origin")
+    url = "https://ehr.example.org/pages?p=2"
+    proxy.server.on("Observation", respond(bundle(OBSERVATION, next_url=url)))
+    proxy.server.on(url, respond(bundle()))
+    link = json.loads(proxy("GET", "Observation").content)["link"][1]["url"]
+    page = link.removeprefix(PROXY)
+    assert proxy("GET", page).status_code == 200
+    proxy.smart.launch.key = "launch-2"
+    for path in (page, f"{page}x", "_page", f"_page?url={url}"):
+        assert proxy("GET", path).status_code == 404
+    assert len(proxy.server.requests) == 2
+
+
+# Writes
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_writes_need_to_be_allowed(method):
+    proxy = Proxy()
+    response = proxy(method, "Observation/o1", OBSERVATION)
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "GET, HEAD"
+    assert proxy.server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "Observation"),
+        ("PUT", "Observation/o1"),
+        ("PATCH", "Observation/o1"),
+        ("DELETE", "Observation/o1"),
+        ("POST", "Observation/_search"),
+    ],
+)
+def test_writes_need_the_sites_csrf_token(method, path):
+    proxy = Proxy(methods=WRITES)
+    response = proxy(method, path, OBSERVATION, has_token=False)
+    assert response.status_code == 403
+    assert json.loads(response.content)["issue"][0]["code"] == "security"
+    assert proxy.server.requests == []
+
+
+def test_writes_are_passed_on_with_their_conditions():
+    proxy = Proxy(methods=WRITES)
+    created = respond(
+        OBSERVATION, 201, location=f"{BASE}/Observation/o1/_history/1", etag='W/"1"'
+    )
+    proxy.server.on("Observation", created)
+    body = b'{"resourceType": "Observation", "valueDecimal": 1.10}'
+    response = proxy("POST", "Observation", body, If_None_Exist="identifier=1")
+    assert response.status_code == 201
+    assert response.headers["Location"] == f"{PROXY}Observation/o1/_history/1"
+    sent = proxy.server.requests[0]
+    assert (sent.method, sent.body) == ("POST", body)
+    assert sent.headers["If-None-Exist"] == "identifier=1"
+    assert sent.headers["Content-Type"] == "application/fhir+json"
+
+    proxy.server.on("Observation/o1", respond(OBSERVATION), respond(b"", 204))
+    assert proxy("PUT", "Observation/o1", OBSERVATION, If_Match='W/"1"').content
+    assert proxy.server.requests[-1].headers["If-Match"] == 'W/"1"'
+    response = proxy("DELETE", "Observation/o1")
+    assert (response.status_code, response.content) == (204, b"")
+    assert proxy.server.requests[-1].body is None
+    patch = b'[{"op": "remove", "path": "/status"}]'
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    patch_type = "application/json-patch+json"
+    response = proxy("PATCH", "Observation/o1", patch, content_type=patch_type)
+    assert response.status_code == 200
+    assert proxy.server.requests[-1].headers["Content-Type"] == patch_type
+
+
+def test_conflict_is_passed_on():
+    proxy = Proxy(methods=WRITES)
+    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    proxy.server.on("Observation/o1", respond(outcome, 412))
+    response = proxy("PUT", "Observation/o1", OBSERVATION, If_Match='W/"1"')
+    assert (response.status_code, json.loads(response.content)) == (412, outcome)
+
+
+def test_search_may_be_sent_as_a_form():
+    proxy = Proxy(methods=("GET", "POST"))
+    proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))
+    form = "application/x-www-form-urlencoded"
+    path = "Observation/_search"
+    response = proxy("POST", path, b"code=1&name=a+b", content_type=form)
+    assert response.status_code == 200
+    [sent] = proxy.server.requests
+    assert (sent.body, sent.headers["Content-Type"]) == (b"code=1&name=a%20b", form)
+    assert proxy("POST", path, b"{}").status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "Observation/o1", OBSERVATION, 400),
+        ("PUT", "Observation", OBSERVATION, 400),
+        ("PATCH", "Observation", OBSERVATION, 400),
+        ("DELETE", "Observation", None, 400),
+        ("GET", "Observation/_search", None, 400),
+        ("POST", "Observation", PATIENT, 400),
+        ("POST", "Observation", [OBSERVATION], 400),
+        ("POST", "Observation", b"{", 400),
+        ("PUT", "Observation/o2", OBSERVATION, 400),
+        (
+            "POST",
+            "Observation",
+            {**OBSERVATION, "subject": {"reference": "Patient/p2"}},
+            403,
+        ),
+        ("POST", "Patient", {"resourceType": "Patient"}, 403),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_a_request(method, path, body, status):
+    proxy = Proxy(methods=WRITES)
+    assert proxy(method, path, body).status_code == status
+    assert proxy.server.requests == []
+
+
+@pytest.mark.parametrize("media_type", ["text/xml", "application/json-patch+json", ""])
+def test_resource_that_is_no_json_is_refused(media_type):
+    proxy = Proxy(methods=WRITES)
+    response = proxy("PUT", "Observation/o1", OBSERVATION, content_type=media_type)
+    assert response.status_code == 415
+
+
+def test_write_that_is_too_large_is_refused(settings):
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
+    assert Proxy(methods=WRITES)("POST", "Observation", OBSERVATION).status_code == 413
+
+
+# Streams
+
+
+def test_binary_is_streamed_where_it_is_listed(db):
+    proxy = Proxy(resource_types={"Binary"})
+    scan = respond(b"<script>", media_type="text/html", set_cookie="ehr=1")
+    proxy.server.on("Binary/b1", scan)
+    response = proxy("GET", "Binary/b1")
+    assert response.streaming
+    assert proxy.streams == ["opened"]
+    assert b"".join(response) == b"<script>"
+    response.close()
+    assert proxy.streams == ["opened", "closed"]
+    assert response.headers["Content-Disposition"] == "attachment"
+    assert "Set-Cookie" not in response.headers
+    assert proxy.server.requests[0].headers["Accept"] == "*/*"
+
+
+def test_binary_that_nobody_reads_is_closed(db):
+    proxy = Proxy(resource_types={"Binary"})
+    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
+    proxy("GET", "Binary/b1").close()
+    assert proxy.streams == ["opened", "closed"]
+
+
+def test_binary_that_is_refused_is_an_outcome():
+    proxy = Proxy(resource_types={"Binary"})
+    for status, expected in [(404, 404), (500, 502), (302, 502)]:
+        proxy.server.on("Binary/b1", respond(b"<html>", status, media_type="text/html"))
+        response = proxy("GET", "Binary/b1")
+        assert response.status_code == expected
+        assert json.loads(response.content)["resourceType"] == "OperationOutcome"
+    assert proxy.streams == ["opened", "closed"] * 3
+
+
+def test_binary_comes_as_json_where_every_type_is_allowed():
+    proxy = Proxy()
+    binary = {"resourceType": "Binary", "id": "b1", "data": "PHNjcmlwdD4="}
+    proxy.server.on("Binary/b1", respond(binary))
+    assert json.loads(proxy("GET", "Binary/b1").content) == binary
+    assert proxy.streams == []
+
+
+def test_binary_is_streamed_in_an_event_loop_too():
+    proxy = Proxy(resource_types={"Binary"})
+    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
+    response = proxy("GET", "Binary/b1", factory=AsyncRequestFactory())
+
+    async def read() -> bytes:
+        return b"".join([chunk async for chunk in response])
+
+    assert asyncio.run(read()) == b"scan"
+    assert proxy.streams == ["opened", "closed"]

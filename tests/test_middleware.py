@@ -1,0 +1,382 @@
+"""The middleware in its stacks: prefix, pages of refusal, cookie and queries."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.test import Client
+from django.urls import get_script_prefix, path, reverse
+from django.utils import timezone
+
+from django_smart.middleware import SMARTMiddleware
+from django_smart.models import ClientRegistration, Launch, TokenGrant
+from tests.ehr import EHR_SCOPE, PATIENT, make_browser
+from tests.site.browsers import Chart, make_async_browser, open_chart
+from tests.site.urls import urlpatterns as site
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.site.urls"),
+    pytest.mark.usefixtures("registration"),
+]
+
+OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
+STACKS = ("get", "aget")
+
+
+def describe(response: Any) -> dict[str, Any]:
+    """The JSON object a view answered with."""
+    assert response.status_code == 200, response.content
+    data: dict[str, Any] = response.json()
+    return data
+
+
+@pytest.mark.parametrize("method", STACKS)
+@pytest.mark.parametrize("view", ["whoami", "awhoami"])
+def test_prefix_selects_the_launch(ehr, method, view):
+    chart = open_chart(ehr)
+    got = describe(getattr(chart, method)(f"/{view}/"))
+    assert got == {
+        "launched": True,
+        "patient": PATIENT,
+        "reason": "",
+        "url": chart.url("/whoami/"),
+    }
+    # Nothing is left behind for whatever this thread serves next.
+    assert get_script_prefix() == "/"
+    assert reverse("whoami") == "/whoami/"
+
+
+@pytest.mark.parametrize("method", STACKS)
+@pytest.mark.parametrize("view", ["whoami", "awhoami"])
+def test_two_charts_of_one_browser_never_cross(ehr, method, view):
+    one = open_chart(ehr)
+    two = open_chart(ehr, one.browser, patient=OTHER_PATIENT)
+    for _ in range(2):
+        for chart, patient in ((one, PATIENT), (two, OTHER_PATIENT)):
+            got = describe(getattr(chart, method)(f"/{view}/"))
+            assert (got["patient"], got["url"]) == (patient, chart.url("/whoami/"))
+
+
+def _meet(request: HttpRequest) -> JsonResponse:
+    """Answers once the other chart's request is inside its view as well."""
+    _meeting.wait(10)
+    return JsonResponse(
+        {"patient": request.smart.patient_id, "url": reverse("meet")}  # type: ignore[attr-defined]
+    )
+
+
+async def _ameet(request: HttpRequest) -> JsonResponse:
+    await _ameeting.wait()
+    smart = await request.asmart()  # type: ignore[attr-defined]
+    return JsonResponse({"patient": smart.patient_id, "url": reverse("meet")})
+
+
+_meeting = threading.Barrier(2)
+_ameeting = asyncio.Barrier(2)
+urlpatterns = [*site, path("meet/", _meet, name="meet"), path("ameet/", _ameet)]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.urls(__name__)
+def test_charts_never_cross_between_threads(ehr):
+    one = open_chart(ehr)
+    charts = {PATIENT: one}
+    charts[OTHER_PATIENT] = open_chart(ehr, one.browser, patient=OTHER_PATIENT)
+    got: dict[str, Any] = {}
+
+    def visit(patient: str, chart: Chart) -> None:
+        browser = make_browser()
+        browser.cookies = chart.browser.cookies
+        try:
+            responses = [browser.get(chart.url("/meet/")) for _ in range(5)]
+            got[patient] = [response.json() for response in responses]
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=visit, args=item) for item in charts.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for patient, chart in charts.items():
+        assert got[patient] == [{"patient": patient, "url": chart.url("/meet/")}] * 5
+
+
+@pytest.mark.urls(__name__)
+def test_charts_never_cross_between_tasks_of_one_event_loop(ehr):
+    one = open_chart(ehr)
+    two = open_chart(ehr, one.browser, patient=OTHER_PATIENT)
+
+    async def visit(chart: Chart) -> list[dict[str, str]]:
+        browser = make_async_browser(chart.browser)
+        url = chart.url("/ameet/")
+        return [(await browser.get(url, secure=True)).json() for _ in range(5)]
+
+    async def visit_both() -> list[list[dict[str, str]]]:
+        return list(await asyncio.gather(visit(one), visit(two)))
+
+    for chart, patient, got in zip(
+        (one, two),
+        (PATIENT, OTHER_PATIENT),
+        async_to_sync(visit_both)(),
+        strict=True,
+    ):
+        assert got == [{"patient": patient, "url": chart.url("/meet/")}] * 5
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_prefix_is_taken_back_after_a_failed_view(ehr, method):
+    chart = open_chart(ehr)
+    chart.browser.raise_request_exception = False
+    if method == "get":
+        assert chart.get("/broken/").status_code == 500
+    else:
+        with pytest.raises(ZeroDivisionError):
+            chart.aget("/broken/")
+    assert get_script_prefix() == "/"
+
+
+def test_prefix_is_taken_back_when_the_stack_below_raises(rf):
+    def fail(request: HttpRequest) -> HttpResponse:
+        assert reverse("links").startswith("/~")
+        raise ZeroDivisionError
+
+    async def afail(request: HttpRequest) -> HttpResponse:
+        return fail(request)
+
+    request = rf.get(f"/~{'k' * 24}/links/")
+    with pytest.raises(ZeroDivisionError):
+        SMARTMiddleware(fail)(request)
+    assert get_script_prefix() == "/"
+    request = rf.get(f"/~{'k' * 24}/links/")
+    with pytest.raises(ZeroDivisionError):
+        async_to_sync(SMARTMiddleware(afail)._acall)(request)
+    assert get_script_prefix() == "/"
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_unknown_key_is_not_found(ehr, method):
+    chart = open_chart(ehr)
+    chart.landing = f"/~{'A' * 24}/"
+    response = getattr(chart, method)("/links/")
+    assert response.status_code == 404
+    assert b"<code>launch_unknown</code>" in response.content
+    # The page's own links are good without the key.
+    assert b'href="/~' not in response.content
+    assert response["Cache-Control"] == "no-store"
+    assert get_script_prefix() == "/"
+
+
+def test_pending_launch_has_no_page_yet(ehr):
+    chart = open_chart(ehr)
+    Launch.objects.update(
+        status=Launch.Status.PENDING, completed_at=None, grant=None, consumed_at=None
+    )
+    assert chart.get("/links/").status_code == 404
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_key_is_no_credential(ehr, method):
+    chart = open_chart(ehr)
+    owner = chart.browser
+    chart.browser = make_browser()
+    response = getattr(chart, method)("/links/")
+    assert response.status_code == 403
+    assert b"<code>launch_foreign</code>" in response.content
+    chart.browser = owner
+    assert chart.get("/links/").status_code == 200
+
+
+def test_another_user_in_the_same_browser_is_refused(ehr):
+    chart = open_chart(ehr)
+    name = "sessionid"
+    kept = chart.browser.cookies[name].value
+    # Not a sign-in, which would end the launch: another session on the same cookies.
+    other = Client()
+    other.force_login(get_user_model().objects.create_user("sam"))
+    chart.browser.cookies[name] = other.cookies[name].value
+    assert chart.get("/links/").status_code == 403
+    del chart.browser.cookies[name]
+    assert chart.get("/links/").status_code == 403
+    chart.browser.cookies[name] = kept
+    assert chart.get("/links/").status_code == 200
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_ended_launch_is_gone(ehr, method):
+    chart = open_chart(ehr)
+    Launch.objects.end(reason="signed_out", now=timezone.now())
+    response = getattr(chart, method)("/links/")
+    assert response.status_code == 410
+    assert b"<code>launch_ended</code>" in response.content
+
+
+def test_launch_ends_with_its_lifetime(ehr, settings):
+    chart = open_chart(ehr)
+    age = timedelta(seconds=60)
+    Launch.objects.update(completed_at=timezone.now() - age)
+    assert chart.get("/links/").status_code == 200
+    settings.SMART_LAUNCH_LIFETIME = 59
+    assert chart.get("/links/").status_code == 410
+
+
+def test_refused_prefix_answers_every_method(ehr):
+    chart = open_chart(ehr)
+    chart.landing = f"/~{'A' * 24}/"
+    assert chart.post("/form/").status_code == 404
+    response = chart.browser.head(chart.url("/links/"))
+    assert (response.status_code, response.content) == (404, b"")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    ["/admin/login/?next=/admin/", "/smart/jwks.json", "/smart/login/?server=x&next=/"],
+)
+@pytest.mark.parametrize("method", STACKS)
+def test_admin_and_protocol_urls_leave_the_prefix(ehr, method, inner):
+    chart = open_chart(ehr)
+    response = getattr(chart, method)(inner)
+    assert (response.status_code, response["Location"]) == (302, inner)
+    assert chart.browser.head(chart.url(inner))["Location"] == inner
+    assert chart.post(inner).status_code == 404
+    assert get_script_prefix() == "/"
+
+
+def test_leaving_the_prefix_keeps_the_path_as_it_was_written(ehr):
+    chart = open_chart(ehr)
+    inner = "/admin/auth/user/a%3Fb%23c%20d/change/"
+    assert chart.get(f"{inner}?q=%2F%26")["Location"] == f"{inner}?q=%2F%26"
+
+
+@pytest.mark.urls("tests.site.root_admin_urls")
+@pytest.mark.parametrize(
+    "inner", ["//evil.example/", "/%2Fevil.example/", "/%5Cevil.example/", "/\\evil/"]
+)
+@pytest.mark.compliance("SEC-03")
+def test_leaving_the_prefix_never_leaves_the_site(inner):
+    # An admin at the root answers every path, and no launch is needed to get here.
+    response = make_browser().get(f"/~{'A' * 24}{inner}")
+    assert response.status_code == 302
+    assert response["Location"].startswith(("/%2F", "/%5C"))
+
+
+def test_launch_prefix_can_be_named(ehr, settings):
+    settings.SMART_LAUNCH_PREFIX = "chart-"
+    chart = open_chart(ehr)
+    assert chart.landing == f"/chart-{chart.launch.key}/"
+    assert describe(chart.get("/whoami/"))["patient"] == PATIENT
+    chart.landing = f"/~{chart.launch.key}/"
+    assert chart.get("/whoami/").status_code == 404
+
+
+def test_launch_prefix_can_be_turned_off(ehr, settings):
+    settings.SMART_LAUNCH_PREFIX = ""
+    chart = open_chart(ehr)
+    assert chart.landing == "/"
+    assert describe(chart.get("/whoami/"))["patient"] == PATIENT
+    assert chart.browser.get(f"/~{chart.launch.key}/whoami/").status_code == 404
+    # With a second launch any choice would be a guess, and no page can name one.
+    open_chart(ehr, chart.browser, patient=OTHER_PATIENT)
+    got = describe(chart.get("/whoami/"))
+    assert (got["launched"], got["reason"]) == (False, "ambiguous")
+    page = chart.get("/chart/")
+    assert page.status_code == 403
+    assert b"Open charts" not in page.content
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_untouched_request_costs_nothing(ehr, method, django_assert_num_queries):
+    chart = open_chart(ehr)
+    chart.landing = "/"
+    with django_assert_num_queries(0):
+        response = getattr(chart, method)("/untouched/")
+    assert response.content == b"False"
+    assert "Vary" not in response
+    assert not response.cookies
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_prefix_costs_one_query_beside_session_and_user(
+    ehr, method, django_assert_num_queries
+):
+    chart = open_chart(ehr)
+    with django_assert_num_queries(3) as queries:
+        describe(getattr(chart, method)("/chart/scopes/"))
+    tables = [query["sql"].split("FROM")[1].split()[0] for query in queries]
+    assert sum("django_smart_launch" in table for table in tables) == 1
+
+
+def test_responses_that_depend_on_the_browser_vary_by_cookie(ehr):
+    chart = open_chart(ehr)
+    assert "Cookie" in chart.get("/whoami/")["Vary"]
+    chart.landing = "/"
+    assert "Cookie" in chart.get("/whoami/")["Vary"]
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_site_that_asks_everyone_to_log_in_can_still_launch(ehr, settings, method):
+    settings.LOGIN_URL = "/accounts/login/"
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    stranger = Chart(make_browser(), Launch(), "/")
+    for url, status in (
+        ("/smart/launch/", 400),
+        ("/smart/login/", 200),
+        ("/smart/login/?server=harbour", 302),
+        ("/smart/callback/", 400),
+        ("/smart/jwks.json", 200),
+    ):
+        response = getattr(stranger, method)(url)
+        assert response.status_code == status
+        assert "accounts" not in response.get("Location", "")
+    response = getattr(stranger, method)("/links/")
+    assert response["Location"] == "/accounts/login/?next=/links/"
+    assert getattr(open_chart(ehr), method)("/links/").status_code == 200
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_due_token_is_refreshed_before_the_view_s_transaction(
+    ehr, monkeypatch, prefixed
+):
+    chart = _open_refreshable_chart(ehr)
+    if not prefixed:
+        chart.landing = "/"
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    ehr.clear_requests()
+    assert describe(chart.get("/fhir/")) == {"id": PATIENT}
+    assert len(ehr.requests_to("refresh")) == 1
+    assert len(ehr.requests_to("fhir")) == 1
+    # Fresh now: nothing more is sent.
+    describe(chart.get("/fhir/"))
+    assert len(ehr.requests_to("refresh")) == 1
+
+
+def test_transaction_of_a_stranger_s_view_needs_nothing(monkeypatch):
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    assert describe(make_browser().get("/whoami/"))["reason"] == "no_launch"
+
+
+def test_view_without_fhir_works_while_the_ehr_is_away(ehr, monkeypatch):
+    chart = _open_refreshable_chart(ehr)
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    ehr.faults = {"refresh_500"}
+    assert describe(chart.get("/whoami/"))["patient"] == PATIENT
+
+
+def _open_refreshable_chart(ehr: Any) -> Chart:
+    """A chart whose access token has ended and can be refreshed."""
+    ClientRegistration.objects.update(ehr_scope=f"{EHR_SCOPE} offline_access")
+    chart = open_chart(ehr)
+    TokenGrant.objects.update(expires_at=timezone.now())
+    return chart

@@ -1,0 +1,108 @@
+"""How often a launch asks the database and the EHR: no more than it did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from cryptography.fernet import MultiFernet
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.test.utils import CaptureQueriesContext
+from django.urls import include, path
+
+from django_smart.models import ClientRegistration
+from django_smart.testing import EHRSimulator
+from tests.ehr import get_callback, launch, make_browser
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.test_statements")]
+
+
+def _plain(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok")
+
+
+def _with_user(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(request.user.pk))
+
+
+def _reading_twice(request: HttpRequest) -> HttpResponse:
+    fhir = request.smart.fhir  # type: ignore[attr-defined]
+    ids = [fhir.read("Patient", fhir.patient_id)["id"] for _ in range(2)]
+    return HttpResponse(f"{request.user.pk} {ids}")
+
+
+urlpatterns = [
+    path("smart/", include("django_smart.urls")),
+    path("", _plain),
+    path("user/", _with_user),
+    path("reading/", _reading_twice),
+]
+
+# What only marks the ends of a transaction.
+_MARKS = ("BEGIN", "COMMIT", "RELEASE", "SAVEPOINT")
+
+
+def _sign_in(ehr: EHRSimulator) -> tuple[int, int]:
+    """Statements and outbound requests of one login, in a browser of its own."""
+    ehr.clear_requests()
+    browser = make_browser()
+    with CaptureQueriesContext(connection) as captured:
+        started = browser.get("/smart/login/", {"server": "harbour"})
+    statements = list(captured)
+    callback = ehr.authorize(started["Location"])
+    with CaptureQueriesContext(connection) as captured:
+        response = get_callback(browser, callback)
+    assert response.status_code == 302, response.content
+    statements += list(captured)
+    sent = [each for each in ehr.requests if not each.path.endswith("/authorize")]
+    return sum(not each["sql"].startswith(_MARKS) for each in statements), len(sent)
+
+
+def test_first_login_at_a_server_asks_it_three_times(ehr, registration):
+    assert _sign_in(ehr)[1] <= 3
+
+
+def test_later_login_is_one_request_and_fourteen_statements(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    registration.standalone_scope = "openid fhirUser launch/patient patient/*.rs"
+    registration.save()
+    _sign_in(ehr)
+    assert _sign_in(ehr) == (14, 1)
+
+
+def _count(browser: Any, path: str) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        response = browser.get(path)
+    assert response.status_code == 200, response.content
+    return len(captured)
+
+
+def test_page_that_touches_nothing_asks_nothing(ehr, registration):
+    browser = make_browser()
+    launch(browser, ehr)
+    assert _count(browser, "/") == 0
+
+
+def test_page_under_a_prefix_asks_for_session_user_and_launch(ehr, registration):
+    browser = make_browser()
+    key = launch(browser, ehr).key
+    assert _count(browser, "/user/") == 2
+    assert _count(browser, f"/~{key}/user/") == 3
+    assert _count(browser, f"/~{key}/reading/") == 3
+
+
+def test_page_that_reads_decrypts_each_secret_once(ehr, registration, monkeypatch):
+    browser = make_browser()
+    key = launch(browser, ehr).key
+    decrypt, counts = MultiFernet.decrypt, Counter[Any]()
+
+    def count(self: MultiFernet, token: Any, ttl: int | None = None) -> bytes:
+        counts[token] += 1
+        return decrypt(self, token, ttl)
+
+    monkeypatch.setattr(MultiFernet, "decrypt", count)
+    assert browser.get(f"/~{key}/reading/").status_code == 200
+    assert list(counts.values()) == [1]

@@ -1,0 +1,123 @@
+"""Celery's tasks: they take primary keys and do one thing, also twice."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from django_smart import tasks
+from django_smart.broker import enqueue_revocations
+from django_smart.flows.background import CLAIM_LENGTH
+from django_smart.flows.ending import disconnect_grant
+from django_smart.models import FHIRServer, Launch, TokenGrant
+from django_smart.schedule import BEAT_SCHEDULE
+from django_smart.testing import EHRSimulator
+from tests.celery import app
+from tests.ehr import connect, make_browser, start_ehr_launch
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("registration")]
+
+
+def test_beat_runs_tasks_that_exist() -> None:
+    for entry in BEAT_SCHEDULE.values():
+        assert entry["task"] in app.tasks
+    assert tasks.refresh_due_grants.name in {
+        entry["task"] for entry in BEAT_SCHEDULE.values()
+    }
+
+
+def test_due_grants_are_sent_to_the_workers_by_their_keys(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_id = connect(make_browser(), ehr).grant_id
+    sent: list[Any] = []
+    apply = tasks.refresh_grants.apply_async
+
+    def send(*args: Any, **options: Any) -> Any:
+        sent.append(args)
+        # A message that waits for longer has been sent again by then.
+        assert options == {"expires": CLAIM_LENGTH.total_seconds()}
+        return apply(*args)
+
+    monkeypatch.setattr(tasks.refresh_grants, "apply_async", send)
+    tasks.refresh_due_grants.delay()
+    assert sent == []
+    TokenGrant.objects.update(refresh_due_at=timezone.now() - timedelta(seconds=1))
+    for _ in range(2):
+        tasks.refresh_due_grants.delay()
+    # The message holds ids and nothing else.
+    assert sent == [(([grant_id],),)]
+    assert len(ehr.requests_to("refresh")) == 1
+
+
+@pytest.mark.parametrize("name", ["refresh_grants", "revoke_grants"])
+def test_batches_are_acknowledged_late_as_they_may_run_twice(name: str) -> None:
+    assert getattr(tasks, name).acks_late is True
+
+
+def test_batch_of_a_worker_that_was_killed_goes_to_another() -> None:
+    assert tasks.refresh_grants.reject_on_worker_lost is True
+
+
+def test_revoking_tells_the_ehr_once(ehr: EHRSimulator) -> None:
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    disconnect_grant(grant)
+    for _ in range(2):
+        tasks.revoke_grants.delay([grant.pk, 10_000])
+    # The refresh token and the access token.
+    assert len(ehr.requests_to("revoke")) == 2
+
+
+def test_servers_and_old_rows_are_seen_to(ehr: EHRSimulator) -> None:
+    tasks.refresh_servers.delay()
+    assert FHIRServer.objects.get().configuration is not None
+    start_ehr_launch(make_browser(), ehr)
+    Launch.objects.update(expires_at=timezone.now())
+    tasks.purge.delay()
+    assert Launch.objects.get().status == "failed"
+
+
+def test_revocations_wait_for_the_commit(
+    ehr: EHRSimulator, django_capture_on_commit_callbacks: Any
+) -> None:
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    with django_capture_on_commit_callbacks(execute=True):
+        enqueue_revocations(disconnect_grant(grant))
+        assert not ehr.requests_to("revoke")
+    assert ehr.requests_to("revoke")
+    with django_capture_on_commit_callbacks() as callbacks:
+        enqueue_revocations([])
+    assert callbacks == []
+
+
+def test_page_works_without_a_broker(
+    ehr: EHRSimulator,
+    django_capture_on_commit_callbacks: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    browser = make_browser()
+    grant_id = connect(browser, ehr).grant_id
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("amqp://user:secret@broker")
+
+    monkeypatch.setattr(tasks.revoke_grants, "apply_async", refuse)
+    with (
+        caplog.at_level(logging.WARNING),
+        django_capture_on_commit_callbacks(execute=True),
+    ):
+        response = browser.post("/smart/connections/", {"grant": grant_id})
+    assert response.status_code == 302
+    assert "ConnectionError" in caplog.text
+    assert "secret@broker" not in caplog.text
+    assert TokenGrant.objects.get().is_revocation_pending
+    monkeypatch.undo()
+    tasks.purge.delay()
+    assert not TokenGrant.objects.get().is_revocation_pending

@@ -1,0 +1,181 @@
+"""``{% load fhir %}``: FHIR's data types in words, whatever a server sends."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.template import engines
+from django.utils import timezone, translation
+from fhir.resources.R4B.patient import Patient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from django_smart.templatetags import fhir
+
+FILTERS = [
+    fhir.codeable_concept,
+    fhir.fhir_date,
+    fhir.fhir_datetime,
+    fhir.human_name,
+    fhir.period,
+    fhir.quantity,
+]
+_MEMBERS = [
+    *("use", "text", "given", "family", "name", "period", "start", "end", "value"),
+    *("unit", "comparator", "code", "coding", "display", "userSelected"),
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(_MEMBERS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def render(source: str, value: Any) -> str:
+    template = engines["django"].from_string("{% load fhir %}{{ value|" + source + "}}")
+    return template.render({"value": value})
+
+
+NAMES = [
+    {"use": "old", "family": "Before"},
+    {"use": "official", "given": ["Ada", "M."], "family": "Byron"},
+]
+
+
+@pytest.mark.parametrize(
+    "value", [NAMES, NAMES[1], {"resourceType": "Patient", "name": NAMES}]
+)
+def test_name_is_that_in_use(value):
+    assert render("human_name", value) == "Ada M. Byron"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"text": " Type 2 \n diabetes "}, "Type 2 diabetes"),
+        ({"coding": [{"code": "E11"}, {"display": "Diabetes"}]}, "Diabetes"),
+        (
+            {
+                "coding": [
+                    {"display": "by a machine"},
+                    {"display": "by a person", "userSelected": True},
+                ]
+            },
+            "by a person",
+        ),
+        ({"coding": [{"code": "E11"}]}, "E11"),
+        ({"code": "AMB", "display": "ambulatory"}, "ambulatory"),
+        ([{"text": "a"}, {}, {"text": "b"}], "a, b"),
+        ("E11", ""),
+    ],
+)
+def test_concept_is_its_text_or_a_display_or_a_code(value, expected):
+    assert render("codeable_concept", value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"value": 6.5, "unit": "%"}, "6.5 %"),
+        ({"value": 7, "comparator": "<=", "code": "mmol/L"}, "≤ 7 mmol/L"),
+        ({"value": 0, "unit": "g"}, "0 g"),
+        ({"value": -0.25}, "-0.25"),
+        ({"value": 1e-07, "unit": "mol"}, "0.0000001 mol"),
+        ({"value": 12000.0, "unit": "/µL"}, "12000.0 /µL"),
+        ({"value": Decimal("7.20"), "unit": "g"}, "7.20 g"),
+        ({"value": "7", "unit": "g"}, ""),
+        ({"value": True, "unit": "g"}, ""),
+        ({"value": float("inf"), "unit": "g"}, ""),
+        ({"unit": "g"}, ""),
+        (7, ""),
+    ],
+)
+def test_quantity_keeps_its_digits(value, expected):
+    assert fhir.quantity(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1957", "1957"),
+        ("1957-08", "August 1957"),
+        ("1957-08-03", "3 Aug 1957"),
+        ("2021-10-06T23:52:52.847-04:00", "6 Oct 2021"),
+        (datetime.date(1957, 8, 3), "3 Aug 1957"),
+        ("soon", ""),
+    ],
+)
+def test_date_is_as_precise_as_it_was_written(value, expected):
+    with translation.override("en-gb"):
+        assert render("fhir_date", value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1957-08", "August 1957"),
+        ("2021-10-06T13:52:00+02:00", "6 Oct 2021, 1:52 p.m."),
+        ("2021-10-06T13:52:00-04:00", "6 Oct 2021, 1:52 p.m. (UTC-04:00)"),
+        ("2021-10-06T13:52:00Z", "6 Oct 2021, 1:52 p.m. (UTC)"),
+        ("2021-10-06T13:52:00", "6 Oct 2021, 1:52 p.m."),
+    ],
+)
+def test_time_is_told_with_its_zone_if_that_is_another_one(value, expected):
+    with translation.override("en-gb"), timezone.override("Europe/Copenhagen"):
+        assert fhir.fhir_datetime(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"start": "2021-03-04", "end": "2021-04"}, "4 Mar 2021 – April 2021"),
+        ({"start": "2021-03-04", "end": "2021-03-04"}, "4 Mar 2021"),
+        (
+            {"start": "2021-03-04T10:00:00Z", "end": "2021-03-04T11:30:00Z"},
+            "4 Mar 2021, 10 a.m. – 11:30 a.m.",
+        ),
+        ({"start": "2021"}, "since 2021"),
+        ({"end": "2021"}, "until 2021"),
+        ({"start": "x"}, ""),
+        ("2021", ""),
+    ],
+)
+def test_period_says_from_when_until_when(value, expected):
+    with translation.override("en-gb"):
+        assert fhir.period(value) == expected
+
+
+def test_words_are_those_of_the_active_language():
+    with translation.override("de"):
+        assert fhir.fhir_date("1957-08") == "August 1957"
+        assert fhir.fhir_date("2021-10-06") == "6. Oktober 2021"
+        assert fhir.quantity({"value": 6.5, "unit": "%"}) == "6,5 %"
+
+
+def test_everything_is_escaped():
+    value = {"text": "<script>", "value": 1, "unit": "<b>"}
+    assert render("codeable_concept", value) == "&lt;script&gt;"
+    assert render("human_name", [value]) == "&lt;script&gt;"
+    assert render("quantity", value) == "1 &lt;b&gt;"
+
+
+def test_objects_of_fhir_resources_are_as_good_as_dicts():
+    patient = Patient.model_validate(
+        {"resourceType": "Patient", "name": NAMES, "birthDate": "1957-08"}
+    )
+    assert fhir.human_name(patient) == "Ada M. Byron"
+    assert fhir.human_name(patient.name) == "Ada M. Byron"
+    assert fhir.fhir_date(patient.birthDate) == "August 1957"
+
+
+@settings(max_examples=300)
+@given(JSON)
+def test_odd_values_are_left_out_and_never_an_error(value):
+    for each in FILTERS:
+        assert isinstance(each(value), str)

@@ -1,0 +1,247 @@
+"""The catalogues are whole, compiled, and what people read."""
+
+from __future__ import annotations
+
+import ast
+import gettext
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.template import Engine
+from django.templatetags.i18n import BlockTranslateNode, TranslateNode
+from django.test import Client
+from django.utils import translation
+
+import django_smart
+from django_smart.error_pages.words import WORDS
+from django_smart.models import TokenGrant
+from tests.ehr import make_registration
+
+_PACKAGE = Path(django_smart.__file__).parent
+_LANGUAGES = ["de", "es", "fr"]
+# (context, text, its plural); the last is empty for most.
+_Text = tuple[str, str, str]
+
+_FUNCTIONS = {
+    "_": ("text",),
+    "gettext": ("text",),
+    "gettext_lazy": ("text",),
+    "ngettext": ("text", "plural"),
+    "pgettext": ("context", "text"),
+}
+
+
+def _texts_of_code(path: Path) -> Iterator[_Text]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            continue
+        if parameters := _FUNCTIONS.get(node.func.id):
+            given = {
+                name: str(ast.literal_eval(value))
+                for name, value in zip(parameters, node.args, strict=False)
+            }
+            yield given.get("context", ""), given["text"], given.get("plural", "")
+
+
+def _texts_of_template(path: Path) -> Iterator[_Text]:
+    template = Engine.get_default().from_string(path.read_text(encoding="utf-8"))
+    nodes: Any = template.nodelist
+    for node in nodes.get_nodes_by_type(TranslateNode):
+        yield "", str(node.filter_expression.var.literal), ""
+    for node in nodes.get_nodes_by_type(BlockTranslateNode):
+        texts = [
+            node.render_token_list(tokens)[0] if tokens else ""
+            for tokens in (node.singular, node.plural)
+        ]
+        yield "", texts[0], texts[1]
+
+
+@pytest.fixture(scope="module")
+def texts() -> set[_Text]:
+    """Every text that the package marks for translation."""
+    found: set[_Text] = set()
+    for path in _PACKAGE.rglob("*.py"):
+        if "testing" not in path.parts:
+            found.update(_texts_of_code(path))
+    for path in (_PACKAGE / "templates").rglob("*.html"):
+        found.update(_texts_of_template(path))
+    return found
+
+
+def _read_po(language: str) -> dict[tuple[str, str, str], list[str]]:
+    """What a person edits: each text with its translations."""
+    path = _PACKAGE / "locale" / language / "LC_MESSAGES" / "django.po"
+    entries = {}
+    for chunk in path.read_text(encoding="utf-8").split("\n\n"):
+        assert not re.search(r"^#(, .*fuzzy|~)", chunk, re.MULTILINE), chunk
+        lines = [line for line in chunk.splitlines() if not line.startswith("#")]
+        found = re.findall(
+            r'^(msg\w+)(?:\[\d\])? ((?:".*"\n?)+)', "\n".join(lines), re.MULTILINE
+        )
+        values = [(name, str(ast.literal_eval(f"({text})"))) for name, text in found]
+        of = dict(values)
+        key = (of.get("msgctxt", ""), of["msgid"], of.get("msgid_plural", ""))
+        assert key not in entries
+        entries[key] = [text for name, text in values if name == "msgstr"]
+    del entries["", "", ""]
+    return entries
+
+
+def _compiled(language: str) -> gettext.GNUTranslations:
+    path = _PACKAGE / "locale" / language / "LC_MESSAGES" / "django.mo"
+    with path.open("rb") as file:
+        return gettext.GNUTranslations(file)
+
+
+@pytest.mark.parametrize("language", _LANGUAGES)
+def test_every_text_is_translated_and_nothing_else(language, texts):
+    entries = _read_po(language)
+    assert texts - set(entries) == set(), "run make messages, and translate"
+    assert set(entries) - texts == set(), "run make messages"
+    untranslated = [key for key, texts in entries.items() if not all(texts)]
+    assert untranslated == []
+    # One form for one, and one for many.
+    assert {(key[2] != "", len(texts)) for key, texts in entries.items()} == {
+        (False, 1),
+        (True, 2),
+    }
+
+
+@pytest.mark.parametrize("language", _LANGUAGES)
+def test_compiled_catalogue_is_that_of_its_source(language):
+    compiled = _compiled(language)
+    for (context, text, plural), (one, *more) in _read_po(language).items():
+        if plural:
+            assert compiled.ngettext(text, plural, 1) == one
+            assert [compiled.ngettext(text, plural, 7)] == more
+        elif context:
+            assert compiled.pgettext(context, text) == one
+        else:
+            assert compiled.gettext(text) == one
+
+
+@pytest.mark.parametrize("language", _LANGUAGES)
+def test_translation_has_the_values_and_marks_of_its_text(language):
+    def marks(text: str) -> list[str]:
+        return sorted(re.findall(r"%\(\w+\)\w|</?\w+>", text))
+
+    for (_, text, plural), translations in _read_po(language).items():
+        for source, translated in zip((text, plural), translations, strict=False):
+            assert marks(translated) == marks(source)
+            assert source.endswith(".") == translated.endswith("."), translated
+            assert source.strip() == source
+            assert translated.strip() == translated
+
+
+@pytest.mark.parametrize("language", _LANGUAGES)
+def test_people_are_addressed_formally(language):
+    familiar = {
+        "de": r"\b[Dd](u|ich|ir|ein|eine[mnrs]?)\b",
+        "es": r"\b([Tt]ú|[Tt]us?|[Vv]osotros)\b",
+        "fr": r"\b([Tt]u|[Tt]on|[Tt]es|[Tt]oi)\b",
+    }[language]
+    for translations in _read_po(language).values():
+        for text in translations:
+            assert not re.search(familiar, text), text
+
+
+# What people read
+
+
+@pytest.fixture
+def localized(settings: Any) -> Any:
+    """A site that follows its readers' languages."""
+    middleware = list(settings.MIDDLEWARE)
+    at = middleware.index("django.middleware.common.CommonMiddleware")
+    middleware.insert(at, "django.middleware.locale.LocaleMiddleware")
+    settings.MIDDLEWARE = middleware
+    yield settings
+    translation.deactivate()  # the middleware leaves it to the next request
+
+
+_READERS = [
+    (
+        "de-CH, de;q=0.9, en;q=0.5",
+        "de",
+        "Verbundene Organisationen",
+        "seit dem 1. März 2026",
+    ),
+    ("es-MX, es;q=0.9", "es-mx", "Organizaciones conectadas", "1 de marzo de 2026"),
+    ("fr-CA, fr;q=0.9", "fr", "Établissements connectés", "1 mars 2026"),
+    ("gv", "en", "Connected organisations", "March 1, 2026"),
+]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("accept", "language", "title", "date"), _READERS)
+def test_connections_are_in_the_readers_language(
+    localized, accept, language, title, date
+):
+    user = User.objects.create_user("rosa")
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    grant = TokenGrant.objects.create(
+        registration=make_registration(),
+        user=user,
+        scope="patient/Observation.rs offline_access",
+        is_offline=True,
+        received_at=now,
+        expires_at=now,
+    )
+    TokenGrant.objects.filter(pk=grant.pk).update(created_at=now)
+    browser = Client(headers={"Accept-Language": accept})
+    browser.force_login(user)
+    response = browser.get("/smart/connections/")
+    content = response.content.decode()
+    assert f'<html lang="{language}" dir="ltr">' in content
+    assert f"<h1>{title}</h1>" in content
+    assert date.lower() in content.lower()
+    with translation.override(language):
+        access = translation.gettext("test results and measurements")
+        gone = translation.gettext("%(name)s is disconnected.")
+    assert access in content
+    response = browser.post("/smart/connections/", {"grant": grant.pk}, follow=True)
+    assert gone % {"name": "Harbour Hospital"} in response.content.decode()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("language", "title", "path"),
+    [
+        ("de", "Diese Adresse funktioniert nur aus einem Kliniksystem heraus", ""),
+        ("es", "Esta dirección solo funciona desde un sistema", ""),
+        ("fr", "Cette adresse ne fonctionne que depuis un logiciel", ""),
+        ("de", "Gesundheitsdaten verbinden", "login/"),
+        ("es", "Conectar sus datos de salud", "login/"),
+        ("fr", "Connecter vos données de santé", "login/"),
+    ],
+)
+def test_pages_are_in_the_readers_language(localized, language, title, path):
+    make_registration()
+    browser = Client(headers={"Accept-Language": language})
+    response = browser.get(f"/smart/{path or 'launch/'}")
+    content = response.content.decode()
+    assert f'<html lang="{language}" dir="ltr">' in content
+    assert title in content
+    # The support finds the same word in the log, whatever the reader's language.
+    assert ("<code>missing_parameter</code>" in content) == (path == "")
+
+
+@pytest.mark.parametrize(
+    ("language", "title"),
+    [
+        ("de", "Der Zugriff auf das Kliniksystem ist beendet"),
+        ("es", "El acceso en el sistema de historias clínicas ha terminado"),
+        (
+            "fr",
+            "L’accès a pris fin\N{NO-BREAK SPACE}: le logiciel de dossiers patients",
+        ),
+    ],
+)
+def test_words_for_an_ehr_without_a_name_fit_into_the_sentence(language, title):
+    with translation.override(language):
+        assert WORDS["fhir_unauthorized"].get_title("") == title

@@ -1,0 +1,264 @@
+"""The protocol's views: what they answer, and where they never lead."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from django.db import connections
+from django.test import Client
+
+from django_smart.models import ClientRegistration, FHIRServer, Launch
+from tests.ehr import (
+    PATIENT,
+    get_callback,
+    get_launch,
+    make_browser,
+    make_registration,
+    start_ehr_launch,
+)
+from tests.site.browsers import make_mounted_browser, open_chart
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.site.urls"),
+    pytest.mark.usefixtures("registration"),
+]
+
+HARBOUR = "/smart/login/?server=harbour"
+
+
+def text_of(response: Any) -> str:
+    return str(response.content.decode())
+
+
+@pytest.fixture
+def user(django_user_model):
+    return django_user_model.objects.create_user("maria")
+
+
+# Headers
+
+
+def is_kept_secret(response: Any) -> bool:
+    """Out of caches, and its address out of ``Referer`` but for the origin."""
+    return response["Cache-Control"] == "no-store" and response["Referrer-Policy"] in {
+        *("no-referrer", "origin", "strict-origin")
+    }
+
+
+@pytest.mark.compliance("CALL-10")
+def test_callback_leaves_no_trace(ehr):
+    browser = make_browser()
+    started = browser.get(HARBOUR)
+    assert is_kept_secret(started)
+    url = ehr.authorize(started["Location"], user=f"Patient/{PATIENT}")
+    done = get_callback(browser, url)
+    assert (done.status_code, is_kept_secret(done)) == (302, True)
+    assert "code=" not in done["Location"]
+    used = get_callback(browser, url)
+    assert (used.status_code, is_kept_secret(used)) == (409, True)
+    for path in ("/smart/callback/", "/smart/callback/?state=x&code=y"):
+        refused = browser.get(path)
+        assert (refused.status_code, is_kept_secret(refused)) == (400, True)
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.compliance("JWKS-04", "JWKS-05")
+def test_keys_are_public_and_cacheable(ehr, monkeypatch, atomic):
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", atomic)
+    # Also for a browser that has every cookie of ours.
+    for browser in (make_browser(), open_chart(ehr).browser):
+        response = browser.get("/smart/jwks.json")
+        assert response.status_code == 200
+        assert response.json() == {"keys": []}
+        assert response["Content-Type"] == "application/json"
+        assert response["Cache-Control"] == "public, max-age=3600"
+        assert not response.cookies
+        assert "Vary" not in response
+
+
+def test_every_path_allows_its_methods_alone():
+    browser = make_browser()
+    allowed = {
+        "/smart/launch/": {"GET", "HEAD", "OPTIONS"},
+        "/smart/login/": {"GET", "HEAD", "OPTIONS", "POST"},
+        "/smart/callback/": {"GET", "OPTIONS"},
+        "/smart/jwks.json": {"GET", "HEAD", "OPTIONS"},
+        "/smart/logout/": {"OPTIONS", "POST"},
+        "/smart/connections/": {"GET", "HEAD", "OPTIONS", "POST"},
+    }
+    for path, methods in allowed.items():
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"):
+            response = browser.generic(method, path)
+            assert (response.status_code == 405) is (method not in methods), (
+                method,
+                path,
+            )
+        options = browser.options(path)
+        assert {name.strip() for name in options["Allow"].split(",")} == methods
+    assert not Launch.objects.exists()
+
+
+def test_head_answers_as_get_without_a_body():
+    browser = make_browser()
+    for path, status in (
+        ("/smart/launch/", 400),
+        ("/smart/login/", 200),
+        ("/smart/jwks.json", 200),
+        ("/smart/connections/", 200),
+    ):
+        response = browser.head(path)
+        assert (response.status_code, response.content) == (status, b"")
+
+
+# login/
+
+
+def test_picker_offers_what_can_be_logged_in_to():
+    cases: dict[str, dict[str, Any]] = {
+        "lake": {},
+        "off": {"is_active": False},
+        "server-off": {"server__is_active": False},
+        "ehr-only": {"standalone_scope": ""},
+    }
+    for name, values in cases.items():
+        make_registration(
+            server__slug=name,
+            server__name=f"<{name}>",
+            server__base_url=f"https://{name}.example.org/fhir",
+            **values,
+        )
+    page = text_of(make_browser().get("/smart/login/?next=/links/%3Fa=1%26b"))
+    links = re.findall(r'href="/smart/login/(\?[^"]+)"', page)
+    assert [parse_qs(link[1:].replace("&amp;", "&")) for link in links] == [
+        {"server": ["lake"], "next": ["/links/?a=1&b"]},
+        {"server": ["harbour"], "next": ["/links/?a=1&b"]},
+    ]
+    assert "&lt;lake&gt;" in page
+    assert "<lake>" not in page
+
+
+def test_picker_without_anything_to_pick_says_so():
+    ClientRegistration.objects.update(is_active=False, launch_slot=None)
+    response = make_browser().get("/smart/login/")
+    assert response.status_code == 200
+    assert "?server=" not in text_of(response)
+
+
+def test_anonymous_visitor_goes_to_the_ehr_at_once():
+    response = make_browser().get(HARBOUR)
+    assert response.status_code == 302
+    assert response["Location"].startswith("https://ehr.example.org/")
+    assert Launch.objects.get().intent == Launch.Intent.SIGN_IN
+
+
+def test_signed_in_user_has_to_press_a_button(ehr, user):
+    browser = make_browser()
+    browser.handler.enforce_csrf_checks = True
+    browser.force_login(user)
+    page = browser.get(HARBOUR + "&next=/links/")
+    assert (page.status_code, is_kept_secret(page)) == (200, True)
+    # The page's own policy comes after the response's: with "no-referrer" browsers
+    # would send "Origin: null" with the form.
+    assert '<meta name="referrer" content="strict-origin">' in text_of(page)
+    assert "maria" in text_of(page)
+    assert not ehr.requests
+    assert not Launch.objects.exists()
+
+    (token,) = re.findall(r'csrfmiddlewaretoken" value="(\w+)"', text_of(page))
+    data = {"server": "harbour", "next": "/links/", "csrfmiddlewaretoken": token}
+    origin = {"origin": "https://app.example.org"}
+    started = browser.post("/smart/login/", data, headers=origin)
+    assert started.status_code == 302
+    launch = Launch.objects.get()
+    assert (launch.intent, launch.user) == (Launch.Intent.CONNECT, user)
+    assert launch.next_url == "/links/"
+    del data["csrfmiddlewaretoken"]
+    assert browser.post("/smart/login/", data, headers=origin).status_code == 403
+
+
+@pytest.mark.parametrize("server", ["other", "HARBOUR", "harbour ", "a\x00", "é", "'"])
+def test_unknown_server_is_refused(ehr, server, user):
+    browser = make_browser()
+    assert browser.get("/smart/login/", {"server": server}).status_code == 400
+    response = browser.post("/smart/login/", {"server": server})
+    assert response.status_code == 400
+    assert "<code>unknown_server</code>" in text_of(response)
+    browser.force_login(user)
+    assert browser.get("/smart/login/", {"server": server}).status_code == 400
+    assert not ehr.requests
+
+
+@pytest.mark.parametrize("what", ["registration", "server", "standalone"])
+def test_inactive_registration_is_refused(ehr, what, user):
+    if what == "registration":
+        ClientRegistration.objects.update(is_active=False, launch_slot=None)
+    elif what == "server":
+        FHIRServer.objects.update(is_active=False)
+    else:
+        ClientRegistration.objects.update(standalone_scope="")
+    browser = make_browser()
+    for response in (
+        browser.get(HARBOUR),
+        browser.post("/smart/login/", {"server": "harbour"}),
+    ):
+        assert response.status_code == 403
+        assert "<code>registration_inactive</code>" in text_of(response)
+    assert not ehr.requests
+
+
+# logout/
+
+
+def test_logout_ends_session_and_launches(ehr, settings):
+    chart = open_chart(ehr)
+    response = chart.browser.post("/smart/logout/")
+    assert (response.status_code, response["Location"]) == (302, "/")
+    assert "no-store" in response["Cache-Control"]
+    assert chart.browser.get("/whoami/").json()["launched"] is False
+    assert chart.get("/links/").status_code == 410
+    settings.LOGOUT_REDIRECT_URL = "links"
+    assert chart.browser.post("/smart/logout/")["Location"] == "/links/"
+
+
+def test_logout_of_a_mounted_site_stays_there():
+    response = make_mounted_browser().post("/app/smart/logout/")
+    assert response["Location"] == "/app/"
+
+
+def test_logout_cannot_be_forged(ehr):
+    browser = Client(enforce_csrf_checks=True)
+    assert browser.post("/smart/logout/").status_code == 403
+
+
+# launch/
+
+
+@pytest.mark.compliance("EHRL-08")
+def test_launch_in_a_frame_spends_nothing(ehr):
+    browser = make_browser()
+    launch_id = ehr.create_launch("growth-chart", patient=PATIENT)
+    values = {"iss": ehr.base_url, "launch": launch_id}
+    page = browser.get("/smart/launch/", values, headers={"sec-fetch-dest": "iframe"})
+    assert page.status_code == 200
+    assert not page.cookies
+    assert not Launch.objects.exists()
+    assert not ehr.requests
+    # The link in the page is the same launch, in a window of its own.
+    (link,) = re.findall(r'href="(/smart/launch/[^"]+)"', text_of(page))
+    assert "_blank" in text_of(page)
+    started = browser.get(link.replace("&amp;", "&"))
+    assert get_callback(browser, ehr.authorize(started["Location"])).status_code == 302
+
+
+def test_two_launches_at_once_in_one_browser_both_complete(ehr):
+    browser = make_browser()
+    urls = [start_ehr_launch(browser, ehr) for _ in range(2)]
+    callbacks = [ehr.authorize(url) for url in urls]
+    keys = {get_launch(get_callback(browser, url)).key for url in reversed(callbacks)}
+    assert len(keys) == 2
+    for key in keys:
+        assert browser.get(f"/~{key}/links/").status_code == 200

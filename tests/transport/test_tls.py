@@ -1,0 +1,108 @@
+"""Certificates are verified, whatever the settings."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+
+import pytest
+
+from django_smart.exceptions import (
+    ServerTimeoutError,
+    ServerUnreachableError,
+)
+from django_smart.transport import connections
+from tests.transport.servers import (
+    LOOPBACK,
+    Server,
+    answer,
+    assert_tells_nothing,
+    send,
+    takes_at_most,
+)
+
+
+@pytest.mark.compliance("TOK-05", "SEC-04", "DISC-14")
+def test_certificate_nobody_vouches_for_is_refused(certificate):
+    with Server(answer(), context=certificate[0]) as server:
+        with pytest.raises(ServerUnreachableError) as caught:
+            send(server.url, insecure_hosts=LOOPBACK)
+        assert server.requests == []
+    assert "certificate of 127.0.0.1 does not verify" in str(caught.value)
+    assert_tells_nothing(caught.value)
+
+
+@pytest.mark.compliance("TOK-06", "FHIR-03")
+def test_certificate_authority_of_the_environment_is_used(certificate, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    with Server(answer(b"secret"), context=certificate[0]) as server:
+        assert send(server.url, insecure_hosts=frozenset()).body == b"secret"
+        assert send(server.url, insecure_hosts=frozenset()).body == b"secret"
+        assert server.connections == 1
+
+
+def test_certificates_of_a_folder_are_used(certificate, monkeypatch, tmp_path):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path))
+    with Server(answer(), context=certificate[0]) as server:
+        with pytest.raises(ServerUnreachableError):
+            send(server.url)
+        assert server.requests == []
+
+
+def test_missing_certificate_file_is_no_reason_to_trust(certificate, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/does/not/exist.pem")
+    with Server(answer(), context=certificate[0]) as server:
+        with pytest.raises(ServerUnreachableError):
+            send(server.url)
+        assert server.requests == []
+
+
+def test_certificate_of_another_host_is_refused(certificate, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *args: [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", args[1]))
+        ],
+    )
+    with Server(answer(), context=certificate[0]) as server:
+        with pytest.raises(ServerUnreachableError) as caught:
+            send(f"https://localhost:{server.port}/")
+        assert server.requests == []
+    assert "does not verify" in str(caught.value)
+
+
+@pytest.mark.compliance("TOK-06", "BACK-09")
+def test_tls_before_1_2_is_not_spoken(certificate, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    with Server(answer(), context=certificate[0]) as server:
+        send(server.url)
+    for context in connections.get_pooled()._contexts.values():
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+        assert context.verify_mode == ssl.CERT_REQUIRED
+        assert context.check_hostname
+
+
+def test_handshake_that_never_ends_is_cut_off():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        with takes_at_most(1.5), pytest.raises(ServerTimeoutError):
+            send(url, connect=0.3)
+
+
+def test_server_without_tls_is_unreachable():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet():
+            with listener.accept()[0] as sock:
+                sock.sendall(b"220 mail.example ESMTP\r\n")
+                sock.recv(65536)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(ServerUnreachableError):
+            send(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        thread.join(5)

@@ -1,0 +1,1 @@
+"""Random walks through tabs, charts and people, judged by the EHR's own record."""
