@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -19,13 +21,20 @@ import requests
 __all__ = ["ExampleSite", "copy_example", "get_free_port", "wait_for"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_LIMIT = 60  # seconds until a process has to answer
+_LIMIT = 240  # seconds until a process has to answer
 
 
 def get_free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """
+    A port of the loopback interface that nothing listens on.
+
+    It is none of those that the system hands out, so it is still free when a process
+    that was just started comes to listen there.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def copy_example(folder: Path) -> Path:
@@ -139,5 +148,5 @@ class ExampleSite:
     def _answers(self) -> bool:
         try:
             return requests.get(f"{self.url}/status.json", timeout=5).ok
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False

@@ -26,7 +26,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         env=build_environment(),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -141,7 +141,7 @@ def test_benchmarks_run():
 @pytest.mark.process
 @pytest.mark.postgresql
 @pytest.mark.redis
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_every_benchmark_runs():
     done = _run()
     assert done.returncode == 0, done.stdout + done.stderr

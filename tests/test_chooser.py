@@ -131,7 +131,7 @@ def test_answer_about_somebody_else_gives_no_name(ehr):
 def test_names_are_fetched_at_the_same_time(ehr):
     one, two, plain = open_two(ehr)
     together = threading.Barrier(2)
-    ehr.on_request = lambda request: together.wait(10) and None
+    ehr.on_request = lambda request: together.wait(60) and None
     choices = read_choices(plain.get("/chart/"))
     assert choices[one.url("/chart/")].startswith(MARISOL)
     assert choices[two.url("/chart/")].startswith(SOREN)
@@ -144,7 +144,7 @@ def test_nobody_waits_for_a_slow_name(ehr, monkeypatch):
 
     def hold(request: Any) -> None:
         if request.patient == OTHER:
-            released.wait(20)
+            released.wait(60)
 
     ehr.on_request = hold
     try:

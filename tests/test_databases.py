@@ -98,21 +98,21 @@ def _unique_name() -> str:
 
 @pytest.mark.postgresql
 @pytest.mark.process
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 def test_suite_on_postgresql(suites: dict[str, _Suite]) -> None:
     suites["postgresql"].check()
 
 
 @pytest.mark.mariadb
 @pytest.mark.process
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 def test_suite_on_mariadb(suites: dict[str, _Suite]) -> None:
     suites["mariadb"].check()
 
 
 @pytest.mark.process
 @pytest.mark.long
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "module",
     [

@@ -18,7 +18,7 @@ import requests
 from example_project.demo import main
 from tests.processes import copy_example, get_free_port
 
-_LIMIT = 90  # seconds
+_LIMIT = 240  # seconds
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def _wait_for(project: Path, process: subprocess.Popen[str], *words: str) -> Non
 
 def _group_is_gone(process: subprocess.Popen[str]) -> bool:
     """Whether nothing the demo started still runs."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.killpg(process.pid, 0)
@@ -143,11 +143,11 @@ def _origins(project: Path) -> list[str]:
 def test_demo_serves_both_origins_and_a_worker_until_it_is_stopped(demo, project):
     _wait_for(project, demo, "Ctrl-C stops everything", "celery@", " ready.")
     ehr, site = _origins(project)
-    assert requests.get(site, timeout=10).status_code == 200
-    assert requests.get(ehr, timeout=10).status_code == 200
-    assert requests.get(f"{site}status.json", timeout=10).json()["launched"] is False
+    assert requests.get(site, timeout=60).status_code == 200
+    assert requests.get(ehr, timeout=60).status_code == 200
+    assert requests.get(f"{site}status.json", timeout=60).json()["launched"] is False
     demo.send_signal(signal.SIGTERM)
-    assert demo.wait(30) == 0
+    assert demo.wait(_LIMIT) == 0
     assert _group_is_gone(demo)
     assert "Stopped." in _log(project)
 
@@ -163,11 +163,11 @@ def test_demo_starts_again_on_other_ports(project):
                 f"{site}smart/login/",
                 params={"server": f"harbour-{port}"},
                 allow_redirects=False,
-                timeout=10,
+                timeout=60,
             )
             assert answer.headers["Location"].startswith(ehr)
             demo.send_signal(signal.SIGTERM)
-            assert demo.wait(30) == 0
+            assert demo.wait(_LIMIT) == 0
 
 
 @pytest.mark.process
@@ -181,6 +181,6 @@ def test_demo_ends_when_one_of_its_parts_does(demo, project):
     ).stdout
     ehr = next(line for line in listing.splitlines() if "smart_simulator" in line)
     os.kill(int(ehr.split()[0]), signal.SIGKILL)
-    assert demo.wait(30) == 1
+    assert demo.wait(_LIMIT) == 1
     assert _group_is_gone(demo)
     assert "the part 'ehr' ended by itself" in _log(project)

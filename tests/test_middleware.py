@@ -68,7 +68,7 @@ def test_two_charts_of_one_browser_never_cross(ehr, method, view):
 
 def _meet(request: HttpRequest) -> JsonResponse:
     """Answers once the other chart's request is inside its view as well."""
-    _meeting.wait(10)
+    _meeting.wait(60)
     return JsonResponse(
         {"patient": request.smart.patient_id, "url": reverse("meet")}  # type: ignore[attr-defined]
     )
@@ -106,7 +106,7 @@ def test_charts_never_cross_between_threads(ehr):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     for patient, chart in charts.items():
         assert got[patient] == [{"patient": patient, "url": chart.url("/meet/")}] * 5
 

@@ -172,7 +172,7 @@ def _count(apps: Any) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("_back_again")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_rows_outlive_every_migration() -> None:
     first, *later = get_names()
     apps = _migrate(first)
@@ -212,7 +212,7 @@ def test_rows_outlive_every_migration() -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("_back_again")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_migrations_can_be_taken_back() -> None:
     User.objects.create_user("rosa")
     last, *earlier = reversed(get_names())

@@ -57,7 +57,7 @@ class Browser:
             self.url + path.removeprefix(self.url),
             headers={"Cookie": cookies},
             allow_redirects=False,
-            timeout=20,
+            timeout=60,
         )
         with self._lock:
             for header in response.raw.headers.getlist("Set-Cookie"):
@@ -77,7 +77,7 @@ class Browser:
         assert started.status_code == 302, started.text
         url = ehr.authorize(started.headers["Location"])
         if meeting is not None:
-            meeting.wait(20)
+            meeting.wait(60)
         landed = self.get(url)
         assert landed.status_code == 302, landed.text
         return str(landed.headers["Location"])

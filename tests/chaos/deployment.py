@@ -194,7 +194,7 @@ class Deployment:
             return requests.get(
                 f"http://127.0.0.1:{self.web_port}/smart/jwks.json", timeout=5
             ).ok
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
     def _choose(self, what: str, chance: random.Random) -> tuple[int | None, list[int]]:

@@ -230,7 +230,7 @@ def _check(run: Run, plan: Plan, *, cuts: int) -> None:
 
 @pytest.mark.process
 @pytest.mark.postgresql
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_few_seconds_of_chaos_lose_no_grant_without_a_reason(tmp_path: Path) -> None:
     scale, plan = _SHORT
     with (

@@ -200,7 +200,7 @@ def _build(folder: Path, rows: list[dict[str, str]]) -> subprocess.CompletedProc
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
 

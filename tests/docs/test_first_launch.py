@@ -75,7 +75,7 @@ class _Reader:
             env=build_environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=280,
             check=False,
         )
         codes = {each["code"] for each in json.loads(done.stdout)["findings"]}
@@ -115,7 +115,7 @@ def _check_extra(requirement: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_reader_of_the_tutorial_sees_the_patient(tmp_path: Path) -> None:
     ports = {"8000": get_free_port(), "8010": get_free_port()}
     reader = _Reader(tmp_path, ports)

@@ -95,7 +95,7 @@ def test_tests_of_the_page_pass(tmp_path: Path) -> None:
         | {"DJANGO_SETTINGS_MODULE": "clinic_settings", "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -406,22 +406,22 @@ def walk_through(site: ExampleSite, ehr: EHRSimulator) -> None:
     """A launch, and what goes wrong with one, by plain HTTP."""
     with requests.Session() as browser:
         login = f"{site.url}/smart/login/?server=harbour"
-        started = browser.get(login, allow_redirects=False, timeout=20)
+        started = browser.get(login, allow_redirects=False, timeout=60)
         callback = ehr.authorize(started.headers["Location"], patient=PATIENT)
-        opened = browser.get(callback, timeout=20)
+        opened = browser.get(callback, timeout=60)
         assert PATIENTS[0].family in opened.text
-        assert browser.get(callback, timeout=20).status_code == 409
-        assert requests.get(callback, timeout=20).status_code == 409
+        assert browser.get(callback, timeout=60).status_code == 409
+        assert requests.get(callback, timeout=60).status_code == 409
         # Elsewhere, without the slash, as a form, quoted in another address.
         for url in (
             callback.replace("/smart/callback/", "/no-such-page/"),
             callback.replace("/callback/?", "/callback?"),
             f"{site.url}/?next={quote(callback, safe='')}",
         ):
-            browser.get(url, timeout=20, headers={"Referer": callback})
-        browser.post(callback, timeout=20)
+            browser.get(url, timeout=60, headers={"Referer": callback})
+        browser.post(callback, timeout=60)
         requests.get(
-            site.url, headers={"Authorization": f"Bearer {_last(ehr)}"}, timeout=20
+            site.url, headers={"Authorization": f"Bearer {_last(ehr)}"}, timeout=60
         )
         # What is no HTTP is logged as it came.
         with socket.create_connection(("127.0.0.1", site.port), 20) as connection:
@@ -479,17 +479,17 @@ def connect_and_leave(
     """Connect one patient's records; disconnect them too, or go away."""
     with requests.Session() as browser:
         login = f"{site.url}/smart/login/?server=harbour"
-        started = browser.get(login, allow_redirects=False, timeout=20)
+        started = browser.get(login, allow_redirects=False, timeout=60)
         callback = ehr.authorize(started.headers["Location"], patient=patient)
-        assert browser.get(callback, timeout=20).ok
+        assert browser.get(callback, timeout=60).ok
         if ends:
             url = f"{site.url}/smart/connections/"
-            page = browser.get(url, timeout=20).text
+            page = browser.get(url, timeout=60).text
             form = {
                 "csrfmiddlewaretoken": browser.cookies["csrftoken"],
                 "grant": re.findall(r'name="grant" value="(\d+)"', page)[-1],
             }
-            browser.post(url, form, timeout=20, headers={"Referer": url})
+            browser.post(url, form, timeout=60, headers={"Referer": url})
 
 
 def read_message(path: Path) -> str:

@@ -125,7 +125,7 @@ def serving(site: ExampleSite, certificate: Certificate) -> Iterator[None]:
                 verify=str(certificate.authority_file),
                 timeout=5,
             ).ok
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
     options = (
@@ -193,7 +193,7 @@ def chromium(
             f"--ignore-certificate-errors-spki-list={certificate.fingerprint}",
         ],
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     try:
         yield context
     finally:

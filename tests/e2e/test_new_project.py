@@ -97,7 +97,7 @@ class _Newcomer:
 
 
 @pytest.mark.process
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_new_project_with_the_wheel_completes_a_launch(
     tmp_path: Path, wheel: Path
 ) -> None:

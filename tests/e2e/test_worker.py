@@ -42,11 +42,11 @@ def _connect(site: ExampleSite, ehr: EHRSimulator) -> None:
     )
     with site.web(), requests.Session() as browser:
         started = browser.get(
-            registered["login_url"], allow_redirects=False, timeout=20
+            registered["login_url"], allow_redirects=False, timeout=60
         )
         assert started.status_code == 302, started.text
         callback = ehr.authorize(started.headers["Location"], patient=PATIENT)
-        opened = browser.get(callback, allow_redirects=False, timeout=20)
+        opened = browser.get(callback, allow_redirects=False, timeout=60)
         assert opened.status_code == 302, opened.text
 
 

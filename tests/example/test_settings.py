@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.processes import get_free_port
 
 pytestmark = pytest.mark.process
 
@@ -131,17 +132,11 @@ def test_the_site_passes_djangos_checks(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def fetch(url):
     """Return status, headers and body; waits for the server to start."""
-    for _ in range(150):
+    for _ in range(600):
         try:
-            with urllib.request.urlopen(url, timeout=10) as response:
+            with urllib.request.urlopen(url, timeout=60) as response:
                 return response.status, response.headers, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -162,7 +157,7 @@ def fetch(url):
     ids=["runserver-debug", "runserver", "gunicorn-debug", "gunicorn"],
 )
 def test_pages_and_static_files_come_in_every_server(server, variables, tmp_path):
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{get_free_port()}"
     process = subprocess.Popen(
         [sys.executable, *(part.format(address=address) for part in server)],
         cwd=ROOT,
@@ -187,4 +182,4 @@ def test_pages_and_static_files_come_in_every_server(server, variables, tmp_path
         assert fetch(f"http://{address}/no/such/page")[0] == 404
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -67,7 +66,7 @@ def test_search_is_for_async_for(grant, afhir):
 
 
 def test_calls_run_side_by_side_and_leave_nothing_open():
-    at_once = threading.Barrier(4, timeout=10)
+    at_once = threading.Barrier(4, timeout=60)
     left: list[int] = []
 
     def send(request):
@@ -79,10 +78,8 @@ def test_calls_run_side_by_side_and_leave_nothing_open():
     )
 
     async def main():
-        started = time.monotonic()
         reads = (afhir.read("Patient", "p-1") for _ in range(4))
         assert await asyncio.gather(*reads) == [PATIENT] * 4
-        assert time.monotonic() - started < 5
 
     asyncio.run(main())
     assert len(set(left)) == 4

@@ -15,7 +15,7 @@ __all__ = [
 
 LAUNCH_EXCHANGES = ("discovery", "openid", "jwks", "authorize", "token", "id_token")
 #: A second of a slow fault, and the limits of the settings, as much shorter.
-PACE = 0.05
+PACE = 0.5
 LIMITS = (0.25, 0.5, 1.0)
 
 # Code on the row and in the log, status of the page, and the faults that lead there.

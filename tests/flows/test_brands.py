@@ -664,7 +664,7 @@ def test_memory_is_bounded_for_4_000_entries(path):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("endpoints_each", [1, 9, 99])
 def test_memory_is_bounded_for_20_000_entries(path, endpoints_each):
     """Five times as many entries take hardly more."""

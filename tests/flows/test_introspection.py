@@ -72,7 +72,7 @@ def test_client_asks_with_its_own_credentials_where_the_column_says_so(
     assert request.headers["Authorization"].startswith("Basic ")
     assert described.active
     assert described.expires_at is not None
-    assert abs(described.expires_at - grant.expires_at) < timedelta(seconds=2)
+    assert abs(described.expires_at - grant.expires_at) < timedelta(seconds=60)
 
 
 @pytest.mark.compliance("INTRO-04")

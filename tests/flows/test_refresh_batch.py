@@ -126,8 +126,8 @@ def test_answer_is_stored_the_moment_it_comes(
         if request.path.endswith("/auth/token") and not late.is_set():
             late.set()
             # The others are stored while this one is on its way.
-            assert stored.acquire(timeout=5)
-            assert stored.acquire(timeout=5)
+            assert stored.acquire(timeout=60)
+            assert stored.acquire(timeout=60)
         return respond(request)
 
     def tell(**_: Any) -> None:

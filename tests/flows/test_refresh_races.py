@@ -322,7 +322,7 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
     def lock_meanwhile() -> None:
         threads.append(threading.Thread(target=run_together, args=(lock,)))
         threads[0].start()
-        assert locked.wait(5)
+        assert locked.wait(60)
 
     threads: list[threading.Thread] = []
     after_answer(ehr, monkeypatch, lock_meanwhile)

@@ -23,7 +23,7 @@ def test_site_with_users_of_its_own() -> None:
         env=os.environ | {"PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

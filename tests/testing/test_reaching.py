@@ -95,14 +95,14 @@ def test_served_urls_are_the_real_ones(ehr: EHRSimulator) -> None:
     assert ehr.base_url == before
     port = int(origin.rpartition(":")[2])
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+        socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def test_server_closes_connections_that_wait(ehr: EHRSimulator) -> None:
     """Browsers open some in advance, and send nothing."""
     with ehr.serve() as origin:
         port = int(origin.rpartition(":")[2])
-        waiting = socket.create_connection(("localhost", port), timeout=5)
+        waiting = socket.create_connection(("localhost", port), timeout=60)
         requests.get(f"{ehr.base_url}/metadata")
     with waiting:
         assert waiting.recv(1) == b""
@@ -210,11 +210,11 @@ def test_slow_answer_does_not_hold_up_the_end(ehr: EHRSimulator, fault: str) -> 
     with ThreadPoolExecutor() as pool, requests.Session() as session:
         with ehr.serve():
             url = f"{ehr.base_url}/.well-known/smart-configuration"
-            answer = pool.submit(session.get, url, timeout=20)
-            assert arrived.wait(10)
+            answer = pool.submit(session.get, url, timeout=60)
+            assert arrived.wait(60)
         with contextlib.suppress(requests.RequestException):
             answer.result()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 25
 
 
 def test_https_is_served_to_everybody_at_once(
@@ -230,9 +230,9 @@ def test_https_is_served_to_everybody_at_once(
         # Opened in advance, as browsers do, and nothing said yet.
         with socket.create_connection(("localhost", port)):
             response = requests.get(
-                f"{ehr.base_url}/metadata", verify=str(tmp_path / "ca.pem"), timeout=5
+                f"{ehr.base_url}/metadata", verify=str(tmp_path / "ca.pem"), timeout=60
             )
             assert response.json()["resourceType"] == "CapabilityStatement"
         with pytest.raises(requests.exceptions.SSLError):
-            requests.get(f"{ehr.base_url}/metadata", timeout=5)
+            requests.get(f"{ehr.base_url}/metadata", timeout=60)
     assert ehr.origin != origin

@@ -65,7 +65,7 @@ def test_it_serves_until_it_is_told_to_stop(
     origin = base_url.removesuffix("/sim/fhir")
     assert len(requests.get(f"{origin}/_control/requests").json()) == 2
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0, rest
     assert "200 GET /sim/fhir/.well-known/smart-configuration" in rest
     assert "Traceback" not in rest

@@ -20,8 +20,8 @@ __all__ = [
     "answer",
     "assert_tells_nothing",
     "close_after",
+    "ends_early",
     "send",
-    "takes_at_most",
 ]
 
 CANARY = "canary-8c1f"
@@ -58,7 +58,7 @@ class Server:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(60)
             assert not thread.is_alive()
 
     @property
@@ -137,9 +137,9 @@ def send(
     method: str = "GET",
     headers: dict[str, str] | None = None,
     body: bytes | None = None,
-    connect: float = 2,
-    read: float = 2,
-    total: float = 4,
+    connect: float = 20,
+    read: float = 20,
+    total: float = 40,
     max_body: int = 1_000_000,
     insecure_hosts: frozenset[str] = LOOPBACK,
 ) -> HTTPResponse:
@@ -152,7 +152,8 @@ def send(
 
 
 @contextlib.contextmanager
-def takes_at_most(seconds: float) -> Iterator[None]:
+def ends_early(seconds: float = 10) -> Iterator[None]:
+    """What is done takes no longer than that, though a busy machine does it."""
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds

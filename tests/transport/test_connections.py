@@ -58,7 +58,7 @@ def test_connection_that_the_server_closed_is_not_used_again():
 
 
 def test_threads_share_the_pool_and_not_a_connection():
-    barrier = threading.Barrier(4, timeout=5)
+    barrier = threading.Barrier(4, timeout=60)
 
     def handle(sock, request):
         barrier.wait()
@@ -69,7 +69,7 @@ def test_threads_share_the_pool_and_not_a_connection():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
         assert (server.connections, len(server.requests)) == (4, 4)
 
 
@@ -133,7 +133,7 @@ def test_https_goes_through_a_tunnel_and_is_verified_at_its_end(
             copy(sock, target)
             with contextlib.suppress(OSError):
                 target.shutdown(socket.SHUT_RDWR)
-            back.join(5)
+            back.join(60)
             target.close()
             return False
 

@@ -20,14 +20,14 @@ from tests.transport.servers import (
     answer,
     assert_tells_nothing,
     close_after,
+    ends_early,
     send,
-    takes_at_most,
 )
 
 
 def test_silent_server_ends_at_the_read_limit():
-    with Server(lambda sock, request: server.wait(5)) as server:
-        with takes_at_most(1.5), pytest.raises(ServerTimeoutError) as caught:
+    with Server(lambda sock, request: server.wait(60)) as server:
+        with ends_early(), pytest.raises(ServerTimeoutError) as caught:
             send(server.url, read=0.2, headers={"Authorization": f"Bearer {CANARY}"})
         assert len(server.requests) == 1
     assert str(caught.value) == "127.0.0.1 did not answer within the time limit"
@@ -36,20 +36,20 @@ def test_silent_server_ends_at_the_read_limit():
 
 def test_silence_in_the_middle_ends_at_the_limit_of_the_call():
     def begin(sock, request):
-        server.wait(0.4)
+        server.wait(1.6)
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
-        server.wait(5)
+        server.wait(60)
 
     with Server(begin) as server:
-        with takes_at_most(0.75), pytest.raises(ServerTimeoutError):
-            send(server.url, total=0.5)
+        with ends_early(3.4), pytest.raises(ServerTimeoutError):
+            send(server.url, total=2)
         assert len(server.requests) == 1
 
 
 def test_limit_around_a_call_holds_for_it():
     with (
-        Server(lambda sock, request: server.wait(5)) as server,
-        takes_at_most(1.5),
+        Server(lambda sock, request: server.wait(60)) as server,
+        ends_early(),
         connections.limit_call(0.25),
         pytest.raises(ServerTimeoutError),
     ):
@@ -76,7 +76,7 @@ def test_dripping_answer_ends_at_the_limit_of_the_call(start):
             sock.sendall(b"a")
 
     with Server(drip) as server:
-        with takes_at_most(1.5), pytest.raises(ServerTimeoutError) as caught:
+        with ends_early(), pytest.raises(ServerTimeoutError) as caught:
             send(server.url, total=0.25)
         assert len(server.requests) == 1
     assert_tells_nothing(caught.value)
@@ -88,13 +88,13 @@ def test_answer_that_comes_late_but_in_time_is_taken():
         answer(b"late")(sock, request)
 
     with Server(handle) as server:
-        assert send(server.url, read=1, total=2).body == b"late"
+        assert send(server.url, read=20, total=40).body == b"late"
 
 
 def test_upload_that_is_not_taken_ends_at_the_limit_of_the_call():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        with takes_at_most(1.5), pytest.raises(ServerTimeoutError):
+        with ends_early(), pytest.raises(ServerTimeoutError):
             send(url, method="POST", body=b"x" * 20_000_000, total=0.25)
 
 
@@ -104,7 +104,7 @@ def test_connecting_ends_at_the_connect_limit(monkeypatch):
         raise TimeoutError
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    with takes_at_most(1.5), pytest.raises(ServerTimeoutError):
+    with ends_early(), pytest.raises(ServerTimeoutError):
         send("http://127.0.0.1:9/", connect=0.2)
 
 
@@ -113,10 +113,10 @@ def test_connecting_to_many_dead_addresses_ends_at_the_limit_of_the_call(monkeyp
         time.sleep(sock.gettimeout())
         raise TimeoutError
 
-    addresses = socket.getaddrinfo("127.0.0.1", 9, type=socket.SOCK_STREAM) * 20
+    addresses = socket.getaddrinfo("127.0.0.1", 9, type=socket.SOCK_STREAM) * 200
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args: addresses)
     monkeypatch.setattr(socket.socket, "connect", connect)
-    with takes_at_most(1.5), pytest.raises(ServerTimeoutError):
+    with ends_early(), pytest.raises(ServerTimeoutError):
         send("http://127.0.0.1:9/", connect=0.2, total=0.5)
 
 
@@ -182,7 +182,7 @@ def test_endless_body_is_refused():
             sock.sendall(b"x" * 65536)
 
     refused = pytest.raises(ResponseTooLargeError)
-    with Server(flood) as server, takes_at_most(2), refused:
+    with Server(flood) as server, ends_early(), refused:
         send(server.url, max_body=1_000_000)
 
 
@@ -196,7 +196,7 @@ def test_bomb_is_refused_without_unpacking_it(layers):
         send(f"{server.url}&warm", max_body=100_000_000)
         tracemalloc.start()
         try:
-            with takes_at_most(2), pytest.raises(ResponseTooLargeError):
+            with ends_early(), pytest.raises(ResponseTooLargeError):
                 send(server.url, max_body=1_000_000)
             assert tracemalloc.get_traced_memory()[1] < 5_000_000
         finally:

@@ -21,7 +21,7 @@ from tests.transport.servers import (
     Server,
     answer,
     assert_tells_nothing,
-    takes_at_most,
+    ends_early,
 )
 
 
@@ -77,7 +77,7 @@ def test_drip_ends_at_the_limit_of_the_whole_call():
             sock.sendall(b"x")
 
     server = Server(drip)
-    with server, takes_at_most(3), open_stream(server.url, total=1) as stream:
+    with server, ends_early(), open_stream(server.url, total=1) as stream:
         with pytest.raises(ServerTimeoutError) as caught:
             list(stream.chunks)
         assert_tells_nothing(caught.value)

@@ -18,8 +18,8 @@ from tests.transport.servers import (
     Server,
     answer,
     assert_tells_nothing,
+    ends_early,
     send,
-    takes_at_most,
 )
 
 
@@ -89,7 +89,7 @@ def test_tls_before_1_2_is_not_spoken(certificate, monkeypatch):
 def test_handshake_that_never_ends_is_cut_off():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
-        with takes_at_most(1.5), pytest.raises(ServerTimeoutError):
+        with ends_early(), pytest.raises(ServerTimeoutError):
             send(url, connect=0.3)
 
 
@@ -105,4 +105,4 @@ def test_server_without_tls_is_unreachable():
         thread.start()
         with pytest.raises(ServerUnreachableError):
             send(f"https://127.0.0.1:{listener.getsockname()[1]}/")
-        thread.join(5)
+        thread.join(60)

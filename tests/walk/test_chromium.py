@@ -102,7 +102,7 @@ def walk(
     return walker.served
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_no_step_of_a_walk_shows_another_patient(real_ehr, site_url, traffic):
     served = walk(real_ehr, site_url, traffic, steps=60)
     # It was a walk.

@@ -52,7 +52,7 @@ def walk(ehr: Any, *, steps: int, stacks: Sequence[str] = _BOTH) -> Walker:
     return walker
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_no_step_of_a_walk_shows_another_patient(ehr):
     assert len(ehr.data["Patient"]) == 8
     walker = walk(ehr, steps=2000)

@@ -15,7 +15,7 @@ __all__ = ["install", "running"]
 _FOLDER = Path(__file__).resolve().parent
 _LOCK_FILE = _FOLDER / "package-lock.json"
 _STAMP = _FOLDER / "node_modules" / ".installed"
-_LIMIT = 120  # seconds
+_LIMIT = 280  # seconds
 
 
 def install() -> None:
