@@ -1,8 +1,9 @@
 """
 The tests that use the database, once more on each server we support.
 
-Left out is what looks at pages, headers and documentation, and reads or writes rows
-on its way alone: what that does to the database, the tests of flows and models do too.
+Left out is what looks at pages, headers and documentation, at keys and at answers that
+take long, and reads or writes rows on its way alone: what that does to the database, the
+tests of flows and models do too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 _TAIL = 60  # lines of output shown when the run fails
 _ON_ITS_WAY = (
     *("docs", "doctor", "example", "fhir", "redaction", "sites", "testing", "walk"),
-    "e2e/test_canary.py",
+    *("e2e/test_canary.py", "e2e/test_client_types.py"),
+    *("flows/test_faults_slow.py", "flows/test_key_rotation.py"),
     *(
         f"test_{name}.py"
         for name in (

@@ -19,6 +19,7 @@ from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
 from django_smart.flows import refresh, refresh_batch, storing
 from django_smart.flows.background import claim_due_batches
+from django_smart.flows.exchange import whole_call_seconds
 from django_smart.flows.refresh import get_access_token
 from django_smart.flows.refresh_batch import RefreshResult, refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
@@ -208,9 +209,10 @@ def test_leases_are_held_for_as_long_as_the_batch_takes(
     settings: Any,
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
-    settings.SMART_HTTP_TIMEOUT = (0.2, 0.3, 0.5)
-    monkeypatch.setattr(refresh_batch, "_MARGIN", 0.1)
-    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(seconds=0.9))
+    # A lease is long enough for another call for 0.4 s, and runs out in two minutes.
+    margin = 120 - whole_call_seconds() - 0.4
+    monkeypatch.setattr(refresh_batch, "_MARGIN", margin)
+    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 6)
     after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
     with CaptureQueriesContext(connection) as captured:

@@ -182,6 +182,7 @@ def test_any_text_can_be_redacted_and_a_second_time_changes_nothing(text):
     ],
 )
 def test_long_texts_take_no_longer_than_their_length(piece):
-    started = time.perf_counter()
+    # Of this process alone, whatever else the machine does.
+    started = time.process_time()
     redact("token" + piece * (200_000 // len(piece)))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
