@@ -65,7 +65,7 @@ def running_stub() -> Iterator[Stub]:
         yield Stub(int(process.stdout.readline()))
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(60)
 
 
 def _patient() -> dict[str, Any]:

@@ -29,7 +29,7 @@ __all__ = ["Demo", "DemoError", "main"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START_LIMIT = 60  # seconds until every part must answer
-_STOP_LIMIT = 10  # seconds a part has to end before it is killed
+_STOP_LIMIT = 30  # seconds a part has to end before it is killed
 _POLL = 0.2  # seconds
 
 # Cookies ignore ports, so the two sites have two host names.

@@ -18,10 +18,11 @@ from typing import Any
 
 import requests
 
-__all__ = ["ExampleSite", "copy_example", "get_free_port", "wait_for"]
+__all__ = ["ExampleSite", "copy_example", "get_free_port", "stop", "wait_for"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LIMIT = 240  # seconds until a process has to answer
+_GIVEN: set[int] = set()
 
 
 def get_free_port() -> int:
@@ -33,7 +34,10 @@ def get_free_port() -> int:
     """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_768)
+        if port in _GIVEN:
+            continue
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _GIVEN.add(port)
             return port
 
 
@@ -46,6 +50,16 @@ def copy_example(folder: Path) -> Path:
     )
     shutil.copy(_ROOT / "manage.py", folder)
     return folder
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Have *process* end, by itself if it can."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition: Any, *, seconds: float = _LIMIT, what: str = "") -> None:
@@ -110,12 +124,7 @@ class ExampleSite:
         try:
             yield log
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
 
     @contextmanager
     def web(self) -> Iterator[Path]:

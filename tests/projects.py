@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 import requests
 
 from tests.known import PATIENT
-from tests.processes import wait_for
+from tests.processes import stop, wait_for
 
 __all__ = ["build_environment", "launch_from_ehr", "run", "running"]
 
@@ -50,8 +50,7 @@ def running(url: str, *command: str | Path, cwd: Path) -> Iterator[None]:
         wait_for(lambda: _answers(url), what=f"{url}: {path.read_text()}")
         yield
     finally:
-        process.terminate()
-        process.wait(20)
+        stop(process)
 
 
 def launch_from_ehr(browser: requests.Session, ehr: str) -> requests.Response:
@@ -86,7 +85,7 @@ def build_environment() -> dict[str, str]:
 def _answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=5).status_code < 500
-    except requests.ConnectionError:
+    except requests.RequestException:
         return False
 
 

@@ -29,7 +29,7 @@ __all__ = [
     "requirements_of",
 ]
 
-_CONNECT_TIMEOUT = 3  # seconds
+_CONNECT_TIMEOUT = 30  # seconds
 _HOST = "127.0.0.1"
 _CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 

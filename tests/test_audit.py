@@ -54,7 +54,7 @@ def test_request_has_a_line_that_tells_who_and_what(opened, trail):
     assert (first.launch_id, first.grant_id) == (opened.pk, opened.grant.pk)
     assert (first.patient_id, first.server) == (PATIENT, "harbour")
     assert first.fhir_user == opened.fhir_user != ""
-    assert 0 < first.duration < 5
+    assert 0 < first.duration < 60
     assert len(first.request_id) == 36
     assert first.getMessage().startswith("read Patient: 200 in ")
     for text in (f"user {first.user_id}", f"launch {opened.pk}", first.request_id):
@@ -68,7 +68,8 @@ def test_line_holds_no_query_body_or_id_of_a_resource(opened, trail):
         fhir.read("Observation", "secret-id")
     list(fhir.search("Observation", patient=PATIENT, code="4548-4"))
     for one in lines(trail):
-        text = f"{vars(one)}"
+        # The id may by chance be of any digits.
+        text = f"{vars(one)}".replace(one.request_id, "")
         assert "secret-id" not in text
         assert "4548-4" not in text
         # Whose record it is stands apart from the message, for those who want it.

@@ -1,9 +1,9 @@
 """
 The tests that use the database, once more on each server we support.
 
-Left out is what looks at pages, headers and documentation, at keys and at answers that
-take long, and reads or writes rows on its way alone: what that does to the database, the
-tests of flows and models do too.
+Left out is what looks at pages, headers and documentation, at keys and at slow answers,
+and reads or writes rows on its way alone: what that does to the database, the tests of
+flows and models do too.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,7 @@ def running_demo(project: Path) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -172,7 +172,7 @@ def test_demo_starts_again_on_other_ports(project):
 
 @pytest.mark.process
 def test_demo_ends_when_one_of_its_parts_does(demo, project):
-    _wait_for(project, demo, "Ctrl-C stops everything")
+    _wait_for(project, demo, "Ctrl-C stops everything", " ready.")
     listing = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(demo.pid)],
         capture_output=True,

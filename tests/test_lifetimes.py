@@ -35,7 +35,7 @@ def used_at(chart: Chart) -> Any:
 @pytest.mark.parametrize("method", ["get", "aget"])
 def test_launch_that_is_left_alone_ends(ehr, method):
     chart = open_chart(ehr)
-    with time_machine.travel(timezone.now() + timedelta(seconds=1799), tick=False):
+    with time_machine.travel(used_at(chart) + timedelta(seconds=1799), tick=False):
         assert getattr(chart, method)("/links/").status_code == 200
     with time_machine.travel(timezone.now() + timedelta(seconds=3601), tick=False):
         response = getattr(chart, method)("/links/")

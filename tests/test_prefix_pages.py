@@ -324,9 +324,9 @@ def test_mounted_asgi_site_keeps_both_prefixes(ehr):
     async def exchange() -> list[dict[str, Any]]:
         communicator = ApplicationCommunicator(ASGIHandler(), scope)
         await communicator.send_input({"type": "http.request", "body": b""})
-        start = await communicator.receive_output(10)
-        body = await communicator.receive_output(10)
-        await communicator.wait()
+        start = await communicator.receive_output(60)
+        body = await communicator.receive_output(60)
+        await communicator.wait(60)
         return [start, body]
 
     # The handler works in a thread and a task of its own.

@@ -92,7 +92,7 @@ class Deployment:
             wait_for(self._is_up, what=f"web and workers, see {self.folder}")
             yield
         finally:
-            self._stop()
+            self.stop()
 
     def supervise(self) -> None:
         """Start again what has ended, as a supervisor does."""
@@ -109,7 +109,7 @@ class Deployment:
             what: which of them.
             in_flight: wait until it is in the midst of a refresh.
         """
-        deadline = time.monotonic() + (10 if in_flight else 0)
+        deadline = time.monotonic() + (60 if in_flight else 0)
         while True:
             parent, pids = self._choose(what, chance)
             is_late = time.monotonic() > deadline
@@ -174,13 +174,14 @@ class Deployment:
                 stderr=subprocess.STDOUT,
             )
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End everything, gently."""
         running = [one.process for one in self._processes.values() if one.process]
         for process in running:
             process.terminate()
         for process in running:
             try:
-                process.wait(30)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 for pid in [*_get_children(process.pid), process.pid]:
                     _signal(pid, signal.SIGKILL)

@@ -11,7 +11,9 @@ from django.template import engines
 from django.urls import path
 from playwright.sync_api import Browser, Page, expect
 
+from django_smart.flows import style
 from django_smart.testing import EHRSimulator
+from django_smart.transport import Timeouts
 from tests.e2e.test_browser import chromium, real_ehr
 from tests.ehr import make_registration
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
@@ -54,10 +56,18 @@ urlpatterns = [*package, path("", show)]
 
 
 @pytest.fixture
-def site(live_server: Any, settings: Any, real_ehr: EHRSimulator) -> str:
+def site(
+    live_server: Any,
+    settings: Any,
+    real_ehr: EHRSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
     """The site, registered at the EHR; its origin."""
     settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
     settings.SMART_SITE_URL = live_server.url
+    # A page without the look, of a machine that was busy, would stay without it.
+    patience = Timeouts(connect=30, read=30, total=30)
+    monkeypatch.setattr(style, "_TIMEOUTS", patience)
     registration = make_registration(
         server__base_url=real_ehr.base_url,
         redirect_uri=f"{live_server.url}/smart/callback/",

@@ -13,13 +13,13 @@ from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 from tests.processes import ExampleSite, wait_for
 from tests.services import redis_url
 
-# Long enough for one tick of beat (10 s) after three quarters of it.
-LIFETIME = 50
+# Long enough for one tick of beat (10 s) and a busy machine after three quarters of it.
+LIFETIME = 90
 
 
 @pytest.fixture
 def ehr_of_short_lives() -> Iterator[EHRSimulator]:
-    """An EHR at ``localhost`` whose access tokens live for less than a minute."""
+    """An EHR at ``localhost`` whose access tokens live for a minute and a half."""
     ehr = EHRSimulator(
         "https://ehr.example.org/r4/fhir", access_token_lifetime=LIFETIME
     )

@@ -36,11 +36,11 @@ _PAGES = {"/", "/labs/", "/patient/"}
 _TABS = 3
 _EHR_TABS = 2
 # How often a page that is on its way is looked at, and after how many milliseconds.
-_TRIES = 200
+_TRIES = 1200
 _PAUSE = 50
 # How often in a row a page that has gone back has to be found at rest: of its frames
 # each goes back by itself.
-_AT_REST = 4
+_AT_REST = 12
 
 
 class ChromiumWalker:
