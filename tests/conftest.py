@@ -16,6 +16,7 @@ from django.core.cache import caches
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
+from django_smart.flows import schedule
 from tests.celery import app as celery_app
 from tests.ehr import ehr, registration
 from tests.services import require, requirements_of
@@ -143,3 +144,9 @@ def _fresh_caches() -> Iterator[None]:
     yield
     for cache in caches.all(initialized_only=True):
         cache.clear()
+
+
+@pytest.fixture
+def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for by chance is waited for as long as may be."""
+    monkeypatch.setattr(schedule._random, "uniform", lambda _, most: most)

@@ -60,7 +60,7 @@ def run(base_url: str, folder: Path) -> None:
                 note(export, place)
                 time.sleep(0.02)  # as if there were something to do
             # Once the connection and the first files are there.
-            if number == 5000:
+            if number == 1000:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     (folder / "peak").write_text(str(grown))

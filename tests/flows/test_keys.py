@@ -267,11 +267,12 @@ def test_schedule_that_runs_twice_at_once_rotates_once(settings: Any) -> None:
 def test_kid_of_a_new_key_can_be_typed_as_an_argument(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made: list[str] = []
-    while not (made and public_jwk(load_private_key(made[-1]))["kid"][0] == "-"):
-        made.append(generate_private_key_pem("ES384"))
-    made = [generate_private_key_pem("ES384"), made[-1]]
-    dashed = public_jwk(load_private_key(made[-1]))["kid"]
+    found: dict[bool, str] = {}
+    while len(found) < 2:
+        pem = generate_private_key_pem("ES384")
+        found[public_jwk(load_private_key(pem))["kid"].startswith("-")] = pem
+    made = [found[False], found[True]]
+    dashed = public_jwk(load_private_key(found[True]))["kid"]
     monkeypatch.setattr(keys, "generate_private_key_pem", lambda _: made.pop())
     kid = create_signing_key("ES384").kid
     assert kid != dashed

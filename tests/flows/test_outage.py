@@ -155,10 +155,10 @@ def _outlast(ehr: EHRSimulator, registration: ClientRegistration, number: int) -
     line.is_cut = True
     with transport.mounted("https://ehr.example.org", line), _engine():
         time.sleep(_LIFE + 2)
-        line.is_cut = False
         assert sent == []
         waiting = TokenGrant.objects.active().filter(expires_at__lte=timezone.now())
         assert waiting.exclude(refresh_token="").count() == number
+        line.is_cut = False
         tried = TokenGrant.objects.filter(refresh_failures__gt=0)
         tried_tokens = {grant.refresh_token for grant in tried}
         assert 0 < len(tried_tokens) < 50

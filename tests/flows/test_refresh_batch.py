@@ -63,6 +63,7 @@ def test_requests_of_a_batch_overlap_within_a_limit(
     settings.SMART_REFRESH_THREADS = 4
     grant_ids = make_grants(ehr, registration, 12)
     lock, running, most = threading.Lock(), 0, 0
+    together = threading.Barrier(4, timeout=60)
     respond = ehr.wsgi_app.respond
 
     def respond_slowly(request: Any) -> Any:
@@ -70,7 +71,8 @@ def test_requests_of_a_batch_overlap_within_a_limit(
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.05)
+        if request.path.endswith("/auth/token"):
+            together.wait()
         with lock:
             running -= 1
         return respond(request)
@@ -82,8 +84,10 @@ def test_requests_of_a_batch_overlap_within_a_limit(
 
 
 def test_batch_needs_hardly_more_than_a_statement_for_a_grant(
-    ehr: EHRSimulator, registration: ClientRegistration
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However long it takes here, no lease has to be held for longer.
+    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(hours=1))
     make_grants(ehr, registration, 100)
     refresh_grants(make_grants(ehr, registration, 1))  # the configuration is known then
     with CaptureQueriesContext(connection) as captured:
@@ -121,11 +125,10 @@ def test_answer_is_stored_the_moment_it_comes(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
     stored = threading.Semaphore(0)
-    respond, late = ehr.wsgi_app.respond, threading.Event()
+    respond, late = ehr.wsgi_app.respond, iter([True])
 
     def respond_late_once(request: Any) -> Any:
-        if request.path.endswith("/auth/token") and not late.is_set():
-            late.set()
+        if request.path.endswith("/auth/token") and next(late, False):
             # The others are stored while this one is on its way.
             assert stored.acquire(timeout=60)
             assert stored.acquire(timeout=60)

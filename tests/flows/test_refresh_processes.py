@@ -142,6 +142,7 @@ def _race(ehr: EHRSimulator, rounds: int) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.timeout(1200)
 @pytest.mark.compliance("REF-08", "SEC-06")
 def test_of_64_threads_in_4_processes_one_refreshes(served: EHRSimulator) -> None:
     _race(served, 5)

@@ -46,6 +46,7 @@ def test_grants_that_are_not_due_are_left_alone(grant, ehr):
     assert len(ehr.requests) == before
 
 
+@pytest.mark.usefixtures("longest_waits")
 def test_failure_is_counted_and_the_refresh_token_kept(grant, ehr):
     make_due(grant)
     ehr.faults = ["refresh_500"]

@@ -82,6 +82,7 @@ def test_app_opens_in_a_tab_and_in_a_frame(
     page.get_by_role("button", name="Dr. Helena Brandvold").click()
     page.get_by_role("link", name="Quillfeather").click()
     page.get_by_role("heading", name="Latest results").wait_for()
+    page.wait_for_load_state("load")
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     with page.expect_popup() as opened:
         page.get_by_role("button", name="Open in new tab").click()

@@ -16,7 +16,7 @@ from tests.transport.servers import LOOPBACK, Server, answer
 def download(url: str, sink: io.BytesIO, *, max_body: int = 10**8):
     return transport.send(
         HTTPRequest(method="GET", url=url),
-        timeouts=transport.Timeouts(connect=2, read=2, total=20),
+        timeouts=transport.Timeouts(connect=20, read=20, total=40),
         max_body=max_body,
         insecure_hosts=LOOPBACK,
         sink=sink,

@@ -25,10 +25,10 @@ from tests.transport.servers import (
 )
 
 
-def open_stream(url: str, *, max_body: int = 10**8, total: float = 20):
+def open_stream(url: str, *, max_body: int = 10**8, total: float = 40):
     return transport.open_stream(
         HTTPRequest(method="GET", url=url),
-        timeouts=transport.Timeouts(connect=2, read=2, total=total),
+        timeouts=transport.Timeouts(connect=20, read=20, total=total),
         max_body=max_body,
         insecure_hosts=LOOPBACK,
     )
@@ -77,7 +77,7 @@ def test_drip_ends_at_the_limit_of_the_whole_call():
             sock.sendall(b"x")
 
     server = Server(drip)
-    with server, ends_early(), open_stream(server.url, total=1) as stream:
+    with server, ends_early(15), open_stream(server.url, total=4) as stream:
         with pytest.raises(ServerTimeoutError) as caught:
             list(stream.chunks)
         assert_tells_nothing(caught.value)
