@@ -31,7 +31,7 @@ examples.register_profile("default", _COMMON, max_examples=200)
 examples.register_profile("ci", _COMMON, max_examples=2000)
 examples.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-_WAITING = {"browser", "process"}
+_LONG = {"browser", "process", "timeout"}
 _DATABASE_FIXTURES = {"db", "live_server", "transactional_db"}
 
 
@@ -78,12 +78,12 @@ def pytest_collection_modifyitems(
 
 
 def _put_the_longest_first(items: list[pytest.Item]) -> None:
-    """Modules that wait for processes before the others: no worker ends late."""
+    """Modules that wait, and those with a time limit of their own: none ends late."""
     tests_of = Counter(item.path for item in items)
     items.sort(
         key=lambda item: (
             item.path.name != "test_databases.py",
-            not _WAITING.intersection(marker.name for marker in item.iter_markers()),
+            not _LONG.intersection(marker.name for marker in item.iter_markers()),
             -tests_of[item.path],
             item.path,
         )
