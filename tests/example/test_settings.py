@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import get_free_port
+from tests.processes import get_free_port, stop
 
 pytestmark = pytest.mark.process
 
@@ -181,5 +181,4 @@ def test_pages_and_static_files_come_in_every_server(server, variables, tmp_path
         assert fetch(f"http://{address}/status.json")[0] == 200
         assert fetch(f"http://{address}/no/such/page")[0] == 404
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        stop(process)

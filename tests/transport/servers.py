@@ -153,7 +153,7 @@ def send(
 
 @contextlib.contextmanager
 def ends_early(seconds: float = 10) -> Iterator[None]:
-    """What is done takes no longer than that, though a busy machine does it."""
+    """Fail if the block takes longer, which is far more than a busy machine adds."""
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds
