@@ -69,7 +69,11 @@ AUTHENTICATION_BACKENDS = [
 # Tests sign people in by the hundred.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
-DATABASES = {"default": env.db("DATABASE_URL", default="sqlite://:memory:")}
+# Not in memory: of a database there, a live server that begins before that of the tests
+# is made lets all its threads use one connection at once, until the process crashes.
+DATABASES = {
+    "default": env.db("DATABASE_URL", default=f"sqlite:///{RUN_DIR / 'site.sqlite3'}")
+}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # A file for the tests, so that threads see one database with real locks.
     DATABASES["default"]["TEST"] = {"NAME": RUN_DIR / "test.sqlite3"}

@@ -92,6 +92,11 @@ def open_page(chromium: Browser, ehr: EHRSimulator, site: str, **values: Any) ->
     return page
 
 
+def test_site_and_test_share_no_connection(live_server: Any) -> None:
+    # One that several threads use at once brings the process down.
+    assert not live_server.thread.connections_override
+
+
 @pytest.mark.compliance("RESP-15", "RESP-16")
 def test_page_has_the_look_of_the_ehr(
     site: str, real_ehr: EHRSimulator, chromium: Browser
