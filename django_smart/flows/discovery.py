@@ -34,6 +34,7 @@ from ..protocol.discovery import (
     process_openid_configuration_response,
 )
 from ..protocol.messages import HTTPResponse
+from ..protocol.urls import get_origin
 from .exchange import send
 
 __all__ = [
@@ -63,8 +64,9 @@ DISCOVERED_COLUMNS = (
 )
 # A server may ask to be asked more often than once a day, but not at each launch.
 _LEAST_LIFETIME = timedelta(minutes=5)
-# While a server is down, and something is there to go on with, it is asked this often.
+# While a server is down it is asked this often, and in the background more seldom.
 _PAUSE = timedelta(seconds=60)
+_LONG_PAUSE = timedelta(minutes=10)
 _END_SESSION = "end_session_endpoint"
 # A token with an unknown kid makes us fetch the keys again, at most this often.
 _JWKS_COOLDOWN = timedelta(seconds=60)
@@ -104,7 +106,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
 
     The SMART configuration; where there is none, what the CapabilityStatement has of
     it; and the OpenID configuration if the server offers OpenID Connect and does not
-    say by whom.
+    say by whom, or cannot vouch for the keys.
 
     Args:
         save: false to leave it in the attributes of *server*, which need not exist yet.
@@ -117,7 +119,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     before = {name: getattr(server, name) for name in DISCOVERED_COLUMNS}
     server.configuration = configuration.to_json()
     server.issuer = configuration.issuer or ""
-    server.jwks_uri = configuration.jwks_uri or ""
+    server.jwks_uri = _get_keys_of_issuer(server, configuration.jwks_uri or "")
     if configuration.has(Capability.SSO_OPENID_CONNECT) or server.jwks is not None:
         try:
             _fill_in_openid(server)
@@ -125,7 +127,8 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
             # Nobody may want to sign in; who does gets this error, if nothing is known.
             logger.warning("Server %s: no OpenID configuration (%s)", server.pk, exc)
             server.issuer = server.issuer or before["issuer"]
-            server.jwks_uri = server.jwks_uri or before["jwks_uri"]
+            if server.id_token_issuer or server.issuer == before["issuer"]:
+                server.jwks_uri = server.jwks_uri or before["jwks_uri"]
         except DiscoveryError as exc:
             if not (server.jwks_uri and (server.id_token_issuer or server.issuer)):
                 for name, value in before.items():
@@ -135,9 +138,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     server.configuration_fetched_at = timezone.now()
     server.configuration_max_age = answer.max_age
     server.discovery_failed_at = None
-    if server.jwks_uri != before["jwks_uri"]:
-        # The keys are those of another place now.
-        server.jwks_fetched_at = None
+    _let_go_of_keys(server, before)
     if save:
         server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
     return server.read_configuration() or configuration
@@ -257,7 +258,7 @@ def _refresh(server: FHIRServer) -> None:
     wants_jwks = server.jwks is not None and not _is_fresh(
         server.jwks_fetched_at, server.jwks_max_age, part=0.5
     )
-    if not (wants_configuration or wants_jwks) or not _claim(server):
+    if not (wants_configuration or wants_jwks) or not _claim(server, _LONG_PAUSE):
         return
     if wants_configuration:
         fetch_configuration(server)
@@ -303,6 +304,12 @@ def _fill_in_openid(server: FHIRServer) -> None:
     _check_lengths(issuer=found.issuer, jwks_uri=found.jwks_uri)
     server.issuer = server.issuer or found.issuer
     server.jwks_uri = server.jwks_uri or found.jwks_uri
+    if not issuer:
+        # Read below the base URL: the server's word, and not yet that of the issuer.
+        server.jwks_uri = _get_keys_of_issuer(server, server.jwks_uri)
+        if not server.jwks_uri:
+            _fill_in_openid(server)
+            return
     server.configuration = {
         _END_SESSION: found.end_session_endpoint,
         "id_token_signing_alg_values_supported": (
@@ -312,6 +319,28 @@ def _fill_in_openid(server: FHIRServer) -> None:
         "issuer": server.issuer,
         "jwks_uri": server.jwks_uri,
     }
+
+
+def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
+    """
+    *jwks_uri*, or nothing: then the issuer has to be asked where its keys are, as who
+    names them signs in everybody whom it knows.  Of an issuer not set by hand only its
+    own origin is believed, if no other server disputes it.
+    """
+    if not jwks_uri or server.id_token_issuer or not server.issuer:
+        return jwks_uri
+    if get_origin(jwks_uri) != get_origin(server.issuer):
+        return ""
+    others = FHIRServer.objects.exclude(pk=server.pk).with_issuer(server.issuer)
+    return "" if others.exclude(jwks_uri__in=["", jwks_uri]).exists() else jwks_uri
+
+
+def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
+    """Forget keys of another issuer; those of another place are fetched again."""
+    if not server.id_token_issuer and server.issuer != before["issuer"]:
+        server.jwks = None
+    if server.jwks_uri != before["jwks_uri"]:
+        server.jwks_fetched_at = None
 
 
 def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
@@ -350,8 +379,8 @@ def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
     )
 
 
-def _claim(server: FHIRServer) -> bool:
-    return FHIRServer.objects.claim_discovery(server, now=timezone.now(), pause=_PAUSE)
+def _claim(server: FHIRServer, pause: timedelta = _PAUSE) -> bool:
+    return FHIRServer.objects.claim_discovery(server, now=timezone.now(), pause=pause)
 
 
 def _mark_failure(server: FHIRServer) -> None:

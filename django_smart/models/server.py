@@ -40,6 +40,11 @@ class FHIRServerQuerySet(RefreshStateQuerySet):
         """The server with this base URL, compared after removing one trailing slash."""
         return self.filter(base_url_digest=digest(normalize_base_url(base_url)))
 
+    def with_issuer(self, issuer: str) -> FHIRServerQuerySet:
+        """Servers whose ID tokens carry this issuer."""
+        discovered = models.Q(id_token_issuer="", issuer=issuer)
+        return self.filter(discovered | models.Q(id_token_issuer=issuer))
+
     def claim_discovery(
         self, server: FHIRServer, *, now: datetime, pause: timedelta
     ) -> bool:

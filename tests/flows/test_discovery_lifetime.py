@@ -208,8 +208,12 @@ def test_task_asks_a_server_that_is_down_once_a_run(
         # A run that comes late is followed by the next at once.
         assert refresh_servers() == 0
         assert len(ehr.requests) == 1
+        # Nor do many such servers make one run last until the next.
         clock.shift(timedelta(minutes=2))
         ehr.faults.clear()
+        assert refresh_servers() == 0
+        assert read().configuration is None
+        clock.shift(timedelta(minutes=10))
         assert refresh_servers() == 0
         assert read().configuration is not None
     assert server.pk == read().pk
