@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import secrets
 import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
+from django.db import IntegrityError, transaction
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from .exceptions import UserInactiveError, UserRefusedError
@@ -85,13 +87,18 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
 
     def get_username(self, claims: Mapping[str, Any]) -> str:
         """
-        ``smart-`` and a digest of (``iss``, ``sub``): 32 characters in all.
+        The name of a new user: ``smart-`` and a digest of (``iss``, ``sub``).
 
-        Replaces upstream's digest of the e-mail address.
+        If somebody has that name already, who is not this identity's user, a random one
+        in its place; 32 characters in all.  Replaces upstream's digest of the e-mail
+        address.
         """
         issuer, subject = claims["iss"], claims["sub"]
         hashed = hashlib.sha256(f"{len(issuer)}:{issuer}{subject}".encode()).digest()
-        return f"smart-{base64.b32encode(hashed)[:26].decode().lower()}"
+        name = _build_name(hashed)
+        if self._is_taken(name, claims):
+            return _build_name(secrets.token_bytes())
+        return name
 
     def update_user(
         self, user: AbstractBaseUser, claims: Mapping[str, Any]
@@ -160,7 +167,8 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
 
         Raises:
             UserRefusedError: ``verify_claims`` said no, or the identity is unknown and
-                the registration creates no users.
+                the registration creates no users, or somebody else has the name that
+                the site's ``get_username`` gives.
             UserInactiveError: the user is deactivated.
         """
         values = _build_values(claims)
@@ -174,7 +182,7 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 raise UserRefusedError(
                     "This identity is unknown, and the registration creates no users."
                 )
-            user = self.create_user(values)
+            user = self._create_user(values)
         elif not user.is_active:
             raise UserInactiveError("The user of this identity is deactivated.")
         else:
@@ -199,6 +207,32 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 place.lineno,
             )
 
+    def _create_user(self, values: Mapping[str, Any]) -> AbstractBaseUser:
+        try:
+            with transaction.atomic():
+                return self.create_user(values)
+        except IntegrityError as exc:
+            # If another callback of this identity was first, the next try finds it.
+            # On some sites names have to differ in more than case.
+            if not self._is_taken(self.get_username(values), values, "iexact"):
+                raise
+            logger.warning("No user created: the name that get_username gave is taken")
+            raise UserRefusedError(
+                "Another user has the name that this identity's would get."
+            ) from exc
+
+    def _is_taken(
+        self, name: str, values: Mapping[str, Any], lookup: str = "exact"
+    ) -> bool:
+        """Whether somebody else has *name*, and nobody is this identity's user yet."""
+        model: Any = self.UserModel
+        wanted = {f"{model.USERNAME_FIELD}__{lookup}": model.normalize_username(name)}
+        # In this order: who makes the user at this moment commits both together.
+        return (
+            model._base_manager.filter(**wanted).exists()
+            and not self.filter_users_by_claims(values).exists()
+        )
+
     def _set_group(self, user: Any, values: Mapping[str, Any]) -> None:
         managed = set(self.groups_by_type.values())
         wanted = self.get_group_name(values)
@@ -217,6 +251,10 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         """The signed-in user; none if deactivated meanwhile, which upstream allows."""
         user = super().get_user(user_id)  # type: ignore[no-untyped-call]  # upstream's
         return user if user is not None and user.is_active else None
+
+
+def _build_name(value: bytes) -> str:
+    return f"smart-{base64.b32encode(value)[:26].decode().lower()}"
 
 
 def _build_values(claims: IDTokenClaims) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import aauthenticate, authenticate, get_user_model
+from django.db import IntegrityError
 from django.test import RequestFactory
 
 from django_smart.backends import SMARTAuthenticationBackend
@@ -143,6 +144,94 @@ def test_hooks_of_a_site_decide(
     assert b"<code>user_refused</code>" in response.content
     assert User.objects.count() == 2
     assert registration.launches.filter(error_code="user_refused").count() == 1
+
+
+class NamedBackend(SMARTAuthenticationBackend):
+    """A site's own names, and what else its users need."""
+
+    def get_username(self, claims: Any) -> str:
+        return f"{claims['fhirUser'].partition('/')[0]}-of-the-ehr"
+
+    def create_user(self, claims: Any) -> Any:
+        return User.objects.create_user(self.get_username(claims), first_name="new")
+
+
+class NamelessBackend(SMARTAuthenticationBackend):
+    """A site's own way to make users, by the package's names."""
+
+    def create_user(self, claims: Any) -> Any:
+        return User.objects.create_user(self.get_username(claims), first_name="new")
+
+
+@pytest.mark.compliance("IDT-09")
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("backend", [SMARTAuthenticationBackend, NamelessBackend])
+def test_unlinked_identity_becomes_another_user(
+    ehr: EHRSimulator, settings: Any, backend: type
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{backend.__module__}.{backend.__qualname__}"]
+    former: Any = launch(make_browser(), ehr).user
+    # As the admin does it.
+    Identity.objects.all().delete()
+    browser = make_browser()
+    user: Any = launch(browser, ehr).user
+    assert user != former
+    assert user.username.startswith("smart-")
+    assert len(user.username) == len(former.username) == 32
+    assert browser.session["_auth_user_id"] == str(user.pk)
+    assert Identity.objects.get().user == user
+    # And is found from now on.
+    assert launch(make_browser(), ehr).user == user
+    assert User.objects.count() == 2
+
+
+@pytest.mark.compliance("IDT-09")
+def test_name_that_somebody_registered_first_signs_nobody_in_as_them(
+    registration: ClientRegistration,
+) -> None:
+    backend = SMARTAuthenticationBackend()
+    name = backend.get_username({"iss": _ISSUER, "sub": "s-1"})
+    squatter = User.objects.create_user(name, is_active=False)
+    user: Any = backend.resolve_user(_claims(), registration)
+    assert user != squatter
+    assert user.username not in {name, ""}
+    assert not squatter.smart_identities.exists()
+    # Whose name it is by rights keeps it.
+    Identity.objects.create(issuer=_ISSUER, subject="s-1", user=user)
+    assert backend.get_username({"iss": _ISSUER, "sub": "s-1"}) == name
+
+
+@pytest.mark.parametrize("taken", ["Practitioner-of-the-ehr", "", "another name"])
+@pytest.mark.usefixtures("registration")
+def test_name_of_a_site_that_somebody_has_is_refused(
+    ehr: EHRSimulator, settings: Any, taken: str, caplog: Any
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = ["tests.test_backends.NamedBackend"]
+    if taken:
+        User.objects.create_user(taken)
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    is_refused = taken.startswith("Practitioner")
+    assert ("_auth_user_id" in browser.session) is not is_refused
+    assert Identity.objects.exists() is not is_refused
+    assert ("the name that get_username gave is taken" in caplog.text) is is_refused
+    if is_refused:
+        assert response.status_code == 403
+        assert b"<code>user_refused</code>" in response.content
+        assert User.objects.get().first_name == ""
+    else:
+        assert User.objects.get(username="Practitioner-of-the-ehr").first_name == "new"
+
+
+def test_other_fault_of_a_site_s_own_is_not_taken_for_a_name(
+    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, claims: Any) -> None:
+        raise IntegrityError("NOT NULL constraint failed: site_profile.npi")
+
+    monkeypatch.setattr(NamedBackend, "create_user", fail)
+    with pytest.raises(IntegrityError):
+        NamedBackend().resolve_user(_claims(fhirUser="Practitioner/1"), registration)
 
 
 def test_django_never_signs_anybody_in_by_our_backend(settings: Any) -> None:
