@@ -15,6 +15,7 @@ from django.utils import timezone
 from ..conf import conf
 from ..exceptions import (
     IdentityInUseError,
+    InactiveRegistrationError,
     MissingIDTokenError,
     MissingPatientError,
     SMARTError,
@@ -101,9 +102,10 @@ def complete_launch(
         resolve_user: called for a sign-in whose identity is proven.
 
     Raises:
-        AuthorizationResponseError, TransportError, DiscoveryError, TokenError,
-        IDTokenError, IdentityError, CredentialsError: the launch, if one was found, is
-            marked as failed; nobody is to be signed in, and no token is stored.
+        AuthorizationResponseError, InactiveRegistrationError, TransportError,
+        DiscoveryError, TokenError, IDTokenError, IdentityError, CredentialsError: the
+            launch, if one was found, is marked as failed; nobody is to be signed in,
+            and no token is stored.
     """
     launch: Launch | None = None
     try:
@@ -164,6 +166,10 @@ def _complete(
     resolve_user: UserResolver,
 ) -> Completion:
     registration = launch.registration
+    if not (registration.is_active and registration.server.is_active):
+        raise InactiveRegistrationError(
+            "The server or its registration was switched off after the launch began."
+        )
     configuration = get_configuration(registration.server)
     answer = process_authorization_response(
         parameters,

@@ -280,6 +280,63 @@ def test_callbacks_in_parallel_of_one_new_identity_make_one_user(
     assert set(Launch.objects.values_list("status", flat=True)) == {"completed"}
 
 
+# Switched off meanwhile
+
+
+@pytest.mark.parametrize("is_connection", [False, True])
+@pytest.mark.parametrize("what", ["registration", "server", None])
+def test_launch_of_what_was_switched_off_meanwhile_is_not_completed(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    what: str | None,
+    *,
+    is_connection: bool,
+) -> None:
+    browser = make_browser()
+    start = start_login(browser) if is_connection else start_ehr_launch(browser, ehr)
+    callback = ehr.authorize(start)
+    if what is not None:
+        row: Any = registration if what == "registration" else registration.server
+        row.is_active = False
+        row.save()
+    response = get_callback(browser, callback)
+    if what is None:
+        assert get_launch(response).user == User.objects.get()
+        return
+    assert (response.status_code, get_code(response)) == (403, "registration_inactive")
+    assert b"Harbour Hospital" in response.content
+    # A button that leads to the same refusal would be none.
+    assert b"Connect again" not in response.content
+    assert not ehr.requests_to("token")
+    failed = Launch.objects.get()
+    assert (failed.status, failed.error_code) == ("failed", "registration_inactive")
+    assert "_auth_user_id" not in browser.session
+    assert not TokenGrant.objects.exists()
+    assert not User.objects.exists()
+    # On again, the state is used all the same.
+    row.is_active = True
+    row.save()
+    assert get_code(get_callback(browser, callback)) == "state_used"
+
+
+@pytest.mark.parametrize("what", ["registration", "server"])
+def test_what_is_open_goes_on_when_it_is_switched_off(
+    ehr: EHRSimulator, registration: ClientRegistration, what: str
+) -> None:
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    row: Any = registration if what == "registration" else registration.server
+    row.is_active = False
+    row.save()
+    assert open_page(browser, opened) == 200
+    assert opened.grant is not None
+    grant = TokenGrant.objects.get(pk=opened.grant.pk)
+    assert fhir_client_for(grant=grant).read("Patient", grant.patient_id)
+    launch_id = ehr.create_launch(CLIENT_ID, patient=PATIENT)
+    response = browser.get("/smart/launch/", {"iss": ehr.base_url, "launch": launch_id})
+    assert get_code(response) == "registration_inactive"
+
+
 # What is stored
 
 
