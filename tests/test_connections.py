@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
-from django_smart.models import Launch
+from django_smart.models import Launch, TokenGrant
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser
 from tests.site.browsers import open_chart
 
@@ -89,6 +90,70 @@ def test_connections_that_cannot_be_are_not_found(user, grant):
     browser.force_login(user)
     response = browser.post("/smart/connections/", {"grant": grant})
     assert response.status_code == 404
+
+
+def end_at_the_ehr(launch: Launch) -> None:
+    """As the refusal of its refresh token does."""
+    grant = TokenGrant.objects.filter(launches=launch)
+    assert grant.end("needs_reauthorization", now=timezone.now()) == 1
+
+
+def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
+    browser = make_browser()
+    browser.force_login(user)
+    ended = connect(browser, ehr)
+    end_at_the_ehr(ended)
+    page = text_of(browser.get("/smart/connections/"))
+    assert "Harbour Hospital has ended this connection on" in page
+    assert 'href="/smart/login/?server=harbour"' in page
+    assert "Disconnect" not in page
+
+    connect(browser, ehr)
+    page = text_of(browser.get("/smart/connections/"))
+    assert "has ended this connection" not in page
+    assert page.count("Disconnect Harbour Hospital") == page.count("<h2>") == 1
+
+
+@pytest.mark.parametrize("other", ["patient", "letter", "user", "visit"])
+def test_connection_that_ended_is_not_renewed_by_another(
+    ehr, user, django_user_model, other
+):
+    browser = make_browser()
+    browser.force_login(user)
+    ended = connect(browser, ehr)
+    end_at_the_ehr(ended)
+    newer = connect(browser, ehr)
+    # Not every database compares exactly.
+    patient = {"patient": "another", "letter": PATIENT.swapcase()}.get(other, PATIENT)
+    TokenGrant.objects.filter(launches=newer).update(
+        patient_id=patient,
+        user=django_user_model.objects.create_user("sam") if other == "user" else user,
+        is_offline=other != "visit",
+    )
+    page = text_of(browser.get("/smart/connections/"))
+    assert page.count("has ended this connection") == 1
+    assert page.count("<h2>") == (2 if other in {"patient", "letter"} else 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"standalone_scope": ""}, {"is_active": False}, {"server__is_active": False}],
+)
+def test_connection_that_nobody_can_make_here_has_no_button(
+    ehr, user, registration, values
+):
+    browser = make_browser()
+    browser.force_login(user)
+    end_at_the_ehr(connect(browser, ehr))
+    again = "Connect Harbour Hospital again"
+    assert again in text_of(browser.get("/smart/connections/"))
+    for name, value in values.items():
+        row = registration.server if name.startswith("server__") else registration
+        setattr(row, name.removeprefix("server__"), value)
+        row.save()
+    page = text_of(browser.get("/smart/connections/"))
+    assert "Harbour Hospital has ended this connection on" in page
+    assert again not in page
 
 
 def test_connections_for_one_visit_are_not_listed(ehr):

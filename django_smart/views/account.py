@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from django.conf import settings
@@ -23,7 +24,7 @@ from ..broker import enqueue_revocations
 from ..browser import get_browser
 from ..flows.ending import disconnect_grant
 from ..flows.logout import find_end_session_url
-from ..models import TokenGrant
+from ..models import ClientRegistration, TokenGrant
 from ..prefix import get_protocol_url
 from .base import ProtocolView, get_user
 
@@ -58,11 +59,17 @@ class ConnectionsView(ProtocolView):
     def get(self, request: HttpRequest) -> HttpResponse:
         """Which organisations are connected, what for and since when."""
         grants = self._get_grants(request).select_related("registration__server")
-        return render(
-            request,
-            "django_smart/connections.html",
-            {"grants": grants.order_by("registration__server__name", "-created_at")},
+        shown = _leave_out_renewed(
+            grants.order_by("registration__server__name", "-created_at")
         )
+        ended = {grant.registration_id for grant in shown if not _is_active(grant)}
+        standalone = ClientRegistration.objects.standalone().filter(pk__in=ended)
+        context = {
+            "grants": shown,
+            # Of an EHR launch no button of ours can make another one.
+            "can_connect_again": set(standalone.values_list("pk", flat=True)),
+        }
+        return render(request, "django_smart/connections.html", context)
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """End one grant of this user; the EHR is told by a worker."""
@@ -96,3 +103,22 @@ class ConnectionsView(ProtocolView):
             TokenGrant.Status.NEEDS_REAUTHORIZATION,
         )
         return TokenGrant.objects.offline().filter(user_id=user.pk, status__in=shown)
+
+
+def _is_active(grant: TokenGrant) -> bool:
+    return grant.status == TokenGrant.Status.ACTIVE
+
+
+def _leave_out_renewed(grants: Collection[TokenGrant]) -> list[TokenGrant]:
+    """Without those that ended at the EHR and that a newer one took the place of."""
+    # Compared here: not every database does it exactly.
+    active = {
+        (grant.registration_id, grant.patient_id)
+        for grant in grants
+        if _is_active(grant)
+    }
+    return [
+        grant
+        for grant in grants
+        if _is_active(grant) or (grant.registration_id, grant.patient_id) not in active
+    ]

@@ -25,7 +25,7 @@ from django_smart.flows.refresh_batch import RefreshResult, refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.ehr import connect, listening, make_browser, make_registration
+from tests.ehr import PATIENT, connect, listening, make_browser, make_registration
 from tests.flows.answers import Away
 from tests.flows.grants import after_answer, make_grants, reload_grant
 
@@ -372,7 +372,8 @@ def test_grant_that_the_ehr_has_ended_is_lost_and_the_others_go_on(
     assert (stored.status, stored.refresh_token) == ("needs_reauthorization", "")
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(stored)
-    # Its owner is shown how to connect again.
+    # Its owner is shown how to connect again, as no other grant is for this patient.
+    TokenGrant.objects.filter(pk=ended).update(patient_id=PATIENT)
     browser = make_browser()
     browser.force_login(user)
     page = browser.get("/smart/connections/").content.decode()
