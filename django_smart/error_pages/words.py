@@ -261,8 +261,8 @@ WORDS: Mapping[str, Words] = {
     "identity_in_use": Words(
         title=_("This account is connected to another user of this site"),
         advice=_(
-            "Sign out here and sign in with this account instead, or ask that user to "
-            "disconnect it."
+            "Sign out here and sign in with this account instead, or ask the support "
+            "of this site to separate it from that user."
         ),
     ),
     "user_changed": Words(

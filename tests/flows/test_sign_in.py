@@ -200,6 +200,31 @@ def test_connecting_an_identity_of_someone_else_is_refused(ehr: EHRSimulator) ->
     assert browser.session.session_key == before
 
 
+@pytest.mark.usefixtures("registration")
+def test_advice_on_an_identity_of_someone_else_helps(
+    ehr: EHRSimulator, admin_client: Client
+) -> None:
+    owner_browser, browser = make_browser(), make_browser()
+    owner = _sign_in(owner_browser, "maria")
+    grant = connect(owner_browser, ehr).grant
+    assert grant is not None
+    user = _sign_in(browser)
+    page = get_callback(browser, ehr.authorize(start_login(browser))).content.decode()
+    assert "ask the support of this site to separate it" in page
+    # To disconnect it, as that user can, would not do.
+    assert "disconnect" not in page
+    owner_browser.post("/smart/connections/", {"grant": grant.pk})
+    response = get_callback(browser, ehr.authorize(start_login(browser)))
+    assert get_code(response) == "identity_in_use"
+    # What the operators can do does.
+    identity = Identity.objects.get(user=owner)
+    admin_client.post(
+        f"/admin/django_smart/identity/{identity.pk}/delete/", {"post": "yes"}
+    )
+    assert connect(browser, ehr).user == user
+    assert Identity.objects.get().user == user
+
+
 @pytest.mark.parametrize("change", ["another", "nobody"])
 @pytest.mark.usefixtures("registration")
 def test_connecting_is_refused_when_the_user_changed_meanwhile(
