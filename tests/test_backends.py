@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,6 +146,26 @@ def test_hooks_of_a_site_decide(
     assert b"<code>user_refused</code>" in response.content
     assert User.objects.count() == 2
     assert registration.launches.filter(error_code="user_refused").count() == 1
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("path", ["SiteBackend", "Sites.Own", "SitesOwn"])
+def test_backend_may_be_named_by_any_path(
+    ehr: EHRSimulator, settings: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a package does that takes it out of a module of its own.
+    monkeypatch.setitem(
+        sys.modules, "tests.test_backends.Sites", SimpleNamespace(Own=SiteBackend)
+    )
+    monkeypatch.setitem(globals(), "SitesOwn", SiteBackend)
+    settings.AUTHENTICATION_BACKENDS = [
+        "django.contrib.auth.backends.ModelBackend",
+        f"tests.test_backends.{path}",
+    ]
+    browser = make_browser()
+    launch(browser, ehr)
+    assert browser.session["_auth_user_backend"] == f"tests.test_backends.{path}"
+    assert browser.get("/admin/login/").wsgi_request.user == User.objects.get()
 
 
 class NamedBackend(SMARTAuthenticationBackend):

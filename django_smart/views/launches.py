@@ -10,6 +10,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.utils import timezone
+from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy as _
 
 from ..backends import SMARTAuthenticationBackend
@@ -290,9 +291,9 @@ class CallbackView(ProtocolView):
         user: AbstractBaseUser,
         backend: SMARTAuthenticationBackend,
     ) -> None:
-        path = f"{type(backend).__module__}.{type(backend).__qualname__}"
         # The completion has ended what others had open in this browser.
         request.smart_taken_over_by = user.pk  # type: ignore[attr-defined]
+        path = _find_path(type(backend))
         login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
         request.session["oidc_id_token_expiration"] = _NEVER
 
@@ -303,3 +304,11 @@ def _load_backend() -> SMARTAuthenticationBackend:
         if isinstance(backend, SMARTAuthenticationBackend):
             return backend
     return SMARTAuthenticationBackend()
+
+
+def _find_path(backend: type[SMARTAuthenticationBackend]) -> str:
+    """The path that ``AUTHENTICATION_BACKENDS`` names *backend* by: Django compares."""
+    for path in settings.AUTHENTICATION_BACKENDS:
+        if import_string(path) is backend:
+            return path
+    return f"{backend.__module__}.{backend.__qualname__}"
