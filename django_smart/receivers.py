@@ -12,6 +12,7 @@ from .broker import enqueue_revocations
 from .browser import get_browser
 from .flows.ending import end_browser, end_launches
 from .models import Launch
+from .prefix import LaunchPrefix
 
 __all__ = ["connect"]
 
@@ -33,6 +34,7 @@ def _end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> Non
     if browser.digests:
         enqueue_revocations(end_browser(browser.digests, reason="signed_out"))
         browser.rotate()
+        _leave_prefix(request)
 
 
 def _end_launches_of_others(
@@ -54,3 +56,11 @@ def _end_launches_of_others(
             end_launches(others, reason="user_changed", now=timezone.now())
         )
         browser.rotate()
+        _leave_prefix(request)
+
+
+def _leave_prefix(request: HttpRequest) -> None:
+    """Let the view go on to a page of the site: those of the launch are closed."""
+    prefix: LaunchPrefix | None = getattr(request, "smart_prefix", None)
+    if prefix is not None:
+        prefix.leave()

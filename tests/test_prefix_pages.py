@@ -19,7 +19,12 @@ from django_smart.prefix import (
     LaunchPrefix,
 )
 from tests.ehr import PATIENT, make_browser
-from tests.site.browsers import Chart, make_mounted_browser, open_chart
+from tests.site.browsers import (
+    Chart,
+    make_async_browser,
+    make_mounted_browser,
+    open_chart,
+)
 
 KEY = "k" * 24
 
@@ -270,6 +275,56 @@ def test_language_prefixes_stand_behind_the_launch_s(ehr, settings, method):
     assert links[0] == chart.url("/de/links/")
     assert links[3] == "/smart/login/"
     assert get("/smart/jwks.json")["Location"] == "/smart/jwks.json"
+
+
+# A sign-out, and who signs in, under a prefix
+
+
+def post(chart: Chart, path: str, values: dict[str, str], *, is_async: bool) -> Any:
+    """POST as ASGI or as WSGI does it."""
+    if not is_async:
+        return chart.post(path, values)
+    browser = make_async_browser(chart.browser)
+    return async_to_sync(browser.post)(chart.url(path), values, secure=True)
+
+
+@on_site
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("setting", ["links", "/links/"])
+def test_sign_out_of_the_site_leads_out_of_the_prefix(ehr, settings, setting, is_async):
+    settings.LOGOUT_REDIRECT_URL = setting
+    chart = open_chart(ehr)
+    response = post(chart, "/accounts/logout/", {}, is_async=is_async)
+    assert (response.status_code, response["Location"]) == (302, "/links/")
+    assert chart.get("/links/").status_code == 410
+    assert chart.browser.get("/links/").status_code == 200
+
+
+@on_site
+def test_sign_out_of_a_mounted_site_stays_there(ehr, settings):
+    settings.LOGOUT_REDIRECT_URL = "links"
+    chart = open_chart(ehr, make_mounted_browser())
+    assert chart.post("/accounts/logout/")["Location"] == "/app/links/"
+
+
+@on_site
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_same", [False, True])
+def test_sign_in_leads_to_the_launch_of_its_own_user_alone(
+    ehr, settings, django_user_model, is_same, is_async
+):
+    settings.LOGIN_REDIRECT_URL = "links"
+    owner: Any = open_chart(ehr).launch.user
+    user = owner if is_same else django_user_model(username="sam")
+    user.set_password("a password")
+    user.save()
+    chart = open_chart(ehr)
+    values = {"username": user.username, "password": "a password"}
+    response = post(chart, "/accounts/login/", values, is_async=is_async)
+    assert response.status_code == 302
+    assert response["Location"] == (chart.url("/links/") if is_same else "/links/")
+    chart.browser.cookies.update(response.cookies)
+    assert chart.browser.get(response["Location"]).status_code == 200
 
 
 # A site that is not at the root of its host
