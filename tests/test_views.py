@@ -65,6 +65,19 @@ def test_callback_leaves_no_trace(ehr):
         assert (refused.status_code, is_kept_secret(refused)) == (400, True)
 
 
+@pytest.mark.parametrize("is_signed_in", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    ["/smart/login/", "/smart/login/?q=har&next=/links/", HARBOUR, "/smart/launch/"],
+)
+def test_pages_of_the_protocol_are_kept_out_of_caches(user, path, is_signed_in):
+    browser = make_browser()
+    if is_signed_in:
+        browser.force_login(user)
+    assert is_kept_secret(browser.get(path))
+    assert "no-store" in browser.get("/smart/connections/")["Cache-Control"]
+
+
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.compliance("JWKS-04", "JWKS-05")
 def test_keys_are_public_and_cacheable(ehr, monkeypatch, atomic):

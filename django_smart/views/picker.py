@@ -6,6 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.http import urlencode
 
+from ..error_pages import harden
 from ..flows.picker import MAX_PAGE, find_choices
 from ..prefix import get_protocol_url
 from ..protocol.brands import CATEGORIES
@@ -56,7 +57,7 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
         else "",
         "max_query": MAX_QUERY,
     }
-    return render(request, "django_smart/picker.html", context)
+    return harden(render(request, "django_smart/picker.html", context))
 
 
 def _read_page(value: str) -> int:
