@@ -12,6 +12,7 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from datetime import timedelta
+from typing import Any
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -214,10 +215,11 @@ class Browser:
 
 def get_browser(request: HttpRequest) -> Browser:
     """The request's :class:`Browser`; one for each request."""
-    browser = getattr(request, "smart_browser", None)
+    # Django REST framework's wraps the one that the middleware has.
+    owner: Any = getattr(request, "_request", request)
+    browser = getattr(owner, "smart_browser", None)
     if not isinstance(browser, Browser):
-        browser = Browser(request)
-        request.smart_browser = browser  # type: ignore[attr-defined]  # ours to add
+        browser = owner.smart_browser = Browser(request)
     return browser
 
 

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.auth import logout
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client, RequestFactory
-from django.urls import path
+from django.urls import path, reverse
 
+from django_smart.fields import digest
 from tests.ehr import PATIENT, make_browser
 from tests.site.browsers import Chart, open_chart
 from tests.site.urls import urlpatterns as site
@@ -67,6 +69,17 @@ class Visits(Results):
     smart_context = ("patient", "encounter")
 
 
+class SignOut(APIView):
+    """As sites have it: knows nothing of launches."""
+
+    authentication_classes = [SessionAuthentication]
+    renderer_classes = [JSONRenderer]
+
+    def post(self, request):
+        logout(request)
+        return Response({"page": reverse("links")})
+
+
 class Broken(Results):
     def get(self, request):
         raise LookupError("of the site's own")
@@ -79,6 +92,7 @@ urlpatterns = [
     path("api/conditions/", Conditions.as_view()),
     path("api/visits/", Visits.as_view()),
     path("api/broken/", Broken.as_view()),
+    path("api/sign-out/", SignOut.as_view()),
 ]
 
 
@@ -117,6 +131,20 @@ def test_user_who_was_switched_off_is_nobody(chart):
         request.user = user
         found = SMARTAuthentication().authenticate(Request(request))
         assert found == ((user, request.smart) if user.is_active else None)
+
+
+@pytest.mark.parametrize("is_prefixed", [False, True])
+def test_sign_out_by_an_api_replaces_the_cookie(chart, is_prefixed):
+    name = "__Host-smart_browser"
+    before = chart.browser.cookies[name].value
+    path = "/api/sign-out/"
+    response = chart.browser.post(chart.url(path) if is_prefixed else path)
+    assert response.json() == {"page": "/links/"}
+    assert response.cookies[name].value not in {"", before}
+    assert chart.get("/links/").status_code == 410
+    # What was opened in this browser before is not opened with the new cookie.
+    chart.launch.refresh_from_db()
+    assert chart.launch.browser_digest != digest(chart.browser.cookies[name].value)
 
 
 def test_change_needs_the_csrf_token(chart):
