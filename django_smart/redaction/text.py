@@ -56,7 +56,7 @@ _RULES = (
     # {"access_token": "…"}, {'code': ['…']}, ('code', '…')
     re.compile(
         rf"(?P<kept>(?P<mark>{_ESCAPES}[\"'])(?:{_NAMES})(?P=mark)"
-        rf"\s*:\s*[\[(]?\s*{_BYTES}"
+        rf"\s*:\s*(?:[\[(]\s*)?{_BYTES}"
         rf"|\((?P<mark_of_pair>[\"'])(?:{_NAMES})(?P=mark_of_pair),\s*{_BYTES})"
         rf"{_QUOTE}{_TO_QUOTE}",
         _FLAGS,
@@ -78,8 +78,12 @@ _RULES = (
     ),
     # https://user:password@host
     re.compile(r"(?P<kept>://[^\s/@:\"'<>]*:)[^\s/@\"'<>]+(?=@)", _FLAGS),
-    # A signed JWT, wherever it stands.
-    re.compile(r"(?P<kept>\b)eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)*"),
+    # A signed JWT, wherever it stands.  Where a run of its letters ends is looked up
+    # once, at its beginning.
+    re.compile(
+        r"(?P<kept>(?<![\w-])(?=[\w-]{11,}+\.[\w-]{8})(?:[\w-]*?-)??)"
+        r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)*"
+    ),
 )
 # One of these is in whatever a rule or a path of ours finds; to look for them is fast.
 _HINTS = (

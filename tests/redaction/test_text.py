@@ -87,11 +87,22 @@ def test_credentials_are_hidden(text):
     assert redact(redacted) == redacted
 
 
-@pytest.mark.parametrize("text", [JWT, f"got {JWT}.", f'"{JWT}"', JWT + ".a.b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(JWT, f"got {JWT}.", f'"{JWT}"', JWT + ".a.b"),
+        *(f"key-{JWT}", f"key_1-eyJ-{JWT}", f"-{JWT}", f"v1.{JWT}"),
+    ],
+)
 def test_signed_tokens_are_hidden_wherever_they_stand(text):
     redacted = redact(text)
     assert "eyJ" not in redacted
     assert "c2lnbmF0dXJl" not in redacted
+    assert redact(redacted) == redacted
+
+
+def test_what_stands_before_a_signed_token_stays():
+    assert redact(f"grant-7-{JWT}, x") == f"grant-7-{HIDDEN}, x"
 
 
 def test_value_with_spaces_and_quotation_marks_goes_as_a_whole():
@@ -179,10 +190,36 @@ def test_any_text_can_be_redacted_and_a_second_time_changes_nothing(text):
         "%25",
         "a&",
         ":",
+        "-eyJ",
+        "eyJ-",
+        "eyJaaaaaaaa.",
+        "-eyJaaaaaaaa-",
+        "Bearer ",
+        "Cookie: ",
+        "('code', ",
     ],
 )
 def test_long_texts_take_no_longer_than_their_length(piece):
     # Of this process alone, whatever else the machine does.
     started = time.process_time()
     redact("token" + piece * (200_000 // len(piece)))
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " \t"])
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        *("'code'", "'code':", "'code': [", "('code',", "code="),
+        *("Authorization", "Authorization:", "Authorization: Bearer"),
+        *("Bearer", "Cookie", "Cookie:", "HTTP_COOKIE'", "https://user:"),
+    ],
+)
+@pytest.mark.parametrize("end", ["x", "'", "\\", ""])
+def test_white_space_within_a_secret_takes_no_longer_than_its_length(
+    beginning, space, end
+):
+    text = beginning + space * 40_000 + end
+    started = time.process_time()
+    redact(text)
     assert time.process_time() - started < 2
