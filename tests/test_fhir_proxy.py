@@ -147,6 +147,124 @@ def test_search_does_not_show_another_patient():
     assert proxy("GET", "Observation").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("resource_type", "build"),
+    [
+        ("Account", lambda *them: {"subject": list(them)}),
+        ("Appointment", lambda *them: {"participant": [{"actor": x} for x in them]}),
+        ("AuditEvent", lambda *them: {"entity": [{"what": x} for x in them]}),
+        ("AuditEvent", lambda *them: {"agent": [{"who": x} for x in them]}),
+        ("Group", lambda *them: {"member": [{"entity": x} for x in them]}),
+        ("Person", lambda *them: {"link": [{"target": x} for x in them]}),
+        ("Provenance", lambda *them: {"target": list(them)}),
+        ("Schedule", lambda *them: {"actor": list(them)}),
+    ],
+)
+def test_patient_is_found_wherever_a_type_names_one(resource_type, build):
+    proxy = Proxy(methods=WRITES)
+    other, own, place = (
+        {"reference": name} for name in ("Patient/p2", "Patient/p1", "Location/l1")
+    )
+    path = f"{resource_type}/x1"
+    for named, status in [
+        ([other], 403),
+        ([place, other], 403),
+        ([own], 200),
+        ([other, own], 200),
+        ([place], 200),
+        ([], 200),
+        ([None, "Patient/p2", {"reference": 2}], 200),
+    ]:
+        resource = {"resourceType": resource_type, "id": "x1", **build(*named)}
+        proxy.server.on(path, respond(resource))
+        proxy.server.on(resource_type, respond(bundle(resource)))
+        assert proxy("GET", path).status_code == status
+        assert proxy("GET", resource_type).status_code == status
+        assert proxy("PUT", path, resource).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "element"),
+    [
+        ("AppointmentResponse", "actor"),
+        ("Coverage", "beneficiary"),
+        ("EnrollmentRequest", "candidate"),
+        ("ResearchSubject", "individual"),
+        ("SupplyRequest", "deliverTo"),
+        ("Task", "for"),
+    ],
+)
+def test_patient_is_found_in_one_element(resource_type, element):
+    proxy = Proxy()
+    path = f"{resource_type}/x1"
+    for patient_id, status in [("p2", 403), ("p1", 200)]:
+        named = {element: {"reference": f"Patient/{patient_id}"}}
+        resource = {"resourceType": resource_type, "id": "x1", **named}
+        proxy.server.on(path, respond(resource))
+        assert proxy("GET", path).status_code == status
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("Patient/{}", "Patient/{}/", "Patient/{}#x", "Patient/{}?x=1"),
+        *("Patient/{}/_history/1", f"{BASE}/Patient/{{}}", f"{BASE}/Patient/{{}}/"),
+    ],
+)
+def test_patient_is_found_however_it_is_referred_to(form):
+    proxy = Proxy()
+    for patient_id, status in [("p2", 403), ("p1", 200)]:
+        subject = {"reference": form.format(patient_id)}
+        proxy.server.on("Observation/o1", respond({**OBSERVATION, "subject": subject}))
+        assert proxy("GET", "Observation/o1").status_code == status
+
+
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [
+        ("code=1&_elements=id", "code=1"),
+        ("_elements:x=id&code=1&_summary=true", "code=1"),
+        ("_summary=text&code=1&_Elements=id", "code=1"),
+        ("_summary=TRUE&code=1", "code=1"),
+        ("_summary=count", "_summary=count"),
+        ("_summary=data&code=1", "_summary=data&code=1"),
+        ("_summary=false&code=1", "_summary=false&code=1"),
+    ],
+)
+def test_search_leaves_out_nothing_that_names_the_patient(query, sent):
+    proxy = Proxy(methods=("GET", "POST"))
+    proxy.server.on(f"Observation?{sent}", respond(bundle(OBSERVATION)))
+    assert proxy("GET", f"Observation?{query}").status_code == 200
+    form = "application/x-www-form-urlencoded"
+    proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))
+    path = "Observation/_search"
+    answer = proxy("POST", path, query.encode(), content_type=form)
+    assert answer.status_code == 200
+    assert proxy.server.requests[-1].body == sent.encode()
+    proxy.server.on(f"{path}?{sent}", respond(bundle(OBSERVATION)))
+    answer = proxy("POST", f"{path}?{query}", b"x=1", content_type=form)
+    assert answer.status_code == 200
+
+
+def test_search_may_be_partial_where_the_server_decides():
+    proxy = Proxy(methods=("GET", "POST"))
+    proxy.smart.scopes = ScopeSet.parse("patient/*.rs user/Observation.rs")
+    partial = {"resourceType": "Observation", "id": "o1"}
+    for sent in ("?_elements=id", "?_include=Observation%3Asubject"):
+        proxy.server.on(f"Observation{sent}", respond(bundle(partial)))
+    assert proxy("GET", "Observation?_elements=id").status_code == 200
+    # What comes along is of other types.
+    inclusion = "_include=Observation:subject"
+    response = proxy("GET", f"Observation?{inclusion}&_elements=id")
+    assert response.status_code == 200
+    proxy.smart.scopes = ScopeSet.parse("patient/*.rs user/*.rs")
+    path = "Observation?_include=Observation%3Asubject&_elements=id"
+    proxy.server.on(path, respond(bundle(partial)))
+    assert proxy("GET", path).status_code == 200
+    proxy.smart.patient_id = None
+    assert proxy("GET", path).status_code == 200
+
+
 # Headers
 
 

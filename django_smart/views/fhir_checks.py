@@ -14,7 +14,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from ..conf import conf
 from ..exceptions import MalformedFHIRResponseError, NoLaunchError, SMARTError
 from ..protocol.json import parse_json_object
-from ..protocol.scopes import ResourceScope, ScopeSet
+from ..protocol.scopes import ResourceScope
 from .fhir_outcomes import FHIR_JSON, JSON_TYPES, RefusedError
 
 __all__ = [
@@ -33,8 +33,25 @@ _TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}", re.ASCII)
 # Relative, absolute or with a version: Patient/<id>, https://…/Patient/<id>/_history/1.
 _PATIENT_REFERENCE = re.compile(
-    r"(?:^|/)Patient/([A-Za-z0-9\-.]{1,64})(?:/_history/|$)", re.ASCII
+    r"(?:^|/)Patient/([A-Za-z0-9\-.]{1,64})(?=[/?#]|$)", re.ASCII
 )
+# What names the patient, whatever the type.
+_PATIENT_ELEMENTS = ("patient", "subject", "beneficiary", "individual", "for")
+# What does so elsewhere: the search parameters of R4's patient compartment.
+_PATIENT_ELEMENTS_OF: dict[str, tuple[str, ...]] = {
+    "Appointment": ("participant.actor",),
+    "AppointmentResponse": ("actor",),
+    "AuditEvent": ("agent.who", "entity.what"),
+    "EnrollmentRequest": ("candidate",),
+    "Group": ("member.entity",),
+    "Person": ("link.target",),
+    "Provenance": ("target",),
+    "Schedule": ("actor",),
+    "SupplyRequest": ("deliverTo",),
+}
+# Values of _summary that leave out no such element, or every resource.
+_WHOLE_SUMMARIES = {"count", "data", "false"}
+_INCLUSIONS = {"_include", "_revinclude"}
 _MAX_PARAMETERS = 100
 # Nothing of the connection, no cookie and no credentials.
 _REQUEST_HEADERS = ("If-Match", "If-None-Exist", "If-None-Match", "Prefer")
@@ -106,7 +123,8 @@ def get_body(
     if rest == "_search":
         if media_type != _FORM_TYPE:
             raise RefusedError(415, "not-supported", "A search is sent as a form.")
-        body = build_query(body.decode("utf-8", "replace")).removeprefix("?").encode()
+        query = build_query(body.decode("utf-8", "replace"), smart)
+        body = query.removeprefix("?").encode()
         return {"headers": {**headers, "Content-Type": _FORM_TYPE}, "body": body}
     if media_type not in (_PATCH_TYPES if method == "PATCH" else JSON_TYPES):
         raise RefusedError(415, "not-supported", "A resource is sent as FHIR JSON.")
@@ -135,53 +153,80 @@ def _is_id(value: str) -> bool:
     return bool(_ID.fullmatch(value)) and value not in {".", ".."}
 
 
-def build_query(text: str) -> str:
-    """Take the query apart and write it again, so that nothing odd gets through."""
+def build_query(text: str, smart: Any, resource_type: str = "*") -> str:
+    """
+    Take the query apart and write it again, so that nothing odd gets through.
+
+    Where the patients of what comes have to be looked at, parameters are left out that
+    could leave out who they are.
+
+    Args:
+        resource_type: searched for; ``"*"`` if others may come.
+    """
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
     except ValueError:
         raise RefusedError(400, "too-costly", "Too many parameters.") from None
+    if any(name.partition(":")[0].lower() in _INCLUSIONS for name, _ in pairs):
+        resource_type = "*"
+    if not _is_left_to_server(resource_type, smart):
+        pairs = [pair for pair in pairs if not _is_partial(*pair)]
     return f"?{urlencode(pairs, quote_via=quote)}" if pairs else ""
 
 
+def _is_partial(name: str, value: str) -> bool:
+    """Whether a parameter makes the server leave out elements that name a patient."""
+    # FHIR tells capitals apart here; not every server does.
+    bare = name.partition(":")[0].lower()
+    return bare == "_elements" or (bare == "_summary" and value not in _WHOLE_SUMMARIES)
+
+
 def check_patient(resource: Mapping[str, Any], smart: Any) -> None:
-    if not _may_see(resource, smart.patient_id, smart.scopes):
-        raise RefusedError(403, "forbidden", "The resource belongs to another patient.")
-
-
-def _may_see(
-    resource: Mapping[str, Any], patient_id: str | None, scopes: ScopeSet
-) -> bool:
     """
-    Whether *resource* may be shown in a launch for *patient_id*.
+    Refuse a resource of another patient than the launch's.
 
     Scopes at ``patient/`` level are about that patient alone; a server that lets others
     through is not followed.  With ``user/`` scopes for the type, the server decides.
     """
-    resource_type = str(resource.get("resourceType"))
-    if patient_id is None or any(
+    if _is_left_to_server(str(resource.get("resourceType")), smart):
+        return
+    patients = set(_patients(resource))
+    if patients and smart.patient_id not in patients:
+        raise RefusedError(403, "forbidden", "The resource belongs to another patient.")
+
+
+def _is_left_to_server(resource_type: str, smart: Any) -> bool:
+    return smart.patient_id is None or any(
         isinstance(scope, ResourceScope)
         and scope.level != "patient"
         and scope.type.lower() in {"*", resource_type.lower()}
         and "r" in scope.letters
-        for scope in scopes
-    ):
-        return True
-    patients = set(_patients(resource))
-    return not patients or patient_id in patients
+        for scope in smart.scopes
+    )
 
 
 def _patients(resource: Mapping[str, Any]) -> Iterator[str]:
     """Yield the ids of the patients a resource says it is about."""
-    if resource.get("resourceType") == "Patient":
+    resource_type = str(resource.get("resourceType"))
+    if resource_type == "Patient":
         # One that is still to be created has no id, and is another patient.
         yield str(resource.get("id"))
         return
-    for name in ("patient", "subject", "beneficiary", "individual", "for"):
-        reference = resource.get(name)
-        text = reference.get("reference") if isinstance(reference, Mapping) else None
-        if not isinstance(text, str):
+    for path in (*_PATIENT_ELEMENTS, *_PATIENT_ELEMENTS_OF.get(resource_type, ())):
+        for reference in _references(resource, path):
+            match = _PATIENT_REFERENCE.search(reference)
+            if match:
+                yield match.group(1)
+
+
+def _references(value: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Yield the references at *path*, whose steps may be lists."""
+    name, _, rest = path.partition(".")
+    found = value.get(name)
+    for item in found if isinstance(found, list) else [found]:
+        if not isinstance(item, Mapping):
             continue
-        match = _PATIENT_REFERENCE.search(text)
-        if match:
-            yield match.group(1)
+        if rest:
+            yield from _references(item, rest)
+        elif isinstance(text := item.get("reference"), str):
+            yield text

@@ -124,7 +124,9 @@ class FHIRProxyView(View):
             # the check of the answer needs.
             answer = smart.fhir.request("GET", path, **get_options(request))
         else:
-            target = path + build_query(request.META.get("QUERY_STRING", ""))
+            searched = resource_type if method in _READS else "*"
+            query = request.META.get("QUERY_STRING", "")
+            target = path + build_query(query, smart, searched)
             options = get_options(request)
             if method not in _READS:
                 options |= get_body(request, smart, resource_type, rest)
