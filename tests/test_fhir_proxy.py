@@ -166,7 +166,7 @@ def test_patient_is_found_wherever_a_type_names_one(resource_type, build):
         {"reference": name} for name in ("Patient/p2", "Patient/p1", "Location/l1")
     )
     path = f"{resource_type}/x1"
-    for named, status in [
+    cases: list[tuple[list[Any], int]] = [
         ([other], 403),
         ([place, other], 403),
         ([own], 200),
@@ -174,7 +174,8 @@ def test_patient_is_found_wherever_a_type_names_one(resource_type, build):
         ([place], 200),
         ([], 200),
         ([None, "Patient/p2", {"reference": 2}], 200),
-    ]:
+    ]
+    for named, status in cases:
         resource = {"resourceType": resource_type, "id": "x1", **build(*named)}
         proxy.server.on(path, respond(resource))
         proxy.server.on(resource_type, respond(bundle(resource)))
@@ -499,6 +500,48 @@ def test_resource_that_is_no_json_is_refused(media_type):
     proxy = Proxy(methods=WRITES)
     response = proxy("PUT", "Observation/o1", OBSERVATION, content_type=media_type)
     assert response.status_code == 415
+
+
+MULTIPART = "multipart/form-data; boundary=x"
+PARTS = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize("path", ["Observation", "Observation/_search"])
+def test_form_of_many_parts_is_refused(path):
+    proxy = Proxy(methods=WRITES)
+    response = proxy("POST", path, PARTS, content_type=MULTIPART)
+    assert response.status_code == 415
+    response = proxy("POST", path, PARTS, content_type="multipart/form-data")
+    assert response.status_code == 400
+    response = proxy("POST", path, PARTS, content_type=MULTIPART, has_token=False)
+    assert response.status_code == 403
+    assert proxy.server.requests == []
+
+
+def test_form_that_is_too_large_is_refused(settings):
+    proxy = Proxy(methods=WRITES)
+    form = "application/x-www-form-urlencoded"
+    path = "Observation/_search"
+    settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = 2
+    response = proxy("POST", path, b"a=1&b=2&c=3", content_type=form)
+    assert response.status_code == 400
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
+    response = proxy("POST", path, b"code=" + b"1" * 10, content_type=form)
+    assert response.status_code == 413
+
+
+def test_write_that_a_middleware_has_read_is_told_as_such():
+    class ReadFactory(RequestFactory):
+        def request(self, **environ: Any) -> Any:
+            request = super().request(**environ)
+            request.read()
+            return request
+
+    proxy = Proxy(methods=WRITES)
+    path, factory = "Observation/o1", ReadFactory()
+    response = proxy("PUT", path, OBSERVATION, factory=factory, Host="app.example.org")
+    assert response.status_code == 500
+    assert json.loads(response.content)["resourceType"] == "OperationOutcome"
 
 
 def test_write_that_is_too_large_is_refused(settings):

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from django.core.exceptions import RequestDataTooBig
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.http import HttpRequest, HttpResponse, RawPostDataException
+from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
 
 from ..conf import conf
@@ -92,7 +93,14 @@ def get_launch(request: HttpRequest) -> Any:
 def check_csrf(request: HttpRequest) -> None:
     check = _CSRFCheck(lambda request: HttpResponse())
     check.process_request(request)
-    if check.process_view(request, lambda request: HttpResponse(), (), {}) is not None:
+    try:
+        # The token may stand in a form, which is read for it.
+        reason = check.process_view(request, lambda request: HttpResponse(), (), {})
+    except RequestDataTooBig:
+        raise _too_large() from None
+    except (MultiPartParserError, SuspiciousOperation):
+        raise RefusedError(400, "invalid", "The form cannot be read.") from None
+    if reason is not None:
         raise RefusedError(
             403, "security", "The CSRF token is missing or wrong: load the page again."
         )
@@ -116,22 +124,34 @@ def get_body(
     headers = get_options(request).get("headers", {})
     if method == "DELETE":
         return {"headers": headers}
-    try:
-        body = request.body
-    except RequestDataTooBig:
-        raise RefusedError(413, "too-long", "The request is too large.") from None
     if rest == "_search":
         if media_type != _FORM_TYPE:
             raise RefusedError(415, "not-supported", "A search is sent as a form.")
-        query = build_query(body.decode("utf-8", "replace"), smart)
-        body = query.removeprefix("?").encode()
+        text = _read_body(request).decode("utf-8", "replace")
+        body = build_query(text, smart).removeprefix("?").encode()
         return {"headers": {**headers, "Content-Type": _FORM_TYPE}, "body": body}
+    # The check of the CSRF token has used up what is of many parts.
     if media_type not in (_PATCH_TYPES if method == "PATCH" else JSON_TYPES):
         raise RefusedError(415, "not-supported", "A resource is sent as FHIR JSON.")
+    body = _read_body(request)
     if method != "PATCH":
         _check_written(body, smart, resource_type, rest)
         media_type = FHIR_JSON
     return {"headers": {**headers, "Content-Type": media_type}, "body": body}
+
+
+def _read_body(request: HttpRequest) -> bytes:
+    try:
+        return request.body
+    except RequestDataTooBig:
+        raise _too_large() from None
+    except RawPostDataException:
+        # By a middleware of the site.
+        raise RefusedError(500, "exception", "The request was read before.") from None
+
+
+def _too_large() -> RefusedError:
+    return RefusedError(413, "too-long", "The request is too large.")
 
 
 def _check_written(body: bytes, smart: Any, resource_type: str, rest: str) -> None:
