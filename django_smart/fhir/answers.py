@@ -19,7 +19,7 @@ from django_smart.fhir.messages import (
 )
 from django_smart.protocol.messages import HTTPResponse
 
-__all__ = ["add_version", "parse_place", "process_write_response"]
+__all__ = ["add_version", "parse_etag", "parse_place", "process_write_response"]
 
 _PLACE = re.compile(
     r"(?:.*/)?([A-Z][A-Za-z]{0,63})/([A-Za-z0-9\-.]{1,64})"
@@ -69,11 +69,17 @@ def process_write_response(
 
 def add_version(resource: dict[str, Any], response: HTTPResponse) -> dict[str, Any]:
     """Put the version that the ``ETag`` names where the resource itself has none."""
-    match = _VERSION.fullmatch(response.headers.get("etag", ""))
+    version_id = parse_etag(response.headers.get("etag"))
     meta = resource.get("meta", {})
-    if match is not None and isinstance(meta, dict) and "versionId" not in meta:
-        resource["meta"] = {**meta, "versionId": match[1]}
+    if version_id and isinstance(meta, dict) and "versionId" not in meta:
+        resource["meta"] = {**meta, "versionId": version_id}
     return resource
+
+
+def parse_etag(etag: object) -> str:
+    """Version that an ETag names; empty if it is none of FHIR's."""
+    match = _VERSION.fullmatch(etag) if isinstance(etag, str) else None
+    return match[1] if match else ""
 
 
 def parse_place(url: str) -> tuple[str, str, str] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
-from django_smart.fhir.answers import parse_place
+from django_smart.fhir.answers import parse_etag, parse_place
 from django_smart.fhir.interactions import (
     Interaction,
     build_create,
@@ -29,6 +29,8 @@ from django_smart.fhir.parameters import SearchParams, build_search_query
 __all__ = ["Batch", "BatchAnswer"]
 
 _STATUS = re.compile(r"\s*([1-5][0-9]{2})(?:\s.*)?", re.DOTALL)
+# Those that bring one resource, which is known before.
+_OF_ONE = frozenset({"read", "vread", "create", "update", "patch"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,15 +44,17 @@ class BatchAnswer:
         reference: where the resource is, such as ``Patient/123``; empty if not told,
             or told as outside of the server.
         version_id: its version; empty if not told.
-        error: for a status of 400 or more, what the interaction alone would have
-            raised; else ``None``.
+        error: what the interaction alone would have raised, for a status of 400 or
+            more or where another resource came; else ``None``.
     """
 
     status_code: int
     resource: dict[str, Any] | None = field(default=None, repr=False)
     reference: str = field(default="", repr=False)
     version_id: str = field(default="", repr=False)
-    error: FHIRStatusError | None = field(default=None, repr=False)
+    error: FHIRStatusError | MalformedFHIRResponseError | None = field(
+        default=None, repr=False
+    )
 
     def get(self) -> dict[str, Any] | None:
         """
@@ -58,6 +62,7 @@ class BatchAnswer:
 
         Raises:
             FHIRStatusError: the server refused this entry.
+            MalformedFHIRResponseError: it brought another resource than was meant.
         """
         if self.error is not None:
             raise self.error
@@ -219,8 +224,8 @@ class Batch:
         status_code = int(match[1])
         resource = entry.get("resource")
         resource = resource if isinstance(resource, dict) else None
+        what = f"{interaction.name} of {interaction.resource_type}"
         if status_code >= 400:
-            what = f"{interaction.name} of {interaction.resource_type}"
             return BatchAnswer(
                 status_code=status_code,
                 resource=resource,
@@ -228,17 +233,67 @@ class Batch:
                     status_code, what, outcome=response.get("outcome") or resource
                 ),
             )
-        location = str(response.get("location", ""))
+        location = str(response.get("location") or "")
         is_here = "://" not in location or self._is_within_boundary(location)
-        place = parse_place(location) if is_here else None
-        if place is None and resource is not None:
-            meta = resource.get("meta")
-            version_id = meta.get("versionId") if isinstance(meta, dict) else ""
-            url = f"{resource.get('resourceType')}/{resource.get('id')}"
-            place = parse_place(f"{url}/_history/{version_id}") or parse_place(url)
+        told = parse_place(location) if is_here else None
+        if not location and interaction.name in {"update", "patch"} and interaction.id:
+            # Not told, because the request itself names it.
+            told = interaction.resource_type, interaction.id, ""
+        place = _choose_place(interaction, told, resource)
+        if place is None:
+            return BatchAnswer(
+                status_code=status_code,
+                error=MalformedFHIRResponseError(
+                    f"the {what} brought another resource", status_code=status_code
+                ),
+            )
         return BatchAnswer(
             status_code=status_code,
             resource=resource,
-            reference=f"{place[0]}/{place[1]}" if place else "",
-            version_id=place[2] if place else "",
+            reference=f"{place[0]}/{place[1]}" if place[1] else "",
+            version_id=place[2] or parse_etag(response.get("etag")),
         )
+
+
+def _choose_place(
+    interaction: Interaction,
+    told: tuple[str, str, str] | None,
+    resource: dict[str, Any] | None,
+) -> tuple[str, str, str] | None:
+    """
+    Type, id and version of what an entry is about, each empty if nothing tells.
+
+    ``None`` if it is not what *interaction* is about.
+    """
+    nothing = "", "", ""
+    if interaction.name not in _OF_ONE:
+        return told or nothing
+    is_outcome = (resource or {}).get("resourceType") == "OperationOutcome"
+    if resource is None or (is_outcome and interaction.method != "GET"):
+        return (told if _is_meant(interaction, told) else None) if told else nothing
+    kept = _parse_kept(resource)
+    if not _is_meant(interaction, kept):
+        return None
+    if told and (told[:2] == kept[:2] or not kept[1]):
+        return told[0], told[1], told[2] or kept[2]
+    return kept
+
+
+def _is_meant(interaction: Interaction, place: tuple[str, str, str]) -> bool:
+    """Whether what is at *place* can be the answer to *interaction*."""
+    asked = parse_place(interaction.path)
+    version_id = asked[2] if asked else ""
+    return (
+        place[0] == interaction.resource_type
+        and interaction.id in {"", place[1]}
+        and (not version_id or place[2] in {"", version_id})
+    )
+
+
+def _parse_kept(resource: dict[str, Any]) -> tuple[str, str, str]:
+    meta = resource.get("meta")
+    version_id = (meta.get("versionId") if isinstance(meta, dict) else "") or ""
+    resource_type = str(resource.get("resourceType"))
+    url = f"{resource_type}/{resource.get('id') or ''}"
+    place = parse_place(f"{url}/_history/{version_id}") or parse_place(url)
+    return place or (resource_type, "", "")

@@ -15,6 +15,7 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
+from django_smart.fhir import Batch
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, respond
 
@@ -139,6 +140,160 @@ def test_transaction_tells_where_what_it_made_is(grant, location, reference, ver
     [answer] = transaction.send()
     assert (answer.reference, answer.version_id) == (reference, version)
     assert answer.get() is None
+
+
+def test_answers_out_of_order_do_not_pass_for_each_other(grant):
+    batch = grant.client.batch()
+    for patient_id in ("p-1", "p-2"):
+        batch.read("Patient", patient_id)
+    batch.read("Patient", "p-3")
+    entries = [
+        {"resource": {**KEPT, "id": patient_id}, "response": {"status": "200"}}
+        for patient_id in ("p-2", "p-1", "p-3")
+    ]
+    grant.server.on(BASE, respond(answers("batch", *entries)))
+    first, second, third = batch.send()
+    for answer in (first, second):
+        assert (answer.status_code, answer.resource) == (200, None)
+        assert (answer.reference, answer.version_id) == ("", "")
+        with pytest.raises(MalformedFHIRResponseError):
+            answer.get()
+    assert third.get() == {**KEPT, "id": "p-3"}
+
+
+def add_read(batch: Batch) -> None:
+    batch.read("Patient", "p-1")
+
+
+def add_vread(batch: Batch) -> None:
+    batch.vread("Patient", "p-1", "1")
+
+
+def add_create(batch: Batch) -> None:
+    batch.create(PATIENT)
+
+
+def add_update(batch: Batch) -> None:
+    batch.update(KEPT)
+
+
+def add_conditional_update(batch: Batch) -> None:
+    batch.update(PATIENT, where={"identifier": "x"})
+
+
+def add_patch(batch: Batch) -> None:
+    batch.patch("Patient", "p-1", [{"op": "remove", "path": "/gender"}])
+
+
+GROUP = {"resourceType": "Group", "id": "p-1"}
+OTHER = {**KEPT, "id": "p-2"}
+NEWER = {**KEPT, "meta": {"versionId": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("add", "right", "wrong"),
+    [
+        (add_read, [KEPT, NEWER, None], [OTHER, GROUP, PATIENT, OUTCOME, {}]),
+        (add_vread, [KEPT, {**PATIENT, "id": "p-1"}], [NEWER, OTHER, GROUP, OUTCOME]),
+        (add_create, [KEPT, OTHER, PATIENT, OUTCOME, None], [GROUP, {}]),
+        (add_update, [KEPT, NEWER, OUTCOME, None], [OTHER, GROUP, PATIENT]),
+        (add_conditional_update, [KEPT, OTHER, OUTCOME, None], [GROUP]),
+        (add_patch, [KEPT, NEWER, OUTCOME, None], [OTHER, GROUP, PATIENT]),
+    ],
+)
+def test_entry_brings_what_was_meant(grant, add, right, wrong):
+    for resource in (*right, *wrong):
+        batch = grant.client.batch()
+        add(batch)
+        entry = {"resource": resource, "response": {"status": "200"}}
+        grant.server.on(BASE, respond(answers("batch", entry)))
+        [answer] = batch.send()
+        if resource in right:
+            assert answer.get() == resource
+        else:
+            assert isinstance(answer.error, MalformedFHIRResponseError)
+
+
+def test_search_and_delete_bring_what_they_bring(grant):
+    batch = grant.client.batch()
+    batch.search("Patient", name="x")
+    batch.delete("Patient", "p-1")
+    found = {"resourceType": "Bundle", "type": "searchset", "entry": []}
+    entries = [
+        {"resource": found, "response": {"status": "200"}},
+        {"resource": OUTCOME, "response": {"status": "200", "etag": 'W/"3"'}},
+    ]
+    grant.server.on(BASE, respond(answers("batch", *entries)))
+    search, delete = batch.send()
+    assert (search.get(), search.reference, search.version_id) == (found, "", "")
+    assert (delete.get(), delete.reference, delete.version_id) == (OUTCOME, "", "3")
+
+
+@pytest.mark.parametrize(
+    ("add", "resource", "response", "reference", "version"),
+    [
+        # Nothing but the request itself says where it is.
+        (add_update, None, {}, "Patient/p-1", ""),
+        (add_update, None, {"etag": 'W/"4"'}, "Patient/p-1", "4"),
+        (add_patch, OUTCOME, {"etag": 'W/"4"'}, "Patient/p-1", "4"),
+        (add_conditional_update, None, {"etag": "4"}, "", ""),
+        (add_create, None, {"etag": ["4"]}, "", ""),
+        (add_create, OUTCOME, {}, "", ""),
+        # What is nearer to the resource goes before the ETag.
+        (
+            add_create,
+            None,
+            {"location": "Patient/p-9", "etag": '"4"'},
+            "Patient/p-9",
+            "4",
+        ),
+        (add_update, KEPT, {"etag": 'W/"4"'}, "Patient/p-1", "1"),
+        (
+            add_create,
+            KEPT,
+            {"location": "Patient/p-1", "etag": '"4"'},
+            "Patient/p-1",
+            "1",
+        ),
+        (add_create, KEPT, {"location": "Group/g-1/_history/7"}, "Patient/p-1", "1"),
+        (
+            add_create,
+            PATIENT,
+            {"location": "Patient/p-9/_history/7"},
+            "Patient/p-9",
+            "7",
+        ),
+        (add_update, {**PATIENT, "id": "p-1", "meta": {}}, {}, "Patient/p-1", ""),
+        (
+            add_update,
+            None,
+            {"location": "https://other.example.org/Patient/p-1"},
+            "",
+            "",
+        ),
+    ],
+)
+def test_place_and_version_come_from_whatever_tells_them(
+    grant, add, resource, response, reference, version
+):
+    batch = grant.client.batch()
+    add(batch)
+    entry = {"resource": resource, "response": {"status": "200", **response}}
+    grant.server.on(BASE, respond(answers("batch", entry)))
+    [answer] = batch.send()
+    assert answer.get() == resource
+    assert (answer.reference, answer.version_id) == (reference, version)
+
+
+@pytest.mark.parametrize("location", ["Patient/p-2", f"{BASE}/Group/p-1/_history/1"])
+def test_place_of_something_else_is_no_answer(grant, location):
+    batch = grant.client.batch()
+    add_update(batch)
+    response = {"status": "200", "location": location}
+    grant.server.on(BASE, respond(answers("batch", {"response": response})))
+    [answer] = batch.send()
+    with pytest.raises(MalformedFHIRResponseError):
+        answer.get()
 
 
 def test_refused_transaction_is_an_error(grant):
