@@ -129,15 +129,27 @@ class _BoundedConnection(HTTPConnection):
 
     response_class = _BoundedResponse
     _used_at = 0.0
+    _is_connecting = False
 
     @property
     def is_connected(self) -> bool:
         return monotonic() - self._used_at < _IDLE_LIMIT and super().is_connected
 
+    def connect(self) -> None:
+        self._is_connecting = True
+        try:
+            super().connect()
+        finally:
+            self._is_connecting = False
+
     def send(self, data: Any) -> None:
         self._used_at = monotonic()
         if self.sock is not None:
-            self.sock.settimeout(min(float(self.timeout or 0), get_time_left()))
+            # Counted for all of the data, by sockets of TLS as well.  While connecting
+            # it is a proxy that is asked for a tunnel.
+            left = get_time_left()
+            limit = float(self.timeout or 0) if self._is_connecting else left
+            self.sock.settimeout(min(limit, left))
         super().send(data)
 
     def _new_conn(self) -> socket.socket:

@@ -57,7 +57,8 @@ class Timeouts:
     Attributes:
         connect: for a connection to one address, and for the TLS handshake.
         read: between two pieces of the answer.
-        total: for the whole call, connecting and the last byte of the body included.
+        total: for the whole call, connecting, sending and the last byte of the body
+            included.
             Only the look-up of the host's name, which the system bounds, may exceed it.
     """
 

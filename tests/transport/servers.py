@@ -33,12 +33,18 @@ class Server:
     """Answers each request on a loopback socket with *handler*, in threads."""
 
     def __init__(
-        self, handler: Handler, *, context: ssl.SSLContext | None = None
+        self,
+        handler: Handler,
+        *,
+        context: ssl.SSLContext | None = None,
+        pause: float = 0,
     ) -> None:
+        """*pause*: seconds between two looks at a request that comes."""
         self.requests: list[bytes] = []
         self.connections = 0
         self._handler = handler
         self._context = context
+        self._pause = pause
         self._sockets: list[socket.socket] = []
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -96,20 +102,25 @@ class Server:
                     if self._handler(sock, request) is False:
                         return
 
-    @staticmethod
-    def _read(sock: socket.socket) -> bytes:
-        data = b""
+    def _read(self, sock: socket.socket) -> bytes:
+        data = bytearray()
         while b"\r\n\r\n" not in data:
             piece = sock.recv(65536)
             if not piece:
                 return b""
             data += piece
-        head, _, body = data.partition(b"\r\n\r\n")
-        for line in head.lower().split(b"\r\n"):
+        size = data.index(b"\r\n\r\n") + 4
+        for line in bytes(data[:size]).lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
-                while len(body) < int(line.partition(b":")[2]):
-                    body += sock.recv(65536)
-        return head + b"\r\n\r\n" + body
+                size += int(line.partition(b":")[2])
+        while len(data) < size:
+            if self._pause:
+                self.wait(self._pause)
+            piece = sock.recv(65536)
+            if not piece:
+                return b""
+            data += piece
+        return bytes(data)
 
 
 def answer(

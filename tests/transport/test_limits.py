@@ -91,11 +91,29 @@ def test_answer_that_comes_late_but_in_time_is_taken():
         assert send(server.url, read=20, total=40).body == b"late"
 
 
+# More than the system keeps of what was sent and not yet taken.
+LARGE = b"x" * 20_000_000
+
+
+def test_upload_that_is_taken_slowly_may_take_longer_than_connecting():
+    with Server(answer(b"taken"), pause=0.01) as server:
+        response = send(server.url, method="POST", body=LARGE, connect=0.5)
+        assert response.body == b"taken"
+        assert server.requests[0].endswith(b"\r\n\r\n" + LARGE)
+
+
+def test_upload_that_is_taken_too_slowly_ends_at_the_limit_of_the_call():
+    with Server(answer(), pause=0.2) as server:
+        with ends_early(), pytest.raises(ServerTimeoutError):
+            send(server.url, method="POST", body=LARGE, total=1)
+        assert server.requests == []
+
+
 def test_upload_that_is_not_taken_ends_at_the_limit_of_the_call():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         with ends_early(), pytest.raises(ServerTimeoutError):
-            send(url, method="POST", body=b"x" * 20_000_000, total=0.25)
+            send(url, method="POST", body=LARGE, total=0.25)
 
 
 def test_connecting_ends_at_the_connect_limit(monkeypatch):

@@ -93,6 +93,46 @@ def test_handshake_that_never_ends_is_cut_off():
             send(url, connect=0.3)
 
 
+def test_upload_over_tls_may_take_longer_than_connecting(certificate, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    body = b"x" * 20_000_000
+    with Server(answer(b"taken"), context=certificate[0], pause=0.003) as server:
+        send(server.url, connect=20)
+        response = send(server.url, method="POST", body=body, connect=0.5)
+        assert response.body == b"taken"
+        assert server.requests[1].endswith(b"\r\n\r\n" + body)
+
+
+@pytest.mark.parametrize("pause", [0.2, 60])
+def test_upload_over_tls_ends_at_the_limit_of_the_call(certificate, monkeypatch, pause):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    body = b"x" * 20_000_000
+    with Server(answer(), context=certificate[0], pause=pause) as server:
+        with ends_early(), pytest.raises(ServerTimeoutError):
+            send(server.url, method="POST", body=body, total=1.5)
+        assert server.requests == []
+
+
+def test_proxy_that_does_not_answer_is_cut_off_at_the_connect_limit(monkeypatch):
+    with Server(lambda sock, request: proxy.wait(60)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        with ends_early(), pytest.raises(ServerTimeoutError):
+            send("https://ehr.example.org/", connect=0.3)
+        assert len(proxy.requests) == 1
+
+
+def test_handshake_in_a_tunnel_that_never_ends_is_cut_off(monkeypatch):
+    def open_tunnel(sock, request):
+        sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        proxy.wait(60)
+
+    with Server(open_tunnel) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        with ends_early(), pytest.raises(ServerTimeoutError):
+            send("https://ehr.example.org/", connect=0.3)
+        assert len(proxy.requests) == 1
+
+
 def test_server_without_tls_is_unreachable():
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
