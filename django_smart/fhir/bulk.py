@@ -36,9 +36,10 @@ __all__ = ["BulkExport", "ExportedFile", "start_export"]
 _SCOPE = re.compile(r"|Patient|Group/[A-Za-z0-9\-.]{1,64}")
 _NDJSON = "application/fhir+ndjson"
 # Seconds between two questions: when the server names none, doubled each time, and at
-# most.
+# most; and at most when it names them.
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
+_LONGEST_TOLD_WAIT = 3600.0
 # Bytes of one resource.
 _LONGEST_LINE = 50 * 1024 * 1024
 # Connections that may break in a row, before a line more has come.
@@ -153,9 +154,10 @@ class BulkExport:
             wait = _get_wait(response)
             if wait is None:
                 # Without a word of the server, ever more seldom.
-                wait, self._own_wait = self._own_wait, self._own_wait * 2
+                wait = self._own_wait
+                self._own_wait = min(wait * 2, _LONGEST_WAIT)
             # Zero would be a loop without a pause.
-            return min(max(wait, 0.1), _LONGEST_WAIT)
+            return min(max(wait, 0.1), _LONGEST_TOLD_WAIT)
         if response.status_code >= 400:
             raise_for_status(response, "export")
         self._manifest = _parse_manifest(response)
