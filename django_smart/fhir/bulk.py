@@ -21,6 +21,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
     ResponseTooLargeError,
     ServerTimeoutError,
+    ServerUnreachableError,
     TransportError,
 )
 from django_smart.fhir.messages import parse_resource, raise_for_status
@@ -242,6 +243,8 @@ class BulkExport:
                             continue
                         yield _parse_line(line, file, number)
                         done += 1
+                    if _may_be_cut_off(stream.head, file, done):
+                        raise ServerUnreachableError("a file of the export was cut off")
                 return
             except ResponseTooLargeError:
                 raise
@@ -323,6 +326,14 @@ def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
     whole = b"".join(rest).strip()
     if whole:
         yield whole
+
+
+def _may_be_cut_off(head: HTTPResponse, file: ExportedFile, lines: int) -> bool:
+    """Whether lines are missing, and the end of the connection ended the file."""
+    encoding = head.headers.get("transfer-encoding", "").lower()
+    is_told = "content-length" in head.headers or "chunked" in encoding
+    # Where the end is told, fewer lines are a server's mistake in counting.
+    return not is_told and file.count is not None and lines < file.count
 
 
 def _parse_line(line: bytes, file: ExportedFile, number: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from django_smart import transport
 from django_smart.clients import backend_client_for
 from django_smart.exceptions import (
     BearerBoundaryError,
@@ -29,9 +30,11 @@ from django_smart.exceptions import (
 from django_smart.fhir import BulkExport, FHIRClient
 from django_smart.testing import EHRSimulator
 from django_smart.transport import ResponseStream
+from tests.fhir.exporting import make_client
 from tests.fhir.servers import BASE, Grant, respond
 from tests.flows.test_backend_services import make_service
 from tests.processes import wait_for
+from tests.transport.servers import Server
 
 STATUS = f"{BASE}/bulk/1"
 FILE = f"{BASE}/bulk/1.ndjson"
@@ -109,6 +112,7 @@ class Odd(Grant):
 
     def __init__(self, *files: list[bytes | Exception], **manifest: Any) -> None:
         self.files = list(files)
+        self.headers: dict[str, Any] = {}
         self.opened = 0
         super().__init__(open_stream=lambda request: _Opened(self, request))
         answer = {
@@ -135,7 +139,8 @@ class _Opened:
                     raise part
                 yield part
 
-        return ResponseStream(head=respond(b""), chunks=read())
+        head = respond(b"", **self.odd.headers)
+        return ResponseStream(head=head, chunks=read())
 
     def __exit__(self, *args: object) -> None:
         return None
@@ -178,6 +183,69 @@ def test_file_that_breaks_again_and_again_is_an_error():
         next(reader)
     assert odd.opened == 3
     assert (odd.export.state["file"], odd.export.state["line"]) == (0, 1)
+
+
+def of_lines(count: int) -> list[dict[str, Any]]:
+    return [{"type": "Patient", "url": FILE, "count": count}]
+
+
+def test_file_that_was_cut_off_at_the_end_of_a_line_is_read_on_from_there():
+    whole = line(1) + line(2) + line(3)
+    odd = Odd([line(1)], [line(1), line(2)], [whole], output=of_lines(3))
+    assert ids(odd.export) == ["1", "2", "3"]
+    assert (odd.opened, len(odd.pauses)) == (3, 2)
+
+
+def test_file_that_is_cut_off_again_and_again_is_an_error():
+    odd = Odd([line(1) + line(2)], output=of_lines(3))
+    reader = iter(odd.export)
+    assert [next(reader)["id"] for _ in range(2)] == ["1", "2"]
+    with pytest.raises(ServerUnreachableError):
+        next(reader)
+    assert odd.opened == 3
+    assert odd.export.state["line"] == 2
+    # The lines that the count tells were handled before.
+    state = {**odd.export.state, "line": 3}
+    assert ids(BulkExport(odd.client, state)) == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"content_length": "84"}, {"transfer_encoding": "gzip, Chunked"}],
+)
+def test_file_that_ends_where_it_should_may_have_another_count(headers):
+    odd = Odd([line(1) + line(2)], output=of_lines(3))
+    odd.headers = headers
+    assert ids(odd.export) == ["1", "2"]
+    for count in (0, 1, None, "3"):
+        odd = Odd([line(1) + line(2)], output=of_lines(count))  # type: ignore[arg-type]
+        assert ids(odd.export) == ["1", "2"]
+
+
+def test_file_whose_end_a_connection_tells_is_read_over_a_network():
+    whole = line(1) + line(2)
+    messages = [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + line(1),
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + whole,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole),
+    ]
+
+    def handle(sock, request):
+        sock.sendall(messages.pop(0))
+        return False
+
+    with Server(handle) as server:
+        base = f"http://127.0.0.1:{server.port}/fhir"
+        client = make_client(base, "token")
+        client._sleep = lambda seconds: None
+        for count in (2, 3):
+            export = BulkExport(client, {"status_url": f"{base}/bulk/1"})
+            output = [{"type": "Patient", "url": f"{base}/1", "count": count}]
+            export._manifest = {"transactionTime": TIME, "output": output}
+            assert ids(export) == ["1", "2"]
+    transport.close()
+    assert len(server.requests) == 3
 
 
 def test_pauses_grow_where_the_server_names_none():
