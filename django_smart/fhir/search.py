@@ -44,12 +44,12 @@ class SearchPage:
                 continue
             search = entry.get("search")
             mode = search.get("mode") if isinstance(search, dict) else None
-            is_outcome = resource.get("resourceType") == "OperationOutcome"
-            if mode == "outcome" or (
-                is_outcome and resource_type != "OperationOutcome"
-            ):
+            its_type = resource.get("resourceType", resource_type)
+            is_other = its_type != resource_type
+            is_outcome = its_type == "OperationOutcome"
+            if mode == "outcome" or (is_outcome and is_other):
                 self.outcomes.append(resource)
-            elif mode == "include":
+            elif mode == "include" or (mode is None and is_other):
                 self.included.append(resource)
             else:
                 self.resources.append(resource)

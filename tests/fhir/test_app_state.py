@@ -389,7 +389,7 @@ def test_next_page_elsewhere_gets_no_token(grant, app_state):
         {"code": {"coding": ["x"]}},
         {"code": {"coding": {}}},
         {"code": []},
-        {"resourceType": "Patient"},
+        {"resourceType": None},
         {"id": "../x"},
         {"id": None},
         {"extension": {}},
@@ -406,6 +406,13 @@ def test_state_that_is_not_what_was_asked_for_is_refused(grant, app_state, chang
     grant.server.on(BY_SUBJECT, respond(bundle(make_basic(**change))))
     with pytest.raises(MalformedFHIRResponseError):
         app_state.search(CODE, subject=SUBJECT)
+
+
+def test_resource_of_another_type_is_no_state(grant, app_state):
+    page = bundle(make_basic(resourceType="Patient", id="p-1"), make_basic())
+    grant.server.on(BY_SUBJECT, respond(page))
+    [state] = app_state.search(CODE, subject=SUBJECT)
+    assert state.id == "app-state"
 
 
 @pytest.mark.parametrize(

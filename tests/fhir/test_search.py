@@ -318,19 +318,21 @@ def test_pages_give_matches_inclusions_and_outcomes_apart(grant):
         {"resource": outcome, "search": {"mode": "outcome"}},
         {"resource": outcome},
         {"resource": observation(2), "search": "odd"},
+        {"resource": {**patient, "id": "q"}},
+        {"resource": {"id": "typeless"}},
         {"fullUrl": "urn:uuid:1"},
         {"resource": "odd"},
     ]
     grant.server.on("Observation", respond(answer))
     result = grant.client.search("Observation")
     [page] = result.pages()
-    assert page.resources == [observation(1), observation(2)]
-    assert page.included == [patient]
+    assert page.resources == [observation(1), observation(2), {"id": "typeless"}]
+    assert page.included == [patient, {**patient, "id": "q"}]
     assert page.outcomes == result.outcomes == [outcome, outcome]
     assert page.total is None
     assert page.next_url is None
     assert page.bundle == result.bundle()
-    assert repr(page) == "<SearchPage: 2 resources>"
+    assert repr(page) == "<SearchPage: 3 resources>"
     assert list(result) == page.resources
 
 
