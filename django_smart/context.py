@@ -20,6 +20,7 @@ from .exceptions import (
     BearerBoundaryError,
     EndedLaunchError,
     ForeignLaunchError,
+    InsecureURLError,
     NoLaunchError,
     PrefixError,
     UnknownLaunchError,
@@ -246,13 +247,17 @@ class SMARTContext:
             BearerBoundaryError: it is none of them (RESP-20).
         """
         launch, grant = self._get_grant()
+        try:
+            wanted = normalize_base_url(location)
+        except InsecureURLError as error:
+            raise BearerBoundaryError("This is no address of an endpoint.") from error
         for detail in self.authorization_details:
             for base_url in detail.locations:
-                if normalize_base_url(base_url) == location.removesuffix("/"):
+                if normalize_base_url(base_url) == wanted:
                     return build_fhir_client(
                         grant,
                         launch=launch,
-                        base_url=base_url,
+                        base_url=wanted,
                         patient_id=detail.context.patient,
                         scopes=detail.scopes,
                     )

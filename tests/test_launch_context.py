@@ -174,11 +174,37 @@ def test_token_goes_to_the_endpoints_it_is_good_for(ehr, location):
 @pytest.mark.usefixtures("two_endpoints")
 @pytest.mark.parametrize(
     "location",
-    ["https://bank.example.org", f"{R2}/x", "https://ehr.example.org/fhir?x=1", ""],
+    [
+        *("https://bank.example.org", f"{R2}/x", "https://ehr.example.org/fhir?x=1"),
+        *("", "fhir", R2.replace("/v/", "/V/"), f"{R2}/../r2", "https://ehr:x/v/r2"),
+    ],
 )
 def test_token_goes_to_no_endpoint_that_is_not_named(ehr, location):
     with pytest.raises(BearerBoundaryError):
         open_context(ehr).fhir_at(location)
+
+
+@pytest.mark.compliance("RESP-18")
+@pytest.mark.parametrize(
+    "named", ["https://EHR.example.org", "HTTPS://ehr.example.org:443"]
+)
+def test_endpoint_is_the_same_however_its_host_is_written(ehr, monkeypatch, named):
+    named += "/v/r2/fhir"
+    detail = {
+        "type": "smart_on_fhir",
+        "locations": [named],
+        "fhirVersions": ["1.0.2"],
+        "scope": "patient/Condition.read",
+    }
+    answer(ehr, monkeypatch, TOKEN_PATH, authorization_details=[detail])
+    context = open_context(ehr)
+    [location] = context.authorization_details[0].locations
+    assert location == named
+    for one in (location, R2, f"{R2}/", "https://ehr.example.org:443/v/r2/fhir"):
+        ehr.clear_requests()
+        with pytest.raises(Exception, match="404"):
+            context.fhir_at(one).read("Condition", "1")
+        assert len(ehr.requests) == 1
 
 
 def test_without_a_launch_there_is_no_endpoint():
