@@ -28,7 +28,11 @@ from django_smart.fhir.basic import (
     resolve_subject,
 )
 from django_smart.fhir.client import FHIRClient
-from django_smart.fhir.messages import process_change_response, validate_id
+from django_smart.fhir.messages import (
+    process_change_response,
+    process_delete_response,
+    validate_id,
+)
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 
 __all__ = [
@@ -141,7 +145,7 @@ class AppStateClient:
         headers = self._match(state)
         path = f"Basic/{validate_id(state.id)}"
         response = self._send("DELETE", path, "delete", headers=headers)
-        process_change_response(response, what="deletion of app state")
+        process_delete_response(response, what="deletion of app state")
         self._deleted_ids.add(state.id)
         # Frozen against everybody else: the mark goes where the value goes.
         object.__setattr__(state, "is_deleted", True)

@@ -34,6 +34,7 @@ __all__ = [
     "parse_resource",
     "process_bundle_response",
     "process_change_response",
+    "process_delete_response",
     "process_read_response",
     "process_resource_response",
     "process_search_response",
@@ -214,7 +215,7 @@ def process_change_response(
     response: HTTPResponse, *, what: str
 ) -> dict[str, Any] | None:
     """
-    Turn the answer to a create, update or delete into the resource in it, if any.
+    Turn the answer to a create, update or operation into the resource in it, if any.
 
     Raises:
         FHIRStatusError: its subclass for the status.
@@ -226,6 +227,22 @@ def process_change_response(
     ):
         return None
     return process_resource_response(response, what=what)
+
+
+def process_delete_response(response: HTTPResponse, *, what: str) -> None:
+    """
+    Make sure that a deletion succeeded, whatever was sent along to say so.
+
+    Raises:
+        FHIRStatusError: its subclass for the status.
+        MalformedFHIRResponseError: a status below 400 that is no success.
+    """
+    if response.status_code >= 400:
+        raise_for_status(response, what)
+    if response.status_code not in {200, 202, 204}:
+        raise _malformed(
+            response, f"the {what} was answered with {response.status_code}"
+        )
 
 
 def parse_resource(body: bytes) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from django_smart.fhir.interactions import (
 from django_smart.fhir.messages import (
     find_request_id,
     process_bundle_response,
-    process_change_response,
+    process_delete_response,
     process_read_response,
     process_resource_response,
 )
@@ -224,15 +224,19 @@ class RESTConnection(FHIRConnection):
         if_match: Version | None = None,
     ) -> None:
         """
-        Delete a resource; it is no error if it was deleted before.
+        Delete a resource.
 
         Args:
             where: search parameters that find it in place of its id.  Some servers
                 delete all that match, others refuse if it is more than one.
+
+        Raises:
+            FHIRNotFoundError, FHIRGoneError: of one that is not there, or was deleted
+                before; other servers take that for a success.
         """
         interaction = build_delete(resource_type, id, where=where, if_match=if_match)
         response = self.perform(interaction)
-        process_change_response(response, what=f"delete of {resource_type}")
+        process_delete_response(response, what=f"delete of {resource_type}")
 
     def history(
         self,

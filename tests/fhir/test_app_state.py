@@ -292,7 +292,14 @@ def test_conflict_is_told_and_nothing_is_tried_again(grant, app_state, status, e
 
 @pytest.mark.parametrize(
     "answer",
-    [respond(b"", 204), respond(b""), respond({"resourceType": "OperationOutcome"})],
+    [
+        *(
+            respond(b"", 204),
+            respond(b""),
+            respond({"resourceType": "OperationOutcome"}),
+        ),
+        *(respond(b"Deleted.", media_type="text/plain"), respond({}, 202)),
+    ],
 )
 @pytest.mark.compliance("STATE-10", "STATE-12")
 def test_deleted_state_takes_no_more_changes(grant, app_state, answer):

@@ -12,6 +12,7 @@ from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRConflictError,
     FHIRGoneError,
+    FHIRNotFoundError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
     FHIRStatusError,
@@ -317,12 +318,32 @@ def test_what_is_no_patch_is_not_sent(grant, patch):
 
 
 @pytest.mark.parametrize(
-    "answer", [respond(b"", 204), respond(OUTCOME), respond(b"", 202)]
+    "answer",
+    [
+        *(respond(b"", 204), respond(OUTCOME), respond(b"", 202)),
+        *(respond(OUTCOME, 202), respond(b"Deleted.", media_type="text/plain")),
+        *(respond(b"{"), respond({"deleted": 1}, 202, media_type="application/json")),
+    ],
 )
 def test_resource_is_deleted(grant, answer):
     grant.server.on("Observation/o-1", answer)
     grant.client.delete("Observation", "o-1", if_match=KEPT)
     assert sent(grant) == ("DELETE", "Observation/o-1", {"If-Match": 'W/"1"'}, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (respond(OUTCOME, 404), FHIRNotFoundError),
+        (respond(b"", 410), FHIRGoneError),
+        (respond(OUTCOME, 412), FHIRPreconditionFailedError),
+        (respond(b"", 304), MalformedFHIRResponseError),
+    ],
+)
+def test_refused_deletion_is_an_error(grant, answer, error):
+    grant.server.on("Observation/o-1", answer)
+    with pytest.raises(error):
+        grant.client.delete("Observation", "o-1")
 
 
 def test_what_a_search_finds_is_deleted(grant):
