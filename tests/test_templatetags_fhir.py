@@ -27,8 +27,21 @@ _MEMBERS = [
     *("use", "text", "given", "family", "name", "period", "start", "end", "value"),
     *("unit", "comparator", "code", "coding", "display", "userSelected"),
 ]
+# At the edges of what a datetime can hold, too.
+DATES = st.builds(
+    "{}-{}T{}{}".format,
+    st.sampled_from(["0001", "2021", "9999"]),
+    st.sampled_from(["01-01", "12-31", "02-30"]),
+    st.sampled_from(["00:00:00", "23:59:59", "24:00:00", "12:00:00.1234567", ""]),
+    st.sampled_from(["", "Z", "+14:00", "-12:00", "+23:59", "+24:00"]),
+)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | DATES,
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(_MEMBERS), inner, max_size=4)
@@ -131,6 +144,24 @@ def test_time_is_told_with_its_zone_if_that_is_another_one(value, expected):
         assert fhir.fhir_datetime(value) == expected
 
 
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "UTC"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("9999-12-31T23:59:59Z", "31 Dec 9999, 11:59 p.m."),
+        ("9999-12-31T23:59:59-14:00", "31 Dec 9999, 11:59 p.m. (UTC-14:00)"),
+        ("0001-01-01T00:00:00Z", "1 Jan 0001, midnight"),
+        ("0001-01-01T00:00:00+14:00", "1 Jan 0001, midnight (UTC+14:00)"),
+    ],
+)
+def test_first_and_last_moment_are_told_in_every_zone(value, expected, zone):
+    if value.endswith("Z") and zone != "UTC":
+        expected += " (UTC)"
+    with translation.override("en-gb"), timezone.override(zone):
+        assert fhir.fhir_datetime(value) == expected
+        assert fhir.period({"start": value, "end": value}) == expected
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -175,7 +206,8 @@ def test_objects_of_fhir_resources_are_as_good_as_dicts():
 
 
 @settings(max_examples=300)
-@given(JSON)
-def test_odd_values_are_left_out_and_never_an_error(value):
-    for each in FILTERS:
-        assert isinstance(each(value), str)
+@given(JSON, st.sampled_from(["Asia/Tokyo", "America/New_York"]))
+def test_odd_values_are_left_out_and_never_an_error(value, zone):
+    with timezone.override(zone):
+        for each in FILTERS:
+            assert isinstance(each(value), str)

@@ -158,9 +158,17 @@ def fhir_datetime(value: object) -> str:
 def _tell_time(moment: datetime.datetime) -> str:
     time = date_format(moment, "TIME_FORMAT")
     offset = moment.utcoffset()
-    if offset is None or offset == timezone.localtime(moment).utcoffset():
+    if offset is None or offset == _get_local_offset(moment):
         return time
     return f"{time} ({moment.tzinfo})"
+
+
+def _get_local_offset(moment: datetime.datetime) -> datetime.timedelta | None:
+    try:
+        return timezone.localtime(moment).utcoffset()
+    except (OverflowError, ValueError):
+        # At the end of time, or before its beginning: "for ever" is written so.
+        return None
 
 
 @register.filter
