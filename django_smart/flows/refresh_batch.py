@@ -138,10 +138,9 @@ class _Batch:
                 while self._todo or self._running:
                     wait = self._submit(pool, size, token_endpoint, authentications)
                     self._take_answers(wait)
-            finally:
-                # After an error of ours too: tokens that are under way are kept.
-                while self._running:
-                    self._take_answers(None)
+            except BaseException:
+                self._take_what_is_under_way()
+                raise
 
     def _prepare_authentications(
         self, token_endpoint: str
@@ -225,6 +224,14 @@ class _Batch:
         except Empty:
             return
         self._take(self._running.pop(grant_id), answer)
+
+    def _take_what_is_under_way(self) -> None:
+        """After an error of ours: the tokens that come are kept, as far as can be."""
+        while self._running:
+            try:
+                self._take_answers(None)
+            except Exception:
+                logger.exception("An answer could not be stored")
 
     def _take(self, grant: TokenGrant, answer: _Answer) -> None:
         try:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from secrets import randbelow
 from time import monotonic, sleep
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from django.db import (
     IntegrityError,
     InterfaceError,
+    InternalError,
     OperationalError,
     connection,
     connections,
@@ -19,6 +20,9 @@ from django.db import (
 )
 
 from ..models import TokenGrant
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 __all__ = ["insist", "store_together"]
 
@@ -43,8 +47,8 @@ def insist(write: Callable[[], _Result]) -> _Result:
         write: compare-and-set; it may have happened although an error came.
 
     Raises:
-        OperationalError, InterfaceError: of the last try, or of the only one inside a
-            transaction.
+        OperationalError, InterfaceError, InternalError: of the last try, or of the only
+            one inside a transaction.
     """
     using = router.db_for_write(TokenGrant)
     deadline = monotonic() + _LONGEST
@@ -52,14 +56,13 @@ def insist(write: Callable[[], _Result]) -> _Result:
     while True:
         try:
             return write()
-        except (InterfaceError, OperationalError) as exc:
+        except (InterfaceError, InternalError, OperationalError) as exc:
             if connections[using].in_atomic_block or monotonic() > deadline:
                 raise
             logger.warning(
                 "New tokens are not stored yet, once more (%s)", type(exc).__name__
             )
-        # What is left of the connection is of no use.
-        connections[using].close()
+        _drop(connections[using])
         sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT)
 
@@ -77,19 +80,33 @@ def store_together(
         restart: takes back what the last try changed in memory.
 
     Raises:
-        IntegrityError, OperationalError: of the last try.
+        IntegrityError, InternalError, OperationalError: of the last try.
     """
     tries, wait = 1, _FIRST_WAIT
     while True:
         try:
             with transaction.atomic():
                 return write()
-        except (IntegrityError, OperationalError) as exc:
+        except (IntegrityError, InternalError, OperationalError) as exc:
             # A deadlock takes an outer transaction with it.
-            is_over = isinstance(exc, OperationalError) and connection.in_atomic_block
+            is_over = connection.in_atomic_block and not isinstance(exc, IntegrityError)
             if is_over or tries == _TRIES:
                 raise
             logger.info("A write is tried once more (%s)", type(exc).__name__)
+            if isinstance(exc, InternalError):
+                _drop(connection)
         restart()
         sleep(wait * randbelow(1000) / 1000)
         tries, wait = tries + 1, 2 * wait
+
+
+def _drop(connection: BaseDatabaseWrapper) -> None:
+    """
+    Have the next statement open another connection.
+
+    After a failover PostgreSQL's old server may be there still, and refuse each write
+    (an ``InternalError``); a pool would give its connection out once more.
+    """
+    if connection.vendor == "postgresql" and connection.connection is not None:
+        connection.connection.close()
+    connection.close()

@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db import OperationalError, connection, connections
+from django.db import (
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connection,
+    connections,
+)
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -259,7 +265,10 @@ def test_worker_that_slept_past_its_leases_sends_nothing_more(
 
 
 def _fail_first(
-    monkeypatch: pytest.MonkeyPatch, *, after_write: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    after_write: bool = False,
+    error: type[Exception] = OperationalError,
 ) -> list[str]:
     """Let the first write of new tokens fail, as if the database had gone."""
     failed: list[str] = []
@@ -271,7 +280,7 @@ def _fail_first(
             failed.append("once")
             if after_write:
                 store(*args, **values)
-            raise OperationalError("server closed the connection unexpectedly")
+            raise error("server closed the connection unexpectedly")
         return store(*args, **values)
 
     monkeypatch.setattr(
@@ -283,15 +292,17 @@ def _fail_first(
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, InternalError])
 @pytest.mark.parametrize("after_write", [False, True])
 def test_new_tokens_are_stored_although_the_database_goes_away(
     ehr: EHRSimulator,
     registration: ClientRegistration,
     monkeypatch: pytest.MonkeyPatch,
     after_write: bool,
+    error: type[Exception],
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
-    failed = _fail_first(monkeypatch, after_write=after_write)
+    failed = _fail_first(monkeypatch, after_write=after_write, error=error)
     assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
     assert len(failed) == 2
     assert _lost_answers(ehr) == 0
@@ -330,6 +341,45 @@ def test_answers_that_are_under_way_are_kept_after_an_error_of_ours(
     monkeypatch.undo()
     # The leases of the others but one, which failed as it was sent, were given back.
     assert refresh_grants(grant_ids).refreshed == 3
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="as PostgreSQL fails")
+def test_new_tokens_are_stored_although_the_old_server_has_become_read_only(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 2)
+    take_answer = refresh.take_answer
+
+    def fail_over(*args: Any, **values: Any) -> Any:
+        if not stored:
+            with connection.cursor() as cursor:
+                cursor.execute("SET default_transaction_read_only = on")
+        stored.append(take_answer(*args, **values))
+        return stored[-1]
+
+    stored: list[Any] = []
+    monkeypatch.setattr(refresh_batch, "take_answer", fail_over)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2)
+    assert _lost_answers(ehr) == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_answer_that_cannot_be_stored_does_not_take_the_others_with_it(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    monkeypatch.setattr(storing, "_LONGEST", 0)
+    _fail_first(monkeypatch)
+
+    def note_failure(*_: Any, **__: Any) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(refresh_batch, "note_failure", note_failure)
+    with pytest.raises(OperationalError):
+        refresh_grants(grant_ids)
+    assert len(ehr.requests_to("refresh")) == 4
+    assert _lost_answers(ehr) == 2
 
 
 def test_receiver_that_fails_does_not_stop_the_batch(
