@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from time import monotonic
 
 from django.utils import timezone
 
 from ..conf import conf
 from ..models import FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseNow
+from ..models.grant import TokenGrantQuerySet
 from .ending import (
     disconnect_grant,
     find_unused_grants,
@@ -40,6 +42,9 @@ CLAIM_LENGTH = timedelta(seconds=45)
 # few are soon with the workers, who refresh them while the next are claimed.
 _FIRST_CLAIM_SIZE = 2 * BATCH_SIZE
 _CLAIM_SIZE = 10 * BATCH_SIZE
+
+# Seconds of a run that telling EHRs of ended grants may take: another run comes.
+_REVOKING = 600.0
 
 # How long the row of a backend service is kept after its last token has ended.
 _IDLE = timedelta(days=1)
@@ -92,25 +97,51 @@ def claim_due_batches(*, limit: int = 100 * BATCH_SIZE) -> Iterator[list[int]]:
 
 def revoke_grants(grant_ids: Iterable[int]) -> int:
     """
-    Tell the EHRs of ended grants.
+    Tell the EHRs of ended grants, for ten minutes at most.
+
+    A server that does not answer is not asked again, nor is one whose refreshes are
+    paused.
 
     Returns:
         How many are closed.  The others are tried again by :func:`purge`.
     """
-    grants = (
-        TokenGrant.objects.awaiting_revocation()
-        .filter(pk__in=list(grant_ids))
-        .select_related("registration__server")
+    return _revoke(TokenGrant.objects.filter(pk__in=list(grant_ids)))
+
+
+def _revoke(grants: TokenGrantQuerySet) -> int:
+    deadline = monotonic() + _REVOKING
+    # In no order: what fails each time must not keep the others from their turn.
+    pending = (
+        grants.awaiting_revocation()
+        .exclude(registration__server__refresh_paused_until__gt=DatabaseNow())
+        .order_by("?")
+        .values_list("pk", "registration__server_id")
     )
-    return sum(revoke_at_server(grant) for grant in grants)
+    closed, away = 0, set[int]()
+    for grant_id, server_id in list(pending):
+        if monotonic() >= deadline:
+            logger.warning("Not all EHRs are told of ended grants yet: out of time")
+            break
+        if server_id in away:
+            continue
+        # Read now: another worker may have told of it meanwhile.
+        grant = (
+            TokenGrant.objects.awaiting_revocation()
+            .select_related("registration__server")
+            .filter(pk=grant_id)
+            .first()
+        )
+        if grant is not None:
+            closed += revoke_at_server(grant, away=away)
+    return closed
 
 
 def purge() -> PurgeResult:
     """
-    Tidy up: late callbacks, deactivated users, open revocations, and what is long over.
+    Tidy up: late callbacks, deactivated users, what is long over, open revocations.
 
     Rows are kept for ``SMART_PURGE_AFTER`` after their end.  Revocations that could not
-    be made until then are given up: the tokens go with the row.
+    be made until then are tried once more and given up: the tokens go with the row.
     """
     now = timezone.now()
     limit = now - conf.SMART_PURGE_AFTER
@@ -129,15 +160,16 @@ def purge() -> PurgeResult:
     # Two tabs on one patient kept a grant each; now one may be enough.
     for grant in TokenGrant.objects.newest_of_several():
         supersede_grants(grant, now=now)
-    pending = list(
-        TokenGrant.objects.awaiting_revocation().values_list("pk", flat=True)
-    )
-    finished = revoke_grants(pending)
     _, launches = Launch.objects.filter(ended_at__lte=limit).delete()
-    _, grants = TokenGrant.objects.filter(ended_at__lte=limit).delete()
+    old = TokenGrant.objects.filter(ended_at__lte=limit)
+    _, closed = old.filter(is_revocation_pending=False).delete()
+    # EHRs last: they can take long, or not be there.
+    finished = _revoke(TokenGrant.objects.all())
+    _, tried = old.delete()
+    label = TokenGrant._meta.label
     return PurgeResult(
         launches_failed=failed,
         launches_deleted=launches.get(Launch._meta.label, 0),
-        grants_deleted=grants.get(TokenGrant._meta.label, 0),
+        grants_deleted=closed.get(label, 0) + tried.get(label, 0),
         revocations_finished=finished,
     )

@@ -24,6 +24,7 @@ from ..signals import grant_revoked
 from .discovery import get_configuration
 from .events import describe_grant
 from .exchange import build_client_authentication, send
+from .pace import is_outage
 
 __all__ = [
     "disconnect_grant",
@@ -146,9 +147,12 @@ def disconnect_grant(grant: TokenGrant) -> list[int]:
     return _end_grants([grant.pk], now=now)
 
 
-def revoke_at_server(grant: TokenGrant) -> bool:
+def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool:
     """
     Tell the EHR that an ended grant's tokens are not needed, then drop them (SEC-12).
+
+    Args:
+        away: primary keys of servers that do not answer; this one is added if it is.
 
     Returns:
         Whether the matter is closed; if not, the worker tries again later.
@@ -159,6 +163,8 @@ def revoke_at_server(grant: TokenGrant) -> bool:
         revoke_tokens(grant)
     except SMARTError as exc:
         logger.warning("Grant %s: not revoked yet (%s)", grant.pk, exc.code)
+        if away is not None and is_outage(exc):
+            away.add(grant.registration.server_id)
         return False
     TokenGrant.objects.filter(pk=grant.pk).forget_tokens()
     fields = describe_grant("grant_revoked", grant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,9 +11,10 @@ import time_machine
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
+from django_smart import transport
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import AmbiguousGrantError
-from django_smart.flows import pace
+from django_smart.flows import background, pace
 from django_smart.flows.background import (
     RefreshResult,
     claim_due_batches,
@@ -38,6 +40,7 @@ from tests.ehr import (
     make_registration,
     start_ehr_launch,
 )
+from tests.flows.answers import Away
 from tests.flows.grants import make_grants
 from tests.flows.threads import run_together
 
@@ -308,6 +311,124 @@ def test_purge_finishes_revocations_that_were_left_open(
     assert purge().revocations_finished == 1
     assert revoke_grants([grant.pk]) == 0
     assert all(each.revoked for each in ehr.store.grants())
+
+
+class _Silent(Away):
+    """A server that does not answer, and counts who asks."""
+
+    asked = 0
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked += 1
+        return super().send(*args, **kwargs)
+
+
+def _end(*registrations: ClientRegistration, number: int) -> list[int]:
+    """Grants whose EHR is to be told that they have ended."""
+    now = timezone.now()
+    grants = [
+        _make_grant(registration)
+        for registration in registrations
+        for _ in range(number)
+    ]
+    ended = TokenGrant.objects.filter(pk__in=[each.pk for each in grants])
+    ended.end_pending_revocation(now=now)
+    return [each.pk for each in grants]
+
+
+def _revoke(how: str, grant_ids: list[int]) -> int:
+    return purge().revocations_finished if how == "purge" else revoke_grants(grant_ids)
+
+
+@pytest.mark.usefixtures("ehr")
+@pytest.mark.parametrize("how", ["purge", "revoke_grants"])
+def test_ehr_that_is_not_there_keeps_no_other_from_being_told(
+    registration: ClientRegistration, how: str
+) -> None:
+    base_url = "https://other.example.org/r4"
+    other = make_registration(server__slug="other", server__base_url=base_url)
+    ended = _end(registration, other, number=4)
+    silent = _Silent()
+    with transport.mounted("https://other.example.org", silent):
+        assert _revoke(how, ended) == 4
+    assert silent.asked == 1
+    pending = TokenGrant.objects.awaiting_revocation()
+    assert {each.registration for each in pending} == {other}
+
+
+@pytest.mark.parametrize("how", ["purge", "revoke_grants"])
+def test_ehr_that_does_not_answer_is_asked_once_in_a_run(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    ended = _end(registration, number=4)
+    assert revoke_grants(ended[:1]) == 1  # the configuration is known then
+    asked: list[str] = []
+
+    def be_silent(request: Any) -> Any:
+        asked.append(request.path)
+        raise OSError("no route")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ehr.wsgi_app, "respond", be_silent)
+        assert _revoke(how, ended) == 0
+    assert len(asked) == 1
+    assert _revoke(how, ended) == 3
+
+
+def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    ended = _end(registration, number=2)
+    FHIRServer.objects.update(
+        refresh_paused_until=timezone.now() + timedelta(minutes=1)
+    )
+    assert revoke_grants(ended) == 0
+    assert ehr.requests_to("revoke") == []
+    FHIRServer.objects.update(refresh_paused_until=timezone.now())
+    assert revoke_grants(ended) == 2
+
+
+def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _end(registration, number=3)
+    respond = ehr.wsgi_app.respond
+
+    def respond_once_in_time(request: Any) -> Any:
+        if request.path.endswith("/revoke"):
+            monkeypatch.setattr(background, "monotonic", lambda: time.monotonic() + 700)
+        return respond(request)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_in_time)
+    assert purge().revocations_finished == 1
+    assert purge().revocations_finished == 2
+
+
+def test_what_is_long_over_does_not_wait_for_an_ehr(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, pending, *_ = _end(registration, number=3)
+    TokenGrant.objects.filter(pk__in=[old, pending]).update(
+        ended_at=timezone.now() - timedelta(days=31)
+    )
+    TokenGrant.objects.filter(pk=old).forget_tokens()
+    left: list[set[int]] = []
+    respond = ehr.wsgi_app.respond
+
+    def look(request: Any) -> Any:
+        left.append(set(TokenGrant.objects.values_list("pk", flat=True)))
+        return respond(request)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", look)
+    result = purge()
+    # Tokens that nobody was told of are there until somebody is.
+    assert left
+    assert all(old not in each and pending in each for each in left)
+    assert (result.grants_deleted, result.revocations_finished) == (2, 2)
+    assert TokenGrant.objects.count() == 1
 
 
 @pytest.mark.usefixtures("registration")
