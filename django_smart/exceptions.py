@@ -607,7 +607,7 @@ class RefreshBusyError(GrantError):
 
 
 class RefreshInTransactionError(GrantError):
-    """A refresh was needed inside ``atomic()`` on SQLite; nothing was sent."""
+    """A refresh was needed inside ``atomic()``, on SQLite or with its rows locked."""
 
     code = "refresh_in_transaction"
 

@@ -25,6 +25,7 @@ from ..protocol.token import build_client_credentials_request, process_token_res
 from .discovery import get_configuration
 from .exchange import build_client_authentication, send_patiently
 from .lease import exchange_with_lease, get_fresh_grant
+from .own_connection import waiting_for_locks
 from .support import check_backend_service
 
 __all__ = ["BackendService"]
@@ -144,7 +145,9 @@ def _fetch(grant: TokenGrant) -> bool:
     grant.scope = grant.scope_granted = str(tokens.scopes)
     grant.received_at = now
     grant.expires_at = tokens.expires_at
-    if not TokenGrant.objects.store_refreshed(grant, used_digest=""):
+    with waiting_for_locks():
+        is_stored = TokenGrant.objects.store_refreshed(grant, used_digest="")
+    if not is_stored:
         # Ended here meanwhile.  The token is dropped, and ends by itself in minutes.
         return False
     logger.info("Grant %s has a new access token", grant.pk)

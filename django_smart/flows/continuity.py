@@ -14,6 +14,7 @@ from ..protocol.context import merge_parameters
 from ..signals import grant_lost
 from .events import describe_grant
 from .id_tokens import check_id_token
+from .own_connection import unless_locked
 
 __all__ = ["end_changed_grant", "keep_context", "names_another_person"]
 
@@ -24,7 +25,8 @@ def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
     """
     Bring the open launches of *grant* up to what the EHR says now (REF-06).
 
-    Only the holder of the grant's lease calls this, so nothing is overwritten.
+    Only the holder of the grant's lease calls this, so nothing is overwritten.  What is
+    locked is left for the next refresh, as the tokens are safe.
 
     Args:
         parameters: a token response less its tokens, about the same patient and
@@ -36,7 +38,8 @@ def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
             launch.context, parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
         )
         if merged != launch.context:
-            Launch.objects.filter(pk=launch.pk).update(context=merged)
+            with unless_locked("Launch %s is locked: context not changed", launch.pk):
+                Launch.objects.filter(pk=launch.pk).update(context=merged)
 
 
 def names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
@@ -68,8 +71,10 @@ def names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
 
 def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
     """End *grant* and its launches; the EHR is told of its tokens by a worker."""
-    Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
+    # The grant first: without it a launch that stays locked is of no use.
     TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
+    with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
+        Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
     grant.status = TokenGrant.Status.REVOKED
     error_code = ContextChangedError.code
     fields = describe_grant("grant_lost", grant, error_code=error_code)

@@ -27,7 +27,12 @@ from ..exceptions import (
 from ..models import TokenGrant
 from .events import describe_grant
 from .exchange import whole_call_seconds
-from .own_connection import is_in_transaction, run_on_own_connection, wait_for_locks
+from .own_connection import (
+    is_in_transaction,
+    note_exchange,
+    run_on_own_connection,
+    waiting_for_locks,
+)
 from .schedule import get_retry_at
 
 __all__ = [
@@ -72,7 +77,8 @@ def get_fresh_grant(
     Raises:
         RefreshBusyError: another process holds the lease and takes too long.
         RefreshInTransactionError: called inside ``atomic()`` on SQLite, or with the
-            grant's row locked; nothing is sent.
+            grant's row locked, and nothing is sent; or with another row locked that
+            goes with it, and what came is stored.
         SMARTError: what *find* or *exchange* raise.
     """
     if not is_in_transaction():
@@ -108,11 +114,12 @@ def exchange_with_lease(
     owner = new_owner()
     if not TokenGrant.objects.take_lease(grant, owner=owner, length=lease_length()):
         return False
-    wait_for_locks()
+    note_exchange()
     try:
         return exchange(grant)
     except Exception as exc:
-        note_failure(grant, exc, owner=owner)
+        with waiting_for_locks():
+            note_failure(grant, exc, owner=owner)
         raise
 
 

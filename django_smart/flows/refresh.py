@@ -43,7 +43,7 @@ from .ending import revoke_tokens
 from .events import describe_grant
 from .exchange import build_client_authentication, send, send_patiently
 from .lease import exchange_with_lease, get_fresh_grant, note_failure
-from .own_connection import is_in_transaction
+from .own_connection import is_in_transaction, unless_locked
 from .refused_credentials import resume_refreshes, stop_refreshes
 from .schedule import get_refresh_due_at
 from .storing import insist
@@ -267,7 +267,8 @@ def take_answer(
         return _store(grant, response, is_launched=is_launched)
     except TokenResponseError as exc:
         if exc.error == "invalid_client":
-            stop_refreshes(grant.registration)
+            with unless_locked("Grant %s: its registration is locked", grant.pk):
+                stop_refreshes(grant.registration)
         if not exc.is_final:
             raise
         if not _lose(grant, error_code=exc.error):
@@ -303,7 +304,8 @@ def _store(grant: TokenGrant, response: HTTPResponse, *, is_launched: bool) -> b
         raise ReauthorizationRequiredError("The grant was ended during its refresh.")
     if is_launched:
         keep_context(grant, tokens.parameters)
-    resume_refreshes(grant.registration)
+    with unless_locked("Grant %s: its registration is locked", grant.pk):
+        resume_refreshes(grant.registration)
     logger.info(
         "Grant %s refreshed", grant.pk, extra=describe_grant("grant_refreshed", grant)
     )

@@ -20,6 +20,7 @@ from django.db import (
 )
 
 from ..models import TokenGrant
+from .own_connection import waiting_for_locks
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -55,7 +56,8 @@ def insist(write: Callable[[], _Result]) -> _Result:
     wait = _FIRST_WAIT
     while True:
         try:
-            return write()
+            with waiting_for_locks():
+                return write()
         except (InterfaceError, InternalError, OperationalError) as exc:
             if connections[using].in_atomic_block or monotonic() > deadline:
                 raise

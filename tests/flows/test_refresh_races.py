@@ -8,15 +8,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 from django.utils import timezone
 
 from django_smart.clients import build_fhir_client
 from django_smart.exceptions import (
+    ContextChangedError,
     RefreshBusyError,
     RefreshInTransactionError,
+    TokenResponseError,
 )
 from django_smart.flows import lease, own_connection
 from django_smart.flows.refresh import (
@@ -24,8 +26,8 @@ from django_smart.flows.refresh import (
     refresh_grant,
     renew_access_token,
 )
-from django_smart.models import FHIRServer, Launch, TokenGrant
-from django_smart.signals import grant_lost
+from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     PATIENT,
@@ -330,3 +332,136 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
         token = get_access_token(grant)
     threads[0].join()
     assert reload_grant(grant.pk).access_token == token
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for locks that end sooner."""
+    monkeypatch.setitem(own_connection._LIMITED, "postgresql", "SET lock_timeout='1s'")
+    statement = "SET SESSION innodb_lock_wait_timeout = 1"
+    monkeypatch.setitem(own_connection._LIMITED, "mysql", statement)
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+@pytest.mark.usefixtures("impatient")
+def test_launch_that_the_caller_has_locked_gets_its_context_later(
+    ehr: EHRSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_registration()
+    opened = connect(make_browser(), ehr)
+    grant = expire(reload_grant(opened.grant_id), ehr)
+    next(iter(ehr.store.grants())).context["intent"] = "reconcile"
+    with transaction.atomic():
+        Launch.objects.filter(pk=opened.pk).update(last_used_at=timezone.now())
+        token = get_access_token(grant)
+    opened.refresh_from_db()
+    assert reload_grant(grant.pk).access_token == token
+    assert "intent" not in opened.context
+    assert f"Launch {opened.pk} is locked" in caplog.text
+
+    get_access_token(expire(grant, ehr))
+    opened.refresh_from_db()
+    assert opened.context["intent"] == "reconcile"
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+@pytest.mark.usefixtures("impatient")
+def test_grant_of_another_patient_ends_though_the_caller_has_locked_its_launch(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    opened = connect(make_browser(), ehr, patient=PATIENT)
+    grant = expire(reload_grant(opened.grant_id), ehr)
+    next(iter(ehr.store.grants())).context["patient"] = "another"
+    with transaction.atomic():
+        Launch.objects.filter(pk=opened.pk).update(last_used_at=timezone.now())
+        with pytest.raises(ContextChangedError):
+            get_access_token(grant)
+    assert reload_grant(grant.pk).status == "revoked"
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+@pytest.mark.usefixtures("impatient")
+def test_receiver_that_meets_a_lock_of_the_callers_does_not_wait_for_ever(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+
+    def rename(**_: Any) -> None:
+        FHIRServer.objects.update(name="by a receiver")
+
+    grant_refreshed.connect(rename)
+    try:
+        with transaction.atomic():
+            FHIRServer.objects.update(name="by the caller")
+            with pytest.raises(RefreshInTransactionError) as caught:
+                get_access_token(grant)
+    finally:
+        grant_refreshed.disconnect(rename)
+    assert "Nothing was sent" not in str(caught.value)
+    assert len(ehr.requests_to("refresh")) == 1
+    assert reload_grant(grant.pk).access_token != grant.access_token
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+@pytest.mark.usefixtures("impatient")
+def test_registration_that_the_caller_has_locked_is_stopped_later(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration()
+    grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+    ehr.faults.add("refresh_invalid_client")
+    with transaction.atomic():
+        ClientRegistration.objects.update(landing_page="/chart/")
+        with pytest.raises(TokenResponseError, match="invalid_client"):
+            get_access_token(grant)
+    assert reload_grant(grant.pk).refresh_token == grant.refresh_token
+    with pytest.raises(TokenResponseError):
+        get_access_token(reload_grant(grant.pk))
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is not None
+
+
+@_COMMITTED
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+@pytest.mark.usefixtures("impatient")
+def test_connection_goes_back_to_a_pool_as_it_came(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = {
+        "postgresql": "SHOW lock_timeout",
+        "mysql": "SELECT @@innodb_lock_wait_timeout",
+    }[connection.vendor]
+
+    def read_limit(database: Any) -> Any:
+        with database.cursor() as cursor:
+            cursor.execute(show)
+            return cursor.fetchone()
+
+    limits: list[Any] = []
+    wrapper = type(connections["default"])
+    close = wrapper.close
+
+    def note_and_close(self: Any) -> None:
+        if threading.current_thread().name == "django_smart-token":
+            limits.append(read_limit(self))
+        close(self)
+
+    monkeypatch.setattr(wrapper, "close", note_and_close)
+    make_registration()
+    grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+    with transaction.atomic():
+        get_access_token(grant)
+        TokenGrant.objects.update(expires_at=timezone.now())
+        with pytest.raises(RefreshInTransactionError):
+            renew_access_token(grant, grant.access_token)
+    assert limits == [read_limit(connection)] * 2
