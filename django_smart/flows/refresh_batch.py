@@ -3,14 +3,17 @@ A worker's batch: the requests of many grants overlap, and one thread writes.
 
 Threads do HTTP alone.  What the database sees of a grant is one UPDATE, made the moment
 its answer arrives; leases are taken by one for all, and held for as long as it takes.
+What may take long, receivers of the site's and other servers, comes after all answers
+that are there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -29,7 +32,8 @@ from .discovery import get_configuration
 from .exchange import prepare_client_authentication, send, whole_call_seconds
 from .lease import lease_length, new_owner, note_failure
 from .pace import Pace, is_outage
-from .refresh import build_request, take_answer
+from .refresh import build_request
+from .refresh_answer import take_answer, take_refusal
 from .schedule import get_retry_at
 from .storing import insist
 
@@ -101,6 +105,7 @@ class _Batch:
         self._todo = deque(grants)
         self._running: dict[int, TokenGrant] = {}
         self._answers: SimpleQueue[tuple[int, _Answer]] = SimpleQueue()
+        self._stored: deque[tuple[TokenGrant, Callable[[], bool]]] = deque()
         self._held_until = taken_at + lease_length().total_seconds()
         self._stopped: set[int] = set()
         now = grants[0].database_now  # type: ignore[attr-defined]  # annotated
@@ -135,9 +140,9 @@ class _Batch:
         size = min(conf.SMART_REFRESH_THREADS, len(self._todo))
         with ThreadPoolExecutor(size, "django_smart-refresh") as pool:
             try:
-                while self._todo or self._running:
+                while self._todo or self._running or self._stored:
                     wait = self._submit(pool, size, token_endpoint, authentications)
-                    self._take_answers(wait)
+                    self._go_on(wait)
             except BaseException:
                 self._take_what_is_under_way()
                 raise
@@ -201,46 +206,81 @@ class _Batch:
                 # A token that cannot be decrypted.
                 self._fail(grant, exc)
                 continue
-            self._running[grant.pk] = grant
-            self._pace.note_sent()
-            pool.submit(self._send, grant.pk, request)
+            self._start(pool, grant, request)
         return None
 
-    def _send(self, grant_id: int, request: HTTPRequest) -> None:
+    def _start(
+        self, pool: ThreadPoolExecutor, grant: TokenGrant, request: HTTPRequest
+    ) -> None:
+        self._running[grant.pk] = grant
+        self._pace.note_sent()
+        unsent = [request]
+        try:
+            pool.submit(self._send, grant.pk, unsent)
+        except RuntimeError:
+            # No thread could be made; the work may wait for one that is there.
+            with suppress(IndexError):
+                unsent.pop()
+                self._todo.appendleft(self._running.pop(grant.pk))
+            raise
+
+    def _send(self, grant_id: int, unsent: list[HTTPRequest]) -> None:
         """In a thread: HTTP and nothing else."""
         answer: _Answer
+        try:
+            request = unsent.pop()
+        except IndexError:
+            return
         try:
             answer = send(request)
         except Exception as exc:  # noqa: BLE001 (looked at by the thread that writes)
             answer = exc
         self._answers.put((grant_id, answer))
 
-    def _take_answers(self, wait: float | None) -> None:
-        """Store the answers that are there; wait for the first of them."""
-        if not self._running and wait is None:
-            return
-        try:
-            grant_id, answer = self._answers.get(timeout=wait)
-        except Empty:
-            return
-        self._take(self._running.pop(grant_id), answer)
+    def _go_on(self, wait: float | None) -> None:
+        """Store the answers that are there, or wait for one; then finish one."""
+        timeout = 0 if self._stored else wait
+        with suppress(Empty):
+            while self._running or timeout:
+                grant_id, answer = self._answers.get(timeout=timeout)
+                timeout = 0
+                self._store(self._running.pop(grant_id), answer)
+        if self._running:
+            self._hold_leases()
+        if self._stored:
+            self._finish(*self._stored.popleft())
 
     def _take_what_is_under_way(self) -> None:
         """After an error of ours: the tokens that come are kept, as far as can be."""
-        while self._running:
+        while self._running or self._stored:
             try:
-                self._take_answers(None)
+                self._go_on(None)
             except Exception:
                 logger.exception("An answer could not be stored")
 
-    def _take(self, grant: TokenGrant, answer: _Answer) -> None:
-        try:
+    def _store(self, grant: TokenGrant, answer: _Answer) -> None:
+        with self._noting_failure(grant):
             if isinstance(answer, Exception):
                 raise answer
             is_launched = grant.is_launched  # type: ignore[attr-defined]  # annotated
-            if take_answer(grant, answer, is_launched=is_launched):
+            finish: Callable[[], bool]
+            refusal: TokenResponseError | None = None
+            try:
+                finish = take_answer(grant, answer, is_launched=is_launched)
+            except TokenResponseError as exc:
+                finish, refusal = partial(take_refusal, grant, exc), exc
+            self._stored.append((grant, finish))
+            self._pace.note_answer(refusal)
+
+    def _finish(self, grant: TokenGrant, finish: Callable[[], bool]) -> None:
+        with self._noting_failure(grant):
+            if finish():
                 self.refreshed += 1
-            self._pace.note_answer()
+
+    @contextmanager
+    def _noting_failure(self, grant: TokenGrant) -> Iterator[None]:
+        try:
+            yield
         except SMARTError as exc:
             self._fail(grant, exc)
             self._pace.note_answer(exc)
@@ -276,8 +316,13 @@ class _Batch:
         length = lease_length()
         waiting = [grant.pk for grant in self._todo]
         wanted = waiting + list(self._running)
-        held = TokenGrant.objects.extend_leases(
-            wanted, owner=self._owner, length=length
+        held = insist(
+            partial(
+                TokenGrant.objects.extend_leases,
+                wanted,
+                owner=self._owner,
+                length=length,
+            )
         )
         self._held_until = now + length.total_seconds()
         if held == len(wanted):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +24,7 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
-from django_smart.flows import refresh, refresh_batch, storing
+from django_smart.flows import refresh, refresh_answer, refresh_batch, storing
 from django_smart.flows.background import claim_due_batches
 from django_smart.flows.exchange import whole_call_seconds
 from django_smart.flows.refresh import get_access_token
@@ -159,9 +160,9 @@ def test_same_message_twice_at_once_refreshes_once(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 5)
     again: list[RefreshResult] = []
-    take_answer = refresh.take_answer
+    take_answer = refresh_answer.take_answer
 
-    def deliver_again(*args: Any, **values: Any) -> bool:
+    def deliver_again(*args: Any, **values: Any) -> Any:
         if not again:
             again.append(refresh_grants(grant_ids))
         return take_answer(*args, **values)
@@ -236,6 +237,107 @@ def test_leases_are_held_for_as_long_as_the_batch_takes(
     assert 2 <= len(extended) <= 6
 
 
+@contextmanager
+def _calling(receiver: Callable[..., None]) -> Iterator[None]:
+    grant_refreshed.connect(receiver)
+    try:
+        yield
+    finally:
+        grant_refreshed.disconnect(receiver)
+
+
+def test_leases_are_held_while_receivers_take_their_time(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    margin = 120 - whole_call_seconds() - 0.4
+    monkeypatch.setattr(refresh_batch, "_MARGIN", margin)
+    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(seconds=120))
+    grant_ids = make_grants(ehr, registration, 3)
+    respond, requests = ehr.wsgi_app.respond, iter(range(3))
+    told: list[int] = []
+    seen = threading.Event()
+    ends: list[Any] = []
+
+    def respond_late_once(request: Any) -> Any:
+        if request.path.endswith("/auth/token") and next(requests) == 0:
+            # Nothing is left to be sent while this one is on its way.
+            assert seen.wait(60)
+        return respond(request)
+
+    def be_slow(grant: TokenGrant, **_: Any) -> None:
+        told.append(grant.pk)
+        if len(told) < 3:
+            leased = TokenGrant.objects.exclude(lease_owner="")
+            ends.append(leased.values_list("lease_expires_at", flat=True).last())
+            time.sleep(0.6)
+        if len(told) == 2:
+            seen.set()
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late_once)
+    with _calling(be_slow):
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=3)
+    assert ends[1] - ends[0] > timedelta(seconds=0.4)
+
+
+def test_answers_do_not_wait_for_receivers_of_others(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    before = TokenGrant.objects.in_bulk(grant_ids)
+    stored: list[int] = []
+    told: list[int] = []
+
+    def be_slow(grant: TokenGrant, **_: Any) -> None:
+        if not told:
+            deadline = time.monotonic() + 60
+            while len(ehr.requests_to("refresh")) < 4 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+        told.append(grant.pk)
+        stored.append(
+            sum(
+                each.refresh_token != before[each.pk].refresh_token
+                for each in TokenGrant.objects.all()
+            )
+        )
+
+    with _calling(be_slow):
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
+    assert sorted(told) == grant_ids
+    assert stored[1:] == [4, 4, 4]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_machine_that_has_no_more_threads_keeps_no_lease_and_no_batch_waiting(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start_few(self: threading.Thread) -> None:
+        if self.name.startswith("django_smart-refresh"):
+            if len(started) == threads:
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+        start(self)
+
+    # So that the first one is busy when the second is wanted.
+    after_answer(ehr, monkeypatch, lambda: time.sleep(0.2))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_few)
+        with pytest.raises(RuntimeError, match="new thread"):
+            refresh_grants(grant_ids)
+    assert len(ehr.requests_to("refresh")) == threads
+    assert _lost_answers(ehr) == 0
+    assert not TokenGrant.objects.exclude(lease_owner="").exists()
+    assert refresh_grants(grant_ids).refreshed == 4 - threads
+
+
 def test_worker_that_slept_past_its_leases_sends_nothing_more(
     ehr: EHRSimulator,
     registration: ClientRegistration,
@@ -244,9 +346,9 @@ def test_worker_that_slept_past_its_leases_sends_nothing_more(
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
     first, *others = make_grants(ehr, registration, 3)
-    taken = refresh.take_answer
+    taken = refresh_answer.take_answer
 
-    def sleep_long(*args: Any, **values: Any) -> bool:
+    def sleep_long(*args: Any, **values: Any) -> Any:
         stored = taken(*args, **values)
         # As a host that was suspended finds it.
         monkeypatch.setattr(refresh_batch, "_MARGIN", 10**6)
@@ -349,7 +451,7 @@ def test_new_tokens_are_stored_although_the_old_server_has_become_read_only(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grant_ids = make_grants(ehr, registration, 2)
-    take_answer = refresh.take_answer
+    take_answer = refresh_answer.take_answer
 
     def fail_over(*args: Any, **values: Any) -> Any:
         if not stored:
