@@ -83,6 +83,46 @@ def test_rotation_of_one_algorithm_leaves_the_other_alone():
     assert SigningKey.objects.active().get(algorithm="RS384") == before
 
 
+def test_algorithm_that_cannot_be_rotated_does_not_keep_the_other_from_it():
+    for algorithm in ("ES384", "RS384"):
+        run("smart_keys", "generate", "--algorithm", algorithm)
+    for name, other in (("RS384", "ES384"), ("ES384", "RS384")):
+        run("smart_keys", "generate", "--algorithm", name)
+        age()
+        before = SigningKey.objects.active().get(algorithm=name)
+        with pytest.raises(CommandError) as caught:
+            run("smart_keys", "rotate")
+        assert str(caught.value).startswith(f"There is no next {other} key")
+        assert SigningKey.objects.active().get(algorithm=name) != before
+        # As if another one had never been published.
+        SigningKey.objects.following().delete()
+
+
+def test_every_algorithm_that_cannot_be_rotated_is_told_of():
+    for algorithm in ("ES384", "RS384"):
+        run("smart_keys", "generate", "--algorithm", algorithm)
+    with pytest.raises(CommandError) as caught:
+        run("smart_keys", "rotate")
+    lines = str(caught.value).splitlines()
+    assert sorted(line.split()[4] for line in lines) == ["ES384", "RS384"]
+
+
+@pytest.mark.parametrize("first", ["ES384", "RS384"])
+def test_algorithm_that_has_a_next_key_is_passed_over(first: str):
+    for algorithm in ("ES384", "RS384"):
+        run("smart_keys", "generate", "--algorithm", algorithm)
+    run("smart_keys", "generate", "--algorithm", first)
+    before = SigningKey.objects.following().get()
+    (line,) = run("smart_keys", "generate").out.splitlines()
+    assert first not in line
+    following = SigningKey.objects.following()
+    assert following.count() == 2
+    assert before in following
+    with pytest.raises(CommandError) as caught:
+        run("smart_keys", "generate")
+    assert len(str(caught.value).splitlines()) == 2
+
+
 def test_site_without_a_worker_runs_the_schedule_by_command(settings: Any):
     settings.SMART_KEY_ROTATION = 86400
     run("smart_keys", "generate", "--algorithm", "ES384")

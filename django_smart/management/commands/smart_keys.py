@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -82,8 +82,11 @@ class Command(BaseCommand):
             raise CommandError(str(exc)) from exc
 
     def _generate(self, options: dict[str, Any]) -> None:
-        for algorithm in _choose_algorithms(options):
-            self._write(generate_key(algorithm))
+        algorithms = _choose_algorithms(options)
+        refused = _do_each(algorithms, lambda name: self._write(generate_key(name)))
+        # The others had a next key already.
+        if len(refused) == len(algorithms):
+            raise KeyRotationError("\n".join(refused))
 
     def _rotate(self, options: dict[str, Any]) -> None:
         if options["due"]:
@@ -95,10 +98,14 @@ class Command(BaseCommand):
                 f"removed: {changes.removed}"
             )
             return
-        for algorithm in _choose_algorithms(options):
+
+        def rotate(algorithm: str) -> None:
             self._write(rotate_key(algorithm, at_once=options["now"]))
             # Published from now on, so that the rotation after this one need not wait.
             self._write(ensure_next_key(algorithm)[0])
+
+        if refused := _do_each(_choose_algorithms(options), rotate):
+            raise KeyRotationError("\n".join(refused))
 
     def _list(self, options: dict[str, Any]) -> None:
         for key in SigningKey.objects.defer("private_key").order_by("algorithm", "pk"):
@@ -119,6 +126,17 @@ class Command(BaseCommand):
 
     def _write(self, key: SigningKey) -> None:
         self.stdout.write("  ".join(_describe(key)))
+
+
+def _do_each(algorithms: Sequence[str], action: Callable[[str], None]) -> list[str]:
+    """Why *action* was refused, for each of the algorithms that it was refused for."""
+    refused = []
+    for algorithm in algorithms:
+        try:
+            action(algorithm)
+        except KeyRotationError as exc:
+            refused.append(str(exc))
+    return refused
 
 
 def _choose_algorithms(options: dict[str, Any]) -> list[str]:
