@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.checks import run_checks
+from django.db import connections
 from django.urls import reverse_lazy
 
 from django_smart.backends import SMARTAuthenticationBackend
@@ -379,6 +380,28 @@ def test_urls_are_required(settings):
 def test_time_zones_are_required(settings):
     settings.USE_TZ = False
     assert find(check_structure) == ["E025"]
+
+
+@pytest.mark.parametrize(
+    ("vendor", "time_zone", "expected"),
+    [
+        ("mysql", "Europe/Berlin", ["E048"]),
+        ("mysql", "UTC", []),
+        ("mysql", None, []),
+        # Times have a zone of their own there.
+        ("postgresql", "Europe/Berlin", []),
+        ("sqlite", "Europe/Berlin", []),
+    ],
+)
+def test_times_that_a_database_reads_from_its_clock_are_in_its_time_zone(
+    monkeypatch, vendor, time_zone, expected
+):
+    database = connections["default"]
+    monkeypatch.setattr(database, "vendor", vendor)
+    monkeypatch.setitem(database.settings_dict, "TIME_ZONE", time_zone)
+    messages = check_structure()
+    assert ids(messages) == expected
+    assert all("'default'" in each.hint for each in messages)
 
 
 def test_templates_are_required(settings):

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
+from django.db import connections, router
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
 from django.urls import NoReverseMatch, reverse
@@ -17,9 +18,11 @@ from django.utils.module_loading import import_string
 
 from ..backends import SMARTAuthenticationBackend
 from ..middleware import SMARTMiddleware
+from ..models import TokenGrant
 
 __all__ = ["check_structure"]
 
+_UTC = {None, "UTC", "Etc/UTC"}
 _DATABASE_SESSIONS = {
     "django.contrib.sessions.backends.cached_db",
     "django.contrib.sessions.backends.db",
@@ -29,13 +32,14 @@ _DATABASE_SESSIONS = {
 def check_structure(
     app_configs: Sequence[Any] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``W020``, ``W022``: what the package is built upon."""
+    """``E020`` to ``E027``, ``E048``, ``W020``, ``W022``: what it is built upon."""
     return [
         *_check_middleware(),
         *_check_backend(),
         *_check_apps(),
         *_check_urls(),
         *_check_time_zone(),
+        *_check_database(),
         *_check_templates(),
         *_check_session_cookie(),
     ]
@@ -126,6 +130,19 @@ def _check_time_zone() -> Iterator[checks.CheckMessage]:
             "USE_TZ is off, and the times at which tokens end have a time zone.",
             hint="Set USE_TZ = True.",
             id="django_smart.E025",
+        )
+
+
+def _check_database() -> Iterator[checks.CheckMessage]:
+    connection = connections[router.db_for_write(TokenGrant)]
+    time_zone = connection.settings_dict["TIME_ZONE"]
+    if connection.vendor == "mysql" and time_zone not in _UTC:
+        yield checks.Error(
+            f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC, and the "
+            "times that this package has the database read from its clock are in UTC.",
+            hint=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or leave '
+            "it out, and convert the times that are stored already.",
+            id="django_smart.E048",
         )
 
 
