@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import time_machine
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
@@ -866,6 +867,18 @@ def test_grants_are_refreshed_by_a_worker(admin_client, rows, sent):
     assert "A worker refreshes 1 grant" in response.content.decode()
     assert sent == [("refresh_grants", ([grant.pk],))]
     assert list(TokenGrant.objects.due(timezone.now())) == [grant]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="has no clock of its own")
+def test_grants_are_due_at_once_though_the_clock_of_the_host_is_fast(
+    admin_client, rows, sent
+):
+    grant = rows[TokenGrant]
+    with time_machine.travel(timezone.now() + timedelta(minutes=10)):
+        run_action(admin_client, TokenGrant, "refresh", grant)
+    assert sent == [("refresh_grants", ([grant.pk],))]
+    assert list(TokenGrant.objects.due()) == [grant]
 
 
 @pytest.mark.parametrize("values", [{"is_offline": False}, {"status": "revoked"}])

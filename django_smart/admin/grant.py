@@ -10,7 +10,6 @@ from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -19,6 +18,7 @@ from ..broker import enqueue_revocations
 from ..flows.background import BATCH_SIZE
 from ..flows.ending import disconnect_grant
 from ..models import TokenGrant
+from ..models.clock import DatabaseNow
 from .base import ReadOnlyAdmin
 from .display import as_scopes, shorten
 
@@ -150,7 +150,7 @@ class TokenGrantAdmin(ReadOnlyAdmin):
             self.message_user(request, message, messages.WARNING)
             return
         TokenGrant.objects.active().filter(pk__in=grant_ids).update(
-            refresh_due_at=timezone.now()
+            refresh_due_at=DatabaseNow()
         )
         # After the transaction: a worker must find them due.
         transaction.on_commit(partial(self._send_refreshes, request, grant_ids))
