@@ -142,7 +142,8 @@ def unless_locked(message: str, *args: object) -> Iterator[None]:
     try:
         yield
     except OperationalError as exc:
-        if not _is_about_a_lock(exc):
+        # A transaction is broken by it.
+        if _get_connection().in_atomic_block or not _is_about_a_lock(exc):
             raise
         logger.warning(message, *args)
 
