@@ -24,7 +24,13 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
-from django_smart.flows import refresh, refresh_answer, refresh_batch, storing
+from django_smart.flows import (
+    exchange,
+    refresh,
+    refresh_answer,
+    refresh_batch,
+    storing,
+)
 from django_smart.flows.background import claim_due_batches
 from django_smart.flows.exchange import whole_call_seconds
 from django_smart.flows.refresh import get_access_token
@@ -280,19 +286,23 @@ def test_leases_are_held_while_receivers_take_their_time(
 
 
 def test_answers_do_not_wait_for_receivers_of_others(
-    ehr: EHRSimulator, registration: ClientRegistration
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
     before = TokenGrant.objects.in_bulk(grant_ids)
     stored: list[int] = []
     told: list[int] = []
+    answered, send = threading.Semaphore(0), exchange.send
+
+    def send_and_tell(request: Any) -> Any:
+        response = send(request)
+        answered.release()
+        return response
 
     def be_slow(grant: TokenGrant, **_: Any) -> None:
         if not told:
-            deadline = time.monotonic() + 60
-            while len(ehr.requests_to("refresh")) < 4 and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(0.5)
+            assert all(answered.acquire(timeout=60) for _ in range(4))
+            time.sleep(0.5)  # until they are in the queue
         told.append(grant.pk)
         stored.append(
             sum(
@@ -301,6 +311,7 @@ def test_answers_do_not_wait_for_receivers_of_others(
             )
         )
 
+    monkeypatch.setattr(refresh_batch, "send", send_and_tell)
     with _calling(be_slow):
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
     assert sorted(told) == grant_ids
@@ -322,12 +333,14 @@ def test_machine_that_has_no_more_threads_keeps_no_lease_and_no_batch_waiting(
     def start_few(self: threading.Thread) -> None:
         if self.name.startswith("django_smart-refresh"):
             if len(started) == threads:
+                refused.set()
                 raise RuntimeError("can't start new thread")
             started.append(self)
         start(self)
 
-    # So that the first one is busy when the second is wanted.
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.2))
+    # The first one is busy when the second is wanted.
+    refused = threading.Event()
+    after_answer(ehr, monkeypatch, lambda: refused.wait(60))
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start_few)
         with pytest.raises(RuntimeError, match="new thread"):
