@@ -60,6 +60,8 @@ def take_answer(
         ``GrantError`` if the grant has ended, perhaps as it is about somebody else.
 
     Raises:
+        ContextChangedError: it names another patient, encounter or person; the launch
+            was ended.
         TokenResponseError: for :func:`take_refusal`.
         TokenError: there are no new tokens for now; the refresh token is kept.
     """
@@ -71,7 +73,11 @@ def take_answer(
     stored = insist(
         lambda: TokenGrant.objects.store_refreshed(grant, used_digest=used_digest)
     ) or _is_stored(grant)
-    return partial(_finish, grant, tokens, stored=stored, is_launched=is_launched)
+    finish = partial(_finish, grant, tokens, stored=stored, is_launched=is_launched)
+    if tokens.context_changed:
+        # Nothing that waits may keep a chart open for another patient's tokens.
+        finish()
+    return finish
 
 
 def take_refusal(grant: TokenGrant, error: TokenResponseError) -> bool:

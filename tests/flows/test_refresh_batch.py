@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -316,6 +318,35 @@ def test_answers_do_not_wait_for_receivers_of_others(
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
     assert sorted(told) == grant_ids
     assert stored[1:] == [4, 4, 4]
+
+
+@pytest.mark.compliance("REF-06")
+def test_another_patient_ends_the_grant_before_receivers_of_others_run(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    changed = TokenGrant.objects.get(pk=grant_ids[0])
+    TokenGrant.objects.filter(pk=changed.pk).update(patient_id=PATIENT)
+    statuses: list[str] = []
+    is_told, send = threading.Event(), exchange.send
+
+    def send_another_patient(request: Any) -> Any:
+        response = send(request)
+        if changed.refresh_token in str(request.body):
+            assert is_told.wait(60)
+            body = json.loads(response.body) | {"patient": "somebody-else"}
+            return replace(response, body=json.dumps(body).encode())
+        return response
+
+    def be_slow(grant: TokenGrant, **_: Any) -> None:
+        statuses.append(reload_grant(changed.pk).status)
+        is_told.set()
+        time.sleep(0.5)  # until the last answer is in the queue
+
+    monkeypatch.setattr(refresh_batch, "send", send_another_patient)
+    with _calling(be_slow):
+        assert refresh_grants(grant_ids).refreshed == 3
+    assert statuses == ["active", "revoked", "revoked"]
 
 
 @pytest.mark.timeout(120)
