@@ -238,13 +238,13 @@ class _Batch:
         self._answers.put((grant_id, answer))
 
     def _go_on(self, wait: float | None) -> None:
-        """Store the answers that are there, or wait for one; then finish one."""
-        timeout = 0 if self._stored else wait
-        with suppress(Empty):
-            while self._running or timeout:
+        """Store an answer; if none is there finish one that is stored, or wait."""
+        if self._running or (wait and not self._stored):
+            with suppress(Empty):
+                timeout = 0 if self._stored else wait
                 grant_id, answer = self._answers.get(timeout=timeout)
-                timeout = 0
                 self._store(self._running.pop(grant_id), answer)
+                return
         if self._running:
             self._hold_leases()
         if self._stored:
@@ -269,6 +269,9 @@ class _Batch:
                 finish = take_answer(grant, answer, is_launched=is_launched)
             except TokenResponseError as exc:
                 finish, refusal = partial(take_refusal, grant, exc), exc
+                if not exc.is_final:
+                    # Credentials that are refused must not be sent for the others.
+                    finish()
             self._stored.append((grant, finish))
             self._pace.note_answer(refusal)
 
