@@ -141,7 +141,8 @@ def purge() -> PurgeResult:
     Tidy up: late callbacks, deactivated users, what is long over, open revocations.
 
     Rows are kept for ``SMART_PURGE_AFTER`` after their end.  Revocations that could not
-    be made until then are tried once more and given up: the tokens go with the row.
+    be made until then are given up, after a last try unless the EHR is away: the tokens
+    go with the row.
     """
     now = timezone.now()
     limit = now - conf.SMART_PURGE_AFTER

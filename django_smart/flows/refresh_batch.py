@@ -268,10 +268,10 @@ class _Batch:
             try:
                 finish = take_answer(grant, answer, is_launched=is_launched)
             except TokenResponseError as exc:
-                finish, refusal = partial(take_refusal, grant, exc), exc
                 if not exc.is_final:
                     # Credentials that are refused must not be sent for the others.
-                    finish()
+                    take_refusal(grant, exc)
+                finish, refusal = partial(take_refusal, grant, exc), exc
             self._stored.append((grant, finish))
             self._pace.note_answer(refusal)
 
