@@ -30,12 +30,12 @@ from .conf import conf
 from .exceptions import ContextChangedError, ServerTimeoutError
 from .fhir.dates import parse_date
 from .fhir.names import get_name
-from .flows.exchange import send
 from .flows.lease import can_store_tokens
 from .models import Launch, TokenGrant
 from .prefix import build_launch_path
 from .protocol.context import LaunchContext
 from .protocol.messages import HTTPRequest, HTTPResponse
+from .servers.http import send
 
 __all__ = ["OpenChart", "get_open_charts"]
 

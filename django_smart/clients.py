@@ -17,11 +17,11 @@ from .fhir.asynchronous import AsyncFHIRClient
 from .fhir.client import FHIRClient
 from .fhir.messages import FHIRExchange
 from .flows.backend_services import BackendService
-from .flows.exchange import open_stream, send, whole_call_seconds
 from .flows.refresh import get_access_token, renew_access_token
 from .models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from .protocol.messages import HTTPRequest, HTTPResponse
 from .protocol.scopes import ScopeSet
+from .servers.http import open_stream, send, whole_call_seconds
 from .signals import fhir_request_finished
 
 if TYPE_CHECKING:

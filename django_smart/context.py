@@ -26,7 +26,6 @@ from .exceptions import (
     UnknownLaunchError,
 )
 from .fhir.app_state import AppStateClient, find_app_state_base
-from .flows.discovery import get_configuration
 from .flows.style import get_style
 from .models import Launch, TokenGrant
 from .prefix import split_launch_key
@@ -37,6 +36,7 @@ from .protocol.authorization_details import (
 from .protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
 from .protocol.scopes import ScopeSet
 from .protocol.urls import get_origin, normalize_base_url
+from .servers.discovery import get_configuration
 
 if TYPE_CHECKING:
     from .fhir import AsyncFHIRClient

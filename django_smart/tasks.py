@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from celery import shared_task
 
-from .flows import background, discovery, heartbeat, keys
+from .flows import background, heartbeat
+from .servers import discovery, signing_keys
 
 __all__ = [
     "purge",
@@ -55,7 +56,7 @@ def refresh_servers() -> None:
 @shared_task(ignore_result=True)
 def rotate_keys() -> None:
     """Publish, rotate and remove signing keys, as ``SMART_KEY_ROTATION`` says."""
-    keys.rotate_due_keys()
+    signing_keys.rotate_due_keys()
 
 
 @shared_task(ignore_result=True)

@@ -21,7 +21,6 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from django_smart import tasks, transport
-from django_smart.flows.keys import OVERLAP, create_signing_key
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -30,6 +29,7 @@ from django_smart.models import (
     SigningKey,
     TokenGrant,
 )
+from django_smart.servers.signing_keys import OVERLAP, create_signing_key
 from tests.flows.answers import Away
 
 pytestmark = pytest.mark.django_db

@@ -15,8 +15,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent / "django_smart"
 _LAYERS = {
     "pure": {"exceptions", "protocol"},
     "wire": {"fhir", "transport"},
-    "state": {"conf", "fields", "migrations", "models", "presets", "signals", "words"},
-    "flows": {"flows"},
+    "state": {"conf", "fields", "migrations", "models", "signals", "words"},
+    "flows": {"contrib", "flows", "grants", "launches", "servers"},
     "edges": {
         "admin",
         "apps",
@@ -84,7 +84,7 @@ _IMPURE = {
     "uuid.uuid1",
     "uuid.uuid4",
 }
-_LONGEST = 400  # lines
+_LONGEST = 700  # lines
 # One tree of errors in one file, and what Django writes: lists, which nobody reads from
 # top to bottom.
 _LISTS = {"exceptions", "migrations.0001_initial", "migrations.0003_brands"}

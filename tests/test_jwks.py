@@ -9,9 +9,9 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from django_smart.flows.keys import create_signing_key
 from django_smart.models import SigningKey
 from django_smart.protocol.jwk import PrivateKey, load_private_key
+from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import make_browser
 
 pytestmark = pytest.mark.django_db

@@ -13,7 +13,6 @@ from django.db import IntegrityError, connection, models, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
-from django_smart.flows.keys import ensure_active_key
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -21,6 +20,7 @@ from django_smart.models import (
     SigningKey,
     TokenGrant,
 )
+from django_smart.servers.signing_keys import ensure_active_key
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_smart.models import FHIRServer
-from django_smart.presets import PRESETS, ServerColumns, get_preset_values
+from django_smart.servers.presets import PRESETS, ServerColumns, get_preset_values
 
 
 def test_every_vendor_of_the_model_was_looked_at():

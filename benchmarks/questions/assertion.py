@@ -21,7 +21,7 @@ def run(report: Report) -> None:
     """Measure."""
     with running_stub() as stub:
         configure(stub=stub)
-        from django_smart.flows.keys import create_signing_key
+        from django_smart.servers.signing_keys import create_signing_key
 
         parsed = _count_parses()
         for algorithm in ("RS384", "ES384"):
@@ -71,9 +71,9 @@ def _repeat(sign: Callable[[], Any]) -> Callable[[int], None]:
 
 def _count_parses() -> list[int]:
     """Count what the flows ask for; making a key parses it too, and is not counted."""
-    from django_smart.flows import exchange
+    from django_smart.servers import http
 
-    flows: Any = exchange
+    flows: Any = http
     parsed, parse = [0], flows.load_private_key
 
     def count(pem: str | bytes) -> Any:
@@ -92,8 +92,8 @@ def _make_signers(
 
     import jwt
 
-    from django_smart.flows.exchange import prepare_client_authentication
     from django_smart.protocol.jwk import load_private_key
+    from django_smart.servers.http import prepare_client_authentication
 
     endpoint = f"{stub.origin}/token"
     ready, pem = load_private_key(key.private_key), key.private_key

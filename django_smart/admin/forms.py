@@ -10,9 +10,9 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import CredentialsError, SMARTError, UnsupportedServerError
-from ..flows.register import make_slug
-from ..flows.support import ask_and_check, find_problems
 from ..models import ClientRegistration, FHIRServer
+from ..servers.registering import make_slug
+from ..servers.requirements import ask_and_check, find_problems
 
 __all__ = ["ClientRegistrationForm", "FHIRServerForm"]
 

@@ -13,8 +13,8 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import KeyRotationError
-from ..flows.keys import generate_key, rotate_key
 from ..models import SigningKey
+from ..servers.signing_keys import generate_key, rotate_key
 from .base import UnchangeableAdmin
 from .display import as_json
 

@@ -16,11 +16,11 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..exceptions import InsecureURLError
-from ..flows.keys import ensure_active_key
 from ..flows.refused_credentials import resume_refreshes
-from ..flows.register import ClientURLs, build_client_urls, get_site_url
 from ..models import ClientRegistration, FHIRServer
 from ..prefix import get_protocol_url
+from ..servers.registering import ClientURLs, build_client_urls, get_site_url
+from ..servers.signing_keys import ensure_active_key
 from .base import BaseAdmin
 from .display import EMPTY, as_copyable, as_list, shorten
 from .doctor import TestConnectionMixin

@@ -19,9 +19,9 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import SMARTError
-from ..flows.discovery import fetch_configuration
 from ..models import ClientRegistration, FHIRServer, TokenGrant
-from ..presets import get_preset_values
+from ..servers.discovery import fetch_configuration
+from ..servers.presets import get_preset_values
 from .base import BaseAdmin
 from .display import shorten
 from .doctor import TestConnectionMixin

@@ -15,7 +15,7 @@ from django.urls import NoReverseMatch
 from django.utils.functional import Promise
 
 from ..exceptions import InsecureURLError
-from ..flows.register import validate_site_url
+from ..servers.registering import validate_site_url
 
 __all__ = [
     "Validator",

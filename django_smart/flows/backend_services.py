@@ -22,11 +22,11 @@ from ..protocol.client_auth import PrivateKeyJWT
 from ..protocol.messages import HTTPRequest
 from ..protocol.scopes import ScopeSet
 from ..protocol.token import build_client_credentials_request, process_token_response
-from .discovery import get_configuration
-from .exchange import build_client_authentication, send_patiently
+from ..servers.discovery import get_configuration
+from ..servers.http import build_client_authentication, send_patiently
+from ..servers.requirements import check_backend_service
 from .lease import exchange_with_lease, get_fresh_grant
 from .own_connection import waiting_for_locks
-from .support import check_backend_service
 
 __all__ = ["BackendService"]
 

@@ -25,9 +25,9 @@ from ..protocol.authorization import AuthorizationRequest, build_authorization_r
 from ..protocol.capabilities import Capability
 from ..protocol.discovery import SMARTConfiguration
 from ..protocol.pkce import build_code_challenge
-from .discovery import get_configuration
+from ..servers.discovery import get_configuration
+from ..servers.requirements import check_launch
 from .failure import fail_launch, refuse_launch
-from .support import check_launch
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser

@@ -38,11 +38,11 @@ from ..protocol.token import (
     build_token_request,
     process_token_response,
 )
-from .discovery import get_configuration
+from ..servers.discovery import get_configuration
+from ..servers.http import build_client_authentication, send
+from ..servers.id_tokens import check_id_token
 from .ending import end_idlest_launches, end_launches, supersede_grants
-from .exchange import build_client_authentication, send
 from .failure import fail_launch
-from .id_tokens import check_id_token
 from .schedule import get_refresh_due_at
 from .storing import store_together
 

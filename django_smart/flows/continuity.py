@@ -11,9 +11,9 @@ from ..conf import conf
 from ..exceptions import ContextChangedError, SMARTError
 from ..models import Launch, TokenGrant
 from ..protocol.context import merge_parameters
+from ..servers.id_tokens import check_id_token
 from ..signals import grant_lost
 from .events import describe_grant
-from .id_tokens import check_id_token
 from .own_connection import unless_locked
 
 __all__ = ["end_changed_grant", "keep_context", "names_another_person"]

@@ -20,10 +20,10 @@ from ..protocol.token_management import (
     build_revocation_request,
     process_revocation_response,
 )
+from ..servers.discovery import get_configuration
+from ..servers.http import build_client_authentication, send
 from ..signals import grant_revoked
-from .discovery import get_configuration
 from .events import describe_grant
-from .exchange import build_client_authentication, send
 from .pace import is_outage
 
 __all__ = [

@@ -21,9 +21,9 @@ from ..protocol.token_management import (
     build_introspection_request,
     process_introspection_response,
 )
+from ..servers.discovery import get_configuration
+from ..servers.http import build_client_authentication, send
 from .continuity import end_changed_grant
-from .discovery import get_configuration
-from .exchange import build_client_authentication, send
 
 __all__ = ["introspect", "introspect_grant"]
 

@@ -25,8 +25,8 @@ from ..exceptions import (
     TokenServerError,
 )
 from ..models import TokenGrant
+from ..servers.http import whole_call_seconds
 from .events import describe_grant
-from .exchange import whole_call_seconds
 from .own_connection import (
     is_in_transaction,
     note_exchange,

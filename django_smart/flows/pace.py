@@ -21,8 +21,8 @@ from ..exceptions import (
 )
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
+from ..servers.http import whole_call_seconds
 from .events import describe_server
-from .exchange import whole_call_seconds
 
 __all__ = ["BATCH_SIZE", "Pace", "get_batch_size", "get_claim_limit", "is_outage"]
 

@@ -24,8 +24,8 @@ from ..models import TokenGrant
 from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
 from ..protocol.token import build_refresh_request
-from .discovery import get_configuration
-from .exchange import build_client_authentication, send, send_patiently
+from ..servers.discovery import get_configuration
+from ..servers.http import build_client_authentication, send, send_patiently
 from .lease import exchange_with_lease, get_fresh_grant, note_failure
 from .own_connection import is_in_transaction
 from .refresh_answer import take_answer, take_refusal

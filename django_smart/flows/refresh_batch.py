@@ -28,8 +28,8 @@ from ..models import FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
-from .discovery import get_configuration
-from .exchange import prepare_client_authentication, send, whole_call_seconds
+from ..servers.discovery import get_configuration
+from ..servers.http import prepare_client_authentication, send, whole_call_seconds
 from .lease import lease_length, new_owner, note_failure
 from .pace import Pace, is_outage
 from .refresh import build_request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..flows.register_dynamically import DynamicRegistration, register_dynamically
+from ..servers.registering import DynamicRegistration, register_dynamically
 from .entries import ENTRY_NAMES, EntryError, build_input, parse_settings
 
 __all__ = ["OPTIONS", "describe_outcome", "register_by_options"]
@@ -25,7 +25,7 @@ def register_by_options(
     Raises:
         EntryError: they do not go together, or one is missing.
         ValidationError, ImproperlyConfigured, SMARTError: as
-            :func:`~django_smart.flows.register_dynamically.register_dynamically`.
+            :func:`~django_smart.servers.registering.register_dynamically`.
     """
     given = [name for name in _REFUSED if options[name] is not None]
     if given:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..flows.register import RegistrationInput
+from ..servers.registering import RegistrationInput
 from .columns import ColumnError, parse_columns
 
 __all__ = [

@@ -8,9 +8,9 @@ from django.http import HttpRequest, JsonResponse
 from django.utils.decorators import method_decorator
 from django.views.generic import View
 
-from ..flows.keys import JWKS_MAX_AGE
 from ..flows.probe import SEEN_AS, answer_probe
 from ..models import SigningKey
+from ..servers.signing_keys import JWKS_MAX_AGE
 
 __all__ = ["JWKSView"]
 

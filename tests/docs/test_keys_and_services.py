@@ -11,8 +11,8 @@ from django.core.management import CommandError
 from django_smart.checks import check_settings
 from django_smart.conf import conf
 from django_smart.exceptions import ServerUnreachableError
-from django_smart.flows.keys import OVERLAP
 from django_smart.models import ClientRegistration, SigningKey
+from django_smart.servers.signing_keys import OVERLAP
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
 from tests.management.running import Ran, run

@@ -28,9 +28,9 @@ from prometheus_client import REGISTRY
 import tests
 from django_smart import transport
 from django_smart.clients import build_fhir_client
-from django_smart.flows.discovery import fetch_configuration
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
+from django_smart.servers.discovery import fetch_configuration
 from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
 from tests.celery import app as celery_app

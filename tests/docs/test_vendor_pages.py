@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 
 from django_smart.models import ClientRegistration, FHIRServer
-from django_smart.presets import PRESETS
+from django_smart.servers.presets import PRESETS
 from tests.docs.blocks import DOCS, read_blocks
 
 _PAGES = {

@@ -13,8 +13,8 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.flows.heartbeat import BEAT_TASK
-from django_smart.flows.keys import ensure_active_key
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TaskRun
+from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
 from tests.doctor.site import PublicSite
 from tests.ehr import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SITE

@@ -14,8 +14,8 @@ from werkzeug.wrappers import Response
 
 from django_smart import transport
 from django_smart.flows.doctor import KINDS, Finding, examine
-from django_smart.flows.keys import ensure_active_key
 from django_smart.models import FHIRServer, SigningKey, TaskRun, TokenGrant
+from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.tasks import refresh_servers
 from django_smart.testing import EHRSimulator
 from tests.doctor.conftest import World

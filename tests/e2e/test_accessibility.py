@@ -22,8 +22,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 import django_smart
 from django_smart import transport
 from django_smart.flows.brands import import_brand_file
-from django_smart.flows.keys import create_signing_key
 from django_smart.models import Launch, TokenGrant
+from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
 from tests.bundles import bundle, endpoint, organization
 from tests.ehr import BASE_URL, SITE, make_registration

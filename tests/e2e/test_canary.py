@@ -32,7 +32,6 @@ from django_smart.clients import fhir_client_for
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.client import FHIRClient
 from django_smart.flows.background import refresh_grants
-from django_smart.flows.keys import ensure_active_key
 from django_smart.flows.style import get_style
 from django_smart.models import (
     ClientRegistration,
@@ -40,6 +39,7 @@ from django_smart.models import (
     SigningKey,
     TokenGrant,
 )
+from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.tasks import revoke_grants
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.people import PATIENTS

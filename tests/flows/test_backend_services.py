@@ -26,12 +26,12 @@ from django_smart.exceptions import (
     UnsupportedServerError,
 )
 from django_smart.fhir.client import FHIRClient
-from django_smart.flows import exchange
 from django_smart.flows.background import purge
-from django_smart.flows.discovery import get_configuration
 from django_smart.flows.ending import disconnect_grant
-from django_smart.flows.keys import create_signing_key
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TokenGrant
+from django_smart.servers import http
+from django_smart.servers.discovery import get_configuration
+from django_smart.servers.signing_keys import create_signing_key
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT, listening, make_browser, make_registration
@@ -308,7 +308,7 @@ def test_malformed_answer_is_no_token(
 def test_busy_server_is_asked_a_second_time_with_a_new_assertion(
     ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "sleep", lambda seconds: None)
+    monkeypatch.setattr(http, "sleep", lambda seconds: None)
     answer(ehr, monkeypatch, "/auth/token", status=503)
     with pytest.raises(TokenServerError):
         read(backend_client_for(service))

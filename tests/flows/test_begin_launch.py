@@ -21,8 +21,8 @@ from django_smart.flows.begin_launch import (
     get_ehr_registration,
     get_standalone_registration,
 )
-from django_smart.flows.discovery import get_configuration
 from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     BASE_URL,

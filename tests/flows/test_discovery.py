@@ -18,7 +18,8 @@ from django_smart.exceptions import (
     MalformedDiscoveryError,
     ServerUnreachableError,
 )
-from django_smart.flows.discovery import (
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.servers.discovery import (
     fetch_configuration,
     fetch_jwks,
     get_configuration,
@@ -27,7 +28,6 @@ from django_smart.flows.discovery import (
     refetch_jwks,
     refresh_servers,
 )
-from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
 from tests.ehr import launch, make_browser, make_registration
 

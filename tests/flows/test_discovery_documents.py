@@ -13,14 +13,14 @@ from django_smart.exceptions import (
     ServerUnreachableError,
     UnsupportedServerError,
 )
-from django_smart.flows.discovery import (
+from django_smart.models import FHIRServer, Launch
+from django_smart.protocol.capabilities import Capability, CapabilitySet
+from django_smart.servers.discovery import (
     fetch_configuration,
     get_configuration,
     get_issuer,
     get_jwks,
 )
-from django_smart.models import FHIRServer, Launch
-from django_smart.protocol.capabilities import Capability, CapabilitySet
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     BASE_URL,

@@ -12,14 +12,14 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.exceptions import DiscoveryStatusError
-from django_smart.flows.discovery import (
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.schedule import BEAT_SCHEDULE
+from django_smart.servers.discovery import (
     get_configuration,
     get_jwks,
     refetch_jwks,
     refresh_servers,
 )
-from django_smart.models import ClientRegistration, FHIRServer
-from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.testing import EHRSimulator
 from tests.ehr import launch, make_browser
 from tests.flows.answers import answer

@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from django.test import Client
 
-from django_smart.flows.keys import ensure_active_key
 from django_smart.models import Launch, SigningKey, TokenGrant
+from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     CLIENT_ID,

@@ -15,16 +15,16 @@ from django_smart.exceptions import (
     InsecureURLError,
     ResponseTooLargeError,
 )
-from django_smart.flows import exchange
-from django_smart.flows.exchange import (
+from django_smart.models import ClientRegistration, SigningKey
+from django_smart.protocol.jwk import PrivateKey, load_private_key
+from django_smart.protocol.messages import HTTPRequest
+from django_smart.servers import http
+from django_smart.servers.http import (
     build_client_authentication,
     send,
     whole_call_seconds,
 )
-from django_smart.flows.keys import create_signing_key, rotate_key
-from django_smart.models import ClientRegistration, SigningKey
-from django_smart.protocol.jwk import PrivateKey, load_private_key
-from django_smart.protocol.messages import HTTPRequest
+from django_smart.servers.signing_keys import create_signing_key, rotate_key
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     CLIENT_ID,
@@ -200,7 +200,7 @@ def test_key_is_parsed_once_for_many_signatures(
         parsed.append(pem)
         return load(pem)
 
-    monkeypatch.setattr(exchange, "load_private_key", count)
+    monkeypatch.setattr(http, "load_private_key", count)
     assertions = {_apply(registration)[0]["client_assertion"] for _ in range(5)}
     assert (len(assertions), len(parsed)) == (5, 1)
     # What was signed with before does not stay in memory.
@@ -209,7 +209,7 @@ def test_key_is_parsed_once_for_many_signatures(
     for _ in range(2):
         _apply(registration)
     assert len(parsed) == 2
-    assert list(exchange._parsed_keys[algorithm])[:1] == [
+    assert list(http._parsed_keys[algorithm])[:1] == [
         SigningKey.objects.active().get().kid
     ]
 

@@ -14,9 +14,9 @@ from django_smart.exceptions import (
     ReauthorizationRequiredError,
     SMARTError,
 )
-from django_smart.flows import exchange
 from django_smart.flows.refresh import get_access_token, refresh_grant
 from django_smart.models import ClientRegistration, Launch, TokenGrant
+from django_smart.servers import http
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.ehr import CLIENT_SECRET, EHR_SCOPE, PATIENT, launch, listening, make_browser
@@ -62,7 +62,7 @@ FINAL = ["refresh_invalid_grant"]
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited for a busy server, without waiting."""
     pauses: list[float] = []
-    monkeypatch.setattr(exchange, "sleep", pauses.append)
+    monkeypatch.setattr(http, "sleep", pauses.append)
     return pauses
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from django_smart.clients import backend_client_for
 from django_smart.exceptions import SMARTError
-from django_smart.flows import exchange
 from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.servers import http
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT
 from tests.flows.faults import named
@@ -58,7 +58,7 @@ REFUSED = {name: codes for codes, names in _REFUSED.items() for name in names.sp
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited for a busy server, without waiting."""
     pauses: list[float] = []
-    monkeypatch.setattr(exchange, "sleep", pauses.append)
+    monkeypatch.setattr(http, "sleep", pauses.append)
     return pauses
 
 

@@ -15,7 +15,6 @@ from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.exceptions import ServerTimeoutError
 from django_smart.flows.ending import revoke_tokens
 from django_smart.flows.introspection import introspect_grant
-from django_smart.flows.keys import ensure_active_key
 from django_smart.flows.refresh import get_access_token
 from django_smart.models import (
     ClientRegistration,
@@ -24,6 +23,7 @@ from django_smart.models import (
     SigningKey,
     TokenGrant,
 )
+from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     CLIENT_ID,

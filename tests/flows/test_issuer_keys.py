@@ -11,8 +11,8 @@ from werkzeug.wrappers import Response
 
 from django_smart import transport
 from django_smart.exceptions import DiscoveryStatusError
-from django_smart.flows.discovery import fetch_configuration, get_jwks
 from django_smart.models import FHIRServer, Identity
+from django_smart.servers.discovery import fetch_configuration, get_jwks
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     CLIENT_ID,

@@ -25,11 +25,11 @@ from django.test import Client
 
 from django_smart import transport
 from django_smart.exceptions import KeyRotationError, TokenResponseError
-from django_smart.flows import keys
 from django_smart.flows.backend_services import BackendService
-from django_smart.flows.exchange import build_client_authentication
-from django_smart.flows.keys import JWKS_MAX_AGE, OVERLAP, ensure_active_key
 from django_smart.models import ClientRegistration, SigningKey
+from django_smart.servers import signing_keys
+from django_smart.servers.http import build_client_authentication
+from django_smart.servers.signing_keys import JWKS_MAX_AGE, OVERLAP, ensure_active_key
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import assertions
 from django_smart.testing.simulator.errors import OAuthError
@@ -145,10 +145,10 @@ def hospitals(clock: Any) -> Iterator[list[Hospital]]:
 
 def rotate_eagerly() -> None:
     """Rotate as soon as it is allowed, again and again."""
-    keys.rotate_due_keys()
-    keys.ensure_next_key("ES384")
+    signing_keys.rotate_due_keys()
+    signing_keys.ensure_next_key("ES384")
     with suppress(KeyRotationError):
-        keys.rotate_key("ES384")
+        signing_keys.rotate_key("ES384")
 
 
 def run(
@@ -179,7 +179,7 @@ def run(
 @pytest.mark.parametrize(
     ("rotate", "length", "steps", "rotations"),
     [
-        (keys.rotate_due_keys, 2 * (PERIOD + 2 * OVERLAP), (13, 29, 59), 2),
+        (signing_keys.rotate_due_keys, 2 * (PERIOD + 2 * OVERLAP), (13, 29, 59), 2),
         (rotate_eagerly, 6 * OVERLAP, (3, 7, 13), 4),
     ],
     ids=["scheduled", "as fast as allowed"],
@@ -213,7 +213,7 @@ def test_with_a_shorter_overlap_they_would(
     monkeypatch: pytest.MonkeyPatch,
     overlap: timedelta,
 ) -> None:
-    monkeypatch.setattr(keys, "OVERLAP", overlap)
+    monkeypatch.setattr(signing_keys, "OVERLAP", overlap)
     complaints = run(clock, hospitals, rotate_eagerly, length=timedelta(hours=8))
     assert set(complaints) == {
         "invalid_client: 0 registered keys match kid and alg, not one"
@@ -230,17 +230,17 @@ def test_overlap_is_long_enough_for_a_cache_behind_a_cache(
     overlap: timedelta,
     complaint: bool,
 ) -> None:
-    monkeypatch.setattr(keys, "OVERLAP", overlap)
+    monkeypatch.setattr(signing_keys, "OVERLAP", overlap)
     west = hospitals[-1]
     assert west.behind is not None
     clock.shift(2 * JWKS_MAX_AGE)
     west.behind.get()
-    keys.ensure_next_key("ES384")
+    signing_keys.ensure_next_key("ES384")
     clock.shift(JWKS_MAX_AGE - timedelta(seconds=1))
     # An hour old, and kept for another one.
     assert west.ask() == ""
     clock.shift(overlap - JWKS_MAX_AGE + timedelta(seconds=1))
-    keys.rotate_key("ES384")
+    signing_keys.rotate_key("ES384")
     assert ("invalid_client" in west.ask()) is complaint
 
 
@@ -249,15 +249,15 @@ def test_assertion_that_arrives_after_the_rotation_is_still_checked(
     clock: Any, hospitals: list[Hospital]
 ) -> None:
     ehr, registration = hospitals[0].ehr, hospitals[0].registration
-    keys.rotate_due_keys()
+    signing_keys.rotate_due_keys()
     clock.shift(PERIOD)
     form: list[tuple[str, str]] = []
     build_client_authentication(registration, token_endpoint=ehr.token_endpoint).apply(
         form, {}
     )
-    assert keys.rotate_due_keys().rotated == 1
+    assert signing_keys.rotate_due_keys().rotated == 1
     clock.shift(timedelta(seconds=239))
-    keys.rotate_due_keys()
+    signing_keys.rotate_due_keys()
     # Its cache had run out: what it fetches now has the old key still.
     client = ehr.clients[registration.client_id]
     assertions.verify(ehr, client, dict(form))

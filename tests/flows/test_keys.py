@@ -10,8 +10,15 @@ import time_machine
 
 from django_smart import tasks
 from django_smart.exceptions import KeyRotationError
-from django_smart.flows import keys
-from django_smart.flows.keys import (
+from django_smart.models import SigningKey
+from django_smart.protocol.client_auth import MAX_ASSERTION_LIFETIME
+from django_smart.protocol.jwk import (
+    generate_private_key_pem,
+    load_private_key,
+    public_jwk,
+)
+from django_smart.servers import signing_keys
+from django_smart.servers.signing_keys import (
     JWKS_MAX_AGE,
     OVERLAP,
     KeyChanges,
@@ -24,13 +31,6 @@ from django_smart.flows.keys import (
     retire_key,
     rotate_due_keys,
     rotate_key,
-)
-from django_smart.models import SigningKey
-from django_smart.protocol.client_auth import MAX_ASSERTION_LIFETIME
-from django_smart.protocol.jwk import (
-    generate_private_key_pem,
-    load_private_key,
-    public_jwk,
 )
 from tests.ehr import make_registration
 from tests.flows.threads import run_together
@@ -159,7 +159,7 @@ def test_rotation_that_another_one_overtakes_changes_nothing(
         return get_ready_at(key)
 
     # Called when the slower one has seen its next key, which signs a moment later.
-    monkeypatch.setattr(keys, "get_ready_at", overtake)
+    monkeypatch.setattr(signing_keys, "get_ready_at", overtake)
     with pytest.raises(KeyRotationError, match="by somebody else"):
         rotate_key("ES384", at_once=True)
     assert states() == {first.kid: "retired", following.kid: "active"}
@@ -273,7 +273,7 @@ def test_kid_of_a_new_key_can_be_typed_as_an_argument(
         found[public_jwk(load_private_key(pem))["kid"].startswith("-")] = pem
     made = [found[False], found[True]]
     dashed = public_jwk(load_private_key(found[True]))["kid"]
-    monkeypatch.setattr(keys, "generate_private_key_pem", lambda _: made.pop())
+    monkeypatch.setattr(signing_keys, "generate_private_key_pem", lambda _: made.pop())
     kid = create_signing_key("ES384").kid
     assert kid != dashed
     assert made == []

@@ -9,8 +9,8 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
 
-from django_smart.flows.discovery import fetch_configuration
 from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.servers.discovery import fetch_configuration
 from django_smart.testing import EHRSimulator
 from tests.ehr import connect, launch, make_browser, make_registration
 from tests.flows.answers import answer

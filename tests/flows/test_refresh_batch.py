@@ -26,18 +26,13 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
-from django_smart.flows import (
-    exchange,
-    refresh,
-    refresh_answer,
-    refresh_batch,
-    storing,
-)
+from django_smart.flows import refresh, refresh_answer, refresh_batch, storing
 from django_smart.flows.background import claim_due_batches
-from django_smart.flows.exchange import whole_call_seconds
 from django_smart.flows.refresh import get_access_token
 from django_smart.flows.refresh_batch import RefreshResult, refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.servers import http
+from django_smart.servers.http import whole_call_seconds
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT, connect, listening, make_browser, make_registration
@@ -294,7 +289,7 @@ def test_answers_do_not_wait_for_receivers_of_others(
     before = TokenGrant.objects.in_bulk(grant_ids)
     stored: list[int] = []
     told: list[int] = []
-    answered, send = threading.Semaphore(0), exchange.send
+    answered, send = threading.Semaphore(0), http.send
 
     def send_and_tell(request: Any) -> Any:
         response = send(request)
@@ -328,7 +323,7 @@ def test_another_patient_ends_the_grant_before_receivers_of_others_run(
     changed = TokenGrant.objects.get(pk=grant_ids[0])
     TokenGrant.objects.filter(pk=changed.pk).update(patient_id=PATIENT)
     statuses: list[str] = []
-    is_told, send = threading.Event(), exchange.send
+    is_told, send = threading.Event(), http.send
 
     def send_another_patient(request: Any) -> Any:
         response = send(request)

@@ -9,14 +9,14 @@ import pytest
 from werkzeug.wrappers import Response
 
 from django_smart.exceptions import ServerTimeoutError, TokenServerError
-from django_smart.flows import exchange
-from django_smart.flows.keys import create_signing_key
 from django_smart.flows.refresh import (
     get_access_token,
     refresh_grant,
     renew_access_token,
 )
 from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.servers import http
+from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
 from tests.flows.grants import expire, reload_grant
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited, without waiting."""
     pauses: list[float] = []
-    monkeypatch.setattr(exchange, "sleep", pauses.append)
+    monkeypatch.setattr(http, "sleep", pauses.append)
     return pauses
 
 
@@ -157,16 +157,16 @@ def test_second_try_keeps_to_the_limit_of_one_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grant = expire(grant, ehr)
-    monkeypatch.setattr(exchange, "_DEFAULT_WAIT", 20)
+    monkeypatch.setattr(http, "_DEFAULT_WAIT", 20)
     settings.SMART_HTTP_TIMEOUT = (30, 30, 30)
     limits: list[float | None] = []
-    send = exchange.send
+    send = http.send
 
     def note_limit(request: Any, *, within: float | None = None) -> Any:
         limits.append(within)
         return send(request, within=within)
 
-    monkeypatch.setattr(exchange, "send", note_limit)
+    monkeypatch.setattr(http, "send", note_limit)
     busy(ehr, monkeypatch)
     get_access_token(grant)
     assert limits[0] is None
@@ -185,9 +185,9 @@ def test_shorter_limit_is_kept(
     ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grant = expire(grant, ehr)
-    send = exchange.send
+    send = http.send
     monkeypatch.setattr(
-        exchange, "send", lambda request, within=None: send(request, within=1e-9)
+        http, "send", lambda request, within=None: send(request, within=1e-9)
     )
     with pytest.raises(ServerTimeoutError):
         get_access_token(grant)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_smart.exceptions import InsecureURLError
-from django_smart.flows.register import validate_site_url
+from django_smart.servers.registering import validate_site_url
 
 
 @pytest.mark.parametrize(

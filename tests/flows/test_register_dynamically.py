@@ -18,10 +18,13 @@ from django_smart.exceptions import (
     TransportError,
     UnsupportedServerError,
 )
-from django_smart.flows import register_dynamically as flow
-from django_smart.flows.register import RegistrationInput, register_client
-from django_smart.flows.register_dynamically import register_dynamically
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey
+from django_smart.servers import registering as flow
+from django_smart.servers.registering import (
+    RegistrationInput,
+    register_client,
+    register_dynamically,
+)
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.faults import FAULTS
 from tests.ehr import (

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from django_smart.exceptions import UnsupportedServerError
-from django_smart.flows.support import check_launch, check_registration
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.servers.requirements import check_launch, check_registration
 
 OFFERED = SMARTConfiguration(
     token_endpoint="https://ehr.example.org/token",

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from django.core.management import CommandError
 
-from django_smart.flows.keys import OVERLAP
 from django_smart.models import SigningKey
+from django_smart.servers.signing_keys import OVERLAP
 from tests.ehr import make_registration
 from tests.management.running import run
 

@@ -7,8 +7,8 @@ import json
 import pytest
 from django.db import IntegrityError, transaction
 
-from django_smart.flows.keys import create_signing_key
 from django_smart.models import SigningKey
+from django_smart.servers.signing_keys import create_signing_key
 
 pytestmark = pytest.mark.django_db
 

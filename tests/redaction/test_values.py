@@ -29,7 +29,7 @@ from django_smart.fhir.search import SearchPage, SearchResult
 from django_smart.fhir.session import FHIRSession
 from django_smart.fields import _Secret
 from django_smart.models import Launch
-from django_smart.presets import ServerColumns
+from django_smart.servers.presets import ServerColumns
 
 CANARY = "c4nary"
 
@@ -69,7 +69,7 @@ PUBLISHED = (
     "django_smart.flows.picker",
     "django_smart.flows.reencrypt",
     "django_smart.flows.refresh_batch",
-    "django_smart.flows.support",
+    "django_smart.servers.requirements",
     "django_smart.protocol.brands",
     "django_smart.protocol.style",
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from ...conf import conf
 from ...models import ClientRegistration, FHIRServer
-from ..register import get_site_url
+from ...servers.registering import get_site_url
 from .background import examine_background
 from .findings import KINDS, Finding, Severity, build_finding
 from .server import examine_server

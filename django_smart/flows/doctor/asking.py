@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...protocol.messages import HTTPRequest, HTTPResponse
-from ..exchange import send
+from ...servers.http import send
 
 __all__ = ["ask"]
 

@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from ...conf import conf
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
+from ...servers.signing_keys import OVERLAP
 from ..heartbeat import BEAT_TASK, LONGEST_SILENCE
-from ..keys import OVERLAP
 from .findings import Finding, build_finding
 
 __all__ = ["examine_background"]

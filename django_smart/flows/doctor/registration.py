@@ -25,9 +25,9 @@ from ...protocol.configuration import SMARTConfiguration
 from ...protocol.messages import HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.token import build_token_request, process_token_response
-from ..exchange import build_client_authentication
-from ..register import get_site_url
-from ..support import find_problems
+from ...servers.http import build_client_authentication
+from ...servers.registering import get_site_url
+from ...servers.requirements import find_problems
 from .asking import ask
 from .findings import Finding, build_finding
 from .site import answers_at

@@ -26,7 +26,7 @@ from ...protocol.discovery import (
 )
 from ...protocol.json import parse_json_object
 from ...protocol.messages import HTTPRequest, HTTPResponse
-from ..discovery import fetch_configuration, fetch_jwks
+from ...servers.discovery import fetch_configuration, fetch_jwks
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 from .registration import examine_registration

@@ -16,7 +16,7 @@ from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
 from ...models import SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPResponse
-from ..keys import OVERLAP
+from ...servers.signing_keys import OVERLAP
 from ..probe import PARAMETER, SEEN_AS, build_probe
 from .asking import ask
 from .findings import Finding, Severity, build_finding

@@ -7,10 +7,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
-from django_smart.flows.discovery import fetch_configuration, fetch_jwks
 from django_smart.management.wording import describe_configuration
 from django_smart.models import FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.servers.discovery import fetch_configuration, fetch_jwks
 
 __all__ = ["Command"]
 

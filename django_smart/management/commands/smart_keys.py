@@ -11,7 +11,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from django_smart.exceptions import KeyRotationError
-from django_smart.flows.keys import (
+from django_smart.models import ClientRegistration, SigningKey
+from django_smart.protocol.jwk import SIGNING_ALGORITHMS
+from django_smart.servers.signing_keys import (
     ensure_next_key,
     generate_key,
     get_ready_at,
@@ -20,8 +22,6 @@ from django_smart.flows.keys import (
     rotate_due_keys,
     rotate_key,
 )
-from django_smart.models import ClientRegistration, SigningKey
-from django_smart.protocol.jwk import SIGNING_ALGORITHMS
 
 __all__ = ["Command"]
 

@@ -20,19 +20,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
 from django_smart.exceptions import SMARTError
-from django_smart.flows.discovery import (
-    DISCOVERED_COLUMNS,
-    fetch_configuration,
-    fetch_jwks,
-)
-from django_smart.flows.register import (
-    ClientURLs,
-    RegistrationInput,
-    build_client_urls,
-    get_site_url,
-    register_client,
-)
-from django_smart.flows.support import check_registration
 from django_smart.management import dynamic
 from django_smart.management.columns import get_column_names
 from django_smart.management.entries import (
@@ -45,6 +32,19 @@ from django_smart.management.entries import (
 )
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.servers.discovery import (
+    DISCOVERED_COLUMNS,
+    fetch_configuration,
+    fetch_jwks,
+)
+from django_smart.servers.registering import (
+    ClientURLs,
+    RegistrationInput,
+    build_client_urls,
+    get_site_url,
+    register_client,
+)
+from django_smart.servers.requirements import check_registration
 
 __all__ = ["Command"]
 

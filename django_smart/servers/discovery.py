@@ -35,7 +35,7 @@ from ..protocol.discovery import (
 )
 from ..protocol.messages import HTTPResponse
 from ..protocol.urls import get_origin
-from .exchange import send
+from .http import send
 
 __all__ = [
     "DISCOVERED_COLUMNS",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from .models import FHIRServer
+from ..models import FHIRServer
 
 __all__ = ["PRESETS", "ServerColumns", "get_preset_values"]
 
