@@ -30,7 +30,7 @@ from .conf import conf
 from .exceptions import ContextChangedError, ServerTimeoutError
 from .fhir.dates import parse_date
 from .fhir.names import get_name
-from .flows.lease import can_store_tokens
+from .grants.lease import can_store_tokens
 from .models import Launch, TokenGrant
 from .prefix import build_launch_path
 from .protocol.context import LaunchContext

@@ -16,8 +16,8 @@ from .exceptions import AmbiguousGrantError, InsufficientScopeError, NoGrantErro
 from .fhir.asynchronous import AsyncFHIRClient
 from .fhir.client import FHIRClient
 from .fhir.messages import FHIRExchange
-from .flows.backend_services import BackendService
-from .flows.refresh import get_access_token, renew_access_token
+from .grants.backend_services import BackendService
+from .grants.refresh import get_access_token, renew_access_token
 from .models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from .protocol.messages import HTTPRequest, HTTPResponse
 from .protocol.scopes import ScopeSet

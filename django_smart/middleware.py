@@ -27,8 +27,8 @@ from .error_pages.endings import ENDINGS
 from .error_pages.retry import connect_again, connect_records, get_page
 from .error_pages.trouble import is_trouble, render_trouble
 from .exceptions import ContextChangedError, EndedLaunchError, PrefixError, SMARTError
-from .flows.refresh import get_access_token
 from .frames import adapt_response, may_be_framed
+from .grants.refresh import get_access_token
 from .message_names import keep_messages_apart
 from .models import Launch
 from .prefix import LaunchPrefix

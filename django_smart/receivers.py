@@ -8,9 +8,8 @@ from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.http import HttpRequest
 from django.utils import timezone
 
-from .broker import enqueue_revocations
 from .browser import get_browser
-from .flows.ending import end_browser, end_launches
+from .grants.ending import end_browser, end_launches, enqueue_revocations
 from .models import Launch
 from .prefix import LaunchPrefix
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from celery import shared_task
 
-from .flows import background, heartbeat
+from .flows import heartbeat
+from .grants import engine
 from .servers import discovery, signing_keys
 
 __all__ = [
@@ -26,10 +27,10 @@ __all__ = [
 @shared_task(ignore_result=True)
 def refresh_due_grants() -> None:
     """Send the due grants to the workers, a batch of one server a message."""
-    for grant_ids in background.claim_due_batches():
+    for grant_ids in engine.claim_due_batches():
         # What no worker took up by then is claimed, and sent, again.
         refresh_grants.apply_async(
-            (grant_ids,), expires=background.CLAIM_LENGTH.total_seconds()
+            (grant_ids,), expires=engine.CLAIM_LENGTH.total_seconds()
         )
 
 
@@ -37,13 +38,13 @@ def refresh_due_grants() -> None:
 @shared_task(ignore_result=True, acks_late=True, reject_on_worker_lost=True)
 def refresh_grants(grant_ids: Sequence[int]) -> None:
     """Refresh those of the grants that are still due."""
-    background.refresh_grants(grant_ids)
+    engine.refresh_grants(grant_ids)
 
 
 @shared_task(ignore_result=True, acks_late=True)
 def revoke_grants(grant_ids: Sequence[int]) -> None:
     """Tell the EHRs of grants that ended here."""
-    background.revoke_grants(grant_ids)
+    engine.revoke_grants(grant_ids)
 
 
 @shared_task(ignore_result=True)
@@ -62,4 +63,4 @@ def rotate_keys() -> None:
 @shared_task(ignore_result=True)
 def purge() -> None:
     """Delete what is long over, and finish what was left open."""
-    background.purge()
+    engine.purge()

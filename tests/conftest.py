@@ -16,7 +16,7 @@ from django.core.cache import caches
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
-from django_smart.flows import schedule
+from django_smart.grants import due_times
 from tests.celery import app as celery_app
 from tests.ehr import ehr, registration
 from tests.services import require, requirements_of
@@ -149,4 +149,4 @@ def _fresh_caches() -> Iterator[None]:
 @pytest.fixture
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for by chance is waited for as long as may be."""
-    monkeypatch.setattr(schedule._random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(due_times._random, "uniform", lambda _, most: most)

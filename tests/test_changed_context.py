@@ -13,7 +13,7 @@ from django.urls import get_script_prefix, path
 from django.utils import timezone
 
 from django_smart.exceptions import ContextChangedError
-from django_smart.flows.introspection import introspect_grant
+from django_smart.grants.introspection import introspect_grant
 from django_smart.middleware import SMARTMiddleware
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.signals import grant_lost

@@ -16,8 +16,8 @@ from django_smart.exceptions import (
     NoGrantError,
     ReauthorizationRequiredError,
 )
-from django_smart.flows import refresh
-from django_smart.flows.ending import disconnect_grant
+from django_smart.grants import refresh
+from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests.ehr import PATIENT, make_registration
 

@@ -16,7 +16,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.utils import timezone
 
 from django_smart.clients import fhir_client_for
-from django_smart.flows.refresh import refresh_grant
+from django_smart.grants.refresh import refresh_grant
 from django_smart.models import Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server

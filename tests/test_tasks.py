@@ -10,9 +10,8 @@ import pytest
 from django.utils import timezone
 
 from django_smart import tasks
-from django_smart.broker import enqueue_revocations
-from django_smart.flows.background import CLAIM_LENGTH
-from django_smart.flows.ending import disconnect_grant
+from django_smart.grants.ending import disconnect_grant, enqueue_revocations
+from django_smart.grants.engine import CLAIM_LENGTH
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.testing import EHRSimulator

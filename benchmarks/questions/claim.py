@@ -90,7 +90,7 @@ def _databases(kinds: list[str], sizes: list[int]) -> Iterator[dict[Any, str]]:
 def _measure(
     report: Report, kind: str, sizes: list[int], aliases: dict[Any, str]
 ) -> list[list[float]]:
-    from django_smart.flows.background import claim_due_batches
+    from django_smart.grants.engine import claim_due_batches
     from django_smart.models import TokenGrant
 
     due: dict[str, list[int]] = {}
@@ -144,7 +144,7 @@ def _look_at_plan(report: Report, kind: str, alias: str, let_go: Any) -> None:
     from django.db import connections
     from django.test.utils import CaptureQueriesContext
 
-    from django_smart.flows.background import claim_due_batches
+    from django_smart.grants.engine import claim_due_batches
     from django_smart.models import TokenGrant
 
     let_go(alias)
@@ -179,7 +179,7 @@ def _count_idle_tick(report: Report, kind: str) -> None:
     from django.db import connections, router
     from django.test.utils import CaptureQueriesContext
 
-    from django_smart.flows.background import claim_due_batches
+    from django_smart.grants.engine import claim_due_batches
     from django_smart.models import TokenGrant
 
     TokenGrant.objects.due(_now()).update(refresh_due_at=_now() + timedelta(hours=1))

@@ -178,7 +178,7 @@ def fill_grants_further(number: int, registration: Any) -> None:
 
 
 def _make_actions(stub: Any) -> dict[str, tuple[Callable[[int], None], int]]:
-    from django_smart.flows.background import claim_due_batches
+    from django_smart.grants.engine import claim_due_batches
     from django_smart.models import ClientRegistration, FHIRServer
     from django_smart.servers.http import build_client_authentication
     from django_smart.servers.signing_keys import create_signing_key

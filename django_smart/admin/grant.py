@@ -14,9 +14,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..broker import enqueue_revocations
-from ..flows.background import BATCH_SIZE
-from ..flows.ending import disconnect_grant
+from ..grants.ending import disconnect_grant, enqueue_revocations
+from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from .base import ReadOnlyAdmin

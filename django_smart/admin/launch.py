@@ -11,8 +11,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..broker import enqueue_revocations
-from ..flows.ending import end_launches
+from ..grants.ending import end_launches, enqueue_revocations
 from ..models import Launch
 from .base import ReadOnlyAdmin
 from .display import as_scopes

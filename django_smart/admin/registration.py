@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..exceptions import InsecureURLError
-from ..flows.refused_credentials import resume_refreshes
+from ..grants.server_limits import resume_refreshes
 from ..models import ClientRegistration, FHIRServer
 from ..prefix import get_protocol_url
 from ..servers.registering import ClientURLs, build_client_urls, get_site_url

@@ -27,6 +27,9 @@ from ..exceptions import (
     UserInactiveError,
 )
 from ..fields import digest
+from ..grants.due_times import get_refresh_due_at
+from ..grants.ending import end_idlest_launches, end_launches, supersede_grants
+from ..grants.storing import store_together
 from ..models import ClientRegistration, Identity, Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.authorization import get_state, process_authorization_response
@@ -41,10 +44,7 @@ from ..protocol.token import (
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token
-from .ending import end_idlest_launches, end_launches, supersede_grants
 from .failure import fail_launch
-from .schedule import get_refresh_due_at
-from .storing import store_together
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser

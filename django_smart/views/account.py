@@ -20,10 +20,9 @@ from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
-from ..broker import enqueue_revocations
 from ..browser import get_browser
-from ..flows.ending import disconnect_grant
 from ..flows.logout import find_end_session_url
+from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..models import ClientRegistration, TokenGrant
 from ..prefix import get_protocol_url
 from .base import ProtocolView, get_user

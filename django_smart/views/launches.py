@@ -14,7 +14,6 @@ from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy as _
 
 from ..backends import SMARTAuthenticationBackend
-from ..broker import enqueue_revocations
 from ..browser import Browser, get_browser
 from ..clients import build_fhir_client
 from ..conf import conf
@@ -42,6 +41,7 @@ from ..flows.begin_launch import (
 )
 from ..flows.complete_launch import Completion, complete_launch
 from ..frames import is_framed, set_frame
+from ..grants.ending import enqueue_revocations
 from ..message_names import keep_messages_apart
 from ..models import ClientRegistration, Launch
 from ..prefix import build_launch_path

@@ -18,7 +18,7 @@ class ChaosConfig(AppConfig):
 
     def ready(self) -> None:
         """Name the process in each request; make claims as short as the rest."""
-        from django_smart.flows import background
+        from django_smart.grants import engine
         from django_smart.transport import edge
 
         def name_process() -> None:
@@ -28,4 +28,4 @@ class ChaosConfig(AppConfig):
         os.register_at_fork(after_in_child=name_process)
         # For a message that was lost, the short form has no 45 seconds.
         if seconds := os.environ.get("CHAOS_CLAIM"):
-            background.CLAIM_LENGTH = timedelta(seconds=float(seconds))
+            engine.CLAIM_LENGTH = timedelta(seconds=float(seconds))

@@ -15,9 +15,9 @@ import pytest
 from django.test import Client
 
 from django_smart.clients import backend_client_for, fhir_client_for
-from django_smart.flows.background import revoke_grants
-from django_smart.flows.ending import disconnect_grant
-from django_smart.flows.refresh import refresh_grant
+from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.engine import revoke_grants
+from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import ensure_active_key, ensure_next_key
 from django_smart.testing import EHRSimulator

@@ -26,8 +26,8 @@ from django_smart.exceptions import (
     UnsupportedServerError,
 )
 from django_smart.fhir.client import FHIRClient
-from django_smart.flows.background import purge
-from django_smart.flows.ending import disconnect_grant
+from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.engine import purge
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TokenGrant
 from django_smart.servers import http
 from django_smart.servers.discovery import get_configuration

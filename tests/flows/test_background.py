@@ -14,15 +14,15 @@ from django.utils import timezone
 from django_smart import transport
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import AmbiguousGrantError
-from django_smart.flows import background, pace
-from django_smart.flows.background import (
+from django_smart.grants import engine, server_limits
+from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.engine import (
     RefreshResult,
     claim_due_batches,
     purge,
     refresh_grants,
     revoke_grants,
 )
-from django_smart.flows.ending import disconnect_grant
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -125,7 +125,7 @@ def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
     other = make_registration(
         server__slug="other", server__base_url="https://other.example.org/r4"
     )
-    monkeypatch.setattr(pace, "BATCH_SIZE", 2)
+    monkeypatch.setattr(server_limits, "BATCH_SIZE", 2)
     now = timezone.now()
     here, there = (
         [
@@ -399,7 +399,7 @@ def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
 
     def respond_once_in_time(request: Any) -> Any:
         if request.path.endswith("/revoke"):
-            monkeypatch.setattr(background, "monotonic", lambda: time.monotonic() + 700)
+            monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + 700)
         return respond(request)
 
     monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_in_time)

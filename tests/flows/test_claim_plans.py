@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_smart.flows.background import claim_due_batches
+from django_smart.grants.engine import claim_due_batches
 from django_smart.models import ClientRegistration, TokenGrant
 
 # MariaDB commits with ANALYZE TABLE, so what is filled in has to be taken out again.

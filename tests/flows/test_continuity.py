@@ -12,8 +12,8 @@ import pytest
 from werkzeug.wrappers import Request, Response
 
 from django_smart.exceptions import ContextChangedError, MalformedTokenResponseError
-from django_smart.flows import background
-from django_smart.flows.refresh import get_access_token
+from django_smart.grants import engine
+from django_smart.grants.refresh import get_access_token
 from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
@@ -194,7 +194,7 @@ def check_it_ends(opened: Launch, ehr: EHRSimulator) -> None:
     # The rotated one, which is what the EHR knows.
     assert stored.refresh_token not in ("", used)
     assert [each["error_code"] for each in lost] == ["context_changed"]
-    assert background.revoke_grants([stored.pk]) == 1
+    assert engine.revoke_grants([stored.pk]) == 1
     assert all(each.revoked for each in ehr.store.grants())
 
 

@@ -12,7 +12,7 @@ from django.contrib.auth import get_user_model
 from django.test import Client
 from django.utils import timezone
 
-from django_smart.flows.ending import (
+from django_smart.grants.ending import (
     disconnect_grant,
     end_browser,
     find_unused_grants,

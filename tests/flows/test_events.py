@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from django_smart.flows.background import refresh_grants, revoke_grants
+from django_smart.grants.engine import refresh_grants, revoke_grants
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 

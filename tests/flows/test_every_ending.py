@@ -11,9 +11,9 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from django_smart.flows import background
-from django_smart.flows.introspection import introspect_grant
-from django_smart.flows.refresh import get_access_token
+from django_smart.grants import engine
+from django_smart.grants.introspection import introspect_grant
+from django_smart.grants.refresh import get_access_token
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
@@ -121,7 +121,7 @@ def test_purge_revokes_what_no_worker_did(ehr: EHRSimulator, method: str) -> Non
     # The transaction of the test never commits, so no worker hears of it.
     browser.post("/smart/logout/")
     assert reload_grant(grant.pk).is_revocation_pending
-    assert background.purge().revocations_finished == 1
+    assert engine.purge().revocations_finished == 1
     check_revoked(ehr, method, grant)
 
 
@@ -165,8 +165,8 @@ def test_online_access_is_refreshed_when_it_is_used_and_not_by_a_worker(
     # Whatever its time says, the worker leaves it alone.
     due = timezone.now() - timedelta(hours=1)
     TokenGrant.objects.update(refresh_due_at=due)
-    assert list(background.claim_due_batches()) == []
-    assert background.refresh_grants([grant.pk]).skipped == 1
+    assert list(engine.claim_due_batches()) == []
+    assert engine.refresh_grants([grant.pk]).skipped == 1
     assert ehr.requests_to("refresh") == []
 
     get_access_token(expire(grant, ehr))

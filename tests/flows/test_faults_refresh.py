@@ -14,7 +14,7 @@ from django_smart.exceptions import (
     ReauthorizationRequiredError,
     SMARTError,
 )
-from django_smart.flows.refresh import get_access_token, refresh_grant
+from django_smart.grants.refresh import get_access_token, refresh_grant
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.servers import http
 from django_smart.signals import grant_lost, grant_refreshed

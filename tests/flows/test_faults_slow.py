@@ -13,9 +13,9 @@ from django.contrib.auth import get_user_model
 from django_smart import transport
 from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.exceptions import ServerTimeoutError
-from django_smart.flows.ending import revoke_tokens
-from django_smart.flows.introspection import introspect_grant
-from django_smart.flows.refresh import get_access_token
+from django_smart.grants.ending import revoke_tokens
+from django_smart.grants.introspection import introspect_grant
+from django_smart.grants.refresh import get_access_token
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,

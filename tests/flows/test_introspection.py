@@ -16,8 +16,8 @@ from django_smart.exceptions import (
     TokenServerError,
     UnsupportedServerError,
 )
-from django_smart.flows.introspection import introspect, introspect_grant
-from django_smart.flows.refresh import get_access_token
+from django_smart.grants.introspection import introspect, introspect_grant
+from django_smart.grants.refresh import get_access_token
 from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator

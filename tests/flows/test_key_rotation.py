@@ -25,7 +25,7 @@ from django.test import Client
 
 from django_smart import transport
 from django_smart.exceptions import KeyRotationError, TokenResponseError
-from django_smart.flows.backend_services import BackendService
+from django_smart.grants.backend_services import BackendService
 from django_smart.models import ClientRegistration, SigningKey
 from django_smart.servers import signing_keys
 from django_smart.servers.http import build_client_authentication

@@ -17,11 +17,7 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.flows.background import (
-    CLAIM_LENGTH,
-    claim_due_batches,
-    refresh_grants,
-)
+from django_smart.grants.engine import CLAIM_LENGTH, claim_due_batches, refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.flows.answers import Away

@@ -11,9 +11,9 @@ import pytest
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.flows.background import claim_due_batches
-from django_smart.flows.pace import get_batch_size, get_claim_limit
-from django_smart.flows.refresh_batch import RefreshResult, refresh_grants
+from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import claim_due_batches
+from django_smart.grants.server_limits import get_batch_size, get_claim_limit
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import make_registration

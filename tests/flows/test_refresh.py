@@ -20,11 +20,8 @@ from django_smart.exceptions import (
     TokenResponseError,
     TokenServerError,
 )
-from django_smart.flows.ending import disconnect_grant
-from django_smart.flows.refresh import (
-    get_access_token,
-    renew_access_token,
-)
+from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator

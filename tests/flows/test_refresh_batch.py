@@ -26,10 +26,10 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
-from django_smart.flows import refresh, refresh_answer, refresh_batch, storing
-from django_smart.flows.background import claim_due_batches
-from django_smart.flows.refresh import get_access_token
-from django_smart.flows.refresh_batch import RefreshResult, refresh_grants
+from django_smart.grants import batch, refresh, refresh_response, storing
+from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import claim_due_batches
+from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.servers import http
 from django_smart.servers.http import whole_call_seconds
@@ -97,7 +97,7 @@ def test_batch_needs_hardly_more_than_a_statement_for_a_grant(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long it takes here, no lease has to be held for longer.
-    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(hours=1))
+    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(hours=1))
     make_grants(ehr, registration, 100)
     refresh_grants(make_grants(ehr, registration, 1))  # the configuration is known then
     with CaptureQueriesContext(connection) as captured:
@@ -163,14 +163,14 @@ def test_same_message_twice_at_once_refreshes_once(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 5)
     again: list[RefreshResult] = []
-    take_answer = refresh_answer.take_answer
+    take_answer = refresh_response.take_answer
 
     def deliver_again(*args: Any, **values: Any) -> Any:
         if not again:
             again.append(refresh_grants(grant_ids))
         return take_answer(*args, **values)
 
-    monkeypatch.setattr(refresh_batch, "take_answer", deliver_again)
+    monkeypatch.setattr(batch, "take_answer", deliver_again)
     assert refresh_grants(grant_ids) == RefreshResult(refreshed=5)
     assert again == [RefreshResult(skipped=5)]
     assert len(ehr.requests_to("refresh")) == 5
@@ -224,8 +224,8 @@ def test_leases_are_held_for_as_long_as_the_batch_takes(
     settings.SMART_REFRESH_THREADS = 1
     # A lease is long enough for another call for 0.4 s, and runs out in two minutes.
     margin = 120 - whole_call_seconds() - 0.4
-    monkeypatch.setattr(refresh_batch, "_MARGIN", margin)
-    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(seconds=120))
+    monkeypatch.setattr(batch, "_MARGIN", margin)
+    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 6)
     after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
     with CaptureQueriesContext(connection) as captured:
@@ -253,8 +253,8 @@ def test_leases_are_held_while_receivers_take_their_time(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     margin = 120 - whole_call_seconds() - 0.4
-    monkeypatch.setattr(refresh_batch, "_MARGIN", margin)
-    monkeypatch.setattr(refresh_batch, "lease_length", lambda: timedelta(seconds=120))
+    monkeypatch.setattr(batch, "_MARGIN", margin)
+    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 3)
     respond, requests = ehr.wsgi_app.respond, iter(range(3))
     told: list[int] = []
@@ -308,7 +308,7 @@ def test_answers_do_not_wait_for_receivers_of_others(
             )
         )
 
-    monkeypatch.setattr(refresh_batch, "send", send_and_tell)
+    monkeypatch.setattr(batch, "send", send_and_tell)
     with _calling(be_slow):
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
     assert sorted(told) == grant_ids
@@ -338,7 +338,7 @@ def test_another_patient_ends_the_grant_before_receivers_of_others_run(
         is_told.set()
         time.sleep(0.5)  # until the last answer is in the queue
 
-    monkeypatch.setattr(refresh_batch, "send", send_another_patient)
+    monkeypatch.setattr(batch, "send", send_another_patient)
     with _calling(be_slow):
         assert refresh_grants(grant_ids).refreshed == 3
     assert statuses == ["active", "revoked", "revoked"]
@@ -385,18 +385,18 @@ def test_worker_that_slept_past_its_leases_sends_nothing_more(
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
     first, *others = make_grants(ehr, registration, 3)
-    taken = refresh_answer.take_answer
+    taken = refresh_response.take_answer
 
     def sleep_long(*args: Any, **values: Any) -> Any:
         stored = taken(*args, **values)
         # As a host that was suspended finds it.
-        monkeypatch.setattr(refresh_batch, "_MARGIN", 10**6)
+        monkeypatch.setattr(batch, "_MARGIN", 10**6)
         TokenGrant.objects.filter(pk__in=others).update(
             lease_owner="another", lease_expires_at=timezone.now() + timedelta(hours=1)
         )
         return stored
 
-    monkeypatch.setattr(refresh_batch, "take_answer", sleep_long)
+    monkeypatch.setattr(batch, "take_answer", sleep_long)
     assert refresh_grants([first, *others]) == RefreshResult(refreshed=1, skipped=2)
     assert len(ehr.requests_to("refresh")) == 1
     assert reload_grant(others[0]).lease_owner == "another"
@@ -474,7 +474,7 @@ def test_answers_that_are_under_way_are_kept_after_an_error_of_ours(
             raise ZeroDivisionError
         return build(*args, **values)
 
-    monkeypatch.setattr(refresh_batch, "build_request", break_down)
+    monkeypatch.setattr(batch, "build_request", break_down)
     with pytest.raises(ZeroDivisionError):
         refresh_grants(grant_ids)
     assert _lost_answers(ehr) == 0
@@ -490,7 +490,7 @@ def test_new_tokens_are_stored_although_the_old_server_has_become_read_only(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grant_ids = make_grants(ehr, registration, 2)
-    take_answer = refresh_answer.take_answer
+    take_answer = refresh_response.take_answer
 
     def fail_over(*args: Any, **values: Any) -> Any:
         if not stored:
@@ -500,7 +500,7 @@ def test_new_tokens_are_stored_although_the_old_server_has_become_read_only(
         return stored[-1]
 
     stored: list[Any] = []
-    monkeypatch.setattr(refresh_batch, "take_answer", fail_over)
+    monkeypatch.setattr(batch, "take_answer", fail_over)
     assert refresh_grants(grant_ids) == RefreshResult(refreshed=2)
     assert _lost_answers(ehr) == 0
 
@@ -516,7 +516,7 @@ def test_answer_that_cannot_be_stored_does_not_take_the_others_with_it(
     def note_failure(*_: Any, **__: Any) -> None:
         raise OperationalError("server closed the connection unexpectedly")
 
-    monkeypatch.setattr(refresh_batch, "note_failure", note_failure)
+    monkeypatch.setattr(batch, "note_failure", note_failure)
     with pytest.raises(OperationalError):
         refresh_grants(grant_ids)
     assert len(ehr.requests_to("refresh")) == 4

@@ -9,7 +9,7 @@ import pytest
 from werkzeug.wrappers import Response
 
 from django_smart.exceptions import ServerTimeoutError, TokenServerError
-from django_smart.flows.refresh import (
+from django_smart.grants.refresh import (
     get_access_token,
     refresh_grant,
     renew_access_token,

@@ -9,9 +9,9 @@ import time_machine
 from django.db import connection
 from django.utils import timezone
 
-from django_smart.flows.background import claim_due_batches
-from django_smart.flows.refresh import get_access_token
-from django_smart.flows.refresh_batch import RefreshResult, refresh_grants
+from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import claim_due_batches
+from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.flows.grants import make_grants, reload_grant

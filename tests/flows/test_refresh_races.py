@@ -20,8 +20,8 @@ from django_smart.exceptions import (
     RefreshInTransactionError,
     TokenResponseError,
 )
-from django_smart.flows import lease, own_connection
-from django_smart.flows.refresh import (
+from django_smart.grants import lease, separate_connection
+from django_smart.grants.refresh import (
     get_access_token,
     refresh_grant,
     renew_access_token,
@@ -289,7 +289,9 @@ def test_background_refresh_leaves_tokens_that_came_meanwhile_alone(
 def test_caller_that_has_locked_the_grant_does_not_wait_for_itself(
     ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setitem(own_connection._LIMITED, "postgresql", "SET lock_timeout='1s'")
+    monkeypatch.setitem(
+        separate_connection._LIMITED, "postgresql", "SET lock_timeout='1s'"
+    )
     make_registration()
     grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
     with transaction.atomic():
@@ -310,7 +312,7 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
     ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = {"postgresql": "SET lock_timeout='200ms'"}
-    monkeypatch.setattr(own_connection, "_LIMITED", limited)
+    monkeypatch.setattr(separate_connection, "_LIMITED", limited)
     make_registration()
     grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
     locked = threading.Event()
@@ -337,9 +339,11 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits for locks that end sooner."""
-    monkeypatch.setitem(own_connection._LIMITED, "postgresql", "SET lock_timeout='1s'")
+    monkeypatch.setitem(
+        separate_connection._LIMITED, "postgresql", "SET lock_timeout='1s'"
+    )
     statement = "SET SESSION innodb_lock_wait_timeout = 1"
-    monkeypatch.setitem(own_connection._LIMITED, "mysql", statement)
+    monkeypatch.setitem(separate_connection._LIMITED, "mysql", statement)
 
 
 @_COMMITTED

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from django_smart.flows.schedule import get_refresh_due_at, get_retry_at
+from django_smart.grants.due_times import get_refresh_due_at, get_retry_at
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 

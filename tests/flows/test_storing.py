@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.db import InternalError, connection, transaction
 
-from django_smart.flows.storing import store_together
+from django_smart.grants.storing import store_together
 from django_smart.models import FHIRServer
 
 pytestmark = [

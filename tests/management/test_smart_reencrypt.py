@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from django_smart.exceptions import CredentialsError
 from django_smart.flows import reencrypt
-from django_smart.flows.refresh import refresh_grant
+from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import CLIENT_SECRET, connect, make_browser

@@ -8,14 +8,14 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
-from django_smart.flows.background import (
+from django_smart.grants.engine import (
     BATCH_SIZE,
     RefreshResult,
     claim_due_batches,
     refresh_grants,
 )
-from django_smart.flows.refresh import refresh_grant
-from django_smart.flows.refused_credentials import resume_refreshes
+from django_smart.grants.refresh import refresh_grant
+from django_smart.grants.server_limits import resume_refreshes
 from django_smart.models import ClientRegistration, TokenGrant
 
 __all__ = ["Command"]

@@ -20,7 +20,7 @@ from django.db import (
 )
 
 from ..models import TokenGrant
-from .own_connection import waiting_for_locks
+from .separate_connection import waiting_for_locks
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

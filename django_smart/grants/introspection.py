@@ -23,7 +23,7 @@ from ..protocol.token_management import (
 )
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
-from .continuity import end_changed_grant
+from .same_context import end_changed_grant
 
 __all__ = ["introspect", "introspect_grant"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import SMARTError, TokenResponseError
+from ..flows.events import describe_grant
 from ..models import Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.token_management import (
@@ -23,14 +24,14 @@ from ..protocol.token_management import (
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
 from ..signals import grant_revoked
-from .events import describe_grant
-from .pace import is_outage
+from .server_limits import is_outage
 
 __all__ = [
     "disconnect_grant",
     "end_browser",
     "end_idlest_launches",
     "end_launches",
+    "enqueue_revocations",
     "find_unused_grants",
     "revoke_at_server",
     "revoke_tokens",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
 
 # The error of RFC 6749 section 5.2 that is not about the token: with another secret or
 # key the same request may do.
@@ -235,3 +237,25 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
 
 def _grants_in_use(now: datetime) -> QuerySet[Any, Any]:
     return Launch.objects.live(now).filter(grant__isnull=False).values("grant_id")
+
+
+def enqueue_revocations(grant_ids: Sequence[int]) -> None:
+    """
+    Have the EHRs told, by a worker and after the transaction.
+
+    Without a broker nothing is lost: ``purge`` finds what is left open.
+    """
+    if grant_ids:
+        transaction.on_commit(lambda: _send_revocations(list(grant_ids)))
+
+
+def _send_revocations(grant_ids: list[int]) -> None:
+    from ..tasks import revoke_grants
+
+    try:
+        # No retry: a person is waiting for the page that ended the grants.
+        revoke_grants.apply_async((grant_ids,), retry=False)
+    except Exception as exc:  # noqa: BLE001 (any broker, any client library)
+        logger.warning(
+            "Revocations are left to the next purge: no broker (%s)", type(exc).__name__
+        )

@@ -24,16 +24,16 @@ from ..exceptions import (
     TokenResponseError,
     TokenServerError,
 )
+from ..flows.events import describe_grant
 from ..models import TokenGrant
 from ..servers.http import whole_call_seconds
-from .events import describe_grant
-from .own_connection import (
+from .due_times import get_retry_at
+from .separate_connection import (
     is_in_transaction,
     note_exchange,
     run_on_own_connection,
     waiting_for_locks,
 )
-from .schedule import get_retry_at
 
 __all__ = [
     "can_store_tokens",

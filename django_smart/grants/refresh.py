@@ -27,8 +27,8 @@ from ..protocol.token import build_refresh_request
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send, send_patiently
 from .lease import exchange_with_lease, get_fresh_grant, note_failure
-from .own_connection import is_in_transaction
-from .refresh_answer import take_answer, take_refusal
+from .refresh_response import take_answer, take_refusal
+from .separate_connection import is_in_transaction
 
 __all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
 

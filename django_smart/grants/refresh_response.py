@@ -21,6 +21,7 @@ from ..exceptions import (
     SMARTError,
     TokenResponseError,
 )
+from ..flows.events import describe_grant
 from ..models import TokenGrant
 from ..protocol.context import LaunchContext
 from ..protocol.messages import HTTPResponse
@@ -31,12 +32,11 @@ from ..protocol.token import (
     process_refresh_response,
 )
 from ..signals import grant_lost, grant_refreshed
-from .continuity import end_changed_grant, keep_context, names_another_person
+from .due_times import get_refresh_due_at
 from .ending import revoke_tokens
-from .events import describe_grant
-from .own_connection import unless_locked
-from .refused_credentials import resume_refreshes, stop_refreshes
-from .schedule import get_refresh_due_at
+from .same_context import end_changed_grant, keep_context, names_another_person
+from .separate_connection import unless_locked
+from .server_limits import resume_refreshes, stop_refreshes
 from .storing import insist
 
 __all__ = ["take_answer", "take_refusal"]

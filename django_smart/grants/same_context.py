@@ -9,12 +9,12 @@ from typing import Any
 
 from ..conf import conf
 from ..exceptions import ContextChangedError, SMARTError
+from ..flows.events import describe_grant
 from ..models import Launch, TokenGrant
 from ..protocol.context import merge_parameters
 from ..servers.id_tokens import check_id_token
 from ..signals import grant_lost
-from .events import describe_grant
-from .own_connection import unless_locked
+from .separate_connection import unless_locked
 
 __all__ = ["end_changed_grant", "keep_context", "names_another_person"]
 

@@ -12,6 +12,8 @@ import random
 from datetime import datetime, timedelta
 from time import monotonic
 
+from django.utils import timezone
+
 from ..exceptions import (
     DiscoveryError,
     MalformedTokenResponseError,
@@ -19,14 +21,23 @@ from ..exceptions import (
     TokenServerError,
     TransportError,
 )
+from ..flows.events import describe_server
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..servers.http import whole_call_seconds
-from .events import describe_server
 
-__all__ = ["BATCH_SIZE", "Pace", "get_batch_size", "get_claim_limit", "is_outage"]
+__all__ = [
+    "BATCH_SIZE",
+    "Pace",
+    "get_batch_size",
+    "get_claim_limit",
+    "is_outage",
+    "resume_refreshes",
+    "stop_refreshes",
+]
 
 logger = logging.getLogger(__name__)
+
 
 BATCH_SIZE = 100
 """Grants in one message to a worker, at most."""
@@ -257,3 +268,43 @@ def _find_codes(error: type[SMARTError]) -> list[str]:
         error.code,
         *(c for sub in error.__subclasses__() for c in _find_codes(sub)),
     ]
+
+
+_ERROR = "invalid_client"
+
+
+def stop_refreshes(registration: ClientRegistration) -> None:
+    """
+    Stop the worker's refreshes of *registration*, whose credentials were refused.
+
+    Its grants are kept: they are as good as before once the server knows us again.
+    """
+    stopped = ClientRegistration.objects.filter(
+        pk=registration.pk, refresh_stopped_at__isnull=True
+    ).update(refresh_stopped_at=timezone.now())
+    if stopped:
+        logger.error(
+            "Registration %s: the server refused our credentials (%s). Its grants are "
+            "not refreshed until the credentials are changed, or the registration is "
+            "resumed in the admin or by smart_refresh --resume.",
+            registration.pk,
+            _ERROR,
+        )
+
+
+def resume_refreshes(registration: ClientRegistration) -> bool:
+    """
+    Let the worker refresh again, if it was stopped; what had failed is due at once.
+
+    Returns:
+        Whether it was stopped.
+    """
+    if registration.refresh_stopped_at is None:
+        return False
+    ClientRegistration.objects.filter(pk=registration.pk).update(
+        refresh_stopped_at=None
+    )
+    registration.refresh_stopped_at = None
+    TokenGrant.objects.wake([registration.pk], error_codes=[_ERROR])
+    logger.info("Registration %s: refreshes go on", registration.pk)
+    return True

@@ -26,7 +26,7 @@ from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send_patiently
 from ..servers.requirements import check_backend_service
 from .lease import exchange_with_lease, get_fresh_grant
-from .own_connection import waiting_for_locks
+from .separate_connection import waiting_for_locks
 
 __all__ = ["BackendService"]
 

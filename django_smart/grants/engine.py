@@ -14,14 +14,14 @@ from ..conf import conf
 from ..models import FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
+from .batch import RefreshResult, refresh_grants
 from .ending import (
     disconnect_grant,
     find_unused_grants,
     revoke_at_server,
     supersede_grants,
 )
-from .pace import BATCH_SIZE, get_batch_size, get_claim_limit
-from .refresh_batch import RefreshResult, refresh_grants
+from .server_limits import BATCH_SIZE, get_batch_size, get_claim_limit
 
 __all__ = [
     "BATCH_SIZE",

@@ -30,11 +30,11 @@ from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
 from ..servers.discovery import get_configuration
 from ..servers.http import prepare_client_authentication, send, whole_call_seconds
+from .due_times import get_retry_at
 from .lease import lease_length, new_owner, note_failure
-from .pace import Pace, is_outage
 from .refresh import build_request
-from .refresh_answer import take_answer, take_refusal
-from .schedule import get_retry_at
+from .refresh_response import take_answer, take_refusal
+from .server_limits import Pace, is_outage
 from .storing import insist
 
 __all__ = ["RefreshResult", "refresh_grants"]
