@@ -16,7 +16,8 @@ class DjangoSMARTConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, receivers
+        from . import checks
+        from .launches import sign_out
 
         checks.register_all()
-        receivers.connect()
+        sign_out.connect()

@@ -12,11 +12,11 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.views.generic import View
 
-from .chooser import get_open_charts
-from .context import SMARTContext
 from .error_pages import render_error
 from .error_pages.retry import connect_again, connect_records, get_page
 from .exceptions import InsufficientScopeError, NoLaunchError
+from .launches.context import SMARTContext
+from .launches.open_charts import get_open_charts
 from .protocol.scopes import ScopeSet
 
 __all__ = ["get_launch_refusal", "smart_required"]

@@ -20,18 +20,18 @@ from django.utils.cache import patch_vary_headers
 from django.utils.encoding import escape_uri_path
 from django.utils.http import escape_leading_slashes
 
-from .browser import get_browser
-from .context import SMARTContext
 from .error_pages import render_error
 from .error_pages.endings import ENDINGS
 from .error_pages.retry import connect_again, connect_records, get_page
 from .error_pages.trouble import is_trouble, render_trouble
 from .exceptions import ContextChangedError, EndedLaunchError, PrefixError, SMARTError
-from .frames import adapt_response, may_be_framed
 from .grants.refresh import get_access_token
-from .message_names import keep_messages_apart
+from .launches.browser import get_browser
+from .launches.context import SMARTContext
+from .launches.frames import adapt_response, may_be_framed
+from .launches.messages import keep_messages_apart
+from .launches.prefix import LaunchPrefix
 from .models import Launch
-from .prefix import LaunchPrefix
 
 __all__ = ["SMARTMiddleware"]
 

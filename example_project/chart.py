@@ -8,9 +8,9 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from django_smart.context import SMARTContext
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.dates import parse_date
+from django_smart.launches.context import SMARTContext
 from django_smart.templatetags.fhir import codeable_concept, human_name
 from example_project import fhirtext, hba1c
 from example_project.problems import Problem, describe

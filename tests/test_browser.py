@@ -9,8 +9,8 @@ import pytest
 from django.http import HttpResponse
 from django.test import Client
 
-from django_smart.browser import get_browser
 from django_smart.fields import digest
+from django_smart.launches.browser import get_browser
 from django_smart.models import Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import get_callback, get_launch, make_browser, start_ehr_launch

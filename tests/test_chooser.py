@@ -12,7 +12,7 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from django_smart import chooser
+from django_smart.launches import open_charts
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.ehr import PATIENT, connect
 from tests.flows.answers import answer
@@ -139,7 +139,7 @@ def test_names_are_fetched_at_the_same_time(ehr):
 
 def test_nobody_waits_for_a_slow_name(ehr, monkeypatch):
     # For the other name too, which comes at once.
-    monkeypatch.setattr(chooser, "_PATIENCE", 3)
+    monkeypatch.setattr(open_charts, "_PATIENCE", 3)
     one, two, plain = open_two(ehr)
     released = threading.Event()
 

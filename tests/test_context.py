@@ -12,7 +12,6 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.test import RequestFactory
 from django.utils import timezone
 
-from django_smart.context import SMARTContext
 from django_smart.exceptions import (
     EndedLaunchError,
     ForeignLaunchError,
@@ -20,6 +19,7 @@ from django_smart.exceptions import (
     UnknownLaunchError,
 )
 from django_smart.fields import digest
+from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.ehr import (
     EHR_SCOPE,

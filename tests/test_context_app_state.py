@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from django_smart import transport
-from django_smart.context import SMARTContext
 from django_smart.exceptions import (
     AppStateDeletedError,
     AppStateTooLargeError,
@@ -17,6 +16,7 @@ from django_smart.exceptions import (
     NoLaunchError,
 )
 from django_smart.fhir.app_state import GLOBAL
+from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import BASE_URL, EHR_SCOPE, PATIENT, SITE

@@ -14,9 +14,9 @@ from django.template import engines
 from django.test import Client, RequestFactory
 from django.utils import translation
 
-from django_smart.chooser import OpenChart
 from django_smart.error_pages import Retry, render_error
 from django_smart.exceptions import NoLaunchError
+from django_smart.launches.open_charts import OpenChart
 from django_smart.models import TokenGrant
 from django_smart.templatetags.scope_words import in_words
 from tests.ehr import make_registration

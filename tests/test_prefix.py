@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 from django.urls import set_script_prefix
 
-from django_smart.prefix import build_launch_path, get_protocol_url, split_launch_key
+from django_smart.launches.prefix import (
+    build_launch_path,
+    get_protocol_url,
+    split_launch_key,
+)
 
 KEY = "k" * 24
 

@@ -14,10 +14,8 @@ from django.core.handlers.asgi import ASGIHandler
 from django.http import FileResponse
 from django.urls import get_script_prefix
 
+from django_smart.launches.prefix import LaunchPrefix
 from django_smart.models import ClientRegistration
-from django_smart.prefix import (
-    LaunchPrefix,
-)
 from tests.ehr import PATIENT, make_browser
 from tests.site.browsers import (
     Chart,

@@ -17,8 +17,8 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
+from ..launches.prefix import get_protocol_url
 from ..models import ClientRegistration, FHIRServer
-from ..prefix import get_protocol_url
 from ..servers.registering import ClientURLs, build_client_urls, get_site_url
 from ..servers.signing_keys import ensure_active_key
 from .base import BaseAdmin

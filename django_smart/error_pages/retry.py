@@ -17,8 +17,8 @@ from ..exceptions import (
     TokenServerError,
     UnknownSigningKeyError,
 )
+from ..launches.prefix import get_protocol_url
 from ..models import ClientRegistration, Launch
-from ..prefix import get_protocol_url
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise

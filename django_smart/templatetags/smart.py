@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from ..banner import build_patient_facts
-from ..prefix import get_protocol_url
+from ..launches.prefix import get_protocol_url
 from ..protocol.style import SMARTStyle
 from .fhir import to_json
 

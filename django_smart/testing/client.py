@@ -10,8 +10,8 @@ from django.http import HttpResponseBase
 from django.test import AsyncClient, Client
 from django.urls import Resolver404, resolve, reverse
 
+from django_smart.launches.prefix import build_launch_path, split_launch_key
 from django_smart.models import ClientRegistration, Launch
-from django_smart.prefix import build_launch_path, split_launch_key
 from django_smart.testing.simulator.ehr import EHRSimulator
 from django_smart.testing.site import SITE_URL, link_user
 

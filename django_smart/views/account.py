@@ -20,11 +20,11 @@ from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
-from ..browser import get_browser
-from ..flows.logout import find_end_session_url
 from ..grants.ending import disconnect_grant, enqueue_revocations
+from ..launches.browser import get_browser
+from ..launches.prefix import get_protocol_url
+from ..launches.sign_out import find_end_session_url
 from ..models import ClientRegistration, TokenGrant
-from ..prefix import get_protocol_url
 from .base import ProtocolView, get_user
 
 __all__ = ["ConnectionsView", "LogoutView"]

@@ -7,7 +7,7 @@ from django.shortcuts import render
 from django.templatetags.static import static
 
 from ..error_pages import harden
-from ..flows.begin_launch import LaunchStart
+from ..launches.begin import LaunchStart
 from ..protocol.urls import get_origin
 
 __all__ = ["go_to_server"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 
-from ..browser import get_browser
 from ..error_pages import harden
-from ..frames import is_framed, is_same_site, may_embed, set_frame
+from ..launches.browser import get_browser
+from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..models import FHIRServer
 
 __all__ = ["enter_frame"]

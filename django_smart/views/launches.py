@@ -14,7 +14,6 @@ from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy as _
 
 from ..backends import SMARTAuthenticationBackend
-from ..browser import Browser, get_browser
 from ..clients import build_fhir_client
 from ..conf import conf
 from ..error_pages import Retry, harden
@@ -32,19 +31,20 @@ from ..exceptions import (
     SMARTError,
     StateUsedError,
 )
-from ..flows.begin_launch import (
+from ..grants.ending import enqueue_revocations
+from ..launches.begin import (
     begin_ehr_launch,
     begin_standalone_launch,
     get_ehr_registration,
     get_standalone_registration,
     refuse_ehr_request,
 )
-from ..flows.complete_launch import Completion, complete_launch
-from ..frames import is_framed, set_frame
-from ..grants.ending import enqueue_revocations
-from ..message_names import keep_messages_apart
+from ..launches.browser import Browser, get_browser
+from ..launches.complete import Completion, complete_launch
+from ..launches.frames import is_framed, set_frame
+from ..launches.messages import keep_messages_apart
+from ..launches.prefix import build_launch_path
 from ..models import ClientRegistration, Launch
-from ..prefix import build_launch_path
 from ..signals import launch_completed
 from .authorization import go_to_server
 from .base import ProtocolView, get_next_url, get_single, get_user

@@ -8,7 +8,7 @@ from django.utils.http import urlencode
 
 from ..error_pages import harden
 from ..flows.picker import MAX_PAGE, find_choices
-from ..prefix import get_protocol_url
+from ..launches.prefix import get_protocol_url
 from ..protocol.brands import CATEGORIES
 
 __all__ = ["MAX_QUERY", "render_picker"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.test import RequestFactory
 
-from django_smart.context import SMARTContext
+from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration
 from django_smart.protocol.task_launch import TaskLaunchKind
 from django_smart.testing import EHRSimulator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from django_smart.context import SMARTContext
+from django_smart.launches.context import SMARTContext
 from tests.docs.blocks import DOCS
 
 # What the middleware calls, and what a page about async code mentions in passing.

@@ -8,7 +8,7 @@ import pytest
 from django.test import RequestFactory
 from django.utils.module_loading import import_string
 
-from django_smart.context import SMARTContext
+from django_smart.launches.context import SMARTContext
 from tests.docs.blocks import read_blocks
 from tests.ehr import PATIENT
 from tests.site.browsers import open_chart

@@ -21,7 +21,7 @@ from django.utils import timezone
 from django_smart import transport
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError
-from django_smart.flows import begin_launch
+from django_smart.launches import begin
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
@@ -79,7 +79,7 @@ def seed_registration(db: None) -> ClientRegistration:
 def test_seed_walkthrough_is_exact_on_the_wire(
     seed_ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(begin_launch, "_make_code_verifier", lambda: VERIFIER)
+    monkeypatch.setattr(begin, "_make_code_verifier", lambda: VERIFIER)
     browser = make_browser("sharp-lake-word.glitch.me")
 
     authorization = browser.get("/smart/login/?server=smart-argo-run")

@@ -17,7 +17,7 @@ from requests.adapters import BaseAdapter
 from django_smart import transport
 from django_smart.exceptions import InactiveRegistrationError, UnknownServerError
 from django_smart.fields import digest
-from django_smart.flows.begin_launch import (
+from django_smart.launches.begin import (
     get_ehr_registration,
     get_standalone_registration,
 )

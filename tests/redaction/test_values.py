@@ -16,8 +16,6 @@ from django.db import models
 from django.test import RequestFactory
 
 import django_smart
-from django_smart.browser import Browser
-from django_smart.context import SMARTContext
 from django_smart.fhir.asynchronous import AsyncFHIRClient, AsyncSearchResult
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport
@@ -28,6 +26,8 @@ from django_smart.fhir.paging import History
 from django_smart.fhir.search import SearchPage, SearchResult
 from django_smart.fhir.session import FHIRSession
 from django_smart.fields import _Secret
+from django_smart.launches.browser import Browser
+from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
 from django_smart.servers.presets import ServerColumns
 

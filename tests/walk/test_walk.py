@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from django_smart.browser import get_browser
-from django_smart.context import SMARTContext
 from django_smart.exceptions import UnknownLaunchError
+from django_smart.launches.browser import get_browser
+from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.walk.oracle import MismatchError
 from tests.walk.walker import Walker

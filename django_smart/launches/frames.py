@@ -16,8 +16,8 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
+from ..models import FHIRServer, Launch
 from .browser import FRAME_MARK, peek_browser
-from .models import FHIRServer, Launch
 
 __all__ = [
     "adapt_response",

@@ -13,10 +13,9 @@ from django.http import HttpRequest
 from django.urls import get_script_prefix
 from django.utils import timezone
 
-from .browser import get_browser
-from .clients import build_async_client, build_fhir_client
-from .conf import conf
-from .exceptions import (
+from ..clients import build_async_client, build_fhir_client
+from ..conf import conf
+from ..exceptions import (
     BearerBoundaryError,
     EndedLaunchError,
     ForeignLaunchError,
@@ -25,24 +24,25 @@ from .exceptions import (
     PrefixError,
     UnknownLaunchError,
 )
-from .fhir.app_state import AppStateClient, find_app_state_base
-from .flows.style import get_style
-from .models import Launch, TokenGrant
-from .prefix import split_launch_key
-from .protocol.authorization_details import (
+from ..fhir.app_state import AppStateClient, find_app_state_base
+from ..flows.style import get_style
+from ..models import Launch, TokenGrant
+from ..protocol.authorization_details import (
     AuthorizationDetail,
     parse_authorization_details,
 )
-from .protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
-from .protocol.scopes import ScopeSet
-from .protocol.urls import get_origin, normalize_base_url
-from .servers.discovery import get_configuration
+from ..protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
+from ..protocol.scopes import ScopeSet
+from ..protocol.urls import get_origin, normalize_base_url
+from ..servers.discovery import get_configuration
+from .browser import get_browser
+from .prefix import split_launch_key
 
 if TYPE_CHECKING:
-    from .fhir import AsyncFHIRClient
-    from .fhir.client import FHIRClient
-    from .models import FHIRServer
-    from .protocol.style import SMARTStyle
+    from ..fhir import AsyncFHIRClient
+    from ..fhir.client import FHIRClient
+    from ..models import FHIRServer
+    from ..protocol.style import SMARTStyle
 
 __all__ = ["SMARTContext"]
 

@@ -18,8 +18,8 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.crypto import salted_hmac
 
-from .conf import conf
-from .fields import digest
+from ..conf import conf
+from ..fields import digest
 
 __all__ = ["FRAME_MARK", "Browser", "get_browser", "peek_browser"]
 
@@ -237,5 +237,7 @@ def _make_next(value: str) -> str:
     """What replaces *value*: nobody can tell who does not know the site's secret."""
     if not value:
         return _make_value()
-    made = salted_hmac("django_smart.browser", value, algorithm="sha256").digest()
+    made = salted_hmac(
+        "django_smart.launches.browser", value, algorithm="sha256"
+    ).digest()
     return urlsafe_b64encode(made).decode().rstrip("=")

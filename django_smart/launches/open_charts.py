@@ -24,18 +24,18 @@ from django.shortcuts import resolve_url
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
+from ..clients import build_fhir_client
+from ..conf import conf
+from ..exceptions import ContextChangedError, ServerTimeoutError
+from ..fhir.dates import parse_date
+from ..fhir.names import get_name
+from ..grants.lease import can_store_tokens
+from ..models import Launch, TokenGrant
+from ..protocol.context import LaunchContext
+from ..protocol.messages import HTTPRequest, HTTPResponse
+from ..servers.http import send
 from .browser import get_browser
-from .clients import build_fhir_client
-from .conf import conf
-from .exceptions import ContextChangedError, ServerTimeoutError
-from .fhir.dates import parse_date
-from .fhir.names import get_name
-from .grants.lease import can_store_tokens
-from .models import Launch, TokenGrant
 from .prefix import build_launch_path
-from .protocol.context import LaunchContext
-from .protocol.messages import HTTPRequest, HTTPResponse
-from .servers.http import send
 
 __all__ = ["OpenChart", "get_open_charts"]
 

@@ -12,7 +12,7 @@ from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import get_script_prefix, reverse, set_script_prefix
 
-from .conf import conf
+from ..conf import conf
 
 __all__ = [
     "LaunchPrefix",
