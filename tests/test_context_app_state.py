@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from django_smart import transport
+from django_smart.contrib.app_state import GLOBAL
 from django_smart.exceptions import (
     AppStateDeletedError,
     AppStateTooLargeError,
@@ -15,7 +16,6 @@ from django_smart.exceptions import (
     FHIRPreconditionFailedError,
     NoLaunchError,
 )
-from django_smart.fhir.app_state import GLOBAL
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator

@@ -25,7 +25,11 @@ from rest_framework.response import Response
 from rest_framework.settings import api_settings
 from rest_framework.views import APIView
 
-from django_smart.drf import SMARTAuthentication, SMARTPermission, exception_handler
+from django_smart.contrib.drf import (
+    SMARTAuthentication,
+    SMARTPermission,
+    exception_handler,
+)
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.test_drf")]
 

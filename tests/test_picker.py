@@ -14,9 +14,9 @@ from django.db import connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
+from django_smart.contrib.brands.importing import import_brand_file
+from django_smart.contrib.brands.links import refresh_statistics
 from django_smart.fields import digest
-from django_smart.flows.brand_links import refresh_statistics
-from django_smart.flows.brands import import_brand_file
 from django_smart.flows.picker import PAGE_SIZE, find_choices
 from django_smart.models import (
     Brand,

@@ -98,8 +98,8 @@ def _fill(number: int, server: Any) -> None:
     """As an import would, without its checks."""
     from django.db.models import F
 
+    from django_smart.contrib.brands.links import refresh_statistics
     from django_smart.fields import digest
-    from django_smart.flows.brand_links import refresh_statistics
     from django_smart.models import (
         Brand,
         BrandAccess,

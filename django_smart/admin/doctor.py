@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.translation import gettext as _
 
-from ..flows.doctor import examine
+from ..contrib.doctor import examine
 from ..models import FHIRServer
 from .base import BaseAdmin
 

@@ -15,6 +15,8 @@ from django.utils import timezone
 
 from ..clients import build_async_client, build_fhir_client
 from ..conf import conf
+from ..contrib.app_state import AppStateClient, find_app_state_base
+from ..contrib.style import get_style
 from ..exceptions import (
     BearerBoundaryError,
     EndedLaunchError,
@@ -24,8 +26,6 @@ from ..exceptions import (
     PrefixError,
     UnknownLaunchError,
 )
-from ..fhir.app_state import AppStateClient, find_app_state_base
-from ..flows.style import get_style
 from ..models import Launch, TokenGrant
 from ..protocol.authorization_details import (
     AuthorizationDetail,

@@ -13,7 +13,7 @@ from django.dispatch import Signal
 
 import django_smart
 from django_smart import exceptions, signals, urls, views
-from django_smart.flows.doctor import KINDS
+from django_smart.contrib.doctor import KINDS
 from tests.docs.blocks import DOCS, read_blocks
 
 _TEMPLATES = Path(django_smart.__file__).parent / "templates" / "django_smart"

@@ -13,7 +13,7 @@ from requests import Request
 from werkzeug.wrappers import Response
 
 from django_smart import transport
-from django_smart.flows.doctor import KINDS, Finding, examine
+from django_smart.contrib.doctor import KINDS, Finding, examine
 from django_smart.models import FHIRServer, SigningKey, TaskRun, TokenGrant
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.tasks import refresh_servers
@@ -452,7 +452,7 @@ def test_workers_are_missed_only_where_they_are_needed(world: World) -> None:
 def test_unreachable_broker_is_told(world: World) -> None:
     TaskRun.objects.update(ran_at=timezone.now() - timedelta(hours=1))
     world.monkeypatch.setattr(
-        "django_smart.flows.doctor.background.current_app.connection_for_write",
+        "django_smart.contrib.doctor.background.current_app.connection_for_write",
         lambda: (_ for _ in ()).throw(ConnectionRefusedError),
     )
     (finding,) = examine_world(world)

@@ -29,9 +29,9 @@ from django.utils import timezone
 from kombu.transport.memory import Channel
 
 from django_smart.clients import fhir_client_for
+from django_smart.contrib.style import get_style
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.client import FHIRClient
-from django_smart.flows.style import get_style
 from django_smart.grants.engine import refresh_grants
 from django_smart.models import (
     ClientRegistration,

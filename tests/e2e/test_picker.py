@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from django_smart.flows.brands import import_brand_file
+from django_smart.contrib.brands.importing import import_brand_file
 from tests.bundles import bundle, endpoint, organization
 from tests.ehr import make_registration
 from tests.services import chromium_path

@@ -11,7 +11,7 @@ from django.template import engines
 from django.urls import path
 from playwright.sync_api import Browser, Page, expect
 
-from django_smart.flows import style
+from django_smart.contrib import style
 from django_smart.testing import EHRSimulator
 from django_smart.transport import Timeouts
 from tests.e2e.test_browser import chromium, real_ehr

@@ -12,9 +12,9 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from django_smart.contrib.app_state import AppStateClient
 from django_smart.exceptions import SMARTError
 from django_smart.fhir import FHIRClient
-from django_smart.fhir.app_state import AppStateClient
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.transport import ResponseStream
 from tests.fhir.servers import BASE, FHIR_JSON

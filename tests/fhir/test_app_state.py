@@ -9,6 +9,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from django_smart.contrib.app_state import (
+    GLOBAL,
+    AppState,
+    AppStateClient,
+    build_app_state_scope,
+    find_app_state_base,
+)
 from django_smart.exceptions import (
     AppStateDeletedError,
     AppStateError,
@@ -19,13 +26,6 @@ from django_smart.exceptions import (
     FHIRGoneError,
     FHIRPreconditionFailedError,
     MalformedFHIRResponseError,
-)
-from django_smart.fhir.app_state import (
-    GLOBAL,
-    AppState,
-    AppStateClient,
-    build_app_state_scope,
-    find_app_state_base,
 )
 from django_smart.protocol.configuration import SMARTConfiguration
 from tests.fhir.servers import BASE, TOKEN, Grant, bundle, respond

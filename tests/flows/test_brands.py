@@ -16,14 +16,18 @@ from django.db import connection, reset_queries
 from django.db.models import F
 
 from django_smart import transport
+from django_smart.contrib.brands.bundle import BundleReader
+from django_smart.contrib.brands.importing import (
+    import_brand_file,
+    import_brands,
+    remove_brands,
+)
 from django_smart.exceptions import (
     BrandStatusError,
     InsecureURLError,
     MalformedBrandError,
     ServerUnreachableError,
 )
-from django_smart.flows.brand_bundle import BundleReader
-from django_smart.flows.brands import import_brand_file, import_brands, remove_brands
 from django_smart.models import (
     Brand,
     BrandAccess,
@@ -315,14 +319,14 @@ def test_entries_that_cannot_be_used_are_counted_and_left_out(path):
 
 
 def test_entry_that_comes_twice_far_apart_is_counted(path, monkeypatch):
-    monkeypatch.setattr("django_smart.flows.brand_rows.BATCH", 1)
+    monkeypatch.setattr("django_smart.contrib.brands.rows.BATCH", 1)
     result = read(path, organization("a", "A"), organization("a", "Other"))
     assert result.problems == {"An entry is there twice.": 1}
     assert shown() == ["A"]
 
 
 def test_many_large_logos_are_written_early(path, monkeypatch):
-    monkeypatch.setattr("django_smart.flows.brand_rows._MAX_LOGOS", 100)
+    monkeypatch.setattr("django_smart.contrib.brands.rows._MAX_LOGOS", 100)
     logo = "https://a.example/" + "x" * 200
     result = read(path, *[organization(f"{n}", f"O{n}", logo=logo) for n in range(3)])
     assert result.brands == (3, 0, 0)

@@ -14,8 +14,8 @@ from django.core.cache.backends.locmem import LocMemCache
 from requests.adapters import BaseAdapter
 
 from django_smart import transport
-from django_smart.flows import style as flow
-from django_smart.flows.style import get_style
+from django_smart.contrib import style as flow
+from django_smart.contrib.style import get_style
 from django_smart.protocol.style import SMARTStyle
 
 ORIGIN = "https://style.example.org"

@@ -8,8 +8,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from django_smart.contrib.doctor import Finding, Severity, examine
 from django_smart.exceptions import SMARTError
-from django_smart.flows.doctor import Finding, Severity, examine
 from django_smart.models import FHIRServer
 
 __all__ = ["Command"]

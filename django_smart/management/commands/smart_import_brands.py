@@ -10,13 +10,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.conf import conf
-from django_smart.exceptions import SMARTError
-from django_smart.flows.brands import (
+from django_smart.contrib.brands.importing import (
     BrandImport,
     import_brand_file,
     import_brands,
     remove_brands,
 )
+from django_smart.exceptions import SMARTError
 from django_smart.models import BrandBundle, FHIRServer
 
 __all__ = ["Command"]

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from django.db.models import Count, Min, Q
 from django.utils import timezone
 
-from ..models import FHIRServer, TokenGrant
+from ...models import FHIRServer, TokenGrant
 
 __all__ = ["ServerHealth", "read_health"]
 

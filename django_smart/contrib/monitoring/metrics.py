@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from django.db import connections, router
 from django.utils import timezone
 
-from .flows.health import read_health
-from .models import TokenGrant
+from ...models import TokenGrant
+from .health import read_health
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily

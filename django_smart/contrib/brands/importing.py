@@ -13,13 +13,13 @@ from typing import BinaryIO
 from django.db import transaction
 from django.utils import timezone
 
-from ..exceptions import MalformedBrandError
-from ..fields import digest
-from ..models import Brand, BrandBundle, BrandEndpoint, FHIRServer
-from ..models.server import MAX_URL_LENGTH
-from .brand_bundle import BundleReader, fetch_bundle
-from .brand_links import link_brands, refresh_statistics, show_brands
-from .brand_rows import RowWriter, iterate_in_batches
+from ...exceptions import MalformedBrandError
+from ...fields import digest
+from ...models import Brand, BrandBundle, BrandEndpoint, FHIRServer
+from ...models.server import MAX_URL_LENGTH
+from .bundle import BundleReader, fetch_bundle
+from .links import link_brands, refresh_statistics, show_brands
+from .rows import RowWriter, iterate_in_batches
 
 __all__ = ["BrandImport", "import_brand_file", "import_brands", "remove_brands"]
 

@@ -10,9 +10,9 @@ from django.db.models import Count, Max, Min
 from django.utils import timezone
 
 from ...conf import conf
+from ...flows.heartbeat import BEAT_TASK, LONGEST_SILENCE
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
 from ...servers.signing_keys import OVERLAP
-from ..heartbeat import BEAT_TASK, LONGEST_SILENCE
 from .findings import Finding, build_finding
 
 __all__ = ["examine_background"]

@@ -13,10 +13,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from .. import transport
-from ..conf import conf
-from ..exceptions import BrandStatusError, MalformedBrandError
-from ..protocol.messages import HTTPRequest, HTTPResponse
+from ... import transport
+from ...conf import conf
+from ...exceptions import BrandStatusError, MalformedBrandError
+from ...protocol.messages import HTTPRequest, HTTPResponse
 
 __all__ = ["BundleReader", "Fetched", "fetch_bundle"]
 

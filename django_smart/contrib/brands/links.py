@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from django.db import connection
 from django.db.models import F, OuterRef, QuerySet, Subquery
 
-from ..fields import digest
-from ..models import Brand, BrandAccess, BrandBundle, BrandEndpoint, BrandWord
-from ..protocol.brands import resolve_reference
-from .brand_rows import BATCH, iterate_in_batches
+from ...fields import digest
+from ...models import Brand, BrandAccess, BrandBundle, BrandEndpoint, BrandWord
+from ...protocol.brands import resolve_reference
+from .rows import BATCH, iterate_in_batches
 
 __all__ = ["link_brands", "refresh_statistics", "show_brands"]
 

@@ -12,13 +12,13 @@ from typing import Any
 from django.conf import settings
 from django.db import models, reset_queries
 
-from ..conf import conf
-from ..exceptions import MalformedBrandError
-from ..fields import DigestField, digest
-from ..models import Brand, BrandBundle, BrandEndpoint, BrandWord
-from ..models.server import MAX_URL_LENGTH
-from ..protocol import brands as wire
-from ..words import build_key, split_words
+from ...conf import conf
+from ...exceptions import MalformedBrandError
+from ...fields import DigestField, digest
+from ...models import Brand, BrandBundle, BrandEndpoint, BrandWord
+from ...models.server import MAX_URL_LENGTH
+from ...protocol import brands as wire
+from ...words import build_key, split_words
 
 __all__ = ["BATCH", "RowWriter", "iterate_in_batches"]
 
