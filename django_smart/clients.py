@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from django.db import close_old_connections
 from django.views.decorators.debug import sensitive_variables
 
-from .audit import note_exchange
 from .conf import conf
 from .exceptions import AmbiguousGrantError, InsufficientScopeError, NoGrantError
 from .fhir.asynchronous import AsyncFHIRClient
@@ -32,6 +31,7 @@ __all__ = [
     "build_async_client",
     "build_fhir_client",
     "fhir_client_for",
+    "note_exchange",
 ]
 
 logger = logging.getLogger(__name__)
@@ -232,3 +232,50 @@ def _refuse_scope(missing: str) -> None:
 def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:
     is_origin = server.bearer_boundary == server.BearerBoundary.ORIGIN
     return "origin" if is_origin else "base"
+
+
+_audit = logging.getLogger("django_smart.clients")
+
+
+def note_exchange(
+    exchange: FHIRExchange,
+    *,
+    grant: TokenGrant | None,
+    launch: Launch | None,
+    patient_id: str | None,
+) -> None:
+    """
+    Write the line of *exchange*.
+
+    Args:
+        grant: whose token it was; ``None`` if there was none yet.
+        launch: whose request it was; ``None`` in background work.
+        patient_id: of the patient in context, if there is one.
+    """
+    if not _audit.isEnabledFor(logging.INFO):
+        return
+    user_id = grant.user_id if grant is not None else None
+    _audit.info(
+        "%s %s: %s in %.3f s (user %s, grant %s, launch %s, request %s)",
+        exchange.interaction,
+        exchange.resource_type or "-",
+        exchange.status_code or "no answer",
+        exchange.duration,
+        user_id,
+        grant.pk if grant is not None else None,
+        launch.pk if launch is not None else None,
+        exchange.request_id,
+        extra={
+            "user_id": user_id,
+            "grant_id": grant.pk if grant is not None else None,
+            "launch_id": launch.pk if launch is not None else None,
+            "server": grant.registration.server.slug if grant is not None else "",
+            "fhir_user": launch.fhir_user if launch is not None else "",
+            "patient_id": patient_id or "",
+            "interaction": exchange.interaction,
+            "resource_type": exchange.resource_type,
+            "status_code": exchange.status_code,
+            "duration": exchange.duration,
+            "request_id": exchange.request_id,
+        },
+    )

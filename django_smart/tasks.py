@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from celery import shared_task
 
-from .flows import heartbeat
 from .grants import engine
+from .models import task_run
 from .servers import discovery, signing_keys
 
 __all__ = [
@@ -50,7 +50,7 @@ def revoke_grants(grant_ids: Sequence[int]) -> None:
 @shared_task(ignore_result=True)
 def refresh_servers() -> None:
     """Fetch configurations and keys again before they are outdated."""
-    heartbeat.note_beat()
+    task_run.note_beat()
     discovery.refresh_servers()
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from django_smart.audit import note_exchange
-from django_smart.clients import build_fhir_client, fhir_client_for
+from django_smart.clients import build_fhir_client, fhir_client_for, note_exchange
 from django_smart.exceptions import (
     FHIRForbiddenError,
     FHIRNotFoundError,
@@ -127,7 +126,7 @@ def test_missing_scope_is_told_before_the_request(mode, opened, ehr, settings, c
     with pytest.raises(FHIRForbiddenError):
         fhir.search("Condition").first()
     named = [
-        one.getMessage() for one in caplog.records if one.name == "django_smart.clients"
+        one.getMessage() for one in caplog.records if one.name == "django_smart.audit"
     ]
     assert ["patient/Condition.s" in one for one in named] == [True] * (mode == "warn")
 

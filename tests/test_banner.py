@@ -10,7 +10,7 @@ import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.template import Context, Template, TemplateSyntaxError
 
-from django_smart.banner import PatientFacts, build_patient_facts
+from django_smart.templatetags.smart import PatientFacts, build_patient_facts
 
 TODAY = date(2026, 3, 4)
 ADA = {

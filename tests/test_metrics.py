@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from django_smart.contrib.monitoring.metrics import GrantCollector
+from django_smart.contrib.monitoring import GrantCollector
 from tests.ehr import make_registration
 from tests.flows.test_health import make_grant
 

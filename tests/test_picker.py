@@ -17,7 +17,6 @@ from django.test.utils import CaptureQueriesContext
 from django_smart.contrib.brands.importing import import_brand_file
 from django_smart.contrib.brands.links import refresh_statistics
 from django_smart.fields import digest
-from django_smart.flows.picker import PAGE_SIZE, find_choices
 from django_smart.models import (
     Brand,
     BrandAccess,
@@ -26,7 +25,8 @@ from django_smart.models import (
     BrandWord,
     FHIRServer,
 )
-from django_smart.words import build_key, split_words
+from django_smart.models.search_words import build_key, split_words
+from django_smart.views.picker import PAGE_SIZE, find_choices
 from tests.bundles import CITIES, VECTORS, bundle, endpoint, organization
 from tests.ehr import make_browser, make_registration
 

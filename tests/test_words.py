@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from django_smart.models import FHIRServer
-from django_smart.words import (
+from django_smart.models.search_words import (
     KEY_LENGTH,
     build_key,
     build_key_range,

@@ -29,7 +29,7 @@ def run(report: Report) -> None:
     """Measure."""
     with running_stub() as stub, configured("postgresql"):
         _fill(report.size(50_000, smoke=1_000), make_registration(stub).server)
-        from django_smart.flows.picker import find_choices
+        from django_smart.views.picker import find_choices
 
         times: dict[str, list[float | None]] = {}
         for query in _QUERIES:
@@ -74,7 +74,7 @@ def _by_hand(query: str) -> Callable[[int], None]:
     """What the search asks the database, without what it makes of the answer."""
     from django.db import connection
 
-    from django_smart.flows.picker import find_choices
+    from django_smart.views.picker import find_choices
 
     statements: list[tuple[str, Any]] = []
 
@@ -107,7 +107,7 @@ def _fill(number: int, server: Any) -> None:
         BrandEndpoint,
         BrandWord,
     )
-    from django_smart.words import build_key, split_words
+    from django_smart.models.search_words import build_key, split_words
 
     source = BrandBundle.objects.create(location="made")
     endpoints = BrandEndpoint.objects.bulk_create(

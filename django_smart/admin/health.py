@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 
-from ..contrib.monitoring.health import ServerHealth, read_health
+from ..contrib.monitoring import ServerHealth, read_health
 from ..models import FHIRServer, TokenGrant
 from .display import EMPTY
 

@@ -35,9 +35,9 @@ from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scope_grammar import parse_scope
 
 __all__ = [
+    "GLOBAL",
     "AppState",
     "AppStateClient",
-    "GLOBAL",
     "build_app_state_scope",
     "build_basic",
     "build_token",

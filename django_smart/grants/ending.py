@@ -14,7 +14,6 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import SMARTError, TokenResponseError
-from ..flows.events import describe_grant
 from ..models import Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.token_management import (
@@ -169,7 +168,7 @@ def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool
             away.add(grant.registration.server_id)
         return False
     TokenGrant.objects.filter(pk=grant.pk).forget_tokens()
-    fields = describe_grant("grant_revoked", grant)
+    fields = grant.build_log_fields("grant_revoked")
     logger.info("Grant %s revoked", grant.pk, extra=fields)
     return True
 
@@ -246,10 +245,10 @@ def enqueue_revocations(grant_ids: Sequence[int]) -> None:
     Without a broker nothing is lost: ``purge`` finds what is left open.
     """
     if grant_ids:
-        transaction.on_commit(lambda: _send_revocations(list(grant_ids)))
+        transaction.on_commit(lambda: _hand_to_worker(list(grant_ids)))
 
 
-def _send_revocations(grant_ids: list[int]) -> None:
+def _hand_to_worker(grant_ids: list[int]) -> None:
     from ..tasks import revoke_grants
 
     try:

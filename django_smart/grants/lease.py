@@ -24,7 +24,6 @@ from ..exceptions import (
     TokenResponseError,
     TokenServerError,
 )
-from ..flows.events import describe_grant
 from ..models import TokenGrant
 from ..servers.http import whole_call_seconds
 from .due_times import get_retry_at
@@ -151,7 +150,7 @@ def note_failure(grant: TokenGrant, error: Exception, *, owner: str) -> None:
             failures=failures, now=grant.clock(), retry_after=retry_after
         )
     TokenGrant.objects.filter(pk=grant.pk, lease_owner=owner).update(**changes)
-    fields = describe_grant("grant_refresh_failed", grant, error_code=code)
+    fields = grant.build_log_fields("grant_refresh_failed", error_code=code)
     logger.warning("Grant %s has no new access token: %s", grant.pk, code, extra=fields)
 
 

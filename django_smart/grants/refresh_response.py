@@ -21,7 +21,6 @@ from ..exceptions import (
     SMARTError,
     TokenResponseError,
 )
-from ..flows.events import describe_grant
 from ..models import TokenGrant
 from ..protocol.context import LaunchContext
 from ..protocol.messages import HTTPResponse
@@ -123,7 +122,7 @@ def _finish(
     with unless_locked("Grant %s: its registration is locked", grant.pk):
         resume_refreshes(grant.registration)
     logger.info(
-        "Grant %s refreshed", grant.pk, extra=describe_grant("grant_refreshed", grant)
+        "Grant %s refreshed", grant.pk, extra=grant.build_log_fields("grant_refreshed")
     )
     grant_refreshed.send(sender=TokenGrant, grant=grant)
     return True
@@ -193,7 +192,7 @@ def _lose(grant: TokenGrant, *, error_code: str) -> bool:
     ).end(TokenGrant.Status.NEEDS_REAUTHORIZATION, now=timezone.now(), error=error_code)
     if ended:
         grant.status = TokenGrant.Status.NEEDS_REAUTHORIZATION
-        fields = describe_grant("grant_lost", grant, error_code=error_code)
+        fields = grant.build_log_fields("grant_lost", error_code=error_code)
         logger.warning("Grant %s lost: %s", grant.pk, error_code, extra=fields)
         grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)
     return bool(ended)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..conf import conf
 from ..exceptions import ContextChangedError, SMARTError
-from ..flows.events import describe_grant
 from ..models import Launch, TokenGrant
 from ..protocol.context import merge_parameters
 from ..servers.id_tokens import check_id_token
@@ -77,6 +76,6 @@ def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
         Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
     grant.status = TokenGrant.Status.REVOKED
     error_code = ContextChangedError.code
-    fields = describe_grant("grant_lost", grant, error_code=error_code)
+    fields = grant.build_log_fields("grant_lost", error_code=error_code)
     logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)
     grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)

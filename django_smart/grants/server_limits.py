@@ -21,7 +21,6 @@ from ..exceptions import (
     TokenServerError,
     TransportError,
 )
-from ..flows.events import describe_server
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..servers.http import whole_call_seconds
@@ -231,7 +230,7 @@ class Pace:
             self._server.pk,
             pause,
             error_code,
-            extra=describe_server("server_paused", self._server, error_code=error_code),
+            extra=self._server.build_log_fields("server_paused", error_code=error_code),
         )
 
     def _wake(self) -> None:
@@ -241,7 +240,7 @@ class Pace:
         TokenGrant.objects.wake(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
         )
-        fields = describe_server("server_resumed", self._server)
+        fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes go on", self._server.pk, extra=fields)
 
     def _claim_probe(self) -> bool:

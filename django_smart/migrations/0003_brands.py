@@ -6,7 +6,7 @@ from typing import Any
 
 import django.db.models.deletion
 import django_smart.fields
-import django_smart.words
+import django_smart.models.search_words
 from django.db import migrations, models
 
 
@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="fhirserver",
             name="search_text",
-            field=django_smart.words.SearchTextField(
+            field=django_smart.models.search_words.SearchTextField(
                 default="",
                 editable=False,
                 source="name",

@@ -10,10 +10,10 @@ from django.utils.translation import gettext_lazy as _
 
 from ..fields import DigestField
 from ..protocol.brands import BrandPlace
-from ..words import build_key_range
 from .brand_access import BrandAccess
 from .brand_bundle import BrandBundle
 from .brand_word import BrandWord
+from .search_words import build_key_range
 from .server import MAX_URL_LENGTH
 
 __all__ = ["Brand", "BrandQuerySet"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from ..words import KEY_LENGTH, build_key_range
+from .search_words import KEY_LENGTH, build_key_range
 
 __all__ = ["BrandWord", "BrandWordQuerySet"]
 

@@ -287,3 +287,14 @@ class TokenGrant(models.Model):
         """Whether the access token has ended or is about to (REF-09)."""
         lifetime = self.expires_at - self.received_at
         return now >= self.expires_at - min(_MARGIN, lifetime / 10)
+
+    def build_log_fields(
+        self, event: str, *, error_code: str = ""
+    ) -> dict[str, object]:
+        """``extra`` of a log line: primary keys and codes, nothing of a person."""
+        server = self.registration.server
+        return {
+            **server.build_log_fields(event, error_code=error_code),
+            "smart_registration": self.registration_id,
+            "smart_grant": self.pk,
+        }

@@ -14,8 +14,8 @@ from ..fields import DigestField, digest
 from ..protocol.capabilities import Capability, CapabilitySet
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.urls import normalize_base_url
-from ..words import SearchTextField
 from .refresh_state import RefreshState, RefreshStateQuerySet
+from .search_words import SearchTextField
 from .server_values import (
     validate_base_url,
     validate_endpoint,
@@ -353,6 +353,16 @@ class FHIRServer(RefreshState):
         """The purposes that the server serves whole (CAPS-04 to CAPS-07)."""
         configuration = self.read_configuration()
         return configuration.capability_sets if configuration else frozenset()
+
+    def build_log_fields(
+        self, event: str, *, error_code: str = ""
+    ) -> dict[str, object]:
+        """``extra`` of a log line: primary keys and codes, nothing of a person."""
+        return {
+            "smart_event": event,
+            "smart_server": self.pk,
+            "smart_error": error_code,
+        }
 
     def validate_constraints(self, exclude: Any = None) -> None:
         # The digest is made by save(); the constraint is checked before it.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import models
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-__all__ = ["TaskRun", "TaskRunQuerySet"]
+__all__ = [
+    "BEAT_TASK",
+    "LONGEST_SILENCE",
+    "TaskRun",
+    "TaskRunQuerySet",
+    "note_beat",
+]
 
 
 class TaskRunQuerySet(models.QuerySet["TaskRun"]):
@@ -43,3 +50,14 @@ class TaskRun(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+BEAT_TASK = "refresh_servers"
+"""The task that leaves the sign: one that beat sends every other minute."""
+LONGEST_SILENCE = timedelta(minutes=10)
+"""Five times that, after which beat or the workers do not run."""
+
+
+def note_beat() -> None:
+    """Leave the sign."""
+    TaskRun.objects.note(BEAT_TASK, now=timezone.now())

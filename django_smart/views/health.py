@@ -17,7 +17,7 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
-from ..contrib.monitoring.health import ServerHealth, read_health
+from ..contrib.monitoring import ServerHealth, read_health
 
 __all__ = ["HealthView"]
 

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.http import urlencode
 
+from ..conf import conf
 from ..error_pages import harden
-from ..flows.picker import MAX_PAGE, find_choices
 from ..launches.prefix import get_protocol_url
+from ..models import Brand, BrandAccess, ClientRegistration
+from ..models.brand import BrandQuerySet
+from ..models.registration import ClientRegistrationQuerySet
+from ..models.search_words import split_words
 from ..protocol.brands import CATEGORIES
 
-__all__ = ["MAX_QUERY", "render_picker"]
+__all__ = [
+    "MAX_PAGE",
+    "MAX_QUERY",
+    "PAGE_SIZE",
+    "Choice",
+    "ChoiceLink",
+    "ChoicePage",
+    "find_choices",
+    "render_picker",
+]
+
 
 #: Characters of a search.
 MAX_QUERY = 200
@@ -63,3 +82,184 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
 def _read_page(value: str) -> int:
     is_number = value.isascii() and value.isdecimal() and len(value) <= 6
     return min(max(int(value), 1), MAX_PAGE) if is_number else 1
+
+
+#: Organisations on a page.
+PAGE_SIZE = 20
+#: Nobody turns so many; a search finds the rest.
+MAX_PAGE = 5000
+# Of a query; who types more has found it, or never will.
+_MAX_WORDS = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceLink:
+    """
+    One way to connect.
+
+    Attributes:
+        slug: of the server, for ``login/?server=``.
+        label: what tells it from the organisation's other ways.
+    """
+
+    slug: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """
+    One organisation.
+
+    Attributes:
+        alias, place: what was searched for or describes it best; may be empty.
+        more_places: how many it has beside *place*.
+        logo: for the ``src`` of an ``<img>`` and nothing else; may be empty.
+        links: none if nobody can connect to it yet.
+    """
+
+    name: str
+    alias: str = ""
+    place: str = ""
+    more_places: int = 0
+    logo: str = ""
+    links: tuple[ChoiceLink, ...] = ()
+
+    @property
+    def link(self) -> ChoiceLink | None:
+        """The way to connect, if there is exactly one."""
+        return self.links[0] if len(self.links) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoicePage:
+    """One page of organisations; *has_next* tells whether there are more."""
+
+    choices: tuple[Choice, ...]
+    has_next: bool
+
+
+def find_choices(query: str = "", *, page: int = 1, category: str = "") -> ChoicePage:
+    """
+    Organisations whose name, alias, place or portal has the words of *query*.
+
+    The beginning of a word is enough, and all words have to be there.  Registered
+    servers that no brand leads to come first, by their name.
+
+    Args:
+        page: from 1 to ``MAX_PAGE``.
+        category: of brands alone, such as ``laboratory``; empty for all (BRAND-14).
+    """
+    words = split_words(query)[:_MAX_WORDS]
+    if query.strip() and not words:
+        return ChoicePage(choices=(), has_next=False)
+    start = PAGE_SIZE * (min(max(page, 1), MAX_PAGE) - 1)
+    registrations = _find_registrations(words)
+    if category:
+        registrations = registrations.none()
+    # One more than fits tells that there is a next page.
+    wanted = PAGE_SIZE + 1
+    servers = list(registrations[start : start + wanted])
+    # How many pages they fill matters only after their last one.
+    skipped = 0 if servers or not start else start - registrations.count()
+    brands = _find_brands(words, category)[skipped : skipped + wanted - len(servers)]
+    choices = [_build_server_choice(each) for each in servers]
+    choices += _build_brand_choices(list(brands), words)
+    return ChoicePage(
+        choices=tuple(choices[:PAGE_SIZE]), has_next=len(choices) > PAGE_SIZE
+    )
+
+
+def _find_registrations(words: Iterable[str]) -> ClientRegistrationQuerySet:
+    """Those that no brand leads to."""
+    accesses = BrandAccess.objects.usable().filter(
+        endpoint__address_digest=OuterRef("server__base_url_digest")
+    )
+    found = ClientRegistration.objects.standalone().filter(~Exists(accesses))
+    for word in words:
+        found = found.filter(server__search_text__contains=f" {word}")
+    return found.order_by("server__name", "pk")
+
+
+def _find_brands(words: list[str], category: str) -> BrandQuerySet:
+    # These lead to cards alone, so shown() is not needed: databases guess badly how
+    # many rows have two equal columns.
+    found = Brand.objects.with_words(words)
+    if conf.SMART_PICKER_SHOW_UNREGISTERED:
+        found = found.with_access()
+    else:
+        found = found.connectable()
+    if category:
+        found = found.in_category(category)
+    return found.best_first(words).only(
+        "name", "aliases", "places", "logo", "logo_license"
+    )
+
+
+def _build_server_choice(registration: ClientRegistration) -> Choice:
+    server = registration.server
+    link = ChoiceLink(slug=server.slug, label=server.name)
+    return Choice(name=str(server), links=(link,))
+
+
+def _build_brand_choices(brands: list[Brand], words: list[str]) -> list[Choice]:
+    links = _find_links([brand.pk for brand in brands])
+    accepted = conf.SMART_LOGO_LICENSES
+    choices = []
+    for brand in brands:
+        labels = brand.place_labels
+        place = _pick(labels, words) or next(iter(labels), "")
+        missing = [word for word in words if not _has_words(brand.name, [word])]
+        agreed = not brand.logo_license or brand.logo_license in accepted
+        choices.append(
+            Choice(
+                name=brand.name,
+                alias=_pick(brand.aliases, missing),
+                place=place,
+                more_places=max(0, len(labels) - 1),
+                logo=brand.logo if agreed else "",
+                links=_tell_apart(links[brand.pk]),
+            )
+        )
+    return choices
+
+
+def _find_links(cards: list[int]) -> dict[int | None, dict[str, str]]:
+    """The label of each registered server, by brand; the brand's own order."""
+    accesses = (
+        BrandAccess.objects.registered()
+        .filter(card__in=cards)
+        .order_by("brand", "position")
+        .values_list("card", "endpoint__address_digest", "portal_name")
+    )
+    rows = list(accesses) if cards else []
+    registrations = ClientRegistration.objects.standalone().filter(
+        server__base_url_digest__in={digest for _, digest, _ in rows}
+    )
+    servers = {
+        each.server.base_url_digest: each.server for each in registrations if rows
+    }
+    links: dict[int | None, dict[str, str]] = defaultdict(dict)
+    for card, address_digest, portal in rows:
+        server = servers.get(address_digest)
+        if server is not None:
+            links[card].setdefault(server.slug, portal or server.name)
+    return links
+
+
+def _tell_apart(labels: dict[str, str]) -> tuple[ChoiceLink, ...]:
+    times = Counter(labels.values())
+    return tuple(
+        ChoiceLink(slug=slug, label=label if times[label] == 1 else f"{label} ({slug})")
+        for slug, label in labels.items()
+    )
+
+
+def _pick(texts: Iterable[str], words: list[str]) -> str:
+    """The first of *texts* that was searched for, empty if none was."""
+    return next((text for text in texts if _has_words(text, words)), "")
+
+
+def _has_words(text: str, words: list[str]) -> bool:
+    """Whether a word of *text* begins with one of *words*."""
+    return any(each.startswith(tuple(words)) for each in split_words(text))

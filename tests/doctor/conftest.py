@@ -12,8 +12,8 @@ from cryptography.fernet import Fernet
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.flows.heartbeat import BEAT_TASK
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TaskRun
+from django_smart.models.task_run import BEAT_TASK
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
 from tests.doctor.site import PublicSite

@@ -16,8 +16,8 @@ from django.db import connection, reset_queries
 from django.db.models import F
 
 from django_smart import transport
-from django_smart.contrib.brands.bundle import BundleReader
 from django_smart.contrib.brands.importing import (
+    BundleReader,
     import_brand_file,
     import_brands,
     remove_brands,

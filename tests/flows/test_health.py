@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
-from django_smart.contrib.monitoring.health import read_health
+from django_smart.contrib.monitoring import read_health
 from django_smart.grants.engine import refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests.ehr import connect, make_browser, make_registration

@@ -14,8 +14,8 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from django_smart.exceptions import CredentialsError
-from django_smart.flows import reencrypt
 from django_smart.grants.refresh import refresh_grant
+from django_smart.management.commands import smart_reencrypt
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import CLIENT_SECRET, connect, make_browser
@@ -112,7 +112,7 @@ def test_rows_of_several_batches_are_all_moved(grant, monkeypatch, settings):
     settings.SMART_ENCRYPTION_KEYS = [OLD, NEW]
     run("smart_reencrypt")
     settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
-    monkeypatch.setattr(reencrypt, "_BATCH_SIZE", 2)
+    monkeypatch.setattr(smart_reencrypt, "_BATCH_SIZE", 2)
     assert run("smart_reencrypt").out.startswith("moved: 10,")
     settings.SMART_ENCRYPTION_KEYS = [NEW]
     assert len({each.refresh_token for each in TokenGrant.objects.all()}) == 1
@@ -126,7 +126,7 @@ def test_row_that_no_key_decrypts_is_named_and_the_others_are_moved(grant, setti
         run("smart_reencrypt")
     assert "SMART_ENCRYPTION_KEYS" in str(raised.value)
     named: list[str] = []
-    again = reencrypt.reencrypt_secrets(on_unreadable=named.append)
+    again = smart_reencrypt.reencrypt_secrets(on_unreadable=named.append)
     assert named == [f"TokenGrant {grant.pk}"]
     assert (again.current, again.moved, again.unreadable) == (3, 0, 1)
 

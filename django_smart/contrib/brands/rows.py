@@ -16,9 +16,9 @@ from ...conf import conf
 from ...exceptions import MalformedBrandError
 from ...fields import DigestField, digest
 from ...models import Brand, BrandBundle, BrandEndpoint, BrandWord
+from ...models.search_words import build_key, split_words
 from ...models.server import MAX_URL_LENGTH
 from ...protocol import brands as wire
-from ...words import build_key, split_words
 
 __all__ = ["BATCH", "RowWriter", "iterate_in_batches"]
 

@@ -10,8 +10,8 @@ from django.db.models import Count, Max, Min
 from django.utils import timezone
 
 from ...conf import conf
-from ...flows.heartbeat import BEAT_TASK, LONGEST_SILENCE
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
+from ...models.task_run import BEAT_TASK, LONGEST_SILENCE
 from ...servers.signing_keys import OVERLAP
 from .findings import Finding, build_finding
 

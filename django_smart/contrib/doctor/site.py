@@ -13,11 +13,11 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.http import urlencode
 
 from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
-from ...flows.probe import PARAMETER, SEEN_AS, build_probe
 from ...models import SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPResponse
 from ...servers.signing_keys import OVERLAP
+from ...views.jwks import PARAMETER, SEEN_AS, build_probe
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 
