@@ -72,7 +72,7 @@ screenshots: $(STAMP) ## Take the pictures of the documentation anew
 clean: ## Remove the environment and everything that was built
 	rm -rf $(VENV) $(BENCH) .tox build dist *.egg-info docs/_build var \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov mutants \
-		tests/servers/medplum/node_modules
+		tests/outside/medplum/node_modules
 
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

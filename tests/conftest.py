@@ -9,6 +9,8 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -17,9 +19,14 @@ from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
 from django_smart.grants import due_times
+from django_smart.models import ClientRegistration, Launch, TokenGrant
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.id_tokens import SigningKey
 from tests.celery import app as celery_app
-from tests.ehr import ehr, registration
+from tests.ehr import PATIENT, connect, ehr, make_browser, registration
+from tests.factories import reload_grant
 from tests.services import require, requirements_of
+from tests.transport.servers import Server, answer
 
 __all__ = ["celery_app", "ehr", "registration"]
 
@@ -142,11 +149,52 @@ def _no_network() -> Iterator[None]:
 def _fresh_caches() -> Iterator[None]:
     """No test sees what another one put into a cache."""
     yield
-    for cache in caches.all(initialized_only=True):
-        cache.clear()
+    for each in caches.all(initialized_only=True):
+        each.clear()
 
 
 @pytest.fixture
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for by chance is waited for as long as may be."""
     monkeypatch.setattr(due_times._random, "uniform", lambda _, most: most)
+
+
+@cache
+def _make_signing_key() -> SigningKey:
+    return SigningKey.generate("RS256")
+
+
+@pytest.fixture
+def opened(ehr: EHRSimulator, registration: ClientRegistration) -> Launch:
+    """The launch."""
+    return connect(make_browser(), ehr, patient=PATIENT)
+
+
+@pytest.fixture
+def grant(opened: Launch) -> TokenGrant:
+    """Its grant, as the database has it."""
+    return reload_grant(opened.grant_id)
+
+
+@pytest.fixture
+def quick_keys(ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key for all: making it takes longer than a launch."""
+    monkeypatch.setattr(ehr, "_signing_keys", [_make_signing_key()])
+
+
+@pytest.fixture(scope="session")
+def listener() -> Iterator[Server]:
+    """A server at another origin, which records what comes."""
+    with Server(answer()) as server:
+        yield server
+
+
+@pytest.fixture
+def elsewhere(ehr: EHRSimulator, listener: Server, settings: Any) -> Iterator[Server]:
+    """The other origin that faults lead to, which gets no ``Authorization``."""
+    ehr.foreign_origin = f"http://127.0.0.1:{listener.port}"
+    # Nothing but our own rules keeps a request from going there.
+    settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
+    listener.requests.clear()
+    yield listener
+    assert not [each for each in listener.requests if b"authorization" in each.lower()]

@@ -109,7 +109,7 @@ def _find_chromium() -> None:
 
 
 def _install_medplum() -> None:
-    from tests.servers.medplum import install
+    from tests.outside.medplum import install
 
     install()
 

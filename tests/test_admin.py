@@ -30,7 +30,7 @@ from django_smart.models import (
     TokenGrant,
 )
 from django_smart.servers.signing_keys import OVERLAP, create_signing_key
-from tests.flows.answers import Away
+from tests.answers import Away
 
 pytestmark = pytest.mark.django_db
 

@@ -14,9 +14,9 @@ from django.urls import reverse
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
-from tests.doctor.conftest import World, _fresh_pool, world
+from tests.answers import Away
+from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
-from tests.flows.answers import Away
 from tests.test_admin import grant_permissions, registration_form, url_of
 
 __all__ = ["_fresh_pool", "world"]

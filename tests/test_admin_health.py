@@ -13,8 +13,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from django_smart.models import FHIRServer
+from tests.contrib.test_monitoring import make_grant
 from tests.ehr import make_registration
-from tests.flows.test_health import make_grant
 
 pytestmark = pytest.mark.django_db
 

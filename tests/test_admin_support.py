@@ -10,8 +10,8 @@ from django.test import Client
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
+from tests.answers import Away, answer
 from tests.ehr import BASE_URL, make_registration
-from tests.flows.answers import Away, answer
 from tests.test_admin import registration_form, url_of
 
 pytestmark = pytest.mark.django_db

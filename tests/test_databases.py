@@ -3,7 +3,7 @@ The tests that use the database, once more on each server we support.
 
 Left out is what looks at pages, headers and documentation, at keys and at slow answers,
 and reads or writes rows on its way alone: what that does to the database, the tests of
-flows and models do too.
+grants, launches, servers and models do too.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from tests.services import SERVICES, mariadb_url, postgresql_url
 _ROOT = Path(__file__).resolve().parent.parent
 _TAIL = 60  # lines of output shown when the run fails
 _ON_ITS_WAY = (
-    *("docs", "doctor", "example", "fhir", "redaction", "sites", "testing", "walk"),
-    *("e2e/test_canary.py", "e2e/test_client_types.py"),
-    *("flows/test_faults_slow.py", "flows/test_key_rotation.py"),
+    *("contrib/doctor", "docs", "example", "fhir", "redaction", "sites", "testing"),
+    *("walk", "e2e/test_canary.py", "e2e/test_client_types.py"),
+    *("contrib/test_app_state.py", "servers/test_key_rotation.py"),
+    *(
+        f"launches/test_{name}.py"
+        for name in (
+            *("authorize_post", "browser", "changed_context", "faults_slow", "frames"),
+            *("launch_context", "messages", "prefix_pages"),
+        )
+    ),
     *(
         f"test_{name}.py"
         for name in (
-            *("admin_doctor", "admin_support", "audit", "authorize_post", "browser"),
-            *("changed_context", "decorators", "error_pages", "fhir_proxy", "frames"),
-            *("jwks", "launch_context", "message_names", "mixins", "open_redirects"),
-            *("pages", "prefix_pages", "translations", "trouble"),
+            *("admin_doctor", "admin_support", "audit", "decorators", "error_pages"),
+            *("fhir_proxy", "jwks", "mixins", "open_redirects", "pages"),
+            *("translations", "trouble"),
         )
     ),
 )
@@ -119,8 +125,8 @@ def test_suite_on_mariadb(suites: dict[str, _Suite]) -> None:
     "module",
     [
         pytest.param("tests/test_picker.py", id="search of large tables"),
-        pytest.param("tests/flows/test_claim_plans.py", id="a million grants"),
-        pytest.param("tests/flows/test_refresh_processes.py", id="races"),
+        pytest.param("tests/grants/test_claim_plans.py", id="a million grants"),
+        pytest.param("tests/grants/test_refresh_processes.py", id="races"),
     ],
 )
 @pytest.mark.parametrize(

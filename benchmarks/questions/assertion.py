@@ -70,17 +70,17 @@ def _repeat(sign: Callable[[], Any]) -> Callable[[int], None]:
 
 
 def _count_parses() -> list[int]:
-    """Count what the flows ask for; making a key parses it too, and is not counted."""
+    """Count what a login parses; making a key parses it too, and is not counted."""
     from django_smart.servers import http
 
-    flows: Any = http
-    parsed, parse = [0], flows.load_private_key
+    module: Any = http
+    parsed, parse = [0], module.load_private_key
 
     def count(pem: str | bytes) -> Any:
         parsed[0] += 1
         return parse(pem)
 
-    flows.load_private_key = count
+    module.load_private_key = count
     return parsed
 
 

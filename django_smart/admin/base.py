@@ -90,7 +90,7 @@ class UnchangeableAdmin(BaseAdmin):
 
 
 class ReadOnlyAdmin(UnchangeableAdmin):
-    """Rows that flows write, each with a user."""
+    """Rows that launches write, each with a user."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Rows come from launches alone."""

@@ -16,12 +16,12 @@ from django.test import Client, RequestFactory
 from django_smart import transport
 from django_smart.models import Brand, BrandBundle, ClientRegistration, SigningKey
 from django_smart.testing import EHRSimulator
+from tests.answers import Away
 from tests.bundles import bundle, endpoint, organization
+from tests.contrib.doctor.conftest import World, world
+from tests.contrib.test_brands import Host, host
 from tests.docs.blocks import DOCS, read_blocks
-from tests.doctor.conftest import World, world
 from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
-from tests.flows.answers import Away
-from tests.flows.test_brands import Host, host
 from tests.management.running import Ran, run
 from tests.transport.conftest import certificate
 

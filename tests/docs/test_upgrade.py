@@ -11,8 +11,8 @@ import pytest
 from django.core.management import CommandError
 
 from django_smart import transport
+from tests.contrib.doctor.site import PublicSite
 from tests.docs.blocks import read_blocks
-from tests.doctor.site import PublicSite
 from tests.ehr import SITE
 from tests.management.running import run
 from tests.test_migrations import get_names

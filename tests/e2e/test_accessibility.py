@@ -25,9 +25,9 @@ from django_smart.contrib.brands.importing import import_brand_file
 from django_smart.models import Launch, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
+from tests.answers import Away
 from tests.bundles import bundle, endpoint, organization
 from tests.ehr import BASE_URL, SITE, make_registration
-from tests.flows.answers import Away
 from tests.services import chromium_path
 
 pytestmark = [

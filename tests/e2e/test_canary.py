@@ -54,9 +54,9 @@ from tests.ehr import (
     get_launch,
     start_ehr_launch,
 )
+from tests.launches.test_authorize_post import Form
 from tests.processes import ExampleSite, wait_for
 from tests.redaction.reporting import ADMINS, redacted_reports
-from tests.test_authorize_post import Form
 
 FAILING_REDIRECT_URI = f"{SITE}/failing-callback/"
 EVERYTHING = "patient/Patient.rs patient/Observation.rs offline_access"
@@ -130,7 +130,7 @@ def test_nothing_secret_gets_out(
     canaries.learn(ehr)
     assert canaries.names == KINDS
     places = everywhere.read()
-    for logger in ("django.db.backends", "django.request", "django_smart.flows"):
+    for logger in ("django.db.backends", "django.request", "django_smart.launches"):
         assert logger in places["logs"]
     check(canaries, places)
     check_wire(canaries, ehr)

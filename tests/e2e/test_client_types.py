@@ -33,9 +33,9 @@ from tests.ehr import (
     make_browser,
     make_registration,
 )
-from tests.flows.urls import open_page
+from tests.launch_urls import open_page
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.flows.urls")]
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
 
 JWKS_URL = f"{SITE}/smart/jwks.json"
 DATA = "patient/Patient.rs offline_access"

@@ -32,7 +32,7 @@ from django_smart.testing import EHRSimulator
 from django_smart.transport import ResponseStream
 from tests.fhir.exporting import make_client
 from tests.fhir.servers import BASE, Grant, respond
-from tests.flows.test_backend_services import make_service
+from tests.grants.test_backend_services import make_service
 from tests.processes import wait_for
 from tests.transport.servers import Server
 

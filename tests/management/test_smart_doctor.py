@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_smart.models import FHIRServer
-from tests.doctor.conftest import World, _fresh_pool, world
+from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
 from tests.management.running import run
 

@@ -10,7 +10,7 @@ from django.core.management import CommandError
 
 from django_smart.models import Brand, BrandBundle, FHIRServer
 from tests.bundles import VECTORS, bundle, endpoint, organization
-from tests.flows.test_brands import Host, host
+from tests.contrib.test_brands import Host, host
 from tests.management.running import run
 
 __all__ = ["host"]

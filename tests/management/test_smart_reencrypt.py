@@ -19,8 +19,8 @@ from django_smart.management.commands import smart_reencrypt
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import CLIENT_SECRET, connect, make_browser
-from tests.flows.threads import run_together
 from tests.management.running import run
+from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
 

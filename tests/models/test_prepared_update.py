@@ -12,7 +12,7 @@ from django.utils import timezone
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.models.prepared import PreparedUpdate
 from django_smart.testing import EHRSimulator
-from tests.flows.grants import make_grants, reload_grant
+from tests.factories import make_grants, reload_grant
 
 pytestmark = pytest.mark.django_db
 

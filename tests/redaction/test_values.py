@@ -63,7 +63,7 @@ PUBLISHED = (
     "django_smart.checks.",
     "django_smart.error_pages.words",
     "django_smart.grants.engine",
-    "django_smart.flows.brand",
+    "django_smart.contrib.brands",
     "django_smart.contrib.doctor",
     "django_smart.contrib.monitoring",
     "django_smart.views.picker",

@@ -1,0 +1,95 @@
+"""The same numbers for Prometheus."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from django_smart.contrib.monitoring import GrantCollector
+from tests.contrib.test_monitoring import make_grant
+from tests.ehr import make_registration
+
+prometheus_client = pytest.importorskip(
+    "prometheus_client", reason="needs the extra prometheus"
+)
+
+
+@pytest.fixture
+def registry():
+    """With the collector."""
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(GrantCollector())
+    return registry
+
+
+@pytest.mark.django_db
+def test_numbers_are_those_of_the_database(registry):
+    registration = make_registration()
+    make_grant(registration, status="revoked", patient_id="hush-patient")
+    make_grant(registration, refresh_failures=2)
+    make_grant(registration, refresh_due_at=timezone.now() - timedelta(minutes=2))
+    text = prometheus_client.generate_latest(registry).decode()
+    lines = text.splitlines()
+    assert 'django_smart_grants{server="harbour",status="active"} 2.0' in lines
+    assert 'django_smart_grants{server="harbour",status="revoked"} 1.0' in lines
+    assert 'django_smart_grants{server="harbour",status="expired"} 0.0' in lines
+    assert 'django_smart_grants_due{server="harbour"} 1.0' in lines
+    assert 'django_smart_grants_failing{server="harbour"} 1.0' in lines
+    labels = {"server": "harbour"}
+    overdue = registry.get_sample_value(
+        "django_smart_grants_oldest_overdue_seconds", labels
+    )
+    assert 120 <= overdue < 180
+    assert 'django_smart_refresh_paused{server="harbour"} 0.0' in lines
+    assert 'django_smart_registrations_stopped{server="harbour"} 0.0' in lines
+    assert "hush" not in text
+
+
+@pytest.mark.django_db
+def test_trouble_of_a_server_is_told(registry):
+    now = timezone.now()
+    make_registration(
+        refresh_stopped_at=now,
+        server__refresh_paused_until=now + timedelta(minutes=1),
+        server__last_refresh_at=now - timedelta(minutes=2),
+        server__last_refresh_failure_at=now,
+    )
+
+    def get(name: str) -> Any:
+        return registry.get_sample_value(f"django_smart_{name}", {"server": "harbour"})
+
+    assert get("refresh_paused") == get("registrations_stopped") == 1
+    assert get("last_failure_timestamp_seconds") == now.timestamp()
+    assert get("last_success_timestamp_seconds") == now.timestamp() - 120
+
+
+@pytest.mark.django_db
+def test_server_that_never_answered_has_no_time(registry):
+    make_registration()
+    text = prometheus_client.generate_latest(registry).decode()
+    assert "django_smart_last_success_timestamp_seconds{" not in text
+    assert "django_smart_last_failure_timestamp_seconds{" not in text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_scrape_in_a_thread_of_its_own_leaves_no_connection(registry):
+    make_registration()
+
+    def scrape() -> bool:
+        prometheus_client.generate_latest(registry)
+        return connection.connection is None
+
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(scrape).result()
+
+
+def test_registering_asks_no_database():
+    """Without the fixture of the database, a query would fail."""
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(GrantCollector())
+    assert "django_smart_grants" in registry._names_to_collectors

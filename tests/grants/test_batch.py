@@ -1,0 +1,671 @@
+"""A worker's batch: overlapping requests, few statements, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import (
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connection,
+    connections,
+)
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from django_smart import transport
+from django_smart.exceptions import ReauthorizationRequiredError
+from django_smart.grants import batch, refresh, refresh_response, storing
+from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import claim_due_batches
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.servers import http
+from django_smart.servers.http import whole_call_seconds
+from django_smart.signals import grant_lost, grant_refreshed
+from django_smart.testing import EHRSimulator
+from tests.answers import Away
+from tests.ehr import PATIENT, connect, listening, make_browser, make_registration
+from tests.factories import after_answer, make_grants, reload_grant
+
+pytestmark = pytest.mark.django_db
+
+
+def _refresh_due() -> RefreshResult:
+    """One tick of beat, and the worker's part."""
+    results = [refresh_grants(batch) for batch in claim_due_batches()]
+    return RefreshResult(
+        refreshed=sum(each.refreshed for each in results),
+        skipped=sum(each.skipped for each in results),
+        failed=sum(each.failed for each in results),
+    )
+
+
+def _lost_answers(ehr: EHRSimulator) -> int:
+    """Refresh tokens that are good for something and that no grant has."""
+    kept = {grant.refresh_token for grant in TokenGrant.objects.active()}
+    return sum(
+        not token.used and token.value not in kept
+        for token in ehr.store.refresh_tokens.values()
+    )
+
+
+# Speed
+
+
+def test_requests_of_a_batch_overlap_within_a_limit(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 4
+    grant_ids = make_grants(ehr, registration, 12)
+    lock, running, most = threading.Lock(), 0, 0
+    together = threading.Barrier(4, timeout=60)
+    respond = ehr.wsgi_app.respond
+
+    def respond_slowly(request: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        if request.path.endswith("/auth/token"):
+            together.wait()
+        with lock:
+            running -= 1
+        return respond(request)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_slowly)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=12)
+    assert most == 4
+    assert _lost_answers(ehr) == 0
+
+
+def test_batch_needs_hardly_more_than_a_statement_for_a_grant(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long it takes here, no lease has to be held for longer.
+    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(hours=1))
+    make_grants(ehr, registration, 100)
+    refresh_grants(make_grants(ehr, registration, 1))  # the configuration is known then
+    with CaptureQueriesContext(connection) as captured:
+        assert _refresh_due() == RefreshResult(refreshed=100)
+    statements = [
+        each["sql"]
+        for each in captured
+        if not each["sql"].startswith(("SAVEPOINT", "RELEASE"))
+    ]
+    assert len(statements) <= 108, statements[:6]
+    # Of which the worker's: leases, grants, an update for each, and how it went.
+    updates = [sql for sql in statements if sql.startswith("UPDATE")]
+    assert len(updates) <= 103
+
+
+@pytest.mark.django_db(transaction=True)
+def test_threads_of_a_batch_open_no_connection(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 20)
+    connected: list[str] = []
+    connect_it = type(connections["default"]).connect
+
+    def count(self: Any) -> None:
+        connected.append(threading.current_thread().name)
+        connect_it(self)
+
+    monkeypatch.setattr(type(connections["default"]), "connect", count)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=20)
+    assert connected in ([], [threading.main_thread().name])
+
+
+def test_answer_is_stored_the_moment_it_comes(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 3)
+    stored = threading.Semaphore(0)
+    respond, late = ehr.wsgi_app.respond, iter([True])
+
+    def respond_late_once(request: Any) -> Any:
+        if request.path.endswith("/auth/token") and next(late, False):
+            # The others are stored while this one is on its way.
+            assert stored.acquire(timeout=60)
+            assert stored.acquire(timeout=60)
+        return respond(request)
+
+    def tell(**_: Any) -> None:
+        stored.release()
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late_once)
+    grant_refreshed.connect(tell)
+    try:
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=3)
+    finally:
+        grant_refreshed.disconnect(tell)
+
+
+# Who may send
+
+
+def test_same_message_twice_at_once_refreshes_once(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 5)
+    again: list[RefreshResult] = []
+    take_answer = refresh_response.take_answer
+
+    def deliver_again(*args: Any, **values: Any) -> Any:
+        if not again:
+            again.append(refresh_grants(grant_ids))
+        return take_answer(*args, **values)
+
+    monkeypatch.setattr(batch, "take_answer", deliver_again)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=5)
+    assert again == [RefreshResult(skipped=5)]
+    assert len(ehr.requests_to("refresh")) == 5
+    assert ehr.reused_refresh_tokens == 0
+
+
+def test_batch_of_a_dead_worker_is_taken_up_when_its_leases_end(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 3)
+    batches = list(claim_due_batches())
+    now = timezone.now()
+    TokenGrant.objects.take_leases(
+        batches[0], owner="a dead one", length=timedelta(seconds=30)
+    )
+    assert _refresh_due() == RefreshResult()
+    assert refresh_grants(grant_ids) == RefreshResult(skipped=3)
+    TokenGrant.objects.update(lease_expires_at=now - timedelta(seconds=1))
+    assert _refresh_due() == RefreshResult(refreshed=3)
+
+
+def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    user = get_user_model().objects.create(username="maria")
+    grant_ids = make_grants(ehr, registration, 5, user=user)
+    list(claim_due_batches())
+    deleted, revoked, fresh, first, second = grant_ids
+    TokenGrant.objects.filter(pk=deleted).delete()
+    TokenGrant.objects.filter(pk=revoked).end_pending_revocation(now=timezone.now())
+    get_access_token(reload_grant(fresh))
+    ehr.clear_requests()
+    get_user_model().objects.update(is_active=False)
+    assert refresh_grants(grant_ids) == RefreshResult(skipped=5)
+    get_user_model().objects.update(is_active=True)
+    # No lease was kept of the one that was deactivated for a moment.
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2, skipped=3)
+    assert len(ehr.requests_to("refresh")) == 2
+    assert all(
+        reload_grant(pk).access_token != reload_grant(fresh).access_token
+        for pk in (first, second)
+    )
+
+
+def test_leases_are_held_for_as_long_as_the_batch_takes(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    # A lease is long enough for another call for 0.4 s, and runs out in two minutes.
+    margin = 120 - whole_call_seconds() - 0.4
+    monkeypatch.setattr(batch, "_MARGIN", margin)
+    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
+    grant_ids = make_grants(ehr, registration, 6)
+    after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
+    with CaptureQueriesContext(connection) as captured:
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=6)
+    extended = [
+        each["sql"]
+        for each in captured
+        if each["sql"].startswith("UPDATE")
+        and each["sql"].partition(" WHERE ")[0].count("=") == 1
+        and "lease_expires_at" in each["sql"].partition(" WHERE ")[0]
+    ]
+    assert 2 <= len(extended) <= 6
+
+
+@contextmanager
+def _calling(receiver: Callable[..., None]) -> Iterator[None]:
+    grant_refreshed.connect(receiver)
+    try:
+        yield
+    finally:
+        grant_refreshed.disconnect(receiver)
+
+
+def test_leases_are_held_while_receivers_take_their_time(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    margin = 120 - whole_call_seconds() - 0.4
+    monkeypatch.setattr(batch, "_MARGIN", margin)
+    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
+    grant_ids = make_grants(ehr, registration, 3)
+    respond, requests = ehr.wsgi_app.respond, iter(range(3))
+    told: list[int] = []
+    seen = threading.Event()
+    ends: list[Any] = []
+
+    def respond_late_once(request: Any) -> Any:
+        if request.path.endswith("/auth/token") and next(requests) == 0:
+            # Nothing is left to be sent while this one is on its way.
+            assert seen.wait(60)
+        return respond(request)
+
+    def be_slow(grant: TokenGrant, **_: Any) -> None:
+        told.append(grant.pk)
+        if len(told) < 3:
+            leased = TokenGrant.objects.exclude(lease_owner="")
+            ends.append(leased.values_list("lease_expires_at", flat=True).last())
+            time.sleep(0.6)
+        if len(told) == 2:
+            seen.set()
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late_once)
+    with _calling(be_slow):
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=3)
+    assert ends[1] - ends[0] > timedelta(seconds=0.4)
+
+
+def test_answers_do_not_wait_for_receivers_of_others(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    before = TokenGrant.objects.in_bulk(grant_ids)
+    stored: list[int] = []
+    told: list[int] = []
+    answered, send = threading.Semaphore(0), http.send
+
+    def send_and_tell(request: Any) -> Any:
+        response = send(request)
+        answered.release()
+        return response
+
+    def be_slow(grant: TokenGrant, **_: Any) -> None:
+        if not told:
+            assert all(answered.acquire(timeout=60) for _ in range(4))
+            time.sleep(0.5)  # until they are in the queue
+        told.append(grant.pk)
+        stored.append(
+            sum(
+                each.refresh_token != before[each.pk].refresh_token
+                for each in TokenGrant.objects.all()
+            )
+        )
+
+    monkeypatch.setattr(batch, "send", send_and_tell)
+    with _calling(be_slow):
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
+    assert sorted(told) == grant_ids
+    assert stored[1:] == [4, 4, 4]
+
+
+@pytest.mark.compliance("REF-06")
+def test_another_patient_ends_the_grant_before_receivers_of_others_run(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    changed = TokenGrant.objects.get(pk=grant_ids[0])
+    TokenGrant.objects.filter(pk=changed.pk).update(patient_id=PATIENT)
+    statuses: list[str] = []
+    is_told, send = threading.Event(), http.send
+
+    def send_another_patient(request: Any) -> Any:
+        response = send(request)
+        if changed.refresh_token in str(request.body):
+            assert is_told.wait(60)
+            body = json.loads(response.body) | {"patient": "somebody-else"}
+            return replace(response, body=json.dumps(body).encode())
+        return response
+
+    def be_slow(grant: TokenGrant, **_: Any) -> None:
+        statuses.append(reload_grant(changed.pk).status)
+        is_told.set()
+        time.sleep(0.5)  # until the last answer is in the queue
+
+    monkeypatch.setattr(batch, "send", send_another_patient)
+    with _calling(be_slow):
+        assert refresh_grants(grant_ids).refreshed == 3
+    assert statuses == ["active", "revoked", "revoked"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_machine_that_has_no_more_threads_keeps_no_lease_and_no_batch_waiting(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start_few(self: threading.Thread) -> None:
+        if self.name.startswith("django_smart-refresh"):
+            if len(started) == threads:
+                refused.set()
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+        start(self)
+
+    # The first one is busy when the second is wanted.
+    refused = threading.Event()
+    after_answer(ehr, monkeypatch, lambda: refused.wait(60))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_few)
+        with pytest.raises(RuntimeError, match="new thread"):
+            refresh_grants(grant_ids)
+    assert len(ehr.requests_to("refresh")) == threads
+    assert _lost_answers(ehr) == 0
+    assert not TokenGrant.objects.exclude(lease_owner="").exists()
+    assert refresh_grants(grant_ids).refreshed == 4 - threads
+
+
+def test_worker_that_slept_past_its_leases_sends_nothing_more(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    first, *others = make_grants(ehr, registration, 3)
+    taken = refresh_response.take_answer
+
+    def sleep_long(*args: Any, **values: Any) -> Any:
+        stored = taken(*args, **values)
+        # As a host that was suspended finds it.
+        monkeypatch.setattr(batch, "_MARGIN", 10**6)
+        TokenGrant.objects.filter(pk__in=others).update(
+            lease_owner="another", lease_expires_at=timezone.now() + timedelta(hours=1)
+        )
+        return stored
+
+    monkeypatch.setattr(batch, "take_answer", sleep_long)
+    assert refresh_grants([first, *others]) == RefreshResult(refreshed=1, skipped=2)
+    assert len(ehr.requests_to("refresh")) == 1
+    assert reload_grant(others[0]).lease_owner == "another"
+
+
+# Nothing is lost
+
+
+def _fail_first(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    after_write: bool = False,
+    error: type[Exception] = OperationalError,
+) -> list[str]:
+    """Let the first write of new tokens fail, as if the database had gone."""
+    failed: list[str] = []
+    manager = TokenGrant.objects
+    store = manager.store_refreshed
+
+    def store_or_fail(*args: Any, **values: Any) -> bool:
+        if len(failed) < 2:
+            failed.append("once")
+            if after_write:
+                store(*args, **values)
+            raise error("server closed the connection unexpectedly")
+        return store(*args, **values)
+
+    monkeypatch.setattr(
+        type(manager),
+        "store_refreshed",
+        lambda _manager, *args, **values: store_or_fail(*args, **values),
+    )
+    return failed
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, InternalError])
+@pytest.mark.parametrize("after_write", [False, True])
+def test_new_tokens_are_stored_although_the_database_goes_away(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    after_write: bool,
+    error: type[Exception],
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    failed = _fail_first(monkeypatch, after_write=after_write, error=error)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
+    assert len(failed) == 2
+    assert _lost_answers(ehr) == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_waiting_for_the_database_has_an_end(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "_LONGEST", 0)
+    (grant_id,) = make_grants(ehr, registration, 1)
+    _fail_first(monkeypatch)
+    with pytest.raises(OperationalError):
+        get_access_token(reload_grant(grant_id))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_answers_that_are_under_way_are_kept_after_an_error_of_ours(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 8)
+    build = refresh.build_request
+    built: list[int] = []
+
+    def break_down(*args: Any, **values: Any) -> Any:
+        built.append(1)
+        if len(built) == 5:
+            raise ZeroDivisionError
+        return build(*args, **values)
+
+    monkeypatch.setattr(batch, "build_request", break_down)
+    with pytest.raises(ZeroDivisionError):
+        refresh_grants(grant_ids)
+    assert _lost_answers(ehr) == 0
+    assert TokenGrant.objects.filter(refresh_due_at__gt=timezone.now()).count() == 4
+    monkeypatch.undo()
+    # The leases of the others but one, which failed as it was sent, were given back.
+    assert refresh_grants(grant_ids).refreshed == 3
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="as PostgreSQL fails")
+def test_new_tokens_are_stored_although_the_old_server_has_become_read_only(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 2)
+    take_answer = refresh_response.take_answer
+
+    def fail_over(*args: Any, **values: Any) -> Any:
+        if not stored:
+            with connection.cursor() as cursor:
+                cursor.execute("SET default_transaction_read_only = on")
+        stored.append(take_answer(*args, **values))
+        return stored[-1]
+
+    stored: list[Any] = []
+    monkeypatch.setattr(batch, "take_answer", fail_over)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2)
+    assert _lost_answers(ehr) == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_answer_that_cannot_be_stored_does_not_take_the_others_with_it(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_ids = make_grants(ehr, registration, 4)
+    monkeypatch.setattr(storing, "_LONGEST", 0)
+    _fail_first(monkeypatch)
+
+    def note_failure(*_: Any, **__: Any) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(batch, "note_failure", note_failure)
+    with pytest.raises(OperationalError):
+        refresh_grants(grant_ids)
+    assert len(ehr.requests_to("refresh")) == 4
+    assert _lost_answers(ehr) == 2
+
+
+def test_receiver_that_fails_does_not_stop_the_batch(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    grant_ids = make_grants(ehr, registration, 3)
+
+    def fail(**_: Any) -> None:
+        raise RuntimeError("a fault of the site's")
+
+    grant_refreshed.connect(fail)
+    try:
+        with caplog.at_level(logging.ERROR):
+            refresh_grants(grant_ids)
+    finally:
+        grant_refreshed.disconnect(fail)
+    assert len(ehr.requests_to("refresh")) == 3
+    assert _lost_answers(ehr) == 0
+    assert caplog.text.count("error in its refresh") == 3
+
+
+# Refusals
+
+
+def test_grant_that_the_ehr_has_ended_is_lost_and_the_others_go_on(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    user = get_user_model().objects.create(username="maria")
+    first, ended, last = make_grants(ehr, registration, 3, user=user)
+    ehr.revoke_grant(reload_grant(ended).refresh_token)
+    with listening(grant_lost) as lost:
+        result = refresh_grants([first, ended, last])
+    assert result == RefreshResult(refreshed=2, failed=1)
+    assert [(each["grant"].pk, each["error_code"]) for each in lost] == [
+        (ended, "invalid_grant")
+    ]
+    stored = reload_grant(ended)
+    assert (stored.status, stored.refresh_token) == ("needs_reauthorization", "")
+    with pytest.raises(ReauthorizationRequiredError):
+        get_access_token(stored)
+    # Its owner is shown how to connect again, as no other grant is for this patient.
+    TokenGrant.objects.filter(pk=ended).update(patient_id=PATIENT)
+    browser = make_browser()
+    browser.force_login(user)
+    page = browser.get("/smart/connections/").content.decode()
+    assert "/smart/login/?server=harbour" in page
+    assert "Connect Harbour Hospital again" in page
+
+
+def test_refused_credentials_stop_the_registration_and_burn_no_grant(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 2
+    make_grants(ehr, registration, 20)
+    ehr.faults.add("refresh_invalid_client")
+    with caplog.at_level(logging.ERROR), listening(grant_lost) as lost:
+        result = _refresh_due()
+        for _ in range(3):
+            assert _refresh_due() == RefreshResult()
+    assert lost == []
+    # Those that were under way when the first answer came.
+    assert 1 <= result.failed <= 3
+    assert len(ehr.requests_to("refresh")) == result.failed
+    assert TokenGrant.objects.active().exclude(refresh_token="").count() == 20
+    assert not TokenGrant.objects.exclude(lease_owner="").exists()
+    assert caplog.text.count("refused our credentials (invalid_client)") == 1
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is not None
+    # The server itself is well: other registrations go on.
+    assert FHIRServer.objects.get().refresh_failures == 0
+
+
+def _new_secret(registration: ClientRegistration) -> None:
+    registration.client_secret = "another one"
+    registration.save(update_fields=["client_secret"])
+
+
+def _refresh_for_a_person(registration: ClientRegistration) -> None:
+    del registration
+    last = TokenGrant.objects.order_by("-pk").first()
+    assert last is not None
+    get_access_token(reload_grant(last.pk))
+
+
+@pytest.mark.parametrize("mend", [_new_secret, _refresh_for_a_person])
+def test_registration_goes_on_with_credentials_that_work(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    mend: Callable[[ClientRegistration], None],
+) -> None:
+    make_grants(ehr, registration, 4)
+    ehr.faults.add("refresh_invalid_client")
+    _refresh_due()
+    ehr.faults.clear()
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is not None
+    registration.landing_page = "/chart/"
+    registration.save()
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is not None
+
+    mend(registration)
+
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None
+
+
+def test_missing_credentials_postpone_the_batch_and_send_nothing(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 3)
+    ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
+    assert refresh_grants(grant_ids) == RefreshResult(failed=3)
+    assert ehr.requests_to("refresh") == []
+    for grant in TokenGrant.objects.all():
+        assert (grant.status, grant.last_error) == ("active", "credentials_unusable")
+        assert (grant.refresh_failures, grant.lease_owner) == (1, "")
+
+
+def test_grants_of_several_servers_in_one_message_each_go_to_their_own(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    other = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    here, there = make_grants(ehr, registration, 2), make_grants(ehr, other, 2)
+    with transport.mounted("https://other.example.org", Away()):
+        result = refresh_grants([*there, *here])
+    assert result == RefreshResult(refreshed=2, failed=2)
+    assert set(
+        TokenGrant.objects.filter(pk__in=there).values_list("last_error", flat=True)
+    ) == {"server_unreachable"}
+
+
+def test_context_of_an_open_launch_goes_along(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    opened = connect(make_browser(), ehr)
+    TokenGrant.objects.update(refresh_due_at=timezone.now())
+    next(iter(ehr.store.grants())).context["intent"] = "reconcile"
+    assert refresh_grants([opened.grant_id or 0]) == RefreshResult(refreshed=1)
+    opened.refresh_from_db()
+    assert opened.context["intent"] == "reconcile"

@@ -1,0 +1,349 @@
+"""Endings: sign-out, change of user, disconnect, and what each leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.contrib.auth import get_user_model
+from django.test import Client
+from django.utils import timezone
+
+from django_smart.grants.ending import (
+    disconnect_grant,
+    end_browser,
+    find_unused_grants,
+    revoke_at_server,
+    supersede_grants,
+)
+from django_smart.models import FHIRServer, Launch, TokenGrant
+from django_smart.signals import grant_revoked
+from django_smart.testing import EHRSimulator
+from tests.ehr import (
+    PATIENT,
+    connect,
+    launch,
+    listening,
+    make_browser,
+    make_registration,
+)
+from tests.launch_urls import open_page
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+
+_COOKIE = "__Host-smart_browser"
+_ONLINE = "launch openid fhirUser patient/Patient.rs online_access"
+
+
+@pytest.fixture
+def commit(django_capture_on_commit_callbacks: Any) -> Callable[[], Any]:
+    """A ``with`` block after which what waits for the commit has run."""
+    return lambda: django_capture_on_commit_callbacks(execute=True)
+
+
+def _second_clinician(ehr: EHRSimulator) -> str:
+    return [name for name in ehr.users if name.startswith("Practitioner/")][1]
+
+
+def _grant(opened: Launch) -> TokenGrant:
+    assert opened.grant is not None
+    opened.grant.refresh_from_db()
+    return opened.grant
+
+
+def _is_revoked_at(ehr: EHRSimulator, token: str) -> bool:
+    grant = ehr.store.grant_of(token)
+    assert grant is not None
+    return grant.revoked
+
+
+# Another user
+
+
+@pytest.mark.compliance("EHRL-09")
+def test_launch_of_another_user_ends_the_earlier_ones_of_the_browser(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    make_registration(ehr_scope=_ONLINE)
+    browser = make_browser()
+    first, second = launch(browser, ehr), launch(browser, ehr)
+    cookie = browser.cookies[_COOKIE].value
+    tokens = [_grant(each).refresh_token for each in (first, second)]
+    assert all(tokens)
+    with commit():
+        third = launch(browser, ehr, user=_second_clinician(ehr))
+    assert third.user != first.user
+    assert browser.session["_auth_user_id"] == str(third.user_id)
+    assert browser.cookies[_COOKIE].value != cookie
+    assert [open_page(browser, each) for each in (first, second, third)] == [
+        *(410, 410, 200),
+    ]
+    for opened, token in zip((first, second), tokens, strict=True):
+        opened.refresh_from_db()
+        assert (opened.status, opened.error_code) == ("ended", "user_changed")
+        grant = _grant(opened)
+        assert (grant.status, grant.access_token) == ("revoked", "")
+        assert _is_revoked_at(ehr, token)
+    assert _grant(third).status == "active"
+
+
+@pytest.mark.usefixtures("registration")
+def test_launches_of_the_same_user_stay(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    other_patient = next(one for one in ehr.data["Patient"] if one != PATIENT)
+    first = launch(browser, ehr)
+    second = launch(browser, ehr, patient=other_patient)
+    assert open_page(browser, first) == open_page(browser, second) == 200
+
+
+@pytest.mark.usefixtures("registration")
+def test_user_whose_session_ran_out_leaves_the_browser_to_the_next_one(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    first = launch(browser, ehr)
+    cookie = browser.cookies[_COOKIE].value
+    del browser.cookies["sessionid"]
+    second = launch(browser, ehr, user=_second_clinician(ehr))
+    assert second.user != first.user
+    assert open_page(browser, second) == 200
+    assert open_page(browser, first) == 410
+    assert browser.cookies[_COOKIE].value != cookie
+
+
+@pytest.mark.usefixtures("registration")
+def test_user_whose_session_ran_out_finds_the_earlier_launch_after_another_one(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    first = launch(browser, ehr)
+    del browser.cookies["sessionid"]
+    assert open_page(browser, first) == 403
+    second = launch(browser, ehr)
+    assert open_page(browser, first) == open_page(browser, second) == 200
+
+
+@pytest.mark.usefixtures("registration")
+def test_offline_grants_outlive_a_change_of_user(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser = make_browser()
+    first = connect(browser, ehr)
+    assert _grant(first).is_offline
+    with commit():
+        launch(browser, ehr, user=_second_clinician(ehr))
+    assert open_page(browser, first) == 410
+    assert _grant(first).status == "active"
+    assert not ehr.requests_to("revoke")
+
+
+# Sign-out
+
+
+@pytest.mark.parametrize("path", ["/smart/logout/", "/sign-out/"])
+def test_sign_out_ends_the_launches_and_the_grants_that_are_not_offline(
+    ehr: EHRSimulator, commit: Callable[[], Any], path: str
+) -> None:
+    make_registration(ehr_scope=_ONLINE)
+    browser, elsewhere = make_browser(), make_browser()
+    online, offline = launch(browser, ehr), connect(browser, ehr)
+    other = launch(elsewhere, ehr)
+    token = _grant(online).refresh_token
+    cookie = browser.cookies[_COOKIE].value
+    with listening(grant_revoked) as revoked, commit():
+        assert browser.post(path).status_code == 302
+    assert open_page(browser, online) == open_page(browser, offline) == 410
+    assert open_page(elsewhere, other) == 200
+    assert browser.cookies[_COOKIE].value != cookie
+    grant = _grant(online)
+    assert (grant.status, grant.is_revocation_pending) == ("revoked", False)
+    assert (grant.access_token, grant.refresh_token) == ("", "")
+    assert _is_revoked_at(ehr, token)
+    assert [each["grant"].pk for each in revoked] == [grant.pk]
+    assert _grant(offline).status == _grant(other).status == "active"
+    assert {request.status for request in ehr.requests_to("revoke")} == {200}
+
+
+@pytest.mark.usefixtures("registration")
+def test_nobody_uses_the_launches_of_a_browser_after_the_sign_out(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    stolen: Any = browser.cookies.copy()
+    browser.post("/smart/logout/")
+    thief = make_browser()
+    thief.cookies = stolen
+    assert open_page(thief, opened) == 410
+    # The next user of the machine starts with a cookie of their own.
+    launch(browser, ehr, user=_second_clinician(ehr))
+    assert browser.cookies[_COOKIE].value != stolen[_COOKIE].value
+
+
+@pytest.mark.usefixtures("registration")
+def test_sign_out_by_get_is_not_offered(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    assert browser.get("/smart/logout/").status_code == 405
+    assert open_page(browser, opened) == 200
+
+
+@pytest.mark.usefixtures("registration")
+def test_deactivated_user_cannot_use_the_launches(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    get_user_model().objects.update(is_active=False)
+    assert open_page(browser, opened) == 403
+
+
+@pytest.mark.usefixtures("registration")
+def test_launch_ends_by_age(ehr: EHRSimulator, settings: Any) -> None:
+    settings.SMART_LAUNCH_IDLE_LIFETIME = 24 * 3600
+    browser = make_browser()
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        opened = launch(browser, ehr)
+        clock.shift(timedelta(hours=12) - timedelta(seconds=1))
+        assert open_page(browser, opened) == 200
+        clock.shift(1)
+        assert open_page(browser, opened) == 410
+
+
+@pytest.mark.usefixtures("registration")
+def test_ending_a_browser_fails_what_is_under_way(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    browser.post("/smart/login/", {"server": "harbour"})
+    row = Launch.objects.get()
+    assert end_browser([row.browser_digest], reason="signed_out") == []
+    row.refresh_from_db()
+    assert (row.status, row.error_code) == ("failed", "signed_out")
+
+
+# Superseding (design decision 10)
+
+
+@pytest.mark.usefixtures("registration")
+def test_two_tabs_on_one_patient_keep_a_grant_each(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    first, second = connect(browser, ehr), connect(browser, ehr)
+    assert first.grant_id != second.grant_id
+    assert _grant(first).status == _grant(second).status == "active"
+    assert open_page(browser, first) == open_page(browser, second) == 200
+
+
+@pytest.mark.usefixtures("registration")
+def test_new_offline_grant_supersedes_those_that_no_live_launch_uses(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser = make_browser()
+    first = connect(browser, ehr)
+    token = _grant(first).refresh_token
+    browser.post("/smart/logout/")
+    assert _grant(first).status == "active"
+    with commit():
+        second = connect(browser, ehr)
+    assert second.user == first.user
+    assert _grant(first).status == "revoked"
+    assert _is_revoked_at(ehr, token)
+    assert _grant(second).status == "active"
+
+
+@pytest.mark.usefixtures("registration")
+def test_only_grants_of_the_same_user_registration_and_patient_are_superseded(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    patients = list(ehr.data["Patient"])
+    clinician = _second_clinician(ehr)
+    kept = [connect(browser, ehr, patient=patients[0])]
+    browser.post("/smart/logout/")
+    kept.append(connect(browser, ehr, patient=patients[1]))
+    browser.post("/smart/logout/")
+    kept.append(connect(browser, ehr, patient=patients[0], user=clinician))
+    assert {_grant(each).status for each in kept} == {"active"}
+    # Ids that differ in case alone are ids of two patients.
+    grant = _grant(kept[2])
+    TokenGrant.objects.filter(pk=_grant(kept[0]).pk).update(
+        patient_id=grant.patient_id.upper(), user=grant.user
+    )
+    assert supersede_grants(grant, now=timezone.now()) == []
+
+
+# Disconnecting and telling the EHR
+
+
+@pytest.mark.usefixtures("registration")
+def test_disconnecting_ends_the_grant_and_its_launches(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    grant = _grant(opened)
+    token = grant.refresh_token
+    with commit():
+        response = browser.post("/smart/connections/", {"grant": grant.pk})
+    assert response.status_code == 302
+    assert open_page(browser, opened) == 410
+    assert _grant(opened).status == "revoked"
+    assert _is_revoked_at(ehr, token)
+    assert disconnect_grant(grant) == []
+
+
+@pytest.mark.compliance("SEC-12")
+@pytest.mark.usefixtures("registration")
+def test_tokens_are_kept_until_the_ehr_was_told(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = _grant(connect(make_browser(), ehr))
+    token = grant.refresh_token
+    assert disconnect_grant(grant) == [grant.pk]
+    grant.refresh_from_db()
+    assert (grant.status, grant.is_revocation_pending) == ("revoked", True)
+    respond = ehr.wsgi_app.respond
+
+    def be_down(request: Any) -> Any:
+        response = respond(request)
+        response.status_code = 503
+        return response
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", be_down)
+    assert revoke_at_server(grant) is False
+    grant.refresh_from_db()
+    assert grant.refresh_token == token
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond)
+    assert revoke_at_server(grant) is True
+    grant.refresh_from_db()
+    assert (grant.access_token, grant.refresh_token) == ("", "")
+    ehr.clear_requests()
+    assert revoke_at_server(grant) is True
+    assert ehr.requests == []
+
+
+@pytest.mark.usefixtures("registration")
+def test_server_without_revocation_has_the_tokens_forgotten(
+    ehr: EHRSimulator,
+) -> None:
+    grant = _grant(connect(make_browser(), ehr))
+    document: Any = FHIRServer.objects.get().configuration
+    del document["revocation_endpoint"]
+    FHIRServer.objects.update(configuration=document)
+    grant = TokenGrant.objects.get(pk=grant.pk)
+    disconnect_grant(grant)
+    grant.refresh_from_db()
+    assert revoke_at_server(grant) is True
+    grant.refresh_from_db()
+    assert (grant.status, grant.refresh_token) == ("revoked", "")
+    assert not ehr.requests_to("revoke")
+
+
+@pytest.mark.usefixtures("registration")
+def test_grant_without_launch_is_found_as_unused(ehr: EHRSimulator) -> None:
+    browser: Client = make_browser()
+    opened = launch(browser, ehr)
+    now = timezone.now()
+    assert not find_unused_grants(now)
+    assert list(find_unused_grants(now + timedelta(hours=13))) == [opened.grant]
+    Launch.objects.filter(pk=opened.pk).delete()
+    assert list(find_unused_grants(now)) == [opened.grant]

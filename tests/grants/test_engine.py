@@ -1,0 +1,449 @@
+"""What workers do: due grants, revocations, and tidying up."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.contrib.auth import get_user_model
+from django.utils import timezone
+
+from django_smart import transport
+from django_smart.clients import fhir_client_for
+from django_smart.exceptions import AmbiguousGrantError
+from django_smart.grants import engine, server_limits
+from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.engine import (
+    RefreshResult,
+    claim_due_batches,
+    purge,
+    refresh_grants,
+    revoke_grants,
+)
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    TokenGrant,
+)
+from django_smart.signals import grant_refreshed, grant_revoked
+from django_smart.testing import EHRSimulator
+from tests.answers import Away
+from tests.ehr import (
+    connect,
+    launch,
+    listening,
+    make_browser,
+    make_registration,
+    start_ehr_launch,
+)
+from tests.factories import make_grants
+from tests.threads import run_together
+
+pytestmark = pytest.mark.django_db
+
+
+def _make_due(grant_id: Any, *, minutes: int = 1) -> int:
+    TokenGrant.objects.filter(pk=grant_id).update(
+        refresh_due_at=timezone.now() - timedelta(minutes=minutes)
+    )
+    return int(grant_id)
+
+
+def _due_at(grant: TokenGrant) -> datetime:
+    assert grant.refresh_due_at is not None
+    return grant.refresh_due_at
+
+
+def _reload(opened: Launch) -> TokenGrant:
+    return TokenGrant.objects.get(launches=opened)
+
+
+def _make_grant(
+    registration: ClientRegistration, *, due: int = 1, **values: Any
+) -> TokenGrant:
+    """A grant that no EHR knows; *due* minutes ago."""
+    now = timezone.now()
+    grant = TokenGrant(
+        registration=registration,
+        received_at=now,
+        refresh_due_at=now - timedelta(minutes=due),
+        **{"is_offline": True, "expires_at": now + timedelta(hours=1), **values},
+    )
+    grant.set_tokens(access_token="an access token", refresh_token=f"refresh {due}")
+    grant.save()
+    return grant
+
+
+# Due grants
+
+
+@pytest.mark.compliance("REF-11")
+@pytest.mark.usefixtures("registration")
+def test_due_grant_is_refreshed_while_its_token_still_works(ehr: EHRSimulator) -> None:
+    due = _make_due(connect(make_browser(), ehr).grant_id)
+    with listening(grant_refreshed) as refreshed:
+        assert refresh_grants([due]) == RefreshResult(refreshed=1)
+    assert [each["grant"].pk for each in refreshed] == [due]
+    assert len(ehr.requests_to("refresh")) == 1
+    assert _due_at(TokenGrant.objects.get()) > timezone.now()
+
+
+@pytest.mark.usefixtures("registration")
+def test_message_that_is_delivered_twice_does_nothing(ehr: EHRSimulator) -> None:
+    due = _make_due(connect(make_browser(), ehr).grant_id)
+    refresh_grants([due])
+    assert refresh_grants([due, due, 10_000]) == RefreshResult(skipped=3)
+    assert len(ehr.requests_to("refresh")) == 1
+
+
+@pytest.mark.compliance("REF-11")
+def test_only_usable_offline_grants_without_a_lease_are_due(
+    registration: ClientRegistration,
+) -> None:
+    user = get_user_model().objects.create(username="gone", is_active=False)
+    now = timezone.now()
+    due = _make_grant(registration)
+    _make_grant(registration, is_offline=False)
+    _make_grant(registration, status="revoked")
+    _make_grant(registration, user=user)
+    later = _make_grant(registration, due=-1)
+    leased = _make_grant(registration, lease_expires_at=now + timedelta(minutes=1))
+    assert list(TokenGrant.objects.due(now)) == [due]
+    # The lease of a dead worker runs out.
+    due_later = TokenGrant.objects.due(now + timedelta(minutes=5))
+    assert set(due_later) == {due, leased, later}
+
+
+def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
+    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    monkeypatch.setattr(server_limits, "BATCH_SIZE", 2)
+    now = timezone.now()
+    here, there = (
+        [
+            _make_grant(each, expires_at=now + timedelta(minutes=minutes)).pk
+            for minutes in ends
+        ]
+        for each, ends in ((registration, (3, 1, 2)), (other, (5, 4)))
+    )
+    assert list(claim_due_batches(limit=2)) == [
+        [here[1], here[2]],
+        [there[1], there[0]],
+    ]
+    # The others are on their way, until the claim has run out.
+    assert list(claim_due_batches()) == [[here[0]]]
+    assert list(claim_due_batches()) == []
+    TokenGrant.objects.update(claimed_until=timezone.now())
+    assert [len(batch) for batch in claim_due_batches()] == [2, 1, 2]
+
+
+def test_tick_with_nothing_to_do_is_one_query(
+    registration: ClientRegistration, django_assert_num_queries: Any
+) -> None:
+    _make_grant(registration, due=-1)
+    with django_assert_num_queries(1):
+        assert list(claim_due_batches()) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_beats_never_claim_the_same_grant(registration: ClientRegistration) -> None:
+    grants = {_make_grant(registration).pk for _ in range(40)}
+
+    def claim() -> list[int]:
+        return [pk for batch in claim_due_batches(limit=15) for pk in batch]
+
+    claimed = [pk for pks in run_together(*[claim] * 3) for pk in pks]
+    assert len(claimed) == len(set(claimed))
+    claimed += [pk for batch in claim_due_batches() for pk in batch]
+    assert sorted(claimed) == sorted(grants)
+
+
+def test_first_batches_leave_before_all_is_claimed(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 301)
+    batches = claim_due_batches()
+    batch = next(batches)
+    claimed = TokenGrant.objects.filter(claimed_until__isnull=False).count()
+    assert (len(batch), claimed) == (100, 200)
+    rest = list(batches)
+    assert [len(each) for each in rest] == [100, 100, 1]
+    assert sorted(batch + [pk for each in rest for pk in each]) == grant_ids
+
+
+@pytest.mark.usefixtures("registration")
+def test_grant_that_fails_does_not_stop_the_batch(ehr: EHRSimulator) -> None:
+    first, second = (_make_due(connect(make_browser(), ehr).grant_id) for _ in range(2))
+    ehr.revoke_grant(TokenGrant.objects.get(pk=first).refresh_token)
+    leased = _make_due(connect(make_browser(), ehr).grant_id)
+    TokenGrant.objects.filter(pk=leased).update(
+        lease_owner="x", lease_expires_at=timezone.now() + timedelta(minutes=1)
+    )
+    result = refresh_grants([first, second, leased])
+    assert result == RefreshResult(refreshed=1, failed=1, skipped=1)
+    statuses = dict(TokenGrant.objects.values_list("pk", "status"))
+    assert statuses[first] == "needs_reauthorization"
+    assert statuses[second] == statuses[leased] == "active"
+
+
+@pytest.mark.usefixtures("registration", "longest_waits")
+def test_grant_that_failed_is_not_due_at_once(ehr: EHRSimulator) -> None:
+    due = _make_due(connect(make_browser(), ehr).grant_id)
+    ehr.faults.add("refresh_500")
+    for failures in (1, 2, 3):
+        with time_machine.travel(timezone.now(), tick=False):
+            assert refresh_grants([due]) == RefreshResult(failed=1)
+            assert refresh_grants([due]) == RefreshResult(skipped=1)
+        grant = TokenGrant.objects.get()
+        assert grant.refresh_failures == failures
+        assert grant.last_error == "token_server_error"
+        _make_due(due)
+    assert len(ehr.requests_to("refresh")) == 3
+
+
+@pytest.mark.usefixtures("registration")
+def test_least_refresh_interval_of_the_server_is_kept(ehr: EHRSimulator) -> None:
+    FHIRServer.objects.update(min_refresh_interval=timedelta(hours=2))
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    assert _due_at(grant) >= grant.received_at + timedelta(hours=2)
+
+
+@pytest.mark.usefixtures("registration")
+def test_due_times_are_spread(ehr: EHRSimulator) -> None:
+    grants = [connect(make_browser(), ehr).grant for _ in range(5)]
+    fractions = [
+        (_due_at(grant) - grant.received_at) / (grant.expires_at - grant.received_at)
+        for grant in grants
+        if grant is not None
+    ]
+    assert all(0.65 <= fraction <= 0.751 for fraction in fractions)
+    assert len({round(fraction, 4) for fraction in fractions}) > 1
+
+
+# Purge
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_fails_launches_whose_callback_never_came(ehr: EHRSimulator) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        start_ehr_launch(make_browser(), ehr)
+        assert purge().launches_failed == 0
+        clock.shift(901)
+        assert purge().launches_failed == 1
+    row = Launch.objects.get()
+    assert (row.status, row.error_code) == ("failed", "state_expired")
+    assert (row.code_verifier, row.consumed_at is None) == ("", False)
+
+
+def test_purge_ends_old_launches_and_what_they_alone_used(ehr: EHRSimulator) -> None:
+    make_registration(ehr_scope="launch openid fhirUser online_access user/*.rs")
+    browser = make_browser()
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        online, offline = launch(browser, ehr), connect(browser, ehr)
+        clock.shift(timedelta(hours=12))
+        with listening(grant_revoked):
+            result = purge()
+    assert result.revocations_finished == 1
+    for opened in (online, offline):
+        opened.refresh_from_db()
+        assert (opened.status, opened.error_code) == ("ended", "lifetime")
+    assert _reload(online).status == "revoked"
+    assert _reload(offline).status == "active"
+    assert len(ehr.requests_to("revoke")) == 2
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_ends_the_grants_of_deactivated_users(ehr: EHRSimulator) -> None:
+    opened = connect(make_browser(), ehr)
+    assert purge().revocations_finished == 0
+    get_user_model().objects.update(is_active=False)
+    assert purge().revocations_finished == 1
+    grant = TokenGrant.objects.get()
+    assert (grant.status, grant.refresh_token) == ("revoked", "")
+    opened.refresh_from_db()
+    assert opened.status == "ended"
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_leaves_one_grant_of_tabs_that_are_closed(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    user = get_user_model().objects.create_user("maria")
+    browser.force_login(user)
+    older, newer = connect(browser, ehr), connect(browser, ehr)
+    server = newer.registration.server
+    purge()
+    assert TokenGrant.objects.active().count() == 2
+    with pytest.raises(AmbiguousGrantError):
+        fhir_client_for(user, server)
+
+    Launch.objects.filter(pk=older.pk).end(reason="lifetime", now=timezone.now())
+    purge()
+
+    assert TokenGrant.objects.active().get().pk == newer.grant_id
+    assert fhir_client_for(user, server).read("Patient", newer.context["patient"])
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_finishes_revocations_that_were_left_open(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    assert disconnect_grant(grant) == [grant.pk]
+    respond = ehr.wsgi_app.respond
+
+    def be_down(request: Any) -> Any:
+        raise OSError("no route")
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", be_down)
+    assert purge().revocations_finished == 0
+    assert revoke_grants([grant.pk]) == 0
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond)
+    assert purge().revocations_finished == 1
+    assert revoke_grants([grant.pk]) == 0
+    assert all(each.revoked for each in ehr.store.grants())
+
+
+class _Silent(Away):
+    """A server that does not answer, and counts who asks."""
+
+    asked = 0
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked += 1
+        return super().send(*args, **kwargs)
+
+
+def _end(*registrations: ClientRegistration, number: int) -> list[int]:
+    """Grants whose EHR is to be told that they have ended."""
+    now = timezone.now()
+    grants = [
+        _make_grant(registration)
+        for registration in registrations
+        for _ in range(number)
+    ]
+    ended = TokenGrant.objects.filter(pk__in=[each.pk for each in grants])
+    ended.end_pending_revocation(now=now)
+    return [each.pk for each in grants]
+
+
+def _revoke(how: str, grant_ids: list[int]) -> int:
+    return purge().revocations_finished if how == "purge" else revoke_grants(grant_ids)
+
+
+@pytest.mark.usefixtures("ehr")
+@pytest.mark.parametrize("how", ["purge", "revoke_grants"])
+def test_ehr_that_is_not_there_keeps_no_other_from_being_told(
+    registration: ClientRegistration, how: str
+) -> None:
+    base_url = "https://other.example.org/r4"
+    other = make_registration(server__slug="other", server__base_url=base_url)
+    ended = _end(registration, other, number=4)
+    silent = _Silent()
+    with transport.mounted("https://other.example.org", silent):
+        assert _revoke(how, ended) == 4
+    assert silent.asked == 1
+    pending = TokenGrant.objects.awaiting_revocation()
+    assert {each.registration for each in pending} == {other}
+
+
+@pytest.mark.parametrize("how", ["purge", "revoke_grants"])
+def test_ehr_that_does_not_answer_is_asked_once_in_a_run(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    ended = _end(registration, number=4)
+    assert revoke_grants(ended[:1]) == 1  # the configuration is known then
+    asked: list[str] = []
+
+    def be_silent(request: Any) -> Any:
+        asked.append(request.path)
+        raise OSError("no route")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ehr.wsgi_app, "respond", be_silent)
+        assert _revoke(how, ended) == 0
+    assert len(asked) == 1
+    assert _revoke(how, ended) == 3
+
+
+def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    ended = _end(registration, number=2)
+    FHIRServer.objects.update(
+        refresh_paused_until=timezone.now() + timedelta(minutes=1)
+    )
+    assert revoke_grants(ended) == 0
+    assert ehr.requests_to("revoke") == []
+    FHIRServer.objects.update(refresh_paused_until=timezone.now())
+    assert revoke_grants(ended) == 2
+
+
+def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _end(registration, number=3)
+    respond = ehr.wsgi_app.respond
+
+    def respond_once_in_time(request: Any) -> Any:
+        if request.path.endswith("/revoke"):
+            monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + 700)
+        return respond(request)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_in_time)
+    assert purge().revocations_finished == 1
+    assert purge().revocations_finished == 2
+
+
+def test_what_is_long_over_does_not_wait_for_an_ehr(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, pending, *_ = _end(registration, number=3)
+    TokenGrant.objects.filter(pk__in=[old, pending]).update(
+        ended_at=timezone.now() - timedelta(days=31)
+    )
+    TokenGrant.objects.filter(pk=old).forget_tokens()
+    left: list[set[int]] = []
+    respond = ehr.wsgi_app.respond
+
+    def look(request: Any) -> Any:
+        left.append(set(TokenGrant.objects.values_list("pk", flat=True)))
+        return respond(request)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", look)
+    result = purge()
+    # Tokens that nobody was told of are there until somebody is.
+    assert left
+    assert all(old not in each and pending in each for each in left)
+    assert (result.grants_deleted, result.revocations_finished) == (2, 2)
+    assert TokenGrant.objects.count() == 1
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_deletes_what_has_been_over_for_long(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        ended, kept = launch(browser, ehr), connect(browser, ehr)
+        browser.post("/smart/logout/")
+        purge()
+        clock.shift(timedelta(days=30) - timedelta(seconds=1))
+        assert (purge().launches_deleted, Launch.objects.count()) == (0, 2)
+        clock.shift(1)
+        result = purge()
+    assert (result.launches_deleted, result.grants_deleted) == (2, 1)
+    assert ended.grant != kept.grant
+    # A grant that lives keeps its user, though its launch is forgotten.
+    assert TokenGrant.objects.get() == kept.grant
+    assert Identity.objects.count() == 1

@@ -1,0 +1,232 @@
+"""Introspection: both ways to ask, and what an answer changes."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from django_smart.exceptions import (
+    ContextChangedError,
+    CredentialsError,
+    ReauthorizationRequiredError,
+    TokenServerError,
+    UnsupportedServerError,
+)
+from django_smart.grants.introspection import introspect, introspect_grant
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
+from django_smart.signals import grant_lost
+from django_smart.testing import EHRSimulator
+from tests.answers import answer
+from tests.ehr import PATIENT, listening
+from tests.factories import reload_grant
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/auth/introspect"
+both_modes = pytest.mark.parametrize("mode", ["bearer", "client"])
+
+
+def set_mode(mode: str) -> None:
+    FHIRServer.objects.update(introspection_mode=mode)
+
+
+@pytest.mark.compliance("INTRO-01", "INTRO-02", "INTRO-03", "REF-13")
+def test_bearer_token_asks_about_any_token(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    ehr.clear_requests()
+    described = introspect(
+        grant.refresh_token,
+        registration=grant.registration,
+        access_token=grant.access_token,
+    )
+    (request,) = ehr.requests_to("introspect")
+    assert request.form == [("token", grant.refresh_token)]
+    assert request.headers["Authorization"] == f"Bearer {grant.access_token}"
+    assert request.headers["Accept"] == "application/json"
+    assert described.active
+    assert described.client_id == "growth-chart"
+    assert described.scopes == grant.scopes
+    identity = Identity.objects.get()
+    assert (described.issuer, described.subject) == (identity.issuer, identity.subject)
+    assert described.context.patient == PATIENT
+
+
+@pytest.mark.compliance("INTRO-01", "INTRO-03")
+def test_client_asks_with_its_own_credentials_where_the_column_says_so(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    set_mode("client")
+    ehr.clear_requests()
+    registration = reload_grant(grant.pk).registration
+    described = introspect(
+        grant.access_token, registration=registration, access_token="not used"
+    )
+    (request,) = ehr.requests_to("introspect")
+    assert request.form == [("token", grant.access_token)]
+    assert request.headers["Authorization"].startswith("Basic ")
+    assert described.active
+    assert described.expires_at is not None
+    assert abs(described.expires_at - grant.expires_at) < timedelta(seconds=60)
+
+
+@pytest.mark.compliance("INTRO-04")
+def test_token_that_nobody_knows_is_dead(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    described = introspect(
+        "made-up", registration=grant.registration, access_token=grant.access_token
+    )
+    assert not described.active
+    assert str(described.scopes) == ""
+    assert described.expires_at is None
+
+
+@pytest.mark.compliance("INTRO-02")
+def test_without_a_token_to_ask_with_nothing_is_sent(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    with pytest.raises(CredentialsError, match="pass access_token, or set the mode"):
+        introspect(grant.access_token, registration=grant.registration)
+    assert ehr.requests_to("introspect") == []
+
+
+def test_server_without_introspection_is_told_of(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = grant.registration.server
+    assert server.configuration is not None
+    del server.configuration["introspection_endpoint"]
+    with pytest.raises(UnsupportedServerError, match="introspection_endpoint"):
+        introspect("x", registration=grant.registration, access_token="y")
+    # What is set by hand is used.
+    server.introspection_endpoint = ehr.introspection_endpoint
+    assert introspect_grant(grant).active
+
+
+@pytest.mark.compliance("INTRO-05")
+@both_modes
+def test_token_is_neither_logged_nor_stored_elsewhere(
+    ehr: EHRSimulator, grant: TokenGrant, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    set_mode(mode)
+    with caplog.at_level(logging.DEBUG):
+        described = introspect_grant(reload_grant(grant.pk))
+        ehr.expire_access_tokens()
+        introspect_grant(reload_grant(grant.pk))
+    for value in (grant.access_token, PATIENT, Identity.objects.get().subject):
+        assert value not in caplog.text
+        assert value not in repr(described)
+
+
+# Our own grants
+
+
+@both_modes
+def test_grant_that_is_fine_stays_as_it_is(
+    ehr: EHRSimulator, grant: TokenGrant, mode: str
+) -> None:
+    set_mode(mode)
+    assert introspect_grant(reload_grant(grant.pk)).active
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.expires_at) == ("active", grant.expires_at)
+
+
+@pytest.mark.compliance("INTRO-04", "REF-13")
+@both_modes
+def test_dead_token_is_refreshed_before_its_next_use(
+    ehr: EHRSimulator, grant: TokenGrant, mode: str
+) -> None:
+    set_mode(mode)
+    ehr.store.access_tokens[grant.access_token].revoked = True
+    described = introspect_grant(loaded := reload_grant(grant.pk))
+    assert not described.active
+    assert loaded.is_stale(timezone.now())
+    assert reload_grant(grant.pk).status == "active"
+    token = get_access_token(reload_grant(grant.pk))
+    assert token != grant.access_token
+    assert introspect_grant(reload_grant(grant.pk)).active
+
+
+def test_token_that_came_meanwhile_is_not_taken_for_dead(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outdated = reload_grant(grant.pk)
+    newer = timezone.now() + timedelta(hours=2)
+    TokenGrant.objects.update(received_at=timezone.now(), expires_at=newer)
+    ehr.expire_access_tokens()
+    assert not introspect_grant(outdated).active
+    assert reload_grant(grant.pk).expires_at == newer
+
+
+def test_other_refusals_say_nothing_of_the_token(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(ehr, monkeypatch, PATH, status=403)
+    with pytest.raises(TokenServerError):
+        introspect_grant(grant)
+    set_mode("client")
+    answer(ehr, monkeypatch, PATH, status=401)
+    with pytest.raises(TokenServerError):
+        introspect_grant(reload_grant(grant.pk))
+    assert reload_grant(grant.pk).expires_at == grant.expires_at
+
+
+def test_grant_that_has_ended_is_not_asked_about(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    grant.status = TokenGrant.Status.REVOKED
+    with pytest.raises(ReauthorizationRequiredError):
+        introspect_grant(grant)
+    assert ehr.requests_to("introspect") == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"patient": "another"}, {"encounter": "another"}, {"sub": "another"}]
+)
+def test_another_patient_encounter_or_person_ends_launch_and_grant(
+    ehr: EHRSimulator,
+    opened: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    TokenGrant.objects.update(encounter_id="e-1")
+    answer(ehr, monkeypatch, PATH, **changes)
+    with listening(grant_lost) as lost, pytest.raises(ContextChangedError):
+        introspect_grant(reload_grant(opened.grant_id))
+    row = Launch.objects.get(pk=opened.pk)
+    assert (row.status, row.error_code) == ("ended", "context_changed")
+    stored = reload_grant(opened.grant_id)
+    assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
+    assert [each["error_code"] for each in lost] == ["context_changed"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sub": "another", "iss": "https://elsewhere.example.net"},
+        {"sub": "another", "iss": None},
+        {"sub": None},
+        {"patient": None, "encounter": ""},
+    ],
+)
+def test_what_an_answer_does_not_say_ends_nothing(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    answer(ehr, monkeypatch, PATH, **changes)
+    assert introspect_grant(grant).active
+    assert reload_grant(grant.pk).status == "active"
+
+
+def test_grant_without_an_identity_compares_no_person(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(ehr, monkeypatch, PATH, sub="another")
+    grant.identity = None
+    assert introspect_grant(grant).active

@@ -1,0 +1,364 @@
+"""Refresh: when it happens, what it changes, and what a failure leaves alone."""
+
+from __future__ import annotations
+
+import logging
+from base64 import b64decode
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from django_smart import transport
+from django_smart.exceptions import (
+    ContextChangedError,
+    ReauthorizationRequiredError,
+    ResponseTooLargeError,
+    SMARTError,
+    TokenError,
+    TokenResponseError,
+    TokenServerError,
+)
+from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.refresh import get_access_token, renew_access_token
+from django_smart.models import FHIRServer, Launch, TokenGrant
+from django_smart.signals import grant_lost, grant_refreshed
+from django_smart.testing import EHRSimulator
+from tests.ehr import (
+    PATIENT,
+    REDIRECT_URI,
+    get_callback,
+    get_launch,
+    launch,
+    listening,
+    make_browser,
+    make_registration,
+)
+from tests.factories import after_answer, expire, reload_grant
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+
+# When
+
+
+@pytest.mark.compliance("RESP-05", "REF-09")
+def test_fresh_token_is_used_as_it_is(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    ehr.clear_requests()
+    assert get_access_token(grant) == grant.access_token
+    assert ehr.requests == []
+
+
+@pytest.mark.compliance("REF-03", "REF-04", "REF-06", "REF-09")
+def test_expired_token_is_refreshed(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    grant = expire(grant, ehr)
+    before, used = grant.access_token, grant.refresh_token
+    with listening(grant_refreshed) as refreshed:
+        token = get_access_token(grant)
+    (request,) = ehr.requests_to("refresh")
+    assert request.form == [("grant_type", "refresh_token"), ("refresh_token", used)]
+    assert request.headers["Authorization"].startswith("Basic ")
+    assert token != before
+    stored = reload_grant(grant.pk)
+    assert stored.access_token == grant.access_token == token
+    assert stored.expires_at > timezone.now() + timedelta(minutes=59)
+    due_at: Any = stored.refresh_due_at
+    assert stored.received_at < due_at < stored.expires_at
+    assert (stored.lease_owner, stored.lease_expires_at) == ("", None)
+    assert refreshed[0]["grant"].pk == grant.pk
+
+
+@pytest.mark.compliance("REF-10")
+def test_refresh_token_goes_to_its_server_with_its_client(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    other = EHRSimulator(base_url="https://other.example.org/r4")
+    other.register_client(
+        "other-client", client_secret="its secret", redirect_uris=[REDIRECT_URI]
+    )
+    make_registration(
+        server__slug="other",
+        server__base_url=other.base_url,
+        client_id="other-client",
+        client_secret="its secret",
+        ehr_scope="launch openid fhirUser patient/Patient.rs offline_access",
+    )
+    with transport.mounted("https://other.example.org", other.adapter()):
+        launch_id = other.create_launch("other-client", patient=PATIENT)
+        browser = make_browser()
+        url = browser.get(
+            "/smart/launch/", {"iss": other.base_url, "launch": launch_id}
+        )["Location"]
+        there = get_launch(get_callback(browser, other.authorize(url))).grant
+        assert there is not None
+        for each, at in ((expire(there, other), other), (expire(grant, ehr), ehr)):
+            used = each.refresh_token
+            get_access_token(each)
+            (request,) = at.requests_to("refresh")
+            credentials = b64decode(request.headers["Authorization"].split()[1])
+            assert credentials.decode().partition(":")[0] == each.registration.client_id
+            assert dict(request.form)["refresh_token"] == used
+            other.clear_requests()
+            ehr.clear_requests()
+
+
+@pytest.mark.compliance("REF-09")
+@pytest.mark.parametrize(
+    ("lifetime", "age", "is_stale"),
+    [(3600, 3569, False), (3600, 3571, True), (100, 89, False), (100, 91, True)],
+)
+def test_token_is_refreshed_shortly_before_its_end(
+    grant: TokenGrant, lifetime: int, age: int, is_stale: bool
+) -> None:
+    now = timezone.now()
+    grant.received_at = now - timedelta(seconds=age)
+    grant.expires_at = grant.received_at + timedelta(seconds=lifetime)
+    assert grant.is_stale(now) is is_stale
+
+
+@pytest.mark.compliance("REF-07")
+def test_rotated_refresh_token_replaces_the_old_one(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    old = grant.refresh_token
+    get_access_token(grant := expire(grant, ehr))
+    rotated = reload_grant(grant.pk).refresh_token
+    assert rotated != old
+    get_access_token(expire(grant, ehr))
+    assert ehr.requests_to("refresh")[0].form[1] == ("refresh_token", rotated)
+    assert ehr.reused_refresh_tokens == 0
+
+
+@pytest.mark.compliance("REF-07")
+def test_refresh_token_stays_where_none_comes(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    old = grant.refresh_token
+    ehr.faults.add("refresh_no_refresh_token")
+    for _ in range(2):
+        get_access_token(expire(grant, ehr))
+        assert reload_grant(grant.pk).refresh_token == old
+
+
+@pytest.mark.compliance("REF-05")
+def test_scope_is_sent_only_if_the_server_wants_it(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    FHIRServer.objects.update(send_scope_on_refresh=True)
+    get_access_token(expire(grant, ehr))
+    assert dict(ehr.requests_to("refresh")[0].form)["scope"] == grant.scope
+
+
+@pytest.mark.compliance("REF-05")
+def test_scope_is_never_more_than_was_granted_first(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    at_ehr = ehr.store.grant_of(grant.refresh_token)
+    assert at_ehr is not None
+    at_ehr.scopes = [*at_ehr.scopes, "patient/*.cruds", "user/*.cruds"]
+    get_access_token(expire(grant, ehr))
+    stored = reload_grant(grant.pk)
+    assert stored.scopes == grant.scopes
+    # Narrower is taken as it is, and does not become the new limit.
+    at_ehr.scopes = ["launch/patient", "patient/Patient.r"]
+    get_access_token(expire(grant, ehr))
+    assert reload_grant(grant.pk).scope == "launch/patient patient/Patient.r"
+    at_ehr.scopes = grant.scope_granted.split()
+    get_access_token(expire(grant, ehr))
+    assert reload_grant(grant.pk).scopes == grant.scopes
+
+
+# What goes wrong
+
+
+@pytest.mark.compliance("REF-12")
+def test_invalid_grant_is_final_and_told(
+    ehr: EHRSimulator, grant: TokenGrant, caplog: pytest.LogCaptureFixture
+) -> None:
+    grant = expire(grant, ehr)
+    token = grant.refresh_token
+    ehr.revoke_grant(token)
+    with (
+        listening(grant_lost) as lost,
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(ReauthorizationRequiredError),
+    ):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.last_error) == (
+        "needs_reauthorization",
+        "invalid_grant",
+    )
+    assert (stored.access_token, stored.refresh_token) == ("", "")
+    assert stored.refresh_due_at is None
+    assert [(each["grant"].pk, each["error_code"]) for each in lost] == [
+        (grant.pk, "invalid_grant")
+    ]
+    assert f"Grant {grant.pk} lost: invalid_grant" in caplog.text
+    assert token not in caplog.text
+    # One attempt, and no loop.
+    with pytest.raises(ReauthorizationRequiredError):
+        get_access_token(reload_grant(grant.pk))
+    assert len(ehr.requests_to("refresh")) == 1
+
+
+@pytest.mark.compliance("REF-12")
+@pytest.mark.parametrize(
+    ("fault", "error", "code"),
+    [
+        ("refresh_500", TokenServerError, "token_server_error"),
+        ("refresh_429", TokenServerError, "token_server_error"),
+        ("refresh_html_200", TokenError, "token_response_malformed"),
+    ],
+)
+def test_trouble_that_passes_keeps_the_refresh_token(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    fault: str,
+    error: type[SMARTError],
+    code: str,
+) -> None:
+    grant = expire(grant, ehr)
+    token = grant.refresh_token
+    ehr.faults.add(fault)
+    before = timezone.now()
+    with listening(grant_lost) as lost, pytest.raises(error):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.refresh_token) == ("active", token)
+    assert (stored.last_error, stored.refresh_failures) == (code, 1)
+    assert (stored.lease_owner, stored.lease_expires_at) == ("", None)
+    least = 120 if fault == "refresh_429" else 0
+    due_at: Any = stored.refresh_due_at
+    assert due_at >= before + timedelta(seconds=least)
+    assert due_at <= timezone.now() + timedelta(hours=1)
+    assert lost == []
+
+    ehr.faults.clear()
+    get_access_token(reload_grant(grant.pk))
+    stored = reload_grant(grant.pk)
+    assert (stored.last_error, stored.refresh_failures) == ("", 0)
+
+
+def test_transport_errors_keep_the_refresh_token(
+    ehr: EHRSimulator, grant: TokenGrant, settings: Any
+) -> None:
+    grant = expire(grant, ehr)
+    settings.SMART_MAX_BODY = 10
+    with pytest.raises(ResponseTooLargeError):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.refresh_token) == ("active", grant.refresh_token)
+    assert stored.last_error == "response_too_large"
+
+
+def test_errors_of_the_client_do_not_end_the_grant(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    grant = expire(grant, ehr)
+    ehr.clients.clear()
+    with pytest.raises(TokenResponseError):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.last_error) == ("active", "invalid_client")
+    assert stored.refresh_token == grant.refresh_token
+
+
+def test_made_up_error_of_a_server_stays_out_of_row_and_log(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from werkzeug.wrappers import Response
+
+    grant = expire(grant, ehr)
+    made_up = "x" * 200
+    monkeypatch.setattr(
+        ehr.wsgi_app,
+        "respond",
+        lambda request: Response(f'{{"error": "{made_up}"}}', status=400),
+    )
+    with caplog.at_level(logging.DEBUG), pytest.raises(TokenResponseError):
+        get_access_token(grant)
+    assert reload_grant(grant.pk).last_error == "token_refused"
+    assert made_up not in caplog.text
+
+
+def test_unexpected_fault_gives_the_lease_back(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = expire(grant, ehr)
+
+    def break_down(request: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", break_down)
+    with pytest.raises(RuntimeError):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.lease_owner, stored.last_error) == ("", "internal_error")
+    assert (stored.status, stored.refresh_token) == ("active", grant.refresh_token)
+
+
+def test_grant_without_refresh_token_ends_with_its_access_token(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    grant = reload_grant(launch(make_browser(), ehr).grant_id)
+    assert grant.refresh_token == ""
+    with pytest.raises(ReauthorizationRequiredError):
+        renew_access_token(grant, grant.access_token)
+    assert reload_grant(grant.pk).status == "active"
+    with pytest.raises(ReauthorizationRequiredError):
+        get_access_token(expire(grant, ehr))
+    assert reload_grant(grant.pk).status == "expired"
+    assert ehr.requests == []
+
+
+def test_grant_that_is_revoked_during_its_refresh_stays_revoked(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = expire(grant, ehr)
+    after_answer(ehr, monkeypatch, lambda: disconnect_grant(reload_grant(grant.pk)))
+    with (
+        listening(grant_refreshed) as refreshed,
+        pytest.raises(ReauthorizationRequiredError),
+    ):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
+    assert stored.refresh_due_at is None
+    # The tokens that came are nobody's: the EHR was told of them.
+    assert all(each.revoked for each in ehr.store.grants())
+    assert refreshed == []
+
+
+def test_grant_that_is_deleted_during_its_refresh_is_nobodys(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = expire(grant, ehr)
+    after_answer(
+        ehr, monkeypatch, lambda: TokenGrant.objects.filter(pk=grant.pk).delete()
+    )
+    with pytest.raises(ReauthorizationRequiredError):
+        get_access_token(grant)
+    assert all(each.revoked for each in ehr.store.grants())
+
+
+@pytest.mark.compliance("REF-06")
+def test_refresh_that_names_another_patient_ends_the_launch(
+    ehr: EHRSimulator, opened: Launch
+) -> None:
+    grant = expire(reload_grant(opened.grant_id), ehr)
+    ehr.faults.add("refresh_other_patient")
+    with listening(grant_lost) as lost, pytest.raises(ContextChangedError):
+        get_access_token(grant)
+    opened.refresh_from_db()
+    assert (opened.status, opened.error_code) == ("ended", "context_changed")
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.patient_id) == ("revoked", PATIENT)
+    # Kept until the EHR is told; the rotated one, which is what it knows.
+    assert stored.is_revocation_pending
+    assert stored.refresh_token != grant.refresh_token
+    assert [each["error_code"] for each in lost] == ["context_changed"]

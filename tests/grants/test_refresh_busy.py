@@ -1,0 +1,225 @@
+"""A refresh that meets a busy EHR: who waits for it, how long, and how often."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from werkzeug.wrappers import Response
+
+from django_smart.exceptions import ServerTimeoutError, TokenServerError
+from django_smart.grants.refresh import (
+    get_access_token,
+    refresh_grant,
+    renew_access_token,
+)
+from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.servers import http
+from django_smart.servers.signing_keys import create_signing_key
+from django_smart.testing import EHRSimulator
+from tests.factories import expire, reload_grant
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were waited, without waiting."""
+    pauses: list[float] = []
+    monkeypatch.setattr(http, "sleep", pauses.append)
+    return pauses
+
+
+def busy(
+    ehr: EHRSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    status: int = 503,
+    times: int = 1,
+    retry_after: str | None = None,
+) -> None:
+    """Let the token endpoint be busy that many times."""
+    respond = ehr.wsgi_app.respond
+    left = [None] * times
+
+    def respond_otherwise(request: Any) -> Response:
+        response = respond(request) if not left else None
+        if response is None:
+            left.pop()
+            response = Response("Busy", status=status)
+            if retry_after is not None:
+                response.headers["Retry-After"] = retry_after
+        return response
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)
+
+
+@pytest.mark.compliance("REF-12")
+@pytest.mark.parametrize(
+    ("status", "retry_after", "pause"),
+    [(503, None, 0.5), (429, None, 0.5), (503, "0", 0), (429, "5", 5)],
+)
+def test_person_waits_for_a_second_try(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    retry_after: str | None,
+    pause: float,
+) -> None:
+    grant = expire(grant, ehr)
+    busy(ehr, monkeypatch, status=status, retry_after=retry_after)
+    assert get_access_token(grant) in ehr.store.access_tokens
+    assert slept == [pause]
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.refresh_failures) == ("active", 0)
+    assert ehr.reused_refresh_tokens == 0
+
+
+def test_refresh_after_a_401_waits_as_well(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rejected = grant.access_token
+    busy(ehr, monkeypatch)
+    assert renew_access_token(grant, rejected) != rejected
+    assert slept == [0.5]
+
+
+@pytest.mark.parametrize("value", ["6", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "soon"])
+def test_long_or_odd_retry_after_is_not_waited_for(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    value: str,
+) -> None:
+    grant = expire(grant, ehr)
+    busy(ehr, monkeypatch, retry_after=value)
+    with pytest.raises(TokenServerError):
+        get_access_token(grant)
+    assert slept == []
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.refresh_token) == ("active", grant.refresh_token)
+
+
+def test_server_that_stays_busy_is_asked_twice_in_all(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grant = expire(grant, ehr)
+    busy(ehr, monkeypatch, times=3)
+    with pytest.raises(TokenServerError):
+        get_access_token(grant)
+    assert slept == [0.5]
+    assert reload_grant(grant.pk).refresh_token == grant.refresh_token
+
+
+@pytest.mark.parametrize("status", [400, 500, 502, 504])
+def test_other_trouble_is_not_waited_for(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    grant = expire(grant, ehr)
+    busy(ehr, monkeypatch, status=status)
+    with pytest.raises(TokenServerError):
+        get_access_token(grant)
+    assert slept == []
+
+
+def test_worker_does_not_wait(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grant = expire(grant, ehr)
+    busy(ehr, monkeypatch)
+    with pytest.raises(TokenServerError):
+        refresh_grant(grant)
+    assert slept == []
+
+
+def test_second_try_keeps_to_the_limit_of_one_call(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grant = expire(grant, ehr)
+    monkeypatch.setattr(http, "_DEFAULT_WAIT", 20)
+    settings.SMART_HTTP_TIMEOUT = (30, 30, 30)
+    limits: list[float | None] = []
+    send = http.send
+
+    def note_limit(request: Any, *, within: float | None = None) -> Any:
+        limits.append(within)
+        return send(request, within=within)
+
+    monkeypatch.setattr(http, "send", note_limit)
+    busy(ehr, monkeypatch)
+    get_access_token(grant)
+    assert limits[0] is None
+    assert limits[1] is not None
+    assert 0 < limits[1] <= 10
+    assert slept == [20]
+    # There is no second try if the wait alone would take longer.
+    settings.SMART_HTTP_TIMEOUT = (20, 20, 20)
+    busy(ehr, monkeypatch)
+    with pytest.raises(TokenServerError):
+        get_access_token(expire(grant, ehr))
+    assert len(limits) == 3
+
+
+def test_shorter_limit_is_kept(
+    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = expire(grant, ehr)
+    send = http.send
+    monkeypatch.setattr(
+        http, "send", lambda request, within=None: send(request, within=1e-9)
+    )
+    with pytest.raises(ServerTimeoutError):
+        get_access_token(grant)
+
+
+@pytest.mark.compliance("TOK-16")
+def test_second_try_has_an_assertion_of_its_own(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    slept: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ClientRegistration.objects.update(token_endpoint_auth_method="private_key_jwt")
+    ClientRegistration.objects.update(signing_algorithm="ES384")
+    key = create_signing_key("ES384")
+    ehr.clients.clear()
+    ehr.register_client(
+        grant.registration.client_id,
+        auth_method="private_key_jwt",
+        jwks={"keys": [key.public_jwk]},
+    )
+    grant = expire(grant, ehr)
+    assertions: list[str] = []
+    respond = ehr.wsgi_app.respond
+
+    def respond_once_busy(request: Any) -> Response:
+        form = dict(parse_qsl(request.get_data().decode()))
+        assertions.append(form["client_assertion"])
+        # The server has seen the first one, and refuses to see it again.
+        response = respond(request) if len(assertions) > 1 else None
+        return response or Response("Busy", status=429)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_busy)
+    get_access_token(grant)
+    assert len(set(assertions)) == 2

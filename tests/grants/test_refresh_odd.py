@@ -1,0 +1,152 @@
+"""Odd answers, lifetimes and clocks: nothing is lost, and nothing asked for twice."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import time_machine
+from django.db import connection
+from django.utils import timezone
+
+from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import claim_due_batches
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.factories import make_grants, reload_grant
+
+pytestmark = pytest.mark.django_db
+
+# On SQLite the clock of the host is that of the database.
+_ONE_CLOCK = pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="has no clock of its own"
+)
+_OFF = pytest.mark.parametrize("off", [timedelta(minutes=10), -timedelta(minutes=10)])
+
+
+def _refresh_due() -> RefreshResult:
+    """One tick of beat, and the worker's part."""
+    results = [refresh_grants(batch) for batch in claim_due_batches()]
+    return RefreshResult(
+        refreshed=sum(each.refreshed for each in results),
+        skipped=sum(each.skipped for each in results),
+        failed=sum(each.failed for each in results),
+    )
+
+
+def test_refresh_token_that_comes_again_is_used_again(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    ehr.rotate_refresh_tokens = False
+    (grant_id,) = make_grants(ehr, registration, 1)
+    before = reload_grant(grant_id)
+    for _ in range(2):
+        TokenGrant.objects.update(refresh_due_at=timezone.now())
+        assert _refresh_due() == RefreshResult(refreshed=1)
+        assert _refresh_due() == RefreshResult()
+    after = reload_grant(grant_id)
+    assert after.refresh_token == before.refresh_token
+    assert after.access_token != before.access_token
+
+
+def test_refresh_token_stays_in_a_batch_where_none_comes(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 2)
+    before = [reload_grant(grant_id).refresh_token for grant_id in grant_ids]
+    ehr.faults.add("refresh_no_refresh_token")
+    assert _refresh_due() == RefreshResult(refreshed=2)
+    assert [reload_grant(pk).refresh_token for pk in grant_ids] == before
+    ehr.faults.clear()
+    TokenGrant.objects.update(refresh_due_at=timezone.now())
+    assert _refresh_due() == RefreshResult(refreshed=2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"),
+    [(0, 30, 30), (1, 30, 30), (365 * 86400, 4 * 86400, 7 * 86400)],
+)
+def test_odd_lifetime_neither_storms_nor_sleeps(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    seconds: int,
+    least: int,
+    most: int,
+) -> None:
+    ehr.access_token_lifetime = seconds
+    (grant_id,) = make_grants(ehr, registration, 1)
+    assert _refresh_due() == RefreshResult(refreshed=1)
+    grant = reload_grant(grant_id)
+    assert grant.expires_at - grant.received_at == timedelta(seconds=seconds)
+    assert grant.refresh_due_at is not None
+    wait = grant.refresh_due_at - grant.received_at
+    assert timedelta(seconds=least) <= wait <= timedelta(seconds=most)
+    assert _refresh_due() == RefreshResult()
+    # Somebody who needs a token gets one, even if it ends as it comes.
+    assert get_access_token(grant) == reload_grant(grant_id).access_token
+    assert grant.status == "active"
+
+
+@_ONE_CLOCK
+@_OFF
+def test_host_whose_clock_is_off_refreshes_as_the_others_do(
+    ehr: EHRSimulator, registration: ClientRegistration, off: timedelta
+) -> None:
+    ehr.access_token_lifetime = 300
+    due, later = make_grants(ehr, registration, 2)
+    now = timezone.now()
+    TokenGrant.objects.filter(pk=due).update(
+        refresh_due_at=now - timedelta(seconds=1), expires_at=now + timedelta(minutes=1)
+    )
+    TokenGrant.objects.filter(pk=later).update(
+        refresh_due_at=now + timedelta(minutes=5), expires_at=now + timedelta(minutes=6)
+    )
+    with time_machine.travel(now + off):
+        assert _refresh_due() == RefreshResult(refreshed=1)
+        assert _refresh_due() == RefreshResult()
+    grant = reload_grant(due)
+    assert abs(grant.received_at - timezone.now()) < timedelta(minutes=1)
+    assert grant.expires_at - grant.received_at == timedelta(seconds=300)
+    assert grant.refresh_due_at is not None
+    assert timedelta(minutes=3) < grant.refresh_due_at - timezone.now()
+    assert grant.refresh_due_at < grant.expires_at
+    assert reload_grant(later).received_at < now
+
+
+@_ONE_CLOCK
+@_OFF
+def test_view_of_a_host_whose_clock_is_off_asks_for_no_token_too_many(
+    ehr: EHRSimulator, registration: ClientRegistration, off: timedelta
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    now = timezone.now()
+    with time_machine.travel(now + off):
+        # Ended by either clock.
+        token = get_access_token(reload_grant(grant_id))
+    stored = reload_grant(grant_id)
+    assert stored.access_token == token
+    assert abs(stored.received_at - timezone.now()) < timedelta(minutes=1)
+    ends = timezone.now() + timedelta(minutes=5)
+    TokenGrant.objects.update(expires_at=ends)
+    ehr.clear_requests()
+    with time_machine.travel(now + off):
+        assert get_access_token(reload_grant(grant_id)) == token
+    assert ehr.requests == []
+
+
+@_ONE_CLOCK
+@_OFF
+def test_lease_of_another_host_is_held_whatever_the_own_clock_says(
+    ehr: EHRSimulator, registration: ClientRegistration, off: timedelta
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    taken = TokenGrant.objects.take_leases(
+        [grant_id], owner="another", length=timedelta(seconds=30)
+    )
+    assert taken == 1
+    with time_machine.travel(timezone.now() + off):
+        assert _refresh_due() == RefreshResult()
+        assert refresh_grants([grant_id]) == RefreshResult(skipped=1)
+    assert ehr.requests_to("refresh") == []
+    assert reload_grant(grant_id).lease_owner == "another"

@@ -1,0 +1,157 @@
+"""Many threads of several processes want one token at one moment: one asks for it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from django_smart.models import TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.ehr import make_registration
+from tests.factories import make_grants, reload_grant
+from tests.grants.askers import THREADS
+from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PROCESSES = 4
+
+
+@pytest.fixture
+def served(settings: Any) -> Iterator[EHRSimulator]:
+    """An EHR behind sockets; its token endpoint takes its time."""
+    settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
+    ehr = EHRSimulator("http://127.0.0.1/fhir")
+    ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
+    respond = ehr.wsgi_app.respond
+
+    def respond_slowly(request: Any) -> Any:
+        response = respond(request)
+        if request.path.endswith("/auth/token"):
+            time.sleep(0.1)
+        return response
+
+    ehr.wsgi_app.respond = respond_slowly  # type: ignore[method-assign]
+    with ehr.serve("127.0.0.1"):
+        yield ehr
+
+
+def _get_database_url() -> str:
+    """The address of the database this test runs in."""
+    name = str(connection.settings_dict["NAME"])
+    url = os.environ.get("DATABASE_URL", "")
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{name}"
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Not beside another such run: a server has a hundred connections or so."""
+    with (Path(tempfile.gettempdir()) / "django-smart-race.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _askers() -> Iterator[list[subprocess.Popen[str]]]:
+    environment = os.environ | {
+        "DATABASE_URL": _get_database_url(),
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.grants.askers"],
+            cwd=_ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for _ in range(_PROCESSES)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+def _tell(processes: list[subprocess.Popen[str]], line: str) -> list[str]:
+    """Give each the line, and take one from each."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(line + "\n")
+    answers = []
+    for process in processes:
+        assert process.stdout is not None
+        answers.append(process.stdout.readline().strip())
+    return answers
+
+
+def _end_token(ehr: EHRSimulator, grant_id: int, *, is_known: bool) -> None:
+    """Let the access token end, for the EHR alone or for us as well."""
+    ehr.expire_access_tokens()
+    now = timezone.now()
+    ends = now - timedelta(hours=1) if is_known else now + timedelta(hours=1)
+    TokenGrant.objects.filter(pk=grant_id).update(
+        received_at=now - timedelta(hours=2), expires_at=ends
+    )
+
+
+def _race(ehr: EHRSimulator, rounds: int) -> None:
+    registration = make_registration(server__base_url=ehr.base_url)
+    (grant_id,) = make_grants(ehr, registration, 1, patient_id=PATIENT)
+    (known,) = ehr.store.refresh_tokens.values()
+    known.grant.patient = PATIENT
+    with _alone(), _askers() as processes:
+        for number in range(rounds):
+            _end_token(ehr, grant_id, is_known=number % 2 == 0)
+            before = reload_grant(grant_id).access_token
+            assert _tell(processes, str(grant_id)) == ["ready"] * _PROCESSES
+            ehr.clear_requests()
+            answers = _tell(processes, "go")
+            got = [each for answer in answers for each in json.loads(answer)]
+            assert got == [PATIENT] * _PROCESSES * THREADS, f"round {number}"
+            assert len(ehr.requests_to("refresh")) == 1, f"round {number}"
+            token = reload_grant(grant_id).access_token
+            used = [
+                request.headers["Authorization"]
+                for request in ehr.requests_to("fhir")
+                if request.status == 200
+            ]
+            assert used == [f"Bearer {token}"] * _PROCESSES * THREADS
+            assert token != before
+    assert ehr.reused_refresh_tokens == 0
+    assert reload_grant(grant_id).status == TokenGrant.Status.ACTIVE
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.timeout(1200)
+@pytest.mark.compliance("REF-08", "SEC-06")
+def test_of_64_threads_in_4_processes_one_refreshes(served: EHRSimulator) -> None:
+    _race(served, 5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.django_db(transaction=True)
+def test_of_64_threads_in_4_processes_one_refreshes_200_times(
+    served: EHRSimulator,
+) -> None:
+    _race(served, 200)

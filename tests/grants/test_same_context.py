@@ -1,0 +1,451 @@
+"""What a refresh says beside its tokens: context that is kept, a person who stays."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+from werkzeug.wrappers import Request, Response
+
+from django_smart.exceptions import ContextChangedError, MalformedTokenResponseError
+from django_smart.grants import engine
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
+from django_smart.signals import grant_lost
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.id_tokens import SigningKey
+from tests.answers import answer
+from tests.ehr import (
+    PATIENT,
+    connect,
+    launch,
+    listening,
+    make_browser,
+    make_registration,
+)
+from tests.factories import expire, reload_grant
+
+pytestmark = pytest.mark.django_db
+
+TOKEN_PATH = "/auth/token"
+SCOPE = "launch openid fhirUser patient/Patient.rs online_access"
+
+
+@pytest.fixture
+def opened(ehr: EHRSimulator) -> Launch:
+    """An EHR launch with every kind of context, and a refresh token."""
+    make_registration(ehr_scope=SCOPE)
+    return launch(
+        make_browser(),
+        ehr,
+        encounter=next(iter(ehr.data["Encounter"])),
+        intent="reconcile-medications",
+        tenant="north",
+        need_patient_banner=False,
+        fhir_context=[{"reference": "ImagingStudy/1"}],
+    )
+
+
+def refresh(opened: Launch, ehr: EHRSimulator) -> TokenGrant:
+    """The grant of *opened* after a refresh."""
+    get_access_token(expire(reload_grant(opened.grant_id), ehr))
+    return reload_grant(opened.grant_id)
+
+
+def get_context(opened: Launch) -> dict[str, Any]:
+    context: dict[str, Any] = Launch.objects.get(pk=opened.pk).context
+    return context
+
+
+# Context
+
+
+@pytest.mark.compliance("REF-06")
+def test_context_that_a_refresh_leaves_out_is_kept(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = get_context(opened)
+    answer(ehr, monkeypatch, TOKEN_PATH, remove=tuple(opened.context))
+    # What is required in every answer, and nothing else.
+    answer(ehr, monkeypatch, TOKEN_PATH, token_type="Bearer", scope=SCOPE)
+    grant = refresh(opened, ehr)
+    assert get_context(opened) == before
+    assert grant.patient_id == PATIENT
+    assert grant.encounter_id == before["encounter"]
+
+
+@pytest.mark.compliance("REF-06", "RESP-10")
+def test_context_that_a_refresh_brings_takes_the_place_of_the_old(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = get_context(opened)
+    newer = {
+        "intent": "order",
+        "need_patient_banner": "true",
+        "fhirContext": [{"reference": "List/1"}, {"display": "none of the three"}],
+        "smart_style_url": "https://ehr.example.org/night.json",
+        "__vendor": {"x": 1},
+        "tenant": None,
+    }
+    answer(ehr, monkeypatch, TOKEN_PATH, expires_in=60, **newer)  # type: ignore[arg-type]
+    refresh(opened, ehr)
+    assert get_context(opened) == {
+        **before,
+        "intent": "order",
+        "need_patient_banner": True,
+        "fhirContext": [{"reference": "List/1"}],
+        "smart_style_url": "https://ehr.example.org/night.json",
+        "__vendor": {"x": 1},
+    }
+
+
+@pytest.mark.compliance("REF-06")
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"fhirContext": "x", "intent": 7, "need_patient_banner": "perhaps"},
+        {"patient": "", "encounter": None, "fhirContext": [], "tenant": ""},
+        {"smart_style_url": "http://ehr.example.org/night.json", "fhirContext": [1]},
+    ],
+)
+def test_context_that_says_nothing_changes_nothing(
+    ehr: EHRSimulator,
+    opened: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing: dict[str, Any],
+) -> None:
+    before = get_context(opened)
+    answer(ehr, monkeypatch, TOKEN_PATH, **nothing)
+    assert refresh(opened, ehr).status == TokenGrant.Status.ACTIVE
+    assert get_context(opened) == before
+
+
+@pytest.mark.compliance("REF-06")
+def test_patient_that_comes_later_holds_from_then_on(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_registration(ehr_scope="launch openid user/Patient.rs online_access")
+    opened = launch(make_browser(), ehr, patient=None)
+    assert (
+        reload_grant(opened.grant_id).patient_id,
+        opened.context.get("patient"),
+    ) == (
+        "",
+        None,
+    )
+    with monkeypatch.context() as patch:
+        answer(ehr, patch, TOKEN_PATH, patient="p-1", encounter="e-1")
+        grant = refresh(opened, ehr)
+    assert (grant.patient_id, grant.encounter_id) == ("p-1", "e-1")
+    assert get_context(opened)["patient"] == "p-1"
+    answer(ehr, monkeypatch, TOKEN_PATH, patient="p-2")
+    with pytest.raises(ContextChangedError):
+        refresh(opened, ehr)
+    assert reload_grant(opened.grant_id).patient_id == "p-1"
+
+
+def test_launches_that_have_ended_stay_as_they_were(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = get_context(opened)
+    Launch.objects.update(status=Launch.Status.ENDED)
+    answer(ehr, monkeypatch, TOKEN_PATH, intent="order")
+    refresh(opened, ehr)
+    assert get_context(opened) == before
+
+
+@pytest.mark.compliance("REF-06")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patient": "another"},
+        {"encounter": "another"},
+        {"patient": {"reference": "Patient/1"}},
+        {"encounter": "../1"},
+    ],
+)
+def test_another_patient_or_encounter_ends_launch_and_grant(
+    ehr: EHRSimulator,
+    opened: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    before, encounter = get_context(opened), reload_grant(opened.grant_id).encounter_id
+    answer(ehr, monkeypatch, TOKEN_PATH, intent="order", **changes)
+    check_it_ends(opened, ehr)
+    stored = reload_grant(opened.grant_id)
+    assert (stored.patient_id, stored.encounter_id) == (PATIENT, encounter)
+    assert get_context(opened) == before
+
+
+def check_it_ends(opened: Launch, ehr: EHRSimulator) -> None:
+    """A refresh ends launch and grant, with tokens left to be revoked."""
+    used = reload_grant(opened.grant_id).refresh_token
+    with listening(grant_lost) as lost, pytest.raises(ContextChangedError):
+        refresh(opened, ehr)
+    row = Launch.objects.get(pk=opened.pk)
+    assert (row.status, row.error_code) == ("ended", "context_changed")
+    stored = reload_grant(opened.grant_id)
+    assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
+    # The rotated one, which is what the EHR knows.
+    assert stored.refresh_token not in ("", used)
+    assert [each["error_code"] for each in lost] == ["context_changed"]
+    assert engine.revoke_grants([stored.pk]) == 1
+    assert all(each.revoked for each in ehr.store.grants())
+
+
+# The person
+
+
+def make_id_token(
+    ehr: EHRSimulator, *, remove: tuple[str, ...] = (), key: Any = None, **claims: Any
+) -> str:
+    """An ID token as the EHR makes them, with *claims*."""
+    identity = Identity.objects.get()
+    now = int(ehr.clock())
+    values = {
+        "iss": identity.issuer,
+        "sub": identity.subject,
+        "aud": "growth-chart",
+        "exp": now + 300,
+        "iat": now,
+        **claims,
+    }
+    for name in remove:
+        del values[name]
+    key = key or ehr.signing_keys[-1]
+    return jwt.encode(values, key.private_key, key.algorithm, headers={"kid": key.kid})
+
+
+@pytest.mark.compliance("IDT-01", "IDT-04")
+def test_refreshed_id_token_of_the_same_person_is_fine(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    # Without a nonce, as OpenID Connect has it.
+    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr))
+    with caplog.at_level(logging.WARNING):
+        assert refresh(opened, ehr).status == "active"
+    assert caplog.text == ""
+    assert Launch.objects.get(pk=opened.pk).status == "completed"
+
+
+@pytest.mark.compliance("IDT-01", "IDT-09")
+def test_refreshed_id_token_of_another_person_ends_launch_and_grant(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
+    check_it_ends(opened, ehr)
+    # Nobody new is known, and nobody is linked to anybody.
+    assert Identity.objects.count() == 1
+
+
+@pytest.mark.compliance("IDT-01", "IDT-03", "IDT-04", "IDT-05")
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"remove": ("aud",)}, "id_token_claim"),  # as the SMART launcher does
+        ({"aud": "another-client"}, "id_token_claim"),
+        ({"iss": "https://elsewhere.example.net"}, "id_token_claim"),
+        ({"exp": 1}, "id_token_claim"),
+        ({"remove": ("sub",)}, "id_token_claim"),
+        ({"nonce": "of another launch"}, "id_token_claim"),
+        ({"fhirUser": "Device/1"}, "id_token_claim"),
+    ],
+)
+def test_refreshed_id_token_that_proves_nothing_never_costs_the_grant(
+    ehr: EHRSimulator,
+    opened: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    changes: dict[str, Any],
+    code: str,
+) -> None:
+    # Each says that it is of somebody else, too.
+    changes = {"sub": "another", **changes}
+    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr, **changes))
+    with caplog.at_level(logging.WARNING):
+        grant = refresh(opened, ehr)
+    assert grant.status == "active"
+    assert f"Grant {grant.pk}: refreshed ID token ignored ({code})" in caplog.text
+    assert "another" not in caplog.text
+    assert Launch.objects.get(pk=opened.pk).status == "completed"
+
+
+@pytest.mark.compliance("IDT-06")
+def test_refreshed_id_token_with_a_key_of_nobody_is_ignored(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    token = make_id_token(ehr, sub="another", key=SigningKey.generate("RS256"))
+    answer(ehr, monkeypatch, TOKEN_PATH, id_token=token)
+    assert refresh(opened, ehr).status == "active"
+    assert "refreshed ID token ignored (id_token_key_unknown)" in caplog.text
+
+
+def test_id_token_that_cannot_be_checked_now_is_ignored(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    FHIRServer.objects.update(jwks=None, jwks_fetched_at=None)
+    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
+    answer(ehr, monkeypatch, "jwks", status=500)
+    assert refresh(opened, ehr).status == "active"
+    assert "refreshed ID token ignored (discovery_status)" in caplog.text
+
+
+def test_id_token_means_nothing_to_a_grant_without_an_identity(
+    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = make_id_token(ehr, sub="another")
+    Identity.objects.all().delete()
+    answer(ehr, monkeypatch, TOKEN_PATH, id_token=token)
+    assert refresh(opened, ehr).status == "active"
+
+
+# Algorithms
+
+
+@pytest.mark.compliance("IDT-06")
+@pytest.mark.parametrize(
+    ("pinned", "advertised", "signed", "accepted"),
+    [
+        ("", None, "RS256", True),
+        ("", None, "ES384", True),
+        ("", ["RS256", "ES384"], "ES384", True),
+        ("", ["RS256"], "ES384", False),
+        ("", ["HS256", "none", "RS384"], "RS384", True),
+        ("ES256", ["RS256"], "ES256", True),
+        ("RS256 RS384", ["ES256"], "ES256", False),
+    ],
+)
+def test_algorithms_are_those_the_server_names_within_ours(
+    ehr: EHRSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+    pinned: str,
+    advertised: list[str] | None,
+    signed: str,
+    accepted: bool,
+) -> None:
+    make_registration(server__id_token_algorithms=pinned)
+    ehr.id_token_algorithm = signed
+    if advertised is not None:
+        answer(
+            ehr,
+            monkeypatch,
+            "smart-configuration",
+            id_token_signing_alg_values_supported=advertised,
+        )
+    if accepted:
+        assert launch(make_browser(), ehr).identity is not None
+        return
+    with pytest.raises(AssertionError, match="id_token_signature"):
+        launch(make_browser(), ehr)
+    assert not TokenGrant.objects.exists()
+
+
+# A refresh token in an answer that is no good
+
+
+@pytest.fixture
+def damage(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[dict[str, Any]], Any]], None]:
+    """Change the next answer of the token endpoint, and that one alone."""
+
+    def damage(change: Callable[[dict[str, Any]], Any]) -> None:
+        respond = ehr.wsgi_app.respond
+
+        def respond_once(request: Request) -> Response:
+            response = respond(request)
+            if request.path.endswith(TOKEN_PATH):
+                document = json.loads(response.get_data())
+                changed = change(document)
+                response.set_data(
+                    changed if isinstance(changed, str) else json.dumps(document)
+                )
+                monkeypatch.setattr(ehr.wsgi_app, "respond", respond)
+            return response
+
+        monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once)
+
+    return damage
+
+
+@pytest.mark.compliance("REF-07", "REF-08", "REF-12")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda members: members.update(access_token=None),
+        lambda members: members.update(access_token=7),
+        lambda members: members.update(token_type="mac"),
+        lambda members: members.update(expires_in=-1),
+        lambda members: members.update(scope=["x"]),
+    ],
+)
+def test_rotated_refresh_token_of_a_malformed_answer_is_kept(
+    ehr: EHRSimulator, damage: Any, change: Any, caplog: Any
+) -> None:
+    make_registration()
+    opened = connect(make_browser(), ehr, patient=PATIENT)
+    before = reload_grant(opened.grant_id)
+    damage(change)
+    with (
+        caplog.at_level(logging.INFO),
+        listening(grant_lost) as lost,
+        pytest.raises(MalformedTokenResponseError),
+    ):
+        refresh(opened, ehr)
+    stored = reload_grant(opened.grant_id)
+    assert stored.refresh_token != before.refresh_token
+    assert stored.access_token == before.access_token
+    assert (stored.status, stored.last_error, stored.refresh_failures) == (
+        *("active", "token_response_malformed"),
+        1,
+    )
+    assert stored.lease_owner == ""
+    assert stored.refresh_due_at is not None
+    assert stored.refresh_due_at > before.received_at
+    assert lost == []
+    assert f"Grant {stored.pk}: refresh token kept of a bad answer" in caplog.text
+    assert stored.refresh_token not in caplog.text
+    # The old one, sent again, would have cost the grant.
+    assert refresh(opened, ehr).last_error == ""
+    assert ehr.reused_refresh_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda members: "not JSON",
+        lambda members: members.update(refresh_token=None, access_token=None),
+        lambda members: members.update(refresh_token=7, access_token=None),
+        lambda members: members.update(refresh_token="\n", access_token=None),
+    ],
+)
+def test_answer_without_a_refresh_token_leaves_the_old_one(
+    ehr: EHRSimulator, damage: Any, change: Any, opened: Launch
+) -> None:
+    ehr.rotate_refresh_tokens = False
+    before = reload_grant(opened.grant_id)
+    damage(change)
+    with pytest.raises(MalformedTokenResponseError):
+        refresh(opened, ehr)
+    assert reload_grant(opened.grant_id).refresh_token == before.refresh_token
+    refresh(opened, ehr)
+
+
+def test_rotated_refresh_token_does_not_overwrite_a_newer_one(
+    ehr: EHRSimulator, damage: Any, opened: Launch
+) -> None:
+    def change(members: dict[str, Any]) -> None:
+        del members["access_token"]
+        newer = reload_grant(opened.grant_id)
+        newer.set_tokens(access_token="newer", refresh_token="newer still")
+        newer.save()
+
+    damage(change)
+    with pytest.raises(MalformedTokenResponseError):
+        refresh(opened, ehr)
+    assert reload_grant(opened.grant_id).refresh_token == "newer still"

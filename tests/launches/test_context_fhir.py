@@ -1,0 +1,99 @@
+"""``request.smart.fhir``: the launch's token, for the launch's server alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from django_smart import transport
+from django_smart.exceptions import BearerBoundaryError
+from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.signals import fhir_request_finished
+from django_smart.testing import EHRSimulator
+from tests.ehr import EHR_SCOPE, PATIENT
+from tests.launches.test_context import make_context
+from tests.site.browsers import open_chart
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.site.urls"),
+    pytest.mark.usefixtures("registration"),
+]
+
+OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
+
+
+@pytest.mark.compliance("FHIR-01")
+def test_fhir_client_sends_the_launch_s_token(ehr):
+    chart = open_chart(ehr)
+    ehr.clear_requests()
+    assert chart.get("/fhir/").json() == {"id": PATIENT}
+    (request,) = ehr.requests
+    token = TokenGrant.objects.get().access_token
+    assert request.headers["Authorization"] == f"Bearer {token}"
+    assert token not in request.url
+    assert request.patient == PATIENT
+
+
+def test_fhir_clients_of_two_charts_use_their_own_tokens(ehr):
+    one = open_chart(ehr)
+    two = open_chart(ehr, one.browser, patient=OTHER_PATIENT)
+    for chart, patient in ((one, PATIENT), (two, OTHER_PATIENT), (one, PATIENT)):
+        assert chart.get("/fhir/").json() == {"id": patient}
+        assert ehr.requests[-1].patient == patient
+
+
+def test_exchanges_are_told_with_grant_and_launch(ehr):
+    chart = open_chart(ehr)
+    told: list[dict[str, Any]] = []
+
+    def listen(**kwargs: Any) -> None:
+        told.append(kwargs)
+
+    fhir_request_finished.connect(listen)
+    try:
+        chart.get("/fhir/")
+    finally:
+        fhir_request_finished.disconnect(listen)
+    (one,) = told
+    assert (one["launch"], one["grant"]) == (chart.launch, chart.launch.grant)
+    assert (one["exchange"].interaction, one["exchange"].status_code) == ("read", 200)
+
+
+@pytest.fixture
+def elsewhere(ehr):
+    """Another origin, which records what comes: a second simulator."""
+    other = EHRSimulator(base_url=f"{ehr.foreign_origin}/v/r4/sim/abc/fhir")
+    with transport.mounted(ehr.foreign_origin, other.adapter()):
+        yield other
+
+
+@pytest.mark.parametrize("boundary", ["base", "origin"])
+@pytest.mark.parametrize("fault", ["fhir_next_other_origin", "fhir_redirect_302"])
+@pytest.mark.compliance("FHIR-02", "FHIR-03")
+def test_token_never_leaves_its_server(ehr, elsewhere, fault, boundary):
+    registration = ClientRegistration.objects.get()
+    registration.server.bearer_boundary = boundary
+    registration.server.save()
+    chart = open_chart(ehr)
+    fhir = make_context(chart, user=chart.launch.user).fhir
+    ehr.faults = {fault}
+    with pytest.raises(BearerBoundaryError):
+        list(fhir.search("Observation", patient=PATIENT, _count="2"))
+    assert elsewhere.requests == []
+    ehr.faults = set()
+    assert len(list(fhir.search("Observation", patient=PATIENT, _count="2"))) > 2
+
+
+def test_rejected_token_is_refreshed_once(ehr):
+    ClientRegistration.objects.update(ehr_scope=f"{EHR_SCOPE} offline_access")
+    chart = open_chart(ehr)
+    ehr.expire_access_tokens()
+    ehr.clear_requests()
+    assert chart.get("/fhir/").json() == {"id": PATIENT}
+    assert [request.status for request in ehr.requests_to("fhir")] == [401, 200]
+    assert len(ehr.requests_to("refresh")) == 1
+    # Everybody else finds the new token.
+    assert chart.get("/fhir/").json() == {"id": PATIENT}
+    assert len(ehr.requests_to("refresh")) == 1

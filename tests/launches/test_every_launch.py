@@ -1,0 +1,102 @@
+"""Every kind of client, launch and request, with and without an identity."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from django.test import Client
+
+from django_smart.models import Launch, SigningKey, TokenGrant
+from django_smart.servers.signing_keys import ensure_active_key
+from django_smart.testing import EHRSimulator
+from tests.ehr import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    PATIENT,
+    REDIRECT_URI,
+    get_callback,
+    get_launch,
+    make_browser,
+    make_registration,
+)
+from tests.launches.test_authorize_post import Form
+
+pytestmark = pytest.mark.django_db
+
+METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
+DATA = "patient/Patient.rs patient/Observation.rs"
+
+
+def register(ehr: EHRSimulator, method: str, scope: str, authorize: str) -> None:
+    """This site's client, at the EHR and here."""
+    has_secret = method.startswith("client_secret_")
+    has_key = method == "private_key_jwt"
+    if has_key:
+        ensure_active_key("RS384")
+    ehr.register_client(
+        CLIENT_ID,
+        auth_method=method,
+        client_secret=CLIENT_SECRET if has_secret else None,
+        jwks=SigningKey.objects.as_jwks() if has_key else None,
+        redirect_uris=[REDIRECT_URI],
+    )
+    make_registration(
+        token_endpoint_auth_method=method,
+        client_secret=CLIENT_SECRET if has_secret else "",
+        ehr_scope=f"launch {scope}",
+        standalone_scope=f"launch/patient {scope}",
+        server__authorize_method=authorize,
+    )
+
+
+def go(browser: Client, ehr: EHRSimulator, kind: str) -> Any:
+    """Start the launch; returns this site's answer."""
+    if kind == "standalone":
+        return browser.get("/smart/login/", {"server": "harbour"})
+    launch_id = ehr.create_launch(CLIENT_ID, patient=PATIENT)
+    return browser.get("/smart/launch/", {"iss": ehr.base_url, "launch": launch_id})
+
+
+def authorize(ehr: EHRSimulator, response: Any) -> tuple[str, dict[str, str]]:
+    """The callback's address, and what was asked."""
+    if response.status_code == 302:
+        url = response["Location"]
+        asked = parse_qsl(urlsplit(url).query)
+        return ehr.authorize(url, patient=PATIENT), dict(asked)
+    form = Form(response.content)
+    callback = ehr.authorize(form.action, form=form.inputs, patient=PATIENT)
+    return callback, dict(form.inputs)
+
+
+@pytest.mark.compliance("AUTH-01", "AUTH-02", "AUTH-03", "AUTH-08")
+@pytest.mark.parametrize("with_identity", [True, False], ids=["openid", "data"])
+@pytest.mark.parametrize("how", ["get", "post"])
+@pytest.mark.parametrize("kind", ["ehr", "standalone"])
+@pytest.mark.parametrize("method", METHODS)
+def test_launch_is_complete(
+    ehr: EHRSimulator, method: str, kind: str, how: str, with_identity: bool
+) -> None:
+    scope = f"openid fhirUser {DATA}" if with_identity else DATA
+    register(ehr, method, scope, how)
+    browser = make_browser()
+    callback, asked = authorize(ehr, go(browser, ehr, kind))
+
+    assert asked["code_challenge_method"] == "S256"
+    assert ("launch" in asked) is (kind == "ehr")
+    assert ("nonce" in asked) is with_identity
+    (request,) = ehr.requests_to("authorize")
+    assert request.method == how.upper()
+
+    launch = get_launch(get_callback(browser, callback))
+    assert (launch.status, launch.kind) == (Launch.Status.COMPLETED, kind)
+    assert (launch.user is not None) is with_identity
+    assert (launch.identity is not None) is with_identity
+    grant = TokenGrant.objects.get()
+    assert (grant.status, grant.patient_id) == (TokenGrant.Status.ACTIVE, PATIENT)
+    (exchange,) = ehr.requests_to("token")
+    assert "code_verifier" in dict(exchange.form)
+    assert ("Authorization" in exchange.headers) is (method == "client_secret_basic")
+    assert ("client_secret" in dict(exchange.form)) is (method == "client_secret_post")
+    assert ("client_assertion" in dict(exchange.form)) is (method == "private_key_jwt")

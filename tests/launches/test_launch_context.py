@@ -1,0 +1,316 @@
+"""``request.smart``: what the EHR said of the launch, in every way it is offered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import AnonymousUser
+from django.template import engines
+
+from django_smart.exceptions import BearerBoundaryError, NoLaunchError
+from django_smart.models import FHIRServer, Launch
+from django_smart.protocol.style import SMARTStyle
+from django_smart.testing import EHRSimulator
+from tests.answers import answer
+from tests.ehr import PATIENT, make_browser
+from tests.launches.test_context import make_context
+from tests.site.browsers import Chart, open_chart
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.site.urls"),
+    pytest.mark.usefixtures("registration"),
+]
+
+TOKEN_PATH = "/auth/token"
+R2 = "https://ehr.example.org/v/r2/fhir"
+R4 = "https://ehr.example.org/v/r4/sim/abc/fhir"
+ROLE = "https://example.org/roles/friend"
+
+
+def open_context(ehr: EHRSimulator, **values: Any) -> Any:
+    """``request.smart`` of a page of a new launch."""
+    chart = open_chart(ehr, **values)
+    return make_context(chart, user=chart.launch.user)
+
+
+def make_empty_context() -> Any:
+    return make_context(Chart(make_browser(), Launch(), "/"), user=AnonymousUser())
+
+
+# Context
+
+
+@pytest.mark.compliance("FCTX-01", "FCTX-02", "FCTX-04", "FCTX-05")
+def test_further_resources_are_found_by_role(ehr):
+    items = [
+        {"reference": "List/1"},
+        {"reference": "List/2", "role": "launch"},
+        {"reference": "Patient/7", "role": ROLE},
+        {"identifier": {"value": "x"}, "type": "Task", "role": ROLE, "more": [1]},
+        {"display": "none of the three"},
+    ]
+    context = open_context(ehr, fhir_context=items)
+    assert [item.reference for item in context.items_with_role()] == [
+        "List/1",
+        "List/2",
+    ]
+    friends = context.items_with_role(ROLE)
+    assert [item.reference for item in friends] == ["Patient/7", ""]
+    assert friends[1].extra == {"more": [1]}
+    assert context.items_with_role("https://example.org/roles/other") == ()
+    assert len(context.fhir_context) == 4
+    assert make_empty_context().items_with_role() == ()
+
+
+@pytest.mark.compliance("FCTX-07", "FCTX-08")
+def test_references_are_resolved_at_the_server_of_the_launch_alone(ehr):
+    observation = next(iter(ehr.data["Observation"]))
+    items = [
+        {"reference": f"Observation/{observation}"},
+        {"canonical": "https://elsewhere.example.net/Questionnaire/1|2"},
+    ]
+    context = open_context(ehr, fhir_context=items)
+    inside, outside = context.fhir_context
+    ehr.clear_requests()
+    assert context.fhir.get(inside.reference)["id"] == observation
+    assert ehr.requests[0].url == f"{ehr.base_url}/{inside.reference}"
+    with pytest.raises(BearerBoundaryError):
+        context.fhir.get(outside.canonical)
+    assert len(ehr.requests) == 1
+
+
+@pytest.mark.compliance("RESP-13")
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [(True, True), (False, False), ("true", True), ("False", False), ("perhaps", None)],
+)
+def test_banner_is_told_as_a_boolean_however_it_came(ehr, monkeypatch, sent, read):
+    answer(ehr, monkeypatch, TOKEN_PATH, need_patient_banner=sent)
+    assert open_context(ehr).need_patient_banner is read
+
+
+@pytest.mark.compliance("RESP-13")
+def test_banner_that_was_not_told_of_is_not_a_no(ehr, monkeypatch):
+    answer(ehr, monkeypatch, TOKEN_PATH, remove=("need_patient_banner",))
+    assert open_context(ehr).need_patient_banner is None
+
+
+@pytest.mark.compliance("RESP-10")
+def test_members_that_nobody_knows_are_kept(ehr, monkeypatch):
+    extra: dict[str, Any] = {
+        "__vendor": {"a": [1, None]},
+        "https://vendor.example.org/x": "y",
+    }
+    answer(ehr, monkeypatch, TOKEN_PATH, **extra)
+    context = open_context(ehr).context
+    assert {name: context[name] for name in extra} == extra
+    assert not {"access_token", "refresh_token", "id_token"} & set(context)
+
+
+# Several endpoints
+
+
+@pytest.fixture
+def two_endpoints(ehr, monkeypatch):
+    """A token that is good for an R2 endpoint as well, as in the specification."""
+    answer(
+        ehr,
+        monkeypatch,
+        TOKEN_PATH,
+        authorization_details=[
+            {
+                "type": "smart_on_fhir",
+                "locations": [f"{R2}/"],
+                "fhirVersions": ["1.0.2"],
+                "scope": "patient/Condition.read",
+                "patient": "r2-7",
+            },
+            {"type": "smart_on_fhir", "locations": [R4], "fhirVersions": ["4.0.1"]},
+            {"type": "payment", "locations": ["https://bank.example.org"]},
+            {
+                "type": "smart_on_fhir",
+                "locations": ["https://ehr.example.org/fhir?x=1"],
+                "fhirVersions": ["4.0.1"],
+            },
+        ],
+    )
+
+
+@pytest.mark.compliance("RESP-18")
+@pytest.mark.usefixtures("two_endpoints")
+def test_endpoints_have_scopes_and_context_of_their_own(ehr):
+    context = open_context(ehr)
+    old, new = context.authorization_details
+    assert (old.locations, old.fhir_versions) == ((f"{R2}/",), ("1.0.2",))
+    assert (str(old.scopes), old.context.patient) == ("patient/Condition.read", "r2-7")
+    assert (new.scopes, new.context.patient) == (context.scopes, PATIENT)
+    assert make_empty_context().authorization_details == ()
+
+
+@pytest.mark.compliance("RESP-18", "RESP-20")
+@pytest.mark.usefixtures("two_endpoints")
+@pytest.mark.parametrize("location", [R2, f"{R2}/"])
+def test_token_goes_to_the_endpoints_it_is_good_for(ehr, location):
+    context = open_context(ehr)
+    # Another version of FHIR, and below its own base alone.
+    FHIRServer.objects.update(bearer_boundary="origin")
+    fhir = context.fhir_at(location)
+    assert fhir.patient_id == "r2-7"
+    ehr.clear_requests()
+    with pytest.raises(Exception, match="404"):
+        fhir.read("Condition", "1")
+    (request,) = ehr.requests
+    assert request.url == f"{R2}/Condition/1"
+    token = context.grant.access_token
+    assert request.headers["Authorization"] == f"Bearer {token}"
+    with pytest.raises(BearerBoundaryError):
+        fhir.get(f"{R4}/Condition/1")
+
+
+@pytest.mark.compliance("RESP-20")
+@pytest.mark.usefixtures("two_endpoints")
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("https://bank.example.org", f"{R2}/x", "https://ehr.example.org/fhir?x=1"),
+        *("", "fhir", R2.replace("/v/", "/V/"), f"{R2}/../r2", "https://ehr:x/v/r2"),
+    ],
+)
+def test_token_goes_to_no_endpoint_that_is_not_named(ehr, location):
+    with pytest.raises(BearerBoundaryError):
+        open_context(ehr).fhir_at(location)
+
+
+@pytest.mark.compliance("RESP-18")
+@pytest.mark.parametrize(
+    "named", ["https://EHR.example.org", "HTTPS://ehr.example.org:443"]
+)
+def test_endpoint_is_the_same_however_its_host_is_written(ehr, monkeypatch, named):
+    named += "/v/r2/fhir"
+    detail = {
+        "type": "smart_on_fhir",
+        "locations": [named],
+        "fhirVersions": ["1.0.2"],
+        "scope": "patient/Condition.read",
+    }
+    answer(ehr, monkeypatch, TOKEN_PATH, authorization_details=[detail])
+    context = open_context(ehr)
+    [location] = context.authorization_details[0].locations
+    assert location == named
+    for one in (location, R2, f"{R2}/", "https://ehr.example.org:443/v/r2/fhir"):
+        ehr.clear_requests()
+        with pytest.raises(Exception, match="404"):
+            context.fhir_at(one).read("Condition", "1")
+        assert len(ehr.requests) == 1
+
+
+def test_without_a_launch_there_is_no_endpoint():
+    with pytest.raises(NoLaunchError):
+        make_empty_context().fhir_at(R4)
+
+
+# Style
+
+
+@pytest.mark.compliance("RESP-15", "RESP-16")
+def test_style_of_the_ehr_is_a_value(ehr):
+    context = open_context(ehr)
+    # A launch does not wait for it.
+    assert ehr.requests_to("smart-style") == []
+    assert context.style.color_text == "#2a2520"
+    assert context.style.font_family_heading == "Georgia, serif"
+    (request,) = ehr.requests_to("smart-style")
+    assert "Authorization" not in request.headers
+    assert open_context(ehr).style == context.style
+    assert len(ehr.requests_to("smart-style")) == 1
+
+
+@pytest.mark.compliance("RESP-15")
+@pytest.mark.parametrize(
+    "url", ["https://ehr.example.org/none.json", "http://ehr.example.org/s", 7]
+)
+def test_style_that_cannot_be_had_is_none(ehr, monkeypatch, url):
+    answer(ehr, monkeypatch, TOKEN_PATH, smart_style_url=url)
+    context = open_context(ehr)
+    assert context.style is None
+    assert context.context["smart_style_url"] == url
+
+
+def test_launch_without_a_style_has_none(ehr, monkeypatch):
+    answer(ehr, monkeypatch, TOKEN_PATH, remove=("smart_style_url",))
+    assert open_context(ehr).style is None
+    assert make_empty_context().style is None
+
+
+def test_event_loop_is_not_held_up_by_a_style(ehr):
+    context = open_context(ehr)
+
+    async def use() -> SMARTStyle | None:
+        await context.aload()
+        assert context.style is None
+        assert ehr.requests_to("smart-style") == []
+        style = await context.astyle()
+        assert context.style is style
+        return style
+
+    style = async_to_sync(use)()
+    assert style is not None
+    assert style.color_text == "#2a2520"
+    assert len(ehr.requests_to("smart-style")) == 1
+
+
+# {% smart_style %}
+
+
+def render(smart: Any, source: str = "{% smart_style %}", **values: Any) -> str:
+    template = engines["django"].from_string("{% load smart %}[" + source + "]")
+
+    class Request:
+        pass
+
+    request = Request()
+    if smart is not None:
+        request.smart = smart  # type: ignore[attr-defined]
+    return template.render({"request": request, **values})
+
+
+@pytest.mark.compliance("RESP-15")
+def test_tag_sets_custom_properties(ehr):
+    page = render(open_context(ehr))
+    assert page.startswith("[<style>:root{--smart-color-background:#fbfaf7;")
+    assert page.endswith("--smart-font-family-heading:Georgia, serif;}</style>]")
+
+
+def test_tag_takes_the_nonce_of_the_page(ehr):
+    page = render(open_context(ehr), "{% smart_style nonce=n %}", n='a"b')
+    assert page.startswith('[<style nonce="a&quot;b">:root{')
+
+
+def test_quoted_fonts_are_css_in_the_page(ehr, monkeypatch):
+    answer(ehr, monkeypatch, "/smart-style.json", font_family_body="'Open Sans', serif")
+    assert '--smart-font-family-body:"Open Sans", serif;' in render(open_context(ehr))
+
+
+def test_tag_is_empty_without_a_style_a_launch_or_the_middleware(ehr, monkeypatch):
+    assert render(None) == "[]"
+    assert render(make_empty_context()) == "[]"
+    template = engines["django"].from_string("{% load smart %}[{% smart_style %}]")
+    assert template.render({}) == "[]"
+    answer(ehr, monkeypatch, "/smart-style.json", status=500)
+    assert render(open_context(ehr)) == "[]"
+
+
+def test_tag_breaks_no_page_of_an_event_loop(ehr):
+    context = open_context(ehr)
+
+    async def use() -> tuple[str, str]:
+        unasked = render(context)
+        await context.astyle()
+        return unasked, render(context)
+
+    unasked, asked = async_to_sync(use)()
+    assert unasked == "[]"
+    assert "--smart-color-text" in asked

@@ -1,0 +1,88 @@
+"""What differs in case or by a space at the end is another one, on every database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import pytest
+
+from django_smart.models import FHIRServer, Identity, Launch
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.people import User
+from tests.ehr import launch, make_browser, start_ehr_launch
+from tests.launch_urls import get_code, open_page
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.launch_urls"),
+    pytest.mark.usefixtures("registration", "quick_keys"),
+]
+
+near = pytest.mark.parametrize(
+    "change",
+    [str.swapcase, str.upper, lambda value: f"{value} ", lambda value: f"{value}\t"],
+    ids=["other case", "upper case", "space", "tab"],
+)
+
+
+@near
+@pytest.mark.compliance("CALL-01")
+def test_state_that_is_nearly_the_same_is_unknown(
+    ehr: EHRSimulator, change: Callable[[str], str]
+) -> None:
+    browser = make_browser()
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    path, query = urlsplit(callback).path, urlsplit(callback).query
+    values = dict(parse_qsl(query))
+    other = {**values, "state": change(values["state"])}
+    response = browser.get(f"{path}?{urlencode(other)}")
+    assert (response.status_code, get_code(response)) == (400, "state_unknown")
+    assert Launch.objects.get().status == Launch.Status.PENDING
+    assert ehr.requests_to("token") == []
+    assert browser.get(f"{path}?{urlencode(values)}").status_code == 302
+
+
+@near
+def test_key_that_is_nearly_the_same_opens_no_chart(
+    ehr: EHRSimulator, change: Callable[[str], str]
+) -> None:
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    assert open_page(browser, opened) == 200
+    url = f"/~{quote(change(opened.key))}/page/"
+    assert browser.get(url).status_code >= 400
+
+
+@near
+@pytest.mark.compliance("EHRL-03")
+def test_issuer_that_is_nearly_the_same_is_unknown(
+    ehr: EHRSimulator, change: Callable[[str], str]
+) -> None:
+    parts = urlsplit(ehr.base_url)
+    iss = parts._replace(path=change(parts.path)).geturl()
+    response = make_browser().get("/smart/launch/", {"iss": iss, "launch": "x"})
+    assert response.status_code == 400
+    assert ehr.requests == []
+    assert FHIRServer.objects.count() == 1
+
+
+@pytest.mark.compliance("IDT-09")
+def test_subjects_that_are_nearly_the_same_are_different_people(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = ["Abcdef", "abcdef", "ABCDEF", "abcdef ", " abcdef", "\xe0bcdef"]
+    current = ""
+    monkeypatch.setattr(User, "subject", property(lambda _: current))
+    users: dict[str, Any] = {}
+    for subject in subjects:
+        current = subject
+        opened = launch(make_browser(), ehr)
+        assert opened.user is not None
+        users[subject] = opened.user.pk
+    assert len({*users.values()}) == len(subjects)
+    assert Identity.objects.count() == len(subjects)
+    for subject in subjects:
+        current = subject
+        assert launch(make_browser(), ehr).user_id == users[subject]

@@ -1,0 +1,260 @@
+"""Launches at the same moment in one browser, over real sockets and threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.cookies import SimpleCookie
+from typing import Any
+
+import pytest
+import requests
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.backends import cache, cached_db, db, signed_cookies
+from django.core.handlers.wsgi import WSGIHandler
+from django.utils import timezone
+
+from django_smart.clients import fhir_client_for
+from django_smart.grants.refresh import refresh_grant
+from django_smart.models import Launch, TokenGrant
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.serving import running_server
+from tests.ehr import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    connect,
+    get_callback,
+    launch,
+    make_browser,
+    make_registration,
+    start_ehr_launch,
+)
+from tests.factories import reload_grant
+from tests.threads import run_together
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.urls("tests.site.urls"),
+]
+
+BACKENDS = [each.__name__ for each in (db, cache, cached_db, signed_cookies)]
+
+
+class Browser:
+    """One cookie jar, and as many tabs as one likes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._cookies: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> requests.Response:
+        """One request of one tab; redirects are not followed."""
+        with self._lock:
+            cookies = "; ".join(f"{k}={v}" for k, v in self._cookies.items())
+        response = requests.get(
+            self.url + path.removeprefix(self.url),
+            headers={"Cookie": cookies},
+            allow_redirects=False,
+            timeout=60,
+        )
+        with self._lock:
+            for header in response.raw.headers.getlist("Set-Cookie"):
+                for name, cookie in SimpleCookie(header).items():
+                    if cookie["max-age"] == "0":
+                        self._cookies.pop(name, None)
+                    else:
+                        self._cookies[name] = cookie.value
+        return response
+
+    def launch(
+        self, ehr: EHRSimulator, patient: str, *, meeting: threading.Barrier | None
+    ) -> str:
+        """A whole launch in a tab; returns the address of its page."""
+        launch_id = ehr.create_launch(CLIENT_ID, patient=patient)
+        started = self.get(ehr.launch_url(CLIENT_ID, launch_id))
+        assert started.status_code == 302, started.text
+        url = ehr.authorize(started.headers["Location"])
+        if meeting is not None:
+            meeting.wait(60)
+        landed = self.get(url)
+        assert landed.status_code == 302, landed.text
+        return str(landed.headers["Location"])
+
+
+@pytest.fixture
+def site_url(ehr: EHRSimulator, settings: Any, request: Any) -> Iterator[str]:
+    """The tests' site by a server with a thread for each request."""
+    settings.SESSION_ENGINE = request.param
+    settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
+    settings.SMART_LAUNCH_REDIRECT_URL = "/whoami/"
+    settings.SMART_LAUNCHES_PER_BROWSER = 50
+    with running_server(WSGIHandler(), "127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}"
+        redirect_uri = f"{url}/smart/callback/"
+        make_registration(redirect_uri=redirect_uri)
+        ehr.register_client(
+            CLIENT_ID,
+            client_secret=CLIENT_SECRET,
+            redirect_uris=[redirect_uri],
+            launch_url=f"{url}/smart/launch/",
+        )
+        yield url
+
+
+def _launch_in_parallel(ehr: EHRSimulator, url: str, *, times: int) -> None:
+    """First launches of a browser, and then more of them in the session they made."""
+    patients = list(ehr.data["Patient"])[:2]
+    for number in range(times):
+        browser = Browser(url)
+        pages: list[tuple[str, str]] = []
+        for _ in ("first", "same session"):
+            # Every second time they meet once more, before their callbacks.
+            meeting = threading.Barrier(2) if number % 2 else None
+            tabs = [
+                partial(browser.launch, ehr, patient, meeting=meeting)
+                for patient in patients
+            ]
+            opened = run_together(*tabs)
+            assert all(isinstance(each, str) for each in opened), opened
+            pages += zip(patients, opened, strict=True)
+        for patient, page in pages:
+            shown = browser.get(page)
+            assert shown.status_code == 200, shown.text
+            assert shown.json()["patient"] == patient
+    users = Launch.objects.values_list("user", flat=True)
+    assert len(set(users)) == 1
+    assert set(Launch.objects.values_list("status", flat=True)) == {"completed"}
+
+
+@pytest.mark.parametrize("site_url", BACKENDS, indirect=True)
+def test_launches_of_two_tabs_at_one_moment_both_complete(ehr, site_url):
+    _launch_in_parallel(ehr, site_url, times=5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("site_url", BACKENDS, indirect=True)
+def test_launches_of_two_tabs_at_one_moment_both_complete_each_time(ehr, site_url):
+    _launch_in_parallel(ehr, site_url, times=50)
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("late", ["before its callback", "and is left alone"])
+def test_first_answer_that_comes_late_takes_no_launch_away(ehr, late):
+    """Its cookie replaces one that a launch was finished with meanwhile."""
+    browser, slow = make_browser(), make_browser()
+    first, second = list(ehr.data["Patient"])[:2]
+    opened = launch(browser, ehr, patient=first)
+    url = ehr.authorize(start_ehr_launch(slow, ehr, patient=second))
+    pages = {opened.key: first}
+
+    browser.cookies.update(slow.cookies)
+    if late == "before its callback":
+        callback = get_callback(browser, url)
+        pages[callback["Location"].split("/")[1].removeprefix("~")] = second
+
+    for key, patient in pages.items():
+        response = browser.get(f"/~{key}/whoami/")
+        assert response.status_code == 200, response.content
+        assert response.json()["patient"] == patient
+    # None is meant without a prefix, also when the rows of others are gone.
+    Launch.objects.exclude(pk=opened.pk).delete()
+    assert browser.get("/whoami/").json()["reason"] == "ambiguous"
+
+
+@pytest.mark.usefixtures("registration")
+def test_cookie_of_a_first_answer_proves_nothing_by_itself(ehr):
+    """Without the browser's own, or beside one that did not come with it."""
+    victim, other = make_browser(), make_browser()
+    opened = launch(victim, ehr)
+    (name,) = [each for each in victim.cookies if "smart_browser_" in each]
+    other.cookies[name] = victim.cookies[name].value
+    assert other.get(f"/~{opened.key}/whoami/").status_code == 403
+    other.cookies["__Host-smart_browser"] = "x" * 43
+    assert other.get(f"/~{opened.key}/whoami/").status_code == 403
+    assert victim.get(f"/~{opened.key}/whoami/").status_code == 200
+
+
+@pytest.mark.usefixtures("registration")
+def test_sign_out_takes_the_cookies_of_first_answers_away(ehr):
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    opened = launch(browser, ehr)
+    (name,) = [each for each in browser.cookies if "smart_browser_" in each]
+    browser.post("/smart/logout/")
+    assert browser.cookies[name].value == ""
+    # Nor can what was under way be finished, as after a change of user.
+    assert get_callback(browser, url).status_code == 409
+    assert browser.get(f"/~{opened.key}/whoami/").status_code == 410
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("finished", ["in turn", "at one moment"])
+def test_launches_that_sign_in_over_another_user_both_complete(ehr, finished):
+    """A session of somebody else was left open: the first of them ends it."""
+    browser = make_browser()
+    before = launch(browser, ehr)
+    browser.force_login(get_user_model().objects.create_user("sam"))
+    patients = list(ehr.data["Patient"])[:2]
+    urls = [
+        ehr.authorize(start_ehr_launch(browser, ehr, patient=each)) for each in patients
+    ]
+    tabs = [browser, browser]
+    if finished == "at one moment":
+        tabs = [make_browser(), make_browser()]
+        for tab in tabs:
+            tab.cookies.load(browser.cookies.output(header=""))
+    pages = {}
+    for tab, url, patient in zip(tabs, urls, patients, strict=True):
+        callback = get_callback(tab, url)
+        assert callback.status_code == 302, callback.content
+        pages[callback["Location"].split("/")[1]] = patient
+    for tab in tabs:
+        browser.cookies.update(tab.cookies)
+    for key, patient in pages.items():
+        assert browser.get(f"/{key}/whoami/").json()["patient"] == patient
+    assert browser.get(f"/~{before.key}/whoami/").status_code == 410
+
+
+# Jobs of one user
+
+
+def test_jobs_of_two_grants_never_use_the_other_s_token(ehr):
+    """While both tokens end and are replaced, again and again."""
+    registration = make_registration(
+        standalone_scope="openid fhirUser launch/patient patient/Patient.rs "
+        "offline_access"
+    )
+    browser = make_browser()
+    patients = list(ehr.data["Patient"])[:2]
+    opened = {patient: connect(browser, ehr, patient=patient) for patient in patients}
+    (user,) = {each.user for each in opened.values()}
+    ehr.clear_requests()
+
+    def work(patient: str) -> list[str]:
+        """As a task would: by patient, and by grant."""
+        by_patient = fhir_client_for(user, registration.server, patient_id=patient)
+        by_grant = fhir_client_for(grant=reload_grant(opened[patient].grant_id))
+        return [
+            client.read("Patient", patient)["id"] for client in (by_patient, by_grant)
+        ]
+
+    for _ in range(5):
+        TokenGrant.objects.update(expires_at=timezone.now())
+        ehr.expire_access_tokens()
+        done = run_together(
+            *(partial(work, each) for each in patients * 2),
+            lambda: refresh_grant(reload_grant(opened[patients[0]].grant_id)),
+        )
+        assert done[:4] == [[each] * 2 for each in patients * 2]
+
+    # By the judge's own record: whose token came with which patient's address.
+    served = [
+        (each.patient, each.url.split("/")[-1]) for each in ehr.requests_to("fhir")
+    ]
+    assert set(served) == {(each, each) for each in patients}
+    assert ehr.reused_refresh_tokens == 0
+    for patient, each in opened.items():
+        assert ehr.patient_of(reload_grant(each.grant_id).access_token) == patient

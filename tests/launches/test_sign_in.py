@@ -1,0 +1,348 @@
+"""Whom a launch signs in, whom it connects, and whom it never belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import OperationalError
+from django.db.models.signals import post_save
+from django.test import Client
+
+from django_smart import transport
+from django_smart.backends import SMARTAuthenticationBackend
+from django_smart.clients import fhir_client_for
+from django_smart.exceptions import NoGrantError
+from django_smart.models import Identity, TokenGrant
+from django_smart.signals import launch_completed
+from django_smart.testing import EHRSimulator
+from tests.ehr import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    REDIRECT_URI,
+    connect,
+    get_callback,
+    get_launch,
+    launch,
+    listening,
+    make_browser,
+    make_registration,
+    start_ehr_launch,
+    start_login,
+)
+from tests.launch_urls import get_code, open_page
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+
+User: Any = get_user_model()
+PLAIN_SCOPE = "launch/patient patient/Patient.rs offline_access"
+
+
+def _sign_in(browser: Client, name: str = "ada") -> Any:
+    user, _ = User.objects.get_or_create(username=name)
+    browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    return user
+
+
+def _signed_in(browser: Client) -> str | None:
+    return browser.session.get("_auth_user_id")
+
+
+# Sign in
+
+
+@pytest.mark.compliance("IDT-01", "IDT-07", "IDT-09", "SEC-11")
+@pytest.mark.usefixtures("registration")
+def test_unknown_identity_becomes_a_user_and_is_found_again(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    with listening(launch_completed) as completed:
+        first = launch(browser, ehr)
+    user = User.objects.get()
+    assert first.user == user
+    assert _signed_in(browser) == str(user.pk)
+    assert user.username.startswith("smart-")
+    assert (user.email, user.has_usable_password()) == ("", False)
+    identity = Identity.objects.get()
+    assert (identity.user, identity.issuer) == (user, ehr.issuer)
+    assert identity.fhir_user == first.fhir_user
+    assert first.fhir_user.startswith("Practitioner/")
+    assert completed[0]["launch"] == first
+    assert completed[0]["request"].user == user
+    other = make_browser()
+    assert launch(other, ehr).user == user
+    assert User.objects.count() == Identity.objects.count() == 1
+
+
+@pytest.mark.compliance("IDT-09")
+def test_same_sub_at_another_issuer_is_another_user(ehr: EHRSimulator) -> None:
+    make_registration()
+    other = EHRSimulator(base_url="https://other.example.org/r4")
+    other.register_client(
+        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
+    )
+    make_registration(server__slug="other", server__base_url=other.base_url)
+    with transport.mounted("https://other.example.org", other.adapter()):
+        there = launch(make_browser(), other)
+    here = launch(make_browser(), ehr)
+    assert len(set(Identity.objects.values_list("subject", flat=True))) == 1
+    assert Identity.objects.count() == 2
+    assert here.user != there.user
+
+
+def test_unknown_identity_is_refused_where_no_users_are_created(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration(create_users=False)
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert (response.status_code, get_code(response)) == (403, "user_refused")
+    assert not User.objects.exists()
+    assert not TokenGrant.objects.exists()
+    assert _signed_in(browser) is None
+    # A known one signs in.
+    registration.create_users = True
+    registration.save()
+    launch(make_browser(), ehr)
+    registration.create_users = False
+    registration.save()
+    assert launch(browser, ehr).user == User.objects.get()
+
+
+@pytest.mark.usefixtures("registration")
+def test_deactivated_user_is_refused(ehr: EHRSimulator) -> None:
+    launch(make_browser(), ehr)
+    User.objects.update(is_active=False)
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert (response.status_code, get_code(response)) == (403, "user_inactive")
+    assert TokenGrant.objects.count() == 1
+    assert _signed_in(browser) is None
+
+
+class ApprovedLater(SMARTAuthenticationBackend):
+    """A site's own: somebody has to let new users in."""
+
+    def create_user(self, claims: Any) -> Any:
+        user: Any = super().create_user(claims)
+        user.is_active = False
+        user.save()
+        return user
+
+
+@pytest.mark.usefixtures("registration")
+def test_user_who_is_made_inactive_is_refused(ehr: EHRSimulator, settings: Any) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.ApprovedLater"]
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert (response.status_code, get_code(response)) == (403, "user_inactive")
+    assert not TokenGrant.objects.exists()
+    assert _signed_in(browser) is None
+
+
+@pytest.mark.usefixtures("registration")
+def test_session_stays_when_the_user_does_not_change(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    before = browser.session.session_key
+    cookie = browser.cookies["__Host-smart_browser"].value
+    launch(browser, ehr)
+    assert browser.session.session_key == before
+    # The sign of a second launch comes behind the value.
+    assert browser.cookies["__Host-smart_browser"].value == f"{cookie}+"
+
+
+@pytest.mark.compliance("IDT-10")
+@pytest.mark.usefixtures("registration")
+def test_identity_that_was_asked_for_and_not_granted_signs_nobody_in(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    url = start_ehr_launch(browser, ehr)
+    granted = "launch patient/Patient.rs patient/Observation.rs"
+    finished = get_launch(get_callback(browser, ehr.authorize(url, scope=granted)))
+    assert finished.user is None
+    assert finished.scope_granted == granted
+    assert _signed_in(browser) is None
+    assert not User.objects.exists()
+
+
+# Connect
+
+
+@pytest.mark.usefixtures("registration")
+def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    user = _sign_in(browser)
+    before = browser.session.session_key
+    finished = connect(browser, ehr)
+    assert (finished.intent, finished.user) == ("connect", user)
+    assert Identity.objects.get().user == user
+    assert browser.session.session_key == before
+    assert User.objects.count() == 1
+    # From now on it signs that user in.
+    assert launch(make_browser(), ehr).user == user
+
+
+@pytest.mark.usefixtures("registration")
+def test_connecting_an_identity_of_someone_else_is_refused(ehr: EHRSimulator) -> None:
+    owner = launch(make_browser(), ehr).user
+    browser = make_browser()
+    user = _sign_in(browser)
+    before = browser.session.session_key
+    response = get_callback(browser, ehr.authorize(start_login(browser)))
+    assert (response.status_code, get_code(response)) == (409, "identity_in_use")
+    assert Identity.objects.get().user == owner
+    assert TokenGrant.objects.count() == 1
+    assert _signed_in(browser) == str(user.pk)
+    assert browser.session.session_key == before
+
+
+@pytest.mark.usefixtures("registration")
+def test_advice_on_an_identity_of_someone_else_helps(
+    ehr: EHRSimulator, admin_client: Client
+) -> None:
+    owner_browser, browser = make_browser(), make_browser()
+    owner = _sign_in(owner_browser, "maria")
+    grant = connect(owner_browser, ehr).grant
+    assert grant is not None
+    user = _sign_in(browser)
+    page = get_callback(browser, ehr.authorize(start_login(browser))).content.decode()
+    assert "ask the support of this site to separate it" in page
+    # To disconnect it, as that user can, would not do.
+    assert "disconnect" not in page
+    owner_browser.post("/smart/connections/", {"grant": grant.pk})
+    response = get_callback(browser, ehr.authorize(start_login(browser)))
+    assert get_code(response) == "identity_in_use"
+    # What the operators can do does.
+    identity = Identity.objects.get(user=owner)
+    admin_client.post(
+        f"/admin/django_smart/identity/{identity.pk}/delete/", {"post": "yes"}
+    )
+    assert connect(browser, ehr).user == user
+    assert Identity.objects.get().user == user
+
+
+@pytest.mark.parametrize("change", ["another", "nobody"])
+@pytest.mark.usefixtures("registration")
+def test_connecting_is_refused_when_the_user_changed_meanwhile(
+    ehr: EHRSimulator, change: str
+) -> None:
+    browser = make_browser()
+    _sign_in(browser)
+    callback = ehr.authorize(start_login(browser))
+    if change == "another":
+        _sign_in(browser, "grace")
+    else:
+        # A session that ran out: unlike a sign-out, it tells nobody.
+        del browser.cookies["sessionid"]
+    response = get_callback(browser, callback)
+    assert (response.status_code, get_code(response)) == (409, "user_changed")
+    assert not ehr.requests_to("token")
+    assert not Identity.objects.exists()
+    assert not TokenGrant.objects.exists()
+
+
+# Without an identity
+
+
+@pytest.mark.usefixtures("db")
+def test_launch_without_identity_belongs_to_the_signed_in_user(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration(standalone_scope=PLAIN_SCOPE)
+    browser = make_browser()
+    user = _sign_in(browser)
+    finished = connect(browser, ehr)
+    assert (finished.user, finished.identity) == (user, None)
+    assert finished.grant is not None
+    assert finished.grant.user == user
+    assert fhir_client_for(user, finished.registration.server).patient_id is not None
+
+
+def test_launch_without_identity_is_not_adopted_by_who_signs_in_later(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration(standalone_scope=PLAIN_SCOPE)
+    browser = make_browser()
+    finished = connect(browser, ehr)
+    assert finished.user is None
+    assert finished.grant is not None
+    assert (finished.grant.user, _signed_in(browser)) == (None, None)
+    assert open_page(browser, finished) == 200
+    assert browser.get("/page/").json()["launched"] is True
+
+    user = _sign_in(browser)
+    assert open_page(browser, finished) == 403
+    assert browser.get("/page/").json()["launched"] is False
+    page = browser.get("/smart/connections/").content.decode()
+    assert "Harbour Hospital" not in page
+    with pytest.raises(NoGrantError):
+        fhir_client_for(user, registration.server)
+
+
+def test_launch_without_identity_is_refused_when_the_user_changed_meanwhile(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration(ehr_scope="launch patient/Patient.rs")
+    browser = make_browser()
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    _sign_in(browser)
+    response = get_callback(browser, callback)
+    assert (response.status_code, get_code(response)) == (409, "user_changed")
+    assert not TokenGrant.objects.exists()
+
+
+# What another transaction does at the same moment
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("after", [False, True], ids=["user", "grant"])
+def test_launch_that_loses_a_deadlock_is_stored_all_the_same(
+    ehr: EHRSimulator, *, after: bool
+) -> None:
+    model: Any = TokenGrant if after else User
+    lost: list[bool] = []
+
+    def give_up(**_kwargs: Any) -> None:
+        if len(lost) < 2:
+            lost.append(True)
+            raise OperationalError(1213, "Deadlock found when trying to get lock")
+
+    browser = make_browser()
+    post_save.connect(give_up, sender=model)
+    try:
+        opened = launch(browser, ehr)
+    finally:
+        post_save.disconnect(give_up, sender=model)
+    assert len(lost) == 2
+    user = User.objects.get()
+    assert (opened.user, _signed_in(browser)) == (user, str(user.pk))
+    assert Identity.objects.get().user == user
+    assert TokenGrant.objects.get().user == user
+    assert len(ehr.requests_to("token")) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("registration")
+def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
+    ehr: EHRSimulator,
+) -> None:
+    def give_up(**_kwargs: Any) -> None:
+        raise OperationalError(1213, "Deadlock found when trying to get lock")
+
+    browser = make_browser()
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    post_save.connect(give_up, sender=TokenGrant)
+    try:
+        with pytest.raises(OperationalError):
+            get_callback(browser, callback)
+    finally:
+        post_save.disconnect(give_up, sender=TokenGrant)
+    assert not User.objects.exists()
+    assert not Identity.objects.exists()
+    assert not TokenGrant.objects.exists()
+    assert _signed_in(browser) is None

@@ -1,0 +1,84 @@
+"""Sign-in and sign-out by any view of a site, not ours alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model, user_logged_in, user_logged_out
+from django.http import HttpRequest
+from django.test import Client
+
+from django_smart.models import Launch
+from django_smart.testing import EHRSimulator
+from tests.ehr import connect, launch, make_browser, make_registration
+from tests.launch_urls import open_page
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+
+_COOKIE = "__Host-smart_browser"
+_PLAIN_SCOPE = "launch/patient patient/Patient.rs"
+
+
+def _sign_in(browser: Client, username: str = "ada") -> Any:
+    """By the admin's own form, as a site's staff does it."""
+    user, is_new = get_user_model().objects.get_or_create(
+        username=username, defaults={"is_staff": True, "is_superuser": True}
+    )
+    if is_new:
+        user.set_password("a password")
+        user.save()
+    response = browser.post(
+        "/admin/login/?next=/page/", {"username": username, "password": "a password"}
+    )
+    assert response.status_code == 302
+    return user
+
+
+@pytest.mark.usefixtures("registration")
+def test_sign_in_of_another_user_ends_the_launches_without_a_sign_out(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    cookie = browser.cookies[_COOKIE].value
+    _sign_in(browser)
+    assert browser.cookies[_COOKIE].value != cookie
+    assert open_page(browser, opened) == 410
+    opened.refresh_from_db()
+    assert opened.error_code == "user_changed"
+
+
+@pytest.mark.usefixtures("registration")
+def test_sign_in_of_the_same_user_leaves_the_launches(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    user = _sign_in(browser)
+    opened = connect(browser, ehr)
+    cookie = browser.cookies[_COOKIE].value
+    assert opened.user == user
+    _sign_in(browser)
+    assert browser.cookies[_COOKIE].value == cookie
+    assert open_page(browser, opened) == 200
+
+
+def test_launch_of_nobody_is_left_when_somebody_signs_in(ehr: EHRSimulator) -> None:
+    make_registration(standalone_scope=_PLAIN_SCOPE)
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    _sign_in(browser)
+    assert open_page(browser, opened) == 403
+    assert Launch.objects.get().status == "completed"
+
+
+def test_sign_in_and_out_in_a_browser_without_launches_sets_no_cookie() -> None:
+    browser = make_browser()
+    _sign_in(browser)
+    browser.post("/sign-out/")
+    assert _COOKIE not in browser.cookies
+
+
+def test_signals_without_a_request_are_harmless() -> None:
+    user = get_user_model().objects.create(username="ada")
+    for signal in (user_logged_in, user_logged_out):
+        signal.send(sender=type(user), request=None, user=user)
+    user_logged_out.send(sender=type(user), request=HttpRequest(), user=None)

@@ -1,0 +1,268 @@
+"""How long discovered documents are kept, and what happens while a server is down."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import connection
+from django.utils import timezone
+
+from django_smart.exceptions import DiscoveryStatusError
+from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.schedule import BEAT_SCHEDULE
+from django_smart.servers.discovery import (
+    get_configuration,
+    get_jwks,
+    refetch_jwks,
+    refresh_servers,
+)
+from django_smart.testing import EHRSimulator
+from tests.answers import answer
+from tests.ehr import launch, make_browser
+
+pytestmark = pytest.mark.django_db
+
+SMART = "/smart-configuration"
+JWKS = "/auth/jwks"
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def server(registration: ClientRegistration) -> FHIRServer:
+    """The registered server, of which nothing is known yet."""
+    return registration.server
+
+
+def read() -> FHIRServer:
+    """The row as another process finds it."""
+    return FHIRServer.objects.get()
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "lifetime"),
+    [
+        (None, timedelta(days=1)),
+        ("public", timedelta(days=1)),
+        ("max-age=soon", timedelta(days=1)),
+        ("max-age=99999999999999", timedelta(days=1)),
+        ("max-age=604800", timedelta(days=1)),
+        ("max-age=3600", timedelta(hours=1)),
+        ("public, Max-Age=3600, must-revalidate", timedelta(hours=1)),
+        ("max-age=1", 5 * MINUTE),
+        ("max-age=0", 5 * MINUTE),
+        ("no-store", 5 * MINUTE),
+        ("no-cache, max-age=3600", 5 * MINUTE),
+    ],
+)
+@pytest.mark.parametrize("path", [SMART, JWKS])
+def test_server_says_within_bounds_how_long_its_documents_are_kept(
+    ehr: EHRSimulator,
+    server: FHIRServer,
+    monkeypatch: pytest.MonkeyPatch,
+    cache_control: str | None,
+    lifetime: timedelta,
+    path: str,
+) -> None:
+    headers = {} if cache_control is None else {"Cache-Control": cache_control}
+    answer(ehr, monkeypatch, path, headers=headers)
+    get = get_configuration if path == SMART else get_jwks
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        get_configuration(server)
+        get(read())
+        ehr.clear_requests()
+        clock.shift(lifetime - timedelta(seconds=1))
+        get(read())
+        assert ehr.requests == []
+        clock.shift(timedelta(seconds=1))
+        get(read())
+        assert len(ehr.requests) == 1
+
+
+@pytest.mark.compliance("DISC-05")
+@pytest.mark.parametrize("name", ["cache-control", "CACHE-CONTROL", "cAcHe-cOnTrOl"])
+def test_header_names_are_read_in_any_case(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    answer(ehr, monkeypatch, SMART, headers={name: "max-age=300"})
+    get_configuration(server)
+    assert read().configuration_max_age == 300
+
+
+def test_setting_bounds_the_lifetime_from_above(
+    ehr: EHRSimulator, server: FHIRServer, settings: Any
+) -> None:
+    settings.SMART_DISCOVERY_LIFETIME = 60
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        get_configuration(server)
+        clock.shift(timedelta(seconds=59))
+        get_configuration(read())
+        assert len(ehr.requests) == 1
+        clock.shift(timedelta(seconds=1))
+        get_configuration(read())
+        assert len(ehr.requests) == 2
+
+
+@pytest.mark.parametrize("path", [SMART, JWKS])
+def test_task_fetches_again_before_the_shortest_lifetime_ends(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    answer(ehr, monkeypatch, path, headers={"Cache-Control": "max-age=300"})
+    period = BEAT_SCHEDULE["django_smart.refresh_servers"]["schedule"]
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        launch(make_browser(), ehr)
+        for _ in range(6):
+            clock.shift(period)
+            assert refresh_servers() == 0
+            ehr.clear_requests()
+            launch(make_browser(), ehr)
+            # A login finds everything fresh.
+            assert [each.exchange for each in ehr.requests] == ["authorize", "token"]
+    assert server.pk == read().pk
+
+
+# While a server is down
+
+
+def test_logins_do_not_wait_for_a_server_that_is_down(
+    ehr: EHRSimulator, server: FHIRServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        known = get_configuration(server)
+        ehr.faults.add("discovery_500")
+        ehr.clear_requests()
+        clock.shift(timedelta(days=2))
+        for _ in range(5):
+            assert get_configuration(read()) == known
+        assert len(ehr.requests) == 1
+        assert read().discovery_failed_at == timezone.now()
+        assert "stale configuration used (discovery_status)" in caplog.text
+        clock.shift(MINUTE)
+        for _ in range(5):
+            assert get_configuration(read()) == known
+        assert len(ehr.requests) == 2
+        ehr.faults.clear()
+        clock.shift(MINUTE)
+        get_configuration(read())
+        assert len(ehr.requests) == 3
+        assert read().discovery_failed_at is None
+        get_configuration(read())
+        assert len(ehr.requests) == 3
+
+
+def test_keys_of_a_server_that_is_down_are_asked_for_once_a_minute(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        get_configuration(server)
+        known = get_jwks(read())
+        answer(ehr, monkeypatch, JWKS, status=503)
+        ehr.clear_requests()
+        clock.shift(timedelta(days=2))
+        for _ in range(5):
+            assert get_jwks(read()) == known
+        assert len(ehr.requests) == 1
+        clock.shift(MINUTE)
+        assert get_jwks(read()) == known
+        assert len(ehr.requests) == 2
+
+
+def test_server_that_never_answered_is_asked_by_each_login(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    # There is nothing to go on with; it works as soon as the server does.
+    ehr.faults.add("discovery_500")
+    for _ in range(2):
+        with pytest.raises(DiscoveryStatusError):
+            get_configuration(server)
+    ehr.faults.clear()
+    assert get_configuration(server).token_endpoint == ehr.token_endpoint
+    assert read().discovery_failed_at is None
+
+
+def test_launches_go_on_while_discovery_is_down(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(make_browser(), ehr)
+    ehr.faults.add("discovery_500")
+    answer(ehr, monkeypatch, JWKS, status=503)
+    ehr.clear_requests()
+    with time_machine.travel(timezone.now() + timedelta(days=2)):
+        for _ in range(3):
+            assert launch(make_browser(), ehr).identity is not None
+    assert len(ehr.requests_to("smart-configuration")) == 1
+    # What is down is down: the keys are not asked for either.
+    assert ehr.requests_to("jwks") == []
+    assert registration.server_id == read().pk
+
+
+def test_task_asks_a_server_that_is_down_once_a_run(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    ehr.faults.add("discovery_500")
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        assert refresh_servers() == 1
+        # A run that comes late is followed by the next at once.
+        assert refresh_servers() == 0
+        assert len(ehr.requests) == 1
+        # Nor do many such servers make one run last until the next.
+        clock.shift(timedelta(minutes=2))
+        ehr.faults.clear()
+        assert refresh_servers() == 0
+        assert read().configuration is None
+        clock.shift(timedelta(minutes=10))
+        assert refresh_servers() == 0
+        assert read().configuration is not None
+    assert server.pk == read().pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_logins_at_once_one_asks(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = get_configuration(server)
+    FHIRServer.objects.update(configuration_fetched_at=None)
+    ehr.clear_requests()
+    others_are_through = threading.Event()
+    respond = ehr.wsgi_app.respond
+
+    def respond_late(request: Any) -> Any:
+        others_are_through.wait(60)
+        return respond(request)
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late)
+    found: list[Any] = []
+
+    def log_in() -> None:
+        found.append(get_configuration(read()))
+        if len(found) == 4:
+            others_are_through.set()
+        connection.close()
+
+    threads = [threading.Thread(target=log_in) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == [known] * 5
+    assert len(ehr.requests) == 1
+    assert read().discovery_failed_at is None
+
+
+@pytest.mark.compliance("IDT-06")
+def test_new_keys_that_another_process_fetched_are_taken_from_the_row(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        get_configuration(server)
+        get_jwks(server)
+        slow = read()
+        clock.shift(timedelta(minutes=2))
+        ehr.rotate_signing_key()
+        newer = refetch_jwks(read())
+        ehr.clear_requests()
+        assert refetch_jwks(slow) == newer
+        assert ehr.requests == []

@@ -1,0 +1,403 @@
+"""Clients that servers make themselves: asked for, checked and stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.core.management import CommandError
+from django.db import connection
+
+from django_smart.exceptions import (
+    DiscoveryStatusError,
+    MalformedRegistrationResponseError,
+    RegistrationError,
+    RegistrationRefusedError,
+    TransportError,
+    UnsupportedServerError,
+)
+from django_smart.models import ClientRegistration, FHIRServer, SigningKey
+from django_smart.servers import registering as flow
+from django_smart.servers.registering import (
+    RegistrationInput,
+    register_client,
+    register_dynamically,
+)
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.faults import FAULTS
+from tests.answers import answer
+from tests.ehr import (
+    BASE_URL,
+    EHR_SCOPE,
+    REDIRECT_URI,
+    STANDALONE_SCOPE,
+    get_callback,
+    get_launch,
+    make_browser,
+)
+from tests.management.running import Ran, run
+
+pytestmark = pytest.mark.django_db
+
+SITE = "https://app.example.org"
+# By fault: what is raised.
+REFUSED: dict[str, type[Exception]] = {
+    "register_500": RegistrationRefusedError,
+    "register_html_200": MalformedRegistrationResponseError,
+    "register_missing_client_id": MalformedRegistrationResponseError,
+    "register_missing_secret": MalformedRegistrationResponseError,
+    "register_not_json": MalformedRegistrationResponseError,
+    "register_other_redirect_uri": MalformedRegistrationResponseError,
+    "register_redirect_307": RegistrationRefusedError,
+    "register_refused": RegistrationRefusedError,
+    "register_unknown_method": MalformedRegistrationResponseError,
+}
+
+
+def entry(**values: Any) -> RegistrationInput:
+    return RegistrationInput(
+        base_url=BASE_URL,
+        client_id="",
+        site_url=SITE,
+        registration_values={"ehr_scope": EHR_SCOPE, **values},
+    )
+
+
+def assert_nothing_is_stored() -> None:
+    assert not FHIRServer.objects.exists()
+    assert not ClientRegistration.objects.exists()
+
+
+def register(*arguments: str) -> Ran:
+    return run("smart_register", "--base-url", BASE_URL, "--dynamic", *arguments)
+
+
+@pytest.mark.compliance("REG-01", "REG-03", "REG-04", "REG-06")
+def test_client_of_the_server_is_stored_and_can_launch(ehr: EHRSimulator) -> None:
+    outcome = register_dynamically(entry(standalone_scope=STANDALONE_SCOPE))
+    (request,) = ehr.requests_to("register")
+    assert json.loads(request.body) == {
+        "client_name": "app.example.org",
+        "redirect_uris": [REDIRECT_URI],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "scope": (
+            "launch openid fhirUser patient/Patient.rs patient/Observation.rs "
+            "launch/patient offline_access"
+        ),
+        "token_endpoint_auth_method": "client_secret_basic",
+        "initiate_login_uri": f"{SITE}/smart/launch/",
+    }
+    assert "Authorization" not in request.headers
+    row = ClientRegistration.objects.get()
+    assert outcome.registration == row
+    client = ehr.clients[row.client_id]
+    assert (client.client_secret, client.launch_url) == (
+        row.client_secret,
+        f"{SITE}/smart/launch/",
+    )
+    assert (outcome.secret_expires_at, str(outcome.missing)) == (None, "")
+    # What was asked on the way is kept, and not asked again.
+    assert row.server.configuration is not None
+    ehr.clear_requests()
+    browser = make_browser()
+    launch_id = ehr.create_launch(row.client_id, patient=None)
+    response = browser.get("/smart/launch/", {"iss": BASE_URL, "launch": launch_id})
+    callback = ehr.authorize(response["Location"], scope="launch openid fhirUser")
+    assert get_launch(get_callback(browser, callback)).identity is not None
+    assert not ehr.requests_to("smart-configuration")
+
+
+@pytest.mark.compliance("REG-04")
+@pytest.mark.parametrize(
+    ("values", "grant_types"),
+    [
+        (
+            {"token_endpoint_auth_method": "private_key_jwt"},
+            ["authorization_code"],
+        ),
+        (
+            {"ehr_scope": "", "system_scope": "system/*.rs"},
+            ["client_credentials"],
+        ),
+    ],
+)
+def test_client_with_a_key_gives_the_address_of_its_keys(
+    ehr: EHRSimulator, values: dict[str, Any], grant_types: list[str]
+) -> None:
+    row = register_dynamically(entry(**values)).registration
+    assert row.uses_private_key
+    assert row.client_secret == ""
+    client = ehr.clients[row.client_id]
+    assert client.jwks_url == f"{SITE}/smart/jwks.json"
+    sent = json.loads(ehr.requests_to("register")[0].body)
+    assert sent["grant_types"] == grant_types
+    assert sent["token_endpoint_auth_signing_alg"] == "RS384"
+    assert ("redirect_uris" in sent) is ("authorization_code" in grant_types)
+    assert SigningKey.objects.active().count() == 1
+
+
+def test_site_without_https_sends_its_keys_along(
+    ehr: EHRSimulator, settings: Any
+) -> None:
+    settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
+    data = RegistrationInput(
+        base_url=BASE_URL,
+        client_id="",
+        site_url="http://localhost:8000",
+        registration_values={"system_scope": "system/*.rs"},
+    )
+    row = register_dynamically(data).registration
+    jwks = ehr.clients[row.client_id].jwks
+    assert jwks == SigningKey.objects.as_jwks()
+    assert "d" not in jwks["keys"][0]
+
+
+def test_public_client_gets_no_secret(ehr: EHRSimulator) -> None:
+    row = register_dynamically(entry(token_endpoint_auth_method="none")).registration
+    assert (row.client_secret, row.token_endpoint_auth_method) == ("", "none")
+    assert ehr.clients[row.client_id].auth_method == "none"
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_answer_of_no_use_is_refused_and_nothing_is_stored(
+    ehr: EHRSimulator, name: str
+) -> None:
+    ehr.faults.add(name)
+    with pytest.raises(REFUSED[name]) as caught:
+        register_dynamically(entry())
+    assert isinstance(caught.value, RegistrationError | TransportError)
+    assert_nothing_is_stored()
+    assert ehr.requests_to("elsewhere") == []
+    secrets = [client.client_secret for client in ehr.clients.values()]
+    assert not any(secret in str(caught.value) for secret in secrets if secret)
+
+
+def test_every_fault_of_registration_is_in_a_table() -> None:
+    faults = [each for each in FAULTS.values() if each.exchange == "register"]
+    assert sorted(each.name for each in faults if each.verdict == "refuse") == sorted(
+        REFUSED
+    )
+
+
+def test_method_that_the_server_replaced_is_stored(ehr: EHRSimulator) -> None:
+    ehr.faults.add("register_other_method")
+    row = register_dynamically(entry()).registration
+    assert row.token_endpoint_auth_method == "client_secret_post"
+    assert ehr.clients[row.client_id].client_secret == row.client_secret
+
+
+def test_what_the_server_made_otherwise_is_told(ehr: EHRSimulator) -> None:
+    ehr.faults |= {"register_less_scope", "register_secret_ends"}
+    outcome = register_dynamically(entry())
+    assert str(outcome.missing) == "patient/Observation.rs"
+    assert outcome.secret_expires_at is not None
+    assert outcome.secret_expires_at.timestamp() == pytest.approx(
+        ehr.clock() + 24 * 3600, abs=5
+    )
+
+
+def test_end_of_a_secret_beyond_all_calendars_is_the_last_day(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(
+        ehr, monkeypatch, "/auth/register", client_secret_expires_at=10**18, status=201
+    )
+    outcome = register_dynamically(entry())
+    assert outcome.secret_expires_at is not None
+    assert outcome.secret_expires_at.year == 9999
+
+
+@pytest.mark.compliance("DISC-11")
+def test_server_without_registration_endpoint_says_what_to_do(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(ehr, monkeypatch, "/smart-configuration", remove=("registration_endpoint",))
+    with pytest.raises(UnsupportedServerError, match="in its vendor's form"):
+        register_dynamically(entry())
+    assert_nothing_is_stored()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ehr_scope": "launch patient/Patient.sr"},
+        {"ehr_scope": "launch fhirUser"},
+        {"token_endpoint_auth_method": "tls"},
+        {"redirect_uri": "", "ehr_scope": "launch", "server__slug": "no slug"},
+    ],
+)
+def test_what_is_visibly_wrong_is_refused_before_anything_is_sent(
+    ehr: EHRSimulator, values: dict[str, Any]
+) -> None:
+    slug = values.pop("server__slug", None)
+    data = entry(**values)
+    if slug is not None:
+        data = RegistrationInput(
+            base_url=BASE_URL,
+            client_id="",
+            slug=slug,
+            site_url=SITE,
+            registration_values=data.registration_values,
+        )
+    with pytest.raises(ValidationError):
+        register_dynamically(data)
+    assert ehr.requests == []
+    assert_nothing_is_stored()
+
+
+def test_what_the_server_lacks_is_refused_before_it_makes_a_client(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(ehr, monkeypatch, "/smart-configuration", capabilities=["launch-standalone"])
+    before = dict(ehr.clients)
+    with pytest.raises(UnsupportedServerError, match="launch-ehr"):
+        register_dynamically(entry())
+    assert ehr.clients == before
+    assert_nothing_is_stored()
+
+
+def test_server_that_is_down_makes_no_client(ehr: EHRSimulator) -> None:
+    ehr.faults.add("discovery_500")
+    with pytest.raises(DiscoveryStatusError):
+        register_dynamically(entry())
+    assert_nothing_is_stored()
+
+
+def test_second_client_for_launches_is_refused_before_it_is_made(
+    ehr: EHRSimulator,
+) -> None:
+    register_dynamically(entry())
+    ehr.clear_requests()
+    with pytest.raises(ValidationError, match="there can be one"):
+        register_dynamically(entry())
+    assert ehr.requests == []
+
+
+def test_client_that_cannot_be_stored_is_named(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(data: RegistrationInput) -> ClientRegistration:
+        if data.client_id in ehr.clients:
+            raise ValidationError("Somebody was faster.")
+        return register_client(data)
+
+    monkeypatch.setattr(flow, "register_client", store)
+    with pytest.raises(RegistrationError, match="Somebody was faster") as caught:
+        register_dynamically(entry())
+    made = [each for each in ehr.clients if each != "growth-chart"]
+    assert made[0] in str(caught.value)
+    assert (ehr.clients[made[0]].client_secret or "") not in str(caught.value)
+
+
+def test_no_transaction_is_open_while_the_server_is_asked(ehr: EHRSimulator) -> None:
+    before = len(connection.savepoint_ids)
+    seen = []
+    ehr.on_request = lambda request: seen.append(len(connection.savepoint_ids))
+    register_dynamically(entry())
+    assert seen == [before, before]
+
+
+def test_header_for_the_client_id_is_left_out_before_there_is_one(
+    ehr: EHRSimulator,
+) -> None:
+    data = RegistrationInput(
+        base_url=BASE_URL,
+        client_id="",
+        preset="epic",
+        site_url=SITE,
+        registration_values={"ehr_scope": EHR_SCOPE},
+    )
+    row = register_dynamically(data).registration
+    assert "Epic-Client-ID" not in ehr.requests[0].headers
+    assert row.server.discovery_headers == {"Epic-Client-ID": row.client_id}
+
+
+# The command
+
+
+@pytest.mark.compliance("REG-02", "REG-06")
+def test_command_prints_the_client_id_too(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ehr.initial_access_token = "an-initial-token"
+    monkeypatch.setenv("REGISTER_TOKEN", " an-initial-token\n")
+    ran = register(
+        *("--ehr-scope", EHR_SCOPE, "--client-name", "Growth chart"),
+        *("--initial-access-token-env", "REGISTER_TOKEN"),
+        *("--slug", "harbour", "--set", "create_users=false"),
+    )
+    row = ClientRegistration.objects.get()
+    assert ran.json == {
+        "slug": "harbour",
+        "launch_url": f"{SITE}/smart/launch/",
+        "login_url": f"{SITE}/smart/login/?server=harbour",
+        "redirect_uri": REDIRECT_URI,
+        "jwks_url": f"{SITE}/smart/jwks.json",
+        "client_id": row.client_id,
+    }
+    assert ran.err == ""
+    assert row.create_users is False
+    assert ehr.clients[row.client_id].name == "Growth chart"
+    assert row.client_secret not in ran.out
+    assert "an-initial-token" not in ran.out
+
+
+def test_command_tells_what_the_server_made_otherwise(ehr: EHRSimulator) -> None:
+    ehr.faults |= {"register_less_scope", "register_secret_ends"}
+    ran = register("--ehr-scope", EHR_SCOPE, "--slug", "harbour")
+    assert "harbour: the server did not register the scopes patient/Obs" in ran.err
+    assert "harbour: the client secret ends on " in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--client-id", "x"), "--client-id does not go with --dynamic"),
+        (("--client-secret", "x"), "--client-secret does not go with --dynamic"),
+        (("--secret-env", "X"), "--secret-env does not go with --dynamic"),
+        (("--from", "-"), "--from does not go with --dynamic"),
+        (("--initial-access-token-env", "NO_SUCH"), "NO_SUCH is not set"),
+        (("--set", "nothing=1"), "no column nothing"),
+        (("--ehr-scope", "Launch"), "--ehr-scope: "),
+    ],
+)
+def test_command_refuses_options_that_do_not_go_together(
+    ehr: EHRSimulator, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(CommandError, match=message):
+        register(*arguments)
+    assert ehr.requests == []
+    assert_nothing_is_stored()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--client-name", "x"), ("--initial-access-token-env", "X")],
+)
+def test_options_of_dynamic_registration_need_it(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(CommandError, match=f"{arguments[0]} goes with --dynamic"):
+        run("smart_register", "--base-url", BASE_URL, "--client-id", "x", *arguments)
+
+
+def test_command_needs_the_base_url() -> None:
+    with pytest.raises(CommandError, match="Give --base-url"):
+        run("smart_register", "--dynamic")
+
+
+def test_command_says_why_the_server_refused(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ehr.initial_access_token = "an-initial-token"
+    with pytest.raises(CommandError) as caught:
+        register("--ehr-scope", EHR_SCOPE)
+    message = str(caught.value)
+    assert "status 401" in message
+    assert "ask its operator" in message
+    assert "(registration_refused)" in message
+    assert 'The server says: "an initial access token is needed"' in message
+    monkeypatch.setenv("REGISTER_TOKEN", "no token at all")
+    with pytest.raises(CommandError, match="not a bearer token"):
+        register("--initial-access-token-env", "REGISTER_TOKEN")

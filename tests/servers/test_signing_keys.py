@@ -1,0 +1,279 @@
+"""The life of a signing key: next, active, retired, removed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+
+from django_smart import tasks
+from django_smart.exceptions import KeyRotationError
+from django_smart.models import SigningKey
+from django_smart.protocol.client_auth import MAX_ASSERTION_LIFETIME
+from django_smart.protocol.jwk import (
+    generate_private_key_pem,
+    load_private_key,
+    public_jwk,
+)
+from django_smart.servers import signing_keys
+from django_smart.servers.signing_keys import (
+    JWKS_MAX_AGE,
+    OVERLAP,
+    KeyChanges,
+    create_signing_key,
+    ensure_active_key,
+    ensure_next_key,
+    generate_key,
+    get_ready_at,
+    get_removal_at,
+    retire_key,
+    rotate_due_keys,
+    rotate_key,
+)
+from tests.ehr import make_registration
+from tests.threads import run_together
+
+pytestmark = pytest.mark.django_db
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+PERIOD = timedelta(days=30)
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Any:
+    """A clock that stands still until a test moves it."""
+    with time_machine.travel(NOW, tick=False) as traveller:
+        yield traveller
+
+
+def states() -> dict[str, str]:
+    return dict(SigningKey.objects.values_list("kid", "status"))
+
+
+# Making
+
+
+@pytest.mark.compliance("JWKS-01")
+@pytest.mark.parametrize("algorithm", ["RS384", "ES384"])
+def test_first_key_signs_and_the_second_is_published(algorithm: str) -> None:
+    first = generate_key(algorithm)
+    second = generate_key(algorithm)
+    assert states() == {first.kid: "active", second.kid: "next"}
+    assert first.activated_at == NOW
+    assert second.activated_at is None
+    with pytest.raises(KeyRotationError, match="is next already"):
+        generate_key(algorithm)
+    assert len(states()) == 2
+
+
+def test_key_is_made_once_and_then_found() -> None:
+    first = ensure_active_key("ES384")
+    assert ensure_active_key("ES384") == first
+    following, created = ensure_next_key("ES384")
+    assert created
+    assert ensure_next_key("ES384") == (following, False)
+    assert ensure_active_key("ES384") == first
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_that_make_the_first_key_at_once_get_the_same() -> None:
+    made = run_together(*[lambda: ensure_active_key("ES384").kid] * 4)
+    assert states() == {made[0]: "active"}
+    assert made == [made[0]] * 4
+
+
+# Rotating
+
+
+def test_overlap_outlasts_caches_and_the_last_assertion() -> None:
+    assert JWKS_MAX_AGE + timedelta(seconds=MAX_ASSERTION_LIFETIME) <= OVERLAP
+
+
+@pytest.mark.compliance("JWKS-10")
+def test_next_key_signs_once_every_ehr_knows_it(clock: Any) -> None:
+    first = ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+    clock.shift(OVERLAP - timedelta(seconds=1))
+    with pytest.raises(KeyRotationError, match="may sign from 2026-03-01 14:00 UTC"):
+        rotate_key("ES384")
+    assert states() == {first.kid: "active", following.kid: "next"}
+    clock.shift(timedelta(seconds=1))
+    assert get_ready_at(following) == NOW + OVERLAP
+
+    assert rotate_key("ES384") == following
+
+    assert states() == {first.kid: "retired", following.kid: "active"}
+    first.refresh_from_db()
+    assert first.retired_at == NOW + OVERLAP
+    assert get_removal_at(first) == NOW + 2 * OVERLAP
+    published = [each["kid"] for each in SigningKey.objects.as_jwks()["keys"]]
+    assert published == [first.kid, following.kid]
+
+
+def test_key_that_got_out_is_replaced_without_waiting() -> None:
+    first = ensure_active_key("ES384")
+    with pytest.raises(KeyRotationError, match="smart_keys generate"):
+        rotate_key("ES384", at_once=True)
+    following, _ = ensure_next_key("ES384")
+    assert rotate_key("ES384", at_once=True) == following
+    assert retire_key(first.kid).status == "retired"
+    assert retire_key(first.kid, at_once=True).status == "removed"
+
+
+def test_algorithms_are_rotated_apart() -> None:
+    others = {ensure_active_key("RS384").kid, ensure_next_key("RS384")[0].kid}
+    ensure_active_key("ES384")
+    ensure_next_key("ES384")
+    before = {kid: status for kid, status in states().items() if kid in others}
+    rotate_key("ES384", at_once=True)
+    assert states().items() >= before.items()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_rotations_at_once_one_happens() -> None:
+    first = ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+    SigningKey.objects.update(created_at=NOW - OVERLAP)
+
+    def rotate() -> str:
+        try:
+            return rotate_key("ES384").kid
+        except KeyRotationError:
+            return ""
+
+    assert sorted(run_together(*[rotate] * 4)) == ["", "", "", following.kid]
+    assert states() == {first.kid: "retired", following.kid: "active"}
+
+
+def test_rotation_that_another_one_overtakes_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+
+    def overtake(key: SigningKey) -> datetime:
+        monkeypatch.undo()
+        rotate_key("ES384", at_once=True)
+        return get_ready_at(key)
+
+    # Called when the slower one has seen its next key, which signs a moment later.
+    monkeypatch.setattr(signing_keys, "get_ready_at", overtake)
+    with pytest.raises(KeyRotationError, match="by somebody else"):
+        rotate_key("ES384", at_once=True)
+    assert states() == {first.kid: "retired", following.kid: "active"}
+
+
+# Retiring
+
+
+def test_key_that_registrations_sign_with_is_not_retired() -> None:
+    key = ensure_active_key("ES384")
+    registration = make_registration(
+        token_endpoint_auth_method="private_key_jwt",
+        client_secret="",
+        signing_algorithm="ES384",
+    )
+    with pytest.raises(KeyRotationError, match="1 active registrations sign"):
+        retire_key(key.kid, at_once=True)
+    assert states() == {key.kid: "active"}
+    registration.signing_algorithm = "RS384"
+    registration.save()
+    assert retire_key(key.kid).status == "retired"
+
+
+def test_key_that_never_signed_leaves_the_set_at_once() -> None:
+    ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+    assert retire_key(following.kid).status == "removed"
+    assert ensure_next_key("ES384")[1]
+
+
+def test_unknown_key_is_not_retired() -> None:
+    with pytest.raises(KeyRotationError, match="no key other"):
+        retire_key("other")
+
+
+@pytest.mark.compliance("JWKS-02")
+def test_private_half_goes_when_the_key_leaves_the_set() -> None:
+    key = create_signing_key("ES384", status="retired")
+    assert SigningKey.objects.get(pk=key.pk).private_key
+    retire_key(key.kid, at_once=True)
+    assert SigningKey.objects.get(pk=key.pk).private_key == ""
+
+
+# By schedule
+
+
+def test_without_a_period_keys_stay_and_retired_ones_go(clock: Any) -> None:
+    first = ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+    clock.shift(timedelta(days=4000))
+    assert rotate_due_keys() == KeyChanges()
+    rotate_key("ES384")
+    clock.shift(OVERLAP - timedelta(seconds=1))
+    assert rotate_due_keys() == KeyChanges()
+    clock.shift(timedelta(seconds=1))
+    assert rotate_due_keys() == KeyChanges(removed=1)
+    assert states() == {first.kid: "removed", following.kid: "active"}
+
+
+@pytest.mark.compliance("JWKS-10")
+def test_schedule_publishes_rotates_and_removes(clock: Any, settings: Any) -> None:
+    settings.SMART_KEY_ROTATION = PERIOD.total_seconds()
+    assert rotate_due_keys() == KeyChanges()
+    first = ensure_active_key("ES384")
+    assert rotate_due_keys() == KeyChanges(generated=1)
+    second = SigningKey.objects.following().get()
+    clock.shift(PERIOD - timedelta(seconds=1))
+    assert rotate_due_keys() == KeyChanges()
+    clock.shift(timedelta(seconds=1))
+    tasks.rotate_keys.delay()
+    third = SigningKey.objects.following().get()
+    assert states() == {first.kid: "retired", second.kid: "active", third.kid: "next"}
+    assert rotate_due_keys() == KeyChanges()
+    clock.shift(OVERLAP)
+    assert rotate_due_keys() == KeyChanges(removed=1)
+    clock.shift(PERIOD)
+    assert rotate_due_keys() == KeyChanges(generated=1, rotated=1)
+    assert SigningKey.objects.active().get() == third
+
+
+def test_schedule_that_is_switched_on_late_waits_for_the_next_key(
+    clock: Any, settings: Any
+) -> None:
+    first = ensure_active_key("ES384")
+    clock.shift(2 * PERIOD)
+    settings.SMART_KEY_ROTATION = PERIOD.total_seconds()
+    assert rotate_due_keys() == KeyChanges(generated=1)
+    assert SigningKey.objects.active().get() == first
+    clock.shift(OVERLAP)
+    assert rotate_due_keys() == KeyChanges(generated=1, rotated=1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_schedule_that_runs_twice_at_once_rotates_once(settings: Any) -> None:
+    settings.SMART_KEY_ROTATION = PERIOD.total_seconds()
+    ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+    SigningKey.objects.update(created_at=NOW - PERIOD, activated_at=NOW - PERIOD)
+    changes = run_together(*[rotate_due_keys] * 4)
+    assert sum(each.rotated for each in changes) == 1
+    assert sorted(states().values()) == ["active", "next", "retired"]
+    assert SigningKey.objects.active().get() == following
+
+
+def test_kid_of_a_new_key_can_be_typed_as_an_argument(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: dict[bool, str] = {}
+    while len(found) < 2:
+        pem = generate_private_key_pem("ES384")
+        found[public_jwk(load_private_key(pem))["kid"].startswith("-")] = pem
+    made = [found[False], found[True]]
+    dashed = public_jwk(load_private_key(found[True]))["kid"]
+    monkeypatch.setattr(signing_keys, "generate_private_key_pem", lambda _: made.pop())
+    kid = create_signing_key("ES384").kid
+    assert kid != dashed
+    assert made == []
