@@ -234,7 +234,7 @@ def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:
     return "origin" if is_origin else "base"
 
 
-_audit = logging.getLogger("django_smart.clients")
+_audit = logging.getLogger("django_smart.audit")
 
 
 def note_exchange(

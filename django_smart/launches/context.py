@@ -15,8 +15,6 @@ from django.utils import timezone
 
 from ..clients import build_async_client, build_fhir_client
 from ..conf import conf
-from ..contrib.app_state import AppStateClient, find_app_state_base
-from ..contrib.style import get_style
 from ..exceptions import (
     BearerBoundaryError,
     EndedLaunchError,
@@ -39,6 +37,7 @@ from .browser import get_browser
 from .prefix import split_launch_key
 
 if TYPE_CHECKING:
+    from ..contrib.app_state import AppStateClient
     from ..fhir import AsyncFHIRClient
     from ..fhir.client import FHIRClient
     from ..models import FHIRServer
@@ -170,6 +169,8 @@ class SMARTContext:
         url = self._context.smart_style_url
         if self.launch is None or url is None:
             return None
+        from ..contrib.style import get_style  # for the EHRs that have one
+
         return get_style(url, launch_id=self.launch.pk)
 
     @cached_property
@@ -218,6 +219,8 @@ class SMARTContext:
             AppStateUnsupportedError: the server does not keep app state (STATE-03).
             TransportError, DiscoveryError: nothing is known of the server.
         """
+        from ..contrib.app_state import AppStateClient, find_app_state_base
+
         launch, grant = self._get_grant()
         server = launch.registration.server
         fhir_base_url = server.base_url.removesuffix("/")

@@ -64,6 +64,11 @@ def make_state(**changes: Any) -> AppState:
 
 
 @pytest.fixture
+def grant() -> Grant:
+    return Grant()
+
+
+@pytest.fixture
 def app_state(grant: Grant) -> AppStateClient:
     return AppStateClient(grant.client, fhir_base_url=f"{FHIR_BASE}/", system=SYSTEM)
 
