@@ -20,10 +20,9 @@ from django.utils.cache import patch_vary_headers
 from django.utils.encoding import escape_uri_path
 from django.utils.http import escape_leading_slashes
 
-from .error_pages import render_error
-from .error_pages.endings import ENDINGS
+from .error_pages import is_trouble, render_error, render_trouble
 from .error_pages.retry import connect_again, connect_records, get_page
-from .error_pages.trouble import is_trouble, render_trouble
+from .error_pages.words import ENDINGS
 from .exceptions import ContextChangedError, EndedLaunchError, PrefixError, SMARTError
 from .grants.refresh import get_access_token
 from .launches.browser import get_browser

@@ -18,8 +18,7 @@ from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
-from .base import ReadOnlyAdmin
-from .display import as_scopes, shorten
+from .base import ReadOnlyAdmin, as_scopes, shorten
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise

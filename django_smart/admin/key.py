@@ -15,8 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import KeyRotationError
 from ..models import SigningKey
 from ..servers.signing_keys import generate_key, rotate_key
-from .base import UnchangeableAdmin
-from .display import as_json
+from .base import UnchangeableAdmin, as_json
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise

@@ -13,8 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import end_launches, enqueue_revocations
 from ..models import Launch
-from .base import ReadOnlyAdmin
-from .display import as_scopes
+from .base import ReadOnlyAdmin, as_scopes
 
 __all__ = ["LaunchAdmin"]
 

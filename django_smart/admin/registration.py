@@ -1,15 +1,17 @@
-"""Admin of client registrations."""
+"""Admin of client registrations, with errors shown while the form is filled in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib import admin, messages
-from django.core.exceptions import ImproperlyConfigured
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
+from django.urls import path, reverse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -21,13 +23,84 @@ from ..launches.prefix import get_protocol_url
 from ..models import ClientRegistration, FHIRServer
 from ..servers.registering import ClientURLs, build_client_urls, get_site_url
 from ..servers.signing_keys import ensure_active_key
-from .base import BaseAdmin
-from .display import EMPTY, as_copyable, as_list, shorten
+from .base import EMPTY, BaseAdmin, as_copyable, as_list, shorten
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
-from .live_check import LiveCheckMixin
 
-__all__ = ["ClientRegistrationAdmin"]
+__all__ = [
+    "ClientRegistrationAdmin",
+    "LiveCheckMixin",
+]
+
+
+if TYPE_CHECKING:
+    _Base = BaseAdmin
+else:  # A mixin: the class beside it is the admin.
+    _Base = object
+
+# What is not filled in yet is no fault while somebody types; the secret is not sent.
+_NOT_YET = {"required", "null", "blank"}
+_NOT_SENT = {"client_secret", "client_secret_env", "clear_client_secret"}
+
+
+class LiveCheckMixin(_Base):
+    """``admin.js`` sends the form as it stands, and shows the answer in it."""
+
+    def get_urls(self) -> list[Any]:
+        """Django's, and two that check: a new row, and one that is there."""
+        view = self.admin_site.admin_view(self.check_form)
+        name = f"{self.opts.app_label}_{self.opts.model_name}_check"
+        return [
+            path("check/", view, name=name),
+            path("<path:object_id>/check/", view, name=name),
+            *super().get_urls(),
+        ]
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """With the address that checks."""
+        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_check"
+        context = {"check_url": reverse(name, args=[object_id] if object_id else [])}
+        return super().changeform_view(
+            request, object_id, form_url, {**context, **(extra_context or {})}
+        )
+
+    def check_form(
+        self, request: HttpRequest, object_id: str | None = None
+    ) -> HttpResponse:
+        """Errors by field as JSON; nothing is stored, and no server is asked."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        obj = self.get_object(request, unquote(object_id)) if object_id else None
+        allowed = (
+            self.has_change_permission(request, obj)
+            if obj is not None
+            else object_id is None and self.has_add_permission(request)
+        )
+        if not allowed:
+            raise PermissionDenied
+        form: Any = self.get_form(request, obj, change=obj is not None)(
+            request.POST, instance=obj
+        )
+        form.asks_server = False
+        errors = {
+            field: [
+                message
+                for error in found
+                if error.code not in _NOT_YET
+                for message in error.messages
+            ]
+            for field, found in form.errors.as_data().items()
+            if field not in _NOT_SENT
+        }
+        errors["__all__"] = [*errors.get("__all__", ()), *form.find_known_problems()]
+        return JsonResponse({"errors": {k: v for k, v in errors.items() if v}})
+
 
 _URL_FIELDS = ("launch_url", "login_url", "redirect_url", "jwks_url")
 _SECRET_FIELDS = ("client_secret", "clear_client_secret")

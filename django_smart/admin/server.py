@@ -1,37 +1,243 @@
-"""Admin of FHIR servers."""
+"""Admin of FHIR servers: what one offers, and how its grants are doing."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_permission_codename
 from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.template.defaultfilters import date
 from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
+from django.utils.timesince import timesince
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from ..conf import conf
+from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import SMARTError
 from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import fetch_configuration
 from ..servers.presets import get_preset_values
-from .base import BaseAdmin
-from .display import shorten
+from .base import EMPTY, BaseAdmin, as_list, shorten
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
-from .health import HEALTH_COLUMNS, HealthMixin
-from .offer import show_capabilities, show_endpoints, show_methods
 
-__all__ = ["FHIRServerAdmin"]
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from django_stubs_ext import StrOrPromise
+
+
+__all__ = [
+    "HEALTH_COLUMNS",
+    "FHIRServerAdmin",
+    "HealthMixin",
+    "show_capabilities",
+    "show_endpoints",
+    "show_methods",
+]
 
 logger = logging.getLogger(__name__)
+
+
+_ENDPOINTS: dict[str, StrOrPromise] = {
+    "authorization_endpoint": _("authorization"),
+    "token_endpoint": _("token"),
+    "revocation_endpoint": _("revocation"),
+    "introspection_endpoint": _("introspection"),
+    "registration_endpoint": _("registration"),
+    "jwks_uri": _("JWK Set"),
+}
+# SMART App Launch 2.2, "Conformance", Capabilities.
+_CAPABILITIES: dict[str, StrOrPromise] = {
+    "launch-ehr": _("launches from the EHR"),
+    "launch-standalone": _("launches from this site"),
+    "authorize-post": _("authorization requests by POST"),
+    "client-public": _("clients without a secret"),
+    "client-confidential-symmetric": _("clients with a secret"),
+    "client-confidential-asymmetric": _("clients with a signing key"),
+    "sso-openid-connect": _("sign-in with its accounts"),
+    "context-banner": _("tells whether to show who the patient is"),
+    "context-style": _("tells its style"),
+    "context-ehr-patient": _("names the patient of an EHR launch"),
+    "context-ehr-encounter": _("names the encounter of an EHR launch"),
+    "context-standalone-patient": _("lets the patient be chosen"),
+    "context-standalone-encounter": _("lets the encounter be chosen"),
+    "permission-offline": _("access in the background (offline_access)"),
+    "permission-online": _("access until sign-out (online_access)"),
+    "permission-patient": _("access to one patient's data"),
+    "permission-user": _("access to what the user may see"),
+    "permission-v1": _("scopes of version 1"),
+    "permission-v2": _("scopes of version 2"),
+    "smart-app-state": _("stores state of apps"),
+}
+
+
+def show_endpoints(server: FHIRServer) -> SafeString | str:
+    """Its endpoints; those entered by hand are marked."""
+    found = _read(server)
+    if not isinstance(found, SMARTConfiguration):
+        return found
+    rows = []
+    overrides = server.endpoint_overrides
+    for name, words in _ENDPOINTS.items():
+        # The column of the JWK Set's URL holds what was discovered, there or in the
+        # OpenID configuration.
+        url = (server.jwks_uri if name == "jwks_uri" else "") or getattr(found, name)
+        if url:
+            mark = gettext("(entered by hand)") if name in overrides else ""
+            rows.append((words, url, mark))
+    return format_html(
+        '<dl class="smart-facts">{}</dl>',
+        format_html_join("", "<dt>{}</dt><dd><code>{}</code> {}</dd>", rows),
+    )
+
+
+def show_capabilities(server: FHIRServer) -> SafeString | str:
+    """What it lists, known names in words and in the specification's order."""
+    found = _read(server)
+    if not isinstance(found, SMARTConfiguration):
+        return EMPTY
+    unknown = sorted(found.capabilities - _CAPABILITIES.keys())
+    return as_list(
+        [
+            *(words for name, words in _CAPABILITIES.items() if found.has(name)),
+            *unknown,
+        ]
+    )
+
+
+def show_methods(server: FHIRServer) -> SafeString | str:
+    """How clients authenticate there, with which algorithms, and PKCE."""
+    found = _read(server)
+    if not isinstance(found, SMARTConfiguration):
+        return EMPTY
+    methods = found.token_endpoint_auth_methods_supported
+    algorithms = found.token_endpoint_auth_signing_alg_values_supported
+    lines = [
+        gettext("PKCE with S256")
+        if found.supports_s256
+        else gettext("PKCE with S256 is not advertised")
+    ]
+    if methods:
+        lines.append(", ".join(methods))
+    if algorithms:
+        lines.append(
+            gettext("signed with %(names)s") % {"names": ", ".join(algorithms)}
+        )
+    if found.missing:
+        lines.append(
+            gettext("left out, though required: %(names)s")
+            % {"names": ", ".join(sorted(found.missing))}
+        )
+    return as_list(lines)
+
+
+def _read(server: FHIRServer) -> SMARTConfiguration | str:
+    """The stored configuration, or why there is none."""
+    if server.configuration is None:
+        return gettext("Not asked yet.")
+    try:
+        return SMARTConfiguration.from_json(
+            server.configuration,
+            base_url=server.base_url,
+            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+            overrides=server.endpoint_overrides,
+        )
+    except SMARTError as exc:
+        return gettext("What was stored cannot be used: %(why)s") % {"why": exc}
+
+
+HEALTH_COLUMNS = ("active_grants", "due_grants", "overdue")
+
+
+class _HealthChangeList(ChangeList):
+    """Reads the health of all servers of a page at once."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Django's, each row with its health."""
+        super().get_results(request)
+        servers: Any = self.result_list
+        health = read_health([server.pk for server in servers])
+        for server in servers:
+            # One that was deleted between the two looks has no grants.
+            server.health = health.get(server.pk) or _nothing(server)
+
+
+class HealthMixin:
+    """For the admin of FHIR servers."""
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """A list that knows the health of its rows."""
+        return _HealthChangeList
+
+    @admin.display(description=_("active grants"))
+    def active_grants(self, obj: Any) -> int:
+        """How many are in force."""
+        return _get_health(obj).grants[TokenGrant.Status.ACTIVE]
+
+    @admin.display(description=_("due"))
+    def due_grants(self, obj: Any) -> int:
+        """How many wait for a worker."""
+        return _get_health(obj).due
+
+    @admin.display(description=_("oldest waits for"))
+    def overdue(self, obj: Any) -> str:
+        """How long the one that is due longest has waited."""
+        due_at = _get_health(obj).oldest_due_at
+        return timesince(due_at) if due_at else EMPTY
+
+    @admin.display(description=_("refresh"))
+    def health(self, obj: Any) -> SafeString | str:
+        """All that is known, as a list."""
+        if obj.pk is None:
+            return EMPTY
+        rows = format_html_join("", "<dt>{}</dt><dd>{}</dd>", _describe(obj))
+        return format_html('<dl class="smart-facts">{}</dl>', rows)
+
+
+def _get_health(server: Any) -> ServerHealth:
+    return server.health  # type: ignore[no-any-return]  # put there by the list
+
+
+def _describe(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
+    health = read_health([server.pk]).get(server.pk) or _nothing(server)
+    for status in TokenGrant.Status:
+        yield status.label, health.grants[status]
+    yield _("due"), health.due
+    yield _("oldest waits for"), _ago(health.oldest_due_at)
+    yield _("failing"), health.failing
+    yield _("last success"), _at(health.last_success_at)
+    yield _("last failure"), _at(health.last_failure_at)
+    yield _("of what"), health.last_error or EMPTY
+    yield _("paused until"), _at(health.paused_until)
+    yield _("stopped registrations"), health.stopped_registrations
+
+
+def _nothing(server: FHIRServer) -> ServerHealth:
+    return ServerHealth(slug=server.slug, is_active=server.is_active)
+
+
+def _ago(moment: datetime | None) -> str:
+    return timesince(moment) if moment else EMPTY
+
+
+def _at(moment: datetime | None) -> str:
+    return date(timezone.localtime(moment), "DATETIME_FORMAT") if moment else EMPTY
+
 
 if TYPE_CHECKING:
     _Inline = admin.TabularInline[ClientRegistration, FHIRServer]

@@ -32,7 +32,7 @@ from django_smart.protocol.capabilities import Capability
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
-from django_smart.protocol.scope_grammar import parse_scope
+from django_smart.protocol.scopes import parse_scope
 
 __all__ = [
     "GLOBAL",

@@ -20,7 +20,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView, set_rollback
 from rest_framework.views import exception_handler as default_handler
 
-from ..error_pages.trouble import is_trouble
+from ..error_pages import is_trouble
 from ..error_pages.words import find_words
 from ..exceptions import ContextChangedError, SMARTError
 from ..launches.context import SMARTContext

@@ -5,11 +5,29 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from ..exceptions import SMARTError
-from .retry import Retry
+from ..exceptions import (
+    BearerBoundaryError,
+    DiscoveryError,
+    FHIRStatusError,
+    FHIRUnavailableError,
+    MalformedFHIRResponseError,
+    ReauthorizationRequiredError,
+    RefreshBusyError,
+    SMARTError,
+    TokenError,
+    TransportError,
+)
+from ..models import Launch
+from .retry import Retry, can_pass, connect_again, get_page, try_again
 from .words import find_words
 
-__all__ = ["Retry", "harden", "render_error"]
+__all__ = [
+    "Retry",
+    "harden",
+    "is_trouble",
+    "render_error",
+    "render_trouble",
+]
 
 
 def render_error(
@@ -64,3 +82,41 @@ def harden(response: HttpResponse) -> HttpResponse:
     response.headers["Cache-Control"] = "no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
     return response
+
+
+# Of the EHR's making.  What the code of the page did wrong is left to the site's own
+# report of errors.
+_TROUBLE = (
+    BearerBoundaryError,
+    DiscoveryError,
+    FHIRStatusError,
+    MalformedFHIRResponseError,
+    ReauthorizationRequiredError,
+    RefreshBusyError,
+    TokenError,
+    TransportError,
+)
+_PASSING = (FHIRUnavailableError, RefreshBusyError)
+
+
+def is_trouble(error: SMARTError) -> bool:
+    """Whether *error* is the EHR's, so that a page of ours tells of it best."""
+    return isinstance(error, _TROUBLE)
+
+
+def render_trouble(
+    request: HttpRequest, error: SMARTError, launch: Launch
+) -> HttpResponse:
+    """The page that tells of *error*, which a view met with the grant of *launch*."""
+    page = get_page(request)
+    if can_pass(error) or isinstance(error, _PASSING):
+        retry = try_again(page) if page else None
+    else:
+        retry = connect_again(launch, next_url=page)
+    return render_error(
+        request,
+        error,
+        retry=retry,
+        server_name=launch.registration.server.name,
+        kind=launch.kind,
+    )

@@ -1,9 +1,4 @@
-"""
-What each error means to the person in front of the page, and what to do next.
-
-Clinicians come from a patient's chart and go back to it; patients come from this site's
-own pages.  Advice that differs is written for both, and for when it is not known.
-"""
+"""What error pages say: of each error, and of how a launch ended."""
 
 from __future__ import annotations
 
@@ -20,7 +15,32 @@ from ..models import Launch
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-__all__ = ["DEFAULT", "WORDS", "ByKind", "Words", "find_words"]
+__all__ = [
+    "DEFAULT",
+    "ENDINGS",
+    "WORDS",
+    "ByKind",
+    "Words",
+    "find_words",
+]
+
+
+ENDINGS: Mapping[str, StrOrPromise] = {
+    "context_changed": _(
+        "The EHR has changed to another patient. It was closed so that nothing is "
+        "mixed up."
+    ),
+    "disconnected": _("The access it used was ended."),
+    "ended_by_staff": _("The staff of this site ended it."),
+    "idle": _("Nobody used it for a long time."),
+    "lifetime": _("It was open for a long time."),
+    "signed_out": _("You signed out."),
+    "too_many_open": _(
+        "Many were open in this browser, and this one had been left alone for longest."
+    ),
+    "user_changed": _("Another user signed in here."),
+}
+"""By the reason a launch ended with; what has no entry needs no further words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,4 @@
-"""
-FHIR's interactions as values: what is sent for each, alone or in a batch.
-
-Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html.
-"""
+"""What each interaction of the FHIR REST API sends, conditions included."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from django_smart.exceptions import FHIRRequestError
-from django_smart.fhir.conditions import build_condition, build_etag, build_headers
 from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.fhir.parameters import SearchParams, build_search_query
 
@@ -23,8 +18,11 @@ __all__ = [
     "FHIR_JSON",
     "Interaction",
     "as_posted",
+    "build_condition",
     "build_create",
     "build_delete",
+    "build_etag",
+    "build_headers",
     "build_history",
     "build_operation",
     "build_patch",
@@ -33,6 +31,52 @@ __all__ = [
     "build_update",
     "dump_json",
 ]
+
+
+_ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
+_RETURNS = frozenset({"minimal", "representation", "OperationOutcome"})
+_HANDLINGS = frozenset({"strict", "lenient"})
+
+
+def build_etag(version: str | Mapping[str, Any]) -> str:
+    """
+    ETag of a version: of its id, of a resource that has one, or an ETag as it is.
+
+    Raises:
+        FHIRRequestError: none of these.
+    """
+    if isinstance(version, Mapping):
+        meta = version.get("meta")
+        version = meta.get("versionId", "") if isinstance(meta, Mapping) else ""
+        if not version:
+            raise FHIRRequestError("The resource does not tell its version.")
+    if isinstance(version, str) and _ETAG.fullmatch(version):
+        return version
+    return f'W/"{validate_id(version)}"'
+
+
+def build_condition(params: SearchParams) -> str:
+    query = build_search_query(params, {})
+    if not query:
+        raise FHIRRequestError("A condition without a parameter matches everything.")
+    return query
+
+
+def build_headers(
+    prefer: str = "", if_match: str | Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    headers = {}
+    if prefer in _RETURNS:
+        headers["Prefer"] = f"return={prefer}"
+    elif prefer in _HANDLINGS:
+        headers["Prefer"] = f"handling={prefer}"
+    elif prefer:
+        names = ", ".join(sorted(_RETURNS | _HANDLINGS))
+        raise FHIRRequestError(f"A preference is one of {names}.")
+    if if_match is not None:
+        headers["If-Match"] = build_etag(if_match)
+    return headers
+
 
 FHIR_JSON = "application/fhir+json"
 

@@ -1,4 +1,4 @@
-"""A person's name in words, out of what a server sent."""
+"""Reading elements for people: what lists hold, and a person's name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django_smart.fhir.dates import parse_date
-from django_smart.fhir.elements import iter_mappings, read_text
 
-__all__ = ["choose_name", "get_name"]
+__all__ = [
+    "choose_name",
+    "get_name",
+    "iter_mappings",
+    "read_text",
+]
+
+
+def iter_mappings(value: object) -> Iterator[Mapping[str, Any]]:
+    """The objects of a list; nothing of anything else."""
+    if isinstance(value, list):
+        yield from (item for item in value if isinstance(item, Mapping))
+
+
+def read_text(value: object) -> str:
+    """A string with single spaces; empty for anything else."""
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
 
 # Names that are over, and names that hide who it is, come last.
 _USES = ("official", "usual", "", "temp", "nickname", "anonymous")

@@ -21,10 +21,13 @@ from ..exceptions import (
 from ..fields import digest
 from ..models import ClientRegistration, FHIRServer, Launch
 from ..models.server import MAX_URL_LENGTH
-from ..protocol.authorization import AuthorizationRequest, build_authorization_request
+from ..protocol.authorization import (
+    AuthorizationRequest,
+    build_authorization_request,
+    build_code_challenge,
+)
 from ..protocol.capabilities import Capability
 from ..protocol.discovery import SMARTConfiguration
-from ..protocol.pkce import build_code_challenge
 from ..servers.discovery import get_configuration
 from ..servers.requirements import check_launch
 from .failure import fail_launch, refuse_launch

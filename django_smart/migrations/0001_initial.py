@@ -4,7 +4,7 @@ import django.db.models.deletion
 import django_smart.fields
 import django_smart.models.launch
 import django_smart.models.registration
-import django_smart.models.server_values
+import django_smart.models.server
 from django.conf import settings
 from django.db import migrations, models
 
@@ -38,9 +38,7 @@ class Migration(migrations.Migration):
                     "base_url",
                     models.CharField(
                         max_length=1000,
-                        validators=[
-                            django_smart.models.server_values.validate_base_url
-                        ],
+                        validators=[django_smart.models.server.validate_base_url],
                         verbose_name="FHIR base URL",
                     ),
                 ),
@@ -117,9 +115,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default="",
                         max_length=1000,
-                        validators=[
-                            django_smart.models.server_values.validate_endpoint
-                        ],
+                        validators=[django_smart.models.server.validate_endpoint],
                         verbose_name="authorization endpoint",
                     ),
                 ),
@@ -129,9 +125,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default="",
                         max_length=1000,
-                        validators=[
-                            django_smart.models.server_values.validate_endpoint
-                        ],
+                        validators=[django_smart.models.server.validate_endpoint],
                         verbose_name="token endpoint",
                     ),
                 ),
@@ -141,9 +135,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default="",
                         max_length=1000,
-                        validators=[
-                            django_smart.models.server_values.validate_endpoint
-                        ],
+                        validators=[django_smart.models.server.validate_endpoint],
                         verbose_name="revocation endpoint",
                     ),
                 ),
@@ -153,9 +145,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default="",
                         max_length=1000,
-                        validators=[
-                            django_smart.models.server_values.validate_endpoint
-                        ],
+                        validators=[django_smart.models.server.validate_endpoint],
                         verbose_name="introspection endpoint",
                     ),
                 ),
@@ -209,7 +199,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default=dict,
                         help_text='For example {"Epic-Client-ID": "…"}.',
-                        validators=[django_smart.models.server_values.validate_headers],
+                        validators=[django_smart.models.server.validate_headers],
                         verbose_name="extra discovery headers",
                     ),
                 ),
@@ -302,7 +292,7 @@ class Migration(migrations.Migration):
                     models.JSONField(
                         blank=True,
                         default=list,
-                        validators=[django_smart.models.server_values.validate_origins],
+                        validators=[django_smart.models.server.validate_origins],
                         verbose_name="frame origins",
                     ),
                 ),

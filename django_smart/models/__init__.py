@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from .brand import Brand
-from .brand_access import BrandAccess
-from .brand_bundle import BrandBundle
-from .brand_endpoint import BrandEndpoint
-from .brand_word import BrandWord
+from .brand import Brand, BrandAccess, BrandBundle, BrandEndpoint, BrandWord
 from .grant import TokenGrant
 from .identity import Identity
 from .key import SigningKey

@@ -1,11 +1,13 @@
-"""FHIR servers: where launches come from and tokens may go to."""
+"""A FHIR server: its endpoint, what it says of itself, its quirks, its health."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models import F
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -13,17 +15,172 @@ from ..exceptions import SMARTError
 from ..fields import DigestField, digest
 from ..protocol.capabilities import Capability, CapabilitySet
 from ..protocol.configuration import SMARTConfiguration
-from ..protocol.urls import normalize_base_url
-from .refresh_state import RefreshState, RefreshStateQuerySet
+from ..protocol.urls import normalize_base_url, validate_https_url
 from .search_words import SearchTextField
-from .server_values import (
-    validate_base_url,
-    validate_endpoint,
-    validate_headers,
-    validate_origins,
-)
 
-__all__ = ["MAX_URL_LENGTH", "FHIRServer", "FHIRServerQuerySet"]
+__all__ = [
+    "MAX_URL_LENGTH",
+    "FHIRServer",
+    "FHIRServerQuerySet",
+    "RefreshState",
+    "RefreshStateQuerySet",
+    "validate_base_url",
+    "validate_endpoint",
+    "validate_headers",
+    "validate_origins",
+]
+
+
+def _validate_url(value: str, *, what: str) -> None:
+    try:
+        validate_https_url(
+            value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS, what=what
+        )
+    except SMARTError as exc:
+        raise ValidationError(str(exc), code=exc.code) from exc
+
+
+def validate_base_url(value: str) -> None:
+    """Refuse what is no FHIR base URL."""
+    _validate_url(value, what="base_url")
+    try:
+        normalize_base_url(value)
+    except SMARTError as exc:
+        raise ValidationError(str(exc), code=exc.code) from exc
+
+
+def validate_endpoint(value: str) -> None:
+    """Refuse what no request may go to."""
+    _validate_url(value, what="endpoint")
+
+
+def validate_headers(value: object) -> None:
+    """Refuse what cannot be sent as headers."""
+    if not isinstance(value, dict) or not all(
+        isinstance(item, str) and item.isascii() and item.isprintable()
+        for pair in value.items()
+        for item in pair
+    ):
+        raise ValidationError(
+            _("Headers are an object of printable ASCII strings."), code="headers"
+        )
+
+
+def validate_origins(value: object) -> None:
+    """Refuse what is no list of origins."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValidationError(_("Origins are a list of strings."), code="origins")
+    for origin in value:
+        _validate_url(origin, what="frame origin")
+        if origin.count("/") != 2 or ";" in origin or "," in origin:
+            raise ValidationError(
+                _("%(origin)s is not an origin: scheme, host and port, no path."),
+                code="origins",
+                params={"origin": origin},
+            )
+
+
+class RefreshStateQuerySet(models.QuerySet["FHIRServer"]):
+    """Changes of which, of all workers, one makes each."""
+
+    def claim_probe(self, server: FHIRServer, *, until: datetime) -> bool:
+        """
+        Whether the caller is the one who tries *server* again after its pause.
+
+        One conditional UPDATE: the pause goes on for everybody else meanwhile.
+        """
+        return bool(
+            self.filter(
+                pk=server.pk,
+                refresh_failures=server.refresh_failures,
+                refresh_paused_until=server.refresh_paused_until,
+            ).update(refresh_paused_until=until)
+        )
+
+    def reserve_slots(
+        self, server: FHIRServer, *, seen: datetime | None, until: datetime
+    ) -> bool:
+        """
+        Whether the requests until *until* are the caller's to send.
+
+        Compare-and-set on the end of what was reserved before, as *seen*.
+        """
+        return bool(
+            self.filter(pk=server.pk, refresh_slot_at=seen).update(
+                refresh_slot_at=until
+            )
+        )
+
+    def note_refresh(self, server: FHIRServer, *, now: datetime) -> None:
+        """The server gave out tokens."""
+        self.filter(pk=server.pk).update(last_refresh_at=now)
+
+    def note_recovery(self, server: FHIRServer, *, is_probe: bool) -> None:
+        """It answers again; only who probed it ends its pause."""
+        pause = {"refresh_paused_until": None} if is_probe else {}
+        self.filter(pk=server.pk).update(refresh_failures=0, **pause)
+
+    def note_failures(
+        self, server: FHIRServer, number: int, *, now: datetime, error_code: str
+    ) -> None:
+        """*number* requests failed, one after another."""
+        self.filter(pk=server.pk).update(
+            refresh_failures=F("refresh_failures") + number,
+            last_refresh_failure_at=now,
+            last_refresh_error=error_code,
+        )
+
+    def note_outage(
+        self,
+        server: FHIRServer,
+        *,
+        failures: int,
+        now: datetime,
+        until: datetime,
+        error_code: str,
+    ) -> None:
+        """Ask *server* for nothing until then."""
+        self.filter(pk=server.pk).update(
+            refresh_failures=failures,
+            refresh_paused_until=until,
+            last_refresh_failure_at=now,
+            last_refresh_error=error_code,
+        )
+
+
+class RefreshState(models.Model):
+    """Columns that workers write, apart from those that people do."""
+
+    refresh_failures = models.PositiveIntegerField(
+        _("failed refreshes in a row"), default=0, editable=False
+    )
+    refresh_paused_until = models.DateTimeField(
+        _("refresh paused until"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("After an outage, or as the server asked for."),
+    )
+    refresh_slot_at = models.DateTimeField(
+        _("next free time for a request"), null=True, blank=True, editable=False
+    )
+    last_refresh_at = models.DateTimeField(
+        _("last refresh"), null=True, blank=True, editable=False
+    )
+    last_refresh_failure_at = models.DateTimeField(
+        _("last failed refresh"), null=True, blank=True, editable=False
+    )
+    last_refresh_error = models.CharField(
+        _("error of the last failed refresh"),
+        max_length=100,
+        blank=True,
+        default="",
+        editable=False,
+    )
+
+    class Meta:
+        abstract = True
+
 
 MAX_URL_LENGTH = 1000
 """Characters of every URL that is stored, here and in the other models."""

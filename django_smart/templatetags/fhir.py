@@ -12,8 +12,7 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 
 from ..fhir.dates import PartialDate, parse_date
-from ..fhir.elements import iter_mappings, read_text
-from ..fhir.names import choose_name
+from ..fhir.names import choose_name, iter_mappings, read_text
 
 __all__ = [
     "codeable_concept",

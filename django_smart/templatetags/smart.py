@@ -17,8 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from ..fhir.dates import PartialDate, parse_date
-from ..fhir.elements import iter_mappings, read_text
-from ..fhir.names import get_name
+from ..fhir.names import get_name, iter_mappings, read_text
 from ..launches.prefix import get_protocol_url
 from ..protocol.style import SMARTStyle
 from .fhir import to_json

@@ -1,4 +1,4 @@
-"""EHR launch, standalone launch, and the callback of both."""
+"""Launch, login and callback: from the click to the first page of a launch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from django.contrib.auth import get_backends, login
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
+from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext_lazy as _
@@ -33,6 +34,7 @@ from ..exceptions import (
 )
 from ..grants.ending import enqueue_revocations
 from ..launches.begin import (
+    LaunchStart,
     begin_ehr_launch,
     begin_standalone_launch,
     get_ehr_registration,
@@ -41,17 +43,132 @@ from ..launches.begin import (
 )
 from ..launches.browser import Browser, get_browser
 from ..launches.complete import Completion, complete_launch
-from ..launches.frames import is_framed, set_frame
+from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..launches.messages import keep_messages_apart
 from ..launches.prefix import build_launch_path
-from ..models import ClientRegistration, Launch
+from ..models import ClientRegistration, FHIRServer, Launch
+from ..protocol.urls import get_origin
 from ..signals import launch_completed
-from .authorization import go_to_server
 from .base import ProtocolView, get_next_url, get_single, get_user
-from .framing import enter_frame
 from .picker import render_picker
 
-__all__ = ["CallbackView", "LaunchView", "LoginView"]
+__all__ = [
+    "CallbackView",
+    "LaunchView",
+    "LoginView",
+    "enter_frame",
+    "go_to_server",
+]
+
+
+# In the address once a cookie was set: if none comes back then, none ever will.
+_TRIED = "cookies"
+
+
+def enter_frame(
+    request: HttpRequest, server: FHIRServer, *, url: str = ""
+) -> HttpResponse | None:
+    """
+    Make sure that a launch can be finished in the frame it was started in.
+
+    Nothing of the launch is touched before: another window is another cookie jar, and
+    the EHR's ``launch`` value can be used once only.
+
+    Args:
+        url: where the launch begins in a new window; by default the request's address.
+
+    Returns:
+        ``None`` to go on.  Else the answer: the same address once more, with a cookie,
+        or the button "Open in a new window".
+    """
+    if not is_framed(request):
+        return None
+    browser = get_browser(request)
+    if not may_embed(server) or browser.frame not in (None, server.pk):
+        # The page around the frame is not this server's.
+        return _offer_window(request, server, url=url)
+    set_frame(request, server)
+    if not server.authorize_in_frame:
+        return _offer_window(request, server, url=url)
+    came_back = browser.digest is not None
+    if is_same_site(request):
+        browser.ensure()
+    else:
+        came_back = browser.frame is not None
+        browser.enter_frame(server.pk)
+    if came_back:
+        return None
+    if _TRIED in request.GET or request.method != "GET":
+        return _offer_window(request, server, url=url)
+    return harden(HttpResponseRedirect(_build_url(request, tried=True)))
+
+
+def _offer_window(
+    request: HttpRequest, server: FHIRServer, *, url: str
+) -> HttpResponse:
+    """
+    The button that leads out of the frame.
+
+    Template: ``django_smart/new_window.html``.
+    """
+    context = {"url": url or _build_url(request), "server": server}
+    return harden(render(request, "django_smart/new_window.html", context))
+
+
+def _build_url(request: HttpRequest, *, tried: bool = False) -> str:
+    query = request.GET.copy()
+    query.pop(_TRIED, None)
+    if tried:
+        query[_TRIED] = "tried"
+    return f"{request.path}?{query.urlencode()}"
+
+
+def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
+    """
+    Send the browser to the authorization endpoint, by GET or by POST (AUTH-08).
+
+    Template: ``django_smart/authorize_post.html``.
+    """
+    if not start.uses_post:
+        return harden(HttpResponseRedirect(start.request.url))
+    context = {
+        "request_form": start.request,
+        "server": start.launch.registration.server,
+    }
+    response = harden(render(request, "django_smart/authorize_post.html", context))
+    response.headers["Content-Security-Policy"] = _build_policy(start.request.endpoint)
+    return response
+
+
+def _build_policy(endpoint: str) -> str:
+    """
+    What the page may do: show itself, run our script, send its form.
+
+    Chromium holds the redirects that follow a form to ``form-action`` too, and EHRs
+    send people to log in at other hosts, and from there back to this site: any https
+    address has to be allowed.  Nothing on the page comes from outside unescaped.
+    """
+    files = " ".join(_get_file_origins())
+    directives = {
+        "default-src": "'none'",
+        "script-src": files,
+        "style-src": files,
+        "img-src": files,
+        "font-src": files,
+        "form-action": f"{get_origin(endpoint)} 'self' https:",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in directives.items())
+
+
+def _get_file_origins() -> list[str]:
+    """Where static files may stand: here, or at the host of ``STATIC_URL``."""
+    url = static("django_smart/authorize-post.js")
+    if url.startswith("//"):
+        return ["'self'", url.split("/")[2]]
+    return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
+
 
 # Far enough for upstream's SessionRefresh to leave our sessions alone (seconds).
 _NEVER = 2**40

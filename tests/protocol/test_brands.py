@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from django_smart.exceptions import MalformedBrandError
 from django_smart.protocol.brands import (
     CATEGORIES,
+    MAX_LOGO_BYTES,
     BrandIdentifier,
     BrandPlace,
     parse_brand,
     parse_brand_endpoint,
     resolve_reference,
+    sanitize_logo_url,
 )
-from django_smart.protocol.logos import MAX_LOGO_BYTES, sanitize_logo_url
 from tests.bundles import VECTORS
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 16

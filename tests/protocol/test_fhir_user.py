@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_smart.exceptions import IDTokenClaimError
-from django_smart.protocol.fhir_user import FHIR_USER_TYPES, parse_fhir_user
+from django_smart.protocol.id_token import FHIR_USER_TYPES, parse_fhir_user
 from tests.protocol.helpers import BASE_URL, VECTORS
 
 

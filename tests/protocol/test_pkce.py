@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_smart.protocol.pkce import build_code_challenge, validate_code_verifier
+from django_smart.protocol.authorization import (
+    build_code_challenge,
+    validate_code_verifier,
+)
 from tests.protocol.helpers import VECTORS
 
 UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"

@@ -15,8 +15,7 @@ from django.utils.html import escape
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_smart.redaction import HIDDEN, redact
-from django_smart.redaction.text import PARAMETERS, get_protocol_paths
+from django_smart.redaction import HIDDEN, PARAMETERS, get_protocol_paths, redact
 
 SECRET = "s3cret.Value-of_a-launch~1"
 JWT = "eyJhbGciOiJFUzM4NCJ9.eyJzdWIiOiJtYXJpYSJ9.c2lnbmF0dXJl"

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
 from django_smart.exceptions import SMARTError
-from django_smart.management import dynamic
-from django_smart.management.columns import get_column_names
 from django_smart.management.entries import (
     ENTRY_NAMES,
     EntryError,
     build_input,
+    get_column_names,
     get_option,
     parse_file,
     parse_settings,
@@ -39,14 +38,17 @@ from django_smart.servers.discovery import (
 )
 from django_smart.servers.registering import (
     ClientURLs,
+    DynamicRegistration,
     RegistrationInput,
     build_client_urls,
     get_site_url,
     register_client,
+    register_dynamically,
 )
 from django_smart.servers.requirements import check_registration
 
 __all__ = ["Command"]
+
 
 _URLS = tuple(field.name for field in fields(ClientURLs))
 
@@ -166,7 +168,7 @@ class Command(BaseCommand):
         if options["dynamic"]:
             self._handle_dynamic(options)
             return
-        for name in dynamic.OPTIONS:
+        for name in _DYNAMIC_OPTIONS:
             if options[name] is not None:
                 raise CommandError(f"--{name.replace('_', '-')} goes with --dynamic.")
         file = options["file"]
@@ -185,7 +187,7 @@ class Command(BaseCommand):
 
     def _handle_dynamic(self, options: dict[str, Any]) -> None:
         try:
-            outcome = dynamic.register_by_options(options, environ=os.environ)
+            outcome = _register_dynamically(options, environ=os.environ)
             registration = outcome.registration
             answer = _describe(registration, site_url=options["site_url"] or "")
         except (EntryError, ImproperlyConfigured, ValueError) as exc:
@@ -197,7 +199,7 @@ class Command(BaseCommand):
             said = f' The server says: "{said}"' if said else ""
             raise CommandError(f"{exc} ({exc.code}){said}") from exc
         self._remark(registration)
-        for remark in dynamic.describe_outcome(outcome):
+        for remark in _describe_outcome(outcome):
             self.stderr.write(f"{registration.server.slug}: {remark}")
         answer = {**answer, "client_id": registration.client_id}
         self.stdout.write(json.dumps(answer, indent=2))
@@ -340,3 +342,60 @@ def _describe(
         # Backend services alone: nobody is ever sent here.
         return {"slug": slug, **dict.fromkeys(_URLS)}
     return {"slug": slug, **asdict(build_client_urls(registration, site_url=site_url))}
+
+
+# Options that mean nothing without ``--dynamic``.
+_DYNAMIC_OPTIONS = ("client_name", "initial_access_token_env")
+# What the server makes, or what is for many registrations at once.
+_REFUSED = ("client_id", "client_secret", "file", "secret_env")
+
+
+def _register_dynamically(
+    options: Mapping[str, Any], *, environ: Mapping[str, str]
+) -> DynamicRegistration:
+    """
+    Register as the *options* of the command say.
+
+    Raises:
+        EntryError: they do not go together, or one is missing.
+        ValidationError, ImproperlyConfigured, SMARTError: as
+            :func:`~django_smart.servers.registering.register_dynamically`.
+    """
+    given = [name for name in _REFUSED if options[name] is not None]
+    if given:
+        option = "--from" if given[0] == "file" else "--" + given[0].replace("_", "-")
+        raise EntryError(
+            f"{option} does not go with --dynamic: the server makes client id and "
+            "secret, one at a time."
+        )
+    if not options["base_url"]:
+        raise EntryError("Give --base-url.")
+    entry = {name: options[name] for name in ENTRY_NAMES}
+    data = build_input(
+        {**entry, "set": parse_settings(options["set"])}, is_dynamic=True
+    )
+    return register_dynamically(
+        data,
+        client_name=options["client_name"] or "",
+        initial_access_token=_read_token(options["initial_access_token_env"], environ),
+    )
+
+
+def _describe_outcome(outcome: DynamicRegistration) -> Iterator[str]:
+    """Remarks on what the server made otherwise than asked."""
+    if outcome.missing:
+        yield f"the server did not register the scopes {outcome.missing}."
+    if outcome.secret_expires_at is not None:
+        yield (
+            f"the client secret ends on {outcome.secret_expires_at:%Y-%m-%d}; register "
+            "anew before that day."
+        )
+
+
+def _read_token(variable: str | None, environ: Mapping[str, str]) -> str | None:
+    if variable is None:
+        return None
+    token = environ.get(variable, "").strip()
+    if not token:
+        raise EntryError(f"The environment variable {variable} is not set.")
+    return token
