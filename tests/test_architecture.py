@@ -338,7 +338,7 @@ def test_uses_are_found_under_any_name(source, expected):
         ("import requests.adapters", {"requests.adapters"}),
         ("def f():\n    from django.db import models", {"django.db.models"}),
         ("from . import conf", {"django_smart.conf"}),
-        ("from .protocol import pkce", {"django_smart.protocol.authorization"}),
+        ("from .protocol import pkce", {"django_smart.protocol.pkce"}),
     ],
 )
 def test_imports_are_found_wherever_they_stand(source, expected):

@@ -126,7 +126,7 @@ def test_missing_scope_is_told_before_the_request(mode, opened, ehr, settings, c
     with pytest.raises(FHIRForbiddenError):
         fhir.search("Condition").first()
     named = [
-        one.getMessage() for one in caplog.records if one.name == "django_smart.audit"
+        one.getMessage() for one in caplog.records if one.name == "django_smart.clients"
     ]
     assert ["patient/Condition.s" in one for one in named] == [True] * (mode == "warn")
 
