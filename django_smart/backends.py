@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
+from django.core.exceptions import SuspiciousOperation
 from django.db import IntegrityError, transaction
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     """
-    Finds, creates and updates users with mozilla-django-oidc's own hooks.
+    Hooks for mozilla-django-oidc, which finds, creates, updates or refuses the user.
 
     The claims that the hooks get are those of the validated ID token, with ``iss`` and
     ``sub``; ``fhirUser`` is a reference relative to the FHIR base URL.  Users are found
@@ -165,28 +166,29 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         """
         The user of a proven identity, created on first sight if that is allowed.
 
+        Upstream's ``get_or_create_user`` decides.
+
         Raises:
-            UserRefusedError: ``verify_claims`` said no, or the identity is unknown and
-                the registration creates no users, or somebody else has the name that
-                the site's ``get_username`` gives.
+            UserRefusedError: ``verify_claims`` returned false, or several users have
+                the identity, or it is unknown and the registration creates no users,
+                or somebody else has the name that the site's ``get_username`` returns,
+                or a hook raised ``SuspiciousOperation``.
             UserInactiveError: the user is deactivated.
         """
         values = _build_values(claims)
-        if not self.verify_claims(values):
-            raise UserRefusedError("This identity may not sign in here.")
-        user = self.filter_users_by_claims(values).first()
+        decision = _Decision(self, registration)
+        try:
+            user: AbstractBaseUser | None = decision.get_or_create_user(  # type: ignore[no-untyped-call]  # upstream's
+                None, None, values
+            )
+        except SuspiciousOperation as exc:
+            raise UserRefusedError(
+                "This identity may not sign in here, or several users have it."
+            ) from exc
         if user is None:
-            user = self.find_user_to_link(values)
-        if user is None:
-            if not registration.create_users:
-                raise UserRefusedError(
-                    "This identity is unknown, and the registration creates no users."
-                )
-            user = self._create_user(values)
-        elif not user.is_active:
-            raise UserInactiveError("The user of this identity is deactivated.")
-        else:
-            user = self.update_user(user, values)
+            raise UserRefusedError(
+                "This identity is unknown, and the registration creates no users."
+            )
         self._set_group(user, values)
         return user
 
@@ -206,20 +208,6 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 place.filename,
                 place.lineno,
             )
-
-    def _create_user(self, values: Mapping[str, Any]) -> AbstractBaseUser:
-        try:
-            with transaction.atomic():
-                return self.create_user(values)
-        except IntegrityError as exc:
-            # If another callback of this identity was first, the next try finds it.
-            # On some sites names have to differ in more than case.
-            if not self._is_taken(self.get_username(values), values, "iexact"):
-                raise
-            logger.warning("No user created: the name that get_username gave is taken")
-            raise UserRefusedError(
-                "Another user has the name that this identity's would get."
-            ) from exc
 
     def _is_taken(
         self, name: str, values: Mapping[str, Any], lookup: str = "exact"
@@ -251,6 +239,74 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         """The signed-in user; none if deactivated meanwhile, which upstream allows."""
         user = super().get_user(user_id)  # type: ignore[no-untyped-call]  # upstream's
         return user if user is not None and user.is_active else None
+
+
+class _Decision(OIDCAuthenticationBackend):
+    """
+    One call of upstream's ``get_or_create_user``, with the hooks of a site's backend.
+
+    It holds what belongs to this call: threads may share the backend.
+    """
+
+    def __init__(
+        self, backend: SMARTAuthenticationBackend, registration: ClientRegistration
+    ) -> None:
+        # Upstream's reads OIDC_* settings and makes nothing that is needed here.
+        self.backend = backend
+        self.registration = registration
+
+    def get_settings(self, attr: str, *args: Any) -> Any:  # type: ignore[override]  # static there
+        """The registration's.  The OIDC_* settings are those of the staff's server."""
+        return {"OIDC_CREATE_USER": self.registration.create_users}.get(attr, *args)
+
+    def get_userinfo(
+        self, access_token: None, id_token: None, payload: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The validated claims, where upstream asks the staff's server."""
+        return payload
+
+    def describe_user_by_claims(self, claims: Mapping[str, Any]) -> str:
+        """For the log, where upstream writes the e-mail address."""
+        return "this identity"
+
+    def verify_claims(self, claims: Mapping[str, Any]) -> bool:
+        return self.backend.verify_claims(claims)
+
+    def filter_users_by_claims(self, claims: Mapping[str, Any]) -> list[Any]:
+        """
+        The users that upstream decides about: those known, or else the one to link.
+
+        Raises:
+            UserInactiveError: one is deactivated.  Without that user in the list,
+                upstream would create another.
+        """
+        users = list(self.backend.filter_users_by_claims(claims))
+        if not users:
+            linked = self.backend.find_user_to_link(claims)
+            users = [] if linked is None else [linked]
+        if not all(user.is_active for user in users):
+            raise UserInactiveError("The user of this identity is deactivated.")
+        return users
+
+    def create_user(self, claims: Mapping[str, Any]) -> AbstractBaseUser:
+        try:
+            with transaction.atomic():
+                return self.backend.create_user(claims)
+        except IntegrityError as exc:
+            # If another callback of this identity was first, the next try finds it.
+            # On some sites names have to differ in more than case.
+            name = self.backend.get_username(claims)
+            if not self.backend._is_taken(name, claims, "iexact"):
+                raise
+            logger.warning("No user created: the name that get_username gave is taken")
+            raise UserRefusedError(
+                "Another user has the name that this identity's would get."
+            ) from exc
+
+    def update_user(
+        self, user: AbstractBaseUser, claims: Mapping[str, Any]
+    ) -> AbstractBaseUser:
+        return self.backend.update_user(user, claims)
 
 
 def _build_name(value: bytes) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import aauthenticate, authenticate, get_user_model
+from django.core.exceptions import SuspiciousOperation
 from django.db import IntegrityError
 from django.test import RequestFactory
+from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.exceptions import UserInactiveError, UserRefusedError
@@ -19,6 +25,8 @@ from django_smart.models import ClientRegistration, Identity
 from django_smart.protocol.id_token import IDTokenClaims
 from django_smart.testing import EHRSimulator
 from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
+from tests.launch_urls import get_code
+from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
 
@@ -59,6 +67,23 @@ def _claims(subject: str = "s-1", **claims: Any) -> IDTokenClaims:
         nonce=None,
         claims=claims,
     )
+
+
+def _link(user: Any, subject: str = "s-1") -> Any:
+    Identity.objects.create(issuer=_ISSUER, subject=subject, user=user)
+    return user
+
+
+@pytest.fixture
+def decision() -> Iterator[mock.Mock]:
+    """Upstream's own function, which runs as it is, with a record of its calls."""
+    with mock.patch.object(
+        OIDCAuthenticationBackend,
+        "get_or_create_user",
+        autospec=True,
+        side_effect=OIDCAuthenticationBackend.get_or_create_user,
+    ) as recorded:
+        yield recorded
 
 
 def test_usernames_come_from_issuer_and_subject() -> None:
@@ -117,6 +142,199 @@ def test_deactivated_user_is_refused(registration: ClientRegistration) -> None:
     user.save()
     assert backend.get_user(user.pk) == user
     assert backend.get_user(user.pk + 1) is None
+
+
+# Upstream's decision
+
+
+@pytest.mark.usefixtures("registration")
+def test_upstream_decides_the_first_and_the_second_sign_in(
+    ehr: EHRSimulator, decision: mock.Mock, settings: Any
+) -> None:
+    settings.OIDC_CREATE_USER = False  # the staff's server's
+    user = launch(make_browser(), ehr).user
+    assert decision.call_count == 1
+    assert launch(make_browser(), ehr).user == user
+    assert decision.call_count == 2
+    assert User.objects.get() == user
+
+
+def test_upstream_decides_that_nobody_is_created(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    decision: mock.Mock,
+    settings: Any,
+) -> None:
+    settings.OIDC_CREATE_USER = True
+    registration.create_users = False
+    registration.save()
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert (response.status_code, get_code(response)) == (403, "user_refused")
+    assert decision.call_count == 1
+    assert not User.objects.exists()
+
+
+@pytest.mark.usefixtures("registration")
+def test_no_second_user_is_created_beside_an_inactive_one(
+    ehr: EHRSimulator, decision: mock.Mock
+) -> None:
+    user = launch(make_browser(), ehr).user
+    User.objects.update(is_active=False)
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert (response.status_code, get_code(response)) == (403, "user_inactive")
+    assert decision.call_count == 2
+    assert User.objects.get() == user
+    assert "_auth_user_id" not in browser.session
+
+
+class LinkingBackend(SMARTAuthenticationBackend):
+    """A site with users of its own, and a look-up that may find several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def verify_claims(self, claims: Any) -> bool:
+        self.calls.append("verify_claims")
+        return "refused" not in claims
+
+    def filter_users_by_claims(self, claims: Any) -> Any:
+        self.calls.append("filter_users_by_claims")
+        if "several" in claims:
+            return User.objects.all()
+        return super().filter_users_by_claims(claims)
+
+    def find_user_to_link(self, claims: Any) -> Any:
+        self.calls.append("find_user_to_link")
+        if "suspicious" in claims:
+            raise SuspiciousOperation(claims["email"])
+        return User.objects.filter(username=claims.get("staff")).first()
+
+    def update_user(self, user: Any, claims: Any) -> Any:
+        self.calls.append("update_user")
+        return user
+
+
+def test_hooks_are_called_in_order(registration: ClientRegistration) -> None:
+    registration.create_users = False
+    ada = User.objects.create(username="ada")
+    backend = LinkingBackend()
+    assert backend.resolve_user(_claims(staff="ada"), registration) == ada
+    assert backend.calls == [
+        "verify_claims",
+        "filter_users_by_claims",
+        "find_user_to_link",
+        "update_user",
+    ]
+    # A known identity is nobody else's to link.
+    maria = _link(User.objects.create(username="maria"))
+    backend.calls.clear()
+    assert backend.resolve_user(_claims(staff="ada"), registration) == maria
+    assert "find_user_to_link" not in backend.calls
+    # Refused: nothing else is asked about this person.
+    backend.calls.clear()
+    with pytest.raises(UserRefusedError):
+        backend.resolve_user(_claims(staff="ada", refused=True), registration)
+    assert backend.calls == ["verify_claims"]
+
+
+def test_inactive_user_is_not_linked(registration: ClientRegistration) -> None:
+    User.objects.create(username="ada", is_active=False)
+    with pytest.raises(UserInactiveError):
+        LinkingBackend().resolve_user(_claims(staff="ada"), registration)
+    assert User.objects.count() == 1
+
+
+def test_several_users_of_one_identity_are_refused(
+    registration: ClientRegistration, decision: mock.Mock
+) -> None:
+    ada = User.objects.create(username="ada")
+    backend = LinkingBackend()
+    assert backend.resolve_user(_claims(several=True), registration) == ada
+    User.objects.create(username="maria")
+    backend.calls.clear()
+    with pytest.raises(UserRefusedError) as caught:
+        backend.resolve_user(_claims(several=True), registration)
+    assert isinstance(caught.value.__cause__, SuspiciousOperation)
+    assert "update_user" not in backend.calls
+    assert decision.call_count == 2
+    assert User.objects.count() == 2
+
+
+def test_nothing_personal_is_logged(
+    registration: ClientRegistration, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    person = {
+        "email": "maria@example.org",
+        "name": "Maria Delgado",
+        "fhirUser": "Patient/p-77",
+    }
+    backend = LinkingBackend()
+    user: Any = backend.resolve_user(_claims("s-4711", **person), registration)
+    assert user.email == ""
+    registration.create_users = False
+    assert not caplog.records
+    for why in ({}, {"refused": True}, {"suspicious": True}):
+        with pytest.raises(UserRefusedError) as caught:
+            backend.resolve_user(_claims("s-4712", **person, **why), registration)
+        assert "maria" not in str(caught.value)
+    # What upstream says of a user who is not created.
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("mozilla_django_oidc.auth", "DEBUG")
+    for value in ("s-471", "maria", "Maria", "p-77"):
+        assert value not in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_threads_may_share_a_backend(registration: ClientRegistration) -> None:
+    meeting = threading.Barrier(2)
+
+    class MeetingBackend(SMARTAuthenticationBackend):
+        """Each thread waits for the other one in the middle of its call."""
+
+        def verify_claims(self, claims: Any) -> bool:
+            meeting.wait(60)
+            return True
+
+        def update_user(self, user: Any, claims: Any) -> Any:
+            user.last_name = claims["sub"]
+            return user
+
+    backend = MeetingBackend()
+    for name in ("ada", "maria"):
+        _link(User.objects.create(username=name), name)
+    subjects = ("new", "first", "second")
+    names = {s: backend.get_username({"iss": _ISSUER, "sub": s}) for s in subjects}
+    creates_none = ClientRegistration.objects.get(pk=registration.pk)
+    creates_none.create_users = False
+
+    ada, maria = run_together(
+        lambda: backend.resolve_user(_claims("ada"), registration),
+        lambda: backend.resolve_user(_claims("maria"), creates_none),
+    )
+    assert (ada.username, ada.last_name) == ("ada", "ada")
+    assert (maria.username, maria.last_name) == ("maria", "maria")
+
+    created, refused = run_together(
+        lambda: backend.resolve_user(_claims("new"), registration),
+        lambda: backend.resolve_user(_claims("newer"), creates_none),
+    )
+    assert created.username == names["new"]
+    assert isinstance(refused, UserRefusedError)
+
+    first, second = run_together(
+        lambda: backend.resolve_user(_claims("first"), registration),
+        lambda: backend.resolve_user(_claims("second"), registration),
+    )
+    assert first.username == names["first"]
+    assert second.username == names["second"]
+    assert User.objects.count() == 5
+
+
+# Hooks of a site
 
 
 def test_hooks_of_a_site_decide(
@@ -272,11 +490,14 @@ def test_django_never_signs_anybody_in_by_our_backend(settings: Any) -> None:
         assert async_to_sync(aauthenticate)(request, **credentials_any) is None
 
 
-def test_backend_reads_no_setting_of_the_staffs_server(settings: Any) -> None:
+def test_backend_reads_no_setting_of_the_staffs_server(
+    settings: Any, registration: ClientRegistration
+) -> None:
     settings.OIDC_RP_SIGN_ALGO = "RS256"
     assert not hasattr(settings, "OIDC_OP_TOKEN_ENDPOINT")
     # Upstream's raises ImproperlyConfigured here.
-    SMARTAuthenticationBackend()
+    backend = SMARTAuthenticationBackend()
+    assert backend.resolve_user(_claims(), registration) == User.objects.get()
 
 
 def test_far_expiry_keeps_upstreams_session_refresh_away(

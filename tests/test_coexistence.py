@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import BACKEND_SESSION_KEY, authenticate
+from django.core.exceptions import ImproperlyConfigured
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from django_smart.backends import SMARTAuthenticationBackend
@@ -33,6 +34,7 @@ def _staff_server(settings):
     settings.OIDC_RP_SCOPES = "openid email staff"
     # Settings of the staff's server that must not reach ours.
     settings.OIDC_USERNAME_ALGO = lambda email: "from the staff's algorithm"
+    settings.OIDC_CREATE_USER = False
     settings.AUTHENTICATION_BACKENDS = [
         "django.contrib.auth.backends.ModelBackend",
         OURS,
@@ -100,3 +102,13 @@ def test_our_backend_reads_none_of_the_staff_s_settings(settings):
     backend = SMARTAuthenticationBackend()
     name = backend.get_username({"iss": "https://ehr.example.org", "sub": "1"})
     assert name.startswith("smart-")
+
+
+def test_staff_s_rest_api_names_its_backend(settings):
+    pytest.importorskip("rest_framework", reason="needs the extra drf")
+    from mozilla_django_oidc.contrib.drf import OIDCAuthentication
+
+    with pytest.raises(ImproperlyConfigured):
+        OIDCAuthentication()
+    settings.OIDC_DRF_AUTH_BACKEND = THEIRS
+    assert type(OIDCAuthentication().backend) is OIDCAuthenticationBackend
