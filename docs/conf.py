@@ -31,6 +31,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "conformance_matrix",
+    "error_codes",
     "internal_links",
     "model_fields",
 ]

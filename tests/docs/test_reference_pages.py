@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.apps import apps
@@ -23,11 +27,38 @@ def _read(page: str) -> str:
     return (DOCS / "reference" / page).read_text(encoding="utf-8")
 
 
-def test_errors_are_listed_with_their_codes_and_statuses():
-    listed = re.findall(r"^``(\w+)`` \((\d+)\)\n    \S", _read("errors.rst"), re.M)
+@pytest.fixture
+def list_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    yield importlib.import_module("error_codes").list_errors
+    del sys.modules["error_codes"]
+
+
+def test_errors_are_listed_with_their_codes_and_statuses(list_errors):
+    directives = re.findall(
+        r"^\.\. errors:: (.+)\n((?:   .*\n|\n)*)", _read("errors.rst"), re.M
+    )
+    page = "\n".join(
+        line
+        for names, content in directives
+        for line in list_errors(names, textwrap.dedent(content))
+    )
+    listed = re.findall(r"^``(\w+)`` \((\d+), :exc:.*\)\n    \S", page, re.M)
     classes = [getattr(exceptions, name) for name in exceptions.__all__]
-    assert len(listed) == len(classes)
-    assert dict(listed) == {each.code: str(each.http_status) for each in classes}
+    classes.remove(exceptions.SMARTError)
+    expected = [(each.code, str(each.http_status)) for each in classes]
+    for each in classes:
+        codes = each.__dict__.get("codes", {})
+        expected += [(code, str(status)) for code, (status, _) in codes.items()]
+    assert sorted(listed) == sorted(expected)
+
+
+def test_advice_for_a_code_is_listed_with_it(list_errors):
+    lines = list(list_errors("StateError", ":state_used:\n   Nothing\n   is wrong."))
+    place = next(i for i, line in enumerate(lines) if "``state_used`` (409" in line)
+    assert lines[place + 1].endswith("before (CALL-03). Nothing is wrong.")
+    with pytest.raises(ValueError, match="token_refused"):
+        list(list_errors("StateError", ":token_refused: Wrong."))
 
 
 def test_findings_of_the_doctor_are_listed_with_their_severity():
