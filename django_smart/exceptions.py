@@ -1,95 +1,31 @@
 """
 Every error this package raises on purpose.
 
-::
+The branches of the tree; the classes follow in this order::
 
     SMARTError
-    ├── LaunchRequestError                 a launch or login request we do not act on
-    │   ├── MissingParameterError
-    │   ├── UnknownServerError
-    │   ├── InactiveRegistrationError
-    │   ├── UnsupportedServerError
-    │   └── PrefixError
-    │       ├── UnknownLaunchError
-    │       ├── ForeignLaunchError
-    │       └── EndedLaunchError
-    ├── TransportError                     no usable answer came
-    │   ├── InsecureURLError
-    │   ├── ServerUnreachableError
-    │   ├── ServerTimeoutError
-    │   ├── ResponseTooLargeError
-    │   └── RedirectRefusedError
+    ├── LaunchRequestError              a launch or sign-in request we do not act on
+    │   └── PrefixError                 the launch that the URL names is unavailable
+    ├── TransportError                  no usable answer came
     ├── DiscoveryError
-    │   ├── DiscoveryStatusError
-    │   └── MalformedDiscoveryError
-    ├── AuthorizationResponseError         the browser came back with something wrong
-    │   ├── StateError
-    │   │   ├── StateMissingError
-    │   │   ├── StateUnknownError
-    │   │   ├── StateUsedError
-    │   │   ├── StateExpiredError
-    │   │   └── StateForeignError
-    │   ├── AuthorizationDeniedError
-    │   ├── AuthorizationRefusedError
-    │   ├── MalformedAuthorizationResponseError
-    │   └── IssuerMismatchError
+    ├── AuthorizationResponseError      the browser came back with something wrong
+    │   └── StateError
     ├── TokenError
-    │   ├── TokenResponseError             the server answered with an OAuth error
-    │   ├── TokenServerError               5xx, 429 or a page instead of an answer
-    │   ├── MalformedTokenResponseError
-    │   └── MissingPatientError
     ├── IDTokenError
-    │   ├── MalformedIDTokenError
-    │   ├── IDTokenSignatureError
-    │   │   └── UnknownSigningKeyError
-    │   ├── IDTokenClaimError
-    │   └── MissingIDTokenError
-    ├── IdentityError
-    │   ├── IdentityInUseError
-    │   ├── UserChangedError
-    │   ├── UserInactiveError
-    │   └── UserRefusedError
-    ├── GrantError
-    │   ├── NoGrantError
-    │   ├── AmbiguousGrantError
-    │   ├── ReauthorizationRequiredError
-    │   ├── RefreshBusyError
-    │   ├── RefreshInTransactionError
-    │   └── ContextChangedError
+    │   └── IDTokenSignatureError
+    ├── IdentityError                   the identity is proven, but may not sign in
+    ├── GrantError                      no usable access token
     ├── ScopeError
-    │   ├── ScopeSyntaxError
-    │   └── InsufficientScopeError
     ├── NoLaunchError
-    ├── RegistrationError                  dynamic registration gave no client id
-    │   ├── RegistrationRefusedError       the server answered with an error
-    │   └── MalformedRegistrationResponseError
-    ├── CredentialsError                   the registration's secret or key is unusable
-    │   └── KeyRotationError               a signing key is not where it should be
-    ├── BrandError                         a bundle of user-access brands
-    │   ├── BrandStatusError
-    │   └── MalformedBrandError
-    ├── TaskLaunchError                    a Task that asks for a launch
-    │   ├── MalformedTaskError
-    │   └── ForeignTaskURLError
+    ├── RegistrationError               dynamic registration
+    ├── CredentialsError                the registration's secret or key
+    ├── BrandError                      a bundle of user-access brands
+    ├── TaskLaunchError                 a Task that asks for a launch
     └── FHIRError
-        ├── FHIRRequestError               refused before anything was sent
-        │   ├── BearerBoundaryError
-        │   ├── ForeignPatientError
+        ├── FHIRRequestError            refused before anything was sent
         │   └── AppStateError
-        │       ├── AppStateUnsupportedError
-        │       ├── AppStateTooLargeError
-        │       └── AppStateDeletedError
-        ├── FHIRStatusError                the server answered with 4xx or 5xx
-        │   ├── FHIRUnauthorizedError
-        │   ├── FHIRForbiddenError
-        │   ├── FHIRNotFoundError
-        │   ├── FHIRConflictError
-        │   ├── FHIRGoneError
-        │   ├── FHIRPreconditionFailedError
-        │   ├── FHIRUnprocessableError
-        │   └── FHIRUnavailableError
-        │       └── FHIRTooManyRequestsError
-        └── MalformedFHIRResponseError
+        └── FHIRStatusError             the server answered with 4xx or 5xx
+            └── FHIRUnavailableError
 
 Wrong configuration raises :class:`django.core.exceptions.ImproperlyConfigured`,
 outside this tree.  No message holds a token, a secret, a body or patient data.
@@ -99,96 +35,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = [
-    "AmbiguousGrantError",
-    "AppStateDeletedError",
-    "AppStateError",
-    "AppStateTooLargeError",
-    "AppStateUnsupportedError",
-    "AuthorizationDeniedError",
-    "AuthorizationRefusedError",
-    "AuthorizationResponseError",
-    "BearerBoundaryError",
-    "BrandError",
-    "BrandStatusError",
-    "ContextChangedError",
-    "CredentialsError",
-    "DiscoveryError",
-    "DiscoveryStatusError",
-    "EndedLaunchError",
-    "FHIRConflictError",
-    "FHIRError",
-    "FHIRForbiddenError",
-    "FHIRGoneError",
-    "FHIRNotFoundError",
-    "FHIRPreconditionFailedError",
-    "FHIRRequestError",
-    "FHIRStatusError",
-    "FHIRTooManyRequestsError",
-    "FHIRUnauthorizedError",
-    "FHIRUnavailableError",
-    "FHIRUnprocessableError",
-    "ForeignLaunchError",
-    "ForeignPatientError",
-    "ForeignTaskURLError",
-    "GrantError",
-    "IDTokenClaimError",
-    "IDTokenError",
-    "IDTokenSignatureError",
-    "IdentityError",
-    "IdentityInUseError",
-    "InactiveRegistrationError",
-    "InsecureURLError",
-    "InsufficientScopeError",
-    "IssuerMismatchError",
-    "KeyRotationError",
-    "LaunchRequestError",
-    "MalformedAuthorizationResponseError",
-    "MalformedBrandError",
-    "MalformedDiscoveryError",
-    "MalformedFHIRResponseError",
-    "MalformedIDTokenError",
-    "MalformedRegistrationResponseError",
-    "MalformedTaskError",
-    "MalformedTokenResponseError",
-    "MissingIDTokenError",
-    "MissingParameterError",
-    "MissingPatientError",
-    "NoGrantError",
-    "NoLaunchError",
-    "PrefixError",
-    "ReauthorizationRequiredError",
-    "RedirectRefusedError",
-    "RefreshBusyError",
-    "RefreshInTransactionError",
-    "RegistrationError",
-    "RegistrationRefusedError",
-    "ResponseTooLargeError",
-    "SMARTError",
-    "ScopeError",
-    "ScopeSyntaxError",
-    "ServerTimeoutError",
-    "ServerUnreachableError",
-    "StateError",
-    "StateExpiredError",
-    "StateForeignError",
-    "StateMissingError",
-    "StateUnknownError",
-    "StateUsedError",
-    "TaskLaunchError",
-    "TokenError",
-    "TokenResponseError",
-    "TokenServerError",
-    "TransportError",
-    "UnknownLaunchError",
-    "UnknownServerError",
-    "UnknownSigningKeyError",
-    "UnsupportedServerError",
-    "UserChangedError",
-    "UserInactiveError",
-    "UserRefusedError",
-]
-
 
 class SMARTError(Exception):
     """
@@ -197,16 +43,31 @@ class SMARTError(Exception):
     Attributes:
         code: stable identifier, stored on ``Launch.error_code`` and in log lines.
         http_status: what a page that reports the error answers with.
+        codes: further codes that an error of this class may be raised with, each with
+            its ``http_status`` and meaning.
     """
 
-    code: ClassVar[str] = "smart_error"
-    http_status: ClassVar[int] = 400
+    code: str = "smart_error"
+    http_status: int = 400
+    codes: ClassVar[dict[str, tuple[int, str]]] = {}
+
+    def __init__(self, *args: object, code: str = "") -> None:
+        super().__init__(*args)
+        if code:
+            self.http_status, _ = self.codes[code]  # no other code can be raised
+            self.code = code
 
 
 class LaunchRequestError(SMARTError):
-    """A request to launch or to log in that nothing was sent out for."""
+    """A launch or sign-in request that we do not act on."""
 
     code = "launch_request_invalid"
+    codes = {
+        "unknown_server": (
+            400,
+            "No FHIR server is registered under this base URL or name (EHRL-06).",
+        ),
+    }
 
 
 class MissingParameterError(LaunchRequestError):
@@ -217,12 +78,6 @@ class MissingParameterError(LaunchRequestError):
     def __init__(self, message: str, *, parameter: str) -> None:
         super().__init__(message)
         self.parameter = parameter
-
-
-class UnknownServerError(LaunchRequestError):
-    """No FHIR server is registered under this base URL or name (EHRL-06)."""
-
-    code = "unknown_server"
 
 
 class InactiveRegistrationError(LaunchRequestError):
@@ -244,20 +99,10 @@ class PrefixError(LaunchRequestError):
 
     code = "launch_unavailable"
     http_status = 404
-
-
-class UnknownLaunchError(PrefixError):
-    """No launch has the key that the URL names."""
-
-    code = "launch_unknown"
-    http_status = 404
-
-
-class ForeignLaunchError(PrefixError):
-    """The launch belongs to another browser or to another user."""
-
-    code = "launch_foreign"
-    http_status = 403
+    codes = {
+        "launch_unknown": (404, "No launch has the key that the URL names."),
+        "launch_foreign": (403, "It belongs to another browser or to another user."),
+    }
 
 
 class EndedLaunchError(PrefixError):
@@ -342,24 +187,27 @@ class AuthorizationResponseError(SMARTError):
     """What the browser brought to the redirect URI is not usable."""
 
     code = "authorization_response_invalid"
+    codes = {
+        "issuer_mismatch": (
+            400,
+            "``iss`` of RFC 9207 is missing though promised, or names another server.",
+        ),
+    }
 
 
 class StateError(AuthorizationResponseError):
     """The ``state`` does not lead to a pending launch of this browser (CALL-01)."""
 
     code = "state_invalid"
-
-
-class StateMissingError(StateError):
-    """There is no ``state``, or more than one."""
-
-    code = "state_missing"
-
-
-class StateUnknownError(StateError):
-    """No launch was started with this ``state``."""
-
-    code = "state_unknown"
+    codes = {
+        "state_missing": (400, "There is no ``state``, or more than one."),
+        "state_unknown": (400, "No launch was started with this ``state``."),
+        "state_expired": (400, "The launch was started too long ago."),
+        "state_foreign": (
+            403,
+            "Another browser started the launch, or cookies were lost (CALL-02).",
+        ),
+    }
 
 
 class StateUsedError(StateError):
@@ -369,24 +217,23 @@ class StateUsedError(StateError):
     http_status = 409
 
 
-class StateExpiredError(StateError):
-    """The launch was started too long ago."""
-
-    code = "state_expired"
-
-
-class StateForeignError(StateError):
-    """The launch was started by another browser, or cookies were lost (CALL-02)."""
-
-    code = "state_foreign"
-    http_status = 403
-
-
 class AuthorizationDeniedError(AuthorizationResponseError):
-    """The person or the EHR said no: ``error=access_denied``."""
+    """
+    The person or the EHR said no: ``error=access_denied``.
+
+    Attributes:
+        error: another value has the code ``authorization_refused``.
+        error_description, error_uri: as sent, not to be logged; empty if absent.
+    """
 
     code = "access_denied"
     http_status = 403
+    codes = {
+        "authorization_refused": (
+            400,
+            "The EHR answered with another ``error`` of RFC 6749 section 4.1.2.1.",
+        ),
+    }
 
     def __init__(
         self,
@@ -396,17 +243,11 @@ class AuthorizationDeniedError(AuthorizationResponseError):
         error_description: str = "",
         error_uri: str = "",
     ) -> None:
-        super().__init__(message)
+        denied = error == "access_denied"
+        super().__init__(message, code="" if denied else "authorization_refused")
         self.error = error
         self.error_description = error_description
         self.error_uri = error_uri
-
-
-class AuthorizationRefusedError(AuthorizationDeniedError):
-    """Any other ``error`` of RFC 6749 section 4.1.2.1."""
-
-    code = "authorization_refused"
-    http_status = 400
 
 
 class MalformedAuthorizationResponseError(AuthorizationResponseError):
@@ -415,17 +256,17 @@ class MalformedAuthorizationResponseError(AuthorizationResponseError):
     code = "authorization_response_malformed"
 
 
-class IssuerMismatchError(AuthorizationResponseError):
-    """``iss`` of RFC 9207 is missing though promised, or names another server."""
-
-    code = "issuer_mismatch"
-
-
 class TokenError(SMARTError):
     """The token endpoint gave nothing that can be used."""
 
     code = "token_failed"
     http_status = 502
+    codes = {
+        "patient_missing": (
+            502,
+            "Scopes for one patient were granted, and no patient was named (RESP-19).",
+        ),
+    }
 
 
 class TokenResponseError(TokenError):
@@ -487,17 +328,14 @@ class MalformedTokenResponseError(TokenError):
     code = "token_response_malformed"
 
 
-class MissingPatientError(TokenError):
-    """Scopes for one patient were granted, and no patient was named (RESP-19)."""
-
-    code = "patient_missing"
-
-
 class IDTokenError(SMARTError):
     """The ID token does not prove who the user is (OpenID Connect Core 3.1.3.7)."""
 
     code = "id_token_invalid"
     http_status = 502
+    codes = {
+        "id_token_missing": (502, "``openid`` was granted, and no ID token came."),
+    }
 
 
 class MalformedIDTokenError(IDTokenError):
@@ -533,30 +371,20 @@ class IDTokenClaimError(IDTokenError):
         self.claim = claim
 
 
-class MissingIDTokenError(IDTokenError):
-    """``openid`` was granted, and no ID token came."""
-
-    code = "id_token_missing"
-
-
 class IdentityError(SMARTError):
-    """The identity is proven, and still nobody may be signed in by it."""
+    """The identity is proven, but may not sign anybody in."""
 
     code = "identity_refused"
     http_status = 403
+    codes = {
+        "user_changed": (409, "Another user is signed in than when this began."),
+    }
 
 
 class IdentityInUseError(IdentityError):
-    """The identity is linked to another user of this site."""
+    """It is linked to another user of this site."""
 
     code = "identity_in_use"
-    http_status = 409
-
-
-class UserChangedError(IdentityError):
-    """Another user is signed in than the one who started the connection."""
-
-    code = "user_changed"
     http_status = 409
 
 
@@ -567,7 +395,7 @@ class UserInactiveError(IdentityError):
 
 
 class UserRefusedError(IdentityError):
-    """No user has this identity, and none may be created."""
+    """No user has this identity and none may be created, or a hook refused."""
 
     code = "user_refused"
 
@@ -923,3 +751,10 @@ class MalformedFHIRResponseError(FHIRError):
         super().__init__(message)
         self.status_code = status_code
         self.media_type = media_type
+
+
+__all__ = sorted(
+    name
+    for name, value in vars().items()
+    if isinstance(value, type) and issubclass(value, SMARTError)
+)

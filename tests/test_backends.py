@@ -20,7 +20,11 @@ from django.test import RequestFactory
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from django_smart.backends import SMARTAuthenticationBackend
-from django_smart.exceptions import UserInactiveError, UserRefusedError
+from django_smart.exceptions import (
+    IdentityError,
+    UserInactiveError,
+    UserRefusedError,
+)
 from django_smart.models import ClientRegistration, Identity
 from django_smart.protocol.id_token import IDTokenClaims
 from django_smart.testing import EHRSimulator
@@ -127,16 +131,18 @@ def test_subjects_that_differ_in_case_or_spaces_are_different_people(
     assert backend.resolve_user(_claims("abc"), registration) == user
     registration.create_users = False
     for subject in ("ABC", "abc ", " abc"):
-        with pytest.raises(UserRefusedError):
+        with pytest.raises(IdentityError) as caught:
             backend.resolve_user(_claims(subject), registration)
+        assert caught.value.code == "user_refused"
 
 
 def test_deactivated_user_is_refused(registration: ClientRegistration) -> None:
     user = User.objects.create(username="ada", is_active=False)
     Identity.objects.create(issuer=_ISSUER, subject="abc", user=user)
     backend = SMARTAuthenticationBackend()
-    with pytest.raises(UserInactiveError):
+    with pytest.raises(IdentityError) as caught:
         backend.resolve_user(_claims("abc"), registration)
+    assert caught.value.code == "user_inactive"
     assert backend.get_user(user.pk) is None
     user.is_active = True
     user.save()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from django.test import RequestFactory
@@ -36,33 +35,27 @@ STATUSES = {400, 403, 404, 409, 410, 502, 503}
 KINDS = ("", *Launch.Kind.values)
 
 
-def walk(
-    error_class: type[exceptions.SMARTError],
-) -> Iterator[type[exceptions.SMARTError]]:
-    yield error_class
-    for subclass in error_class.__subclasses__():
-        yield from walk(subclass)
-
-
-# Only the package's own: sites and tests may have subclasses.
-ERRORS = sorted(
-    {
-        each
-        for each in walk(exceptions.SMARTError)
-        if each.__module__ == exceptions.__name__
-    },
-    key=lambda each: each.__name__,
-)
-
-
 def make(
-    error_class: type[exceptions.SMARTError], **values: object
+    error_class: type[exceptions.SMARTError], code: str = ""
 ) -> exceptions.SMARTError:
+    """An error without what its class carries."""
     error = error_class.__new__(error_class)
-    Exception.__init__(error, "for developers")
-    for name, value in values.items():
-        setattr(error, name, value)
+    exceptions.SMARTError.__init__(error, "for developers", code=code)
     return error
+
+
+CLASSES: list[type[exceptions.SMARTError]] = [
+    getattr(exceptions, name) for name in exceptions.__all__
+]
+# One for each code.
+ERRORS = [
+    make(each, code)
+    for each in CLASSES
+    for code in ("", *each.__dict__.get("codes", ()))
+]
+of_every_code = pytest.mark.parametrize(
+    "error", ERRORS, ids=[error.code for error in ERRORS]
+)
 
 
 def render(error: exceptions.SMARTError, **values) -> str:
@@ -70,11 +63,11 @@ def render(error: exceptions.SMARTError, **values) -> str:
     return render_error(request, error, **values).content.decode()
 
 
-@pytest.mark.parametrize("error_class", ERRORS)
-def test_every_error_that_a_person_can_meet_has_words(error_class):
-    has_words = find_words(make(error_class)) is not DEFAULT
-    assert has_words is (error_class.code not in WITHOUT_WORDS), (
-        f"give {error_class.code} words in django_smart/error_pages/words.py"
+@of_every_code
+def test_every_error_that_a_person_can_meet_has_words(error):
+    has_words = find_words(error) is not DEFAULT
+    assert has_words is (error.code not in WITHOUT_WORDS), (
+        f"give {error.code} words in django_smart/error_pages/words.py"
     )
 
 
@@ -87,6 +80,25 @@ def test_no_words_are_left_over():
 def test_every_code_names_one_class():
     codes = [each.code for each in ERRORS]
     assert len(codes) == len(set(codes))
+
+
+def test_drawing_of_the_tree_has_every_branch():
+    drawn = re.findall(r"^ +[│├└─ ]*(\w+Error)\b", exceptions.__doc__ or "", re.M)
+    root = exceptions.SMARTError
+    branches = {each.__bases__[0] for each in CLASSES if each is not root}
+    branches |= {each for each in CLASSES if each.__base__ is root}
+    assert sorted(drawn) == sorted(each.__name__ for each in branches)
+
+
+def test_code_of_another_class_cannot_be_raised():
+    error = exceptions.StateError("for developers", code="state_foreign")
+    assert (error.code, error.http_status) == ("state_foreign", 403)
+    assert (exceptions.StateError.code, exceptions.StateError.http_status) == (
+        "state_invalid",
+        400,
+    )
+    with pytest.raises(KeyError):
+        exceptions.StateError("for developers", code="user_refused")
 
 
 @pytest.mark.parametrize("code", WORDS)
@@ -134,21 +146,21 @@ def test_organisation_is_named():
 
 
 def test_advice_fits_where_the_launch_began():
-    error = exceptions.StateExpiredError("for developers")
+    error = exceptions.StateError("for developers", code="state_expired")
     assert "Go back to the patient&#x27;s chart" in render(error, kind="ehr")
     assert "Connect your records again." in render(error, kind="standalone")
     assert "Start again where you came from" in render(error)
 
 
-@pytest.mark.parametrize("error_class", ERRORS)
-def test_page_has_the_status_and_the_code_of_its_error(error_class):
+@of_every_code
+def test_page_has_the_status_and_the_code_of_its_error(error):
     request = RequestFactory().get("/page/")
-    response = render_error(request, make(error_class, missing=""))
-    assert response.status_code == error_class.http_status
+    response = render_error(request, error)
+    assert response.status_code == error.http_status
     assert 400 <= response.status_code < 600
     assert response.status_code != 500
     content = response.content.decode()
-    assert f"<code>{error_class.code}</code>" in content
+    assert f"<code>{error.code}</code>" in content
     # What is written for developers may name what is none of the person's business.
     assert "for developers" not in content
     assert response["Cache-Control"] == "no-store"
@@ -157,7 +169,7 @@ def test_page_has_the_status_and_the_code_of_its_error(error_class):
 
 @pytest.mark.django_db
 @pytest.mark.compliance("CALL-10")
-@pytest.mark.parametrize("error_class", ERRORS)
+@of_every_code
 @pytest.mark.parametrize(
     ("flow", "path"),
     [
@@ -167,21 +179,21 @@ def test_page_has_the_status_and_the_code_of_its_error(error_class):
     ],
 )
 def test_view_makes_every_error_a_page_that_is_neither_kept_nor_told_on(
-    monkeypatch, error_class, flow, path
+    monkeypatch, error, flow, path
 ):
     def fail(*args: object, **values: object) -> None:
-        raise make(error_class, missing="")
+        raise error
 
     monkeypatch.setattr(f"django_smart.views.launches.{flow}", fail)
     browser = make_browser()
     response = browser.get(path)
-    assert response.status_code == error_class.http_status
+    assert response.status_code == error.http_status
     assert response.status_code in STATUSES
     assert response["Cache-Control"] == "no-store"
     assert response["Referrer-Policy"] == "no-referrer"
     assert "sessionid" not in response.cookies
     content = response.content.decode()
-    assert f"<code>{error_class.code}</code>" in content
+    assert f"<code>{error.code}</code>" in content
     assert "for developers" not in content
     if flow == "complete_launch":
         # The script that takes the query out of the address bar, and no query here.
@@ -231,7 +243,8 @@ def test_missing_access_is_told_in_words_and_to_the_support_as_scopes():
 
 
 def test_there_is_no_button_where_none_can_help():
-    assert "smart-button" not in render(exceptions.UserRefusedError("for developers"))
+    error = exceptions.UserRefusedError("for developers")
+    assert "smart-button" not in render(error)
 
 
 def test_login_url_carries_only_what_is_known():

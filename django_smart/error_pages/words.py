@@ -87,9 +87,10 @@ class Words:
 
 def find_words(error: SMARTError, code: str = "") -> Words:
     """
-    The words for *code*, or else for the error's class or the nearest one above it.
+    The words for *code*, or else for the error's code or the nearest class above it.
     """
-    codes = [code] if code else [getattr(c, "code", "") for c in type(error).__mro__]
+    above = (getattr(each, "code", "") for each in type(error).__mro__)
+    codes = [code] if code else [error.code, *above]
     return next((WORDS[each] for each in codes if each in WORDS), DEFAULT)
 
 
@@ -400,4 +401,4 @@ WORDS: Mapping[str, Words] = {
         title=_("This task leads to an address outside this site"), advice=_TELL_SUPPORT
     ),
 }
-"""By code; a class without an entry has the words of the nearest class above it."""
+"""By code; a code without an entry has the words of the nearest class above it."""

@@ -265,6 +265,7 @@ def _get_rest(error: SMARTError) -> float | None:
 def _find_codes(error: type[SMARTError]) -> list[str]:
     return [
         error.code,
+        *error.codes,
         *(c for sub in error.__subclasses__() for c in _find_codes(sub)),
     ]
 

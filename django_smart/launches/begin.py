@@ -14,8 +14,8 @@ from django.utils import timezone
 from ..conf import conf
 from ..exceptions import (
     InactiveRegistrationError,
+    LaunchRequestError,
     SMARTError,
-    UnknownServerError,
     UnsupportedServerError,
 )
 from ..fields import digest
@@ -69,13 +69,14 @@ def get_ehr_registration(iss: str) -> ClientRegistration:
     The registration that an EHR launch from *iss* uses, without any request (EHRL-06).
 
     Raises:
-        UnknownServerError: no server has this base URL.
+        LaunchRequestError: no server has this base URL.
         InactiveRegistrationError: it, or its registration, is off or not for launches.
     """
     server = _find_server(iss)
     if server is None:
-        unknown = UnknownServerError(
-            "The iss of this launch is not the FHIR base URL of a registered server."
+        unknown = LaunchRequestError(
+            "The iss of this launch is not the FHIR base URL of a registered server.",
+            code="unknown_server",
         )
         refuse_launch(None, unknown, kind=Launch.Kind.EHR)
         raise unknown
@@ -109,7 +110,7 @@ def get_standalone_registration(slug: str) -> ClientRegistration:
     The registration that a person starts by the server's *slug*.
 
     Raises:
-        UnknownServerError: no server has this slug.
+        LaunchRequestError: no server has this slug.
         InactiveRegistrationError: it, or its registration, is off or not for this.
     """
     server = None
@@ -120,7 +121,9 @@ def get_standalone_registration(slug: str) -> ClientRegistration:
             return registration
         server = FHIRServer.objects.filter(slug=slug).first()
     if server is None or server.slug != slug:
-        unknown = UnknownServerError("No server is registered under this name.")
+        unknown = LaunchRequestError(
+            "No server is registered under this name.", code="unknown_server"
+        )
         refuse_launch(None, unknown, kind=Launch.Kind.STANDALONE)
         raise unknown
     inactive = InactiveRegistrationError(

@@ -14,16 +14,14 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import (
+    IdentityError,
     IdentityInUseError,
+    IDTokenError,
     InactiveRegistrationError,
-    MissingIDTokenError,
-    MissingPatientError,
     SMARTError,
-    StateExpiredError,
-    StateForeignError,
-    StateUnknownError,
+    StateError,
     StateUsedError,
-    UserChangedError,
+    TokenError,
     UserInactiveError,
 )
 from ..fields import digest
@@ -134,8 +132,9 @@ def complete_launch(
 def _find_launch(state: str) -> Launch:
     launch = Launch.objects.find_with_state(state)
     if launch is None:
-        raise StateUnknownError(
-            "No launch was started with the state of this callback."
+        raise StateError(
+            "No launch was started with the state of this callback.",
+            code="state_unknown",
         )
     return launch
 
@@ -144,12 +143,16 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
     if launch.status != Launch.Status.PENDING or launch.consumed_at is not None:
         raise StateUsedError("The state of this callback was used before.")
     if not any(secrets.compare_digest(launch.browser_digest, each) for each in digests):
-        raise StateForeignError(
-            "The launch of this callback was started by another browser."
+        raise StateError(
+            "The launch of this callback was started by another browser.",
+            code="state_foreign",
         )
     now = timezone.now()
     if now >= launch.expires_at:
-        raise StateExpiredError("The launch of this callback was started too long ago.")
+        raise StateError(
+            "The launch of this callback was started too long ago.",
+            code="state_expired",
+        )
     if not Launch.objects.consume(launch, now=now):
         # Another callback with this state came between our read and our write.
         raise StateUsedError("The state of this callback was used before.")
@@ -179,16 +182,18 @@ def _complete(
         issuer_promised=configuration.authorization_response_iss_parameter_supported,
     )
     if launch.intent == Launch.Intent.CONNECT and not _is_same(user, launch.user):
-        raise UserChangedError(
-            "Another user is signed in than the one who started to connect."
+        raise IdentityError(
+            "Another user is signed in than the one who started to connect.",
+            code="user_changed",
         )
     tokens = _exchange_code(launch, configuration, code=answer.code)
     _check_patient(tokens)
     claims = _validate_identity(launch, tokens)
     if claims is None and not _is_same(user, launch.user):
         # Without an identity the launch belongs to whoever was there at its start.
-        raise UserChangedError(
-            "The signed-in user changed while the launch was under way."
+        raise IdentityError(
+            "The signed-in user changed while the launch was under way.",
+            code="user_changed",
         )
     store = partial(
         _store,
@@ -236,8 +241,9 @@ def _check_patient(tokens: TokenResponse) -> None:
         scope.startswith(("patient/", "launch/patient"))
         for scope in str(tokens.scopes).split()
     ):
-        raise MissingPatientError(
-            "The server granted scopes for one patient and did not name the patient."
+        raise TokenError(
+            "The server granted scopes for one patient and did not name the patient.",
+            code="patient_missing",
         )
 
 
@@ -246,7 +252,9 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
         return None
     if tokens.id_token is None:
         if "openid" in tokens.scopes:
-            raise MissingIDTokenError("openid was granted, and no id_token came.")
+            raise IDTokenError(
+                "openid was granted, and no id_token came.", code="id_token_missing"
+            )
         return None
     return check_id_token(
         tokens.id_token,

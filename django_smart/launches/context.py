@@ -18,11 +18,9 @@ from ..conf import conf
 from ..exceptions import (
     BearerBoundaryError,
     EndedLaunchError,
-    ForeignLaunchError,
     InsecureURLError,
     NoLaunchError,
     PrefixError,
-    UnknownLaunchError,
 )
 from ..models import Launch, TokenGrant
 from ..protocol.authorization_details import (
@@ -289,7 +287,9 @@ class SMARTContext:
     def _find_by_key(self) -> Launch:
         launch = self.named_launch
         if launch is None or launch.completed_at is None:
-            raise UnknownLaunchError("No launch has the key in this address.")
+            raise PrefixError(
+                "No launch has the key in this address.", code="launch_unknown"
+            )
         # Before the browser is compared: sign-out replaces its cookie, and an ended
         # launch holds nothing that its key could disclose.
         now = timezone.now()
@@ -298,8 +298,9 @@ class SMARTContext:
         if not launch.belongs_to(
             browser_digests=get_browser(self._request).digests, user_id=self._user_id
         ):
-            raise ForeignLaunchError(
-                "The launch in this address was opened by another browser or user."
+            raise PrefixError(
+                "The launch in this address was opened by another browser or user.",
+                code="launch_foreign",
             )
         Launch.objects.note_use(launch, now=now)
         return launch

@@ -12,11 +12,10 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from django_smart.exceptions import (
     AuthorizationDeniedError,
-    AuthorizationRefusedError,
-    IssuerMismatchError,
+    AuthorizationResponseError,
     MalformedAuthorizationResponseError,
     MalformedDiscoveryError,
-    StateMissingError,
+    StateError,
 )
 from django_smart.protocol.oauth_errors import parse_oauth_error
 
@@ -171,13 +170,14 @@ def get_state(parameters: Sequence[tuple[str, str]]) -> str:
     The ``state`` of an authorization response, which leads to the launch it is for.
 
     Raises:
-        StateMissingError: none, an empty or oversized one, or more than one.
+        StateError: none, an empty or oversized one, or more than one.
     """
     values = [value for name, value in parameters if name == "state"]
     if len(values) != 1 or not 0 < len(values[0]) <= MAX_PARAMETER_LENGTH:
-        raise StateMissingError(
+        raise StateError(
             "Expected one parameter state, not empty and of at most "
-            f"{MAX_PARAMETER_LENGTH} characters; got {len(values)} of that name."
+            f"{MAX_PARAMETER_LENGTH} characters; got {len(values)} of that name.",
+            code="state_missing",
         )
     return values[0]
 
@@ -199,10 +199,9 @@ def process_authorization_response(
             (``authorization_response_iss_parameter_supported``).
 
     Raises:
-        AuthorizationDeniedError: ``error=access_denied``.
-        AuthorizationRefusedError: any other ``error``.
-        IssuerMismatchError: ``iss`` names another server, or was promised and is
-            missing.
+        AuthorizationDeniedError: the answer is an ``error``.
+        AuthorizationResponseError: ``iss`` names another server, or was promised and
+            is missing.
         MalformedAuthorizationResponseError: neither ``code`` nor ``error``, both,
             repeated or oversized parameters.
 
@@ -236,12 +235,14 @@ def _check_issuer(issuer: str | None, expected: str | None, *, promised: bool) -
     """Compare ``iss``, so that no code of one server goes to another (mix-up)."""
     if issuer is None:
         if promised:
-            raise IssuerMismatchError(
-                "The server promised the parameter iss; none came."
+            raise AuthorizationResponseError(
+                "The server promised the parameter iss; none came.",
+                code="issuer_mismatch",
             )
     elif expected is not None and issuer != expected:
-        raise IssuerMismatchError(
-            "The parameter iss does not name the launch's issuer."
+        raise AuthorizationResponseError(
+            "The parameter iss does not name the launch's issuer.",
+            code="issuer_mismatch",
         )
 
 
@@ -254,9 +255,7 @@ def _build_error(
         return MalformedAuthorizationResponseError(
             "error is empty or has characters that RFC 6749 does not allow."
         )
-    denied = refusal.error == "access_denied"
-    error_class = AuthorizationDeniedError if denied else AuthorizationRefusedError
-    return error_class(
+    return AuthorizationDeniedError(
         f"The authorization server answered with error={refusal.error}.",
         error=refusal.error,
         error_description=refusal.error_description,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from requests.adapters import BaseAdapter
 
 from django_smart import transport
-from django_smart.exceptions import InactiveRegistrationError, UnknownServerError
+from django_smart.exceptions import InactiveRegistrationError, LaunchRequestError
 from django_smart.fields import digest
 from django_smart.launches.begin import (
     get_ehr_registration,
@@ -193,8 +193,9 @@ def test_unknown_iss_is_refused_before_any_request(ehr: EHRSimulator, iss: str) 
     assert ehr.requests == []
     assert not Launch.objects.exists()
     assert not browser.cookies
-    with pytest.raises(UnknownServerError):
+    with pytest.raises(LaunchRequestError) as caught:
         get_ehr_registration(iss)
+    assert caught.value.code == "unknown_server"
 
 
 @pytest.mark.compliance("EHRL-01")
@@ -248,8 +249,9 @@ def test_standalone_launch_needs_a_registration_that_offers_it() -> None:
     registration = make_registration()
     assert get_standalone_registration("harbour") == registration
     for slug in ("Harbour", "harbour ", "har\0bour", "", "x" * 100_000):
-        with pytest.raises(UnknownServerError):
+        with pytest.raises(LaunchRequestError) as caught:
             get_standalone_registration(slug)
+        assert caught.value.code == "unknown_server"
     ClientRegistration.objects.update(standalone_scope="")
     with pytest.raises(InactiveRegistrationError):
         get_standalone_registration("harbour")

@@ -14,9 +14,8 @@ from django.utils import timezone
 
 from django_smart.exceptions import (
     EndedLaunchError,
-    ForeignLaunchError,
     NoLaunchError,
-    UnknownLaunchError,
+    PrefixError,
 )
 from django_smart.fields import digest
 from django_smart.launches.context import SMARTContext
@@ -241,7 +240,7 @@ def test_page_of_the_launch_itself_may_forget_the_prefix(ehr):
 # With a prefix
 
 
-def test_every_refusal_of_a_key_has_a_class_and_a_reason(ehr, django_user_model):
+def test_every_refusal_of_a_key_has_a_code_and_a_reason(ehr, django_user_model):
     chart = open_chart(ehr)
     user, key = chart.launch.user, chart.launch.key
     context = make_context(chart, user=user, key=key)
@@ -250,14 +249,16 @@ def test_every_refusal_of_a_key_has_a_class_and_a_reason(ehr, django_user_model)
     assert (context.launch, context.reason) == (chart.launch, "")
 
     unknown = make_context(chart, user=user, key="u" * 24)
-    with pytest.raises(UnknownLaunchError):
+    with pytest.raises(PrefixError) as caught:
         unknown.check_prefix()
+    assert caught.value.code == "launch_unknown"
     assert (bool(unknown), unknown.reason) == (False, "launch_unknown")
 
     for other in (AnonymousUser(), django_user_model.objects.create_user("sam")):
         foreign = make_context(chart, user=other, key=key)
-        with pytest.raises(ForeignLaunchError):
+        with pytest.raises(PrefixError) as caught:
             foreign.check_prefix()
+        assert caught.value.code == "launch_foreign"
         assert (bool(foreign), foreign.reason) == (False, "launch_foreign")
 
     Launch.objects.end(reason="test", now=timezone.now())
@@ -270,8 +271,9 @@ def test_every_refusal_of_a_key_has_a_class_and_a_reason(ehr, django_user_model)
 def test_key_is_compared_exactly(ehr):
     chart = open_chart(ehr)
     key = chart.launch.key.swapcase()
-    with pytest.raises(UnknownLaunchError):
+    with pytest.raises(PrefixError) as caught:
         make_context(chart, user=chart.launch.user, key=key).check_prefix()
+    assert caught.value.code == "launch_unknown"
 
 
 def test_site_without_users_can_launch(ehr):

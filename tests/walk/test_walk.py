@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from django_smart.exceptions import UnknownLaunchError
+from django_smart.exceptions import PrefixError
 from django_smart.launches.browser import get_browser
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
@@ -73,7 +73,7 @@ def test_walk_notices_a_site_that_ignores_the_address(ehr, stack, monkeypatch):
     def find_newest(self: SMARTContext) -> Launch:
         launches = Launch.objects.with_related().open().order_by("-completed_at")
         if (launch := launches.first()) is None:
-            raise UnknownLaunchError("No launch is open.")
+            raise PrefixError("No launch is open.", code="launch_unknown")
         return launch
 
     monkeypatch.setattr(SMARTContext, "_find_by_key", find_newest)
