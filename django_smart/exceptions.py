@@ -753,8 +753,8 @@ class MalformedFHIRResponseError(FHIRError):
         self.media_type = media_type
 
 
-__all__ = sorted(
+__all__ = [
     name
     for name, value in vars().items()
     if isinstance(value, type) and issubclass(value, SMARTError)
-)
+]
