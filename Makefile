@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Further arguments for pytest: make test ARGS="tests/protocol -x"
 ARGS ?=
+# Processes that run the tests: "auto" is one more than there are cores; 0 starts none.
+PROCESSES ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ demo: $(STAMP) ## Run the example site, a simulated EHR and a worker
 	@exec $(BIN)/python -m example_project.demo
 
 test: $(STAMP) ## Run the tests; what needs a missing service is skipped by name
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(ARGS)
 
 long: $(STAMP) ## Run the tests that take minutes
 	@exec $(BIN)/python -m pytest -m long $(ARGS)

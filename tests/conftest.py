@@ -97,6 +97,12 @@ def _put_the_longest_first(items: list[pytest.Item]) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``--numprocesses auto`` is one more than there are cores: many tests wait."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure() -> None:
     """Make the folder of this run, and collect garbage seldom."""
     gc.set_threshold(50_000, 20, 50)
