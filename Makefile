@@ -14,11 +14,16 @@ STAMP := $(VENV)/.complete
 # Of the benchmarks: what they compare with is not installed anywhere else.
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.complete
+# Rules, models, simulator, and what the repository promises.
+FAST := tests/protocol tests/models tests/fhir tests/redaction tests/management \
+	tests/testing tests/test_architecture.py tests/test_checks.py \
+	tests/test_error_pages.py tests/test_reference.py tests/test_repository.py \
+	tests/test_translations.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long walk mutation bench bench-smoke lint format messages \
+.PHONY: help demo test test-fast long walk mutation bench bench-smoke lint format messages \
 	docs screenshots clean
 
 help: ## List the goals
@@ -29,6 +34,10 @@ demo: $(STAMP) ## Run the example site, a simulated EHR and a worker
 
 test: $(STAMP) ## Run the tests; what needs a missing service is skipped by name
 	@exec $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(ARGS)
+
+test-fast: $(STAMP) ## Run in under a minute what needs no service, server or browser
+	@exec $(BIN)/python -m pytest --numprocesses $(PROCESSES) \
+		-m "not long and not browser and not process" $(FAST) $(ARGS)
 
 long: $(STAMP) ## Run the tests that take minutes
 	@exec $(BIN)/python -m pytest -m long $(ARGS)
