@@ -173,6 +173,35 @@ def test_readme_needs_nothing_but_docutils():
     core.publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2})
 
 
+def test_every_python_that_is_claimed_is_tested(setup_cfg):
+    claimed = re.findall(
+        r"Python :: (3\.\d+)$", setup_cfg["metadata"]["classifiers"], re.MULTILINE
+    )
+    checks = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    workflow = (_ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    for version in claimed:
+        assert version in checks
+        assert re.search(rf'python(?:-version)?: "{version}"$', workflow, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["ci.yml", "release.yml"])
+def test_workflow_trusts_nobody_further_than_it_has_to(name):
+    text = (_ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8")
+    used = re.findall(r"\buses: (.+)$", text, re.MULTILINE)
+    # A tag can be moved, a commit cannot.
+    pinned = re.compile(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+|\./\S+")
+    assert [each for each in used if not pinned.fullmatch(each)] == []
+    assert "\npermissions:\n  contents: read\n" in text
+    checkouts = text.count("uses: actions/checkout@")
+    assert text.count("persist-credentials: false") == checkouts > 0
+
+
+def test_release_is_tested_and_tried_before_it_is_published():
+    text = (_ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    assert "\n  test:\n    uses: ./.github/workflows/ci.yml\n" in text
+    assert "\n  publish:\n    needs: [test, try]\n" in text
+
+
 def test_release_needs_no_secret():
     workflow = _ROOT / ".github" / "workflows" / "release.yml"
     text = workflow.read_text(encoding="utf-8")
