@@ -173,6 +173,22 @@ def test_readme_needs_nothing_but_docutils():
     core.publish_doctree(text, settings_overrides={"halt_level": 2, "report_level": 2})
 
 
+def test_readme_shows_its_pictures_in_the_index_of_packages(setup_cfg):
+    # It resolves no path of the repository; the documentation publishes the pictures.
+    urls = dict(
+        line.split(" = ")
+        for line in setup_cfg["metadata"]["project_urls"].strip().splitlines()
+    )
+    readme = (_ROOT / "README.rst").read_text(encoding="utf-8")
+    pictures = (_ROOT / "docs/reference/pictures.rst").read_text(encoding="utf-8")
+    shown = re.findall(r"^\.\. (?:image|figure):: (\S+)$", readme, re.MULTILINE)
+    assert shown
+    for url in shown:
+        folder, _, name = url.rpartition("/")
+        assert folder == f"{urls['Documentation']}_images"
+        assert f".. image:: ../images/{name}\n" in pictures
+
+
 def test_every_python_that_is_claimed_is_tested(setup_cfg):
     claimed = re.findall(
         r"Python :: (3\.\d+)$", setup_cfg["metadata"]["classifiers"], re.MULTILINE
