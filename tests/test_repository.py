@@ -166,6 +166,12 @@ def test_promised_goals_of_make_are_there():
     assert {"demo", "docs", "help", "lint", "long", "test", "test-fast"} <= goals
 
 
+def test_readme_names_the_commands_of_a_newcomer():
+    text = (_ROOT / "README.rst").read_text(encoding="utf-8")
+    for command in ("make demo", "make test"):
+        assert f"\n    {command}\n" in text
+
+
 def test_readme_needs_nothing_but_docutils():
     # The index of packages renders it without Sphinx.
     text = (_ROOT / "README.rst").read_text(encoding="utf-8")
