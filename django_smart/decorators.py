@@ -7,7 +7,6 @@ from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.views.generic import View
@@ -15,7 +14,7 @@ from django.views.generic import View
 from .error_pages import render_error
 from .error_pages.retry import connect_again, connect_records, get_page
 from .exceptions import InsufficientScopeError, NoLaunchError
-from .launches.context import SMARTContext
+from .launches.context import get_context
 from .launches.open_charts import get_open_charts
 from .protocol.scopes import ScopeSet
 
@@ -95,12 +94,7 @@ def get_launch_refusal(
     Raises:
         ImproperlyConfigured: the middleware is not installed.
     """
-    smart: SMARTContext | None = getattr(request, "smart", None)
-    if smart is None:
-        raise ImproperlyConfigured(
-            "smart_required needs django_smart.middleware.SMARTMiddleware, first in "
-            "MIDDLEWARE."
-        )
+    smart = get_context(request)
     if not smart:
         open_charts = get_open_charts(request)
         return render_error(

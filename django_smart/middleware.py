@@ -25,11 +25,11 @@ from .error_pages.retry import connect_again, connect_records, get_page
 from .error_pages.words import ENDINGS
 from .exceptions import ContextChangedError, EndedLaunchError, PrefixError, SMARTError
 from .grants.refresh import get_access_token
-from .launches.browser import get_browser
 from .launches.context import SMARTContext
 from .launches.frames import adapt_response, may_be_framed
 from .launches.messages import keep_messages_apart
 from .launches.prefix import LaunchPrefix
+from .launches.request_state import RequestState, get_request_state
 from .models import Launch
 
 __all__ = ["SMARTMiddleware"]
@@ -57,28 +57,24 @@ class SMARTMiddleware:
     def __call__(self, request: HttpRequest) -> _Response:
         if self._is_async:
             return self._acall(request)
-        # Every page of the site comes by here: what is not needed is not made.
-        prefix = _enter(request)
+        state = _enter(request)
         try:
             response = cast("HttpResponseBase", self.get_response(request))
         finally:
-            if prefix is not None:
-                prefix.leave()
-        if prefix is not None or hasattr(request, "smart_browser"):
-            _finish(request, response, prefix)
+            _leave(state)
+        _finish(state, response)
         if may_be_framed(request, response):
             adapt_response(request, response)
         return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        prefix = _enter(request)
+        state = _enter(request)
         try:
             pending = cast("Awaitable[HttpResponseBase]", self.get_response(request))
             response = await pending
         finally:
-            if prefix is not None:
-                prefix.leave()
-        _finish(request, response, prefix)
+            _leave(state)
+        _finish(state, response)
         if may_be_framed(request, response):
             await sync_to_async(adapt_response)(request, response)
         return response
@@ -91,9 +87,9 @@ class SMARTMiddleware:
         kwargs: dict[str, Any],
     ) -> HttpResponseBase | None:
         """Check the key of the prefix, before the view and outside its transaction."""
-        prefix: LaunchPrefix | None = request.smart_prefix  # type: ignore[attr-defined]
-        if prefix is not None:
-            context: SMARTContext = request.smart  # type: ignore[attr-defined]
+        state = get_request_state(request)
+        context, prefix = state.context, state.prefix
+        if context is not None and prefix is not None:
             match = request.resolver_match
             if match is not None and _APPS_OUTSIDE.intersection(match.app_names):
                 return self._leave_prefix(request, prefix)
@@ -102,11 +98,14 @@ class SMARTMiddleware:
             except PrefixError as exc:
                 # Links of the page must not carry the key that was just refused.
                 set_script_prefix(prefix.outer)
-                return self._render_refusal(request, exc)
+                # Only an ended launch may say how to start it again.
+                is_ended = isinstance(exc, EndedLaunchError)
+                launch = context.named_launch if is_ended else None
+                return self._render_ending(request, exc, launch)
             keep_messages_apart(request, key=prefix.key)
         if _opens_transaction(view):
             try:
-                _refresh_before_transaction(request)
+                _refresh_before_transaction(context)
             except ContextChangedError as exc:
                 return self.process_exception(request, exc)
         return None
@@ -117,11 +116,11 @@ class SMARTMiddleware:
         """Tell of trouble with the EHR; a transaction of the view's is rolled back."""
         if not isinstance(exception, SMARTError):
             return None
-        prefix: LaunchPrefix | None = request.smart_prefix  # type: ignore[attr-defined]
-        launch: Launch | None = request.smart.launch  # type: ignore[attr-defined]
+        state = get_request_state(request)
+        launch = state.context.launch if state.context is not None else None
         if isinstance(exception, ContextChangedError):
-            if prefix is not None:
-                set_script_prefix(prefix.outer)
+            if state.prefix is not None:
+                set_script_prefix(state.prefix.outer)
             return self._render_ending(request, exception, launch)
         if launch is None or not is_trouble(exception):
             return None
@@ -132,16 +131,6 @@ class SMARTMiddleware:
             exc_info=exception,
         )
         return render_trouble(request, exception, launch)
-
-    def _render_refusal(
-        self, request: HttpRequest, error: PrefixError
-    ) -> HttpResponseBase:
-        """Tell how to start again, which only an ended launch may say of itself."""
-        context: SMARTContext = request.smart  # type: ignore[attr-defined]
-        is_ended = isinstance(error, EndedLaunchError)
-        return self._render_ending(
-            request, error, context.named_launch if is_ended else None
-        )
 
     @staticmethod
     def _render_ending(
@@ -172,25 +161,31 @@ class SMARTMiddleware:
         return HttpResponseRedirect(f"{path}?{query}" if query else path)
 
 
-def _enter(request: HttpRequest) -> LaunchPrefix | None:
+def _enter(request: HttpRequest) -> RequestState:
     """Give *request* its context, and take the launch prefix off if there is one."""
-    prefix = LaunchPrefix.find(request)
-    context = SMARTContext(request, None if prefix is None else prefix.key)
-    request.smart_prefix = prefix  # type: ignore[attr-defined]  # ours to add
+    state = get_request_state(request)
+    state.prefix = prefix = LaunchPrefix.find(request)
+    state.context = context = SMARTContext(
+        request, None if prefix is None else prefix.key
+    )
+    # The names that views use.
     request.smart = context  # type: ignore[attr-defined]
     request.asmart = context.aload  # type: ignore[attr-defined]
     if prefix is not None:
         prefix.enter()
-    return prefix
+    return state
 
 
-def _finish(
-    request: HttpRequest, response: HttpResponseBase, prefix: LaunchPrefix | None
-) -> None:
-    if prefix is not None:
-        prefix.keep_for(response)
-    if (browser := getattr(request, "smart_browser", None)) is not None:
-        browser.apply(response)
+def _leave(state: RequestState) -> None:
+    if state.prefix is not None:
+        state.prefix.leave()
+
+
+def _finish(state: RequestState, response: HttpResponseBase) -> None:
+    if state.prefix is not None:
+        state.prefix.keep_for(response)
+    if state.browser is not None:
+        state.browser.apply(response)
         patch_vary_headers(response, ["Cookie"])
 
 
@@ -203,7 +198,7 @@ def _opens_transaction(view: Callable[..., Any]) -> bool:
     return False
 
 
-def _refresh_before_transaction(request: HttpRequest) -> None:
+def _refresh_before_transaction(context: SMARTContext | None) -> None:
     """
     Refresh a due token while nothing is rolled back yet.
 
@@ -213,13 +208,14 @@ def _refresh_before_transaction(request: HttpRequest) -> None:
     Raises:
         ContextChangedError: the launch was ended, so the view must not run.
     """
-    context: SMARTContext = request.smart  # type: ignore[attr-defined]
-    if not get_browser(request).digest or not context or context.grant is None:
+    launch = context.launch if context is not None else None
+    if launch is None or launch.grant is None:
         return
-    context.grant.registration = context.launch.registration  # type: ignore[union-attr]
+    grant = launch.grant
+    grant.registration = launch.registration
     try:
-        get_access_token(context.grant)
+        get_access_token(grant)
     except ContextChangedError:
         raise
     except SMARTError as exc:
-        context.grant.refresh_failure = exc
+        grant.refresh_failure = exc

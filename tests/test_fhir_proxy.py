@@ -14,6 +14,7 @@ import pytest
 from django.middleware.csrf import get_token
 from django.test import AsyncRequestFactory, RequestFactory
 
+from django_smart.launches.request_state import get_request_state
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.transport import ResponseStream
@@ -86,7 +87,9 @@ class Proxy:
             request.COOKIES["csrftoken"] = request.META["CSRF_COOKIE"]
             request.META["HTTP_X_CSRFTOKEN"] = token
         request.smart = self.smart
-        request.smart_prefix = SimpleNamespace(key=self.key) if self.key else None
+        state: Any = get_request_state(request)
+        state.context = self.smart
+        state.prefix = SimpleNamespace(key=self.key) if self.key else None
         response = self.view(request, path=urlsplit(path).path)
         assert response.headers["Cache-Control"] == "no-store"
         assert "sandbox" in response.headers["Content-Security-Policy"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext as _
 from rest_framework.authentication import SessionAuthentication
 from rest_framework.exceptions import PermissionDenied
@@ -23,7 +22,7 @@ from rest_framework.views import exception_handler as default_handler
 from ..error_pages import is_trouble
 from ..error_pages.words import find_words
 from ..exceptions import ContextChangedError, SMARTError
-from ..launches.context import SMARTContext
+from ..launches.context import get_context
 from ..protocol.scopes import ScopeSet
 
 __all__ = ["SMARTAuthentication", "SMARTPermission", "exception_handler"]
@@ -43,7 +42,7 @@ class SMARTAuthentication(SessionAuthentication):
 
     def authenticate(self, request: Request) -> tuple[Any, Any] | None:
         """Replace upstream's, which asks for a session and no launch."""
-        smart = _get_context(request)
+        smart = get_context(request._request)
         if not smart:
             return None
         # The launch was found for this very user, or for nobody.
@@ -75,7 +74,7 @@ class SMARTPermission(BasePermission):
         Raises:
             PermissionDenied: it does not suffice.
         """
-        smart = _get_context(request)
+        smart = get_context(request._request)
         if not smart:
             raise _refuse(smart.reason, _("No chart is open for this."))
         scopes = getattr(view, "smart_scopes", "")
@@ -111,7 +110,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     ):
         return default_handler(exc, context)
     set_rollback()
-    smart = _get_context(context["request"])
+    smart = get_context(context["request"]._request)
     logger.warning(
         "Launch %s: an API failed: %s",
         smart.launch.pk if smart.launch else "unknown",
@@ -127,13 +126,3 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
 
 def _refuse(code: str, detail: str, **members: str) -> PermissionDenied:
     return PermissionDenied({"detail": detail, "code": code, **members}, code=code)
-
-
-def _get_context(request: Request) -> SMARTContext:
-    smart: SMARTContext | None = getattr(request._request, "smart", None)
-    if smart is None:
-        raise ImproperlyConfigured(
-            "SMARTAuthentication and SMARTPermission need "
-            "django_smart.middleware.SMARTMiddleware, first in MIDDLEWARE."
-        )
-    return smart

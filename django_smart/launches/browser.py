@@ -12,7 +12,6 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from datetime import timedelta
-from typing import Any
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -20,6 +19,7 @@ from django.utils.crypto import salted_hmac
 
 from ..conf import conf
 from ..fields import digest
+from .request_state import get_request_state
 
 __all__ = ["FRAME_MARK", "Browser", "get_browser", "peek_browser"]
 
@@ -215,18 +215,15 @@ class Browser:
 
 def get_browser(request: HttpRequest) -> Browser:
     """The request's :class:`Browser`; one for each request."""
-    # Django REST framework's wraps the one that the middleware has.
-    owner: Any = getattr(request, "_request", request)
-    browser = getattr(owner, "smart_browser", None)
-    if not isinstance(browser, Browser):
-        browser = owner.smart_browser = Browser(request)
-    return browser
+    state = get_request_state(request)
+    if state.browser is None:
+        state.browser = Browser(request)
+    return state.browser
 
 
 def peek_browser(request: HttpRequest) -> Browser:
     """As :func:`get_browser`, for those whose answer does not depend on it."""
-    browser = getattr(request, "smart_browser", None)
-    return browser if isinstance(browser, Browser) else Browser(request)
+    return get_request_state(request).browser or Browser(request)
 
 
 def _make_value() -> str:

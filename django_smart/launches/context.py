@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from ..models import FHIRServer
     from ..protocol.style import SMARTStyle
 
-__all__ = ["SMARTContext"]
+__all__ = ["SMARTContext", "get_context"]
 
 
 class SMARTContext:
@@ -282,7 +283,7 @@ class SMARTContext:
             PrefixError: it is unknown, another browser's or user's, or has ended.
         """
         if self._key:
-            self.__dict__["launch"] = self._find_by_key()
+            self.launch = self._find_by_key()
 
     def _find_by_key(self) -> Launch:
         launch = self.named_launch
@@ -345,6 +346,22 @@ class SMARTContext:
     def _user_id(self) -> Any:
         user = getattr(self._request, "user", None)
         return user.pk if user is not None and user.is_authenticated else None
+
+
+def get_context(request: HttpRequest) -> SMARTContext:
+    """
+    ``request.smart``.
+
+    Raises:
+        ImproperlyConfigured: the request did not pass the middleware.
+    """
+    smart: SMARTContext | None = getattr(request, "smart", None)
+    if smart is None:
+        raise ImproperlyConfigured(
+            "django_smart.middleware.SMARTMiddleware is missing: put it first in "
+            "MIDDLEWARE."
+        )
+    return smart
 
 
 def _in_loop() -> bool:

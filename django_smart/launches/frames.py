@@ -18,6 +18,7 @@ from django.utils.cache import patch_vary_headers
 
 from ..models import FHIRServer, Launch
 from .browser import FRAME_MARK, peek_browser
+from .request_state import get_request_state
 
 __all__ = [
     "adapt_response",
@@ -36,7 +37,6 @@ _ATTRIBUTES: dict[str, Any] = {
     "samesite": "None",
     "secure": True,
 }
-_UNKNOWN = object()
 
 
 class _PartitionedMorsel(Morsel[str]):
@@ -68,7 +68,8 @@ def set_frame(request: HttpRequest, server: FHIRServer | None) -> None:
     Args:
         server: ``None`` for an answer that is not for a frame.
     """
-    request.smart_frame = server  # type: ignore[attr-defined]  # ours to add
+    state = get_request_state(request)
+    state.is_frame_known, state.frame_server = True, server
 
 
 def may_be_framed(request: HttpRequest, response: HttpResponseBase) -> bool:
@@ -80,17 +81,12 @@ def may_be_framed(request: HttpRequest, response: HttpResponseBase) -> bool:
             return True
         if not response.cookies:
             return False  # a file, say, which no page can have for a frame
-    return (
-        hasattr(request, "smart_frame")
-        or getattr(request, "smart_prefix", None) is not None
-        or (
-            (
-                hasattr(request, "smart_browser")
-                or FRAME_MARK in request.META.get("HTTP_COOKIE", "")
-            )
-            and peek_browser(request).frame is not None
-        )
-    )
+    state = get_request_state(request)
+    if state.is_frame_known or state.prefix is not None:
+        return True
+    if state.browser is None and FRAME_MARK not in request.META.get("HTTP_COOKIE", ""):
+        return False
+    return peek_browser(request).frame is not None
 
 
 def adapt_response(request: HttpRequest, response: HttpResponseBase) -> None:
@@ -107,11 +103,11 @@ def adapt_response(request: HttpRequest, response: HttpResponseBase) -> None:
 
 
 def _find_server(request: HttpRequest) -> FHIRServer | None:
-    server: Any = getattr(request, "smart_frame", _UNKNOWN)
-    if server is not _UNKNOWN:
-        return server  # type: ignore[no-any-return]
-    if request.smart_prefix is not None:  # type: ignore[attr-defined]
-        launch: Launch | None = request.smart.named_launch  # type: ignore[attr-defined]
+    state = get_request_state(request)
+    if state.is_frame_known:
+        return state.frame_server
+    if state.context is not None and state.prefix is not None:
+        launch = state.context.named_launch
         if launch is not None:
             return launch.registration.server if launch.is_framed else None
     browser = peek_browser(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.contrib.messages import get_messages
 from django.contrib.messages.storage.cookie import CookieStorage
 from django.contrib.messages.storage.session import SessionStorage
 from django.http import HttpRequest
@@ -18,7 +19,7 @@ def keep_messages_apart(request: HttpRequest, *, key: str) -> None:
     with the storages of ``django.contrib.messages`` and their subclasses; a storage of
     another kind has to look at ``request.smart`` itself.
     """
-    storage = getattr(request, "_messages", None)
+    storage = get_messages(request)
     for each in (storage, *getattr(storage, "storages", ())):
         if isinstance(each, CookieStorage):
             each.cookie_name = f"{each.cookie_name}_{key}"

@@ -15,7 +15,7 @@ from ..models import Launch
 from ..protocol.logout import build_end_session_url
 from ..protocol.urls import get_origin
 from .browser import get_browser
-from .prefix import LaunchPrefix
+from .request_state import get_request_state
 
 __all__ = [
     "connect",
@@ -94,7 +94,7 @@ def _end_launches_of_others(
     request: HttpRequest | None, user: Any, **_kwargs: Any
 ) -> None:
     # Django lets one user's login replace another's session without a sign-out.
-    if request is None or getattr(request, "smart_taken_over_by", None) == user.pk:
+    if request is None or get_request_state(request).taken_over_by == user.pk:
         return
     browser = get_browser(request)
     if not browser.digests:
@@ -114,6 +114,6 @@ def _end_launches_of_others(
 
 def _leave_prefix(request: HttpRequest) -> None:
     """Let the view go on to a page of the site: those of the launch are closed."""
-    prefix: LaunchPrefix | None = getattr(request, "smart_prefix", None)
+    prefix = get_request_state(request).prefix
     if prefix is not None:
         prefix.leave()

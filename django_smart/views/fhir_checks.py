@@ -14,6 +14,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 
 from ..conf import conf
 from ..exceptions import MalformedFHIRResponseError, NoLaunchError, SMARTError
+from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json_object
 from ..protocol.scopes import ResourceScope
 from .fhir_outcomes import FHIR_JSON, JSON_TYPES, RefusedError
@@ -82,9 +83,11 @@ def check_path(method: str, resource_type: str, rest: str | None) -> None:
 
 
 def get_launch(request: HttpRequest) -> Any:
-    """``request.smart``, if the request stands under its launch's prefix."""
+    """``request.smart``, if the request came under its launch's prefix."""
     smart = request.smart  # type: ignore[attr-defined]  # the middleware's
-    is_without = getattr(request, "smart_prefix", smart) is None
+    state = get_request_state(request)
+    # What did not pass the middleware, as in a test, has had no prefix taken off.
+    is_without = state.context is not None and state.prefix is None
     if not smart or (is_without and conf.SMART_LAUNCH_PREFIX):
         raise NoLaunchError("open a chart first; there is no launch for this request")
     return smart

@@ -46,6 +46,7 @@ from ..launches.complete import Completion, complete_launch
 from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..launches.messages import keep_messages_apart
 from ..launches.prefix import build_launch_path
+from ..launches.request_state import get_request_state
 from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.urls import get_origin
 from ..signals import launch_completed
@@ -409,7 +410,7 @@ class CallbackView(ProtocolView):
         backend: SMARTAuthenticationBackend,
     ) -> None:
         # The completion has ended what others had open in this browser.
-        request.smart_taken_over_by = user.pk  # type: ignore[attr-defined]
+        get_request_state(request).taken_over_by = user.pk
         path = _find_path(type(backend))
         login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
         request.session["oidc_id_token_expiration"] = _NEVER

@@ -1,0 +1,57 @@
+"""What the package keeps with a request, beside the public ``request.smart``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.http import HttpRequest
+
+if TYPE_CHECKING:
+    from ..models import FHIRServer
+    from .browser import Browser
+    from .context import SMARTContext
+    from .prefix import LaunchPrefix
+
+__all__ = ["RequestState", "get_request_state"]
+
+_ATTRIBUTE = "_smart_state"
+
+
+@dataclass(eq=False, kw_only=True, repr=False, slots=True)
+class RequestState:
+    """
+    The state of one request.
+
+    Attributes:
+        context: what the middleware set as ``request.smart``; ``None`` if the request
+            did not pass it.
+        prefix: the launch prefix that the middleware took off the path.
+        browser: set when :func:`.browser.get_browser` is first called.
+        is_frame_known: a view has called :func:`.frames.set_frame`.
+        frame_server: the server that shows the response in a frame, if that is known
+            and the response is for a frame.
+        taken_over_by: primary key of the user whom a launch signs in, which has ended
+            what other users had open in this browser.
+    """
+
+    context: SMARTContext | None = None
+    prefix: LaunchPrefix | None = None
+    browser: Browser | None = None
+    is_frame_known: bool = False
+    frame_server: FHIRServer | None = None
+    taken_over_by: Any = None
+
+
+def get_request_state(request: HttpRequest) -> RequestState:
+    """
+    The state of *request*, made now if there is none.
+
+    There is none yet for a request that did not pass the middleware.  The request of
+    Django REST framework has that of the request it wraps.
+    """
+    state: RequestState | None = getattr(request, _ATTRIBUTE, None)
+    if state is None:
+        state = RequestState()
+        setattr(request, _ATTRIBUTE, state)
+    return state
