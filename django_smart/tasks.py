@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from celery import shared_task
 
 from .grants import engine
+from .launches.purge import purge as _purge
 from .models import task_run
 from .servers import discovery, signing_keys
 
@@ -63,4 +64,4 @@ def rotate_keys() -> None:
 @shared_task(ignore_result=True)
 def purge() -> None:
     """Delete what is long over, and finish what was left open."""
-    engine.purge()
+    _purge()

@@ -1,37 +1,27 @@
-"""What workers do, each callable without Celery too."""
+"""What workers do with grants: claim those that are due, refresh them, revoke them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 
-from django.utils import timezone
-
-from ..conf import conf
-from ..models import FHIRServer, Launch, TokenGrant
+from ..models import FHIRServer, TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
 from .batch import RefreshResult, refresh_grants
-from .ending import (
-    disconnect_grant,
-    find_unused_grants,
-    revoke_at_server,
-    supersede_grants,
-)
+from .ending import revoke_at_server
 from .server_limits import BATCH_SIZE, get_batch_size, get_claim_limit
 
 __all__ = [
     "BATCH_SIZE",
     "CLAIM_LENGTH",
-    "PurgeResult",
     "RefreshResult",
     "claim_due_batches",
-    "purge",
     "refresh_grants",
     "revoke_grants",
+    "revoke_pending",
 ]
 
 logger = logging.getLogger(__name__)
@@ -43,21 +33,8 @@ CLAIM_LENGTH = timedelta(seconds=45)
 _FIRST_CLAIM_SIZE = 2 * BATCH_SIZE
 _CLAIM_SIZE = 10 * BATCH_SIZE
 
-# Seconds of a run that telling EHRs of ended grants may take: another run comes.
+# Seconds of a run of revocations: what is left waits for the next run.
 _REVOKING = 600.0
-
-# How long the row of a backend service is kept after its last token has ended.
-_IDLE = timedelta(days=1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PurgeResult:
-    """Counts of one run."""
-
-    launches_failed: int = 0
-    launches_deleted: int = 0
-    grants_deleted: int = 0
-    revocations_finished: int = 0
 
 
 def claim_due_batches(*, limit: int = 100 * BATCH_SIZE) -> Iterator[list[int]]:
@@ -96,19 +73,20 @@ def claim_due_batches(*, limit: int = 100 * BATCH_SIZE) -> Iterator[list[int]]:
 
 
 def revoke_grants(grant_ids: Iterable[int]) -> int:
-    """
-    Tell the EHRs of ended grants, for ten minutes at most.
+    """Revoke these grants at their EHRs; see :func:`revoke_pending`."""
+    return revoke_pending(TokenGrant.objects.filter(pk__in=list(grant_ids)))
 
-    A server that does not answer is not asked again, nor is one whose refreshes are
-    paused.
+
+def revoke_pending(grants: TokenGrantQuerySet) -> int:
+    """
+    Revoke at their EHRs those of *grants* that have ended here, in ten minutes at most.
+
+    A server that does not answer is asked once in a run, and one whose refreshes are
+    paused is not asked.
 
     Returns:
-        How many are closed.  The others are tried again by :func:`purge`.
+        How many are closed; the next purge tries the others again.
     """
-    return _revoke(TokenGrant.objects.filter(pk__in=list(grant_ids)))
-
-
-def _revoke(grants: TokenGrantQuerySet) -> int:
     deadline = monotonic() + _REVOKING
     # In no order: what fails each time must not keep the others from their turn.
     pending = (
@@ -134,43 +112,3 @@ def _revoke(grants: TokenGrantQuerySet) -> int:
         if grant is not None:
             closed += revoke_at_server(grant, away=away)
     return closed
-
-
-def purge() -> PurgeResult:
-    """
-    Tidy up: late callbacks, deactivated users, what is long over, open revocations.
-
-    Rows are kept for ``SMART_PURGE_AFTER`` after their end.  Revocations that could not
-    be made until then are given up, after a last try unless the EHR is away: the tokens
-    go with the row.
-    """
-    now = timezone.now()
-    limit = now - conf.SMART_PURGE_AFTER
-    failed = Launch.objects.filter(expires_at__lte=now).fail(
-        error_code="state_expired", now=now
-    )
-    Launch.objects.too_old(now).end(reason="lifetime", now=now)
-    Launch.objects.idle(now).end(reason="idle", now=now)
-    for grant in TokenGrant.objects.of_deactivated_users():
-        disconnect_grant(grant)
-    for grant in find_unused_grants(now):
-        disconnect_grant(grant)
-    TokenGrant.objects.idle_services(now - _IDLE).end(
-        TokenGrant.Status.EXPIRED, now=now
-    )
-    # Two tabs on one patient kept a grant each; now one may be enough.
-    for grant in TokenGrant.objects.newest_of_several():
-        supersede_grants(grant, now=now)
-    _, launches = Launch.objects.filter(ended_at__lte=limit).delete()
-    old = TokenGrant.objects.filter(ended_at__lte=limit)
-    _, closed = old.filter(is_revocation_pending=False).delete()
-    # EHRs last: they can take long, or not be there.
-    finished = _revoke(TokenGrant.objects.all())
-    _, tried = old.delete()
-    label = TokenGrant._meta.label
-    return PurgeResult(
-        launches_failed=failed,
-        launches_deleted=launches.get(Launch._meta.label, 0),
-        grants_deleted=closed.get(label, 0) + tried.get(label, 0),
-        revocations_finished=finished,
-    )

@@ -27,7 +27,7 @@ from django_smart.exceptions import (
 )
 from django_smart.fhir.client import FHIRClient
 from django_smart.grants.ending import disconnect_grant
-from django_smart.grants.engine import purge
+from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TokenGrant
 from django_smart.servers import http
 from django_smart.servers.discovery import get_configuration

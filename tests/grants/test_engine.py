@@ -1,4 +1,4 @@
-"""What workers do: due grants, revocations, and tidying up."""
+"""What workers do with grants: refresh those that are due, revoke what has ended."""
 
 from __future__ import annotations
 
@@ -12,35 +12,19 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.clients import fhir_client_for
-from django_smart.exceptions import AmbiguousGrantError
 from django_smart.grants import engine, server_limits
-from django_smart.grants.ending import disconnect_grant
 from django_smart.grants.engine import (
     RefreshResult,
     claim_due_batches,
-    purge,
     refresh_grants,
     revoke_grants,
 )
-from django_smart.models import (
-    ClientRegistration,
-    FHIRServer,
-    Identity,
-    Launch,
-    TokenGrant,
-)
-from django_smart.signals import grant_refreshed, grant_revoked
+from django_smart.launches.purge import purge
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
-from tests.ehr import (
-    connect,
-    launch,
-    listening,
-    make_browser,
-    make_registration,
-    start_ehr_launch,
-)
+from tests.ehr import connect, listening, make_browser, make_registration
 from tests.factories import make_grants
 from tests.threads import run_together
 
@@ -57,10 +41,6 @@ def _make_due(grant_id: Any, *, minutes: int = 1) -> int:
 def _due_at(grant: TokenGrant) -> datetime:
     assert grant.refresh_due_at is not None
     return grant.refresh_due_at
-
-
-def _reload(opened: Launch) -> TokenGrant:
-    return TokenGrant.objects.get(launches=opened)
 
 
 def _make_grant(
@@ -229,88 +209,7 @@ def test_due_times_are_spread(ehr: EHRSimulator) -> None:
     assert len({round(fraction, 4) for fraction in fractions}) > 1
 
 
-# Purge
-
-
-@pytest.mark.usefixtures("registration")
-def test_purge_fails_launches_whose_callback_never_came(ehr: EHRSimulator) -> None:
-    with time_machine.travel(timezone.now(), tick=False) as clock:
-        start_ehr_launch(make_browser(), ehr)
-        assert purge().launches_failed == 0
-        clock.shift(901)
-        assert purge().launches_failed == 1
-    row = Launch.objects.get()
-    assert (row.status, row.error_code) == ("failed", "state_expired")
-    assert (row.code_verifier, row.consumed_at is None) == ("", False)
-
-
-def test_purge_ends_old_launches_and_what_they_alone_used(ehr: EHRSimulator) -> None:
-    make_registration(ehr_scope="launch openid fhirUser online_access user/*.rs")
-    browser = make_browser()
-    with time_machine.travel(timezone.now(), tick=False) as clock:
-        online, offline = launch(browser, ehr), connect(browser, ehr)
-        clock.shift(timedelta(hours=12))
-        with listening(grant_revoked):
-            result = purge()
-    assert result.revocations_finished == 1
-    for opened in (online, offline):
-        opened.refresh_from_db()
-        assert (opened.status, opened.error_code) == ("ended", "lifetime")
-    assert _reload(online).status == "revoked"
-    assert _reload(offline).status == "active"
-    assert len(ehr.requests_to("revoke")) == 2
-
-
-@pytest.mark.usefixtures("registration")
-def test_purge_ends_the_grants_of_deactivated_users(ehr: EHRSimulator) -> None:
-    opened = connect(make_browser(), ehr)
-    assert purge().revocations_finished == 0
-    get_user_model().objects.update(is_active=False)
-    assert purge().revocations_finished == 1
-    grant = TokenGrant.objects.get()
-    assert (grant.status, grant.refresh_token) == ("revoked", "")
-    opened.refresh_from_db()
-    assert opened.status == "ended"
-
-
-@pytest.mark.usefixtures("registration")
-def test_purge_leaves_one_grant_of_tabs_that_are_closed(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    user = get_user_model().objects.create_user("maria")
-    browser.force_login(user)
-    older, newer = connect(browser, ehr), connect(browser, ehr)
-    server = newer.registration.server
-    purge()
-    assert TokenGrant.objects.active().count() == 2
-    with pytest.raises(AmbiguousGrantError):
-        fhir_client_for(user, server)
-
-    Launch.objects.filter(pk=older.pk).end(reason="lifetime", now=timezone.now())
-    purge()
-
-    assert TokenGrant.objects.active().get().pk == newer.grant_id
-    assert fhir_client_for(user, server).read("Patient", newer.context["patient"])
-
-
-@pytest.mark.usefixtures("registration")
-def test_purge_finishes_revocations_that_were_left_open(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grant = connect(make_browser(), ehr).grant
-    assert grant is not None
-    assert disconnect_grant(grant) == [grant.pk]
-    respond = ehr.wsgi_app.respond
-
-    def be_down(request: Any) -> Any:
-        raise OSError("no route")
-
-    monkeypatch.setattr(ehr.wsgi_app, "respond", be_down)
-    assert purge().revocations_finished == 0
-    assert revoke_grants([grant.pk]) == 0
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond)
-    assert purge().revocations_finished == 1
-    assert revoke_grants([grant.pk]) == 0
-    assert all(each.revoked for each in ehr.store.grants())
+# Revocations
 
 
 class _Silent(Away):
@@ -405,45 +304,3 @@ def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
     monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_in_time)
     assert purge().revocations_finished == 1
     assert purge().revocations_finished == 2
-
-
-def test_what_is_long_over_does_not_wait_for_an_ehr(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, pending, *_ = _end(registration, number=3)
-    TokenGrant.objects.filter(pk__in=[old, pending]).update(
-        ended_at=timezone.now() - timedelta(days=31)
-    )
-    TokenGrant.objects.filter(pk=old).forget_tokens()
-    left: list[set[int]] = []
-    respond = ehr.wsgi_app.respond
-
-    def look(request: Any) -> Any:
-        left.append(set(TokenGrant.objects.values_list("pk", flat=True)))
-        return respond(request)
-
-    monkeypatch.setattr(ehr.wsgi_app, "respond", look)
-    result = purge()
-    # Tokens that nobody was told of are there until somebody is.
-    assert left
-    assert all(old not in each and pending in each for each in left)
-    assert (result.grants_deleted, result.revocations_finished) == (2, 2)
-    assert TokenGrant.objects.count() == 1
-
-
-@pytest.mark.usefixtures("registration")
-def test_purge_deletes_what_has_been_over_for_long(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    with time_machine.travel(timezone.now(), tick=False) as clock:
-        ended, kept = launch(browser, ehr), connect(browser, ehr)
-        browser.post("/smart/logout/")
-        purge()
-        clock.shift(timedelta(days=30) - timedelta(seconds=1))
-        assert (purge().launches_deleted, Launch.objects.count()) == (0, 2)
-        clock.shift(1)
-        result = purge()
-    assert (result.launches_deleted, result.grants_deleted) == (2, 1)
-    assert ended.grant != kept.grant
-    # A grant that lives keeps its user, though its launch is forgotten.
-    assert TokenGrant.objects.get() == kept.grant
-    assert Identity.objects.count() == 1

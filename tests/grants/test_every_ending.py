@@ -14,6 +14,7 @@ from django.utils import timezone
 from django_smart.grants import engine
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import get_access_token
+from django_smart.launches.purge import purge
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
@@ -121,7 +122,7 @@ def test_purge_revokes_what_no_worker_did(ehr: EHRSimulator, method: str) -> Non
     # The transaction of the test never commits, so no worker hears of it.
     browser.post("/smart/logout/")
     assert reload_grant(grant.pk).is_revocation_pending
-    assert engine.purge().revocations_finished == 1
+    assert purge().revocations_finished == 1
     check_revoked(ehr, method, grant)
 
 

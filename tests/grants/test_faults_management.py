@@ -9,9 +9,9 @@ from django.utils import timezone
 
 from django_smart.exceptions import ContextChangedError, SMARTError
 from django_smart.grants.ending import disconnect_grant, revoke_at_server
-from django_smart.grants.engine import purge
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import get_access_token
+from django_smart.launches.purge import purge
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator

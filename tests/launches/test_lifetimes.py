@@ -9,7 +9,7 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from django_smart.grants.engine import purge
+from django_smart.launches.purge import purge
 from django_smart.models import Launch, TokenGrant
 from tests.ehr import launch, make_browser
 from tests.site.browsers import Chart, open_chart

@@ -62,7 +62,7 @@ ROWS = frozenset({"launch", "request", "head", "user", "claims", "registration"}
 PUBLISHED = (
     "django_smart.checks.",
     "django_smart.error_pages.words",
-    "django_smart.grants.engine",
+    "django_smart.launches.purge",
     "django_smart.contrib.brands",
     "django_smart.contrib.doctor",
     "django_smart.contrib.monitoring",

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from django_smart.grants.engine import purge
+from django_smart.launches.purge import purge
 
 __all__ = ["Command"]
 

@@ -12,7 +12,8 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.clients import fhir_client_for
-from django_smart.grants.engine import purge, refresh_grants
+from django_smart.grants.engine import refresh_grants
+from django_smart.launches.purge import purge
 from django_smart.models import Identity, Launch, TokenGrant
 from tests.ehr import PATIENT, connect, get_callback, make_browser, start_login
 from tests.sites.journey import Visitor, visit
