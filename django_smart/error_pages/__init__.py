@@ -9,7 +9,6 @@ from ..exceptions import (
     BearerBoundaryError,
     DiscoveryError,
     FHIRStatusError,
-    FHIRUnavailableError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
     RefreshBusyError,
@@ -29,6 +28,18 @@ __all__ = [
     "render_trouble",
 ]
 
+# Caused by the EHR.  What the site's own code did wrong is left to its error reports.
+_TROUBLE = (
+    BearerBoundaryError,
+    DiscoveryError,
+    FHIRStatusError,
+    MalformedFHIRResponseError,
+    ReauthorizationRequiredError,
+    RefreshBusyError,
+    TokenError,
+    TransportError,
+)
+
 
 def render_error(
     request: HttpRequest,
@@ -41,15 +52,14 @@ def render_error(
     extra: dict[str, object] | None = None,
 ) -> HttpResponse:
     """
-    The page that tells of *error*, with its status (``error.http_status``).
+    Render the page for *error*, with its status (``error.http_status``).
 
     Template: ``django_smart/error.html``.
 
     Args:
-        code: tells of this code in place of the error's own.
-        retry: the page's button, where it leads and what it says; none if no button of
-            ours can help.
-        server_name: the organisation the page speaks of, if that is known.
+        code: shown instead of the error's own.
+        retry: the page's button; ``None`` if no button can help.
+        server_name: the organisation that the page names, if it is known.
         kind: how the launch began (``Launch.Kind``), for advice that differs.
         extra: further values for the template.
     """
@@ -71,45 +81,12 @@ def render_error(
     return harden(response)
 
 
-def harden(response: HttpResponse) -> HttpResponse:
-    """
-    Keep the page out of caches, and its address out of ``Referer`` (CALL-10).
-
-    The pages themselves then relax this to ``strict-origin`` by a ``meta`` element:
-    with ``no-referrer`` browsers send "Origin: null" with a page's forms (a site's
-    sign-out button, say), which Django's CSRF check refuses.
-    """
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    return response
-
-
-# Of the EHR's making.  What the code of the page did wrong is left to the site's own
-# report of errors.
-_TROUBLE = (
-    BearerBoundaryError,
-    DiscoveryError,
-    FHIRStatusError,
-    MalformedFHIRResponseError,
-    ReauthorizationRequiredError,
-    RefreshBusyError,
-    TokenError,
-    TransportError,
-)
-_PASSING = (FHIRUnavailableError, RefreshBusyError)
-
-
-def is_trouble(error: SMARTError) -> bool:
-    """Whether *error* is the EHR's, so that a page of ours tells of it best."""
-    return isinstance(error, _TROUBLE)
-
-
 def render_trouble(
     request: HttpRequest, error: SMARTError, launch: Launch
 ) -> HttpResponse:
-    """The page that tells of *error*, which a view met with the grant of *launch*."""
+    """Render the page for *error*, raised in a view that used *launch*."""
     page = get_page(request)
-    if can_pass(error) or isinstance(error, _PASSING):
+    if can_pass(error):
         retry = try_again(page) if page else None
     else:
         retry = connect_again(launch, next_url=page)
@@ -120,3 +97,21 @@ def render_trouble(
         server_name=launch.registration.server.name,
         kind=launch.kind,
     )
+
+
+def is_trouble(error: SMARTError) -> bool:
+    """Whether the EHR caused *error*, so that our page explains it best."""
+    return isinstance(error, _TROUBLE)
+
+
+def harden(response: HttpResponse) -> HttpResponse:
+    """
+    Keep the page out of caches, and its address out of ``Referer`` (CALL-10).
+
+    The pages themselves relax this to ``strict-origin`` with a ``meta`` element: under
+    ``no-referrer``, browsers send "Origin: null" with a page's forms (a site's sign-out
+    button, say), which Django's CSRF check refuses.
+    """
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

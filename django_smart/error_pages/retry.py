@@ -1,4 +1,4 @@
-"""The button of an error page: it leads somewhere useful, and says where."""
+"""The button of an error page: where it leads, and its label."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import (
     DiscoveryStatusError,
+    FHIRUnavailableError,
+    RefreshBusyError,
     ServerTimeoutError,
     ServerUnreachableError,
     SMARTError,
@@ -36,6 +38,8 @@ __all__ = [
 
 _PASSING = (
     DiscoveryStatusError,
+    FHIRUnavailableError,
+    RefreshBusyError,
     ServerTimeoutError,
     ServerUnreachableError,
     TokenServerError,
@@ -45,10 +49,54 @@ _PASSING = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
-    """Where a button leads, and what it says."""
+    """A button."""
 
     url: str = field(repr=False)  # may hold the EHR's launch value
     label: StrOrPromise
+
+
+def try_again(url: str) -> Retry:
+    """The same address again."""
+    return Retry(url=url, label=_("Try again"))
+
+
+def connect_again(launch: Launch | None, *, next_url: str = "") -> Retry | None:
+    """
+    The same organisation again; ``None`` unless the launch began on this site.
+
+    An EHR launch begins in the EHR, where no button of this site leads.
+    """
+    if launch is None or launch.kind != Launch.Kind.STANDALONE:
+        return None
+    registration = launch.registration
+    standalone = ClientRegistration.objects.standalone().filter(pk=registration.pk)
+    if not standalone.exists():
+        return None
+    return Retry(
+        url=build_login_url(server=registration.server.slug, next_url=next_url),
+        label=_("Connect again"),
+    )
+
+
+def connect_records(*, next_url: str = "") -> Retry | None:
+    """The picker, for somebody without a launch; ``None`` if it would be empty."""
+    if not ClientRegistration.objects.standalone().exists():
+        return None
+    return Retry(
+        url=build_login_url(next_url=next_url), label=_("Connect your records")
+    )
+
+
+def choose_organisation(*, next_url: str = "") -> Retry:
+    """The picker, for somebody who started on this site."""
+    return Retry(
+        url=build_login_url(next_url=next_url), label=_("Choose an organisation")
+    )
+
+
+def can_pass(error: SMARTError) -> bool:
+    """Whether the same request may succeed a little later."""
+    return isinstance(error, _PASSING)
 
 
 def build_login_url(*, server: str = "", next_url: str = "") -> str:
@@ -61,49 +109,5 @@ def build_login_url(*, server: str = "", next_url: str = "") -> str:
 
 
 def get_page(request: HttpRequest) -> str:
-    """The page to come back to; empty if it is none that can be asked for again."""
+    """The page to come back to; empty unless it can be requested again."""
     return request.get_full_path() if request.method == "GET" else ""
-
-
-def can_pass(error: SMARTError) -> bool:
-    """Whether the same request may succeed a little later."""
-    return isinstance(error, _PASSING)
-
-
-def try_again(url: str) -> Retry:
-    """The same once more."""
-    return Retry(url=url, label=_("Try again"))
-
-
-def choose_organisation(*, next_url: str = "") -> Retry:
-    """The picker, for those who were on their way from this site."""
-    return Retry(
-        url=build_login_url(next_url=next_url), label=_("Choose an organisation")
-    )
-
-
-def connect_records(*, next_url: str = "") -> Retry | None:
-    """The picker, for those without a launch; ``None`` if there is nothing to pick."""
-    if not ClientRegistration.objects.standalone().exists():
-        return None
-    return Retry(
-        url=build_login_url(next_url=next_url), label=_("Connect your records")
-    )
-
-
-def connect_again(launch: Launch | None, *, next_url: str = "") -> Retry | None:
-    """
-    The same organisation once more, if the launch began on this site.
-
-    An EHR launch begins in the EHR: no button of ours can start it.
-    """
-    if launch is None or launch.kind != Launch.Kind.STANDALONE:
-        return None
-    registration = launch.registration
-    standalone = ClientRegistration.objects.standalone().filter(pk=registration.pk)
-    if not standalone.exists():
-        return None
-    return Retry(
-        url=build_login_url(server=registration.server.slug, next_url=next_url),
-        label=_("Connect again"),
-    )

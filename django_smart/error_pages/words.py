@@ -1,4 +1,4 @@
-"""What error pages say: of each error, and of how a launch ended."""
+"""The texts of error pages: for each error code, and for each reason of an end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENDINGS: Mapping[str, StrOrPromise] = {
     ),
     "user_changed": _("Another user signed in here."),
 }
-"""By the reason a launch ended with; what has no entry needs no further words."""
+"""Why a launch ended, by the reason it has; other reasons need no explanation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ class ByKind:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words:
     """
-    One entry.
+    The texts of one error code.
 
     Attributes:
         title: a sentence without a full stop; ``%(Server)s`` at its beginning and
@@ -117,7 +117,7 @@ _LOOK_AGAIN = _(
 _ASK_ADMINISTRATOR = _("Ask the administrators of this site.")
 
 DEFAULT = Words(title=_("That did not work"), advice=_TELL_SUPPORT)
-"""For what nobody should meet: see the test for the list."""
+"""For errors that no page should meet; a test lists them."""
 
 WORDS: Mapping[str, Words] = {
     # Before anything was sent
