@@ -1,4 +1,4 @@
-"""This site's public keys."""
+"""This site's public keys, and the address at which Django serves them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from ..models import SigningKey
 from ..servers.signing_keys import JWKS_MAX_AGE
 
 __all__ = [
-    "PARAMETER",
-    "SEEN_AS",
+    "PROBE_PARAMETER",
+    "SEEN_AS_HEADER",
     "JWKSView",
-    "answer_probe",
     "build_probe",
 ]
+
+PROBE_PARAMETER = "probe"
+"""The query parameter with which the doctor asks for :data:`SEEN_AS_HEADER`."""
+SEEN_AS_HEADER = "Smart-Seen-As"
+"""The response header: the address as Django sees it, without its query."""
+_PROBE = "how do you see me"
+_PROBE_LIFETIME = timedelta(minutes=1)
 
 
 # Public: EHRs fetch it without credentials, and need neither session nor cookie.  The
@@ -38,35 +44,26 @@ class JWKSView(View):
         seconds = int(JWKS_MAX_AGE.total_seconds())
         response.headers["Cache-Control"] = f"public, max-age={seconds}"
         response.headers["Access-Control-Allow-Origin"] = "*"
-        if (seen_as := answer_probe(request)) is not None:
-            response.headers[SEEN_AS] = seen_as
+        if _is_probe(request):
+            seen_as = request.build_absolute_uri(request.path)
+            response.headers[SEEN_AS_HEADER] = seen_as
         return response
 
 
-PARAMETER = "probe"
-"""The query parameter of the request."""
-SEEN_AS = "Smart-Seen-As"
-"""The header of the answer: the address as Django sees it, without its query."""
-
-_WORD = "how do you see me"
-_LIFETIME = timedelta(minutes=1)
-
-
 def build_probe() -> str:
-    """The value of the parameter, good for a minute."""
-    return _get_signer().sign(_WORD)
+    """The value of the parameter, valid for a minute."""
+    return _get_signer().sign(_PROBE)
 
 
-def answer_probe(request: HttpRequest) -> str | None:
-    """The value of the header; ``None`` for a request that is not the doctor's."""
-    probe = request.GET.get(PARAMETER)
-    if not probe:
-        return None
+def _is_probe(request: HttpRequest) -> bool:
+    """Whether the doctor of this site sent *request*."""
     try:
-        _get_signer().unsign(probe, max_age=_LIFETIME)
+        _get_signer().unsign(
+            request.GET.get(PROBE_PARAMETER, ""), max_age=_PROBE_LIFETIME
+        )
     except signing.BadSignature:
-        return None
-    return request.build_absolute_uri(request.path)
+        return False
+    return True
 
 
 def _get_signer() -> signing.TimestampSigner:

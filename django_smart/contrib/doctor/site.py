@@ -17,7 +17,7 @@ from ...models import SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPResponse
 from ...servers.signing_keys import OVERLAP
-from ...views.jwks import PARAMETER, SEEN_AS, build_probe
+from ...views.jwks import PROBE_PARAMETER, SEEN_AS_HEADER, build_probe
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 
@@ -80,11 +80,11 @@ def probe_site(origin: str, *, signs: bool) -> list[Finding]:
     url = origin + path
     try:
         answer = ask(
-            build_jwks_request(f"{url}?{urlencode({PARAMETER: build_probe()})}")
+            build_jwks_request(f"{url}?{urlencode({PROBE_PARAMETER: build_probe()})}")
         )
     except TransportError as exc:
         return [_build_unreachable(url, exc, signs=signs)]
-    seen_as = answer.headers.get(SEEN_AS.lower())
+    seen_as = answer.headers.get(SEEN_AS_HEADER.lower())
     try:
         if seen_as is None:
             raise DiscoveryError("it is not this site that answers")
