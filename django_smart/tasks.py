@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from celery import shared_task
+from django.utils import timezone
 
 from .grants import engine
 from .launches.purge import purge as _purge
-from .models import task_run
+from .models import TaskRun
+from .models.task_run import BEAT_TASK
 from .servers import discovery, signing_keys
 
 __all__ = [
@@ -51,7 +53,7 @@ def revoke_grants(grant_ids: Sequence[int]) -> None:
 @shared_task(ignore_result=True)
 def refresh_servers() -> None:
     """Fetch configurations and keys again before they are outdated."""
-    task_run.note_beat()
+    TaskRun.objects.note(BEAT_TASK, now=timezone.now())
     discovery.refresh_servers()
 
 

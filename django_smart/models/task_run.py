@@ -1,11 +1,10 @@
-"""When workers last did what Celery beat asks them for."""
+"""When workers last ran what Celery beat sends."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
 from django.db import models
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 __all__ = [
@@ -13,29 +12,33 @@ __all__ = [
     "LONGEST_SILENCE",
     "TaskRun",
     "TaskRunQuerySet",
-    "note_beat",
 ]
+
+BEAT_TASK = "refresh_servers"
+"""The task that is noted: beat sends it every two minutes."""
+LONGEST_SILENCE = timedelta(minutes=10)
+"""Five times as long: after that, beat or the workers are taken to be down."""
 
 
 class TaskRunQuerySet(models.QuerySet["TaskRun"]):
     """Runs by the name of their task."""
 
     def note(self, name: str, *, now: datetime) -> None:
-        """Write that the task *name* was run."""
+        """Store that the task *name* ran."""
         # Nearly always one UPDATE; two workers at the very first run find one row.
         if not self.filter(name=name).update(ran_at=now):
             self.get_or_create(name=name, defaults={"ran_at": now})
 
     def get_time(self, name: str) -> datetime | None:
-        """When *name* was last run; ``None`` if that never happened."""
+        """When *name* last ran; ``None`` if it never did."""
         return self.filter(name=name).values_list("ran_at", flat=True).first()
 
 
 class TaskRun(models.Model):
     """
-    The last run of one task that Celery beat sends: a sign that beat and workers live.
+    The last run of one task that Celery beat sends: a sign that beat and workers run.
 
-    Neither can be asked: a broker knows of neither beat nor what its workers did.
+    The broker cannot say: it knows neither beat nor what the workers did.
     """
 
     name = models.CharField(_("task"), max_length=100, unique=True)
@@ -50,14 +53,3 @@ class TaskRun(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-BEAT_TASK = "refresh_servers"
-"""The task that leaves the sign: one that beat sends every other minute."""
-LONGEST_SILENCE = timedelta(minutes=10)
-"""Five times that, after which beat or the workers do not run."""
-
-
-def note_beat() -> None:
-    """Leave the sign."""
-    TaskRun.objects.note(BEAT_TASK, now=timezone.now())
