@@ -20,4 +20,4 @@ class DjangoSMARTConfig(AppConfig):
         from .launches import sign_out
 
         checks.register_all()
-        sign_out.connect()
+        sign_out.connect_receivers()

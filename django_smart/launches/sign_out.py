@@ -1,4 +1,8 @@
-"""Sign-out at the EHR as well, where its server is set to it."""
+"""
+Sign-out: what it ends here, and whether it ends the EHR's session as well.
+
+A change of user without a sign-out ends what the other user had open, too.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +21,24 @@ from ..protocol.urls import get_origin
 from .browser import get_browser
 from .request_state import get_request_state
 
-__all__ = [
-    "connect",
-    "find_end_session_url",
-]
+__all__ = ["connect_receivers", "find_end_session_url"]
 
 
 def find_end_session_url(
     browser_digests: Collection[str], *, user_id: Any, return_to: str
 ) -> str | None:
     """
-    Where the EHR ends the session of who signed in with it, in this browser.
+    The URL at which the EHR ends the session of whoever signed in with it here.
 
     Call it before the launches of the browser are ended.  Nothing is fetched.
 
     Args:
-        user_id: who is signed in; other people's launches are not looked at.
+        user_id: who is signed in; launches of other users do not count.
         return_to: path of this site, or URL, that the EHR sends the browser to.
 
     Returns:
-        ``None`` unless the latest sign-in was at a server with ``rp_initiated_logout``
-        that is known to have an ``end_session_endpoint``.
+        ``None`` unless the latest sign-in in this browser was at a server with
+        ``rp_initiated_logout`` that is known to have an ``end_session_endpoint``.
 
     Spec: OpenID Connect RP-Initiated Logout 1.0.
     """
@@ -61,7 +62,7 @@ def find_end_session_url(
     configuration = registration.server.read_configuration()
     if configuration is None or configuration.end_session_endpoint is None:
         return None
-    # The site as this EHR knows it.
+    # This site's origin as the EHR knows it.
     origin = get_origin(registration.redirect_uri)
     return build_end_session_url(
         configuration.end_session_endpoint,
@@ -70,8 +71,8 @@ def find_end_session_url(
     )
 
 
-def connect() -> None:
-    """Called once, when the app is ready."""
+def connect_receivers() -> None:
+    """Listen to Django's signals; called once, when the app is ready."""
     user_logged_out.connect(
         _end_launches_of_browser, dispatch_uid="django_smart.user_logged_out"
     )
@@ -113,7 +114,7 @@ def _end_launches_of_others(
 
 
 def _leave_prefix(request: HttpRequest) -> None:
-    """Let the view go on to a page of the site: those of the launch are closed."""
+    """Let the view redirect to a page of the site: those of the launch are closed."""
     prefix = get_request_state(request).prefix
     if prefix is not None:
         prefix.leave()
