@@ -1,7 +1,8 @@
 """
 The outermost middleware: launch prefix, ``request.smart`` and the browser cookie.
 
-It has no rules of its own: which launch a request may use is :mod:`.context`'s matter.
+It has no rules of its own: :mod:`.launches.context` decides which launch a request may
+use.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class SMARTMiddleware:
     def process_exception(
         self, request: HttpRequest, exception: Exception
     ) -> HttpResponseBase | None:
-        """Tell of trouble with the EHR; a transaction of the view's is rolled back."""
+        """Render trouble with the EHR; a transaction of the view is rolled back."""
         if not isinstance(exception, SMARTError):
             return None
         state = get_request_state(request)
