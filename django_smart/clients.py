@@ -35,62 +35,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def build_async_client(client: FHIRClient) -> AsyncFHIRClient:
-    """
-    *client* for async code: what sends something is awaited.
-
-    Each call runs in a thread, several at a time; a connection to the database that a
-    refresh needed there is closed as at the end of a request.
-    """
-    return AsyncFHIRClient(client, after=close_old_connections)
-
-
-def backend_client_for(registration: ClientRegistration) -> FHIRClient:
-    """
-    A client of a backend service: this site itself, with ``system/`` scopes.
-
-    Nothing is sent before the first request.  The access token is shared by all
-    processes and replaced shortly before it ends, by one of them.
-
-    Args:
-        registration: with a ``system_scope``, authenticating by ``private_key_jwt``.
-
-    Returns:
-        A client that gets its tokens by itself; threads may share it.
-
-    Raises:
-        InactiveRegistrationError: *registration* or its server is switched off, or has
-            no ``system_scope``.
-        CredentialsError: it has another method than ``private_key_jwt`` (BACK-01).
-
-    Spec: SMART App Launch 2.2, "Backend Services".
-    """
-    service = BackendService(registration)
-    server = registration.server
-
-    def get_scopes() -> ScopeSet:
-        # Before the first token what is asked for is all that is known.
-        grant = service.grant
-        return _parse(grant.scope if grant else registration.system_scope)
-
-    def tell(exchange: FHIRExchange) -> None:
-        _tell(exchange, grant=service.grant, launch=None, patient_id=None)
-
-    return FHIRClient(
-        base_url=server.base_url,
-        get_access_token=sensitive_variables()(service.get_access_token),
-        renew_access_token=sensitive_variables()(service.renew_access_token),
-        boundary=_get_boundary(server),
-        send=send,
-        open_stream=open_stream,
-        call_limit=whole_call_seconds(),
-        patient_id=None,
-        get_scopes=get_scopes,
-        on_missing_scope=_get_scope_check(),
-        on_request=tell,
-    )
+_audit = logging.getLogger("django_smart.audit")
 
 
 def fhir_client_for(
@@ -101,16 +46,16 @@ def fhir_client_for(
     grant: TokenGrant | None = None,
 ) -> FHIRClient:
     """
-    A client with a grant that was given earlier, while nobody is signed in.
+    A client with a grant that was given earlier, for when nobody is signed in.
 
     Args:
         user, server: whose offline grant, and where; exactly one has to match.
         patient_id: only a grant for this patient.
-        grant: this grant, and no search.
+        grant: use this grant, without a search.
 
     Returns:
-        A client that refreshes its token by itself; for the grant of a backend service,
-        as :func:`backend_client_for`.
+        A client that refreshes its token automatically; for the grant of a backend
+        service, as :func:`backend_client_for`.
 
     Raises:
         NoGrantError: no usable grant matches, or *grant* has ended.
@@ -126,7 +71,7 @@ def fhir_client_for(
     if user is None or server is None:
         raise TypeError("fhir_client_for() takes a user and a server, or a grant.")
     if user.pk is None:
-        # Nobody is signed in; a look-up would find the grants that have no user.
+        # Nobody is signed in; a lookup would find the grants that have no user.
         raise NoGrantError("An anonymous user has no grants.")
     grants = (
         TokenGrant.objects.usable()
@@ -147,6 +92,52 @@ def fhir_client_for(
     return build_fhir_client(matching[0])
 
 
+def backend_client_for(registration: ClientRegistration) -> FHIRClient:
+    """
+    A client for a backend service: this site itself, with ``system/`` scopes.
+
+    Nothing is sent before the first request.  The access token is shared by all
+    processes and replaced shortly before it ends, by one of them.
+
+    Args:
+        registration: with a ``system_scope``, authenticating by ``private_key_jwt``.
+
+    Returns:
+        A client that gets its tokens automatically; threads may share it.
+
+    Raises:
+        InactiveRegistrationError: *registration* or its server is switched off, or has
+            no ``system_scope``.
+        CredentialsError: it has another method than ``private_key_jwt`` (BACK-01).
+
+    Spec: SMART App Launch 2.2, "Backend Services".
+    """
+    service = BackendService(registration)
+    server = registration.server
+
+    def get_scopes() -> ScopeSet:
+        # Before the first token, only the requested scope is known.
+        grant = service.grant
+        return _parse(grant.scope if grant else registration.system_scope)
+
+    def report(exchange: FHIRExchange) -> None:
+        _report(exchange, grant=service.grant, launch=None, patient_id=None)
+
+    return FHIRClient(
+        base_url=server.base_url,
+        get_access_token=sensitive_variables()(service.get_access_token),
+        renew_access_token=sensitive_variables()(service.renew_access_token),
+        boundary=_get_boundary(server),
+        send=send,
+        open_stream=open_stream,
+        call_limit=whole_call_seconds(),
+        patient_id=None,
+        get_scopes=get_scopes,
+        on_missing_scope=_get_scope_check(),
+        on_request=report,
+    )
+
+
 def build_fhir_client(
     grant: TokenGrant,
     *,
@@ -161,15 +152,15 @@ def build_fhir_client(
 
     Args:
         launch: whose requests they are, for the signal.
-        base_url: another FHIR endpoint that the token is good for (RESP-20), where
+        base_url: another FHIR endpoint that accepts the token (RESP-20), where
             *patient_id* is the patient and *scopes* are granted.
-        send: another way out, such as one that ends earlier.
+        send: another way to send, such as one with less time.
     """
     server = grant.registration.server
     patient_id = patient_id if base_url else grant.patient_id or None
 
-    def tell(exchange: FHIRExchange) -> None:
-        _tell(exchange, grant=grant, launch=launch, patient_id=patient_id)
+    def report(exchange: FHIRExchange) -> None:
+        _report(exchange, grant=grant, launch=launch, patient_id=patient_id)
 
     def get_scopes() -> ScopeSet:
         return _parse(grant.scope) if scopes is None else scopes
@@ -186,55 +177,18 @@ def build_fhir_client(
         patient_id=patient_id,
         get_scopes=get_scopes,
         on_missing_scope=_get_scope_check(),
-        on_request=tell,
+        on_request=report,
     )
 
 
-def _tell(
-    exchange: FHIRExchange,
-    *,
-    grant: TokenGrant | None,
-    launch: Launch | None,
-    patient_id: str | None,
-) -> None:
-    note_exchange(exchange, grant=grant, launch=launch, patient_id=patient_id)
-    fhir_request_finished.send(
-        sender=FHIRClient, exchange=exchange, grant=grant, launch=launch
-    )
+def build_async_client(client: FHIRClient) -> AsyncFHIRClient:
+    """
+    Wrap *client* for async code, which awaits whatever sends a request.
 
-
-# A process meets a few texts, and each client would read its own anew.
-_parse = lru_cache(maxsize=64)(ScopeSet.parse)
-
-
-def _get_scope_check() -> Callable[[str], None] | None:
-    """What is done about a request that the granted scopes do not allow."""
-    checks = {"warn": _warn_of_scope, "raise": _refuse_scope}
-    return checks.get(conf.SMART_SCOPE_CHECK)
-
-
-def _warn_of_scope(missing: str) -> None:
-    logger.warning(
-        "A FHIR request needs the scope %s, which was not granted: ask for it in the "
-        "registration, or ask for less.",
-        missing,
-    )
-
-
-def _refuse_scope(missing: str) -> None:
-    raise InsufficientScopeError(
-        f"The request needs the scope {missing}, which was not granted; nothing was "
-        "sent.",
-        missing=missing,
-    )
-
-
-def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:
-    is_origin = server.bearer_boundary == server.BearerBoundary.ORIGIN
-    return "origin" if is_origin else "base"
-
-
-_audit = logging.getLogger("django_smart.audit")
+    Each call runs in a thread, several at a time; a database connection that a refresh
+    opened there is closed as at the end of a request.
+    """
+    return AsyncFHIRClient(client, after=close_old_connections)
 
 
 def note_exchange(
@@ -245,10 +199,10 @@ def note_exchange(
     patient_id: str | None,
 ) -> None:
     """
-    Write the line of *exchange*.
+    Write the audit line of *exchange*.
 
     Args:
-        grant: whose token it was; ``None`` if there was none yet.
+        grant: whose token was used; ``None`` if there was none yet.
         launch: whose request it was; ``None`` in background work.
         patient_id: of the patient in context, if there is one.
     """
@@ -279,3 +233,47 @@ def note_exchange(
             "request_id": exchange.request_id,
         },
     )
+
+
+def _report(
+    exchange: FHIRExchange,
+    *,
+    grant: TokenGrant | None,
+    launch: Launch | None,
+    patient_id: str | None,
+) -> None:
+    note_exchange(exchange, grant=grant, launch=launch, patient_id=patient_id)
+    fhir_request_finished.send(
+        sender=FHIRClient, exchange=exchange, grant=grant, launch=launch
+    )
+
+
+# A process sees few different scopes, and each client would parse its own again.
+_parse = lru_cache(maxsize=64)(ScopeSet.parse)
+
+
+def _get_scope_check() -> Callable[[str], None] | None:
+    """What to do about a request that the granted scopes do not allow."""
+    checks = {"warn": _warn_of_scope, "raise": _refuse_scope}
+    return checks.get(conf.SMART_SCOPE_CHECK)
+
+
+def _warn_of_scope(missing: str) -> None:
+    logger.warning(
+        "A FHIR request needs the scope %s, which was not granted: ask for it in the "
+        "registration, or ask for less.",
+        missing,
+    )
+
+
+def _refuse_scope(missing: str) -> None:
+    raise InsufficientScopeError(
+        f"The request needs the scope {missing}, which was not granted; nothing was "
+        "sent.",
+        missing=missing,
+    )
+
+
+def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:
+    is_origin = server.bearer_boundary == server.BearerBoundary.ORIGIN
+    return "origin" if is_origin else "base"

@@ -1,4 +1,4 @@
-"""Endings: of launches, and of the grants nothing needs any more."""
+"""Ending launches and the grants that nothing needs any more, and revoking those."""
 
 from __future__ import annotations
 
@@ -39,18 +39,17 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
-# The error of RFC 6749 section 5.2 that is not about the token: with another secret or
-# key the same request may do.
+# The error of RFC 6749 section 5.2 that is not about the token: the same request may
+# succeed with another secret or key.
 _CLIENT_REFUSED = "invalid_client"
 
 
 def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> list[int]:
     """
-    End *launches*, and here the grants that do not outlive them.
+    End *launches*, and the grants that do not outlive them.
 
     Returns:
-        Primary keys of the grants whose tokens the EHR has to be told of.
+        Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     grant_ids = list(
         launches.open()
@@ -81,10 +80,10 @@ def end_idlest_launches(
     """
     Keep a browser to ``SMART_LAUNCHES_PER_BROWSER``, of which *launch* is the newest.
 
-    Two that are finished at one moment do not see each other; the next one sees both.
+    Two that complete at the same moment do not see each other; the next one sees both.
 
     Returns:
-        Primary keys of the grants whose tokens the EHR has to be told of.
+        Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     others = (
         Launch.objects.of_browser(browser_digests)
@@ -100,12 +99,24 @@ def end_idlest_launches(
     return end_launches(launches, reason="too_many_open", now=now)
 
 
+def disconnect_grant(grant: TokenGrant) -> list[int]:
+    """
+    End one grant, and the launches that use it, because its owner wants that.
+
+    Returns:
+        Primary keys of the grants whose tokens are to be revoked at the EHR.
+    """
+    now = timezone.now()
+    Launch.objects.filter(grant=grant).end(reason="disconnected", now=now)
+    return _end_grants([grant.pk], now=now)
+
+
 def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
     """
     End the older offline grants that *grant* replaces and no live launch uses.
 
     Returns:
-        Primary keys of the grants whose tokens the EHR has to be told of.
+        Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     if not grant.is_offline or grant.user_id is None:
         return []
@@ -136,27 +147,26 @@ def find_unused_grants(now: datetime) -> QuerySet[TokenGrant]:
     )
 
 
-def disconnect_grant(grant: TokenGrant) -> list[int]:
+def enqueue_revocations(grant_ids: Sequence[int]) -> None:
     """
-    End one grant, and the launches that use it, because its owner wants it.
+    Have a worker revoke these grants at their EHRs, after the transaction.
 
-    Returns:
-        Primary keys of the grants whose tokens the EHR has to be told of.
+    Without a broker nothing is lost: ``purge`` finds what is left open.
     """
-    now = timezone.now()
-    Launch.objects.filter(grant=grant).end(reason="disconnected", now=now)
-    return _end_grants([grant.pk], now=now)
+    if grant_ids:
+        transaction.on_commit(lambda: _hand_to_worker(list(grant_ids)))
 
 
 def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool:
     """
-    Tell the EHR that an ended grant's tokens are not needed, then drop them (SEC-12).
+    Revoke an ended grant's tokens at the EHR, then delete them here (SEC-12).
 
     Args:
-        away: primary keys of servers that do not answer; this one is added if it is.
+        away: primary keys of servers that do not answer; this one is added if it does
+            not either.
 
     Returns:
-        Whether the matter is closed; if not, the worker tries again later.
+        Whether nothing is left to do; if not, the next purge tries again.
     """
     if not grant.is_revocation_pending:
         return True
@@ -175,13 +185,13 @@ def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool
 
 def revoke_tokens(grant: TokenGrant) -> None:
     """
-    Tell the EHR that the tokens *grant* holds are not needed; its row stays as it is.
+    Revoke the tokens of *grant* at the EHR; its row stays as it is.
 
-    Returns if the EHR was told, or offers no way to.
+    Returns also if the EHR offers no revocation.
 
     Raises:
-        TransportError, DiscoveryError, TokenError, CredentialsError: it could not be
-            told, or did not say that it has understood.
+        TransportError, DiscoveryError, TokenError, CredentialsError: the EHR could not
+            be asked, or did not confirm.
     """
     configuration = get_configuration(grant.registration.server)
     endpoint = configuration.revocation_endpoint
@@ -216,7 +226,7 @@ def _send_revocations(
         except TokenResponseError as exc:
             if exc.error == _CLIENT_REFUSED:
                 raise
-            # It is the token that was refused, and that will not get better.
+            # The token itself was refused, and will be again.
             logger.warning("Grant %s: its revocation was refused", grant.pk)
 
 
@@ -224,7 +234,7 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
     grants = list(TokenGrant.objects.active().filter(pk__in=list(grant_ids)))
     ended = []
     for grant in grants:
-        # One by one: a grant that ended elsewhere meanwhile is not told of twice.
+        # One by one: a grant that ended elsewhere meanwhile is not revoked twice.
         if TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now):
             grant.status = TokenGrant.Status.REVOKED
             transaction.on_commit(
@@ -236,16 +246,6 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
 
 def _grants_in_use(now: datetime) -> QuerySet[Any, Any]:
     return Launch.objects.live(now).filter(grant__isnull=False).values("grant_id")
-
-
-def enqueue_revocations(grant_ids: Sequence[int]) -> None:
-    """
-    Have the EHRs told, by a worker and after the transaction.
-
-    Without a broker nothing is lost: ``purge`` finds what is left open.
-    """
-    if grant_ids:
-        transaction.on_commit(lambda: _hand_to_worker(list(grant_ids)))
 
 
 def _hand_to_worker(grant_ids: list[int]) -> None:

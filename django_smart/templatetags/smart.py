@@ -34,8 +34,14 @@ __all__ = [
     "smart_url",
 ]
 
-
 register = template.Library()
+
+_SEXES: dict[str, StrOrPromise] = {
+    "female": _("Female"),
+    "male": _("Male"),
+    "other": _("Other"),
+    "unknown": _("Unknown"),
+}
 
 
 @register.simple_tag
@@ -57,12 +63,12 @@ def smart_style(context: Context, nonce: Any = "") -> SafeString:
     ``:root``; nothing if the EHR has no style, or none that can be used.
 
     Args:
-        nonce: of the page's Content-Security-Policy, if that wants one.
+        nonce: of the page's Content-Security-Policy, if that requires one.
     """
     style = _get_style(context.get("request"))
     if not style:
         return SafeString()
-    # Each value was written by our own grammar; escaping would be no CSS any more.
+    # Each value passed our own grammar; escaping would break the CSS.
     css = mark_safe(style.to_css())  # noqa: S308
     if nonce:
         return format_html('<style nonce="{}">{}</style>', nonce, css)
@@ -74,13 +80,13 @@ def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str
     """
     Who the patient is: ``{% patient_banner patient %}``.
 
-    Nothing where the EHR has said that its own window shows it; where it has said
-    nothing, the banner is there (RESP-13).
+    Empty if the EHR said that its own window shows the patient; shown if it said
+    nothing (RESP-13).
 
     Args:
         patient: the ``Patient`` that was read; ``None`` if that failed, which the
             banner then says.
-        heading: level of the heading that the name is, 1 to 6.
+        heading: level of the heading with the name, 1 to 6.
     """
     if heading not in range(1, 7):
         raise template.TemplateSyntaxError("a heading is of level 1 to 6")
@@ -95,42 +101,15 @@ def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str
     }
 
 
-def _needs_banner(request: Any) -> bool:
-    """Only a clear "false" says that the EHR shows the patient itself."""
-    try:
-        smart = getattr(request, "smart", None)
-        return not smart or smart.need_patient_banner is not False
-    except SynchronousOnlyOperation:
-        # An async view that has not looked for its launch.
-        return True
-
-
-def _get_style(request: Any) -> SMARTStyle | None:
-    smart = getattr(request, "smart", None)
-    try:
-        return smart.style if smart else None
-    except SynchronousOnlyOperation:
-        # An async view that asked for no launch needs no style either.
-        return None
-
-
-_SEXES: dict[str, StrOrPromise] = {
-    "female": _("Female"),
-    "male": _("Male"),
-    "other": _("Other"),
-    "unknown": _("Unknown"),
-}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PatientFacts:
     """
-    What tells one patient from another; empty where the EHR says nothing.
+    What distinguishes one patient from another; empty where the EHR says nothing.
 
     Attributes:
         patient_id: id of the FHIR resource.
         age: in words; at death if the patient has died.
-        died: ``True``, or the date where it is known.
+        died: ``True``, or the date if it is known.
         mrn: the medical record number.
     """
 
@@ -147,28 +126,47 @@ def build_patient_facts(
     patient: Mapping[str, Any], *, today: datetime.date
 ) -> PatientFacts:
     """
-    Read a ``Patient``; odd values are left out, never an error.
+    Read a ``Patient``; odd values are left out and never raise.
 
     Spec: FHIR R4, "Patient".
     """
     birth_date = parse_date(patient.get("birthDate"))
     died_at = parse_date(patient.get("deceasedDateTime"))
     died = died_at or patient.get("deceasedBoolean") is True
-    # Somebody who died grows no older; without the date, no age is right.
+    # Age stops at death; without the date of death, no age is right.
     until = died_at or parse_date(today)
     return PatientFacts(
         patient_id=read_text(patient.get("id")),
         name=get_name(patient, today=today),
         birth_date=birth_date,
-        age="" if died is True else _tell_age(birth_date, until),
+        age="" if died is True else _format_age(birth_date, until),
         sex=_SEXES.get(read_text(patient.get("gender")), ""),
         mrn=_find_mrn(patient.get("identifier")),
         died=died,
     )
 
 
-def _tell_age(birth_date: PartialDate | None, until: PartialDate | None) -> str:
-    """An age in words; "about" where one of the days is not known."""
+def _get_style(request: Any) -> SMARTStyle | None:
+    smart = getattr(request, "smart", None)
+    try:
+        return smart.style if smart else None
+    except SynchronousOnlyOperation:
+        # An async view that did not load its launch needs no style either.
+        return None
+
+
+def _needs_banner(request: Any) -> bool:
+    """Only a clear "false" says that the EHR shows the patient itself."""
+    try:
+        smart = getattr(request, "smart", None)
+        return not smart or smart.need_patient_banner is not False
+    except SynchronousOnlyOperation:
+        # An async view that did not load its launch.
+        return True
+
+
+def _format_age(birth_date: PartialDate | None, until: PartialDate | None) -> str:
+    """An age in words, with "about" if one of the days is not known."""
     if birth_date is None or until is None:
         return ""
     born, today = birth_date.first_day, until.first_day
@@ -187,7 +185,7 @@ def _tell_age(birth_date: PartialDate | None, until: PartialDate | None) -> str:
 
 
 def _find_mrn(identifiers: object) -> str:
-    """The identifier of type ``MR``, one that is not old before others."""
+    """The identifier of type ``MR``; one that is not old, if there is one."""
     found = [
         each
         for each in iter_mappings(identifiers)

@@ -61,117 +61,9 @@ __all__ = [
     "go_to_server",
 ]
 
-
-# In the address once a cookie was set: if none comes back then, none ever will.
+# The parameter that says that a cookie was set: if none comes back now, none ever will.
 _TRIED = "cookies"
-
-
-def enter_frame(
-    request: HttpRequest, server: FHIRServer, *, url: str = ""
-) -> HttpResponse | None:
-    """
-    Make sure that a launch can be finished in the frame it was started in.
-
-    Nothing of the launch is touched before: another window is another cookie jar, and
-    the EHR's ``launch`` value can be used once only.
-
-    Args:
-        url: where the launch begins in a new window; by default the request's address.
-
-    Returns:
-        ``None`` to go on.  Else the answer: the same address once more, with a cookie,
-        or the button "Open in a new window".
-    """
-    if not is_framed(request):
-        return None
-    browser = get_browser(request)
-    if not may_embed(server) or browser.frame not in (None, server.pk):
-        # The page around the frame is not this server's.
-        return _offer_window(request, server, url=url)
-    set_frame(request, server)
-    if not server.authorize_in_frame:
-        return _offer_window(request, server, url=url)
-    came_back = browser.digest is not None
-    if is_same_site(request):
-        browser.ensure()
-    else:
-        came_back = browser.frame is not None
-        browser.enter_frame(server.pk)
-    if came_back:
-        return None
-    if _TRIED in request.GET or request.method != "GET":
-        return _offer_window(request, server, url=url)
-    return harden(HttpResponseRedirect(_build_url(request, tried=True)))
-
-
-def _offer_window(
-    request: HttpRequest, server: FHIRServer, *, url: str
-) -> HttpResponse:
-    """
-    The button that leads out of the frame.
-
-    Template: ``django_smart/new_window.html``.
-    """
-    context = {"url": url or _build_url(request), "server": server}
-    return harden(render(request, "django_smart/new_window.html", context))
-
-
-def _build_url(request: HttpRequest, *, tried: bool = False) -> str:
-    query = request.GET.copy()
-    query.pop(_TRIED, None)
-    if tried:
-        query[_TRIED] = "tried"
-    return f"{request.path}?{query.urlencode()}"
-
-
-def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
-    """
-    Send the browser to the authorization endpoint, by GET or by POST (AUTH-08).
-
-    Template: ``django_smart/authorize_post.html``.
-    """
-    if not start.uses_post:
-        return harden(HttpResponseRedirect(start.request.url))
-    context = {
-        "request_form": start.request,
-        "server": start.launch.registration.server,
-    }
-    response = harden(render(request, "django_smart/authorize_post.html", context))
-    response.headers["Content-Security-Policy"] = _build_policy(start.request.endpoint)
-    return response
-
-
-def _build_policy(endpoint: str) -> str:
-    """
-    What the page may do: show itself, run our script, send its form.
-
-    Chromium holds the redirects that follow a form to ``form-action`` too, and EHRs
-    send people to log in at other hosts, and from there back to this site: any https
-    address has to be allowed.  Nothing on the page comes from outside unescaped.
-    """
-    files = " ".join(_get_file_origins())
-    directives = {
-        "default-src": "'none'",
-        "script-src": files,
-        "style-src": files,
-        "img-src": files,
-        "font-src": files,
-        "form-action": f"{get_origin(endpoint)} 'self' https:",
-        "base-uri": "'none'",
-        "frame-ancestors": "'none'",
-    }
-    return "; ".join(f"{name} {value}" for name, value in directives.items())
-
-
-def _get_file_origins() -> list[str]:
-    """Where static files may stand: here, or at the host of ``STATIC_URL``."""
-    url = static("django_smart/authorize-post.js")
-    if url.startswith("//"):
-        return ["'self'", url.split("/")[2]]
-    return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
-
-
-# Far enough for upstream's SessionRefresh to leave our sessions alone (seconds).
+# A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
 _NEVER = 2**40
 
 
@@ -204,7 +96,7 @@ class LaunchView(ProtocolView):
         return go_to_server(request, start)
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """The same address, whose ``launch`` was not used yet, if that may help."""
+        """The same address, if that may help: its ``launch`` was not used yet."""
         return try_again(self.request.get_full_path()) if can_pass(error) else None
 
 
@@ -212,8 +104,8 @@ class LoginView(ProtocolView):
     """
     Standalone launch: ``GET login/?server=<slug>&next=<path>``.
 
-    Anonymous: goes to the EHR at once, to sign in.  Signed in: shows a button, and its
-    POST goes to the EHR, to connect.  Without ``server``: the organisations to choose.
+    Anonymous: goes to the EHR at once, to sign in.  Signed in: shows a button, whose
+    POST goes to the EHR, to connect.  Without ``server``: shows the picker.
     """
 
     http_method_names = ["get", "head", "options", "post"]
@@ -302,7 +194,7 @@ class CallbackView(ProtocolView):
             browser.rotate(keeps_starts=True)
         browser.note_launch()
         self._fill_user(completion, backend)
-        # What signals of the sign-in tell is for the page the browser goes on to.
+        # Messages of the sign-in's signals are for the page the browser goes on to.
         keep_messages_apart(request, key=completion.launch.key)
         if completion.user is not None:
             self._sign_in(request, completion.user, backend)
@@ -314,23 +206,30 @@ class CallbackView(ProtocolView):
     # Hooks for subclasses
 
     def get_backend(self) -> SMARTAuthenticationBackend:
-        """The backend whose hooks find and create users."""
-        return _load_backend()
+        """
+        The backend whose hooks find and create users.
+
+        The site's own subclass, if ``AUTHENTICATION_BACKENDS`` has one.
+        """
+        for backend in get_backends():
+            if isinstance(backend, SMARTAuthenticationBackend):
+                return backend
+        return SMARTAuthenticationBackend()
 
     def get_success_url(self, completion: Completion) -> str:
-        """Where a launch goes that was finished just now."""
+        """Where the browser goes when a launch has completed."""
         return self.get_launch_url(completion.launch)
 
     def get_launch_url(self, launch: Launch) -> str:
-        """The page of a finished launch, under its own prefix."""
-        # What came from outside is a path, and never the name of a URL.
+        """The page of a completed launch, under its own prefix."""
+        # Input from outside is a path, and never the name of a URL.
         path = launch.next_url or resolve_url(
             launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
         )
         return build_launch_path(launch.key, path)
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """On to the page of a launch that is complete, or the same start once more."""
+        """The page of a launch that has completed, or the same start again."""
         launch, user = self.launch, get_user(self.request)
         if launch is None:
             return connect_records()
@@ -345,7 +244,7 @@ class CallbackView(ProtocolView):
         return connect_again(launch, next_url=launch.next_url)
 
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
-        """The address holds secrets; and only a finished launch has left anything."""
+        """The address holds secrets; only a completed launch has stored anything."""
         return {
             "clean_address": True,
             "nothing_done": not isinstance(error, StateUsedError),
@@ -363,7 +262,7 @@ class CallbackView(ProtocolView):
         """
         digests = browser.digests_at_start
         replaced = browser.prepare_rotation()
-        # Nobody is taken over from where nobody was.
+        # Without an earlier launch or session there is nobody to take over from.
         had_somebody = (
             browser.has_launched or settings.SESSION_COOKIE_NAME in request.COOKIES
         )
@@ -375,7 +274,7 @@ class CallbackView(ProtocolView):
     def _note_launch(
         self, request: HttpRequest, browser_digests: Collection[str]
     ) -> None:
-        """Find what the error page may tell of: only a launch of this browser."""
+        """Let the error page name the launch, if it is this browser's."""
         state = request.GET.get("state", "")
         launch = Launch.objects.with_related().with_state(state).first()
         if launch is None:
@@ -391,7 +290,7 @@ class CallbackView(ProtocolView):
 
     @staticmethod
     def _fill_user(completion: Completion, backend: SMARTAuthenticationBackend) -> None:
-        """Let the site read who signs in; who connects records has an account."""
+        """Let the site fill in who signs in; whoever connects has an account."""
         launch, claims = completion.launch, completion.claims
         if (
             claims is None
@@ -416,16 +315,113 @@ class CallbackView(ProtocolView):
         request.session["oidc_id_token_expiration"] = _NEVER
 
 
-def _load_backend() -> SMARTAuthenticationBackend:
-    """The site's own subclass, if it is the one in ``AUTHENTICATION_BACKENDS``."""
-    for backend in get_backends():
-        if isinstance(backend, SMARTAuthenticationBackend):
-            return backend
-    return SMARTAuthenticationBackend()
+def enter_frame(
+    request: HttpRequest, server: FHIRServer, *, url: str = ""
+) -> HttpResponse | None:
+    """
+    Make sure that a launch can be completed in the frame it started in.
+
+    Call it before the launch begins: a new window has another cookie jar, and the EHR's
+    ``launch`` value can be used only once.
+
+    Args:
+        url: where the launch begins in a new window; by default the request's address.
+
+    Returns:
+        ``None`` to go on.  Otherwise the response: the same address again, with a
+        cookie, or the button "Open in a new window".
+    """
+    if not is_framed(request):
+        return None
+    browser = get_browser(request)
+    if not may_embed(server) or browser.frame not in (None, server.pk):
+        # The page around the frame is not one of this server.
+        return _offer_window(request, server, url=url)
+    set_frame(request, server)
+    if not server.authorize_in_frame:
+        return _offer_window(request, server, url=url)
+    came_back = browser.digest is not None
+    if is_same_site(request):
+        browser.ensure()
+    else:
+        came_back = browser.frame is not None
+        browser.enter_frame(server.pk)
+    if came_back:
+        return None
+    if _TRIED in request.GET or request.method != "GET":
+        return _offer_window(request, server, url=url)
+    return harden(HttpResponseRedirect(_build_url(request, tried=True)))
+
+
+def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
+    """
+    Send the browser to the authorization endpoint, by GET or by POST (AUTH-08).
+
+    Template: ``django_smart/authorize_post.html``.
+    """
+    if not start.uses_post:
+        return harden(HttpResponseRedirect(start.request.url))
+    context = {
+        "request_form": start.request,
+        "server": start.launch.registration.server,
+    }
+    response = harden(render(request, "django_smart/authorize_post.html", context))
+    response.headers["Content-Security-Policy"] = _build_policy(start.request.endpoint)
+    return response
+
+
+def _offer_window(
+    request: HttpRequest, server: FHIRServer, *, url: str
+) -> HttpResponse:
+    """
+    Show the button that leads out of the frame.
+
+    Template: ``django_smart/new_window.html``.
+    """
+    context = {"url": url or _build_url(request), "server": server}
+    return harden(render(request, "django_smart/new_window.html", context))
+
+
+def _build_url(request: HttpRequest, *, tried: bool = False) -> str:
+    query = request.GET.copy()
+    query.pop(_TRIED, None)
+    if tried:
+        query[_TRIED] = "tried"
+    return f"{request.path}?{query.urlencode()}"
+
+
+def _build_policy(endpoint: str) -> str:
+    """
+    Let the page show itself, run our script and send its form, and nothing else.
+
+    Chromium applies ``form-action`` to the redirects that follow a form, too, and EHRs
+    send people to log in at other hosts, and from there back to this site: any https
+    address has to be allowed.  Nothing on the page comes from outside unescaped.
+    """
+    files = " ".join(_get_file_origins())
+    directives = {
+        "default-src": "'none'",
+        "script-src": files,
+        "style-src": files,
+        "img-src": files,
+        "font-src": files,
+        "form-action": f"{get_origin(endpoint)} 'self' https:",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in directives.items())
+
+
+def _get_file_origins() -> list[str]:
+    """Where static files are served: here, or at the host of ``STATIC_URL``."""
+    url = static("django_smart/authorize-post.js")
+    if url.startswith("//"):
+        return ["'self'", url.split("/")[2]]
+    return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
 
 
 def _find_path(backend: type[SMARTAuthenticationBackend]) -> str:
-    """The path that ``AUTHENTICATION_BACKENDS`` names *backend* by: Django compares."""
+    """The path of *backend* in ``AUTHENTICATION_BACKENDS``, which Django compares."""
     for path in settings.AUTHENTICATION_BACKENDS:
         if import_string(path) is backend:
             return path

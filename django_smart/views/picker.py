@@ -31,17 +31,69 @@ __all__ = [
     "render_picker",
 ]
 
-
-#: Characters of a search.
+#: Organisations on a page.
+PAGE_SIZE = 20
+#: The last page; a search finds the rest.
+MAX_PAGE = 5000
+#: Characters of a query.
 MAX_QUERY = 200
+# Words of a query; further ones are ignored.
+_MAX_WORDS = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoiceLink:
+    """
+    One way to connect.
+
+    Attributes:
+        slug: of the server, for ``login/?server=``.
+        label: distinguishes it from the organisation's other ways.
+    """
+
+    slug: str
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """
+    One organisation.
+
+    Attributes:
+        alias, place: those that match the query best; may be empty.
+        more_places: how many it has in addition to *place*.
+        logo: for the ``src`` of an ``<img>`` and nothing else; may be empty.
+        links: none if nobody can connect to it yet.
+    """
+
+    name: str
+    alias: str = ""
+    place: str = ""
+    more_places: int = 0
+    logo: str = ""
+    links: tuple[ChoiceLink, ...] = ()
+
+    @property
+    def link(self) -> ChoiceLink | None:
+        """The way to connect, if there is exactly one."""
+        return self.links[0] if len(self.links) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChoicePage:
+    """One page of organisations; *has_next*: whether there are more."""
+
+    choices: tuple[Choice, ...]
+    has_next: bool
 
 
 def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
     """
-    Answer ``GET login/?q=…&page=…&category=…``.
+    Render the page for ``GET login/?q=…&page=…&category=…``.
 
-    The script of the page asks for the same address while somebody types, and takes the
-    results out of the answer.
+    The page's script requests the same address while somebody types, and takes the
+    results out of the response.
     """
     query = request.GET.get("q", "")[:MAX_QUERY].strip()
     page = _read_page(request.GET.get("page", ""))
@@ -68,7 +120,7 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
         "choices": choices,
         "query": query,
         "kept": {name: value for name, value in kept.items() if value},
-        # A handful of organisations is read faster than searched.
+        # A few organisations are read faster than searched.
         "can_search": bool(query) or page > 1 or found.has_next,
         "previous_url": build_url(q=query, page=page - 1, **kept) if page > 1 else "",
         "next_page_url": build_url(q=query, page=page + 1, **kept)
@@ -79,72 +131,12 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
     return harden(render(request, "django_smart/picker.html", context))
 
 
-def _read_page(value: str) -> int:
-    is_number = value.isascii() and value.isdecimal() and len(value) <= 6
-    return min(max(int(value), 1), MAX_PAGE) if is_number else 1
-
-
-#: Organisations on a page.
-PAGE_SIZE = 20
-#: Nobody turns so many; a search finds the rest.
-MAX_PAGE = 5000
-# Of a query; who types more has found it, or never will.
-_MAX_WORDS = 6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChoiceLink:
-    """
-    One way to connect.
-
-    Attributes:
-        slug: of the server, for ``login/?server=``.
-        label: what tells it from the organisation's other ways.
-    """
-
-    slug: str
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """
-    One organisation.
-
-    Attributes:
-        alias, place: what was searched for or describes it best; may be empty.
-        more_places: how many it has beside *place*.
-        logo: for the ``src`` of an ``<img>`` and nothing else; may be empty.
-        links: none if nobody can connect to it yet.
-    """
-
-    name: str
-    alias: str = ""
-    place: str = ""
-    more_places: int = 0
-    logo: str = ""
-    links: tuple[ChoiceLink, ...] = ()
-
-    @property
-    def link(self) -> ChoiceLink | None:
-        """The way to connect, if there is exactly one."""
-        return self.links[0] if len(self.links) == 1 else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChoicePage:
-    """One page of organisations; *has_next* tells whether there are more."""
-
-    choices: tuple[Choice, ...]
-    has_next: bool
-
-
 def find_choices(query: str = "", *, page: int = 1, category: str = "") -> ChoicePage:
     """
-    Organisations whose name, alias, place or portal has the words of *query*.
+    Find organisations whose name, alias, place or portal has the words of *query*.
 
-    The beginning of a word is enough, and all words have to be there.  Registered
-    servers that no brand leads to come first, by their name.
+    The beginning of a word is enough, and all words have to match.  Registered servers
+    that no brand leads to come first, by name.
 
     Args:
         page: from 1 to ``MAX_PAGE``.
@@ -170,8 +162,13 @@ def find_choices(query: str = "", *, page: int = 1, category: str = "") -> Choic
     )
 
 
+def _read_page(value: str) -> int:
+    is_number = value.isascii() and value.isdecimal() and len(value) <= 6
+    return min(max(int(value), 1), MAX_PAGE) if is_number else 1
+
+
 def _find_registrations(words: Iterable[str]) -> ClientRegistrationQuerySet:
-    """Those that no brand leads to."""
+    """Registrations that no brand leads to."""
     accesses = BrandAccess.objects.usable().filter(
         endpoint__address_digest=OuterRef("server__base_url_digest")
     )
@@ -182,8 +179,8 @@ def _find_registrations(words: Iterable[str]) -> ClientRegistrationQuerySet:
 
 
 def _find_brands(words: list[str], category: str) -> BrandQuerySet:
-    # These lead to cards alone, so shown() is not needed: databases guess badly how
-    # many rows have two equal columns.
+    # These yield cards alone, so shown() is not needed: databases guess badly how many
+    # rows have two equal columns.
     found = Brand.objects.with_words(words)
     if conf.SMART_PICKER_SHOW_UNREGISTERED:
         found = found.with_access()
@@ -256,7 +253,7 @@ def _tell_apart(labels: dict[str, str]) -> tuple[ChoiceLink, ...]:
 
 
 def _pick(texts: Iterable[str], words: list[str]) -> str:
-    """The first of *texts* that was searched for, empty if none was."""
+    """The first of *texts* that matches *words*; empty if none does."""
     return next((text for text in texts if _has_words(text, words)), "")
 
 
