@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64encode
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -69,6 +68,10 @@ MAX_CODE_LENGTH = 16 * 1024
 #: Characters of every other parameter.
 MAX_PARAMETER_LENGTH = 4 * 1024
 
+# Of an authorization response (RFC 6749 section 4.1.2, RFC 9207).
+_RESPONSE_PARAMETERS = frozenset(
+    {"code", "error", "error_description", "error_uri", "iss", "state"}
+)
 # RFC 6749 appendix A.11.
 _CODE = re.compile(r"[ -~]+")
 
@@ -192,7 +195,8 @@ def process_authorization_response(
     Read the parameters that came to the redirect URI; ``state`` was checked before.
 
     Args:
-        parameters: name and value of the query, in order, repeated names included.
+        parameters: name and value of the query, in order, repeated names included;
+            unknown parameters are ignored.
         expected_issuer: issuer of this launch's server; ``None`` if it has none, and
             then an ``iss`` has nothing to be compared with and is ignored.
         issuer_promised: the server says that ``iss`` always comes
@@ -208,11 +212,11 @@ def process_authorization_response(
     Spec: SMART App Launch 2.2, "Obtain authorization code", Response; RFC 6749 sections
     3.1 and 4.1.2; RFC 9207 section 2.4.
     """
-    counts = Counter(name for name, _ in parameters)
-    if any(count > 1 for count in counts.values()):
+    known = [pair for pair in parameters if pair[0] in _RESPONSE_PARAMETERS]
+    values = dict(known)
+    if len(values) != len(known):
         raise MalformedAuthorizationResponseError("A parameter came more than once.")
-    values = dict(parameters)
-    for name, value in values.items():
+    for name, value in parameters:
         limit = MAX_CODE_LENGTH if name == "code" else MAX_PARAMETER_LENGTH
         if len(value) > limit:
             raise MalformedAuthorizationResponseError(

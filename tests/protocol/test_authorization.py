@@ -256,7 +256,9 @@ def test_an_error_uri_that_is_no_https_link_is_left_out(uri):
         [("code", "x" * (MAX_CODE_LENGTH + 1))],
         [("code", "x"), ("code", "x")],
         [("code", "x"), ("state", "s"), ("state", "s")],
-        [("code", "x"), ("foo", "1"), ("foo", "2")],
+        [("code", "x"), ("iss", ISSUER), ("iss", ISSUER)],
+        [("code", "x"), ("error_uri", "u"), ("error_uri", "u")],
+        [("code", "x"), ("foo", "1"), ("foo", "1" * (MAX_PARAMETER_LENGTH + 1))],
         [("code", "x"), ("foo", "1" * (MAX_PARAMETER_LENGTH + 1))],
         [("code", "x"), ("error", "access_denied")],
         [("code", "x"), ("error", "")],
@@ -270,6 +272,12 @@ def test_an_error_uri_that_is_no_https_link_is_left_out(uri):
 def test_a_malformed_callback_is_refused(parameters):
     with pytest.raises(MalformedAuthorizationResponseError):
         process(*parameters)
+
+
+def test_an_unknown_parameter_is_ignored_even_if_it_comes_twice():
+    assert process(("code", "x"), ("foo", "1"), ("foo", "2")).code == "x"
+    with pytest.raises(AuthorizationDeniedError):
+        process(("error", "access_denied"), ("foo", "1"), ("foo", "2"))
 
 
 def test_a_code_of_the_greatest_length_is_read():
