@@ -94,6 +94,7 @@ class Proxy:
         assert response.headers["Cache-Control"] == "no-store"
         assert "sandbox" in response.headers["Content-Security-Policy"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
         return response
 
 
@@ -297,7 +298,7 @@ def test_only_headers_that_mean_something_are_passed_on():
     )
     assert set(response.headers) == {
         *("Cache-Control", "Content-Security-Policy", "Content-Type", "ETag"),
-        *("Last-Modified", "X-Content-Type-Options"),
+        *("Cross-Origin-Resource-Policy", "Last-Modified", "X-Content-Type-Options"),
     }
     [request] = proxy.server.requests
     assert set(request.headers) == {"Accept", "Authorization", "If-None-Match"}
@@ -568,6 +569,51 @@ def test_binary_is_streamed_where_it_is_listed(db):
     assert response.headers["Content-Disposition"] == "attachment"
     assert "Set-Cookie" not in response.headers
     assert proxy.server.requests[0].headers["Accept"] == "*/*"
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ("text/javascript", "application/octet-stream"),
+        ("application/javascript; charset=utf-8", "application/octet-stream"),
+        ("text/html", "application/octet-stream"),
+        ("image/svg+xml", "application/octet-stream"),
+        ("application/xml", "application/octet-stream"),
+        ("text/css", "application/octet-stream"),
+        ("image/png, text/html", "application/octet-stream"),
+        ("IMAGE/PNG", "image/png"),
+        ("application/pdf", "application/pdf"),
+        ("text/plain; charset=utf-7", "text/plain"),
+    ],
+)
+def test_binary_has_a_type_that_no_browser_runs(sent, passed_on):
+    proxy = Proxy(resource_types={"Binary"})
+    proxy.server.on("Binary/b1", respond(b"alert(1)", media_type=sent))
+    response = proxy("GET", "Binary/b1", Sec_Fetch_Dest="empty")
+    assert response.headers["Content-Type"] == passed_on
+    assert response.headers["Content-Disposition"] == "attachment"
+    response.close()
+
+
+@pytest.mark.parametrize(
+    "destination",
+    ["script", "style", "worker", "sharedworker", "serviceworker", "embed", "xslt"],
+)
+def test_requests_of_what_could_run_the_answer_are_refused(destination):
+    proxy = Proxy(resource_types={"Binary", "Patient"})
+    for path in ("Binary/b1", "Patient/p1", "Patient"):
+        response = proxy("GET", path, Sec_Fetch_Dest=destination)
+        assert response.status_code == 403
+    assert proxy.server.requests == []
+
+
+@pytest.mark.parametrize("destination", ["empty", "document", "iframe", "image"])
+def test_requests_that_read_or_store_the_answer_are_served(destination):
+    proxy = Proxy(resource_types={"Binary"})
+    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
+    response = proxy("GET", "Binary/b1", Sec_Fetch_Dest=destination)
+    assert b"".join(response) == b"scan"
+    response.close()
 
 
 def test_binary_that_nobody_reads_is_closed(db):

@@ -49,6 +49,23 @@ _READS = {"GET", "HEAD"}
 # challenge, which a browser would answer with a dialogue.
 _RESPONSE_HEADERS = ("ETag", "Last-Modified")
 _ADDRESS_HEADERS = ("Location", "Content-Location")
+# What a browser asks for (Sec-Fetch-Dest) to read, show or store it; all else, such as
+# "script", "style" and "serviceworker", would run it.
+_PASSIVE_DESTINATIONS = frozenset(
+    {"audio", "document", "empty", "frame", "iframe", "image", "video"}
+)
+# The types that a Binary keeps: none can hold a script.
+_HARMLESS_TYPES = frozenset(
+    {
+        FHIR_JSON,
+        "application/pdf",
+        "image/gif",
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "text/plain",
+    }
+)
 
 
 # Exempt, because methods that are not allowed are refused first, with 405; what may
@@ -71,7 +88,7 @@ class FHIRProxyView(View):
         methods: what is allowed; ``"POST"``, ``"PUT"``, ``"PATCH"`` and ``"DELETE"``
             need the site's CSRF token as any form does.
         resource_types: what is allowed; ``None`` for every type that the launch's
-            scopes open.  ``"Binary"``, if it is named, comes as it is and not as JSON.
+            scopes open.  ``"Binary"``, if it is named, comes as a download.
     """
 
     methods: Collection[str] = ("GET", "HEAD")
@@ -98,6 +115,7 @@ class FHIRProxyView(View):
         response.headers["Cache-Control"] = "no-store"
         # What somebody opens by its address is neither run nor framed.
         response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
@@ -105,6 +123,10 @@ class FHIRProxyView(View):
         method = request.method or ""
         if method not in self.methods:
             raise RefusedError(405, "not-supported", f"{method} is not allowed.")
+        # Content of the EHR must not run as a script of this site.
+        destination = request.headers.get("Sec-Fetch-Dest", "empty")
+        if destination not in _PASSIVE_DESTINATIONS:
+            raise RefusedError(403, "security", "The answer is only for reading.")
         resource_type, slash, rest = path.partition("/")
         if path != PAGE:
             check_path(method, resource_type, rest if slash else None)
@@ -207,7 +229,7 @@ class FHIRProxyView(View):
 def _stream_binary(
     request: HttpRequest, smart: Any, path: str
 ) -> StreamingHttpResponse | HttpResponse:
-    """A Binary as it is: to be stored, never to be shown as a page of this site."""
+    """The bytes of a Binary: a download, never a page or a script of this site."""
     with ExitStack() as stack:
         stream = stack.enter_context(
             smart.fhir.stream(
@@ -230,8 +252,10 @@ def _stream_binary(
     chunks: Any = read()
     if isinstance(request, ASGIRequest):
         chunks = _read_async(chunks)
+    is_harmless = head.media_type in _HARMLESS_TYPES
     response = StreamingHttpResponse(
-        chunks, content_type=head.headers.get("content-type", FHIR_JSON)
+        chunks,
+        content_type=head.media_type if is_harmless else "application/octet-stream",
     )
     response._resource_closers.append(closing.close)  # type: ignore[attr-defined]
     response.headers["Content-Disposition"] = "attachment"
