@@ -17,7 +17,7 @@ from django_smart.fhir.messages import (
     validate_id,
     validate_resource_type,
 )
-from django_smart.fhir.paging import iter_pages
+from django_smart.fhir.paging import iter_bundles
 from django_smart.fhir.parameters import SearchParams, build_search_query
 from django_smart.fhir.values import Reference
 
@@ -136,7 +136,7 @@ class PatientRecord:
             )
 
         url = self._client.build_url(interaction.path)
-        for page in iter_pages(fetch_bundle, url, what="operation everything"):
+        for page in iter_bundles(fetch_bundle, url, what="operation everything"):
             for entry in page["entry"]:
                 if isinstance(resource := entry.get("resource"), dict):
                     yield resource

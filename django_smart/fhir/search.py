@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
-from django_smart.exceptions import MalformedFHIRResponseError
-from django_smart.fhir.messages import resolve_url
+from django_smart.fhir.paging import find_next_url, iter_pages
 
 __all__ = ["SearchPage", "SearchResult"]
 
@@ -67,11 +65,7 @@ class SearchPage:
     @property
     def next_url(self) -> str | None:
         """Absolute URL of the next page; not yet checked against the boundary."""
-        for link in self.bundle["link"]:
-            url = link.get("url")
-            if link.get("relation") == "next" and isinstance(url, str) and url:
-                return resolve_url(self._url, url)
-        return None
+        return find_next_url(self.bundle, self._url)
 
 
 class Seen:
@@ -113,7 +107,8 @@ class SearchResult(Generic[_T]):
     Raises (while it is used):
         BearerBoundaryError: a ``next`` link leads out of the boundary.
         FHIRStatusError: the server refused a page.
-        MalformedFHIRResponseError: no searchset, pages in circles, or another model.
+        MalformedFHIRResponseError: no searchset, pages that do not end, or another
+            model.
     """
 
     def __init__(
@@ -203,22 +198,13 @@ class SearchResult(Generic[_T]):
 
     def pages(self) -> Iterator[SearchPage]:
         """Yield page after page, one at a time in memory."""
-        page = self._get_first_page()
-        seen = {_digest(self._url)}
-        while True:
-            url = page.next_url
-            yield page
-            # Before the next one is built, which then takes its place in memory.
-            del page
-            if url is None:
-                return
-            digest = _digest(url)
-            if digest in seen:
-                raise MalformedFHIRResponseError(
-                    f"the pages of the search of {self.resource_type} go in circles"
-                )
-            seen.add(digest)
-            page = self._fetch_page(url)
+        return iter_pages(
+            self._fetch_page,
+            self._url,
+            what=f"search of {self.resource_type}",
+            get_next_url=lambda page, _: page.next_url,
+            has_matches=lambda page: bool(page.resources),
+        )
 
     def _iter_resources(self) -> Iterator[dict[str, Any]]:
         seen = Seen(self.max_count)
@@ -232,13 +218,14 @@ class SearchResult(Generic[_T]):
 
     def _get_first_page(self) -> SearchPage:
         if self._first_page is None:
-            self._first_page = self._fetch_page(self._url)
+            bundle = self._fetch_bundle(self._url)
+            self._first_page = self._build_page(bundle, self._url)
         return self._first_page
 
     def _fetch_page(self, url: str) -> SearchPage:
-        bundle = self._fetch_bundle(url)
+        if url == self._url:
+            return self._get_first_page()
+        return self._build_page(self._fetch_bundle(url), url)
+
+    def _build_page(self, bundle: dict[str, Any], url: str) -> SearchPage:
         return SearchPage(bundle, resource_type=self.resource_type, url=url)
-
-
-def _digest(url: str) -> bytes:
-    return hashlib.sha256(url.encode()).digest()

@@ -1,0 +1,156 @@
+"""Chains of pages that a server makes too long, or endless."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from django_smart.exceptions import MalformedFHIRResponseError
+from django_smart.fhir import AsyncFHIRClient, FHIRClient, paging
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from tests.fhir.servers import BASE, Grant, bundle, respond
+
+OTHER = {"resourceType": "Provenance", "id": "x"}
+
+
+class EndlessServer:
+    """Each page has a next one; *make_page* makes what is on the page of a number."""
+
+    def __init__(self, make_page: Callable[[int], list[dict[str, Any]]]) -> None:
+        self.make_page = make_page
+        self.last_page = 500
+        self.type = "searchset"
+        self.count = 0
+
+    def __call__(self, request: HTTPRequest) -> HTTPResponse:
+        self.count += 1
+        found = re.search(r"page=(\d+)", request.url)
+        number = int(found[1]) if found else 0
+        path = request.url.partition("?")[0].removeprefix(f"{BASE}/")
+        next_url = f"{path}?page={number + 1}" if number < self.last_page else None
+        page = bundle(
+            *self.make_page(number),
+            next_url=next_url and f"{BASE}/{next_url}",
+            type=self.type,
+        )
+        return respond(page)
+
+
+def observation(number: int) -> dict[str, Any]:
+    return {"resourceType": "Observation", "id": f"o-{number}"}
+
+
+USES: list[Callable[[FHIRClient], object]] = [
+    lambda fhir: bool(fhir.search("Observation")),
+    lambda fhir: fhir.search("Observation").first(),
+    lambda fhir: list(fhir.search("Observation")),
+    lambda fhir: list(fhir.search("Observation").limit(5)),
+    lambda fhir: list(fhir.search("Observation").pages()),
+    lambda fhir: list(fhir.search("Observation").included()),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("others", [[], [OTHER]])
+def test_endless_pages_without_a_match_end_with_an_error(use, others):
+    server = EndlessServer(lambda _: others)
+    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+        use(Grant(send=server).client)
+    assert server.count <= 51
+
+
+def test_endless_pages_without_a_match_end_in_async_code():
+    server = EndlessServer(lambda _: [])
+    afhir = AsyncFHIRClient(Grant(send=server).client)
+
+    async def read_all() -> None:
+        async for _ in afhir.search("Observation"):
+            pass
+
+    for read in (read_all, afhir.search("Observation").first):
+        server.count = 0
+        with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+            asyncio.run(read())
+        assert server.count <= 51
+
+
+def test_endless_empty_pages_of_a_history_and_of_a_record_end():
+    server = EndlessServer(lambda _: [])
+    fhir = Grant(send=server).client
+    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+        list(fhir.patient("p-1").everything())
+    server.type = "history"
+    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+        list(fhir.history())
+    assert server.count <= 102
+
+
+def test_some_empty_pages_are_passed_over():
+    server = EndlessServer(lambda n: [observation(n)] if n % 40 == 0 else [])
+    server.last_page = 120
+    fhir = Grant(send=server).client
+    found = [resource["id"] for resource in fhir.search("Observation")]
+    assert found == ["o-0", "o-40", "o-80", "o-120"]
+
+
+def test_pages_that_repeat_one_match_end_too():
+    server = EndlessServer(lambda _: [observation(1)])
+    server.last_page = 12_000
+    with pytest.raises(MalformedFHIRResponseError, match="10000 pages"):
+        list(Grant(send=server).client.search("Observation"))
+    assert server.count == 10_000
+
+
+def test_a_thousand_pages_are_read():
+    server = EndlessServer(lambda n: [observation(n)])
+    server.last_page = 999
+    assert len(list(Grant(send=server).client.search("Observation"))) == 1000
+
+
+class Clock:
+    """Each page takes some seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(paging, "monotonic", lambda: self.now)
+
+    def make_slow(self, server: EndlessServer, seconds: float) -> None:
+        make_page = server.make_page
+
+        def make_slowly(number: int) -> list[dict[str, Any]]:
+            self.now += seconds
+            return make_page(number)
+
+        server.make_page = make_slowly
+
+
+@pytest.mark.parametrize("use", USES)
+def test_slow_pages_without_a_match_end_after_a_minute(use, monkeypatch):
+    clock = Clock(monkeypatch)
+    server = EndlessServer(lambda _: [])
+    clock.make_slow(server, 19)
+    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+        use(Grant(send=server).client)
+    assert clock.now <= 80
+
+
+def test_slow_pages_end_after_an_hour(monkeypatch):
+    clock = Clock(monkeypatch)
+    server = EndlessServer(lambda n: [observation(n)])
+    clock.make_slow(server, 19)
+    with pytest.raises(MalformedFHIRResponseError, match="3600 s"):
+        list(Grant(send=server).client.search("Observation"))
+    assert clock.now <= 3620
+
+
+def test_time_that_the_caller_takes_is_not_counted(monkeypatch):
+    clock = Clock(monkeypatch)
+    server = EndlessServer(lambda n: [observation(n)] if n % 2 else [])
+    server.last_page = 99
+    for _ in Grant(send=server).client.search("Observation"):
+        clock.now += 3600
+    assert server.count == 100
