@@ -149,7 +149,7 @@ class ServerTimeoutError(TransportError):
 
 
 class ResponseTooLargeError(TransportError):
-    """The body is larger than ``SMART_MAX_BODY`` after decompression."""
+    """The body is larger than allowed after decompression (``SMART_MAX_BODY``)."""
 
     code = "response_too_large"
 

@@ -35,6 +35,8 @@ _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-
 _CAPABILITIES = (
     "http://fhir-registry.smarthealthit.org/StructureDefinition/capabilities"
 )
+# Of a JWK Set; the largest known ones have about twenty.
+_MAX_KEYS = 100
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint")
 _OAUTH_URI_MEMBERS = {
     "authorize": "authorization_endpoint",
@@ -282,7 +284,7 @@ def process_jwks_response(response: HTTPResponse) -> dict[str, Any]:
 
     Raises:
         DiscoveryStatusError: another status than 200.
-        MalformedDiscoveryError: not a JSON object of that shape.
+        MalformedDiscoveryError: not a JSON object of that shape, or too many keys.
 
     Spec: RFC 7517 section 5.
     """
@@ -290,6 +292,10 @@ def process_jwks_response(response: HTTPResponse) -> dict[str, Any]:
     keys = document.get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
         raise MalformedDiscoveryError("keys is not a list of objects.")
+    if len(keys) > _MAX_KEYS:
+        raise MalformedDiscoveryError(
+            f"The JWK Set has {len(keys)} keys, more than {_MAX_KEYS}."
+        )
     return document
 
 

@@ -32,7 +32,7 @@ __all__ = [
     "IDTokenClaims",
     "VerificationKey",
     "parse_fhir_user",
-    "select_verification_keys",
+    "select_verification_key",
     "validate_id_token",
 ]
 
@@ -96,20 +96,22 @@ SUPPORTED_ALGORITHMS: dict[str, tuple[str, str | None]] = {
 }
 
 _MIN_RSA_BITS = 2048
-# Base64url characters of 16384 bits, and of an exponent of 64.
-_MAX_MODULUS_LENGTH = 2731
+_MAX_RSA_BITS = 4096
+# Base64url characters of that many bits after a zero byte, and of an exponent of 64.
+_MAX_MODULUS_LENGTH = 684
 _MAX_EXPONENT_LENGTH = 11
 
 
-def select_verification_keys(
+def select_verification_key(
     jwks: Mapping[str, Any], *, algorithm: str, kid: str | None
-) -> list[VerificationKey]:
+) -> VerificationKey:
     """
-    The keys of *jwks* that fit a signature's header; at least one.
+    The key of *jwks* that fits a signature's header: the first, so that a hostile set
+    costs one verification.
 
     Args:
         jwks: JWK Set as received; keys for encryption, of another type or curve, bound
-            to another algorithm, too weak or broken are passed over.
+            to another algorithm, too weak, too large or broken are passed over.
         algorithm: one of ``SUPPORTED_ALGORITHMS``.
         kid: of the header; without one there must be no choice (IDT-06).
 
@@ -117,21 +119,22 @@ def select_verification_keys(
         UnknownSigningKeyError: no key fits; the set may be outdated.
         IDTokenSignatureError: there is no *kid*, and several keys fit.
     """
-    candidates = [
+    candidates = (
         jwk
         for jwk in jwks.get("keys", ())
         if _fits(jwk, algorithm) and (kid is None or jwk.get("kid") == kid)
-    ]
-    keys = [key for key in map(_load, candidates) if key is not None]
-    if not keys:
+    )
+    keys = (key for key in map(_load, candidates) if key is not None)
+    key = next(keys, None)
+    if key is None:
         raise UnknownSigningKeyError(
             f"No key of the server's JWK Set fits the ID token (alg {algorithm})."
         )
-    if kid is None and len(keys) > 1:
+    if kid is None and next(keys, None) is not None:
         raise IDTokenSignatureError(
             "The ID token names no key, and several keys of the server fit."
         )
-    return keys
+    return key
 
 
 def _fits(jwk: Mapping[str, Any], algorithm: str) -> bool:
@@ -148,7 +151,7 @@ def _fits(jwk: Mapping[str, Any], algorithm: str) -> bool:
 
 
 def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
-    """The public half of *jwk*, or ``None`` if it is broken or too weak."""
+    """The public half of *jwk*, or ``None`` if it is broken, too weak or too large."""
     names = ("n", "e") if jwk["kty"] == "RSA" else ("crv", "x", "y")
     # Private members, which have no business in the set, are left behind.
     members = {name: jwk.get(name) for name in names}
@@ -166,7 +169,10 @@ def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
         key = RSAAlgorithm.from_jwk({"kty": "RSA", **members})
     except (jwt.PyJWTError, ValueError):
         return None
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _MIN_RSA_BITS:
+    if (
+        isinstance(key, rsa.RSAPublicKey)
+        and _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS
+    ):
         return key
     return None
 
@@ -320,7 +326,7 @@ def _check_signature(
     jwks: Mapping[str, Any],
     algorithms: frozenset[str],
 ) -> None:
-    """Verify with a key of *jwks* and an algorithm of ours, never of the token's."""
+    """Verify with the key of *jwks* and an algorithm of ours, never of the token's."""
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in algorithms.intersection(
         SUPPORTED_ALGORITHMS
@@ -334,13 +340,13 @@ def _check_signature(
     kid = header.get("kid")
     if "kid" in header and not isinstance(kid, str):
         raise MalformedIDTokenError("kid of the ID token is not a string.")
-    for key in select_verification_keys(jwks, algorithm=algorithm, kid=kid):
-        try:
-            jwt.PyJWS().decode_complete(token, key, algorithms=[algorithm])
-        except jwt.PyJWTError:
-            continue
-        return
-    raise IDTokenSignatureError("The signature of the ID token does not verify.")
+    key = select_verification_key(jwks, algorithm=algorithm, kid=kid)
+    try:
+        jwt.PyJWS().decode_complete(token, key, algorithms=[algorithm])
+    except jwt.PyJWTError:
+        raise IDTokenSignatureError(
+            "The signature of the ID token does not verify."
+        ) from None
 
 
 def _get_time(claims: Mapping[str, Any], name: str) -> datetime:

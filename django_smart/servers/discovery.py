@@ -68,6 +68,8 @@ _LEAST_LIFETIME = timedelta(minutes=5)
 _PAUSE = timedelta(seconds=60)
 _LONG_PAUSE = timedelta(minutes=10)
 _END_SESSION = "end_session_endpoint"
+# Bytes of a JWK Set, which is read at each sign-in.
+_MAX_JWKS = 512 * 1024
 # A token with an unknown kid makes us fetch the keys again, at most this often.
 _JWKS_COOLDOWN = timedelta(seconds=60)
 
@@ -157,7 +159,7 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
     """
     if not server.jwks_uri:
         _learn_issuer(server, save=save)
-    answer = send(build_jwks_request(server.jwks_uri))
+    answer = send(build_jwks_request(server.jwks_uri), max_body=_MAX_JWKS)
     jwks = process_jwks_response(answer)
     server.jwks = jwks
     server.jwks_fetched_at = timezone.now()

@@ -46,13 +46,19 @@ _LONGEST_STREAM = 3600.0
 _parsed_keys: dict[str, tuple[str, PrivateKey]] = {}
 
 
-def send(request: HTTPRequest, *, within: float | None = None) -> HTTPResponse:
+def send(
+    request: HTTPRequest,
+    *,
+    within: float | None = None,
+    max_body: int = sys.maxsize,
+) -> HTTPResponse:
     """
     Send *request* within the limits of the settings.
 
     Args:
         within: seconds for the whole call, if there are fewer left than the settings
             say.
+        max_body: bytes of the answer's body, if fewer are enough than the settings say.
 
     Raises:
         TransportError: no usable answer came.
@@ -63,7 +69,7 @@ def send(request: HTTPRequest, *, within: float | None = None) -> HTTPResponse:
     return transport.send(
         request,
         timeouts=transport.Timeouts(connect=connect, read=read, total=total),
-        max_body=conf.SMART_MAX_BODY,
+        max_body=min(conf.SMART_MAX_BODY, max_body),
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
 

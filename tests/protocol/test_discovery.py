@@ -619,6 +619,13 @@ def test_what_is_no_jwk_set_is_refused(document):
         process_jwks_response(build_answer(document))
 
 
+def test_a_jwk_set_of_more_than_a_hundred_keys_is_refused():
+    keys = [{"kty": "RSA"}] * 100
+    assert process_jwks_response(build_answer({"keys": keys}))["keys"] == keys
+    with pytest.raises(MalformedDiscoveryError, match="101 keys"):
+        process_jwks_response(build_answer({"keys": [*keys, {}]}))
+
+
 @pytest.mark.parametrize(
     "process_other",
     [

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from jwt.algorithms import get_default_algorithms
+from jwt.algorithms import RSAAlgorithm, get_default_algorithms
 
 from django_smart.exceptions import (
     IDTokenClaimError,
@@ -453,9 +453,28 @@ def test_without_a_kid_there_must_be_no_choice():
         validate(token, keys=one[1:])
 
 
-def test_of_several_keys_with_one_kid_any_may_verify():
-    keys = [to_jwk(make_rsa_key(number=1)), to_jwk(make_rsa_key())]
+@pytest.mark.parametrize("kid", ["k1", ABSENT])
+def test_a_hundred_keys_of_one_kid_cost_at_most_one_verification(kid, monkeypatch):
+    verifications = []
+    verify = RSAAlgorithm.verify
+
+    def count(self, *args):
+        verifications.append(args)
+        return verify(self, *args)
+
+    monkeypatch.setattr(RSAAlgorithm, "verify", count)
+    keys = [to_jwk(make_rsa_key(number=1))] * 99 + [to_jwk(make_rsa_key())]
+    with pytest.raises(IDTokenSignatureError):
+        validate(sign(header={"kid": kid}), keys=keys)
+    assert len(verifications) <= 1
+
+
+def test_of_several_keys_with_one_kid_the_first_of_the_algorithm_counts():
+    other = to_jwk(make_ec_key(ec.SECP256R1))
+    keys = [other, to_jwk(make_rsa_key()), to_jwk(make_rsa_key(number=1))]
     assert validate(sign(), keys=keys).subject == "alice"
+    with pytest.raises(IDTokenSignatureError, match="does not verify"):
+        validate(sign(), keys=keys[::-1])
 
 
 @pytest.mark.compliance("IDT-06", "JWKS-06")
@@ -525,14 +544,20 @@ def test_a_short_rsa_key_is_passed_over():
 @pytest.mark.parametrize(
     "members",
     [
-        {"n": encode((2**16_384 + 1).to_bytes(2049, "big"))},
+        {"n": encode((2**4096 + 1).to_bytes(513, "big"))},
+        {"n": encode((2**16_383 + 1).to_bytes(2048, "big"))},
         {"e": encode((2**72 + 1).to_bytes(10, "big"))},
     ],
-    ids=["modulus", "exponent"],
+    ids=["4097 bits", "16384 bits", "exponent"],
 )
 def test_a_key_that_would_take_long_to_verify_with_is_passed_over(members):
     with pytest.raises(UnknownSigningKeyError):
         validate(sign(), keys=[to_jwk(make_rsa_key(), **members)])
+
+
+def test_a_key_of_4096_bits_verifies():
+    key = make_rsa_key(4096)
+    assert validate(sign(key=key), keys=[to_jwk(key)]).subject == "alice"
 
 
 def test_a_private_key_in_the_set_is_used_for_its_public_half():

@@ -16,6 +16,7 @@ from django_smart import transport
 from django_smart.exceptions import (
     DiscoveryStatusError,
     MalformedDiscoveryError,
+    ResponseTooLargeError,
     ServerUnreachableError,
 )
 from django_smart.models import ClientRegistration, FHIRServer
@@ -29,6 +30,7 @@ from django_smart.servers.discovery import (
     refresh_servers,
 )
 from django_smart.testing import EHRSimulator
+from tests.answers import answer
 from tests.ehr import launch, make_browser, make_registration
 
 pytestmark = pytest.mark.django_db
@@ -257,6 +259,19 @@ def test_unknown_key_is_fetched_once_with_a_cool_down(ehr: EHRSimulator) -> None
         assert refetch_jwks(server) is None
         clock.shift(60)
         assert refetch_jwks(server) is not None
+
+
+def test_jwk_set_of_more_than_half_a_megabyte_is_not_read(
+    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_configuration(server)
+    answer(ehr, monkeypatch, "/auth/jwks", padding="x" * 400_000)
+    assert get_jwks(server)["keys"]
+    answer(ehr, monkeypatch, "/auth/jwks", padding="x" * 600_000)
+    with pytest.raises(ResponseTooLargeError):
+        fetch_jwks(server)
+    kept = FHIRServer.objects.get().jwks or {}
+    assert len(kept["padding"]) == 400_000
 
 
 def test_keys_that_cannot_be_fetched_again_are_served_stale(
