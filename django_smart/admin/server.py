@@ -255,6 +255,7 @@ _NOTHING_DISCOVERED: dict[str, Any] = {
     "jwks": None,
     "jwks_fetched_at": None,
     "jwks_max_age": None,
+    "jwks_missed_at": None,
     "issuer": "",
     "jwks_uri": "",
 }

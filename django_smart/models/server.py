@@ -318,6 +318,13 @@ class FHIRServer(RefreshState):
         editable=False,
         help_text=_("As the server says; empty if it does not."),
     )
+    jwks_missed_at = models.DateTimeField(
+        _("JWK Set lacked a key at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("When it was last fetched for a key that was not there."),
+    )
     discovery_failed_at = models.DateTimeField(
         _("discovery failed at"),
         null=True,

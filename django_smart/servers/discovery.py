@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -44,7 +44,7 @@ __all__ = [
     "get_configuration",
     "get_issuer",
     "get_jwks",
-    "refetch_jwks",
+    "iter_jwks",
     "refresh_servers",
 ]
 
@@ -70,7 +70,7 @@ _LONG_PAUSE = timedelta(minutes=10)
 _END_SESSION = "end_session_endpoint"
 # Bytes of a JWK Set, which is read at each sign-in.
 _MAX_JWKS = 512 * 1024
-# A token with an unknown kid makes us fetch the keys again, at most this often.
+# How long no keys are fetched for unknown kids after a fetch that did not bring one.
 _JWKS_COOLDOWN = timedelta(seconds=60)
 
 
@@ -214,26 +214,34 @@ def get_jwks(server: FHIRServer) -> Mapping[str, Any]:
         return cached
 
 
-def refetch_jwks(server: FHIRServer) -> Mapping[str, Any] | None:
+def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
     """
-    The keys fetched again, because the known ones lack the key of a token (IDT-06).
+    The keys to look for a token's key in, one set after the other (IDT-06).
 
-    Returns:
-        ``None`` if that was done a minute ago or less: made-up key ids must not make us
-        send a request each.
+    First the known ones.  Ask for the next only if the key was missing: then what
+    another process stored, and at last what the server has now.  If the key is missing
+    there too, nothing is fetched for a minute: made-up key ids must not make us send a
+    request each.
 
     Raises:
-        TransportError, DiscoveryError: nothing could be fetched.
+        UnsupportedServerError: the server names neither keys nor issuer.
+        TransportError, DiscoveryError: nothing is cached and nothing could be fetched.
     """
+    yield get_jwks(server)
     known_at = server.jwks_fetched_at
-    server.refresh_from_db(fields=["jwks", "jwks_fetched_at"])
-    newer: dict[str, Any] | None = server.jwks
-    if newer is not None and server.jwks_fetched_at != known_at:
-        # Another process was first.
-        return newer
-    if known_at is not None and timezone.now() - known_at < _JWKS_COOLDOWN:
-        return None
-    return fetch_jwks(server)
+    server.refresh_from_db(fields=["jwks", "jwks_fetched_at", "jwks_missed_at"])
+    if server.jwks is not None and server.jwks_fetched_at != known_at:
+        yield server.jwks
+    missed_at = server.jwks_missed_at
+    if missed_at is not None and timezone.now() - missed_at < _JWKS_COOLDOWN:
+        return
+    try:
+        newest = fetch_jwks(server)
+    except SMARTError:
+        _mark_miss(server)
+        raise
+    yield newest
+    _mark_miss(server)
 
 
 def refresh_servers() -> int:
@@ -383,6 +391,11 @@ def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
 
 def _claim(server: FHIRServer, pause: timedelta = _PAUSE) -> bool:
     return FHIRServer.objects.claim_discovery(server, now=timezone.now(), pause=pause)
+
+
+def _mark_miss(server: FHIRServer) -> None:
+    server.jwks_missed_at = timezone.now()
+    server.save(update_fields=["jwks_missed_at"])
 
 
 def _mark_failure(server: FHIRServer) -> None:

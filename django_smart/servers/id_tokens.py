@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import UnknownSigningKeyError
 from ..models import ClientRegistration, FHIRServer
 from ..protocol.id_token import DEFAULT_ALGORITHMS, IDTokenClaims, validate_id_token
-from .discovery import get_configuration, get_issuer, get_jwks, refetch_jwks
+from .discovery import get_configuration, get_issuer, iter_jwks
 
 __all__ = ["check_id_token"]
 
@@ -41,27 +38,24 @@ def check_id_token(
     issuer = issuer or get_issuer(server)
     algorithms = _get_algorithms(server)
 
-    def check(jwks: Mapping[str, Any]) -> IDTokenClaims:
-        return validate_id_token(
-            token,
-            jwks=jwks,
-            issuer=issuer,
-            client_id=registration.client_id,
-            nonce=nonce,
-            nonce_required=nonce_required,
-            now=timezone.now(),
-            leeway=conf.SMART_CLOCK_LEEWAY,
-            algorithms=algorithms,
-            base_url=server.base_url,
-        )
-
-    try:
-        return check(get_jwks(server))
-    except UnknownSigningKeyError:
-        newer = refetch_jwks(server)
-        if newer is None:
-            raise
-        return check(newer)
+    missing = UnknownSigningKeyError("No key of the server is known.")
+    for jwks in iter_jwks(server):
+        try:
+            return validate_id_token(
+                token,
+                jwks=jwks,
+                issuer=issuer,
+                client_id=registration.client_id,
+                nonce=nonce,
+                nonce_required=nonce_required,
+                now=timezone.now(),
+                leeway=conf.SMART_CLOCK_LEEWAY,
+                algorithms=algorithms,
+                base_url=server.base_url,
+            )
+        except UnknownSigningKeyError as exc:
+            missing = exc
+    raise missing
 
 
 def _get_algorithms(server: FHIRServer) -> frozenset[str]:

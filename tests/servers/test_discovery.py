@@ -26,7 +26,6 @@ from django_smart.servers.discovery import (
     get_configuration,
     get_issuer,
     get_jwks,
-    refetch_jwks,
     refresh_servers,
 )
 from django_smart.testing import EHRSimulator
@@ -242,23 +241,6 @@ def test_plain_http_keys_are_for_the_named_hosts_alone(
     with transport.mounted("http://ehr.example.org", ehr.adapter()):
         settings.SMART_INSECURE_HTTP_HOSTS = ["ehr.example.org"]
         assert fetch_jwks(server, save=False)["keys"]
-
-
-@pytest.mark.compliance("IDT-06")
-def test_unknown_key_is_fetched_once_with_a_cool_down(ehr: EHRSimulator) -> None:
-    make_registration()
-    browser = make_browser()
-    with time_machine.travel(timezone.now(), tick=False) as clock:
-        launch(browser, ehr)
-        ehr.rotate_signing_key()
-        clock.shift(61)
-        ehr.clear_requests()
-        launch(browser, ehr)
-        assert len(ehr.requests_to("jwks")) == 1
-        server = FHIRServer.objects.get()
-        assert refetch_jwks(server) is None
-        clock.shift(60)
-        assert refetch_jwks(server) is not None
 
 
 def test_jwk_set_of_more_than_half_a_megabyte_is_not_read(

@@ -17,7 +17,6 @@ from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.servers.discovery import (
     get_configuration,
     get_jwks,
-    refetch_jwks,
     refresh_servers,
 )
 from django_smart.testing import EHRSimulator
@@ -250,19 +249,3 @@ def test_of_many_logins_at_once_one_asks(
     assert found == [known] * 5
     assert len(ehr.requests) == 1
     assert read().discovery_failed_at is None
-
-
-@pytest.mark.compliance("IDT-06")
-def test_new_keys_that_another_process_fetched_are_taken_from_the_row(
-    ehr: EHRSimulator, server: FHIRServer
-) -> None:
-    with time_machine.travel(timezone.now(), tick=False) as clock:
-        get_configuration(server)
-        get_jwks(server)
-        slow = read()
-        clock.shift(timedelta(minutes=2))
-        ehr.rotate_signing_key()
-        newer = refetch_jwks(read())
-        ehr.clear_requests()
-        assert refetch_jwks(slow) == newer
-        assert ehr.requests == []
