@@ -35,6 +35,9 @@ else:  # Django's fields take type arguments in the stubs alone.
     _CharField = models.CharField
 
 _MARK = "fernet:"
+# Inside the ciphertext, between the column that a secret belongs to and the secret.
+# Tokens, keys and client secrets of versions that named no column have none.
+_SEPARATOR = "\0"
 
 
 def digest(*values: str) -> str:
@@ -66,20 +69,38 @@ def reencrypt(stored: Any) -> Any:
     """
     What ``values()`` gives of an encrypted column, encrypted with the first key.
 
+    The only place where a secret that names no column is accepted: it is bound to the
+    one it is in.
+
     Returns:
         *stored* itself if that is so already, or if there is nothing to encrypt.
 
     Raises:
-        CredentialsError: no key in force decrypts it.
+        CredentialsError: no key in force decrypts it, or it belongs to another column.
     """
     if not isinstance(stored, _Secret):
         return stored
-    token = stored.ciphertext.removeprefix(_MARK)
+    text = _decrypt(stored.ciphertext)
+    if _SEPARATOR not in text:
+        return _Secret(plaintext=text, column=stored.column)
+    plaintext = stored.plaintext
     try:
-        _get_fernets()[0].decrypt(token)
+        _get_fernets()[0].decrypt(stored.ciphertext.removeprefix(_MARK))
     except InvalidToken:
-        return _Secret(plaintext=stored.plaintext)
+        return _Secret(plaintext=plaintext, column=stored.column)
     return stored
+
+
+def _decrypt(ciphertext: str) -> str:
+    """The column that a secret belongs to, and the secret."""
+    try:
+        return get_fernet().decrypt(ciphertext.removeprefix(_MARK)).decode()
+    except InvalidToken as exc:
+        raise CredentialsError(
+            "A stored secret cannot be decrypted with the keys in force; put "
+            "the key it was encrypted with back into SMART_ENCRYPTION_KEYS "
+            "(or SECRET_KEY_FALLBACKS)."
+        ) from exc
 
 
 def _get_fernets() -> tuple[Fernet, ...]:
@@ -111,13 +132,23 @@ def _derive(secret: str) -> bytes:
 
 
 class _Secret:
-    """What an instance holds of an encrypted field: decrypted once, at first use."""
+    """
+    What an instance holds of an encrypted field: decrypted once, at first use.
 
-    __slots__ = ("_ciphertext", "_plaintext")
+    The name of its column is inside the ciphertext, so that a ciphertext that somebody
+    moves to another column is of no use there.
+    """
+
+    __slots__ = ("_ciphertext", "_plaintext", "column")
 
     def __init__(
-        self, *, ciphertext: str | None = None, plaintext: str | None = None
+        self,
+        *,
+        column: str,
+        ciphertext: str | None = None,
+        plaintext: str | None = None,
     ) -> None:
+        self.column = column
         self._ciphertext = ciphertext
         self._plaintext = plaintext
 
@@ -126,7 +157,7 @@ class _Secret:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled row (a cache, a broker message) carries ciphertext alone.
-        return _unpickle_secret, (self.ciphertext,)
+        return _unpickle_secret, (self.column, self.ciphertext)
 
     def __deepcopy__(self, memo: object) -> _Secret:
         return self
@@ -134,31 +165,38 @@ class _Secret:
     @property
     def ciphertext(self) -> str:
         if self._ciphertext is None:
-            encrypted = get_fernet().encrypt((self._plaintext or "").encode())
-            self._ciphertext = _MARK + encrypted.decode()
+            text = f"{self.column}{_SEPARATOR}{self._plaintext or ''}"
+            self._ciphertext = _MARK + get_fernet().encrypt(text.encode()).decode()
         return self._ciphertext
 
     @property
     def plaintext(self) -> str:
         if self._plaintext is None:
-            token = (self._ciphertext or "").removeprefix(_MARK)
-            try:
-                self._plaintext = get_fernet().decrypt(token).decode()
-            except InvalidToken as exc:
+            column, separator, plaintext = _decrypt(self._ciphertext or "").partition(
+                _SEPARATOR
+            )
+            if not separator:
                 raise CredentialsError(
-                    "A stored secret cannot be decrypted with the keys in force; put "
-                    "the key it was encrypted with back into SMART_ENCRYPTION_KEYS "
-                    "(or SECRET_KEY_FALLBACKS)."
-                ) from exc
+                    f"A stored secret does not name the column {self.column}; if it "
+                    "was stored by an earlier version, run smart_reencrypt."
+                )
+            if column != self.column:
+                raise CredentialsError(
+                    f"A stored secret in {self.column} belongs to another column; "
+                    "somebody may have changed the database."
+                )
+            self._plaintext = plaintext
         return self._plaintext
 
 
-def _unpickle_secret(ciphertext: str) -> _Secret:
-    return _Secret(ciphertext=ciphertext)
+def _unpickle_secret(column: str, ciphertext: str) -> _Secret:
+    return _Secret(column=column, ciphertext=ciphertext)
 
 
 class _EncryptedAttribute(DeferredAttribute):
     """Reads as plain text; what stays in the instance is a ``_Secret``."""
+
+    field: EncryptedTextField
 
     def __get__(self, instance: Any, cls: Any = None) -> Any:
         value = super().__get__(instance, cls)
@@ -166,7 +204,7 @@ class _EncryptedAttribute(DeferredAttribute):
 
     def __set__(self, instance: Any, value: Any) -> None:
         if isinstance(value, str) and value:
-            value = _Secret(plaintext=value)
+            value = _Secret(plaintext=value, column=self.field.full_name)
         instance.__dict__[self.field.attname] = value
 
 
@@ -174,24 +212,32 @@ class EncryptedTextField(_TextField):
     """
     Text that is stored encrypted with the keys of ``SMART_ENCRYPTION_KEYS``.
 
-    An empty string is stored as it is.  Decrypted when the attribute is first read.
+    Bound to this column of this model: a ciphertext of another column is refused.  An
+    empty string is stored as it is.  Decrypted when the attribute is first read.
     Cannot be filtered or ordered by; ``isnull`` and the exact empty string are the
     only look-ups.
     """
 
     descriptor_class = _EncryptedAttribute
 
+    @property
+    def full_name(self) -> str:
+        """Such as ``django_smart.TokenGrant.refresh_token``."""
+        return f"{self.model._meta.label}.{self.name}"
+
     def from_db_value(self, value: str | None, *_args: object) -> Any:
-        return _Secret(ciphertext=value) if value else value
+        return _Secret(ciphertext=value, column=self.full_name) if value else value
 
     def pre_save(self, model_instance: models.Model, add: bool) -> Any:
         return model_instance.__dict__.get(self.attname)
 
     def get_prep_value(self, value: Any) -> Any:
         if isinstance(value, _Secret):
-            return value.ciphertext
+            if value.column == self.full_name:
+                return value.ciphertext
+            value = value.plaintext
         if isinstance(value, str) and value:
-            return _Secret(plaintext=value).ciphertext
+            return _Secret(plaintext=value, column=self.full_name).ciphertext
         return value
 
     def get_lookup(self, lookup_name: str) -> Any:
@@ -202,7 +248,7 @@ class EncryptedTextField(_TextField):
     def to_python(self, value: Any) -> Any:
         # Fixtures carry the ciphertext that value_to_string() wrote.
         if isinstance(value, str) and value.startswith(_MARK):
-            return _Secret(ciphertext=value)
+            return _Secret(ciphertext=value, column=self.full_name)
         return value
 
     def value_to_string(self, obj: models.Model) -> str:

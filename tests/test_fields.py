@@ -14,9 +14,12 @@ from django.db import connection
 
 from django_smart.exceptions import CredentialsError
 from django_smart.fields import digest, get_fernet
-from django_smart.models import ClientRegistration, Identity, TokenGrant
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import ClientRegistration, Identity, SigningKey, TokenGrant
+from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
 from tests.ehr import CLIENT_SECRET, connect, make_browser, make_registration
+from tests.factories import expire
 
 pytestmark = pytest.mark.django_db
 
@@ -32,6 +35,13 @@ def _raw_secret() -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT client_secret FROM django_smart_clientregistration")
         return str(cursor.fetchone()[0])
+
+
+def _write_raw_secret(text: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE django_smart_clientregistration SET client_secret = %s", [text]
+        )
 
 
 @pytest.mark.compliance("SEC-10", "RESP-07")
@@ -198,6 +208,83 @@ def test_long_token_is_kept_as_it_is() -> None:
     registration = make_registration(client_secret="ü" * 100_000)
     registration.refresh_from_db()
     assert registration.client_secret == "ü" * 100_000
+
+
+# Bound to their column
+
+
+def _move_private_key(grant: TokenGrant) -> str:
+    """What somebody who may write to the database can do; returns the key."""
+    key = create_signing_key("ES384")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE django_smart_tokengrant SET refresh_token ="
+            " (SELECT private_key FROM django_smart_signingkey)"
+        )
+    assert key.private_key.startswith("-----BEGIN")
+    return key.private_key
+
+
+@pytest.mark.usefixtures("registration")
+def test_private_key_in_the_place_of_a_refresh_token_is_not_sent(
+    ehr: EHRSimulator,
+) -> None:
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    grant = expire(grant, ehr)
+    private_key = _move_private_key(grant)
+    ehr.clear_requests()
+    with pytest.raises(CredentialsError) as raised:
+        get_access_token(TokenGrant.objects.get())
+    assert ehr.requests == []
+    assert "another column" in str(raised.value)
+    assert private_key not in str(raised.value)
+
+
+@pytest.mark.usefixtures("registration")
+def test_secret_that_was_moved_is_not_read_by_any_way(ehr: EHRSimulator) -> None:
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    (fixture,) = serializers.serialize("python", [grant])
+    _move_private_key(grant)
+    (key,) = serializers.serialize("python", SigningKey.objects.all())
+    fixture["fields"]["refresh_token"] = key["fields"]["private_key"]
+    (loaded,) = serializers.deserialize("python", [fixture])
+    moved = TokenGrant.objects.get()
+    others: list[Any] = [
+        pickle.loads(pickle.dumps(moved)),
+        copy.deepcopy(moved),
+        loaded.object,
+        TokenGrant.objects.defer("refresh_token").get(),
+    ]
+    for each in (moved, *others):
+        with pytest.raises(CredentialsError):
+            _ = each.refresh_token
+
+
+def test_value_of_one_column_is_encrypted_anew_for_another() -> None:
+    registration = make_registration()
+    registration.client_secret = CLIENT_SECRET
+    registration.save()
+    secret = ClientRegistration.objects.values("client_secret").get()["client_secret"]
+    key = create_signing_key("ES384")
+    SigningKey.objects.update(private_key=secret)
+    key.refresh_from_db()
+    assert key.private_key == CLIENT_SECRET
+
+
+def test_value_that_is_bound_to_no_column_is_refused() -> None:
+    make_registration()
+    unbound = "fernet:" + get_fernet().encrypt(CLIENT_SECRET.encode()).decode()
+    _write_raw_secret(unbound)
+    with pytest.raises(CredentialsError, match="smart_reencrypt"):
+        _ = ClientRegistration.objects.get().client_secret
+
+
+def test_secret_may_have_any_characters() -> None:
+    registration = make_registration(client_secret="a\0b\0")
+    registration.refresh_from_db()
+    assert registration.client_secret == "a\0b\0"
 
 
 # Digests

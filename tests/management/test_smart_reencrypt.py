@@ -104,6 +104,39 @@ def test_check_counts_and_changes_nothing(grant, settings):
         read_secrets()
 
 
+def write_ciphertext(ciphertext: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE django_smart_tokengrant SET refresh_token = %s", [ciphertext]
+        )
+
+
+@pytest.mark.parametrize("key", [OLD, NEW])
+def test_secret_that_is_bound_to_no_column_is_bound_to_its_own(grant, settings, key):
+    before = read_secrets()
+    encrypted = Fernet(key).encrypt(grant.refresh_token.encode()).decode()
+    write_ciphertext(f"fernet:{encrypted}")
+    with pytest.raises(CredentialsError):
+        read_secrets()
+    assert run("smart_reencrypt").out.startswith("moved: 4,")
+    settings.SMART_ENCRYPTION_KEYS = [NEW]
+    assert read_secrets() == before
+    assert run("smart_reencrypt").out.startswith("moved: 0,")
+
+
+@pytest.mark.parametrize("keys", [[OLD], [NEW, OLD]])
+def test_secret_of_another_column_is_not_bound_to_the_one_it_is_in(
+    grant, settings, keys
+):
+    settings.SMART_ENCRYPTION_KEYS = keys
+    stored = SigningKey.objects.values_list("private_key", flat=True).get()
+    write_ciphertext(stored.ciphertext)  # type: ignore[attr-defined]  # a secret
+    with pytest.raises(CommandError, match="1 rows cannot be decrypted"):
+        run("smart_reencrypt")
+    with pytest.raises(CredentialsError):
+        _ = TokenGrant.objects.get().refresh_token
+
+
 def test_rows_of_several_batches_are_all_moved(grant, monkeypatch, settings):
     for _ in range(6):
         grant.pk = None

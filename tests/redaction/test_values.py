@@ -196,7 +196,7 @@ def test_what_describes_itself_tells_no_value():
         context,
         Browser(request),
         _Token(CANARY),
-        _Secret(plaintext=CANARY),
+        _Secret(plaintext=CANARY, column="app.Model.field"),
         found,
         SearchPage(bundle, url=CANARY, resource_type="Patient"),
         client.history("Patient", CANARY),

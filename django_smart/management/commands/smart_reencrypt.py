@@ -48,7 +48,8 @@ class Command(BaseCommand):
         if result.unreadable:
             raise CommandError(
                 f"{result.unreadable} rows cannot be decrypted with the keys in force; "
-                "put the key they were encrypted with back into SMART_ENCRYPTION_KEYS."
+                "put the key they were encrypted with back into SMART_ENCRYPTION_KEYS, "
+                "or find out who moved them there from another column."
             )
         if result.busy:
             raise CommandError("Rows changed while they were moved; run it again.")
@@ -79,7 +80,7 @@ class ReencryptionResult:
     moved: int = 0
     #: Changed by others each time they were to be written.
     busy: int = 0
-    #: No key in force decrypts them.
+    #: No key in force decrypts them, or they were moved there from another column.
     unreadable: int = 0
 
 
