@@ -8,7 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from ..conf import conf
-from ..exceptions import ContextChangedError, SMARTError
+from ..exceptions import (
+    ContextChangedError,
+    MalformedTokenResponseError,
+    SMARTError,
+)
 from ..models import Launch, TokenGrant
 from ..protocol.context import merge_parameters
 from ..servers.id_tokens import check_id_token
@@ -33,9 +37,16 @@ def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
     """
     launches = Launch.objects.open().filter(grant=grant)
     for launch in launches.only("context"):
-        merged = merge_parameters(
-            launch.context, parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
-        )
+        try:
+            merged = merge_parameters(
+                launch.context,
+                parameters,
+                insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+            )
+        except MalformedTokenResponseError as exc:
+            # Together with what came before it is too long; the tokens are good.
+            logger.warning("Launch %s: context not changed (%s)", launch.pk, exc)
+            continue
         if merged != launch.context:
             with unless_locked("Launch %s is locked: context not changed", launch.pk):
                 Launch.objects.filter(pk=launch.pk).update(context=merged)

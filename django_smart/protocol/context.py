@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,17 @@ from typing import Any
 from django_smart.exceptions import InsecureURLError, MalformedTokenResponseError
 from django_smart.protocol.urls import validate_https_url
 
-__all__ = ["DEFAULT_ROLE", "FHIRContextItem", "LaunchContext", "merge_parameters"]
+__all__ = [
+    "DEFAULT_ROLE",
+    "MAX_CONTEXT_LENGTH",
+    "FHIRContextItem",
+    "LaunchContext",
+    "check_length",
+    "merge_parameters",
+]
 
+#: Characters, as JSON, of what is kept of token responses: pages read it each time.
+MAX_CONTEXT_LENGTH = 64 * 1024
 #: The role of an item of ``fhirContext`` that names none (FCTX-04).
 DEFAULT_ROLE = "launch"
 
@@ -205,13 +215,34 @@ def merge_parameters(
         older, newer: token responses; *older* may be one that was merged before.
 
     Raises:
-        MalformedTokenResponseError: as :meth:`LaunchContext.from_parameters`.
+        MalformedTokenResponseError: as :meth:`LaunchContext.from_parameters`, or both
+            together are too long.
 
     Spec: SMART App Launch 2.2, "Refresh access token", Response.
     """
     readable = LaunchContext.from_parameters(newer, insecure_hosts=insecure_hosts)
     said = readable.to_json().items()
-    return {**older} | {name: value for name, value in said if value not in (None, "")}
+    merged = {**older} | {n: value for n, value in said if value not in (None, "")}
+    check_length(merged)
+    return merged
+
+
+def check_length(parameters: Mapping[str, Any]) -> None:
+    """
+    Refuse more than can be kept.
+
+    Args:
+        parameters: a token response less its tokens.
+
+    Raises:
+        MalformedTokenResponseError: longer than ``MAX_CONTEXT_LENGTH``.
+    """
+    length = len(json.dumps(parameters))
+    if length > MAX_CONTEXT_LENGTH:
+        raise MalformedTokenResponseError(
+            f"The token response has {length} characters beside its tokens, more than "
+            f"{MAX_CONTEXT_LENGTH}."
+        )
 
 
 def _parse_id(

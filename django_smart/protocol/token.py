@@ -20,7 +20,7 @@ from django_smart.protocol.authorization_details import (
     parse_authorization_details,
 )
 from django_smart.protocol.client_auth import ClientAuthentication, PrivateKeyJWT
-from django_smart.protocol.context import LaunchContext
+from django_smart.protocol.context import LaunchContext, check_length
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.token_endpoint import build_form_request, parse_token_body
@@ -217,7 +217,8 @@ def process_token_response(
         TokenResponseError: the server answered with an OAuth error.
         TokenServerError: 429, 5xx, or 4xx without an OAuth error.
         RedirectRefusedError: the answer is a redirect.
-        MalformedTokenResponseError: not a JSON object, or a member is missing or wrong.
+        MalformedTokenResponseError: not a JSON object, a member is missing or wrong, or
+            there is more beside the tokens than can be kept.
 
     Spec: SMART App Launch 2.2, "Obtain access token", Response; RFC 6749 section 5.
     """
@@ -312,6 +313,8 @@ def _build_token_response(
     scope = members.get("scope")
     if not isinstance(scope, str | None):
         raise MalformedTokenResponseError("scope is not a string.")
+    parameters = {name: value for name, value in members.items() if name not in _TOKENS}
+    check_length(parameters)
     scopes = asked if scope is None else ScopeSet.parse(scope)
     expires_in = _parse_expires_in(members.get("expires_in"))
     lifetime = default_lifetime if expires_in is None else timedelta(seconds=expires_in)
@@ -331,9 +334,7 @@ def _build_token_response(
             context=context,
             insecure_hosts=insecure_hosts,
         ),
-        parameters={
-            name: value for name, value in members.items() if name not in _TOKENS
-        },
+        parameters=parameters,
     )
 
 

@@ -22,10 +22,12 @@ from tests.answers import answer
 from tests.ehr import (
     PATIENT,
     connect,
+    get_callback,
     launch,
     listening,
     make_browser,
     make_registration,
+    start_ehr_launch,
 )
 from tests.factories import expire, reload_grant
 
@@ -449,3 +451,43 @@ def test_rotated_refresh_token_does_not_overwrite_a_newer_one(
     with pytest.raises(MalformedTokenResponseError):
         refresh(opened, ehr)
     assert reload_grant(opened.grant_id).refresh_token == "newer still"
+
+
+# Size
+
+
+def test_context_that_is_too_large_is_not_stored(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_registration(ehr_scope=SCOPE)
+    answer(ehr, monkeypatch, TOKEN_PATH, vendor="x" * 70_000)
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert response.status_code == 502
+    row = Launch.objects.get()
+    assert row.error_code == "token_response_malformed"
+    assert not row.context
+    assert not TokenGrant.objects.exists()
+
+
+def test_context_that_a_refresh_makes_too_large_is_not_stored(
+    opened: Launch,
+    ehr: EHRSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = get_context(opened)
+    answer(ehr, monkeypatch, TOKEN_PATH, fhirContext=[{"reference": "List/1"}] * 4000)
+    with pytest.raises(MalformedTokenResponseError):
+        refresh(opened, ehr)
+    assert get_context(opened) == before
+    # Piece by piece it does not work either, and the tokens stay good.
+    answer(ehr, monkeypatch, TOKEN_PATH, fhirContext=[], first="x" * 40_000)
+    refresh(opened, ehr)
+    assert get_context(opened)["first"]
+    answer(ehr, monkeypatch, TOKEN_PATH, remove=("first",), second="x" * 40_000)
+    caplog.clear()
+    grant = refresh(opened, ehr)
+    assert grant.access_token in ehr.store.access_tokens
+    assert "second" not in get_context(opened)
+    assert f"Launch {opened.pk}: context not changed" in caplog.text

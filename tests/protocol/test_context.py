@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from django_smart.exceptions import MalformedTokenResponseError
 from django_smart.protocol.context import (
+    MAX_CONTEXT_LENGTH,
     FHIRContextItem,
     LaunchContext,
     merge_parameters,
@@ -342,6 +343,14 @@ def test_a_later_answer_replaces_the_context_it_holds_and_nothing_else():
     assert merge_parameters(older, {}) == older
     with pytest.raises(MalformedTokenResponseError):
         merge_parameters(older, {"patient": 7})
+
+
+def test_a_context_does_not_grow_from_refresh_to_refresh_without_end():
+    half = "x" * (MAX_CONTEXT_LENGTH // 2)
+    merged = merge_parameters({"one": half}, {"two": half[:-100]})
+    assert set(merged) == {"one", "two"}
+    with pytest.raises(MalformedTokenResponseError, match="65536"):
+        merge_parameters(merged, {"three": half})
 
 
 @pytest.mark.compliance("SEC-01")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from datetime import timedelta
 
 import pytest
@@ -25,7 +26,7 @@ from django_smart.protocol.client_auth import (
     PrivateKeyJWT,
     PublicClient,
 )
-from django_smart.protocol.context import LaunchContext
+from django_smart.protocol.context import MAX_CONTEXT_LENGTH, LaunchContext
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.token import (
     DEFAULT_LIFETIME,
@@ -694,3 +695,27 @@ def test_any_answer_gives_tokens_or_a_typed_error(members, status):
 def test_any_bytes_with_any_status_give_a_typed_error(body, status):
     with pytest.raises((TokenError, RedirectRefusedError)):
         process(body, status_code=status)
+
+
+def fill_up(size, **members):
+    """*members*, with text that makes what is kept as long as *size*."""
+    kept = {**GOOD, **members, "vendor": ""}
+    del kept["access_token"]
+    length = len(json.dumps(kept))
+    return {**GOOD, **members, "vendor": "x" * (size - length)}
+
+
+@pytest.mark.compliance("RESP-01")
+@pytest.mark.parametrize("process_answer", [process, process_refresh])
+def test_a_context_of_more_than_64_kib_is_refused(process_answer):
+    body = fill_up(MAX_CONTEXT_LENGTH, refresh_token="r" * 70_000)
+    assert process_answer(body).parameters["vendor"] == body["vendor"]
+    items = [{"reference": f"List/{number}"} for number in range(3000)]
+    for larger in (
+        fill_up(MAX_CONTEXT_LENGTH + 1),
+        {**GOOD, "fhirContext": items},
+        {**GOOD, "scope": "patient/Observation.rs " * 3000},
+        {**GOOD, "vendor": "\u00e9" * (MAX_CONTEXT_LENGTH // 6)},
+    ):
+        with pytest.raises(MalformedTokenResponseError, match="65536"):
+            process_answer(larger)
