@@ -131,6 +131,15 @@ def _derive(secret: str) -> bytes:
     return base64.urlsafe_b64encode(hkdf.derive(secret.encode()))
 
 
+class _Plaintext(str):
+    """A text without a ``repr``: reports of errors show variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
 class _Secret:
     """
     What an instance holds of an encrypted field: decrypted once, at first use.
@@ -200,7 +209,7 @@ class _EncryptedAttribute(DeferredAttribute):
 
     def __get__(self, instance: Any, cls: Any = None) -> Any:
         value = super().__get__(instance, cls)
-        return value.plaintext if isinstance(value, _Secret) else value
+        return _Plaintext(value.plaintext) if isinstance(value, _Secret) else value
 
     def __set__(self, instance: Any, value: Any) -> None:
         if isinstance(value, str) and value:
@@ -213,9 +222,9 @@ class EncryptedTextField(_TextField):
     Text that is stored encrypted with the keys of ``SMART_ENCRYPTION_KEYS``.
 
     Bound to this column of this model: a ciphertext of another column is refused.  An
-    empty string is stored as it is.  Decrypted when the attribute is first read.
-    Cannot be filtered or ordered by; ``isnull`` and the exact empty string are the
-    only look-ups.
+    empty string is stored as it is.  Decrypted when the attribute is first read; its
+    ``repr`` does not show the text.  Cannot be filtered or ordered by; ``isnull`` and
+    the exact empty string are the only look-ups.
     """
 
     descriptor_class = _EncryptedAttribute

@@ -21,7 +21,7 @@ from django_smart.fhir.messages import (
     find_request_id,
     resolve_url,
 )
-from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.messages import HiddenText, HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.urls import get_origin, is_same_origin, is_within_base
 from django_smart.transport import ResponseStream
@@ -260,11 +260,11 @@ class FHIRConnection:
             self._told(request, interaction, resource_type) as told,
             ExitStack() as stack,
         ):
-            token = _Token(self._get_access_token())
+            token = HiddenText(self._get_access_token())
             request = told.request
             stream = stack.enter_context(self._open_stream(_authorize(request, token)))
             if stream.head.status_code == 401:
-                renewed = _Token(self._renew_access_token(token))
+                renewed = HiddenText(self._renew_access_token(token))
                 if renewed != token:
                     stack.close()
                     request = _authorize(request, renewed)
@@ -291,12 +291,12 @@ class FHIRConnection:
     def _send_with_retries(
         self, request: HTTPRequest, *, is_safe: bool
     ) -> HTTPResponse:
-        access_token = _Token(self._get_access_token())
+        access_token = HiddenText(self._get_access_token())
         started = time.monotonic()
         response = self._send(_authorize(request, access_token))
         if response.status_code == 401:
             used_token = access_token
-            access_token = _Token(self._renew_access_token(used_token))
+            access_token = HiddenText(self._renew_access_token(used_token))
             if access_token != used_token:
                 started = time.monotonic()
                 response = self._send(_authorize(request, access_token))
@@ -363,18 +363,9 @@ class _Told:
         self.status_code: int | None = None
 
 
-class _Token(str):
-    """An access token that reports of errors, which show variables, do not tell."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<access token>"
-
-
-def _authorize(request: HTTPRequest, access_token: _Token) -> HTTPRequest:
+def _authorize(request: HTTPRequest, access_token: HiddenText) -> HTTPRequest:
     headers = _merge(request.headers, {})
-    headers["Authorization"] = f"Bearer {access_token}"
+    headers["Authorization"] = HiddenText(f"Bearer {access_token}")
     return replace(request, headers=headers)
 
 

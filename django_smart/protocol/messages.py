@@ -6,12 +6,32 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["HTTPRequest", "HTTPResponse"]
+__all__ = ["HTTPRequest", "HTTPResponse", "HiddenBytes", "HiddenText"]
 
 # Seconds.
 _LONGEST_WAIT = 1e9
 # More digits than these are more seconds than any column holds.
 _MAX_AGE = re.compile(r"max-age\s*=\s*\"?([0-9]{1,9})\"?", re.ASCII)
+
+
+class HiddenText(str):
+    """A secret without a ``repr``: reports of errors show variables by theirs."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<hidden>"
+
+
+class HiddenBytes(bytes):
+    """The same for what is sent."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} hidden bytes>"
+
+    __str__ = __repr__
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

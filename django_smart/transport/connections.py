@@ -31,6 +31,8 @@ from urllib3.exceptions import (
 from urllib3.util import create_urllib3_context
 from urllib3.util.connection import allowed_gai_family
 
+from django_smart.protocol.messages import HiddenBytes
+
 __all__ = ["PooledAdapter", "close", "get_pooled", "get_time_left", "limit_call"]
 
 _POOL_SIZE = 64
@@ -150,6 +152,9 @@ class _BoundedConnection(HTTPConnection):
             left = get_time_left()
             limit = float(self.timeout or 0) if self._is_connecting else left
             self.sock.settimeout(min(limit, left))
+        if type(data) is bytes:
+            # The header: neither this frame nor the next one shows the bearer.
+            data = HiddenBytes(data)
         super().send(data)
 
     def _new_conn(self) -> socket.socket:

@@ -30,7 +30,12 @@ from django_smart.exceptions import (
     ServerUnreachableError,
     TransportError,
 )
-from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.messages import (
+    HiddenBytes,
+    HiddenText,
+    HTTPRequest,
+    HTTPResponse,
+)
 from django_smart.protocol.urls import validate_https_url
 from django_smart.transport.connections import get_pooled, get_time_left, limit_call
 
@@ -211,7 +216,7 @@ def open_pooled(request: HTTPRequest, timeouts: Timeouts) -> urllib3.BaseHTTPRes
         return route.pool.urlopen(
             request.method,
             target,
-            body=request.body,
+            body=_get_body(request),
             headers=_get_headers(request),
             retries=_NO_RETRIES,
             redirect=False,
@@ -233,7 +238,7 @@ def open_mounted(
     prepared.method = request.method
     prepared.url = request.url
     prepared.headers = CaseInsensitiveDict(_get_headers(request))
-    prepared.body = request.body
+    prepared.body = _get_body(request)
     if request.body is not None:
         prepared.headers["Content-Length"] = str(len(request.body))
     return adapter.send(
@@ -246,9 +251,15 @@ def _get_headers(request: HTTPRequest) -> dict[str, str]:
     for name, value in request.headers.items():
         if name.lower() == "user-agent":
             headers["User-Agent"] = value
+        elif name.lower() == "authorization":
+            headers[name] = HiddenText(value)
         elif name.lower() != "accept-encoding":
             headers[name] = value
     return headers
+
+
+def _get_body(request: HTTPRequest) -> bytes | None:
+    return None if request.body is None else HiddenBytes(request.body)
 
 
 def _read_pooled(

@@ -21,14 +21,15 @@ from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.compartment import PatientRecord
-from django_smart.fhir.connection import FHIRConnection, _Token
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.paging import History
 from django_smart.fhir.search import SearchPage, SearchResult
 from django_smart.fhir.session import FHIRSession
-from django_smart.fields import _Secret
+from django_smart.fields import _Plaintext, _Secret
 from django_smart.launches.browser import Browser
 from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
+from django_smart.protocol.messages import HiddenBytes, HiddenText
 from django_smart.servers.presets import ServerColumns
 
 CANARY = "c4nary"
@@ -89,8 +90,10 @@ OWN_REPR = {
     SearchPage,
     SearchResult,
     ServerColumns,
+    HiddenBytes,
+    HiddenText,
+    _Plaintext,
     _Secret,
-    _Token,
 }
 
 
@@ -195,7 +198,9 @@ def test_what_describes_itself_tells_no_value():
         client.session,
         context,
         Browser(request),
-        _Token(CANARY),
+        HiddenBytes(CANARY.encode()),
+        HiddenText(CANARY),
+        _Plaintext(CANARY),
         _Secret(plaintext=CANARY, column="app.Model.field"),
         found,
         SearchPage(bundle, url=CANARY, resource_type="Patient"),
@@ -205,5 +210,5 @@ def test_what_describes_itself_tells_no_value():
     ]
     for value in values:
         assert CANARY not in repr(value)
-        if type(value) is not _Token:
+        if not isinstance(value, str):
             assert CANARY not in str(value)
