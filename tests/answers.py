@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,3 +59,18 @@ def answer(
         return response
 
     monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)
+
+
+def after_answer(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]
+) -> None:
+    """Do *action* when the token endpoint has answered and we do not know it yet."""
+    respond = ehr.wsgi_app.respond
+
+    def respond_and_act(request: Any) -> Any:
+        response = respond(request)
+        if request.path.endswith("/auth/token"):
+            action()
+        return response
+
+    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_and_act)

@@ -1,13 +1,28 @@
-"""Brand bundles for tests: the specification's, and made ones of any size."""
+"""Brand bundles of the specification and of any size, and a host that serves them."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CITIES", "VECTORS", "bundle", "endpoint", "organization", "write_large"]
+import pytest
+import requests
+
+from django_smart import transport
+
+__all__ = [
+    "CITIES",
+    "VECTORS",
+    "Host",
+    "bundle",
+    "endpoint",
+    "host",
+    "organization",
+    "write_large",
+]
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
 CITIES = ("Aurora", "Boston", "Cedar Rapids", "Dubuque", "Erie", "Fargo", "Grinnell")
@@ -106,3 +121,38 @@ def write_large(path: Path, count: int, *, endpoints_each: int = 1) -> None:
         for number, entry in enumerate(_make_entries(count, endpoints_each)):
             file.write((",\n" if number else "") + json.dumps(entry))
         file.write('\n], "type": "collection", "timestamp": "2026-01-02T03:04:05Z"}')
+
+
+class Host(requests.adapters.BaseAdapter):
+    """Answers with what it is told to, by URL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}
+        self.requests: list[requests.PreparedRequest] = []
+
+    def on(self, url: str, body: bytes = b"", status: int = 200, **headers: str):
+        self.answers[url] = status, body, headers
+
+    def send(self, request, *args, **kwargs):
+        self.requests.append(request)
+        status, body, headers = self.answers[request.url]
+        if headers.get("ETag") == request.headers.get("If-None-Match", ""):
+            status, body = 304, b""
+        response = requests.Response()
+        response.status_code = status
+        response.headers.update(headers)
+        response.raw = io.BytesIO(body)
+        response.request = request
+        return response
+
+    def close(self):
+        """Nothing to close."""
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """Any host but the EHR's."""
+    adapter = Host()
+    with transport.mounted("https://", adapter), transport.mounted("http://", adapter):
+        yield adapter

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.core.cache import caches
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
 from django_smart.grants import due_times
-from django_smart.models import ClientRegistration, Launch, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
 from tests.celery import app as celery_app
 from tests.ehr import PATIENT, connect, ehr, make_browser, registration
-from tests.factories import reload_grant
+from tests.factories import make_user, reload_grant
 from tests.services import require, requirements_of
 from tests.transport.servers import Server, answer
 
@@ -163,6 +164,18 @@ def _fresh_caches() -> Iterator[None]:
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for by chance is waited for as long as may be."""
     monkeypatch.setattr(due_times._random, "uniform", lambda _, most: most)
+
+
+@pytest.fixture
+def server(registration: ClientRegistration) -> FHIRServer:
+    """The registered server, of which nothing is known yet."""
+    return registration.server
+
+
+@pytest.fixture
+def user(db: None) -> User:
+    """Somebody with an account here."""
+    return make_user()
 
 
 @cache

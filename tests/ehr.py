@@ -13,17 +13,31 @@ from django.http import HttpResponseBase
 from django.test import Client
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
-from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+from tests.factories import make_registration
+from tests.known import (
+    BASE_URL,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    EHR_SCOPE,
+    PATIENT,
+    REDIRECT_URI,
+    SITE,
+    STANDALONE_SCOPE,
+)
 
-__all__ = ["CLIENT_ID", "CLIENT_SECRET", "PATIENT"]
-
-BASE_URL = "https://ehr.example.org/v/r4/sim/abc/fhir"
-SITE = "https://app.example.org"
-REDIRECT_URI = f"{SITE}/smart/callback/"
-EHR_SCOPE = "launch openid fhirUser patient/Patient.rs patient/Observation.rs"
-STANDALONE_SCOPE = "openid fhirUser launch/patient patient/Patient.rs offline_access"
+__all__ = [
+    "BASE_URL",
+    "CLIENT_ID",
+    "CLIENT_SECRET",
+    "EHR_SCOPE",
+    "PATIENT",
+    "REDIRECT_URI",
+    "SITE",
+    "STANDALONE_SCOPE",
+    "make_registration",
+]
 
 
 @pytest.fixture
@@ -45,39 +59,6 @@ def ehr() -> Iterator[EHRSimulator]:
 def registration(db: None, ehr: EHRSimulator) -> ClientRegistration:
     """This site's registration at the EHR, for both kinds of launch."""
     return make_registration()
-
-
-def make_registration(**values: Any) -> ClientRegistration:
-    """A valid registration; *values* named ``server__…`` go to its server."""
-    server_values = {
-        name.removeprefix("server__"): values.pop(name)
-        for name in list(values)
-        if name.startswith("server__")
-    }
-    server = FHIRServer(
-        **{
-            "slug": "harbour",
-            "name": "Harbour Hospital",
-            "base_url": BASE_URL,
-            **server_values,
-        }
-    )
-    server.full_clean()
-    server.save()
-    registration = ClientRegistration(
-        server=server,
-        **{
-            "client_id": CLIENT_ID,
-            "client_secret": CLIENT_SECRET,
-            "ehr_scope": EHR_SCOPE,
-            "standalone_scope": STANDALONE_SCOPE,
-            "redirect_uri": REDIRECT_URI,
-            **values,
-        },
-    )
-    registration.full_clean()
-    registration.save()
-    return registration
 
 
 class _Browser(Client):

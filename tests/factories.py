@@ -1,22 +1,212 @@
-"""Grants whose access token has ended, and an EHR that answers at a bad moment."""
+"""Rows for tests: servers, registrations, launches, grants, users and identities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
-import pytest
+from django.contrib.auth.models import User
 from django.utils import timezone
 
-from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    SigningKey,
+    TokenGrant,
+)
+from django_smart.servers.signing_keys import create_signing_key, ensure_active_key
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
+from tests.known import (
+    BASE_URL,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    EHR_SCOPE,
+    REDIRECT_URI,
+    STANDALONE_SCOPE,
+)
+
+METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
+SERVICE_ID = "nightly-report"
+SERVICE_SCOPE = "system/Patient.rs system/Observation.rs"
+
+_numbers = count(1)
+
+
+# Servers and registrations
+
+
+def make_server(**values: Any) -> FHIRServer:
+    """A valid server, of which nothing is known yet."""
+    server = FHIRServer(
+        **{
+            "slug": "harbour",
+            "name": "Harbour Hospital",
+            "base_url": BASE_URL,
+            **values,
+        }
+    )
+    server.full_clean()
+    server.save()
+    return server
+
+
+def make_registration(
+    server: FHIRServer | None = None, /, **values: Any
+) -> ClientRegistration:
+    """A valid registration at *server* or at one made of ``server__…`` values."""
+    server_values = {
+        name.removeprefix("server__"): values.pop(name)
+        for name in list(values)
+        if name.startswith("server__")
+    }
+    registration = ClientRegistration(
+        server=server or make_server(**server_values),
+        **{
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "ehr_scope": EHR_SCOPE,
+            "standalone_scope": STANDALONE_SCOPE,
+            "redirect_uri": REDIRECT_URI,
+            **values,
+        },
+    )
+    registration.full_clean()
+    registration.save()
+    return registration
+
+
+def make_service(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
+    """This site's backend service, registered at both ends."""
+    create_signing_key("ES384")
+    ehr.register_client(
+        SERVICE_ID, auth_method="private_key_jwt", jwks=SigningKey.objects.as_jwks()
+    )
+    return make_registration(
+        **{
+            "client_id": SERVICE_ID,
+            "token_endpoint_auth_method": "private_key_jwt",
+            "signing_algorithm": "ES384",
+            "client_secret": "",
+            "ehr_scope": "",
+            "standalone_scope": "",
+            "redirect_uri": "",
+            "system_scope": SERVICE_SCOPE,
+            **values,
+        }
+    )
+
+
+def make_client(
+    ehr: EHRSimulator, method: str, scope: str, **values: Any
+) -> ClientRegistration:
+    """This site's client, which authenticates by *method*, registered at both ends."""
+    has_secret = method.startswith("client_secret_")
+    has_key = method == "private_key_jwt"
+    if has_key:
+        ensure_active_key("RS384")
+    ehr.register_client(
+        CLIENT_ID,
+        auth_method=method,
+        client_secret=CLIENT_SECRET if has_secret else None,
+        jwks=SigningKey.objects.as_jwks() if has_key else None,
+        redirect_uris=[REDIRECT_URI],
+    )
+    return make_registration(
+        token_endpoint_auth_method=method,
+        client_secret=CLIENT_SECRET if has_secret else "",
+        ehr_scope=f"launch {scope}",
+        standalone_scope=f"launch/patient {scope}",
+        **values,
+    )
+
+
+# Users, launches and grants
+
+
+def make_user(username: str = "maria", **values: Any) -> User:
+    """Somebody without a password."""
+    return User.objects.create_user(username, **values)
+
+
+def make_identity(user: User, **values: Any) -> Identity:
+    """Who *user* is at the EHR."""
+    number = next(_numbers)
+    return Identity.objects.create(
+        **{
+            "issuer": "https://ehr.example.org",
+            "subject": f"subject-{number}",
+            "user": user,
+            **values,
+        }
+    )
+
+
+def make_launch(registration: ClientRegistration, **values: Any) -> Launch:
+    """A completed launch from the EHR, without a grant."""
+    now = timezone.now()
+    number = next(_numbers)
+    return Launch.objects.create(
+        **{
+            "registration": registration,
+            "kind": Launch.Kind.EHR,
+            "status": Launch.Status.COMPLETED,
+            "state_digest": f"state-digest-{number}",
+            "browser_digest": "browser-digest",
+            "aud": registration.server.base_url,
+            "redirect_uri": registration.redirect_uri,
+            "scope_asked": "launch patient/Patient.rs",
+            "scope_granted": "patient/Patient.r",
+            "expires_at": now + timedelta(minutes=15),
+            "consumed_at": now,
+            "completed_at": now,
+            **values,
+        }
+    )
+
+
+def make_grant(
+    registration: ClientRegistration,
+    *,
+    access_token: str | None = None,
+    refresh_token: str = "a refresh token",
+    **values: Any,
+) -> TokenGrant:
+    """An offline grant that no EHR knows, due in 45 minutes and good for an hour."""
+    now = timezone.now()
+    grant = TokenGrant(
+        **{
+            "registration": registration,
+            "scope": "patient/Patient.rs offline_access",
+            "is_offline": True,
+            "received_at": now,
+            "expires_at": now + timedelta(hours=1),
+            "refresh_due_at": now + timedelta(minutes=45),
+            **values,
+        }
+    )
+    grant.set_tokens(
+        access_token=access_token or f"access token {next(_numbers)}",
+        refresh_token=refresh_token,
+    )
+    grant.save()
+    return grant
 
 
 def reload_grant(grant_id: Any) -> TokenGrant:
     """The grant as the database has it."""
     return TokenGrant.objects.select_related("registration__server").get(pk=grant_id)
+
+
+def make_due(grant_id: Any, *, minutes: int = 1) -> int:
+    """Let the refresh be due since *minutes*; returns *grant_id*."""
+    TokenGrant.objects.filter(pk=grant_id).update(
+        refresh_due_at=timezone.now() - timedelta(minutes=minutes)
+    )
+    return int(grant_id)
 
 
 def expire(grant: TokenGrant, ehr: EHRSimulator) -> TokenGrant:
@@ -68,18 +258,3 @@ def make_grants(
     TokenGrant.objects.bulk_create(grants)
     due = TokenGrant.objects.filter(registration=registration)
     return list(due.order_by("-pk").values_list("pk", flat=True)[:number])[::-1]
-
-
-def after_answer(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]
-) -> None:
-    """Do *action* when the token endpoint has answered and we do not know it yet."""
-    respond = ehr.wsgi_app.respond
-
-    def respond_and_act(request: Any) -> Any:
-        response = respond(request)
-        if request.path.endswith("/auth/token"):
-            action()
-        return response
-
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_and_act)

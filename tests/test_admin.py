@@ -12,7 +12,7 @@ import pytest
 import time_machine
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -30,7 +30,10 @@ from django_smart.models import (
     TokenGrant,
 )
 from django_smart.servers.signing_keys import OVERLAP, create_signing_key
+from tests import factories
+from tests.admin_forms import grant_permissions, registration_form, server_form, url_of
 from tests.answers import Away
+from tests.factories import make_identity
 
 pytestmark = pytest.mark.django_db
 
@@ -55,79 +58,43 @@ def _no_server_answers() -> Iterator[None]:
         yield
 
 
-def url_of(model: Any, page: str, *args: Any) -> str:
-    return reverse(f"admin:django_smart_{model._meta.model_name}_{page}", args=args)
-
-
 def make_server(number: int = 0, **values: Any) -> FHIRServer:
-    return FHIRServer.objects.create(
-        **{
-            "slug": f"harbour-{number}",
-            "name": f"Harbour Hospital {number}",
-            "base_url": f"https://ehr.example.org/{number}/fhir",
-            **values,
-        }
+    return factories.make_server(
+        slug=f"harbour-{number}",
+        base_url=f"https://ehr.example.org/{number}/fhir",
+        **values,
     )
 
 
 def make_registration(server: FHIRServer, **values: Any) -> ClientRegistration:
-    return ClientRegistration.objects.create(
-        **{
-            "server": server,
-            "client_id": "growth-chart",
-            "client_secret": SECRET,
-            "ehr_scope": "launch openid fhirUser patient/Patient.rs",
-            "redirect_uri": "https://app.example.org/smart/callback/",
-            **values,
-        }
-    )
+    values = {"client_secret": SECRET, "standalone_scope": "", **values}
+    return factories.make_registration(server, **values)
 
 
 def make_grant(registration: ClientRegistration, **values: Any) -> TokenGrant:
-    now = timezone.now()
-    grant = TokenGrant(
-        **{
-            "registration": registration,
-            "scope_asked": "patient/Patient.rs offline_access",
-            "scope_granted": "patient/Patient.r",
-            "scope": "patient/Patient.r",
-            "patient_id": PATIENT,
-            "is_offline": True,
-            "received_at": now,
-            "expires_at": now + timedelta(hours=1),
-            "refresh_due_at": now + timedelta(minutes=45),
-            "lease_owner": LEASE_OWNER,
-            **values,
-        }
+    return factories.make_grant(
+        registration,
+        access_token=ACCESS_TOKEN,
+        refresh_token=REFRESH_TOKEN,
+        patient_id=PATIENT,
+        lease_owner=LEASE_OWNER,
+        scope_asked="patient/Patient.rs offline_access",
+        scope_granted="patient/Patient.r",
+        scope="patient/Patient.r",
+        **values,
     )
-    grant.set_tokens(access_token=ACCESS_TOKEN, refresh_token=REFRESH_TOKEN)
-    grant.save()
-    return grant
 
 
 def make_launch(registration: ClientRegistration, **values: Any) -> Launch:
-    now = timezone.now()
-    number = Launch.objects.count()
-    return Launch.objects.create(
-        **{
-            "registration": registration,
-            "kind": Launch.Kind.EHR,
-            "status": Launch.Status.COMPLETED,
-            "state_digest": f"{STATE_DIGEST}{number}",
-            "nonce": NONCE,
-            "code_verifier": CODE_VERIFIER,
-            "browser_digest": BROWSER_DIGEST,
-            "aud": registration.server.base_url,
-            "redirect_uri": registration.redirect_uri,
-            "scope_asked": "launch patient/Patient.rs",
-            "scope_granted": "patient/Patient.r",
-            "context": {"patient": PATIENT, "intent": CONTEXT},
-            "fhir_user": f"Patient/{PATIENT}",
-            "expires_at": now + timedelta(minutes=15),
-            "consumed_at": now,
-            "completed_at": now,
-            **values,
-        }
+    return factories.make_launch(
+        registration,
+        state_digest=f"{STATE_DIGEST}{Launch.objects.count()}",
+        nonce=NONCE,
+        code_verifier=CODE_VERIFIER,
+        browser_digest=BROWSER_DIGEST,
+        context={"patient": PATIENT, "intent": CONTEXT},
+        fhir_user=f"Patient/{PATIENT}",
+        **values,
     )
 
 
@@ -146,12 +113,7 @@ def rows(admin_user: User) -> dict[type[Any], Any]:
         configuration_fetched_at=timezone.now(),
     )
     registration = make_registration(server)
-    identity = Identity.objects.create(
-        issuer="https://ehr.example.org",
-        subject="sub-1",
-        user=admin_user,
-        fhir_user=f"Patient/{PATIENT}",
-    )
+    identity = make_identity(admin_user, fhir_user=f"Patient/{PATIENT}")
     grant = make_grant(registration, user=admin_user, identity=identity)
     launch = make_launch(registration, user=admin_user, identity=identity, grant=grant)
     return {
@@ -193,12 +155,6 @@ def pages_of(model: Any, row: Any) -> dict[str, str]:
         "history": url_of(model, "history", row.pk),
         "delete": url_of(model, "delete", row.pk),
     }
-
-
-def grant_permissions(user: User, *codenames: str) -> None:
-    found = Permission.objects.filter(codename__in=codenames)
-    assert len(found) == len(codenames)
-    user.user_permissions.add(*found)
 
 
 @pytest.fixture
@@ -282,9 +238,7 @@ def test_list_of_fifty_rows_takes_as_many_queries_as_of_one(admin_client, model)
             registration = make_registration(make_server(number))
             make_grant(registration, user=user)
             make_launch(registration, user=user)
-            Identity.objects.create(
-                issuer="https://ehr.example.org", subject=str(number), user=user
-            )
+            make_identity(user, subject=str(number))
             SigningKey.objects.create(
                 kid=str(number),
                 algorithm="ES384",
@@ -358,29 +312,6 @@ def test_nothing_is_found_by_a_patient(admin_client, rows, model):
 
 
 # Servers
-
-
-def server_form(**values: Any) -> dict[str, Any]:
-    return {
-        "name": "Harbour Hospital",
-        "slug": "harbour",
-        "base_url": "https://ehr.example.org/fhir",
-        "preset": "",
-        "is_active": "on",
-        "aud_rule": "as_received",
-        "pkce": "always",
-        "authorize_method": "auto",
-        "discovery_headers": "{}",
-        "scope_syntax": "v2",
-        "nonce_required": "on",
-        "basic_credentials": "raw",
-        "introspection_mode": "bearer",
-        "bearer_boundary": "base",
-        "frame_origins": "[]",
-        "registrations-TOTAL_FORMS": "0",
-        "registrations-INITIAL_FORMS": "0",
-        **values,
-    }
 
 
 @pytest.fixture
@@ -550,19 +481,6 @@ def test_servers_are_asked_later_without_a_broker(admin_client, rows, monkeypatc
 
 
 # Registrations
-
-
-def registration_form(**values: Any) -> dict[str, Any]:
-    return {
-        "client_id": "growth-chart",
-        "token_endpoint_auth_method": "client_secret_basic",
-        "signing_algorithm": "RS384",
-        "ehr_scope": "launch patient/Patient.rs",
-        "redirect_uri": "https://app.example.org/smart/callback/",
-        "create_users": "on",
-        "is_active": "on",
-        **values,
-    }
 
 
 def test_registration_is_added_with_a_secret(admin_client):

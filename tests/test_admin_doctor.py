@@ -14,32 +14,17 @@ from django.urls import reverse
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
+from tests.admin_forms import grant_permissions, registration_form, server_form, url_of
 from tests.answers import Away
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
-from tests.test_admin import grant_permissions, registration_form, url_of
 
 __all__ = ["_fresh_pool", "world"]
 
 pytestmark = pytest.mark.django_db
 
-PASTED = {
-    "base_url": BASE_URL,
-    "preset": "",
-    "is_active": "on",
-    "aud_rule": "as_received",
-    "pkce": "always",
-    "authorize_method": "auto",
-    "discovery_headers": "{}",
-    "scope_syntax": "v2",
-    "nonce_required": "on",
-    "basic_credentials": "raw",
-    "introspection_mode": "bearer",
-    "bearer_boundary": "base",
-    "frame_origins": "[]",
-    "registrations-TOTAL_FORMS": "0",
-    "registrations-INITIAL_FORMS": "0",
-}
+PASTED = server_form(base_url=BASE_URL)
+del PASTED["name"], PASTED["slug"]
 
 
 def test_url_of(row: Any) -> str:

@@ -13,8 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from django_smart.models import FHIRServer
-from tests.contrib.test_monitoring import make_grant
-from tests.ehr import make_registration
+from tests.factories import make_grant, make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_smart.models import Launch, TokenGrant
-from tests.ehr import make_registration
+from tests.factories import make_registration
 
 pytestmark = [pytest.mark.django_db, pytest.mark.long, pytest.mark.timeout(600)]
 

@@ -10,9 +10,10 @@ from django.test import Client
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
+from tests.admin_forms import registration_form, url_of
 from tests.answers import Away, answer
-from tests.ehr import BASE_URL, make_registration
-from tests.test_admin import registration_form, url_of
+from tests.ehr import BASE_URL
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -19,42 +19,27 @@ from django_smart.exceptions import (
 from django_smart.grants import refresh
 from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
-from tests.ehr import PATIENT, make_registration
+from tests import factories
+from tests.ehr import PATIENT
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 
 OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
 
 
-@pytest.fixture
-def user(django_user_model):
-    return django_user_model.objects.create_user("maria")
-
-
-@pytest.fixture
-def server(registration) -> FHIRServer:
-    server: FHIRServer = registration.server
-    return server
-
-
 def make_grant(user: Any, server: FHIRServer, **values: Any) -> TokenGrant:
     """An offline grant that is good for another hour."""
-    now = timezone.now()
-    grant = TokenGrant(
+    return factories.make_grant(
+        ClientRegistration.objects.get(server=server),
         **{
-            "registration": ClientRegistration.objects.get(server=server),
             "user": user,
             "scope": "patient/Patient.rs",
             "patient_id": PATIENT,
-            "is_offline": True,
-            "received_at": now,
-            "expires_at": now + timedelta(hours=1),
+            "refresh_due_at": None,
             **values,
-        }
+        },
     )
-    grant.set_tokens(access_token=f"token-{now.timestamp()}", refresh_token="r")
-    grant.save()
-    return grant
 
 
 def token_of(client: Any) -> str:

@@ -11,6 +11,7 @@ from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from django_smart.backends import SMARTAuthenticationBackend
 from tests.ehr import make_browser
+from tests.known import OURS, THEIRS
 from tests.site.browsers import open_chart
 
 pytestmark = [
@@ -18,9 +19,6 @@ pytestmark = [
     pytest.mark.urls("tests.site.oidc_urls"),
     pytest.mark.usefixtures("registration"),
 ]
-
-OURS = "django_smart.backends.SMARTAuthenticationBackend"
-THEIRS = "mozilla_django_oidc.auth.OIDCAuthenticationBackend"
 
 
 @pytest.fixture(autouse=True)

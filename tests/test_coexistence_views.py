@@ -18,8 +18,8 @@ from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 from django_smart.models import Identity, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import SITE, get_callback, make_browser
+from tests.known import OURS, THEIRS
 from tests.site.browsers import open_chart
-from tests.test_coexistence import OURS, THEIRS
 from tests.transport.servers import Server, answer
 
 pytestmark = [

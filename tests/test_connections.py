@@ -24,11 +24,6 @@ def text_of(response: Any) -> str:
     return str(response.content.decode())
 
 
-@pytest.fixture
-def user(django_user_model):
-    return django_user_model.objects.create_user("maria")
-
-
 def connect(browser: Client, ehr: Any, **values: Any) -> Launch:
     """Connect the records of the signed-in user."""
     started = browser.post("/smart/login/", {"server": "harbour"})

@@ -18,8 +18,8 @@ from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, Identity, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
-from tests.ehr import CLIENT_SECRET, connect, make_browser, make_registration
-from tests.factories import expire
+from tests.ehr import CLIENT_SECRET, connect, make_browser
+from tests.factories import expire, make_registration
 
 pytestmark = pytest.mark.django_db
 

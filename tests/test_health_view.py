@@ -14,8 +14,7 @@ from django.urls import path
 from django.utils import timezone
 
 from django_smart.views import HealthView, health
-from tests.contrib.test_monitoring import make_grant
-from tests.ehr import make_registration
+from tests.factories import make_grant, make_registration
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 

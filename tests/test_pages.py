@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -17,9 +18,9 @@ from django.utils import translation
 from django_smart.error_pages import Retry, render_error
 from django_smart.exceptions import NoLaunchError
 from django_smart.launches.open_charts import OpenChart
-from django_smart.models import TokenGrant
 from django_smart.templatetags.scope_words import in_words
-from tests.ehr import make_registration
+from tests import factories
+from tests.factories import make_registration
 
 VOID = {"meta", "link", "input", "br"}
 
@@ -71,24 +72,16 @@ def browser(user: User) -> Client:
 
 @pytest.fixture
 def make_grant(registration: Any, user: User) -> Any:
-    def make(**values: Any) -> TokenGrant:
-        now = datetime(2026, 3, 1, 12, tzinfo=UTC)
-        grant = TokenGrant(
-            **{
-                "registration": registration,
-                "user": user,
-                "scope": "patient/Observation.rs patient/Patient.rs offline_access",
-                "is_offline": True,
-                "received_at": now,
-                "expires_at": now,
-                **values,
-            }
-        )
-        grant.set_tokens(access_token="a", refresh_token="r")
-        grant.save()
-        return grant
-
-    return make
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    return partial(
+        factories.make_grant,
+        registration,
+        user=user,
+        scope="patient/Observation.rs patient/Patient.rs offline_access",
+        received_at=now,
+        expires_at=now,
+        refresh_due_at=None,
+    )
 
 
 def make_error_page() -> str:

@@ -28,7 +28,8 @@ from django_smart.models import (
 from django_smart.models.search_words import build_key, split_words
 from django_smart.views.picker import PAGE_SIZE, find_choices
 from tests.bundles import CITIES, VECTORS, bundle, endpoint, organization
-from tests.ehr import make_browser, make_registration
+from tests.ehr import make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

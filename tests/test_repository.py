@@ -116,6 +116,25 @@ def test_no_file_has_conflict_markers(tracked):
     assert [name for name, text in _texts(tracked).items() if marker.search(text)] == []
 
 
+# Imports names of a migration's test.
+_STILL_IMPORTS = {"tests/docs/test_upgrade.py"}
+
+
+def test_no_test_module_imports_another():
+    found = set()
+    for path in (_ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = "." * node.level + (node.module or "")
+                modules = [f"{module}.{alias.name}" for alias in node.names]
+            if any(re.search(r"(^|\.)test_\w+", name) for name in modules):
+                found.add(str(path.relative_to(_ROOT)))
+    assert found == _STILL_IMPORTS
+
+
 @pytest.mark.django_db
 def test_no_migration_is_missing():
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)

@@ -20,7 +20,7 @@ from django.utils import translation
 import django_smart
 from django_smart.error_pages.words import WORDS
 from django_smart.models import TokenGrant
-from tests.ehr import make_registration
+from tests.factories import make_registration
 
 _PACKAGE = Path(django_smart.__file__).parent
 _LANGUAGES = ["de", "es", "fr"]

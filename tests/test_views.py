@@ -11,14 +11,8 @@ from django.db import connections
 from django.test import Client
 
 from django_smart.models import ClientRegistration, FHIRServer, Launch
-from tests.ehr import (
-    PATIENT,
-    get_callback,
-    get_launch,
-    make_browser,
-    make_registration,
-    start_ehr_launch,
-)
+from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_ehr_launch
+from tests.factories import make_registration
 from tests.site.browsers import make_mounted_browser, open_chart
 
 pytestmark = [
@@ -32,11 +26,6 @@ HARBOUR = "/smart/login/?server=harbour"
 
 def text_of(response: Any) -> str:
     return str(response.content.decode())
-
-
-@pytest.fixture
-def user(django_user_model):
-    return django_user_model.objects.create_user("maria")
 
 
 # Headers

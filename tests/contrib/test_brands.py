@@ -15,7 +15,6 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, reset_queries
 from django.db.models import F
 
-from django_smart import transport
 from django_smart.contrib.brands.importing import (
     BundleReader,
     import_brand_file,
@@ -36,39 +35,21 @@ from django_smart.models import (
     BrandWord,
     FHIRServer,
 )
-from tests.bundles import VECTORS, bundle, endpoint, organization, write_large
+from tests.bundles import (
+    VECTORS,
+    bundle,
+    endpoint,
+    host,
+    organization,
+    write_large,
+)
+
+__all__ = ["host"]
 
 pytestmark = pytest.mark.django_db
 
 URL = "https://brands.example.org/brands.json"
 R4 = "https://fhir.example.org/r4"
-
-
-class Host(requests.adapters.BaseAdapter):
-    """Answers with what it is told to, by URL."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}
-        self.requests: list[requests.PreparedRequest] = []
-
-    def on(self, url: str, body: bytes = b"", status: int = 200, **headers: str):
-        self.answers[url] = status, body, headers
-
-    def send(self, request, *args, **kwargs):
-        self.requests.append(request)
-        status, body, headers = self.answers[request.url]
-        if headers.get("ETag") == request.headers.get("If-None-Match", ""):
-            status, body = 304, b""
-        response = requests.Response()
-        response.status_code = status
-        response.headers.update(headers)
-        response.raw = io.BytesIO(body)
-        response.request = request
-        return response
-
-    def close(self):
-        """Nothing to close."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +62,6 @@ def _cards_agree(db: None) -> Iterator[None]:
     for model in models:
         assert not model.objects.filter(card=None).exists()
         assert not model.objects.exclude(card=F("brand__card")).exists()
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    """Any host but the EHR's."""
-    adapter = Host()
-    with transport.mounted("https://", adapter), transport.mounted("http://", adapter):
-        yield adapter
 
 
 @pytest.fixture

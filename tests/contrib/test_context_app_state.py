@@ -20,8 +20,7 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import BASE_URL, EHR_SCOPE, PATIENT, SITE
-from tests.launches.test_context import make_context
-from tests.site.browsers import open_chart
+from tests.site.browsers import make_context, open_chart
 
 pytestmark = [
     pytest.mark.django_db,

@@ -11,8 +11,7 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.contrib.monitoring import GrantCollector
-from tests.contrib.test_monitoring import make_grant
-from tests.ehr import make_registration
+from tests.factories import make_grant, make_registration
 
 prometheus_client = pytest.importorskip(
     "prometheus_client", reason="needs the extra prometheus"

@@ -12,28 +12,12 @@ from django.utils import timezone
 from django_smart.contrib.monitoring import read_health
 from django_smart.grants.engine import refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
-from tests.ehr import connect, make_browser, make_registration
+from tests.ehr import connect, make_browser
+from tests.factories import make_grant, make_registration
 
 pytestmark = pytest.mark.django_db
 
 NOW = timezone.now().replace(microsecond=0)
-
-
-def make_grant(registration: ClientRegistration, **values: Any) -> TokenGrant:
-    """An offline grant that came an hour ago and is due in an hour."""
-    grant = TokenGrant(
-        **{
-            "registration": registration,
-            "is_offline": True,
-            "received_at": NOW - timedelta(hours=1),
-            "expires_at": NOW + timedelta(hours=2),
-            "refresh_due_at": NOW + timedelta(hours=1),
-            **values,
-        }
-    )
-    grant.set_tokens(access_token="hush-access", refresh_token="hush-refresh")
-    grant.save()
-    return grant
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from django_smart.models import ClientRegistration
 from django_smart.protocol.task_launch import TaskLaunchKind
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
-from tests.ehr import EHR_SCOPE, SITE, launch, make_browser, make_registration
+from tests.ehr import EHR_SCOPE, SITE, launch, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 URL = "https://app.example.org/display-preferences-v1"

@@ -8,7 +8,7 @@ import pytest
 
 from django_smart.clients import backend_client_for
 from tests.docs.blocks import read_blocks
-from tests.grants.test_backend_services import make_service
+from tests.factories import make_service
 
 
 @pytest.mark.django_db

@@ -17,9 +17,8 @@ from django_smart import transport
 from django_smart.models import Brand, BrandBundle, ClientRegistration, SigningKey
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
-from tests.bundles import bundle, endpoint, organization
+from tests.bundles import Host, bundle, endpoint, host, organization
 from tests.contrib.doctor.conftest import World, world
-from tests.contrib.test_brands import Host, host
 from tests.docs.blocks import DOCS, read_blocks
 from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
 from tests.management.running import Ran, run

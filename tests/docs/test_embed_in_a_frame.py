@@ -8,7 +8,8 @@ from django.core.management import call_command
 from django_smart.models import FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
-from tests.ehr import PATIENT, make_browser, make_registration
+from tests.ehr import PATIENT, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -14,7 +14,8 @@ from django.contrib.auth.models import Group
 from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
-from tests.ehr import connect, launch, make_browser, make_registration
+from tests.ehr import connect, launch, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -8,7 +8,8 @@ import pytest
 
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
-from tests.ehr import PATIENT, launch, make_browser, make_registration
+from tests.ehr import PATIENT, launch, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -9,7 +9,7 @@ from django.test import RequestFactory
 
 from django_smart.models import FHIRServer
 from tests.docs.blocks import read_blocks
-from tests.ehr import make_registration
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -35,15 +35,8 @@ from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
 from tests.celery import app as celery_app
 from tests.docs.blocks import Block, read_blocks
-from tests.ehr import (
-    CLIENT_ID,
-    PATIENT,
-    SITE,
-    connect,
-    launch,
-    make_browser,
-    make_registration,
-)
+from tests.ehr import CLIENT_ID, PATIENT, SITE, connect, launch, make_browser
+from tests.factories import make_registration
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db

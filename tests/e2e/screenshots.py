@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from django_smart.testing import EHRSimulator
 from tests.bundles import bundle, endpoint, organization
-from tests.e2e.test_browser import (
-    FLAGS,
+from tests.chromium import FLAGS
+from tests.e2e.clicks import (
     NAME,
     SCOPE,
     click_app,

@@ -7,28 +7,13 @@ and left to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from django.contrib.auth.models import User
-from django.test import Client
-from django.test.signals import template_rendered
-from django.utils import timezone
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page
 
 import django_smart
-from django_smart import transport
-from django_smart.contrib.brands.importing import import_brand_file
-from django_smart.models import Launch, TokenGrant
-from django_smart.servers.signing_keys import create_signing_key
-from django_smart.testing import EHRSimulator
-from tests.answers import Away
-from tests.bundles import bundle, endpoint, organization
-from tests.ehr import BASE_URL, SITE, make_registration
-from tests.services import chromium_path
 
 pytestmark = [
     pytest.mark.browser,
@@ -36,7 +21,6 @@ pytestmark = [
     pytest.mark.urls("tests.e2e.page_urls"),
 ]
 
-_AXE = Path(__file__).parents[1] / "vendor" / "axe-core-4.14.1" / "axe.min.js"
 _TEMPLATES = Path(django_smart.__file__).parent / "templates"
 _Scheme = Literal["light", "dark"]
 # Parts of every admin page that Django (5.2 to 6.1) writes with faults of its own.
@@ -62,120 +46,6 @@ _RUN = """async ([exclude, rules]) => {
     return result.violations.flatMap(violation => violation.nodes.map(
         node => `${violation.id}: ${node.target} ${node.failureSummary}`));
 }"""
-
-
-@pytest.fixture
-def chromium() -> Iterator[Browser]:
-    """Chromium, without a window."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path(),
-            args=["--no-sandbox", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def rendered() -> Iterator[set[str]]:
-    """The names of the templates that pages were made of."""
-    names: set[str] = set()
-
-    def note(template: Any, **_: Any) -> None:
-        names.add(str(template.name))
-
-    template_rendered.connect(note)
-    yield names
-    template_rendered.disconnect(note)
-
-
-@pytest.fixture
-def rows(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> dict[str, Any]:
-    """Two organisations, one connected and one that has ended it, and a launch."""
-    # Playwright runs a loop of its own in this thread; the queries here are no views.
-    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-    user = User.objects.create_superuser("maria", first_name="Maria")
-    registration = make_registration()
-    other = make_registration(
-        server__slug="saltmarsh",
-        server__name="Saltmarsh Valley Regional Medical Center and Clinics",
-        server__base_url="https://saltmarsh.example.org/r4",
-    )
-    now = timezone.now()
-    values = {
-        "user": user,
-        "scope_asked": "patient/Patient.rs patient/Observation.rs offline_access",
-        "scope_granted": "patient/Patient.rs patient/Observation.rs offline_access",
-        "scope": "patient/Patient.rs patient/Observation.rs offline_access",
-        "is_offline": True,
-        "received_at": now,
-        "expires_at": now + timedelta(hours=1),
-        "refresh_due_at": now + timedelta(minutes=40),
-    }
-    grant = TokenGrant.objects.create(registration=registration, **values)
-    TokenGrant.objects.create(
-        registration=other,
-        **{**values, "refresh_due_at": None},
-        status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
-        last_error="invalid_grant",
-        ended_at=now,
-    )
-    launch = Launch.objects.create(
-        registration=registration,
-        kind=Launch.Kind.EHR,
-        status=Launch.Status.FAILED,
-        error_code="access_denied",
-        state_digest="x",
-        browser_digest="y",
-        aud=BASE_URL,
-        redirect_uri=registration.redirect_uri,
-        scope_asked=registration.ehr_scope,
-        expires_at=now,
-        user=user,
-    )
-    path = tmp_path / "brands.json"
-    path.write_bytes(
-        bundle(
-            *(
-                organization(f"{number}", f"Clinic {number}", endpoints=["Endpoint/1"])
-                for number in range(25)
-            ),
-            endpoint("1", BASE_URL),
-        )
-    )
-    import_brand_file(path)
-    key = create_signing_key("RS384")
-    return {
-        "user": user,
-        "fhirserver": registration.server,
-        "clientregistration": registration,
-        "tokengrant": grant,
-        "launch": launch,
-        "signingkey": key,
-    }
-
-
-@pytest.fixture
-def context(
-    chromium: Browser, live_server: Any, rows: dict[str, Any]
-) -> Iterator[BrowserContext]:
-    """A phone whose owner is signed in, and may do everything."""
-    client = Client()
-    client.force_login(rows["user"])
-    context = chromium.new_context(
-        viewport={"width": 375, "height": 740}, base_url=live_server.url
-    )
-    session = client.cookies["sessionid"].value
-    context.add_cookies(
-        [{"name": "sessionid", "value": session, "url": live_server.url}]
-    )
-    # Into every page before its own scripts, whatever its policy.
-    context.add_init_script(path=str(_AXE))
-    with transport.mounted(SITE, Away()):
-        yield context
-    context.close()
 
 
 def look_at(page: Page, path: str, *, exclude: tuple[str, ...] = ()) -> list[str]:

@@ -9,11 +9,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from django_smart.testing import EHRSimulator
-from tests.e2e.test_browser import NAME, chromium, click_app, real_ehr, run_example
+from tests.e2e.clicks import NAME, click_app, run_example
 from tests.known import CLIENT_ID
 from tests.processes import ExampleSite
-
-__all__ = ["chromium", "real_ehr"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 

@@ -2,91 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from django_smart.testing import EHRSimulator
-from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+from tests.e2e.clicks import NAME, click_app, open_chart
+from tests.known import PATIENT
 from tests.processes import ExampleSite
-from tests.services import chromium_path
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
-
-SCOPE = "openid fhirUser offline_access patient/Patient.rs patient/Observation.rs"
-FLAGS = ["--no-sandbox", "--disable-background-networking"]
-NAME = "Marisol Jean Quillfeather"
-CLINICIAN = "Dr. Helena Brandvold"
-
-
-@pytest.fixture
-def chromium() -> Iterator[Browser]:
-    """Chromium, without a window."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path(), args=FLAGS
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def real_ehr() -> Iterator[EHRSimulator]:
-    """The EHR at ``localhost``, on a port of its own."""
-    ehr = EHRSimulator("https://ehr.example.org/r4/fhir")
-    with ehr.serve():
-        yield ehr
-
-
-@pytest.fixture
-def site(tmp_path: Path, real_ehr: EHRSimulator) -> Iterator[ExampleSite]:
-    """The example at ``127.0.0.1``, registered at the EHR and running."""
-    with run_example(tmp_path, real_ehr) as site:
-        yield site
-
-
-@contextmanager
-def run_example(folder: Path, ehr: EHRSimulator) -> Iterator[ExampleSite]:
-    """The example in *folder*, registered at *ehr* and running."""
-    site = ExampleSite(folder)
-    site.manage("migrate", "--verbosity", "0")
-    registered = site.register(
-        *("--base-url", ehr.base_url, "--name", "Harbour EHR"),
-        *("--slug", "harbour"),
-        *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
-        *("--ehr-scope", f"launch {SCOPE}"),
-        *("--standalone-scope", f"launch/patient {SCOPE}"),
-    )
-    ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[registered["redirect_uri"]],
-        launch_url=registered["launch_url"],
-        name="A1c Trend",
-    )
-    with site.web():
-        yield site
-
-
-def click_app(page: Page, ehr: EHRSimulator, *, name: str = NAME) -> Page:
-    """Sign in to the EHR, open a chart and click the app; returns the app's tab."""
-    page.goto(ehr.origin)
-    page.get_by_role("button", name=CLINICIAN).click()
-    page.get_by_role("link", name=name).click()
-    with page.expect_popup() as opened:
-        page.get_by_role("button", name="Open in new tab").click()
-    return opened.value
-
-
-def open_chart(page: Page, ehr: EHRSimulator) -> Page:
-    """As :func:`click_app`, and approve."""
-    app = click_app(page, ehr)
-    app.get_by_role("button", name="Approve").click()
-    app.wait_for_url("**/~*/patient/")
-    return app
 
 
 def test_click_in_the_chart_leads_to_that_patients_page(

@@ -54,7 +54,7 @@ from tests.ehr import (
     get_launch,
     start_ehr_launch,
 )
-from tests.launches.test_authorize_post import Form
+from tests.launches.forms import Form
 from tests.processes import ExampleSite, wait_for
 from tests.redaction.reporting import ADMINS, redacted_reports
 

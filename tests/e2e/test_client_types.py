@@ -31,8 +31,8 @@ from tests.ehr import (
     get_callback,
     get_launch,
     make_browser,
-    make_registration,
 )
+from tests.factories import make_registration
 from tests.launch_urls import open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]

@@ -8,9 +8,6 @@ import pytest
 from playwright.sync_api import BrowserContext, expect
 
 from django_smart.models import TokenGrant
-from tests.e2e.test_accessibility import chromium, context, rendered, rows
-
-__all__ = ["chromium", "context", "rendered", "rows"]
 
 pytestmark = [
     pytest.mark.browser,

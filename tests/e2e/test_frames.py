@@ -35,7 +35,8 @@ from werkzeug.wrappers import Request, Response
 
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server
-from tests.e2e.test_browser import CLINICIAN, FLAGS, NAME, SCOPE
+from tests.chromium import FLAGS
+from tests.e2e.clicks import CLINICIAN, NAME, SCOPE
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 from tests.processes import ExampleSite, wait_for
 from tests.services import chromium_path

@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Response, expect
 
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
-from tests.e2e.test_browser import FLAGS, NAME, click_app, run_example
+from tests.e2e.clicks import NAME, click_app
 from tests.known import PATIENT
 from tests.processes import ExampleSite
-from tests.services import chromium_path
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
-
-
-@pytest.fixture
-def real_ehr() -> Iterator[EHRSimulator]:
-    """The EHR at ``localhost``, whose further pages stand outside its base."""
-    ehr = EHRSimulator("https://ehr.example.org/r4/fhir")
-    with ehr.serve():
-        yield ehr
-
-
-@pytest.fixture
-def site(tmp_path: Path, real_ehr: EHRSimulator) -> Iterator[ExampleSite]:
-    with run_example(tmp_path, real_ehr) as site:
-        yield site
-
-
-@pytest.fixture
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path(), args=FLAGS
-        )
-        yield browser
-        browser.close()
 
 
 class NetworkLog:

@@ -14,12 +14,9 @@ from playwright.sync_api import Browser, Page, expect
 from django_smart.contrib import style
 from django_smart.testing import EHRSimulator
 from django_smart.transport import Timeouts
-from tests.e2e.test_browser import chromium, real_ehr
-from tests.ehr import make_registration
+from tests.factories import make_registration
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 from tests.urls import urlpatterns as package
-
-__all__ = ["chromium", "real_ehr"]
 
 # The site first: its rows are made before the browser's event loop runs.
 pytestmark = [

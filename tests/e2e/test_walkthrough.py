@@ -31,9 +31,9 @@ from tests.ehr import (
     get_launch,
     launch,
     make_browser,
-    make_registration,
     start_ehr_launch,
 )
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -30,9 +30,9 @@ from django_smart.exceptions import (
 from django_smart.fhir import BulkExport, FHIRClient
 from django_smart.testing import EHRSimulator
 from django_smart.transport import ResponseStream
+from tests.factories import make_service
 from tests.fhir.exporting import make_client
 from tests.fhir.servers import BASE, Grant, respond
-from tests.grants.test_backend_services import make_service
 from tests.processes import wait_for
 from tests.transport.servers import Server
 

@@ -31,45 +31,16 @@ from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TokenGrant
 from django_smart.servers import http
 from django_smart.servers.discovery import get_configuration
-from django_smart.servers.signing_keys import create_signing_key
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
-from tests.answers import answer
-from tests.ehr import PATIENT, listening, make_browser, make_registration
-from tests.factories import after_answer
+from tests.answers import after_answer, answer
+from tests.ehr import PATIENT, listening, make_browser
+from tests.factories import SERVICE_ID, SERVICE_SCOPE, make_service
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
 
 _COMMITTED = pytest.mark.django_db(transaction=True)
-SERVICE_ID = "nightly-report"
-SCOPE = "system/Patient.rs system/Observation.rs"
-
-
-def make_service(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
-    """This site's backend service, registered at both ends."""
-    create_signing_key("ES384")
-    ehr.register_client(
-        SERVICE_ID, auth_method="private_key_jwt", jwks=SigningKey.objects.as_jwks()
-    )
-    return make_registration(
-        **{
-            "client_id": SERVICE_ID,
-            "token_endpoint_auth_method": "private_key_jwt",
-            "signing_algorithm": "ES384",
-            "client_secret": "",
-            "ehr_scope": "",
-            "standalone_scope": "",
-            "redirect_uri": "",
-            "system_scope": SCOPE,
-            **values,
-        }
-    )
-
-
-@pytest.fixture
-def service(ehr: EHRSimulator, db: None) -> ClientRegistration:
-    return make_service(ehr)
 
 
 def read(client: FHIRClient) -> str:
@@ -91,7 +62,7 @@ def test_token_is_asked_for_with_an_assertion_and_nothing_else(
     assert form.pop("client_assertion").count(".") == 2
     assert form == {
         "grant_type": "client_credentials",
-        "scope": SCOPE,
+        "scope": SERVICE_SCOPE,
         "client_assertion_type": (
             "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
         ),
@@ -117,7 +88,7 @@ def test_token_is_kept_in_a_row_of_nobody(
     assert (grant.user, grant.identity, grant.patient_id) == (None, None, "")
     assert (grant.is_offline, grant.refresh_due_at) == (False, None)
     assert (grant.refresh_token, grant.refresh_token_digest) == ("", "")
-    assert grant.scope_asked == SCOPE
+    assert grant.scope_asked == SERVICE_SCOPE
     assert grant.scope == grant.scope_granted == "system/Patient.rs"
     assert grant.expires_at - grant.received_at == timedelta(seconds=300)
     assert not grant.launches.exists()
@@ -365,7 +336,7 @@ def test_other_methods_are_refused_in_the_row_and_by_the_client(
         server=FHIRServer.objects.get(),
         token_endpoint_auth_method=method,
         client_secret=secret,
-        system_scope=SCOPE,
+        system_scope=SERVICE_SCOPE,
     )
     with pytest.raises(CredentialsError, match="private_key_jwt"):
         backend_client_for(registration)
@@ -405,7 +376,7 @@ def test_client_that_is_held_sees_what_changes_in_the_registration(
     ehr.expire_access_tokens()
     read(client)
     asked = [dict(each.form)["scope"] for each in ehr.requests_to("token")]
-    assert asked == [SCOPE, "system/Patient.rs"]
+    assert asked == [SERVICE_SCOPE, "system/Patient.rs"]
     ClientRegistration.objects.update(is_active=False)
     ehr.expire_access_tokens()
     with pytest.raises(InactiveRegistrationError):

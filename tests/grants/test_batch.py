@@ -35,21 +35,12 @@ from django_smart.servers import http
 from django_smart.servers.http import whole_call_seconds
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.answers import Away
-from tests.ehr import PATIENT, connect, listening, make_browser, make_registration
-from tests.factories import after_answer, make_grants, reload_grant
+from tests.answers import Away, after_answer
+from tests.ehr import PATIENT, connect, listening, make_browser
+from tests.factories import make_grants, make_registration, reload_grant
+from tests.grants.working import refresh_due
 
 pytestmark = pytest.mark.django_db
-
-
-def _refresh_due() -> RefreshResult:
-    """One tick of beat, and the worker's part."""
-    results = [refresh_grants(batch) for batch in claim_due_batches()]
-    return RefreshResult(
-        refreshed=sum(each.refreshed for each in results),
-        skipped=sum(each.skipped for each in results),
-        failed=sum(each.failed for each in results),
-    )
 
 
 def _lost_answers(ehr: EHRSimulator) -> int:
@@ -101,7 +92,7 @@ def test_batch_needs_hardly_more_than_a_statement_for_a_grant(
     make_grants(ehr, registration, 100)
     refresh_grants(make_grants(ehr, registration, 1))  # the configuration is known then
     with CaptureQueriesContext(connection) as captured:
-        assert _refresh_due() == RefreshResult(refreshed=100)
+        assert refresh_due() == RefreshResult(refreshed=100)
     statements = [
         each["sql"]
         for each in captured
@@ -186,10 +177,10 @@ def test_batch_of_a_dead_worker_is_taken_up_when_its_leases_end(
     TokenGrant.objects.take_leases(
         batches[0], owner="a dead one", length=timedelta(seconds=30)
     )
-    assert _refresh_due() == RefreshResult()
+    assert refresh_due() == RefreshResult()
     assert refresh_grants(grant_ids) == RefreshResult(skipped=3)
     TokenGrant.objects.update(lease_expires_at=now - timedelta(seconds=1))
-    assert _refresh_due() == RefreshResult(refreshed=3)
+    assert refresh_due() == RefreshResult(refreshed=3)
 
 
 def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
@@ -582,9 +573,9 @@ def test_refused_credentials_stop_the_registration_and_burn_no_grant(
     make_grants(ehr, registration, 20)
     ehr.faults.add("refresh_invalid_client")
     with caplog.at_level(logging.ERROR), listening(grant_lost) as lost:
-        result = _refresh_due()
+        result = refresh_due()
         for _ in range(3):
-            assert _refresh_due() == RefreshResult()
+            assert refresh_due() == RefreshResult()
     assert lost == []
     # Those that were under way when the first answer came.
     assert 1 <= result.failed <= 3
@@ -618,7 +609,7 @@ def test_registration_goes_on_with_credentials_that_work(
 ) -> None:
     make_grants(ehr, registration, 4)
     ehr.faults.add("refresh_invalid_client")
-    _refresh_due()
+    refresh_due()
     ehr.faults.clear()
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is not None

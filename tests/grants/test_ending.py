@@ -22,14 +22,8 @@ from django_smart.grants.ending import (
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_revoked
 from django_smart.testing import EHRSimulator
-from tests.ehr import (
-    PATIENT,
-    connect,
-    launch,
-    listening,
-    make_browser,
-    make_registration,
-)
+from tests.ehr import PATIENT, connect, launch, listening, make_browser
+from tests.factories import make_registration
 from tests.launch_urls import open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]

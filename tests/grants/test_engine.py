@@ -24,18 +24,11 @@ from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
-from tests.ehr import connect, listening, make_browser, make_registration
-from tests.factories import make_grants
+from tests.ehr import connect, listening, make_browser
+from tests.factories import make_due, make_grant, make_grants, make_registration
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
-
-
-def _make_due(grant_id: Any, *, minutes: int = 1) -> int:
-    TokenGrant.objects.filter(pk=grant_id).update(
-        refresh_due_at=timezone.now() - timedelta(minutes=minutes)
-    )
-    return int(grant_id)
 
 
 def _due_at(grant: TokenGrant) -> datetime:
@@ -47,16 +40,8 @@ def _make_grant(
     registration: ClientRegistration, *, due: int = 1, **values: Any
 ) -> TokenGrant:
     """A grant that no EHR knows; *due* minutes ago."""
-    now = timezone.now()
-    grant = TokenGrant(
-        registration=registration,
-        received_at=now,
-        refresh_due_at=now - timedelta(minutes=due),
-        **{"is_offline": True, "expires_at": now + timedelta(hours=1), **values},
-    )
-    grant.set_tokens(access_token="an access token", refresh_token=f"refresh {due}")
-    grant.save()
-    return grant
+    due_at = timezone.now() - timedelta(minutes=due)
+    return make_grant(registration, refresh_due_at=due_at, **values)
 
 
 # Due grants
@@ -65,7 +50,7 @@ def _make_grant(
 @pytest.mark.compliance("REF-11")
 @pytest.mark.usefixtures("registration")
 def test_due_grant_is_refreshed_while_its_token_still_works(ehr: EHRSimulator) -> None:
-    due = _make_due(connect(make_browser(), ehr).grant_id)
+    due = make_due(connect(make_browser(), ehr).grant_id)
     with listening(grant_refreshed) as refreshed:
         assert refresh_grants([due]) == RefreshResult(refreshed=1)
     assert [each["grant"].pk for each in refreshed] == [due]
@@ -75,7 +60,7 @@ def test_due_grant_is_refreshed_while_its_token_still_works(ehr: EHRSimulator) -
 
 @pytest.mark.usefixtures("registration")
 def test_message_that_is_delivered_twice_does_nothing(ehr: EHRSimulator) -> None:
-    due = _make_due(connect(make_browser(), ehr).grant_id)
+    due = make_due(connect(make_browser(), ehr).grant_id)
     refresh_grants([due])
     assert refresh_grants([due, due, 10_000]) == RefreshResult(skipped=3)
     assert len(ehr.requests_to("refresh")) == 1
@@ -161,9 +146,9 @@ def test_first_batches_leave_before_all_is_claimed(
 
 @pytest.mark.usefixtures("registration")
 def test_grant_that_fails_does_not_stop_the_batch(ehr: EHRSimulator) -> None:
-    first, second = (_make_due(connect(make_browser(), ehr).grant_id) for _ in range(2))
+    first, second = (make_due(connect(make_browser(), ehr).grant_id) for _ in range(2))
     ehr.revoke_grant(TokenGrant.objects.get(pk=first).refresh_token)
-    leased = _make_due(connect(make_browser(), ehr).grant_id)
+    leased = make_due(connect(make_browser(), ehr).grant_id)
     TokenGrant.objects.filter(pk=leased).update(
         lease_owner="x", lease_expires_at=timezone.now() + timedelta(minutes=1)
     )
@@ -176,7 +161,7 @@ def test_grant_that_fails_does_not_stop_the_batch(ehr: EHRSimulator) -> None:
 
 @pytest.mark.usefixtures("registration", "longest_waits")
 def test_grant_that_failed_is_not_due_at_once(ehr: EHRSimulator) -> None:
-    due = _make_due(connect(make_browser(), ehr).grant_id)
+    due = make_due(connect(make_browser(), ehr).grant_id)
     ehr.faults.add("refresh_500")
     for failures in (1, 2, 3):
         with time_machine.travel(timezone.now(), tick=False):
@@ -185,7 +170,7 @@ def test_grant_that_failed_is_not_due_at_once(ehr: EHRSimulator) -> None:
         grant = TokenGrant.objects.get()
         assert grant.refresh_failures == failures
         assert grant.last_error == "token_server_error"
-        _make_due(due)
+        make_due(due)
     assert len(ehr.requests_to("refresh")) == 3
 
 

@@ -27,8 +27,7 @@ from tests.ehr import (
     make_browser,
     start_login,
 )
-from tests.factories import expire, reload_grant
-from tests.launches.test_every_launch import METHODS, register
+from tests.factories import METHODS, expire, make_client, reload_grant
 
 pytestmark = pytest.mark.django_db
 
@@ -82,7 +81,7 @@ def test_sign_out_revokes_what_was_given_for_the_visit(
     django_capture_on_commit_callbacks: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    register(ehr, method, ONLINE, "get")
+    make_client(ehr, method, ONLINE)
     browser = make_browser()
     grant = reload_grant(launch(browser, ehr).grant_id)
     assert grant.refresh_token
@@ -104,7 +103,7 @@ def test_disconnecting_revokes_what_was_given_for_good(
     django_user_model: Any,
     django_capture_on_commit_callbacks: Any,
 ) -> None:
-    register(ehr, method, OFFLINE, "get")
+    make_client(ehr, method, OFFLINE)
     browser = make_browser()
     _sign_in(browser, django_user_model)
     grant = reload_grant(connect(browser, ehr).grant_id)
@@ -116,7 +115,7 @@ def test_disconnecting_revokes_what_was_given_for_good(
 @pytest.mark.compliance("SEC-12")
 @every_method
 def test_purge_revokes_what_no_worker_did(ehr: EHRSimulator, method: str) -> None:
-    register(ehr, method, ONLINE, "get")
+    make_client(ehr, method, ONLINE)
     browser = make_browser()
     grant = reload_grant(launch(browser, ehr).grant_id)
     # The transaction of the test never commits, so no worker hears of it.
@@ -129,7 +128,7 @@ def test_purge_revokes_what_no_worker_did(ehr: EHRSimulator, method: str) -> Non
 @pytest.mark.compliance("REF-03", "REF-04", "REF-10")
 @every_method
 def test_refresh_says_who_the_client_is(ehr: EHRSimulator, method: str) -> None:
-    register(ehr, method, ONLINE, "get")
+    make_client(ehr, method, ONLINE)
     grant = expire(reload_grant(launch(make_browser(), ehr).grant_id), ehr)
     get_access_token(grant)
     (request,) = ehr.requests_to("refresh")
@@ -144,7 +143,7 @@ def test_refresh_says_who_the_client_is(ehr: EHRSimulator, method: str) -> None:
 @pytest.mark.compliance("INTRO-01")
 @every_method
 def test_introspection_says_who_the_client_is(ehr: EHRSimulator, method: str) -> None:
-    register(ehr, method, ONLINE, "get")
+    make_client(ehr, method, ONLINE)
     FHIRServer.objects.update(introspection_mode="client")
     grant = reload_grant(launch(make_browser(), ehr).grant_id)
     described = introspect_grant(grant)
@@ -160,7 +159,7 @@ def test_introspection_says_who_the_client_is(ehr: EHRSimulator, method: str) ->
 def test_online_access_is_refreshed_when_it_is_used_and_not_by_a_worker(
     ehr: EHRSimulator,
 ) -> None:
-    register(ehr, "client_secret_basic", ONLINE, "get")
+    make_client(ehr, "client_secret_basic", ONLINE)
     grant = reload_grant(launch(make_browser(), ehr).grant_id)
     assert (grant.is_offline, grant.refresh_due_at) == (False, None)
     # Whatever its time says, the worker leaves it alone.
@@ -184,7 +183,7 @@ def test_online_access_is_refreshed_when_it_is_used_and_not_by_a_worker(
 def test_only_what_is_configured_is_asked_for(
     ehr: EHRSimulator, scope: str, is_offline: bool
 ) -> None:
-    register(ehr, "client_secret_basic", scope, "get")
+    make_client(ehr, "client_secret_basic", scope)
     browser = make_browser()
     url = start_login(browser)
     opened = get_launch(get_callback(browser, ehr.authorize(url)))

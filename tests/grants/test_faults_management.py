@@ -15,9 +15,10 @@ from django_smart.launches.purge import purge
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
-from tests.ehr import CLIENT_SECRET, PATIENT, listening
+from tests.ehr import PATIENT, listening
 from tests.factories import reload_grant
 from tests.faults import named
+from tests.grants.working import check_log
 from tests.transport.servers import Server
 
 pytestmark = [
@@ -102,7 +103,7 @@ def test_tokens_are_kept_until_the_ehr_says_that_they_are_gone(
     assert stored.refresh_token == grant.refresh_token
     assert len(ehr.requests_to("revoke")) == 1
     assert f"Grant {grant.pk}: not revoked yet ({UNTOLD[name]})" in caplog.text
-    _check_log(ehr, caplog.text)
+    check_log(ehr, caplog.text)
     assert elsewhere.requests == []
 
     # Here it has ended, whatever the EHR says, and the worker tells it again.
@@ -129,7 +130,7 @@ def test_tokens_are_forgotten_when_there_is_no_more_to_do(
     assert told == [grant.refresh_token, grant.access_token]
     refused = f"Grant {grant.pk}: its revocation was refused"
     assert (refused in caplog.text) is (name not in {"revoke_204", "revoke_html_200"})
-    _check_log(ehr, caplog.text)
+    check_log(ehr, caplog.text)
     _check_forgotten(ehr, grant)
 
 
@@ -161,7 +162,7 @@ def test_answer_that_cannot_be_used_changes_nothing(
     assert stored.refresh_token == visit.refresh_token
     opened.refresh_from_db()
     assert opened.status == Launch.Status.COMPLETED
-    _check_log(ehr, caplog.text + str(caught.value))
+    check_log(ehr, caplog.text + str(caught.value))
     assert elsewhere.requests == []
 
     ehr.faults.clear()
@@ -189,7 +190,7 @@ def test_answer_about_another_ends_grant_and_launch(
     opened.refresh_from_db()
     assert (opened.status, opened.error_code) == ("ended", "context_changed")
     assert [each["error_code"] for each in lost] == ["context_changed"]
-    _check_log(ehr, caplog.text)
+    check_log(ehr, caplog.text)
 
 
 @pytest.mark.compliance("INTRO-03", "INTRO-04")
@@ -206,13 +207,3 @@ def test_answer_that_says_less_or_more_will_do(
     opened.refresh_from_db()
     assert opened.status == Launch.Status.COMPLETED
     assert get_access_token(stored) in ehr.store.access_tokens
-
-
-def _check_log(ehr: EHRSimulator, log: str) -> None:
-    for secret in (
-        CLIENT_SECRET,
-        PATIENT,
-        *ehr.store.access_tokens,
-        *ehr.store.refresh_tokens,
-    ):
-        assert secret not in log

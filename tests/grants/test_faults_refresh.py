@@ -16,17 +16,17 @@ from django_smart.exceptions import (
 )
 from django_smart.grants.refresh import get_access_token, refresh_grant
 from django_smart.models import ClientRegistration, Launch, TokenGrant
-from django_smart.servers import http
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.ehr import CLIENT_SECRET, EHR_SCOPE, PATIENT, launch, listening, make_browser
+from tests.ehr import EHR_SCOPE, PATIENT, launch, listening, make_browser
 from tests.factories import expire, reload_grant
 from tests.faults import named
+from tests.grants.working import check_log
 from tests.transport.servers import Server
 
 pytestmark = [
     pytest.mark.django_db,
-    pytest.mark.usefixtures("elsewhere", "quick_keys"),
+    pytest.mark.usefixtures("elsewhere", "quick_keys", "slept"),
 ]
 
 # Code in the row, and the faults that lead there: the refresh token is kept.
@@ -56,14 +56,6 @@ CHANGED = [
     "refresh_path_patient",
 ]
 FINAL = ["refresh_invalid_grant"]
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were waited for a busy server, without waiting."""
-    pauses: list[float] = []
-    monkeypatch.setattr(http, "sleep", pauses.append)
-    return pauses
 
 
 @pytest.fixture
@@ -114,7 +106,7 @@ def test_passing_trouble_costs_nothing(
     assert opened.status == Launch.Status.COMPLETED
     warnings = [one.getMessage() for one in caplog.records if one.levelname != "DEBUG"]
     assert [one for one in warnings if one.endswith(f": {PASSING[name]}")]
-    _check_log(ehr, caplog.text)
+    check_log(ehr, caplog.text)
     assert elsewhere.requests == []
 
     # Also where the answer was wrong after the EHR had rotated the token.
@@ -146,7 +138,7 @@ def test_tokens_for_another_end_grant_and_launch(
     opened.refresh_from_db()
     assert (opened.status, opened.error_code) == ("ended", "context_changed")
     assert [each["error_code"] for each in lost] == ["context_changed"]
-    _check_log(ehr, caplog.text)
+    check_log(ehr, caplog.text)
     ehr.faults.clear()
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(stored)
@@ -169,7 +161,7 @@ def test_final_refusal_is_told_once(
     assert stored.status == "needs_reauthorization"
     assert (stored.access_token, stored.refresh_token) == ("", "")
     assert len(lost) == 1
-    _check_log(ehr, caplog.text)
+    check_log(ehr, caplog.text)
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(stored)
     assert len(ehr.requests_to("refresh")) == 1
@@ -196,13 +188,3 @@ def test_fault_of_a_refresh_is_tolerated(
     ehr.faults.clear()
     assert get_access_token(expire(stored, ehr)) in ehr.store.access_tokens
     assert ehr.reused_refresh_tokens == 0
-
-
-def _check_log(ehr: EHRSimulator, log: str) -> None:
-    for secret in (
-        CLIENT_SECRET,
-        PATIENT,
-        *ehr.store.access_tokens,
-        *ehr.store.refresh_tokens,
-    ):
-        assert secret not in log

@@ -9,16 +9,15 @@ import pytest
 from django_smart.clients import backend_client_for
 from django_smart.exceptions import SMARTError
 from django_smart.models import ClientRegistration, TokenGrant
-from django_smart.servers import http
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT
+from tests.factories import SERVICE_SCOPE
 from tests.faults import named
-from tests.grants.test_backend_services import SCOPE, make_service
 from tests.transport.servers import Server
 
 pytestmark = [
     pytest.mark.django_db,
-    pytest.mark.usefixtures("elsewhere", "quick_keys"),
+    pytest.mark.usefixtures("elsewhere", "quick_keys", "slept"),
 ]
 
 # Code of the error, what is noted in the row, and the faults that lead there.
@@ -52,19 +51,6 @@ _REFUSED = {
     """,
 }
 REFUSED = {name: codes for codes, names in _REFUSED.items() for name in names.split()}
-
-
-@pytest.fixture(autouse=True)
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were waited for a busy server, without waiting."""
-    pauses: list[float] = []
-    monkeypatch.setattr(http, "sleep", pauses.append)
-    return pauses
-
-
-@pytest.fixture
-def service(ehr: EHRSimulator, db: None) -> ClientRegistration:
-    return make_service(ehr)
 
 
 def _read(service: ClientRegistration) -> None:
@@ -124,7 +110,7 @@ def test_odd_answer_is_a_token(
     stored = TokenGrant.objects.get()
     assert stored.refresh_token == ""
     narrower = name == "client_credentials_scope_narrower"
-    assert stored.scope == ("system/Patient.rs" if narrower else SCOPE)
+    assert stored.scope == ("system/Patient.rs" if narrower else SERVICE_SCOPE)
     tried_twice = name.endswith("_once")
     assert len(slept) == int(tried_twice)
     # An assertion is good for one request.

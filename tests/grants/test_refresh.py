@@ -25,6 +25,7 @@ from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
+from tests.answers import after_answer
 from tests.ehr import (
     PATIENT,
     REDIRECT_URI,
@@ -33,9 +34,8 @@ from tests.ehr import (
     launch,
     listening,
     make_browser,
-    make_registration,
 )
-from tests.factories import after_answer, expire, reload_grant
+from tests.factories import expire, make_registration, reload_grant
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
 

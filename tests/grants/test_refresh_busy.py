@@ -23,14 +23,6 @@ from tests.factories import expire, reload_grant
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were waited, without waiting."""
-    pauses: list[float] = []
-    monkeypatch.setattr(http, "sleep", pauses.append)
-    return pauses
-
-
 def busy(
     ehr: EHRSimulator,
     monkeypatch: pytest.MonkeyPatch,

@@ -10,11 +10,11 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.grants.batch import RefreshResult, refresh_grants
-from django_smart.grants.engine import claim_due_batches
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.factories import make_grants, reload_grant
+from tests.grants.working import refresh_due
 
 pytestmark = pytest.mark.django_db
 
@@ -25,16 +25,6 @@ _ONE_CLOCK = pytest.mark.skipif(
 _OFF = pytest.mark.parametrize("off", [timedelta(minutes=10), -timedelta(minutes=10)])
 
 
-def _refresh_due() -> RefreshResult:
-    """One tick of beat, and the worker's part."""
-    results = [refresh_grants(batch) for batch in claim_due_batches()]
-    return RefreshResult(
-        refreshed=sum(each.refreshed for each in results),
-        skipped=sum(each.skipped for each in results),
-        failed=sum(each.failed for each in results),
-    )
-
-
 def test_refresh_token_that_comes_again_is_used_again(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
@@ -43,8 +33,8 @@ def test_refresh_token_that_comes_again_is_used_again(
     before = reload_grant(grant_id)
     for _ in range(2):
         TokenGrant.objects.update(refresh_due_at=timezone.now())
-        assert _refresh_due() == RefreshResult(refreshed=1)
-        assert _refresh_due() == RefreshResult()
+        assert refresh_due() == RefreshResult(refreshed=1)
+        assert refresh_due() == RefreshResult()
     after = reload_grant(grant_id)
     assert after.refresh_token == before.refresh_token
     assert after.access_token != before.access_token
@@ -56,11 +46,11 @@ def test_refresh_token_stays_in_a_batch_where_none_comes(
     grant_ids = make_grants(ehr, registration, 2)
     before = [reload_grant(grant_id).refresh_token for grant_id in grant_ids]
     ehr.faults.add("refresh_no_refresh_token")
-    assert _refresh_due() == RefreshResult(refreshed=2)
+    assert refresh_due() == RefreshResult(refreshed=2)
     assert [reload_grant(pk).refresh_token for pk in grant_ids] == before
     ehr.faults.clear()
     TokenGrant.objects.update(refresh_due_at=timezone.now())
-    assert _refresh_due() == RefreshResult(refreshed=2)
+    assert refresh_due() == RefreshResult(refreshed=2)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +66,13 @@ def test_odd_lifetime_neither_storms_nor_sleeps(
 ) -> None:
     ehr.access_token_lifetime = seconds
     (grant_id,) = make_grants(ehr, registration, 1)
-    assert _refresh_due() == RefreshResult(refreshed=1)
+    assert refresh_due() == RefreshResult(refreshed=1)
     grant = reload_grant(grant_id)
     assert grant.expires_at - grant.received_at == timedelta(seconds=seconds)
     assert grant.refresh_due_at is not None
     wait = grant.refresh_due_at - grant.received_at
     assert timedelta(seconds=least) <= wait <= timedelta(seconds=most)
-    assert _refresh_due() == RefreshResult()
+    assert refresh_due() == RefreshResult()
     # Somebody who needs a token gets one, even if it ends as it comes.
     assert get_access_token(grant) == reload_grant(grant_id).access_token
     assert grant.status == "active"
@@ -103,8 +93,8 @@ def test_host_whose_clock_is_off_refreshes_as_the_others_do(
         refresh_due_at=now + timedelta(minutes=5), expires_at=now + timedelta(minutes=6)
     )
     with time_machine.travel(now + off):
-        assert _refresh_due() == RefreshResult(refreshed=1)
-        assert _refresh_due() == RefreshResult()
+        assert refresh_due() == RefreshResult(refreshed=1)
+        assert refresh_due() == RefreshResult()
     grant = reload_grant(due)
     assert abs(grant.received_at - timezone.now()) < timedelta(minutes=1)
     assert grant.expires_at - grant.received_at == timedelta(seconds=300)
@@ -146,7 +136,7 @@ def test_lease_of_another_host_is_held_whatever_the_own_clock_says(
     )
     assert taken == 1
     with time_machine.travel(timezone.now() + off):
-        assert _refresh_due() == RefreshResult()
+        assert refresh_due() == RefreshResult()
         assert refresh_grants([grant_id]) == RefreshResult(skipped=1)
     assert ehr.requests_to("refresh") == []
     assert reload_grant(grant_id).lease_owner == "another"

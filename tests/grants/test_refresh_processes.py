@@ -22,8 +22,7 @@ from django.utils import timezone
 
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.ehr import make_registration
-from tests.factories import make_grants, reload_grant
+from tests.factories import make_grants, make_registration, reload_grant
 from tests.grants.askers import THREADS
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 

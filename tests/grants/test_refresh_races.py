@@ -29,14 +29,9 @@ from django_smart.grants.refresh import (
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.ehr import (
-    PATIENT,
-    connect,
-    listening,
-    make_browser,
-    make_registration,
-)
-from tests.factories import after_answer, expire, reload_grant
+from tests.answers import after_answer
+from tests.ehr import PATIENT, connect, listening, make_browser
+from tests.factories import expire, make_registration, reload_grant
 from tests.launch_urls import open_page
 from tests.launch_urls import urlpatterns as _site
 from tests.threads import run_together

@@ -26,10 +26,9 @@ from tests.ehr import (
     launch,
     listening,
     make_browser,
-    make_registration,
     start_ehr_launch,
 )
-from tests.factories import expire, reload_grant
+from tests.factories import expire, make_registration, reload_grant
 
 pytestmark = pytest.mark.django_db
 

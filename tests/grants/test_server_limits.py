@@ -16,9 +16,8 @@ from django_smart.grants.engine import claim_due_batches
 from django_smart.grants.server_limits import get_batch_size, get_claim_limit
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.answers import Away
-from tests.ehr import make_registration
-from tests.factories import after_answer, make_grants, reload_grant
+from tests.answers import Away, after_answer
+from tests.factories import make_grants, make_registration, reload_grant
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db

@@ -30,10 +30,10 @@ from tests.ehr import (
     REDIRECT_URI,
     STANDALONE_SCOPE,
     make_browser,
-    make_registration,
     start_ehr_launch,
     start_login,
 )
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -28,10 +28,10 @@ from tests.ehr import (
     get_launch,
     launch,
     make_browser,
-    make_registration,
     start_ehr_launch,
     start_login,
 )
+from tests.factories import make_registration
 from tests.launch_urls import get_code, open_page
 from tests.threads import run_together
 

@@ -9,7 +9,6 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import SynchronousOnlyOperation
-from django.test import RequestFactory
 from django.utils import timezone
 
 from django_smart.exceptions import (
@@ -20,15 +19,9 @@ from django_smart.exceptions import (
 from django_smart.fields import digest
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
-from tests.ehr import (
-    EHR_SCOPE,
-    PATIENT,
-    get_callback,
-    make_browser,
-    make_registration,
-    start_ehr_launch,
-)
-from tests.site.browsers import Chart, open_chart
+from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_ehr_launch
+from tests.factories import make_registration
+from tests.site.browsers import Chart, make_context, open_chart
 
 pytestmark = [
     pytest.mark.django_db,
@@ -56,16 +49,6 @@ def refused(reason: str) -> dict[str, Any]:
 
 
 LAUNCHED = {"launched": True, "patient": PATIENT, "reason": ""}
-
-
-def make_context(chart: Chart, *, user: Any, key: str | None = None) -> SMARTContext:
-    """A context as the middleware makes it, without a middleware."""
-    request = RequestFactory().get("/", secure=True)
-    request.COOKIES = {
-        name: morsel.value for name, morsel in chart.browser.cookies.items()
-    }
-    request.user = user
-    return SMARTContext(request, key=key)
 
 
 # Without a prefix

@@ -12,8 +12,7 @@ from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
 from tests.ehr import EHR_SCOPE, PATIENT
-from tests.launches.test_context import make_context
-from tests.site.browsers import open_chart
+from tests.site.browsers import make_context, open_chart
 
 pytestmark = [
     pytest.mark.django_db,

@@ -8,47 +8,21 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from django.test import Client
 
-from django_smart.models import Launch, SigningKey, TokenGrant
-from django_smart.servers.signing_keys import ensure_active_key
+from django_smart.models import Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     CLIENT_ID,
-    CLIENT_SECRET,
     PATIENT,
-    REDIRECT_URI,
     get_callback,
     get_launch,
     make_browser,
-    make_registration,
 )
-from tests.launches.test_authorize_post import Form
+from tests.factories import METHODS, make_client
+from tests.launches.forms import Form
 
 pytestmark = pytest.mark.django_db
 
-METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
 DATA = "patient/Patient.rs patient/Observation.rs"
-
-
-def register(ehr: EHRSimulator, method: str, scope: str, authorize: str) -> None:
-    """This site's client, at the EHR and here."""
-    has_secret = method.startswith("client_secret_")
-    has_key = method == "private_key_jwt"
-    if has_key:
-        ensure_active_key("RS384")
-    ehr.register_client(
-        CLIENT_ID,
-        auth_method=method,
-        client_secret=CLIENT_SECRET if has_secret else None,
-        jwks=SigningKey.objects.as_jwks() if has_key else None,
-        redirect_uris=[REDIRECT_URI],
-    )
-    make_registration(
-        token_endpoint_auth_method=method,
-        client_secret=CLIENT_SECRET if has_secret else "",
-        ehr_scope=f"launch {scope}",
-        standalone_scope=f"launch/patient {scope}",
-        server__authorize_method=authorize,
-    )
 
 
 def go(browser: Client, ehr: EHRSimulator, kind: str) -> Any:
@@ -79,7 +53,7 @@ def test_launch_is_complete(
     ehr: EHRSimulator, method: str, kind: str, how: str, with_identity: bool
 ) -> None:
     scope = f"openid fhirUser {DATA}" if with_identity else DATA
-    register(ehr, method, scope, how)
+    make_client(ehr, method, scope, server__authorize_method=how)
     browser = make_browser()
     callback, asked = authorize(ehr, go(browser, ehr, kind))
 

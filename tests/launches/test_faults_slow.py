@@ -34,9 +34,8 @@ from tests.ehr import (
     get_callback,
     launch,
     make_browser,
-    make_registration,
 )
-from tests.factories import expire, reload_grant
+from tests.factories import expire, make_registration, reload_grant
 from tests.faults import LAUNCH_EXCHANGES, LIMITS, PACE, REFUSED, named
 
 pytestmark = pytest.mark.django_db

@@ -14,7 +14,8 @@ from django.urls import path
 from django.utils import timezone
 
 from django_smart.models import FHIRServer, Launch
-from tests.ehr import PATIENT, get_callback, launch, make_browser, make_registration
+from tests.ehr import PATIENT, get_callback, launch, make_browser
+from tests.factories import make_registration
 from tests.site.browsers import Chart
 from tests.site.urls import urlpatterns as site
 

@@ -10,7 +10,8 @@ import pytest
 from django_smart.models import Launch
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.ehr import get_callback, make_browser, make_registration, start_ehr_launch
+from tests.ehr import get_callback, make_browser, start_ehr_launch
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

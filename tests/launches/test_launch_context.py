@@ -15,8 +15,7 @@ from django_smart.protocol.style import SMARTStyle
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import PATIENT, make_browser
-from tests.launches.test_context import make_context
-from tests.site.browsers import Chart, open_chart
+from tests.site.browsers import Chart, make_context, open_chart
 
 pytestmark = [
     pytest.mark.django_db,

@@ -27,10 +27,9 @@ from tests.ehr import (
     get_callback,
     launch,
     make_browser,
-    make_registration,
     start_ehr_launch,
 )
-from tests.factories import reload_grant
+from tests.factories import make_registration, reload_grant
 from tests.threads import run_together
 
 pytestmark = [

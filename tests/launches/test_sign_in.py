@@ -27,10 +27,10 @@ from tests.ehr import (
     launch,
     listening,
     make_browser,
-    make_registration,
     start_ehr_launch,
     start_login,
 )
+from tests.factories import make_registration
 from tests.launch_urls import get_code, open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]

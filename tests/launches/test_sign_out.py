@@ -11,7 +11,8 @@ from django.test import Client
 
 from django_smart.models import Launch
 from django_smart.testing import EHRSimulator
-from tests.ehr import connect, launch, make_browser, make_registration
+from tests.ehr import connect, launch, make_browser
+from tests.factories import make_registration
 from tests.launch_urls import open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]

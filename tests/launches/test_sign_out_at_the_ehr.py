@@ -13,7 +13,8 @@ from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.servers.discovery import fetch_configuration
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.ehr import connect, launch, make_browser, make_registration
+from tests.ehr import connect, launch, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

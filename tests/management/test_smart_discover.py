@@ -6,7 +6,7 @@ import pytest
 from django.core.management import CommandError
 
 from django_smart.models import FHIRServer
-from tests.ehr import make_registration
+from tests.factories import make_registration
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db

@@ -9,8 +9,7 @@ import pytest
 from django.core.management import CommandError
 
 from django_smart.models import Brand, BrandBundle, FHIRServer
-from tests.bundles import VECTORS, bundle, endpoint, organization
-from tests.contrib.test_brands import Host, host
+from tests.bundles import VECTORS, Host, bundle, endpoint, host, organization
 from tests.management.running import run
 
 __all__ = ["host"]

@@ -10,7 +10,7 @@ from django.core.management import CommandError
 
 from django_smart.models import SigningKey
 from django_smart.servers.signing_keys import OVERLAP
-from tests.ehr import make_registration
+from tests.factories import make_registration
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from django_smart.models import Launch, TokenGrant
 from tests.ehr import connect, make_browser
+from tests.factories import make_due
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -24,14 +25,8 @@ def grant(registration, ehr) -> TokenGrant:
     return grant
 
 
-def make_due(grant: TokenGrant) -> None:
-    TokenGrant.objects.filter(pk=grant.pk).update(
-        refresh_due_at=timezone.now() - timedelta(seconds=1)
-    )
-
-
 def test_due_grants_are_refreshed_and_counted(grant):
-    make_due(grant)
+    make_due(grant.pk)
     ran = run("smart_refresh")
     assert ran.out == "refreshed: 1, left to others: 0, failed: 0\n"
     fresh = TokenGrant.objects.get()
@@ -48,7 +43,7 @@ def test_grants_that_are_not_due_are_left_alone(grant, ehr):
 
 @pytest.mark.usefixtures("longest_waits")
 def test_failure_is_counted_and_the_refresh_token_kept(grant, ehr):
-    make_due(grant)
+    make_due(grant.pk)
     ehr.faults = ["refresh_500"]
     assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 1\n"
     assert TokenGrant.objects.get().refresh_token == grant.refresh_token
@@ -73,7 +68,7 @@ def test_failed_refresh_of_one_grant_is_an_error(grant, ehr):
 
 
 def test_registrations_that_were_refused_go_on(grant, ehr):
-    make_due(grant)
+    make_due(grant.pk)
     ehr.faults = ["refresh_invalid_client"]
     assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 1\n"
     ehr.faults = []

@@ -10,6 +10,7 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.models import ClientRegistration, TokenGrant
+from tests.factories import make_grant
 
 pytestmark = pytest.mark.django_db
 
@@ -17,16 +18,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def grant(registration: ClientRegistration) -> TokenGrant:
     """An offline grant."""
-    now = timezone.now()
-    grant = TokenGrant(
-        registration=registration,
-        is_offline=True,
-        received_at=now,
-        expires_at=now + timedelta(hours=1),
-        refresh_due_at=now + timedelta(minutes=45),
-    )
-    grant.set_tokens(access_token="access", refresh_token="refresh")
-    grant.save()
+    make_grant(registration, access_token="access", refresh_token="refresh")
     return TokenGrant.objects.get()
 
 

@@ -9,7 +9,8 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from django_smart.models import ClientRegistration
-from tests.ehr import CLIENT_SECRET, REDIRECT_URI, make_registration
+from tests.ehr import CLIENT_SECRET, REDIRECT_URI
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -19,7 +19,7 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
     ServerUnreachableError,
 )
-from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.models import FHIRServer
 from django_smart.servers.discovery import (
     fetch_configuration,
     fetch_jwks,
@@ -30,7 +30,8 @@ from django_smart.servers.discovery import (
 )
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.ehr import launch, make_browser, make_registration
+from tests.ehr import launch, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 
@@ -43,12 +44,6 @@ class _Away(BaseAdapter):
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-@pytest.fixture
-def server(registration: ClientRegistration) -> FHIRServer:
-    """The registered server, of which nothing is known yet."""
-    return registration.server
 
 
 def _edit(

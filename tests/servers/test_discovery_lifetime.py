@@ -30,12 +30,6 @@ JWKS = "/auth/jwks"
 MINUTE = timedelta(minutes=1)
 
 
-@pytest.fixture
-def server(registration: ClientRegistration) -> FHIRServer:
-    """The registered server, of which nothing is known yet."""
-    return registration.server
-
-
 def read() -> FHIRServer:
     """The row as another process finds it."""
     return FHIRServer.objects.get()

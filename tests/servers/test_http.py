@@ -26,14 +26,8 @@ from django_smart.servers.http import (
 )
 from django_smart.servers.signing_keys import create_signing_key, rotate_key
 from django_smart.testing import EHRSimulator
-from tests.ehr import (
-    CLIENT_ID,
-    CLIENT_SECRET,
-    REDIRECT_URI,
-    launch,
-    make_browser,
-    make_registration,
-)
+from tests.ehr import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, launch, make_browser
+from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
 

@@ -33,7 +33,7 @@ from django_smart.servers.signing_keys import JWKS_MAX_AGE, OVERLAP, ensure_acti
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import assertions
 from django_smart.testing.simulator.errors import OAuthError
-from tests.ehr import make_registration
+from tests.factories import make_registration
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db(transaction=True)

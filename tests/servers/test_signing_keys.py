@@ -32,7 +32,7 @@ from django_smart.servers.signing_keys import (
     rotate_due_keys,
     rotate_key,
 )
-from tests.ehr import make_registration
+from tests.factories import make_registration
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db

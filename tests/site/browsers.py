@@ -6,10 +6,11 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.core.handlers.wsgi import get_script_name
-from django.test import AsyncClient, Client
+from django.test import AsyncClient, Client, RequestFactory
 from django.test.client import ClientHandler
 from django.urls import clear_script_prefix, set_script_prefix
 
+from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import get_callback, make_browser, start_ehr_launch
@@ -56,6 +57,16 @@ def open_chart(
     assert response.status_code == 302, response.content
     launch = Launch.objects.with_related().latest("completed_at")
     return Chart(browser, launch, response["Location"])
+
+
+def make_context(chart: Chart, *, user: Any, key: str | None = None) -> SMARTContext:
+    """A context as the middleware makes it, without a middleware."""
+    request = RequestFactory().get("/", secure=True)
+    request.COOKIES = {
+        name: morsel.value for name, morsel in chart.browser.cookies.items()
+    }
+    request.user = user
+    return SMARTContext(request, key=key)
 
 
 def make_async_browser(browser: Client) -> AsyncClient:

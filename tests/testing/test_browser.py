@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Request, Response
 
 from django_smart.testing import EHRSimulator
-from tests.services import chromium_path
+from tests.chromium import chromium
 from tests.testing.app import CLIENT_ID, VERIFIER, challenge_of, query_of, register
 
 pytestmark = pytest.mark.browser
 
-FLAGS = ["--no-sandbox", "--disable-background-networking"]
+__all__ = ["chromium"]
 
 
 class _Quiet(WSGIRequestHandler):
@@ -58,16 +58,6 @@ def ehr() -> Iterator[EHRSimulator]:
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path(), args=FLAGS
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.mark.compliance("EHRL-08")

@@ -13,7 +13,8 @@ from playwright.sync_api import sync_playwright
 
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server
-from tests.ehr import EHR_SCOPE, STANDALONE_SCOPE, make_registration
+from tests.ehr import EHR_SCOPE, STANDALONE_SCOPE
+from tests.factories import make_registration
 from tests.known import CLIENT_ID, CLIENT_SECRET
 from tests.services import chromium_path
 from tests.walk.chromium import ChromiumWalker

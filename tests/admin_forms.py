@@ -1,0 +1,54 @@
+"""The admin's addresses, and what its forms send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.models import Permission, User
+from django.urls import reverse
+
+
+def url_of(model: Any, page: str, *args: Any) -> str:
+    return reverse(f"admin:django_smart_{model._meta.model_name}_{page}", args=args)
+
+
+def grant_permissions(user: User, *codenames: str) -> None:
+    found = Permission.objects.filter(codename__in=codenames)
+    assert len(found) == len(codenames)
+    user.user_permissions.add(*found)
+
+
+def server_form(**values: Any) -> dict[str, Any]:
+    return {
+        "name": "Harbour Hospital",
+        "slug": "harbour",
+        "base_url": "https://ehr.example.org/fhir",
+        "preset": "",
+        "is_active": "on",
+        "aud_rule": "as_received",
+        "pkce": "always",
+        "authorize_method": "auto",
+        "discovery_headers": "{}",
+        "scope_syntax": "v2",
+        "nonce_required": "on",
+        "basic_credentials": "raw",
+        "introspection_mode": "bearer",
+        "bearer_boundary": "base",
+        "frame_origins": "[]",
+        "registrations-TOTAL_FORMS": "0",
+        "registrations-INITIAL_FORMS": "0",
+        **values,
+    }
+
+
+def registration_form(**values: Any) -> dict[str, Any]:
+    return {
+        "client_id": "growth-chart",
+        "token_endpoint_auth_method": "client_secret_basic",
+        "signing_algorithm": "RS384",
+        "ehr_scope": "launch patient/Patient.rs",
+        "redirect_uri": "https://app.example.org/smart/callback/",
+        "create_users": "on",
+        "is_active": "on",
+        **values,
+    }

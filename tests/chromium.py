@@ -1,0 +1,23 @@
+"""Chromium, for tests that look at a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.services import chromium_path
+
+FLAGS = ["--no-sandbox", "--disable-background-networking"]
+
+
+@pytest.fixture
+def chromium() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path(), args=FLAGS
+        )
+        yield browser
+        browser.close()

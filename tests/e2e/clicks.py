@@ -1,0 +1,58 @@
+"""The example, registered at an EHR and running, and the clicks that open it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Page
+
+from django_smart.testing import EHRSimulator
+from tests.known import CLIENT_ID, CLIENT_SECRET
+from tests.processes import ExampleSite
+
+SCOPE = "openid fhirUser offline_access patient/Patient.rs patient/Observation.rs"
+NAME = "Marisol Jean Quillfeather"
+CLINICIAN = "Dr. Helena Brandvold"
+
+
+@contextmanager
+def run_example(folder: Path, ehr: EHRSimulator) -> Iterator[ExampleSite]:
+    """The example in *folder*, registered at *ehr* and running."""
+    site = ExampleSite(folder)
+    site.manage("migrate", "--verbosity", "0")
+    registered = site.register(
+        *("--base-url", ehr.base_url, "--name", "Harbour EHR"),
+        *("--slug", "harbour"),
+        *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
+        *("--ehr-scope", f"launch {SCOPE}"),
+        *("--standalone-scope", f"launch/patient {SCOPE}"),
+    )
+    ehr.register_client(
+        CLIENT_ID,
+        client_secret=CLIENT_SECRET,
+        redirect_uris=[registered["redirect_uri"]],
+        launch_url=registered["launch_url"],
+        name="A1c Trend",
+    )
+    with site.web():
+        yield site
+
+
+def click_app(page: Page, ehr: EHRSimulator, *, name: str = NAME) -> Page:
+    """Sign in to the EHR, open a chart and click the app; returns the app's tab."""
+    page.goto(ehr.origin)
+    page.get_by_role("button", name=CLINICIAN).click()
+    page.get_by_role("link", name=name).click()
+    with page.expect_popup() as opened:
+        page.get_by_role("button", name="Open in new tab").click()
+    return opened.value
+
+
+def open_chart(page: Page, ehr: EHRSimulator) -> Page:
+    """As :func:`click_app`, and approve."""
+    app = click_app(page, ehr)
+    app.get_by_role("button", name="Approve").click()
+    app.wait_for_url("**/~*/patient/")
+    return app
