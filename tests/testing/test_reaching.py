@@ -45,13 +45,13 @@ def test_adapter_makes_an_endless_body_as_it_is_read(ehr: EHRSimulator) -> None:
             made.append(1)
             yield b"x" * 100
 
-    def app(environ: Any, start_response: Any) -> Any:
+    def answer_for_ever(*_: Any) -> Response:
         response = Response(endless(), headers={"Set-Cookie": "a=1"})
         response.headers.add("Set-Cookie", "b=2")
         response.call_on_close(closed.set)
-        return response(environ, start_response)
+        return response
 
-    ehr.wsgi_app = app  # type: ignore[assignment]
+    ehr.interceptors.append(answer_for_ever)
     with requests.Session() as session:
         session.mount("https://", ehr.adapter())
         with session.get(ehr.base_url, stream=True) as response:
@@ -59,6 +59,31 @@ def test_adapter_makes_an_endless_body_as_it_is_read(ehr: EHRSimulator) -> None:
             assert response.raw.headers.getlist("Set-Cookie") == ["a=1", "b=2"]
     assert len(made) < 200
     assert closed.is_set()
+
+
+def test_last_interceptor_answers_first(app: App) -> None:
+    def add(word: str) -> Any:
+        def add_word(respond: Any, request: Any) -> Response:
+            response: Response = respond(request)
+            response.headers.add("X-Words", word)
+            return response
+
+        return add_word
+
+    def refuse(respond: Any, request: Any) -> Response:
+        return Response("No", status=503)
+
+    app.ehr.interceptors += [add("first"), add("second")]
+    url = f"{app.ehr.base_url}/metadata"
+    assert app.session.get(url).headers["X-Words"] == "first, second"
+    assert len(app.ehr.requests_to("metadata")) == 1
+    app.ehr.interceptors.insert(0, refuse)
+    response = app.session.get(url)
+    assert (response.status_code, response.headers["X-Words"]) == (503, "first, second")
+    # What answered otherwise did not let the EHR see the request.
+    assert len(app.ehr.requests_to("metadata")) == 1
+    app.ehr.interceptors.clear()
+    assert "X-Words" not in app.session.get(url).headers
 
 
 def test_adapter_keeps_to_its_own_origin(

@@ -140,6 +140,13 @@ class App:
         return self.respond(Request(environ))(environ, start_response)
 
     def respond(self, request: Request) -> Response:
+        """Answer one request: through the interceptors, the last one first."""
+        respond = self._respond
+        for interceptor in self._ehr.interceptors:
+            respond = partial(interceptor, respond)
+        return respond(request)
+
+    def _respond(self, request: Request) -> Response:
         """Answer one request, and write it down."""
         adapter = _bind(self._ehr, request)
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import requests
-from werkzeug.wrappers import Request
+from werkzeug.wrappers import Request, Response
 
 from django_smart.testing.simulator import authorize as authorization
 from django_smart.testing.simulator.adapter import SimulatorAdapter
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.sessions import Session
 
 __all__ = ["EHRSimulator"]
+
+Interceptor = Callable[[Callable[[Request], Response], Request], Response]
 
 
 class EHRSimulator(Endpoints):
@@ -106,6 +108,8 @@ class EHRSimulator(Endpoints):
         self.requests: list[RecordedRequest] = []
         self.on_request: Callable[[RecordedRequest], None] | None = None
         """Called with each request after it was answered."""
+        self.interceptors: list[Interceptor] = []
+        """Called with what answers and the request; each may answer another way."""
         self.reused_refresh_tokens = 0
         """How often a refresh token came that had been used before."""
         self._stopping = threading.Event()
@@ -365,6 +369,10 @@ class EHRSimulator(Endpoints):
             if not self._signing_keys:
                 self.rotate_signing_key()
             return list(self._signing_keys)
+
+    @signing_keys.setter
+    def signing_keys(self, keys: Iterable[SigningKey]) -> None:
+        self._signing_keys = list(keys)
 
     def rotate_signing_key(self) -> None:
         """Sign with a new key; the one before stays published."""
