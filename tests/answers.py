@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import requests
 from requests.adapters import BaseAdapter
 from werkzeug.wrappers import Request, Response
 
 from django_smart.testing import EHRSimulator
+
+Respond = Callable[[Request], Response]
 
 
 class Away(BaseAdapter):
@@ -26,7 +27,6 @@ class Away(BaseAdapter):
 
 def answer(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     path: str,
     *,
     status: int = 200,
@@ -43,9 +43,8 @@ def answer(
         remove: members that its document then lacks.
         members: set in its document.
     """
-    respond = ehr.wsgi_app.respond
 
-    def respond_otherwise(request: Request) -> Response:
+    def respond_otherwise(respond: Respond, request: Request) -> Response:
         response = respond(request)
         if not request.path.endswith(path):
             return response
@@ -58,19 +57,16 @@ def answer(
         response.headers.extend(headers or {})
         return response
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)
+    ehr.interceptors.append(respond_otherwise)
 
 
-def after_answer(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]
-) -> None:
+def after_answer(ehr: EHRSimulator, action: Callable[[], Any]) -> None:
     """Do *action* when the token endpoint has answered and we do not know it yet."""
-    respond = ehr.wsgi_app.respond
 
-    def respond_and_act(request: Any) -> Any:
+    def respond_and_act(respond: Respond, request: Request) -> Response:
         response = respond(request)
         if request.path.endswith("/auth/token"):
             action()
         return response
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_and_act)
+    ehr.interceptors.append(respond_and_act)

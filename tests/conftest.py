@@ -196,9 +196,9 @@ def grant(opened: Launch) -> TokenGrant:
 
 
 @pytest.fixture
-def quick_keys(ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_keys(ehr: EHRSimulator) -> None:
     """One key for all: making it takes longer than a launch."""
-    monkeypatch.setattr(ehr, "_signing_keys", [_make_signing_key()])
+    ehr.signing_keys = [_make_signing_key()]
 
 
 @pytest.fixture(scope="session")

@@ -164,13 +164,12 @@ def test_nobody_waits_for_a_server_inside_a_transaction(
 ) -> None:
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     seen: list[bool] = []
-    respond = world.ehr.wsgi_app.respond
 
-    def note(request: Any) -> Any:
+    def note(respond: Any, request: Any) -> Any:
         seen.append(connection.in_atomic_block)
         return respond(request)
 
-    monkeypatch.setattr(world.ehr.wsgi_app, "respond", note)
+    world.ehr.interceptors.append(note)
     admin_client.post(test_url_of(world.server), secure=True)
     assert seen
     assert not any(seen)

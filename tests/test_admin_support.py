@@ -67,12 +67,11 @@ def test_what_the_server_lacks_is_refused_with_the_fix(
     admin_client: Client,
     ehr: EHRSimulator,
     server: FHIRServer,
-    monkeypatch: pytest.MonkeyPatch,
     offered: dict[str, Any],
     values: dict[str, Any],
     fix: str,
 ) -> None:
-    answer(ehr, monkeypatch, SMART, **offered)
+    answer(ehr, SMART, **offered)
     assert fix in errors_of(add(admin_client, server, **values))
     assert not ClientRegistration.objects.exists()
     # One that is off may wait for better days.

@@ -136,9 +136,8 @@ def make_ehr(ledger: Ledger, *, access_token_lifetime: int) -> EHRSimulator:
         "http://127.0.0.1/fhir", access_token_lifetime=access_token_lifetime
     )
     ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
-    respond = ehr.wsgi_app.respond
 
-    def respond_in_weather(request: Request) -> Any:
+    def respond_in_weather(respond: Any, request: Request) -> Any:
         if not request.path.endswith("/auth/token"):
             return respond(request)
         # See tests/chaos/apps.py.
@@ -156,7 +155,7 @@ def make_ehr(ledger: Ledger, *, access_token_lifetime: int) -> EHRSimulator:
                 rotation.answered_at = time.monotonic()
             return response
 
-    ehr.wsgi_app.respond = respond_in_weather  # type: ignore[method-assign]
+    ehr.interceptors.append(respond_in_weather)
     ehr.on_request = lambda _: ehr.requests.clear()
     return ehr
 

@@ -79,7 +79,7 @@ def test_report_counts_with_nobody_signed_in(
 
 @pytest.mark.compliance("BACK-10")
 def test_every_failure_has_its_explanation(
-    ehr: EHRSimulator, page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, page: dict[str, Any]
 ) -> None:
     explain, count = page["explain"], page["count_hba1c"]
 

@@ -297,7 +297,7 @@ def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistrati
     assert "grant=5" in lines.format(ours)
 
 
-def test_rotate_encryption_keys(settings, monkeypatch, registration: Any):
+def test_rotate_encryption_keys(settings, registration: Any):
     make, announce, first, move, check = read_blocks(
         "how-to/rotate-encryption-keys.rst"
     )

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-import pytest
 from django.contrib.sessions.backends.signed_cookies import SessionStore
 from django.core import mail
 from django.core.cache import caches
@@ -22,7 +21,6 @@ from django.utils.html import escape
 from kombu.transport.memory import Channel
 
 from django_smart.testing import EHRSimulator
-from django_smart.testing.simulator.app import App
 
 __all__ = ["Canaries", "Everywhere", "WatchedBrowser", "dump_database", "spell"]
 
@@ -98,19 +96,18 @@ class Canaries:
                     self.add(name, value)
 
     @contextmanager
-    def watching_answers(self) -> Iterator[None]:
+    def watching_answers(self, ehr: EHRSimulator) -> Iterator[None]:
         """Learn the tokens of answers, those of faults among them."""
-        respond = App.respond
 
-        def watch(app: App, request: Any) -> Any:
-            response = respond(app, request)
+        def watch(respond: Any, request: Any) -> Any:
+            response = respond(request)
             if request.path.endswith("/auth/token") and not response.is_streamed:
                 self._learn_answer(response.get_data())
             return response
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(App, "respond", watch)
-            yield
+        ehr.interceptors.append(watch)
+        yield
+        ehr.interceptors.remove(watch)
 
     def _learn_answer(self, body: bytes) -> None:
         try:

@@ -114,7 +114,7 @@ def test_nothing_secret_gets_out(
     canaries = make_canaries()
     everywhere = Everywhere()
     with (
-        canaries.watching_answers(),
+        canaries.watching_answers(ehr),
         everywhere.logging_everything(),
         redacted_reports(include_html=True),
     ):
@@ -385,7 +385,7 @@ def test_nothing_secret_is_in_what_the_example_writes(
 ) -> None:
     canaries = make_canaries()
     running = site.web() if server == "runserver" else site.gunicorn()
-    with canaries.watching_answers(), running as log:
+    with canaries.watching_answers(real_ehr), running as log:
         walk_through(site, real_ehr)
     text = log.read_text()
     # One of each line was written, without its query.
@@ -441,7 +441,7 @@ def test_nothing_secret_is_in_what_a_worker_writes_or_is_sent(
     # So short that the first tick of beat finds every grant due.
     monkeypatch.setattr(real_ehr, "access_token_lifetime", 10)
     canaries = make_canaries()
-    with canaries.watching_answers():
+    with canaries.watching_answers(real_ehr):
         with site.web():
             for person in PATIENTS[:2]:
                 connect_and_leave(site, real_ehr, person.patient_id, ends=False)

@@ -490,7 +490,7 @@ def test_operation_with_an_id_needs_a_type(grant):
 # Capabilities
 
 
-def test_capabilities_are_asked_for_once_in_an_hour(grant, monkeypatch):
+def test_capabilities_are_asked_for_once_in_an_hour(grant):
     statement = {"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"}
     grant.server.on("metadata", respond(statement))
     assert grant.client.capabilities() == statement

@@ -115,9 +115,9 @@ def test_token_is_used_until_shortly_before_it_ends(
 
 @pytest.mark.compliance("BACK-06")
 def test_refresh_token_that_comes_unasked_is_not_kept(
-    ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, service: ClientRegistration
 ) -> None:
-    answer(ehr, monkeypatch, "/auth/token", refresh_token="unasked")
+    answer(ehr, "/auth/token", refresh_token="unasked")
     client = backend_client_for(service)
     read(client)
     assert TokenGrant.objects.get().refresh_token == ""
@@ -130,11 +130,10 @@ def test_refresh_token_that_comes_unasked_is_not_kept(
 
 @pytest.mark.compliance("BACK-02")
 def test_server_without_authorization_endpoint_will_do(
-    ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, service: ClientRegistration
 ) -> None:
     answer(
         ehr,
-        monkeypatch,
         "/smart-configuration",
         remove=("authorization_endpoint", "code_challenge_methods_supported"),
         capabilities=["client-confidential-asymmetric", "permission-v2"],
@@ -165,11 +164,9 @@ def test_bearer_goes_where_the_server_column_says(
 
 @_COMMITTED
 @pytest.mark.compliance("BACK-07")
-def test_of_many_at_once_one_asks_and_all_get_the_token(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_at_once_one_asks_and_all_get_the_token(ehr: EHRSimulator) -> None:
     service = make_service(ehr)
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
+    after_answer(ehr, lambda: time.sleep(0.3))
     shared = backend_client_for(service)
     clients = [shared] * 4 + [backend_client_for(service) for _ in range(4)]
     results = run_together(*[lambda client=each: read(client) for each in clients])
@@ -179,25 +176,23 @@ def test_of_many_at_once_one_asks_and_all_get_the_token(
 
 
 @_COMMITTED
-def test_of_many_401_at_once_one_leads_to_a_new_token(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_401_at_once_one_leads_to_a_new_token(ehr: EHRSimulator) -> None:
     service = make_service(ehr)
     clients = [backend_client_for(service) for _ in range(4)]
     for client in clients:
         read(client)
     ehr.expire_access_tokens()
     ehr.clear_requests()
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
+    after_answer(ehr, lambda: time.sleep(0.3))
     results = run_together(*[lambda client=each: read(client) for each in clients])
     assert results == [PATIENT] * 4
     assert len(ehr.requests_to("token")) == 1
 
 
 def test_401_with_a_new_token_is_not_tried_for_ever(
-    ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, service: ClientRegistration
 ) -> None:
-    answer(ehr, monkeypatch, f"/Patient/{PATIENT}", status=401)
+    answer(ehr, f"/Patient/{PATIENT}", status=401)
     with pytest.raises(FHIRUnauthorizedError):
         read(backend_client_for(service))
     assert len(ehr.requests_to("token")) == 2
@@ -268,9 +263,9 @@ def test_unknown_key_is_refused_as_invalid_client(
 
 
 def test_malformed_answer_is_no_token(
-    ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, service: ClientRegistration
 ) -> None:
-    answer(ehr, monkeypatch, "/auth/token", token_type="mac")
+    answer(ehr, "/auth/token", token_type="mac")
     with pytest.raises(MalformedTokenResponseError):
         read(backend_client_for(service))
     assert TokenGrant.objects.get().access_token == ""
@@ -280,7 +275,7 @@ def test_busy_server_is_asked_a_second_time_with_a_new_assertion(
     ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "sleep", lambda seconds: None)
-    answer(ehr, monkeypatch, "/auth/token", status=503)
+    answer(ehr, "/auth/token", status=503)
     with pytest.raises(TokenServerError):
         read(backend_client_for(service))
     assertions = {
@@ -310,16 +305,15 @@ def test_busy_server_is_asked_a_second_time_with_a_new_assertion(
 def test_server_that_lacks_it_is_sent_no_assertion(
     ehr: EHRSimulator,
     service: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
     members: dict[str, Any],
     message: str,
 ) -> None:
-    with monkeypatch.context() as patch:
-        answer(ehr, patch, "/smart-configuration", **members)
-        with pytest.raises(UnsupportedServerError, match=message):
-            read(backend_client_for(service))
-        assert not ehr.requests_to("token")
-        assert TokenGrant.objects.get().last_error == "server_unsupported"
+    answer(ehr, "/smart-configuration", **members)
+    with pytest.raises(UnsupportedServerError, match=message):
+        read(backend_client_for(service))
+    assert not ehr.requests_to("token")
+    assert TokenGrant.objects.get().last_error == "server_unsupported"
+    ehr.interceptors.clear()
     # What the server said is not held against it for a day.
     assert read(backend_client_for(service)) == PATIENT
 
@@ -406,13 +400,13 @@ def test_row_that_was_ended_here_is_replaced_by_another(
 
 
 def test_row_that_is_ended_while_the_token_comes_stays_ended(
-    ehr: EHRSimulator, service: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, service: ClientRegistration
 ) -> None:
     def end() -> None:
-        monkeypatch.undo()
+        ehr.interceptors.clear()
         disconnect_grant(TokenGrant.objects.get())
 
-    after_answer(ehr, monkeypatch, end)
+    after_answer(ehr, end)
     assert read(backend_client_for(service)) == PATIENT
     statuses = TokenGrant.objects.order_by("pk").values_list("status", flat=True)
     assert list(statuses) == ["revoked", "active"]

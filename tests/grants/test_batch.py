@@ -58,16 +58,14 @@ def _lost_answers(ehr: EHRSimulator) -> int:
 def test_requests_of_a_batch_overlap_within_a_limit(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
     settings: Any,
 ) -> None:
     settings.SMART_REFRESH_THREADS = 4
     grant_ids = make_grants(ehr, registration, 12)
     lock, running, most = threading.Lock(), 0, 0
     together = threading.Barrier(4, timeout=60)
-    respond = ehr.wsgi_app.respond
 
-    def respond_slowly(request: Any) -> Any:
+    def respond_slowly(respond: Any, request: Any) -> Any:
         nonlocal running, most
         with lock:
             running += 1
@@ -78,7 +76,7 @@ def test_requests_of_a_batch_overlap_within_a_limit(
             running -= 1
         return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_slowly)
+    ehr.interceptors.append(respond_slowly)
     assert refresh_grants(grant_ids) == RefreshResult(refreshed=12)
     assert most == 4
     assert _lost_answers(ehr) == 0
@@ -122,13 +120,13 @@ def test_threads_of_a_batch_open_no_connection(
 
 
 def test_answer_is_stored_the_moment_it_comes(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
     stored = threading.Semaphore(0)
-    respond, late = ehr.wsgi_app.respond, iter([True])
+    late = iter([True])
 
-    def respond_late_once(request: Any) -> Any:
+    def respond_late_once(respond: Any, request: Any) -> Any:
         if request.path.endswith("/auth/token") and next(late, False):
             # The others are stored while this one is on its way.
             assert stored.acquire(timeout=60)
@@ -138,7 +136,7 @@ def test_answer_is_stored_the_moment_it_comes(
     def tell(**_: Any) -> None:
         stored.release()
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late_once)
+    ehr.interceptors.append(respond_late_once)
     grant_refreshed.connect(tell)
     try:
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=3)
@@ -218,7 +216,7 @@ def test_leases_are_held_for_as_long_as_the_batch_takes(
     monkeypatch.setattr(batch, "_MARGIN", margin)
     monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 6)
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
+    after_answer(ehr, lambda: time.sleep(0.3))
     with CaptureQueriesContext(connection) as captured:
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=6)
     extended = [
@@ -247,12 +245,12 @@ def test_leases_are_held_while_receivers_take_their_time(
     monkeypatch.setattr(batch, "_MARGIN", margin)
     monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 3)
-    respond, requests = ehr.wsgi_app.respond, iter(range(3))
+    requests = iter(range(3))
     told: list[int] = []
     seen = threading.Event()
     ends: list[Any] = []
 
-    def respond_late_once(request: Any) -> Any:
+    def respond_late_once(respond: Any, request: Any) -> Any:
         if request.path.endswith("/auth/token") and next(requests) == 0:
             # Nothing is left to be sent while this one is on its way.
             assert seen.wait(60)
@@ -267,7 +265,7 @@ def test_leases_are_held_while_receivers_take_their_time(
         if len(told) == 2:
             seen.set()
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late_once)
+    ehr.interceptors.append(respond_late_once)
     with _calling(be_slow):
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=3)
     assert ends[1] - ends[0] > timedelta(seconds=0.4)
@@ -357,7 +355,7 @@ def test_machine_that_has_no_more_threads_keeps_no_lease_and_no_batch_waiting(
 
     # The first one is busy when the second is wanted.
     refused = threading.Event()
-    after_answer(ehr, monkeypatch, lambda: refused.wait(60))
+    after_answer(ehr, lambda: refused.wait(60))
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", start_few)
         with pytest.raises(RuntimeError, match="new thread"):

@@ -244,20 +244,19 @@ def test_ehr_that_is_not_there_keeps_no_other_from_being_told(
 def test_ehr_that_does_not_answer_is_asked_once_in_a_run(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
     how: str,
 ) -> None:
     ended = _end(registration, number=4)
     assert revoke_grants(ended[:1]) == 1  # the configuration is known then
     asked: list[str] = []
 
-    def be_silent(request: Any) -> Any:
+    def be_silent(respond: Any, request: Any) -> Any:
         asked.append(request.path)
         raise OSError("no route")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(ehr.wsgi_app, "respond", be_silent)
-        assert _revoke(how, ended) == 0
+    ehr.interceptors.append(be_silent)
+    assert _revoke(how, ended) == 0
+    ehr.interceptors.clear()
     assert len(asked) == 1
     assert _revoke(how, ended) == 3
 
@@ -279,13 +278,12 @@ def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _end(registration, number=3)
-    respond = ehr.wsgi_app.respond
 
-    def respond_once_in_time(request: Any) -> Any:
+    def respond_once_in_time(respond: Any, request: Any) -> Any:
         if request.path.endswith("/revoke"):
             monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + 700)
         return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_in_time)
+    ehr.interceptors.append(respond_once_in_time)
     assert purge().revocations_finished == 1
     assert purge().revocations_finished == 2

@@ -95,7 +95,7 @@ def test_without_a_token_to_ask_with_nothing_is_sent(
 
 
 def test_server_without_introspection_is_told_of(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     server = grant.registration.server
     assert server.configuration is not None
@@ -152,7 +152,7 @@ def test_dead_token_is_refreshed_before_its_next_use(
 
 
 def test_token_that_came_meanwhile_is_not_taken_for_dead(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     outdated = reload_grant(grant.pk)
     newer = timezone.now() + timedelta(hours=2)
@@ -163,13 +163,13 @@ def test_token_that_came_meanwhile_is_not_taken_for_dead(
 
 
 def test_other_refusals_say_nothing_of_the_token(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
-    answer(ehr, monkeypatch, PATH, status=403)
+    answer(ehr, PATH, status=403)
     with pytest.raises(TokenServerError):
         introspect_grant(grant)
     set_mode("client")
-    answer(ehr, monkeypatch, PATH, status=401)
+    answer(ehr, PATH, status=401)
     with pytest.raises(TokenServerError):
         introspect_grant(reload_grant(grant.pk))
     assert reload_grant(grant.pk).expires_at == grant.expires_at
@@ -190,11 +190,10 @@ def test_grant_that_has_ended_is_not_asked_about(
 def test_another_patient_encounter_or_person_ends_launch_and_grant(
     ehr: EHRSimulator,
     opened: Launch,
-    monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
     TokenGrant.objects.update(encounter_id="e-1")
-    answer(ehr, monkeypatch, PATH, **changes)
+    answer(ehr, PATH, **changes)
     with listening(grant_lost) as lost, pytest.raises(ContextChangedError):
         introspect_grant(reload_grant(opened.grant_id))
     row = Launch.objects.get(pk=opened.pk)
@@ -216,17 +215,16 @@ def test_another_patient_encounter_or_person_ends_launch_and_grant(
 def test_what_an_answer_does_not_say_ends_nothing(
     ehr: EHRSimulator,
     grant: TokenGrant,
-    monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
-    answer(ehr, monkeypatch, PATH, **changes)
+    answer(ehr, PATH, **changes)
     assert introspect_grant(grant).active
     assert reload_grant(grant.pk).status == "active"
 
 
 def test_grant_without_an_identity_compares_no_person(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
-    answer(ehr, monkeypatch, PATH, sub="another")
+    answer(ehr, PATH, sub="another")
     grant.identity = None
     assert introspect_grant(grant).active

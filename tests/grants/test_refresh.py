@@ -268,16 +268,13 @@ def test_made_up_error_of_a_server_stays_out_of_row_and_log(
     ehr: EHRSimulator,
     grant: TokenGrant,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from werkzeug.wrappers import Response
 
     grant = expire(grant, ehr)
     made_up = "x" * 200
-    monkeypatch.setattr(
-        ehr.wsgi_app,
-        "respond",
-        lambda request: Response(f'{{"error": "{made_up}"}}', status=400),
+    ehr.interceptors.append(
+        lambda *_: Response(f'{{"error": "{made_up}"}}', status=400)
     )
     with caplog.at_level(logging.DEBUG), pytest.raises(TokenResponseError):
         get_access_token(grant)
@@ -286,14 +283,14 @@ def test_made_up_error_of_a_server_stays_out_of_row_and_log(
 
 
 def test_unexpected_fault_gives_the_lease_back(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
 
-    def break_down(request: Any) -> Any:
+    def break_down(respond: Any, request: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", break_down)
+    ehr.interceptors.append(break_down)
     with pytest.raises(RuntimeError):
         get_access_token(grant)
     stored = reload_grant(grant.pk)
@@ -317,10 +314,10 @@ def test_grant_without_refresh_token_ends_with_its_access_token(
 
 
 def test_grant_that_is_revoked_during_its_refresh_stays_revoked(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
-    after_answer(ehr, monkeypatch, lambda: disconnect_grant(reload_grant(grant.pk)))
+    after_answer(ehr, lambda: disconnect_grant(reload_grant(grant.pk)))
     with (
         listening(grant_refreshed) as refreshed,
         pytest.raises(ReauthorizationRequiredError),
@@ -335,12 +332,10 @@ def test_grant_that_is_revoked_during_its_refresh_stays_revoked(
 
 
 def test_grant_that_is_deleted_during_its_refresh_is_nobodys(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
-    after_answer(
-        ehr, monkeypatch, lambda: TokenGrant.objects.filter(pk=grant.pk).delete()
-    )
+    after_answer(ehr, lambda: TokenGrant.objects.filter(pk=grant.pk).delete())
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(grant)
     assert all(each.revoked for each in ehr.store.grants())

@@ -25,17 +25,15 @@ pytestmark = pytest.mark.django_db
 
 def busy(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     *,
     status: int = 503,
     times: int = 1,
     retry_after: str | None = None,
 ) -> None:
     """Let the token endpoint be busy that many times."""
-    respond = ehr.wsgi_app.respond
     left = [None] * times
 
-    def respond_otherwise(request: Any) -> Response:
+    def respond_otherwise(respond: Any, request: Any) -> Response:
         response = respond(request) if not left else None
         if response is None:
             left.pop()
@@ -44,7 +42,7 @@ def busy(
                 response.headers["Retry-After"] = retry_after
         return response
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)
+    ehr.interceptors.append(respond_otherwise)
 
 
 @pytest.mark.compliance("REF-12")
@@ -56,13 +54,12 @@ def test_person_waits_for_a_second_try(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
     status: int,
     retry_after: str | None,
     pause: float,
 ) -> None:
     grant = expire(grant, ehr)
-    busy(ehr, monkeypatch, status=status, retry_after=retry_after)
+    busy(ehr, status=status, retry_after=retry_after)
     assert get_access_token(grant) in ehr.store.access_tokens
     assert slept == [pause]
     stored = reload_grant(grant.pk)
@@ -74,10 +71,9 @@ def test_refresh_after_a_401_waits_as_well(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rejected = grant.access_token
-    busy(ehr, monkeypatch)
+    busy(ehr)
     assert renew_access_token(grant, rejected) != rejected
     assert slept == [0.5]
 
@@ -87,11 +83,10 @@ def test_long_or_odd_retry_after_is_not_waited_for(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
     value: str,
 ) -> None:
     grant = expire(grant, ehr)
-    busy(ehr, monkeypatch, retry_after=value)
+    busy(ehr, retry_after=value)
     with pytest.raises(TokenServerError):
         get_access_token(grant)
     assert slept == []
@@ -103,10 +98,9 @@ def test_server_that_stays_busy_is_asked_twice_in_all(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grant = expire(grant, ehr)
-    busy(ehr, monkeypatch, times=3)
+    busy(ehr, times=3)
     with pytest.raises(TokenServerError):
         get_access_token(grant)
     assert slept == [0.5]
@@ -118,11 +112,10 @@ def test_other_trouble_is_not_waited_for(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
     status: int,
 ) -> None:
     grant = expire(grant, ehr)
-    busy(ehr, monkeypatch, status=status)
+    busy(ehr, status=status)
     with pytest.raises(TokenServerError):
         get_access_token(grant)
     assert slept == []
@@ -132,10 +125,9 @@ def test_worker_does_not_wait(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grant = expire(grant, ehr)
-    busy(ehr, monkeypatch)
+    busy(ehr)
     with pytest.raises(TokenServerError):
         refresh_grant(grant)
     assert slept == []
@@ -159,7 +151,7 @@ def test_second_try_keeps_to_the_limit_of_one_call(
         return send(request, within=within)
 
     monkeypatch.setattr(http, "send", note_limit)
-    busy(ehr, monkeypatch)
+    busy(ehr)
     get_access_token(grant)
     assert limits[0] is None
     assert limits[1] is not None
@@ -167,7 +159,7 @@ def test_second_try_keeps_to_the_limit_of_one_call(
     assert slept == [20]
     # There is no second try if the wait alone would take longer.
     settings.SMART_HTTP_TIMEOUT = (20, 20, 20)
-    busy(ehr, monkeypatch)
+    busy(ehr)
     with pytest.raises(TokenServerError):
         get_access_token(expire(grant, ehr))
     assert len(limits) == 3
@@ -190,7 +182,6 @@ def test_second_try_has_an_assertion_of_its_own(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ClientRegistration.objects.update(token_endpoint_auth_method="private_key_jwt")
     ClientRegistration.objects.update(signing_algorithm="ES384")
@@ -203,15 +194,14 @@ def test_second_try_has_an_assertion_of_its_own(
     )
     grant = expire(grant, ehr)
     assertions: list[str] = []
-    respond = ehr.wsgi_app.respond
 
-    def respond_once_busy(request: Any) -> Response:
+    def respond_once_busy(respond: Any, request: Any) -> Response:
         form = dict(parse_qsl(request.get_data().decode()))
         assertions.append(form["client_assertion"])
         # The server has seen the first one, and refuses to see it again.
         response = respond(request) if len(assertions) > 1 else None
         return response or Response("Busy", status=429)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once_busy)
+    ehr.interceptors.append(respond_once_busy)
     get_access_token(grant)
     assert len(set(assertions)) == 2

@@ -36,15 +36,14 @@ def served(settings: Any) -> Iterator[EHRSimulator]:
     settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
     ehr = EHRSimulator("http://127.0.0.1/fhir")
     ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
-    respond = ehr.wsgi_app.respond
 
-    def respond_slowly(request: Any) -> Any:
+    def respond_slowly(respond: Any, request: Any) -> Any:
         response = respond(request)
         if request.path.endswith("/auth/token"):
             time.sleep(0.1)
         return response
 
-    ehr.wsgi_app.respond = respond_slowly  # type: ignore[method-assign]
+    ehr.interceptors.append(respond_slowly)
     with ehr.serve("127.0.0.1"):
         yield ehr
 

@@ -60,12 +60,12 @@ urlpatterns = [*_site, path("patient/", _read_patient)]
 @pytest.mark.compliance("REF-08", "SEC-06")
 @pytest.mark.parametrize("rotates", [True, False])
 def test_of_many_at_once_one_refreshes_and_all_get_the_token(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, rotates: bool
+    ehr: EHRSimulator, rotates: bool
 ) -> None:
     ehr.rotate_refresh_tokens = rotates
     make_registration()
     expired = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
+    after_answer(ehr, lambda: time.sleep(0.3))
     results = run_together(*[lambda: get_access_token(reload_grant(expired.pk))] * 4)
     stored = reload_grant(expired.pk)
     assert results == [stored.access_token] * 4
@@ -75,14 +75,12 @@ def test_of_many_at_once_one_refreshes_and_all_get_the_token(
 
 @_COMMITTED
 @pytest.mark.compliance("REF-08")
-def test_of_many_401_at_once_one_leads_to_a_refresh(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_401_at_once_one_leads_to_a_refresh(ehr: EHRSimulator) -> None:
     make_registration()
     grant_id = connect(make_browser(), ehr, patient=PATIENT).grant_id
     ehr.expire_access_tokens()
     ehr.clear_requests()
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.3))
+    after_answer(ehr, lambda: time.sleep(0.3))
 
     def read() -> str:
         client = build_fhir_client(reload_grant(grant_id))
@@ -142,7 +140,7 @@ def test_lease_is_longer_than_the_longest_call(settings: Any) -> None:
 
 
 def test_answer_that_comes_late_does_not_overwrite_a_newer_one(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
 
@@ -153,7 +151,7 @@ def test_answer_that_comes_late_does_not_overwrite_a_newer_one(
         newer.expires_at = newer.received_at + timedelta(hours=1)
         newer.save()
 
-    after_answer(ehr, monkeypatch, rotate_elsewhere)
+    after_answer(ehr, rotate_elsewhere)
     assert get_access_token(grant) == "newer"
     assert reload_grant(grant.pk).refresh_token == "newer still"
     # What came late may be of the same family: telling the EHR could end the newer one.
@@ -161,7 +159,7 @@ def test_answer_that_comes_late_does_not_overwrite_a_newer_one(
 
 
 def test_refusal_that_comes_late_does_not_end_a_grant_that_was_rotated(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
 
@@ -174,7 +172,7 @@ def test_refusal_that_comes_late_does_not_end_a_grant_that_was_rotated(
         newer.save()
 
     ehr.faults.add("refresh_invalid_grant")
-    after_answer(ehr, monkeypatch, rotate_elsewhere)
+    after_answer(ehr, rotate_elsewhere)
     with listening(grant_lost) as lost:
         assert get_access_token(grant) == "newer"
     assert lost == []
@@ -324,7 +322,7 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
         assert locked.wait(60)
 
     threads: list[threading.Thread] = []
-    after_answer(ehr, monkeypatch, lock_meanwhile)
+    after_answer(ehr, lock_meanwhile)
     with transaction.atomic():
         token = get_access_token(grant)
     threads[0].join()

@@ -18,7 +18,7 @@ from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
-from tests.answers import answer
+from tests.answers import Respond, answer
 from tests.ehr import (
     PATIENT,
     connect,
@@ -67,12 +67,12 @@ def get_context(opened: Launch) -> dict[str, Any]:
 
 @pytest.mark.compliance("REF-06")
 def test_context_that_a_refresh_leaves_out_is_kept(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, opened: Launch
 ) -> None:
     before = get_context(opened)
-    answer(ehr, monkeypatch, TOKEN_PATH, remove=tuple(opened.context))
+    answer(ehr, TOKEN_PATH, remove=tuple(opened.context))
     # What is required in every answer, and nothing else.
-    answer(ehr, monkeypatch, TOKEN_PATH, token_type="Bearer", scope=SCOPE)
+    answer(ehr, TOKEN_PATH, token_type="Bearer", scope=SCOPE)
     grant = refresh(opened, ehr)
     assert get_context(opened) == before
     assert grant.patient_id == PATIENT
@@ -81,7 +81,7 @@ def test_context_that_a_refresh_leaves_out_is_kept(
 
 @pytest.mark.compliance("REF-06", "RESP-10")
 def test_context_that_a_refresh_brings_takes_the_place_of_the_old(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, opened: Launch
 ) -> None:
     before = get_context(opened)
     newer = {
@@ -92,7 +92,7 @@ def test_context_that_a_refresh_brings_takes_the_place_of_the_old(
         "__vendor": {"x": 1},
         "tenant": None,
     }
-    answer(ehr, monkeypatch, TOKEN_PATH, expires_in=60, **newer)  # type: ignore[arg-type]
+    answer(ehr, TOKEN_PATH, expires_in=60, **newer)  # type: ignore[arg-type]
     refresh(opened, ehr)
     assert get_context(opened) == {
         **before,
@@ -116,45 +116,37 @@ def test_context_that_a_refresh_brings_takes_the_place_of_the_old(
 def test_context_that_says_nothing_changes_nothing(
     ehr: EHRSimulator,
     opened: Launch,
-    monkeypatch: pytest.MonkeyPatch,
     nothing: dict[str, Any],
 ) -> None:
     before = get_context(opened)
-    answer(ehr, monkeypatch, TOKEN_PATH, **nothing)
+    answer(ehr, TOKEN_PATH, **nothing)
     assert refresh(opened, ehr).status == TokenGrant.Status.ACTIVE
     assert get_context(opened) == before
 
 
 @pytest.mark.compliance("REF-06")
-def test_patient_that_comes_later_holds_from_then_on(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patient_that_comes_later_holds_from_then_on(ehr: EHRSimulator) -> None:
     make_registration(ehr_scope="launch openid user/Patient.rs online_access")
     opened = launch(make_browser(), ehr, patient=None)
-    assert (
-        reload_grant(opened.grant_id).patient_id,
-        opened.context.get("patient"),
-    ) == (
-        "",
-        None,
-    )
-    with monkeypatch.context() as patch:
-        answer(ehr, patch, TOKEN_PATH, patient="p-1", encounter="e-1")
-        grant = refresh(opened, ehr)
+    assert reload_grant(opened.grant_id).patient_id == ""
+    assert opened.context.get("patient") is None
+    answer(ehr, TOKEN_PATH, patient="p-1", encounter="e-1")
+    grant = refresh(opened, ehr)
+    ehr.interceptors.clear()
     assert (grant.patient_id, grant.encounter_id) == ("p-1", "e-1")
     assert get_context(opened)["patient"] == "p-1"
-    answer(ehr, monkeypatch, TOKEN_PATH, patient="p-2")
+    answer(ehr, TOKEN_PATH, patient="p-2")
     with pytest.raises(ContextChangedError):
         refresh(opened, ehr)
     assert reload_grant(opened.grant_id).patient_id == "p-1"
 
 
 def test_launches_that_have_ended_stay_as_they_were(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, opened: Launch
 ) -> None:
     before = get_context(opened)
     Launch.objects.update(status=Launch.Status.ENDED)
-    answer(ehr, monkeypatch, TOKEN_PATH, intent="order")
+    answer(ehr, TOKEN_PATH, intent="order")
     refresh(opened, ehr)
     assert get_context(opened) == before
 
@@ -172,11 +164,10 @@ def test_launches_that_have_ended_stay_as_they_were(
 def test_another_patient_or_encounter_ends_launch_and_grant(
     ehr: EHRSimulator,
     opened: Launch,
-    monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
 ) -> None:
     before, encounter = get_context(opened), reload_grant(opened.grant_id).encounter_id
-    answer(ehr, monkeypatch, TOKEN_PATH, intent="order", **changes)
+    answer(ehr, TOKEN_PATH, intent="order", **changes)
     check_it_ends(opened, ehr)
     stored = reload_grant(opened.grant_id)
     assert (stored.patient_id, stored.encounter_id) == (PATIENT, encounter)
@@ -224,10 +215,10 @@ def make_id_token(
 
 @pytest.mark.compliance("IDT-01", "IDT-04")
 def test_refreshed_id_token_of_the_same_person_is_fine(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ehr: EHRSimulator, opened: Launch, caplog: Any
 ) -> None:
     # Without a nonce, as OpenID Connect has it.
-    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr))
+    answer(ehr, TOKEN_PATH, id_token=make_id_token(ehr))
     with caplog.at_level(logging.WARNING):
         assert refresh(opened, ehr).status == "active"
     assert caplog.text == ""
@@ -236,9 +227,9 @@ def test_refreshed_id_token_of_the_same_person_is_fine(
 
 @pytest.mark.compliance("IDT-01", "IDT-09")
 def test_refreshed_id_token_of_another_person_ends_launch_and_grant(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, opened: Launch
 ) -> None:
-    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
+    answer(ehr, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
     check_it_ends(opened, ehr)
     # Nobody new is known, and nobody is linked to anybody.
     assert Identity.objects.count() == 1
@@ -260,14 +251,13 @@ def test_refreshed_id_token_of_another_person_ends_launch_and_grant(
 def test_refreshed_id_token_that_proves_nothing_never_costs_the_grant(
     ehr: EHRSimulator,
     opened: Launch,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: Any,
     changes: dict[str, Any],
     code: str,
 ) -> None:
     # Each says that it is of somebody else, too.
     changes = {"sub": "another", **changes}
-    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr, **changes))
+    answer(ehr, TOKEN_PATH, id_token=make_id_token(ehr, **changes))
     with caplog.at_level(logging.WARNING):
         grant = refresh(opened, ehr)
     assert grant.status == "active"
@@ -278,30 +268,30 @@ def test_refreshed_id_token_that_proves_nothing_never_costs_the_grant(
 
 @pytest.mark.compliance("IDT-06")
 def test_refreshed_id_token_with_a_key_of_nobody_is_ignored(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ehr: EHRSimulator, opened: Launch, caplog: Any
 ) -> None:
     token = make_id_token(ehr, sub="another", key=SigningKey.generate("RS256"))
-    answer(ehr, monkeypatch, TOKEN_PATH, id_token=token)
+    answer(ehr, TOKEN_PATH, id_token=token)
     assert refresh(opened, ehr).status == "active"
     assert "refreshed ID token ignored (id_token_key_unknown)" in caplog.text
 
 
 def test_id_token_that_cannot_be_checked_now_is_ignored(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ehr: EHRSimulator, opened: Launch, caplog: Any
 ) -> None:
     FHIRServer.objects.update(jwks=None, jwks_fetched_at=None)
-    answer(ehr, monkeypatch, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
-    answer(ehr, monkeypatch, "jwks", status=500)
+    answer(ehr, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
+    answer(ehr, "jwks", status=500)
     assert refresh(opened, ehr).status == "active"
     assert "refreshed ID token ignored (discovery_status)" in caplog.text
 
 
 def test_id_token_means_nothing_to_a_grant_without_an_identity(
-    ehr: EHRSimulator, opened: Launch, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, opened: Launch
 ) -> None:
     token = make_id_token(ehr, sub="another")
     Identity.objects.all().delete()
-    answer(ehr, monkeypatch, TOKEN_PATH, id_token=token)
+    answer(ehr, TOKEN_PATH, id_token=token)
     assert refresh(opened, ehr).status == "active"
 
 
@@ -323,7 +313,6 @@ def test_id_token_means_nothing_to_a_grant_without_an_identity(
 )
 def test_algorithms_are_those_the_server_names_within_ours(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     pinned: str,
     advertised: list[str] | None,
     signed: str,
@@ -334,7 +323,6 @@ def test_algorithms_are_those_the_server_names_within_ours(
     if advertised is not None:
         answer(
             ehr,
-            monkeypatch,
             "smart-configuration",
             id_token_signing_alg_values_supported=advertised,
         )
@@ -350,15 +338,11 @@ def test_algorithms_are_those_the_server_names_within_ours(
 
 
 @pytest.fixture
-def damage(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[dict[str, Any]], Any]], None]:
+def damage(ehr: EHRSimulator) -> Callable[[Callable[[dict[str, Any]], Any]], None]:
     """Change the next answer of the token endpoint, and that one alone."""
 
     def damage(change: Callable[[dict[str, Any]], Any]) -> None:
-        respond = ehr.wsgi_app.respond
-
-        def respond_once(request: Request) -> Response:
+        def respond_once(respond: Respond, request: Request) -> Response:
             response = respond(request)
             if request.path.endswith(TOKEN_PATH):
                 document = json.loads(response.get_data())
@@ -366,10 +350,10 @@ def damage(
                 response.set_data(
                     changed if isinstance(changed, str) else json.dumps(document)
                 )
-                monkeypatch.setattr(ehr.wsgi_app, "respond", respond)
+                ehr.interceptors.remove(respond_once)
             return response
 
-        monkeypatch.setattr(ehr.wsgi_app, "respond", respond_once)
+        ehr.interceptors.append(respond_once)
 
     return damage
 

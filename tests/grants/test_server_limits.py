@@ -123,19 +123,18 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
 
 @pytest.mark.django_db(transaction=True)
 def test_of_all_workers_one_tries_a_server_again(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
     FHIRServer.objects.update(
         refresh_failures=7, refresh_paused_until=timezone.now() - timedelta(seconds=1)
     )
-    respond = ehr.wsgi_app.respond
 
-    def respond_slowly(request: Any) -> Any:
+    def respond_slowly(respond: Any, request: Any) -> Any:
         time.sleep(0.5)
         return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_slowly)
+    ehr.interceptors.append(respond_slowly)
     results = run_together(*[lambda pk=pk: refresh_grants([pk]) for pk in grant_ids])
     assert sorted(result.refreshed for result in results) == [0, 0, 1]
     assert len(ehr.requests_to("refresh")) == 1
@@ -239,14 +238,13 @@ def test_rate_limit_is_never_passed_by_workers_beside_each_other(
 def test_slow_answers_waste_no_turns(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
     settings: Any,
 ) -> None:
     settings.SMART_REFRESH_THREADS = 2
     FHIRServer.objects.update(rate_limit=20)
     grant_ids = make_grants(ehr, registration, 31)
     refresh_grants(grant_ids[:1])
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.5))
+    after_answer(ehr, lambda: time.sleep(0.5))
     started = time.monotonic()
     parts = [grant_ids[1 + start : 31 : 3] for start in range(3)]
     results = run_together(*[lambda part=part: refresh_grants(part) for part in parts])
@@ -270,12 +268,12 @@ def test_turn_that_is_too_far_away_is_left_to_a_later_tick(
 
 @pytest.mark.usefixtures("one_thread")
 def test_turns_that_were_missed_are_taken_anew(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
     FHIRServer.objects.update(rate_limit=50)
     refresh_grants(grant_ids[:1])
-    after_answer(ehr, monkeypatch, lambda: time.sleep(0.2))
+    after_answer(ehr, lambda: time.sleep(0.2))
     before = timezone.now()
     assert refresh_grants(grant_ids[1:]).refreshed == 3
     slot_at = FHIRServer.objects.get().refresh_slot_at

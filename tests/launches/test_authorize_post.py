@@ -102,7 +102,6 @@ def test_confirmed_connection_goes_by_post_too(
 )
 def test_form_is_for_what_an_address_cannot_carry(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     method: str,
     scope: str,
     is_advertised: bool,
@@ -110,7 +109,7 @@ def test_form_is_for_what_an_address_cannot_carry(
 ) -> None:
     make_registration(server__authorize_method=method, ehr_scope=scope)
     if not is_advertised:
-        answer(ehr, monkeypatch, "/smart-configuration", capabilities=["launch-ehr"])
+        answer(ehr, "/smart-configuration", capabilities=["launch-ehr"])
     response = start(make_browser(), ehr)
     assert response.status_code == (200 if is_form else 302)
     if is_form:

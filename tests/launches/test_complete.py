@@ -452,7 +452,7 @@ def test_warm_login_makes_one_request(ehr: EHRSimulator) -> None:
 
 @pytest.mark.usefixtures("registration")
 def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
     browser = make_browser()
     browser.force_login(
@@ -462,14 +462,13 @@ def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
     callback = ehr.authorize(start_login(browser))
     twin = make_browser()
     twin.cookies.update(browser.cookies)
-    fetch = ehr.wsgi_app.respond
 
-    def sign_out_first(request: Any) -> Any:
+    def sign_out_first(respond: Any, request: Any) -> Any:
         if request.path.endswith("/auth/token"):
             assert twin.post("/smart/logout/").status_code == 302
-        return fetch(request)
+        return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", sign_out_first)
+    ehr.interceptors.append(sign_out_first)
     response = get_callback(browser, callback)
     assert (response.status_code, get_code(response)) == (409, "state_used")
     row = Launch.objects.get()

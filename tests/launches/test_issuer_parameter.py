@@ -43,10 +43,10 @@ def assert_refused(ehr: EHRSimulator, response: Any) -> None:
 @pytest.mark.parametrize("iss", [OTHER, "", "issuer/", "ISSUER", "issuer "])
 @pytest.mark.usefixtures("registration")
 def test_another_issuer_is_refused_whether_one_was_promised_or_not(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, promised: bool, iss: str
+    ehr: EHRSimulator, promised: bool, iss: str
 ) -> None:
     document: dict[str, Any] = {PROMISE: promised}
-    answer(ehr, monkeypatch, SMART, **document)
+    answer(ehr, SMART, **document)
     written = iss.replace("issuer", ehr.issuer).replace("ISSUER", ehr.issuer.upper())
     assert_refused(ehr, come_back(ehr, iss=written))
 
@@ -60,9 +60,9 @@ def test_promised_issuer_has_to_come(ehr: EHRSimulator) -> None:
 @pytest.mark.parametrize("change", [{PROMISE: False}, {"remove": (PROMISE,)}])
 @pytest.mark.usefixtures("registration")
 def test_issuer_that_nobody_promised_may_stay_away(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+    ehr: EHRSimulator, change: dict[str, Any]
 ) -> None:
-    answer(ehr, monkeypatch, SMART, **change)
+    answer(ehr, SMART, **change)
     assert come_back(ehr, iss=None).status_code == 302
     assert come_back(ehr, iss=ehr.issuer).status_code == 302
 
@@ -77,30 +77,23 @@ def test_error_of_another_issuer_is_not_believed(ehr: EHRSimulator) -> None:
 
 @pytest.mark.compliance("CALL-09")
 @pytest.mark.usefixtures("registration")
-def test_issuer_from_the_openid_configuration_counts(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer(ehr, monkeypatch, SMART, remove=("issuer", PROMISE))
+def test_issuer_from_the_openid_configuration_counts(ehr: EHRSimulator) -> None:
+    answer(ehr, SMART, remove=("issuer", PROMISE))
     assert_refused(ehr, come_back(ehr, iss=OTHER))
 
 
 @pytest.mark.compliance("CALL-09")
-def test_issuer_of_the_row_counts_where_discovery_tells_none(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_issuer_of_the_row_counts_where_discovery_tells_none(ehr: EHRSimulator) -> None:
     make_registration(server__id_token_issuer=ehr.issuer)
-    answer(ehr, monkeypatch, SMART, remove=("issuer", PROMISE))
+    answer(ehr, SMART, remove=("issuer", PROMISE))
     assert_refused(ehr, come_back(ehr, iss=OTHER))
     assert come_back(ehr, iss=ehr.issuer).status_code == 302
 
 
-def test_issuer_that_cannot_be_compared_is_ignored(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_issuer_that_cannot_be_compared_is_ignored(ehr: EHRSimulator) -> None:
     make_registration(ehr_scope="launch patient/Patient.rs")
     answer(
         ehr,
-        monkeypatch,
         SMART,
         remove=("issuer", PROMISE),
         capabilities=["launch-ehr"],

@@ -86,24 +86,24 @@ def test_references_are_resolved_at_the_server_of_the_launch_alone(ehr):
     ("sent", "read"),
     [(True, True), (False, False), ("true", True), ("False", False), ("perhaps", None)],
 )
-def test_banner_is_told_as_a_boolean_however_it_came(ehr, monkeypatch, sent, read):
-    answer(ehr, monkeypatch, TOKEN_PATH, need_patient_banner=sent)
+def test_banner_is_told_as_a_boolean_however_it_came(ehr, sent, read):
+    answer(ehr, TOKEN_PATH, need_patient_banner=sent)
     assert open_context(ehr).need_patient_banner is read
 
 
 @pytest.mark.compliance("RESP-13")
-def test_banner_that_was_not_told_of_is_not_a_no(ehr, monkeypatch):
-    answer(ehr, monkeypatch, TOKEN_PATH, remove=("need_patient_banner",))
+def test_banner_that_was_not_told_of_is_not_a_no(ehr):
+    answer(ehr, TOKEN_PATH, remove=("need_patient_banner",))
     assert open_context(ehr).need_patient_banner is None
 
 
 @pytest.mark.compliance("RESP-10")
-def test_members_that_nobody_knows_are_kept(ehr, monkeypatch):
+def test_members_that_nobody_knows_are_kept(ehr):
     extra: dict[str, Any] = {
         "__vendor": {"a": [1, None]},
         "https://vendor.example.org/x": "y",
     }
-    answer(ehr, monkeypatch, TOKEN_PATH, **extra)
+    answer(ehr, TOKEN_PATH, **extra)
     context = open_context(ehr).context
     assert {name: context[name] for name in extra} == extra
     assert not {"access_token", "refresh_token", "id_token"} & set(context)
@@ -113,11 +113,10 @@ def test_members_that_nobody_knows_are_kept(ehr, monkeypatch):
 
 
 @pytest.fixture
-def two_endpoints(ehr, monkeypatch):
+def two_endpoints(ehr):
     """A token that is good for an R2 endpoint as well, as in the specification."""
     answer(
         ehr,
-        monkeypatch,
         TOKEN_PATH,
         authorization_details=[
             {
@@ -187,7 +186,7 @@ def test_token_goes_to_no_endpoint_that_is_not_named(ehr, location):
 @pytest.mark.parametrize(
     "named", ["https://EHR.example.org", "HTTPS://ehr.example.org:443"]
 )
-def test_endpoint_is_the_same_however_its_host_is_written(ehr, monkeypatch, named):
+def test_endpoint_is_the_same_however_its_host_is_written(ehr, named):
     named += "/v/r2/fhir"
     detail = {
         "type": "smart_on_fhir",
@@ -195,7 +194,7 @@ def test_endpoint_is_the_same_however_its_host_is_written(ehr, monkeypatch, name
         "fhirVersions": ["1.0.2"],
         "scope": "patient/Condition.read",
     }
-    answer(ehr, monkeypatch, TOKEN_PATH, authorization_details=[detail])
+    answer(ehr, TOKEN_PATH, authorization_details=[detail])
     context = open_context(ehr)
     [location] = context.authorization_details[0].locations
     assert location == named
@@ -231,15 +230,15 @@ def test_style_of_the_ehr_is_a_value(ehr):
 @pytest.mark.parametrize(
     "url", ["https://ehr.example.org/none.json", "http://ehr.example.org/s", 7]
 )
-def test_style_that_cannot_be_had_is_none(ehr, monkeypatch, url):
-    answer(ehr, monkeypatch, TOKEN_PATH, smart_style_url=url)
+def test_style_that_cannot_be_had_is_none(ehr, url):
+    answer(ehr, TOKEN_PATH, smart_style_url=url)
     context = open_context(ehr)
     assert context.style is None
     assert context.context["smart_style_url"] == url
 
 
-def test_launch_without_a_style_has_none(ehr, monkeypatch):
-    answer(ehr, monkeypatch, TOKEN_PATH, remove=("smart_style_url",))
+def test_launch_without_a_style_has_none(ehr):
+    answer(ehr, TOKEN_PATH, remove=("smart_style_url",))
     assert open_context(ehr).style is None
     assert make_empty_context().style is None
 
@@ -288,17 +287,17 @@ def test_tag_takes_the_nonce_of_the_page(ehr):
     assert page.startswith('[<style nonce="a&quot;b">:root{')
 
 
-def test_quoted_fonts_are_css_in_the_page(ehr, monkeypatch):
-    answer(ehr, monkeypatch, "/smart-style.json", font_family_body="'Open Sans', serif")
+def test_quoted_fonts_are_css_in_the_page(ehr):
+    answer(ehr, "/smart-style.json", font_family_body="'Open Sans', serif")
     assert '--smart-font-family-body:"Open Sans", serif;' in render(open_context(ehr))
 
 
-def test_tag_is_empty_without_a_style_a_launch_or_the_middleware(ehr, monkeypatch):
+def test_tag_is_empty_without_a_style_a_launch_or_the_middleware(ehr):
     assert render(None) == "[]"
     assert render(make_empty_context()) == "[]"
     template = engines["django"].from_string("{% load smart %}[{% smart_style %}]")
     assert template.render({}) == "[]"
-    answer(ehr, monkeypatch, "/smart-style.json", status=500)
+    answer(ehr, "/smart-style.json", status=500)
     assert render(open_context(ehr)) == "[]"
 
 

@@ -179,14 +179,14 @@ def test_within_a_transaction_of_sqlite_no_token_is_refreshed(ehr, settings):
     assert ehr.requests == []
 
 
-def test_launch_that_its_refresh_ended_is_not_offered(ehr, monkeypatch):
+def test_launch_that_its_refresh_ended_is_not_offered(ehr):
     ClientRegistration.objects.update(
         ehr_scope="launch openid patient/Patient.rs online_access"
     )
     one, _two, plain = open_two(ehr)
     expire(ehr)
     # For the other launch this is another patient.
-    answer(ehr, monkeypatch, "/auth/token", patient=PATIENT)
+    answer(ehr, "/auth/token", patient=PATIENT)
     choices = read_choices(plain.get("/chart/"))
     assert list(choices) == [one.url("/chart/")]
 

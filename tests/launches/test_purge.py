@@ -92,28 +92,25 @@ def test_purge_leaves_one_grant_of_tabs_that_are_closed(ehr: EHRSimulator) -> No
 
 
 @pytest.mark.usefixtures("registration")
-def test_purge_finishes_revocations_that_were_left_open(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_purge_finishes_revocations_that_were_left_open(ehr: EHRSimulator) -> None:
     grant = connect(make_browser(), ehr).grant
     assert grant is not None
     assert disconnect_grant(grant) == [grant.pk]
-    respond = ehr.wsgi_app.respond
 
-    def be_down(request: Any) -> Any:
+    def be_down(respond: Any, request: Any) -> Any:
         raise OSError("no route")
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", be_down)
+    ehr.interceptors.append(be_down)
     assert purge().revocations_finished == 0
     assert revoke_grants([grant.pk]) == 0
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond)
+    ehr.interceptors.clear()
     assert purge().revocations_finished == 1
     assert revoke_grants([grant.pk]) == 0
     assert all(each.revoked for each in ehr.store.grants())
 
 
 def test_what_is_long_over_does_not_wait_for_an_ehr(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     old, pending, *_ = make_grants(ehr, registration, 3)
     TokenGrant.objects.all().end_pending_revocation(now=timezone.now())
@@ -122,13 +119,12 @@ def test_what_is_long_over_does_not_wait_for_an_ehr(
     )
     TokenGrant.objects.filter(pk=old).forget_tokens()
     left: list[set[int]] = []
-    respond = ehr.wsgi_app.respond
 
-    def look(request: Any) -> Any:
+    def look(respond: Any, request: Any) -> Any:
         left.append(set(TokenGrant.objects.values_list("pk", flat=True)))
         return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", look)
+    ehr.interceptors.append(look)
     result = purge()
     # Tokens that nobody was told of are there until somebody is.
     assert left

@@ -22,9 +22,9 @@ END_SESSION = "https://ehr.example.org/logout"
 
 
 @pytest.fixture
-def server(ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch) -> FHIRServer:
+def server(ehr: EHRSimulator) -> FHIRServer:
     """A server that signs people out, and is set to."""
-    answer(ehr, monkeypatch, "smart-configuration", end_session_endpoint=END_SESSION)
+    answer(ehr, "smart-configuration", end_session_endpoint=END_SESSION)
     return make_registration(server__rp_initiated_logout=True).server
 
 
@@ -82,10 +82,10 @@ def test_sign_out_stays_here_unless_the_server_is_set_to_it(ehr: EHRSimulator) -
 
 @pytest.mark.parametrize("url", [None, "http://ehr.example.org/logout", 7])
 def test_sign_out_stays_here_if_the_server_cannot_do_it(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, url: object
+    ehr: EHRSimulator, url: object
 ) -> None:
     make_registration(server__rp_initiated_logout=True)
-    answer(ehr, monkeypatch, "openid-configuration", end_session_endpoint=url)
+    answer(ehr, "openid-configuration", end_session_endpoint=url)
     browser = make_browser()
     launch(browser, ehr)
     assert sign_out(browser) == "/"
@@ -119,11 +119,9 @@ def test_configuration_that_was_lost_keeps_sign_out_here(ehr: EHRSimulator) -> N
 # Where the endpoint is learnt
 
 
-def test_endpoint_is_learnt_from_the_openid_configuration(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endpoint_is_learnt_from_the_openid_configuration(ehr: EHRSimulator) -> None:
     server = make_registration(server__rp_initiated_logout=True).server
-    answer(ehr, monkeypatch, "openid-configuration", end_session_endpoint=END_SESSION)
+    answer(ehr, "openid-configuration", end_session_endpoint=END_SESSION)
     assert fetch_configuration(server).end_session_endpoint == END_SESSION
     server.refresh_from_db()
     stored = server.read_configuration()
@@ -145,12 +143,11 @@ def test_openid_configuration_is_not_asked_for_without_need(
 )
 def test_openid_configuration_that_is_wrong_costs_the_sign_out_alone(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fault: dict[str, Any],
 ) -> None:
     server = make_registration(server__rp_initiated_logout=True).server
-    answer(ehr, monkeypatch, "openid-configuration", **fault)
+    answer(ehr, "openid-configuration", **fault)
     assert fetch_configuration(server).end_session_endpoint is None
     assert f"Server {server.pk}: no" in caplog.text
     browser = make_browser()
@@ -159,20 +156,17 @@ def test_openid_configuration_that_is_wrong_costs_the_sign_out_alone(
 
 
 @pytest.mark.compliance("IDT-02", "IDT-06")
-def test_algorithms_are_learnt_from_the_openid_configuration(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_algorithms_are_learnt_from_the_openid_configuration(ehr: EHRSimulator) -> None:
     make_registration()
-    answer(ehr, monkeypatch, "smart-configuration", remove=("jwks_uri",))
-    with monkeypatch.context() as patch:
-        answer(
-            ehr,
-            patch,
-            "openid-configuration",
-            id_token_signing_alg_values_supported=["ES384", 7],
-        )
-        with pytest.raises(AssertionError, match="id_token_signature"):
-            launch(make_browser(), ehr)
+    answer(ehr, "smart-configuration", remove=("jwks_uri",))
+    answer(
+        ehr,
+        "openid-configuration",
+        id_token_signing_alg_values_supported=["ES384", 7],
+    )
+    with pytest.raises(AssertionError, match="id_token_signature"):
+        launch(make_browser(), ehr)
+    ehr.interceptors.pop()
     FHIRServer.objects.update(configuration_fetched_at=None)
     assert launch(make_browser(), ehr).identity is not None
 
@@ -182,7 +176,7 @@ def test_algorithms_are_learnt_from_the_openid_configuration(
 
 @pytest.mark.compliance("SEC-12")
 def test_connections_lead_to_where_the_ehr_shows_what_has_access(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
     make_registration()
     ada = get_user_model().objects.create(username="ada")
@@ -190,7 +184,6 @@ def test_connections_lead_to_where_the_ehr_shows_what_has_access(
     browser.force_login(ada, backend="django.contrib.auth.backends.ModelBackend")
     answer(
         ehr,
-        monkeypatch,
         "smart-configuration",
         management_endpoint="https://ehr.example.org/apps?a=1&b=2",
     )

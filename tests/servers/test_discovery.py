@@ -48,20 +48,18 @@ class _Away(BaseAdapter):
 
 def _edit(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     path: str,
     replacement: dict[str, Any],
 ) -> None:
     """Let the EHR answer *path* with *replacement* in place of its own document."""
-    respond = ehr.wsgi_app.respond
 
-    def respond_otherwise(request: Any) -> Any:
+    def respond_otherwise(respond: Any, request: Any) -> Any:
         response = respond(request)
         if request.path.endswith(path):
             return Response(json.dumps(replacement), mimetype="application/json")
         return response
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_otherwise)
+    ehr.interceptors.append(respond_otherwise)
 
 
 @pytest.mark.compliance("DISC-01", "DISC-02", "DISC-03")
@@ -161,12 +159,11 @@ def test_fetching_without_saving_leaves_the_row_alone(
 def test_url_that_no_column_takes_is_refused(
     ehr: EHRSimulator,
     server: FHIRServer,
-    monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
     document = dict(fetch_configuration(server, save=False).to_json())
     document[name] = f"https://ehr.example.org/{'x' * 1000}"
-    _edit(ehr, monkeypatch, "/smart-configuration", document)
+    _edit(ehr, "/smart-configuration", document)
     with pytest.raises(MalformedDiscoveryError):
         fetch_configuration(server)
 
@@ -198,11 +195,11 @@ def test_keys_are_fetched_once_and_kept_in_the_row(
 
 @pytest.mark.compliance("IDT-02", "DISC-09")
 def test_keys_are_found_by_the_openid_configuration_where_smart_names_none(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     document = dict(fetch_configuration(server, save=False).to_json())
     del document["jwks_uri"]
-    _edit(ehr, monkeypatch, "/smart-configuration", document)
+    _edit(ehr, "/smart-configuration", document)
     ehr.clear_requests()
     launch(make_browser(), ehr)
     assert [each.exchange for each in ehr.requests] == [
@@ -213,13 +210,12 @@ def test_keys_are_found_by_the_openid_configuration_where_smart_names_none(
 
 
 def test_openid_configuration_of_another_issuer_is_refused(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     get_configuration(server)
     server.jwks_uri = ""
     _edit(
         ehr,
-        monkeypatch,
         "/openid-configuration",
         {"issuer": "https://elsewhere.example.net", "jwks_uri": ehr.jwks_uri},
     )
@@ -252,11 +248,11 @@ def test_jwk_set_of_more_than_half_a_megabyte_is_not_read(
 
 
 def test_keys_that_cannot_be_fetched_again_are_served_stale(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     get_configuration(server)
     known = get_jwks(server)
-    _edit(ehr, monkeypatch, "/auth/jwks", {"keys": "none"})
+    _edit(ehr, "/auth/jwks", {"keys": "none"})
     with time_machine.travel(timezone.now() + timedelta(days=2)):
         assert get_jwks(FHIRServer.objects.get()) == known
     server.jwks = None

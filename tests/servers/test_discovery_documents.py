@@ -69,12 +69,11 @@ def test_cold_launch_takes_three_requests_and_a_warm_one_takes_one(
 @pytest.mark.usefixtures("registration")
 def test_what_is_missing_for_signing_in_costs_one_request_more(
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     missing: tuple[str, ...],
     promised: bool,
 ) -> None:
     capabilities = ["launch-ehr", *(["sso-openid-connect"] if promised else [])]
-    answer(ehr, monkeypatch, SMART, remove=missing, capabilities=capabilities)
+    answer(ehr, SMART, remove=missing, capabilities=capabilities)
     assert launch(make_browser(), ehr).identity is not None
     assert sorted(asked(ehr)) == [
         *("jwks", "openid-configuration", "smart-configuration", "token")
@@ -91,29 +90,27 @@ def test_what_is_missing_for_signing_in_costs_one_request_more(
 
 @pytest.mark.parametrize("missing", ["issuer", "jwks_uri"])
 def test_openid_configuration_is_not_asked_for_without_need(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, missing: str
+    ehr: EHRSimulator, missing: str
 ) -> None:
     make_registration(ehr_scope=NO_OPENID)
-    answer(ehr, monkeypatch, SMART, remove=(missing,), capabilities=["launch-ehr"])
+    answer(ehr, SMART, remove=(missing,), capabilities=["launch-ehr"])
     launch(make_browser(), ehr)
     assert asked(ehr) == ["smart-configuration", "token"]
 
 
-def test_issuer_of_the_row_spares_the_openid_configuration(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_issuer_of_the_row_spares_the_openid_configuration(ehr: EHRSimulator) -> None:
     make_registration(server__id_token_issuer=ehr.issuer)
-    answer(ehr, monkeypatch, SMART, remove=("issuer",))
+    answer(ehr, SMART, remove=("issuer",))
     launch(make_browser(), ehr)
     assert asked(ehr) == ["smart-configuration", "token", "jwks"]
 
 
 @pytest.mark.compliance("IDT-03")
 def test_another_issuer_in_the_openid_configuration_is_refused(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: Any
 ) -> None:
-    answer(ehr, monkeypatch, SMART, remove=("jwks_uri",))
-    answer(ehr, monkeypatch, OPENID, issuer="https://elsewhere.example.net")
+    answer(ehr, SMART, remove=("jwks_uri",))
+    answer(ehr, OPENID, issuer="https://elsewhere.example.net")
     server = registration.server
     with pytest.raises(MalformedDiscoveryError, match="another issuer"):
         fetch_configuration(server)
@@ -125,21 +122,21 @@ def test_another_issuer_in_the_openid_configuration_is_refused(
 
 
 def test_launch_without_identity_does_not_need_the_openid_configuration(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
     make_registration(ehr_scope=NO_OPENID)
-    answer(ehr, monkeypatch, SMART, remove=("jwks_uri",))
-    answer(ehr, monkeypatch, OPENID, status=404)
+    answer(ehr, SMART, remove=("jwks_uri",))
+    answer(ehr, OPENID, status=404)
     launch(make_browser(), ehr)
     assert asked(ehr) == ["smart-configuration", "openid-configuration", "token"]
 
 
 @pytest.mark.parametrize("path", [OPENID, "/auth/jwks"])
 def test_launch_with_identity_says_what_is_missing(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch, path: str
+    ehr: EHRSimulator, registration: Any, path: str
 ) -> None:
-    answer(ehr, monkeypatch, SMART, remove=("jwks_uri", "issuer"))
-    answer(ehr, monkeypatch, path, status=404)
+    answer(ehr, SMART, remove=("jwks_uri", "issuer"))
+    answer(ehr, path, status=404)
     browser = make_browser()
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert response.status_code == 502
@@ -153,10 +150,10 @@ def test_launch_with_identity_says_what_is_missing(
 
 
 def test_issuer_that_does_not_tell_its_keys_is_told_as_it_is(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: Any
 ) -> None:
-    answer(ehr, monkeypatch, SMART, remove=("jwks_uri",))
-    answer(ehr, monkeypatch, OPENID, status=404)
+    answer(ehr, SMART, remove=("jwks_uri",))
+    answer(ehr, OPENID, status=404)
     server = registration.server
     get_configuration(server)
     with pytest.raises(DiscoveryStatusError):
@@ -164,11 +161,11 @@ def test_issuer_that_does_not_tell_its_keys_is_told_as_it_is(
 
 
 def test_issuer_that_was_learnt_once_survives_an_outage(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: Any
 ) -> None:
-    answer(ehr, monkeypatch, SMART, remove=("jwks_uri", "issuer"))
+    answer(ehr, SMART, remove=("jwks_uri", "issuer"))
     launch(make_browser(), ehr)
-    answer(ehr, monkeypatch, OPENID, status=503)
+    answer(ehr, OPENID, status=503)
     FHIRServer.objects.update(configuration_fetched_at=None)
     launch(make_browser(), ehr)
     server = FHIRServer.objects.get()
@@ -178,12 +175,12 @@ def test_issuer_that_was_learnt_once_survives_an_outage(
 
 
 def test_keys_at_another_address_are_fetched_anew(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: Any
 ) -> None:
     launch(make_browser(), ehr)
     FHIRServer.objects.update(configuration_fetched_at=None)
     elsewhere = f"{ehr.origin}/elsewhere/jwks"
-    answer(ehr, monkeypatch, SMART, jwks_uri=elsewhere)
+    answer(ehr, SMART, jwks_uri=elsewhere)
     ehr.clear_requests()
     launch(make_browser(), ehr)
     # It is not there, so those that are known are used on.
@@ -200,12 +197,12 @@ def test_keys_at_another_address_are_fetched_anew(
     [{"status": 404}, {"remove": ("authorization_endpoint", "token_endpoint")}],
 )
 def test_endpoints_of_old_servers_come_from_the_capability_statement(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+    ehr: EHRSimulator, change: dict[str, Any]
 ) -> None:
     make_registration(
         ehr_scope=NO_OPENID, server__discovery_headers={"Epic-Client-ID": "x"}
     )
-    answer(ehr, monkeypatch, SMART, **change)
+    answer(ehr, SMART, **change)
     launch(make_browser(), ehr)
     assert asked(ehr) == ["smart-configuration", "metadata", "token"]
     request = ehr.requests_to("metadata")[0]
@@ -235,10 +232,8 @@ def test_people_sign_in_at_old_servers_with_four_requests_at_most(
 @pytest.mark.compliance("DISC-07")
 @pytest.mark.parametrize("missing", ["token_endpoint", "authorization_endpoint"])
 @pytest.mark.usefixtures("registration")
-def test_half_a_configuration_is_not_filled_in(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, missing: str
-) -> None:
-    answer(ehr, monkeypatch, SMART, remove=(missing,))
+def test_half_a_configuration_is_not_filled_in(ehr: EHRSimulator, missing: str) -> None:
+    answer(ehr, SMART, remove=(missing,))
     response = make_browser().get("/smart/launch/", {"iss": BASE_URL, "launch": "x"})
     assert response.status_code == 502
     assert asked(ehr) == ["smart-configuration"]
@@ -247,10 +242,10 @@ def test_half_a_configuration_is_not_filled_in(
 @pytest.mark.compliance("DISC-06")
 @pytest.mark.parametrize("status", [404, 500])
 def test_without_either_document_the_first_fault_is_told(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch, status: int
+    ehr: EHRSimulator, registration: Any, status: int
 ) -> None:
-    answer(ehr, monkeypatch, SMART, status=status)
-    answer(ehr, monkeypatch, "/metadata", status=403)
+    answer(ehr, SMART, status=status)
+    answer(ehr, "/metadata", status=403)
     with pytest.raises(DiscoveryStatusError) as caught:
         get_configuration(registration.server)
     assert caught.value.status_code == status
@@ -263,10 +258,10 @@ def test_without_either_document_the_first_fault_is_told(
 
 
 def test_statement_without_endpoints_is_no_help(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: Any
 ) -> None:
-    answer(ehr, monkeypatch, SMART, status=404)
-    answer(ehr, monkeypatch, "/metadata", rest=[])
+    answer(ehr, SMART, status=404)
+    answer(ehr, "/metadata", rest=[])
     with pytest.raises(DiscoveryStatusError):
         get_configuration(registration.server)
 
@@ -276,13 +271,10 @@ def test_statement_without_endpoints_is_no_help(
 
 @pytest.mark.compliance("DISC-04")
 @pytest.mark.usefixtures("registration")
-def test_relative_endpoints_are_resolved_against_the_base(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_endpoints_are_resolved_against_the_base(ehr: EHRSimulator) -> None:
     root = ehr.root_path
     answer(
         ehr,
-        monkeypatch,
         SMART,
         authorization_endpoint=f"{root}/auth/authorize",
         token_endpoint="auth/token",
@@ -309,24 +301,22 @@ def test_endpoints_of_the_row_work_while_discovery_is_down(ehr: EHRSimulator) ->
 
 
 def test_endpoints_of_the_row_work_where_there_is_no_discovery(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
     make_registration(
         **_overrides(ehr),
         server__id_token_issuer=ehr.issuer,
         server__revocation_endpoint=ehr.revocation_endpoint,
     )
-    answer(ehr, monkeypatch, SMART, status=404)
-    answer(ehr, monkeypatch, "/metadata", status=404)
+    answer(ehr, SMART, status=404)
+    answer(ehr, "/metadata", status=404)
     assert launch(make_browser(), ehr).identity is not None
 
 
-def test_endpoint_of_the_row_completes_a_document_without_it(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endpoint_of_the_row_completes_a_document_without_it(ehr: EHRSimulator) -> None:
     server = make_registration(**_overrides(ehr)).server
     names = ("authorization_endpoint", "token_endpoint")
-    answer(ehr, monkeypatch, SMART, remove=names)
+    answer(ehr, SMART, remove=names)
     configuration = get_configuration(server)
     assert configuration.token_endpoint == ehr.token_endpoint
     assert configuration.has("launch-ehr")

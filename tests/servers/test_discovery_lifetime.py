@@ -55,13 +55,12 @@ def read() -> FHIRServer:
 def test_server_says_within_bounds_how_long_its_documents_are_kept(
     ehr: EHRSimulator,
     server: FHIRServer,
-    monkeypatch: pytest.MonkeyPatch,
     cache_control: str | None,
     lifetime: timedelta,
     path: str,
 ) -> None:
     headers = {} if cache_control is None else {"Cache-Control": cache_control}
-    answer(ehr, monkeypatch, path, headers=headers)
+    answer(ehr, path, headers=headers)
     get = get_configuration if path == SMART else get_jwks
     with time_machine.travel(timezone.now(), tick=False) as clock:
         get_configuration(server)
@@ -78,9 +77,9 @@ def test_server_says_within_bounds_how_long_its_documents_are_kept(
 @pytest.mark.compliance("DISC-05")
 @pytest.mark.parametrize("name", ["cache-control", "CACHE-CONTROL", "cAcHe-cOnTrOl"])
 def test_header_names_are_read_in_any_case(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch, name: str
+    ehr: EHRSimulator, server: FHIRServer, name: str
 ) -> None:
-    answer(ehr, monkeypatch, SMART, headers={name: "max-age=300"})
+    answer(ehr, SMART, headers={name: "max-age=300"})
     get_configuration(server)
     assert read().configuration_max_age == 300
 
@@ -101,9 +100,9 @@ def test_setting_bounds_the_lifetime_from_above(
 
 @pytest.mark.parametrize("path", [SMART, JWKS])
 def test_task_fetches_again_before_the_shortest_lifetime_ends(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch, path: str
+    ehr: EHRSimulator, server: FHIRServer, path: str
 ) -> None:
-    answer(ehr, monkeypatch, path, headers={"Cache-Control": "max-age=300"})
+    answer(ehr, path, headers={"Cache-Control": "max-age=300"})
     period = BEAT_SCHEDULE["django_smart.refresh_servers"]["schedule"]
     with time_machine.travel(timezone.now(), tick=False) as clock:
         launch(make_browser(), ehr)
@@ -147,12 +146,12 @@ def test_logins_do_not_wait_for_a_server_that_is_down(
 
 
 def test_keys_of_a_server_that_is_down_are_asked_for_once_a_minute(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     with time_machine.travel(timezone.now(), tick=False) as clock:
         get_configuration(server)
         known = get_jwks(read())
-        answer(ehr, monkeypatch, JWKS, status=503)
+        answer(ehr, JWKS, status=503)
         ehr.clear_requests()
         clock.shift(timedelta(days=2))
         for _ in range(5):
@@ -177,11 +176,11 @@ def test_server_that_never_answered_is_asked_by_each_login(
 
 
 def test_launches_go_on_while_discovery_is_down(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     launch(make_browser(), ehr)
     ehr.faults.add("discovery_500")
-    answer(ehr, monkeypatch, JWKS, status=503)
+    answer(ehr, JWKS, status=503)
     ehr.clear_requests()
     with time_machine.travel(timezone.now() + timedelta(days=2)):
         for _ in range(3):
@@ -213,20 +212,17 @@ def test_task_asks_a_server_that_is_down_once_a_run(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_many_logins_at_once_one_asks(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_logins_at_once_one_asks(ehr: EHRSimulator, server: FHIRServer) -> None:
     known = get_configuration(server)
     FHIRServer.objects.update(configuration_fetched_at=None)
     ehr.clear_requests()
     others_are_through = threading.Event()
-    respond = ehr.wsgi_app.respond
 
-    def respond_late(request: Any) -> Any:
+    def respond_late(respond: Any, request: Any) -> Any:
         others_are_through.wait(60)
         return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_late)
+    ehr.interceptors.append(respond_late)
     found: list[Any] = []
 
     def log_in() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -32,16 +33,21 @@ SMART = "/smart-configuration"
 OPENID = "/openid-configuration"
 
 
-@pytest.fixture
-def other() -> Iterator[EHRSimulator]:
-    """Another EHR, which says that its ID tokens are those of the first one."""
-    other = EHRSimulator(
-        "https://other.example.org/r4", issuer="https://ehr.example.org/v/r4/sim/abc"
-    )
+@contextmanager
+def mounted(issuer: str) -> Iterator[EHRSimulator]:
+    """Another EHR, whose ID tokens are those of *issuer*."""
+    other = EHRSimulator("https://other.example.org/r4", issuer=issuer)
     other.register_client(
         CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
     )
     with transport.mounted("https://other.example.org", other.adapter()):
+        yield other
+
+
+@pytest.fixture
+def other() -> Iterator[EHRSimulator]:
+    """Another EHR, which says that its ID tokens are those of the first one."""
+    with mounted("https://ehr.example.org/v/r4/sim/abc") as other:
         yield other
 
 
@@ -65,7 +71,6 @@ def refuse(other: EHRSimulator) -> None:
 def test_server_cannot_sign_in_who_is_known_by_another(
     ehr: EHRSimulator,
     other: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     capabilities: list[str],
     known: bool,
 ) -> None:
@@ -74,7 +79,7 @@ def test_server_cannot_sign_in_who_is_known_by_another(
         assert launch(make_browser(), ehr).identity is not None
     register(other)
     assert other.issuer == ehr.issuer
-    answer(other, monkeypatch, SMART, capabilities=capabilities)
+    answer(other, SMART, capabilities=capabilities)
     refuse(other)
     assert Identity.objects.count() == known
     # Asked, the issuer named its own keys.
@@ -83,42 +88,37 @@ def test_server_cannot_sign_in_who_is_known_by_another(
 
 
 def test_issuer_that_is_named_below_the_base_alone_is_asked_too(
-    ehr: EHRSimulator, other: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, other: EHRSimulator
 ) -> None:
     make_registration()
     server = register(other)
-    answer(other, monkeypatch, SMART, remove=("issuer",))
-    answer(other, monkeypatch, OPENID, jwks_uri=ehr.jwks_uri)
+    answer(other, SMART, remove=("issuer",))
+    answer(other, OPENID, jwks_uri=ehr.jwks_uri)
     fetch_configuration(server)
     assert (server.issuer, server.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
     refuse(other)
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_keys_are_let_go_of_with_their_issuer(
-    ehr: EHRSimulator,
-    other: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
-    status: int,
-) -> None:
+def test_keys_are_let_go_of_with_their_issuer(ehr: EHRSimulator, status: int) -> None:
     make_registration()
-    server = register(other)
     own = "https://other.example.org"
-    with monkeypatch.context() as patch:
-        patch.setattr(other, "_issuer", own)
+    with mounted(own) as other:
+        server = register(other)
         assert launch(make_browser(), other).identity is not None
     FHIRServer.objects.filter(pk=server.pk).update(configuration_fetched_at=None)
-    answer(ehr, monkeypatch, OPENID, status=status)
-    refuse(other)
-    server.refresh_from_db()
-    assert server.jwks is None
-    with pytest.raises(DiscoveryStatusError):
-        get_jwks(server)
+    answer(ehr, OPENID, status=status)
+    with mounted(ehr.issuer) as other:
+        refuse(other)
+        server.refresh_from_db()
+        assert server.jwks is None
+        with pytest.raises(DiscoveryStatusError):
+            get_jwks(server)
     assert list(Identity.objects.values_list("issuer", flat=True)) == [own]
 
 
 def test_on_one_host_the_issuer_settles_a_dispute(
-    ehr: EHRSimulator, registration: Any, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: Any
 ) -> None:
     fetch_configuration(registration.server)
     neighbour = make_registration(
@@ -126,14 +126,13 @@ def test_on_one_host_the_issuer_settles_a_dispute(
     ).server
     elsewhere = {"jwks_uri": "https://ehr.example.org/other/jwks"}
     document = registration.server.configuration | elsewhere
-    respond = ehr.wsgi_app.respond
 
-    def respond_for_both(request: Any) -> Any:
+    def respond_for_both(respond: Any, request: Any) -> Any:
         if request.path == "/other/r4/.well-known/smart-configuration":
             return Response(json.dumps(document), mimetype="application/json")
         return respond(request)
 
-    monkeypatch.setattr(ehr.wsgi_app, "respond", respond_for_both)
+    ehr.interceptors.append(respond_for_both)
     fetch_configuration(neighbour)
     assert neighbour.jwks_uri == ehr.jwks_uri
     # Who has nobody to dispute with is believed.

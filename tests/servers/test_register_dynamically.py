@@ -200,11 +200,9 @@ def test_what_the_server_made_otherwise_is_told(ehr: EHRSimulator) -> None:
 
 
 def test_end_of_a_secret_beyond_all_calendars_is_the_last_day(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
-    answer(
-        ehr, monkeypatch, "/auth/register", client_secret_expires_at=10**18, status=201
-    )
+    answer(ehr, "/auth/register", client_secret_expires_at=10**18, status=201)
     outcome = register_dynamically(entry())
     assert outcome.secret_expires_at is not None
     assert outcome.secret_expires_at.year == 9999
@@ -212,9 +210,9 @@ def test_end_of_a_secret_beyond_all_calendars_is_the_last_day(
 
 @pytest.mark.compliance("DISC-11")
 def test_server_without_registration_endpoint_says_what_to_do(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
-    answer(ehr, monkeypatch, "/smart-configuration", remove=("registration_endpoint",))
+    answer(ehr, "/smart-configuration", remove=("registration_endpoint",))
     with pytest.raises(UnsupportedServerError, match="in its vendor's form"):
         register_dynamically(entry())
     assert_nothing_is_stored()
@@ -249,9 +247,9 @@ def test_what_is_visibly_wrong_is_refused_before_anything_is_sent(
 
 
 def test_what_the_server_lacks_is_refused_before_it_makes_a_client(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
-    answer(ehr, monkeypatch, "/smart-configuration", capabilities=["launch-standalone"])
+    answer(ehr, "/smart-configuration", capabilities=["launch-standalone"])
     before = dict(ehr.clients)
     with pytest.raises(UnsupportedServerError, match="launch-ehr"):
         register_dynamically(entry())

@@ -160,7 +160,7 @@ def waited(app: App, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(app.ehr, "wait", wait)
     # Making a key takes longer than all the rest.
-    monkeypatch.setattr(app.ehr, "_signing_keys", [SIGNING_KEY])
+    app.ehr.signing_keys = [SIGNING_KEY]
     return pauses
 
 

@@ -65,7 +65,7 @@ def test_longest_mounted_prefix_answers():
     assert (seen.body, seen.headers["content-length"]) == (b"12", "2")
 
 
-def test_unmounted_prefix_is_the_network_again(monkeypatch):
+def test_unmounted_prefix_is_the_network_again():
     adapter = InProcess("one")
     transport.mount("http://127.0.0.1", adapter)
     transport.mount("http://127.0.0.1", InProcess("two"))

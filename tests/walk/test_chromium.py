@@ -41,7 +41,7 @@ def traffic() -> Traffic:
 def real_ehr(traffic: Traffic) -> Iterator[EHRSimulator]:
     """The EHR at ``localhost``, on a port of its own."""
     ehr = EHRSimulator("https://ehr.example.org/r4/fhir")
-    ehr.wsgi_app.respond = traffic.watch(ehr.wsgi_app.respond)  # type: ignore[method-assign]
+    ehr.interceptors.append(traffic.watch(lambda respond, request: respond(request)))
     with ehr.serve():
         yield ehr
 

@@ -36,7 +36,7 @@ def examine_world(world: World) -> list[Finding]:
 
 
 def offer(world: World, **values: Any) -> None:
-    answer(world.ehr, world.monkeypatch, SMART, **values)
+    answer(world.ehr, SMART, **values)
 
 
 # The twenty-five, one function each
@@ -47,10 +47,10 @@ def base_url_wrong(world: World) -> None:
 
 
 def base_url_not_fhir(world: World) -> None:
-    def respond(request: Any) -> Response:
+    def be_a_portal(*_: Any) -> Response:
         return Response("<h1>Our patient portal</h1>", content_type="text/html")
 
-    world.monkeypatch.setattr(world.ehr.wsgi_app, "respond", respond)
+    world.ehr.interceptors.append(be_a_portal)
 
 
 def plain_http(world: World) -> None:
@@ -286,16 +286,14 @@ def test_server_that_fails_is_not_taken_for_a_wrong_address(world: World) -> Non
 
 
 def test_fhir_server_without_smart_is_told(world: World) -> None:
-    answer(world.ehr, world.monkeypatch, SMART, status=404)
+    answer(world.ehr, SMART, status=404)
 
-    then = world.ehr.wsgi_app.respond
-
-    def respond(request: Any) -> Any:
+    def respond_otherwise(respond: Any, request: Any) -> Any:
         if request.path.endswith("/metadata"):
             return Response('{"resourceType": "CapabilityStatement"}')
-        return then(request)
+        return respond(request)
 
-    world.monkeypatch.setattr(world.ehr.wsgi_app, "respond", respond)
+    world.ehr.interceptors.append(respond_otherwise)
     check(world, {"configuration_missing"}, "enter the endpoints")
 
 
