@@ -10,6 +10,7 @@ that are there.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from queue import Empty, SimpleQueue
-from time import monotonic
 
 from django.db.models import Exists, OuterRef
 
@@ -64,7 +64,7 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
     asked = list(grant_ids)
     wanted = list(dict.fromkeys(asked))
     owner = new_owner()
-    taken_at = monotonic()
+    taken_at = time.monotonic()
     taken = TokenGrant.objects.take_leases(wanted, owner=owner, length=lease_length())
     refreshed = failed = 0
     if taken:
@@ -313,7 +313,7 @@ class _Batch:
 
     def _hold_leases(self) -> bool:
         """Whether the leases outlast a call; false if some had to be let go."""
-        now = monotonic()
+        now = time.monotonic()
         if self._held_until - now > whole_call_seconds() + _MARGIN:
             return True
         length = lease_length()

@@ -18,9 +18,6 @@ _KEEP_ALIVE = timedelta(days=7)
 _FIRST_RETRY = timedelta(seconds=10)
 _LAST_RETRY = timedelta(hours=1)
 
-# Spreads load; nothing secret depends on it.
-_random = random.Random()  # noqa: S311 (jitter, not a secret)
-
 
 def get_refresh_due_at(grant: TokenGrant) -> datetime:
     """
@@ -46,7 +43,8 @@ def get_retry_at(
     """Exponential back-off with full jitter, and never before *retry_after* seconds."""
     doubled: int = 2 ** min(failures, 10)
     limit = min(_LAST_RETRY, _FIRST_RETRY * doubled)
-    wait = max(_random.uniform(0, 1) * limit, timedelta(seconds=retry_after or 0))
+    jitter = random.uniform(0, 1)  # noqa: S311 (spreads load, no secret)
+    wait = max(jitter * limit, timedelta(seconds=retry_after or 0))
     return now + min(wait, timedelta(days=1))
 
 
@@ -59,8 +57,8 @@ def _get_keep_alive(lifetime: timedelta | None) -> timedelta:
 
 
 def _take_part(lifetime: timedelta) -> timedelta:
-    fraction = conf.SMART_REFRESH_FRACTION - _random.uniform(0, 0.1)
-    return lifetime * max(fraction, 0)
+    early = random.uniform(0, 0.1)  # noqa: S311 (spreads load, no secret)
+    return lifetime * max(conf.SMART_REFRESH_FRACTION - early, 0)
 
 
 def _is_idle(grant: TokenGrant) -> bool:

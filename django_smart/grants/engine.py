@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from time import monotonic
 
 from ..models import FHIRServer, TokenGrant
 from ..models.clock import DatabaseNow
@@ -87,7 +87,7 @@ def revoke_pending(grants: TokenGrantQuerySet) -> int:
     Returns:
         How many are closed; the next purge tries the others again.
     """
-    deadline = monotonic() + _REVOKING
+    deadline = time.monotonic() + _REVOKING
     # In no order: what fails each time must not keep the others from their turn.
     pending = (
         grants.awaiting_revocation()
@@ -97,7 +97,7 @@ def revoke_pending(grants: TokenGrantQuerySet) -> int:
     )
     closed, away = 0, set[int]()
     for grant_id, server_id in list(pending):
-        if monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             logger.warning("Not all EHRs are told of ended grants yet: out of time")
             break
         if server_id in away:

@@ -7,10 +7,10 @@ The lease decides who sends the request, and its holder takes what is answered.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-from time import monotonic
 
 from django.utils import timezone
 
@@ -113,8 +113,8 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
 
 def _look_again(grant: TokenGrant) -> None:
     """Read *grant* anew each minute: a long task must not outlive a disconnection."""
-    known_at = grant.__dict__.setdefault("_known_at", monotonic())
-    if monotonic() - known_at < _KNOWN_FOR:
+    known_at = grant.__dict__.setdefault("_known_at", time.monotonic())
+    if time.monotonic() - known_at < _KNOWN_FOR:
         return
     # A transaction may be broken, or see the past.
     if is_in_transaction() or _is_in_event_loop():
@@ -130,7 +130,7 @@ def _look_again(grant: TokenGrant) -> None:
 def _take_over(grant: TokenGrant, fresh: TokenGrant) -> None:
     for field in TokenGrant._meta.concrete_fields:
         grant.__dict__[field.attname] = fresh.__dict__[field.attname]
-    grant.__dict__["_known_at"] = monotonic()
+    grant.__dict__["_known_at"] = time.monotonic()
 
 
 def _is_in_event_loop() -> bool:

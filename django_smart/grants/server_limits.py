@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from datetime import datetime, timedelta
-from time import monotonic
 
 from django.utils import timezone
 
@@ -70,9 +70,6 @@ _OUTAGES = (
     TransportError,
 )
 _TOO_MANY = 429
-
-# Spreads load; nothing secret depends on it.
-_random = random.Random()  # noqa: S311 (jitter, not a secret)
 
 
 def is_outage(error: SMARTError) -> bool:
@@ -141,10 +138,10 @@ class Pace:
         rate = self._server.rate_limit
         if self.is_stopped or not rate:
             return 0.0
-        if not self._turns or self._next - monotonic() < -_LATEST:
+        if not self._turns or self._next - time.monotonic() < -_LATEST:
             most = max(1, int(_SHARE * rate * _TURNS_SECONDS))
             self._reserve(min(ready, most), spacing=1 / (_SHARE * rate))
-        return max(self._next - monotonic(), 0.0)
+        return max(self._next - time.monotonic(), 0.0)
 
     def note_sent(self) -> None:
         """One turn was used."""
@@ -173,7 +170,7 @@ class Pace:
             if FHIRServer.objects.reserve_slots(
                 self._server, seen=seen, until=start + length
             ):
-                self._next, self._turns = monotonic() + wait, number
+                self._next, self._turns = time.monotonic() + wait, number
                 return
 
     def note_answer(self, error: SMARTError | None = None) -> None:
@@ -215,7 +212,8 @@ class Pace:
         self.is_stopped = True
         failures = max(failures, _THRESHOLD)
         limit = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _THRESHOLD, 10))
-        pause = max(_random.uniform(0, limit), _SHORTEST_PAUSE, rest or 0.0)
+        jitter = random.uniform(0, limit)  # noqa: S311 (spreads load, no secret)
+        pause = max(jitter, _SHORTEST_PAUSE, rest or 0.0)
         now = self._now()
         error_code = self._failure.code if self._failure else ""
         FHIRServer.objects.note_outage(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from secrets import randbelow
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from django.db import (
@@ -52,20 +52,20 @@ def insist(write: Callable[[], _Result]) -> _Result:
             one inside a transaction.
     """
     using = router.db_for_write(TokenGrant)
-    deadline = monotonic() + _LONGEST
+    deadline = time.monotonic() + _LONGEST
     wait = _FIRST_WAIT
     while True:
         try:
             with waiting_for_locks():
                 return write()
         except (InterfaceError, InternalError, OperationalError) as exc:
-            if connections[using].in_atomic_block or monotonic() > deadline:
+            if connections[using].in_atomic_block or time.monotonic() > deadline:
                 raise
             logger.warning(
                 "New tokens are not stored yet, once more (%s)", type(exc).__name__
             )
         _drop(connections[using])
-        sleep(wait)
+        time.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
@@ -98,7 +98,7 @@ def store_together(
             if isinstance(exc, InternalError):
                 _drop(connection)
         restart()
-        sleep(wait * randbelow(1000) / 1000)
+        time.sleep(wait * randbelow(1000) / 1000)
         tries, wait = tries + 1, 2 * wait
 
 

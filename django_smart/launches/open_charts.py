@@ -9,12 +9,12 @@ be another chart's.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
-from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -128,7 +128,7 @@ def _get_path(request: HttpRequest, launch: Launch) -> str:
 
 def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
     """Who the launches are about; whoever is not found in time is left out."""
-    deadline = monotonic() + _PATIENCE
+    deadline = time.monotonic() + _PATIENCE
     executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="django_smart-names")
     futures: dict[Future[_Person | None], Launch] = {}
     for launch in launches:
@@ -186,7 +186,7 @@ def _fetch_person(
 
 
 def _send_before(deadline: float, request: HTTPRequest) -> HTTPResponse:
-    left = deadline - monotonic()
+    left = deadline - time.monotonic()
     if left <= 0:
         raise ServerTimeoutError("Nobody waits for this answer any more.")
     return send(request, within=left)

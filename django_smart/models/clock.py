@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
-from time import monotonic
 from typing import Any
 
 from django.db.models.functions import Now
@@ -47,8 +47,8 @@ class DatabaseClock:
     """
 
     def __init__(self, now: datetime) -> None:
-        self._now, self._since = now, monotonic()
+        self._now, self._since = now, time.monotonic()
 
     def __call__(self) -> datetime:
         """Return the time now."""
-        return self._now + timedelta(seconds=monotonic() - self._since)
+        return self._now + timedelta(seconds=time.monotonic() - self._since)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from time import monotonic, sleep
 
 from django.utils import timezone
 
@@ -104,15 +104,15 @@ def send_patiently(build_request: Callable[[], HTTPRequest]) -> HTTPResponse:
     Raises:
         TransportError: no usable answer came.
     """
-    started = monotonic()
+    started = time.monotonic()
     response = send(build_request())
     wait = _get_wait(response) if response.status_code in _BUSY else None
     if wait is None:
         return response
-    left = whole_call_seconds() - (monotonic() - started) - wait
+    left = whole_call_seconds() - (time.monotonic() - started) - wait
     if left <= 0:
         return response
-    sleep(wait)
+    time.sleep(wait)
     return send(build_request(), within=left)
 
 

@@ -8,10 +8,10 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse as RawResponse
-from time import monotonic, sleep
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult
 
@@ -76,7 +76,7 @@ def limit_call(seconds: float) -> Iterator[None]:
     the process that sends by itself.
     """
     outer = _call.deadline
-    _call.deadline = min(outer, monotonic() + seconds)
+    _call.deadline = min(outer, time.monotonic() + seconds)
     try:
         yield
     finally:
@@ -85,7 +85,7 @@ def limit_call(seconds: float) -> Iterator[None]:
 
 def get_time_left() -> float:
     """Seconds left of this thread's call; raises when there are none."""
-    left = _call.deadline - monotonic()
+    left = _call.deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("the limit of the whole call is reached")
     return left
@@ -103,7 +103,7 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        left = self._deadline - monotonic()
+        left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the limit of the whole call is reached")
         limit = self._sock.gettimeout()
@@ -135,7 +135,7 @@ class _BoundedConnection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        return monotonic() - self._used_at < _IDLE_LIMIT and super().is_connected
+        return time.monotonic() - self._used_at < _IDLE_LIMIT and super().is_connected
 
     def connect(self) -> None:
         self._is_connecting = True
@@ -145,7 +145,7 @@ class _BoundedConnection(HTTPConnection):
             self._is_connecting = False
 
     def send(self, data: Any) -> None:
-        self._used_at = monotonic()
+        self._used_at = time.monotonic()
         if self.sock is not None:
             # Counted for all of the data, by sockets of TLS as well.  While connecting
             # it is a proxy that is asked for a tunnel.
@@ -163,7 +163,7 @@ class _BoundedConnection(HTTPConnection):
         error: OSError = OSError("no address")
         for attempt in range(2):
             if attempt:
-                sleep(min(_CONNECT_PAUSE, get_time_left()))
+                time.sleep(min(_CONNECT_PAUSE, get_time_left()))
             for family, kind, protocol, _, address in self._look_up():
                 sock = socket.socket(family, kind, protocol)
                 try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -84,11 +84,11 @@ def _refresh_one(grant_id: int) -> RefreshResult:
 
 
 def _refresh_due() -> RefreshResult:
-    deadline = monotonic() + _SECONDS
+    deadline = time.monotonic() + _SECONDS
     results = []
     while batches := list(claim_due_batches(limit=_LIMIT)):
         results += [refresh_grants(batch) for batch in batches]
-        if monotonic() > deadline:
+        if time.monotonic() > deadline:
             break
     return RefreshResult(
         refreshed=sum(result.refreshed for result in results),
