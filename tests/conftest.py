@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import ipaddress
 import os
+import random
 import shutil
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -19,11 +21,11 @@ from django.core.cache import caches
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
-from django_smart.grants import due_times
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
 from tests.celery import app as celery_app
+from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, ehr, make_browser, registration
 from tests.factories import make_user, reload_grant
 from tests.services import require, requirements_of
@@ -161,9 +163,25 @@ def _fresh_caches() -> Iterator[None]:
 
 
 @pytest.fixture
+def host_clock(monkeypatch: pytest.MonkeyPatch) -> HostClock:
+    """The monotonic clock; time_machine has the one that tells the date."""
+    clock, monotonic = HostClock(), time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock.offset)
+    return clock
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were slept, without sleeping."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
+
+
+@pytest.fixture
 def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for by chance is waited for as long as may be."""
-    monkeypatch.setattr(due_times._random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
 
 
 @pytest.fixture

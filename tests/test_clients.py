@@ -16,7 +16,6 @@ from django_smart.exceptions import (
     NoGrantError,
     ReauthorizationRequiredError,
 )
-from django_smart.grants import refresh
 from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests import factories
@@ -187,33 +186,29 @@ def _end(grant: TokenGrant, how: str) -> None:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("how", ["disconnected", "deactivated", "deleted"])
 def test_client_of_a_long_task_does_not_outlive_its_grant(
-    user, server, how, monkeypatch, django_assert_num_queries
+    user, server, how, host_clock, django_assert_num_queries
 ):
-    passed = [0.0]
-    monkeypatch.setattr(refresh, "monotonic", lambda: passed[0])
     grant = make_grant(user, server, last_used_at=timezone.now())
     client = fhir_client_for(user, server)
     assert token_of(client) == grant.access_token
     _end(TokenGrant.objects.get(pk=grant.pk), how)
     with django_assert_num_queries(0):
         token_of(client)
-    passed[0] = 61
+    host_clock.shift(61)
     with pytest.raises(ReauthorizationRequiredError):
         token_of(client)
 
 
 @pytest.mark.django_db(transaction=True)
 def test_client_of_a_long_task_uses_what_another_process_has_stored(
-    user, server, monkeypatch
+    user, server, host_clock
 ):
-    passed = [0.0]
-    monkeypatch.setattr(refresh, "monotonic", lambda: passed[0])
     grant = make_grant(user, server)
     client = fhir_client_for(user, server)
     token_of(client)
     grant.set_tokens(access_token="another", refresh_token="r")
     grant.save()
-    passed[0] = 61
+    host_clock.shift(61)
     assert token_of(client) == "another"
 
 

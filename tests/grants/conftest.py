@@ -5,17 +5,8 @@ from __future__ import annotations
 import pytest
 
 from django_smart.models import ClientRegistration
-from django_smart.servers import http
 from django_smart.testing import EHRSimulator
 from tests.factories import make_service
-
-
-@pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were waited for a busy server, without waiting."""
-    pauses: list[float] = []
-    monkeypatch.setattr(http, "sleep", pauses.append)
-    return pauses
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,16 +25,15 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
-from django_smart.grants import batch, refresh, refresh_response, storing
+from django_smart.grants import batch, refresh
 from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.engine import claim_due_batches
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
-from django_smart.servers import http
-from django_smart.servers.http import whole_call_seconds
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer
+from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.factories import make_grants, make_registration, reload_grant
 from tests.grants.working import refresh_due
@@ -50,6 +48,11 @@ def _lost_answers(ehr: EHRSimulator) -> int:
         not token.used and token.value not in kept
         for token in ehr.store.refresh_tokens.values()
     )
+
+
+def _writes_tokens(sql: str) -> bool:
+    """Whether a statement stores what the EHR answered."""
+    return sql.startswith("UPDATE") and "refresh_token" in sql.partition(" WHERE ")[0]
 
 
 # Speed
@@ -148,19 +151,19 @@ def test_answer_is_stored_the_moment_it_comes(
 
 
 def test_same_message_twice_at_once_refreshes_once(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 5)
     again: list[RefreshResult] = []
-    take_answer = refresh_response.take_answer
 
-    def deliver_again(*args: Any, **values: Any) -> Any:
-        if not again:
-            again.append(refresh_grants(grant_ids))
-        return take_answer(*args, **values)
+    def deliver_again(execute: Any, sql: str, *args: Any) -> Any:
+        if _writes_tokens(sql) and not again:
+            again.append(RefreshResult())
+            again[0] = refresh_grants(grant_ids)
+        return execute(sql, *args)
 
-    monkeypatch.setattr(batch, "take_answer", deliver_again)
-    assert refresh_grants(grant_ids) == RefreshResult(refreshed=5)
+    with connection.execute_wrapper(deliver_again):
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=5)
     assert again == [RefreshResult(skipped=5)]
     assert len(ehr.requests_to("refresh")) == 5
     assert ehr.reused_refresh_tokens == 0
@@ -207,16 +210,13 @@ def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
 def test_leases_are_held_for_as_long_as_the_batch_takes(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
+    host_clock: HostClock,
     settings: Any,
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
-    # A lease is long enough for another call for 0.4 s, and runs out in two minutes.
-    margin = 120 - whole_call_seconds() - 0.4
-    monkeypatch.setattr(batch, "_MARGIN", margin)
-    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 6)
-    after_answer(ehr, lambda: time.sleep(0.3))
+    # A lease is long enough for another call within five seconds.
+    after_answer(ehr, lambda: host_clock.shift(4))
     with CaptureQueriesContext(connection) as captured:
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=6)
     extended = [
@@ -226,7 +226,7 @@ def test_leases_are_held_for_as_long_as_the_batch_takes(
         and each["sql"].partition(" WHERE ")[0].count("=") == 1
         and "lease_expires_at" in each["sql"].partition(" WHERE ")[0]
     ]
-    assert 2 <= len(extended) <= 6
+    assert len(extended) == 2
 
 
 @contextmanager
@@ -239,11 +239,8 @@ def _calling(receiver: Callable[..., None]) -> Iterator[None]:
 
 
 def test_leases_are_held_while_receivers_take_their_time(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
 ) -> None:
-    margin = 120 - whole_call_seconds() - 0.4
-    monkeypatch.setattr(batch, "_MARGIN", margin)
-    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(seconds=120))
     grant_ids = make_grants(ehr, registration, 3)
     requests = iter(range(3))
     told: list[int] = []
@@ -261,29 +258,26 @@ def test_leases_are_held_while_receivers_take_their_time(
         if len(told) < 3:
             leased = TokenGrant.objects.exclude(lease_owner="")
             ends.append(leased.values_list("lease_expires_at", flat=True).last())
-            time.sleep(0.6)
+            # Too long for another call; the database's clock goes on, too.
+            host_clock.shift(6)
+            time.sleep(0.2)
         if len(told) == 2:
             seen.set()
 
     ehr.interceptors.append(respond_late_once)
     with _calling(be_slow):
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=3)
-    assert ends[1] - ends[0] > timedelta(seconds=0.4)
+    assert ends[1] - ends[0] > timedelta(seconds=0.1)
 
 
 def test_answers_do_not_wait_for_receivers_of_others(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
     before = TokenGrant.objects.in_bulk(grant_ids)
     stored: list[int] = []
     told: list[int] = []
-    answered, send = threading.Semaphore(0), http.send
-
-    def send_and_tell(request: Any) -> Any:
-        response = send(request)
-        answered.release()
-        return response
+    answered = threading.Semaphore(0)
 
     def be_slow(grant: TokenGrant, **_: Any) -> None:
         if not told:
@@ -297,7 +291,7 @@ def test_answers_do_not_wait_for_receivers_of_others(
             )
         )
 
-    monkeypatch.setattr(batch, "send", send_and_tell)
+    after_answer(ehr, answered.release)
     with _calling(be_slow):
         assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
     assert sorted(told) == grant_ids
@@ -306,20 +300,20 @@ def test_answers_do_not_wait_for_receivers_of_others(
 
 @pytest.mark.compliance("REF-06")
 def test_another_patient_ends_the_grant_before_receivers_of_others_run(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
     changed = TokenGrant.objects.get(pk=grant_ids[0])
     TokenGrant.objects.filter(pk=changed.pk).update(patient_id=PATIENT)
     statuses: list[str] = []
-    is_told, send = threading.Event(), http.send
+    is_told = threading.Event()
 
-    def send_another_patient(request: Any) -> Any:
-        response = send(request)
-        if changed.refresh_token in str(request.body):
+    def name_another_patient(respond: Any, request: Any) -> Any:
+        response = respond(request)
+        if changed.refresh_token in request.form.values():
             assert is_told.wait(60)
-            body = json.loads(response.body) | {"patient": "somebody-else"}
-            return replace(response, body=json.dumps(body).encode())
+            body = json.loads(response.get_data()) | {"patient": "somebody-else"}
+            response.set_data(json.dumps(body))
         return response
 
     def be_slow(grant: TokenGrant, **_: Any) -> None:
@@ -327,7 +321,7 @@ def test_another_patient_ends_the_grant_before_receivers_of_others_run(
         is_told.set()
         time.sleep(0.5)  # until the last answer is in the queue
 
-    monkeypatch.setattr(batch, "send", send_another_patient)
+    ehr.interceptors.append(name_another_patient)
     with _calling(be_slow):
         assert refresh_grants(grant_ids).refreshed == 3
     assert statuses == ["active", "revoked", "revoked"]
@@ -369,24 +363,26 @@ def test_machine_that_has_no_more_threads_keeps_no_lease_and_no_batch_waiting(
 def test_worker_that_slept_past_its_leases_sends_nothing_more(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
+    host_clock: HostClock,
     settings: Any,
 ) -> None:
     settings.SMART_REFRESH_THREADS = 1
     first, *others = make_grants(ehr, registration, 3)
-    taken = refresh_response.take_answer
 
-    def sleep_long(*args: Any, **values: Any) -> Any:
-        stored = taken(*args, **values)
-        # As a host that was suspended finds it.
-        monkeypatch.setattr(batch, "_MARGIN", 10**6)
-        TokenGrant.objects.filter(pk__in=others).update(
-            lease_owner="another", lease_expires_at=timezone.now() + timedelta(hours=1)
-        )
-        return stored
+    def sleep_long(execute: Any, sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if _writes_tokens(sql):
+            # As a host that was suspended finds it.
+            host_clock.shift(10**4)
+            TokenGrant.objects.filter(pk__in=others).update(
+                lease_owner="another",
+                lease_expires_at=timezone.now() + timedelta(hours=1),
+            )
+        return result
 
-    monkeypatch.setattr(batch, "take_answer", sleep_long)
-    assert refresh_grants([first, *others]) == RefreshResult(refreshed=1, skipped=2)
+    with connection.execute_wrapper(sleep_long):
+        result = refresh_grants([first, *others])
+    assert result == RefreshResult(refreshed=1, skipped=2)
     assert len(ehr.requests_to("refresh")) == 1
     assert reload_grant(others[0]).lease_owner == "another"
 
@@ -394,31 +390,30 @@ def test_worker_that_slept_past_its_leases_sends_nothing_more(
 # Nothing is lost
 
 
-def _fail_first(
-    monkeypatch: pytest.MonkeyPatch,
+@contextmanager
+def _failing(
+    is_meant: Callable[[str], bool],
     *,
+    times: int | None = 2,
     after_write: bool = False,
     error: type[Exception] = OperationalError,
-) -> list[str]:
-    """Let the first write of new tokens fail, as if the database had gone."""
+    clock: HostClock | None = None,
+) -> Iterator[list[str]]:
+    """Let statements fail, as if the database had gone; *clock* ends all patience."""
     failed: list[str] = []
-    manager = TokenGrant.objects
-    store = manager.store_refreshed
 
-    def store_or_fail(*args: Any, **values: Any) -> bool:
-        if len(failed) < 2:
-            failed.append("once")
-            if after_write:
-                store(*args, **values)
-            raise error("server closed the connection unexpectedly")
-        return store(*args, **values)
+    def fail(execute: Any, sql: str, *args: Any) -> Any:
+        if not is_meant(sql) or len(failed) == times:
+            return execute(sql, *args)
+        failed.append(sql)
+        if clock is not None:
+            clock.shift(100)
+        if after_write:
+            execute(sql, *args)
+        raise error("server closed the connection unexpectedly")
 
-    monkeypatch.setattr(
-        type(manager),
-        "store_refreshed",
-        lambda _manager, *args, **values: store_or_fail(*args, **values),
-    )
-    return failed
+    with connection.execute_wrapper(fail):
+        yield failed
 
 
 @pytest.mark.django_db(transaction=True)
@@ -427,26 +422,27 @@ def _fail_first(
 def test_new_tokens_are_stored_although_the_database_goes_away(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    monkeypatch: pytest.MonkeyPatch,
     after_write: bool,
     error: type[Exception],
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
-    failed = _fail_first(monkeypatch, after_write=after_write, error=error)
-    assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
+    with _failing(_writes_tokens, after_write=after_write, error=error) as failed:
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=4)
     assert len(failed) == 2
     assert _lost_answers(ehr) == 0
 
 
 @pytest.mark.django_db(transaction=True)
 def test_waiting_for_the_database_has_an_end(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
 ) -> None:
-    monkeypatch.setattr(storing, "_LONGEST", 0)
     (grant_id,) = make_grants(ehr, registration, 1)
-    _fail_first(monkeypatch)
-    with pytest.raises(OperationalError):
+    with (
+        _failing(_writes_tokens, clock=host_clock) as failed,
+        pytest.raises(OperationalError),
+    ):
         get_access_token(reload_grant(grant_id))
+    assert len(failed) == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -476,40 +472,49 @@ def test_answers_that_are_under_way_are_kept_after_an_error_of_ours(
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="as PostgreSQL fails")
 def test_new_tokens_are_stored_although_the_old_server_has_become_read_only(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 2)
-    take_answer = refresh_response.take_answer
+    written: list[str] = []
 
-    def fail_over(*args: Any, **values: Any) -> Any:
-        if not stored:
-            with connection.cursor() as cursor:
-                cursor.execute("SET default_transaction_read_only = on")
-        stored.append(take_answer(*args, **values))
-        return stored[-1]
+    def fail_over(execute: Any, sql: str, *args: Any) -> Any:
+        if _writes_tokens(sql):
+            if not written:
+                execute("SET default_transaction_read_only = on", None, *args[1:])
+            written.append(sql)
+        return execute(sql, *args)
 
-    stored: list[Any] = []
-    monkeypatch.setattr(batch, "take_answer", fail_over)
-    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2)
+    with connection.execute_wrapper(fail_over):
+        assert refresh_grants(grant_ids) == RefreshResult(refreshed=2)
+    assert len(written) == 3
     assert _lost_answers(ehr) == 0
 
 
 @pytest.mark.django_db(transaction=True)
 def test_answer_that_cannot_be_stored_does_not_take_the_others_with_it(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    host_clock: HostClock,
+    settings: Any,
 ) -> None:
+    # What is under way has time.
+    settings.SMART_HTTP_TIMEOUT = (1000, 1000, 1000)
     grant_ids = make_grants(ehr, registration, 4)
-    monkeypatch.setattr(storing, "_LONGEST", 0)
-    _fail_first(monkeypatch)
 
-    def note_failure(*_: Any, **__: Any) -> None:
-        raise OperationalError("server closed the connection unexpectedly")
+    def is_about_one(sql: str) -> bool:
+        # Neither its tokens nor that it failed can be written.
+        return sql.startswith("UPDATE") and (
+            "refresh_failures" in sql.partition(" WHERE ")[0]
+        )
 
-    monkeypatch.setattr(batch, "note_failure", note_failure)
-    with pytest.raises(OperationalError):
+    with (
+        _failing(is_about_one, clock=host_clock) as failed,
+        pytest.raises(OperationalError),
+    ):
         refresh_grants(grant_ids)
+    assert len(failed) == 2
     assert len(ehr.requests_to("refresh")) == 4
-    assert _lost_answers(ehr) == 2
+    assert _lost_answers(ehr) == 1
 
 
 def test_receiver_that_fails_does_not_stop_the_batch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +11,6 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.grants import engine, server_limits
 from django_smart.grants.engine import (
     RefreshResult,
     claim_due_batches,
@@ -24,7 +22,7 @@ from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
-from tests.ehr import connect, listening, make_browser
+from tests.clocks import HostClock
 from tests.factories import make_due, make_grant, make_grants, make_registration
 from tests.threads import run_together
 
@@ -85,12 +83,13 @@ def test_only_usable_offline_grants_without_a_lease_are_due(
 
 
 def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
-    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    registration: ClientRegistration,
 ) -> None:
     other = make_registration(
         server__slug="other", server__base_url="https://other.example.org/r4"
     )
-    monkeypatch.setattr(server_limits, "BATCH_SIZE", 2)
+    # Which makes batches of two.
+    FHIRServer.objects.update(rate_limit=1)
     now = timezone.now()
     here, there = (
         [
@@ -275,15 +274,20 @@ def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
 
 
 def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    host_clock: HostClock,
+    settings: Any,
 ) -> None:
+    settings.SMART_HTTP_TIMEOUT = (1000, 1000, 1000)
     _end(registration, number=3)
 
     def respond_once_in_time(respond: Any, request: Any) -> Any:
         if request.path.endswith("/revoke"):
-            monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + 700)
+            host_clock.shift(700)
         return respond(request)
 
     ehr.interceptors.append(respond_once_in_time)
     assert purge().revocations_finished == 1
+    ehr.interceptors.clear()
     assert purge().revocations_finished == 2

@@ -15,9 +15,10 @@ from django_smart.grants.refresh import (
     renew_access_token,
 )
 from django_smart.models import ClientRegistration, TokenGrant
-from django_smart.servers import http
 from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
+from tests.answers import after_answer
+from tests.clocks import HostClock
 from tests.factories import expire, reload_grant
 
 pytestmark = pytest.mark.django_db
@@ -133,48 +134,39 @@ def test_worker_does_not_wait(
     assert slept == []
 
 
+@pytest.mark.parametrize(("seconds", "is_in_time"), [(24, True), (26, False)])
 def test_second_try_keeps_to_the_limit_of_one_call(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
+    host_clock: HostClock,
     settings: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+    is_in_time: bool,
 ) -> None:
     grant = expire(grant, ehr)
-    monkeypatch.setattr(http, "_DEFAULT_WAIT", 20)
     settings.SMART_HTTP_TIMEOUT = (30, 30, 30)
-    limits: list[float | None] = []
-    send = http.send
-
-    def note_limit(request: Any, *, within: float | None = None) -> Any:
-        limits.append(within)
-        return send(request, within=within)
-
-    monkeypatch.setattr(http, "send", note_limit)
-    busy(ehr)
-    get_access_token(grant)
-    assert limits[0] is None
-    assert limits[1] is not None
-    assert 0 < limits[1] <= 10
-    assert slept == [20]
-    # There is no second try if the wait alone would take longer.
-    settings.SMART_HTTP_TIMEOUT = (20, 20, 20)
-    busy(ehr)
-    with pytest.raises(TokenServerError):
-        get_access_token(expire(grant, ehr))
-    assert len(limits) == 3
+    after_answer(ehr, lambda: host_clock.shift(seconds))
+    busy(ehr, retry_after="5")
+    outdated = grant.access_token
+    if is_in_time:
+        assert get_access_token(grant) != outdated
+    else:
+        with pytest.raises(ServerTimeoutError):
+            get_access_token(grant)
+    assert slept == [5]
 
 
-def test_shorter_limit_is_kept(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+def test_no_second_try_follows_if_the_wait_alone_takes_too_long(
+    ehr: EHRSimulator, grant: TokenGrant, slept: list[float], settings: Any
 ) -> None:
     grant = expire(grant, ehr)
-    send = http.send
-    monkeypatch.setattr(
-        http, "send", lambda request, within=None: send(request, within=1e-9)
-    )
-    with pytest.raises(ServerTimeoutError):
+    settings.SMART_HTTP_TIMEOUT = (5, 5, 5)
+    busy(ehr, retry_after="5")
+    with pytest.raises(TokenServerError):
         get_access_token(grant)
+    assert slept == []
+    assert ehr.requests_to("token") == []
 
 
 @pytest.mark.compliance("TOK-16")

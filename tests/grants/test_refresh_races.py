@@ -20,7 +20,7 @@ from django_smart.exceptions import (
     RefreshInTransactionError,
     TokenResponseError,
 )
-from django_smart.grants import lease, separate_connection
+from django_smart.grants import lease
 from django_smart.grants.refresh import (
     get_access_token,
     refresh_grant,
@@ -30,6 +30,7 @@ from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGra
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
+from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.factories import expire, make_registration, reload_grant
 from tests.launch_urls import open_page
@@ -112,16 +113,23 @@ def test_current_token_that_got_401_is_refreshed(
 
 @pytest.mark.usefixtures("ehr")
 def test_waiting_for_another_holder_has_an_end(
-    ehr: EHRSimulator, grant: TokenGrant, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    host_clock: HostClock,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
 ) -> None:
+    settings.SMART_HTTP_TIMEOUT = (1, 1, 1)
+    monkeypatch.setattr(time, "sleep", host_clock.shift)
     grant = expire(grant, ehr)
     TokenGrant.objects.update(
         lease_owner="somebody", lease_expires_at=timezone.now() + timedelta(hours=1)
     )
-    monkeypatch.setattr(lease, "lease_length", lambda: timedelta(seconds=0.2))
+    started = time.monotonic()
     with pytest.raises(RefreshBusyError):
         get_access_token(grant)
     assert ehr.requests == []
+    assert lease.lease_length().total_seconds() <= time.monotonic() - started < 15
     assert reload_grant(grant.pk).lease_owner == "somebody"
 
 
@@ -280,11 +288,8 @@ def test_background_refresh_leaves_tokens_that_came_meanwhile_alone(
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
 @pytest.mark.parametrize("how", ["read", "written"])
 def test_caller_that_has_locked_the_grant_does_not_wait_for_itself(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, how: str
+    ehr: EHRSimulator, how: str
 ) -> None:
-    monkeypatch.setitem(
-        separate_connection._LIMITED, "postgresql", "SET lock_timeout='1s'"
-    )
     make_registration()
     grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
     with transaction.atomic():
@@ -302,10 +307,8 @@ def test_caller_that_has_locked_the_grant_does_not_wait_for_itself(
 @_COMMITTED
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
 def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
-    limited = {"postgresql": "SET lock_timeout='200ms'"}
-    monkeypatch.setattr(separate_connection, "_LIMITED", limited)
     make_registration()
     grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
     locked = threading.Event()
@@ -314,7 +317,7 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
         with transaction.atomic():
             TokenGrant.objects.select_for_update().get(pk=grant.pk)
             locked.set()
-            time.sleep(0.8)
+            time.sleep(4)  # longer than a connection waits for a lock
 
     def lock_meanwhile() -> None:
         threads.append(threading.Thread(target=run_together, args=(lock,)))
@@ -329,20 +332,9 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
     assert reload_grant(grant.pk).access_token == token
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits for locks that end sooner."""
-    monkeypatch.setitem(
-        separate_connection._LIMITED, "postgresql", "SET lock_timeout='1s'"
-    )
-    statement = "SET SESSION innodb_lock_wait_timeout = 1"
-    monkeypatch.setitem(separate_connection._LIMITED, "mysql", statement)
-
-
 @_COMMITTED
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
-@pytest.mark.usefixtures("impatient")
 def test_launch_that_the_caller_has_locked_gets_its_context_later(
     ehr: EHRSimulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -366,7 +358,6 @@ def test_launch_that_the_caller_has_locked_gets_its_context_later(
 @_COMMITTED
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
-@pytest.mark.usefixtures("impatient")
 def test_grant_of_another_patient_ends_though_the_caller_has_locked_its_launch(
     ehr: EHRSimulator,
 ) -> None:
@@ -384,7 +375,6 @@ def test_grant_of_another_patient_ends_though_the_caller_has_locked_its_launch(
 @_COMMITTED
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
-@pytest.mark.usefixtures("impatient")
 def test_receiver_that_meets_a_lock_of_the_callers_does_not_wait_for_ever(
     ehr: EHRSimulator,
 ) -> None:
@@ -410,7 +400,6 @@ def test_receiver_that_meets_a_lock_of_the_callers_does_not_wait_for_ever(
 @_COMMITTED
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
-@pytest.mark.usefixtures("impatient")
 def test_registration_that_the_caller_has_locked_is_stopped_later(
     ehr: EHRSimulator,
 ) -> None:
@@ -430,7 +419,6 @@ def test_registration_that_the_caller_has_locked_is_stopped_later(
 
 @_COMMITTED
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
-@pytest.mark.usefixtures("impatient")
 def test_connection_goes_back_to_a_pool_as_it_came(
     ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
