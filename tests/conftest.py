@@ -24,6 +24,7 @@ from hypothesis import settings as examples
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
+from tests.celery import Broker
 from tests.celery import app as celery_app
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, ehr, make_browser, registration
@@ -176,6 +177,16 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     return pauses
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    """A broker that keeps what it is sent; no task is run at once."""
+    broker = Broker()
+    monkeypatch.setattr(celery_app, "send_task", broker.send_task)
+    celery_app.conf.task_always_eager = False
+    yield broker
+    celery_app.conf.task_always_eager = True
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from django.urls import reverse
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from django_smart import tasks, transport
+from django_smart import transport
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -33,6 +33,8 @@ from django_smart.servers.signing_keys import OVERLAP, create_signing_key
 from tests import factories
 from tests.admin_forms import grant_permissions, registration_form, server_form, url_of
 from tests.answers import Away
+from tests.celery import Broker
+from tests.celery import app as celery_app
 from tests.factories import make_identity
 
 pytestmark = pytest.mark.django_db
@@ -321,17 +323,9 @@ def commit(django_capture_on_commit_callbacks: Any) -> Any:
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+def sent(broker: Broker) -> list[tuple[str, Any]]:
     """What was given to the broker: names of tasks with their arguments."""
-    messages: list[tuple[str, Any]] = []
-    for task in (tasks.refresh_servers, tasks.refresh_grants, tasks.revoke_grants):
-        name = task.name.rpartition(".")[2]
-        monkeypatch.setattr(
-            task,
-            "apply_async",
-            lambda args=(), *, retry, name=name: messages.append((name, args)),
-        )
-    return messages
+    return broker.messages
 
 
 def test_preset_fills_in_what_was_not_typed(admin_client, sent):
@@ -471,11 +465,8 @@ def test_inactive_servers_are_not_asked(admin_client, sent):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_servers_are_asked_later_without_a_broker(admin_client, rows, monkeypatch):
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OperationalError
-
-    monkeypatch.setattr(tasks.refresh_servers, "apply_async", fail)
+def test_servers_are_asked_later_without_a_broker(admin_client, rows, broker):
+    broker.error = OperationalError()
     response = run_action(admin_client, FHIRServer, "rediscover", rows[FHIRServer])
     assert "The message broker cannot be reached." in response.content.decode()
 
@@ -810,11 +801,8 @@ def test_grants_that_cannot_be_refreshed_are_left_alone(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_grants_are_due_even_without_a_broker(admin_client, rows, monkeypatch):
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OperationalError
-
-    monkeypatch.setattr(tasks.refresh_grants, "apply_async", fail)
+def test_grants_are_due_even_without_a_broker(admin_client, rows, broker):
+    broker.error = OperationalError()
     response = run_action(admin_client, TokenGrant, "refresh", rows[TokenGrant])
     assert "The message broker cannot be reached." in response.content.decode()
     assert TokenGrant.objects.due(timezone.now()).exists()
@@ -943,18 +931,17 @@ def test_every_model_is_in_the_admin():
 
 @pytest.mark.django_db(transaction=True)
 def test_actions_work_inside_the_transaction_of_a_request(
-    admin_client, rows, settings, monkeypatch
+    admin_client, rows, broker, monkeypatch
 ):
     seen: list[str] = []
 
-    def note(args: Any, *, retry: bool) -> None:
+    def note(name: str, args: Any, *_: Any, **__: Any) -> None:
         # Only what is committed is visible to a worker.
         assert not connection.in_atomic_block
         seen.append(TokenGrant.objects.get(pk=args[0][0]).status)
 
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    monkeypatch.setattr(tasks.refresh_grants, "apply_async", note)
-    monkeypatch.setattr(tasks.revoke_grants, "apply_async", note)
+    monkeypatch.setattr(celery_app, "send_task", note)
     response = run_action(admin_client, TokenGrant, "refresh", rows[TokenGrant])
     assert "A worker refreshes 1 grant" in response.content.decode()
     run_action(admin_client, TokenGrant, "revoke", rows[TokenGrant])

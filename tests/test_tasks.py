@@ -15,7 +15,7 @@ from django_smart.grants.engine import CLAIM_LENGTH
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.testing import EHRSimulator
-from tests.celery import app
+from tests.celery import Broker, app
 from tests.ehr import connect, make_browser, start_ehr_launch
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("registration")]
@@ -30,26 +30,19 @@ def test_beat_runs_tasks_that_exist() -> None:
 
 
 def test_due_grants_are_sent_to_the_workers_by_their_keys(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, broker: Broker
 ) -> None:
     grant_id = connect(make_browser(), ehr).grant_id
-    sent: list[Any] = []
-    apply = tasks.refresh_grants.apply_async
-
-    def send(*args: Any, **options: Any) -> Any:
-        sent.append(args)
-        # A message that waits for longer has been sent again by then.
-        assert options == {"expires": CLAIM_LENGTH.total_seconds()}
-        return apply(*args)
-
-    monkeypatch.setattr(tasks.refresh_grants, "apply_async", send)
-    tasks.refresh_due_grants.delay()
-    assert sent == []
+    tasks.refresh_due_grants()
+    assert broker.messages == []
     TokenGrant.objects.update(refresh_due_at=timezone.now() - timedelta(seconds=1))
     for _ in range(2):
-        tasks.refresh_due_grants.delay()
+        tasks.refresh_due_grants()
     # The message holds ids and nothing else.
-    assert sent == [(([grant_id],),)]
+    assert broker.messages == [("refresh_grants", ([grant_id],))]
+    # One that waits for longer has been sent again by then.
+    assert broker.options[0]["expires"] == CLAIM_LENGTH.total_seconds()
+    tasks.refresh_grants(*broker.messages[0][1])
     assert len(ehr.requests_to("refresh")) == 1
 
 
@@ -98,16 +91,13 @@ def test_revocations_wait_for_the_commit(
 def test_page_works_without_a_broker(
     ehr: EHRSimulator,
     django_capture_on_commit_callbacks: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    broker: Broker,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     browser = make_browser()
     grant_id = connect(browser, ehr).grant_id
 
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("amqp://user:secret@broker")
-
-    monkeypatch.setattr(tasks.revoke_grants, "apply_async", refuse)
+    broker.error = ConnectionError("amqp://user:secret@broker")
     with (
         caplog.at_level(logging.WARNING),
         django_capture_on_commit_callbacks(execute=True),
@@ -117,6 +107,5 @@ def test_page_works_without_a_broker(
     assert "ConnectionError" in caplog.text
     assert "secret@broker" not in caplog.text
     assert TokenGrant.objects.get().is_revocation_pending
-    monkeypatch.undo()
-    tasks.purge.delay()
+    tasks.purge()
     assert not TokenGrant.objects.get().is_revocation_pending

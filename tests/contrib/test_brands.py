@@ -291,18 +291,21 @@ def test_entries_that_cannot_be_used_are_counted_and_left_out(path):
     assert result.problems["A brand is part of one that is not there."] == 1
 
 
-def test_entry_that_comes_twice_far_apart_is_counted(path, monkeypatch):
-    monkeypatch.setattr("django_smart.contrib.brands.rows.BATCH", 1)
-    result = read(path, organization("a", "A"), organization("a", "Other"))
+def test_entry_that_comes_twice_far_apart_is_counted(path):
+    # In another batch, when the first one is stored.
+    others = [organization(f"{number}", f"B{number}") for number in range(600)]
+    result = read(path, organization("a", "A"), *others, organization("a", "Other"))
     assert result.problems == {"An entry is there twice.": 1}
-    assert shown() == ["A"]
+    assert len(shown()) == 601
+    assert shown()[0] == "A"
 
 
-def test_many_large_logos_are_written_early(path, monkeypatch):
-    monkeypatch.setattr("django_smart.contrib.brands.rows._MAX_LOGOS", 100)
-    logo = "https://a.example/" + "x" * 200
-    result = read(path, *[organization(f"{n}", f"O{n}", logo=logo) for n in range(3)])
-    assert result.brands == (3, 0, 0)
+def test_many_large_logos_are_written_early(path):
+    logo = f"data:image/svg+xml,<svg>{'x' * 32_000}</svg>"
+    # Less than a batch; four MiB of logos are written before it is full.
+    result = read(path, *[organization(f"{n}", f"O{n}", logo=logo) for n in range(150)])
+    assert result.brands == (150, 0, 0)
+    assert all(Brand.objects.values_list("logo", flat=True))
 
 
 def test_entries_without_full_url_are_named_by_type_and_id(path):

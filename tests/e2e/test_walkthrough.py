@@ -8,6 +8,7 @@ vectors (see tests/vectors/README.md for source and licence).
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,6 @@ from django.utils import timezone
 from django_smart import transport
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError
-from django_smart.launches import begin
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
@@ -79,7 +79,10 @@ def seed_registration(db: None) -> ClientRegistration:
 def test_seed_walkthrough_is_exact_on_the_wire(
     seed_ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(begin, "_make_code_verifier", lambda: VERIFIER)
+    choose = secrets.token_urlsafe
+    monkeypatch.setattr(
+        secrets, "token_urlsafe", lambda size: VERIFIER if size == 64 else choose(size)
+    )
     browser = make_browser("sharp-lake-word.glitch.me")
 
     authorization = browser.get("/smart/login/?server=smart-argo-run")

@@ -102,7 +102,8 @@ def test_thread_that_ends_in_between_leaves_the_collection_on(monkeypatch):
             self.is_on = True
 
     collector = Collector()
-    monkeypatch.setattr("django_smart.fhir.messages.gc", collector)
+    for name in ("isenabled", "disable", "enable"):
+        monkeypatch.setattr(gc, name, getattr(collector, name))
     for _ in range(2):
         assert parse_resource(b'{"resourceType": "Patient"}')
         assert collector.is_on

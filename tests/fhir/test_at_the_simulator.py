@@ -20,7 +20,7 @@ from django_smart.exceptions import (
     FHIRStatusError,
     FHIRUnprocessableError,
 )
-from django_smart.fhir import FHIRClient, rest
+from django_smart.fhir import FHIRClient
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.testing import EHRSimulator
@@ -46,11 +46,8 @@ def ehr() -> Iterator[EHRSimulator]:
 
 
 @pytest.fixture
-def connect(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., FHIRClient]]:
+def connect(ehr: EHRSimulator) -> Iterator[Callable[..., FHIRClient]]:
     """Launch, and build a client with the token that came."""
-    monkeypatch.setattr(rest, "_capabilities", {})
 
     def send(request: HTTPRequest) -> HTTPResponse:
         return transport.send(
@@ -320,7 +317,7 @@ def test_long_search_finds_what_a_short_one_does(
 
 
 def test_capabilities_tell_the_interactions(fhir: FHIRClient) -> None:
-    [mode] = fhir.capabilities()["rest"]
+    [mode] = fhir.capabilities(max_age=0)["rest"]
     codes = {one["code"] for one in mode["resource"][0]["interaction"]}
     assert {"create", "patch", "history-type"} <= codes
 

@@ -367,9 +367,8 @@ def test_line_that_is_no_resource_is_told_by_its_number():
         ids(odd.export)
 
 
-def test_line_without_an_end_is_an_error_and_not_all_of_memory(monkeypatch):
-    monkeypatch.setattr("django_smart.fhir.bulk._LONGEST_LINE", 1000)
-    odd = Odd([b"x" * 600] * 2)
+def test_line_without_an_end_is_an_error_and_not_all_of_memory():
+    odd = Odd([b"x" * 2**20] * 51)
     with pytest.raises(ResponseTooLargeError):
         ids(odd.export)
     assert odd.opened == 1

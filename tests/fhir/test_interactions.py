@@ -29,12 +29,6 @@ KEPT = {**NEW, "id": "o-1", "meta": {"versionId": "1"}}
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"code": "informational"}]}
 
 
-@pytest.fixture(autouse=True)
-def no_capabilities(monkeypatch):
-    """Nothing is known of a server from another test."""
-    monkeypatch.setattr(rest, "_capabilities", {})
-
-
 def sent(grant: Grant) -> tuple[str, str, dict[str, str], Any]:
     """Method, path, headers and JSON of the last request."""
     request = grant.server.requests[-1]
@@ -493,7 +487,7 @@ def test_operation_with_an_id_needs_a_type(grant):
 def test_capabilities_are_asked_for_once_in_an_hour(grant):
     statement = {"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"}
     grant.server.on("metadata", respond(statement))
-    assert grant.client.capabilities() == statement
+    assert grant.client.capabilities(max_age=0) == statement
     another = Grant()
     assert another.client.capabilities() == statement
     assert another.server.requests == []
@@ -509,7 +503,7 @@ def test_capabilities_are_asked_for_once_in_an_hour(grant):
 def test_metadata_of_another_kind_is_refused(grant):
     grant.server.on("metadata", respond(KEPT))
     with pytest.raises(MalformedFHIRResponseError):
-        grant.client.capabilities()
+        grant.client.capabilities(max_age=0)
 
 
 # Scopes
@@ -588,7 +582,7 @@ def test_what_no_scope_speaks_of_is_left_to_the_server():
     grant.server.on("$meta", respond(KEPT))
     grant.server.on("metadata", respond({"resourceType": "Conformance"}))
     grant.client.operation("meta")
-    grant.client.capabilities()
+    grant.client.capabilities(max_age=0)
     grant.client.get("metadata")
 
 

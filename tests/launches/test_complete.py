@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_smart import transport
+from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
@@ -477,19 +478,20 @@ def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
     assert not Identity.objects.exists()
 
 
+class BrokenBackend(SMARTAuthenticationBackend):
+    """Of a site, with a bug in its hook."""
+
+    def create_user(self, claims: Any) -> Any:
+        raise RuntimeError("a bug in a site's own hook")
+
+
 def test_fault_of_our_own_fails_the_launch_and_is_not_hidden(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, settings: Any
 ) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.BrokenBackend"]
     make_registration()
     browser = make_browser()
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
-
-    def broken(*args: Any) -> Any:
-        raise RuntimeError("a bug in a site's own hook")
-
-    monkeypatch.setattr(
-        "django_smart.backends.SMARTAuthenticationBackend.create_user", broken
-    )
     with pytest.raises(RuntimeError):
         get_callback(browser, callback)
     row = Launch.objects.get()

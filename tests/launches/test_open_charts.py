@@ -12,7 +12,6 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from django_smart.launches import open_charts
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.answers import answer
 from tests.ehr import PATIENT, connect
@@ -137,9 +136,7 @@ def test_names_are_fetched_at_the_same_time(ehr):
     assert choices[two.url("/chart/")].startswith(SOREN)
 
 
-def test_nobody_waits_for_a_slow_name(ehr, monkeypatch):
-    # For the other name too, which comes at once.
-    monkeypatch.setattr(open_charts, "_PATIENCE", 3)
+def test_nobody_waits_for_a_slow_name(ehr):
     one, two, plain = open_two(ehr)
     released = threading.Event()
 

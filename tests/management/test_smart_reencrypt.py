@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import pytest
@@ -137,18 +138,19 @@ def test_secret_of_another_column_is_not_bound_to_the_one_it_is_in(
         _ = TokenGrant.objects.get().refresh_token
 
 
-def test_rows_of_several_batches_are_all_moved(grant, monkeypatch, settings):
-    for _ in range(6):
-        grant.pk = None
-        grant.save(force_insert=True)
-    # Those were just encrypted with the new key; the old one again for some of them.
+def test_rows_of_several_batches_are_all_moved(grant, settings):
+    # More than two batches of grants, with the old key.
     settings.SMART_ENCRYPTION_KEYS = [OLD, NEW]
-    run("smart_reencrypt")
+    token = grant.refresh_token
+    grants = [copy(grant) for _ in range(1100)]
+    for each in grants:
+        each.pk = None
+    TokenGrant.objects.bulk_create(grants)
     settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
-    monkeypatch.setattr(smart_reencrypt, "_BATCH_SIZE", 2)
-    assert run("smart_reencrypt").out.startswith("moved: 10,")
+    assert run("smart_reencrypt").out.startswith("moved: 1104,")
     settings.SMART_ENCRYPTION_KEYS = [NEW]
-    assert len({each.refresh_token for each in TokenGrant.objects.all()}) == 1
+    moved = TokenGrant.objects.order_by("-pk")[:1100]
+    assert {each.refresh_token for each in moved} == {token}
 
 
 def test_row_that_no_key_decrypts_is_named_and_the_others_are_moved(grant, settings):

@@ -19,10 +19,8 @@ from django_smart.exceptions import (
     UnsupportedServerError,
 )
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey
-from django_smart.servers import registering as flow
 from django_smart.servers.registering import (
     RegistrationInput,
-    register_client,
     register_dynamically,
 )
 from django_smart.testing import EHRSimulator
@@ -37,6 +35,7 @@ from tests.ehr import (
     get_launch,
     make_browser,
 )
+from tests.factories import make_registration
 from tests.management.running import Ran, run
 
 pytestmark = pytest.mark.django_db
@@ -274,20 +273,18 @@ def test_second_client_for_launches_is_refused_before_it_is_made(
     assert ehr.requests == []
 
 
-def test_client_that_cannot_be_stored_is_named(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def store(data: RegistrationInput) -> ClientRegistration:
-        if data.client_id in ehr.clients:
-            raise ValidationError("Somebody was faster.")
-        return register_client(data)
+def test_client_that_cannot_be_stored_is_named(ehr: EHRSimulator) -> None:
+    def be_faster(request: Any) -> None:
+        if request.exchange == "register":
+            make_registration()
 
-    monkeypatch.setattr(flow, "register_client", store)
-    with pytest.raises(RegistrationError, match="Somebody was faster") as caught:
+    ehr.on_request = be_faster
+    with pytest.raises(RegistrationError) as caught:
         register_dynamically(entry())
     made = [each for each in ehr.clients if each != "growth-chart"]
     assert made[0] in str(caught.value)
     assert (ehr.clients[made[0]].client_secret or "") not in str(caught.value)
+    assert ClientRegistration.objects.get().client_id == "growth-chart"
 
 
 def test_no_transaction_is_open_while_the_server_is_asked(ehr: EHRSimulator) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import time_machine
+from cryptography.hazmat.primitives.asymmetric import ec
+from django.db import connection
 
 from django_smart import tasks
 from django_smart.exceptions import KeyRotationError
@@ -17,7 +19,6 @@ from django_smart.protocol.jwk import (
     load_private_key,
     public_jwk,
 )
-from django_smart.servers import signing_keys
 from django_smart.servers.signing_keys import (
     JWKS_MAX_AGE,
     OVERLAP,
@@ -147,20 +148,22 @@ def test_of_rotations_at_once_one_happens() -> None:
     assert states() == {first.kid: "retired", following.kid: "active"}
 
 
-def test_rotation_that_another_one_overtakes_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rotation_that_another_one_overtakes_changes_nothing() -> None:
     first = ensure_active_key("ES384")
     following, _ = ensure_next_key("ES384")
+    seen: list[str] = []
 
-    def overtake(key: SigningKey) -> datetime:
-        monkeypatch.undo()
-        rotate_key("ES384", at_once=True)
-        return get_ready_at(key)
+    def overtake(execute: Any, sql: str, *args: Any) -> Any:
+        seen.append(sql)
+        if len(seen) == 2:
+            # The slower one has seen its next key, which signs a moment later.
+            rotate_key("ES384", at_once=True)
+        return execute(sql, *args)
 
-    # Called when the slower one has seen its next key, which signs a moment later.
-    monkeypatch.setattr(signing_keys, "get_ready_at", overtake)
-    with pytest.raises(KeyRotationError, match="by somebody else"):
+    with (
+        connection.execute_wrapper(overtake),
+        pytest.raises(KeyRotationError, match="by somebody else"),
+    ):
         rotate_key("ES384", at_once=True)
     assert states() == {first.kid: "retired", following.kid: "active"}
 
@@ -267,13 +270,14 @@ def test_schedule_that_runs_twice_at_once_rotates_once(settings: Any) -> None:
 def test_kid_of_a_new_key_can_be_typed_as_an_argument(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found: dict[bool, str] = {}
+    found: dict[bool, Any] = {}
     while len(found) < 2:
         pem = generate_private_key_pem("ES384")
-        found[public_jwk(load_private_key(pem))["kid"].startswith("-")] = pem
+        key = load_private_key(pem)
+        found[public_jwk(key)["kid"].startswith("-")] = key
     made = [found[False], found[True]]
-    dashed = public_jwk(load_private_key(found[True]))["kid"]
-    monkeypatch.setattr(signing_keys, "generate_private_key_pem", lambda _: made.pop())
+    dashed = public_jwk(found[True])["kid"]
+    monkeypatch.setattr(ec, "generate_private_key", lambda _: made.pop())
     kid = create_signing_key("ES384").kid
     assert kid != dashed
     assert made == []

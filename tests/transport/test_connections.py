@@ -41,10 +41,13 @@ def test_connection_after_a_failure_is_not_used_again():
         assert server.connections == 2
 
 
-def test_connection_that_was_idle_for_long_is_not_used_again(monkeypatch):
+def test_connection_that_was_idle_for_long_is_not_used_again(host_clock):
     with Server(answer()) as server:
         send(server.url)
-        monkeypatch.setattr(connections, "_IDLE_LIMIT", 0)
+        host_clock.shift(54)
+        send(server.url)
+        assert server.connections == 1
+        host_clock.shift(56)
         send(server.url)
         assert server.connections == 2
 
@@ -87,17 +90,22 @@ def test_forked_process_opens_connections_of_its_own(monkeypatch):
 
 
 def test_many_hosts_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(connections, "_POOL_SIZE", 1)
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *args: [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", args[1]))
+        ],
+    )
+    hosts = [f"ehr-{number}.localhost" for number in range(70)]
     with Server(answer()) as server:
-        for host in ("127.0.0.1", "localhost", "127.0.0.1"):
-            monkeypatch.setattr(
-                socket,
-                "getaddrinfo",
-                lambda *args: [
-                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", args[1]))
-                ],
+        for host in [*hosts, hosts[0]]:
+            response = send(
+                f"http://{host}:{server.port}/", insecure_hosts=frozenset(hosts)
             )
-            assert send(f"http://{host}:{server.port}/").status_code == 200
+            assert response.status_code == 200
+        # No more connections are kept than for 64 of them.
+        assert server.connections == 71
 
 
 def test_plain_http_goes_through_the_proxy_of_the_environment(monkeypatch):

@@ -19,6 +19,7 @@ from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.tasks import refresh_servers
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, answer
+from tests.celery import app as celery_app
 from tests.contrib.doctor.conftest import World
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
 from tests.transport.servers import Server
@@ -450,7 +451,8 @@ def test_workers_are_missed_only_where_they_are_needed(world: World) -> None:
 def test_unreachable_broker_is_told(world: World) -> None:
     TaskRun.objects.update(ran_at=timezone.now() - timedelta(hours=1))
     world.monkeypatch.setattr(
-        "django_smart.contrib.doctor.background.current_app.connection_for_write",
+        celery_app,
+        "connection_for_write",
         lambda: (_ for _ in ()).throw(ConnectionRefusedError),
     )
     (finding,) = examine_world(world)
