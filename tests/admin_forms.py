@@ -52,3 +52,8 @@ def registration_form(**values: Any) -> dict[str, Any]:
         "is_active": "on",
         **values,
     }
+
+
+def levels_of(response: Any) -> list[str]:
+    """Whether each message of a page tells of a success, or warns."""
+    return [message.level_tag for message in response.context["messages"]]

@@ -10,11 +10,18 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
+from django.utils.html import escape
 
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
-from tests.admin_forms import grant_permissions, registration_form, server_form, url_of
+from tests.admin_forms import (
+    grant_permissions,
+    levels_of,
+    registration_form,
+    server_form,
+    url_of,
+)
 from tests.answers import Away
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
@@ -55,8 +62,7 @@ def test_pasted_base_url_is_enough_and_its_offer_is_shown(
     assert (server.name, server.slug) == ("ehr.example.org", "ehr-example-org")
     assert response.redirect_chain[-1][0] == url_of(FHIRServer, "change", server.pk)
     content = response.content.decode()
-    assert "What the server offers stands below." in content
-    assert "launches from the EHR" in content
+    assert set(levels_of(response)) == {"success"}
     assert ehr.token_endpoint in content
     register = f"{url_of(ClientRegistration, 'add')}?server={server.pk}"
     assert f'href="{register}"' in content
@@ -68,7 +74,7 @@ def test_server_that_says_nothing_is_kept_and_the_reason_is_shown(
 ) -> None:
     with transport.mounted("https://ehr.example.org", Away()):
         response = admin_client.post(url_of(FHIRServer, "add"), PASTED, follow=True)
-    assert "did not say what it offers" in response.content.decode()
+    assert "warning" in levels_of(response)
     assert "(server_unreachable)" in response.content.decode()
     assert FHIRServer.objects.exists()
 
@@ -103,19 +109,22 @@ def test_new_registration_shows_what_the_vendor_asks_for(admin_client: Client) -
 
 def test_nothing_wrong_is_said(admin_client: Client, world: World) -> None:
     for row in (world.server, world.registration):
-        content = admin_client.post(test_url_of(row), secure=True).content.decode()
-        assert content.count("Nothing is wrong.") == 2
+        response = admin_client.post(test_url_of(row), secure=True)
+        assert response.text.count('class="smart-well"') == 2
+        assert [findings for _, findings in response.context["parts"]] == [[], []]
 
 
-def test_report_is_in_words(admin_client: Client, world: World) -> None:
+def test_report_names_what_is_wrong(admin_client: Client, world: World) -> None:
     world.registration.client_secret = "another secret"
     world.registration.save()
     response = admin_client.post(test_url_of(world.registration), secure=True)
     content = response.content.decode()
-    assert "The token endpoint refuses this client (invalid_client)" in content
-    assert "People approve at the EHR, and then their launch fails." in content
-    assert "enter the client secret again" in content
-    assert content.count("Nothing is wrong.") == 1
+    (finding,) = [each for _, found in response.context["parts"] for each in found]
+    assert f"<code>{finding.code}</code>" in content
+    for words in (finding.what, finding.why, finding.fix):
+        assert escape(words) in content
+    assert "invalid_client" in finding.what
+    assert content.count('class="smart-well"') == 1
     for secret in (CLIENT_SECRET, "another secret"):
         assert secret not in content
 

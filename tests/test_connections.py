@@ -20,6 +20,9 @@ pytestmark = [
 ]
 
 
+AGAIN = 'href="/smart/login/?server=harbour"'
+
+
 def text_of(response: Any) -> str:
     return str(response.content.decode())
 
@@ -87,6 +90,11 @@ def test_connections_that_cannot_be_are_not_found(user, grant):
     assert response.status_code == 404
 
 
+def listed(response: Any) -> list[tuple[Any, str]]:
+    """The connections that a page shows, and how each is doing."""
+    return [(grant.pk, grant.status) for grant in response.context["grants"]]
+
+
 def end_at_the_ehr(launch: Launch) -> None:
     """As the refusal of its refresh token does."""
     grant = TokenGrant.objects.filter(launches=launch)
@@ -98,15 +106,18 @@ def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
     browser.force_login(user)
     ended = connect(browser, ehr)
     end_at_the_ehr(ended)
-    page = text_of(browser.get("/smart/connections/"))
-    assert "Harbour Hospital has ended this connection on" in page
-    assert 'href="/smart/login/?server=harbour"' in page
-    assert "Disconnect" not in page
+    response = browser.get("/smart/connections/")
+    assert listed(response) == [(ended.grant_id, "needs_reauthorization")]
+    page = text_of(response)
+    assert AGAIN in page
+    assert 'name="grant"' not in page
 
-    connect(browser, ehr)
-    page = text_of(browser.get("/smart/connections/"))
-    assert "has ended this connection" not in page
-    assert page.count("Disconnect Harbour Hospital") == page.count("<h2>") == 1
+    renewed = connect(browser, ehr)
+    response = browser.get("/smart/connections/")
+    assert listed(response) == [(renewed.grant_id, "active")]
+    page = text_of(response)
+    assert page.count('name="grant"') == page.count("<h2>") == 1
+    assert AGAIN not in page
 
 
 @pytest.mark.parametrize("other", ["patient", "letter", "user", "visit"])
@@ -125,9 +136,11 @@ def test_connection_that_ended_is_not_renewed_by_another(
         user=django_user_model.objects.create_user("sam") if other == "user" else user,
         is_offline=other != "visit",
     )
-    page = text_of(browser.get("/smart/connections/"))
-    assert page.count("has ended this connection") == 1
-    assert page.count("<h2>") == (2 if other in {"patient", "letter"} else 1)
+    response = browser.get("/smart/connections/")
+    assert (ended.grant_id, "needs_reauthorization") in listed(response)
+    assert text_of(response).count("<h2>") == (
+        2 if other in {"patient", "letter"} else 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,16 +152,16 @@ def test_connection_that_nobody_can_make_here_has_no_button(
 ):
     browser = make_browser()
     browser.force_login(user)
-    end_at_the_ehr(connect(browser, ehr))
-    again = "Connect Harbour Hospital again"
-    assert again in text_of(browser.get("/smart/connections/"))
+    ended = connect(browser, ehr)
+    end_at_the_ehr(ended)
+    assert AGAIN in text_of(browser.get("/smart/connections/"))
     for name, value in values.items():
         row = registration.server if name.startswith("server__") else registration
         setattr(row, name.removeprefix("server__"), value)
         row.save()
-    page = text_of(browser.get("/smart/connections/"))
-    assert "Harbour Hospital has ended this connection on" in page
-    assert again not in page
+    response = browser.get("/smart/connections/")
+    assert listed(response) == [(ended.grant_id, "needs_reauthorization")]
+    assert AGAIN not in text_of(response)
 
 
 def test_connections_for_one_visit_are_not_listed(ehr):

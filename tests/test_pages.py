@@ -219,18 +219,20 @@ def test_connection_that_the_organisation_ended_says_so(browser, make_grant):
         status="needs_reauthorization", ended_at=datetime(2026, 3, 2, tzinfo=UTC)
     )
     content = browser.get("/smart/connections/").content.decode()
-    assert "has ended this connection on March 2, 2026" in content
+    assert "March 2, 2026" in content
     assert 'href="/smart/login/?server=harbour"' in content
-    assert "Disconnect" not in content
+    assert 'name="grant"' not in content
 
 
 def test_person_is_told_that_an_organisation_is_disconnected(browser, make_grant):
     grant = make_grant()
     response = browser.post("/smart/connections/", {"grant": grant.pk}, follow=True)
+    (message,) = response.context["messages"]
+    assert "Harbour Hospital" in str(message)
     content = response.content.decode()
-    assert 'role="status"' in content
-    assert "Harbour Hospital is disconnected." in content
-    assert "No organisation is connected to your account." in content
+    assert content.count('role="status"') == content.count(str(message)) == 1
+    assert not response.context["grants"]
+    assert 'name="grant"' not in content
 
 
 def test_disconnecting_needs_no_messages_framework(browser, make_grant, settings):
@@ -247,8 +249,9 @@ def test_disconnecting_needs_no_messages_framework(browser, make_grant, settings
 
 def test_confirmation_names_the_account_and_what_is_asked_for(browser, registration):
     content = browser.get("/smart/login/?server=harbour&next=/a/").content.decode()
-    assert "signed in here as <strong>rosa</strong>" in content
-    assert "<li>Know who you are there</li>" in content
+    assert "<strong>rosa</strong>" in content
+    for words in in_words(registration.standalone_scope):
+        assert f"<li>{words}</li>" in content
     assert 'name="next" value="/a/"' in content
 
 
@@ -265,7 +268,7 @@ def test_site_can_put_its_own_page_around(registration, browser, settings, tmp_p
     ]
     content = browser.get("/smart/login/").content.decode()
     assert '<main class="ours">' in content
-    assert "<title>Connect your records</title>" in content
+    assert re.search("<title>.+</title>", content)
     assert "Harbour Hospital" in content
 
 

@@ -86,10 +86,10 @@ def test_requests_of_a_batch_overlap_within_a_limit(
 
 
 def test_batch_needs_hardly_more_than_a_statement_for_a_grant(
-    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
 ) -> None:
     # However long it takes here, no lease has to be held for longer.
-    monkeypatch.setattr(batch, "lease_length", lambda: timedelta(hours=1))
+    host_clock.stop()
     make_grants(ehr, registration, 100)
     refresh_grants(make_grants(ehr, registration, 1))  # the configuration is known then
     with CaptureQueriesContext(connection) as captured:

@@ -192,4 +192,4 @@ def test_connections_lead_to_where_the_ehr_shows_what_has_access(
     assert 'href="https://ehr.example.org/apps?a=1&amp;b=2"' in page
     FHIRServer.objects.update(configuration=None)
     page = browser.get("/smart/connections/").content.decode()
-    assert "See at Harbour Hospital" not in page
+    assert "https://ehr.example.org/apps" not in page
