@@ -25,6 +25,7 @@ from tests.admin_forms import (
 from tests.answers import Away
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
+from tests.factories import make_server
 
 __all__ = ["_fresh_pool", "world"]
 
@@ -80,7 +81,7 @@ def test_server_that_says_nothing_is_kept_and_the_reason_is_shown(
 
 
 def test_second_server_of_a_host_gets_a_slug_of_its_own(admin_client: Client) -> None:
-    FHIRServer.objects.create(
+    make_server(
         slug="ehr-example-org", name="x", base_url="https://ehr.example.org/other"
     )
     admin_client.post(url_of(FHIRServer, "add"), PASTED)
@@ -190,7 +191,7 @@ def test_nobody_waits_for_a_server_inside_a_transaction(
 @pytest.fixture
 def server() -> FHIRServer:
     """A server that offers scopes of version 2 alone."""
-    return FHIRServer.objects.create(
+    return make_server(
         slug="harbour",
         name="Harbour",
         base_url=BASE_URL,

@@ -12,8 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from django_smart.models import FHIRServer
-from tests.factories import make_grant, make_registration
+from tests.factories import make_grant, make_registration, make_server
 
 pytestmark = pytest.mark.django_db
 
@@ -56,7 +55,7 @@ def test_list_reads_all_servers_at_once(operator):
     count()  # content types and the like are read once
     before = count()
     for number in range(5):
-        FHIRServer.objects.create(
+        make_server(
             slug=f"s{number}", name="S", base_url=f"https://ehr.example.org/{number}"
         )
     assert count() == before

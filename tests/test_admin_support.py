@@ -13,7 +13,7 @@ from django_smart.testing import EHRSimulator
 from tests.admin_forms import levels_of, registration_form, url_of
 from tests.answers import Away, answer
 from tests.ehr import BASE_URL
-from tests.factories import make_registration
+from tests.factories import make_registration, make_server
 
 pytestmark = pytest.mark.django_db
 
@@ -23,7 +23,7 @@ SMART = "/smart-configuration"
 @pytest.fixture
 def server() -> FHIRServer:
     """A server nothing is known of."""
-    return FHIRServer.objects.create(slug="harbour", name="Harbour", base_url=BASE_URL)
+    return make_server(slug="harbour", name="Harbour", base_url=BASE_URL)
 
 
 def add(client: Client, server: FHIRServer, **values: Any) -> Any:

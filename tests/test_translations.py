@@ -20,7 +20,7 @@ from django.utils import translation
 import django_smart
 from django_smart.error_pages.words import WORDS
 from django_smart.models import TokenGrant
-from tests.factories import make_registration
+from tests.factories import make_grant, make_registration
 
 _PACKAGE = Path(django_smart.__file__).parent
 _LANGUAGES = ["de", "es", "fr"]
@@ -184,13 +184,8 @@ def test_connections_are_in_the_readers_language(
 ):
     user = User.objects.create_user("rosa")
     now = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    grant = TokenGrant.objects.create(
-        registration=make_registration(),
-        user=user,
-        scope="patient/Observation.rs offline_access",
-        is_offline=True,
-        received_at=now,
-        expires_at=now,
+    grant = make_grant(
+        make_registration(), user=user, scope="patient/Observation.rs offline_access"
     )
     TokenGrant.objects.filter(pk=grant.pk).update(created_at=now)
     browser = Client(headers={"Accept-Language": accept})

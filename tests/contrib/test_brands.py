@@ -33,7 +33,6 @@ from django_smart.models import (
     BrandBundle,
     BrandEndpoint,
     BrandWord,
-    FHIRServer,
 )
 from tests.bundles import (
     VECTORS,
@@ -43,6 +42,7 @@ from tests.bundles import (
     organization,
     write_large,
 )
+from tests.factories import make_server
 
 __all__ = ["host"]
 
@@ -397,7 +397,7 @@ def test_two_bundles_with_one_identifier_give_one_card(tmp_path):
 
 @pytest.mark.compliance("BRAND-02")
 def test_bundle_that_a_server_links_to_is_believed(tmp_path, host):
-    server = FHIRServer.objects.create(
+    server = make_server(
         slug="s", name="S", base_url=R4, configuration={"user_access_brand_bundle": URL}
     )
     host.on(URL, bundle(identified("a", "Own word")))
@@ -584,7 +584,7 @@ def test_host_that_is_down_leaves_what_is_stored(host, monkeypatch):
 def test_brands_with_the_identifier_of_the_server_are_counted(
     host, identifier, matches
 ):
-    server = FHIRServer.objects.create(
+    server = make_server(
         slug="s",
         name="S",
         base_url=R4,

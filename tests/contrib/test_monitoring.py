@@ -13,7 +13,7 @@ from django_smart.contrib.monitoring import read_health
 from django_smart.grants.engine import refresh_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests.ehr import connect, make_browser
-from tests.factories import make_grant, make_registration
+from tests.factories import make_grant, make_registration, make_server
 
 pytestmark = pytest.mark.django_db
 
@@ -136,9 +136,7 @@ def test_number_of_queries_does_not_grow_with_servers(
     registration, django_assert_num_queries
 ):
     for number in range(5):
-        FHIRServer.objects.create(
-            slug=f"s{number}", base_url=f"https://ehr.example.org/{number}"
-        )
+        make_server(slug=f"s{number}", base_url=f"https://ehr.example.org/{number}")
     make_grant(registration)
     with django_assert_num_queries(3):
         assert len(read_health()) == 6

@@ -20,7 +20,7 @@ from django_smart.fields import digest
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_ehr_launch
-from tests.factories import make_registration
+from tests.factories import make_launch, make_registration
 from tests.site.browsers import Chart, make_context, open_chart
 
 pytestmark = [
@@ -370,13 +370,5 @@ def test_registrations_keep_their_launches_apart(ehr):
         server__slug="lake", server__base_url="https://lake.example.org/fhir"
     )
     chart = open_chart(ehr)
-    Launch.objects.create(
-        registration=other,
-        kind=Launch.Kind.EHR,
-        browser_digest=digest("another browser"),
-        state_digest=digest("state"),
-        status=Launch.Status.COMPLETED,
-        expires_at=timezone.now(),
-        completed_at=timezone.now(),
-    )
+    make_launch(other, browser_digest=digest("another browser"))
     assert whoami(chart) == LAUNCHED

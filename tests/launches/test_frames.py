@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from django_smart.models import FHIRServer, Launch
 from tests.ehr import PATIENT, get_callback, launch, make_browser
-from tests.factories import make_registration
+from tests.factories import make_registration, make_server
 from tests.site.browsers import Chart
 from tests.site.urls import urlpatterns as site
 
@@ -375,7 +375,7 @@ def test_login_in_a_frame_goes_on_if_it_is_the_same_server_s(ehr, server):
     assert started["Location"].startswith(EHR)
     assert Launch.objects.order_by("-pk")[0].is_framed is True
     # Another server's page would not be shown in this one's frame.
-    FHIRServer.objects.create(slug="other", name="Other", base_url="https://o.example")
+    make_server(slug="other", name="Other", base_url="https://o.example")
     chart.browser.cookies[BROWSER] = re.sub(
         r"~\d+$", "~999", chart.browser.cookies[BROWSER].value
     )

@@ -6,7 +6,7 @@ import pytest
 from django.core.management import CommandError
 
 from django_smart.models import FHIRServer
-from tests.factories import make_registration
+from tests.factories import make_registration, make_server
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -36,9 +36,7 @@ def test_it_asks_again_although_what_is_stored_is_fresh(registration, ehr):
 
 
 def test_one_failure_among_several_is_told_and_the_others_are_read(registration, ehr):
-    FHIRServer.objects.create(
-        slug="absent", name="Absent", base_url="https://ehr.example.org/absent"
-    )
+    make_server(slug="absent", name="Absent", base_url="https://ehr.example.org/absent")
     with pytest.raises(CommandError, match=r"1 of 2 servers failed"):
         run("smart_discover", "--all")
     assert FHIRServer.objects.get(slug="harbour").configuration is not None

@@ -11,6 +11,7 @@ from django.core.management import CommandError, call_command
 from django_smart.models import FHIRServer
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
+from tests.factories import make_server
 from tests.management.running import run
 
 __all__ = ["_fresh_pool", "world"]
@@ -98,7 +99,7 @@ def test_name_that_means_nothing_is_refused(
 
 
 def test_every_active_server_is_asked(world: World) -> None:
-    FHIRServer.objects.create(
+    make_server(
         slug="off", name="Off", base_url="https://off.example.org", is_active=False
     )
     assert run("smart_doctor", "--json").json["servers"] == ["harbour"]

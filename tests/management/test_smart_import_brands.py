@@ -10,6 +10,7 @@ from django.core.management import CommandError
 
 from django_smart.models import Brand, BrandBundle, FHIRServer
 from tests.bundles import VECTORS, Host, bundle, endpoint, host, organization
+from tests.factories import make_server
 from tests.management.running import run
 
 __all__ = ["host"]
@@ -25,7 +26,7 @@ def write(path: Path, *entries: dict[str, object]) -> str:
 
 
 def add_server(**configuration: object) -> FHIRServer:
-    return FHIRServer.objects.create(
+    return make_server(
         slug="harbour",
         name="Harbour",
         base_url="https://fhir.example.org/r4",

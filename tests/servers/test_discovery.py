@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import time_machine
 from django.utils import timezone
-from requests.adapters import BaseAdapter
 from werkzeug.wrappers import Response
 
 from django_smart import transport
@@ -29,21 +28,11 @@ from django_smart.servers.discovery import (
     refresh_servers,
 )
 from django_smart.testing import EHRSimulator
-from tests.answers import answer
+from tests.answers import Away, answer
 from tests.ehr import launch, make_browser
-from tests.factories import make_registration
+from tests.factories import make_registration, make_server
 
 pytestmark = pytest.mark.django_db
-
-
-class _Away(BaseAdapter):
-    """A server that cannot be reached."""
-
-    def send(self, *args: Any, **kwargs: Any) -> Any:
-        raise OSError("no route")
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _edit(
@@ -289,10 +278,10 @@ def test_server_that_cannot_be_reached_does_not_stop_the_others(
     away = make_registration(
         server__slug="away", server__base_url="https://away.example.org/r4"
     ).server
-    FHIRServer.objects.create(
+    make_server(
         slug="off", name="Off", base_url="https://off.example.org/r4", is_active=False
     )
-    with transport.mounted("https://away.example.org", _Away()):
+    with transport.mounted("https://away.example.org", Away()):
         assert refresh_servers() == 1
         with pytest.raises(ServerUnreachableError):
             fetch_configuration(away)
