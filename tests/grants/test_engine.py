@@ -23,6 +23,7 @@ from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.clocks import HostClock
+from tests.ehr import connect, listening, make_browser
 from tests.factories import make_due, make_grant, make_grants, make_registration
 from tests.threads import run_together
 

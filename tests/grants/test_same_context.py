@@ -440,10 +440,10 @@ def test_rotated_refresh_token_does_not_overwrite_a_newer_one(
 
 
 def test_context_that_is_too_large_is_not_stored(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator,
 ) -> None:
     make_registration(ehr_scope=SCOPE)
-    answer(ehr, monkeypatch, TOKEN_PATH, vendor="x" * 70_000)
+    answer(ehr, TOKEN_PATH, vendor="x" * 70_000)
     browser = make_browser()
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert response.status_code == 502
@@ -456,19 +456,18 @@ def test_context_that_is_too_large_is_not_stored(
 def test_context_that_a_refresh_makes_too_large_is_not_stored(
     opened: Launch,
     ehr: EHRSimulator,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = get_context(opened)
-    answer(ehr, monkeypatch, TOKEN_PATH, fhirContext=[{"reference": "List/1"}] * 4000)
+    answer(ehr, TOKEN_PATH, fhirContext=[{"reference": "List/1"}] * 4000)
     with pytest.raises(MalformedTokenResponseError):
         refresh(opened, ehr)
     assert get_context(opened) == before
     # Piece by piece it does not work either, and the tokens stay good.
-    answer(ehr, monkeypatch, TOKEN_PATH, fhirContext=[], first="x" * 40_000)
+    answer(ehr, TOKEN_PATH, fhirContext=[], first="x" * 40_000)
     refresh(opened, ehr)
     assert get_context(opened)["first"]
-    answer(ehr, monkeypatch, TOKEN_PATH, remove=("first",), second="x" * 40_000)
+    answer(ehr, TOKEN_PATH, remove=("first",), second="x" * 40_000)
     caplog.clear()
     grant = refresh(opened, ehr)
     assert grant.access_token in ehr.store.access_tokens

@@ -224,12 +224,12 @@ def test_plain_http_keys_are_for_the_named_hosts_alone(
 
 
 def test_jwk_set_of_more_than_half_a_megabyte_is_not_read(
-    ehr: EHRSimulator, server: FHIRServer, monkeypatch: pytest.MonkeyPatch
+    ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     get_configuration(server)
-    answer(ehr, monkeypatch, "/auth/jwks", padding="x" * 400_000)
+    answer(ehr, "/auth/jwks", padding="x" * 400_000)
     assert get_jwks(server)["keys"]
-    answer(ehr, monkeypatch, "/auth/jwks", padding="x" * 600_000)
+    answer(ehr, "/auth/jwks", padding="x" * 600_000)
     with pytest.raises(ResponseTooLargeError):
         fetch_jwks(server)
     kept = FHIRServer.objects.get().jwks or {}

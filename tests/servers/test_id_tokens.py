@@ -85,16 +85,14 @@ def test_only_fetches_that_did_not_bring_the_key_meet_a_cool_down(
 
 
 @pytest.mark.usefixtures("clock")
-def test_fetch_that_fails_is_a_miss_as_well(
-    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetch_that_fails_is_a_miss_as_well(ehr: EHRSimulator) -> None:
     browser = make_browser()
     launch(browser, ehr)
     ehr.rotate_signing_key()
     ehr.clear_requests()
-    with monkeypatch.context() as patch:
-        answer(ehr, patch, "/auth/jwks", status=503)
-        assert fail(browser, ehr) == "discovery_status"
+    answer(ehr, "/auth/jwks", status=503)
+    assert fail(browser, ehr) == "discovery_status"
+    ehr.interceptors.clear()
     assert fail(browser, ehr) == "id_token_key_unknown"
     assert len(ehr.requests_to("jwks")) == 1
 
