@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from django.conf import Settings, settings
+from django.conf import settings
 
 __all__ = ["SMARTSettings", "conf"]
 
@@ -200,11 +200,6 @@ class SMARTSettings:
 
     @staticmethod
     def _get(name: str, default: Any) -> Any:
-        # What is not set is looked for in vain, at ten times the price: each request
-        # asks for some.
-        wrapped: object = settings._wrapped  # type: ignore[misc]  # Django's own name
-        if type(wrapped) is Settings:
-            return wrapped.__dict__.get(name, default)
         return getattr(settings, name, default)
 
 
