@@ -86,7 +86,7 @@ def read_health(
         "registrations", filter=Q(registrations__refresh_stopped_at__isnull=False)
     )
     health = {
-        server.pk: _build(server, now, stopped=server.stopped)
+        server.pk: _build(server, now, stopped=server.stopped)  # type: ignore[attr-defined]
         for server in servers.only(*_COLUMNS).annotate(stopped=stopped)
     }
     counted = grants.values("registration__server_id", "status").annotate(

@@ -22,13 +22,14 @@ __all__ = [
     "MAX_URL_LENGTH",
     "FHIRServer",
     "FHIRServerQuerySet",
-    "RefreshState",
-    "RefreshStateQuerySet",
     "validate_base_url",
     "validate_endpoint",
     "validate_headers",
     "validate_origins",
 ]
+
+MAX_URL_LENGTH = 1000
+"""Characters of every URL that is stored, here and in the other models."""
 
 
 def _validate_url(value: str, *, what: str) -> None:
@@ -80,8 +81,37 @@ def validate_origins(value: object) -> None:
             )
 
 
-class RefreshStateQuerySet(models.QuerySet["FHIRServer"]):
-    """Changes of which, of all workers, one makes each."""
+class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
+    """Servers by their URLs, and changes that only one of all workers makes."""
+
+    def active(self) -> FHIRServerQuerySet:
+        """Servers that are switched on."""
+        return self.filter(is_active=True)
+
+    def with_base_url(self, base_url: str) -> FHIRServerQuerySet:
+        """The server with this base URL, compared after removing one trailing slash."""
+        return self.filter(base_url_digest=digest(normalize_base_url(base_url)))
+
+    def with_issuer(self, issuer: str) -> FHIRServerQuerySet:
+        """Servers whose ID tokens carry this issuer."""
+        discovered = models.Q(id_token_issuer="", issuer=issuer)
+        return self.filter(discovered | models.Q(id_token_issuer=issuer))
+
+    def claim_discovery(
+        self, server: FHIRServer, *, now: datetime, pause: timedelta
+    ) -> bool:
+        """
+        Whether the caller may ask *server* again now.
+
+        No more than one of all processes may within *pause*, unless it succeeded:
+        while a server is down nobody else waits for it.
+        """
+        return bool(
+            self.filter(pk=server.pk)
+            .exclude(discovery_failed_at__gt=now - pause)
+            # Marked before it is known: the race is between those that wait for it.
+            .update(discovery_failed_at=now)
+        )
 
     def claim_probe(self, server: FHIRServer, *, until: datetime) -> bool:
         """
@@ -148,78 +178,7 @@ class RefreshStateQuerySet(models.QuerySet["FHIRServer"]):
         )
 
 
-class RefreshState(models.Model):
-    """Columns that workers write, apart from those that people do."""
-
-    refresh_failures = models.PositiveIntegerField(
-        _("failed refreshes in a row"), default=0, editable=False
-    )
-    refresh_paused_until = models.DateTimeField(
-        _("refresh paused until"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_("After an outage, or as the server asked for."),
-    )
-    refresh_slot_at = models.DateTimeField(
-        _("next free time for a request"), null=True, blank=True, editable=False
-    )
-    last_refresh_at = models.DateTimeField(
-        _("last refresh"), null=True, blank=True, editable=False
-    )
-    last_refresh_failure_at = models.DateTimeField(
-        _("last failed refresh"), null=True, blank=True, editable=False
-    )
-    last_refresh_error = models.CharField(
-        _("error of the last failed refresh"),
-        max_length=100,
-        blank=True,
-        default="",
-        editable=False,
-    )
-
-    class Meta:
-        abstract = True
-
-
-MAX_URL_LENGTH = 1000
-"""Characters of every URL that is stored, here and in the other models."""
-
-
-class FHIRServerQuerySet(RefreshStateQuerySet):
-    """Rows by what the outside calls them."""
-
-    def active(self) -> FHIRServerQuerySet:
-        """Servers that are switched on."""
-        return self.filter(is_active=True)
-
-    def with_base_url(self, base_url: str) -> FHIRServerQuerySet:
-        """The server with this base URL, compared after removing one trailing slash."""
-        return self.filter(base_url_digest=digest(normalize_base_url(base_url)))
-
-    def with_issuer(self, issuer: str) -> FHIRServerQuerySet:
-        """Servers whose ID tokens carry this issuer."""
-        discovered = models.Q(id_token_issuer="", issuer=issuer)
-        return self.filter(discovered | models.Q(id_token_issuer=issuer))
-
-    def claim_discovery(
-        self, server: FHIRServer, *, now: datetime, pause: timedelta
-    ) -> bool:
-        """
-        Whether the caller may ask *server* again now.
-
-        No more than one of all processes may within *pause*, unless it succeeded:
-        while a server is down nobody else waits for it.
-        """
-        return bool(
-            self.filter(pk=server.pk)
-            .exclude(discovery_failed_at__gt=now - pause)
-            # Marked before it is known: the race is between those that wait for it.
-            .update(discovery_failed_at=now)
-        )
-
-
-class FHIRServer(RefreshState):
+class FHIRServer(models.Model):
     """
     One FHIR base URL, what was discovered there, and how the server is odd.
 
@@ -450,6 +409,34 @@ class FHIRServer(RefreshState):
     )
     rate_limit = models.PositiveIntegerField(
         _("requests per second"), null=True, blank=True
+    )
+
+    # Written by the workers that refresh grants.
+    refresh_failures = models.PositiveIntegerField(
+        _("failed refreshes in a row"), default=0, editable=False
+    )
+    refresh_paused_until = models.DateTimeField(
+        _("refresh paused until"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("After an outage, or as the server asked for."),
+    )
+    refresh_slot_at = models.DateTimeField(
+        _("next free time for a request"), null=True, blank=True, editable=False
+    )
+    last_refresh_at = models.DateTimeField(
+        _("last refresh"), null=True, blank=True, editable=False
+    )
+    last_refresh_failure_at = models.DateTimeField(
+        _("last failed refresh"), null=True, blank=True, editable=False
+    )
+    last_refresh_error = models.CharField(
+        _("error of the last failed refresh"),
+        max_length=100,
+        blank=True,
+        default="",
+        editable=False,
     )
 
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)

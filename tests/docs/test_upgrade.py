@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError
+from django.db.migrations.loader import MigrationLoader
 
 from django_smart import transport
 from tests.contrib.doctor.site import PublicSite
 from tests.docs.blocks import read_blocks
 from tests.ehr import SITE
 from tests.management.running import run
-from tests.test_migrations import get_names
 
 
 @pytest.mark.django_db
 def test_commands_of_the_page(settings: Any, tmp_path: Path) -> None:
-    own_tests, upgrade, doctor, back = read_blocks("how-to/upgrade.rst")
+    own_tests, upgrade, doctor, back, anew = read_blocks("how-to/upgrade.rst")
     ((_, *words),) = own_tests.commands
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     subprocess.run(
@@ -43,5 +43,10 @@ def test_commands_of_the_page(settings: Any, tmp_path: Path) -> None:
     assert (tmp_path / "static" / "django_smart" / "pages.css").exists()
     back_to, older = back.commands
     assert back_to[2:4] == ["migrate", "django_smart"]
-    assert [name for name in get_names() if name.startswith(back_to[4])]
+    names = [name for _, name in MigrationLoader(None).disk_migrations]
+    assert [name for name in names if name.startswith(back_to[4])]
     assert older[:2] == ["pip", "install"]
+    zero, again, forward = anew.commands
+    run(zero[2], *zero[3:], "--plan")
+    assert again == install
+    run(forward[2], *forward[3:])
