@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from secrets import randbelow
 from typing import Any, Self
 
-from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
@@ -21,11 +20,9 @@ from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet
 from .clock import DatabaseClock, DatabaseNow
 from .identity import Identity
-from .prepared import PreparedUpdate
 from .registration import ClientRegistration
 
 __all__ = [
-    "RefreshQuerySet",
     "TokenGrant",
     "TokenGrantQuerySet",
     "can_be_deactivated",
@@ -41,9 +38,9 @@ def can_be_deactivated() -> bool:
     return True
 
 
-class RefreshQuerySet(models.QuerySet["TokenGrant"]):
+class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     """
-    Who may refresh which grant, and what may be written then.
+    Which grants are usable or due, who may refresh them, and how they end.
 
     A *claim* keeps a second beat from sending what is on its way to a worker; it is
     lost without harm.  A *lease* is what allows a request to be sent.
@@ -51,7 +48,7 @@ class RefreshQuerySet(models.QuerySet["TokenGrant"]):
 
     def active(self) -> Self:
         """Grants neither lost, nor revoked, nor run out."""
-        return self.filter(status=self.model.Status.ACTIVE)
+        return self.filter(status=TokenGrant.Status.ACTIVE)
 
     def usable(self) -> Self:
         """Active grants whose owner, if there is one, is not deactivated."""
@@ -62,6 +59,65 @@ class RefreshQuerySet(models.QuerySet["TokenGrant"]):
     def offline(self) -> Self:
         """Grants that outlive the sign-in."""
         return self.filter(is_offline=True)
+
+    def launched(self) -> Self:
+        """Grants that came from a launch, not those of backend services."""
+        return self.filter(kind=TokenGrant.Kind.AUTHORIZATION_CODE)
+
+    def awaiting_revocation(self) -> Self:
+        """Grants that ended here and whose tokens the EHR has not been told of."""
+        return self.filter(is_revocation_pending=True)
+
+    def of_deactivated_users(self) -> Self:
+        """Active grants whose owner was deactivated."""
+        if not can_be_deactivated():
+            return self.none()
+        return self.active().filter(user__is_active=False)
+
+    def newest_of_several(self) -> Self:
+        """The newest of each user's offline grants at one server for one patient."""
+        several = (
+            self.active()
+            .offline()
+            .filter(user__isnull=False)
+            .order_by()
+            .values("user_id", "registration_id", "patient_id")
+            .annotate(newest=Max("pk"), number=Count("pk"))
+            .filter(number__gt=1)
+        )
+        return self.filter(pk__in=[row["newest"] for row in several])
+
+    def idle_services(self, since: datetime) -> Self:
+        """Active grants of backend services that nobody has used since then."""
+        return self.active().filter(
+            Q(expires_at__lte=since)
+            | Q(registration__is_active=False)
+            | Q(registration__system_scope=""),
+            kind=TokenGrant.Kind.CLIENT_CREDENTIALS,
+        )
+
+    def get_for_service(
+        self, registration: ClientRegistration, *, now: datetime
+    ) -> TokenGrant:
+        """
+        The row that all processes share for *registration*'s backend service.
+
+        Made at first use, without a token.  One for each scope that was asked for: the
+        unique slot decides between two processes that make it at once.
+        """
+        scope = registration.system_scope
+        grant, _created = self.get_or_create(
+            service_slot=digest(str(registration.pk), scope),
+            defaults={
+                "registration": registration,
+                "kind": TokenGrant.Kind.CLIENT_CREDENTIALS,
+                "scope_asked": scope,
+                "received_at": now,
+                "expires_at": now,
+            },
+        )
+        grant.registration = registration
+        return grant
 
     def due(self, now: datetime | None = None) -> Self:
         """
@@ -118,7 +174,7 @@ class RefreshQuerySet(models.QuerySet["TokenGrant"]):
         found = list(self.unclaimed().values_list("pk", flat=True)[:limit])
         if not found:
             return []
-        free = self.model._default_manager.filter(_is_unclaimed(), pk__in=found)
+        free = TokenGrant.objects.filter(_is_unclaimed(), pk__in=found)
         until: datetime | DatabaseNow = DatabaseNow(length)
         if not transaction.get_connection(self.db).features.has_select_for_update:
             # No locks (SQLite): the time of a claim tells whose it is.
@@ -132,12 +188,10 @@ class RefreshQuerySet(models.QuerySet["TokenGrant"]):
                 )
                 locked = set(free.values_list("pk", flat=True))
                 found = [pk for pk in found if pk in locked]
-                free = self.model._default_manager.filter(pk__in=found)
+                free = TokenGrant.objects.filter(pk__in=found)
             number = free.update(claimed_until=until)
             if number < len(found):
-                mine = self.model._default_manager.filter(
-                    pk__in=found, claimed_until=until
-                )
+                mine = TokenGrant.objects.filter(pk__in=found, claimed_until=until)
                 claimed = set(mine.values_list("pk", flat=True))
                 found = [pk for pk in found if pk in claimed]
         return found
@@ -215,47 +269,42 @@ class RefreshQuerySet(models.QuerySet["TokenGrant"]):
             lease_owner="", lease_expires_at=None
         )
 
-    @staticmethod
-    def store_refreshed(grant: TokenGrant, *, used_digest: str) -> bool:
+    def store_refreshed(self, grant: TokenGrant, *, used_digest: str) -> bool:
         """
         Write the tokens *grant* holds now, if *used_digest* is still the stored one.
 
         Compare-and-set on the refresh token that was used: an answer that arrives late
         never overwrites a newer one, and a grant that ended meanwhile stays ended.
         """
-        return _AS_SEEN.run(
-            grant.pk,
-            used_digest,
-            {
-                "access_token": grant.access_token,
-                "refresh_token": grant.refresh_token,
-                "refresh_token_digest": grant.refresh_token_digest,
-                "scope": grant.scope,
-                "scope_granted": grant.scope_granted,
-                "received_at": grant.received_at,
-                "expires_at": grant.expires_at,
-                "refresh_due_at": grant.refresh_due_at,
-                "refresh_failures": 0,
-                "last_error": "",
-                "lease_owner": "",
-                "lease_expires_at": None,
-                "claimed_until": None,
-                "patient_id": grant.patient_id,
-                "encounter_id": grant.encounter_id,
-            },
+        stored = self._as_used(grant, used_digest).update(
+            access_token=grant.access_token,
+            refresh_token=grant.refresh_token,
+            refresh_token_digest=grant.refresh_token_digest,
+            scope=grant.scope,
+            scope_granted=grant.scope_granted,
+            received_at=grant.received_at,
+            expires_at=grant.expires_at,
+            refresh_due_at=grant.refresh_due_at,
+            refresh_failures=0,
+            last_error="",
+            lease_owner="",
+            lease_expires_at=None,
+            claimed_until=None,
+            patient_id=grant.patient_id,
+            encounter_id=grant.encounter_id,
         )
+        return stored == 1
 
-    @staticmethod
-    def store_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
+    def store_rotated(self, grant: TokenGrant, *, used_digest: str) -> bool:
         """Write the refresh token alone, by the same compare-and-set."""
-        return _AS_SEEN.run(
-            grant.pk,
-            used_digest,
-            {
-                "refresh_token": grant.refresh_token,
-                "refresh_token_digest": grant.refresh_token_digest,
-            },
+        stored = self._as_used(grant, used_digest).update(
+            refresh_token=grant.refresh_token,
+            refresh_token_digest=grant.refresh_token_digest,
         )
+        return stored == 1
+
+    def _as_used(self, grant: TokenGrant, used_digest: str) -> Self:
+        return self.active().filter(pk=grant.pk, refresh_token_digest=used_digest)
 
     def postpone(
         self,
@@ -293,88 +342,6 @@ class RefreshQuerySet(models.QuerySet["TokenGrant"]):
         """Remember that *grant* is used, for whoever refreshes it lazily."""
         self.filter(pk=grant.pk).update(last_used_at=now)
 
-
-def _is_unclaimed() -> Q:
-    return Q(claimed_until__isnull=True) | Q(claimed_until__lte=DatabaseNow())
-
-
-def _is_free() -> Q:
-    return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
-
-
-def _find_as_seen(pk: int, used_digest: str) -> models.QuerySet[TokenGrant]:
-    grants = apps.get_model("django_smart", "TokenGrant").objects
-    return grants.active().filter(pk=pk, refresh_token_digest=used_digest)
-
-
-_AS_SEEN = PreparedUpdate(_find_as_seen)
-
-# Refresh this long before the end, or a tenth of the token's life if that is less.
-_MARGIN = timedelta(seconds=30)
-
-
-class TokenGrantQuerySet(RefreshQuerySet):
-    """Grants by what can be done with them."""
-
-    def launched(self) -> TokenGrantQuerySet:
-        """Grants that came from a launch, not those of backend services."""
-        return self.filter(kind=TokenGrant.Kind.AUTHORIZATION_CODE)
-
-    def get_for_service(
-        self, registration: ClientRegistration, *, now: datetime
-    ) -> TokenGrant:
-        """
-        The row that all processes share for *registration*'s backend service.
-
-        Made at first use, without a token.  One for each scope that was asked for: the
-        unique slot decides between two processes that make it at once.
-        """
-        scope = registration.system_scope
-        grant, _created = self.get_or_create(
-            service_slot=digest(str(registration.pk), scope),
-            defaults={
-                "registration": registration,
-                "kind": TokenGrant.Kind.CLIENT_CREDENTIALS,
-                "scope_asked": scope,
-                "received_at": now,
-                "expires_at": now,
-            },
-        )
-        grant.registration = registration
-        return grant
-
-    def idle_services(self, since: datetime) -> TokenGrantQuerySet:
-        """Active grants of backend services that nobody has used since then."""
-        return self.active().filter(
-            Q(expires_at__lte=since)
-            | Q(registration__is_active=False)
-            | Q(registration__system_scope=""),
-            kind=TokenGrant.Kind.CLIENT_CREDENTIALS,
-        )
-
-    def newest_of_several(self) -> TokenGrantQuerySet:
-        """The newest of each user's offline grants at one server for one patient."""
-        several = (
-            self.active()
-            .offline()
-            .filter(user__isnull=False)
-            .order_by()
-            .values("user_id", "registration_id", "patient_id")
-            .annotate(newest=Max("pk"), number=Count("pk"))
-            .filter(number__gt=1)
-        )
-        return self.filter(pk__in=[row["newest"] for row in several])
-
-    def of_deactivated_users(self) -> TokenGrantQuerySet:
-        """Active grants whose owner was deactivated."""
-        if not can_be_deactivated():
-            return self.none()
-        return self.active().filter(user__is_active=False)
-
-    def awaiting_revocation(self) -> TokenGrantQuerySet:
-        """Grants that ended here and whose tokens the EHR has not been told of."""
-        return self.filter(is_revocation_pending=True)
-
     def end(self, status: str, *, now: datetime, error: str = "") -> int:
         """
         End active grants and drop their tokens.
@@ -411,6 +378,18 @@ class TokenGrantQuerySet(RefreshQuerySet):
     def forget_tokens(self) -> int:
         """Drop the tokens of grants that have ended."""
         return self.update(is_revocation_pending=False, **_NO_TOKENS)
+
+
+def _is_unclaimed() -> Q:
+    return Q(claimed_until__isnull=True) | Q(claimed_until__lte=DatabaseNow())
+
+
+def _is_free() -> Q:
+    return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
+
+
+# Refresh this long before the end, or a tenth of the token's life if that is less.
+_MARGIN = timedelta(seconds=30)
 
 
 _NO_TOKENS: dict[str, Any] = {
@@ -529,6 +508,8 @@ class TokenGrant(models.Model):
 
     refresh_failure: SMARTError | None = None
     """Of a refresh that was tried with this instance, before a transaction began."""
+    known_at: float | None = None
+    """When a client last read this instance from the database, by ``monotonic()``."""
     # Whoever refreshes reads the database's clock instead, which all hosts share.
     clock: Callable[[], datetime] = staticmethod(timezone.now)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from django.conf import settings
 from django.db import models
@@ -17,9 +18,8 @@ from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
 from .grant import TokenGrant
 from .identity import Identity
-from .prepared import PreparedLookup
 from .registration import ClientRegistration
-from .server import MAX_URL_LENGTH
+from .server import MAX_URL_LENGTH, FHIRServer
 
 __all__ = ["Launch", "LaunchQuerySet"]
 
@@ -42,13 +42,31 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
     @staticmethod
     def find_with_key(key: str) -> Launch | None:
-        """The launch with this public key, with all that a request needs."""
-        return _WITH_KEY.first(digest(key))
+        """
+        The launch with this public key, with the columns that a page reads.
 
-    @staticmethod
-    def find_with_state(state: str) -> Launch | None:
-        """The launch that was started with this ``state``, in the same way."""
-        return _WITH_STATE.first(digest(state))
+        Further columns are read when they are asked for, as after ``only()``.
+        """
+        found = _get_page_values().filter(key_digest=digest(key))
+        try:
+            values = iter(found.get())
+        except Launch.DoesNotExist:
+            return None
+        launch, registration, server, grant = (
+            model.from_db(found.db, names, [next(values) for _ in names])
+            for model, names in _get_page_columns().values()
+        )
+        registration.server = server
+        launch.registration = registration
+        launch.grant = None if grant.pk is None else grant
+        return cast("Launch", launch)
+
+    def find_with_state(self, state: str) -> Launch | None:
+        """The launch started with this ``state``, with its registration and server."""
+        try:
+            return self.select_related("registration__server").with_state(state).get()
+        except Launch.DoesNotExist:
+            return None
 
     def with_state(self, state: str) -> LaunchQuerySet:
         """The launch that was started with this ``state``, compared exactly."""
@@ -300,14 +318,53 @@ class Launch(models.Model):
         )
 
 
-# Every request under a launch prefix, and every callback, does one of them.
-_WITH_KEY = PreparedLookup(
-    lambda key_digest: (
-        Launch.objects.with_related().filter(key_digest=key_digest).order_by()
+# What a page under a launch reads, by the path to its model.  select_related() and
+# only() would go through all the fields of the four models for each page, which takes
+# longer than the query itself.
+_PAGE_COLUMNS: dict[str, tuple[Any, Collection[str]]] = {
+    "": (
+        Launch,
+        (
+            *("id", "key", "registration_id", "kind", "status", "error_code"),
+            *("user_id", "grant_id", "browser_digest", "is_framed", "context"),
+            *("fhir_user", "completed_at", "last_used_at"),
+        ),
+    ),
+    "registration__": (ClientRegistration, ("id", "server_id")),
+    "registration__server__": (
+        FHIRServer,
+        ("id", "slug", "name", "base_url", "bearer_boundary"),
+    ),
+    "grant__": (
+        TokenGrant,
+        (
+            *("id", "registration_id", "user_id", "access_token", "refresh_token"),
+            *("scope", "patient_id", "is_offline", "status", "received_at"),
+            *("expires_at", "last_used_at"),
+        ),
+    ),
+}
+
+
+@cache
+def _get_page_columns() -> dict[str, tuple[Any, list[str]]]:
+    """The columns, in the order that ``from_db()`` takes them in."""
+    return {
+        path: (
+            model,
+            [
+                field.attname
+                for field in model._meta.concrete_fields
+                if field.attname in names
+            ],
+        )
+        for path, (model, names) in _PAGE_COLUMNS.items()
+    }
+
+
+@cache
+def _get_page_values() -> models.QuerySet[Any, tuple[Any, ...]]:
+    columns = _get_page_columns().items()
+    return Launch.objects.values_list(
+        *(path + name for path, (_, names) in columns for name in names)
     )
-)
-_WITH_STATE = PreparedLookup(
-    lambda state_digest: (
-        Launch.objects.with_related().filter(state_digest=state_digest).order_by()
-    )
-)

@@ -12,7 +12,6 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import CredentialsError, ScopeSyntaxError
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet
-from .prepared import PreparedLookup
 from .server import MAX_URL_LENGTH, FHIRServer
 
 if TYPE_CHECKING:
@@ -46,12 +45,14 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         """Registrations whose credentials a server has refused."""
         return self.filter(refresh_stopped_at__isnull=False)
 
-    @staticmethod
-    def find_standalone(slug: str) -> ClientRegistration | None:
-        """The one that a person can start by the *slug* of its server, with that."""
-        found = _STANDALONE.first(slug)
+    def find_standalone(self, slug: str) -> ClientRegistration | None:
+        """The one that a person can start at the server with this *slug*."""
+        try:
+            found = self.standalone().get(server__slug=slug)
+        except ClientRegistration.DoesNotExist:
+            return None
         # Not every database compares exactly.
-        return found if found is not None and found.server.slug == slug else None
+        return found if found.server.slug == slug else None
 
     def standalone(self) -> ClientRegistrationQuerySet:
         """Those a person can start from this site."""
@@ -350,10 +351,3 @@ class ClientRegistration(models.Model):
         if not self.client_secret:
             raise CredentialsError("The registration has no client secret.")
         return self.client_secret
-
-
-_STANDALONE = PreparedLookup(
-    lambda slug: (
-        ClientRegistration.objects.standalone().filter(server__slug=slug).order_by()
-    )
-)

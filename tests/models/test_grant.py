@@ -82,6 +82,28 @@ def test_new_tokens_are_stored_only_in_place_of_those_that_were_used(
     assert TokenGrant.objects.get().status == "revoked"
 
 
+def test_new_tokens_are_stored_encrypted(grant: TokenGrant) -> None:
+    used = grant.refresh_token_digest
+    grant.set_tokens(access_token="canary 1", refresh_token="canary 2")
+    assert TokenGrant.objects.store_rotated(grant, used_digest=used)
+    stored = TokenGrant.objects.get()
+    assert (stored.access_token, stored.refresh_token) == ("access", "canary 2")
+    used = grant.refresh_token_digest
+    assert TokenGrant.objects.store_refreshed(grant, used_digest=used)
+    assert TokenGrant.objects.get().access_token == "canary 1"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT access_token, refresh_token FROM django_smart_tokengrant"
+        )
+        assert "canary" not in repr(cursor.fetchall())
+
+
+def test_rotated_token_of_a_grant_that_changed_is_not_stored(grant: TokenGrant) -> None:
+    grant.set_tokens(access_token="late", refresh_token="late")
+    assert not TokenGrant.objects.store_rotated(grant, used_digest="another")
+    assert TokenGrant.objects.get().refresh_token == "refresh"
+
+
 def test_ended_grant_has_no_tokens_and_stays_as_it_ended(grant: TokenGrant) -> None:
     now = timezone.now()
     rows = TokenGrant.objects.all()

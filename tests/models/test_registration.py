@@ -200,3 +200,18 @@ def test_version_1_scopes_are_fine_at_a_server_of_version_1() -> None:
         standalone_scope="launch/patient patient/Observation.write",
     )
     registration.full_clean()
+
+
+def test_login_finds_its_registration_by_the_exact_slug(
+    django_assert_num_queries: Any,
+) -> None:
+    registration = make_registration()
+    with django_assert_num_queries(1):
+        found = ClientRegistration.objects.find_standalone("harbour")
+        assert found == registration
+        assert found is not None
+        assert found.server.slug == "harbour"
+    for slug in ("HARBOUR", "nowhere", ""):
+        assert ClientRegistration.objects.find_standalone(slug) is None
+    ClientRegistration.objects.update(is_active=False)
+    assert ClientRegistration.objects.find_standalone("harbour") is None
