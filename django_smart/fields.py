@@ -214,6 +214,7 @@ class _EncryptedAttribute(DeferredAttribute):
     def __set__(self, instance: Any, value: Any) -> None:
         if isinstance(value, str) and value:
             value = _Secret(plaintext=value, column=self.field.full_name)
+        # Where DeferredAttribute reads it, as the descriptor of ImageField does.
         instance.__dict__[self.field.attname] = value
 
 

@@ -393,8 +393,7 @@ def _describe(value: Any) -> Any:
 
 def _is_of_launch(request: Any) -> bool:
     """Whether a launch was found for *request*, without looking for one now."""
-    smart = getattr(request, "smart", None)
-    return getattr(smart, "__dict__", {}).get("launch") is not None
+    return bool(getattr(getattr(request, "smart", None), "has_launch", False))
 
 
 def _is_protocol(request: Any) -> bool:

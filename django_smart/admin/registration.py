@@ -249,9 +249,9 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
     @admin.display(description=_("secret"))
     def secret_state(self, obj: ClientRegistration) -> SafeString | str:
         """Where the secret comes from; never the secret."""
-        # The column itself is looked at, not its plain text: a secret that cannot be
-        # decrypted any more must not take the page away.
-        stored = obj.__dict__.get("client_secret")
+        # The ciphertext is enough: a secret that can no longer be decrypted must not
+        # break the page.
+        stored = obj._meta.get_field("client_secret").value_to_string(obj)
         places = [
             (stored, _("stored here, encrypted")),
             (obj.client_secret_env, _("read from an environment variable")),

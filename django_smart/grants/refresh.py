@@ -113,8 +113,9 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
 
 def _look_again(grant: TokenGrant) -> None:
     """Read *grant* anew each minute: a long task must not outlive a disconnection."""
-    known_at = grant.__dict__.setdefault("_known_at", time.monotonic())
-    if time.monotonic() - known_at < _KNOWN_FOR:
+    if grant.known_at is None:
+        grant.known_at = time.monotonic()
+    if time.monotonic() - grant.known_at < _KNOWN_FOR:
         return
     # A transaction may be broken, or see the past.
     if is_in_transaction() or _is_in_event_loop():
@@ -129,8 +130,8 @@ def _look_again(grant: TokenGrant) -> None:
 
 def _take_over(grant: TokenGrant, fresh: TokenGrant) -> None:
     for field in TokenGrant._meta.concrete_fields:
-        grant.__dict__[field.attname] = fresh.__dict__[field.attname]
-    grant.__dict__["_known_at"] = time.monotonic()
+        setattr(grant, field.attname, getattr(fresh, field.attname))
+    grant.known_at = time.monotonic()
 
 
 def _is_in_event_loop() -> bool:

@@ -53,6 +53,8 @@ class SMARTContext:
     (more than one could be meant) or the code of a :class:`PrefixError`.
     """
 
+    has_launch = False
+    """Whether a launch was found already; reading it looks for none."""
     _reason = ""
 
     def __init__(self, request: HttpRequest, key: str | None) -> None:
@@ -74,10 +76,12 @@ class SMARTContext:
     def launch(self) -> Launch | None:
         """The :class:`~django_smart.models.Launch`, with its grant and server."""
         try:
-            return self._find_by_key() if self._key else self._find_without_key()
+            launch = self._find_by_key() if self._key else self._find_without_key()
         except PrefixError as exc:
             self._reason = exc.code
-            return None
+            launch = None
+        self.has_launch = launch is not None
+        return launch
 
     @cached_property
     def named_launch(self) -> Launch | None:
@@ -284,6 +288,7 @@ class SMARTContext:
         """
         if self._key:
             self.launch = self._find_by_key()
+            self.has_launch = True
 
     def _find_by_key(self) -> Launch:
         launch = self.named_launch
