@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from django_smart.protocol.messages import HTTPRequest
+from django_smart.protocol.messages import HiddenBytes, HiddenText, HTTPRequest
 from tests.protocol.helpers import build_answer
 
 
@@ -75,3 +75,10 @@ def test_no_repr_shows_query_headers_or_body():
 def test_max_age_is_what_cache_control_says_in_seconds(value, seconds):
     assert build_answer(cache_control=value).max_age == seconds
     assert build_answer().max_age is None
+
+
+@pytest.mark.compliance("SEC-01")
+def test_hidden_values_are_sent_and_not_shown():
+    text, data = HiddenText("Bearer secret"), HiddenBytes(b"token=secret")
+    assert (text, data) == ("Bearer secret", b"token=secret")
+    assert "secret" not in f"{[text, data]} {data}"

@@ -22,7 +22,7 @@ from tests.ehr import (
     start_ehr_launch,
 )
 
-pytestmark = [pytest.mark.django_db, pytest.mark.compliance("IDT-06")]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def fail(browser: Client, ehr: EHRSimulator) -> str:
     return str(Launch.objects.latest("pk").error_code)
 
 
+@pytest.mark.compliance("IDT-06")
 @pytest.mark.usefixtures("clock")
 def test_keys_rotated_right_after_the_first_fetch_are_fetched_at_once(
     ehr: EHRSimulator,
@@ -64,6 +65,7 @@ def test_ehr_that_was_restarted_with_new_keys_signs_in_at_once(
     assert launch(browser, ehr).status == Launch.Status.COMPLETED
 
 
+@pytest.mark.compliance("IDT-06")
 def test_only_fetches_that_did_not_bring_the_key_meet_a_cool_down(
     ehr: EHRSimulator, clock: Any
 ) -> None:
@@ -111,6 +113,7 @@ def test_miss_at_one_server_slows_no_other(ehr: EHRSimulator) -> None:
     assert launch(browser, ehr).status == Launch.Status.COMPLETED
 
 
+@pytest.mark.compliance("IDT-06")
 def test_new_keys_that_another_process_fetched_are_taken_from_the_row(
     ehr: EHRSimulator, clock: Any
 ) -> None:
