@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,11 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         """Registrations whose credentials a server has refused."""
         return self.filter(refresh_stopped_at__isnull=False)
 
-    def find_standalone(self, slug: str) -> ClientRegistration | None:
+    @staticmethod
+    def find_standalone(slug: str) -> ClientRegistration | None:
         """The one that a person can start at the server with this *slug*."""
         try:
-            found = self.standalone().get(server__slug=slug)
+            found = _get_standalone().get(server__slug=slug)
         except ClientRegistration.DoesNotExist:
             return None
         # Not every database compares exactly.
@@ -351,3 +353,9 @@ class ClientRegistration(models.Model):
         if not self.client_secret:
             raise CredentialsError("The registration has no client secret.")
         return self.client_secret
+
+
+@cache
+def _get_standalone() -> ClientRegistrationQuerySet:
+    # Each login starts with it, and to build its filters takes as long as to run it.
+    return ClientRegistration.objects.standalone()
