@@ -183,6 +183,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """A broker that keeps what it is sent; no task is run at once."""
     broker = Broker()
+    celery_app.set_current()  # a page of the documentation may have made another
     monkeypatch.setattr(celery_app, "send_task", broker.send_task)
     celery_app.conf.task_always_eager = False
     yield broker

@@ -450,6 +450,7 @@ def test_workers_are_missed_only_where_they_are_needed(world: World) -> None:
 
 def test_unreachable_broker_is_told(world: World) -> None:
     TaskRun.objects.update(ran_at=timezone.now() - timedelta(hours=1))
+    celery_app.set_current()
     world.monkeypatch.setattr(
         celery_app,
         "connection_for_write",
