@@ -116,10 +116,6 @@ def test_no_file_has_conflict_markers(tracked):
     assert [name for name, text in _texts(tracked).items() if marker.search(text)] == []
 
 
-# Imports names of a migration's test.
-_STILL_IMPORTS = {"tests/docs/test_upgrade.py"}
-
-
 def test_no_test_module_imports_another():
     found = set()
     for path in (_ROOT / "tests").rglob("*.py"):
@@ -132,7 +128,7 @@ def test_no_test_module_imports_another():
                 modules = [f"{module}.{alias.name}" for alias in node.names]
             if any(re.search(r"(^|\.)test_\w+", name) for name in modules):
                 found.add(str(path.relative_to(_ROOT)))
-    assert found == _STILL_IMPORTS
+    assert found == set()
 
 
 @pytest.mark.django_db

@@ -8,7 +8,7 @@ from django_smart.launches.context import SMARTContext
 from tests.docs.blocks import DOCS
 
 # What the middleware calls, and what a page about async code mentions in passing.
-_INNER = {"aload", "astyle", "check_prefix", "named_launch"}
+_INNER = {"aload", "astyle", "check_prefix", "has_launch", "named_launch"}
 
 
 def test_page_has_an_entry_for_each_attribute():
