@@ -393,7 +393,7 @@ def _describe(value: Any) -> Any:
 
 def _is_of_launch(request: Any) -> bool:
     """Whether a launch was found for *request*, without looking for one now."""
-    return bool(getattr(getattr(request, "smart", None), "has_launch", False))
+    return bool(getattr(getattr(request, "smart", None), "_has_launch", False))
 
 
 def _is_protocol(request: Any) -> bool:

@@ -53,8 +53,8 @@ class SMARTContext:
     (more than one could be meant) or the code of a :class:`PrefixError`.
     """
 
-    has_launch = False
-    """Whether a launch was found already; reading it looks for none."""
+    # Whether a launch was found already: what reports an error must not look for one.
+    _has_launch = False
     _reason = ""
 
     def __init__(self, request: HttpRequest, key: str | None) -> None:
@@ -80,7 +80,7 @@ class SMARTContext:
         except PrefixError as exc:
             self._reason = exc.code
             launch = None
-        self.has_launch = launch is not None
+        self._has_launch = launch is not None
         return launch
 
     @cached_property
@@ -288,7 +288,7 @@ class SMARTContext:
         """
         if self._key:
             self.launch = self._find_by_key()
-            self.has_launch = True
+            self._has_launch = True
 
     def _find_by_key(self) -> Launch:
         launch = self.named_launch

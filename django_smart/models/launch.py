@@ -333,7 +333,10 @@ _PAGE_COLUMNS: dict[str, tuple[Any, Collection[str]]] = {
     "registration__": (ClientRegistration, ("id", "server_id")),
     "registration__server__": (
         FHIRServer,
-        ("id", "slug", "name", "base_url", "bearer_boundary"),
+        (
+            *("id", "slug", "name", "base_url", "bearer_boundary"),
+            *("allow_embedding", "frame_origins"),
+        ),
     ),
     "grant__": (
         TokenGrant,
