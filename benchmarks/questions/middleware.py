@@ -51,7 +51,7 @@ def run(report: Report) -> None:
             "of no middleware",
             name="django_smart",
             base=_BASE,
-            at_most=1.04,
+            at_most=1.10,
         )
         report.check(
             "untouched-queries",
@@ -94,6 +94,7 @@ def _measure_prefix(report: Report, pages: dict[str, Any]) -> None:
         "under a prefix, of request.user",
         name="django_smart, under a prefix",
         base="request.user",
+        at_most=2.0,
     )
 
 

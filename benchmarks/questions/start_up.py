@@ -72,11 +72,9 @@ def run(report: Report) -> None:
     report.add_table(
         "start", "Start-up", times, base=_WITHOUT, operations=1, unit="start"
     )
-    added = sorted(
-        (one or 0) - (other or 0)
-        for one, other in zip(times[_WITH], times[_WITHOUT], strict=True)
+    report.check_ratio(
+        "start", "of without the package", name=_WITH, base=_WITHOUT, at_most=2.3
     )
-    report.check("added", "added", added[len(added) // 2] * 1000, at_most=60, unit="ms")
     _look_at_imports(report, programs[_WITH])
 
 
