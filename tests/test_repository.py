@@ -116,6 +116,16 @@ def test_no_file_has_conflict_markers(tracked):
     assert [name for name, text in _texts(tracked).items() if marker.search(text)] == []
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.rst", "docs/explanation/layers.rst"])
+def test_paths_that_contributors_are_led_to_exist(name):
+    text = (_ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"``([\w-]+/[\w/.-]+\.\w+)``", text)
+    assert len(paths) >= 10
+    roots = (_ROOT, _ROOT / "django_smart")
+    missing = [each for each in paths if not any((r / each).exists() for r in roots)]
+    assert missing == []
+
+
 def test_no_test_module_imports_another():
     found = set()
     for path in (_ROOT / "tests").rglob("*.py"):
