@@ -32,6 +32,7 @@ def server_form(**values: Any) -> dict[str, Any]:
         "scope_syntax": "v2",
         "nonce_required": "on",
         "basic_credentials": "raw",
+        "assertion_audience": "endpoint",
         "introspection_mode": "bearer",
         "bearer_boundary": "base",
         "frame_origins": "[]",

@@ -116,7 +116,7 @@ def _make_signers(
     prepare = prepare_client_authentication(registration, token_endpoint=endpoint)
 
     def sign_ours() -> None:
-        prepare().apply([], {})
+        prepare().apply([], {}, endpoint=endpoint)
 
     return {
         _BASE: lambda: sign(ready),

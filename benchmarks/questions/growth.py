@@ -214,7 +214,7 @@ def _make_actions(stub: Any) -> dict[str, tuple[Callable[[int], None], int]]:
             repeat(
                 lambda: build_client_authentication(
                     registration, token_endpoint=endpoint
-                ).apply([], {})
+                ).apply([], {}, endpoint=endpoint)
             ),
             10,
         ),

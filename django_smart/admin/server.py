@@ -370,6 +370,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
                     "id_token_algorithms",
                     "nonce_required",
                     "basic_credentials",
+                    "assertion_audience",
                     "send_scope_on_refresh",
                     "introspection_mode",
                     "rp_initiated_logout",

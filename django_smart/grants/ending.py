@@ -215,7 +215,6 @@ def _send_revocations(
                 revocation_endpoint=revocation_endpoint,
                 token=token,
                 token_type_hint=hint,
-                # The assertion names the token endpoint here too (RFC 7523 section 3).
                 client_authentication=build_client_authentication(
                     grant.registration, token_endpoint=token_endpoint
                 ),

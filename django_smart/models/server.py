@@ -228,6 +228,12 @@ class FHIRServer(models.Model):
         RAW = "raw", _("as they are")
         FORM_ENCODED = "form_encoded", _("form-encoded first (RFC 6749)")
 
+    class AssertionAudience(models.TextChoices):
+        """What a client assertion names as its audience."""
+
+        ENDPOINT = "endpoint", _("the URL it is posted to")
+        TOKEN_ENDPOINT = "token_endpoint", _("the token endpoint's URL")
+
     class BearerBoundary(models.TextChoices):
         """Where an access token may be sent."""
 
@@ -369,6 +375,15 @@ class FHIRServer(models.Model):
         max_length=20,
         choices=BasicCredentials,
         default=BasicCredentials.RAW,
+    )
+    assertion_audience = models.CharField(
+        _("audience of client assertions"),
+        max_length=20,
+        choices=AssertionAudience,
+        default=AssertionAudience.ENDPOINT,
+        help_text=_(
+            "The token endpoint's URL is used only at endpoints of the same origin."
+        ),
     )
     send_scope_on_refresh = models.BooleanField(
         _("send scope on refresh"), default=False

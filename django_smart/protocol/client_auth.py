@@ -18,6 +18,7 @@ import jwt
 
 from django_smart.exceptions import CredentialsError
 from django_smart.protocol.jwk import PrivateKey, get_algorithm, load_private_key
+from django_smart.protocol.urls import get_origin
 
 __all__ = [
     "CLIENT_ASSERTION_TYPE",
@@ -45,8 +46,15 @@ _Headers = MutableMapping[str, str]
 class ClientAuthentication(Protocol):
     """What each method is: something that completes a request."""
 
-    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
-        """Add what the method needs to *parameters* and *headers*."""
+    def apply(
+        self, parameters: _Parameters, headers: _Headers, *, endpoint: str
+    ) -> None:
+        """
+        Add what the method needs to *parameters* and *headers*.
+
+        Args:
+            endpoint: the URL that the request is sent to.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +63,9 @@ class PublicClient:
 
     client_id: str
 
-    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+    def apply(
+        self, parameters: _Parameters, headers: _Headers, *, endpoint: str
+    ) -> None:
         """Put ``client_id`` first into the form."""
         parameters.insert(0, ("client_id", self.client_id))
 
@@ -76,7 +86,9 @@ class ClientSecretBasic:
     client_secret: str = field(repr=False)
     form_encode: bool = False
 
-    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+    def apply(
+        self, parameters: _Parameters, headers: _Headers, *, endpoint: str
+    ) -> None:
         """
         Set the header.
 
@@ -103,7 +115,9 @@ class ClientSecretPost:
     client_id: str
     client_secret: str = field(repr=False)
 
-    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+    def apply(
+        self, parameters: _Parameters, headers: _Headers, *, endpoint: str
+    ) -> None:
         """
         Append both to the form.
 
@@ -126,7 +140,8 @@ class PrivateKeyJWT:
         key: as :func:`load_private_key` gives it.
         algorithm: ``RS384`` or ``ES384``, as the key was registered.
         kid: of the key in the published JWK Set.
-        token_endpoint: the ``aud``, also at the revocation endpoint.
+        audience: the ``aud``, if a server wants another than the URL that the request
+            is sent to.
         now: aware datetime.
         jti: one-time value, at least 128 random bits.
         lifetime: seconds.
@@ -137,25 +152,37 @@ class PrivateKeyJWT:
     key: PrivateKey = field(repr=False)
     algorithm: str
     kid: str
-    token_endpoint: str
     now: datetime
     jti: str = field(repr=False)
     lifetime: int = _DEFAULT_LIFETIME
     jku: str | None = None
+    audience: str | None = None
 
-    def apply(self, parameters: _Parameters, headers: _Headers) -> None:
+    def apply(
+        self, parameters: _Parameters, headers: _Headers, *, endpoint: str
+    ) -> None:
         """
         Append the assertion to the form.
 
+        Whoever receives an assertion can present it to its audience.  So the audience
+        is the receiver, or at least of the receiver's origin.
+
         Raises:
-            CredentialsError: as :func:`build_client_assertion`.
+            CredentialsError: the audience is of another origin than *endpoint*, or as
+                :func:`build_client_assertion`.
         """
+        audience = self.audience or endpoint
+        if get_origin(audience) != get_origin(endpoint):
+            raise CredentialsError(
+                "A client assertion is sent only to the origin it is made for; the "
+                f"endpoint {endpoint} is not at the origin of {audience}."
+            )
         assertion = build_client_assertion(
             self.key,
             algorithm=self.algorithm,
             client_id=self.client_id,
             kid=self.kid,
-            audience=self.token_endpoint,
+            audience=audience,
             now=self.now,
             jti=self.jti,
             lifetime=self.lifetime,
@@ -183,7 +210,7 @@ def build_client_assertion(
 
     Args:
         algorithm: ``RS384`` with an RSA key, ``ES384`` with one on P-384.
-        audience: URL of the token endpoint, as the request is sent to it (TOK-14).
+        audience: URL that the request is sent to (TOK-14).
         now: aware datetime; ``exp`` is *lifetime* seconds after it.
         lifetime: 1 to 300 seconds.
         skew: seconds by which ``iat`` and ``nbf`` are set back, for servers whose clock

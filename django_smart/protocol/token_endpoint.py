@@ -35,7 +35,7 @@ def build_form_request(
     }
     form = list(parameters)
     if client_authentication is not None:
-        client_authentication.apply(form, all_headers)
+        client_authentication.apply(form, all_headers, endpoint=endpoint)
     return HTTPRequest(
         method="POST", url=endpoint, headers=all_headers, body=urlencode(form).encode()
     )

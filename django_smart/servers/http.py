@@ -196,12 +196,16 @@ def _prepare_private_key_jwt(
             "one with smart_keys generate."
         )
     parsed, algorithm, kid = _get_parsed_key(key), key.algorithm, key.kid
+    server = registration.server
+    names_token_endpoint = (
+        server.assertion_audience == server.AssertionAudience.TOKEN_ENDPOINT
+    )
     return lambda: PrivateKeyJWT(
         client_id=registration.client_id,
         key=parsed,
         algorithm=algorithm,
         kid=kid,
-        token_endpoint=token_endpoint,
+        audience=token_endpoint if names_token_endpoint else None,
         now=timezone.now(),
         jti=secrets.token_urlsafe(24),
     )

@@ -39,7 +39,7 @@ ASSERTIONS = {vector["id"]: vector for vector in VECTORS["client_assertions"]}
 def apply(authentication, parameters=()):
     form: list[tuple[str, str]] = list(parameters)
     headers: dict[str, str] = {}
-    authentication.apply(form, headers)
+    authentication.apply(form, headers, endpoint=AUDIENCE)
     return form, headers
 
 
@@ -268,7 +268,6 @@ def test_private_key_jwt_appends_a_fresh_assertion_and_nothing_else(algorithm):
         key=key,
         algorithm=algorithm,
         kid="k1",
-        token_endpoint=AUDIENCE,
         now=NOW,
         jti="one-time",
         lifetime=120,
@@ -292,6 +291,52 @@ def test_private_key_jwt_appends_a_fresh_assertion_and_nothing_else(algorithm):
     jwt.PyJWS().decode_complete(form[2][1], key.public_key(), algorithms=[algorithm])
 
 
+@pytest.mark.compliance("TOK-14")
+@pytest.mark.parametrize(
+    ("endpoint", "audience", "expected"),
+    [
+        ("https://as.example.org/revoke", None, "https://as.example.org/revoke"),
+        ("https://as.example.org/revoke", AUDIENCE, AUDIENCE),
+        ("https://evil.example/revoke", None, "https://evil.example/revoke"),
+    ],
+)
+def test_assertion_is_made_for_the_endpoint_or_an_audience_of_its_origin(
+    endpoint, audience, expected
+):
+    form: list[tuple[str, str]] = []
+    build_private_key_jwt(audience=audience).apply(form, {}, endpoint=endpoint)
+    assert read(dict(form)["client_assertion"])[1]["aud"] == expected
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://evil.example/revoke",
+        "https://as.example.org:8443/revoke",
+        "http://as.example.org/revoke",
+    ],
+)
+def test_assertion_for_an_audience_of_another_origin_is_refused(endpoint):
+    form: list[tuple[str, str]] = []
+    with pytest.raises(CredentialsError, match="origin"):
+        build_private_key_jwt(audience=AUDIENCE).apply(form, {}, endpoint=endpoint)
+    assert form == []
+
+
+def build_private_key_jwt(**values):
+    return PrivateKeyJWT(
+        **{
+            "client_id": CLIENT_ID,
+            "key": make_ec_key(ec.SECP384R1),
+            "algorithm": "ES384",
+            "kid": "k1",
+            "now": NOW,
+            "jti": "one-time",
+            **values,
+        }
+    )
+
+
 @pytest.mark.compliance("REG-05", "TOK-18")
 def test_no_repr_shows_a_credential():
     for authentication in (
@@ -302,7 +347,6 @@ def test_no_repr_shows_a_credential():
             key=make_ec_key(ec.SECP384R1),
             algorithm="ES384",
             kid="k1",
-            token_endpoint=AUDIENCE,
             now=NOW,
             jti="hidden",
         ),

@@ -39,7 +39,7 @@ def _apply(registration: ClientRegistration) -> tuple[dict[str, str], dict[str, 
     form: list[tuple[str, str]] = []
     headers: dict[str, str] = {}
     build_client_authentication(registration, token_endpoint=_ENDPOINT).apply(
-        form, headers
+        form, headers, endpoint=_ENDPOINT
     )
     return dict(form), headers
 

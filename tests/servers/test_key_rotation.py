@@ -253,7 +253,7 @@ def test_assertion_that_arrives_after_the_rotation_is_still_checked(
     clock.shift(PERIOD)
     form: list[tuple[str, str]] = []
     build_client_authentication(registration, token_endpoint=ehr.token_endpoint).apply(
-        form, {}
+        form, {}, endpoint=ehr.token_endpoint
     )
     assert signing_keys.rotate_due_keys().rotated == 1
     clock.shift(timedelta(seconds=239))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from django_smart.testing.simulator.clients import Client
     from django_smart.testing.simulator.ehr import EHRSimulator
+    from django_smart.testing.simulator.exchange import Exchange
 
 __all__ = ["ALGORITHMS", "ASSERTION_TYPE", "MAX_LIFETIME", "claimed_issuer", "verify"]
 
@@ -43,13 +44,14 @@ def claimed_issuer(assertion: str) -> str:
     return str(_unverified(assertion)[1].get("iss", ""))
 
 
-def verify(ehr: EHRSimulator, client: Client, form: dict[str, str]) -> None:
+def verify(exchange: Exchange, client: Client, form: dict[str, str]) -> None:
     """
     Check the assertion of a token request, and use it up.
 
     Raises:
         OAuthError: ``invalid_client``, with the rule that was broken.
     """
+    ehr = exchange.ehr
     if form.get("client_assertion_type") != ASSERTION_TYPE:
         raise _invalid(f"client_assertion_type must be {ASSERTION_TYPE}")
     assertion = form.get("client_assertion", "")
@@ -65,7 +67,9 @@ def verify(ehr: EHRSimulator, client: Client, form: dict[str, str]) -> None:
         )
     except jwt.InvalidTokenError as exc:
         raise _invalid(f"the signature does not verify ({exc})") from exc
-    _check_claims(ehr, client, claims)
+    _check_claims(
+        ehr, client, claims, audiences=[ehr.token_endpoint, exchange.request.base_url]
+    )
 
 
 def _unverified(assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,14 +118,17 @@ def _registered_keys(ehr: EHRSimulator, client: Client) -> list[dict[str, Any]]:
         raise _invalid(f"the client's key set cannot be read ({exc})") from exc
 
 
-def _check_claims(ehr: EHRSimulator, client: Client, claims: dict[str, Any]) -> None:
+def _check_claims(
+    ehr: EHRSimulator, client: Client, claims: dict[str, Any], *, audiences: list[str]
+) -> None:
     now = ehr.clock()
     for name in ("iss", "sub"):
         if claims.get(name) != client.client_id:
             raise _invalid(f"{name} must be the client_id")
-    audience = claims.get("aud")
-    if audience not in (ehr.token_endpoint, [ehr.token_endpoint]):
-        raise _invalid("aud must be the token URL that the assertion was posted to")
+    named = claims.get("aud")
+    audience = named[0] if isinstance(named, list) and len(named) == 1 else named
+    if audience not in audiences:
+        raise _invalid("aud must be the URL that the assertion was posted to")
     expires_at = claims.get("exp")
     if not isinstance(expires_at, int) or isinstance(expires_at, bool):
         raise _invalid("exp must be an integer")
