@@ -203,6 +203,10 @@ class StateError(AuthorizationResponseError):
         "state_missing": (400, "There is no ``state``, or more than one."),
         "state_unknown": (400, "No launch was started with this ``state``."),
         "state_expired": (400, "The launch was started too long ago."),
+        "callback_mismatch": (
+            400,
+            "The response came to the redirect URI of another registration (CALL-09).",
+        ),
         "state_foreign": (
             403,
             "Another browser started the launch, or cookies were lost (CALL-02).",

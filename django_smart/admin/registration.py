@@ -19,9 +19,13 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
-from ..launches.prefix import get_protocol_url
 from ..models import ClientRegistration, FHIRServer
-from ..servers.registering import ClientURLs, build_client_urls, get_site_url
+from ..servers.registering import (
+    ClientURLs,
+    build_client_urls,
+    choose_callback,
+    get_site_url,
+)
 from ..servers.signing_keys import ensure_active_key
 from .base import EMPTY, BaseAdmin, as_copyable, as_list, shorten
 from .doctor import TestConnectionMixin
@@ -182,11 +186,7 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
         site_url = conf.SMART_SITE_URL
         if not site_url and settings.DEBUG:
             site_url = request.build_absolute_uri("/").rstrip("/")
-        initial: dict[str, Any] = (
-            {"redirect_uri": site_url + get_protocol_url("callback")}
-            if site_url
-            else {}
-        )
+        initial: dict[str, Any] = _choose_callback(site_url) if site_url else {}
         return {**initial, **super().get_changeform_initial_data(request)}
 
     def save_model(
@@ -282,6 +282,15 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
         return _show_url(obj, lambda urls: urls.jwks_url)
 
 
+def _choose_callback(site_url: str) -> dict[str, str]:
+    registration = ClientRegistration(server=FHIRServer())
+    path = choose_callback(registration)
+    return {
+        "redirect_uri": site_url + path,
+        "callback_id": registration.callback_id,
+    }
+
+
 _VENDOR: dict[str, Any] = {
     "fields": list(_URL_FIELDS),
     "description": _("Enter these exactly as they stand here."),
@@ -293,7 +302,14 @@ _SCOPES: dict[str, Any] = {
         "off. Access in the background needs offline_access."
     ),
 }
-_SITE: dict[str, Any] = {"fields": ["redirect_uri", "landing_page", "create_users"]}
+_SITE: dict[str, Any] = {
+    "fields": [
+        "redirect_uri",
+        ("callback_id", "callback_group"),
+        "landing_page",
+        "create_users",
+    ]
+}
 
 
 def _times(registration: ClientRegistration) -> list[Any]:

@@ -222,6 +222,9 @@ WORDS: Mapping[str, Words] = {
         ),
     ),
     "state_expired": Words(title=_("This took too long"), advice=_AGAIN),
+    "callback_mismatch": Words(
+        title=_("The answer came from another place than expected"), advice=_AGAIN
+    ),
     "state_foreign": Words(
         title=_("This was started in another browser or window"),
         advice=ByKind(

@@ -221,6 +221,7 @@ def _begin(
     launch.nonce = _make_random()
     launch.browser_digest = browser_digest
     launch.redirect_uri = registration.redirect_uri
+    launch.callback_id = registration.callback_id
     launch.expires_at = timezone.now() + conf.SMART_AUTHORIZATION_LIFETIME
     try:
         configuration = get_configuration(registration.server)

@@ -79,6 +79,7 @@ class Completion:
 def complete_launch(
     parameters: Sequence[tuple[str, str]],
     *,
+    callback_id: str,
     browser_digests: Sequence[str],
     digests_at_start: Collection[str],
     new_browser_digest: str,
@@ -92,6 +93,7 @@ def complete_launch(
 
     Args:
         parameters: the query, as pairs in order.
+        callback_id: of the redirect URI that the browser was sent to.
         browser_digests: of the browser's cookie, and of others it got when it made
             several first requests at one moment; empty without one.
         digests_at_start: those, and of one that was replaced a short while ago.
@@ -109,6 +111,7 @@ def complete_launch(
     try:
         launch = _find_launch(get_state(parameters))
         _consume(launch, digests=digests_at_start)
+        _check_callback(launch, callback_id)
         launch.browser_digest = browser_digests[0]
         completion = _complete(
             launch,
@@ -157,6 +160,23 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
         # Another callback with this state came between our read and our write.
         raise StateUsedError("The state of this callback was used before.")
     launch.consumed_at = now
+
+
+def _check_callback(launch: Launch, callback_id: str) -> None:
+    """
+    Refuse a code that another server's redirect URI brought.
+
+    A hostile server can send a browser on to an honest one, with the state of its own
+    launch.  The honest server then redirects to the callback that belongs to it, and
+    its code must not reach the hostile token endpoint (RFC 9700 section 4.4).
+    """
+    if callback_id != launch.callback_id:
+        raise StateError(
+            f"The response to launch {launch.pk} of registration "
+            f"{launch.registration_id} came to the callback {callback_id!r}, not to "
+            f"{launch.callback_id!r}: another server may have sent it.",
+            code="callback_mismatch",
+        )
 
 
 def _complete(

@@ -199,6 +199,14 @@ class Launch(models.Model):
 
     key = models.CharField(_("key"), max_length=64, default=_make_key, editable=False)
     key_digest = DigestField(verbose_name=_("digest of the key"), sources=("key",))
+    callback_id = models.CharField(
+        _("callback id"),
+        max_length=100,
+        blank=True,
+        default="",
+        editable=False,
+        help_text=_("Of the redirect URI that the authorization request named."),
+    )
     registration = models.ForeignKey(
         ClientRegistration,
         models.PROTECT,

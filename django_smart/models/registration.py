@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
+from django.core.validators import validate_slug
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
 
 
+_CALLBACK = re.compile(r"/callback/([A-Za-z0-9_-]+)/\Z")
 _CREDENTIALS = (
     "client_id",
     "token_endpoint_auth_method",
@@ -139,6 +143,29 @@ class ClientRegistration(models.Model):
         default="",
         help_text=_("Exactly as registered at the EHR."),
     )
+    callback_id = models.CharField(
+        _("callback id"),
+        max_length=100,
+        blank=True,
+        default="",
+        validators=[validate_slug],
+        help_text=_(
+            "The part of the redirect URI that tells registrations apart: "
+            "callback/<callback id>/. Empty for callback/ itself."
+        ),
+    )
+    callback_group = models.CharField(
+        _("callback group"),
+        max_length=100,
+        blank=True,
+        default="",
+        validators=[validate_slug],
+        help_text=_(
+            "Only for registrations that must share a redirect URI, such as one "
+            "vendor client id for many hospitals: give all of them the same name. "
+            "A hostile server in a group can take over sign-ins at the others."
+        ),
+    )
     landing_page = models.CharField(
         _("landing page"),
         max_length=500,
@@ -163,6 +190,9 @@ class ClientRegistration(models.Model):
     )
     launch_slot = DigestField(
         verbose_name=_("launch slot"), sources=("_launch_slot",), null=True
+    )
+    callback_slot = DigestField(
+        verbose_name=_("callback slot"), sources=("_callback_slot",), null=True
     )
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated at"), auto_now=True)
@@ -189,6 +219,14 @@ class ClientRegistration(models.Model):
                     "EHR launch names the server only, so there can be one."
                 ),
             ),
+            models.UniqueConstraint(
+                fields=["callback_slot"],
+                name="django_smart_registration_callback",
+                violation_error_message=_(
+                    "Another registration uses this callback: give this one a "
+                    "callback id of its own, or put both into one callback group."
+                ),
+            ),
         )
 
     def __str__(self) -> str:
@@ -196,6 +234,7 @@ class ClientRegistration(models.Model):
 
     def save(self, **kwargs: Any) -> None:
         """Store; new credentials are tried, although the server refused others."""
+        self._read_callback_id()
         if self.pk and self.refresh_stopped_at and self._has_new_credentials():
             self.refresh_stopped_at = None
             if (names := kwargs.get("update_fields")) is not None:
@@ -216,6 +255,20 @@ class ClientRegistration(models.Model):
     def _launch_slot(self) -> str | None:
         return str(self.server_id) if self.is_active and self.is_for_launches else None
 
+    @property
+    def _callback_slot(self) -> str | None:
+        # A code that arrives at a shared callback could come from any of its servers
+        # (RFC 9700 section 4.4), so a callback is one registration's, or a group's.
+        if self.callback_group or not (self.is_active and self.is_for_launches):
+            return None
+        return self.callback_id
+
+    def _read_callback_id(self) -> None:
+        """Take the callback id from the redirect URI, if that has one."""
+        found = _CALLBACK.search(urlsplit(self.redirect_uri).path)
+        if found and not self.callback_id:
+            self.callback_id = found[1]
+
     def _has_new_credentials(self) -> bool:
         stored = type(self)._base_manager.filter(pk=self.pk).first()
         try:
@@ -235,7 +288,9 @@ class ClientRegistration(models.Model):
                 the redirect URI do not fit the use.
         """
         errors: dict[str, list[StrOrPromise]] = {}
+        self._read_callback_id()
         self._clean_credentials(errors)
+        self._clean_callback(errors)
         self._clean_scopes(errors)
         if self.is_for_launches and not self.redirect_uri:
             errors["redirect_uri"] = [
@@ -243,6 +298,25 @@ class ClientRegistration(models.Model):
             ]
         if errors:
             raise ValidationError(errors)
+
+    def _clean_callback(self, errors: dict[str, list[StrOrPromise]]) -> None:
+        found = _CALLBACK.search(urlsplit(self.redirect_uri).path)
+        if found and found[1] != self.callback_id:
+            errors["callback_id"] = [
+                _("The redirect URI ends with %(found)s: use that as callback id.")
+                % {"found": found[1]}
+            ]
+        sharing = (
+            type(self)
+            ._base_manager.filter(callback_id=self.callback_id, is_active=True)
+            .exclude(ehr_scope="", standalone_scope="")
+            .exclude(callback_group=self.callback_group)
+            .exclude(pk=self.pk)
+        )
+        if self.is_active and self.is_for_launches and sharing.exists():
+            errors["callback_group"] = [
+                _("A registration of another group, or of none, has this callback id.")
+            ]
 
     def _clean_credentials(self, errors: dict[str, list[StrOrPromise]]) -> None:
         given = [
@@ -319,10 +393,11 @@ class ClientRegistration(models.Model):
                 errors.setdefault(name, []).append(message % words)
 
     def validate_constraints(self, exclude: Any = None) -> None:
-        # Both digests are made by save(); the constraints are checked before it.
+        # The digests are made by save(); the constraints are checked before it.
         self.client_id_digest = digest(self.client_id)
-        slot = self._launch_slot
-        self.launch_slot = None if slot is None else digest(slot)
+        for name in ("launch_slot", "callback_slot"):
+            slot = getattr(self, f"_{name}")
+            setattr(self, name, None if slot is None else digest(slot))
         super().validate_constraints(exclude=exclude)
 
     def get_client_secret(self, environ: Any) -> str:

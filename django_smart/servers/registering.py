@@ -39,6 +39,7 @@ __all__ = [
     "DynamicRegistration",
     "RegistrationInput",
     "build_client_urls",
+    "choose_callback",
     "get_site_url",
     "make_slug",
     "register_client",
@@ -157,14 +158,17 @@ def build_client_urls(registration: ClientRegistration, *, site_url: str) -> Cli
     return ClientURLs(
         launch_url=site_url + _reverse("launch"),
         login_url=f"{site_url}{_reverse('login')}?{query}",
-        redirect_uri=registration.redirect_uri or site_url + _reverse("callback"),
+        redirect_uri=(
+            registration.redirect_uri
+            or site_url + _reverse_callback(registration.callback_id)
+        ),
         jwks_url=site_url + _reverse("jwks"),
     )
 
 
-def _reverse(name: str) -> str:
+def _reverse(name: str, **kwargs: str) -> str:
     try:
-        return reverse(f"django_smart:{name}")
+        return reverse(f"django_smart:{name}", kwargs=kwargs)
     except NoReverseMatch as exc:
         raise ImproperlyConfigured(
             'Include the URLs of django_smart: path("smart/", '
@@ -263,7 +267,29 @@ def _set_redirect_uri(registration: ClientRegistration, site_url: str) -> None:
         origin = validate_site_url(site_url)
     except InsecureURLError as exc:
         raise ValidationError({"site_url": str(exc)}, code=exc.code) from exc
-    registration.redirect_uri = origin + _reverse("callback")
+    registration.redirect_uri = origin + choose_callback(registration)
+
+
+def choose_callback(registration: ClientRegistration) -> str:
+    """
+    Path of a redirect URI for *registration*; sets its callback id.
+
+    The first registration of a site has ``callback/``, each later one its own, and
+    those of a group share the group's.
+    """
+    registration.callback_id = registration.callback_id or registration.callback_group
+    if registration.callback_id:
+        return _reverse_callback(registration.callback_id)
+    others = ClientRegistration.objects.exclude(pk=registration.pk)
+    stem, number = registration.server.slug or "app", 1
+    while others.filter(callback_id=registration.callback_id).exists():
+        registration.callback_id = stem if number == 1 else f"{stem}-{number}"
+        number += 1
+    return _reverse_callback(registration.callback_id)
+
+
+def _reverse_callback(callback_id: str) -> str:
+    return _reverse("callback", **({"callback_id": callback_id} if callback_id else {}))
 
 
 def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> None:

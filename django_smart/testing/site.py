@@ -17,6 +17,7 @@ from django.urls import reverse
 
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer, Identity
+from django_smart.servers.registering import choose_callback
 from django_smart.testing.simulator.ehr import EHRSimulator
 
 __all__ = [
@@ -86,10 +87,11 @@ def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
             "client_secret": "not a secret",
             "ehr_scope": f"launch online_access {_SCOPE}",
             "standalone_scope": f"launch/patient offline_access {_SCOPE}",
-            "redirect_uri": SITE_URL + reverse("django_smart:callback"),
             **values,
         },
     )
+    if not registration.redirect_uri:
+        registration.redirect_uri = SITE_URL + choose_callback(registration)
     registration.full_clean()
     registration.save()
     ehr.register_client(

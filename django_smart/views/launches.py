@@ -163,13 +163,20 @@ class LoginView(ProtocolView):
 
 
 class CallbackView(ProtocolView):
-    """The redirect URI: ``GET callback/?code=…&state=…``."""
+    """
+    The redirect URI: ``GET callback/<callback_id>/?code=…&state=…``.
+
+    Attributes:
+        callback_id: of the registration that the URI belongs to, where a site routes
+            the view at a path of its own: ``CallbackView.as_view(callback_id="…")``.
+    """
 
     # Not HEAD, which link checkers and mail filters send: a state is used once.
     http_method_names = ["get", "options"]
+    callback_id = ""
     launch: Launch | None = None
 
-    def get(self, request: HttpRequest) -> HttpResponse:
+    def get(self, request: HttpRequest, callback_id: str = "") -> HttpResponse:
         """Complete the launch, sign in if it is for that, and go to its page."""
         browser = get_browser(request)
         backend = self.get_backend()
@@ -181,6 +188,8 @@ class CallbackView(ProtocolView):
                     for name, values in request.GET.lists()
                     for value in values
                 ],
+                # From the route: proxies change paths and hosts.
+                callback_id=callback_id or self.callback_id,
                 browser_digests=browser.digests,
                 digests_at_start=digests_at_start,
                 new_browser_digest=browser.prepare_rotation(),

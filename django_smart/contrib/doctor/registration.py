@@ -8,7 +8,13 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http.request import validate_host
-from django.urls import NoReverseMatch, reverse
+from django.urls import (
+    NoReverseMatch,
+    Resolver404,
+    get_script_prefix,
+    resolve,
+    reverse,
+)
 from django.utils import timezone
 
 from ...conf import conf
@@ -28,6 +34,7 @@ from ...protocol.token import build_token_request, process_token_response
 from ...servers.http import build_client_authentication
 from ...servers.registering import get_site_url
 from ...servers.requirements import find_problems
+from ...views.launches import CallbackView
 from .asking import ask
 from .findings import Finding, build_finding
 from .site import answers_at
@@ -140,7 +147,14 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
     if not registration.is_for_launches:
         return
     try:
-        path = reverse("django_smart:callback")
+        path = reverse(
+            "django_smart:callback",
+            kwargs=(
+                {"callback_id": registration.callback_id}
+                if registration.callback_id
+                else {}
+            ),
+        )
     except NoReverseMatch:
         return  # a system check tells that the URLs are not included
     uri = registration.redirect_uri
@@ -148,7 +162,7 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
     host = parts.hostname or ""
     site = conf.SMART_SITE_URL
     origin = f"{parts.scheme}://{parts.netloc}"
-    if parts.path != path or parts.query:
+    if parts.query or not (parts.path == path or _is_routed(registration, parts.path)):
         what = f"its path is not {path}, where this site answers"
     elif not validate_host(f"[{host}]" if ":" in host else host, _get_hosts()):
         what = "ALLOWED_HOSTS does not have its host"
@@ -164,6 +178,19 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
         fix=f"Enter {expected} as redirect URI in the vendor's form and here, or "
         "correct SMART_SITE_URL and ALLOWED_HOSTS.",
     )
+
+
+def _is_routed(registration: ClientRegistration, path: str) -> bool:
+    """Whether the site has a callback view with the registration's id at *path*."""
+    try:
+        match = resolve("/" + path.removeprefix(get_script_prefix()))
+    except Resolver404:
+        return False
+    view = getattr(match.func, "view_class", None)
+    if view is None or not issubclass(view, CallbackView):
+        return False
+    fixed = match.func.view_initkwargs.get("callback_id", view.callback_id)  # type: ignore[attr-defined]  # as_view()'s
+    return match.kwargs.get("callback_id", fixed) == registration.callback_id  # type: ignore[no-any-return]
 
 
 def _get_hosts() -> list[str]:

@@ -1,0 +1,190 @@
+"""A hostile registered server sends browsers on to an honest one (RFC 9700, 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from django_smart import transport
+from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.ehr import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    REDIRECT_URI,
+    SITE,
+    get_callback,
+    make_browser,
+    make_registration,
+)
+
+pytestmark = pytest.mark.django_db
+
+_EVIL_URL = "https://evil.example/fhir"
+_EVIL_CALLBACK = f"{SITE}/smart/callback/evil/"
+
+
+@pytest.fixture
+def evil() -> Iterator[EHRSimulator]:
+    """A registered server that its owner no longer controls."""
+    ehr = EHRSimulator(base_url=_EVIL_URL)
+    ehr.register_client(
+        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[_EVIL_CALLBACK]
+    )
+    with transport.mounted("https://evil.example", ehr.adapter()):
+        make_registration(
+            server__slug="evil",
+            server__name="Evil",
+            server__base_url=_EVIL_URL,
+            redirect_uri=_EVIL_CALLBACK,
+        )
+        yield ehr
+
+
+def _start(browser: Any, slug: str) -> str:
+    response = browser.post("/smart/login/", {"server": slug})
+    assert response.status_code == 302
+    return str(response["Location"])
+
+
+def _mix(evil_url: str, honest_url: str) -> str:
+    """The request at the honest server, with the state of the one at the evil one."""
+    (state,) = parse_qs(urlsplit(evil_url).query)["state"]
+    parts = urlsplit(honest_url)
+    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    return parts._replace(query=urlencode({**query, "state": state})).geturl()
+
+
+def _sign_in(browser: Any) -> Any:
+    user = get_user_model().objects.create_user("victim")
+    browser.force_login(user)
+    return user
+
+
+@pytest.mark.compliance("CALL-09")
+@pytest.mark.parametrize("connects", [False, True])
+def test_code_of_another_server_is_sent_nowhere(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    evil: EHRSimulator,
+    connects: bool,
+) -> None:
+    victim, attacker = make_browser(), make_browser()
+    if connects:
+        _sign_in(victim)
+    # The attacker's own request at the honest server: their challenge, their nonce.
+    theirs = _start(attacker, "harbour")
+    mixed = _mix(_start(victim, "evil"), theirs)
+    response = get_callback(victim, ehr.authorize(mixed))
+    assert response.status_code == 400
+    assert response.context["code"] == "callback_mismatch"
+    assert not evil.requests_to("token")
+    assert not ehr.requests_to("token")
+    assert not TokenGrant.objects.exists()
+    assert not Identity.objects.exists()
+    launch = Launch.objects.get(registration__server__slug="evil")
+    assert (launch.status, launch.error_code) == ("failed", "callback_mismatch")
+
+
+def test_each_server_completes_at_its_own_callback(
+    ehr: EHRSimulator, registration: ClientRegistration, evil: EHRSimulator
+) -> None:
+    browser = make_browser()
+    for slug, simulator in (("harbour", ehr), ("evil", evil)):
+        callback = simulator.authorize(_start(browser, slug))
+        assert get_callback(browser, callback).status_code == 302
+        browser = make_browser()
+
+
+def test_code_at_the_callback_of_nobody_is_refused(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    browser = make_browser()
+    callback = urlsplit(ehr.authorize(_start(browser, "harbour")))
+    wrong = callback._replace(path="/smart/callback/nobody/").geturl()
+    response = get_callback(browser, wrong)
+    assert (response.status_code, response.context["code"]) == (
+        400,
+        "callback_mismatch",
+    )
+    assert not ehr.requests_to("token")
+
+
+# Who may share a callback
+
+
+def test_callback_belongs_to_one_registration(registration: ClientRegistration) -> None:
+    with pytest.raises(ValidationError) as caught:
+        _make_second()
+    assert "callback" in str(caught.value)
+    second = _build_second()
+    with pytest.raises(IntegrityError), transaction.atomic():
+        second.save()
+
+
+def test_registrations_of_one_group_share_a_callback(
+    registration: ClientRegistration,
+) -> None:
+    registration.callback_group = "vendor"
+    registration.save()
+    _make_second(callback_group="vendor")
+
+
+def test_group_takes_no_callback_of_a_registration_outside(
+    registration: ClientRegistration,
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        _make_second(callback_group="vendor")
+    assert set(caught.value.message_dict) == {"callback_group"}
+
+
+def test_registration_outside_takes_no_callback_of_a_group(
+    registration: ClientRegistration,
+) -> None:
+    registration.callback_group = "vendor"
+    registration.save()
+    with pytest.raises(ValidationError) as caught:
+        _make_second()
+    assert set(caught.value.message_dict) == {"callback_group"}
+
+
+def test_callback_id_is_read_from_the_redirect_uri(evil: EHRSimulator) -> None:
+    assert ClientRegistration.objects.get().callback_id == "evil"
+
+
+def test_callback_id_that_contradicts_the_redirect_uri_is_refused(
+    registration: ClientRegistration,
+) -> None:
+    registration.redirect_uri, registration.callback_id = _EVIL_CALLBACK, "other"
+    with pytest.raises(ValidationError) as caught:
+        registration.full_clean()
+    assert set(caught.value.message_dict) == {"callback_id"}
+
+
+def _make_second(**values: Any) -> ClientRegistration:
+    return make_registration(
+        server__slug="second",
+        server__base_url="https://second.example/fhir",
+        redirect_uri=REDIRECT_URI,
+        **values,
+    )
+
+
+def _build_second() -> ClientRegistration:
+    first = ClientRegistration.objects.get(server__slug="harbour")
+    server = first.server
+    server.pk, server.slug, server.base_url = None, "third", "https://third.example/r4"
+    server.save()
+    return ClientRegistration(
+        server=server,
+        client_id="third",
+        client_secret="secret",
+        ehr_scope=first.ehr_scope,
+        redirect_uri=REDIRECT_URI,
+    )
