@@ -18,8 +18,7 @@ from django.db import IntegrityError, transaction
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from .exceptions import UserInactiveError, UserRefusedError
-from .fields import digest
-from .models import ClientRegistration
+from .models import ClientRegistration, FHIRServer, Identity
 from .protocol.id_token import IDTokenClaims
 
 if TYPE_CHECKING:
@@ -27,9 +26,20 @@ if TYPE_CHECKING:
 
     from .fhir.client import FHIRClient
 
-__all__ = ["SMARTAuthenticationBackend"]
+__all__ = ["Claims", "SMARTAuthenticationBackend"]
 
 logger = logging.getLogger(__name__)
+
+
+class Claims(dict[str, Any]):
+    """
+    The claims of a validated ID token, and who proved them.
+
+    Attributes:
+        server: the ``FHIRServer`` whose ID token it was.
+    """
+
+    server: FHIRServer
 
 
 class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
@@ -51,15 +61,25 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     """
     Names of groups by the type of ``fhirUser``, such as ``Practitioner``.
 
-    A user who signs in is put into the group of the type, and taken out of the other
-    groups named here.  A group that does not exist is a line in the log.
+    A user who signs in by a registration with *manage groups* is put into the group of
+    the type, and taken out of the other groups named here.  Switch that on only for
+    servers whose word on it counts: a patients' portal can call anybody a practitioner.
+    A group that does not exist is a line in the log.
     """
 
     def filter_users_by_claims(self, claims: Mapping[str, Any]) -> Any:
-        """The user of this identity.  Replaces upstream's look-up by e-mail."""
-        return self.UserModel.objects.filter(
-            smart_identities__digest=digest(claims["iss"], claims["sub"])
+        """
+        The user of this identity.  Replaces upstream's look-up by e-mail.
+
+        Pass on the claims as they came: a copy as a plain dict lacks the server that
+        proved them, and finds nobody.
+        """
+        if not isinstance(claims, Claims):
+            return self.UserModel.objects.none()
+        identities = Identity.objects.with_subject(
+            claims["iss"], claims["sub"], server=claims.server
         )
+        return self.UserModel.objects.filter(smart_identities__in=identities)
 
     def find_user_to_link(
         self,
@@ -175,7 +195,7 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 or a hook raised ``SuspiciousOperation``.
             UserInactiveError: the user is deactivated.
         """
-        values = _build_values(claims)
+        values = _build_values(claims, registration)
         decision = _Decision(self, registration)
         try:
             user: AbstractBaseUser | None = decision.get_or_create_user(  # type: ignore[no-untyped-call]  # upstream's
@@ -189,15 +209,20 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
             raise UserRefusedError(
                 "This identity is unknown, and the registration creates no users."
             )
-        self._set_group(user, values)
+        if registration.manage_groups:
+            self._set_group(user, values)
         return user
 
     def complete_user(
-        self, user: AbstractBaseUser, claims: IDTokenClaims, fhir: FHIRClient
+        self,
+        user: AbstractBaseUser,
+        claims: IDTokenClaims,
+        registration: ClientRegistration,
+        fhir: FHIRClient,
     ) -> None:
         """Call :meth:`fill_user`; what it raises is a line in the log."""
         try:
-            self.fill_user(user, _build_values(claims), fhir)
+            self.fill_user(user, _build_values(claims, registration), fhir)
         except Exception as exc:  # noqa: BLE001 (the site's own code)
             # Where it happened, and not the message: that may tell of a person.
             place = traceback.extract_tb(exc.__traceback__)[:2][-1]
@@ -313,9 +338,10 @@ def _build_name(value: bytes) -> str:
     return f"smart-{base64.b32encode(value)[:26].decode().lower()}"
 
 
-def _build_values(claims: IDTokenClaims) -> dict[str, Any]:
+def _build_values(claims: IDTokenClaims, registration: ClientRegistration) -> Claims:
     """What the hooks get."""
-    values = {**claims.claims, "iss": claims.issuer, "sub": claims.subject}
+    values = Claims(claims.claims, iss=claims.issuer, sub=claims.subject)
+    values.server = registration.server
     if claims.fhir_user:
         values["fhirUser"] = claims.fhir_user
     return values

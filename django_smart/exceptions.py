@@ -183,6 +183,12 @@ class MalformedDiscoveryError(DiscoveryError):
     code = "discovery_malformed"
 
 
+class IssuerDisputedError(DiscoveryError):
+    """Issuer, key URL or token endpoint moved, or another server names it too."""
+
+    code = "issuer_disputed"
+
+
 class AuthorizationResponseError(SMARTError):
     """What the browser brought to the redirect URI is not usable."""
 
@@ -191,6 +197,10 @@ class AuthorizationResponseError(SMARTError):
         "issuer_mismatch": (
             400,
             "``iss`` of RFC 9207 is missing though promised, or names another server.",
+        ),
+        "issuer_not_known": (
+            400,
+            "``iss`` of RFC 9207 came, and there is no issuer to compare it with.",
         ),
     }
 

@@ -74,6 +74,12 @@ def make_registration(
             **values,
         },
     )
+    # Two that share a redirect URI are a group, as operators have to name one.
+    sharing = ClientRegistration.objects.filter(redirect_uri=registration.redirect_uri)
+    if "callback_group" not in values and registration.redirect_uri:
+        for each in sharing:
+            each.callback_group = registration.callback_group = "shared"
+            each.save()
     registration.full_clean()
     registration.save()
     return registration
@@ -137,6 +143,7 @@ def make_identity(user: User, **values: Any) -> Identity:
     number = next(_numbers)
     return Identity.objects.create(
         **{
+            "server": FHIRServer.objects.first() or make_server(),
             "issuer": "https://ehr.example.org",
             "subject": f"subject-{number}",
             "user": user,

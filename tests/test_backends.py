@@ -19,7 +19,7 @@ from django.db import IntegrityError
 from django.test import RequestFactory
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from django_smart.backends import SMARTAuthenticationBackend
+from django_smart.backends import Claims, SMARTAuthenticationBackend
 from django_smart.exceptions import (
     IdentityError,
     UserInactiveError,
@@ -444,7 +444,11 @@ def test_name_that_somebody_registered_first_signs_nobody_in_as_them(
     assert not squatter.smart_identities.exists()
     # Whose name it is by rights keeps it.
     Identity.objects.create(issuer=_ISSUER, subject="s-1", user=user)
-    assert backend.get_username({"iss": _ISSUER, "sub": "s-1"}) == name
+    claims = Claims(iss=_ISSUER, sub="s-1")
+    claims.server = registration.server
+    assert backend.get_username(claims) == name
+    # Claims that nobody proved find nobody.
+    assert not backend.filter_users_by_claims(dict(claims))
 
 
 @pytest.mark.parametrize("taken", ["Practitioner-of-the-ehr", "", "another name"])

@@ -304,14 +304,20 @@ def test_digest_tells_case_spaces_and_borders_apart() -> None:
 def test_identities_that_differ_in_case_or_spaces_live_beside_each_other(
     django_user_model: Any,
 ) -> None:
+    server = make_registration().server
     for number, subject in enumerate(("abc", "ABC", "abc ", "Abc", "äbc", "abç")):
         Identity.objects.create(
+            server=server,
             issuer="https://ehr.example.org",
             subject=subject,
             user=django_user_model.objects.create(username=f"u{number}"),
         )
-    found = Identity.objects.with_subject("https://ehr.example.org", "abc ").get()
+
+    def find(issuer: str, subject: str) -> Any:
+        return Identity.objects.with_subject(issuer, subject, server=server)
+
+    found = find("https://ehr.example.org", "abc ").get()
     assert (found.subject, found.user.username) == ("abc ", "u2")
-    assert not Identity.objects.with_subject("https://ehr.example.org", "aBC")
-    assert not Identity.objects.with_subject("https://EHR.example.org", "abc")
+    assert not find("https://ehr.example.org", "aBC")
+    assert not find("https://EHR.example.org", "abc")
     assert not TokenGrant.objects.exists()

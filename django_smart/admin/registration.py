@@ -308,6 +308,7 @@ _SITE: dict[str, Any] = {
         ("callback_id", "callback_group"),
         "landing_page",
         "create_users",
+        "manage_groups",
     ]
 }
 

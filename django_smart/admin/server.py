@@ -352,6 +352,8 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
                     "token_endpoint",
                     "revocation_endpoint",
                     "introspection_endpoint",
+                    "login_group",
+                    "pinned",
                     "id_token_issuer",
                 ),
             },

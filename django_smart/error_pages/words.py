@@ -258,6 +258,11 @@ WORDS: Mapping[str, Words] = {
     "authorization_refused": Words(
         title=_("%(Server)s refused to open this app"), advice=_TELL_SUPPORT
     ),
+    "issuer_not_known": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
+    "issuer_disputed": Words(
+        title=_("Sign-in with %(Server)s is switched off for now"),
+        advice=_TELL_SUPPORT,
+    ),
     "issuer_mismatch": Words(
         title=_("The answer came from another place than expected"),
         advice=_(

@@ -28,7 +28,7 @@ from ..protocol.authorization import (
 )
 from ..protocol.capabilities import Capability
 from ..protocol.discovery import SMARTConfiguration
-from ..servers.discovery import get_configuration
+from ..servers.discovery import check_dispute, get_configuration
 from ..servers.requirements import check_launch
 from .failure import fail_launch, refuse_launch
 
@@ -225,6 +225,8 @@ def _begin(
     launch.expires_at = timezone.now() + conf.SMART_AUTHORIZATION_LIFETIME
     try:
         configuration = get_configuration(registration.server)
+        if "openid" in launch.scope_asked.split():
+            check_dispute(registration.server)
         _check_support(launch, configuration)
         if _uses_pkce(registration, configuration):
             launch.code_verifier = _make_code_verifier()

@@ -24,7 +24,6 @@ from ..exceptions import (
     TokenError,
     UserInactiveError,
 )
-from ..fields import digest
 from ..grants.due_times import get_refresh_due_at
 from ..grants.ending import end_idlest_launches, end_launches, supersede_grants
 from ..grants.storing import store_together
@@ -39,7 +38,7 @@ from ..protocol.token import (
     build_token_request,
     process_token_response,
 )
-from ..servers.discovery import get_configuration
+from ..servers.discovery import check_dispute, get_configuration, get_issuer
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token
 from .failure import fail_launch
@@ -196,9 +195,7 @@ def _complete(
     configuration = get_configuration(registration.server)
     answer = process_authorization_response(
         parameters,
-        expected_issuer=(
-            configuration.issuer or registration.server.id_token_issuer or None
-        ),
+        expected_issuer=_get_expected_issuer(launch, configuration, parameters),
         issuer_promised=configuration.authorization_response_iss_parameter_supported,
     )
     if launch.intent == Launch.Intent.CONNECT and not _is_same(user, launch.user):
@@ -231,6 +228,25 @@ def _complete(
         launch.user, launch.browser_digest = start
 
     return store_together(store, restart=restart)
+
+
+def _get_expected_issuer(
+    launch: Launch,
+    configuration: SMARTConfiguration,
+    parameters: Sequence[tuple[str, str]],
+) -> str | None:
+    """What an ``iss`` has to be, learned now if the response has one (RFC 9207)."""
+    server = launch.registration.server
+    issuer = configuration.issuer or server.id_token_issuer or server.issuer
+    if issuer or "iss" not in dict(parameters):
+        return issuer or None
+    try:
+        return get_issuer(server)
+    except SMARTError:
+        # Where an identity is asked for, it is needed in any case.
+        if "openid" in launch.scope_asked.split():
+            raise
+        return None
 
 
 def _exchange_code(
@@ -276,6 +292,7 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
                 "openid was granted, and no id_token came.", code="id_token_missing"
             )
         return None
+    check_dispute(launch.registration.server)
     return check_id_token(
         tokens.id_token,
         registration=launch.registration,
@@ -298,7 +315,7 @@ def _store(
     owner: AbstractBaseUser | None = launch.user
     if claims is not None:
         owner = _get_owner(launch, claims, resolve_user)
-        launch.identity = _link_identity(claims, owner, now=now)
+        launch.identity = _link_identity(launch, claims, owner, now=now)
         launch.fhir_user = claims.fhir_user or ""
     launches = Launch.objects.of_browser(browser_digests)
     open_users = list(launches.open().values_list("user_id", flat=True))
@@ -365,26 +382,29 @@ def _get_owner(
 
 
 def _link_identity(
-    claims: IDTokenClaims, owner: AbstractBaseUser, *, now: datetime
+    launch: Launch, claims: IDTokenClaims, owner: AbstractBaseUser, *, now: datetime
 ) -> Identity:
-    identity, created = Identity.objects.get_or_create(
-        digest=digest(claims.issuer, claims.subject),
-        defaults={
-            "issuer": claims.issuer,
-            "subject": claims.subject,
-            "user": cast("Any", owner),
-            "fhir_user": claims.fhir_user or "",
-            "last_seen_at": now,
-        },
+    server = launch.registration.server
+    known = list(
+        Identity.objects.with_subject(claims.issuer, claims.subject, server=server)
     )
-    if identity.user_id != owner.pk:
+    if any(each.user_id != owner.pk for each in known):
         raise IdentityInUseError(
             "This account at the EHR is linked to another user of this site."
         )
-    if not created:
-        identity.fhir_user = claims.fhir_user or identity.fhir_user
-        identity.last_seen_at = now
-        identity.save(update_fields=["fhir_user", "last_seen_at"])
+    identity = next((each for each in known if each.server_id == server.pk), None)
+    if identity is None:
+        return Identity.objects.create(
+            server=server,
+            issuer=claims.issuer,
+            subject=claims.subject,
+            user=cast("Any", owner),
+            fhir_user=claims.fhir_user or "",
+            last_seen_at=now,
+        )
+    identity.fhir_user = claims.fhir_user or identity.fhir_user
+    identity.last_seen_at = now
+    identity.save(update_fields=["fhir_user", "last_seen_at"])
     return identity
 
 

@@ -178,6 +178,14 @@ class ClientRegistration(models.Model):
         default=True,
         help_text=_("Create a user of this site when an unknown identity signs in."),
     )
+    manage_groups = models.BooleanField(
+        _("manage groups"),
+        default=False,
+        help_text=_(
+            "Let the type of fhirUser decide about the user's groups, as the backend's "
+            "groups_by_type says."
+        ),
+    )
     is_active = models.BooleanField(_("active"), default=True)
     refresh_stopped_at = models.DateTimeField(
         _("refresh stopped at"),

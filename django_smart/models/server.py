@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -15,7 +18,7 @@ from ..exceptions import SMARTError
 from ..fields import DigestField, digest
 from ..protocol.capabilities import Capability, CapabilitySet
 from ..protocol.configuration import SMARTConfiguration
-from ..protocol.urls import normalize_base_url, validate_https_url
+from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
 from .search_words import SearchTextField
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "validate_headers",
     "validate_origins",
 ]
+
+logger = logging.getLogger(__name__)
 
 MAX_URL_LENGTH = 1000
 """Characters of every URL that is stored, here and in the other models."""
@@ -81,6 +86,25 @@ def validate_origins(value: object) -> None:
             )
 
 
+def validate_pinned(value: object) -> None:
+    """Refuse what is not an object of URLs by the names in ``PINNED``."""
+    if not isinstance(value, dict) or not all(
+        name in PINNED and isinstance(url, str) for name, url in value.items()
+    ):
+        raise ValidationError(
+            _("Pinned values are an object with the members %(names)s."),
+            code="pinned",
+            params={"names": ", ".join(PINNED)},
+        )
+
+
+PINNED = ("issuer", "jwks_uri", "token_endpoint")
+"""What discovery may change within its origin only."""
+
+
+_SETTLING = {"is_active", "login_group", "pinned"}
+
+
 class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
     """Servers by their URLs, and changes that only one of all workers makes."""
 
@@ -96,6 +120,49 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         """Servers whose ID tokens carry this issuer."""
         discovered = models.Q(id_token_issuer="", issuer=issuer)
         return self.filter(discovered | models.Q(id_token_issuer=issuer))
+
+    def review_disputes(self) -> None:
+        """
+        Note for each active server which others may own its issuer, keys or tokens.
+
+        Servers of one login group may share them.  Otherwise they belong to the server
+        they are nearest to; where two are equally near, nobody can tell which is right,
+        so both are disputed until an operator decides.
+        """
+        servers = list(
+            self.active()
+            .only("slug", "base_url", "login_group", "pinned", "disputed")
+            .order_by()
+        )
+        sharing: dict[tuple[str, str], list[FHIRServer]] = {}
+        for server in servers:
+            for pair in server.pinned.items():
+                sharing.setdefault(pair, []).append(server)
+        for server in servers:
+            owners = sorted(
+                {
+                    other.slug
+                    for pair in server.pinned.items()
+                    for other in sharing[pair]
+                    if other.pk != server.pk
+                    and not server.shares_logins_with(other)
+                    and other.get_nearness(pair[1]) >= server.get_nearness(pair[1])
+                }
+            )
+            if owners == server.disputed.get("owners", []):
+                continue
+            disputed = {**server.disputed, "owners": owners}
+            if not owners:
+                del disputed["owners"]
+            self.filter(pk=server.pk).update(disputed=disputed)
+            if owners:
+                logger.error(
+                    "Server %s names an issuer, key URL or token endpoint of %s. "
+                    "Nobody can sign in there until one of them is switched off or "
+                    "both are in one login group.",
+                    server.slug,
+                    ", ".join(owners),
+                )
 
     def claim_discovery(
         self, server: FHIRServer, *, now: datetime, pause: timedelta
@@ -355,6 +422,29 @@ class FHIRServer(models.Model):
     scope_syntax = models.CharField(
         _("scope syntax"), max_length=5, choices=ScopeSyntax, default=ScopeSyntax.V2
     )
+    login_group = models.SlugField(
+        _("login group"),
+        max_length=100,
+        blank=True,
+        default="",
+        help_text=_(
+            "Servers of one group may have the same issuer, and then know the same "
+            "people: tenants of one vendor, or realms of one login server. Each of "
+            "them can sign in the users of all others."
+        ),
+    )
+    pinned = models.JSONField(
+        _("pinned values"),
+        default=dict,
+        blank=True,
+        validators=[validate_pinned],
+        help_text=_(
+            "Issuer, key URL and token endpoint as first discovered. The server may "
+            "change them within their origin. To accept what it names now, empty this "
+            "and discover the server again."
+        ),
+    )
+    disputed = models.JSONField(_("disputed"), default=dict, blank=True, editable=False)
     id_token_issuer = models.CharField(
         _("ID token issuer"),
         max_length=MAX_URL_LENGTH,
@@ -476,6 +566,18 @@ class FHIRServer(models.Model):
     def __str__(self) -> str:
         return self.name or self.slug
 
+    def save(self, **kwargs: Any) -> None:
+        """Store, and review disputes if this may settle or begin one."""
+        names = kwargs.get("update_fields")
+        if not self.pinned:
+            self.disputed = {
+                name: value for name, value in self.disputed.items() if name != "moved"
+            }
+        super().save(**kwargs)
+        if names is None or not _SETTLING.isdisjoint(names):
+            type(self)._default_manager.review_disputes()
+            self.refresh_from_db(fields=["disputed"])
+
     @property
     def normalized_base_url(self) -> str:
         """The base URL as it is looked up: without a trailing slash."""
@@ -519,6 +621,18 @@ class FHIRServer(models.Model):
         """The purposes that the server serves whole (CAPS-04 to CAPS-07)."""
         configuration = self.read_configuration()
         return configuration.capability_sets if configuration else frozenset()
+
+    def shares_logins_with(self, other: FHIRServer) -> bool:
+        """Whether the operator has put both into one login group."""
+        return bool(self.login_group) and self.login_group == other.login_group
+
+    def get_nearness(self, url: str) -> int:
+        """Path segments that *url* shares with the base URL; -1 at another origin."""
+        if get_origin(url) != get_origin(self.base_url):
+            return -1
+        paths = (urlsplit(each).path.split("/") for each in (url, self.base_url))
+        together = takewhile(lambda pair: pair[0] == pair[1], zip(*paths, strict=False))
+        return len(list(together))
 
     def build_log_fields(
         self, event: str, *, error_code: str = ""

@@ -197,15 +197,14 @@ def process_authorization_response(
     Args:
         parameters: name and value of the query, in order, repeated names included;
             unknown parameters are ignored.
-        expected_issuer: issuer of this launch's server; ``None`` if it has none, and
-            then an ``iss`` has nothing to be compared with and is ignored.
+        expected_issuer: issuer of this launch's server; ``None`` if it is not known.
         issuer_promised: the server says that ``iss`` always comes
             (``authorization_response_iss_parameter_supported``).
 
     Raises:
         AuthorizationDeniedError: the answer is an ``error``.
-        AuthorizationResponseError: ``iss`` names another server, or was promised and
-            is missing.
+        AuthorizationResponseError: ``iss`` names another server, was promised and is
+            missing, or came and there is nothing to compare it with.
         MalformedAuthorizationResponseError: neither ``code`` nor ``error``, both,
             repeated or oversized parameters.
 
@@ -243,7 +242,13 @@ def _check_issuer(issuer: str | None, expected: str | None, *, promised: bool) -
                 "The server promised the parameter iss; none came.",
                 code="issuer_mismatch",
             )
-    elif expected is not None and issuer != expected:
+    elif expected is None:
+        raise AuthorizationResponseError(
+            "The response names its issuer, and the server's issuer is not known to "
+            "compare it with: set the server's ID token issuer.",
+            code="issuer_not_known",
+        )
+    elif issuer != expected:
         raise AuthorizationResponseError(
             "The parameter iss does not name the launch's issuer.",
             code="issuer_mismatch",

@@ -13,6 +13,7 @@ from ..conf import conf
 from ..exceptions import (
     DiscoveryError,
     DiscoveryStatusError,
+    IssuerDisputedError,
     MalformedDiscoveryError,
     SMARTError,
     TransportError,
@@ -39,6 +40,7 @@ from .http import send
 
 __all__ = [
     "DISCOVERED_COLUMNS",
+    "check_dispute",
     "fetch_configuration",
     "fetch_jwks",
     "get_configuration",
@@ -56,11 +58,13 @@ DISCOVERED_COLUMNS = (
     "configuration_fetched_at",
     "configuration_max_age",
     "discovery_failed_at",
+    "disputed",
     "issuer",
     "jwks",
     "jwks_fetched_at",
     "jwks_max_age",
     "jwks_uri",
+    "pinned",
 )
 # A server may ask to be asked more often than once a day, but not at each launch.
 _LEAST_LIFETIME = timedelta(minutes=5)
@@ -137,6 +141,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
                     setattr(server, name, value)
                 raise
             logger.warning("Server %s: no way to sign out there (%s)", server.pk, exc)
+    _pin(server, before, save=save)
     server.configuration_fetched_at = timezone.now()
     server.configuration_max_age = answer.max_age
     server.discovery_failed_at = None
@@ -343,6 +348,76 @@ def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
         return ""
     others = FHIRServer.objects.exclude(pk=server.pk).with_issuer(server.issuer)
     return "" if others.exclude(jwks_uri__in=["", jwks_uri]).exists() else jwks_uri
+
+
+def check_dispute(server: FHIRServer) -> None:
+    """
+    Refuse to sign in anybody while it is disputed who may speak for *server*.
+
+    Raises:
+        IssuerDisputedError: the message names the values, or the other servers.
+    """
+    if moved := server.disputed.get("moved"):
+        raise IssuerDisputedError(
+            f"Server {server.slug} names another {' and '.join(sorted(moved))} than "
+            "before, at another origin: if that is right, empty its pinned values and "
+            "discover it again."
+        )
+    if owners := server.disputed.get("owners"):
+        raise IssuerDisputedError(
+            f"Server {server.slug} names an issuer, key URL or token endpoint of "
+            f"{', '.join(owners)}: switch off the wrong one, or put both into one "
+            "login group."
+        )
+
+
+def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
+    """
+    Keep issuer, key URL and token endpoint as they are, but for changes at one origin.
+
+    Raises:
+        IssuerDisputedError: one of them is at another origin now; nothing but that is
+            stored.
+    """
+    found = _find_pinned(server)
+    moved = {
+        name: url
+        for name, url in found.items()
+        if name in server.pinned and get_origin(url) != get_origin(server.pinned[name])
+    }
+    if not moved:
+        server.pinned = {**server.pinned, **found}
+        server.disputed = {
+            name: value for name, value in server.disputed.items() if name != "moved"
+        }
+        return
+    for name, value in before.items():
+        setattr(server, name, value)
+    server.disputed = {**server.disputed, "moved": moved}
+    if save:
+        server.save(update_fields=["disputed"])
+    logger.error(
+        "Server %s: %s moved to another origin; the known ones stay in use and nobody "
+        "can sign in until its pinned values are emptied.",
+        server.slug,
+        ", ".join(sorted(moved)),
+    )
+    check_dispute(server)
+
+
+def _find_pinned(server: FHIRServer) -> dict[str, str]:
+    """What is pinned of the present configuration: not what the operator has set."""
+    configuration = server.read_configuration()
+    found = {
+        "issuer": "" if server.id_token_issuer else server.issuer,
+        "jwks_uri": server.jwks_uri,
+        "token_endpoint": (
+            ""
+            if configuration is None or "token_endpoint" in server.endpoint_overrides
+            else configuration.token_endpoint
+        ),
+    }
+    return {name: url for name, url in found.items() if url}
 
 
 def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:

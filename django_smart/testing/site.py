@@ -118,13 +118,22 @@ def link_user(ehr: EHRSimulator, user: AbstractBaseUser, reference: str = "") ->
     Returns:
         The reference.
     """
+    server = FHIRServer.objects.with_base_url(ehr.base_url).first()
+    if server is None:
+        raise ValueError("the EHR is not registered here: call create_registration()")
     references = [reference] if reference else list(ehr.users)
     for each in references:
         subject = ehr.users[each].subject
-        identity = Identity.objects.with_subject(ehr.issuer, subject).first()
+        identity = Identity.objects.with_subject(
+            ehr.issuer, subject, server=server
+        ).first()
         if identity is None:
             Identity.objects.create(
-                issuer=ehr.issuer, subject=subject, fhir_user=each, user_id=user.pk
+                server=server,
+                issuer=ehr.issuer,
+                subject=subject,
+                fhir_user=each,
+                user_id=user.pk,
             )
             return each
         if identity.user_id == user.pk:

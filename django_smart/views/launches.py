@@ -309,7 +309,7 @@ class CallbackView(ProtocolView):
         ):
             return
         fhir = build_fhir_client(launch.grant, launch=launch)
-        backend.complete_user(launch.user, claims, fhir)
+        backend.complete_user(launch.user, claims, launch.registration, fhir)
 
     @staticmethod
     def _sign_in(

@@ -93,9 +93,11 @@ def test_find_what_is_wrong(world: World):
 def test_connect_many_hospitals(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ):
-    url, file, by_server, again, register, unknown, link, logos, away = read_blocks(
-        "how-to/connect-many-hospitals.rst"
-    )
+    blocks = read_blocks("how-to/connect-many-hospitals.rst")
+    url, file, by_server, again, register, shared, *blocks = blocks
+    unknown, link, logos, away = blocks
+    groups = {each["set"]["callback_group"] for each in json.loads(shared.code)}
+    assert groups == {"vendor"}
     monkeypatch.chdir(tmp_path)
     install, fetch = url.commands
     assert install == ["pip", "install", "django-smart[brands]"]

@@ -39,7 +39,7 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     settings.AUTHENTICATION_BACKENDS = values["AUTHENTICATION_BACKENDS"]
     for name in ("Clinicians", "Patients", "Others"):
         Group.objects.create(name=name)
-    make_registration(ehr_scope=_SCOPE)
+    make_registration(ehr_scope=_SCOPE, manage_groups=True)
     return module
 
 

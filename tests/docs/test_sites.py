@@ -398,7 +398,8 @@ def test_signals(ehr: EHRSimulator, registration: Any, caplog):
 
 
 def test_views(put_urls, ehr: EHRSimulator, registration: Any):
-    (block,) = read_blocks("reference/views.rst")
+    block, legacy = read_blocks("reference/views.rst")
+    assert "callback_id=" in legacy.code
     put_urls(execute(block)["urlpatterns"])
     for intent, suffix in (("order", "/?order=1"), (None, "/")):
         browser = make_browser()

@@ -90,12 +90,10 @@ def test_issuer_of_the_row_counts_where_discovery_tells_none(ehr: EHRSimulator) 
     assert come_back(ehr, iss=ehr.issuer).status_code == 302
 
 
-def test_issuer_that_cannot_be_compared_is_ignored(ehr: EHRSimulator) -> None:
+def test_issuer_that_cannot_be_compared_is_refused(ehr: EHRSimulator) -> None:
     make_registration(ehr_scope="launch patient/Patient.rs")
-    answer(
-        ehr,
-        SMART,
-        remove=("issuer", PROMISE),
-        capabilities=["launch-ehr"],
-    )
-    assert come_back(ehr, iss=OTHER).status_code == 302
+    answer(ehr, SMART, remove=("issuer", PROMISE), capabilities=["launch-ehr"])
+    answer(ehr, "/openid-configuration", status=404)
+    response = come_back(ehr, iss=OTHER)
+    assert (response.status_code, response.context["code"]) == (400, "issuer_not_known")
+    assert not ehr.requests_to("token")

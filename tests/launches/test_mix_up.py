@@ -172,7 +172,7 @@ def _make_second(**values: Any) -> ClientRegistration:
         server__slug="second",
         server__base_url="https://second.example/fhir",
         redirect_uri=REDIRECT_URI,
-        **values,
+        **{"callback_group": "", **values},
     )
 
 

@@ -466,7 +466,7 @@ def test_site_url_of_the_command_is_for_entries_without_one(tmp_path):
     )
     assert [answer["redirect_uri"] for answer in ran.json] == [
         "https://x.example/smart/callback/",
-        "https://two.example/smart/callback/",
+        "https://two.example/smart/callback/ehr2-example/",
     ]
 
 

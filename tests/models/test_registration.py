@@ -38,8 +38,9 @@ def _another(first: ClientRegistration, **values: Any) -> ClientRegistration:
 def test_server_has_one_active_registration_for_launches() -> None:
     first = make_registration()
     second = _another(first)
-    (message,) = _messages(second)["__all__"]
+    message, callback = _messages(second)["__all__"]
     assert "an EHR launch names the server only" in message
+    assert "callback" in callback
     with pytest.raises(IntegrityError), transaction.atomic():
         second.save()
     # One that is off, and one that is for backend services alone, may stand beside it.

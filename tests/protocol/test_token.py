@@ -65,7 +65,6 @@ SIGNED = PrivateKeyJWT(
     key=make_ec_key(ec.SECP384R1),
     algorithm="ES384",
     kid="k1",
-    token_endpoint=ENDPOINT,
     now=NOW,
     jti="one-time",
 )

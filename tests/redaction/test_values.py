@@ -37,6 +37,7 @@ CANARY = "c4nary"
 # What anybody may see: names, kinds and numbers.  A new field of a value is hidden
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
+audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
 associated_endpoints
 authorization_endpoint authorization_response_iss_parameter_supported base_url

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from werkzeug.wrappers import Response
 
 from django_smart import transport
-from django_smart.exceptions import DiscoveryStatusError
+from django_smart.exceptions import IssuerDisputedError
 from django_smart.models import FHIRServer, Identity
-from django_smart.servers.discovery import fetch_configuration, get_jwks
+from django_smart.servers.discovery import fetch_configuration
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import (
     CLIENT_ID,
     CLIENT_SECRET,
+    PATIENT,
     REDIRECT_URI,
     get_callback,
     launch,
     make_browser,
-    start_ehr_launch,
 )
-from tests.factories import make_registration
+from tests.factories import make_registration, make_server
 
 pytestmark = pytest.mark.django_db
 
@@ -60,7 +60,12 @@ def register(other: EHRSimulator, **values: Any) -> FHIRServer:
 def refuse(other: EHRSimulator) -> None:
     """A launch there, which has to sign nobody in."""
     browser = make_browser()
-    response = get_callback(browser, other.authorize(start_ehr_launch(browser, other)))
+    launch_id = other.create_launch(CLIENT_ID, patient=PATIENT)
+    response = browser.get(
+        "/smart/launch/", {"iss": other.base_url, "launch": launch_id}
+    )
+    if response.status_code == 302:
+        response = get_callback(browser, other.authorize(response["Location"]))
     assert response.status_code >= 400
     assert "_auth_user_id" not in browser.session
 
@@ -82,8 +87,8 @@ def test_server_cannot_sign_in_who_is_known_by_another(
     answer(other, SMART, capabilities=capabilities)
     refuse(other)
     assert Identity.objects.count() == known
-    # Asked, the issuer named its own keys.
-    assert FHIRServer.objects.get(slug="other").jwks_uri == ehr.jwks_uri
+    # If it was asked, the issuer named its own keys.
+    assert FHIRServer.objects.get(slug="other").jwks_uri in ("", ehr.jwks_uri)
     assert launch(make_browser(), ehr).identity is not None
 
 
@@ -99,22 +104,109 @@ def test_issuer_that_is_named_below_the_base_alone_is_asked_too(
     refuse(other)
 
 
-@pytest.mark.parametrize("status", [404, 500])
-def test_keys_are_let_go_of_with_their_issuer(ehr: EHRSimulator, status: int) -> None:
+def test_issuer_that_moves_to_another_origin_is_disputed(ehr: EHRSimulator) -> None:
     make_registration()
     own = "https://other.example.org"
     with mounted(own) as other:
         server = register(other)
         assert launch(make_browser(), other).identity is not None
+    server.refresh_from_db()
+    known = server.pinned
+    assert known["issuer"] == own
     FHIRServer.objects.filter(pk=server.pk).update(configuration_fetched_at=None)
-    answer(ehr, OPENID, status=status)
     with mounted(ehr.issuer) as other:
-        refuse(other)
+        browser = make_browser()
+        with pytest.raises(IssuerDisputedError):
+            fetch_configuration(server)
+        response = browser.get(
+            "/smart/launch/",
+            {
+                "iss": other.base_url,
+                "launch": other.create_launch(CLIENT_ID, patient=None),
+            },
+        )
+        assert response.context["code"] == "issuer_disputed"
         server.refresh_from_db()
-        assert server.jwks is None
-        with pytest.raises(DiscoveryStatusError):
-            get_jwks(server)
+        assert (server.issuer, server.pinned) == (own, known)
+        # Until the operator accepts what it names now.
+        server.pinned = {}
+        server.save()
+        fetch_configuration(server)
+        assert server.issuer == ehr.issuer
     assert list(Identity.objects.values_list("issuer", flat=True)) == [own]
+
+
+@pytest.mark.parametrize("name", ["jwks_uri", "token_endpoint"])
+def test_value_that_moves_within_its_origin_is_taken(
+    ehr: EHRSimulator, registration: Any, name: str
+) -> None:
+    server = registration.server
+    fetch_configuration(server)
+    moved = f"{server.pinned[name]}/v2"
+    answer(ehr, SMART, **cast("Any", {name: moved}))
+    fetch_configuration(server)
+    assert server.pinned[name] == moved
+    assert server.disputed == {}
+
+
+def test_token_endpoint_that_moves_to_another_origin_is_not_used(
+    ehr: EHRSimulator, registration: Any
+) -> None:
+    name, server = "token_endpoint", registration.server
+    known = fetch_configuration(server).token_endpoint, server.jwks_uri
+    answer(ehr, SMART, token_endpoint="https://elsewhere.example/moved")
+    with pytest.raises(IssuerDisputedError):
+        fetch_configuration(server)
+    server.refresh_from_db()
+    assert (server.read_configuration().token_endpoint, server.jwks_uri) == known
+    assert set(server.disputed["moved"]) == {name}
+
+
+def test_servers_of_one_login_group_know_the_same_people(
+    ehr: EHRSimulator, other: EHRSimulator
+) -> None:
+    make_registration(server__login_group="vendor")
+    register(other, server__login_group="vendor")
+    first = launch(make_browser(), ehr)
+    other._signing_keys = ehr._signing_keys
+    second = launch(make_browser(), other)
+    assert first.identity is not None
+    assert second.identity is not None
+    assert first.identity != second.identity
+    assert first.user == second.user
+
+
+def test_server_that_names_another_ones_issuer_reaches_none_of_its_users(
+    ehr: EHRSimulator, other: EHRSimulator
+) -> None:
+    make_registration()
+    server = register(other)
+    victim = launch(make_browser(), ehr).user
+    # As if nobody disputed it: what a server proves counts for its own users alone.
+    other._signing_keys = ehr._signing_keys
+    answer(other, SMART, jwks_uri=ehr.jwks_uri)
+    fetch_configuration(server)
+    FHIRServer.objects.update(disputed={})
+    assert launch(make_browser(), other).user != victim
+
+
+def test_dispute_ends_when_the_wrong_server_is_switched_off(
+    ehr: EHRSimulator, registration: Any, caplog: Any
+) -> None:
+    wrong = make_server(slug="wrong", base_url="https://ehr.example.org/other/r4")
+    fetch_configuration(registration.server)
+    wrong.pinned = dict(registration.server.pinned)
+    wrong.save()
+    assert wrong.disputed == {"owners": ["harbour"]}
+    assert "wrong names" in caplog.text
+    assert "of harbour." in caplog.text
+    # The one that is nearer to its issuer goes on.
+    assert launch(make_browser(), ehr).identity is not None
+    wrong.is_active = False
+    wrong.save()
+    wrong.is_active, wrong.pinned = True, {}
+    wrong.save()
+    assert wrong.disputed == {}
 
 
 def test_on_one_host_the_issuer_settles_a_dispute(

@@ -92,6 +92,9 @@ def test_user_is_signed_in(
 
 def test_one_person_is_not_two_users(ehr: EHRSimulator) -> None:
     reference = next(iter(ehr.users))
+    with pytest.raises(ValueError, match="create_registration"):
+        link_user(ehr, User(), reference)
+    create_registration(ehr)
     assert link_user(ehr, User.objects.create(username="ada"), reference) == reference
     with pytest.raises(ValueError, match="another user"):
         link_user(ehr, User.objects.create(username="ben"), reference)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from django_smart.testing.simulator.clients import Client
     from django_smart.testing.simulator.ehr import EHRSimulator
-    from django_smart.testing.simulator.exchange import Exchange
 
 __all__ = ["ALGORITHMS", "ASSERTION_TYPE", "MAX_LIFETIME", "claimed_issuer", "verify"]
 
@@ -44,14 +43,17 @@ def claimed_issuer(assertion: str) -> str:
     return str(_unverified(assertion)[1].get("iss", ""))
 
 
-def verify(exchange: Exchange, client: Client, form: dict[str, str]) -> None:
+def verify(
+    ehr: EHRSimulator, client: Client, form: dict[str, str], *, endpoint: str = ""
+) -> None:
     """
-    Check the assertion of a token request, and use it up.
+    Check the assertion of a request to *endpoint*, and use it up.
+
+    Its audience is *endpoint* or the token endpoint (RFC 7523 section 3).
 
     Raises:
         OAuthError: ``invalid_client``, with the rule that was broken.
     """
-    ehr = exchange.ehr
     if form.get("client_assertion_type") != ASSERTION_TYPE:
         raise _invalid(f"client_assertion_type must be {ASSERTION_TYPE}")
     assertion = form.get("client_assertion", "")
@@ -67,9 +69,7 @@ def verify(exchange: Exchange, client: Client, form: dict[str, str]) -> None:
         )
     except jwt.InvalidTokenError as exc:
         raise _invalid(f"the signature does not verify ({exc})") from exc
-    _check_claims(
-        ehr, client, claims, audiences=[ehr.token_endpoint, exchange.request.base_url]
-    )
+    _check_claims(ehr, client, claims, audiences=[ehr.token_endpoint, endpoint])
 
 
 def _unverified(assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:

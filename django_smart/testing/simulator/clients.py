@@ -72,7 +72,9 @@ def authenticate(exchange: Exchange) -> Client:
     if used != {client.auth_method}:
         raise _refused(f"{client_id} is registered for {client.auth_method}", basic)
     if client.auth_method == "private_key_jwt":
-        assertions.verify(exchange, client, form)
+        assertions.verify(
+            exchange.ehr, client, form, endpoint=exchange.request.base_url
+        )
     elif client.auth_method != "none":
         candidates = basic or [(client_id, form["client_secret"])]
         _check_secret(client, candidates, basic)
