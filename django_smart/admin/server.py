@@ -26,10 +26,10 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..contrib.monitoring import ServerHealth, read_health
-from ..exceptions import SMARTError
+from ..exceptions import IssuerDisputedError, SMARTError
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
-from ..servers.discovery import fetch_configuration
+from ..servers.discovery import check_dispute, fetch_configuration
 from ..servers.presets import get_preset_values
 from .base import EMPTY, BaseAdmin, as_list, shorten
 from .doctor import TestConnectionMixin
@@ -315,6 +315,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
     inlines = (_RegistrationInline,)
     actions = ("rediscover",)
     readonly_fields = (
+        "dispute",
         "endpoints",
         "offers",
         "methods",
@@ -338,6 +339,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
                     "issuer",
                     ("configuration_fetched_at", "jwks_fetched_at"),
                     "discovery_failed_at",
+                    "dispute",
                 )
             },
         ),
@@ -401,6 +403,15 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
     def get_tested_server(self, obj: FHIRServer) -> FHIRServer:
         """Itself."""
         return obj
+
+    @admin.display(description=_("dispute"))
+    def dispute(self, obj: FHIRServer) -> str:
+        """Why nobody can sign in there, and what settles it."""
+        try:
+            check_dispute(obj)
+        except IssuerDisputedError as exc:
+            return str(exc)
+        return EMPTY
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Of a new server nothing is known that could be shown."""

@@ -113,6 +113,16 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "Access ends with the sign-out, so nothing is read in the background.",
     ),
     # The registration itself
+    "issuer_disputed": (
+        _E,
+        "Nobody can sign in there: whoever controls an issuer's keys can impersonate "
+        "its users.",
+    ),
+    "callback_shared": (
+        _W,
+        "A server of this group that is taken over can pass on another one's "
+        "responses, and sign people in at the others as somebody else.",
+    ),
     "redirect_uri_wrong": (
         _E,
         "People are sent to an address that does not finish their launch.",

@@ -62,6 +62,7 @@ def examine_registration(
     findings += _find_scopes_not_offered(registration, configuration)
     findings += _find_refresh_faults(registration, configuration)
     findings += _find_redirect_fault(registration)
+    findings += _find_shared_callback(registration)
     findings += _find_cookie_faults(registration)
     if not codes & {"method_not_offered", "algorithm_not_offered"}:
         findings += _try_credentials(registration, configuration)
@@ -178,6 +179,27 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
         fix=f"Enter {expected} as redirect URI in the vendor's form and here, or "
         "correct SMART_SITE_URL and ALLOWED_HOSTS.",
     )
+
+
+def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]:
+    if not registration.callback_group:
+        return
+    others = (
+        ClientRegistration.objects.active()
+        .filter(callback_group=registration.callback_group)
+        .exclude(server=registration.server_id)
+        .values_list("server__slug", flat=True)
+    )
+    if others:
+        yield build_finding(
+            "callback_shared",
+            subject=registration.server.slug,
+            what="The registration shares its redirect URI with those at "
+            f"{', '.join(sorted(others))} (callback group "
+            f"{registration.callback_group}).",
+            fix="If the vendor allows a redirect URI for each, give the registration "
+            "a callback id of its own and empty its callback group.",
+        )
 
 
 def _is_routed(registration: ClientRegistration, path: str) -> bool:

@@ -14,6 +14,7 @@ from ...conf import conf
 from ...exceptions import (
     DiscoveryError,
     InsecureURLError,
+    IssuerDisputedError,
     ServerUnreachableError,
     SMARTError,
     TransportError,
@@ -26,7 +27,11 @@ from ...protocol.discovery import (
 )
 from ...protocol.json import parse_json_object
 from ...protocol.messages import HTTPRequest, HTTPResponse
-from ...servers.discovery import fetch_configuration, fetch_jwks
+from ...servers.discovery import (
+    check_dispute,
+    fetch_configuration,
+    fetch_jwks,
+)
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 from .registration import examine_registration
@@ -189,11 +194,25 @@ def _read_date(answer: HTTPResponse) -> datetime | None:
 
 def _discover(server: FHIRServer, answer: HTTPResponse) -> SMARTConfiguration:
     try:
-        return fetch_configuration(server, save=server.pk is not None)
+        configuration = fetch_configuration(server, save=server.pk is not None)
+        check_dispute(server)
     except TransportError as exc:
         raise _StopError(_explain_failure(server, exc)) from exc
+    except IssuerDisputedError as exc:
+        raise _StopError(_explain_dispute(server, exc)) from exc
     except DiscoveryError as exc:
         raise _StopError(_explain_discovery(server, answer, exc)) from exc
+    return configuration
+
+
+def _explain_dispute(server: FHIRServer, error: IssuerDisputedError) -> Finding:
+    what, _, fix = str(error).partition(": ")
+    return build_finding(
+        "issuer_disputed",
+        subject=server.slug,
+        what=f"{what}.",
+        fix=fix[:1].upper() + fix[1:],
+    )
 
 
 def _explain_discovery(

@@ -15,6 +15,7 @@ from werkzeug.wrappers import Response
 from django_smart import transport
 from django_smart.contrib.doctor import KINDS, Finding, examine
 from django_smart.models import FHIRServer, SigningKey, TaskRun, TokenGrant
+from django_smart.servers.discovery import fetch_configuration
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.tasks import refresh_servers
 from django_smart.testing import EHRSimulator
@@ -22,6 +23,7 @@ from tests.answers import Away, answer
 from tests.celery import app as celery_app
 from tests.contrib.doctor.conftest import World
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
+from tests.factories import make_registration, make_server
 from tests.transport.servers import Server
 from tests.transport.servers import answer as raw_answer
 
@@ -40,7 +42,7 @@ def offer(world: World, **values: Any) -> None:
     answer(world.ehr, SMART, **values)
 
 
-# The twenty-five, one function each
+# One function each
 
 
 def base_url_wrong(world: World) -> None:
@@ -108,6 +110,25 @@ def key_ending(world: World) -> None:
     world.settings.SMART_KEY_ROTATION = 30 * 24 * 3600
     since = timezone.now() - timedelta(days=30) + timedelta(hours=1)
     SigningKey.objects.update(activated_at=since)
+
+
+def token_endpoint_moved(world: World) -> None:
+    fetch_configuration(world.server)
+    offer(world, token_endpoint="https://elsewhere.example.org/token")
+
+
+def issuer_of_another_server(world: World) -> None:
+    fetch_configuration(world.server)
+    pinned = {"issuer": world.server.pinned["issuer"]}
+    make_server(slug="nearer", base_url=f"{BASE_URL}/r4", pinned=pinned)
+
+
+def callback_shared(world: World) -> None:
+    world.set_registration(callback_group="vendor")
+    make_registration(
+        make_server(slug="other", base_url="https://other.example.org/r4"),
+        callback_group="vendor",
+    )
 
 
 def redirect_uri_of_another_site(world: World) -> None:
@@ -190,6 +211,9 @@ SEEDS: list[tuple[Callable[[World], None], set[str], str]] = [
     (algorithm_not_offered, {"algorithm_not_offered"}, "Set the registration's sign"),
     (no_s256, {"s256_not_offered"}, "Have S256 switched on there"),
     (no_launch_ehr, {"ehr_launch_not_offered"}, "scope for EHR launch"),
+    (token_endpoint_moved, {"issuer_disputed"}, "empty its pinned values"),
+    (issuer_of_another_server, {"issuer_disputed"}, "one login group"),
+    (callback_shared, {"callback_shared"}, "a callback id of its own"),
     (jwks_unreachable, {"jwks_unreachable"}, "let the outside in"),
     (jwks_cached_too_long, {"jwks_cached_too_long"}, "leave its Cache-Control"),
     (key_ending, {"key_ending"}, "smart_keys generate --algorithm RS384"),
@@ -269,8 +293,8 @@ def test_untrusted_certificate_is_named_with_its_fix(
         assert server.requests == []
 
 
-def test_the_twenty_five_are_all_there() -> None:
-    assert len(SEEDS) + 1 == 25
+def test_no_misconfiguration_has_been_lost() -> None:
+    assert len(SEEDS) + 1 == 28
 
 
 # What else it finds
