@@ -48,10 +48,10 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
         Further columns are read when they are asked for, as after ``only()``.
         """
         found = _get_page_values().filter(key_digest=digest(key))
-        try:
-            values = iter(found.get())
-        except Launch.DoesNotExist:
+        row = next(iter(found), None)
+        if row is None:
             return None
+        values = iter(row)
         launch, registration, server, grant = (
             model.from_db(found.db, names, [next(values) for _ in names])
             for model, names in _get_page_columns().values()
@@ -333,9 +333,9 @@ _PAGE_COLUMNS: dict[str, tuple[Any, Collection[str]]] = {
     "": (
         Launch,
         (
-            *("id", "key", "registration_id", "kind", "status", "error_code"),
-            *("user_id", "grant_id", "browser_digest", "is_framed", "context"),
-            *("fhir_user", "completed_at", "last_used_at"),
+            *("id", "key", "registration_id", "kind", "status", "user_id", "grant_id"),
+            *("browser_digest", "is_framed", "context", "fhir_user"),
+            *("completed_at", "last_used_at"),
         ),
     ),
     "registration__": (ClientRegistration, ("id", "server_id")),
@@ -349,9 +349,9 @@ _PAGE_COLUMNS: dict[str, tuple[Any, Collection[str]]] = {
     "grant__": (
         TokenGrant,
         (
-            *("id", "registration_id", "user_id", "access_token", "refresh_token"),
-            *("scope", "patient_id", "is_offline", "status", "received_at"),
-            *("expires_at", "last_used_at"),
+            *("id", "user_id", "access_token", "refresh_token", "scope"),
+            *("patient_id", "is_offline", "status", "received_at", "expires_at"),
+            "last_used_at",
         ),
     ),
 }
@@ -378,4 +378,4 @@ def _get_page_values() -> models.QuerySet[Any, tuple[Any, ...]]:
     columns = _get_page_columns().items()
     return Launch.objects.values_list(
         *(path + name for path, (_, names) in columns for name in names)
-    )
+    ).order_by()
