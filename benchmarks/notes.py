@@ -28,8 +28,8 @@ _PAGE = (
     "One more statement reads the launch with its registration, server and grant into "
     "four instances; session and user together have 14 columns. "
     "Tried: all 124 columns by select_related(), a ratio of 4; without an order, 3.2; "
-    "only() of the 35 that a page needs, 2.5; the same by values_list() and from_db(), "
-    "half of the first. "
+    "only() of the 32 that a page needs, 2.5; the same by values_list() and from_db(), "
+    "2.0. "
     "Not done: SQL compiled once and kept, which needs Django's internals."
 )
 _REFRESH = (
