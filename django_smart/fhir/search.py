@@ -107,8 +107,7 @@ class SearchResult(Generic[_T]):
     Raises (while it is used):
         BearerBoundaryError: a ``next`` link leads out of the boundary.
         FHIRStatusError: the server refused a page.
-        MalformedFHIRResponseError: no searchset, pages that do not end, or another
-            model.
+        MalformedFHIRResponseError: no searchset, endless pages, or another model.
     """
 
     def __init__(
