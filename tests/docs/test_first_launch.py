@@ -147,7 +147,9 @@ def _sandbox(reader: _Reader) -> Iterator[EHRSimulator]:
         ehr.register_client(
             words[words.index("--client-id") + 1],
             auth_method="none",
-            redirect_uris=[reader.adapt("http://127.0.0.1:8000/smart/callback/")],
+            redirect_uris=[
+                reader.adapt("http://127.0.0.1:8000/smart/callback/epic-sandbox/")
+            ],
         )
         yield ehr
 
