@@ -63,6 +63,8 @@ class SMARTMiddleware:
             response = cast("HttpResponseBase", self.get_response(request))
         finally:
             _leave(state)
+        if _came_without_a_view(state, response):
+            response = self._check_late(request, state) or response
         _finish(state, response)
         if may_be_framed(request, response):
             adapt_response(request, response)
@@ -75,6 +77,8 @@ class SMARTMiddleware:
             response = await pending
         finally:
             _leave(state)
+        if _came_without_a_view(state, response):
+            response = await sync_to_async(self._check_late)(request, state) or response
         _finish(state, response)
         if may_be_framed(request, response):
             await sync_to_async(adapt_response)(request, response)
@@ -94,15 +98,9 @@ class SMARTMiddleware:
             match = request.resolver_match
             if match is not None and _APPS_OUTSIDE.intersection(match.app_names):
                 return self._leave_prefix(request, prefix)
-            try:
-                context.check_prefix()
-            except PrefixError as exc:
-                # Links of the page must not carry the key that was just refused.
-                set_script_prefix(prefix.outer)
-                # Only an ended launch may say how to start it again.
-                is_ended = isinstance(exc, EndedLaunchError)
-                launch = context.named_launch if is_ended else None
-                return self._render_ending(request, exc, launch)
+            state.is_checked = True
+            if (refusal := self._check_prefix(request, context, prefix)) is not None:
+                return refusal
             keep_messages_apart(request, key=prefix.key)
         if _opens_transaction(view):
             try:
@@ -132,6 +130,28 @@ class SMARTMiddleware:
             exc_info=exception,
         )
         return render_trouble(request, exception, launch)
+
+    def _check_late(
+        self, request: HttpRequest, state: RequestState
+    ) -> HttpResponseBase | None:
+        """The check of a page that another middleware answered, such as a cache."""
+        if state.context is None or state.prefix is None:
+            return None
+        return self._check_prefix(request, state.context, state.prefix)
+
+    def _check_prefix(
+        self, request: HttpRequest, context: SMARTContext, prefix: LaunchPrefix
+    ) -> HttpResponseBase | None:
+        try:
+            context.check_prefix()
+        except PrefixError as exc:
+            # Links of the page must not carry the key that was just refused.
+            set_script_prefix(prefix.outer)
+            # Only an ended launch may say how to start it again.
+            is_ended = isinstance(exc, EndedLaunchError)
+            launch = context.named_launch if is_ended else None
+            return self._render_ending(request, exc, launch)
+        return None
 
     @staticmethod
     def _render_ending(
@@ -182,9 +202,18 @@ def _leave(state: RequestState) -> None:
         state.prefix.leave()
 
 
+def _came_without_a_view(state: RequestState, response: HttpResponseBase) -> bool:
+    return (
+        state.prefix is not None and not state.is_checked and response.status_code < 300
+    )
+
+
 def _finish(state: RequestState, response: HttpResponseBase) -> None:
     if state.prefix is not None:
         state.prefix.keep_for(response)
+        # The data of a patient stays in no cache, unless the view says otherwise.
+        if not response.has_header("Cache-Control"):
+            response.headers["Cache-Control"] = "private, no-store"
     if state.browser is not None:
         state.browser.apply(response)
         patch_vary_headers(response, ["Cookie"])

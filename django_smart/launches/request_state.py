@@ -27,6 +27,7 @@ class RequestState:
         context: what the middleware set as ``request.smart``; ``None`` if the request
             did not pass it.
         prefix: the launch prefix that the middleware took off the path.
+        is_checked: the middleware has checked the key of the prefix.
         browser: set when :func:`.browser.get_browser` is first called.
         is_frame_known: a view has called :func:`.frames.set_frame`.
         frame_server: the server that shows the response in a frame, if that is known
@@ -37,6 +38,7 @@ class RequestState:
 
     context: SMARTContext | None = None
     prefix: LaunchPrefix | None = None
+    is_checked: bool = False
     browser: Browser | None = None
     is_frame_known: bool = False
     frame_server: FHIRServer | None = None
