@@ -19,13 +19,7 @@ from django.db.models.query_utils import DeferredAttribute
 from .conf import conf
 from .exceptions import CredentialsError
 
-__all__ = [
-    "DigestField",
-    "EncryptedTextField",
-    "digest",
-    "get_fernet",
-    "reencrypt",
-]
+__all__ = ["DigestField", "EncryptedTextField", "digest", "get_fernet", "reencrypt"]
 
 if TYPE_CHECKING:
     _TextField = models.TextField[str, str]

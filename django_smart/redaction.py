@@ -37,7 +37,6 @@ __all__ = [
     "redact",
 ]
 
-
 HIDDEN = "[hidden]"
 
 #: Parameters of OAuth and SMART App Launch whose values nobody else may see.

@@ -31,10 +31,7 @@ from .base import EMPTY, BaseAdmin, as_copyable, as_list, shorten
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
 
-__all__ = [
-    "ClientRegistrationAdmin",
-    "LiveCheckMixin",
-]
+__all__ = ["ClientRegistrationAdmin", "LiveCheckMixin"]
 
 
 if TYPE_CHECKING:

@@ -52,7 +52,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
 _ENDPOINTS: dict[str, StrOrPromise] = {
     "authorization_endpoint": _("authorization"),
     "token_endpoint": _("token"),

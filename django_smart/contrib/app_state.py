@@ -47,7 +47,6 @@ __all__ = [
     "resolve_subject",
 ]
 
-
 _FHIR_JSON = "application/fhir+json"
 
 

@@ -16,12 +16,7 @@ from ..models import FHIRServer, TokenGrant
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
 
-__all__ = [
-    "GrantCollector",
-    "ServerHealth",
-    "read_health",
-]
-
+__all__ = ["GrantCollector", "ServerHealth", "read_health"]
 
 _ACTIVE = TokenGrant.Status.ACTIVE
 _COLUMNS = (

@@ -20,13 +20,7 @@ from ..models import Launch
 from .retry import Retry, can_pass, connect_again, get_page, try_again
 from .words import find_words
 
-__all__ = [
-    "Retry",
-    "harden",
-    "is_trouble",
-    "render_error",
-    "render_trouble",
-]
+__all__ = ["Retry", "harden", "is_trouble", "render_error", "render_trouble"]
 
 # Caused by the EHR.  What the site's own code did wrong is left to its error reports.
 _TROUBLE = (

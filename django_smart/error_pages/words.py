@@ -15,15 +15,7 @@ from ..models import Launch
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-__all__ = [
-    "DEFAULT",
-    "ENDINGS",
-    "WORDS",
-    "ByKind",
-    "Words",
-    "find_words",
-]
-
+__all__ = ["DEFAULT", "ENDINGS", "WORDS", "ByKind", "Words", "find_words"]
 
 ENDINGS: Mapping[str, StrOrPromise] = {
     "context_changed": _(

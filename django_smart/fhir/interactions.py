@@ -32,7 +32,6 @@ __all__ = [
     "dump_json",
 ]
 
-
 _ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
 _RETURNS = frozenset({"minimal", "representation", "OperationOutcome"})
 _HANDLINGS = frozenset({"strict", "lenient"})

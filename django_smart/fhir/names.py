@@ -8,12 +8,7 @@ from typing import Any
 
 from django_smart.fhir.dates import parse_date
 
-__all__ = [
-    "choose_name",
-    "get_name",
-    "iter_mappings",
-    "read_text",
-]
+__all__ = ["choose_name", "get_name", "iter_mappings", "read_text"]
 
 
 def iter_mappings(value: object) -> Iterator[Mapping[str, Any]]:

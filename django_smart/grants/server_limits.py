@@ -37,7 +37,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
 BATCH_SIZE = 100
 """Grants in one message to a worker, at most."""
 

@@ -14,12 +14,7 @@ from django.urls import get_script_prefix, reverse, set_script_prefix
 
 from ..conf import conf
 
-__all__ = [
-    "LaunchPrefix",
-    "build_launch_path",
-    "get_protocol_url",
-    "split_launch_key",
-]
+__all__ = ["LaunchPrefix", "build_launch_path", "get_protocol_url", "split_launch_key"]
 
 _KEY = r"[A-Za-z0-9_-]{22,64}"
 

@@ -22,11 +22,7 @@ from .clock import DatabaseClock, DatabaseNow
 from .identity import Identity
 from .registration import ClientRegistration
 
-__all__ = [
-    "TokenGrant",
-    "TokenGrantQuerySet",
-    "can_be_deactivated",
-]
+__all__ = ["TokenGrant", "TokenGrantQuerySet", "can_be_deactivated"]
 
 
 def can_be_deactivated() -> bool:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
 
-
 _CALLBACK = re.compile(r"/callback/([A-Za-z0-9_-]+)/\Z")
 _CREDENTIALS = (
     "client_id",

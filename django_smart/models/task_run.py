@@ -7,12 +7,7 @@ from datetime import datetime, timedelta
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-__all__ = [
-    "BEAT_TASK",
-    "LONGEST_SILENCE",
-    "TaskRun",
-    "TaskRunQuerySet",
-]
+__all__ = ["BEAT_TASK", "LONGEST_SILENCE", "TaskRun", "TaskRunQuerySet"]
 
 BEAT_TASK = "refresh_servers"
 """The task that is noted: beat sends it every two minutes."""

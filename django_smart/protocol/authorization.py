@@ -30,7 +30,6 @@ __all__ = [
     "validate_code_verifier",
 ]
 
-
 _VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")
 
 

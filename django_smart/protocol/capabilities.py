@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-__all__ = [
-    "Capability",
-    "CapabilitySet",
-    "get_capabilities",
-    "get_capability_sets",
-]
+__all__ = ["Capability", "CapabilitySet", "get_capabilities", "get_capability_sets"]
 
 
 class Capability(StrEnum):

@@ -19,7 +19,6 @@ __all__ = [
     "required_letter",
 ]
 
-
 _LETTERS = "cruds"
 _V1_LETTERS = {"read": "rs", "write": "cud", "*": "cruds"}
 _SMART_PREFIX = "http://smarthealthit.org/fhir/scopes/"

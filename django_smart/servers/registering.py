@@ -49,7 +49,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
 _CREDENTIALS = ("client_secret", "client_secret_env", "client_secret_file")
 _AuthMethod = ClientRegistration.AuthMethod
 

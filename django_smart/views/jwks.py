@@ -14,12 +14,7 @@ from django.views.generic import View
 from ..models import SigningKey
 from ..servers.signing_keys import JWKS_MAX_AGE
 
-__all__ = [
-    "PROBE_PARAMETER",
-    "SEEN_AS_HEADER",
-    "JWKSView",
-    "build_probe",
-]
+__all__ = ["PROBE_PARAMETER", "SEEN_AS_HEADER", "JWKSView", "build_probe"]
 
 PROBE_PARAMETER = "probe"
 """The query parameter with which the doctor asks for :data:`SEEN_AS_HEADER`."""

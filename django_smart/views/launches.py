@@ -53,13 +53,7 @@ from ..signals import launch_completed
 from .base import ProtocolView, get_next_url, get_single, get_user
 from .picker import render_picker
 
-__all__ = [
-    "CallbackView",
-    "LaunchView",
-    "LoginView",
-    "enter_frame",
-    "go_to_server",
-]
+__all__ = ["CallbackView", "LaunchView", "LoginView", "enter_frame", "go_to_server"]
 
 # The parameter that says that a cookie was set: if none comes back now, none ever will.
 _TRIED = "cookies"

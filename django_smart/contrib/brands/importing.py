@@ -40,7 +40,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-
 _CHUNK = 1024 * 1024
 
 

@@ -12,11 +12,7 @@ from django_smart.models import FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.servers.discovery import fetch_configuration, fetch_jwks
 
-__all__ = [
-    "Command",
-    "describe_configuration",
-]
-
+__all__ = ["Command", "describe_configuration"]
 
 _TOPICS = (
     (

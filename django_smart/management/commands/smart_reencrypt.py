@@ -13,11 +13,7 @@ from django.db import models, router
 from ...exceptions import CredentialsError
 from ...fields import EncryptedTextField, reencrypt
 
-__all__ = [
-    "Command",
-    "ReencryptionResult",
-    "reencrypt_secrets",
-]
+__all__ = ["Command", "ReencryptionResult", "reencrypt_secrets"]
 
 
 class Command(BaseCommand):

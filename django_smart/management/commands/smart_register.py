@@ -49,7 +49,6 @@ from django_smart.servers.requirements import check_registration
 
 __all__ = ["Command"]
 
-
 _URLS = tuple(field.name for field in fields(ClientURLs))
 
 
