@@ -292,13 +292,15 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
                 "openid was granted, and no id_token came.", code="id_token_missing"
             )
         return None
-    check_dispute(launch.registration.server)
-    return check_id_token(
+    claims = check_id_token(
         tokens.id_token,
         registration=launch.registration,
         nonce=launch.nonce,
         nonce_required=launch.registration.server.nonce_required,
     )
+    # Checking it may have learned the issuer just now.
+    check_dispute(launch.registration.server)
+    return claims
 
 
 def _store(

@@ -430,6 +430,8 @@ def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
 
 def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
     """Issuer and keys' address of a server whose configuration does not tell both."""
+    columns = ("configuration", "disputed", "issuer", "jwks_uri", "pinned")
+    before = {name: getattr(server, name) for name in columns}
     try:
         _fill_in_openid(server)
     except DiscoveryStatusError as exc:
@@ -439,8 +441,9 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
             "The server's SMART configuration names no issuer, so its ID tokens cannot "
             "be checked: set the server's ID token issuer."
         ) from exc
+    _pin(server, before, save=save)
     if save:
-        server.save(update_fields=["configuration", "issuer", "jwks_uri", "updated_at"])
+        server.save(update_fields=[*columns, "updated_at"])
 
 
 def _check_lengths(**urls: str | None) -> None:

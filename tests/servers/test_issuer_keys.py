@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response
 
 from django_smart import transport
 from django_smart.exceptions import IssuerDisputedError
-from django_smart.models import FHIRServer, Identity
+from django_smart.models import FHIRServer, Identity, Launch
 from django_smart.servers.discovery import fetch_configuration
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
@@ -134,6 +134,21 @@ def test_issuer_that_moves_to_another_origin_is_disputed(ehr: EHRSimulator) -> N
         fetch_configuration(server)
         assert server.issuer == ehr.issuer
     assert list(Identity.objects.values_list("issuer", flat=True)) == [own]
+
+
+def test_issuer_that_is_learned_at_the_first_sign_in_is_disputed_as_well(
+    ehr: EHRSimulator, other: EHRSimulator
+) -> None:
+    server = make_registration().server
+    fetch_configuration(server)
+    register(other)
+    # Nothing says that it has an issuer before somebody signs in.
+    answer(other, SMART, remove=("issuer", "jwks_uri"), capabilities=["launch-ehr"])
+    other.signing_keys = ehr.signing_keys
+    refuse(other)
+    opened = Launch.objects.get(registration__server__slug="other")
+    assert opened.error_code == "issuer_disputed"
+    assert not Identity.objects.exists()
 
 
 @pytest.mark.parametrize("name", ["jwks_uri", "token_endpoint"])
