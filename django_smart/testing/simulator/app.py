@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -114,7 +115,14 @@ def _bind(ehr: EHRSimulator, request: Request) -> MapAdapter:
         issuer=urlsplit(ehr.issuer).path.rstrip("/"),
         control=bool(ehr.control),
     )
-    return _build_map(paths).bind_to_environ(request.environ)
+    with _building:
+        routes = _build_map(paths)
+    return routes.bind_to_environ(request.environ)
+
+
+# Werkzeug compiles rules with ast, which Python 3.11 may fail to do in two threads at
+# once ("AST constructor recursion depth mismatch").
+_building = Lock()
 
 
 # Tests make an EHR each, and most have the same paths.
