@@ -14,6 +14,7 @@ from django.db import IntegrityError, transaction
 from django_smart import transport
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
+from tests.answers import answer
 from tests.ehr import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -26,6 +27,7 @@ from tests.ehr import (
 
 pytestmark = pytest.mark.django_db
 
+_PROMISE = "authorization_response_iss_parameter_supported"
 _EVIL_URL = "https://evil.example/fhir"
 _EVIL_CALLBACK = f"{SITE}/smart/callback/evil/"
 
@@ -69,19 +71,27 @@ def _sign_in(browser: Any) -> Any:
 
 @pytest.mark.compliance("CALL-09")
 @pytest.mark.parametrize("connects", [False, True])
+@pytest.mark.parametrize("sends_iss", [False, True])
 def test_code_of_another_server_is_sent_nowhere(
     ehr: EHRSimulator,
     registration: ClientRegistration,
     evil: EHRSimulator,
     connects: bool,
+    sends_iss: bool,
 ) -> None:
+    # Most EHRs send no iss, which would tell the two servers apart as well.
+    answer(evil, "/smart-configuration", remove=(_PROMISE,))
     victim, attacker = make_browser(), make_browser()
     if connects:
         _sign_in(victim)
     # The attacker's own request at the honest server: their challenge, their nonce.
     theirs = _start(attacker, "harbour")
     mixed = _mix(_start(victim, "evil"), theirs)
-    response = get_callback(victim, ehr.authorize(mixed))
+    callback = urlsplit(ehr.authorize(mixed))
+    query = {name: values[0] for name, values in parse_qs(callback.query).items()}
+    if not sends_iss:
+        del query["iss"]
+    response = get_callback(victim, callback._replace(query=urlencode(query)).geturl())
     assert response.status_code == 400
     assert response.context["code"] == "callback_mismatch"
     assert not evil.requests_to("token")
