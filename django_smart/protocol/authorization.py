@@ -1,4 +1,4 @@
-"""The authorization request with its PKCE challenge, and the answer to it."""
+"""The authorization request with its PKCE challenge, and the response."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")
 
 def validate_code_verifier(code_verifier: str) -> str:
     """
-    Return *code_verifier* if it is one.
+    Return *code_verifier* if it is valid.
 
     Raises:
         ValueError: not 43 to 128 unreserved characters.
@@ -43,15 +43,13 @@ def validate_code_verifier(code_verifier: str) -> str:
     Spec: RFC 7636 section 4.1.
     """
     if not _VERIFIER.fullmatch(code_verifier):
-        raise ValueError(
-            "A code_verifier has 43 to 128 of the characters A-Za-z0-9-._~"
-        )
+        raise ValueError("A code_verifier has 43 to 128 characters of A-Za-z0-9-._~")
     return code_verifier
 
 
 def build_code_challenge(code_verifier: str) -> str:
     """
-    The ``code_challenge`` of *code_verifier* for ``code_challenge_method=S256``.
+    Return the ``code_challenge`` of *code_verifier* for the method ``S256``.
 
     Raises:
         ValueError: *code_verifier* is not valid.
@@ -62,12 +60,12 @@ def build_code_challenge(code_verifier: str) -> str:
     return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-#: Characters of ``code``; the published example has about 800.
+#: Maximum length of ``code``; the published example has about 800 characters.
 MAX_CODE_LENGTH = 16 * 1024
-#: Characters of every other parameter.
+#: Maximum length of every other parameter.
 MAX_PARAMETER_LENGTH = 4 * 1024
 
-# Of an authorization response (RFC 6749 section 4.1.2, RFC 9207).
+# Parameters of an authorization response (RFC 6749 section 4.1.2, RFC 9207).
 _RESPONSE_PARAMETERS = frozenset(
     {"code", "error", "error_description", "error_uri", "iss", "state"}
 )
@@ -82,7 +80,7 @@ class AuthorizationRequest:
 
     Attributes:
         url: for a GET, parameters included.
-        endpoint: for a POST; keeps a query of its own.
+        endpoint: for a POST; keeps its own query.
         parameters: name and value in order, for the inputs of a POST form.
     """
 
@@ -93,7 +91,7 @@ class AuthorizationRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorizationResponse:
-    """A checked answer; ``code`` is to be exchanged at once (CALL-06)."""
+    """A validated response; exchange ``code`` immediately (CALL-06)."""
 
     code: str = field(repr=False)
 
@@ -105,7 +103,7 @@ def build_authorization_request(
     redirect_uri: str,
     scope: str,
     state: str,
-    aud: str,
+    aud: str | None,
     code_challenge: str | None = None,
     launch: str | None = None,
     nonce: str | None = None,
@@ -116,15 +114,16 @@ def build_authorization_request(
 
     Args:
         authorization_endpoint: as discovered; its own query is kept (AUTH-13).
-        scope: wire string, sent as it is.
-        aud: FHIR base URL, character for character as received or registered.
+        scope: wire string, sent unchanged.
+        aud: FHIR base URL, character for character as received or registered;
+            ``None`` for a server that refuses it.
         code_challenge: for S256, or ``None`` for a server registered without PKCE.
-        launch: opaque value of an EHR launch, echoed unchanged; ``None`` if standalone.
+        launch: opaque value of an EHR launch, sent unchanged; ``None`` if standalone.
         extra: further parameters, sent last.
 
     Raises:
         ValueError: a value is empty, or *extra* repeats a parameter.
-        MalformedDiscoveryError: the endpoint's query holds one of the parameters.
+        MalformedDiscoveryError: the endpoint's query contains one of the parameters.
 
     Spec: SMART App Launch 2.2, "Obtain authorization code", Request.
     """
@@ -139,7 +138,7 @@ def build_authorization_request(
         ("client_id", client_id),
         ("scope", scope),
         ("redirect_uri", redirect_uri),
-        ("aud", aud),
+        *(() if aud is None else (("aud", aud),)),
         ("state", state),
         *((name, value) for name, value in optional if value is not None),
         *extra,
@@ -156,7 +155,8 @@ def build_authorization_request(
     for name, _ in parse_qsl(own_query, keep_blank_values=True):
         if name in names:
             raise MalformedDiscoveryError(
-                f"authorization_endpoint has the parameter {name!r} in its query."
+                f"authorization_endpoint already has the parameter {name!r} in "
+                "its query."
             )
     query = urlencode(parameters, quote_via=quote, safe="")
     base = authorization_endpoint.removesuffix("?")
@@ -169,16 +169,16 @@ def build_authorization_request(
 
 def get_state(parameters: Sequence[tuple[str, str]]) -> str:
     """
-    The ``state`` of an authorization response, which leads to the launch it is for.
+    Return the ``state`` of an authorization response, which identifies the launch.
 
     Raises:
-        StateError: none, an empty or oversized one, or more than one.
+        StateError: it is missing, empty, oversized or repeated.
     """
     values = [value for name, value in parameters if name == "state"]
     if len(values) != 1 or not 0 < len(values[0]) <= MAX_PARAMETER_LENGTH:
         raise StateError(
-            "Expected one parameter state, not empty and of at most "
-            f"{MAX_PARAMETER_LENGTH} characters; got {len(values)} of that name.",
+            "Expected exactly one state parameter of 1 to "
+            f"{MAX_PARAMETER_LENGTH} characters; got {len(values)}.",
             code="state_missing",
         )
     return values[0]
@@ -191,19 +191,19 @@ def process_authorization_response(
     issuer_promised: bool,
 ) -> AuthorizationResponse:
     """
-    Read the parameters that came to the redirect URI; ``state`` was checked before.
+    Read the parameters of the redirect URI, after ``state`` was checked.
 
     Args:
         parameters: name and value of the query, in order, repeated names included;
             unknown parameters are ignored.
-        expected_issuer: issuer of this launch's server; ``None`` if it is not known.
-        issuer_promised: the server says that ``iss`` always comes
+        expected_issuer: issuer of this launch's server; ``None`` if unknown.
+        issuer_promised: the server says that it always sends ``iss``
             (``authorization_response_iss_parameter_supported``).
 
     Raises:
-        AuthorizationDeniedError: the answer is an ``error``.
-        AuthorizationResponseError: ``iss`` names another server, was promised and is
-            missing, or came and there is nothing to compare it with.
+        AuthorizationDeniedError: the response is an ``error``.
+        AuthorizationResponseError: ``iss`` names another server, is missing although
+            promised, or cannot be compared with anything.
         MalformedAuthorizationResponseError: neither ``code`` nor ``error``, both,
             repeated or oversized parameters.
 
@@ -213,43 +213,45 @@ def process_authorization_response(
     known = [pair for pair in parameters if pair[0] in _RESPONSE_PARAMETERS]
     values = dict(known)
     if len(values) != len(known):
-        raise MalformedAuthorizationResponseError("A parameter came more than once.")
+        raise MalformedAuthorizationResponseError("A parameter occurs more than once.")
     for name, value in parameters:
         limit = MAX_CODE_LENGTH if name == "code" else MAX_PARAMETER_LENGTH
         if len(value) > limit:
             raise MalformedAuthorizationResponseError(
-                f"A parameter has {len(value)} characters, more than {limit}."
+                f"A parameter has {len(value)} characters; the limit is {limit}."
             )
     _check_issuer(values.get("iss"), expected_issuer, promised=issuer_promised)
     if "code" in values and "error" in values:
-        raise MalformedAuthorizationResponseError("Both code and error came.")
+        raise MalformedAuthorizationResponseError(
+            "The response has both code and error."
+        )
     if "error" in values:
         raise _build_error(values)
     code = values.get("code", "")
     if not _CODE.fullmatch(code):
         raise MalformedAuthorizationResponseError(
-            "Expected code or error; neither came, or code is not visible ASCII."
+            "Expected code or error; neither is present, or code is not visible ASCII."
         )
     return AuthorizationResponse(code=code)
 
 
 def _check_issuer(issuer: str | None, expected: str | None, *, promised: bool) -> None:
-    """Compare ``iss``, so that no code of one server goes to another (mix-up)."""
+    """Compare ``iss``, so that no server gets another server's code (mix-up attack)."""
     if issuer is None:
         if promised:
             raise AuthorizationResponseError(
-                "The server promised the parameter iss; none came.",
+                "The server announced the parameter iss, but the response has none.",
                 code="issuer_mismatch",
             )
     elif expected is None:
         raise AuthorizationResponseError(
-            "The response names its issuer, and the server's issuer is not known to "
-            "compare it with: set the server's ID token issuer.",
+            "The response has an iss, but the server's issuer is unknown, so "
+            "they cannot be compared: set the server's ID token issuer.",
             code="issuer_not_known",
         )
     elif issuer != expected:
         raise AuthorizationResponseError(
-            "The parameter iss does not name the launch's issuer.",
+            "The parameter iss is not the issuer of the launch.",
             code="issuer_mismatch",
         )
 
@@ -257,14 +259,14 @@ def _check_issuer(issuer: str | None, expected: str | None, *, promised: bool) -
 def _build_error(
     values: dict[str, str],
 ) -> AuthorizationDeniedError | MalformedAuthorizationResponseError:
-    """The exception for an answer that has ``error``."""
+    """Return the exception for a response with ``error``."""
     refusal = parse_oauth_error(values)
     if refusal is None:
         return MalformedAuthorizationResponseError(
             "error is empty or has characters that RFC 6749 does not allow."
         )
     return AuthorizationDeniedError(
-        f"The authorization server answered with error={refusal.error}.",
+        f"The authorization server responded with error={refusal.error}.",
         error=refusal.error,
         error_description=refusal.error_description,
         error_uri=refusal.error_uri,

@@ -14,14 +14,14 @@ from django_smart.protocol.urls import normalize_base_url, validate_https_url
 __all__ = ["AuthorizationDetail", "parse_authorization_details"]
 
 _TYPE = "smart_on_fhir"
-# What an entry may say of its own; everything else is that of the whole answer.
+# Members that an entry can override; all others are those of the whole response.
 _OWN_MEMBERS = ("patient", "encounter", "fhirContext")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuthorizationDetail:
     """
-    What an access token is good for at some FHIR endpoints.
+    The access that a token gives to some FHIR endpoints.
 
     Attributes:
         locations: FHIR base URLs that may be sent the token.
@@ -46,12 +46,12 @@ def parse_authorization_details(
     """
     Read the member ``authorization_details`` of a token response.
 
-    Entries of another type, and such as break the rules, are passed over: they give no
-    access, and the token is good for the FHIR server that was launched from either way.
+    Entries of another type, and invalid ones, are ignored: they give no access, and the
+    token is valid for the launch's FHIR server in any case.
 
     Args:
         value: as received.
-        scopes, context: of the answer as a whole, for what an entry leaves out.
+        scopes, context: of the whole response, for what an entry omits.
 
     Spec: SMART App Launch 2.2, "Obtain access token", Response,
     ``authorization_details``; RFC 9396.
@@ -92,7 +92,7 @@ def _parse_entries(
 
 
 def _get_strings(entry: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A list of strings; empty if it is anything else."""
+    """Return a list of strings; anything else is an empty list."""
     value = entry.get(name)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)

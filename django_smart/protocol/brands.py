@@ -1,4 +1,4 @@
-"""User-access brands: what an entry of a bundle says, and which logo may be shown."""
+"""User-access brands: parse the entries of a bundle, and check their logos."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-#: A picture within a ``data:`` URL; more belongs on a server.
+#: Limit for an image in a ``data:`` URL; larger ones belong on a server.
 MAX_LOGO_BYTES = 32 * 1024
 MAX_URL_CHARACTERS = 1000
 
@@ -45,7 +45,7 @@ _SIGNATURES = {
     "image/webp": (b"RIFF",),
 }
 _SVG = "image/svg+xml"
-# An <img> runs none of it; a picture that has it was not made to be a logo.
+# An <img> does not run scripts; an image with one was not made to be a logo.
 _ACTIVE = re.compile(
     rb"<\s*(?:script|foreignobject|iframe|object|embed)\b"
     rb"|<!\s*(?:doctype|entity)|javascript:|\son[a-z]+\s*=",
@@ -55,11 +55,11 @@ _ACTIVE = re.compile(
 
 def sanitize_logo_url(url: object) -> str:
     """
-    *url* if it may be the ``src`` of an ``<img>``, else an empty string.
+    Return *url* if it may be the ``src`` of an ``<img>``, else an empty string.
 
-    That is an https URL, or a ``data:`` URL with a PNG, JPEG, GIF, WebP or SVG picture
-    of at most ``MAX_LOGO_BYTES``, whose bytes look like what it says and which has no
-    script; it is written anew as base64.
+    Accepts https URLs, and ``data:`` URLs with a PNG, JPEG, GIF, WebP or SVG image of
+    at most ``MAX_LOGO_BYTES``, whose bytes match the type and which has no script; it
+    is re-encoded as base64.
 
     Spec: SMART App Launch 2.2, "User-access Brands and Endpoints", ``brandLogo``
     (BRAND-11).
@@ -81,13 +81,13 @@ def _escape(url: str) -> str:
     """Percent-encode what browsers would: spaces and letters beyond ASCII."""
     try:
         return quote(url, safe="!#$%&'()*+,/:;=?@[]~")
-    except UnicodeEncodeError:  # half a surrogate pair
+    except UnicodeEncodeError:  # an unpaired surrogate
         return ""
 
 
 def _decode(payload: str, *, is_base64: bool) -> bytes:
-    """The bytes of a ``data:`` URL; none if they cannot be read."""
-    # Twice the largest picture, percent-encoded or not, is more than enough to read.
+    """Return the bytes of a ``data:`` URL; none if they cannot be read."""
+    # Twice the largest image, percent-encoded or not, is more than enough to read.
     if len(payload) > 3 * MAX_LOGO_BYTES:
         return b""
     try:
@@ -109,7 +109,7 @@ def _is_picture(media_type: str, picture: bytes) -> bool:
     return picture.startswith(_SIGNATURES.get(media_type, ()))
 
 
-#: Codes of ``Organization.type`` that the specification names (BRAND-14).
+#: Codes of ``Organization.type`` in the specification (BRAND-14).
 CATEGORIES = frozenset(
     {
         "prov",
@@ -127,7 +127,7 @@ _STRUCTURE = "http://hl7.org/fhir/StructureDefinition/"
 _URI_SYSTEM = "urn:ietf:rfc:3986"
 _REST = "hl7-fhir-rest"
 _UNUSABLE = frozenset({"off", "entered-in-error"})
-# R4 is 4.0; R4B (4.1, 4.3) is another version with other resources.
+# R4 is 4.0; R4B (4.1, 4.3) is a different version with other resources.
 _R4 = re.compile(r"4\.0(\..+)?")
 _REFERENCE = re.compile(r"(?:.*/)?([A-Z][A-Za-z]{0,63}/[A-Za-z0-9\-.]{1,64})")
 _HISTORY = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}\Z")
@@ -147,9 +147,9 @@ class BrandIdentifier:
     @property
     def merge_key(self) -> tuple[str, str]:
         """
-        What is equal for one organisation in two bundles (BRAND-06).
+        A key that is equal for one organization in two bundles (BRAND-06).
 
-        For a website that is its host without ``www.``, in lower case, and its path.
+        For a website, it is the host without ``www.``, in lower case, and the path.
         """
         if self.system != _URI_SYSTEM:
             return self.system, self.value
@@ -162,7 +162,7 @@ class BrandIdentifier:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BrandPlace:
-    """One address, as far as people look for it; members are empty if absent."""
+    """One address, as far as people search for it; members are empty if absent."""
 
     city: str = ""
     state: str = ""
@@ -171,7 +171,7 @@ class BrandPlace:
 
     @property
     def label(self) -> str:
-        """City and state, or whatever there is, for people."""
+        """City and state, or what is available, for display."""
         return ", ".join(part for part in (self.city, self.state) if part) or (
             self.postal_code or self.country
         )
@@ -198,11 +198,11 @@ class BrandPortal:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Brand:
     """
-    One organisation as people know it.
+    One organization as people know it.
 
     Attributes:
         website, logo, logo_license, brand_bundle: empty if absent or declined.
-        categories: those of ``CATEGORIES`` it has.
+        categories: its codes that are in ``CATEGORIES``.
         part_of: reference as written, empty if there is none.
         endpoints: references as written, of the brand itself.
     """
@@ -222,7 +222,7 @@ class Brand:
 
     @property
     def merge_key(self) -> tuple[str, str] | None:
-        """The identifier by which two bundles are merged, ``None`` without one."""
+        """The identifier by which two bundles are merged, or ``None``."""
         ordered = sorted(self.identifiers, key=lambda each: each.system != _URI_SYSTEM)
         return ordered[0].merge_key if ordered else None
 
@@ -234,7 +234,7 @@ class BrandEndpoint:
 
     Attributes:
         address: FHIR base URL.
-        name: of the endpoint; people are shown the brand's instead (BRAND-09).
+        name: of the endpoint; users see the brand's name instead (BRAND-09).
         versions: FHIR versions as written.
         developer_url: page for developers, empty if there is none.
     """
@@ -246,7 +246,7 @@ class BrandEndpoint:
 
     @property
     def is_r4(self) -> bool:
-        """Whether FHIR R4 is among the versions, or none is named (BRAND-10)."""
+        """Whether the versions include FHIR R4, or are missing (BRAND-10)."""
         return not self.versions or any(_R4.fullmatch(each) for each in self.versions)
 
 
@@ -254,7 +254,7 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
     """
     Read an ``Organization``; ``None`` if it is not active.
 
-    What is wrong or declined (a ``data-absent-reason``) reads as absent.
+    Invalid or declined values (with a ``data-absent-reason``) count as absent.
 
     Raises:
         MalformedBrandError: it has no name.
@@ -290,13 +290,13 @@ def parse_brand_endpoint(
     resource: Mapping[str, Any], *, insecure_hosts: frozenset[str] = frozenset()
 ) -> BrandEndpoint | None:
     """
-    Read an ``Endpoint``; ``None`` if it is not FHIR's REST interface or is off.
+    Read an ``Endpoint``; ``None`` if it is inactive or not a FHIR REST API.
 
     Args:
-        insecure_hosts: hosts for which http will do.
+        insecure_hosts: hosts for which http is accepted.
 
     Raises:
-        MalformedBrandError: no address that a launch could go to.
+        MalformedBrandError: no address usable for a launch.
 
     Spec: as :func:`parse_brand` (BRAND-10).
     """
@@ -309,7 +309,7 @@ def parse_brand_endpoint(
         validate_https_url(address, insecure_hosts=insecure_hosts, what="address")
         normalize_base_url(address)
     except InsecureURLError as exc:
-        raise MalformedBrandError(f"An Endpoint cannot be used: {exc}") from exc
+        raise MalformedBrandError(f"An Endpoint is unusable: {exc}") from exc
     if len(address) > MAX_URL_CHARACTERS:
         raise MalformedBrandError(
             f"The address of an Endpoint has more than {MAX_URL_CHARACTERS} characters."
@@ -330,11 +330,11 @@ def parse_brand_endpoint(
 
 def resolve_reference(reference: str, *, full_url: str) -> tuple[str, str]:
     """
-    What *reference*, within the entry at *full_url*, can mean.
+    Resolve *reference* within the entry at *full_url*.
 
     Returns:
-        The absolute URL to look for among the ``fullUrl``s, and ``Type/id`` to look for
-        if that is not found; each is empty if there is none.
+        The absolute URL to look up among the ``fullUrl``s, and the ``Type/id`` to look
+        up if that is not found; each may be empty.
 
     Spec: FHIR R4, Bundle, "Resolving references in Bundles" (BRAND-07).
     """
@@ -342,7 +342,7 @@ def resolve_reference(reference: str, *, full_url: str) -> tuple[str, str]:
     match = _REFERENCE.fullmatch(reference)
     relative = match[1] if match else ""
     if ":" in reference.partition("/")[0]:
-        # Absolute: another server's Type/id is not the same.
+        # Absolute: the Type/id of another server is a different resource.
         return reference, ""
     base = _REFERENCE.fullmatch(full_url)
     if base is None or not relative or reference != relative:
@@ -356,14 +356,14 @@ def resolve_reference(reference: str, *, full_url: str) -> tuple[str, str]:
 def _get_extensions(
     resource: Mapping[str, Any], name: str
 ) -> Iterator[Mapping[str, Any]]:
-    """Extensions with HL7's url for *name*, in order."""
+    """Return the extensions with HL7's URL for *name*, in order."""
     for each in _objects(resource.get("extension")):
         if each.get("url") == _STRUCTURE + name:
             yield each
 
 
 def _get_values(extension: Mapping[str, Any], name: str) -> Iterator[Any]:
-    """The ``value…`` members of the parts called *name*."""
+    """Return the ``value…`` members of the parts called *name*."""
     for part in _objects(extension.get("extension")):
         if part.get("url") == name:
             for key, value in part.items():
@@ -392,7 +392,7 @@ def _read_identifiers(resource: Mapping[str, Any]) -> Iterator[BrandIdentifier]:
     for each in _objects(resource.get("identifier")):
         value = _text(each.get("value"), _MAX_NAME)
         if value:
-            # The specification itself has it with a stray space once.
+            # The specification itself has a stray space in one place.
             system = _text(each.get("system"), _MAX_NAME).replace(" ", "")
             yield BrandIdentifier(system=system, value=value)
 
@@ -422,7 +422,7 @@ def _read_website(resource: Mapping[str, Any]) -> str:
 
 
 def _read_contact(points: object) -> str:
-    """The first ``url`` among contact points that is a link."""
+    """Return the first contact point of type ``url`` that is a link."""
     for each in _objects(points):
         if each.get("system") == "url" and (link := _link(each.get("value"))):
             return link
@@ -441,7 +441,7 @@ def _read_reference(value: object) -> str:
 
 
 def _link(value: object) -> str:
-    """*value* if it is an https or http link, else an empty string."""
+    """Return *value* if it is an https or http link, else an empty string."""
     text = _text(value, MAX_URL_CHARACTERS)
     return text if text.lower().startswith(("https://", "http://")) else ""
 
@@ -459,7 +459,7 @@ def _texts(value: object, length: int) -> Iterator[str]:
 
 
 def _text(value: object, length: int) -> str:
-    """*value* as one line that every database takes, cut to *length*."""
+    """Return *value* as one line that every database accepts, cut to *length*."""
     if not isinstance(value, str):
         return ""
     printable = "".join(char if char.isprintable() else " " for char in value)

@@ -1,4 +1,4 @@
-"""Capabilities of servers, and the four sets that they make up."""
+"""Capabilities of servers, and the four sets defined for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Capability", "CapabilitySet", "get_capabilities", "get_capability_se
 
 class Capability(StrEnum):
     """
-    What the specification has a name for; a member equals the string as listed.
+    The capabilities in the specification; a member equals the listed string.
 
     Spec: SMART App Launch 2.2, "Conformance", Capabilities.
     """
@@ -38,7 +38,7 @@ class Capability(StrEnum):
 
 
 class CapabilitySet(StrEnum):
-    """A purpose a server serves, by the names of the specification."""
+    """A set of capabilities for one purpose, by its name in the specification."""
 
     PATIENT_STANDALONE = "Patient Access for Standalone Apps"
     PATIENT_EHR = "Patient Access for EHR Launch"
@@ -85,14 +85,14 @@ _CLIENT_TYPES = frozenset(
 
 
 def get_capabilities(listed: Iterable[str]) -> frozenset[Capability]:
-    """Those of *listed* that have a name here; others are passed over (DISC-13)."""
+    """Return the known capabilities in *listed*; others are ignored (DISC-13)."""
     known = {each.value: each for each in Capability}
     return frozenset(known[each] for each in listed if each in known)
 
 
 def get_capability_sets(capabilities: Iterable[str]) -> frozenset[CapabilitySet]:
     """
-    The sets that *capabilities* make up whole.
+    Return the sets that *capabilities* complete.
 
     Spec: SMART App Launch 2.2, "Conformance", Capability Sets.
     """

@@ -1,14 +1,14 @@
 """
-How a client proves itself at the token endpoint, one class for each method.
+Client authentication at the token endpoint, with one class for each method.
 
-``apply`` adds to the form parameters and headers of a request.  The names are those of
-``token_endpoint_auth_method``.
+``apply`` adds to the form parameters and headers of a request. The names are the values
+of ``token_endpoint_auth_method``.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import MutableMapping, MutableSequence
+from collections.abc import Mapping, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -35,7 +35,7 @@ __all__ = [
 CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 #: Seconds (TOK-15).
 MAX_ASSERTION_LIFETIME = 300
-#: Seconds; with the default skew, ``exp`` less ``iat`` is at the limit and not above.
+#: Seconds; with the default skew, ``exp`` minus ``iat`` just reaches the limit.
 _DEFAULT_LIFETIME = 240
 _DEFAULT_SKEW = 60
 
@@ -44,13 +44,13 @@ _Headers = MutableMapping[str, str]
 
 
 class ClientAuthentication(Protocol):
-    """What each method is: something that completes a request."""
+    """The interface of each method: it completes a request."""
 
     def apply(
         self, parameters: _Parameters, headers: _Headers, *, endpoint: str
     ) -> None:
         """
-        Add what the method needs to *parameters* and *headers*.
+        Add the method's values to *parameters* and *headers*.
 
         Args:
             endpoint: the URL that the request is sent to.
@@ -59,14 +59,14 @@ class ClientAuthentication(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicClient:
-    """``none``: the client names itself and proves nothing (TOK-03, TOK-08)."""
+    """``none``: the client only identifies itself (TOK-03, TOK-08)."""
 
     client_id: str
 
     def apply(
         self, parameters: _Parameters, headers: _Headers, *, endpoint: str
     ) -> None:
-        """Put ``client_id`` first into the form."""
+        """Insert ``client_id`` as the first form parameter."""
         parameters.insert(0, ("client_id", self.client_id))
 
 
@@ -75,11 +75,11 @@ class ClientSecretBasic:
     """
     ``client_secret_basic``: an ``Authorization: Basic`` header.
 
-    SMART encodes id and secret as they are, RFC 6749 section 2.3.1 form-encodes both
-    first; the results differ for ``:``, ``%``, ``+``, space and non-ASCII letters.
+    SMART encodes id and secret unchanged; RFC 6749 section 2.3.1 form-encodes both
+    first. The results differ for ``:``, ``%``, ``+``, space and non-ASCII letters.
 
     Attributes:
-        form_encode: the way of RFC 6749, for servers that insist on it.
+        form_encode: as in RFC 6749, for servers that require it.
     """
 
     client_id: str
@@ -93,7 +93,8 @@ class ClientSecretBasic:
         Set the header.
 
         Raises:
-            CredentialsError: no secret, or a colon in an id that is not form-encoded.
+            CredentialsError: there is no secret, or the id contains a colon and is not
+                form-encoded.
         """
         _check_secret(self.client_secret)
         user, password = self.client_id, self.client_secret
@@ -101,8 +102,8 @@ class ClientSecretBasic:
             user, password = quote_plus(user), quote_plus(password)
         elif ":" in user:
             raise CredentialsError(
-                "A client_id with a colon cannot be sent in HTTP Basic unless it is "
-                "form-encoded: switch that on, or use client_secret_post."
+                "A client_id with a colon can only be sent form-encoded in "
+                "HTTP Basic: turn that on, or use client_secret_post."
             )
         credentials = b64encode(f"{user}:{password}".encode()).decode()
         headers["Authorization"] = f"Basic {credentials}"
@@ -122,7 +123,7 @@ class ClientSecretPost:
         Append both to the form.
 
         Raises:
-            CredentialsError: no secret.
+            CredentialsError: there is no secret.
         """
         _check_secret(self.client_secret)
         parameters.append(("client_id", self.client_id))
@@ -134,18 +135,17 @@ class PrivateKeyJWT:
     """
     ``private_key_jwt``: an assertion signed for one request.
 
-    Make a new one for each request, with a ``jti`` never used before (TOK-09).
+    Build a new one for each request, with an unused ``jti`` (TOK-09).
 
     Attributes:
-        key: as :func:`load_private_key` gives it.
+        key: as returned by :func:`load_private_key`.
         algorithm: ``RS384`` or ``ES384``, as the key was registered.
-        kid: of the key in the published JWK Set.
-        audience: the ``aud``, if a server wants another than the URL that the request
-            is sent to.
+        kid: the key's id in the published JWK Set.
+        audience: the ``aud``, if a server requires another than the request's URL.
         now: aware datetime.
-        jti: one-time value, at least 128 random bits.
+        jti: single-use value with at least 128 random bits.
         lifetime: seconds.
-        jku: the registered JWKS URL, if the server wants it in the header.
+        jku: the registered JWKS URL, if the server requires it in the header.
     """
 
     client_id: str
@@ -164,18 +164,19 @@ class PrivateKeyJWT:
         """
         Append the assertion to the form.
 
-        Whoever receives an assertion can present it to its audience.  So the audience
-        is the receiver, or at least of the receiver's origin.
+        The recipient of an assertion can present it to its audience. So the audience
+        must be the recipient, or at least on its origin.
 
         Raises:
-            CredentialsError: the audience is of another origin than *endpoint*, or as
+            CredentialsError: the audience is not on the origin of *endpoint*, or as for
                 :func:`build_client_assertion`.
         """
         audience = self.audience or endpoint
         if get_origin(audience) != get_origin(endpoint):
             raise CredentialsError(
-                "A client assertion is sent only to the origin it is made for; the "
-                f"endpoint {endpoint} is not at the origin of {audience}."
+                "A client assertion is sent only to the origin it was made "
+                f"for; the endpoint {endpoint} is not at the origin of "
+                f"{audience}."
             )
         assertion = build_client_assertion(
             self.key,
@@ -192,6 +193,21 @@ class PrivateKeyJWT:
         parameters.append(("client_assertion", assertion))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithHeaders:
+    """Another method with additional headers that the server requires."""
+
+    method: ClientAuthentication
+    headers: Mapping[str, str] = field(repr=False)
+
+    def apply(
+        self, parameters: _Parameters, headers: _Headers, *, endpoint: str
+    ) -> None:
+        """Apply the method and add the headers."""
+        headers.update(self.headers)
+        self.method.apply(parameters, headers, endpoint=endpoint)
+
+
 def build_client_assertion(
     key: PrivateKey,
     *,
@@ -206,15 +222,15 @@ def build_client_assertion(
     jku: str | None = None,
 ) -> str:
     """
-    Sign the JWT that authenticates the client once.
+    Build and sign the JWT that authenticates one request.
 
     Args:
-        algorithm: ``RS384`` with an RSA key, ``ES384`` with one on P-384.
-        audience: URL that the request is sent to (TOK-14).
+        algorithm: ``RS384`` with an RSA key, ``ES384`` with a P-384 key.
+        audience: URL of the request (TOK-14).
         now: aware datetime; ``exp`` is *lifetime* seconds after it.
         lifetime: 1 to 300 seconds.
-        skew: seconds by which ``iat`` and ``nbf`` are set back, for servers whose clock
-            is behind; ``None`` leaves both out.
+        skew: seconds by which ``iat`` and ``nbf`` are moved back, for servers whose
+            clock is slow; ``None`` omits both.
 
     Raises:
         CredentialsError: the key is not for *algorithm*, or ``client_id``, ``kid`` or
@@ -226,7 +242,7 @@ def build_client_assertion(
     if not 0 < lifetime <= MAX_ASSERTION_LIFETIME:
         raise ValueError(f"Expected a lifetime of 1 to 300 seconds, got {lifetime}")
     if not (client_id and kid and jti):
-        raise CredentialsError("A client assertion needs client_id, kid and jti.")
+        raise CredentialsError("A client assertion requires client_id, kid and jti.")
     if get_algorithm(key) != algorithm:
         raise CredentialsError(f"The private key cannot sign with {algorithm!r}.")
     issued_at = int(now.timestamp())

@@ -1,4 +1,4 @@
-"""Dynamic client registration: this client is made known to a server by itself."""
+"""Dynamic client registration: register this client at a server automatically."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientMetadata:
     """
-    What the server is told of this client.
+    Metadata of this client for the server.
 
     Attributes:
-        client_name: what people read on the page where they approve.
+        client_name: shown on the approval page.
         redirect_uris: complete; none for backend services.
         grant_types: such as ``authorization_code`` and ``refresh_token``.
-        scope: wire string of everything that will be asked for.
-        jwks_uri: where this site's keys are; with ``private_key_jwt``, this or *jwks*.
+        scope: wire string of everything that will be requested.
+        jwks_uri: URL of this site's keys; with ``private_key_jwt``, this or *jwks*.
         jwks: public keys, for a server that cannot reach this site.
         signing_algorithm: of the client's assertions.
         initiate_login_uri: where an EHR launch is sent.
@@ -78,14 +78,13 @@ class ClientMetadata:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientInformation:
     """
-    What the server answered.
+    The server's response.
 
     Attributes:
-        client_secret: for ``client_secret_*``, else ``None``.
-        client_secret_expires_at: seconds since 1970; ``None`` if it does not end.
-        token_endpoint_auth_method: the one to use, as asked for or as the server
-            replaced it.
-        scope: what the client is registered for; ``None`` if not said.
+        client_secret: for ``client_secret_*``, otherwise ``None``.
+        client_secret_expires_at: seconds since 1970; ``None`` if it does not expire.
+        token_endpoint_auth_method: the requested method, or the server's replacement.
+        scope: the registered scope; ``None`` if the server omits it.
     """
 
     client_id: str
@@ -105,11 +104,10 @@ def build_registration_request(
     Build the request that registers this client.
 
     Args:
-        initial_access_token: from the server's operator, where registration is not
-            open to everybody.
+        initial_access_token: from the server's operator, if registration is not public.
 
     Raises:
-        ValueError: the token is not one that a header can carry.
+        ValueError: the token is not valid in a header.
 
     Spec: RFC 7591 section 3.1.
     """
@@ -130,17 +128,18 @@ def process_registration_response(
     response: HTTPResponse, *, metadata: ClientMetadata
 ) -> ClientInformation:
     """
-    Turn the registration endpoint's answer into a ``ClientInformation``.
+    Turn the registration endpoint's response into a ``ClientInformation``.
 
-    A server may replace what was asked for; what makes the client unusable is refused.
+    A server may replace requested values; if they make the client unusable, it is
+    refused.
 
     Args:
-        metadata: what was asked for.
+        metadata: the requested values.
 
     Raises:
-        RegistrationRefusedError: any other status than 200 or 201.
-        MalformedRegistrationResponseError: no ``client_id``, a secret that does not go
-            with the method, or other redirect URIs or keys than were asked for.
+        RegistrationRefusedError: a status other than 200 or 201.
+        MalformedRegistrationResponseError: no ``client_id``, a secret that does not
+            match the method, or redirect URIs or keys other than the requested ones.
 
     Spec: RFC 7591 section 3.2.
     """
@@ -162,19 +161,19 @@ def process_registration_response(
     secret = answer.text("client_secret")
     if method not in _METHODS:
         raise MalformedRegistrationResponseError(
-            f"The server replaced the authentication method by {method}, which is none "
-            "of SMART's."
+            f"The server replaced the authentication method with {method}, "
+            "which SMART does not define."
         )
     if method.startswith("client_secret_") and secret is None:
         raise MalformedRegistrationResponseError(
-            f"client_secret is missing, which {method} needs."
+            f"client_secret is missing, but {method} requires it."
         )
     answer.expect("redirect_uris", *metadata.redirect_uris)
     if method == "private_key_jwt":
         if metadata.jwks_uri is None and metadata.jwks is None:
             raise MalformedRegistrationResponseError(
-                "The server replaced the authentication method by private_key_jwt, "
-                "and was sent no keys."
+                "The server replaced the authentication method with "
+                "private_key_jwt, but it was sent no keys."
             )
         if metadata.jwks_uri is not None:
             answer.expect("jwks_uri", metadata.jwks_uri)
@@ -189,7 +188,9 @@ def process_registration_response(
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Members of the answer by type; a wrong type raises with the member's name."""
+    """
+    Reads members of the response by type; a wrong type raises with the member's name.
+    """
 
     document: Mapping[str, Any] = field(repr=False)
 
@@ -210,14 +211,14 @@ class _Answer:
         return value
 
     def expect(self, name: str, *values: str) -> None:
-        """Refuse a member that is there without *values*; absent is as was asked."""
+        """Refuse a member that lacks *values*; an absent one counts as accepted."""
         found = self.document.get(name)
         if found is None:
             return
         listed = found if isinstance(found, list) else [found]
         if any(value not in listed for value in values):
             raise MalformedRegistrationResponseError(
-                f"The server registered another {name} than was asked for."
+                f"The server registered a different {name} than requested."
             )
 
 
@@ -236,7 +237,7 @@ def _build_refusal(response: HTTPResponse) -> RegistrationRefusedError:
     message = f"The server refused to register this client, with status {status}"
     message += "." if refusal is None else f" and error={refusal.error}."
     if status in (401, 403):
-        message += " It may want an initial access token: ask its operator for one."
+        message += " It may require an initial access token: ask its operator for one."
     return RegistrationRefusedError(
         message,
         error="" if refusal is None else refusal.error,

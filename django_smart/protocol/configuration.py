@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
@@ -16,7 +17,12 @@ from django_smart.protocol.capabilities import (
 )
 from django_smart.protocol.urls import validate_https_url
 
-__all__ = ["AssociatedEndpoint", "SMARTConfiguration"]
+__all__ = [
+    "REQUEST_PARAMETERS",
+    "AssociatedEndpoint",
+    "SMARTConfiguration",
+    "check_overrides",
+]
 
 _REQUIRED = (
     "token_endpoint",
@@ -24,8 +30,9 @@ _REQUIRED = (
     "capabilities",
     "code_challenge_methods_supported",
 )
-# RFC 6749 section 3.1: none may come twice, so an endpoint cannot bring its own.
-_OF_THE_REQUEST = frozenset(
+_WHITE_SPACE = re.compile(r"[\x00-\x20\x7f]")
+# RFC 6749 section 3.1: none may be repeated, so an endpoint cannot include them.
+REQUEST_PARAMETERS = frozenset(
     [
         "aud",
         "client_id",
@@ -39,11 +46,12 @@ _OF_THE_REQUEST = frozenset(
         "state",
     ]
 )
+"""Parameters that this package sets in an authorization request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssociatedEndpoint:
-    """A FHIR endpoint that takes the same access tokens (experimental, DISC-12)."""
+    """A FHIR endpoint that accepts the same access tokens (experimental, DISC-12)."""
 
     url: str
     capabilities: frozenset[str] = frozenset()
@@ -52,17 +60,16 @@ class AssociatedEndpoint:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SMARTConfiguration:
     """
-    What a server says of itself.
+    A server's SMART configuration.
 
-    URLs are absolute and may be sent secrets to.  Optional members are ``None`` if
+    URLs are absolute and safe to send secrets to. Optional members are ``None`` if
     absent, null or an empty string.
 
     Attributes:
-        capabilities: as listed, unknown ones too; ask with :meth:`has`.
-        missing: members that the specification requires and that old servers leave out;
-            they read as empty.
+        capabilities: as listed, including unknown ones; test with :meth:`has`.
+        missing: required members that old servers omit; they are empty.
         user_access_brand_identifier: FHIR Identifier with ``value``, maybe ``system``.
-        raw: the document, as :meth:`from_json` takes it again.
+        raw: the document, which :meth:`from_json` accepts again.
     """
 
     token_endpoint: str
@@ -84,6 +91,7 @@ class SMARTConfiguration:
     response_types_supported: tuple[str, ...] | None = None
     token_endpoint_auth_methods_supported: tuple[str, ...] | None = None
     token_endpoint_auth_signing_alg_values_supported: tuple[str, ...] | None = None
+    introspection_endpoint_auth_methods_supported: tuple[str, ...] | None = None
     id_token_signing_alg_values_supported: tuple[str, ...] | None = None
     associated_endpoints: tuple[AssociatedEndpoint, ...] = ()
     authorization_response_iss_parameter_supported: bool = False
@@ -97,22 +105,22 @@ class SMARTConfiguration:
         *,
         base_url: str,
         insecure_hosts: frozenset[str] = frozenset(),
-        overrides: Mapping[str, str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> SMARTConfiguration:
         """
         Read a parsed document, fresh or stored.
 
         Args:
             base_url: FHIR base URL as registered; relative URLs are resolved against it
-                by RFC 1808, so the last part of its path counts as a file unless a
+                as in RFC 1808, so the last part of its path counts as a file unless a
                 slash follows (DISC-04).
-            insecure_hosts: hosts for which http will do.
-            overrides: endpoints by member that are used in place of the document's;
-                ``raw`` is without them.
+            insecure_hosts: hosts for which http is accepted.
+            overrides: members that replace the document's, with ``None`` to remove one;
+                ``raw`` does not include them.
 
         Raises:
-            MalformedDiscoveryError: ``token_endpoint`` is missing, or a member is of
-                a wrong type or an unsafe URL; the message names it.
+            MalformedDiscoveryError: ``token_endpoint`` is missing, or a member has a
+                wrong type or an unsafe URL; the message names it.
         """
         merged = {**document, **(overrides or {})}
         reader = _Reader(merged, base_url, insecure_hosts)
@@ -147,6 +155,9 @@ class SMARTConfiguration:
             token_endpoint_auth_signing_alg_values_supported=reader.strings(
                 "token_endpoint_auth_signing_alg_values_supported"
             ),
+            introspection_endpoint_auth_methods_supported=reader.strings(
+                "introspection_endpoint_auth_methods_supported"
+            ),
             id_token_signing_alg_values_supported=reader.strings(
                 "id_token_signing_alg_values_supported"
             ),
@@ -159,7 +170,7 @@ class SMARTConfiguration:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The document for a JSON column; :meth:`from_json` reads it again."""
+        """Return the document for a JSON column; :meth:`from_json` reads it again."""
         return dict(self.raw)
 
     def has(self, capability: str) -> bool:
@@ -173,7 +184,7 @@ class SMARTConfiguration:
 
     @property
     def known_capabilities(self) -> frozenset[Capability]:
-        """The capabilities that the specification names (CAPS-01 to CAPS-03)."""
+        """The capabilities in the specification (CAPS-01 to CAPS-03)."""
         return get_capabilities(self.capabilities)
 
     @property
@@ -182,9 +193,37 @@ class SMARTConfiguration:
         return get_capability_sets(self.capabilities)
 
 
+def check_overrides(
+    overrides: Mapping[str, Any], *, insecure_hosts: frozenset[str] = frozenset()
+) -> None:
+    """
+    Refuse overrides that :meth:`SMARTConfiguration.from_json` could never use.
+
+    Raises:
+        MalformedDiscoveryError: a member is unknown, has a wrong type, or must be an
+            absolute URL; the message names it.
+    """
+    known = {each.name for each in fields(SMARTConfiguration)} - {"missing", "raw"}
+    for name in overrides:
+        if name not in known:
+            raise MalformedDiscoveryError(
+                f"{name} is not a member of the SMART configuration that this "
+                f"package uses; valid names are: {', '.join(sorted(known))}."
+            )
+    # Relative URLs stay relative to this base, and are refused.
+    SMARTConfiguration.from_json(
+        {"token_endpoint": "https://ehr.invalid/token"},
+        base_url="",
+        insecure_hosts=insecure_hosts,
+        overrides=overrides,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Members of one document by type; a wrong type raises with the member's name."""
+    """
+    Reads members of one document by type; a wrong type raises with the member's name.
+    """
 
     document: Mapping[str, Any] = field(repr=False)
     base_url: str
@@ -208,32 +247,32 @@ class _Reader:
 
     def _resolve(self, url: str, name: str) -> str:
         # urljoin() would silently drop line breaks and tabs.
-        if any(char <= " " or char == "\x7f" for char in url):
-            raise MalformedDiscoveryError(f"{name} has white space in it.")
+        if _WHITE_SPACE.search(url):
+            raise MalformedDiscoveryError(f"{name} contains whitespace.")
         try:
             return self._validate(urljoin(self.base_url, url), name)
         except ValueError as exc:
             raise MalformedDiscoveryError(f"{name} is not a URL.") from exc
 
     def url(self, name: str) -> str | None:
-        """An endpoint, made absolute."""
+        """Read an endpoint's URL, made absolute."""
         value = self._text(name)
         return None if value is None else self._resolve(value, name)
 
     def authorization_endpoint(self) -> str | None:
-        """May have a query, but none of the parameters that a request adds."""
+        """Refuse a query with parameters that a request adds."""
         name = "authorization_endpoint"
         url = self.url(name)
         query = "" if url is None else urlsplit(url).query
         for own, _ in parse_qsl(query, keep_blank_values=True):
-            if own in _OF_THE_REQUEST:
+            if own in REQUEST_PARAMETERS:
                 raise MalformedDiscoveryError(
-                    f"{name} has the parameter {own!r} in its query."
+                    f"{name} already has the parameter {own!r} in its query."
                 )
         return url
 
     def issuer(self, name: str) -> str | None:
-        """An identifier that is compared as it stands."""
+        """Read an identifier that is compared exactly."""
         value = self._text(name)
         return None if value is None else self._validate(value, name)
 
@@ -250,7 +289,7 @@ class _Reader:
         return None if value is None else _check_strings(value, name)
 
     def identifier(self, name: str) -> Mapping[str, str] | None:
-        """A FHIR Identifier, of which ``system`` and ``value`` are kept."""
+        """Read a FHIR Identifier, keeping ``system`` and ``value``."""
         value = self.document.get(name)
         if value is None:
             return None

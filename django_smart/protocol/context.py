@@ -1,4 +1,4 @@
-"""The launch context that comes beside an access token."""
+"""The launch context in a token response."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from django_smart.exceptions import InsecureURLError, MalformedTokenResponseErro
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
+    "CONTEXT_MEMBERS",
     "DEFAULT_ROLE",
     "MAX_CONTEXT_LENGTH",
     "FHIRContextItem",
+    "FHIRcastHub",
     "LaunchContext",
     "check_length",
     "merge_parameters",
 ]
 
-#: Characters, as JSON, of what is kept of token responses: pages read it each time.
+#: Maximum length, as JSON, of a stored token response: every page reads it.
 MAX_CONTEXT_LENGTH = 64 * 1024
-#: The role of an item of ``fhirContext`` that names none (FCTX-04).
+#: The role of an item of ``fhirContext`` without one (FCTX-04).
 DEFAULT_ROLE = "launch"
 
-# Members of a token response that are no context.
+# Members of a token response that are not context, and those that are.
 _OAUTH_MEMBERS = {
     "access_token",
     "expires_in",
@@ -34,9 +36,11 @@ _OAUTH_MEMBERS = {
     "scope",
     "token_type",
 }
-_CONTEXT_MEMBERS = {
+CONTEXT_MEMBERS = {
     "encounter",
     "fhirContext",
+    "hub.topic",
+    "hub.url",
     "intent",
     "need_patient_banner",
     "patient",
@@ -51,9 +55,10 @@ _CONTEXT_FIELDS = (
     "intent",
     "tenant",
     "smart_style_url",
+    "hub",
 )
 
-# "." and ".." are ids by the letter of FHIR, and path segments to everyone else.
+# "." and ".." are valid ids in FHIR, but path segments everywhere else.
 _ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9\-.]{1,64}")
 _REFERENCE = re.compile(rf"([A-Z][A-Za-z]{{0,63}})/({_ID.pattern})")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}")
@@ -63,15 +68,15 @@ _ABSOLUTE_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[^\s]+")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FHIRContextItem:
     """
-    One item of ``fhirContext``: at least one of the first three is there.
+    One item of ``fhirContext``, with at least one of the first three attributes.
 
     Attributes:
-        reference: relative FHIR reference, at this authorization's own server.
+        reference: relative FHIR reference, on this authorization's server.
         canonical: canonical URL, perhaps with ``|version``; the access token is not for
             its host (FCTX-07).
         identifier: FHIR Identifier.
         type: resource type, or empty.
-        role: ``launch`` unless it says otherwise, then an absolute URI.
+        role: ``launch`` by default; otherwise, an absolute URI.
         extra: other properties.
     """
 
@@ -83,7 +88,7 @@ class FHIRContextItem:
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """As it came."""
+        """Return the item as received."""
         known = {
             "reference": self.reference,
             "canonical": self.canonical,
@@ -95,19 +100,38 @@ class FHIRContextItem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FHIRcastHub:
+    """
+    The FHIRcast session that this launch may join.
+
+    Attributes:
+        url: where to subscribe; https, on any host.
+        topic: identifies the session; a secret, since it is a subscriber's only
+            credential.
+
+    Spec: FHIRcast 3.0.0, "Session Discovery"; the members ``hub.url`` and
+    ``hub.topic`` of the token response.
+    """
+
+    url: str = field(repr=False)
+    topic: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchContext:
     """
-    What the EHR said about where and for whom the app was opened.
+    The context in which the EHR opened the app.
 
-    ``repr`` shows nothing of it: it is patient data.
+    ``repr`` does not show it, because it is patient data.
 
     Attributes:
         patient, encounter: bare FHIR ids, ``None`` if absent.
         fhir_context: the well-formed items of ``fhirContext``.
         need_patient_banner: ``None`` if absent, which is not the same as ``False``.
-        smart_style_url: an URL that is safe to fetch, else ``None``.
-        extra: members nobody here knows, such as ``appContext``.
-        problems: what was dropped and why, without its values.
+        smart_style_url: a URL that is safe to fetch, or ``None``.
+        hub: ``None`` unless both of its members are present and valid.
+        extra: unknown members, such as ``appContext``.
+        problems: what was ignored and why, without values.
     """
 
     patient: str | None = field(default=None, repr=False)
@@ -117,6 +141,7 @@ class LaunchContext:
     intent: str | None = field(default=None, repr=False)
     tenant: str | None = field(default=None, repr=False)
     smart_style_url: str | None = field(default=None, repr=False)
+    hub: FHIRcastHub | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = field(default=(), compare=False)
 
@@ -128,13 +153,13 @@ class LaunchContext:
         insecure_hosts: frozenset[str] = frozenset(),
     ) -> LaunchContext:
         """
-        Read the context out of a token response, or out of :meth:`to_json`.
+        Read the context from a token response, or from :meth:`to_json`.
 
-        ``null`` and empty strings count as absent.  ``Patient/123`` reads as ``123``.
+        ``null`` and empty strings count as absent. ``Patient/123`` is read as ``123``.
 
         Raises:
             MalformedTokenResponseError: ``patient`` or ``encounter`` is not a FHIR id.
-                Everything else that is wrong is left out and listed in ``problems``.
+                Other invalid values are omitted and listed in ``problems``.
 
         Spec: SMART App Launch 2.2, "Scopes and Launch Context", Launch context arrives
         with your access_token.
@@ -151,17 +176,20 @@ class LaunchContext:
             ),
             intent=_parse_text(parameters, "intent", problems),
             tenant=_parse_text(parameters, "tenant", problems),
-            smart_style_url=_parse_style_url(parameters, problems, insecure_hosts),
+            smart_style_url=_parse_url(
+                parameters, "smart_style_url", problems, insecure_hosts
+            ),
+            hub=_parse_hub(parameters, problems, insecure_hosts),
             extra={
                 name: value
                 for name, value in parameters.items()
-                if name not in _OAUTH_MEMBERS and name not in _CONTEXT_MEMBERS
+                if name not in _OAUTH_MEMBERS and name not in CONTEXT_MEMBERS
             },
             problems=tuple(problems),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The members that are there, for a JSON column."""
+        """Return the present members, for a JSON column."""
         known: dict[str, Any] = {
             "patient": self.patient,
             "encounter": self.encounter,
@@ -170,13 +198,15 @@ class LaunchContext:
             "intent": self.intent,
             "tenant": self.tenant,
             "smart_style_url": self.smart_style_url,
+            "hub.url": self.hub and self.hub.url,
+            "hub.topic": self.hub and self.hub.topic,
         }
         return {**self.extra} | {
             name: value for name, value in known.items() if value is not None
         }
 
     def updated_by(self, newer: LaunchContext) -> LaunchContext:
-        """This context with what *newer* holds in place of its own (REF-06)."""
+        """Return this context updated with the values of *newer* (REF-06)."""
         given = {
             name: value
             for name in _CONTEXT_FIELDS
@@ -190,12 +220,12 @@ class LaunchContext:
         )
 
     def names_another(self, newer: LaunchContext) -> bool:
-        """Whether *newer* names another patient or encounter than this one does."""
+        """Return whether *newer* names another patient or encounter."""
         pairs = ((self.patient, newer.patient), (self.encounter, newer.encounter))
         return any(old and new and old != new for old, new in pairs)
 
     def items_with_role(self, role: str = DEFAULT_ROLE) -> tuple[FHIRContextItem, ...]:
-        """The items of ``fhirContext`` that play *role*."""
+        """Return the items of ``fhirContext`` with *role*."""
         return tuple(item for item in self.fhir_context if item.role == role)
 
 
@@ -206,17 +236,17 @@ def merge_parameters(
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """
-    The context of *older* with what *newer* says in place of it (REF-06).
+    Return the context of *older* updated with that of *newer* (REF-06).
 
-    A member that is ``null``, empty or unreadable says nothing; those that are no
-    context, such as ``scope``, stay as they are.
+    A member that is ``null``, empty or invalid changes nothing; members that are not
+    context, such as ``scope``, are not updated.
 
     Args:
-        older, newer: token responses; *older* may be one that was merged before.
+        older, newer: token responses; *older* may already be merged.
 
     Raises:
-        MalformedTokenResponseError: as :meth:`LaunchContext.from_parameters`, or both
-            together are too long.
+        MalformedTokenResponseError: as for :meth:`LaunchContext.from_parameters`, or
+            the result is too long.
 
     Spec: SMART App Launch 2.2, "Refresh access token", Response.
     """
@@ -229,10 +259,10 @@ def merge_parameters(
 
 def check_length(parameters: Mapping[str, Any]) -> None:
     """
-    Refuse more than can be kept.
+    Refuse a context that is too long to store.
 
     Args:
-        parameters: a token response less its tokens.
+        parameters: a token response without its tokens.
 
     Raises:
         MalformedTokenResponseError: longer than ``MAX_CONTEXT_LENGTH``.
@@ -240,15 +270,15 @@ def check_length(parameters: Mapping[str, Any]) -> None:
     length = len(json.dumps(parameters))
     if length > MAX_CONTEXT_LENGTH:
         raise MalformedTokenResponseError(
-            f"The token response has {length} characters beside its tokens, more than "
-            f"{MAX_CONTEXT_LENGTH}."
+            f"The token response has {length} characters besides its tokens; "
+            f"the limit is {MAX_CONTEXT_LENGTH}."
         )
 
 
 def _parse_id(
     parameters: Mapping[str, Any], name: str, resource_type: str
 ) -> str | None:
-    """A bare id; a prefixed one is what some servers send."""
+    """Read a bare id; some servers send a prefixed one."""
     value = parameters.get(name)
     if value is None or value == "":
         return None
@@ -256,7 +286,7 @@ def _parse_id(
         bare = value.removeprefix(f"{resource_type}/")
         if _ID.fullmatch(bare):
             return bare
-    raise MalformedTokenResponseError(f"{name} is not the id of a FHIR resource.")
+    raise MalformedTokenResponseError(f"{name} is not a valid id of a FHIR resource.")
 
 
 def _parse_text(
@@ -276,7 +306,7 @@ def _parse_boolean(
 ) -> bool | None:
     value = parameters.get(name)
     if isinstance(value, str):
-        # Some servers quote it.
+        # Some servers send it as a string.
         value = {"true": True, "false": False}.get(value.lower(), value)
     if value is None or isinstance(value, bool):
         return value
@@ -284,25 +314,40 @@ def _parse_boolean(
     return None
 
 
-def _parse_style_url(
-    parameters: Mapping[str, Any], problems: list[str], insecure_hosts: frozenset[str]
+def _parse_url(
+    parameters: Mapping[str, Any],
+    name: str,
+    problems: list[str],
+    insecure_hosts: frozenset[str],
 ) -> str | None:
-    value = _parse_text(parameters, "smart_style_url", problems)
+    value = _parse_text(parameters, name, problems)
     if value is None:
         return None
     try:
-        return validate_https_url(
-            value, insecure_hosts=insecure_hosts, what="smart_style_url"
-        )
+        return validate_https_url(value, insecure_hosts=insecure_hosts, what=name)
     except InsecureURLError as exc:
         problems.append(str(exc))
         return None
 
 
+def _parse_hub(
+    parameters: Mapping[str, Any], problems: list[str], insecure_hosts: frozenset[str]
+) -> FHIRcastHub | None:
+    """Read the hub, if complete: neither member is useful alone."""
+    count = len(problems)
+    url = _parse_url(parameters, "hub.url", problems, insecure_hosts)
+    topic = _parse_text(parameters, "hub.topic", problems)
+    if url and topic:
+        return FHIRcastHub(url=url, topic=topic)
+    if (url or topic) and len(problems) == count:
+        problems.append("only one of hub.url and hub.topic was sent")
+    return None
+
+
 def _parse_fhir_context(
     value: object, problems: list[str]
 ) -> Iterator[FHIRContextItem]:
-    """The items that keep the rules; a reason for each that does not."""
+    """Read the valid items; record a reason for each invalid one."""
     if value is None:
         return
     if not isinstance(value, list):
@@ -317,7 +362,7 @@ def _parse_fhir_context(
 
 
 def _parse_item(entry: object) -> FHIRContextItem | str:
-    """One item, or what is wrong with it (FCTX-01 to FCTX-06)."""
+    """Read one item, or return what is wrong with it (FCTX-01 to FCTX-06)."""
     if not isinstance(entry, dict):
         return "is not an object"
     for name in ("reference", "canonical", "type", "role"):
@@ -342,9 +387,9 @@ def _parse_item(entry: object) -> FHIRContextItem | str:
 
 
 def _find_problem(item: FHIRContextItem) -> str:
-    """Which rule *item* breaks; empty if none."""
+    """Return which rule *item* breaks; empty if none."""
     if not (item.reference or item.canonical or item.identifier):
-        return "has neither reference nor canonical nor identifier"
+        return "has no reference, canonical or identifier"
     match = _REFERENCE.fullmatch(item.reference)
     if item.reference and match is None:
         return "has a reference that is not relative"

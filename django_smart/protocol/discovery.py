@@ -1,4 +1,4 @@
-"""Discovery: the SMART configuration, and what other documents have to fill in."""
+"""Discovery: the SMART configuration, and the documents that complete it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-
 _CAPABILITIES = (
     "http://fhir-registry.smarthealthit.org/StructureDefinition/capabilities"
 )
-# Of a JWK Set; the largest known ones have about twenty.
+# Limit for a JWK Set; the largest known ones have about twenty keys.
 _MAX_KEYS = 100
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint")
 _OAUTH_URI_MEMBERS = {
@@ -50,11 +50,11 @@ _OAUTH_URI_MEMBERS = {
 
 class OpenIDConfiguration(NamedTuple):
     """
-    The members an app needs.
+    The members of the OpenID configuration that an app needs.
 
     Attributes:
-        end_session_endpoint: where a browser is sent to sign out there, if anywhere.
-        id_token_signing_alg_values_supported: empty if it is not told.
+        end_session_endpoint: where a browser is sent to sign out there, if supported.
+        id_token_signing_alg_values_supported: empty if missing.
     """
 
     issuer: str
@@ -71,7 +71,8 @@ def build_discovery_request(
 
     Args:
         base_url: with or without a trailing slash; its path is kept (DISC-01).
-        headers: what the server wants beside ``Accept`` (such as ``Epic-Client-ID``).
+        headers: what the server requires besides ``Accept`` (such as
+            ``Epic-Client-ID``).
 
     Spec: SMART App Launch 2.2, "Conformance", Using Well-Known.
     """
@@ -90,14 +91,14 @@ def process_discovery_response(
     overrides: Mapping[str, str] | None = None,
 ) -> SMARTConfiguration:
     """
-    Turn the answer to :func:`build_discovery_request` into a ``SMARTConfiguration``.
+    Turn the response to :func:`build_discovery_request` into a ``SMARTConfiguration``.
 
-    The media type is not looked at: what counts is that the body is a JSON object.
+    The media type is ignored, as long as the body is a JSON object.
 
     Raises:
-        DiscoveryStatusError: another status than 200, redirects included.
-        MalformedDiscoveryError: as :meth:`SMARTConfiguration.from_json` says, or not
-            a JSON object.
+        DiscoveryStatusError: a status other than 200, including redirects.
+        MalformedDiscoveryError: as for :meth:`SMARTConfiguration.from_json`, or not a
+            JSON object.
 
     Spec: SMART App Launch 2.2, "Conformance", Response.
     """
@@ -112,10 +113,10 @@ def process_discovery_response(
 
 def is_without_endpoints(response: HTTPResponse) -> bool:
     """
-    Whether the answer to :func:`build_discovery_request` sends an app to the
-    CapabilityStatement: status 404, or a JSON object that names neither endpoint.
+    Return whether to read the CapabilityStatement after this discovery response.
 
-    One that names one of the two is meant to be complete, and is not filled in.
+    That is so for status 404, or a JSON object with neither endpoint. A configuration
+    with one of the two is taken as complete.
     """
     if response.status_code == 404:
         return True
@@ -130,8 +131,9 @@ def build_capability_statement_request(
     base_url: str, *, headers: Mapping[str, str] | None = None
 ) -> HTTPRequest:
     """
-    Build the request for the CapabilityStatement, where servers without a SMART
-    configuration declare their endpoints (deprecated).
+    Build the request for the CapabilityStatement.
+
+    Servers without a SMART configuration declare their endpoints there (deprecated).
     """
     return HTTPRequest(
         method="GET",
@@ -150,12 +152,12 @@ def process_capability_statement(
     """
     Read the ``oauth-uris`` and ``capabilities`` extensions of a CapabilityStatement.
 
-    The result is as if the server had sent a SMART configuration with these members
-    alone, so ``missing`` is not empty.
+    The result corresponds to a SMART configuration with only these members, so
+    ``missing`` is not empty.
 
     Raises:
         DiscoveryStatusError: another status than 200.
-        MalformedDiscoveryError: not a JSON object, or no token endpoint in it.
+        MalformedDiscoveryError: not a JSON object, or without a token endpoint.
 
     Spec: SMART App Launch 2.2, "Conformance", Using CapabilityStatement.
     """
@@ -183,14 +185,14 @@ def process_capability_statement(
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:
-    """The objects in *value* if it is a list; anything else is passed over."""
+    """Return the objects in *value* if it is a list; anything else is ignored."""
     if isinstance(value, list):
         yield from (item for item in value if isinstance(item, dict))
 
 
 def build_openid_configuration_request(issuer: str) -> HTTPRequest:
     """
-    Build the request for the OpenID configuration of *issuer*, its path kept.
+    Build the request for the OpenID configuration of *issuer*, keeping its path.
 
     Spec: OpenID Connect Discovery 1.0 section 4.1.
     """
@@ -208,17 +210,17 @@ def process_openid_configuration_response(
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> OpenIDConfiguration:
     """
-    Read issuer, ``jwks_uri``, and what else is of use if it is told in a usable way.
+    Read issuer, ``jwks_uri``, and other members if usable.
 
     Args:
-        issuer: the issuer that was asked, which the document has to repeat exactly.
-            ``None`` if the document was fetched below the FHIR base URL because no
-            issuer is known: then the document names it.
+        issuer: the expected issuer, which the document must repeat exactly. ``None`` if
+            the document was fetched below the FHIR base URL because no issuer is known;
+            the document then names it.
 
     Raises:
         DiscoveryStatusError: another status than 200.
         MalformedDiscoveryError: not a JSON object, a member is missing or unsafe, or
-            the issuer is another one.
+            the issuer differs.
 
     Spec: OpenID Connect Discovery 1.0 sections 4.2 and 4.3.
     """
@@ -236,8 +238,8 @@ def process_openid_configuration_response(
             raise MalformedDiscoveryError(str(exc)) from exc
     if issuer is not None and values["issuer"] != issuer:
         raise MalformedDiscoveryError(
-            "The OpenID configuration names another issuer than the one it was "
-            "fetched from."
+            "The OpenID configuration names an issuer other than the one it "
+            "was fetched from."
         )
     return OpenIDConfiguration(
         issuer=values["issuer"],
@@ -267,7 +269,7 @@ def _read_algorithms(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def build_jwks_request(jwks_uri: str) -> HTTPRequest:
-    """Build the request for the keys that ID tokens are signed with."""
+    """Build the request for the keys with which ID tokens are signed."""
     return HTTPRequest(
         method="GET",
         url=jwks_uri,
@@ -277,7 +279,7 @@ def build_jwks_request(jwks_uri: str) -> HTTPRequest:
 
 def process_jwks_response(response: HTTPResponse) -> dict[str, Any]:
     """
-    Read a JWK Set; whether a key is of use is decided when it is needed.
+    Read a JWK Set; individual keys are validated when they are used.
 
     Returns:
         the JSON object, whose ``keys`` is a list of objects.
@@ -294,13 +296,13 @@ def process_jwks_response(response: HTTPResponse) -> dict[str, Any]:
         raise MalformedDiscoveryError("keys is not a list of objects.")
     if len(keys) > _MAX_KEYS:
         raise MalformedDiscoveryError(
-            f"The JWK Set has {len(keys)} keys, more than {_MAX_KEYS}."
+            f"The JWK Set has {len(keys)} keys; the limit is {_MAX_KEYS}."
         )
     return document
 
 
 def _parse_body(response: HTTPResponse, *, what: str) -> dict[str, Any]:
-    """The JSON object of a 200 answer."""
+    """Return the JSON object of a 200 response."""
     if response.status_code != 200:
         raise DiscoveryStatusError(
             f"Expected the {what} with status 200, got {response.status_code}.",

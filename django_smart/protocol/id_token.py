@@ -1,4 +1,4 @@
-"""ID tokens: the key that signed one, the claims it proves, the person it names."""
+"""ID tokens: the signing key, the verified claims, and the user's resource."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ __all__ = [
     "IDTokenClaims",
     "VerificationKey",
     "parse_fhir_user",
+    "read_access_token",
     "select_verification_key",
     "validate_id_token",
 ]
 
 
-#: The types a ``fhirUser`` may have (IDT-08).
+#: The resource types that a ``fhirUser`` may have (IDT-08).
 FHIR_USER_TYPES = (
     "Patient",
     "Practitioner",
@@ -51,9 +52,13 @@ _REFERENCE = re.compile(
 )
 
 
+# Maximum length, as for the columns.
+_MAX_REFERENCE = 200
+
+
 def parse_fhir_user(value: str, *, base_url: str) -> str:
     """
-    Bring ``fhirUser`` to a reference relative to the FHIR base URL.
+    Convert ``fhirUser`` to a reference relative to the FHIR base URL.
 
     Args:
         value: such as ``https://ehr.example.org/fhir/Practitioner/123`` or
@@ -64,7 +69,7 @@ def parse_fhir_user(value: str, *, base_url: str) -> str:
         such as ``Practitioner/123``.
 
     Raises:
-        IDTokenClaimError: another server, another type than the five, or no id.
+        IDTokenClaimError: another server, a type other than these five, or no id.
 
     Spec: SMART App Launch 2.2, "Scopes and Launch Context", Scopes for requesting
     identity data.
@@ -73,11 +78,11 @@ def parse_fhir_user(value: str, *, base_url: str) -> str:
         base = normalize_base_url(base_url)
         reference = normalize_base_url(value).removeprefix(f"{base}/")
     except InsecureURLError:
-        # Not absolute; or with a query or dot segments, which no reference has.
+        # Not absolute, or with a query or dot segments, which a reference cannot have.
         reference = value
     if not _REFERENCE.fullmatch(reference):
         raise IDTokenClaimError(
-            "Expected a fhirUser at the FHIR server of this launch, of the type "
+            "Expected a fhirUser at the FHIR server of this launch, of type "
             f"{' or '.join(FHIR_USER_TYPES)}.",
             claim="fhirUser",
         )
@@ -97,7 +102,7 @@ SUPPORTED_ALGORITHMS: dict[str, tuple[str, str | None]] = {
 
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 4096
-# Base64url characters of that many bits after a zero byte, and of an exponent of 64.
+# Base64url length of that many bits after a zero byte, and of a 64-bit exponent.
 _MAX_MODULUS_LENGTH = 684
 _MAX_EXPONENT_LENGTH = 11
 
@@ -106,18 +111,19 @@ def select_verification_key(
     jwks: Mapping[str, Any], *, algorithm: str, kid: str | None
 ) -> VerificationKey:
     """
-    The key of *jwks* that fits a signature's header: the first, so that a hostile set
-    costs one verification.
+    Return the first key of *jwks* that matches a signature's header.
+
+    Only the first one, so that a hostile set causes only one verification.
 
     Args:
-        jwks: JWK Set as received; keys for encryption, of another type or curve, bound
-            to another algorithm, too weak, too large or broken are passed over.
+        jwks: JWK Set as received; keys for encryption, of another type or curve, for
+            another algorithm, and weak, oversized or broken keys are ignored.
         algorithm: one of ``SUPPORTED_ALGORITHMS``.
-        kid: of the header; without one there must be no choice (IDT-06).
+        kid: from the header; without one, only one key may match (IDT-06).
 
     Raises:
-        UnknownSigningKeyError: no key fits; the set may be outdated.
-        IDTokenSignatureError: there is no *kid*, and several keys fit.
+        UnknownSigningKeyError: no key matches; the set may be outdated.
+        IDTokenSignatureError: there is no *kid*, and several keys match.
     """
     candidates = (
         jwk
@@ -128,17 +134,17 @@ def select_verification_key(
     key = next(keys, None)
     if key is None:
         raise UnknownSigningKeyError(
-            f"No key of the server's JWK Set fits the ID token (alg {algorithm})."
+            f"No key in the server's JWK Set matches the ID token (alg {algorithm})."
         )
     if kid is None and next(keys, None) is not None:
         raise IDTokenSignatureError(
-            "The ID token names no key, and several keys of the server fit."
+            "The ID token names no key, and several of the server's keys match."
         )
     return key
 
 
 def _fits(jwk: Mapping[str, Any], algorithm: str) -> bool:
-    """Whether *jwk* says that it verifies signatures of *algorithm*."""
+    """Return whether *jwk* is meant to verify signatures of *algorithm*."""
     key_type, curve = SUPPORTED_ALGORITHMS[algorithm]
     key_ops = jwk.get("key_ops")
     return (
@@ -151,9 +157,11 @@ def _fits(jwk: Mapping[str, Any], algorithm: str) -> bool:
 
 
 def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
-    """The public half of *jwk*, or ``None`` if it is broken, too weak or too large."""
+    """
+    Return the public key of *jwk*, or ``None`` if it is broken, weak or oversized.
+    """
     names = ("n", "e") if jwk["kty"] == "RSA" else ("crv", "x", "y")
-    # Private members, which have no business in the set, are left behind.
+    # Private members, which do not belong in the set, are dropped.
     members = {name: jwk.get(name) for name in names}
     if not all(isinstance(value, str) for value in members.values()):
         return None
@@ -177,12 +185,13 @@ def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
     return None
 
 
-#: RS256 is what servers have to support (IDT-06); never ``none``, never HMAC.
+#: Servers must support RS256 (IDT-06); never ``none``, never HMAC.
 DEFAULT_ALGORITHMS = frozenset(SUPPORTED_ALGORITHMS)
-#: Characters.
+#: Maximum length of a token.
 MAX_ID_TOKEN_LENGTH = 64 * 1024
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_JWS = jwt.PyJWS()
 _MAX_SUBJECT_LENGTH = 255
 # The last second of the year 9999.
 _MAX_TIME = 253_402_300_799
@@ -191,11 +200,13 @@ _MAX_TIME = 253_402_300_799
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IDTokenClaims:
     """
-    Claims that were checked; ``repr`` shows the issuer alone.
+    Validated claims; ``repr`` shows only the issuer.
 
     Attributes:
-        audience: every audience; the client is one of them.
+        audience: all audiences, including the client.
         fhir_user: relative reference such as ``Practitioner/123``, ``None`` if absent.
+        foreign_fhir_user: absolute URL on another FHIR server, for which the token is
+            not valid; stored, but never requested.
         expires_at, issued_at: aware datetimes.
         claims: all claims as sent.
     """
@@ -208,6 +219,7 @@ class IDTokenClaims:
     issued_at: datetime = field(repr=False)
     nonce: str | None = field(repr=False)
     claims: Mapping[str, Any] = field(repr=False)
+    foreign_fhir_user: str = field(default="", repr=False)
 
 
 def validate_id_token(
@@ -224,23 +236,23 @@ def validate_id_token(
     algorithms: frozenset[str] = DEFAULT_ALGORITHMS,
 ) -> IDTokenClaims:
     """
-    Check *token* in the order of OpenID Connect, and return its claims.
+    Validate *token* in the order of OpenID Connect, and return its claims.
 
     Args:
-        token: compact form, as it came in the token response.
-        jwks: the issuer's JWK Set; keys the token itself names or carries are ignored.
-        issuer: the one expected of this server, compared exactly.
-        nonce: as sent in the authorization request; ``None`` if none was sent, and then
-            the claim is not looked at.
-        nonce_required: a token without ``nonce`` is refused (if one was sent).
+        token: compact form, as received in the token response.
+        jwks: the issuer's JWK Set; keys that the token names or contains are ignored.
+        issuer: the expected issuer, compared exactly.
+        nonce: as sent in the authorization request; ``None`` if none was sent; the
+            claim is then ignored.
+        nonce_required: refuse a token without ``nonce`` (if one was sent).
         now: aware datetime.
-        leeway: how far the two clocks may differ.
-        base_url: FHIR base URL that ``fhirUser`` has to be at.
-        algorithms: those accepted, further limited to the supported ones.
+        leeway: tolerated difference between the two clocks.
+        base_url: FHIR base URL to which ``fhirUser`` must belong.
+        algorithms: accepted ones, further limited to the supported ones.
 
     Raises:
         MalformedIDTokenError: not a signed JWT.
-        UnknownSigningKeyError: no key of *jwks* fits: fetch it once more, then give up.
+        UnknownSigningKeyError: no key of *jwks* matches: refetch it once, then give up.
         IDTokenSignatureError: the signature is wrong, or its algorithm is not accepted.
         IDTokenClaimError: a claim is missing or wrong; ``claim`` names it.
 
@@ -248,7 +260,7 @@ def validate_id_token(
     Launch Context", Scopes for requesting identity data.
     """
     header, claims = _parse(token)
-    # Before the signature, so that a token of another issuer makes nobody fetch keys.
+    # Before the signature, so that another issuer's token does not cause a key fetch.
     _check_issuer(claims, issuer)
     audience = _check_audience(claims, client_id)
     _check_signature(token, header, jwks, algorithms)
@@ -259,13 +271,15 @@ def validate_id_token(
     for name in ("iat", "nbf"):
         if name in claims and _get_time(claims, name) > now + leeway:
             raise IDTokenClaimError(
-                f"{name} of the ID token lies in the future.", claim=name
+                f"{name} of the ID token is in the future.", claim=name
             )
+    foreign = _get_foreign_fhir_user(claims, base_url)
     return IDTokenClaims(
         issuer=issuer,
         subject=_get_subject(claims),
         audience=audience,
-        fhir_user=_get_fhir_user(claims, base_url),
+        fhir_user=None if foreign else _get_fhir_user(claims, base_url),
+        foreign_fhir_user=foreign,
         expires_at=expires_at,
         issued_at=issued_at,
         nonce=_check_nonce(claims, nonce, required=nonce_required),
@@ -273,8 +287,46 @@ def validate_id_token(
     )
 
 
+def read_access_token(
+    token: str,
+    *,
+    jwks: Mapping[str, Any],
+    issuer: str,
+    client_id: str,
+    now: datetime,
+    leeway: timedelta,
+    algorithms: frozenset[str] = DEFAULT_ALGORITHMS,
+) -> dict[str, Any]:
+    """
+    Verify an access token that is a JWT, and return its claims.
+
+    Its audience is the FHIR server, so the client is compared with ``client_id`` and
+    ``azp``, if present.
+
+    Args:
+        jwks, issuer, client_id, now, leeway, algorithms: as for
+            :func:`validate_id_token`.
+
+    Raises:
+        IDTokenError: as :func:`validate_id_token`.
+
+    Spec: RFC 9068 section 4.
+    """
+    header, claims = _parse(token)
+    _check_issuer(claims, issuer)
+    _check_signature(token, header, jwks, algorithms)
+    if now - leeway >= _get_time(claims, "exp"):
+        raise IDTokenClaimError("The access token has expired.", claim="exp")
+    for name in ("client_id", "azp"):
+        if claims.get(name) not in (None, client_id):
+            raise IDTokenClaimError(
+                f"{name} of the access token is another client.", claim=name
+            )
+    return claims
+
+
 def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims, not verified."""
+    """Return header and claims, unverified."""
     if len(token) > MAX_ID_TOKEN_LENGTH:
         raise MalformedIDTokenError(
             f"The ID token is longer than {MAX_ID_TOKEN_LENGTH} characters."
@@ -294,26 +346,29 @@ def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _check_issuer(claims: Mapping[str, Any], issuer: str) -> None:
     if claims.get("iss") != issuer:
         raise IDTokenClaimError(
-            "iss of the ID token is not the issuer of this server.", claim="iss"
+            "iss of the ID token is not this server's issuer.", claim="iss"
         )
 
 
 def _check_audience(claims: Mapping[str, Any], client_id: str) -> tuple[str, ...]:
-    """``aud`` and ``azp``: the token is for this client, and for no stranger alone."""
+    """Check ``aud`` and ``azp``: the token must have been issued to this client."""
     value = claims.get("aud")
     audience = [value] if isinstance(value, str) else value
     if not isinstance(audience, list) or not all(
         isinstance(item, str) for item in audience
     ):
         raise IDTokenClaimError(
-            "aud of the ID token is missing or not made of strings.", claim="aud"
+            "aud of the ID token is missing or not a string or list of strings.",
+            claim="aud",
         )
     if client_id not in audience:
-        raise IDTokenClaimError("aud of the ID token lacks this client.", claim="aud")
+        raise IDTokenClaimError(
+            "aud of the ID token does not include this client.", claim="aud"
+        )
     authorized_party = claims.get("azp")
     if authorized_party is None and len(audience) > 1:
         raise IDTokenClaimError(
-            "The ID token has several audiences and no azp.", claim="azp"
+            "The ID token has several audiences but no azp.", claim="azp"
         )
     if authorized_party not in (None, client_id):
         raise IDTokenClaimError("azp of the ID token is another client.", claim="azp")
@@ -326,7 +381,9 @@ def _check_signature(
     jwks: Mapping[str, Any],
     algorithms: frozenset[str],
 ) -> None:
-    """Verify with the key of *jwks* and an algorithm of ours, never of the token's."""
+    """
+    Verify with a key of *jwks* and an accepted algorithm, never one from the token.
+    """
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in algorithms.intersection(
         SUPPORTED_ALGORITHMS
@@ -342,10 +399,10 @@ def _check_signature(
         raise MalformedIDTokenError("kid of the ID token is not a string.")
     key = select_verification_key(jwks, algorithm=algorithm, kid=kid)
     try:
-        jwt.PyJWS().decode_complete(token, key, algorithms=[algorithm])
+        _JWS.decode_complete(token, key, algorithms=[algorithm])
     except jwt.PyJWTError:
         raise IDTokenSignatureError(
-            "The signature of the ID token does not verify."
+            "The signature of the ID token is invalid."
         ) from None
 
 
@@ -389,8 +446,22 @@ def _check_nonce(
     return value
 
 
+def _get_foreign_fhir_user(claims: Mapping[str, Any], base_url: str) -> str:
+    """Return a ``fhirUser`` on another FHIR server, as some vendors' portals send."""
+    value = claims.get("fhirUser")
+    if not isinstance(value, str) or len(value) > _MAX_REFERENCE:
+        return ""
+    try:
+        base, url = normalize_base_url(base_url), normalize_base_url(value)
+    except InsecureURLError:
+        return ""
+    reference = "/".join(url.rsplit("/", 2)[1:])
+    is_elsewhere = not url.startswith(f"{base}/")
+    return url if is_elsewhere and _REFERENCE.fullmatch(reference) else ""
+
+
 def _get_fhir_user(claims: Mapping[str, Any], base_url: str) -> str | None:
-    """``fhirUser``, or what ``profile`` was used for before there was one."""
+    """Return ``fhirUser``, or ``profile``, which was used before it existed."""
     value = claims.get("fhirUser")
     if value is not None:
         if not isinstance(value, str):

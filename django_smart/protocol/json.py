@@ -1,4 +1,4 @@
-"""JSON as the protocol reads it: strict, bounded, and never a surprise later on."""
+"""Strict and bounded JSON parsing for the protocol."""
 
 from __future__ import annotations
 
@@ -9,29 +9,52 @@ from typing import Any
 
 from django_smart.exceptions import SMARTError
 
-__all__ = ["MAX_DEPTH", "parse_json_object"]
+__all__ = ["MAX_DEPTH", "parse_json", "parse_json_object"]
 
-#: Objects and lists within each other; more is refused.
+#: Maximum nesting depth of objects and lists.
 MAX_DEPTH = 32
 
-# 2**64 has 20 digits; no number of the protocol is near it.
+# 2**64 has 20 digits; no number in the protocol is that large.
 _MAX_DIGITS = 20
 
 
 def parse_json_object(
-    body: bytes, *, error: Callable[[str], SMARTError], what: str
+    body: bytes,
+    *,
+    error: Callable[[str], SMARTError],
+    what: str,
+    max_depth: int = MAX_DEPTH,
 ) -> dict[str, Any]:
     """
-    Read *body* as one JSON object.
+    Read *body* as one JSON object, like :func:`parse_json`.
 
-    Refused beside broken JSON: text that is not UTF-8, another value than an object,
-    a member named twice (two readers would see different values), ``NaN`` and
-    infinities, integers of more than 20 digits, nesting deeper than ``MAX_DEPTH``, and
-    text that no database column takes (NUL, lone surrogates).
+    Raises:
+        SMARTError: *error*, also for a value other than an object.
+    """
+    value = parse_json(body, error=error, what=what, max_depth=max_depth)
+    if not isinstance(value, dict):
+        raise error(f"The {what} is not a JSON object.")
+    return value
+
+
+def parse_json(
+    body: bytes,
+    *,
+    error: Callable[[str], SMARTError],
+    what: str,
+    max_depth: int = MAX_DEPTH,
+) -> Any:
+    """
+    Read *body* as one JSON value.
+
+    Besides invalid JSON, refuses text that is not UTF-8, duplicate members (two parsers
+    could see different values), ``NaN`` and infinities, integers of more than 20
+    digits, nesting deeper than *max_depth*, and text that no database column accepts
+    (NUL, lone surrogates).
 
     Args:
         body: bytes as received; a byte order mark is skipped.
-        error: class of the error to raise, called with the message alone.
+        error: class of the error to raise, called only with the message.
         what: name of the document for the message, such as ``"token response"``.
 
     Raises:
@@ -50,32 +73,31 @@ def parse_json_object(
     except UnicodeDecodeError:
         raise error(f"The {what} is not UTF-8.") from None
     except json.JSONDecodeError as exc:
-        # The exception holds the document, which may hold tokens: it is not chained.
+        # The exception contains the document, which may contain tokens: do not chain
+        # it.
         raise error(
-            f"The {what} is not JSON: {exc.msg} at line {exc.lineno}, "
+            f"The {what} is not valid JSON: {exc.msg} at line {exc.lineno}, "
             f"column {exc.colno}."
         ) from None
     except _RefusedError as exc:
-        raise error(f"The {what} has {exc}.") from None
+        raise error(f"The {what} contains {exc}.") from None
     except RecursionError:
-        raise error(f"The {what} is nested deeper than {MAX_DEPTH} levels.") from None
-    if not isinstance(value, dict):
-        raise error(f"The {what} is not a JSON object.")
-    fault = _find_fault(value)
+        raise error(f"The {what} is nested deeper than {max_depth} levels.") from None
+    fault = _find_fault(value, max_depth)
     if fault:
         raise error(f"The {what} {fault}.")
     return value
 
 
 class _RefusedError(Exception):
-    """JSON that is well-formed and refused all the same."""
+    """Well-formed JSON that is refused anyway."""
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict, unless a name comes twice."""
+    """Build a dict; refuse duplicate names."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise _RefusedError("a member that is named twice")
+        raise _RefusedError("a duplicate member")
     return result
 
 
@@ -86,21 +108,21 @@ def _refuse_constant(name: str) -> None:
 def _parse_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _RefusedError("a number too large")
+        raise _RefusedError("a number that is too large")
     return value
 
 
 def _parse_int(text: str) -> int:
     # int() itself raises ValueError for thousands of digits.
     if len(text.lstrip("-")) > _MAX_DIGITS:
-        raise _RefusedError("a number too large")
+        raise _RefusedError("a number that is too large")
     return int(text)
 
 
-def _find_fault(root: dict[str, Any]) -> str:
-    """What is wrong with depth or text below *root*; empty if nothing is."""
+def _find_fault(root: Any, max_depth: int) -> str:
+    """Return what is wrong with depth or text below *root*; empty if nothing."""
     level: list[Any] = [root]
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         below: list[Any] = []
         for value in level:
             if isinstance(value, dict):
@@ -109,20 +131,20 @@ def _find_fault(root: dict[str, Any]) -> str:
             elif isinstance(value, list):
                 below.extend(value)
             elif isinstance(value, str) and not _is_storable(value):
-                return "has text with NUL or half a surrogate pair"
+                return "contains text with NUL or an unpaired surrogate"
         if not below:
             return ""
         level = below
-    # What is left may be plain values of the deepest level allowed.
+    # The rest may be plain values at the deepest allowed level.
     if any(isinstance(value, dict | list) for value in level):
-        return f"is nested deeper than {MAX_DEPTH} levels"
+        return f"is nested deeper than {max_depth} levels"
     if any(isinstance(value, str) and not _is_storable(value) for value in level):
-        return "has text with NUL or half a surrogate pair"
+        return "contains text with NUL or an unpaired surrogate"
     return ""
 
 
 def _is_storable(text: str) -> bool:
-    """Whether *text* can be written as UTF-8 into any database."""
+    """Return whether *text* can be stored as UTF-8 in any database."""
     if text.isascii():
         return "\0" not in text
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

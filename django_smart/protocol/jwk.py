@@ -1,4 +1,4 @@
-"""The app's own keys: made, loaded, and published as JSON Web Keys."""
+"""The app's keys: generate, load, and publish them as JSON Web Keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
-#: What a client assertion may be signed with (JWKS-08).
+#: Algorithms for client assertions (JWKS-08).
 SIGNING_ALGORITHMS = ("RS384", "ES384")
 
 _MIN_RSA_BITS = 2048
@@ -36,15 +36,15 @@ _P384_BYTES = 48
 
 def generate_private_key_pem(algorithm: str) -> str:
     """
-    Make a new key pair: RSA of 2048 bits for ``RS384``, P-384 for ``ES384``.
+    Generate a key pair: RSA with 2048 bits for ``RS384``, P-384 for ``ES384``.
 
-    The one function of this package that draws randomness, inside ``cryptography``.
+    The only function of this subpackage that uses randomness, in ``cryptography``.
 
     Returns:
-        PEM, PKCS #8, not encrypted: encrypt it before it is stored (JWKS-02).
+        PEM, PKCS #8, unencrypted: encrypt it before storing it (JWKS-02).
 
     Raises:
-        ValueError: *algorithm* is neither of the two.
+        ValueError: *algorithm* is neither of these.
     """
     key: PrivateKey
     if algorithm == "RS384":
@@ -58,7 +58,7 @@ def generate_private_key_pem(algorithm: str) -> str:
 
 def load_private_key(pem: str | bytes) -> PrivateKey:
     """
-    Parse a private key once, to sign with it many times.
+    Parse a private key, to sign with it many times.
 
     Raises:
         CredentialsError: not an unencrypted PEM private key, or neither RSA of at least
@@ -83,38 +83,39 @@ def load_private_key(pem: str | bytes) -> PrivateKey:
 
 def get_algorithm(key: PrivateKey) -> str:
     """
-    The signing algorithm that *key* is for.
+    Return the signing algorithm for *key*.
 
     Raises:
-        CredentialsError: RSA below 2048 bits, or another curve than P-384.
+        CredentialsError: RSA with less than 2048 bits, or a curve other than P-384.
     """
     if isinstance(key, rsa.RSAPrivateKey):
         if key.key_size < _MIN_RSA_BITS:
             raise CredentialsError(
-                f"The RSA key has {key.key_size} bits, fewer than {_MIN_RSA_BITS}."
+                f"The RSA key has {key.key_size} bits; at least "
+                f"{_MIN_RSA_BITS} are required."
             )
         return "RS384"
     if not isinstance(key.curve, ec.SECP384R1):
-        raise CredentialsError(f"The key is on {key.curve.name}; expected P-384.")
+        raise CredentialsError(f"The key uses {key.curve.name}; expected P-384.")
     return "ES384"
 
 
 def public_jwk(private_key: PrivateKey, *, kid: str | None = None) -> dict[str, str]:
     """
-    The public half of *private_key* for a JWK Set.
+    Return the public key of *private_key* for a JWK Set.
 
     Args:
         kid: ``None`` for the RFC 7638 thumbprint, which is unique by construction
             (JWKS-07).
 
     Raises:
-        CredentialsError: the key is of no use here.
+        CredentialsError: the key is unsuitable.
 
     Spec: SMART App Launch 2.2, "Client Authentication: Asymmetric"; RFC 7517; RFC 7518
     section 6; RFC 7638.
     """
     algorithm = get_algorithm(private_key)
-    # Members in the order of their names, as the thumbprint needs them.
+    # Members in alphabetical order, as the thumbprint requires.
     if isinstance(private_key, rsa.RSAPrivateKey):
         rsa_numbers = private_key.public_key().public_numbers()
         members = {
@@ -141,7 +142,9 @@ def public_jwk(private_key: PrivateKey, *, kid: str | None = None) -> dict[str, 
 
 
 def _encode(number: int, length: int | None = None) -> str:
-    """Base64url of *number*, big-endian, padded on the left to *length* bytes."""
+    """
+    Return *number* as base64url, big-endian, padded on the left to *length* bytes.
+    """
     size = (number.bit_length() + 7) // 8 if length is None else length
     return _encode_bytes(number.to_bytes(size, "big"))
 

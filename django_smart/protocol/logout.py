@@ -1,4 +1,4 @@
-"""Sign-out at the server as well: RP-initiated logout of OpenID Connect."""
+"""Sign-out at the server: RP-initiated logout of OpenID Connect."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ def build_end_session_url(
     end_session_endpoint: str, *, client_id: str, post_logout_redirect_uri: str
 ) -> str:
     """
-    Build the address a browser is sent to, to end its session at the server.
+    Build the URL at which a browser ends its session at the server.
 
-    Without ``id_token_hint``, as ID tokens are not kept: the server may ask the person
-    whether to sign out.
+    Without ``id_token_hint``, since ID tokens are not stored: the server may ask the
+    user to confirm.
 
     Args:
-        post_logout_redirect_uri: as registered at the server, which sends the browser
+        post_logout_redirect_uri: registered at the server, which redirects the browser
             there afterwards.
 
     Spec: OpenID Connect RP-Initiated Logout 1.0 section 2.

@@ -1,21 +1,25 @@
-"""HTTP messages as plain values, built by the protocol, carried by the transport."""
+"""HTTP messages as plain values, built by the protocol and sent by the transport."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 __all__ = ["HTTPRequest", "HTTPResponse", "HiddenBytes", "HiddenText"]
 
-# Seconds.
-_LONGEST_WAIT = 1e9
-# More digits than these are more seconds than any column holds.
+# Seconds. Some servers send a time in milliseconds since 1970 instead.
+_LONGEST_WAIT = 24 * 3600.0
+# More digits would be more seconds than any column can store.
 _MAX_AGE = re.compile(r"max-age\s*=\s*\"?([0-9]{1,9})\"?", re.ASCII)
 
 
 class HiddenText(str):
-    """A secret without a ``repr``: reports of errors show variables by theirs."""
+    """
+    A secret without a ``repr``, because error reports show the ``repr`` of variables.
+    """
 
     __slots__ = ()
 
@@ -24,7 +28,7 @@ class HiddenText(str):
 
 
 class HiddenBytes(bytes):
-    """The same for what is sent."""
+    """The same for a request body."""
 
     __slots__ = ()
 
@@ -37,9 +41,9 @@ class HiddenBytes(bytes):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HTTPRequest:
     """
-    One request to be sent.
+    A request to send.
 
-    ``repr`` leaves out URL, headers and body: they carry codes, tokens and secrets.
+    ``repr`` omits URL, headers and body, which contain codes, tokens and secrets.
     """
 
     method: str
@@ -51,13 +55,13 @@ class HTTPRequest:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HTTPResponse:
     """
-    One answer, with its body read, decompressed and within the size limit.
+    A response, with its body read, decompressed and within the size limit.
 
     Attributes:
         status_code: HTTP status.
         headers: names in lower case (DISC-05).
         body: bytes after content decoding.
-        url: the URL that answered; redirects are never followed, so the one asked.
+        url: the requested URL, since redirects are never followed.
     """
 
     status_code: int
@@ -72,19 +76,28 @@ class HTTPResponse:
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds of a numeric ``Retry-After``, 30 years at most, or ``None``."""
+        """
+        ``Retry-After`` in seconds, at most a day, or ``None``.
+
+        A date is compared with the response's own ``Date``, so neither clock needs to
+        be accurate; a past date is 0.
+
+        Spec: RFC 9110 section 10.2.3.
+        """
         value = self.headers.get("retry-after", "").strip()
-        if not (value.isascii() and value.isdigit()):
+        if value.isascii() and value.isdigit():
+            return min(float(value), _LONGEST_WAIT)
+        moment, sent = _parse_date(value), _parse_date(self.headers.get("date", ""))
+        if moment is None or sent is None:
             return None
-        # With more digits it is infinite, or too much for a date.
-        return min(float(value), _LONGEST_WAIT)
+        return min(max((moment - sent).total_seconds(), 0.0), _LONGEST_WAIT)
 
     @property
     def max_age(self) -> int | None:
         """
-        Seconds for which ``Cache-Control`` lets the answer be kept, or ``None``.
+        Seconds for which ``Cache-Control`` allows caching, or ``None``.
 
-        Zero for ``no-store`` and ``no-cache``; what cannot be read counts as absent.
+        Zero for ``no-store`` and ``no-cache``; invalid values count as absent.
         """
         directives = [
             item.strip().lower()
@@ -94,3 +107,12 @@ class HTTPResponse:
             return 0
         ages = [match[1] for item in directives if (match := _MAX_AGE.fullmatch(item))]
         return int(ages[0]) if ages else None
+
+
+def _parse_date(text: str) -> datetime | None:
+    """Parse an HTTP date, which is in GMT even without a time zone."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except (OverflowError, ValueError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""The error members that OAuth's endpoints share."""
+"""The error members common to OAuth's endpoints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MAX_URI = 4096
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OAuthError:
     """
-    ``error`` with its companions, fit to be shown.
+    ``error`` with its related members, safe to display.
 
     Attributes:
         error: code, visible ASCII.
-        error_description: one line without control characters, at most 500 letters.
+        error_description: one line without control characters, at most 500 characters.
         error_uri: an https URL, or empty.
     """
 
@@ -55,8 +55,10 @@ def parse_oauth_error(members: Mapping[str, object]) -> OAuthError | None:
 
 
 def _clean(text: str) -> str:
-    """*text* without control, format and private characters, on one line, bounded."""
-    # Bounded first: the text may be megabytes.
+    """
+    Return *text* as one bounded line without control, format or private characters.
+    """
+    # Cut first: the text may have megabytes.
     line = " ".join(text[: 4 * _MAX_DESCRIPTION].split())
     return "".join(
         char for char in line if not unicodedata.category(char).startswith("C")

@@ -1,4 +1,4 @@
-"""SMART scopes: how one is written, and which requests a set of them allows."""
+"""SMART scopes: their syntax, and the requests that a set of them allows."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _RESOURCE = re.compile(
     r"(?P<level>patient|user|system)/(?P<type>\*|[A-Z][A-Za-z]*)\."
     r"(?:(?P<v1>read|write|\*)|(?P<v2>(?=[cruds])c?r?u?d?s?)(?:\?(?P<query>.+))?)"
 )
-# Granted scopes come in other letter cases too (Epic).  Level and suffix mean the
-# same in any case, and no two FHIR types differ by case alone, so nothing is guessed.
+# Servers return granted scopes in other letter cases, too (Epic). Level and suffix mean
+# the same in any case, and no two FHIR types differ only by case, so this is safe.
 _ANY_CASE_RESOURCE = re.compile(_RESOURCE.pattern, re.ASCII | re.IGNORECASE)
 _LAUNCH = re.compile(r"launch(?:/(?P<type>[a-z]+)(?:\?role=(?P<role>[^&]+))?)?")
 _ANY_CASE_LAUNCH = re.compile(_LAUNCH.pattern, re.ASCII | re.IGNORECASE)
@@ -60,13 +60,14 @@ _INTERACTION_LETTERS = {
 
 def required_letter(interaction: str) -> str:
     """
-    The scope letter that allows a FHIR *interaction* (``"vread"`` needs ``"r"``).
+    Return the scope letter that allows a FHIR *interaction* (``"vread"`` needs
+    ``"r"``).
 
     ``batch`` and ``transaction`` have none: each of their entries needs its own
     (SCOPE-16).
 
     Raises:
-        ValueError: not an interaction that scopes speak of.
+        ValueError: not an interaction that scopes cover.
     """
     try:
         return _INTERACTION_LETTERS[interaction]
@@ -85,8 +86,8 @@ class ResourceScope:
         text: as written.
         level: ``patient``, ``user`` or ``system``.
         type: FHIR resource type, or ``*``.
-        letters: some of ``cruds``, in that order.
-        query: parameters the access is narrowed by: decoded, sorted, none twice.
+        letters: letters of ``cruds``, in that order.
+        query: parameters that limit the access: decoded, sorted, without duplicates.
     """
 
     text: str
@@ -97,7 +98,7 @@ class ResourceScope:
 
     @property
     def is_v1(self) -> bool:
-        """Whether it is written in the syntax of SMART App Launch 1."""
+        """Whether it uses the syntax of SMART App Launch 1."""
         suffix = self.text.partition("?")[0].rpartition(".")[2]
         return suffix.lower() in _V1_LETTERS
 
@@ -109,7 +110,7 @@ class ResourceScope:
         )
 
     def allows(self, other: ResourceScope, letter: str) -> bool:
-        """Whether this grant includes *letter* of the scope *other*."""
+        """Return whether this scope includes *letter* of the scope *other*."""
         return (
             letter in self.letters
             and self.level == other.level
@@ -118,7 +119,7 @@ class ResourceScope:
         )
 
     def with_letters(self, letters: Iterable[str]) -> ResourceScope:
-        """The same scope in v2 syntax with other *letters*; at least one."""
+        """Return the same scope in v2 syntax with other *letters*, at least one."""
         ordered = "".join(letter for letter in _LETTERS if letter in letters)
         query = self.text.partition("?")[2]
         text = f"{self.level}/{self.type}.{ordered}" + (f"?{query}" if query else "")
@@ -126,7 +127,7 @@ class ResourceScope:
 
     def to_v1(self) -> ResourceScope:
         """
-        The narrowest scope of v1 syntax that includes this one.
+        Return the narrowest scope in v1 syntax that includes this one.
 
         Raises:
             ScopeSyntaxError: it is narrowed by parameters, which v1 cannot say.
@@ -162,7 +163,7 @@ class LaunchScope:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherScope:
     """
-    ``openid`` and its like, extensions, and what a server invented.
+    OpenID scopes, extensions, and a server's own scopes.
 
     Attributes:
         text: as written.
@@ -177,7 +178,9 @@ Scope = ResourceScope | LaunchScope | OtherScope
 
 
 def _parse_query(query: str) -> tuple[tuple[str, str], ...] | None:
-    """Parameters of a granular scope in comparable form; ``None`` if malformed."""
+    """
+    Return the parameters of a granular scope for comparison; ``None`` if malformed.
+    """
     pairs = set()
     for item in query.split("&"):
         name, _, value = item.partition("=")
@@ -212,8 +215,8 @@ def parse_scope(text: str, *, strict: bool) -> Scope:
     Read one scope.
 
     Args:
-        text: without white space.
-        strict: raise for what the grammar does not know, rather than to keep it as an
+        text: without whitespace.
+        strict: raise for a scope outside the grammar instead of returning it as an
             opaque ``OtherScope``.
 
     Raises:
@@ -228,13 +231,24 @@ def parse_scope(text: str, *, strict: bool) -> Scope:
     known = scope or name in _KNOWN or _EXTENSION.fullmatch(name)
     if strict and not (known and _TOKEN.fullmatch(text)):
         raise ScopeSyntaxError(
-            f"{text!r} is not a SMART scope: expected level/Type.cruds with letters in "
-            "that order, launch or launch/type in lower case, a scope of OpenID "
-            "Connect, online_access or offline_access, a URI, or a name that starts "
-            "with two underscores.",
+            f"{text!r} is not a SMART scope: expected level/Type.cruds with "
+            "letters in that order, launch or launch/type in lowercase, an "
+            "OpenID Connect scope, online_access or offline_access, a URI, or "
+            f"a name that starts with two underscores.{_suggest(text)}",
             scope=text,
         )
     return scope or OtherScope(text=text, name=name)
+
+
+def _suggest(text: str) -> str:
+    """Suggest spaces, or the same scope with its letters in order, if it is one."""
+    if re.search("[,;]", text):
+        return " Separate scopes by spaces."
+    head, _, letters = text.rpartition(".")
+    ordered = "".join(each for each in "cruds" if each in letters)
+    candidate = f"{head}.{ordered}"
+    is_scope = set(letters) == set(ordered) and _RESOURCE.fullmatch(candidate)
+    return f" Did you mean {candidate}?" if is_scope else ""
 
 
 def _parse_launch_scope(name: str, text: str, *, strict: bool) -> LaunchScope | None:
@@ -252,10 +266,10 @@ def _parse_launch_scope(name: str, text: str, *, strict: bool) -> LaunchScope | 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScopeSet:
     """
-    Scopes in the order they were written, each once.
+    Scopes in their original order, without duplicates.
 
-    Two sets are equal if they hold the same scopes as written, in any order.  ``str()``
-    gives the wire string.
+    Two sets are equal if they contain the same scopes as written, in any order.
+    ``str()`` returns the wire string.
     """
 
     scopes: tuple[Scope, ...] = ()
@@ -263,11 +277,11 @@ class ScopeSet:
     @classmethod
     def parse(cls, text: str, *, strict: bool = False) -> ScopeSet:
         """
-        Read a scope string; runs of white space separate as one space does.
+        Parse a scope string; any whitespace separates scopes.
 
         Args:
-            strict: refuse what the grammar does not know, for what an operator enters.
-                Otherwise such scopes are kept as ``OtherScope``, for what a server
+            strict: refuse scopes outside the grammar, for input of an operator.
+                Otherwise, they are kept as ``OtherScope``, for scopes that a server
                 granted.
 
         Raises:
@@ -306,33 +320,35 @@ class ScopeSet:
 
     @property
     def resource_scopes(self) -> tuple[ResourceScope, ...]:
-        """Those that give access to resources."""
+        """The scopes that give access to resources."""
         return tuple(s for s in self.scopes if isinstance(s, ResourceScope))
 
     def covers(self, other: ScopeSet | str) -> bool:
         """
-        Whether all of *other* is allowed by this grant.
+        Return whether this grant allows all of *other*.
 
-        A wildcard covers each type and several scopes cover one together; a scope
+        A wildcard covers every type, and several scopes can cover one together; a scope
         narrowed by parameters covers only the same parameters (SCOPE-06, SCOPE-10);
-        levels never stand for each other (SCOPE-12).
+        one level never covers another (SCOPE-12).
         """
         return not self.missing(other)
 
     def missing(self, required: ScopeSet | str) -> ScopeSet:
-        """What of *required* this grant does not cover, cut down to missing letters."""
+        """Return the part of *required* that this grant does not cover."""
         return _select(required, self, covered=False)
 
     def missing_from(self, granted: ScopeSet | str) -> ScopeSet:
-        """What of this request *granted* does not cover."""
+        """Return the part of this request that *granted* does not cover."""
         return _as_set(granted).missing(self)
 
     def limited_to(self, granted: ScopeSet) -> ScopeSet:
-        """What of these scopes *granted* covers, cut down to the covered letters."""
+        """
+        Return the part of these scopes that *granted* covers, with the covered letters.
+        """
         return _select(self, granted, covered=True)
 
     def shortest(self) -> ScopeSet:
-        """The same access in the fewest scopes of v2 syntax (SCOPE-07)."""
+        """Return the same access in the fewest scopes in v2 syntax (SCOPE-07)."""
         merged: dict[object, Scope] = {}
         for scope in self.to_v2():
             key: object = scope
@@ -350,7 +366,9 @@ class ScopeSet:
         return ScopeSet(tuple(kept))
 
     def to_v2(self) -> ScopeSet:
-        """The same access with letters in place of ``read``, ``write`` and ``*``."""
+        """
+        Return the same access with letters instead of ``read``, ``write`` and ``*``.
+        """
         return ScopeSet(
             tuple(
                 dict.fromkeys(
@@ -364,9 +382,9 @@ class ScopeSet:
 
     def to_v1(self) -> ScopeSet:
         """
-        The least access of v1 syntax that includes this one.
+        Return the smallest access in v1 syntax that includes this one.
 
-        v1 knows only ``read`` (``rs``) and ``write`` (``cud``), so ``.r`` asks for
+        v1 has only ``read`` (``rs``) and ``write`` (``cud``), so ``.r`` becomes
         ``.read``.
 
         Raises:
@@ -387,7 +405,7 @@ def _as_set(scopes: ScopeSet | str) -> ScopeSet:
 
 
 def _select(scopes: ScopeSet | str, granted: ScopeSet, *, covered: bool) -> ScopeSet:
-    """The parts of *scopes* that *granted* covers, or those it does not."""
+    """Return the parts of *scopes* that *granted* covers, or those it does not."""
     grants = granted.resource_scopes
     others = {_identity(scope) for scope in granted}
     selected: list[Scope] = []
@@ -409,7 +427,7 @@ def _select(scopes: ScopeSet | str, granted: ScopeSet, *, covered: bool) -> Scop
 
 
 def _identity(scope: Scope) -> object:
-    """By what scopes that are not about resources are compared."""
+    """Return the key for comparing scopes that are not about resources."""
     if isinstance(scope, LaunchScope):
         return ("launch", scope.type, scope.role)
     return scope.name if isinstance(scope, OtherScope) else scope

@@ -1,8 +1,8 @@
 """
-The look of the EHR, which ``smart_style_url`` leads to (experimental).
+The EHR's style, from ``smart_style_url`` (experimental).
 
-Every value goes into a style sheet, so each is read by the grammar of its kind and
-written anew; what does not fit is dropped.
+Every value goes into a style sheet, so each is parsed by its grammar and written again;
+invalid values are dropped.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ turquoise violet wheat white whitesmoke yellow yellowgreen
 """
 _COLOR_NAMES = frozenset(_NAMED_COLORS.split())
 _DIMENSION = re.compile(rf"({_NUMBER})(px|pt|em|rem)|0")
-# Of a pixel, with the browser's own font size.
+# In pixels, at the browser's default font size.
 _UNITS = {"px": 1.0, "pt": 4 / 3, "em": 16.0, "rem": 16.0}
-# Pixels; more would push a page's content out of sight.
+# Pixels; more would move a page's content out of view.
 _MAX_DIMENSION = 100.0
-# Pixels; a text that cannot be read is no text.
+# Pixels; smaller text is unreadable.
 _FONT_SIZES = (8.0, 48.0)
 _FONT_NAME = re.compile(r"-?[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _QUOTED_FONT_NAME = re.compile(r"([\"'])([A-Za-z0-9][A-Za-z0-9 _\-]{0,63})\1")
 _MAX_FONTS = 10
-# They would mean something else than a font.
+# These have a meaning other than a font.
 _KEYWORDS = {"default", "inherit", "initial", "revert", "revert-layer", "unset"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SMARTStyle:
     """
-    What the EHR's pages look like; each value is CSS that can be used as it is.
+    The EHR's style; each value is CSS that can be used unchanged.
 
-    A property is ``None`` if the EHR does not say it, or not in a way that is safe.
+    A property is ``None`` if the EHR does not set it, or not safely.
 
     Attributes:
-        problems: what was dropped and why, without its values.
+        problems: what was dropped and why, without values.
 
     Spec: SMART App Launch 2.2, "Scopes and Launch Context", Styling.
     """
@@ -91,7 +91,7 @@ class SMARTStyle:
         return bool(self.to_properties())
 
     def to_properties(self) -> dict[str, str]:
-        """The values by CSS custom property, such as ``--smart-color-text``."""
+        """Return the values by CSS custom property, such as ``--smart-color-text``."""
         values = {name: getattr(self, name) for name in _NAMES}
         return {
             f"--smart-{name.replace('_', '-')}": value
@@ -100,7 +100,7 @@ class SMARTStyle:
         }
 
     def to_css(self) -> str:
-        """A style sheet that sets the custom properties; empty if there are none."""
+        """Return a style sheet with the custom properties; empty if there are none."""
         declarations = "".join(
             f"{name}:{value};" for name, value in self.to_properties().items()
         )
@@ -112,9 +112,9 @@ _NAMES = tuple(each.name for each in fields(SMARTStyle) if each.name != "problem
 
 def parse_style(body: bytes) -> SMARTStyle:
     """
-    Read the document that ``smart_style_url`` leads to.
+    Read the document at ``smart_style_url``.
 
-    Nothing raises: what is wrong is left out, and listed in ``problems``.
+    Does not raise: invalid values are omitted and listed in ``problems``.
 
     Args:
         body: as received.
@@ -133,14 +133,14 @@ def parse_style(body: bytes) -> SMARTStyle:
             continue
         safe = _read(name, value) if isinstance(value, str) else None
         if safe is None:
-            problems.append(f"{name} is not a value of its kind")
+            problems.append(f"{name} is not a valid value")
         else:
             values[name] = safe
     return SMARTStyle(**values, problems=tuple(problems))
 
 
 def _read(name: str, value: str) -> str | None:
-    # The specification's own example has a semicolon at the end of a value.
+    # The specification's own example has a semicolon after a value.
     text = value.strip(" ").removesuffix(";").rstrip(" ")
     if name.startswith("color_"):
         return _read_color(text.lower())
@@ -166,7 +166,7 @@ def _read_dimension(name: str, text: str) -> str | None:
 
 
 def _read_family(text: str) -> str | None:
-    """One name of a list of fonts, quoted if it needs to be."""
+    """Return one name of a font list, quoted if necessary."""
     quoted = _QUOTED_FONT_NAME.fullmatch(text)
     if quoted:
         return f'"{quoted[2]}"'

@@ -1,5 +1,5 @@
 """
-Tasks that ask somebody to launch an app: both profiles, written and read.
+Tasks that ask a user to launch an app: build and parse both profiles.
 
 Spec: SMART App Launch 2.2, "Task profile for requesting SMART launch".
 """
@@ -23,13 +23,13 @@ _APP_CONTEXT = "smartonfhir-appcontext"
 
 
 class TaskLaunchKind(StrEnum):
-    """How the app is to be launched; a member equals the code in ``Task.code``."""
+    """The kind of launch; a member equals the code in ``Task.code``."""
 
     EHR = "launch-app-ehr"
     STANDALONE = "launch-app-standalone"
 
 
-# By kind: the profile, and what the code system calls the code.
+# By kind: the profile, and the code's display name in the code system.
 _KINDS = {
     TaskLaunchKind.EHR: (
         f"{_PROFILES}/task-ehr-launch",
@@ -45,15 +45,15 @@ _KINDS = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskLaunch:
     """
-    What a Task asks for.
+    A launch that a Task requests.
 
     Attributes:
-        kind: by which launch.
-        url: of the app: its launch URL, or where it begins on its own.
+        kind: the kind of launch.
+        url: the app's launch URL, or the URL where a standalone launch starts.
         patient: ``Task.for``, the reference as written; ``None`` if absent (TASK-03).
         encounter: ``Task.encounter``, likewise.
-        app_context: opaque text of an EHR launch, which comes back as ``appContext``
-            of the token response (TASK-04).
+        app_context: opaque text of an EHR launch, returned as ``appContext`` in the
+            token response (TASK-04).
     """
 
     kind: TaskLaunchKind
@@ -67,21 +67,21 @@ def build_task(
     launch: TaskLaunch, *, status: str = "requested", intent: str = "proposal"
 ) -> dict[str, Any]:
     """
-    Build the Task that asks for *launch*.
+    Build the Task that requests *launch*.
 
     Args:
         status, intent: codes of FHIR R4's ``Task``.
 
     Raises:
         MalformedTaskError: the URL is not https, or a standalone launch has an
-            ``app_context``, which nothing would bring to the app.
+            ``app_context``, which would not reach the app.
 
     Spec: the profiles ``task-ehr-launch`` and ``task-standalone-launch``.
     """
     if not is_https_url(launch.url):
         raise MalformedTaskError("The URL of the app is not https.")
     if launch.app_context is not None and launch.kind != TaskLaunchKind.EHR:
-        raise MalformedTaskError("A standalone launch takes no context of the app.")
+        raise MalformedTaskError("A standalone launch has no app context.")
     profile, display = _KINDS[launch.kind]
     inputs = [
         {
@@ -111,16 +111,17 @@ def build_task(
 
 def parse_task(task: Mapping[str, Any], *, launch_urls: Collection[str]) -> TaskLaunch:
     """
-    Read a Task that asks for a launch of this app.
+    Read a Task that requests a launch of this app.
 
     Args:
-        task: the resource as read; other codings and inputs are passed over.
-        launch_urls: the app's own, compared character by character.
+        task: the resource as read; other codings and inputs are ignored.
+        launch_urls: the app's URLs, compared character by character.
 
     Raises:
-        MalformedTaskError: of neither profile, or without exactly one URL.
-        ForeignTaskURLError: the URL is none of *launch_urls*; it is data that somebody
-            wrote, so it is not to be opened.
+        MalformedTaskError: it matches neither profile, or does not have exactly one
+            URL.
+        ForeignTaskURLError: the URL is not in *launch_urls*; do not open it, since
+            anybody could have written it.
 
     Spec: TASK-01 to TASK-05.
     """
@@ -132,14 +133,14 @@ def parse_task(task: Mapping[str, Any], *, launch_urls: Collection[str]) -> Task
         raise MalformedTaskError("Task.code names no launch, or more than one.")
     urls = list(_get_inputs(task, _APPLICATION, "valueUrl"))
     if len(urls) != 1:
-        raise MalformedTaskError("The Task has not exactly one URL of an app.")
+        raise MalformedTaskError("The Task does not have exactly one app URL.")
     app_contexts: list[str] = []
     if kinds[0] == TaskLaunchKind.EHR:
         app_contexts = list(_get_inputs(task, _APP_CONTEXT, "valueString"))
     if len(app_contexts) > 1:
-        raise MalformedTaskError("The Task has more than one context of the app.")
+        raise MalformedTaskError("The Task has more than one app context.")
     if urls[0] not in launch_urls:
-        raise ForeignTaskURLError("The Task asks for another app than this.")
+        raise ForeignTaskURLError("The Task asks for an app other than this one.")
     return TaskLaunch(
         kind=kinds[0],
         url=urls[0],
@@ -154,7 +155,7 @@ def _concept(code: str, display: str) -> dict[str, Any]:
 
 
 def _get_codes(concept: object) -> Iterator[str]:
-    """Codes of the SMART code system in a ``CodeableConcept``."""
+    """Return the codes of the SMART code system in a ``CodeableConcept``."""
     codings = concept.get("coding") if isinstance(concept, Mapping) else None
     for coding in codings if isinstance(codings, list) else []:
         if isinstance(coding, Mapping) and coding.get("system") == _SYSTEM:
@@ -164,7 +165,7 @@ def _get_codes(concept: object) -> Iterator[str]:
 
 
 def _get_inputs(task: Mapping[str, Any], code: str, member: str) -> Iterator[str]:
-    """Values of the inputs of one type."""
+    """Return the values of the inputs of one type."""
     inputs = task.get("input")
     for item in inputs if isinstance(inputs, list) else []:
         if isinstance(item, Mapping) and code in _get_codes(item.get("type")):

@@ -1,4 +1,4 @@
-"""Getting tokens: by code, by refresh token, by the client's own credentials."""
+"""Get tokens by code, by refresh token, or by the client's own credentials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from django_smart.protocol.authorization_details import (
     AuthorizationDetail,
     parse_authorization_details,
 )
-from django_smart.protocol.client_auth import ClientAuthentication, PrivateKeyJWT
+from django_smart.protocol.client_auth import ClientAuthentication
 from django_smart.protocol.context import LaunchContext, check_length
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
@@ -46,13 +46,15 @@ __all__ = [
     "process_token_response",
 ]
 
-#: What an access token is taken to live if the server does not say: short, as a 401
-#: leads to a refresh anyway.
+#: Assumed lifetime of an access token if the server omits it: short, since a 401 causes
+#: a refresh anyway.
 DEFAULT_LIFETIME = timedelta(minutes=5)
 
 _MAX_EXPIRES_IN = int(timedelta(days=3653).total_seconds())
+# The name in Keycloak, and the one in Azure AD B2C, Google and GitHub.
+_REFRESH_EXPIRES_IN = ("refresh_expires_in", "refresh_token_expires_in")
 _TOKENS = ("access_token", "id_token", "refresh_token")
-# It travels in a header: no white space, no control characters.
+# It is sent in a header: no whitespace, no control characters.
 _ACCESS_TOKEN = re.compile(r"[!-~]+")
 # RFC 6749 appendix A.17.
 _VISIBLE = re.compile(r"[ -~]+")
@@ -61,20 +63,22 @@ _VISIBLE = re.compile(r"[ -~]+")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenResponse:
     """
-    Tokens, with what they are good for.
+    Tokens, with the access that they give.
 
     Attributes:
         expires_in: seconds as sent, ``None`` if absent.
         expires_at: aware datetime, by *expires_in* or the default lifetime.
-        refresh_token: ``None`` if absent; one may come though ``offline_access`` is not
-            among *scopes* (REF-02).
-        scopes: what was granted; may be smaller or larger than what was asked.
-        scope_was_absent: the server left ``scope`` out, so *scopes* is what was asked.
-        context: of the launch; after a refresh, brought up to date.
-        context_changed: a refresh named another patient or encounter, or an unreadable
-            one.  Store the new tokens first, then end the launch.
-        authorization_details: further FHIR endpoints the token is good for.
-        parameters: the answer less its tokens.
+        refresh_token: ``None`` if absent; servers may issue one without
+            ``offline_access`` in *scopes* (REF-02).
+        refresh_expires_at: when the refresh token expires, if the server says so.
+        scopes: what was granted; may be less or more than requested.
+        scope_was_absent: the server omitted ``scope``, so *scopes* is what was
+            requested.
+        context: of the launch; updated after a refresh.
+        context_changed: a refresh named another or an invalid patient or encounter.
+            Store the new tokens first, then end the launch.
+        authorization_details: further FHIR endpoints that accept the token.
+        parameters: the response without its tokens.
     """
 
     access_token: str = field(repr=False)
@@ -82,6 +86,7 @@ class TokenResponse:
     expires_in: int | None
     expires_at: datetime
     refresh_token: str | None = field(repr=False)
+    refresh_expires_at: datetime | None = None
     id_token: str | None = field(repr=False)
     scopes: ScopeSet = field(repr=False)
     scope_was_absent: bool
@@ -100,11 +105,11 @@ def build_token_request(
     client_authentication: ClientAuthentication,
 ) -> HTTPRequest:
     """
-    Build the exchange of an authorization code, which is sent once and never again.
+    Build the exchange of an authorization code, which must be sent only once.
 
     Args:
-        redirect_uri: the one of the authorization request.
-        code_verifier: ``None`` only where the request had no ``code_challenge``.
+        redirect_uri: as in the authorization request.
+        code_verifier: ``None`` only if the request had no ``code_challenge``.
 
     Raises:
         CredentialsError: the client's secret or key cannot be used.
@@ -135,12 +140,12 @@ def build_refresh_request(
     Build the exchange of a refresh token.
 
     Args:
-        scope: left out (``None``) when the same scopes are wanted, which is the rule.
-        granted: what was granted first; *scope* is compared with it.
+        scope: usually ``None``, which requests the same scopes.
+        granted: what was granted originally; *scope* is compared with it.
 
     Raises:
         CredentialsError: the client's secret or key cannot be used.
-        InsufficientScopeError: *scope* asks for more than *granted* (REF-05).
+        InsufficientScopeError: *scope* exceeds *granted* (REF-05).
 
     Spec: SMART App Launch 2.2, "Refresh access token", Request.
     """
@@ -149,7 +154,7 @@ def build_refresh_request(
         missing = ScopeSet() if granted is None else granted.missing(scope)
         if missing:
             raise InsufficientScopeError(
-                f"A refresh cannot ask for what was not granted: {missing}",
+                f"A refresh cannot request scopes that were not granted: {missing}",
                 missing=str(missing),
             )
         parameters.append(("scope", scope))
@@ -162,29 +167,30 @@ def build_client_credentials_request(
     *,
     token_endpoint: str,
     scope: str,
-    client_authentication: PrivateKeyJWT,
+    client_authentication: ClientAuthentication,
     allow_other_levels: bool = False,
 ) -> HTTPRequest:
     """
     Build a backend service's request for an access token.
 
     Args:
-        client_authentication: backend services have no other method (BACK-01).
-        allow_other_levels: ``patient/`` and ``user/`` are agreed with the server.
+        client_authentication: ``PrivateKeyJWT`` (BACK-01), or a secret if the server
+            does not accept keys.
+        allow_other_levels: allow ``patient/`` and ``user/``, if agreed with the server.
 
     Raises:
-        CredentialsError: the client's key cannot be used.
-        ScopeSyntaxError: *scope* is empty, or of another level than ``system/``.
+        CredentialsError: the client's key or secret cannot be used.
+        ScopeSyntaxError: *scope* is empty, or has a level other than ``system/``.
 
     Spec: SMART App Launch 2.2, "Backend Services", Obtain access token.
     """
     scopes = ScopeSet.parse(scope)
     if not scopes:
-        raise ScopeSyntaxError("A backend service has to ask for at least one scope.")
+        raise ScopeSyntaxError("A backend service must request at least one scope.")
     for item in scopes.resource_scopes:
         if item.level != "system" and not allow_other_levels:
             raise ScopeSyntaxError(
-                f"Expected a system/ scope for a backend service, got {item.text!r}.",
+                f"A backend service requires system/ scopes, got {item.text!r}.",
                 scope=item.text,
             )
     return build_form_request(
@@ -203,22 +209,22 @@ def process_token_response(
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> TokenResponse:
     """
-    Turn the token endpoint's answer into a ``TokenResponse``.
+    Turn the token endpoint's response into a ``TokenResponse``.
 
     Args:
         response: as received.
-        requested: what was asked for; it counts as granted if ``scope`` is absent (RFC
-            6749 section 5.1; SMART has the member required, some servers do not).
+        requested: requested scopes, which count as granted if ``scope`` is absent (RFC
+            6749 section 5.1; SMART requires the member, but some servers omit it).
         now: aware datetime at receipt; ``expires_in`` (seconds) is counted from it.
-        default_lifetime: for an answer without ``expires_in``.
-        insecure_hosts: hosts for which http will do, in ``smart_style_url``.
+        default_lifetime: for a response without ``expires_in``.
+        insecure_hosts: hosts for which http is accepted in ``smart_style_url``.
 
     Raises:
         TokenResponseError: the server answered with an OAuth error.
         TokenServerError: 429, 5xx, or 4xx without an OAuth error.
-        RedirectRefusedError: the answer is a redirect.
-        MalformedTokenResponseError: not a JSON object, a member is missing or wrong, or
-            there is more beside the tokens than can be kept.
+        RedirectRefusedError: the response is a redirect.
+        MalformedTokenResponseError: not a JSON object, a member is missing or invalid,
+            or the context is too long to store.
 
     Spec: SMART App Launch 2.2, "Obtain access token", Response; RFC 6749 section 5.
     """
@@ -244,14 +250,14 @@ def process_refresh_response(
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> TokenResponse:
     """
-    Turn the answer to a refresh into a ``TokenResponse``.
+    Turn the response to a refresh into a ``TokenResponse``.
 
-    Scopes are never more than *granted*; a context that is absent or incomplete is
-    filled from *previous_context*.  Another patient does not raise, since a rotated
-    refresh token has to be stored first: see ``context_changed``.
+    Scopes are never more than *granted*; a missing or incomplete context is completed
+    from *previous_context*. Another patient does not raise, because a rotated refresh
+    token must be stored first: see ``context_changed``.
 
     Args:
-        granted: what was granted at the code exchange; stands if ``scope`` is absent.
+        granted: what was granted at the code exchange; applies if ``scope`` is absent.
 
     Raises:
         TokenError, RedirectRefusedError: as :func:`process_token_response`.
@@ -263,7 +269,7 @@ def process_refresh_response(
     try:
         newer = LaunchContext.from_parameters(members, insecure_hosts=insecure_hosts)
     except MalformedTokenResponseError:
-        # The first answer was well-formed, so this is not the same patient either.
+        # The first response was well-formed, so this is not the same patient either.
         newer, changed = LaunchContext(), True
     tokens = _build_token_response(
         members,
@@ -282,9 +288,11 @@ def process_refresh_response(
 
 def find_refresh_token(response: HTTPResponse) -> str | None:
     """
-    The refresh token in an answer that :func:`process_refresh_response` refused.
+    Return the refresh token in a response that was refused.
 
-    A server that rotates has taken the old one back, whatever else is wrong.
+    Call it if :func:`process_refresh_response` raised.
+
+    A server that rotates has revoked the old one, whatever else is wrong.
 
     Spec: RFC 6749 section 6.
     """
@@ -303,7 +311,7 @@ def _build_token_response(
     context: LaunchContext,
     insecure_hosts: frozenset[str],
 ) -> TokenResponse:
-    """Check each member and put them together."""
+    """Validate each member and combine them."""
     access_token = _get_text(members, "access_token", _ACCESS_TOKEN)
     if access_token is None:
         raise MalformedTokenResponseError("access_token is missing.")
@@ -324,6 +332,7 @@ def _build_token_response(
         expires_in=expires_in,
         expires_at=now + lifetime,
         refresh_token=_get_text(members, "refresh_token", _VISIBLE),
+        refresh_expires_at=_find_refresh_end(members, now),
         id_token=_get_text(members, "id_token", _VISIBLE),
         scopes=scopes,
         scope_was_absent=scope is None,
@@ -341,7 +350,7 @@ def _build_token_response(
 def _get_text(
     members: Mapping[str, Any], name: str, pattern: re.Pattern[str]
 ) -> str | None:
-    """A token; null and the empty string count as absent."""
+    """Read a token; null and the empty string count as absent."""
     value = members.get(name)
     if value is None or value == "":
         return None
@@ -350,12 +359,29 @@ def _get_text(
     return value
 
 
+def _find_refresh_end(members: Mapping[str, Any], now: datetime) -> datetime | None:
+    """
+    Return when the refresh token expires.
+
+    No specification defines these members, so an implausible value is ignored. Keycloak
+    sends 0 for a token that does not expire.
+    """
+    for name in _REFRESH_EXPIRES_IN:
+        try:
+            seconds = _parse_expires_in(members.get(name))
+        except MalformedTokenResponseError:
+            continue
+        if seconds:
+            return now + timedelta(seconds=seconds)
+    return None
+
+
 def _parse_expires_in(value: object) -> int | None:
-    """Seconds; servers send an integer, digits in a string, or ``3600.0``."""
+    """Read seconds; servers send an integer, digits in a string, or ``3600.0``."""
     if value is None:
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit():
-        # Bounded, as int() is not made for thousands of digits.
+        # Bounded, because int() refuses thousands of digits.
         value = int(value[:20])
     elif isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -1,4 +1,4 @@
-"""What all exchanges with the token endpoint and its kin have in common."""
+"""Common parts of exchanges with the token endpoint and similar endpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_form_request(
     client_authentication: ClientAuthentication | None,
     headers: Mapping[str, str] | None = None,
 ) -> HTTPRequest:
-    """Build the POST of a form, completed by the client's authentication."""
+    """Build the POST of a form with the client's authentication."""
     all_headers = {
         "Accept": "application/json",
         "Content-Type": "application/x-www-form-urlencoded",
@@ -43,13 +43,13 @@ def build_form_request(
 
 def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
     """
-    The JSON object of a 200 answer; every other answer raises.
+    Return the JSON object of a 200 response; any other response raises.
 
     Raises:
         TokenResponseError: 4xx with an OAuth error.
         TokenServerError: 429, 5xx, or 4xx without an OAuth error.
         RedirectRefusedError: a redirect.
-        MalformedTokenResponseError: another status, or not a JSON object.
+        MalformedTokenResponseError: any other status, or not a JSON object.
     """
     status = response.status_code
     if status == 200:
@@ -58,14 +58,15 @@ def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
         )
     if 300 <= status < 400:
         raise RedirectRefusedError(
-            f"The token endpoint answered with a redirect (status {status}); none is "
-            "followed, as it would carry codes and secrets elsewhere."
+            f"The token endpoint responded with a redirect (status {status}), "
+            "which is not followed because it would send codes and secrets "
+            "elsewhere."
         )
     if 400 <= status < 500 and status != 429:
         _raise_oauth_error(response)
     if status >= 400:
         raise TokenServerError(
-            f"The token endpoint answered with status {status} and no OAuth error.",
+            f"The token endpoint responded with status {status} and no OAuth error.",
             status_code=status,
             retry_after=response.retry_after,
         )
@@ -75,7 +76,7 @@ def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
 
 
 def _raise_oauth_error(response: HTTPResponse) -> None:
-    """Raise the OAuth error in a 4xx answer, if it holds one."""
+    """Raise the OAuth error in a 4xx response, if there is one."""
     try:
         members = parse_json_object(
             response.body, error=MalformedTokenResponseError, what="error response"
@@ -85,7 +86,7 @@ def _raise_oauth_error(response: HTTPResponse) -> None:
     refusal = parse_oauth_error(members)
     if refusal is not None:
         raise TokenResponseError(
-            f"The token endpoint answered with error={refusal.error}.",
+            f"The token endpoint responded with error={refusal.error}.",
             error=refusal.error,
             error_description=refusal.error_description,
             error_uri=refusal.error_uri,

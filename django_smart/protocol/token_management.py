@@ -31,7 +31,7 @@ def build_revocation_request(
     client_authentication: ClientAuthentication,
 ) -> HTTPRequest:
     """
-    Build the request that ends a token.
+    Build the request that revokes a token.
 
     Args:
         token_type_hint: ``refresh_token`` or ``access_token``.
@@ -47,7 +47,7 @@ def build_revocation_request(
 
 def process_revocation_response(response: HTTPResponse) -> None:
     """
-    Return if the token is gone; a token the server does not know is gone too.
+    Check that the token is revoked; an unknown token counts as revoked.
 
     Raises:
         TokenError, RedirectRefusedError: as
@@ -55,7 +55,7 @@ def process_revocation_response(response: HTTPResponse) -> None:
 
     Spec: RFC 7009 section 2.2.
     """
-    # The body of a success is of no meaning; some servers send 204.
+    # The body of a success has no meaning; some servers send 204.
     if response.status_code not in (200, 204):
         parse_token_body(response)
 
@@ -63,10 +63,10 @@ def process_revocation_response(response: HTTPResponse) -> None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntrospectionResponse:
     """
-    What a server says of a token.
+    A server's information about a token.
 
     Attributes:
-        active: if false, nothing else is there (INTRO-04).
+        active: if false, everything else is empty (INTRO-04).
         expires_at: aware datetime, or ``None``.
         fhir_user: as sent.
         context: launch context; unknown members are in its ``extra``.
@@ -90,11 +90,11 @@ def build_introspection_request(
     client_authentication: ClientAuthentication | None = None,
 ) -> HTTPRequest:
     """
-    Build the request for what a server knows of *token*.
+    Build the introspection request for *token*.
 
     Args:
-        access_token: goes into ``Authorization: Bearer``, as SMART has it (INTRO-02).
-        client_authentication: for servers that want the client's own credentials.
+        access_token: sent as ``Authorization: Bearer``, as SMART requires (INTRO-02).
+        client_authentication: for servers that require the client's credentials.
 
     Spec: SMART App Launch 2.2, "Token Introspection"; RFC 7662 section 2.1.
     """
@@ -109,9 +109,14 @@ def build_introspection_request(
     )
 
 
-def process_introspection_response(response: HTTPResponse) -> IntrospectionResponse:
+def process_introspection_response(
+    response: HTTPResponse, *, insecure_hosts: frozenset[str] = frozenset()
+) -> IntrospectionResponse:
     """
-    Turn the answer to an introspection into an ``IntrospectionResponse``.
+    Turn the response to an introspection into an ``IntrospectionResponse``.
+
+    Args:
+        insecure_hosts: hosts for which http is accepted in the context's URLs.
 
     Raises:
         TokenError, RedirectRefusedError: as
@@ -131,10 +136,17 @@ def process_introspection_response(response: HTTPResponse) -> IntrospectionRespo
         client_id=_get_text(members, "client_id"),
         expires_at=_get_time(members, "exp"),
         issuer=_get_text(members, "iss"),
-        subject=_get_text(members, "sub"),
+        subject=_get_subject(members),
         fhir_user=_get_text(members, "fhirUser"),
-        context=LaunchContext.from_parameters(members),
+        context=LaunchContext.from_parameters(members, insecure_hosts=insecure_hosts),
     )
+
+
+def _get_subject(members: Mapping[str, Any]) -> str | None:
+    """Read ``sub``, which some servers send as a number."""
+    value = members.get("sub")
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else _get_text(members, "sub")
 
 
 def _get_text(members: Mapping[str, Any], name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""URLs as the protocol compares and accepts them."""
+"""Compare and validate URLs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from django_smart.exceptions import InsecureURLError
 
 __all__ = [
+    "LOOPBACK_HOSTS",
     "get_origin",
     "is_https_url",
     "is_same_origin",
@@ -18,15 +19,18 @@ __all__ = [
     "validate_https_url",
 ]
 
+#: Names by which a machine in development is usually reached from itself.
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Visible ASCII without the backslash, which some clients read as a slash.
+# Visible ASCII without the backslash, which some clients treat as a slash.
 _ALLOWED = re.compile(r"[!-\[\]-~]+")
 _HOST = re.compile(r"[a-z0-9._~-]+|[0-9a-f:.]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Parts:
-    """A URL taken apart; ``port`` is never empty, ``path`` as written."""
+    """A parsed URL; ``port`` is never empty, ``path`` is as written."""
 
     scheme: str
     host: str
@@ -41,26 +45,26 @@ class _Parts:
         return f"{self.scheme}://{host}:{self.port}"
 
 
-# One request asks for the same URL several times.
+# One request parses the same URL several times.
 @lru_cache(maxsize=64)
 def _split(url: str, *, what: str = "URL") -> _Parts:
-    """Take *url* apart, refusing whatever two parsers could read differently."""
+    """Parse *url*; refuse anything that two parsers could read differently."""
     if not _ALLOWED.fullmatch(url):
         raise InsecureURLError(
-            f"The {what} is empty or has white space, a backslash or characters "
-            "that must be percent-encoded."
+            f"The {what} is empty or contains whitespace, a backslash or "
+            "characters that must be percent-encoded."
         )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise InsecureURLError(f"The {what} has a broken host or port.") from None
+        raise InsecureURLError(f"The {what} has an invalid host or port.") from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise InsecureURLError(f"The {what} is not an absolute http or https URL.")
     if "@" in parts.netloc:
-        raise InsecureURLError(f"The {what} has user information in it.")
+        raise InsecureURLError(f"The {what} contains user information.")
     if not host or not _HOST.fullmatch(host):
-        raise InsecureURLError(f"The {what} has no usable host name.")
+        raise InsecureURLError(f"The {what} has no valid host name.")
     return _Parts(
         scheme=parts.scheme,
         host=host,
@@ -71,14 +75,14 @@ def _split(url: str, *, what: str = "URL") -> _Parts:
 
 def normalize_base_url(url: str) -> str:
     """
-    Bring a FHIR base URL to the form in which two of them are compared.
+    Normalize a FHIR base URL for comparison.
 
-    Scheme and host in lower case, no default port, one trailing slash taken off; the
-    path keeps its case.  What is sent as ``aud`` stays as it was received (EHRL-05).
+    Scheme and host in lower case, no default port, one trailing slash removed; the path
+    keeps its case. The ``aud`` is sent as received, not normalized (EHRL-05).
 
     Raises:
         InsecureURLError: not an absolute http(s) URL, or with user information, query,
-            fragment, or dot segments.  Whether http is acceptable is not decided here.
+            fragment, or dot segments. Plain http is not refused here.
     """
     parts = _split(url, what="FHIR base URL")
     if "?" in url or "#" in url:
@@ -90,7 +94,7 @@ def normalize_base_url(url: str) -> str:
 
 def get_origin(url: str) -> str:
     """
-    Scheme, host and port of *url*, as browsers write an origin.
+    Return the origin of *url* (scheme, host and port), as browsers write it.
 
     Raises:
         InsecureURLError: not an absolute http or https URL.
@@ -102,15 +106,16 @@ def validate_https_url(
     url: str, *, insecure_hosts: frozenset[str] = frozenset(), what: str = "URL"
 ) -> str:
     """
-    Return *url* unchanged if secrets may travel to it.
+    Return *url* unchanged if secrets may be sent to it.
 
     Args:
-        insecure_hosts: host names in lower case, without port, for which http will do.
+        insecure_hosts: host names in lower case, without port, for which http is
+            accepted.
         what: name of the value for the message.
 
     Raises:
         InsecureURLError: neither https nor http at one of *insecure_hosts*; user
-            information, fragment, white space or control characters; no host.
+            information, fragment, whitespace or control characters; no host.
 
     Spec: SMART App Launch 2.2, "App protection"; RFC 6749 sections 3.1 and 3.2.
     """
@@ -118,15 +123,20 @@ def validate_https_url(
     if "#" in url:
         raise InsecureURLError(f"The {what} has a fragment.")
     if parts.scheme != "https" and parts.host not in insecure_hosts:
-        raise InsecureURLError(
-            f"The {what} is not https, and SMART_INSECURE_HTTP_HOSTS does not name "
-            "its host."
+        message = (
+            f"The {what} is not https, and its host is not in "
+            "SMART_INSECURE_HTTP_HOSTS."
         )
+        if parts.host in LOOPBACK_HOSTS:
+            message += f' For development, add "{parts.host}" to that setting.'
+        raise InsecureURLError(message)
     return url
 
 
 def is_https_url(url: str) -> bool:
-    """Whether *url* is an https link that can be shown; a fragment is fine."""
+    """
+    Return whether *url* is an https link that can be shown; a fragment is allowed.
+    """
     try:
         return _split(url).scheme == "https"
     except InsecureURLError:
@@ -134,7 +144,7 @@ def is_https_url(url: str) -> bool:
 
 
 def is_same_origin(a: str, b: str) -> bool:
-    """Whether both are absolute http(s) URLs of one scheme, host and port."""
+    """Return whether both are absolute http(s) URLs with the same origin."""
     try:
         return _split(a).origin == _split(b).origin
     except InsecureURLError:
@@ -144,10 +154,11 @@ def is_same_origin(a: str, b: str) -> bool:
 @lru_cache(maxsize=64)
 def is_within_base(url: str, base_url: str) -> bool:
     """
-    Whether *url* is *base_url* or lies below its path, on the same origin.
+    Return whether *url* is *base_url* or below its path, on the same origin.
 
-    Dot segments are not resolved but refused, plain or percent-encoded (also twice),
-    before a ``;`` or after an encoded slash: the server would decide what they mean.
+    Dot segments are refused, not resolved: plain or percent-encoded (also twice),
+    before a ``;`` or after an encoded slash, because servers interpret them
+    differently.
     """
     try:
         parts, base = _split(url), _split(base_url)
@@ -160,7 +171,7 @@ def is_within_base(url: str, base_url: str) -> bool:
 
 
 def _has_dot_segments(path: str) -> bool:
-    """Whether *path* has ``.`` or ``..``, however disguised."""
+    """Return whether *path* has ``.`` or ``..`` in any encoding."""
     if "." not in path and "%" not in path:
         return False
     for _ in range(3):

@@ -373,7 +373,7 @@ def test_endpoint_of_no_use_is_left_out(members):
     ],
 )
 def test_endpoint_without_a_safe_address_is_refused(address):
-    with pytest.raises(MalformedBrandError, match="An Endpoint cannot be used"):
+    with pytest.raises(MalformedBrandError, match="An Endpoint is unusable"):
         parse_brand_endpoint({"address": address})
 
 

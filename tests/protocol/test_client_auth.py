@@ -20,6 +20,7 @@ from django_smart.protocol.client_auth import (
     ClientSecretPost,
     PrivateKeyJWT,
     PublicClient,
+    WithHeaders,
     build_client_assertion,
 )
 from tests.protocol.helpers import (
@@ -106,6 +107,17 @@ def test_a_colon_in_the_client_id_needs_form_encoding():
         apply(raw)
     _, headers = apply(replace(raw, form_encode=True))
     assert b64decode(headers["Authorization"][6:]) == b"urn%3Aapp:s"
+
+
+def test_headers_of_a_server_accompany_any_method():
+    method = WithHeaders(
+        method=ClientSecretBasic(client_id="app", client_secret="s"),
+        headers={"X-Api-Key": "of the portal"},
+    )
+    form, headers = apply(method, [("code", "x")])
+    assert headers == {"X-Api-Key": "of the portal", "Authorization": "Basic YXBwOnM="}
+    assert form == [("code", "x")]
+    assert "of the portal" not in repr(method)
 
 
 def test_a_secret_can_be_posted():

@@ -183,11 +183,11 @@ def test_client_whose_keys_were_sent_expects_no_address_of_them():
         ({"client_secret_expires_at": "0"}, "client_secret_expires_at is not a whole"),
         ({"client_secret_expires_at": -1}, "client_secret_expires_at is not a whole"),
         ({"client_secret_expires_at": True}, "client_secret_expires_at is not a whole"),
-        ({"token_endpoint_auth_method": "tls_client_auth"}, "none of SMART's"),
+        ({"token_endpoint_auth_method": "tls_client_auth"}, "tls_client_auth"),
         ({"token_endpoint_auth_method": "private_key_jwt"}, "was sent no keys"),
-        ({"redirect_uris": ["https://x.example/"]}, "another redirect_uris"),
-        ({"redirect_uris": []}, "another redirect_uris"),
-        ({"redirect_uris": "https://x.example/"}, "another redirect_uris"),
+        ({"redirect_uris": ["https://x.example/"]}, "different redirect_uris"),
+        ({"redirect_uris": []}, "different redirect_uris"),
+        ({"redirect_uris": "https://x.example/"}, "different redirect_uris"),
         ({"scope": ["openid"]}, "scope is not printable"),
     ],
 )
@@ -199,7 +199,7 @@ def test_answer_that_is_of_no_use_is_refused(changes, message):
 
 def test_keys_of_somebody_else_are_refused():
     answer = {"client_id": "abc", "jwks_uri": "https://elsewhere.example.net/jwks"}
-    with pytest.raises(MalformedRegistrationResponseError, match="another jwks_uri"):
+    with pytest.raises(MalformedRegistrationResponseError, match="different jwks_uri"):
         process(answer, metadata=KEYED)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from django_smart.exceptions import MalformedTokenResponseError
 from django_smart.protocol.context import (
     MAX_CONTEXT_LENGTH,
+    FHIRcastHub,
     FHIRContextItem,
     LaunchContext,
     merge_parameters,
@@ -19,6 +20,7 @@ from django_smart.protocol.context import (
 from tests.protocol.helpers import SEED, VECTORS
 
 FHIR_CONTEXT = VECTORS["fhir_context"]
+HUB = {"hub.url": "https://hub.example.org/api", "hub.topic": "session-7"}
 
 
 def read(**parameters):
@@ -132,6 +134,9 @@ def test_the_banner_is_a_boolean_or_absent(value, expected):
         ("smart_style_url", {}),
         ("smart_style_url", "http://ehr.example.org/style.json"),
         ("smart_style_url", "javascript:alert(1)"),
+        ("hub.url", {}),
+        ("hub.url", "http://hub.example.org/"),
+        ("hub.topic", 7),
         ("fhirContext", {}),
         ("fhirContext", "List/1"),
     ],
@@ -180,14 +185,14 @@ def test_the_published_fhir_contexts_are_read(items):
         *((items[0], "") for items in FHIR_CONTEXT["invalid_derived"]),
         ("List/1", "is not an object"),
         (None, "is not an object"),
-        ({}, "has neither reference nor canonical nor identifier"),
+        ({}, "has no reference, canonical or identifier"),
         ({"reference": 1}, "has a reference that is not a string"),
         ({"reference": None}, "has a reference that is not a string"),
         ({"canonical": ["x"]}, "has a canonical that is not a string"),
         ({"reference": "List/1", "type": 1}, "has a type that is not a string"),
         ({"reference": "List/1", "role": None}, "has a role that is not a string"),
         ({"identifier": "x"}, "has an identifier that is not an object"),
-        ({"identifier": {}}, "has neither reference nor canonical nor identifier"),
+        ({"identifier": {}}, "has no reference, canonical or identifier"),
         (
             {"reference": "https://ehr.example.org/fhir/List/1"},
             "has a reference that is not relative",
@@ -248,6 +253,7 @@ def test_a_context_survives_a_json_column():
         intent="i",
         tenant="t",
         smart_style_url="https://ehr.example.org/style.json",
+        **HUB,
         fhirContext=[
             {"reference": "List/1", "note": 1},
             {"canonical": "https://a.example/Measure/1|2", "type": "Measure"},
@@ -263,6 +269,38 @@ def test_a_context_survives_a_json_column():
     assert again == context
     assert again.problems == ()
     assert LaunchContext().to_json() == {}
+
+
+def test_a_fhircast_hub_has_a_url_and_a_topic():
+    context = read(**HUB)
+    assert context.hub == FHIRcastHub(
+        url="https://hub.example.org/api", topic="session-7"
+    )
+    assert context.extra == {}
+    assert context.problems == ()
+    assert "session-7" not in f"{context!r} {context.hub!r}"
+    assert read().hub is None
+    local = {**HUB, "hub.url": "http://localhost:9000/hub"}
+    hosts = frozenset({"localhost"})
+    allowed = LaunchContext.from_parameters(local, insecure_hosts=hosts)
+    assert allowed.hub is not None
+
+
+@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("value", [None, "", 7])
+def test_half_a_hub_is_none(name, value):
+    context = read(**{**HUB, name: value})
+    assert context.hub is None
+    assert len(context.problems) == 1
+
+
+def test_a_newer_hub_replaces_the_older():
+    older = {**HUB, "patient": "1"}
+    newer = {"hub.url": "https://hub.example.org/b", "hub.topic": "session-8"}
+    assert merge_parameters(older, newer) == {**older, **newer}
+    # Half a hub would make a hub that nobody named.
+    half = {"hub.url": "https://elsewhere.example.net/"}
+    assert merge_parameters(older, half) == older
 
 
 @pytest.mark.compliance("REF-06", "FHIR-06")

@@ -19,6 +19,7 @@ from django_smart.protocol.capabilities import (
     CapabilitySet,
     get_capability_sets,
 )
+from django_smart.protocol.configuration import check_overrides
 from django_smart.protocol.discovery import (
     AssociatedEndpoint,
     SMARTConfiguration,
@@ -370,6 +371,36 @@ def test_endpoints_set_by_hand_come_before_those_of_a_statement():
     assert configuration.token_endpoint == "https://set.example.org/token"
 
 
+def test_overrides_that_any_document_can_use_pass():
+    check_overrides({})
+    check_overrides(
+        {
+            "token_endpoint": "https://set.example.org/token",
+            "capabilities": ["launch-ehr"],
+            "jwks_uri": None,
+        }
+    )
+    local = {"jwks_uri": "http://127.0.0.1:9000/jwks"}
+    check_overrides(local, insecure_hosts=frozenset({"127.0.0.1"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokenendpoint", "https://set.example.org/token"),
+        ("raw", {}),
+        ("missing", []),
+        ("jwks_uri", "/relative"),
+        ("jwks_uri", "http://127.0.0.1:9000/jwks"),
+        ("capabilities", "launch-ehr"),
+        ("token_endpoint", None),
+    ],
+)
+def test_overrides_that_no_document_can_use_are_refused(name, value):
+    with pytest.raises(MalformedDiscoveryError, match=name):
+        check_overrides({name: value})
+
+
 SETS = {
     CapabilitySet.PATIENT_STANDALONE: [
         "launch-standalone",
@@ -582,8 +613,8 @@ def test_the_openid_configuration_may_name_an_insecure_host_that_is_allowed():
 @pytest.mark.parametrize(
     ("document", "issuer", "reason"),
     [
-        (OPENID, "https://as.example.org/", "names another issuer"),
-        (OPENID, "https://evil.example", "names another issuer"),
+        (OPENID, "https://as.example.org/", "other than"),
+        (OPENID, "https://evil.example", "other than"),
         ({**OPENID, "issuer": None}, None, "issuer is missing"),
         ({**OPENID, "issuer": "http://as.example.org"}, None, "issuer is not https"),
         ({**OPENID, "jwks_uri": 1}, None, "jwks_uri is missing or not a string"),

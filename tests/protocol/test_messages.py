@@ -33,13 +33,34 @@ def test_without_content_type_there_is_no_media_type():
         ("1.5", None),
         ("²", None),
         ("", None),
-        ("9" * 12, 1e9),
-        ("9" * 400, 1e9),
+        ("1795762800000", 86_400),
+        ("9" * 400, 86_400),
     ],
 )
 def test_retry_after_is_read_if_it_is_a_number_of_seconds(value, seconds):
     assert build_answer(retry_after=value).retry_after == seconds
     assert build_answer().retry_after is None
+
+
+NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("value", "date", "seconds"),
+    [
+        ("Wed, 21 Oct 2026 07:28:30 GMT", NOW, 30),
+        ("Wed, 21 Oct 2026 07:28:30", NOW, 30),
+        ("Wednesday, 21-Oct-26 07:28:30 GMT", NOW, 30),
+        ("Wed, 21 Oct 2026 07:00:00 GMT", NOW, 0),
+        ("Wed, 21 Oct 2099 07:28:30 GMT", NOW, 86_400),
+        ("Wed, 21 Oct 2026 07:28:30 GMT", "soon", None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", NOW, None),
+        ("soon", NOW, None),
+    ],
+)
+def test_retry_after_may_be_a_date(value, date, seconds):
+    assert build_answer(retry_after=value, date=date).retry_after == seconds
+    assert build_answer(retry_after=value).retry_after is None
 
 
 @pytest.mark.compliance("SEC-01")

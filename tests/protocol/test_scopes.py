@@ -87,6 +87,32 @@ def test_the_error_names_the_offending_scope():
     assert caught.value.scope == "patient/Observation.dus"
 
 
+@pytest.mark.parametrize(
+    ("scope", "suggestion"),
+    [
+        ("patient/Patient.sr", "patient/Patient.rs"),
+        ("user/*.rsdc", "user/*.crds"),
+        ("patient/Patient.sx", ""),
+        ("Patient/Patient.sr", ""),
+        ("nothing", ""),
+    ],
+)
+def test_the_error_suggests_the_letters_in_order(scope, suggestion):
+    with pytest.raises(ScopeSyntaxError) as caught:
+        ScopeSet.parse(scope, strict=True)
+    assert str(caught.value).partition("Did you mean ")[2] == (
+        f"{suggestion}?" if suggestion else ""
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["launch,patient/Patient.rs", "launch; openid", "launch openid,"]
+)
+def test_the_error_suggests_spaces(text):
+    with pytest.raises(ScopeSyntaxError, match="by spaces"):
+        ScopeSet.parse(text, strict=True)
+
+
 @pytest.mark.compliance("SCOPE-03")
 @pytest.mark.parametrize("text", SCOPES["invalid"])
 def test_granted_scopes_that_are_not_understood_are_kept_and_allow_nothing(text):

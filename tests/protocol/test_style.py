@@ -233,8 +233,8 @@ def test_what_is_dropped_is_told_by_name_and_the_rest_stays():
     style = parse(color_text="red", color_error="url(//x)", dim_font_size=13)
     assert style == SMARTStyle(color_text="red")
     assert style.problems == (
-        "color_error is not a value of its kind",
-        "dim_font_size is not a value of its kind",
+        "color_error is not a valid value",
+        "dim_font_size is not a valid value",
     )
     assert "//x" not in repr(style)
 

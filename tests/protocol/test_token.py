@@ -366,6 +366,20 @@ def test_an_expires_in_that_is_no_time_to_live_is_refused(value):
         process({**GOOD, "expires_in": value})
 
 
+@pytest.mark.parametrize("name", ["refresh_expires_in", "refresh_token_expires_in"])
+@pytest.mark.parametrize("value", [86400, "86400", 86400.0])
+def test_end_of_the_refresh_token_is_counted_from_receipt(name, value):
+    tokens = process({**GOOD, "refresh_token": "again", name: value})
+    assert tokens.refresh_expires_at == NOW + timedelta(days=1)
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, "soon", True, [], 1.5, 10**12])
+def test_refresh_token_without_a_sensible_end_has_none(value):
+    body = {**GOOD, "refresh_token": "again", "refresh_expires_in": value}
+    assert process(body).refresh_expires_at is None
+    assert process({**GOOD, "refresh_token": "again"}).refresh_expires_at is None
+
+
 @pytest.mark.parametrize("body", [b'"NaN"', b'{"expires_in": NaN}', b"<html>", b""])
 def test_a_page_or_nonsense_with_status_200_is_malformed(body):
     with pytest.raises(MalformedTokenResponseError):

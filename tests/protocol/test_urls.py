@@ -121,6 +121,16 @@ def test_plain_http_is_for_the_named_hosts_alone():
             validate_https_url(url, insecure_hosts=hosts)
 
 
+def test_plain_http_on_this_machine_is_refused_with_what_to_write():
+    for host in ("localhost", "127.0.0.1", "::1"):
+        netloc = f"[{host}]" if ":" in host else host
+        with pytest.raises(InsecureURLError, match=f'add "{host}" to that setting'):
+            validate_https_url(f"http://{netloc}:8001/")
+    with pytest.raises(InsecureURLError) as caught:
+        validate_https_url("http://ehr.example.org/")
+    assert "development" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "origin"),
     [
