@@ -1,8 +1,8 @@
 """
-Keeping secrets and patient data out of logs and error reports.
+Keeps secrets and patient data out of logs and error reports.
 
-Nothing here needs settings when it is imported: servers configure their logs before
-Django is there.
+Importing this module needs no settings, because servers configure logging before
+Django is set up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 HIDDEN = "[hidden]"
 
-#: Parameters of OAuth and SMART App Launch whose values nobody else may see.
+#: OAuth and SMART App Launch parameters whose values are secret.
 PARAMETERS = frozenset(
     {
         "access_token",
@@ -58,14 +58,14 @@ PARAMETERS = frozenset(
         "token",
     }
 )
-# The longest first: "code" is the beginning of "code_verifier".
+# Longest first: "code" is a prefix of "code_verifier".
 _NAMES = "|".join(sorted(PARAMETERS, key=len, reverse=True))
 # Where a name begins: not within a word, but after "?", "&" and what these become in a
 # URL within a URL and in JSON.
 _START = r"(?:(?<![\w-])|(?<=%26)|(?<=%3F)|(?<=%2526)|(?<=%253F)|(?<=u0026)|(?<=u003f))"
 # The rest of a text up to the quotation mark that began it.
 _TO_QUOTE = r"(?:(?!(?P=quote))(?:\\.|.))*"
-# As deep as JSON within JSON within JSON, and no deeper: a bound keeps this linear.
+# JSON within JSON within JSON, but no deeper: a limit keeps this linear.
 _ESCAPES = r"\\{0,8}"
 _QUOTE = rf"(?P<quote>{_ESCAPES}[\"'])"
 _BYTES = rf"(?:b(?={_ESCAPES}[\"']))?"
@@ -103,14 +103,14 @@ _RULES = (
     ),
     # https://user:password@host
     re.compile(r"(?P<kept>://[^\s/@:\"'<>]*:)[^\s/@\"'<>]+(?=@)", _FLAGS),
-    # A signed JWT, wherever it stands.  Where a run of its letters ends is looked up
-    # once, at its beginning.
+    # A signed JWT anywhere.  The end of its characters is searched once, from the
+    # start.
     re.compile(
         r"(?P<kept>(?<![\w-])(?=[\w-]{11,}+\.[\w-]{8})(?:[\w-]*?-)??)"
         r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)*"
     ),
 )
-# One of these is in whatever a rule or a path of ours finds; to look for them is fast.
+# Every match of a rule or path contains one of these, which are fast to search for.
 _HINTS = (
     *("assertion", "code", "launch", "nonce", "secret", "state", "token"),
     *("authorization", "basic", "bearer", "dpop", "cookie", "@", "eyj", "callback"),
@@ -119,10 +119,10 @@ _HINTS = (
 
 def redact(text: str) -> str:
     """
-    *text* with every secret of a launch replaced by ``[hidden]``.
+    Return *text* with every secret of a launch replaced by ``[hidden]``.
 
-    Queries of the launch and callback URLs go as a whole.  Elsewhere the values of
-    :data:`PARAMETERS` go (in queries, forms, JSON and Python's ``repr``), those of
+    Queries of launch and callback URLs are removed completely.  Elsewhere, this hides
+    the values of :data:`PARAMETERS` (in queries, forms, JSON and Python's ``repr``), of
     ``Authorization`` and cookies, passwords in URLs, and signed JWTs.
     """
     lowered = text.lower()
@@ -137,7 +137,7 @@ def redact(text: str) -> str:
 
 def get_protocol_paths() -> tuple[str, ...]:
     """
-    The paths that queries with secrets come to, without the site's prefix.
+    Return the paths whose queries contain secrets, without the site's prefix.
 
     Empty until Django and the URLconf are loaded: a log line must not load them.
     """
@@ -169,16 +169,16 @@ def _hide(match: re.Match[str]) -> str:
     return f"{match['kept']}{quote}{HIDDEN}"
 
 
-# What every record has: names, places and times of our own.
+# Attributes that every record has: names, places and times.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class RedactionFilter(logging.Filter):
     """
-    Takes secrets out of each record; none is dropped.
+    Removes secrets from each record; no record is dropped.
 
-    Put it on handlers: a filter of a logger sees nothing of the loggers below it.
-    Message, arguments, traceback and further values that are texts are redacted, with
+    Put it on handlers: a filter of a logger does not see records of the loggers below
+    it. Message, arguments, traceback and other string attributes are redacted with
     :func:`~django_smart.redaction.redact`.
     """
 
@@ -192,7 +192,7 @@ class RedactionFilter(logging.Filter):
             record.msg, record.args = message, None
         redacted = redact(message)
         if redacted != message:
-            # What only becomes a text now, such as an exception or a request.
+            # Values that become text only now, such as exceptions and requests.
             record.msg, record.args = redacted, None
         _redact_traceback(record)
         for name, value in vars(record).items():
@@ -202,7 +202,7 @@ class RedactionFilter(logging.Filter):
 
 
 def _redact_arguments(arguments: Any) -> Any:
-    """Keep the shape: formatters of access logs look into the arguments."""
+    """Keep the type: formatters of access logs look into the arguments."""
     if isinstance(arguments, tuple):
         return tuple(
             redact(value) if type(value) is str else value for value in arguments
@@ -221,7 +221,7 @@ def _redact_traceback(record: logging.LogRecord) -> None:
     if not text and isinstance(record.exc_info, tuple) and record.exc_info[1]:
         text = logging.Formatter().formatException(record.exc_info)
     if text and (redacted := redact(text)) != text:
-        # Formatters take it in place of the exception.
+        # Formatters use it instead of the exception.
         record.exc_text = redacted
     if record.stack_info:
         record.stack_info = redact(record.stack_info)
@@ -242,27 +242,27 @@ _SECRET_NAME = re.compile(
 
 class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
     """
-    Django's filter, and what a launch adds to it.
+    Django's filter, extended for launches.
 
-    Values of variables are replaced by their types where they are a launch's: in code
-    of this package and what it calls, and for a request that belongs to a launch or
-    came to one of our URLs.  Elsewhere variables go that are named like secrets or hold
-    FHIR resources.  Parameters, cookies and settings of ours are hidden.
+    The values of a launch's variables are replaced by their types: in code of this
+    package and the code that it calls, and in requests of a launch or for this
+    package's URLs. Elsewhere, this hides variables that are named like secrets or
+    contain FHIR resources. This package's parameters, cookies and settings are hidden.
 
-    It works under ``DEBUG`` too: debug pages are copied into tickets.
+    It is also active under ``DEBUG``, because debug pages are copied into tickets.
     """
 
     def is_active(self, request: HttpRequest | None) -> bool:
-        """Always; Django's own is switched off by ``DEBUG``."""
+        """Return true; Django's own filter is off under ``DEBUG``."""
         return True
 
     def cleanse_setting(self, key: Any, value: Any) -> Any:
-        """As Django's, and passwords in URLs and the like are taken out."""
+        """Extend Django's: also redact passwords in URLs and similar values."""
         cleansed = super().cleanse_setting(key, value)
         return redact(cleansed) if isinstance(cleansed, str) else cleansed
 
     def get_safe_request_meta(self, request: Any) -> dict[str, Any]:
-        """As Django's, without the queries of our URLs."""
+        """Extend Django's: remove the queries of this package's URLs."""
         meta: dict[str, Any] = super().get_safe_request_meta(request)
         if _is_protocol(request):
             for name in _QUERIES:
@@ -271,7 +271,7 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         return meta
 
     def get_safe_cookies(self, request: Any) -> dict[str, Any]:
-        """As Django's, without the cookies that launches are bound to."""
+        """Extend Django's: remove the cookies that bind launches."""
         name = conf.SMART_BROWSER_COOKIE_NAME
         cookies: dict[str, Any] = super().get_safe_cookies(request)
         return {
@@ -284,7 +284,7 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
     def get_cleansed_multivaluedict(
         self, request: HttpRequest, multivaluedict: QueryDict
     ) -> QueryDict:
-        """As Django's, without parameters of OAuth and of our URLs."""
+        """Extend Django's: hide parameters of OAuth and of this package's URLs."""
         cleansed = super().get_cleansed_multivaluedict(request, multivaluedict).copy()
         for name in list(cleansed):
             if self._is_hidden_parameter(request, name):
@@ -292,20 +292,20 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         return cleansed
 
     def get_post_parameters(self, request: HttpRequest | None) -> Any:
-        """As Django's, without parameters of OAuth and of our URLs."""
+        """Extend Django's: hide parameters of OAuth and of this package's URLs."""
         if request is None:
             return super().get_post_parameters(request)
         cleansed = cast("QueryDict", super().get_post_parameters(request))
         return self.get_cleansed_multivaluedict(request, cleansed)
 
     def get_get_parameters(self, request: HttpRequest) -> list[tuple[str, Any]]:
-        """The query of *request*, which Django shows as it is."""
+        """Redact the query of *request*, which Django shows unchanged."""
         return list(self.get_cleansed_multivaluedict(request, request.GET).items())
 
     def get_traceback_frame_variables(
         self, request: Any, tb_frame: FrameType
     ) -> ItemsView[str, Any]:
-        """Types in place of values where they are a launch's, else what is harmless."""
+        """Show types instead of a launch's values; else only hide secrets."""
         if _is_of_launch(request) or _is_protocol(request) or _is_ours(tb_frame):
             variables = tb_frame.f_locals.items()
             return {name: _describe(value) for name, value in variables}.items()
@@ -330,10 +330,10 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
 
 
 class SMARTExceptionReporter(ExceptionReporter):
-    """Django's reports, with the query and the text of exceptions redacted as well."""
+    """Django's reporter, with redacted queries and exception messages."""
 
     def get_traceback_data(self) -> dict[str, Any]:
-        """What the templates of the reports are given."""
+        """Return the context of the report templates."""
         data: dict[str, Any] = super().get_traceback_data()
         if self.request is not None:
             data["request_insecure_uri"] = redact(data["request_insecure_uri"])
@@ -341,9 +341,9 @@ class SMARTExceptionReporter(ExceptionReporter):
                 data["request_GET_items"] = self.filter.get_get_parameters(self.request)
         for name in ("exception_value", "exception_notes"):
             if name in data:
-                # From Django 6.1 on, the value is the exception itself.
+                # Since Django 6.1, the value is the exception itself.
                 data[name] = redact(str(data[name]))
-        # One text for each exception: the templates compare it with the one before.
+        # One text per exception: the templates compare it with the previous one.
         causes: dict[int, _Text] = {}
         for frame in data["frames"]:
             if (cause := frame.get("exc_cause")) is not None:
@@ -354,9 +354,9 @@ class SMARTExceptionReporter(ExceptionReporter):
 
 def hide_parameters(request: HttpRequest) -> None:
     """
-    Take the query out of *request*, for any report of the error that is under way.
+    Remove the query from *request*, for any report about the current error.
 
-    Whatever reporter the site has: each reads ``GET``, ``META`` or the path.
+    This works for every reporter: they all read ``GET``, ``META`` or the path.
     """
     hidden = QueryDict(mutable=True)
     for name in request.GET:
@@ -369,7 +369,7 @@ def hide_parameters(request: HttpRequest) -> None:
 
 
 class _Text:
-    """A text that is shown without quotation marks."""
+    """A string that is shown without quotation marks."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -379,7 +379,7 @@ class _Text:
 
 
 def _describe(value: Any) -> Any:
-    """What can be told of *value* without telling it."""
+    """Describe *value* without revealing it."""
     if value is None or isinstance(value, bool | type | FunctionType | ModuleType):
         return value
     name = type(value).__name__
@@ -391,15 +391,15 @@ def _describe(value: Any) -> Any:
 
 
 def _is_of_launch(request: Any) -> bool:
-    """Whether a launch was found for *request*, without looking for one now."""
+    """Return whether *request* has a launch, without looking one up."""
     return bool(getattr(getattr(request, "smart", None), "_has_launch", False))
 
 
 def _is_protocol(request: Any) -> bool:
-    """Whether *request* is for one of our URLs, also before it was resolved."""
+    """Return whether *request* is for one of our URLs, even before it is resolved."""
     match = getattr(request, "resolver_match", None)
     if match is not None:
-        # A site may have our views, or subclasses of them, at URLs of its own.
+        # Sites can use our views, or subclasses, at URLs of their own.
         view = getattr(match.func, "view_class", object)
         return _PACKAGE in match.app_names or any(
             cls.__module__.startswith(f"{_PACKAGE}.views") for cls in view.__mro__
@@ -409,7 +409,7 @@ def _is_protocol(request: Any) -> bool:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether *frame* is of this package, or was called from there."""
+    """Return whether *frame* is in this package, or was called from it."""
     caller: FrameType | None = frame
     while caller is not None:
         module = caller.f_globals.get("__name__") or ""

@@ -1,8 +1,11 @@
-"""A server's configuration and keys: fetched rarely, kept in its row, shared by all."""
+"""
+A server's configuration and keys: fetched rarely, stored in its row, shared by all.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +14,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import (
+    DiscoveryBusyError,
     DiscoveryError,
     DiscoveryStatusError,
     IssuerDisputedError,
@@ -66,27 +70,36 @@ DISCOVERED_COLUMNS = (
     "jwks_uri",
     "pinned",
 )
-# A server may ask to be asked more often than once a day, but not at each launch.
+# A server may request more frequent discovery, but not at each launch.
 _LEAST_LIFETIME = timedelta(minutes=5)
-# While a server is down it is asked this often, and in the background more seldom.
+# While a server is down, it is retried this often, and less in the background.
 _PAUSE = timedelta(seconds=60)
 _LONG_PAUSE = timedelta(minutes=10)
+# For a server that was never read: how long a request may take, how long a failure is
+# remembered, and how long (seconds) others wait for the result.
+_FIRST_LASTS = timedelta(seconds=60)
+_FIRST_PAUSE = timedelta(seconds=10)
+_PATIENCE = 3.0
+_LOOK_EVERY = 0.1
 _END_SESSION = "end_session_endpoint"
-# Bytes of a JWK Set, which is read at each sign-in.
+# Limit in bytes for a JWK Set, which is read at each sign-in.
 _MAX_JWKS = 512 * 1024
-# How long no keys are fetched for unknown kids after a fetch that did not bring one.
+# Pause for fetching keys for unknown kids after a fetch that did not find one.
 _JWKS_COOLDOWN = timedelta(seconds=60)
 
 
 def get_configuration(server: FHIRServer) -> SMARTConfiguration:
     """
-    What *server* says of itself, from its row while that is fresh.
+    Return *server*'s SMART configuration, from its row while that is fresh.
 
-    A configuration that cannot be fetched again is served stale: a launch does not
-    depend on it anew.  With the endpoints set by hand a launch never depends on it.
+    If it cannot be fetched again, the stale configuration is used, so that launches do
+    not depend on it. With manually set endpoints, launches never depend on it. For a
+    server that was never read, one process sends a request, and the others wait
+    briefly.
 
     Raises:
-        TransportError, DiscoveryError: nothing is known and nothing could be fetched.
+        DiscoveryBusyError: another process is fetching it, or has just failed to.
+        TransportError, DiscoveryError: nothing is stored and nothing could be fetched.
     """
     known = server.read_configuration()
     if known is not None and _is_fresh(
@@ -94,6 +107,8 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
     ):
         return known
     known = known or _build_from_overrides(server)
+    if known is None and not _claim_first(server):
+        return _wait_for_first(server)
     if known is not None and not _claim(server):
         return known
     try:
@@ -110,12 +125,13 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     """
     Fetch the configuration and store it with its time.
 
-    The SMART configuration; where there is none, what the CapabilityStatement has of
-    it; and the OpenID configuration if the server offers OpenID Connect and does not
-    say by whom, or cannot vouch for the keys.
+    Reads the SMART configuration, or the CapabilityStatement if there is none; and the
+    OpenID configuration if the server supports OpenID Connect but does not name the
+    issuer, or cannot be trusted for the keys.
 
     Args:
-        save: false to leave it in the attributes of *server*, which need not exist yet.
+        save: ``False`` to only set the attributes of *server*, which need not be saved
+            yet.
 
     Raises:
         TransportError, DiscoveryError: as met; the stored one is left as it was.
@@ -130,7 +146,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
         try:
             _fill_in_openid(server)
         except (TransportError, DiscoveryStatusError) as exc:
-            # Nobody may want to sign in; who does gets this error, if nothing is known.
+            # Sign-in may not be needed; if it is, this error is raised again.
             logger.warning("Server %s: no OpenID configuration (%s)", server.pk, exc)
             server.issuer = server.issuer or before["issuer"]
             if server.id_token_issuer or server.issuer == before["issuer"]:
@@ -140,7 +156,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
                 for name, value in before.items():
                     setattr(server, name, value)
                 raise
-            logger.warning("Server %s: no way to sign out there (%s)", server.pk, exc)
+            logger.warning("Server %s: cannot sign out there (%s)", server.pk, exc)
     _pin(server, before, save=save)
     server.configuration_fetched_at = timezone.now()
     server.configuration_max_age = answer.max_age
@@ -153,7 +169,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
 
 def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
     """
-    Fetch the keys that *server* signs ID tokens with, and store them with their time.
+    Fetch the keys with which *server* signs ID tokens, and store them with their time.
 
     Args:
         save: as for :func:`fetch_configuration`, which comes first.
@@ -164,7 +180,9 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
     """
     if not server.jwks_uri:
         _learn_issuer(server, save=save)
-    answer = send(build_jwks_request(server.jwks_uri), max_body=_MAX_JWKS)
+    answer = send(
+        build_jwks_request(server.jwks_uri), server=server, max_body=_MAX_JWKS
+    )
     jwks = process_jwks_response(answer)
     server.jwks = jwks
     server.jwks_fetched_at = timezone.now()
@@ -185,11 +203,11 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
 
 def get_issuer(server: FHIRServer) -> str:
     """
-    The ``iss`` that ID tokens of *server* have to carry (IDT-03).
+    Return the ``iss`` that ID tokens of *server* must have (IDT-03).
 
     Raises:
-        UnsupportedServerError: neither the row nor discovery tells it.
-        TransportError, DiscoveryError: discovery would tell it, and failed.
+        UnsupportedServerError: neither the row nor discovery provides it.
+        TransportError, DiscoveryError: discovery failed.
     """
     if not (server.id_token_issuer or server.issuer):
         _learn_issuer(server)
@@ -198,7 +216,7 @@ def get_issuer(server: FHIRServer) -> str:
 
 def get_jwks(server: FHIRServer) -> Mapping[str, Any]:
     """
-    The keys that *server* signs ID tokens with, from its row while that is fresh.
+    Return the keys with which *server* signs ID tokens, from its row while fresh.
 
     Raises:
         UnsupportedServerError: the server names neither keys nor issuer.
@@ -221,11 +239,11 @@ def get_jwks(server: FHIRServer) -> Mapping[str, Any]:
 
 def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
     """
-    The keys to look for a token's key in, one set after the other (IDT-06).
+    Yield the key sets in which to look for a token's key (IDT-06).
 
-    First the known ones.  Ask for the next only if the key was missing: then what
-    another process stored, and at last what the server has now.  If the key is missing
-    there too, nothing is fetched for a minute: made-up key ids must not make us send a
+    First the known set. Request the next only if the key was missing: then the one that
+    another process stored, and finally the server's current one. If the key is missing
+    there, too, nothing is fetched for a minute: made-up key ids must not cause a
     request each.
 
     Raises:
@@ -251,10 +269,10 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
 
 def refresh_servers() -> int:
     """
-    Fetch again what is past half of its lifetime, for every active server.
+    Refetch what is past half of its lifetime, for every active server.
 
     Returns:
-        How many servers could not be read; each is logged.
+        The number of servers that could not be read; each is logged.
     """
     failures = 0
     for server in FHIRServer.objects.active():
@@ -282,37 +300,43 @@ def _refresh(server: FHIRServer) -> None:
 
 
 def _fetch_document(server: FHIRServer) -> tuple[SMARTConfiguration, HTTPResponse]:
-    """The configuration, and the answer it was in."""
-    overrides = server.endpoint_overrides
+    """Fetch the configuration; return it with the response."""
+    overrides = server.overrides or {}
     where: dict[str, Any] = {
         "base_url": server.base_url,
         "insecure_hosts": conf.SMART_INSECURE_HTTP_HOSTS,
         "overrides": overrides,
     }
     headers = server.discovery_headers or {}
-    answer = send(build_discovery_request(server.base_url, headers=headers))
-    is_set = answer.status_code == 200 and "token_endpoint" in overrides
+    answer = send(
+        build_discovery_request(server.base_url, headers=headers), server=server
+    )
+    is_set = answer.status_code == 200 and bool(overrides.get("token_endpoint"))
     if is_without_endpoints(answer) and not is_set:
         try:
             statement = send(
-                build_capability_statement_request(server.base_url, headers=headers)
+                build_capability_statement_request(server.base_url, headers=headers),
+                server=server,
             )
             return process_capability_statement(statement, **where), statement
         except (TransportError, DiscoveryError) as exc:
-            # What is told is what is wrong with the document that should be there.
-            logger.info("Server %s: nor a CapabilityStatement (%s)", server.pk, exc)
+            # Report the error of the document that should exist.
+            logger.info("Server %s: no CapabilityStatement either (%s)", server.pk, exc)
     return process_discovery_response(answer, **where), answer
 
 
 def _fill_in_openid(server: FHIRServer) -> None:
-    """Take from the OpenID configuration what the configuration should have told."""
+    """Add what the SMART configuration omits from the OpenID configuration."""
     issuer = server.id_token_issuer or server.issuer
     document = server.configuration or {}
     wants_logout = server.rp_initiated_logout and not document.get(_END_SESSION)
     if issuer and server.jwks_uri and not wants_logout:
         return
     found = process_openid_configuration_response(
-        send(build_openid_configuration_request(issuer or server.base_url)),
+        send(
+            build_openid_configuration_request(issuer or server.base_url),
+            server=server,
+        ),
         issuer=issuer or None,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
@@ -320,7 +344,7 @@ def _fill_in_openid(server: FHIRServer) -> None:
     server.issuer = server.issuer or found.issuer
     server.jwks_uri = server.jwks_uri or found.jwks_uri
     if not issuer:
-        # Read below the base URL: the server's word, and not yet that of the issuer.
+        # Read below the base URL: the server's claim, not yet the issuer's.
         server.jwks_uri = _get_keys_of_issuer(server, server.jwks_uri)
         if not server.jwks_uri:
             _fill_in_openid(server)
@@ -338,11 +362,13 @@ def _fill_in_openid(server: FHIRServer) -> None:
 
 def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
     """
-    *jwks_uri*, or nothing: then the issuer has to be asked where its keys are, as who
-    names them signs in everybody whom it knows.  Of an issuer not set by hand only its
-    own origin is believed, if no other server disputes it.
+    Return *jwks_uri* if it can be trusted; if not, the issuer's own document must name
+    the keys, since whoever names them can impersonate its users. Unless the issuer was
+    set manually, only a URL on its origin is trusted, and only if no other server
+    disputes it.
     """
-    if not jwks_uri or server.id_token_issuer or not server.issuer:
+    is_entered = server.id_token_issuer or "jwks_uri" in (server.overrides or {})
+    if not jwks_uri or is_entered or not server.issuer:
         return jwks_uri
     if get_origin(jwks_uri) != get_origin(server.issuer):
         return ""
@@ -352,31 +378,31 @@ def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
 
 def check_dispute(server: FHIRServer) -> None:
     """
-    Refuse to sign in anybody while it is disputed who may speak for *server*.
+    Refuse sign-in while *server*'s issuer, keys or token endpoint are disputed.
 
     Raises:
         IssuerDisputedError: the message names the values, or the other servers.
     """
     if moved := server.disputed.get("moved"):
         raise IssuerDisputedError(
-            f"Server {server.slug} names another {' and '.join(sorted(moved))} than "
-            "before, at another origin: if that is right, empty its pinned values and "
-            "discover it again."
+            f"Server {server.slug} now names a different "
+            f"{' and '.join(sorted(moved))} at another origin: if that is "
+            "correct, clear its pinned values and run discovery again."
         )
     if owners := server.disputed.get("owners"):
         raise IssuerDisputedError(
-            f"Server {server.slug} names an issuer, key URL or token endpoint of "
-            f"{', '.join(owners)}: switch off the wrong one, or put both into one "
-            "login group."
+            f"Server {server.slug} names an issuer, key URL or token endpoint "
+            f"of {', '.join(owners)}: deactivate the wrong one, or put both "
+            "into one login group."
         )
 
 
 def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
     """
-    Keep issuer, key URL and token endpoint as they are, but for changes at one origin.
+    Pin issuer, key URL and token endpoint, except for changes within one origin.
 
     Raises:
-        IssuerDisputedError: one of them is at another origin now; nothing but that is
+        IssuerDisputedError: one of them has moved to another origin; only that fact is
             stored.
     """
     found = _find_pinned(server)
@@ -397,8 +423,8 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
     if save:
         server.save(update_fields=["disputed"])
     logger.error(
-        "Server %s: %s moved to another origin; the known ones stay in use and nobody "
-        "can sign in until its pinned values are emptied.",
+        "Server %s: %s moved to another origin; the known values stay in use, "
+        "and no one can sign in until its pinned values are cleared.",
         server.slug,
         ", ".join(sorted(moved)),
     )
@@ -406,22 +432,19 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
 
 
 def _find_pinned(server: FHIRServer) -> dict[str, str]:
-    """What is pinned of the present configuration: not what the operator has set."""
+    """Return the values to pin, without those that the operator set."""
     configuration = server.read_configuration()
+    entered = server.overrides or {}
     found = {
         "issuer": "" if server.id_token_issuer else server.issuer,
         "jwks_uri": server.jwks_uri,
-        "token_endpoint": (
-            ""
-            if configuration is None or "token_endpoint" in server.endpoint_overrides
-            else configuration.token_endpoint
-        ),
+        "token_endpoint": configuration.token_endpoint if configuration else "",
     }
-    return {name: url for name, url in found.items() if url}
+    return {name: url for name, url in found.items() if url and name not in entered}
 
 
 def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
-    """Forget keys of another issuer; those of another place are fetched again."""
+    """Delete keys of another issuer; refetch those with another URL."""
     if not server.id_token_issuer and server.issuer != before["issuer"]:
         server.jwks = None
     if server.jwks_uri != before["jwks_uri"]:
@@ -429,7 +452,7 @@ def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
 
 
 def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
-    """Issuer and keys' address of a server whose configuration does not tell both."""
+    """Find issuer and key URL of a server whose configuration lacks one of them."""
     columns = ("configuration", "disputed", "issuer", "jwks_uri", "pinned")
     before = {name: getattr(server, name) for name in columns}
     try:
@@ -438,8 +461,8 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
         if server.id_token_issuer or server.issuer:
             raise
         raise UnsupportedServerError(
-            "The server's SMART configuration names no issuer, so its ID tokens cannot "
-            "be checked: set the server's ID token issuer."
+            "The server's SMART configuration names no issuer, so its ID "
+            "tokens cannot be validated: set the server's ID token issuer."
         ) from exc
     _pin(server, before, save=save)
     if save:
@@ -450,14 +473,14 @@ def _check_lengths(**urls: str | None) -> None:
     for name, url in urls.items():
         if url is not None and len(url) > MAX_URL_LENGTH:
             raise MalformedDiscoveryError(
-                f"{name} has more than {MAX_URL_LENGTH} characters."
+                f"{name} is longer than {MAX_URL_LENGTH} characters."
             )
 
 
 def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
-    """What the operator has set by hand, if it is enough to go on with."""
-    overrides = server.endpoint_overrides
-    if "token_endpoint" not in overrides:
+    """Return the operator's manually set configuration, if it is sufficient."""
+    overrides = server.overrides or {}
+    if not overrides.get("token_endpoint"):
         return None
     return SMARTConfiguration.from_json(
         {},
@@ -469,6 +492,34 @@ def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
 
 def _claim(server: FHIRServer, pause: timedelta = _PAUSE) -> bool:
     return FHIRServer.objects.claim_discovery(server, now=timezone.now(), pause=pause)
+
+
+def _claim_first(server: FHIRServer) -> bool:
+    """Return whether the caller may contact a server that was never read."""
+    # A time in the future marks a discovery in progress.
+    return FHIRServer.objects.claim_discovery(
+        server,
+        now=timezone.now() + _FIRST_LASTS,
+        pause=_FIRST_LASTS + _FIRST_PAUSE,
+    )
+
+
+def _wait_for_first(server: FHIRServer) -> SMARTConfiguration:
+    """Wait for what another process discovers in the meantime."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        server.refresh_from_db(fields=DISCOVERED_COLUMNS)
+        known = server.read_configuration()
+        if known is not None:
+            return known
+        marked_at = server.discovery_failed_at
+        is_under_way = marked_at is not None and marked_at > timezone.now()
+        if not is_under_way or time.monotonic() > deadline:
+            raise DiscoveryBusyError(
+                f"Server {server.slug} has no cached configuration, and "
+                "another process is fetching it or has just failed to."
+            )
+        time.sleep(_LOOK_EVERY)
 
 
 def _mark_miss(server: FHIRServer) -> None:
@@ -484,7 +535,7 @@ def _mark_failure(server: FHIRServer) -> None:
 def _is_fresh(
     fetched_at: datetime | None, max_age: int | None, *, part: float = 1
 ) -> bool:
-    """Whether less than *part* of the lifetime has passed."""
+    """Return whether less than *part* of the lifetime has passed."""
     if fetched_at is None:
         return False
     lifetime = conf.SMART_DISCOVERY_LIFETIME

@@ -1,4 +1,4 @@
-"""What every exchange with a server needs: our limits, and our credentials there."""
+"""Requests to a server: the limits of the settings, and this site's credentials."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
+from django.db.models import F, Q
 from django.utils import timezone
 
 from .. import transport
 from ..conf import conf
-from ..exceptions import CredentialsError
-from ..models import ClientRegistration, SigningKey
+from ..exceptions import CredentialsError, ServerTimeoutError
+from ..models import ClientRegistration, FHIRServer, SigningKey
 from ..protocol.client_auth import (
     ClientAuthentication,
     ClientSecretBasic,
     ClientSecretPost,
     PrivateKeyJWT,
     PublicClient,
+    WithHeaders,
     load_private_key,
 )
 from ..protocol.jwk import PrivateKey
 from ..protocol.messages import HTTPRequest, HTTPResponse
+from .egress import build_peer_check
 
 __all__ = [
+    "EHRTransport",
     "build_client_authentication",
-    "open_stream",
     "prepare_client_authentication",
     "send",
     "send_patiently",
@@ -42,13 +47,14 @@ _DEFAULT_WAIT = 0.5
 _LONGEST_WAIT = 5.0
 _LONGEST_STREAM = 3600.0
 
-# By algorithm, with its kid: of each there is one key that signs.
-_parsed_keys: dict[str, tuple[str, PrivateKey]] = {}
+# By algorithm, with the kid: one key of each signs.
+_parsed_keys: dict[tuple[str, int | None], tuple[str, PrivateKey]] = {}
 
 
 def send(
     request: HTTPRequest,
     *,
+    server: FHIRServer | None,
     within: float | None = None,
     max_body: int = sys.maxsize,
 ) -> HTTPResponse:
@@ -56,9 +62,9 @@ def send(
     Send *request* within the limits of the settings.
 
     Args:
-        within: seconds for the whole call, if there are fewer left than the settings
-            say.
-        max_body: bytes of the answer's body, if fewer are enough than the settings say.
+        server: who named the URL; ``None`` if the operator did.
+        within: seconds for the whole call, if fewer than in the settings.
+        max_body: limit for the response body in bytes, if less than in the settings.
 
     Raises:
         TransportError: no usable answer came.
@@ -66,58 +72,102 @@ def send(
     connect, read, total = conf.SMART_HTTP_TIMEOUT
     if within is not None:
         total = min(total, within)
+    if request.method == "POST":
+        # Late tokens are valid, and cannot be fetched again.
+        read = total
     return transport.send(
         request,
-        timeouts=transport.Timeouts(connect=connect, read=read, total=total),
+        timeouts=transport.Timeouts(
+            connect=min(connect, total), read=min(read, total), total=total
+        ),
         max_body=min(conf.SMART_MAX_BODY, max_body),
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+        check_peer=build_peer_check(request.url, server) if server else None,
     )
 
 
-def open_stream(
-    request: HTTPRequest,
-) -> AbstractContextManager[transport.ResponseStream]:
+class EHRTransport:
     """
-    Send *request*; its answer, of any size, is read piece by piece.
+    Build the function that sends a FHIR client's requests within the settings' limits.
 
-    The connect and read limits of the settings hold, and an hour for the whole call.
-    """
-    connect, read, _ = conf.SMART_HTTP_TIMEOUT
-    return transport.open_stream(
-        request,
-        timeouts=transport.Timeouts(connect=connect, read=read, total=_LONGEST_STREAM),
-        max_body=sys.maxsize,
-        insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-    )
-
-
-def send_patiently(build_request: Callable[[], HTTPRequest]) -> HTTPResponse:
-    """
-    Send, and once more if the server is busy for a moment: for what people wait for.
-
-    After 429 or 503 with a ``Retry-After`` of at most 5 s, or without one, the second
-    try follows within the limit of a single call.
+    A stream may take an hour and has no size limit.
 
     Args:
-        build_request: called for each try, as a client assertion is good for one.
+        server: whose URLs are requested.
+        deadline: in ``time.monotonic()``, after which the result is no longer needed.
+    """
+
+    def __init__(self, server: FHIRServer, *, deadline: float = float("inf")) -> None:
+        self._server = server
+        self._deadline = deadline
+
+    @property
+    def call_limit(self) -> float:
+        return whole_call_seconds()
+
+    def _complete(self, request: HTTPRequest) -> HTTPRequest:
+        """Add the server's extra headers to requests that carry a token."""
+        if "Authorization" not in request.headers:
+            return request
+        extra = self._server.get_request_headers()
+        return replace(request, headers={**request.headers, **extra})
+
+    def send(self, request: HTTPRequest) -> HTTPResponse:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise ServerTimeoutError("The request was canceled.")
+        return send(self._complete(request), server=self._server, within=left)
+
+    def open_stream(
+        self, request: HTTPRequest
+    ) -> AbstractContextManager[transport.ResponseStream]:
+        connect, read, _ = conf.SMART_HTTP_TIMEOUT
+        return transport.open_stream(
+            self._complete(request),
+            timeouts=transport.Timeouts(
+                connect=connect, read=read, total=_LONGEST_STREAM
+            ),
+            max_body=sys.maxsize,
+            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+            check_peer=build_peer_check(request.url, self._server),
+        )
+
+
+def send_patiently(
+    build_request: Callable[[], HTTPRequest], *, server: FHIRServer
+) -> HTTPResponse:
+    """
+    Send a request for a waiting user, and again if the server is briefly busy.
+
+    After 429 or 503 with a ``Retry-After`` of at most 5 s, or without one, there is a
+    second attempt within the time limit of a single call.
+
+    Args:
+        build_request: called for each attempt, because a client assertion is
+            single-use.
+        server: who named the URL.
 
     Raises:
         TransportError: no usable answer came.
     """
     started = time.monotonic()
-    response = send(build_request())
+    response = send(build_request(), server=server)
     wait = _get_wait(response) if response.status_code in _BUSY else None
     if wait is None:
         return response
-    left = whole_call_seconds() - (time.monotonic() - started) - wait
+    ends_at = started + whole_call_seconds()
+    left = ends_at - time.monotonic() - wait
     if left <= 0:
         return response
     time.sleep(wait)
-    return send(build_request(), within=left)
+    again = build_request()
+    # The process may have been suspended in the meantime.
+    left = min(left, ends_at - time.monotonic())
+    return send(again, server=server, within=left) if left > 0 else response
 
 
 def _get_wait(response: HTTPResponse) -> float | None:
-    """Seconds until the second try, ``None`` for no second try."""
+    """Return the seconds until the second attempt, or ``None`` for none."""
     if "retry-after" not in response.headers:
         return _DEFAULT_WAIT
     wait = response.retry_after
@@ -125,37 +175,63 @@ def _get_wait(response: HTTPResponse) -> float | None:
 
 
 def whole_call_seconds() -> float:
-    """The longest that one call may take."""
+    """Return the longest time that one call may take."""
     return conf.SMART_HTTP_TIMEOUT[2]
 
 
 def build_client_authentication(
-    registration: ClientRegistration, *, token_endpoint: str
+    registration: ClientRegistration,
+    *,
+    token_endpoint: str,
+    clock: Callable[[], datetime] = timezone.now,
 ) -> ClientAuthentication:
     """
-    How *registration* proves who it is, ready for one request.
+    Return the client authentication of *registration* for one request.
+
+    Args:
+        clock: returns the time for an assertion, ideally the database's.
 
     Raises:
         CredentialsError: the secret or the signing key is missing or unusable.
     """
-    return prepare_client_authentication(registration, token_endpoint=token_endpoint)()
+    return prepare_client_authentication(
+        registration, token_endpoint=token_endpoint, clock=clock
+    )()
 
 
 def prepare_client_authentication(
-    registration: ClientRegistration, *, token_endpoint: str
+    registration: ClientRegistration,
+    *,
+    token_endpoint: str,
+    clock: Callable[[], datetime] = timezone.now,
 ) -> Callable[[], ClientAuthentication]:
     """
-    The same for many requests: call the result for each; it uses no database.
+    Return a function that authenticates many requests without using the database.
 
     Raises:
         CredentialsError: the secret or the signing key is missing or unusable.
     """
+    prepared = _prepare_method(registration, token_endpoint=token_endpoint, clock=clock)
+    headers = registration.server.get_request_headers()
+    if not headers:
+        return prepared
+    return lambda: WithHeaders(method=prepared(), headers=headers)
+
+
+def _prepare_method(
+    registration: ClientRegistration,
+    *,
+    token_endpoint: str,
+    clock: Callable[[], datetime],
+) -> Callable[[], ClientAuthentication]:
     method = registration.token_endpoint_auth_method
     client_id = registration.client_id
     if method == ClientRegistration.AuthMethod.NONE:
         return partial(PublicClient, client_id=client_id)
     if method == ClientRegistration.AuthMethod.PRIVATE_KEY_JWT:
-        return _prepare_private_key_jwt(registration, token_endpoint=token_endpoint)
+        return _prepare_private_key_jwt(
+            registration, token_endpoint=token_endpoint, clock=clock
+        )
     client_secret = registration.get_client_secret(os.environ)
     if method == ClientRegistration.AuthMethod.CLIENT_SECRET_POST:
         return partial(
@@ -171,34 +247,47 @@ def prepare_client_authentication(
 
 
 def _get_parsed_key(key: SigningKey) -> PrivateKey:
-    # Parsing costs 150 signatures; the kid is the key's own thumbprint.  The key before
-    # it is forgotten: what does not sign any more does not stay in memory.
-    kid, parsed = _parsed_keys.get(key.algorithm, ("", None))
+    # Parsing takes as long as 150 signatures; the kid is the key's thumbprint. The
+    # previous key is forgotten: a key that no longer signs does not stay in memory.
+    owner = key.algorithm, key.registration_id
+    kid, parsed = _parsed_keys.get(owner, ("", None))
     if parsed is None or kid != key.kid:
         parsed = load_private_key(key.private_key)
-        _parsed_keys[key.algorithm] = key.kid, parsed
+        _parsed_keys[owner] = key.kid, parsed
     return parsed
 
 
 def _prepare_private_key_jwt(
-    registration: ClientRegistration, *, token_endpoint: str
+    registration: ClientRegistration,
+    *,
+    token_endpoint: str,
+    clock: Callable[[], datetime],
 ) -> Callable[[], PrivateKeyJWT]:
-    # Read each time, as it may have been rotated; the private half only if it is new.
+    # Read each time, since it may have been rotated; the private key only if new.
+    # A separate key takes precedence over the shared one.
     key = (
         SigningKey.objects.active()
-        .filter(algorithm=registration.signing_algorithm)
+        .filter(
+            Q(registration=registration) | Q(registration=None),
+            algorithm=registration.signing_algorithm,
+        )
         .defer("private_key")
+        .order_by(F("registration").asc(nulls_last=True))
         .first()
     )
     if key is None:
         raise CredentialsError(
-            f"There is no active {registration.signing_algorithm} signing key: make "
-            "one with smart_keys generate."
+            f"There is no active {registration.signing_algorithm} signing key: "
+            "run smart_keys generate --algorithm "
+            f"{registration.signing_algorithm}."
         )
     parsed, algorithm, kid = _get_parsed_key(key), key.algorithm, key.kid
     server = registration.server
+    # A disputed token endpoint belongs to another server, which would accept the
+    # assertion.
     names_token_endpoint = (
         server.assertion_audience == server.AssertionAudience.TOKEN_ENDPOINT
+        and not server.disputed.get("owners")
     )
     return lambda: PrivateKeyJWT(
         client_id=registration.client_id,
@@ -206,6 +295,6 @@ def _prepare_private_key_jwt(
         algorithm=algorithm,
         kid=kid,
         audience=token_endpoint if names_token_endpoint else None,
-        now=timezone.now(),
+        now=clock(),
         jti=secrets.token_urlsafe(24),
     )

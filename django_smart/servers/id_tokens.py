@@ -1,16 +1,27 @@
-"""ID tokens of a server, checked with what is known of it."""
+"""Validate a server's ID tokens with its known issuer and keys."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import UnknownSigningKeyError
 from ..models import ClientRegistration, FHIRServer
-from ..protocol.id_token import DEFAULT_ALGORITHMS, IDTokenClaims, validate_id_token
-from .discovery import get_configuration, get_issuer, iter_jwks
+from ..protocol.id_token import (
+    DEFAULT_ALGORITHMS,
+    IDTokenClaims,
+    read_access_token,
+    validate_id_token,
+)
+from .discovery import get_issuer, iter_jwks
 
-__all__ = ["check_id_token"]
+__all__ = ["check_id_token", "get_access_token_claims"]
+
+_Claims = TypeVar("_Claims")
 
 
 def check_id_token(
@@ -22,45 +33,70 @@ def check_id_token(
     issuer: str = "",
 ) -> IDTokenClaims:
     """
-    The claims of an ID token that came from the registration's server.
+    Validate an ID token from the registration's server, and return its claims.
 
     Args:
         nonce, nonce_required: as for
             :func:`~django_smart.protocol.id_token.validate_id_token`.
-        issuer: who has to have issued it; empty for the server's issuer.
+        issuer: the required issuer; empty for the server's issuer.
 
     Raises:
         IDTokenError: as ``validate_id_token``.
         TransportError, DiscoveryError, UnsupportedServerError: the server's issuer or
-            keys are not known and could not be had.
+            keys are unknown and could not be fetched.
     """
     server = registration.server
-    issuer = issuer or get_issuer(server)
-    algorithms = _get_algorithms(server)
+    validate = partial(
+        validate_id_token,
+        token,
+        issuer=issuer or get_issuer(server),
+        client_id=registration.client_id,
+        nonce=nonce,
+        nonce_required=nonce_required,
+        leeway=conf.SMART_CLOCK_LEEWAY,
+        algorithms=_get_algorithms(server),
+        base_url=server.base_url,
+    )
+    return _try_keys(server, validate)
 
-    missing = UnknownSigningKeyError("No key of the server is known.")
+
+def get_access_token_claims(
+    token: str, *, registration: ClientRegistration
+) -> dict[str, Any]:
+    """
+    Verify an access token of the registration's server, a JWT; return its claims.
+
+    Raises:
+        IDTokenError: as :func:`~django_smart.protocol.id_token.read_access_token`.
+        TransportError, DiscoveryError, UnsupportedServerError: as
+            :func:`check_id_token`.
+    """
+    server = registration.server
+    read = partial(
+        read_access_token,
+        token,
+        issuer=get_issuer(server),
+        client_id=registration.client_id,
+        leeway=conf.SMART_CLOCK_LEEWAY,
+    )
+    return _try_keys(server, read)
+
+
+def _try_keys(server: FHIRServer, validate: Callable[..., _Claims]) -> _Claims:
+    missing = UnknownSigningKeyError("None of the server's keys are known.")
     for jwks in iter_jwks(server):
         try:
-            return validate_id_token(
-                token,
-                jwks=jwks,
-                issuer=issuer,
-                client_id=registration.client_id,
-                nonce=nonce,
-                nonce_required=nonce_required,
-                now=timezone.now(),
-                leeway=conf.SMART_CLOCK_LEEWAY,
-                algorithms=algorithms,
-                base_url=server.base_url,
-            )
+            return validate(jwks=jwks, now=timezone.now())
         except UnknownSigningKeyError as exc:
             missing = exc
     raise missing
 
 
 def _get_algorithms(server: FHIRServer) -> frozenset[str]:
-    """Of our allow-list: what is set by hand, or what the server says, or all."""
-    pinned = server.id_token_algorithms.split()
-    advertised = get_configuration(server).id_token_signing_alg_values_supported
-    named = pinned or advertised
+    """Return accepted algorithms: the configured ones, the server's, or all."""
+    # The stored configuration: it was read before any ID token was received.
+    stored = server.configuration or {}
+    named = server.id_token_algorithms.split() or stored.get(
+        "id_token_signing_alg_values_supported"
+    )
     return DEFAULT_ALGORITHMS.intersection(named) if named else DEFAULT_ALGORITHMS

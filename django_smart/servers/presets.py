@@ -1,8 +1,8 @@
 """
-What is known of vendors: values for the columns of a server.
+What is known about vendors: values for the fields of a server.
 
-Only what a vendor publishes and what differs from the safe defaults is written here; a
-vendor without an entry of values was looked at and needs none.
+Contains only values that a vendor publishes and that differ from the safe defaults; a
+vendor with an empty entry was examined and needs none.
 """
 
 from __future__ import annotations
@@ -17,41 +17,51 @@ __all__ = ["PRESETS", "ServerColumns", "get_preset_values"]
 class ServerColumns(TypedDict, total=False):
     """Columns of :class:`~django_smart.models.FHIRServer` that a preset fills in."""
 
+    authorization_parameters: dict[str, str]
     bearer_boundary: str
     discovery_headers: dict[str, str]
     introspection_mode: str
+    patient_from_fhir_user: bool
 
 
-#: Stands for the client id, which the server of some vendors wants to see.
+#: Placeholder for the client id, which some vendors' servers require.
 _CLIENT_ID = "{client_id}"
 
 PRESETS: dict[str, ServerColumns] = {
     FHIRServer.Preset.EPIC: {
-        # The endpoints can be set for each client; without the header the general ones
-        # are answered.  (fhir.epic.com, OAuth 2.0 Specification, "Additional Header
+        # Endpoints can differ between clients; without the header, the general ones are
+        # returned. (fhir.epic.com, OAuth 2.0 Specification, "Additional Header
         # Requirements".)
         "discovery_headers": {"Epic-Client-ID": _CLIENT_ID},
     },
     # Advertises client_secret_basic and private_key_jwt (RS384, ES384), S256, POST to
-    # the authorization endpoint, scopes of both versions and offline_access beside
-    # online_access: the defaults fit.  (SMART configuration of the sandbox,
+    # the authorization endpoint, scopes of both versions and offline_access besides
+    # online_access: the defaults are right. (SMART configuration of the sandbox,
     # fhir-ehr-code.cerner.com, July 2026.)
     FHIRServer.Preset.ORACLE_HEALTH: {},
-    # Advertises S256, POST to the authorization endpoint, scopes of both versions and
-    # an issuer on another host than the endpoints', which discovery tells: the defaults
-    # fit.
-    # (SMART configuration of api.platform.athenahealth.com, August 2026.)
-    FHIRServer.Preset.ATHENAHEALTH: {},
+    FHIRServer.Preset.ATHENAHEALTH: {
+        # Introspection requires the client's credentials; its SMART configuration does
+        # not say so. (docs.athenahealth.com, "Additional OAuth Endpoints", 2026.)
+        "introspection_mode": FHIRServer.IntrospectionMode.CLIENT,
+    },
     FHIRServer.Preset.ECLINICALWORKS: {
-        # Introspection takes the client's credentials by Basic; signatures are RS384
-        # alone, the default.  (fhir.eclinicalworks.com, Getting started, "Token
+        # Introspection requires the client's credentials with Basic; signatures are
+        # RS384 only, the default. (fhir.eclinicalworks.com, Getting started, "Token
         # introspection" and "Backend, Authentication".)
         "introspection_mode": FHIRServer.IntrospectionMode.CLIENT,
     },
+    # Advertises S256, POST to the authorization endpoint, scopes of both versions and
+    # an issuer that ends in a slash, which is compared unchanged: the defaults are
+    # right. (SMART configuration of greenfield-prod-apis.meditech.com, August 2026.)
+    FHIRServer.Preset.MEDITECH: {},
+    # Advertises S256, scopes of both versions, RS256, RS384 and ES384; its launches
+    # name the base URL with a slash, which is sent back unchanged: the defaults are
+    # right. (medplum/medplum, packages/server/src/fhir/smart.ts, 2026.)
+    FHIRServer.Preset.MEDPLUM: {},
     FHIRServer.Preset.SMART_LAUNCHER: {
-        # The base URL holds the simulated launch in its path; the links to the next
-        # page lead to the same origin outside of it.  (SMART App Launch 2.2, "Example
-        # App Launch for Symmetric Client Auth".)
+        # The base URL contains the simulated launch in its path; links to the next page
+        # have the same origin but another path. (SMART App Launch 2.2, "Example App
+        # Launch for Symmetric Client Auth".)
         "bearer_boundary": FHIRServer.BearerBoundary.ORIGIN,
     },
 }
@@ -59,11 +69,11 @@ PRESETS: dict[str, ServerColumns] = {
 
 def get_preset_values(preset: str, *, client_id: str) -> ServerColumns:
     """
-    Columns that *preset* fills in.
+    Return the fields that *preset* sets.
 
     Args:
-        preset: one of ``FHIRServer.Preset``; one that is not known fills in nothing.
-        client_id: for servers that answer each client differently.
+        preset: one of ``FHIRServer.Preset``; an unknown one sets nothing.
+        client_id: for servers that respond differently to each client.
     """
     values = PRESETS.get(preset, {}).copy()
     if headers := values.get("discovery_headers"):

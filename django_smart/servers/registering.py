@@ -1,4 +1,4 @@
-"""Register this site's client at a server: what commands and admin have in common."""
+"""Register this site's client at a server, for commands and the admin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import IntegrityError, transaction
 from django.urls import NoReverseMatch, reverse
-from django.utils.http import urlencode
 from django.utils.text import slugify
 
 from ..conf import conf
@@ -41,6 +40,7 @@ __all__ = [
     "build_client_urls",
     "choose_callback",
     "get_site_url",
+    "make_name",
     "make_slug",
     "register_client",
     "register_dynamically",
@@ -56,16 +56,16 @@ _AuthMethod = ClientRegistration.AuthMethod
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistrationInput:
     """
-    What an operator says of one client at one server.
+    An operator's values for one client at one server.
 
-    ``None`` leaves a stored value as it is, and a new row with its default.
+    ``None`` keeps a stored value; in a new row, it means the default.
 
     Attributes:
-        base_url: FHIR base URL; with ``client_id`` it names the row to update.
-        site_url: origin of this site, which ``redirect_uri`` is made from; empty for
+        base_url: FHIR base URL; with ``client_id``, it identifies the row to update.
+        site_url: origin of this site, for ``redirect_uri``; empty for
             ``SMART_SITE_URL``.
-        server_values: columns of the server by name; they win over the preset's.
-        registration_values: columns of the registration by name.
+        server_values: fields of the server by name; they override the preset's.
+        registration_values: fields of the registration by name.
     """
 
     base_url: str
@@ -80,10 +80,14 @@ class RegistrationInput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientURLs:
-    """What the vendor's form asks for; each complete and fixed (REG-02, REG-03)."""
+    """
+    The URLs for the vendor's form, each complete and fixed (REG-02, REG-03).
+
+    Without a standalone scope, nothing starts at ``login_url``: it is ``None``.
+    """
 
     launch_url: str
-    login_url: str
+    login_url: str | None
     redirect_uri: str
     jwks_url: str
 
@@ -92,12 +96,11 @@ def register_client(data: RegistrationInput) -> ClientRegistration:
     """
     Store the server and the registration, new or updated, in one transaction.
 
-    Sends nothing to the server.  With ``private_key_jwt`` a signing key is made if none
-    is active.
+    Sends nothing to the server. With ``private_key_jwt``, a signing key is generated if
+    none is active.
 
     Raises:
-        ValidationError: a fault that is visible in the rows themselves; nothing is
-            stored.
+        ValidationError: the values themselves are invalid; nothing is stored.
         ImproperlyConfigured: the package's URLs are not included in the site's.
     """
     try:
@@ -107,17 +110,17 @@ def register_client(data: RegistrationInput) -> ClientRegistration:
             if registration.uses_private_key:
                 ensure_active_key(registration.signing_algorithm)
     except IntegrityError as exc:
-        # Between the check of the constraints and the insert.
+        # Another one was inserted after the constraints were checked.
         raise ValidationError(
-            "Somebody else registered the same server or client at the same moment; "
-            "do it again."
+            "Another user registered the same server or client at the same "
+            "time; try again."
         ) from exc
     return registration
 
 
 def validate_site_url(url: str) -> str:
     """
-    The origin *url*, without a trailing slash.
+    Return the origin *url* without a trailing slash.
 
     Raises:
         InsecureURLError: not https (see ``SMART_INSECURE_HTTP_HOSTS``), or more than
@@ -130,14 +133,13 @@ def validate_site_url(url: str) -> str:
     parts = urlsplit(origin)
     if parts.path or parts.query or origin.endswith("?"):
         raise InsecureURLError(
-            "The site URL is more than scheme, host and port; paths come from the "
-            "site's own URLs."
+            f"The site URL must be a scheme and host; got {origin!r}."
         )
     return origin
 
 
 def get_site_url(registration: ClientRegistration) -> str:
-    """Where *registration* is used: the origin it was registered with, or is set."""
+    """Return the origin with which *registration* was registered, or the setting."""
     if registration.redirect_uri:
         return get_origin(registration.redirect_uri)
     return conf.SMART_SITE_URL
@@ -145,7 +147,7 @@ def get_site_url(registration: ClientRegistration) -> str:
 
 def build_client_urls(registration: ClientRegistration, *, site_url: str) -> ClientURLs:
     """
-    The URLs to enter in the vendor's form.
+    Return the URLs to enter in the vendor's form.
 
     Args:
         site_url: as :func:`validate_site_url` returns it.
@@ -153,19 +155,25 @@ def build_client_urls(registration: ClientRegistration, *, site_url: str) -> Cli
     Raises:
         ImproperlyConfigured: the package's URLs are not included in the site's.
     """
-    query = urlencode({"server": registration.server.slug})
+    own = (
+        {} if registration.is_ehr_default else {"launch_slug": registration.launch_slug}
+    )
     return ClientURLs(
-        launch_url=site_url + _reverse("launch"),
-        login_url=f"{site_url}{_reverse('login')}?{query}",
+        launch_url=site_url + _reverse("launch", **own),
+        login_url=(
+            f"{site_url}{_reverse('login')}?{registration.login_query}"
+            if registration.standalone_scope
+            else None
+        ),
         redirect_uri=(
             registration.redirect_uri
             or site_url + _reverse_callback(registration.callback_id)
         ),
-        jwks_url=site_url + _reverse("jwks"),
+        jwks_url=site_url + _reverse_jwks(registration),
     )
 
 
-def _reverse(name: str, **kwargs: str) -> str:
+def _reverse(name: str, **kwargs: Any) -> str:
     try:
         return reverse(f"django_smart:{name}", kwargs=kwargs)
     except NoReverseMatch as exc:
@@ -182,7 +190,7 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
         raise ValidationError({"base_url": str(exc)}, code=exc.code) from exc
     server = known or FHIRServer(
         base_url=data.base_url,
-        name=urlsplit(data.base_url).hostname or "",
+        name=make_name(data.base_url),
     )
     if data.slug is not None:
         server.slug = data.slug
@@ -192,15 +200,32 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
         server.name = data.name
     if data.preset is not None:
         server.preset = data.preset
-        _assign(server, get_preset_values(data.preset, client_id=data.client_id))
+        values = get_preset_values(data.preset, client_id=data.client_id)
+        if server.discovery_headers:
+            # They may contain the client id of the server's first registration.
+            values.pop("discovery_headers", None)
+        _assign(server, values)
+    before = server.overrides
     _assign(server, data.server_values)
+    if server.overrides != before:
+        # Issuer and keys are fetched again.
+        server.configuration_fetched_at = server.discovery_failed_at = None
     server.full_clean()
     server.save()
     return server
 
 
+def make_name(base_url: str) -> str:
+    """Return the host of *base_url*, with port and path if that name is taken."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or base_url
+    if FHIRServer.objects.filter(name=host).exists():
+        return f"{parts.netloc}{parts.path.rstrip('/')}"[:200]
+    return host[:200]
+
+
 def make_slug(base_url: str) -> str:
-    """A slug from the host of *base_url* that no server has."""
+    """Return an unused slug from the host of *base_url*."""
     host = urlsplit(base_url).hostname or ""
     stem = slugify(host.replace(".", "-").replace(":", "-"))[:90] or "server"
     slug, number = stem, 1
@@ -222,6 +247,8 @@ def _store_registration(
     if known is None and "token_endpoint_auth_method" not in values:
         _choose_method(values)
     _clear_replaced_credentials(registration, values)
+    if known is None:
+        registration.leave_defaults()
     _assign(registration, values)
     if "redirect_uri" not in values and (
         data.site_url or not registration.redirect_uri
@@ -233,7 +260,7 @@ def _store_registration(
 
 
 def _choose_method(values: dict[str, Any]) -> None:
-    """Backend services have one method; otherwise it is said, or the default."""
+    """Return the given method, the only one for backend services, or the default."""
     launches = values.get("ehr_scope") or values.get("standalone_scope")
     secret = any(values.get(name) for name in _CREDENTIALS)
     if values.get("system_scope") and not launches and not secret:
@@ -243,7 +270,7 @@ def _choose_method(values: dict[str, Any]) -> None:
 def _clear_replaced_credentials(
     registration: ClientRegistration, values: Mapping[str, Any]
 ) -> None:
-    """A new secret replaces the old one wherever that was; a method may need none."""
+    """Replace the old secret, wherever it was stored; remove it if none is needed."""
     method = values.get("token_endpoint_auth_method", "")
     if any(values.get(name) for name in _CREDENTIALS) or method in (
         _AuthMethod.NONE,
@@ -257,8 +284,8 @@ def _set_redirect_uri(registration: ClientRegistration, site_url: str) -> None:
         if registration.is_for_launches:
             raise ValidationError(
                 {
-                    "redirect_uri": "The address of this site is not known: give the "
-                    "site URL, or set SMART_SITE_URL."
+                    "site_url": "The URL of this site is unknown: enter it here, "
+                    "or set SMART_SITE_URL."
                 }
             )
         return
@@ -271,10 +298,10 @@ def _set_redirect_uri(registration: ClientRegistration, site_url: str) -> None:
 
 def choose_callback(registration: ClientRegistration) -> str:
     """
-    Path of a redirect URI for *registration*; sets its callback id.
+    Return the path of a redirect URI for *registration*, and set its callback id.
 
-    The first registration of a site has ``callback/``, each later one its own, and
-    those of a group share the group's.
+    The first registration of a site has ``callback/``, each later one a separate path,
+    and those in a group share the group's.
     """
     registration.callback_id = registration.callback_id or registration.callback_group
     if registration.callback_id:
@@ -291,23 +318,29 @@ def _reverse_callback(callback_id: str) -> str:
     return _reverse("callback", **({"callback_id": callback_id} if callback_id else {}))
 
 
+def _reverse_jwks(registration: ClientRegistration) -> str:
+    """Return the path of its separate keys, if it has any."""
+    own = registration.pk and SigningKey.objects.of(registration).published().exists()
+    return _reverse("jwks", **({"registration_id": registration.pk} if own else {}))
+
+
 def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         setattr(row, name, value)
 
 
-# Of the year 9999, after which Python knows no time.
+# The year 9999, the last that Python supports.
 _LAST_SECOND = 253_402_300_799
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicRegistration:
     """
-    A registration that the server made, and what it said about it.
+    A registration that the server created, with further information from it.
 
     Attributes:
         secret_expires_at: when a new secret will be needed; ``None`` for never.
-        missing: scopes that were asked for and that the server did not register.
+        missing: requested scopes that the server did not register.
     """
 
     registration: ClientRegistration
@@ -322,30 +355,30 @@ def register_dynamically(
     initial_access_token: str | None = None,
 ) -> DynamicRegistration:
     """
-    Have the server make a client id, and store it (RFC 7591, REG-06).
+    Let the server issue a client id, and store it (RFC 7591, REG-06).
 
-    What is visibly wrong, or lacking at the server, is refused before anything is
-    registered there.  Call it outside any transaction.
+    Invalid values, or missing features of the server, are refused before anything is
+    registered there. Call it outside any transaction.
 
     Args:
         data: with an empty ``client_id`` and no secret.
-        client_name: what people read where they approve; empty for the site's host.
-        initial_access_token: if the server's operator gave one.
+        client_name: shown on the approval page; empty for the site's host.
+        initial_access_token: if the server's operator issued one.
 
     Raises:
         ValidationError, ImproperlyConfigured: as :func:`.register.register_client`.
         TransportError, DiscoveryError: the server could not be asked.
-        UnsupportedServerError: it has no registration endpoint, or lacks what is
-            needed.
-        RegistrationError: it refused, or its answer is of no use.
+        UnsupportedServerError: it has no registration endpoint, or lacks a required
+            feature.
+        RegistrationError: it refused, or its response is unusable.
     """
     planned = _plan(data)
     configuration = fetch_configuration(planned.server, save=False)
     check_registration(planned, configuration)
     if configuration.registration_endpoint is None:
         raise UnsupportedServerError(
-            "The server has no registration_endpoint: register the client in its "
-            "vendor's form, and give the client id that is shown there."
+            "The server has no registration_endpoint: register the client in "
+            "the vendor's form, and enter the client ID shown there."
         )
     if planned.uses_private_key:
         ensure_active_key(planned.signing_algorithm)
@@ -359,7 +392,8 @@ def register_dynamically(
             metadata,
             registration_endpoint=configuration.registration_endpoint,
             initial_access_token=initial_access_token,
-        )
+        ),
+        server=planned.server,
     )
     information = process_registration_response(answer, metadata=metadata)
     registration = _store(data, information)
@@ -380,7 +414,9 @@ def register_dynamically(
 
 
 def _plan(data: RegistrationInput) -> ClientRegistration:
-    """The rows as they will be, checked and taken back."""
+    """
+    Return the rows as they will be stored: validated in a transaction, rolled back.
+    """
     stand_in = secrets.token_urlsafe()
     values = dict(data.registration_values)
     if _gets_secret(data):
@@ -391,7 +427,7 @@ def _plan(data: RegistrationInput) -> ClientRegistration:
         )
         transaction.set_rollback(True)
     server = planned.server
-    # The server of a vendor that wants to see the client id has none to see yet.
+    # If a vendor's server requires the client id, there is none to send yet.
     server.discovery_headers = {
         name: value
         for name, value in server.discovery_headers.items()
@@ -417,7 +453,7 @@ def _build_metadata(
     site_url = site_url.removesuffix("/")
     urls = build_client_urls(planned, site_url=site_url)
     uses_key = planned.uses_private_key
-    # A site that cannot be reached, as in development, sends its keys along.
+    # A site that cannot be reached, as in development, includes its keys.
     has_address = uses_key and site_url.startswith("https://")
     return ClientMetadata(
         client_name=client_name or urlsplit(site_url).hostname or "SMART app",
@@ -427,14 +463,18 @@ def _build_metadata(
         token_endpoint_auth_method=planned.token_endpoint_auth_method,
         signing_algorithm=planned.signing_algorithm if uses_key else None,
         jwks_uri=urls.jwks_url if has_address else None,
-        jwks=(SigningKey.objects.as_jwks() if uses_key and not has_address else None),
+        jwks=(
+            SigningKey.objects.of(None).as_jwks()
+            if uses_key and not has_address
+            else None
+        ),
         initiate_login_uri=urls.launch_url if planned.ehr_scope else None,
     )
 
 
 def _list_scopes(planned: ClientRegistration) -> Iterator[str]:
     if planned.ehr_scope:
-        # An EHR launch asks for it, whether it was typed or not.
+        # An EHR launch requests it, whether it was entered or not.
         yield "launch"
     for scope in (planned.ehr_scope, planned.standalone_scope, planned.system_scope):
         yield from scope.split()
@@ -464,8 +504,9 @@ def _store(
         )
     except ValidationError as exc:
         raise RegistrationError(
-            f"The server registered the client {information.client_id}, which cannot "
-            f"be stored; have it removed there. {' '.join(exc.messages)}"
+            f"The server registered the client {information.client_id}, which "
+            "cannot be stored; have it removed there. "
+            f"{' '.join(exc.messages)}"
         ) from exc
 
 

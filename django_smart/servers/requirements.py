@@ -1,4 +1,4 @@
-"""What a registration needs, held against what its server says it offers."""
+"""Compare what a registration needs with what its server supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _AuthMethod = ClientRegistration.AuthMethod
-# What a server that lists no methods says of them.
+# The methods of a server that lists none.
 _CLIENT_TYPES = {
     _AuthMethod.NONE: Capability.CLIENT_PUBLIC,
     _AuthMethod.CLIENT_SECRET_BASIC: Capability.CLIENT_CONFIDENTIAL_SYMMETRIC,
@@ -35,12 +35,12 @@ _CLIENT_TYPES = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
     """
-    One thing that a registration needs and its server does not offer.
+    A feature that a registration needs but its server does not support.
 
     Attributes:
-        code: a word for it that stays.
-        what: what is lacking, in words without a full stop.
-        fix: what to do about it, likewise.
+        code: a stable identifier.
+        what: what is missing, as text without a period.
+        fix: how to fix it, likewise.
     """
 
     code: str
@@ -55,9 +55,9 @@ def check_registration(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> None:
     """
-    Refuse *registration* if any use it is made for is bound to fail.
+    Refuse *registration* if any of its purposes is bound to fail.
 
-    A member that the server leaves out, as old ones do, speaks against nothing.
+    A member that the server omits, as old servers do, does not count against it.
 
     Raises:
         UnsupportedServerError: says all that is lacking, and what to do about each.
@@ -68,7 +68,7 @@ def check_registration(
 def find_problems(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> list[Problem]:
-    """What :func:`check_registration` refuses *registration* for, one by one."""
+    """Yield the reasons for which :func:`check_registration` refuses *registration*."""
     problems = list(_find_client_problems(registration, configuration))
     if registration.is_for_launches:
         problems += _find_authorization_problems(registration, configuration)
@@ -89,15 +89,15 @@ def find_problems(
 
 def ask_and_check(registration: ClientRegistration) -> None:
     """
-    :func:`check_registration` by what is known of the server, or else by asking it.
+    Run :func:`check_registration` with the stored configuration, or else fetch it.
 
-    Nothing is written before the server has answered, so this may be called within a
+    Nothing is written before the server has responded, so this may be called within a
     transaction.
 
     Raises:
-        UnsupportedServerError: as there; the server was asked just now.
-        TransportError, DiscoveryError: nothing is known, or what is known speaks
-            against it, and the server could not be asked.
+        UnsupportedServerError: as there; the configuration was just fetched.
+        TransportError, DiscoveryError: the stored configuration is missing or
+            unsuitable, and the server could not be reached.
     """
     server = registration.server
     known = server.read_configuration()
@@ -110,7 +110,7 @@ def ask_and_check(registration: ClientRegistration) -> None:
 
 def check_launch(launch: Launch, configuration: SMARTConfiguration) -> None:
     """
-    Refuse *launch* before the browser leaves, if it is bound to fail.
+    Refuse *launch* before the redirect if it is bound to fail.
 
     Raises:
         UnsupportedServerError: says all that is lacking, and what to do about each.
@@ -132,7 +132,7 @@ def check_backend_service(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> None:
     """
-    Refuse a token request of *registration*'s backend service that is bound to fail.
+    Refuse a backend service's token request that is bound to fail.
 
     Raises:
         UnsupportedServerError: says all that is lacking, and what to do about each.
@@ -164,15 +164,16 @@ def _find_client_problems(
         if method not in (_AuthMethod.NONE, *methods):
             yield Problem(
                 code="method_not_offered",
-                what=f"The server does not offer the authentication method {method}; "
-                f"it offers {', '.join(methods)}",
-                fix="register the client there, and here, for one of these",
+                what="The server does not support the authentication method "
+                f"{method}; it supports {', '.join(methods)}",
+                fix="register the client, there and here, for one of these",
             )
     elif types and _CLIENT_TYPES[_AuthMethod(method)] not in types:
         yield Problem(
             code="method_not_offered",
-            what=f"The server does not offer the authentication method {method}, as "
-            f"its capabilities have no {_CLIENT_TYPES[_AuthMethod(method)]}; they have "
+            what=f"The server does not support the authentication method {method}: "
+            "its capabilities do not include "
+            f"{_CLIENT_TYPES[_AuthMethod(method)]}, only "
             f"{', '.join(sorted(types))}",
             fix="register the client for one of these",
         )
@@ -181,9 +182,9 @@ def _find_client_problems(
     if registration.uses_private_key and algorithms and algorithm not in algorithms:
         yield Problem(
             code="algorithm_not_offered",
-            what=f"The server does not take signatures of {algorithm}; it takes "
+            what=f"The server does not accept {algorithm} signatures; it accepts "
             f"{', '.join(algorithms)}",
-            fix="set the registration's signing algorithm",
+            fix="change the registration's signing algorithm",
         )
 
 
@@ -191,22 +192,23 @@ def _find_authorization_problems(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Problem]:
     server = registration.server
-    if not (server.authorization_endpoint or configuration.authorization_endpoint):
+    if not configuration.authorization_endpoint:
         yield Problem(
             code="authorization_endpoint_missing",
-            what="The server names no authorization_endpoint, which launches need",
-            fix="if its vendor tells one, set the server's authorization endpoint",
+            what="The server does not name the authorization_endpoint that "
+            "launches require",
+            fix="if its vendor documents one, enter it in the server's overrides",
         )
     methods = configuration.code_challenge_methods_supported
     always = server.pkce == FHIRServer.PKCE.ALWAYS
-    # An old server that lists nothing is sent S256; "plain" is never an answer.
+    # An old server that lists nothing is sent S256; "plain" is never used.
     if always and methods and not configuration.supports_s256:
         yield Problem(
             code="s256_not_offered",
-            what=f"The server offers the code challenge {', '.join(methods)} and not "
-            "S256 (DISC-08)",
-            fix="have S256 switched on there, or set the server's PKCE to "
-            "if_advertised to go without",
+            what=f"The server supports the code challenge {', '.join(methods)} but "
+            "not S256 (DISC-08)",
+            fix="ask the server's operator to enable S256, or set the server's "
+            "PKCE to if_advertised to go without",
         )
     yield from _find_grant_type_problems("authorization_code", configuration)
 
@@ -218,9 +220,9 @@ def _find_grant_type_problems(
     if offered and grant_type not in offered:
         yield Problem(
             code="grant_type_not_offered",
-            what=f"The server does not offer the grant type {grant_type}; it offers "
-            f"{', '.join(offered)}",
-            fix="leave out the scopes that need it",
+            what=f"The server does not support the grant type {grant_type}; it "
+            f"supports {', '.join(offered)}",
+            fix="remove the scopes that need it",
         )
 
 
@@ -235,10 +237,10 @@ def _find_mode_problems(
     if configuration.capabilities and not configuration.has(capability):
         yield Problem(
             code=f"{name.lower()}_launch_not_offered",
-            what=f"The server does not offer {name} launches, as its capabilities have "
-            f"no {capability}",
-            fix=f"empty the registration's scope for {name} launch, or have it "
-            "switched on there",
+            what=f"The server does not support {name} launches: its capabilities do "
+            f"not include {capability}",
+            fix=f"clear the registration's scope for {name} launch, or ask the "
+            "server's operator to enable it",
         )
 
 
@@ -253,24 +255,23 @@ def _find_scope_problems(
     if v2 and server.scope_syntax == FHIRServer.ScopeSyntax.V1:
         yield Problem(
             code="v2_scopes_not_offered",
-            what=f"The server is set to scopes of version 1, and {v2[0]} is of "
-            "version 2",
-            fix="write it with .read, .write or .*, or set the server's scope syntax "
-            "to v2",
+            what=f"The server is set to version 1 scopes, but {v2[0]} is a version "
+            "2 scope",
+            fix="end it in .read, .write or .*, or set the server's scope syntax to v2",
         )
     elif v2 and takes_v1 and not takes_v2:
         yield Problem(
             code="v2_scopes_not_offered",
-            what="The server offers scopes of version 1 alone (permission-v1), and "
-            f"{v2[0]} is of version 2",
-            fix="write it with .read, .write or .*",
+            what="The server supports only version 1 scopes (permission-v1), but "
+            f"{v2[0]} is a version 2 scope",
+            fix="end it in .read, .write or .*",
         )
     if v1 and takes_v2 and not takes_v1:
         yield Problem(
             code="v1_scopes_not_offered",
-            what="The server offers scopes of version 2 alone (permission-v2), and "
-            f"{v1[0]} is of version 1",
-            fix=f"write {ScopeSet.parse(v1[0]).to_v2()}",
+            what="The server supports only version 2 scopes (permission-v2), but "
+            f"{v1[0]} is a version 1 scope",
+            fix=f"use {ScopeSet.parse(v1[0]).to_v2()}",
         )
     if (
         "online_access" in scopes
@@ -279,7 +280,7 @@ def _find_scope_problems(
     ):
         yield Problem(
             code="online_access_not_offered",
-            what="The server does not offer online_access, as its capabilities have "
-            "permission-offline alone",
-            fix="ask for offline_access, or for neither",
+            what="The server does not support online_access: its capabilities "
+            "include only permission-offline",
+            fix="request offline_access, or neither",
         )

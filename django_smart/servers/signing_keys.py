@@ -1,9 +1,9 @@
 """
-Signing keys: made here, so that no private key is ever entered by hand, and rotated.
+Generate and rotate signing keys; private keys are never imported.
 
-Each algorithm has one key that signs and, ahead of a rotation, the next one.  EHRs keep
-the JWK Set for a while: a key is published well before it signs, and for as long after
-it has stopped (JWKS-10).
+Each algorithm has one key that signs and, before a rotation, the next one. All
+registrations share them, except those with separate keys. EHRs cache the JWK Set: a key
+is published well before it signs, and as long after it has stopped (JWKS-10).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import KeyRotationError
-from ..models import ClientRegistration, SigningKey
+from ..models import ClientRegistration, SigningKey, TaskRun
+from ..models.task_run import ROTATE_KEYS
 from ..protocol.jwk import generate_private_key_pem, load_private_key, public_jwk
 
 __all__ = [
@@ -37,11 +38,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: How long an EHR may keep the JWK Set: the ``max-age`` it is served with (JWKS-05).
+#: How long an EHR may cache the JWK Set: its ``max-age`` (JWKS-05).
 JWKS_MAX_AGE = timedelta(hours=1)
-#: How long a key is published before it signs, and after it has stopped.  Twice the
-#: cache lifetime: a cache on the way may hand out a set that is nearly as old, and an
-#: assertion that was signed last is checked up to five minutes later.
+#: How long a key is published before it signs, and after it has stopped. Twice the
+#: cache lifetime: an intermediate cache may return a set that is nearly as old, and the
+#: last assertion may be verified up to five minutes later.
 OVERLAP = 2 * JWKS_MAX_AGE
 
 _Status = SigningKey.Status
@@ -49,7 +50,7 @@ _Status = SigningKey.Status
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyChanges:
-    """Counts of one run: keys made, set to sign, and taken out of the JWK Set."""
+    """Counts of one run: keys generated, activated, and removed from the JWK Set."""
 
     generated: int = 0
     rotated: int = 0
@@ -57,16 +58,19 @@ class KeyChanges:
 
 
 def create_signing_key(
-    algorithm: str, *, status: str = SigningKey.Status.ACTIVE
+    algorithm: str,
+    *,
+    status: str = SigningKey.Status.ACTIVE,
+    registration: ClientRegistration | None = None,
 ) -> SigningKey:
     """
-    Make a key pair and store it.
+    Generate a key pair and store it.
 
-    Its ``kid`` never begins with ``-``, which commands take for an option.
+    Its ``kid`` never begins with ``-``, which commands would treat as an option.
 
     Raises:
         ValueError: *algorithm* is neither ``RS384`` nor ``ES384``.
-        IntegrityError: the algorithm has a key that is active, or next, already.
+        IntegrityError: the algorithm already has an active or next key.
     """
     kid = "-"
     while kid.startswith("-"):
@@ -77,6 +81,7 @@ def create_signing_key(
     return SigningKey.objects.create(
         kid=kid,
         algorithm=algorithm,
+        registration=registration,
         private_key=pem,
         public_jwk=jwk,
         status=status,
@@ -86,78 +91,94 @@ def create_signing_key(
 
 
 def ensure_active_key(algorithm: str) -> SigningKey:
-    """The key that signs with *algorithm*, made if there is none."""
+    """Return the key that signs with *algorithm*; generate it if there is none."""
     return _ensure_key(algorithm, _Status.ACTIVE)[0]
 
 
-def ensure_next_key(algorithm: str) -> tuple[SigningKey, bool]:
-    """The key that will sign with *algorithm*, and whether it was made just now."""
-    return _ensure_key(algorithm, _Status.NEXT)
+def ensure_next_key(
+    algorithm: str, registration: ClientRegistration | None = None
+) -> tuple[SigningKey, bool]:
+    """Return the next key for *algorithm*, and whether it was just generated."""
+    return _ensure_key(algorithm, _Status.NEXT, registration)
 
 
-def generate_key(algorithm: str) -> SigningKey:
+def generate_key(
+    algorithm: str, registration: ClientRegistration | None = None
+) -> SigningKey:
     """
-    Make the next key of *algorithm*; the first one of all signs at once.
+    Generate the next key of *algorithm*; the very first one signs immediately.
+
+    The first of a *registration* does not: its server must read the JWK Set first.
 
     Raises:
-        KeyRotationError: there is a next key already.
+        KeyRotationError: there already is a next key.
     """
-    has_active = SigningKey.objects.active().filter(algorithm=algorithm).exists()
-    status = _Status.NEXT if has_active else _Status.ACTIVE
-    key, created = _ensure_key(algorithm, status)
+    shared = SigningKey.objects.of(None).active()
+    has_active = shared.filter(algorithm=algorithm).exists()
+    status = _Status.NEXT if has_active or registration else _Status.ACTIVE
+    key, created = _ensure_key(algorithm, status, registration)
     if not created:
         raise KeyRotationError(
-            f"Another {algorithm} key is {status} already, {key.kid}: rotate to it, or "
-            "retire it, first."
+            f"Another {algorithm} key, {key.kid}, is already {status}: rotate "
+            "to it, or retire it first."
         )
     return key
 
 
 def get_ready_at(key: SigningKey) -> datetime:
-    """When every EHR knows the next key *key*, so that it may sign."""
+    """Return when every EHR knows the next key *key*, so that it may sign."""
     return key.created_at + OVERLAP
 
 
 def get_removal_at(key: SigningKey) -> datetime | None:
-    """When no EHR needs the retired key *key* any more."""
+    """Return when no EHR needs the retired key *key* any longer."""
     return key.retired_at and key.retired_at + OVERLAP
 
 
-def rotate_key(algorithm: str, *, at_once: bool = False) -> SigningKey:
+def rotate_key(
+    algorithm: str,
+    registration: ClientRegistration | None = None,
+    *,
+    at_once: bool = False,
+) -> SigningKey:
     """
-    Let the next key of *algorithm* sign; the one before it retires.
+    Activate the next key of *algorithm*; the previous one is retired.
 
     Args:
-        at_once: also if EHRs may not know the key yet, which they then refuse until
-            they fetch the JWK Set again: for a key that got out.
+        registration: whose separate keys; by default, the shared ones.
+        at_once: even if EHRs may not know the key yet; they then refuse it until they
+            fetch the JWK Set again. For a compromised key.
 
     Returns:
-        The key that signs from now on.
+        The active key.
 
     Raises:
-        KeyRotationError: there is no next key, it was published too short a while ago,
-            or another process is just rotating.
+        KeyRotationError: there is no next key, it was published too recently, or
+            another process is rotating.
     """
-    following = SigningKey.objects.following().filter(algorithm=algorithm).first()
+    keys = SigningKey.objects.of(registration).filter(algorithm=algorithm)
+    following = keys.following().first()
     if following is None:
         raise KeyRotationError(
-            f"There is no next {algorithm} key to rotate to: make one with smart_keys "
+            f"There is no next {algorithm} key to rotate to: run smart_keys "
             f"generate, and rotate {_hours(OVERLAP)} hours later."
         )
     now = timezone.now()
     ready_at = get_ready_at(following)
     if now < ready_at and not at_once:
         raise KeyRotationError(
-            f"The next {algorithm} key may sign from {_format(ready_at)}: until then "
-            "EHRs may hold a JWK Set without it, and would refuse it."
+            f"The next {algorithm} key may sign from {_format(ready_at)}. "
+            "Until then, EHRs may have a cached JWK Set without it, and would "
+            "refuse it."
         )
-    active = SigningKey.objects.active().filter(algorithm=algorithm).first()
+    active = keys.active().first()
     with transaction.atomic():
-        # The conditional UPDATEs find what was read above, or another rotation won.
+        # If the conditional UPDATEs find other rows than read above, another rotation
+        # won.
         retired = active is None or SigningKey.objects.retire(active, now=now)
         if not retired or not SigningKey.objects.activate(following, now=now):
             raise KeyRotationError(
-                f"The {algorithm} keys were changed by somebody else just now."
+                f"The {algorithm} keys were just changed by another process."
             )
     logger.info("Signing with the %s key %s from now on", algorithm, following.pk)
     following.refresh_from_db()
@@ -168,19 +189,19 @@ def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
     """
     Take the key *kid* out of use.
 
-    A next key leaves the JWK Set at once, as it never signed.  An active key retires if
-    no registration signs with its algorithm; it leaves the set after ``OVERLAP``.
+    A next key is removed from the JWK Set immediately, since it never signed. An active
+    key is retired if no registration uses its algorithm, and removed after ``OVERLAP``.
 
     Args:
-        at_once: take a retired key out of the set now, though EHRs may still be asked
-            to check what it signed: for a key that got out.
+        at_once: remove a retired key from the set now, although EHRs may still need it
+            to verify signatures. For a compromised key.
 
     Raises:
         KeyRotationError: there is no such key, or it is in use.
     """
     key = SigningKey.objects.with_kid(kid).first()
     if key is None:
-        raise KeyRotationError(f"There is no key {kid}.")
+        raise KeyRotationError(f"No key has the id {kid}.")
     if key.status == _Status.ACTIVE:
         _retire_active(key)
     if key.status == _Status.NEXT or at_once:
@@ -191,55 +212,69 @@ def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
 
 def rotate_due_keys() -> KeyChanges:
     """
-    Do what is due: publish the next keys, rotate to them, remove the retired ones.
+    Do what is due: publish next keys, rotate to them, remove retired ones.
 
-    Keys are made and rotated only if ``SMART_KEY_ROTATION`` says how long one signs;
-    retired ones are taken out of the JWK Set in any case.  Safe to run twice at once.
+    Keys are generated and rotated only if ``SMART_KEY_ROTATION`` is set; retired ones
+    are removed from the JWK Set in any case. Concurrent runs are safe.
     """
+    TaskRun.objects.note(ROTATE_KEYS)
     now = timezone.now()
     removed = SigningKey.objects.retired_before(now - OVERLAP).remove()
     generated = rotated = 0
     period = conf.SMART_KEY_ROTATION
-    for key in SigningKey.objects.active().defer("private_key") if period else ():
-        generated += ensure_next_key(key.algorithm)[1]
+    signing = SigningKey.objects.active().select_related("registration")
+    for key in signing.defer("private_key") if period else ():
+        whose = key.algorithm, key.registration
+        generated += ensure_next_key(*whose)[1]
         if key.activated_at is not None and now < key.activated_at + period:
             continue
         try:
-            rotate_key(key.algorithm)
+            rotate_key(*whose)
         except KeyRotationError as exc:
-            # The next run finds it ready, or rotated by somebody else.
+            # The next run finds it ready, or already rotated.
             logger.info("Signing key %s is not rotated yet: %s", key.pk, exc)
             continue
         rotated += 1
-        generated += ensure_next_key(key.algorithm)[1]
+        generated += ensure_next_key(*whose)[1]
     return KeyChanges(generated=generated, rotated=rotated, removed=removed)
 
 
-def _ensure_key(algorithm: str, status: str) -> tuple[SigningKey, bool]:
-    keys = SigningKey.objects.filter(algorithm=algorithm, status=status)
+def _ensure_key(
+    algorithm: str, status: str, registration: ClientRegistration | None = None
+) -> tuple[SigningKey, bool]:
+    keys = SigningKey.objects.of(registration).filter(
+        algorithm=algorithm, status=status
+    )
     if key := keys.first():
         return key, False
     try:
         with transaction.atomic():
-            return create_signing_key(algorithm, status=status), True
+            key = create_signing_key(
+                algorithm, status=status, registration=registration
+            )
+            return key, True
     except IntegrityError:
-        # Another process took the slot between our look and our insert.
+        # Another process inserted one between the query and the insert.
         return keys.get(), False
 
 
 def _retire_active(key: SigningKey) -> None:
-    users = (
-        ClientRegistration.objects.active()
-        .filter(
-            token_endpoint_auth_method=ClientRegistration.AuthMethod.PRIVATE_KEY_JWT,
-            signing_algorithm=key.algorithm,
-        )
-        .count()
+    signing = SigningKey.objects.active().filter(algorithm=key.algorithm)
+    registrations = ClientRegistration.objects.active().filter(
+        token_endpoint_auth_method=ClientRegistration.AuthMethod.PRIVATE_KEY_JWT,
+        signing_algorithm=key.algorithm,
     )
+    if key.registration_id is None:
+        owners = signing.exclude(registration=None).values("registration")
+        users = registrations.exclude(pk__in=owners).count()
+    elif signing.of(None).exists():
+        users = 0  # its registration signs with the shared key again
+    else:
+        users = registrations.filter(pk=key.registration_id).count()
     if users:
         raise KeyRotationError(
-            f"{users} active registrations sign with {key.algorithm}: rotate to "
-            "another key, or change their signing algorithm first."
+            f"{users} active registrations sign with {key.algorithm}: rotate "
+            "to another key, or change their signing algorithm first."
         )
     SigningKey.objects.retire(key, now=timezone.now())
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from django_smart.transport.connections import close
-from django_smart.transport.edge import Timeouts, mount, mounted, send, unmount
-from django_smart.transport.streaming import ResponseStream, open_stream
+from django_smart.transport.edge import (
+    ResponseStream,
+    Timeouts,
+    mount,
+    mounted,
+    open_stream,
+    send,
+    unmount,
+)
 
 __all__ = [
     "ResponseStream",

@@ -1,93 +1,107 @@
-"""Connections that keep to the time limit of a whole call, however slow the server."""
+"""requests' own adapter, whose connections keep to the limits of a whole call."""
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
 from http.client import HTTPResponse as RawResponse
-from typing import Any, NamedTuple
-from urllib.parse import SplitResult
+from typing import Any
+from urllib.parse import urlsplit
 
+import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.utils import (
-    DEFAULT_CA_BUNDLE_PATH,
-    get_environ_proxies,
-    select_proxy,
-)
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     NameResolutionError,
     NewConnectionError,
 )
 from urllib3.util import create_urllib3_context
-from urllib3.util.connection import allowed_gai_family
 
 from django_smart.protocol.messages import HiddenBytes
 
-__all__ = ["PooledAdapter", "close", "get_pooled", "get_time_left", "limit_call"]
+__all__ = [
+    "PeerCheck",
+    "PooledAdapter",
+    "close",
+    "get_pooled",
+    "get_time_left",
+    "limit_call",
+    "walk",
+]
 
 _POOL_SIZE = 64
-# Load balancers forget idle connections after a minute or more without a word to
-# either side; a request on such a connection waits for the whole read limit.
-_IDLE_LIMIT = 55.0
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+# Seconds that a connection may have been idle.  Load balancers forget it after a minute
+# or more without a word to either side; a request on such a connection waits for the
+# whole read limit.  One that must not be sent twice does not take the risk.
+_MAX_IDLE = 55.0
+_MAX_IDLE_OF_WRITES = 3.0
 _CONNECT_PAUSE = 0.1
+# What urllib3 puts in its log, and in its errors, in place of the path and query.
+_HIDDEN = "/***"
 
 
-class _Call(threading.local):
-    """What the connections of this thread have to keep to."""
-
-    deadline = float("inf")
+PeerCheck = Callable[[str], None]
 
 
-_call = _Call()
+class _Call:
+    """What the connection of one call has to keep to, and what it did."""
+
+    def __init__(self, deadline: float, check_peer: PeerCheck | None = None) -> None:
+        self.deadline = deadline
+        self.check_peer = check_peer
+        self.max_idle = _MAX_IDLE
+        self.target = ""
+        self.is_kept_alive = False
 
 
-class _Silence(logging.Filter):
-    """
-    Keeps what urllib3 says about our own calls out of the log.
+class _Current(threading.local):
+    """The call of this thread."""
 
-    Its lines, warnings among them, hold the query: a patient's id, or worse.  What
-    other code of the site does with urllib3 is logged as ever.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return _call.deadline == float("inf")
+    call = _Call(float("inf"))
 
 
-for _name in ("connection", "connectionpool", "response", "util.retry"):
-    logging.getLogger(f"urllib3.{_name}").addFilter(_Silence())
+_current = _Current()
 
 
 @contextmanager
-def limit_call(seconds: float) -> Iterator[None]:
+def limit_call(
+    seconds: float, *, check_peer: PeerCheck | None = None
+) -> Iterator[None]:
     """
     Let everything this thread's connections do end within *seconds* from now.
 
     Nor may it exceed a limit around this one: of a second try, or of a server within
-    the process that sends by itself.
+    the process that sends on its own.
+
+    Args:
+        check_peer: called with the address that a connection leads to, before anything
+            is sent; raises if it may not be used.
     """
-    outer = _call.deadline
-    _call.deadline = min(outer, time.monotonic() + seconds)
+    outer = _current.call
+    deadline = min(outer.deadline, time.monotonic() + seconds)
+    _current.call = _Call(deadline, check_peer)
     try:
         yield
     finally:
-        _call.deadline = outer
+        _current.call = outer
 
 
 def get_time_left() -> float:
     """Seconds left of this thread's call; raises when there are none."""
-    left = _call.deadline - time.monotonic()
+    left = _current.call.deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("the limit of the whole call is reached")
+        raise TimeoutError("the time limit of the whole call is reached")
     return left
 
 
@@ -105,7 +119,7 @@ class _BoundedReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("the limit of the whole call is reached")
+            raise TimeoutError("the time limit of the whole call is reached")
         limit = self._sock.gettimeout()
         if limit is None or left < limit:
             self._sock.settimeout(left)
@@ -123,169 +137,228 @@ class _BoundedResponse(RawResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         raw = self.fp.detach()
-        self.fp = io.BufferedReader(_BoundedReader(raw, sock, _call.deadline))
+        self.fp = io.BufferedReader(_BoundedReader(raw, sock, _current.call.deadline))
+
+    def begin(self) -> None:
+        super().begin()
+        # Lines that are no headers: urllib3 would write them to the log.
+        self.msg.set_payload("")
+        self.msg.defects.clear()
+
+
+class _BoundedOptions(list[Any]):
+    """Options of a socket; urllib3 reads them before it tries each address."""
+
+    def __iter__(self) -> Iterator[Any]:
+        get_time_left()
+        return super().__iter__()
 
 
 class _BoundedConnection(HTTPConnection):
-    """Connects and sends within the limits of the call."""
+    """
+    Connects and sends within the limits of the call.
+
+    It replaces of http.client ``response_class``, ``send`` and the attribute ``sock``,
+    and of urllib3 the methods that are named at each.
+    """
 
     response_class = _BoundedResponse
+    _sock: socket.socket | None = None
     _used_at = 0.0
     _is_connecting = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.socket_options = _BoundedOptions(self.socket_options or ())
+
+    @property
+    def sock(self) -> Any:
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: Any) -> None:
+        # Set as soon as there is a connection: no byte was sent, not even of TLS.
+        self._sock = sock
+        if sock is not None:
+            sock.settimeout(min(float(self.timeout or 0), get_time_left()))
+            self._check_peer()
+
+    def _check_peer(self) -> None:
+        if _current.call.check_peer is not None:
+            _current.call.check_peer(self.sock.getpeername()[0])
+
+    # Replaces urllib3's HTTPConnection.is_connected: it knows nothing of idle times.
     @property
     def is_connected(self) -> bool:
-        return time.monotonic() - self._used_at < _IDLE_LIMIT and super().is_connected
+        idle = time.monotonic() - self._used_at
+        return idle < _current.call.max_idle and super().is_connected
 
+    # Replaces urllib3's HTTPConnection.connect and HTTPSConnection.connect: they know
+    # nothing of the whole call.
     def connect(self) -> None:
         self._is_connecting = True
+        self.timeout = min(float(self.timeout or 0), get_time_left())
         try:
             super().connect()
         finally:
             self._is_connecting = False
+            self._used_at = 0.0
+
+    # Replaces urllib3's HTTPConnection.putrequest, which would send what is logged.
+    def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+        call = _current.call
+        call.is_kept_alive = self._sock is not None and self._used_at > 0
+        if call.is_kept_alive:
+            # It may have been made for a server that has another rule.
+            self._check_peer()
+        super().putrequest(method, call.target, *args, **kwargs)
 
     def send(self, data: Any) -> None:
-        self._used_at = time.monotonic()
-        if self.sock is not None:
+        if self._sock is not None:
             # Counted for all of the data, by sockets of TLS as well.  While connecting
             # it is a proxy that is asked for a tunnel.
             left = get_time_left()
             limit = float(self.timeout or 0) if self._is_connecting else left
-            self.sock.settimeout(min(limit, left))
+            self._sock.settimeout(min(limit, left))
         if type(data) is bytes:
             # The header: neither this frame nor the next one shows the bearer.
             data = HiddenBytes(data)
         super().send(data)
-
-    def _new_conn(self) -> socket.socket:
-        """Connect to the first address that answers; go through all of them twice."""
-        limit = float(self.timeout or 0)
-        error: OSError = OSError("no address")
-        for attempt in range(2):
-            if attempt:
-                time.sleep(min(_CONNECT_PAUSE, get_time_left()))
-            for family, kind, protocol, _, address in self._look_up():
-                sock = socket.socket(family, kind, protocol)
-                try:
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    sock.settimeout(min(limit, get_time_left()))
-                    sock.connect(address)
-                    # Left as it is for the TLS handshake that may follow.
-                    sock.settimeout(min(limit, get_time_left()))
-                except OSError as exc:
-                    sock.close()
-                    error = exc
-                else:
-                    return sock
-        if isinstance(error, TimeoutError):
-            raise ConnectTimeoutError(self, "connecting took too long") from error
-        raise NewConnectionError(self, f"no connection: {error}") from error
-
-    def _look_up(self) -> list[tuple[Any, ...]]:
-        host = self._dns_host.strip("[]")
-        try:
-            return list(
-                socket.getaddrinfo(
-                    host, self.port, allowed_gai_family(), socket.SOCK_STREAM
-                )
-            )
-        except (socket.gaierror, UnicodeError) as exc:
-            error = exc if isinstance(exc, socket.gaierror) else socket.gaierror()
-            raise NameResolutionError(host, self, error) from exc
+        self._used_at = time.monotonic()
 
 
-class _BoundedHTTPSConnection(_BoundedConnection, HTTPSConnection):
-    """The same, over TLS."""
-
-
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _BoundedConnection
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _BoundedHTTPSConnection
-
-
-_POOL_CLASSES = {"http": _HTTPPool, "https": _HTTPSPool}
-
-
-class _Route(NamedTuple):
-    """How one host is reached."""
-
-    pool: urllib3.HTTPConnectionPool
-    is_forwarded: bool
+def _bound(manager: urllib3.PoolManager) -> None:
+    """Have *manager* make connections that keep to the limits, of SOCKS as well."""
+    pools: dict[str, Any] = {}
+    classes: dict[str, Any] = manager.pool_classes_by_scheme
+    for scheme, pool in classes.items():
+        connection = type("Connection", (_BoundedConnection, pool.ConnectionCls), {})
+        pools[scheme] = type("Pool", (pool,), {"ConnectionCls": connection})
+    manager.pool_classes_by_scheme = pools
 
 
 class PooledAdapter(HTTPAdapter):
     """
-    Connections of one process, and how each host is reached.
+    Connections of one process.
 
     The environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``, …) is read
-    once for each host; never the passwords of a ``.netrc``.
+    once; never the passwords of a ``.netrc``.
     """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._routes: dict[tuple[str, str], _Route] = {}
-        self._contexts: dict[str, ssl.SSLContext] = {}
         super().__init__(pool_connections=_POOL_SIZE, pool_maxsize=_POOL_SIZE)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOL_CLASSES
+        _bound(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        is_new = proxy not in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **kwargs)
-        # SOCKS brings connections of its own; they keep to the connect and read limit.
-        if not proxy.lower().startswith("socks"):
-            manager.pool_classes_by_scheme = _POOL_CLASSES
+        if is_new:
+            _bound(manager)
         return manager
 
-    def get_route(self, url: str, parts: SplitResult) -> _Route:
-        """Tell how the host of *url* is reached; *parts* are its parts."""
-        route = self._routes.get(parts[:2])
-        if route is None:
-            if len(self._routes) >= _POOL_SIZE:
-                self._routes.clear()
-            route = self._routes[parts[:2]] = self._build_route(url, parts)
-        return route
+    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
+        host, tls = super().build_connection_pool_key_attributes(*args, **kwargs)
+        if host["scheme"] == "https":
+            tls["ssl_context"] = self._context
+        return host, tls
 
-    def _build_route(self, url: str, parts: SplitResult) -> _Route:
-        proxy = select_proxy(url, get_environ_proxies(url))
-        manager = self.poolmanager
-        if proxy:
-            proxy = proxy if "://" in proxy else f"http://{proxy}"
-            manager = self.proxy_manager_for(proxy)
-        is_https = parts.scheme == "https"
-        pool = manager.connection_from_host(
-            parts.hostname,
-            parts.port,
-            parts.scheme,
-            pool_kwargs={"ssl_context": self._get_context()} if is_https else None,
-        )
-        is_forwarded = bool(proxy) and not is_https
-        return _Route(pool, is_forwarded and not str(proxy).startswith("socks"))
+    def cert_verify(self, *args: Any) -> None:
+        """Do nothing, as the context has it all: upstream's reads it once more."""
 
-    def _get_context(self) -> ssl.SSLContext:
-        """Return the TLS settings for the certificates the environment trusts."""
+    def request_url(
+        self, request: requests.PreparedRequest, proxies: Mapping[str, str] | None
+    ) -> str:
+        """Tell urllib3 nothing that it may log; the connection knows the target."""
+        _current.call.target = super().request_url(request, proxies)
+        return _HIDDEN
+
+    def send(
+        self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
+    ) -> requests.Response:
+        """
+        Send, and once more if the server cannot have taken the request.
+
+        That is, without a connection; and for GET and HEAD also if the server had
+        closed the kept-alive one, which shows only when it is used.
+        """
+        call = _current.call
+        is_safe = request.method in _SAFE_METHODS
+        call.max_idle = _MAX_IDLE if is_safe else _MAX_IDLE_OF_WRITES
+        parts = urlsplit(request.url or "")
+        kwargs["proxies"] = _get_proxies(f"{parts.scheme}://{parts.netloc}")
+        if select_proxy(request.url or "", kwargs["proxies"]):
+            # The proxy looks up the name, and decides where it lets us go.
+            call.check_peer = None
+        send = partial(super().send, request, *args, **kwargs)
+        try:
+            return send()
+        except requests.ConnectionError as exc:
+            if is_safe and call.is_kept_alive and _was_closed(exc):
+                pause = 0.0
+            elif _is_unconnected(exc):
+                pause = _CONNECT_PAUSE
+            else:
+                raise
+        time.sleep(min(pause, get_time_left()))
+        call.max_idle = 0
+        return send()
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        """TLS with the certificates that the environment trusts."""
         location = (
             os.environ.get("REQUESTS_CA_BUNDLE")
             or os.environ.get("CURL_CA_BUNDLE")
             or DEFAULT_CA_BUNDLE_PATH
         )
-        context = self._contexts.get(location)
-        if context is None:
-            context = create_urllib3_context(
-                ssl_minimum_version=ssl.TLSVersion.TLSv1_2,
-                cert_reqs=ssl.CERT_REQUIRED,
-            )
-            context.check_hostname = True
-            if os.path.isdir(location):  # noqa: PTH112  # a string of the environment
-                context.load_verify_locations(capath=location)
-            else:
-                context.load_verify_locations(cafile=location)
-            self._contexts[location] = context
+        context = create_urllib3_context(
+            ssl_minimum_version=ssl.TLSVersion.TLSv1_2,
+            cert_reqs=ssl.CERT_REQUIRED,
+        )
+        context.check_hostname = True
+        if os.path.isdir(location):  # noqa: PTH112  # a string of the environment
+            context.load_verify_locations(capath=location)
+        else:
+            context.load_verify_locations(cafile=location)
         return context
+
+
+@lru_cache(maxsize=_POOL_SIZE)
+def _get_proxies(origin: str) -> dict[str, str]:
+    return get_environ_proxies(origin)
+
+
+def _is_unconnected(error: Exception) -> bool:
+    chain = list(walk(error))
+    return any(
+        isinstance(item, (NewConnectionError, ConnectTimeoutError)) for item in chain
+    ) and not any(isinstance(item, NameResolutionError) for item in chain)
+
+
+def _was_closed(error: Exception) -> bool:
+    closed = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    return any(isinstance(item, closed) for item in walk(error))
+
+
+def walk(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error* and what it wraps, each once."""
+    todo: list[object] = [error]
+    seen: list[BaseException] = []
+    while todo:
+        item = todo.pop(0)
+        if isinstance(item, BaseException) and item not in seen:
+            seen.append(item)
+            yield item
+            todo += [
+                item.__cause__,
+                item.__context__,
+                getattr(item, "reason", None),
+                *item.args,
+            ]
 
 
 _pooled: PooledAdapter | None = None
@@ -305,5 +378,6 @@ def close() -> None:
     """Close this process's idle connections and forget what the environment said."""
     global _pooled
     pooled, _pooled = _pooled, None
+    _get_proxies.cache_clear()
     if pooled is not None and pooled.pid == os.getpid():
         pooled.close()

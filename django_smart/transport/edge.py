@@ -9,10 +9,12 @@ errors whose text and chain hold no URL, header or body.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.client import HTTPException
 from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -37,17 +39,29 @@ from django_smart.protocol.messages import (
     HTTPResponse,
 )
 from django_smart.protocol.urls import validate_https_url
-from django_smart.transport.connections import get_pooled, get_time_left, limit_call
+from django_smart.transport.connections import (
+    PeerCheck,
+    get_pooled,
+    get_time_left,
+    limit_call,
+    walk,
+)
 
-__all__ = ["Timeouts", "mount", "mounted", "send", "unmount"]
+__all__ = [
+    "ResponseStream",
+    "Timeouts",
+    "mount",
+    "mounted",
+    "open_stream",
+    "send",
+    "unmount",
+]
 
 _T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 65536
-# Trying again is left to the connection, which knows that no byte has gone out.
-_NO_RETRIES = urllib3.Retry(total=False, redirect=False)
 _USER_AGENT = f"django_smart/{__version__}"
 # What the standard library can unpack piece by piece; nothing else is asked for,
 # whatever the caller understands.
@@ -72,8 +86,23 @@ class Timeouts:
     total: float = 20.0
 
 
-class BodyTooLargeError(Exception):
-    """The body is larger than allowed; never leaves the package ``transport``."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseStream:
+    """
+    An answer whose body is still on its way.
+
+    Attributes:
+        head: status and headers; its ``body`` is empty.
+        chunks: the body after content decoding, once.  Reading it raises
+            ``TransportError`` as :func:`send` does.
+    """
+
+    head: HTTPResponse
+    chunks: Iterator[bytes] = field(repr=False)
+
+
+class _BodyTooLargeError(Exception):
+    """The body is larger than allowed; never leaves this module."""
 
 
 _mounts: tuple[tuple[str, BaseAdapter], ...] = ()
@@ -115,6 +144,7 @@ def send(
     max_body: int,
     insecure_hosts: frozenset[str],
     sink: BinaryIO | None = None,
+    check_peer: PeerCheck | None = None,
 ) -> HTTPResponse:
     """
     Send *request* once and return the whole answer, whatever its status.
@@ -126,9 +156,12 @@ def send(
         insecure_hosts: names, without port, that plain http is accepted for.
         sink: file that the body is written to piece by piece, whatever the status, for
             answers larger than memory; the body of the answer is then empty.
+        check_peer: called with the address that the connection leads to, before
+            anything is sent; raises if it may not be used.  Not called if a proxy or a
+            mounted adapter is used.
 
     Returns:
-        The answer; a redirect is returned as it came and never followed.
+        The response; a redirect is returned, never followed.
 
     Raises:
         InsecureURLError: the URL is not https, or has user information or a fragment.
@@ -142,24 +175,74 @@ def send(
     validate_https_url(request.url, insecure_hosts=insecure_hosts, what="URL")
 
     def exchange() -> HTTPResponse:
-        with limit_call(timeouts.total):
+        with limit_call(timeouts.total, check_peer=check_peer):
             return _exchange(request, timeouts, max_body, sink)
 
-    response = call_guarded(exchange, request, max_body=max_body)
+    response = _call_guarded(exchange, request, max_body=max_body)
     logger.debug(
         "%s to %s: %s", request.method, _get_host(request), response.status_code
     )
     return response
 
 
-def call_guarded(
+@contextmanager
+def open_stream(
+    request: HTTPRequest,
+    *,
+    timeouts: Timeouts,
+    max_body: int,
+    insecure_hosts: frozenset[str],
+    check_peer: PeerCheck | None = None,
+) -> Iterator[ResponseStream]:
+    """
+    Send *request* once; the body is read inside the ``with`` block, and ends with it.
+
+    Args and errors are those of :func:`send`; the limit of the
+    whole call goes on while the body is read.
+    """
+    validate_https_url(request.url, insecure_hosts=insecure_hosts, what="URL")
+
+    def open_answer() -> requests.Response:
+        # The connection keeps to the limit that holds when the answer begins.
+        with limit_call(timeouts.total, check_peer=check_peer):
+            return _open(request, timeouts)
+
+    response = _call_guarded(open_answer, request, max_body=max_body)
+    try:
+        yield ResponseStream(
+            head=_build_response(request, response),
+            chunks=_read_stream(response, request, max_body),
+        )
+    finally:
+        response.close()
+
+
+def _read_stream(
+    response: requests.Response, request: HTTPRequest, max_body: int
+) -> Iterator[bytes]:
+    chunks = response.iter_content(_CHUNK)
+    size = 0
+
+    def read_one() -> bytes | None:
+        nonlocal size
+        chunk = next(chunks, None)
+        size += len(chunk or b"")
+        if size > max_body:
+            raise _BodyTooLargeError
+        return chunk
+
+    while (chunk := _call_guarded(read_one, request, max_body=max_body)) is not None:
+        yield chunk
+
+
+def _call_guarded(
     function: Callable[[], _T], request: HTTPRequest, *, max_body: int
 ) -> _T:
     """Call *function*, with our errors in the place of other libraries' ones."""
     failure: TransportError
     try:
         return function()
-    except BodyTooLargeError:
+    except _BodyTooLargeError:
         failure = ResponseTooLargeError(
             f"{_get_host(request)} sent more than {max_body} bytes"
         )
@@ -178,71 +261,50 @@ def _exchange(
     request: HTTPRequest, timeouts: Timeouts, max_body: int, sink: BinaryIO | None
 ) -> HTTPResponse:
     """Send and read; raises what requests, urllib3 and the socket raise."""
-    adapter = find_mounted(request)
-    if adapter is not None:
-        return _exchange_in_process(request, adapter, timeouts, max_body, sink)
-    raw = open_pooled(request, timeouts)
+    response = _open(request, timeouts)
     try:
-        body = _read_pooled(raw, max_body, sink)
-    except BaseException:
-        raw.close()
-        raise
+        body = _read_body(response, max_body, sink)
     finally:
-        raw.release_conn()
-    return HTTPResponse(
-        status_code=raw.status,
-        headers={name.lower(): value for name, value in raw.headers.items()},
-        body=body,
-        url=request.url,
-    )
+        response.close()
+    return _build_response(request, response, body)
 
 
-def find_mounted(request: HTTPRequest) -> BaseAdapter | None:
-    """Find the adapter within the process that answers *request*, if there is one."""
+def _open(request: HTTPRequest, timeouts: Timeouts) -> requests.Response:
+    """Send; the body is still to be read, or to be closed."""
     url = request.url.lower()
-    return next(
-        (adapter for prefix, adapter in _mounts if url.startswith(prefix)), None
+    adapter: BaseAdapter = (
+        next((adapter for prefix, adapter in _mounts if url.startswith(prefix)), None)
+        or get_pooled()
     )
-
-
-def open_pooled(request: HTTPRequest, timeouts: Timeouts) -> urllib3.BaseHTTPResponse:
-    """Send by a pooled connection; the body is still to be read, or to be closed."""
-    parts = urlsplit(request.url)
-    route = get_pooled().get_route(request.url, parts)
-    target = request.url
-    if not route.is_forwarded:
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    prepared = requests.PreparedRequest()
+    # Not by its prepare(), which would write the URL in another way.
+    prepared.method = request.method
+    prepared.url = request.url
+    prepared.headers = CaseInsensitiveDict(_get_headers(request))
+    if request.body is not None:
+        prepared.body = HiddenBytes(request.body)
+        prepared.headers["Content-Length"] = str(len(request.body))
     try:
-        return route.pool.urlopen(
-            request.method,
-            target,
-            body=_get_body(request),
-            headers=_get_headers(request),
-            retries=_NO_RETRIES,
-            redirect=False,
-            assert_same_host=False,
-            timeout=urllib3.Timeout(connect=timeouts.connect, read=timeouts.read),
-            preload_content=False,
-            decode_content=True,
+        return adapter.send(
+            prepared, stream=True, timeout=(timeouts.connect, timeouts.read)
         )
     except ValueError as exc:
         # What http.client makes of a header that cannot be sent, with its value.
         raise HTTPException from exc
 
 
-def open_mounted(
-    adapter: BaseAdapter, request: HTTPRequest, timeouts: Timeouts
-) -> requests.Response:
-    """Let a mounted adapter answer; the body is still to be read, or to be closed."""
-    prepared = requests.PreparedRequest()
-    prepared.method = request.method
-    prepared.url = request.url
-    prepared.headers = CaseInsensitiveDict(_get_headers(request))
-    prepared.body = _get_body(request)
-    if request.body is not None:
-        prepared.headers["Content-Length"] = str(len(request.body))
-    return adapter.send(
-        prepared, stream=True, timeout=(timeouts.connect, timeouts.read), verify=True
+def _build_response(
+    request: HTTPRequest, response: requests.Response, body: bytes = b""
+) -> HTTPResponse:
+    headers = dict(response.headers.lower_items())
+    if "retry-after" in headers:
+        # Of receipt, where the server has no clock (RFC 9110 section 6.6.1).
+        headers.setdefault("date", formatdate(usegmt=True))
+    return HTTPResponse(
+        status_code=response.status_code,
+        headers=headers,
+        body=body,
+        url=request.url,
     )
 
 
@@ -258,51 +320,19 @@ def _get_headers(request: HTTPRequest) -> dict[str, str]:
     return headers
 
 
-def _get_body(request: HTTPRequest) -> bytes | None:
-    return None if request.body is None else HiddenBytes(request.body)
-
-
-def _read_pooled(
-    raw: urllib3.BaseHTTPResponse, max_body: int, sink: BinaryIO | None
+def _read_body(
+    response: requests.Response, max_body: int, sink: BinaryIO | None
 ) -> bytes:
-    """Read the body; the socket keeps to the deadline by itself."""
-    length: int | None = getattr(raw, "length_remaining", None)
-    if length is not None:
-        if length > max_body:
-            raise BodyTooLargeError
-        if "content-encoding" not in raw.headers and sink is None:
-            return raw.read()
-    return _collect(raw.stream(_CHUNK, decode_content=True), max_body, sink)
-
-
-def _exchange_in_process(
-    request: HTTPRequest,
-    adapter: BaseAdapter,
-    timeouts: Timeouts,
-    max_body: int,
-    sink: BinaryIO | None,
-) -> HTTPResponse:
-    answer = open_mounted(adapter, request, timeouts)
-    try:
-        body = _collect(answer.iter_content(_CHUNK), max_body, sink)
-    finally:
-        answer.close()
-    return HTTPResponse(
-        status_code=answer.status_code,
-        headers={name.lower(): value for name, value in answer.headers.items()},
-        body=body,
-        url=request.url,
-    )
-
-
-def _collect(chunks: Iterable[bytes], max_body: int, sink: BinaryIO | None) -> bytes:
     """Put the pieces of a body together or into *sink*, within the limits."""
+    length: int | None = getattr(response.raw, "length_remaining", None)
+    if length is not None and length > max_body:
+        raise _BodyTooLargeError
     parts = []
     size = 0
-    for chunk in chunks:
+    for chunk in response.iter_content(_CHUNK):
         size += len(chunk)
         if size > max_body:
-            raise BodyTooLargeError
+            raise _BodyTooLargeError
         get_time_left()
         if sink is None:
             parts.append(chunk)
@@ -317,19 +347,23 @@ def _get_host(request: HTTPRequest) -> str:
 
 
 def _describe(error: Exception, host: str) -> TransportError:
-    """Turn a foreign error into ours, with nothing of its text but OpenSSL's reason."""
-    chain = list(_walk(error))
+    """Convert a foreign error to ours; of its text, only OpenSSL's reason is kept."""
+    chain = list(walk(error))
     for item in chain:
         if isinstance(item, ssl.SSLCertVerificationError):
             reason = getattr(item, "verify_message", "")
             return ServerUnreachableError(
-                f"the certificate of {host} does not verify: {reason}",
+                f"the certificate of {host} is not trusted: {reason}",
                 is_untrusted=True,
             )
     if any(_is_timeout(item) for item in chain):
-        return ServerTimeoutError(f"{host} did not answer within the time limit")
+        return ServerTimeoutError(f"{host} did not respond within the time limit")
+    if isinstance(chain[-1], socket.gaierror):
+        return ServerUnreachableError(f"DNS cannot resolve {host}")
+    if isinstance(chain[-1], ConnectionRefusedError):
+        return ServerUnreachableError(f"{host} refused the connection")
     return ServerUnreachableError(
-        f"{host} gave no usable answer: {type(chain[-1]).__name__}"
+        f"the connection to {host} failed: {type(chain[-1]).__name__}"
     )
 
 
@@ -339,20 +373,3 @@ def _is_timeout(error: BaseException) -> bool:
     return isinstance(
         error, (TimeoutError, urllib3.exceptions.TimeoutError, requests.Timeout)
     )
-
-
-def _walk(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error* and what it wraps, each once."""
-    todo: list[object] = [error]
-    seen: list[BaseException] = []
-    while todo:
-        item = todo.pop(0)
-        if isinstance(item, BaseException) and item not in seen:
-            seen.append(item)
-            yield item
-            todo += [
-                item.__cause__,
-                item.__context__,
-                getattr(item, "reason", None),
-                *item.args,
-            ]

@@ -62,10 +62,13 @@ def find_shown(traceback: TracebackType | None, *, but: str = "") -> dict[str, s
 
 
 USES: dict[str, Callable[[TokenGrant], object]] = {
-    "read": lambda grant: fhir_client_for(grant=grant).read("Patient", "p"),
+    "read": lambda grant: fhir_client_for(grant=grant).read("Observation", "o"),
     "search": lambda grant: list(fhir_client_for(grant=grant).search("Observation")),
     "create": lambda grant: fhir_client_for(grant=grant).create(
-        {"resourceType": "Observation"}
+        {
+            "resourceType": "Observation",
+            "subject": {"reference": f"Patient/{grant.patient_id}"},
+        }
     ),
     "download": lambda grant: fhir_client_for(grant=grant).download(
         "Binary/b", io.BytesIO()
@@ -186,4 +189,6 @@ def test_time_limit_at_a_socket_captures_no_token(
         for name, text in find_shown(traceback).items()
         if SECRET in text
     }
-    assert kept <= {"http.client._send_output", "http.client.endheaders"}
+    # On a busy machine, the limit may strike before the header is sent.
+    parts = {"_send_output", "endheaders", "putheader"}
+    assert kept <= {f"http.client.{part}" for part in parts}

@@ -10,6 +10,7 @@ import pytest
 from django.core import mail
 from django.http import HttpRequest, QueryDict
 from django.test import Client, RequestFactory
+from django.utils import timezone
 from django.utils.module_loading import import_string
 from django.views.debug import (
     SafeExceptionReporterFilter,
@@ -94,7 +95,7 @@ def test_report_of_a_failed_request_has_no_token(ehr, report):
     browser, prefix = open_chart(ehr)
     text = report(browser, f"{prefix}/fail/fhir/")
     assert "LookupError" in text
-    assert "the read of Patient was answered with 404" in text
+    assert "the read of Observation returned status 404" in text
     assert TokenGrant.objects.get().access_token not in text
 
 
@@ -103,8 +104,24 @@ def test_without_our_filter_a_failed_request_shows_no_token_either(ehr, report):
     browser, prefix = open_chart(ehr)
     text = report(browser, f"{prefix}/fail/fhir/")
     assert "LookupError" in text
-    assert "the read of Patient was answered with 404" in text
+    assert "the read of Observation returned status 404" in text
     assert TokenGrant.objects.get().access_token not in text
+
+
+@pytest.mark.parametrize("report", ["mail"], indirect=True)
+def test_without_our_filter_a_failed_refresh_shows_no_variables(
+    ehr, registration, report
+):
+    registration.ehr_scope += " offline_access"
+    registration.save()
+    browser, prefix = open_chart(ehr)
+    TokenGrant.objects.update(expires_at=timezone.now())
+    ehr.faults.add("refresh_number_patient")
+    text = report(browser, f"{prefix}/fail/fhir/")
+    assert "LookupError" in text
+    assert "_try_refresh" in text
+    assert "&lt;TokenGrant: " not in text
+    assert TokenGrant.objects.get().refresh_token not in text
 
 
 @pytest.mark.usefixtures("_redacting", "registration")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import importlib
@@ -16,14 +17,18 @@ from django.db import models
 from django.test import RequestFactory
 
 import django_smart
-from django_smart.fhir.asynchronous import AsyncFHIRClient, AsyncSearchResult
+from django_smart.fhir.asynchronous import (
+    AsyncFHIRClient,
+    AsyncSearchStream,
+    _Async,
+)
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport
 from django_smart.fhir.client import FHIRClient
-from django_smart.fhir.compartment import PatientRecord
 from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.paging import History
-from django_smart.fhir.search import SearchPage, SearchResult
+from django_smart.fhir.record import PatientRecord
+from django_smart.fhir.search import SearchPage, SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 from django_smart.fields import _Plaintext, _Secret
 from django_smart.launches.browser import Browser
@@ -31,12 +36,17 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
 from django_smart.protocol.messages import HiddenBytes, HiddenText
 from django_smart.servers.presets import ServerColumns
+from tests.fhir.servers import Carrier, Tokens
 
 CANARY = "c4nary"
 
 # What anybody may see: names, kinds and numbers.  A new field of a value is hidden
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
+Compartment.parameter Compartment.referring Compartment.subjects _Around.is_written
+Guard.allow Guard.boundary Guard.fetch Guard.rules PatientBoundary.other_patients
+PatientBoundary.trusts_binaries RecordRules.may_write_unread RecordRules.reads_first
+_Place.compartment Visitor.resolve_user
 audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
 associated_endpoints
@@ -46,10 +56,11 @@ code_challenge_methods_supported connect context_changed duration end_session_en
 ended_earlier endpoint error etag expires_at expires_in fhir_versions form_encode
 generated grant_types grant_types_supported grants_to_revoke host
 id_token_signing_alg_values_supported initiate_login_uri insecure_hosts interaction
+introspection_endpoint_auth_methods_supported
 introspection_endpoint is_deleted issuer jku jwks jwks_uri jwks_url kid kind label
 launch_url letters level lifetime locations login_url management_endpoint method
 max_size missing name now path port preset problems query read redirect_uri
-redirect_uris registration_endpoint removed request_id resource_type
+redirect_uris refresh_expires_at registration_endpoint removed request_id resource_type
 response_types_supported revocation_endpoint role rotated scheme scope scope_was_absent
 scopes scopes_supported seconds secret_expires_at server_values signing_algorithm
 site_url slug smart_app_state_endpoint status_code system text token_endpoint
@@ -78,8 +89,8 @@ PUBLISHED = (
 # They show what they are made of by a method of their own, looked at below.
 OWN_REPR = {
     Batch,
-    AsyncFHIRClient,
-    AsyncSearchResult,
+    AsyncSearchStream,
+    _Async,
     Browser,
     BulkExport,
     FHIRClient,
@@ -90,6 +101,7 @@ OWN_REPR = {
     SMARTContext,
     SearchPage,
     SearchResult,
+    SearchStream,
     ServerColumns,
     HiddenBytes,
     HiddenText,
@@ -141,7 +153,7 @@ def test_only_known_classes_describe_themselves():
         for cls in CLASSES
         if cls not in VALUES
         and "__repr__" in vars(cls)
-        and not issubclass(cls, BaseException | enum.Enum | tuple)
+        and not issubclass(cls, BaseException | enum.Enum | tuple | float)
     }
     assert {cls for cls in others if "redaction" not in cls.__module__} <= OWN_REPR
 
@@ -178,23 +190,27 @@ def test_what_describes_itself_tells_no_value():
 
     client = FHIRClient(
         base_url=f"https://ehr.example.org/{CANARY}",
-        get_access_token=lambda: CANARY,
-        renew_access_token=fail,
-        send=fail,
+        tokens=Tokens(lambda: CANARY, fail),
+        transport=Carrier(fail),
         patient_id=CANARY,
     )
     request = RequestFactory().get(f"/{CANARY}/?code={CANARY}")
     request.COOKIES["smart_browser"] = CANARY * 8
     context = SMARTContext(request, key=CANARY)
     vars(context)["launch"] = Launch(context={"patient": CANARY}, key=CANARY)
-    found = client.search("Patient", name=CANARY)
+    found = client.iterate("Patient", name=CANARY)
+    result: SearchResult[Any] = SearchResult("Patient")
+    result.append({"id": CANARY})
+    history = History("history of Patient")
+    history.append({"id": CANARY})
     bundle = {"entry": [{"resource": {"id": CANARY}}], "link": []}
     async_client = AsyncFHIRClient(client)
     export = BulkExport(client, {"status_url": f"https://ehr.example.org/{CANARY}"})
     values = [
         export,
         async_client,
-        async_client.search("Patient", name=CANARY),
+        async_client.iterate("Patient", name=CANARY),
+        asyncio.run(async_client.patient(CANARY)),
         client,
         client.session,
         context,
@@ -205,7 +221,8 @@ def test_what_describes_itself_tells_no_value():
         _Secret(plaintext=CANARY, column="app.Model.field"),
         found,
         SearchPage(bundle, url=CANARY, resource_type="Patient"),
-        client.history("Patient", CANARY),
+        result,
+        history,
         client.patient(CANARY),
         client.batch(),
     ]

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.decorators.debug import sensitive_variables
 
-from django_smart.exceptions import FHIRNotFoundError
+from django_smart.exceptions import SMARTError
 from django_smart.fields import digest
 from django_smart.views import CallbackView
 
@@ -36,9 +36,9 @@ def fail_in_fhir(request: HttpRequest) -> HttpResponse:
     """Asks for what the EHR does not have, and makes an error of its own of that."""
     smart: Any = request.smart  # type: ignore[attr-defined]
     try:
-        return HttpResponse(smart.fhir.read("Patient", "no-such-patient")["id"])
-    except FHIRNotFoundError as exc:
-        raise LookupError("no such patient") from exc
+        return HttpResponse(smart.fhir.read("Observation", "no-such-one")["id"])
+    except SMARTError as exc:
+        raise LookupError("no such observation") from exc
 
 
 def fail(request: HttpRequest) -> HttpResponse:

@@ -120,8 +120,10 @@ def test_stored_configuration_is_checked_by_the_settings_in_force(
 
 def test_endpoints_of_the_row_come_first(ehr: EHRSimulator) -> None:
     server = make_registration(
-        server__token_endpoint="https://login.example.org/token",
-        server__revocation_endpoint="https://login.example.org/revoke",
+        server__overrides={
+            "token_endpoint": "https://login.example.org/token",
+            "revocation_endpoint": "https://login.example.org/revoke",
+        }
     ).server
     for _ in range(2):
         configuration = get_configuration(server)

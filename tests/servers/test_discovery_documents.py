@@ -116,7 +116,7 @@ def test_another_issuer_in_the_openid_configuration_is_refused(
     answer(ehr, SMART, remove=("jwks_uri",))
     answer(ehr, OPENID, issuer="https://elsewhere.example.net")
     server = registration.server
-    with pytest.raises(MalformedDiscoveryError, match="another issuer"):
+    with pytest.raises(MalformedDiscoveryError, match="names an issuer"):
         fetch_configuration(server)
     # Nothing of either document is left behind.
     assert (server.configuration, server.issuer, server.jwks_uri) == (None, "", "")
@@ -289,11 +289,12 @@ def test_relative_endpoints_are_resolved_against_the_base(ehr: EHRSimulator) -> 
     assert ehr.requests_to("token")[0].url == f"{ehr.origin}{root}/auth/token"
 
 
-def _overrides(ehr: EHRSimulator) -> dict[str, str]:
-    return {
-        "server__authorization_endpoint": ehr.authorization_endpoint,
-        "server__token_endpoint": ehr.token_endpoint,
+def _overrides(ehr: EHRSimulator, **members: Any) -> dict[str, Any]:
+    endpoints = {
+        "authorization_endpoint": ehr.authorization_endpoint,
+        "token_endpoint": ehr.token_endpoint,
     }
+    return {"server__overrides": {**endpoints, **members}}
 
 
 @pytest.mark.compliance("DISC-07")
@@ -311,9 +312,8 @@ def test_endpoints_of_the_row_work_where_there_is_no_discovery(
     ehr: EHRSimulator,
 ) -> None:
     make_registration(
-        **_overrides(ehr),
+        **_overrides(ehr, revocation_endpoint=ehr.revocation_endpoint),
         server__id_token_issuer=ehr.issuer,
-        server__revocation_endpoint=ehr.revocation_endpoint,
     )
     answer(ehr, SMART, status=404)
     answer(ehr, "/metadata", status=404)
@@ -329,20 +329,45 @@ def test_endpoint_of_the_row_completes_a_document_without_it(ehr: EHRSimulator) 
     assert configuration.has("launch-ehr")
     assert asked(ehr) == ["smart-configuration"]
     # Taken away, the override is gone: what is stored is the server's own.
-    FHIRServer.objects.update(token_endpoint="", configuration_fetched_at=None)
+    FHIRServer.objects.update(overrides={}, configuration_fetched_at=None)
     server = FHIRServer.objects.get()
     assert server.read_configuration() is None
 
 
 def test_revocation_endpoint_alone_does_not_replace_discovery() -> None:
     server = make_registration(
-        server__revocation_endpoint="https://ehr.example.org/revoke"
+        server__overrides={"revocation_endpoint": "https://ehr.example.org/revoke"}
     ).server
     with (
         transport.mounted("https://ehr.example.org", Away()),
         pytest.raises(ServerUnreachableError),
     ):
         get_configuration(server)
+
+
+def test_wrong_discovery_is_overruled_member_by_member(ehr: EHRSimulator) -> None:
+    registration = make_registration()
+    ehr.quirks = ["discovery_wrong"]
+    browser = make_browser()
+    started = browser.post("/smart/login/", {"server": "harbour"})
+    assert started.status_code == 502
+    server = registration.server
+    server.refresh_from_db()
+    server.overrides = {
+        "capabilities": ["launch-ehr", "launch-standalone", "permission-v2"],
+        "code_challenge_methods_supported": ["S256"],
+        "grant_types_supported": None,
+        "jwks_uri": ehr.jwks_uri,
+        "token_endpoint_auth_methods_supported": ["client_secret_basic"],
+    }
+    server.full_clean()
+    server.save()
+    assert launch(browser, ehr).identity is not None
+    assert connect(make_browser(), ehr).identity is not None
+    server.refresh_from_db()
+    assert server.configuration is not None
+    assert server.configuration["grant_types_supported"] == ["implicit"]
+    assert "jwks_uri" not in server.pinned
 
 
 @pytest.mark.compliance("CAPS-01", "CAPS-02", "CAPS-03", "DISC-13")
@@ -362,3 +387,18 @@ def test_capabilities_are_read_from_the_row_as_typed_values(
     assert "future-thing" not in capabilities
     assert server.get_capability_sets() == set(CapabilitySet)
     assert get_configuration(server).has("future-thing")
+
+
+def test_contradicting_documents_are_settled_by_overrides(ehr: EHRSimulator) -> None:
+    server = make_registration().server
+    answer(ehr, SMART, remove=("jwks_uri",))
+    answer(ehr, "/.well-known/openid-configuration", issuer="https://other.example.org")
+    started = make_browser().post("/smart/login/", {"server": "harbour"})
+    assert started.status_code == 502
+    server.refresh_from_db()
+    server.overrides = {"issuer": ehr.issuer, "jwks_uri": ehr.jwks_uri}
+    server.full_clean()
+    server.save()
+    # As the admin does, and smart_register with --check.
+    fetch_configuration(server)
+    assert connect(make_browser(), ehr).identity is not None

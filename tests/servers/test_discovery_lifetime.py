@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +14,8 @@ import time_machine
 from django.db import connection
 from django.utils import timezone
 
-from django_smart.exceptions import DiscoveryStatusError
-from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.exceptions import DiscoveryBusyError, DiscoveryStatusError
+from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.servers.discovery import (
     get_configuration,
@@ -21,7 +24,8 @@ from django_smart.servers.discovery import (
 )
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.ehr import launch, make_browser
+from tests.ehr import CLIENT_ID, launch, make_browser
+from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
 
@@ -162,17 +166,71 @@ def test_keys_of_a_server_that_is_down_are_asked_for_once_a_minute(
         assert len(ehr.requests) == 2
 
 
-def test_server_that_never_answered_is_asked_by_each_login(
+def test_server_that_never_answered_is_asked_every_ten_seconds(
     ehr: EHRSimulator, server: FHIRServer
 ) -> None:
-    # There is nothing to go on with; it works as soon as the server does.
+    # There is nothing to go on with; it works a little later than the server does.
     ehr.faults.add("discovery_500")
-    for _ in range(2):
-        with pytest.raises(DiscoveryStatusError):
-            get_configuration(server)
-    ehr.faults.clear()
-    assert get_configuration(server).token_endpoint == ehr.token_endpoint
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        for _ in range(2):
+            ehr.clear_requests()
+            with pytest.raises(DiscoveryStatusError):
+                get_configuration(server)
+            sent = len(ehr.requests)
+            for _ in range(20):
+                with pytest.raises(DiscoveryBusyError) as caught:
+                    get_configuration(read())
+                assert (caught.value.code, caught.value.http_status) == (
+                    "discovery_busy",
+                    503,
+                )
+            assert len(ehr.requests) == sent
+            clock.shift(timedelta(seconds=10))
+        ehr.faults.clear()
+        assert get_configuration(server).token_endpoint == ehr.token_endpoint
     assert read().discovery_failed_at is None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("is_up", [True, False])
+def test_one_of_many_launches_asks_a_server_that_never_answered(
+    ehr: EHRSimulator, registration: ClientRegistration, is_up: bool
+) -> None:
+    def be_slow(respond: Any, request: Any) -> Any:
+        time.sleep(0.5)
+        if not is_up:
+            raise OSError("no route")
+        return respond(request)
+
+    ehr.interceptors.append(be_slow)
+    query = {"iss": ehr.base_url, "launch": ehr.create_launch(CLIENT_ID, patient=None)}
+    answers = run_together(*[lambda: make_browser().get("/smart/launch/", query)] * 20)
+    statuses = Counter(each.status_code for each in answers)
+    assert statuses == ({302: 20} if is_up else {503: 20})
+    codes = Counter(
+        re.findall(r"<code>(\w+)</code>", each.content.decode())[0]
+        for each in answers
+        if not is_up
+    )
+    assert codes == ({} if is_up else {"server_unreachable": 1, "discovery_busy": 19})
+    assert len(ehr.requests_to("smart-configuration")) == is_up
+    # Whoever was only told to wait leaves nothing behind.
+    assert Launch.objects.count() == (20 if is_up else 1)
+
+
+def test_process_that_died_while_asking_is_not_waited_for(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    def die(respond: Any, request: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        ehr.interceptors.append(die)
+        with pytest.raises(KeyboardInterrupt):
+            get_configuration(server)
+        ehr.interceptors.clear()
+        clock.shift(MINUTE + timedelta(seconds=10))
+        assert get_configuration(read()).token_endpoint == ehr.token_endpoint
 
 
 def test_launches_go_on_while_discovery_is_down(

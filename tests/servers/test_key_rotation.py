@@ -106,7 +106,7 @@ class Hospital:
         """Get a new token now; returns the EHR's complaint, or nothing."""
         held = self.service.grant
         try:
-            self.service.renew_access_token(held.access_token if held else "")
+            self.service.renew(held.access_token if held else "")
         except TokenResponseError as exc:
             return f"{exc.error}: {exc.error_description}"
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from tests.ehr import (
     get_launch,
     make_browser,
 )
-from tests.factories import make_registration
+from tests.factories import make_server
 from tests.management.running import Ran, run
 
 pytestmark = pytest.mark.django_db
@@ -212,7 +213,7 @@ def test_server_without_registration_endpoint_says_what_to_do(
     ehr: EHRSimulator,
 ) -> None:
     answer(ehr, "/smart-configuration", remove=("registration_endpoint",))
-    with pytest.raises(UnsupportedServerError, match="in its vendor's form"):
+    with pytest.raises(UnsupportedServerError, match="in the vendor's form"):
         register_dynamically(entry())
     assert_nothing_is_stored()
 
@@ -263,28 +264,25 @@ def test_server_that_is_down_makes_no_client(ehr: EHRSimulator) -> None:
     assert_nothing_is_stored()
 
 
-def test_second_client_for_launches_is_refused_before_it_is_made(
-    ehr: EHRSimulator,
-) -> None:
-    register_dynamically(entry())
-    ehr.clear_requests()
-    with pytest.raises(ValidationError, match="there can be one"):
-        register_dynamically(entry())
-    assert ehr.requests == []
+@pytest.mark.usefixtures("ehr")
+def test_second_client_at_a_server_is_no_default() -> None:
+    first, second = (register_dynamically(entry()).registration for _ in range(2))
+    assert (first.is_ehr_default, second.is_ehr_default) == (True, False)
+    assert first.launch_slug != second.launch_slug
 
 
 def test_client_that_cannot_be_stored_is_named(ehr: EHRSimulator) -> None:
     def be_faster(request: Any) -> None:
         if request.exchange == "register":
-            make_registration()
+            make_server(slug="north", base_url="https://other.example.org/fhir")
 
     ehr.on_request = be_faster
     with pytest.raises(RegistrationError) as caught:
-        register_dynamically(entry())
+        register_dynamically(replace(entry(), slug="north"))
     made = [each for each in ehr.clients if each != "growth-chart"]
     assert made[0] in str(caught.value)
     assert (ehr.clients[made[0]].client_secret or "") not in str(caught.value)
-    assert ClientRegistration.objects.get().client_id == "growth-chart"
+    assert not ClientRegistration.objects.exists()
 
 
 def test_no_transaction_is_open_while_the_server_is_asked(ehr: EHRSimulator) -> None:
@@ -328,7 +326,7 @@ def test_command_prints_the_client_id_too(
     assert ran.json == {
         "slug": "harbour",
         "launch_url": f"{SITE}/smart/launch/",
-        "login_url": f"{SITE}/smart/login/?server=harbour",
+        "login_url": None,
         "redirect_uri": REDIRECT_URI,
         "jwks_url": f"{SITE}/smart/jwks.json",
         "client_id": row.client_id,
@@ -344,18 +342,18 @@ def test_command_tells_what_the_server_made_otherwise(ehr: EHRSimulator) -> None
     ehr.faults |= {"register_less_scope", "register_secret_ends"}
     ran = register("--ehr-scope", EHR_SCOPE, "--slug", "harbour")
     assert "harbour: the server did not register the scopes patient/Obs" in ran.err
-    assert "harbour: the client secret ends on " in ran.err
+    assert "harbour: the client secret expires on " in ran.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--client-id", "x"), "--client-id does not go with --dynamic"),
-        (("--client-secret", "x"), "--client-secret does not go with --dynamic"),
-        (("--secret-env", "X"), "--secret-env does not go with --dynamic"),
-        (("--from", "-"), "--from does not go with --dynamic"),
+        (("--client-id", "x"), "--client-id cannot be combined with --dynamic"),
+        (("--client-secret", "x"), "--client-secret cannot be combined with --dynamic"),
+        (("--secret-env", "X"), "--secret-env cannot be combined with --dynamic"),
+        (("--from", "-"), "--from cannot be combined with --dynamic"),
         (("--initial-access-token-env", "NO_SUCH"), "NO_SUCH is not set"),
-        (("--set", "nothing=1"), "no column nothing"),
+        (("--set", "nothing=1"), "no field nothing"),
         (("--ehr-scope", "Launch"), "--ehr-scope: "),
     ],
 )
@@ -373,12 +371,12 @@ def test_command_refuses_options_that_do_not_go_together(
     [("--client-name", "x"), ("--initial-access-token-env", "X")],
 )
 def test_options_of_dynamic_registration_need_it(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(CommandError, match=f"{arguments[0]} goes with --dynamic"):
+    with pytest.raises(CommandError, match=f"{arguments[0]} requires --dynamic"):
         run("smart_register", "--base-url", BASE_URL, "--client-id", "x", *arguments)
 
 
 def test_command_needs_the_base_url() -> None:
-    with pytest.raises(CommandError, match="Give --base-url"):
+    with pytest.raises(CommandError, match="--base-url"):
         run("smart_register", "--dynamic")
 
 
@@ -395,4 +393,6 @@ def test_command_says_why_the_server_refused(
     assert 'The server says: "an initial access token is needed"' in message
     monkeypatch.setenv("REGISTER_TOKEN", "no token at all")
     with pytest.raises(CommandError, match="not a bearer token"):
-        register("--initial-access-token-env", "REGISTER_TOKEN")
+        register(
+            "--ehr-scope", EHR_SCOPE, "--initial-access-token-env", "REGISTER_TOKEN"
+        )

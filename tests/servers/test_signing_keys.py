@@ -5,20 +5,23 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import jwt
 import pytest
 import time_machine
 from cryptography.hazmat.primitives.asymmetric import ec
 from django.db import connection
+from django.test import Client
 
 from django_smart import tasks
 from django_smart.exceptions import KeyRotationError
-from django_smart.models import SigningKey
+from django_smart.models import ClientRegistration, FHIRServer, SigningKey
 from django_smart.protocol.client_auth import MAX_ASSERTION_LIFETIME
 from django_smart.protocol.jwk import (
     generate_private_key_pem,
     load_private_key,
     public_jwk,
 )
+from django_smart.servers.http import build_client_authentication
 from django_smart.servers.signing_keys import (
     JWKS_MAX_AGE,
     OVERLAP,
@@ -64,7 +67,7 @@ def test_first_key_signs_and_the_second_is_published(algorithm: str) -> None:
     assert states() == {first.kid: "active", second.kid: "next"}
     assert first.activated_at == NOW
     assert second.activated_at is None
-    with pytest.raises(KeyRotationError, match="is next already"):
+    with pytest.raises(KeyRotationError, match="is already next"):
         generate_key(algorithm)
     assert len(states()) == 2
 
@@ -162,7 +165,7 @@ def test_rotation_that_another_one_overtakes_changes_nothing() -> None:
 
     with (
         connection.execute_wrapper(overtake),
-        pytest.raises(KeyRotationError, match="by somebody else"),
+        pytest.raises(KeyRotationError, match="by another process"),
     ):
         rotate_key("ES384", at_once=True)
     assert states() == {first.kid: "retired", following.kid: "active"}
@@ -194,7 +197,7 @@ def test_key_that_never_signed_leaves_the_set_at_once() -> None:
 
 
 def test_unknown_key_is_not_retired() -> None:
-    with pytest.raises(KeyRotationError, match="no key other"):
+    with pytest.raises(KeyRotationError, match="id other"):
         retire_key("other")
 
 
@@ -281,3 +284,106 @@ def test_kid_of_a_new_key_can_be_typed_as_an_argument(
     kid = create_signing_key("ES384").kid
     assert kid != dashed
     assert made == []
+
+
+# Keys of one registration alone
+
+
+@pytest.fixture
+def registrations() -> tuple[ClientRegistration, ClientRegistration]:
+    """Two at one server, which sign with the same algorithm."""
+    first = _make_signing("own")
+    return first, _make_signing("shared", first.server)
+
+
+def _make_signing(client_id: str, *server: FHIRServer) -> ClientRegistration:
+    return make_registration(
+        *server,
+        client_id=client_id,
+        token_endpoint_auth_method="private_key_jwt",
+        client_secret="",
+        signing_algorithm="ES384",
+        ehr_scope="",
+        standalone_scope="",
+        redirect_uri="",
+        system_scope="system/Patient.rs",
+    )
+
+
+def _get_kid(registration: ClientRegistration) -> str:
+    """Of the key that a token request of *registration* is signed with."""
+    endpoint = "https://ehr.example.org/token"
+    form: list[tuple[str, str]] = []
+    build_client_authentication(registration, token_endpoint=endpoint).apply(
+        form, {}, endpoint=endpoint
+    )
+    return str(jwt.get_unverified_header(dict(form)["client_assertion"])["kid"])
+
+
+def _read_set(registration: ClientRegistration | None) -> set[str]:
+    name = "jwks.json" if registration is None else f"jwks/{registration.pk}.json"
+    response = Client().get(f"/smart/{name}", secure=True)
+    assert response.status_code == 200
+    return {each["kid"] for each in response.json()["keys"]}
+
+
+def test_registration_with_a_key_of_its_own_signs_with_no_other(
+    registrations: tuple[ClientRegistration, ClientRegistration],
+) -> None:
+    owner, other = registrations
+    shared = ensure_active_key("ES384")
+    following, _ = ensure_next_key("ES384")
+    own = generate_key("ES384", owner)
+    # Its server reads the set first, which has both until then.
+    assert own.status == "next"
+    assert _read_set(owner) == {own.kid, shared.kid, following.kid}
+    assert (_get_kid(owner), _get_kid(other)) == (shared.kid, shared.kid)
+    with pytest.raises(KeyRotationError, match="may sign from"):
+        rotate_key("ES384", owner)
+    rotate_key("ES384", owner, at_once=True)
+
+    assert (_get_kid(owner), _get_kid(other)) == (own.kid, shared.kid)
+    assert _read_set(owner) == {own.kid}
+    assert _read_set(None) == _read_set(other) == {shared.kid, following.kid}
+
+
+def test_keys_are_rotated_for_each_owner(
+    registrations: tuple[ClientRegistration, ClientRegistration],
+    settings: Any,
+    clock: Any,
+) -> None:
+    owner, other = registrations
+    settings.SMART_KEY_ROTATION = PERIOD.total_seconds()
+    shared = ensure_active_key("ES384")
+    own = create_signing_key("ES384", registration=owner)
+    assert rotate_due_keys().generated == 2
+    with pytest.raises(KeyRotationError, match="already next"):
+        generate_key("ES384", owner)
+    clock.shift(PERIOD)
+    assert rotate_due_keys().rotated == 2
+    assert not {_get_kid(owner), _get_kid(other)} & {own.kid, shared.kid}
+    assert _get_kid(owner) != _get_kid(other)
+
+
+def test_registration_without_its_own_key_signs_with_the_shared_one_again(
+    registrations: tuple[ClientRegistration, ClientRegistration],
+) -> None:
+    owner, other = registrations
+    own = create_signing_key("ES384", registration=owner)
+    with pytest.raises(KeyRotationError, match="1 active registrations"):
+        retire_key(own.kid)
+    shared = create_signing_key("ES384")
+    with pytest.raises(KeyRotationError, match="1 active registrations"):
+        retire_key(shared.kid)
+    ClientRegistration.objects.filter(pk=other.pk).update(is_active=False)
+    assert retire_key(shared.kid).status == "retired"
+    shared = create_signing_key("ES384")
+    assert retire_key(own.kid).status == "retired"
+    assert _get_kid(owner) == shared.kid
+    with pytest.raises(KeyRotationError):
+        retire_key(shared.kid)
+
+
+@pytest.mark.usefixtures("db")
+def test_key_set_of_no_registration_is_not_found() -> None:
+    assert Client().get("/smart/jwks/1.json", secure=True).status_code == 404

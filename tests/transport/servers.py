@@ -16,6 +16,7 @@ from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 __all__ = [
     "CANARY",
     "LOOPBACK",
+    "Handler",
     "Server",
     "answer",
     "assert_tells_nothing",

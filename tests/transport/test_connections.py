@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from django_smart.exceptions import (
 from django_smart.transport import connections
 from tests.transport.servers import (
     CANARY,
+    Handler,
     Server,
     answer,
     assert_tells_nothing,
@@ -57,6 +59,84 @@ def test_connection_that_the_server_closed_is_not_used_again():
         send(server.url)
         time.sleep(0.1)
         send(server.url)
+        assert server.connections == 2
+
+
+def close_later(message: bytes) -> Handler:
+    """Answer once on each connection; close it, unseen, when more is asked of it."""
+    seen = []
+
+    def handle(sock, request):
+        if sock in seen:
+            return False
+        seen.append(sock)
+        sock.sendall(message)
+        return True
+
+    return handle
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_read_on_a_connection_that_was_closed_is_sent_once_more(method):
+    handler = close_later(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    with Server(handler) as server:
+        for _ in range(3):
+            assert send(server.url, method=method).status_code == 200
+        # The first, and twice one that was closed and one that was not.
+        assert len(server.requests) == 5
+        assert server.connections == 3
+
+
+def test_read_on_a_closed_connection_over_tls_is_sent_once_more(
+    certificate, monkeypatch
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    handler = close_later(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    with Server(handler, context=certificate[0]) as server:
+        for _ in range(3):
+            assert send(server.url).status_code == 200
+
+
+def test_read_is_not_sent_more_than_twice():
+    def handle(sock, request):
+        if len(server.requests) > 1:
+            return False
+        return answer()(sock, request)
+
+    with Server(handle) as server:
+        send(server.url)
+        with pytest.raises(ServerUnreachableError):
+            send(server.url)
+        assert len(server.requests) == 3
+
+
+def test_read_on_a_new_connection_is_sent_once():
+    with Server(lambda sock, request: False) as server:
+        with pytest.raises(ServerUnreachableError):
+            send(server.url)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_write_on_a_connection_that_was_closed_is_not_sent_again(method):
+    handler = close_later(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    with Server(handler) as server:
+        send(server.url)
+        with pytest.raises(ServerUnreachableError):
+            send(server.url, method=method, body=b"code=1")
+        assert len(server.requests) == 2
+
+
+def test_write_takes_no_connection_that_was_idle_for_seconds(host_clock):
+    with Server(answer()) as server:
+        send(server.url)
+        host_clock.shift(2)
+        send(server.url, method="POST", body=b"code=1")
+        assert server.connections == 1
+        host_clock.shift(4)
+        send(server.url)
+        host_clock.shift(4)
+        send(server.url, method="POST", body=b"code=1")
         assert server.connections == 2
 
 
@@ -174,9 +254,20 @@ def test_socks_proxy_without_its_library_is_unreachable(monkeypatch):
         send("https://ehr.example/")
 
 
-def test_hosts_share_the_trusted_certificates():
-    pooled = connections.get_pooled()
-    assert pooled._get_context() is pooled._get_context()
+def test_certificates_are_read_once_for_all_hosts(certificate, monkeypatch, tmp_path):
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text(Path(certificate[1]).read_text())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with (
+        Server(answer(), context=certificate[0]) as one,
+        Server(answer(), context=certificate[0]) as two,
+    ):
+        send(one.url)
+        bundle.unlink()
+        assert send(two.url).status_code == 200
+        transport.close()
+        with pytest.raises(ServerUnreachableError):
+            send(two.url)
 
 
 def test_nothing_is_received_after_the_deadline():

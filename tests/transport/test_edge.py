@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import time
 import zlib
+from email.utils import formatdate
 
 import pytest
 
@@ -33,6 +35,16 @@ def test_answer_has_status_lower_case_headers_body_and_url(name):
     assert response.media_type == "application/json"
     assert response.body == b'{"a": 1}'
     assert response.url == server.url
+
+
+@pytest.mark.parametrize("date", [(), ("Date: Wed, 21 Oct 2015 07:28:00 GMT",)])
+def test_date_to_retry_after_counts_from_the_receipt_if_the_server_tells_none(date):
+    later = formatdate(time.time() + 100, usegmt=True)
+    handler = answer(status="503 Busy", headers=(f"Retry-After: {later}", *date))
+    with Server(handler) as server:
+        seconds = send(server.url).retry_after
+    assert seconds is not None
+    assert (seconds == 24 * 3600) if date else (60 < seconds <= 100)
 
 
 def test_request_goes_out_byte_for_byte():

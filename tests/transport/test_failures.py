@@ -29,9 +29,7 @@ def test_refused_connection_is_unreachable(caplog):
         pytest.raises(ServerUnreachableError) as caught,
     ):
         send(f"http://127.0.0.1:{port}/?code={CANARY}")
-    assert str(caught.value) == (
-        "127.0.0.1 gave no usable answer: ConnectionRefusedError"
-    )
+    assert str(caught.value) == "127.0.0.1 refused the connection"
     assert_tells_nothing(caught.value)
     assert CANARY not in caplog.text
 
@@ -42,8 +40,10 @@ def test_unknown_host_is_unreachable(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    with pytest.raises(ServerUnreachableError):
+    with pytest.raises(ServerUnreachableError) as caught:
         send("https://nowhere.invalid/")
+    assert ("DNS" in str(caught.value)) is isinstance(error, socket.gaierror)
+    assert "nowhere.invalid" in str(caught.value)
 
 
 def test_host_without_addresses_is_unreachable(monkeypatch):
@@ -95,7 +95,24 @@ def test_odd_headers_leave_no_query_in_the_log(caplog):
     with Server(close_after(message)) as server, caplog.at_level(logging.DEBUG):
         send(server.url)
     assert CANARY not in caplog.text
+    assert "no colon" not in caplog.text
     assert "GET to 127.0.0.1: 200" in caplog.text
+
+
+@pytest.mark.parametrize("status", ["200 OK", "302 Found", "503 Busy"])
+def test_log_of_urllib3_names_the_host_and_no_path_query_or_token(caplog, status):
+    handler = answer(status=status, headers=("Location: /x", "Retry-After: 1"))
+    with Server(handler) as server, caplog.at_level(logging.DEBUG):
+        send(
+            server.url,
+            method="POST",
+            headers={"Authorization": f"Bearer {CANARY}"},
+            body=CANARY.encode(),
+        )
+        assert server.requests[0].startswith(b"POST /fhir/metadata?code=canary")
+    assert f'127.0.0.1:{server.port} "POST /*** HTTP/1.1" {status[:3]}' in caplog.text
+    assert CANARY not in caplog.text
+    assert "metadata" not in caplog.text
 
 
 def test_what_others_do_with_urllib3_is_logged_as_ever(caplog):

@@ -30,7 +30,7 @@ def test_silent_server_ends_at_the_read_limit():
         with ends_early(), pytest.raises(ServerTimeoutError) as caught:
             send(server.url, read=1, headers={"Authorization": f"Bearer {CANARY}"})
         assert len(server.requests) == 1
-    assert str(caught.value) == "127.0.0.1 did not answer within the time limit"
+    assert str(caught.value) == "127.0.0.1 did not respond within the time limit"
     assert_tells_nothing(caught.value)
 
 

@@ -12,7 +12,6 @@ from django_smart.exceptions import (
     ServerTimeoutError,
     ServerUnreachableError,
 )
-from django_smart.transport import connections
 from tests.transport.servers import (
     LOOPBACK,
     Server,
@@ -29,7 +28,7 @@ def test_certificate_nobody_vouches_for_is_refused(certificate):
         with pytest.raises(ServerUnreachableError) as caught:
             send(server.url, insecure_hosts=LOOPBACK)
         assert server.requests == []
-    assert "certificate of 127.0.0.1 does not verify" in str(caught.value)
+    assert "certificate of 127.0.0.1 is not trusted" in str(caught.value)
     assert_tells_nothing(caught.value)
 
 
@@ -72,18 +71,29 @@ def test_certificate_of_another_host_is_refused(certificate, monkeypatch):
         with pytest.raises(ServerUnreachableError) as caught:
             send(f"https://localhost:{server.port}/")
         assert server.requests == []
-    assert "does not verify" in str(caught.value)
+    assert "is not trusted" in str(caught.value)
 
 
 @pytest.mark.compliance("TOK-06", "BACK-09")
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 def test_tls_before_1_2_is_not_spoken(certificate, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
-    with Server(answer(), context=certificate[0]) as server:
-        send(server.url)
-    for context in connections.get_pooled()._contexts.values():
-        assert context.minimum_version == ssl.TLSVersion.TLSv1_2
-        assert context.verify_mode == ssl.CERT_REQUIRED
-        assert context.check_hostname
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(certificate[1], certificate[1].replace("cert.pem", "key.pem"))
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.minimum_version = ssl.TLSVersion.TLSv1_1
+    for newest, is_spoken in [
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_1, False),
+    ]:
+        old.maximum_version = newest
+        with Server(answer(), context=old) as server:
+            if is_spoken:
+                send(server.url)
+                continue
+            with pytest.raises(ServerUnreachableError):
+                send(server.url)
+            assert server.requests == []
 
 
 def test_handshake_that_never_ends_is_cut_off():
