@@ -2,7 +2,7 @@
 The package's settings: flat, typed, read at access.
 
 Nothing is read at import and nothing is written to ``django.conf.settings``, so
-``override_settings`` works everywhere.  Wrong values are reported by the system checks.
+``override_settings`` works everywhere.  System checks report invalid values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ from typing import Any
 
 from django.conf import settings
 
-__all__ = ["SMARTSettings", "conf"]
+__all__ = ["DOCS_URL", "SMARTSettings", "build_docs_url", "conf"]
+
+DOCS_URL = "https://django-smart.readthedocs.io/en/latest/"
+
+
+def build_docs_url(page: str, name: str) -> str:
+    """
+    Return the URL of an entry in the reference.
+
+    Args:
+        page: of the reference, such as ``"errors"``.
+        name: an error code, or the id of a check or a finding.
+    """
+    return f"{DOCS_URL}reference/{page}.html#{name}"
 
 
 class SMARTSettings:
@@ -21,15 +34,15 @@ class SMARTSettings:
     @property
     def SMART_SITE_URL(self) -> str:
         """
-        Scheme and host this site is reached at, such as ``https://app.example.org``.
+        Scheme and host of this site, such as ``https://app.example.org``.
 
-        New registrations take their ``redirect_uri`` from it.  Default: empty.
+        New registrations derive their ``redirect_uri`` from it.  Default: empty.
         """
         return str(self._get("SMART_SITE_URL", "")).rstrip("/")
 
     @property
     def SMART_LAUNCH_REDIRECT_URL(self) -> str:
-        """Path or URL name a finished launch goes to.  Default: ``/``."""
+        """Path or URL name to open after a launch.  Default: ``/``."""
         return str(self._get("SMART_LAUNCH_REDIRECT_URL", "/"))
 
     @property
@@ -44,7 +57,7 @@ class SMARTSettings:
     @property
     def SMART_INSECURE_HTTP_HOSTS(self) -> frozenset[str]:
         """
-        Host names, without port, that plain ``http`` is accepted for.
+        Host names, without port, for which plain ``http`` is accepted.
 
         For development only.  Default: empty.
         """
@@ -52,17 +65,28 @@ class SMARTSettings:
         return frozenset(str(host).lower().strip("[]") for host in hosts)
 
     @property
+    def SMART_PRIVATE_HOSTS(self) -> frozenset[str]:
+        """
+        Host names, without port, that servers may name even if their address is
+        private.
+
+        Default: empty.
+        """
+        hosts = self._get("SMART_PRIVATE_HOSTS", ())
+        return frozenset(str(host).lower().strip("[]") for host in hosts)
+
+    @property
     def SMART_LAUNCH_PREFIX(self) -> str:
         """
-        What stands before a launch's key in the path.  Default: ``~``.
+        Prefix of a launch's key in the path.  Default: ``~``.
 
-        An empty string turns the prefix off; a browser can then use one launch only.
+        An empty string disables the prefix; a browser can then use only one launch.
         """
         return str(self._get("SMART_LAUNCH_PREFIX", "~") or "")
 
     @property
     def SMART_CLOCK_LEEWAY(self) -> timedelta:
-        """Seconds that an EHR's clock may differ from ours.  Default: 60."""
+        """Seconds by which an EHR's clock may differ from ours.  Default: 60."""
         return timedelta(seconds=self._get("SMART_CLOCK_LEEWAY", 60))
 
     @property
@@ -73,33 +97,33 @@ class SMARTSettings:
 
     @property
     def SMART_MAX_BODY(self) -> int:
-        """Largest answer that is read, in bytes after unpacking.  Default: 10 MiB."""
+        """Largest response to read, in bytes after decompression.  Default: 10 MiB."""
         return int(self._get("SMART_MAX_BODY", 10 * 1024 * 1024))
 
     @property
     def SMART_AUTHORIZATION_LIFETIME(self) -> timedelta:
-        """Seconds a person has at the EHR before the callback.  Default: 900."""
+        """Seconds from the start of a launch to the callback.  Default: 900."""
         return timedelta(seconds=self._get("SMART_AUTHORIZATION_LIFETIME", 900))
 
     @property
     def SMART_LAUNCH_LIFETIME(self) -> timedelta:
-        """Seconds a finished launch can be used for.  Default: 43,200 (12 hours)."""
+        """Seconds that a completed launch can be used.  Default: 43,200 (12 hours)."""
         return timedelta(seconds=self._get("SMART_LAUNCH_LIFETIME", 12 * 3600))
 
     @property
     def SMART_LAUNCH_IDLE_LIFETIME(self) -> timedelta:
-        """Seconds a launch can be left unused for.  Default: 14,400 (4 hours)."""
+        """Seconds after which an unused launch ends.  Default: 14,400 (4 hours)."""
         return timedelta(seconds=self._get("SMART_LAUNCH_IDLE_LIFETIME", 4 * 3600))
 
     @property
     def SMART_LAUNCHES_PER_BROWSER(self) -> int:
-        """Launches that one browser can have open.  Default: 20."""
+        """Launches that a browser can have open.  Default: 20."""
         return int(self._get("SMART_LAUNCHES_PER_BROWSER", 20))
 
     @property
     def SMART_DISCOVERY_LIFETIME(self) -> timedelta:
         """
-        Longest time a server's configuration and keys are cached, in seconds.
+        Maximum seconds to cache a server's configuration and keys.
 
         The server may shorten it, down to five minutes.  Default: 86,400.
         """
@@ -108,42 +132,52 @@ class SMARTSettings:
     @property
     def SMART_REFRESH_FRACTION(self) -> float:
         """
-        Part of an access token's life after which the worker refreshes it.
+        Fraction of an access token's lifetime after which the worker refreshes it.
 
-        Default: 0.75.  Up to a tenth of the life is taken off at random.
+        Default: 0.75.  Up to a tenth of the lifetime is subtracted at random.
         """
         return float(self._get("SMART_REFRESH_FRACTION", 0.75))
 
     @property
     def SMART_REFRESH_FLOOR(self) -> timedelta:
-        """Least seconds between two refreshes by the worker.  Default: 30."""
+        """Minimum seconds between two refreshes by the worker.  Default: 30."""
         return timedelta(seconds=self._get("SMART_REFRESH_FLOOR", 30))
 
     @property
     def SMART_REFRESH_IDLE_AFTER(self) -> timedelta:
         """
-        Seconds without use after which a grant is only kept alive.
+        Seconds after which an unused grant is only kept alive.
 
-        Default: 0, never: every access token is replaced before it ends.
+        Default: 0, never: every access token is replaced before it expires.
         """
         return timedelta(seconds=self._get("SMART_REFRESH_IDLE_AFTER", 0))
 
     @property
     def SMART_REFRESH_THREADS(self) -> int:
-        """Requests of one worker process that overlap.  Default: 16."""
+        """Concurrent requests of one worker process.  Default: 16."""
         return int(self._get("SMART_REFRESH_THREADS", 16))
 
     @property
+    def SMART_ASYNC_THREADS(self) -> int:
+        """Threads per process for the calls of ``afhir``.  Default: 64."""
+        return int(self._get("SMART_ASYNC_THREADS", 64))
+
+    @property
     def SMART_PURGE_AFTER(self) -> timedelta:
-        """Seconds that ended launches and grants are kept for.  Default: 30 days."""
+        """Seconds to keep ended launches and grants.  Default: 30 days."""
         return timedelta(seconds=self._get("SMART_PURGE_AFTER", 30 * 24 * 3600))
+
+    @property
+    def SMART_PURGE_FAILED_AFTER(self) -> timedelta:
+        """Seconds to keep launches that were never completed.  Default: one day."""
+        return timedelta(seconds=self._get("SMART_PURGE_FAILED_AFTER", 24 * 3600))
 
     @property
     def SMART_KEY_ROTATION(self) -> timedelta:
         """
-        Seconds that a key signs for before the next one takes over.
+        Seconds that a key signs before the next one replaces it.
 
-        Default: 0, never by itself.
+        Default: 0, no automatic rotation.
         """
         return timedelta(seconds=self._get("SMART_KEY_ROTATION", 0))
 
@@ -152,14 +186,32 @@ class SMARTSettings:
         """
         Name of the cookie that binds launches to a browser: ``smart_browser``.
 
-        Over https the name gets the prefix ``__Host-``.
+        Over https, the name gets the prefix ``__Host-``.
         """
         return str(self._get("SMART_BROWSER_COOKIE_NAME", "smart_browser"))
 
     @property
+    def SMART_SUPPORT_URL(self) -> str:
+        """
+        The site's support page, linked from error pages: a URL, path or ``mailto:``.
+
+        Default: empty, for no link.
+        """
+        return str(self._get("SMART_SUPPORT_URL", ""))
+
+    @property
+    def SMART_STAFF_SIGN_IN_SERVERS(self) -> frozenset[str]:
+        """
+        Slugs of the servers that may sign in staff and superusers.
+
+        Default: empty.  From other servers, they sign in at ``LOGIN_URL`` first.
+        """
+        return frozenset(self._get("SMART_STAFF_SIGN_IN_SERVERS", ()))
+
+    @property
     def SMART_PICKER_SHOW_UNREGISTERED(self) -> bool:
         """
-        Whether organisations that nobody can connect to yet are shown at ``login/``.
+        Whether ``login/`` shows organizations that cannot be connected yet.
 
         Default: ``False``.
         """
@@ -168,33 +220,33 @@ class SMARTSettings:
     @property
     def SMART_LOGO_LICENSES(self) -> frozenset[str]:
         """
-        URLs of the licences of logos that this site has agreed to.
+        URLs of the logo licenses that this site has agreed to.
 
-        A logo with another licence is not shown.  Default: empty.
+        A logo with another license is not shown.  Default: empty.
         """
         return frozenset(self._get("SMART_LOGO_LICENSES", ()))
 
     @property
     def SMART_APP_STATE_SYSTEM(self) -> str:
         """
-        Origin that the codes of app state belong to, without a trailing slash.
+        Origin of app state codes, without a trailing slash.
 
-        Default: empty, which takes the site's own.
+        Default: empty, for the site's own origin.
         """
         return str(self._get("SMART_APP_STATE_SYSTEM", "")).rstrip("/")
 
     @property
     def SMART_APP_STATE_MAX_SIZE(self) -> int:
-        """Largest app state that is sent, in bytes of JSON.  Default: 256 KiB."""
+        """Largest app state to send, in bytes of JSON.  Default: 256 KiB."""
         return int(self._get("SMART_APP_STATE_MAX_SIZE", 256 * 1024))
 
     @property
     def SMART_SCOPE_CHECK(self) -> str:
         """
-        What happens before a FHIR request that the granted scopes do not allow.
+        What happens before a FHIR request that the granted scopes do not cover.
 
-        ``warn`` logs the missing scope, ``raise`` raises, ``off`` asks the server
-        without a word.  Default: ``warn``.
+        ``warn`` logs the missing scope, ``raise`` raises, and ``off`` sends the request
+        silently.  Default: ``warn``.
         """
         return str(self._get("SMART_SCOPE_CHECK", "warn"))
 

@@ -1,39 +1,47 @@
 """
-Every error this package raises on purpose.
+The errors that this package raises.
 
 The branches of the tree; the classes follow in this order::
 
     SMARTError
-    ├── LaunchRequestError              a launch or sign-in request we do not act on
-    │   └── PrefixError                 the launch that the URL names is unavailable
-    ├── TransportError                  no usable answer came
+    ├── LaunchRequestError              an unusable launch or sign-in request
+    │   └── PrefixError                 the launch in the URL is unavailable
+    ├── TransportError                  no usable response
     ├── DiscoveryError
-    ├── AuthorizationResponseError      the browser came back with something wrong
+    ├── AuthorizationResponseError      the browser returned with an unusable response
     │   └── StateError
     ├── TokenError
     ├── IDTokenError
     │   └── IDTokenSignatureError
-    ├── IdentityError                   the identity is proven, but may not sign in
+    ├── IdentityError                   a proven identity that may not sign in
     ├── GrantError                      no usable access token
     ├── ScopeError
     ├── NoLaunchError
     ├── RegistrationError               dynamic registration
     ├── CredentialsError                the registration's secret or key
     ├── BrandError                      a bundle of user-access brands
-    ├── TaskLaunchError                 a Task that asks for a launch
+    ├── TaskLaunchError                 a Task that requests a launch
     └── FHIRError
         ├── FHIRRequestError            refused before anything was sent
         │   └── AppStateError
-        └── FHIRStatusError             the server answered with 4xx or 5xx
-            └── FHIRUnavailableError
+        ├── FHIRStatusError             the server returned status 4xx or 5xx
+        │   └── FHIRUnavailableError
+        └── MalformedFHIRResponseError  the response is not what was requested
 
-Wrong configuration raises :class:`django.core.exceptions.ImproperlyConfigured`,
-outside this tree.  No message holds a token, a secret, a body or patient data.
+Invalid configuration raises :class:`django.core.exceptions.ImproperlyConfigured`,
+which is outside this tree.  No message contains a token, a secret, a body or patient
+data.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+on_error: ContextVar[Callable[[SMARTError], None] | None]
+on_error = ContextVar("on_error", default=None)
+"""Called with each error of a request, because templates can hide errors."""
 
 
 class SMARTError(Exception):
@@ -41,10 +49,10 @@ class SMARTError(Exception):
     Root of the tree.
 
     Attributes:
-        code: stable identifier, stored on ``Launch.error_code`` and in log lines.
-        http_status: what a page that reports the error answers with.
-        codes: further codes that an error of this class may be raised with, each with
-            its ``http_status`` and meaning.
+        code: stable identifier, stored in ``Launch.error_code`` and in log lines.
+        http_status: status of the page that reports the error.
+        codes: other codes that an error of this class can have, each with its
+            ``http_status`` and meaning.
     """
 
     code: str = "smart_error"
@@ -56,10 +64,12 @@ class SMARTError(Exception):
         if code:
             self.http_status, _ = self.codes[code]  # no other code can be raised
             self.code = code
+        if (tell := on_error.get()) is not None:
+            tell(self)
 
 
 class LaunchRequestError(SMARTError):
-    """A launch or sign-in request that we do not act on."""
+    """The launch or sign-in request cannot be used."""
 
     code = "launch_request_invalid"
     codes = {
@@ -81,56 +91,67 @@ class MissingParameterError(LaunchRequestError):
 
 
 class InactiveRegistrationError(LaunchRequestError):
-    """The server or its client registration is switched off or incomplete."""
+    """The server or its client registration is inactive or incomplete."""
 
     code = "registration_inactive"
     http_status = 403
 
 
 class UnsupportedServerError(LaunchRequestError):
-    """The server lacks what the registration needs; the message names it."""
+    """The server does not support what the registration needs; see the message."""
 
     code = "server_unsupported"
     http_status = 502
 
 
 class PrefixError(LaunchRequestError):
-    """The launch named by the URL cannot be used by this browser."""
+    """This browser cannot use the launch in the URL."""
 
     code = "launch_unavailable"
     http_status = 404
     codes = {
-        "launch_unknown": (404, "No launch has the key that the URL names."),
-        "launch_foreign": (403, "It belongs to another browser or to another user."),
+        "launch_unknown": (404, "No launch has the key in the URL."),
+        "launch_foreign": (403, "The launch belongs to another browser or user."),
     }
 
 
 class EndedLaunchError(PrefixError):
-    """The launch was ended, by sign-out, by time or by a change of user."""
+    """The launch has ended, by sign-out, expiry or a change of user."""
 
     code = "launch_ended"
     http_status = 410
 
 
+class DecisionError(LaunchRequestError):
+    """A question to the user was declined or can no longer be answered."""
+
+    code = "decision_refused"
+    codes = {
+        "decision_unknown": (404, "There is no open question for this browser."),
+        "decision_expired": (410, "The user did not answer within five minutes."),
+        "decision_declined": (403, "The user canceled."),
+    }
+
+
 class TransportError(SMARTError):
-    """A request got no answer that could be used."""
+    """A request got no usable response."""
 
     code = "transport_failed"
     http_status = 502
 
 
 class InsecureURLError(TransportError):
-    """The URL is not https, or carries user information (SEC-04)."""
+    """The URL is not https, or contains user information (SEC-04)."""
 
     code = "insecure_url"
 
 
 class ServerUnreachableError(TransportError):
     """
-    No connection, a broken one, or a certificate that does not verify.
+    The connection failed, or the server's certificate is not trusted.
 
     Attributes:
-        is_untrusted: whether it was the certificate.
+        is_untrusted: whether the certificate was the reason.
     """
 
     code = "server_unreachable"
@@ -142,33 +163,39 @@ class ServerUnreachableError(TransportError):
 
 
 class ServerTimeoutError(TransportError):
-    """The server took longer than the connect, read or whole-call limit."""
+    """The server exceeded the limit to connect, to read or for the whole call."""
 
     code = "server_timeout"
     http_status = 503
 
 
 class ResponseTooLargeError(TransportError):
-    """The body is larger than allowed after decompression (``SMART_MAX_BODY``)."""
+    """The decompressed body is larger than ``SMART_MAX_BODY``."""
 
     code = "response_too_large"
 
 
+class AddressRefusedError(TransportError):
+    """A host that a server named has an address in a private network."""
+
+    code = "address_refused"
+
+
 class RedirectRefusedError(TransportError):
-    """The server answered with a redirect where none is followed."""
+    """The server responded with a redirect, which is not followed here."""
 
     code = "redirect_refused"
 
 
 class DiscoveryError(SMARTError):
-    """The server's SMART configuration could not be used."""
+    """The server's SMART configuration is unusable."""
 
     code = "discovery_failed"
     http_status = 502
 
 
 class DiscoveryStatusError(DiscoveryError):
-    """The configuration was answered with another status than 200."""
+    """The request for the SMART configuration returned a status other than 200."""
 
     code = "discovery_status"
 
@@ -177,55 +204,66 @@ class DiscoveryStatusError(DiscoveryError):
         self.status_code = status_code
 
 
+class DiscoveryBusyError(DiscoveryError):
+    """No configuration is cached, and another process is fetching it or just failed."""
+
+    code = "discovery_busy"
+    http_status = 503
+
+
 class MalformedDiscoveryError(DiscoveryError):
-    """Not a JSON object, or a member is missing, of a wrong type or unsafe."""
+    """The configuration is not JSON, or a member is missing, invalid or unsafe."""
 
     code = "discovery_malformed"
 
 
 class IssuerDisputedError(DiscoveryError):
-    """Issuer, key URL or token endpoint moved, or another server names it too."""
+    """Issuer, key URL or token endpoint moved, or another server has the same one."""
 
     code = "issuer_disputed"
 
 
 class AuthorizationResponseError(SMARTError):
-    """What the browser brought to the redirect URI is not usable."""
+    """The response at the redirect URI is unusable."""
 
     code = "authorization_response_invalid"
     codes = {
         "issuer_mismatch": (
             400,
-            "``iss`` of RFC 9207 is missing though promised, or names another server.",
+            "``iss`` (RFC 9207) is announced but missing, or names another server.",
         ),
         "issuer_not_known": (
             400,
-            "``iss`` of RFC 9207 came, and there is no issuer to compare it with.",
+            "The response has an ``iss`` (RFC 9207), but the issuer is unknown.",
         ),
     }
 
 
 class StateError(AuthorizationResponseError):
-    """The ``state`` does not lead to a pending launch of this browser (CALL-01)."""
+    """The ``state`` does not match a pending launch of this browser (CALL-01)."""
 
     code = "state_invalid"
     codes = {
         "state_missing": (400, "There is no ``state``, or more than one."),
         "state_unknown": (400, "No launch was started with this ``state``."),
+        "too_many_pending": (
+            409,
+            "The browser started too many launches, so the oldest were dropped.",
+        ),
         "state_expired": (400, "The launch was started too long ago."),
         "callback_mismatch": (
             400,
-            "The response came to the redirect URI of another registration (CALL-09).",
+            "The response arrived at another registration's redirect URI (CALL-09).",
         ),
         "state_foreign": (
             403,
-            "Another browser started the launch, or cookies were lost (CALL-02).",
+            "Another browser started the launch, or its cookies were lost (CALL-02).",
         ),
     }
 
 
 class StateUsedError(StateError):
-    """The ``state`` was used before (CALL-03)."""
+    """The ``state`` was already used (CALL-03)."""
 
     code = "state_used"
     http_status = 409
@@ -233,11 +271,11 @@ class StateUsedError(StateError):
 
 class AuthorizationDeniedError(AuthorizationResponseError):
     """
-    The person or the EHR said no: ``error=access_denied``.
+    The user or the EHR denied access: ``error=access_denied``.
 
     Attributes:
-        error: another value has the code ``authorization_refused``.
-        error_description, error_uri: as sent, not to be logged; empty if absent.
+        error: any other value has the code ``authorization_refused``.
+        error_description, error_uri: as sent, or empty; do not log them.
     """
 
     code = "access_denied"
@@ -245,7 +283,7 @@ class AuthorizationDeniedError(AuthorizationResponseError):
     codes = {
         "authorization_refused": (
             400,
-            "The EHR answered with another ``error`` of RFC 6749 section 4.1.2.1.",
+            "The EHR returned another ``error`` of RFC 6749, section 4.1.2.1.",
         ),
     }
 
@@ -265,32 +303,47 @@ class AuthorizationDeniedError(AuthorizationResponseError):
 
 
 class MalformedAuthorizationResponseError(AuthorizationResponseError):
-    """Neither ``code`` nor ``error``, both, repeated or oversized parameters."""
+    """``code`` and ``error`` are both missing or present, repeated or too long."""
 
     code = "authorization_response_malformed"
 
 
 class TokenError(SMARTError):
-    """The token endpoint gave nothing that can be used."""
+    """The token endpoint returned nothing usable."""
 
     code = "token_failed"
     http_status = 502
     codes = {
         "patient_missing": (
             502,
-            "Scopes for one patient were granted, and no patient was named (RESP-19).",
+            "Scopes for one patient were granted, but no patient was named (RESP-19).",
+        ),
+        "tokens_not_stored": (
+            503,
+            "The EHR sent new tokens, but this site's database refused to store them; "
+            "refreshing stops until an operator resumes it.",
+        ),
+        "deployment_not_adopted": (
+            503,
+            "The grants of this database belong to another deployment or are on hold; "
+            "an operator can adopt them with ``smart_refresh --adopt``.",
+        ),
+        "grants_refused": (
+            502,
+            "The EHR refuses nearly all refresh tokens; the grants are kept until an "
+            "operator decides.",
         ),
     }
 
 
 class TokenResponseError(TokenError):
     """
-    The token endpoint answered with an OAuth error (RFC 6749 section 5.2).
+    The token endpoint returned an OAuth error (RFC 6749, section 5.2).
 
     Attributes:
         error: the registered error code, such as ``invalid_grant``.
-        error_description, error_uri: as sent, not to be logged; empty if absent.
-        status_code: HTTP status of the answer.
+        error_description, error_uri: as sent, or empty; do not log them.
+        status_code: HTTP status of the response.
     """
 
     code = "token_refused"
@@ -313,16 +366,16 @@ class TokenResponseError(TokenError):
 
     @property
     def is_final(self) -> bool:
-        """Whether the grant itself is gone, so that trying again is of no use."""
+        """Whether the grant itself has ended, so that retrying cannot help."""
         return self.error == "invalid_grant"
 
 
 class TokenServerError(TokenError):
     """
-    The token endpoint failed: a status of 429 or 5xx, or a page in place of JSON.
+    The token endpoint failed: status 429 or 5xx, or a page instead of JSON.
 
     Attributes:
-        status_code: HTTP status of the answer.
+        status_code: HTTP status of the response.
         retry_after: seconds the server asked to wait, or ``None``.
     """
 
@@ -337,7 +390,7 @@ class TokenServerError(TokenError):
 
 
 class MalformedTokenResponseError(TokenError):
-    """Not a JSON object, or a member is missing or of a wrong type (RESP-01)."""
+    """The response is not JSON, or a member is missing or invalid (RESP-01)."""
 
     code = "token_response_malformed"
 
@@ -348,24 +401,24 @@ class IDTokenError(SMARTError):
     code = "id_token_invalid"
     http_status = 502
     codes = {
-        "id_token_missing": (502, "``openid`` was granted, and no ID token came."),
+        "id_token_missing": (502, "``openid`` was granted, but no ID token was sent."),
     }
 
 
 class MalformedIDTokenError(IDTokenError):
-    """Not a signed JWT in compact form."""
+    """The ID token is not a signed JWT in compact form."""
 
     code = "id_token_malformed"
 
 
 class IDTokenSignatureError(IDTokenError):
-    """The signature does not verify, or its algorithm is not allowed."""
+    """The signature is invalid, or its algorithm is not allowed."""
 
     code = "id_token_signature"
 
 
 class UnknownSigningKeyError(IDTokenSignatureError):
-    """No key of the server's set fits the token; the set may be outdated."""
+    """No key in the server's JWK Set matches the token; the set may be outdated."""
 
     code = "id_token_key_unknown"
 
@@ -386,17 +439,17 @@ class IDTokenClaimError(IDTokenError):
 
 
 class IdentityError(SMARTError):
-    """The identity is proven, but may not sign anybody in."""
+    """The identity is proven, but may not sign in."""
 
     code = "identity_refused"
     http_status = 403
     codes = {
-        "user_changed": (409, "Another user is signed in than when this began."),
+        "user_changed": (409, "The signed-in user changed in the meantime."),
     }
 
 
 class IdentityInUseError(IdentityError):
-    """It is linked to another user of this site."""
+    """The identity is linked to another user of this site."""
 
     code = "identity_in_use"
     http_status = 409
@@ -409,13 +462,13 @@ class UserInactiveError(IdentityError):
 
 
 class UserRefusedError(IdentityError):
-    """No user has this identity and none may be created, or a hook refused."""
+    """No user has this identity and none can be created, or a hook refused."""
 
     code = "user_refused"
 
 
 class GrantError(SMARTError):
-    """There is no access token that could be used."""
+    """There is no usable access token."""
 
     code = "grant_unusable"
     http_status = 503
@@ -429,14 +482,14 @@ class NoGrantError(GrantError):
 
 
 class AmbiguousGrantError(GrantError):
-    """More than one grant matches; nothing is guessed."""
+    """More than one grant matches."""
 
     code = "grant_ambiguous"
     http_status = 409
 
 
 class ReauthorizationRequiredError(GrantError):
-    """The grant has ended at the EHR; its owner has to connect again."""
+    """The EHR has ended the grant; its owner has to connect again."""
 
     code = "grant_lost"
     http_status = 403
@@ -449,7 +502,7 @@ class RefreshBusyError(GrantError):
 
 
 class RefreshInTransactionError(GrantError):
-    """A refresh was needed inside ``atomic()``, on SQLite or with its rows locked."""
+    """A refresh was needed inside ``atomic()``, on SQLite or with locked rows."""
 
     code = "refresh_in_transaction"
 
@@ -462,7 +515,7 @@ class ContextChangedError(GrantError):
 
 
 class ScopeError(SMARTError):
-    """A scope is wrong or not enough."""
+    """A scope is invalid or insufficient."""
 
     code = "scope_invalid"
 
@@ -472,7 +525,7 @@ class ScopeSyntaxError(ScopeError):
     A scope does not follow the grammar (SCOPE-01).
 
     Attributes:
-        scope: the offending item.
+        scope: the invalid scope.
     """
 
     code = "scope_syntax"
@@ -484,10 +537,10 @@ class ScopeSyntaxError(ScopeError):
 
 class InsufficientScopeError(ScopeError):
     """
-    The EHR granted less than is needed.
+    The EHR granted less than required.
 
     Attributes:
-        missing: the scopes that are not covered, as a scope string.
+        missing: the missing scopes, as a scope string.
     """
 
     code = "scope_insufficient"
@@ -499,14 +552,14 @@ class InsufficientScopeError(ScopeError):
 
 
 class NoLaunchError(SMARTError):
-    """There is no launch for this request, or choosing one would be a guess."""
+    """This request has no launch, or more than one launch matches."""
 
     code = "no_launch"
     http_status = 403
 
 
 class RegistrationError(SMARTError):
-    """The server did not register this client; nothing is stored."""
+    """The server did not register this client; nothing was stored."""
 
     code = "registration_failed"
     http_status = 502
@@ -514,12 +567,12 @@ class RegistrationError(SMARTError):
 
 class RegistrationRefusedError(RegistrationError):
     """
-    The registration endpoint answered with an error (RFC 7591 section 3.2.2).
+    The registration endpoint returned an error (RFC 7591, section 3.2.2).
 
     Attributes:
-        error: code such as ``invalid_redirect_uri``; empty if none came.
-        error_description: as sent, fit to be shown; empty if absent.
-        status_code: HTTP status of the answer.
+        error: code such as ``invalid_redirect_uri``, or empty.
+        error_description: as sent, or empty; safe to show.
+        status_code: HTTP status of the response.
     """
 
     code = "registration_refused"
@@ -539,7 +592,7 @@ class RegistrationRefusedError(RegistrationError):
 
 
 class MalformedRegistrationResponseError(RegistrationError):
-    """Not a registration, or one of another client than was asked for."""
+    """The response is not a registration, or registers a different client."""
 
     code = "registration_malformed"
 
@@ -552,14 +605,14 @@ class CredentialsError(SMARTError):
 
 
 class KeyRotationError(CredentialsError):
-    """The signing keys were left as they are; the message says what to do first."""
+    """The signing keys were not changed; the message says what to do first."""
 
     code = "key_rotation"
     http_status = 409
 
 
 class BrandError(SMARTError):
-    """A bundle of user-access brands could not be used; what is stored stays."""
+    """A bundle of user-access brands is unusable; stored brands are kept."""
 
     code = "brands_failed"
     http_status = 502
@@ -567,7 +620,7 @@ class BrandError(SMARTError):
 
 class BrandStatusError(BrandError):
     """
-    The bundle was answered with another status than 200 or 304.
+    The request for the bundle returned a status other than 200 or 304.
 
     Attributes:
         status_code: HTTP status.
@@ -581,66 +634,95 @@ class BrandStatusError(BrandError):
 
 
 class MalformedBrandError(BrandError):
-    """Not a collection of organisations and endpoints, or one that is unusable."""
+    """The bundle is not a valid collection of organizations and endpoints."""
 
     code = "brands_malformed"
 
 
 class TaskLaunchError(SMARTError):
-    """A Task does not lead to a launch."""
+    """A Task does not result in a launch."""
 
     code = "task_launch_invalid"
 
 
 class MalformedTaskError(TaskLaunchError):
-    """The Task is not of the profiles for a launch (TASK-01, TASK-02)."""
+    """The Task does not follow a profile for launches (TASK-01, TASK-02)."""
 
     code = "task_malformed"
 
 
 class ForeignTaskURLError(TaskLaunchError):
-    """The Task asks for an address that is none of this app's (TASK-05)."""
+    """The Task names a URL that does not belong to this app (TASK-05)."""
 
     code = "task_url_foreign"
     http_status = 403
 
 
 class FHIRError(SMARTError):
-    """Root of everything that goes wrong with a FHIR interaction."""
+    """Base class for errors in FHIR interactions."""
 
     code = "fhir_failed"
     http_status = 502
 
 
 class FHIRRequestError(FHIRError):
-    """The request was not sent: an id, type or URL is not usable."""
+    """The request was not sent because an id, type, URL or argument is invalid."""
 
     code = "fhir_request_invalid"
     http_status = 400
+    codes = {
+        "fhir_sync_in_async": (
+            400,
+            "A synchronous call would have blocked an event loop.",
+        ),
+    }
 
 
 class BearerBoundaryError(FHIRRequestError):
-    """The URL lies outside the place the access token may be sent to (FHIR-02)."""
+    """
+    The access token may not be sent to this URL (FHIR-02).
+
+    Attributes:
+        export: the started ``BulkExport``, if the URL is where to poll it; call its
+            ``delete()`` to abandon it, or resume its ``state`` later.
+    """
 
     code = "bearer_boundary"
     http_status = 502
+    export: Any = None
 
 
 class ForeignPatientError(FHIRRequestError):
-    """Another patient than the one that the ``patient/`` scopes were granted for."""
+    """
+    It is not certain that the data belongs to the patient of the ``patient/`` scopes.
+
+    Either the request was not sent, or the server's response was discarded.
+    """
 
     code = "patient_foreign"
     http_status = 403
 
 
+class StreamedResultError(FHIRRequestError):
+    """The result of ``iterate()`` can only be iterated, not measured or indexed."""
+
+    code = "result_streamed"
+
+
+class TooManyResultsError(FHIRError):
+    """More results than ``search()`` loads: pass ``limit=``, or use ``iterate()``."""
+
+    code = "too_many_results"
+
+
 class AppStateError(FHIRRequestError):
-    """App state that the rules do not allow; nothing was sent."""
+    """The app state breaks a rule; nothing was sent."""
 
     code = "app_state_invalid"
 
 
 class AppStateUnsupportedError(AppStateError):
-    """The server does not offer to keep app state (STATE-03)."""
+    """The server does not support app state (STATE-03)."""
 
     code = "app_state_unsupported"
     http_status = 502
@@ -653,23 +735,23 @@ class AppStateTooLargeError(AppStateError):
 
 
 class AppStateDeletedError(AppStateError):
-    """The state was deleted; its id takes no more changes (STATE-12)."""
+    """The state was deleted; its id cannot be used again (STATE-12)."""
 
     code = "app_state_deleted"
 
 
 class FHIRStatusError(FHIRError):
     """
-    The server answered with a status of 400 or more.
+    The server returned a status of 400 or above.
 
     Attributes:
         status_code: HTTP status.
-        issues: ``OperationOutcome.issue`` as received, an empty list if there is none.
-            May hold patient data: show it to the user it belongs to, do not log it.
-        media_type: of the answer, without parameters.
+        issues: ``OperationOutcome.issue`` as received, or an empty list.  Can contain
+            patient data: show it only to the user it belongs to, and do not log it.
+        media_type: of the response, without parameters.
         retry_after: seconds, or ``None``.
-        request_id: by which the server's people find the request in their log: what the
-            server answered as ``X-Request-Id``, else what it was sent.
+        request_id: identifies the request in the server's log: the response's
+            ``X-Request-Id``, or else the one that was sent.
     """
 
     code = "fhir_status"
@@ -693,68 +775,68 @@ class FHIRStatusError(FHIRError):
 
 
 class FHIRUnauthorizedError(FHIRStatusError):
-    """401, also after a refresh."""
+    """Status 401, even after a refresh."""
 
     code = "fhir_unauthorized"
 
 
 class FHIRForbiddenError(FHIRStatusError):
-    """403: the granted scope or the user's own rights do not allow it."""
+    """Status 403: the granted scopes or the user's own permissions do not allow it."""
 
     code = "fhir_forbidden"
 
 
 class FHIRNotFoundError(FHIRStatusError):
-    """404: no such resource, or not for this user."""
+    """Status 404: the resource does not exist, or not for this user."""
 
     code = "fhir_not_found"
 
 
 class FHIRConflictError(FHIRStatusError):
-    """409: somebody else changed the resource, or something refers to it."""
+    """Status 409: someone else changed the resource, or other resources refer to it."""
 
     code = "fhir_conflict"
     http_status = 409
 
 
 class FHIRPreconditionFailedError(FHIRStatusError):
-    """412: the resource is no longer the one that ``If-Match`` names; read it again."""
+    """Status 412: the resource has changed since the ``If-Match`` version."""
 
     code = "fhir_precondition_failed"
     http_status = 409
 
 
 class FHIRGoneError(FHIRStatusError):
-    """410: the resource was deleted."""
+    """Status 410: the resource was deleted."""
 
     code = "fhir_gone"
 
 
 class FHIRUnprocessableError(FHIRStatusError):
-    """422: the resource breaks a rule of the server; ``issues`` tell which."""
+    """Status 422: the resource breaks a rule of the server; see ``issues``."""
 
     code = "fhir_unprocessable"
 
 
 class FHIRUnavailableError(FHIRStatusError):
-    """429 or a 5xx status: trying again later may help."""
+    """Status 429 or 5xx: trying again later may help."""
 
     code = "fhir_unavailable"
 
 
 class FHIRTooManyRequestsError(FHIRUnavailableError):
-    """429: more requests than the server takes; wait for ``retry_after`` seconds."""
+    """Status 429: too many requests; wait for ``retry_after`` seconds."""
 
     code = "fhir_too_many_requests"
 
 
 class MalformedFHIRResponseError(FHIRError):
     """
-    The answer is not the FHIR JSON that was asked for.
+    The response is not the requested FHIR JSON.
 
     Attributes:
         status_code: HTTP status.
-        media_type: of the answer, without parameters.
+        media_type: of the response, without parameters.
     """
 
     code = "fhir_response_malformed"
@@ -765,6 +847,12 @@ class MalformedFHIRResponseError(FHIRError):
         super().__init__(message)
         self.status_code = status_code
         self.media_type = media_type
+
+
+class ModelVersionError(MalformedFHIRResponseError):
+    """The model is for a different FHIR version than the server's; see the message."""
+
+    code = "fhir_model_version"
 
 
 __all__ = [

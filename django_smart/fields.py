@@ -1,4 +1,4 @@
-"""Model fields: text that is encrypted at rest, and digests for exact look-up."""
+"""Model fields: text that is encrypted at rest, and digests for exact lookups."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def digest(*values: str) -> str:
     """
     SHA-256 of *values*, as 64 hexadecimal digits.
 
-    Each value goes in with its length, so that two lists of values never collide.
-    Compared exactly on every database, whatever its collation does to text.
+    Each value is hashed with its length, so that two lists never collide.  Digests
+    compare exactly on every database, whatever its text collation.
     """
     state = hashlib.sha256()
     for value in values:
@@ -51,26 +51,26 @@ def digest(*values: str) -> str:
 
 def get_fernet() -> MultiFernet:
     """
-    The ciphers in force: the first encrypts, each may decrypt.
+    Return the current ciphers: the first encrypts, each may decrypt.
 
     Raises:
-        ImproperlyConfigured: an entry of ``SMART_ENCRYPTION_KEYS`` is no Fernet key.
+        ImproperlyConfigured: an entry of ``SMART_ENCRYPTION_KEYS`` is not a Fernet key.
     """
     return MultiFernet(_get_fernets())
 
 
 def reencrypt(stored: Any) -> Any:
     """
-    What ``values()`` gives of an encrypted column, encrypted with the first key.
+    Re-encrypt a value that ``values()`` returned from an encrypted column.
 
-    The only place where a secret that names no column is accepted: it is bound to the
-    one it is in.
+    This is the only place that accepts a secret without a column name: it is bound to
+        the column that contains it.
 
     Returns:
-        *stored* itself if that is so already, or if there is nothing to encrypt.
+        *stored* itself if it is already current, or if there is nothing to encrypt.
 
     Raises:
-        CredentialsError: no key in force decrypts it, or it belongs to another column.
+        CredentialsError: no current key decrypts it, or it belongs to another column.
     """
     if not isinstance(stored, _Secret):
         return stored
@@ -86,38 +86,35 @@ def reencrypt(stored: Any) -> Any:
 
 
 def _decrypt(ciphertext: str) -> str:
-    """The column that a secret belongs to, and the secret."""
+    """Return the column that a secret belongs to, and the secret."""
     try:
         return get_fernet().decrypt(ciphertext.removeprefix(_MARK)).decode()
     except InvalidToken as exc:
         raise CredentialsError(
-            "A stored secret cannot be decrypted with the keys in force; put "
-            "the key it was encrypted with back into SMART_ENCRYPTION_KEYS "
-            "(or SECRET_KEY_FALLBACKS)."
+            "A stored secret cannot be decrypted with the current keys; add "
+            "the key it was encrypted with back to SMART_ENCRYPTION_KEYS (or "
+            "SECRET_KEY_FALLBACKS)."
         ) from exc
 
 
 def _get_fernets() -> tuple[Fernet, ...]:
-    # Keys derived from SECRET_KEY still decrypt after the first key of the site's own
-    # was set: until then they were the ones that encrypted.
-    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
     return _build_fernets(
-        conf.SMART_ENCRYPTION_KEYS, tuple(str(secret) for secret in secrets)
+        conf.SMART_ENCRYPTION_KEYS, settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS
     )
 
 
 @lru_cache(maxsize=8)
-def _build_fernets(
-    keys: tuple[str, ...], secrets: tuple[str, ...]
-) -> tuple[Fernet, ...]:
+def _build_fernets(keys: tuple[str, ...], *secrets: str) -> tuple[Fernet, ...]:
     try:
         own = [Fernet(key) for key in keys]
     except ValueError as exc:
         raise ImproperlyConfigured(
-            "SMART_ENCRYPTION_KEYS holds a value that is not a Fernet key; make one "
-            "with cryptography.fernet.Fernet.generate_key()."
+            "SMART_ENCRYPTION_KEYS contains a value that is not a Fernet key; "
+            "generate one with cryptography.fernet.Fernet.generate_key()."
         ) from exc
-    return (*own, *(Fernet(_derive(secret)) for secret in secrets))
+    # Keys derived from SECRET_KEY still decrypt after the site sets its first own key,
+    # because they encrypted until then.
+    return (*own, *(Fernet(_derive(str(secret))) for secret in secrets))
 
 
 def _derive(secret: str) -> bytes:
@@ -126,7 +123,7 @@ def _derive(secret: str) -> bytes:
 
 
 class _Plaintext(str):
-    """A text without a ``repr``: reports of errors show variables."""
+    """A string without a ``repr``, because error reports show variables."""
 
     __slots__ = ()
 
@@ -136,10 +133,10 @@ class _Plaintext(str):
 
 class _Secret:
     """
-    What an instance holds of an encrypted field: decrypted once, at first use.
+    The value of an encrypted field in an instance: decrypted once, at first use.
 
-    The name of its column is inside the ciphertext, so that a ciphertext that somebody
-    moves to another column is of no use there.
+    The ciphertext contains the name of its column, so it is useless if someone moves it
+    to another column.
     """
 
     __slots__ = ("_ciphertext", "_plaintext", "column")
@@ -159,7 +156,7 @@ class _Secret:
         return "<encrypted>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A pickled row (a cache, a broker message) carries ciphertext alone.
+        # A pickled row (a cache, a broker message) contains only ciphertext.
         return _unpickle_secret, (self.column, self.ciphertext)
 
     def __deepcopy__(self, memo: object) -> _Secret:
@@ -180,13 +177,14 @@ class _Secret:
             )
             if not separator:
                 raise CredentialsError(
-                    f"A stored secret does not name the column {self.column}; if it "
-                    "was stored by an earlier version, run smart_reencrypt."
+                    f"A stored secret does not name the column {self.column}; "
+                    "if it was stored by an earlier version, run "
+                    "smart_reencrypt."
                 )
             if column != self.column:
                 raise CredentialsError(
-                    f"A stored secret in {self.column} belongs to another column; "
-                    "somebody may have changed the database."
+                    f"A stored secret in {self.column} belongs to another "
+                    "column; the database may have been tampered with."
                 )
             self._plaintext = plaintext
         return self._plaintext
@@ -197,7 +195,7 @@ def _unpickle_secret(column: str, ciphertext: str) -> _Secret:
 
 
 class _EncryptedAttribute(DeferredAttribute):
-    """Reads as plain text; what stays in the instance is a ``_Secret``."""
+    """Reads as plain text; the instance itself stores a ``_Secret``."""
 
     field: EncryptedTextField
 
@@ -208,7 +206,7 @@ class _EncryptedAttribute(DeferredAttribute):
     def __set__(self, instance: Any, value: Any) -> None:
         if isinstance(value, str) and value:
             value = _Secret(plaintext=value, column=self.field.full_name)
-        # Where DeferredAttribute reads it, as the descriptor of ImageField does.
+        # Where DeferredAttribute reads it, like the descriptor of ImageField.
         instance.__dict__[self.field.attname] = value
 
 
@@ -216,17 +214,17 @@ class EncryptedTextField(_TextField):
     """
     Text that is stored encrypted with the keys of ``SMART_ENCRYPTION_KEYS``.
 
-    Bound to this column of this model: a ciphertext of another column is refused.  An
-    empty string is stored as it is.  Decrypted when the attribute is first read; its
-    ``repr`` does not show the text.  Cannot be filtered or ordered by; ``isnull`` and
-    the exact empty string are the only look-ups.
+    It is bound to this column of this model: a ciphertext of another column is refused.
+    An empty string is stored unencrypted.  It is decrypted on first access, and its
+    ``repr`` does not show the text.  It cannot be ordered by, and the only lookups are
+    ``isnull`` and the exact empty string.
     """
 
     descriptor_class = _EncryptedAttribute
 
     @property
     def full_name(self) -> str:
-        """Such as ``django_smart.TokenGrant.refresh_token``."""
+        """The column's name, such as ``django_smart.TokenGrant.refresh_token``."""
         return f"{self.model._meta.label}.{self.name}"
 
     def from_db_value(self, value: str | None, *_args: object) -> Any:
@@ -250,7 +248,7 @@ class EncryptedTextField(_TextField):
         return super().get_lookup(lookup_name)
 
     def to_python(self, value: Any) -> Any:
-        # Fixtures carry the ciphertext that value_to_string() wrote.
+        # Fixtures contain the ciphertext that value_to_string() wrote.
         if isinstance(value, str) and value.startswith(_MARK):
             return _Secret(ciphertext=value, column=self.full_name)
         return value
@@ -259,12 +257,12 @@ class EncryptedTextField(_TextField):
         return str(self.get_prep_value(obj.__dict__.get(self.attname)) or "")
 
     def _refuse_lookup(self) -> NoReturn:
-        raise FieldError(f"{self.name} is encrypted and cannot be filtered by.")
+        raise FieldError(f"{self.name} is encrypted and cannot be used in filters.")
 
 
 class DigestField(_CharField):
     """
-    SHA-256 of other attributes of the row, kept up to date by ``save()``.
+    SHA-256 of other attributes of the row, updated by ``save()``.
 
     Args:
         sources: names of attributes or properties; if one of them is ``None`` the

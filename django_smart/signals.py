@@ -1,12 +1,14 @@
 """
-Signals, sent after the fact they tell of has been committed.
+Signals, sent after the change they report has been committed.
 
 ``launch_completed``
-    sender: ``Launch``; ``launch``, ``request``.
+    sender: ``Launch``; ``launch``, ``request``, ``missing_scope``.
 ``launch_failed``
-    sender: ``Launch``; ``launch`` (``None`` if no row could be found), ``error``.
+    sender: ``Launch``; ``launch`` (``None`` if there is no row), ``error``.
 ``grant_refreshed``, ``grant_lost``, ``grant_revoked``
     sender: ``TokenGrant``; ``grant``.  ``grant_lost`` also has ``error_code``.
+``grant_ending``
+    sender: ``TokenGrant``; ``grant``, whose known end (``ends_at``) is near.
 ``fhir_request_finished``
     sender: ``FHIRClient``; ``exchange`` (interaction, type, status, seconds),
     ``grant``, ``launch``.
@@ -18,6 +20,7 @@ from django.dispatch import Signal
 
 __all__ = [
     "fhir_request_finished",
+    "grant_ending",
     "grant_lost",
     "grant_refreshed",
     "grant_revoked",
@@ -28,6 +31,7 @@ __all__ = [
 launch_completed = Signal()
 launch_failed = Signal()
 grant_refreshed = Signal()
+grant_ending = Signal()
 grant_lost = Signal()
 grant_revoked = Signal()
 fhir_request_finished = Signal()

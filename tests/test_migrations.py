@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, connection, models
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.migration import SwappableTuple
+from django.db.migrations.operations import AddField
+from django.db.migrations.operations.base import Operation
 
-from django_smart.models import Launch
+from django_smart.models import Launch, TaskRun
 from django_smart.testing import EHRSimulator
 from tests.ehr import launch, make_browser, make_registration
 
@@ -46,6 +49,59 @@ def test_users_may_be_of_any_model() -> None:
     (dependency,) = migration.dependencies
     assert isinstance(dependency, SwappableTuple)
     assert dependency.setting == settings.AUTH_USER_MODEL
+
+
+# Rolling upgrades
+
+
+def _find_columns_that_break_old_code(
+    operations: Sequence[Operation],
+) -> list[str]:
+    """Columns added without a default that the database knows."""
+    return [
+        f"{each.model_name}.{each.name}"
+        for each in operations
+        if isinstance(each, AddField)
+        and not (each.field.null or each.field.many_to_many)
+        and not each.field.has_db_default()
+    ]
+
+
+def test_columns_of_later_migrations_have_a_default_in_the_database() -> None:
+    migrations = MigrationLoader(None).disk_migrations
+    later = [
+        operation
+        for (app, name), migration in migrations.items()
+        if app == _APP and name != "0001_initial"
+        for operation in migration.operations
+    ]
+    assert _find_columns_that_break_old_code(later) == []
+    bad = AddField("grant", "bad", models.BooleanField(default=False))
+    good = AddField("grant", "good", models.BooleanField(db_default=False))
+    empty = AddField("grant", "empty", models.DateTimeField(null=True))
+    assert _find_columns_that_break_old_code([bad, good, empty]) == ["grant.bad"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("has_default", [True, False])
+def test_previous_version_inserts_into_a_newer_table(*, has_default: bool) -> None:
+    options: dict[str, Any] = {"db_default": False} if has_default else {}
+    column = models.BooleanField(default=False, **options)
+    column.set_attributes_from_name("added_later")
+    column.model = TaskRun
+    with connection.schema_editor() as editor:
+        editor.add_field(TaskRun, column)
+    try:
+        # This model is the previous version's: it does not know the column.
+        if has_default:
+            assert TaskRun.objects.create(name="by the old version").pk
+        else:
+            with pytest.raises(DatabaseError):
+                TaskRun.objects.create(name="by the old version")
+    finally:
+        with connection.schema_editor() as editor:
+            editor.remove_field(TaskRun, column)
+        TaskRun.objects.all().delete()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,4 +1,4 @@
-"""The tables: what is registered, launched and granted, and whom one can connect to."""
+"""The models: servers, registrations, launches, grants and brands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .key import SigningKey
 from .launch import Launch
 from .registration import ClientRegistration
 from .server import FHIRServer
-from .task_run import TaskRun
+from .task_run import RefreshCount, TaskRun
 
 __all__ = [
     "Brand",
@@ -21,6 +21,7 @@ __all__ = [
     "FHIRServer",
     "Identity",
     "Launch",
+    "RefreshCount",
     "SigningKey",
     "TaskRun",
     "TokenGrant",

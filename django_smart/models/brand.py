@@ -1,4 +1,4 @@
-"""User-access brands: bundles, their organisations and endpoints, and who is shown."""
+"""User-access brands: bundles with organizations and endpoints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class BrandBundleQuerySet(models.QuerySet["BrandBundle"]):
-    """Bundles by where they come from."""
+    """Select bundles by their location."""
 
     def at(self, location: str) -> BrandBundleQuerySet:
         """The bundle from this URL, or under this name."""
@@ -38,19 +38,19 @@ class BrandBundleQuerySet(models.QuerySet["BrandBundle"]):
 
 class BrandBundle(models.Model):
     """
-    One bundle of user-access brands, as it was last imported.
+    One bundle of user-access brands, as last imported.
 
-    A bundle that a server's own configuration links to is believed more than one that
-    somebody put together from many (BRAND-02).
+    A bundle that a registered server's configuration links to takes precedence over
+    bundles that someone compiled from several sources (BRAND-02).
     """
 
     location = models.CharField(
         _("location"),
         max_length=MAX_URL_LENGTH,
-        help_text=_("URL, or the name given to a file."),
+        help_text=_("URL of the bundle, or the name given to a file."),
     )
     location_digest = DigestField(
-        verbose_name=_("digest of the location"), sources=("location",)
+        verbose_name=_("location digest"), sources=("location",)
     )
     server = models.ForeignKey(
         FHIRServer,
@@ -59,18 +59,35 @@ class BrandBundle(models.Model):
         related_name="brand_bundles",
         null=True,
         blank=True,
-        help_text=_("Server whose configuration names this bundle."),
+        help_text=_("Server whose SMART configuration links to this bundle."),
     )
-    etag = models.CharField(_("ETag"), max_length=500, blank=True, default="")
+    etag = models.CharField(
+        _("ETag"),
+        max_length=500,
+        blank=True,
+        default="",
+        help_text="ETag of the last response, for conditional requests.",
+    )
     content_digest = models.CharField(
-        _("digest of the content"),
+        _("content digest"),
         max_length=64,
         blank=True,
         default="",
         editable=False,
+        help_text=("SHA-256 of the imported bundle; an unchanged bundle is skipped."),
     )
-    timestamp = models.DateTimeField(_("last change"), null=True, blank=True)
-    imported_at = models.DateTimeField(_("imported at"), null=True, blank=True)
+    timestamp = models.DateTimeField(
+        _("timestamp"),
+        null=True,
+        blank=True,
+        help_text="Bundle.timestamp, as the publisher set it.",
+    )
+    imported_at = models.DateTimeField(
+        _("imported at"),
+        null=True,
+        blank=True,
+        help_text="When the bundle was last imported.",
+    )
 
     objects = BrandBundleQuerySet.as_manager()
 
@@ -92,7 +109,8 @@ class BrandEndpoint(models.Model):
     """
     One ``Endpoint`` of a bundle.
 
-    Only an address: a launch needs a registered server with this base URL (BRAND-13).
+    It is only an address: a launch requires a registered server with this base URL
+    (BRAND-13).
     """
 
     bundle = models.ForeignKey(
@@ -100,31 +118,67 @@ class BrandEndpoint(models.Model):
         models.CASCADE,
         verbose_name=_("brand bundle"),
         related_name="endpoints",
+        help_text="Bundle that contains the endpoint.",
     )
-    full_url = models.CharField(_("full URL"), max_length=MAX_URL_LENGTH)
+    full_url = models.CharField(
+        _("full URL"),
+        max_length=MAX_URL_LENGTH,
+        help_text="fullUrl of the entry.",
+    )
     full_url_digest = DigestField(
-        verbose_name=_("digest of the full URL"), sources=("full_url",)
+        verbose_name=_("full URL digest"), sources=("full_url",)
     )
     reference = models.CharField(
-        _("type and id"), max_length=130, blank=True, default=""
+        _("reference"),
+        max_length=130,
+        blank=True,
+        default="",
+        help_text="Relative reference, such as Endpoint/1.",
     )
     reference_digest = DigestField(
-        verbose_name=_("digest of type and id"), sources=("reference",)
+        verbose_name=_("reference digest"), sources=("reference",)
     )
-    address = models.CharField(_("FHIR base URL"), max_length=MAX_URL_LENGTH)
+    address = models.CharField(
+        _("FHIR base URL"),
+        max_length=MAX_URL_LENGTH,
+        help_text="FHIR base URL of the endpoint.",
+    )
     address_digest = DigestField(
-        verbose_name=_("digest of the base URL"), sources=("normalized_address",)
+        verbose_name=_("base URL digest"), sources=("normalized_address",)
     )
-    name = models.CharField(_("name"), max_length=300, blank=True, default="")
+    name = models.CharField(
+        _("name"),
+        max_length=300,
+        blank=True,
+        default="",
+        help_text="Endpoint.name, if present.",
+    )
     versions = models.CharField(
-        _("FHIR versions"), max_length=300, blank=True, default=""
+        _("FHIR versions"),
+        max_length=300,
+        blank=True,
+        default="",
+        help_text=("FHIR versions that the endpoint supports, separated by spaces."),
     )
-    is_r4 = models.BooleanField(_("FHIR R4"), default=True)
+    is_r4 = models.BooleanField(
+        _("FHIR R4"),
+        default=True,
+        help_text=(
+            "Whether the endpoint supports FHIR R4, the version that can be connected."
+        ),
+    )
     developer_url = models.CharField(
-        _("page for developers"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("developer page"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text="URL of the vendor's developer documentation.",
     )
     content_digest = models.CharField(
-        _("digest of the content"), max_length=64, editable=False
+        _("content digest"),
+        max_length=64,
+        editable=False,
+        help_text="SHA-256 of the entry, to detect changes.",
     )
 
     class Meta:
@@ -150,19 +204,19 @@ class BrandEndpoint(models.Model):
 
     @property
     def normalized_address(self) -> str:
-        """The address as servers are looked up: without a trailing slash."""
+        """The address in the form used for lookups: without a trailing slash."""
         return normalize_base_url(self.address)
 
 
 class BrandAccessQuerySet(models.QuerySet["BrandAccess"]):
-    """Access by what it is good for."""
+    """Select ways to connect by their usability."""
 
     def usable(self) -> BrandAccessQuerySet:
-        """Through FHIR R4 (BRAND-10)."""
+        """Return those through FHIR R4 (BRAND-10)."""
         return self.filter(endpoint__is_r4=True)
 
     def registered(self) -> BrandAccessQuerySet:
-        """At servers where a person can start a launch from this site (BRAND-13)."""
+        """Return those at servers where people can launch from this site (BRAND-13)."""
         registrations = ClientRegistration.objects.standalone().order_by()
         addresses = registrations.values("server__base_url_digest")
         return self.usable().filter(endpoint__address_digest__in=addresses)
@@ -170,9 +224,9 @@ class BrandAccessQuerySet(models.QuerySet["BrandAccess"]):
 
 class BrandAccess(models.Model):
     """
-    One way to an organisation's records: its own, or that of what it is part of.
+    One way to an organization's records: its own, or its parent organization's.
 
-    A brand without a portal and endpoints has those of its parent (BRAND-08).
+    A brand without portals and endpoints uses those of its parent (BRAND-08).
     """
 
     brand = models.ForeignKey(
@@ -180,8 +234,8 @@ class BrandAccess(models.Model):
         models.CASCADE,
         verbose_name=_("brand"),
         related_name="accesses",
+        help_text="Brand that can be connected this way.",
     )
-    # The brand's own, once more: a search then needs no detour.
     card = models.ForeignKey(
         "django_smart.Brand",
         models.SET_NULL,
@@ -189,15 +243,26 @@ class BrandAccess(models.Model):
         related_name="+",
         null=True,
         editable=False,
+        help_text="The brand's card, repeated for fast searches.",
     )
     endpoint = models.ForeignKey(
         BrandEndpoint,
         models.CASCADE,
         verbose_name=_("endpoint"),
         related_name="accesses",
+        help_text="Endpoint with the records.",
     )
-    position = models.PositiveIntegerField(_("position"))
-    portal_name = models.CharField(_("portal"), max_length=300, blank=True, default="")
+    position = models.PositiveIntegerField(
+        _("position"),
+        help_text="Order in which the ways to connect are shown.",
+    )
+    portal_name = models.CharField(
+        _("portal"),
+        max_length=300,
+        blank=True,
+        default="",
+        help_text="Patient portal that people sign in to.",
+    )
 
     objects = BrandAccessQuerySet.as_manager()
 
@@ -216,13 +281,13 @@ class BrandAccess(models.Model):
 
 
 class BrandWordQuerySet(models.QuerySet["BrandWord"]):
-    """Words by their beginning."""
+    """Select words by prefix."""
 
     def beginning_with(self, prefix: str) -> BrandWordQuerySet:
         """
-        Words that begin with *prefix*, which is folded.
+        Return words that begin with *prefix*, which must be folded.
 
-        A range of numbers, which every database looks up in an index.
+        The range of numbers lets every database use an index.
         """
         found = self.filter(key__range=build_key_range(prefix))
         if len(prefix) > KEY_LENGTH:
@@ -233,15 +298,22 @@ class BrandWordQuerySet(models.QuerySet["BrandWord"]):
 class BrandWord(models.Model):
     """One word of a brand's name, aliases, places or portals."""
 
-    key = models.BigIntegerField(_("beginning as a number"))
-    word = models.CharField(_("word"), max_length=40)
+    key = models.BigIntegerField(
+        _("key"),
+        help_text=("First letters of the word as a number, for fast prefix searches."),
+    )
+    word = models.CharField(
+        _("word"),
+        max_length=40,
+        help_text="Folded word: lowercase and without accents.",
+    )
     brand = models.ForeignKey(
         "django_smart.Brand",
         models.CASCADE,
         verbose_name=_("brand"),
         related_name="words",
+        help_text="Brand that the word belongs to.",
     )
-    # The brand's own, once more: a search then looks at this table alone.
     card = models.ForeignKey(
         "django_smart.Brand",
         models.SET_NULL,
@@ -250,6 +322,7 @@ class BrandWord(models.Model):
         null=True,
         editable=False,
         db_index=False,  # The second index below begins with it.
+        help_text="The brand's card, repeated for fast searches.",
     )
 
     objects = BrandWordQuerySet.as_manager()
@@ -258,8 +331,8 @@ class BrandWord(models.Model):
         verbose_name = _("brand word")
         verbose_name_plural = _("brand words")
         ordering = ("brand", "pk")
-        # Either way round: a database may start from the brands, and look for the word
-        # of each.
+        # Both orders: a database may also start from the brands and look for their
+        # words.
         indexes = (
             models.Index(fields=["key", "card"], name="django_smart_word_key"),
             models.Index(fields=["card", "key"], name="django_smart_word_card"),
@@ -270,18 +343,18 @@ class BrandWord(models.Model):
 
 
 class BrandQuerySet(models.QuerySet["Brand"]):
-    """Brands to choose from."""
+    """Select brands to show."""
 
     def shown(self) -> BrandQuerySet:
-        """One brand for each organisation, however many bundles have it (BRAND-06)."""
+        """Return one brand per organization, also from several bundles (BRAND-06)."""
         return self.filter(card=F("pk"))
 
     def with_words(self, words: Iterable[str]) -> BrandQuerySet:
         """
-        Those with a word of name, alias, place or portal for each of *words*.
+        Return brands with a matching name, alias, place or portal for each of *words*.
 
-        Each of *words* is folded, and the beginning of a word is enough.  What other
-        bundles say of the same organisation counts as well.
+        Each of *words* must be folded, and matches the beginning of a word.  Data of
+        the same organization in other bundles also counts.
         """
         found = self
         for word in words:
@@ -290,19 +363,19 @@ class BrandQuerySet(models.QuerySet["Brand"]):
         return found
 
     def connectable(self) -> BrandQuerySet:
-        """Those that a person can connect to now: a registered server has them."""
+        """Return brands that people can connect to now, at a registered server."""
         return self.filter(pk__in=BrandAccess.objects.registered().values("card"))
 
     def with_access(self) -> BrandQuerySet:
-        """Those with a FHIR R4 endpoint, registered here or not (BRAND-10)."""
+        """Return brands with a FHIR R4 endpoint, registered here or not (BRAND-10)."""
         return self.filter(pk__in=BrandAccess.objects.usable().values("card"))
 
     def in_category(self, category: str) -> BrandQuerySet:
-        """Those of one category, such as ``laboratory`` (BRAND-14)."""
+        """Return brands of one category, such as ``laboratory`` (BRAND-14)."""
         return self.filter(categories__contains=f" {category} ")
 
     def best_first(self, words: list[str]) -> BrandQuerySet:
-        """By name; first those whose name begins with the first of *words*."""
+        """Order by name, with names that begin with the first of *words* on top."""
         if not words:
             return self.order_by("sort_name", "pk")
         begins = When(name_key__range=build_key_range(words[0]), then=Value(0))
@@ -314,8 +387,8 @@ class Brand(models.Model):
     """
     One ``Organization`` of a bundle.
 
-    Bundles can have the same organisation: then ``card`` of each is the one row that is
-    shown for all of them, and that row's ``card`` is itself.
+    Several bundles can contain the same organization: then ``card`` of each brand is
+    the one that is shown for all of them, whose ``card`` is itself.
     """
 
     bundle = models.ForeignKey(
@@ -323,19 +396,34 @@ class Brand(models.Model):
         models.CASCADE,
         verbose_name=_("brand bundle"),
         related_name="brands",
+        help_text="Bundle that contains the brand.",
     )
-    full_url = models.CharField(_("full URL"), max_length=MAX_URL_LENGTH)
+    full_url = models.CharField(
+        _("full URL"),
+        max_length=MAX_URL_LENGTH,
+        help_text="fullUrl of the entry.",
+    )
     full_url_digest = DigestField(
-        verbose_name=_("digest of the full URL"), sources=("full_url",)
+        verbose_name=_("full URL digest"), sources=("full_url",)
     )
     reference = models.CharField(
-        _("type and id"), max_length=130, blank=True, default=""
+        _("reference"),
+        max_length=130,
+        blank=True,
+        default="",
+        help_text="Relative reference, such as Organization/1.",
     )
     reference_digest = DigestField(
-        verbose_name=_("digest of type and id"), sources=("reference",)
+        verbose_name=_("reference digest"), sources=("reference",)
     )
     merge_digest = models.CharField(
-        _("digest of the identifier"), max_length=64, editable=False, db_index=True
+        _("merge digest"),
+        max_length=64,
+        editable=False,
+        db_index=True,
+        help_text=(
+            "SHA-256 of the identifier by which brands of several bundles are merged."
+        ),
     )
     card = models.ForeignKey(
         "self",
@@ -345,34 +433,99 @@ class Brand(models.Model):
         null=True,
         blank=True,
         editable=False,
+        help_text=(
+            "Brand that is shown in place of this one; the brand itself if it is shown."
+        ),
     )
-    name = models.CharField(_("name"), max_length=300)
-    name_key = models.BigIntegerField(_("beginning of the name"), editable=False)
-    sort_name = models.CharField(_("folded name"), max_length=100, editable=False)
-    aliases = models.JSONField(_("aliases"), default=list, blank=True)
-    places = models.JSONField(_("places"), default=list, blank=True)
+    name = models.CharField(
+        _("name"),
+        max_length=300,
+        help_text="Name of the organization.",
+    )
+    name_key = models.BigIntegerField(
+        _("name key"),
+        editable=False,
+        help_text=(
+            "First letters of the name as a number, for sorting search results."
+        ),
+    )
+    sort_name = models.CharField(
+        _("sort name"),
+        max_length=100,
+        editable=False,
+        help_text="Folded name, for sorting.",
+    )
+    aliases = models.JSONField(
+        _("aliases"),
+        default=list,
+        blank=True,
+        help_text="Other names of the organization.",
+    )
+    places = models.JSONField(
+        _("places"),
+        default=list,
+        blank=True,
+        help_text="Cities and states of its addresses.",
+    )
     categories = models.CharField(
-        _("categories"), max_length=200, blank=True, default=""
+        _("categories"),
+        max_length=200,
+        blank=True,
+        default="",
+        help_text="Categories, such as laboratory, separated by spaces.",
     )
     website = models.CharField(
-        _("website"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("website"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text="URL of the organization's website.",
     )
-    logo = models.TextField(_("logo"), blank=True, default="")
+    logo = models.TextField(
+        _("logo"),
+        blank=True,
+        default="",
+        help_text="URL of the logo, or the logo itself as a data: URL.",
+    )
     logo_license = models.CharField(
-        _("licence of the logo"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("license of the logo"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text="URL of the logo's license; see SMART_LOGO_LICENSES.",
     )
     brand_bundle = models.CharField(
-        _("own brand bundle"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("brand bundle"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text="URL of the organization's own brand bundle.",
     )
-    portals = models.JSONField(_("portals"), default=list, blank=True)
+    portals = models.JSONField(
+        _("portals"),
+        default=list,
+        blank=True,
+        help_text="Patient portals with their endpoints.",
+    )
     endpoint_references = models.JSONField(
-        _("references to endpoints"), default=list, blank=True, editable=False
+        _("endpoint references"),
+        default=list,
+        blank=True,
+        editable=False,
+        help_text="References to endpoints that the bundle may contain.",
     )
     part_of = models.CharField(
-        _("part of"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("part of"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text="Reference to the parent organization.",
     )
     content_digest = models.CharField(
-        _("digest of the content"), max_length=64, editable=False
+        _("content digest"),
+        max_length=64,
+        editable=False,
+        help_text="SHA-256 of the entry, to detect changes.",
     )
 
     objects = BrandQuerySet.as_manager()
@@ -398,11 +551,11 @@ class Brand(models.Model):
 
     @property
     def place_labels(self) -> list[str]:
-        """City and state of each place, for people."""
+        """City and state of each place, for display."""
         return [BrandPlace(**place).label for place in self.places]
 
     def get_search_texts(self) -> Iterable[str]:
-        """What people may look for."""
+        """The words that people can search for."""
         yield self.name
         yield from self.aliases
         for portal in self.portals:

@@ -1,4 +1,4 @@
-"""The database's clock: the one that all hosts share."""
+"""The database's clock, which all hosts share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["DatabaseClock", "DatabaseNow"]
 
 class DatabaseNow(Now):
     """
-    The time now, or *offset* later, by the clock of the database.
+    The current time of the database's clock, plus *offset*.
 
-    A host whose own clock is wrong must not take a lease that another one still holds.
+    A host with a wrong clock must not take a lease that another host still holds.
     """
 
     def __init__(self, offset: timedelta = timedelta()) -> None:
@@ -24,26 +24,26 @@ class DatabaseNow(Now):
         self._microseconds = offset // timedelta(microseconds=1)
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """As of this statement, not of the transaction."""
+        """Use the time of this statement, not of the transaction."""
         sql = "(STATEMENT_TIMESTAMP() + %s * INTERVAL '1 microsecond')"
         return sql, [self._microseconds]
 
     def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """In UTC, as times are stored, whatever the time zone of the session."""
+        """Use UTC, as times are stored, whatever the time zone of the session."""
         return "(UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND)", [self._microseconds]
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Of this host: the file has no other."""
+        """Use this host's clock: a file has no other."""
         now = timezone.now() + timedelta(microseconds=self._microseconds)
         return "%s", [connection.ops.adapt_datetimefield_value(now)]
 
 
 class DatabaseClock:
     """
-    Goes on from a time that a query brought, whatever the clock of this host says.
+    A clock that continues from a time that a query returned.
 
     Args:
-        now: by the clock of the database, a moment ago.
+        now: the database's time, just read.
     """
 
     def __init__(self, now: datetime) -> None:

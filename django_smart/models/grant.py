@@ -1,8 +1,8 @@
-"""The tokens of one authorization: which are due, who refreshes them, how they end."""
+"""The tokens of an authorization: which are due, who refreshes them, how they end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from secrets import randbelow
 from typing import Any, Self
@@ -11,7 +11,20 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models, transaction
-from django.db.models import Count, F, Max, Min, Q
+from django.db.models import (
+    BooleanField,
+    Case,
+    Count,
+    Exists,
+    ExpressionWrapper,
+    F,
+    Func,
+    Max,
+    OuterRef,
+    Q,
+    Subquery,
+    When,
+)
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -22,11 +35,51 @@ from .clock import DatabaseClock, DatabaseNow
 from .identity import Identity
 from .registration import ClientRegistration
 
-__all__ = ["TokenGrant", "TokenGrantQuerySet", "can_be_deactivated"]
+__all__ = [
+    "TokenGrant",
+    "TokenGrantQuerySet",
+    "can_be_deactivated",
+    "find_missing_scope",
+]
+
+
+class _SortedBySQLite(Func):
+    """
+    A column to order by, for which SQLite reads no index.
+
+    To save sorting a hundred due grants, it would read a million in their order.
+    """
+
+    template = "%(expressions)s"
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """Prefix the plus that SQLite documents for this."""
+        return self.as_sql(compiler, connection, template="+%(expressions)s", **context)
+
+
+def find_missing_scope(asked: str, granted: str, *, is_offline: bool) -> str:
+    """
+    Return what *granted* lacks of *asked*.
+
+    Servers may leave ``launch`` and ``offline_access`` out of their response: the first
+    grants no access, and a refresh token implies the second (*is_offline*).
+    """
+    settled = {"offline_access", "online_access", *granted.split()}
+    others = [
+        name
+        for name in asked.split()
+        if name not in settled and not name.startswith("launch")
+    ]
+    # Usually there are none, and nothing has to be parsed.
+    missing = ScopeSet.parse(" ".join(others)).missing_from(granted) if others else ""
+    names = str(missing).split()
+    if "offline_access" in asked.split() and not is_offline:
+        names.append("offline_access")
+    return " ".join(names)
 
 
 def can_be_deactivated() -> bool:
-    """Whether the site's users have the column; Django asks for the attribute alone."""
+    """Return whether the site's user model has the column."""
     try:
         get_user_model()._meta.get_field("is_active")
     except FieldDoesNotExist:
@@ -36,42 +89,54 @@ def can_be_deactivated() -> bool:
 
 class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     """
-    Which grants are usable or due, who may refresh them, and how they end.
+    Select grants that are usable or due, and change who refreshes them and their
+    status.
 
-    A *claim* keeps a second beat from sending what is on its way to a worker; it is
-    lost without harm.  A *lease* is what allows a request to be sent.
+    A *claim* keeps a second beat from sending tasks that are on their way to a worker;
+    losing it does no harm.  A *lease* allows a request to be sent.
     """
 
     def active(self) -> Self:
-        """Grants neither lost, nor revoked, nor run out."""
+        """Return grants that have not ended."""
         return self.filter(status=TokenGrant.Status.ACTIVE)
 
     def usable(self) -> Self:
-        """Active grants whose owner, if there is one, is not deactivated."""
+        """Return active grants whose owner, if any, is not deactivated."""
         if not can_be_deactivated():
             return self.active()
         return self.active().filter(Q(user__isnull=True) | Q(user__is_active=True))
 
     def offline(self) -> Self:
-        """Grants that outlive the sign-in."""
+        """Return grants that stay valid after sign-out."""
         return self.filter(is_offline=True)
 
+    def connected(self, now: datetime) -> Self:
+        """Return offline grants, and active ones that requested offline access."""
+        return self.filter(
+            Q(is_offline=True)
+            | Q(
+                scope_asked__contains="offline_access",
+                status=TokenGrant.Status.ACTIVE,
+                expires_at__gt=now,
+            )
+        )
+
     def launched(self) -> Self:
-        """Grants that came from a launch, not those of backend services."""
+        """Return grants from launches, not from backend services."""
         return self.filter(kind=TokenGrant.Kind.AUTHORIZATION_CODE)
 
     def awaiting_revocation(self) -> Self:
-        """Grants that ended here and whose tokens the EHR has not been told of."""
+        """Return grants that ended here but are not yet revoked at the EHR."""
         return self.filter(is_revocation_pending=True)
 
     def of_deactivated_users(self) -> Self:
-        """Active grants whose owner was deactivated."""
+        """Return active grants whose owner was deactivated."""
         if not can_be_deactivated():
             return self.none()
         return self.active().filter(user__is_active=False)
 
     def newest_of_several(self) -> Self:
-        """The newest of each user's offline grants at one server for one patient."""
+        """Return each user's newest offline grant per server and patient."""
         several = (
             self.active()
             .offline()
@@ -84,7 +149,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.filter(pk__in=[row["newest"] for row in several])
 
     def idle_services(self, since: datetime) -> Self:
-        """Active grants of backend services that nobody has used since then."""
+        """Return active grants of backend services that were not used since then."""
         return self.active().filter(
             Q(expires_at__lte=since)
             | Q(registration__is_active=False)
@@ -96,10 +161,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         self, registration: ClientRegistration, *, now: datetime
     ) -> TokenGrant:
         """
-        The row that all processes share for *registration*'s backend service.
+        Return the row that all processes share for *registration*'s backend service.
 
-        Made at first use, without a token.  One for each scope that was asked for: the
-        unique slot decides between two processes that make it at once.
+        It is created at first use, without a token.  There is one for each requested
+        scope; the unique slot decides between two processes that create it at once.
         """
         scope = registration.system_scope
         grant, _created = self.get_or_create(
@@ -117,70 +182,102 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def due(self, now: datetime | None = None) -> Self:
         """
-        Offline grants to refresh, those first whose token ends first (REF-11).
+        Return offline grants to refresh, in the order their tokens expire (REF-11).
 
         Args:
-            now: by default by the clock of the database.
+            now: by default, the database's time.
         """
         at = now or DatabaseNow()
+        free = Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=at)
+        return (
+            self.refreshable()
+            .filter(free, refresh_due_at__lte=at)
+            .order_by("expires_at", "pk")
+        )
+
+    def refreshable(self, *, with_probes: bool = False) -> Self:
+        """
+        Return offline grants that workers may refresh, without stops and pauses.
+
+        Args:
+            with_probes: also of stopped registrations that may be tried again.
+        """
+        goes_on = Q(registration__refresh_stopped_at__isnull=True)
+        if with_probes:
+            goes_on |= Q(registration__refresh_probe_at__lte=DatabaseNow())
         return (
             self.usable()
             .offline()
             .filter(
-                Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=at),
-                refresh_due_at__lte=at,
-                registration__refresh_stopped_at__isnull=True,
+                goes_on,
+                registration__is_active=True,
+                registration__server__is_active=True,
+                registration__server__paused=False,
             )
-            .order_by("expires_at", "pk")
         )
 
-    def unclaimed(self) -> Self:
-        """Grants that are not on their way to a worker."""
-        return self.filter(_is_unclaimed())
-
-    def count_due(self) -> list[tuple[int, int, int]]:
+    def find_due_registrations(self) -> list[ClientRegistration]:
         """
-        How much there is to refresh: the server's key, unclaimed and claimed grants.
+        Return registrations with due grants, each with its server and database time.
 
-        The server whose token ends first comes first; one without unclaimed grants is
-        left out.
+        The one whose grants have been due for longest comes first.
         """
-        rows = (
-            self.due()
-            .order_by()
-            .values("registration__server_id")
+        due = self.active().offline().filter(refresh_due_at__lte=DatabaseNow())
+        first = due.filter(registration=OuterRef("pk")).order_by("refresh_due_at")
+        return list(
+            ClientRegistration.objects.refreshable()
             .annotate(
-                free=Count("pk", filter=_is_unclaimed()),
-                number=Count("pk"),
-                first=Min("expires_at"),
+                first_due_at=Subquery(first.values("refresh_due_at")[:1]),
+                database_now=DatabaseNow(),
             )
-            .filter(free__gt=0)
-            .order_by("first")
-            .values_list("registration__server_id", "free", "number")
+            .filter(first_due_at__isnull=False)
+            .order_by("first_due_at", "pk")
+            .select_related("server")
         )
-        return [(server_id, free, number - free) for server_id, free, number in rows]
 
-    def claim(self, *, limit: int, length: timedelta) -> list[int]:
+    def read_due(
+        self, registration: ClientRegistration, *, limit: int
+    ) -> list[tuple[datetime, int, bool]]:
         """
-        Claim up to *limit* of these grants; returns their primary keys, in order.
+        Return the due grants of *registration*, ordered by when their token expires.
 
-        Two that claim at once get different ones: the second skips what the first has
-        locked, or changes no row.
+        Returns:
+            For each, when its token expires, its primary key, and whether it is free:
+            neither on its way to a worker nor being refreshed.
         """
-        found = list(self.unclaimed().values_list("pk", flat=True)[:limit])
-        if not found:
-            return []
-        free = TokenGrant.objects.filter(_is_unclaimed(), pk__in=found)
+        return list(
+            self.usable()
+            .offline()
+            .filter(registration=registration, refresh_due_at__lte=DatabaseNow())
+            .annotate(
+                is_free=ExpressionWrapper(
+                    _is_unclaimed() & _is_free(), output_field=BooleanField()
+                )
+            )
+            .order_by(_SortedBySQLite("expires_at"), "pk")
+            .values_list("expires_at", "pk", "is_free")[:limit]
+        )
+
+    def claim(self, pks: Sequence[int], *, length: timedelta) -> list[int]:
+        """
+        Claim the grants that are still due and free; return their keys, in order.
+
+        Two concurrent callers get different grants: the second one skips rows that the
+        first has locked, or changes no row.
+        """
+        free = TokenGrant.objects.filter(
+            _is_unclaimed(), _is_free(), pk__in=pks, refresh_due_at__lte=DatabaseNow()
+        )
+        found = list(pks)
         until: datetime | DatabaseNow = DatabaseNow(length)
-        if not transaction.get_connection(self.db).features.has_select_for_update:
-            # No locks (SQLite): the time of a claim tells whose it is.
+        features = transaction.get_connection(self.db).features
+        if not features.has_select_for_update:
+            # Without locks (SQLite), the time of a claim shows whose it is.
             until = timezone.now() + length + timedelta(microseconds=randbelow(10**6))
         with transaction.atomic(using=self.db):
-            if transaction.get_connection(self.db).features.has_select_for_update:
+            if features.has_select_for_update:
                 free = free.select_for_update(
-                    skip_locked=transaction.get_connection(
-                        self.db
-                    ).features.has_select_for_update_skip_locked
+                    skip_locked=features.has_select_for_update_skip_locked
                 )
                 locked = set(free.values_list("pk", flat=True))
                 found = [pk for pk in found if pk in locked]
@@ -192,12 +289,8 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 found = [pk for pk in found if pk in claimed]
         return found
 
-    def give_back_claims(self, pks: Sequence[int]) -> int:
-        """Let grants be claimed again."""
-        return self.filter(pk__in=pks).update(claimed_until=None)
-
     def read_with_clock(self, pk: int) -> TokenGrant | None:
-        """One grant, with registration, server and user, by the database's clock."""
+        """Return a grant with registration, server and user, on database time."""
         grants = self.filter(pk=pk).annotate(database_now=DatabaseNow())
         grant = grants.select_related("registration__server", "user").first()
         if grant is not None:
@@ -206,10 +299,11 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def take_lease(self, grant: TokenGrant, *, owner: str, length: timedelta) -> bool:
         """
-        Become the one who refreshes *grant*, if nobody else is.
+        Take the lease of *grant*, if it is free.
 
-        One conditional UPDATE: of all processes that saw the same tokens, one gets a
-        row changed.  The time is compared too, as not every server rotates.
+        One conditional UPDATE: of all processes that saw the same tokens, only one
+        changes the row.  The time is compared too, because not every server rotates
+        tokens.
         """
         taken = (
             self.active()
@@ -229,10 +323,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def take_leases(self, pks: Sequence[int], *, owner: str, length: timedelta) -> int:
         """
-        Become the one who refreshes those of the grants that are due and free.
+        Take the leases of those grants that are due and free.
 
-        One UPDATE for all.  Nothing was seen before it that it could compare: read the
-        tokens after it (:meth:`leased_by`).
+        One UPDATE for all, without values to compare: read the tokens afterward
+        (:meth:`leased_by`).
         """
         return (
             self.active()
@@ -246,31 +340,21 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         )
 
     def leased_by(self, owner: str) -> Self:
-        """Grants whose lease *owner* holds, and holds still."""
+        """Return grants whose lease *owner* still holds."""
         return self.filter(lease_owner=owner, lease_expires_at__gt=DatabaseNow())
 
-    def extend_leases(
-        self, pks: Sequence[int], *, owner: str, length: timedelta
-    ) -> int:
-        """Hold the leases that have not run out for *length* from now."""
-        return (
-            self.leased_by(owner)
-            .filter(pk__in=pks)
-            .update(lease_expires_at=DatabaseNow(length))
-        )
-
     def give_back_leases(self, pks: Sequence[int], *, owner: str) -> int:
-        """Let others refresh the grants, which nothing was sent for."""
+        """Release the leases of grants for which nothing was sent."""
         return self.filter(pk__in=pks, lease_owner=owner).update(
             lease_owner="", lease_expires_at=None
         )
 
     def store_refreshed(self, grant: TokenGrant, *, used_digest: str) -> bool:
         """
-        Write the tokens *grant* holds now, if *used_digest* is still the stored one.
+        Store the tokens of *grant*, if *used_digest* is still the stored one.
 
-        Compare-and-set on the refresh token that was used: an answer that arrives late
-        never overwrites a newer one, and a grant that ended meanwhile stays ended.
+        Compare-and-set on the refresh token that was used: a late response never
+        overwrites a newer one, and a grant that ended meanwhile stays ended.
         """
         stored = self._as_used(grant, used_digest).update(
             access_token=grant.access_token,
@@ -281,6 +365,9 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             received_at=grant.received_at,
             expires_at=grant.expires_at,
             refresh_due_at=grant.refresh_due_at,
+            ends_at=grant.ends_at,
+            ends_soon_at=grant.ends_soon_at,
+            end_announced=grant.end_announced,
             refresh_failures=0,
             last_error="",
             lease_owner="",
@@ -292,7 +379,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return stored == 1
 
     def store_rotated(self, grant: TokenGrant, *, used_digest: str) -> bool:
-        """Write the refresh token alone, by the same compare-and-set."""
+        """Store only the refresh token, by the same compare-and-set."""
         stored = self._as_used(grant, used_digest).update(
             refresh_token=grant.refresh_token,
             refresh_token_digest=grant.refresh_token_digest,
@@ -310,7 +397,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         error_code: str,
         due_at: datetime,
     ) -> int:
-        """Give leases back of grants that nothing could be sent for."""
+        """Release the leases of grants for which nothing could be sent."""
         return self.filter(pk__in=pks, lease_owner=owner).update(
             refresh_failures=F("refresh_failures") + 1,
             last_error=error_code,
@@ -320,9 +407,9 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         )
 
     def wake(
-        self, registration_ids: Sequence[int], *, error_codes: Sequence[str]
+        self, registration_ids: Sequence[int], *, error_codes: Collection[str]
     ) -> int:
-        """Let grants that wait after one of the errors be due at once."""
+        """Make grants due that wait after one of the errors."""
         return (
             self.active()
             .offline()
@@ -335,15 +422,15 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         )
 
     def note_use(self, grant: TokenGrant, *, now: datetime) -> None:
-        """Remember that *grant* is used, for whoever refreshes it lazily."""
+        """Store that *grant* was used, for lazy refreshes."""
         self.filter(pk=grant.pk).update(last_used_at=now)
 
     def end(self, status: str, *, now: datetime, error: str = "") -> int:
         """
-        End active grants and drop their tokens.
+        End active grants and delete their tokens.
 
         Returns:
-            How many were active until now.
+            How many were active before.
         """
         return self.active().update(
             status=status,
@@ -356,12 +443,76 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             **_NO_TOKENS,
         )
 
+    def lose(self, *, error: str) -> int:
+        """
+        End active grants that the EHR refused; return how many were active before.
+
+        Their tokens are kept for a day, because the EHR may be wrong
+        (:meth:`restore_lost`).
+        """
+        return self.active().update(
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            ended_at=DatabaseNow(),
+            last_error=error,
+            refresh_due_at=None,
+            lease_owner="",
+            lease_expires_at=None,
+        )
+
+    def lost(self, *, within: timedelta) -> Self:
+        """Return grants that the EHR has refused since then."""
+        return self.filter(
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            ended_at__gt=DatabaseNow(-within),
+        )
+
+    def lost_early(self, *, within: timedelta) -> Self:
+        """Grants that the EHR has refused before the end that is known of them."""
+        return self.lost(within=within).exclude(ends_at__lte=F("ended_at"))
+
+    def ending(self) -> Self:
+        """Active offline grants whose known end is near, or past."""
+        return self.active().offline().filter(ends_soon_at__lte=DatabaseNow())
+
+    def lost_long_ago(self) -> Self:
+        """Return grants that the EHR has refused and whose tokens are still kept."""
+        return self.filter(
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            ended_at__lte=DatabaseNow(-_LOST_TOKENS_KEPT),
+        ).exclude(refresh_token_digest="")
+
+    def restore_lost(self) -> int:
+        """
+        Reactivate lost grants whose owner has not connected again.
+
+        Those past their known end stay lost. The error stays until a refresh succeeds,
+        so that a second refusal is recognized.
+        """
+        newer = TokenGrant.objects.active().filter(
+            user=OuterRef("user"),
+            registration=OuterRef("registration"),
+            patient_id=OuterRef("patient_id"),
+        )
+        lost = (
+            self.lost_early(within=_LOST_TOKENS_KEPT)
+            .exclude(refresh_token_digest="")
+            .exclude(Exists(newer))
+        )
+        # By primary key: MariaDB updates no table that the same statement reads.
+        return self.filter(pk__in=list(lost.values_list("pk", flat=True))).update(
+            status=TokenGrant.Status.ACTIVE,
+            ended_at=None,
+            refresh_failures=0,
+            refresh_due_at=Case(When(is_offline=True, then=DatabaseNow())),
+        )
+
     def end_pending_revocation(self, *, now: datetime) -> int:
         """
-        End active grants here at once; their tokens stay until the EHR was told.
+        End active grants immediately; their tokens stay until they are revoked at the
+        EHR.
 
         Returns:
-            How many were active until now.
+            How many were active before.
         """
         return self.active().update(
             status=TokenGrant.Status.REVOKED,
@@ -372,7 +523,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         )
 
     def forget_tokens(self) -> int:
-        """Drop the tokens of grants that have ended."""
+        """Delete the tokens of grants that have ended."""
         return self.update(is_revocation_pending=False, **_NO_TOKENS)
 
 
@@ -384,7 +535,9 @@ def _is_free() -> Q:
     return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
 
 
-# Refresh this long before the end, or a tenth of the token's life if that is less.
+_LOST_TOKENS_KEPT = timedelta(days=1)
+
+# Refresh this long before expiry, or a tenth of the token's lifetime if that is less.
 _MARGIN = timedelta(seconds=30)
 
 
@@ -397,20 +550,20 @@ _NO_TOKENS: dict[str, Any] = {
 
 class TokenGrant(models.Model):
     """
-    The tokens of one authorization, encrypted, and what they are good for.
+    The tokens of one authorization, stored encrypted, with their scopes.
 
-    A grant without a user belongs to one browser's launch alone, or to the backend
-    service of its registration: then ``service_slot`` is filled while it is active.
+    A grant without a user belongs to one browser's launch, or to the backend service of
+    its registration: then ``service_slot`` is set while the grant is active.
     """
 
     class Kind(models.TextChoices):
-        """What the tokens were given for."""
+        """How the tokens were obtained."""
 
         AUTHORIZATION_CODE = "authorization_code", _("launch")
         CLIENT_CREDENTIALS = "client_credentials", _("backend service")
 
     class Status(models.TextChoices):
-        """Whether the grant can be used, and if not, who ended it."""
+        """Whether the grant can be used, and if not, why."""
 
         ACTIVE = "active", _("active")
         NEEDS_REAUTHORIZATION = "needs_reauthorization", _("needs reauthorization")
@@ -422,9 +575,14 @@ class TokenGrant(models.Model):
         models.PROTECT,
         verbose_name=_("client registration"),
         related_name="grants",
+        help_text=_("The client registration that received the tokens."),
     )
     kind = models.CharField(
-        _("kind"), max_length=30, choices=Kind, default=Kind.AUTHORIZATION_CODE
+        _("kind"),
+        max_length=30,
+        choices=Kind,
+        default=Kind.AUTHORIZATION_CODE,
+        help_text=_("How the tokens were obtained."),
     )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -433,6 +591,10 @@ class TokenGrant(models.Model):
         related_name="smart_grants",
         null=True,
         blank=True,
+        help_text=_(
+            "Owner of the grant; empty for backend services and launches "
+            "without a user."
+        ),
     )
     identity = models.ForeignKey(
         Identity,
@@ -441,64 +603,172 @@ class TokenGrant(models.Model):
         related_name="grants",
         null=True,
         blank=True,
+        help_text=_("The owner's identity at the EHR."),
     )
-    access_token = EncryptedTextField(_("access token"), blank=True, default="")
-    refresh_token = EncryptedTextField(_("refresh token"), blank=True, default="")
+    access_token = EncryptedTextField(
+        _("access token"),
+        blank=True,
+        default="",
+        help_text="Stored encrypted; empty after the grant has ended.",
+    )
+    refresh_token = EncryptedTextField(
+        _("refresh token"),
+        blank=True,
+        default="",
+        help_text="Stored encrypted; empty if the EHR sent none.",
+    )
     refresh_token_digest = models.CharField(
-        _("digest of the refresh token"),
+        _("refresh token digest"),
         max_length=64,
         blank=True,
         default="",
         editable=False,
+        help_text=(
+            "SHA-256 of the refresh token, so that only one process replaces it."
+        ),
     )
-    scope_asked = models.TextField(_("asked scope"), blank=True, default="")
-    scope_granted = models.TextField(_("first granted scope"), blank=True, default="")
-    scope = models.TextField(_("scope"), blank=True, default="")
+    scope_asked = models.TextField(
+        _("requested scope"),
+        blank=True,
+        default="",
+        help_text=_("Scopes that were requested."),
+    )
+    scope_granted = models.TextField(
+        _("initially granted scope"),
+        blank=True,
+        default="",
+        help_text=_("Scopes in the first token response."),
+    )
+    scope = models.TextField(
+        _("scope"),
+        blank=True,
+        default="",
+        help_text=_("Scopes of the current access token."),
+    )
     patient_id = models.CharField(
-        _("patient id"), max_length=64, blank=True, default=""
+        _("patient ID"),
+        max_length=64,
+        blank=True,
+        default="",
+        help_text=_(
+            "ID of the patient whose record the grant is limited to; "
+            "empty without patient context."
+        ),
     )
     encounter_id = models.CharField(
-        _("encounter id"), max_length=64, blank=True, default=""
+        _("encounter ID"),
+        max_length=64,
+        blank=True,
+        default="",
+        help_text=_("ID of the encounter in context, if any."),
     )
-    is_offline = models.BooleanField(_("offline"), default=False)
+    is_offline = models.BooleanField(
+        _("offline"),
+        default=False,
+        help_text=_("Whether the grant stays valid after sign-out (offline_access)."),
+    )
     status = models.CharField(
-        _("status"), max_length=30, choices=Status, default=Status.ACTIVE
+        _("status"),
+        max_length=30,
+        choices=Status,
+        default=Status.ACTIVE,
+        help_text=_("Whether the grant can be used."),
     )
-    received_at = models.DateTimeField(_("tokens received at"))
-    expires_at = models.DateTimeField(_("access token expires at"))
-    refresh_due_at = models.DateTimeField(_("refresh due at"), null=True, blank=True)
-    refresh_failures = models.PositiveIntegerField(_("failed refreshes"), default=0)
+    received_at = models.DateTimeField(
+        _("tokens received at"),
+        help_text=_("When the current tokens were received."),
+    )
+    expires_at = models.DateTimeField(
+        _("access token expires at"),
+        help_text=_("When the current access token expires."),
+    )
+    refresh_due_at = models.DateTimeField(
+        _("refresh due at"),
+        null=True,
+        blank=True,
+        help_text=_("When a worker refreshes the grant next."),
+    )
+    refresh_failures = models.PositiveIntegerField(
+        _("failed refreshes"),
+        default=0,
+        help_text=_("Consecutive failed refreshes."),
+    )
+    ends_at = models.DateTimeField(
+        _("ends at"),
+        null=True,
+        blank=True,
+        help_text=_(
+            "When the refresh token expires, if the EHR sends it or the lifetime is "
+            "known."
+        ),
+    )
+    ends_soon_at = models.DateTimeField(
+        _("ends soon from"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("From when its owner should connect again."),
+    )
+    end_announced = models.BooleanField(
+        _("end announced"),
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text=_("Whether the signal of the coming end was sent."),
+    )
     last_error = models.CharField(
-        _("last error"), max_length=100, blank=True, default=""
+        _("last error"),
+        max_length=100,
+        blank=True,
+        default="",
+        help_text=_("Error code of the last failed refresh."),
     )
     lease_owner = models.CharField(
-        _("lease owner"), max_length=64, blank=True, default="", editable=False
+        _("lease owner"),
+        max_length=64,
+        blank=True,
+        default="",
+        editable=False,
+        help_text="Process that is refreshing the grant.",
     )
     lease_expires_at = models.DateTimeField(
-        _("lease expires at"), null=True, blank=True, editable=False
+        _("lease expires at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When another process may refresh the grant instead.",
     )
     claimed_until = models.DateTimeField(
         _("claimed until"),
         null=True,
         blank=True,
         editable=False,
-        help_text=_("On its way to a worker."),
+        help_text=_("While set, a task for this grant is on its way to a worker."),
     )
     last_used_at = models.DateTimeField(
         _("last used at"),
         null=True,
         blank=True,
         editable=False,
-        help_text=_("To the day: it is written at most once a day."),
+        help_text=_("When the grant was last used; updated at most once a day."),
     )
-    is_revocation_pending = models.BooleanField(_("revocation pending"), default=False)
+    is_revocation_pending = models.BooleanField(
+        _("revocation pending"),
+        default=False,
+        help_text=_("Whether the tokens still have to be revoked at the EHR."),
+    )
     service_slot = DigestField(
         verbose_name=_("service slot"),
         sources=("_service_id", "scope_asked"),
         null=True,
     )
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
-    ended_at = models.DateTimeField(_("ended at"), null=True, blank=True)
+    ended_at = models.DateTimeField(
+        _("ended at"),
+        null=True,
+        blank=True,
+        help_text=_("When the grant ended."),
+    )
 
     objects = TokenGrantQuerySet.as_manager()
 
@@ -506,7 +776,7 @@ class TokenGrant(models.Model):
     """Of a refresh that was tried with this instance, before a transaction began."""
     known_at: float | None = None
     """When a client last read this instance from the database, by ``monotonic()``."""
-    # Whoever refreshes reads the database's clock instead, which all hosts share.
+    # Refreshes use the database's clock instead, which all hosts share.
     clock: Callable[[], datetime] = staticmethod(timezone.now)
 
     class Meta:
@@ -519,8 +789,22 @@ class TokenGrant(models.Model):
             ),
         )
         indexes = (
+            # The status comes first: InnoDB checks a foreign key whenever an entry of
+            # its index changes, and a refresh would wait for a locked registration.
+            # Whether a registration has due grants, and which of few ends first.
             models.Index(
-                fields=["status", "refresh_due_at"], name="django_smart_grant_due"
+                fields=["status", "registration", "refresh_due_at"],
+                name="django_smart_grant_due_by_reg",
+            ),
+            # Which of very many ends first, without sorting them all.
+            models.Index(
+                fields=["status", "registration", "expires_at", "id"],
+                name="django_smart_grant_end_by_reg",
+            ),
+            # For the purge: what is still to be revoked, and what is old.
+            models.Index(
+                fields=["is_revocation_pending", "ended_at"],
+                name="django_smart_grant_ended",
             ),
         )
 
@@ -539,24 +823,35 @@ class TokenGrant(models.Model):
 
     @property
     def scopes(self) -> ScopeSet:
-        """What the tokens are good for now."""
+        """Scopes of the current access token."""
         return ScopeSet.parse(self.scope)
 
+    @property
+    def missing_scope(self) -> str:
+        """Requested scopes that were not granted at first, or ""."""
+        return find_missing_scope(
+            self.scope_asked, self.scope_granted, is_offline=self.is_offline
+        )
+
     def set_tokens(self, *, access_token: str, refresh_token: str) -> None:
-        """Put new tokens in place, with the digest that compare-and-set needs."""
+        """Set new tokens, with the digest for compare-and-set."""
         self.access_token = access_token
         self.refresh_token = refresh_token
         self.refresh_token_digest = digest(refresh_token) if refresh_token else ""
 
     def is_stale(self, now: datetime) -> bool:
-        """Whether the access token has ended or is about to (REF-09)."""
+        """Return whether the access token has expired or is about to (REF-09)."""
         lifetime = self.expires_at - self.received_at
         return now >= self.expires_at - min(_MARGIN, lifetime / 10)
+
+    def is_ending(self, now: datetime) -> bool:
+        """Whether its known end is near, or past."""
+        return self.ends_soon_at is not None and self.ends_soon_at <= now
 
     def build_log_fields(
         self, event: str, *, error_code: str = ""
     ) -> dict[str, object]:
-        """``extra`` of a log line: primary keys and codes, nothing of a person."""
+        """Return ``extra`` for a log line: primary keys and codes, no personal data."""
         server = self.registration.server
         return {
             **server.build_log_fields(event, error_code=error_code),

@@ -1,4 +1,4 @@
-"""Identities: which user of this site an EHR's user is."""
+"""Identities: which user of this site belongs to a user of an EHR."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Identity", "IdentityQuerySet"]
 
 
 class IdentityQuerySet(models.QuerySet["Identity"]):
-    """Identities by what an ID token proves."""
+    """Select identities by the claims of an ID token."""
 
     def with_subject(
         self, issuer: str, subject: str, *, server: FHIRServer
     ) -> IdentityQuerySet:
         """
-        The identities of this (issuer, sub), compared exactly (IDT-09).
+        Return the identities of this (issuer, sub), compared exactly (IDT-09).
 
-        Those that *server* proved, or another server of its login group: what one
-        server says about an issuer counts for no other server.
+        Only those that *server* or another server of its login group proved: one
+        server's statement about an issuer does not count for other servers.
         """
         at_server = models.Q(server=server)
         if server.login_group:
@@ -36,18 +36,27 @@ class Identity(models.Model):
     """
     One (issuer, sub) at one server, and the Django user it belongs to.
 
-    Users are found here and never by e-mail: any EHR could claim any address.  The
-    server is part of it: a server that names another one's issuer, or relays its ID
-    tokens, reaches no user of that other server.
+    Users are found by it and never by e-mail, because any EHR could claim any address.
+    The server is part of it: a server that names another server's issuer, or relays its
+    ID tokens, cannot reach the users of that server.
     """
 
-    issuer = models.CharField(_("issuer"), max_length=MAX_URL_LENGTH)
-    subject = models.CharField(_("subject"), max_length=255)
+    issuer = models.CharField(
+        _("issuer"),
+        max_length=MAX_URL_LENGTH,
+        help_text=_("OpenID Connect issuer of the ID token."),
+    )
+    subject = models.CharField(
+        _("subject"),
+        max_length=255,
+        help_text=_("The sub claim of the ID token."),
+    )
     server = models.ForeignKey(
         FHIRServer,
         models.CASCADE,
         verbose_name=_("FHIR server"),
         related_name="identities",
+        help_text=_("Server that proved the identity."),
     )
     digest = DigestField(
         verbose_name=_("digest"), sources=("issuer", "subject"), db_index=True
@@ -57,16 +66,31 @@ class Identity(models.Model):
         models.CASCADE,
         verbose_name=_("user"),
         related_name="smart_identities",
+        help_text=_("User of this site that the identity belongs to."),
     )
     fhir_user = models.CharField(
         _("FHIR user"),
         max_length=200,
         blank=True,
         default="",
-        help_text=_("Reference relative to the FHIR base URL."),
+        help_text=_("The user's FHIR resource, relative to the FHIR base URL."),
+    )
+    may_sign_in = models.BooleanField(
+        _("can sign in"),
+        default=True,
+        help_text=_(
+            "Whether this EHR account signs the user in. Off for connected "
+            "accounts, whose users sign in to this site first unless they "
+            "opted in."
+        ),
     )
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
-    last_seen_at = models.DateTimeField(_("last seen at"), null=True, blank=True)
+    last_seen_at = models.DateTimeField(
+        _("last seen at"),
+        null=True,
+        blank=True,
+        help_text=_("When an ID token last proved this identity."),
+    )
 
     objects = IdentityQuerySet.as_manager()
 
@@ -84,7 +108,7 @@ class Identity(models.Model):
         return f"{self.issuer} #{self.pk}"
 
     def save(self, **kwargs: Any) -> None:
-        """Store; without a server, at the only one that it can belong to."""
+        """Save; without a server, use the only one that it can belong to."""
         if not self.server_id:
             servers = FHIRServer.objects.with_issuer(self.issuer)[:2]
             (self.server,) = servers or FHIRServer.objects.all()[:2]

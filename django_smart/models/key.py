@@ -6,41 +6,59 @@ from datetime import datetime
 from typing import Any
 
 from django.db import models
+from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from ..fields import DigestField, EncryptedTextField, digest
+from .registration import ClientRegistration
 
 __all__ = ["SigningKey", "SigningKeyQuerySet"]
 
-# All that a public JWK has; whatever else stands in a row is never published.
+# The members of a public JWK; nothing else of a row is ever published.
 _PUBLIC_MEMBERS = ("kty", "kid", "alg", "use", "n", "e", "crv", "x", "y")
 
 
 class SigningKeyQuerySet(models.QuerySet["SigningKey"]):
-    """Keys by their place in the life cycle: next, active, retired, removed."""
+    """Select keys by their status: next, active, retired, removed."""
 
     def with_kid(self, kid: str) -> SigningKeyQuerySet:
-        """The key with this id, compared exactly."""
+        """Return the key with this id, compared exactly."""
         return self.filter(kid_digest=digest(kid))
 
+    def of(self, registration: ClientRegistration | None) -> SigningKeyQuerySet:
+        """Return one registration's own keys; with ``None``, the shared keys."""
+        return self.filter(registration=registration)
+
+    def for_registration(self, registration: ClientRegistration) -> SigningKeyQuerySet:
+        """
+        Return the keys for *registration*'s server: its own, once one of them signs.
+
+        Until then, it includes the shared keys, so that the server can read the set
+        early.
+        """
+        own = Q(registration=registration)
+        if self.of(registration).active().exists():
+            return self.filter(own)
+        return self.filter(own | Q(registration=None))
+
     def active(self) -> SigningKeyQuerySet:
-        """Keys that sign; one of each algorithm."""
+        """Return keys that sign; one per algorithm and owner."""
         return self.filter(status=SigningKey.Status.ACTIVE).order_by("algorithm")
 
     def following(self) -> SigningKeyQuerySet:
-        """Keys that are published and will sign; one of each algorithm."""
+        """Return published keys that will sign next; one per algorithm and owner."""
         return self.filter(status=SigningKey.Status.NEXT).order_by("algorithm")
 
     def retired_before(self, moment: datetime) -> SigningKeyQuerySet:
-        """Keys that are still published and stopped signing at *moment* or earlier."""
+        """Return published keys that stopped signing at *moment* or earlier."""
         return self.filter(status=SigningKey.Status.RETIRED, retired_at__lte=moment)
 
     def published(self) -> SigningKeyQuerySet:
-        """Keys the JWK Set lists: those to come, in use and just retired."""
+        """Return the keys of the JWK Set: next, active and just retired."""
         return self.exclude(status=SigningKey.Status.REMOVED).order_by("pk")
 
     def as_jwks(self) -> dict[str, list[dict[str, Any]]]:
-        """The public JWK Set, without any private member (JWKS-02, JWKS-06)."""
+        """Return the public JWK Set, without private members (JWKS-02, JWKS-06)."""
         return {
             "keys": [
                 {name: jwk[name] for name in _PUBLIC_MEMBERS if name in jwk}
@@ -50,20 +68,20 @@ class SigningKeyQuerySet(models.QuerySet["SigningKey"]):
 
     def activate(self, key: SigningKey, *, now: datetime) -> bool:
         """
-        Let the next key *key* sign from now on.
+        Activate the next key *key*.
 
-        One conditional UPDATE, as :meth:`retire`: of two rotations at once, one gets a
-        row changed.  The unique slot keeps a second active key out on every database.
+        One conditional UPDATE, as in :meth:`retire`: of two concurrent rotations, one
+        changes a row.  The unique slot prevents a second active key on every database.
         """
         changed = self.filter(pk=key.pk, status=SigningKey.Status.NEXT).update(
             status=SigningKey.Status.ACTIVE,
-            slot=digest(key.algorithm, SigningKey.Status.ACTIVE),
+            slot=digest(key.algorithm, key.name_slot(SigningKey.Status.ACTIVE)),
             activated_at=now,
         )
         return changed == 1
 
     def retire(self, key: SigningKey, *, now: datetime) -> bool:
-        """Let the active key *key* sign no more; it stays published."""
+        """Stop signing with the active key *key*; it stays published."""
         changed = self.filter(pk=key.pk, status=SigningKey.Status.ACTIVE).update(
             status=SigningKey.Status.RETIRED, slot=None, retired_at=now
         )
@@ -71,10 +89,10 @@ class SigningKeyQuerySet(models.QuerySet["SigningKey"]):
 
     def remove(self) -> int:
         """
-        Take keys that do not sign out of the JWK Set, and forget their private halves.
+        Remove keys that do not sign from the JWK Set, and delete their private keys.
 
         Returns:
-            How many were published until now.
+            How many were published before.
         """
         return self.filter(
             status__in=[SigningKey.Status.NEXT, SigningKey.Status.RETIRED]
@@ -83,14 +101,14 @@ class SigningKeyQuerySet(models.QuerySet["SigningKey"]):
 
 class SigningKey(models.Model):
     """
-    One key pair that client assertions are signed with.
+    A key pair that signs client assertions.
 
-    Of each algorithm at most one key is active and at most one is next: ``slot`` holds
-    both for those and NULL otherwise, in a unique column.
+    Each algorithm and owner has at most one active and one next key: ``slot`` combines
+    these three for such keys and is NULL otherwise, in a unique column.
     """
 
     class Status(models.TextChoices):
-        """Place in the life cycle."""
+        """Position in the key's life cycle."""
 
         NEXT = "next", _("next")
         ACTIVE = "active", _("active")
@@ -98,25 +116,67 @@ class SigningKey(models.Model):
         REMOVED = "removed", _("removed")
 
     class Algorithm(models.TextChoices):
-        """What SMART asks every client to be able to sign with."""
+        """The algorithms that SMART requires every client to support."""
 
         RS384 = "RS384", "RS384"
         ES384 = "ES384", "ES384"
 
-    kid = models.CharField(_("key id"), max_length=200)
-    kid_digest = DigestField(verbose_name=_("digest of the key id"), sources=("kid",))
-    algorithm = models.CharField(_("algorithm"), max_length=10, choices=Algorithm)
-    private_key = EncryptedTextField(_("private key"), blank=True)
-    public_jwk = models.JSONField(_("public JWK"))
+    kid = models.CharField(
+        _("key ID"),
+        max_length=200,
+        help_text=_("Key ID in the published JWK Set and in signatures."),
+    )
+    kid_digest = DigestField(verbose_name=_("key ID digest"), sources=("kid",))
+    algorithm = models.CharField(
+        _("algorithm"),
+        max_length=10,
+        choices=Algorithm,
+        help_text=_("Signature algorithm of the key."),
+    )
+    registration = models.ForeignKey(
+        ClientRegistration,
+        models.CASCADE,
+        verbose_name=_("client registration"),
+        related_name="signing_keys",
+        null=True,
+        blank=True,
+        help_text=_(
+            "The only registration that uses this key; its server reads a separate JWK "
+            "Set. Leave empty for shared keys."
+        ),
+    )
+    private_key = EncryptedTextField(
+        _("private key"),
+        blank=True,
+        help_text="Stored encrypted; removed with the key.",
+    )
+    public_jwk = models.JSONField(
+        _("public JWK"),
+        help_text=_("Public key as published in the JWK Set."),
+    )
     status = models.CharField(
-        _("status"), max_length=10, choices=Status, default=Status.NEXT
+        _("status"),
+        max_length=10,
+        choices=Status,
+        default=Status.NEXT,
+        help_text=_("Position in the key's life cycle."),
     )
     slot = DigestField(
         verbose_name=_("slot"), sources=("algorithm", "_slot"), null=True
     )
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
-    activated_at = models.DateTimeField(_("active since"), null=True, blank=True)
-    retired_at = models.DateTimeField(_("retired at"), null=True, blank=True)
+    activated_at = models.DateTimeField(
+        _("active since"),
+        null=True,
+        blank=True,
+        help_text=_("When the key started to sign."),
+    )
+    retired_at = models.DateTimeField(
+        _("retired at"),
+        null=True,
+        blank=True,
+        help_text=_("When the key stopped signing; it stays published for a while."),
+    )
 
     objects = SigningKeyQuerySet.as_manager()
 
@@ -135,4 +195,8 @@ class SigningKey(models.Model):
     @property
     def _slot(self) -> str | None:
         taken = self.status in {self.Status.NEXT, self.Status.ACTIVE}
-        return str(self.status) if taken else None
+        return self.name_slot(self.status) if taken else None
+
+    def name_slot(self, status: str) -> str:
+        """The part of the slot besides the algorithm."""
+        return f"{status} {self.registration_id or ''}".rstrip()

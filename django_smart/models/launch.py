@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from django.conf import settings
 from django.db import models
@@ -16,15 +15,16 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
-from .grant import TokenGrant
+from .grant import TokenGrant, find_missing_scope
 from .identity import Identity
+from .joined_row import JoinedRow
 from .registration import ClientRegistration
-from .server import MAX_URL_LENGTH, FHIRServer
+from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH
 
 __all__ = ["Launch", "LaunchQuerySet"]
 
 
-# How exactly it is known when a launch was used: each note is a write.
+# Precision of the time of last use, because each update is a write.
 _USE_NOTED_EVERY = timedelta(minutes=1)
 _USED_AT = Coalesce("last_used_at", "completed_at")
 
@@ -34,80 +34,74 @@ def _make_key() -> str:
 
 
 class LaunchQuerySet(models.QuerySet["Launch"]):
-    """Launches by state, key and browser."""
+    """Select launches by status, key and browser."""
 
     def with_related(self) -> LaunchQuerySet:
-        """With everything a request needs, in one query."""
+        """Join everything that a request needs, in one query."""
         return self.select_related("registration__server", "grant")
 
     @staticmethod
     def find_with_key(key: str) -> Launch | None:
         """
-        The launch with this public key, with the columns that a page reads.
+        Return the launch with this public key, with the columns that a page needs.
 
-        Further columns are read when they are asked for, as after ``only()``.
+        Other columns are loaded on access, as after ``only()``.
         """
-        found = _get_page_values().filter(key_digest=digest(key))
-        row = next(iter(found), None)
-        if row is None:
-            return None
-        values = iter(row)
-        launch, registration, server, grant = (
-            model.from_db(found.db, names, [next(values) for _ in names])
-            for model, names in _get_page_columns().values()
-        )
-        registration.server = server
-        launch.registration = registration
-        launch.grant = None if grant.pk is None else grant
-        return cast("Launch", launch)
+        return _page_row.find(key_digest=digest(key))
 
-    def find_with_state(self, state: str) -> Launch | None:
-        """The launch started with this ``state``, with its registration and server."""
-        try:
-            return self.select_related("registration__server").with_state(state).get()
-        except Launch.DoesNotExist:
-            return None
+    @staticmethod
+    def find_with_state(state: str) -> Launch | None:
+        """
+        Return the launch with this ``state``, with the columns that a callback needs.
+
+        Other columns are loaded on access.
+        """
+        return _callback_row.find(state_digest=digest(state))
 
     def with_state(self, state: str) -> LaunchQuerySet:
-        """The launch that was started with this ``state``, compared exactly."""
+        """Return the launch that was started with this ``state``, compared exactly."""
         return self.filter(state_digest=digest(state))
 
+    def with_key(self, key: str) -> LaunchQuerySet:
+        """Return the launch with this public key, compared exactly."""
+        return self.filter(key_digest=digest(key))
+
     def pending(self) -> LaunchQuerySet:
-        """Launches whose callback has not come."""
+        """Return launches without a callback so far."""
         return self.filter(status=Launch.Status.PENDING, consumed_at__isnull=True)
 
     def of_browser(self, browser_digests: Collection[str]) -> LaunchQuerySet:
-        """Launches that were finished in one browser, ended ones included."""
+        """Return launches that one browser completed, including ended ones."""
         return self.filter(
             browser_digest__in=browser_digests, completed_at__isnull=False
         )
 
     def open(self) -> LaunchQuerySet:
-        """Launches that are completed and not ended."""
+        """Return launches that are completed and not ended."""
         return self.filter(status=Launch.Status.COMPLETED)
 
     def live(self, now: datetime) -> LaunchQuerySet:
-        """Open launches that are neither too old to be used nor unused for too long."""
+        """Return open launches that have not expired, neither by age nor by disuse."""
         return self.open().filter(
             GreaterThan(_USED_AT, now - conf.SMART_LAUNCH_IDLE_LIFETIME),
             completed_at__gt=now - conf.SMART_LAUNCH_LIFETIME,
         )
 
     def too_old(self, now: datetime) -> LaunchQuerySet:
-        """Open launches that were finished too long ago to be used."""
+        """Return open launches that were completed too long ago to be used."""
         return self.open().filter(completed_at__lte=now - conf.SMART_LAUNCH_LIFETIME)
 
     def idle(self, now: datetime) -> LaunchQuerySet:
-        """Open launches that were left unused for too long."""
+        """Return open launches that were unused for too long."""
         return self.open().filter(
             LessThanOrEqual(_USED_AT, now - conf.SMART_LAUNCH_IDLE_LIFETIME)
         )
 
     def note_use(self, launch: Launch, *, now: datetime) -> None:
         """
-        Keep when *launch* was used last, to the minute.
+        Store when *launch* was last used, to the minute.
 
-        One conditional UPDATE: of requests in parallel one writes, and the time never
+        One conditional UPDATE: of concurrent requests, one writes, and the time never
         goes back.
         """
         latest = now - _USE_NOTED_EVERY
@@ -116,29 +110,42 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
                 last_used_at=now
             )
 
+    def parked(self) -> LaunchQuerySet:
+        """Return launches whose tokens are held while the user decides or signs in."""
+        return self.filter(status=Launch.Status.PARKED)
+
     def consume(self, launch: Launch, *, now: datetime) -> bool:
         """
         Use the launch's ``state``, once.
 
-        One conditional UPDATE: of callbacks in parallel with one state, one wins.
+        One conditional UPDATE: of concurrent callbacks with one state, one succeeds.
         """
         consumed = self.pending().filter(pk=launch.pk).update(consumed_at=now)
         return consumed == 1
 
     def complete(self, launch: Launch) -> bool:
         """
-        Write what came of *launch*, if it is still under way.
+        Store the result of *launch*, if it has not ended meanwhile.
 
-        One conditional UPDATE: a sign-out in another tab may have ended it meanwhile.
+        One conditional UPDATE: a sign-out in another tab may have ended it.
         """
         changes = {name: getattr(launch, name) for name in _COMPLETED_FIELDS}
-        stored = self.filter(pk=launch.pk, status=Launch.Status.PENDING).update(
-            **changes
-        )
+        under_way = (Launch.Status.PENDING, Launch.Status.PARKED)
+        stored = self.filter(pk=launch.pk, status__in=under_way).update(**changes)
         return stored == 1
 
+    def park(self, launch: Launch) -> bool:
+        """
+        Store the held tokens of *launch* until its question is answered.
+
+        One conditional UPDATE, as in :meth:`complete`.
+        """
+        changes = {name: getattr(launch, name) for name in _PARKED_FIELDS}
+        stored = self.filter(pk=launch.pk, status=Launch.Status.PENDING)
+        return stored.update(**changes) == 1
+
     def fail(self, *, error_code: str, now: datetime) -> int:
-        """Mark pending launches as failed; the code tells why."""
+        """Mark pending launches as failed, with the code as the reason."""
         return self.filter(status=Launch.Status.PENDING).update(
             status=Launch.Status.FAILED,
             error_code=error_code,
@@ -147,8 +154,18 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
             code_verifier="",
         )
 
+    def fail_parked(self, *, error_code: str, now: datetime) -> int:
+        """Mark parked launches as failed; handle their tokens first."""
+        return self.parked().update(
+            status=Launch.Status.FAILED,
+            error_code=error_code,
+            ended_at=now,
+            held="",
+            question="",
+        )
+
     def end(self, *, reason: str, now: datetime) -> int:
-        """End completed launches; their keys answer 410 from now on."""
+        """End completed launches; their keys respond with 410 from now on."""
         return self.open().update(
             status=Launch.Status.ENDED, error_code=reason, ended_at=now
         )
@@ -161,9 +178,21 @@ _COMPLETED_FIELDS = (
     "context",
     "fhir_user",
     "grant",
+    "held",
     "identity",
+    "intent",
     "last_used_at",
+    "question",
     "scope_granted",
+    "status",
+    "user",
+)
+_PARKED_FIELDS = (
+    "browser_digest",
+    "code_verifier",
+    "expires_at",
+    "held",
+    "question",
     "status",
     "user",
 )
@@ -171,14 +200,14 @@ _COMPLETED_FIELDS = (
 
 class Launch(models.Model):
     """
-    One authorization: what was asked, of whom, by which browser, and what came of it.
+    One authorization: the request, the browser that started it, and the result.
 
-    The key stands in URLs and is no credential: it selects among the launches of the
-    browser that holds the cookie whose digest is kept here.
+    The key appears in URLs and is not a credential: it only selects one of the launches
+    of the browser whose cookie has the stored digest.
     """
 
     class Kind(models.TextChoices):
-        """Where the launch began."""
+        """Where the launch started."""
 
         EHR = "ehr", _("EHR launch")
         STANDALONE = "standalone", _("standalone launch")
@@ -193,35 +222,73 @@ class Launch(models.Model):
         """How far it got."""
 
         PENDING = "pending", _("pending")
+        PARKED = "parked", _("awaiting a decision")
         COMPLETED = "completed", _("completed")
         FAILED = "failed", _("failed")
         ENDED = "ended", _("ended")
 
-    key = models.CharField(_("key"), max_length=64, default=_make_key, editable=False)
-    key_digest = DigestField(verbose_name=_("digest of the key"), sources=("key",))
+    class Question(models.TextChoices):
+        """What a parked launch waits for."""
+
+        SIGN_IN = "sign_in", _("its user to sign in here")
+        SWITCH = "switch", _("a decision on switching users")
+        LINK = "link", _("a decision on who owns the account")
+
+    key = models.CharField(
+        _("key"),
+        max_length=64,
+        default=_make_key,
+        editable=False,
+        help_text=(
+            "Identifies the launch in URLs, as in /~<key>/. Not a "
+            "credential: it works only in the browser of the launch."
+        ),
+    )
+    key_digest = DigestField(verbose_name=_("key digest"), sources=("key",))
     callback_id = models.CharField(
-        _("callback id"),
+        _("callback ID"),
         max_length=100,
         blank=True,
         default="",
         editable=False,
-        help_text=_("Of the redirect URI that the authorization request named."),
+        help_text=_("Callback ID in the redirect URI of the authorization request."),
     )
     registration = models.ForeignKey(
         ClientRegistration,
         models.PROTECT,
         verbose_name=_("client registration"),
         related_name="launches",
+        help_text=_("The client registration that the launch uses."),
     )
-    kind = models.CharField(_("kind"), max_length=20, choices=Kind)
+    kind = models.CharField(
+        _("kind"),
+        max_length=20,
+        choices=Kind,
+        help_text=_("Where the launch started: in the EHR or on this site."),
+    )
     intent = models.CharField(
-        _("intent"), max_length=20, choices=Intent, default=Intent.SIGN_IN
+        _("intent"),
+        max_length=20,
+        choices=Intent,
+        default=Intent.SIGN_IN,
+        help_text=_(
+            "Whether the launch signs a user in or connects records to "
+            "the signed-in user."
+        ),
     )
     status = models.CharField(
-        _("status"), max_length=20, choices=Status, default=Status.PENDING
+        _("status"),
+        max_length=20,
+        choices=Status,
+        default=Status.PENDING,
+        help_text=_("Progress of the launch."),
     )
     error_code = models.CharField(
-        _("error code"), max_length=100, blank=True, default=""
+        _("error code"),
+        max_length=100,
+        blank=True,
+        default="",
+        help_text=_("Why the launch failed or ended; see the list of error codes."),
     )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -230,6 +297,7 @@ class Launch(models.Model):
         related_name="smart_launches",
         null=True,
         blank=True,
+        help_text=_("User who was signed in by the launch or connected it."),
     )
     identity = models.ForeignKey(
         Identity,
@@ -238,6 +306,7 @@ class Launch(models.Model):
         related_name="launches",
         null=True,
         blank=True,
+        help_text=_("The user's identity at the EHR, if openid was granted."),
     )
     grant = models.ForeignKey(
         TokenGrant,
@@ -246,33 +315,146 @@ class Launch(models.Model):
         related_name="launches",
         null=True,
         blank=True,
+        help_text=_("The tokens of this launch."),
     )
     state_digest = models.CharField(
-        _("digest of the state"), max_length=64, editable=False
+        _("state digest"),
+        max_length=64,
+        editable=False,
+        help_text="SHA-256 of the state parameter.",
     )
-    nonce = models.CharField(_("nonce"), max_length=64, editable=False)
+    nonce = models.CharField(
+        _("nonce"),
+        max_length=64,
+        editable=False,
+        help_text="Nonce that the ID token has to contain.",
+    )
     code_verifier = EncryptedTextField(
-        _("code verifier"), blank=True, default="", editable=False
+        _("code verifier"),
+        blank=True,
+        default="",
+        editable=False,
+        help_text=(
+            "PKCE code verifier, stored encrypted and removed after the token request."
+        ),
+    )
+    question = models.CharField(
+        _("waiting for"),
+        max_length=20,
+        choices=Question,
+        blank=True,
+        default="",
+        help_text=_("What the user has to decide before the launch can complete."),
+    )
+    held = EncryptedTextField(
+        _("held tokens"),
+        blank=True,
+        default="",
+        editable=False,
+        help_text=(
+            "Tokens of a parked launch, stored encrypted for at most five minutes."
+        ),
+    )
+    may_sign_in = models.BooleanField(
+        _("can sign in"),
+        default=False,
+        editable=False,
+        help_text=_("The user allowed this account to sign them in."),
     )
     browser_digest = models.CharField(
-        _("digest of the browser cookie"), max_length=64, db_index=True, editable=False
+        _("browser cookie digest"),
+        max_length=64,
+        db_index=True,
+        editable=False,
+        help_text=(
+            "SHA-256 of the browser's cookie; only that browser can use the launch."
+        ),
     )
-    aud = models.CharField(_("aud"), max_length=MAX_URL_LENGTH, editable=False)
-    is_framed = models.BooleanField(_("in a frame"), default=False, editable=False)
+    aud = models.CharField(
+        _("aud"),
+        max_length=MAX_URL_LENGTH,
+        editable=False,
+        help_text="The aud of the authorization request.",
+    )
+    is_framed = models.BooleanField(
+        _("opened in a frame"),
+        default=False,
+        editable=False,
+        help_text="Whether the launch started in a frame.",
+    )
     redirect_uri = models.CharField(
-        _("redirect URI"), max_length=MAX_URL_LENGTH, editable=False
+        _("redirect URI"),
+        max_length=MAX_URL_LENGTH,
+        editable=False,
+        help_text="The redirect URI of the authorization request.",
     )
-    next_url = models.TextField(_("next"), blank=True, default="", editable=False)
-    scope_asked = models.TextField(_("asked scope"), blank=True, default="")
-    scope_granted = models.TextField(_("granted scope"), blank=True, default="")
-    context = models.JSONField(_("launch context"), default=dict, blank=True)
-    fhir_user = models.CharField(_("FHIR user"), max_length=200, blank=True, default="")
-    created_at = models.DateTimeField(_("started at"), auto_now_add=True)
-    expires_at = models.DateTimeField(_("callback expected until"))
-    consumed_at = models.DateTimeField(_("callback at"), null=True, blank=True)
-    completed_at = models.DateTimeField(_("completed at"), null=True, blank=True)
-    last_used_at = models.DateTimeField(_("last used at"), null=True, blank=True)
-    ended_at = models.DateTimeField(_("ended at"), null=True, blank=True)
+    next_url = models.TextField(
+        _("next URL"),
+        blank=True,
+        default="",
+        editable=False,
+        help_text="Page to open after the launch; empty for the landing page.",
+    )
+    scope_asked = models.TextField(
+        _("requested scope"),
+        blank=True,
+        default="",
+        help_text=_("Scopes that were requested."),
+    )
+    scope_granted = models.TextField(
+        _("granted scope"),
+        blank=True,
+        default="",
+        help_text=_("Scopes that the EHR granted."),
+    )
+    context = models.JSONField(
+        _("launch context"),
+        default=dict,
+        blank=True,
+        help_text=_(
+            "Launch context from the token response, such as patient and encounter."
+        ),
+    )
+    fhir_user = models.CharField(
+        _("FHIR user"),
+        max_length=200,
+        blank=True,
+        default="",
+        help_text=_("The user's FHIR resource, relative to the FHIR base URL."),
+    )
+    created_at = models.DateTimeField(
+        _("started at"),
+        auto_now_add=True,
+        help_text=_("When the browser was sent to the EHR."),
+    )
+    expires_at = models.DateTimeField(
+        _("callback expected until"),
+        help_text=_("A callback after this time is refused."),
+    )
+    consumed_at = models.DateTimeField(
+        _("callback at"),
+        null=True,
+        blank=True,
+        help_text=_("When the browser returned from the EHR."),
+    )
+    completed_at = models.DateTimeField(
+        _("completed at"),
+        null=True,
+        blank=True,
+        help_text=_("When the launch was completed."),
+    )
+    last_used_at = models.DateTimeField(
+        _("last used at"),
+        null=True,
+        blank=True,
+        help_text=_("When a page last used the launch; updated at most once a minute."),
+    )
+    ended_at = models.DateTimeField(
+        _("ended at"),
+        null=True,
+        blank=True,
+        help_text=_("When the launch ended."),
+    )
 
     objects = LaunchQuerySet.as_manager()
 
@@ -288,9 +470,29 @@ class Launch(models.Model):
                 fields=["state_digest"], name="django_smart_launch_state"
             ),
         )
+        indexes = (
+            # For the purge: those under way are few, and of the others few are old.
+            models.Index(
+                fields=["status", "ended_at"], name="django_smart_launch_ended"
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} #{self.pk} ({self.get_status_display()})"
+
+    @property
+    def missing_scope(self) -> str:
+        """What was asked for and not granted; empty if nothing is, or not completed."""
+        if self.completed_at is None:
+            return ""
+        grant = self.grant
+        return find_missing_scope(
+            self.scope_asked,
+            self.scope_granted,
+            is_offline=(
+                grant.is_offline if grant else "offline_access" in self.scope_granted
+            ),
+        )
 
     def is_live(self, now: datetime) -> bool:
         """Whether the launch can be used: completed, not ended, not out of time."""
@@ -326,56 +528,51 @@ class Launch(models.Model):
         )
 
 
-# What a page under a launch reads, by the path to its model.  select_related() and
-# only() would go through all the fields of the four models for each page, which takes
-# longer than the query itself.
-_PAGE_COLUMNS: dict[str, tuple[Any, Collection[str]]] = {
-    "": (
-        Launch,
-        (
-            *("id", "key", "registration_id", "kind", "status", "user_id", "grant_id"),
-            *("browser_digest", "is_framed", "context", "fhir_user"),
-            *("completed_at", "last_used_at"),
+# What a page under a launch reads.
+_page_row = JoinedRow(
+    lambda: Launch.objects.all(),
+    {
+        "": (
+            *("id", "key", "kind", "status", "user_id", "browser_digest", "is_framed"),
+            *("context", "fhir_user", "completed_at", "last_used_at"),
         ),
-    ),
-    "registration__": (ClientRegistration, ("id", "server_id")),
-    "registration__server__": (
-        FHIRServer,
-        (
+        "registration": ("id", "unread_changes"),
+        "registration__server": (
             *("id", "slug", "name", "base_url", "bearer_boundary"),
-            *("allow_embedding", "frame_origins"),
+            *("allow_embedding", "enforces_compartments", "frame_origins"),
+            "request_headers",
         ),
-    ),
-    "grant__": (
-        TokenGrant,
-        (
+        "grant": (
             *("id", "user_id", "access_token", "refresh_token", "scope"),
             *("patient_id", "is_offline", "status", "received_at", "expires_at"),
             "last_used_at",
         ),
-    ),
-}
-
-
-@cache
-def _get_page_columns() -> dict[str, tuple[Any, list[str]]]:
-    """The columns, in the order that ``from_db()`` takes them in."""
-    return {
-        path: (
-            model,
-            [
-                field.attname
-                for field in model._meta.concrete_fields
-                if field.attname in names
-            ],
-        )
-        for path, (model, names) in _PAGE_COLUMNS.items()
-    }
-
-
-@cache
-def _get_page_values() -> models.QuerySet[Any, tuple[Any, ...]]:
-    columns = _get_page_columns().items()
-    return Launch.objects.values_list(
-        *(path + name for path, (_, names) in columns for name in names)
-    ).order_by()
+    },
+)
+# What a callback reads that is not refused.
+_callback_row = JoinedRow(
+    lambda: Launch.objects.all(),
+    {
+        "": (
+            *("id", "key", "callback_id", "intent", "status", "user_id", "nonce"),
+            *("code_verifier", "browser_digest", "is_framed", "redirect_uri"),
+            *("next_url", "scope_asked", "expires_at", "consumed_at"),
+            "may_sign_in",
+        ),
+        "registration": (
+            *("id", "is_active", "client_id", "landing_page"),
+            *("token_endpoint_auth_method", "signing_algorithm", "client_secret"),
+            *("client_secret_env", "client_secret_file", "manage_groups"),
+            *("create_users", "unread_changes", "user_switch"),
+        ),
+        "registration__server": (
+            *CONFIGURATION_COLUMNS,
+            *("slug", "is_active", "login_group", "issuer", "id_token_issuer"),
+            *("id_token_algorithms", "nonce_required", "basic_credentials"),
+            *("jwks", "jwks_fetched_at", "jwks_max_age", "assertion_audience"),
+            *("bearer_boundary", "allow_embedding", "frame_origins"),
+            *("enforces_compartments", "request_headers", "min_refresh_interval"),
+            *("context_in_access_token", "refresh_token_lifetime"),
+        ),
+    },
+)

@@ -1,25 +1,26 @@
-"""Client registrations: who this site is at a server."""
+"""Client registrations: this site's identity at a server."""
 
 from __future__ import annotations
 
 import re
-from functools import cache
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_slug
 from django.db import models
+from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import CredentialsError, ScopeSyntaxError
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet
-from .server import MAX_URL_LENGTH, FHIRServer
-
-if TYPE_CHECKING:
-    from django_stubs_ext import StrOrPromise
+from ..protocol.urls import normalize_base_url
+from .clock import DatabaseNow
+from .joined_row import JoinedRow
+from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH, FHIRServer
 
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
 
@@ -32,36 +33,92 @@ _CREDENTIALS = (
     "client_secret_file",
     "signing_algorithm",
 )
+_STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
 
 
 class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
-    """Registrations by what they may be used for."""
+    """Select registrations by their use."""
 
     def active(self) -> ClientRegistrationQuerySet:
-        """Registrations that are switched on, at servers that are."""
+        """Return active registrations at active servers."""
         return self.filter(is_active=True, server__is_active=True)
 
     def launchable(self) -> ClientRegistrationQuerySet:
-        """Active registrations for launches, not for backend services alone."""
-        return self.active().filter(launch_slot__isnull=False).select_related("server")
+        """Return active registrations for launches, not only for backend services."""
+        found = self.active().exclude(ehr_scope="", standalone_scope="")
+        return found.select_related("server")
 
-    def refused(self) -> ClientRegistrationQuerySet:
-        """Registrations whose credentials a server has refused."""
+    def refreshable(self) -> ClientRegistrationQuerySet:
+        """Registrations whose grants workers may refresh, if only one to try it."""
+        return self.active().filter(
+            Q(refresh_stopped_at__isnull=True) | _is_probe_due(), server__paused=False
+        )
+
+    def claim_probe(self, pk: int, *, pause: timedelta) -> bool:
+        """
+        Become the one whose request shows whether a stopped registration works again.
+
+        One conditional UPDATE; after it nobody else does for *pause*.
+        """
+        due = self.stopped().filter(_is_probe_due(), pk=pk)
+        return due.update(refresh_probe_at=DatabaseNow(pause)) == 1
+
+    def stopped(self) -> ClientRegistrationQuerySet:
+        """Return registrations whose refreshes are stopped until they are resumed."""
         return self.filter(refresh_stopped_at__isnull=False)
 
     @staticmethod
-    def find_standalone(slug: str) -> ClientRegistration | None:
-        """The one that a person can start at the server with this *slug*."""
-        try:
-            found = _get_standalone().get(server__slug=slug)
-        except ClientRegistration.DoesNotExist:
+    def find_ehr(iss: str, launch_slug: str = "") -> ClientRegistration | None:
+        """
+        Return the registration for a launch from the server with the base URL *iss*.
+
+        Args:
+            launch_slug: of the registration itself, instead of the server's default.
+
+        Raises:
+            InsecureURLError: *iss* is not a base URL.
+        """
+        which = (
+            {"launch_slug": launch_slug} if launch_slug else {"ehr_slot__isnull": False}
+        )
+        base_url_digest = digest(normalize_base_url(iss))
+        return _ehr_row.find(server__base_url_digest=base_url_digest, **which)
+
+    @staticmethod
+    def find_standalone(slug: str, launch_slug: str = "") -> ClientRegistration | None:
+        """
+        Return the registration for a launch from this site.
+
+        Args:
+            slug: of the server, for its default registration.
+            launch_slug: of the registration itself, instead of *slug*.
+        """
+        if launch_slug:
+            found = _standalone_row.find(launch_slug=launch_slug)
+        else:
+            found = _standalone_row.find(
+                server__slug=slug, standalone_slot__isnull=False
+            )
+        if found is None:
             return None
         # Not every database compares exactly.
-        return found if found.server.slug == slug else None
+        is_exact = found.launch_slug == launch_slug or (
+            not launch_slug and found.server.slug == slug
+        )
+        return found if is_exact else None
+
+    def startable(self) -> ClientRegistrationQuerySet:
+        """Return registrations for launches from this site."""
+        found = self.active().exclude(standalone_scope="")
+        return found.select_related("server")
 
     def standalone(self) -> ClientRegistrationQuerySet:
-        """Those a person can start from this site."""
-        return self.launchable().exclude(standalone_scope="")
+        """Return those that are their server's default."""
+        return self.startable().filter(standalone_slot__isnull=False)
+
+
+def _is_probe_due() -> Q:
+    return Q(refresh_probe_at__lte=DatabaseNow())
 
 
 def _validate_scope(value: str) -> None:
@@ -73,11 +130,14 @@ def _validate_scope(value: str) -> None:
 
 class ClientRegistration(models.Model):
     """
-    One client id at one server, with its credentials and the scopes it asks for.
+    One client ID at one server, with its credentials and scopes.
 
-    A server has at most one active registration for launches: an EHR launch carries
-    only ``iss``.  ``launch_slot`` holds the server's number for it and NULL otherwise,
-    which makes the rule a unique column on every database.
+    A server can have several, each with its own launch URLs: ``launch/<launch slug>/``
+    and ``login/?registration=<launch slug>``.  At most one of them is the default for
+    EHR launches, which ``launch/`` uses, and one for standalone launches, which
+    ``login/?server=…`` and the picker use.  ``ehr_slot`` and ``standalone_slot``
+    contain the server's number for the default and are NULL otherwise, so that a unique
+    column enforces the rule on every database.
     """
 
     class AuthMethod(models.TextChoices):
@@ -88,52 +148,124 @@ class ClientRegistration(models.Model):
         CLIENT_SECRET_POST = "client_secret_post", "client_secret_post"
         PRIVATE_KEY_JWT = "private_key_jwt", "private_key_jwt"
 
+    class StopReason(models.TextChoices):
+        """Why the registration's grants are not refreshed."""
+
+        CREDENTIALS_REFUSED = "invalid_client", _("the server refused our credentials")
+        GRANTS_REFUSED = "grants_refused", _("the server refused nearly all grants")
+        TOKENS_NOT_STORED = "tokens_not_stored", _("the database refused new tokens")
+
+    class UserSwitch(models.TextChoices):
+        """What to do when a launch proves a different user than the one signed in."""
+
+        ASK = "ask", _("ask which user continues")
+        SWITCH = "switch", _("switch immediately (shared workstations)")
+
     server = models.ForeignKey(
         FHIRServer,
         models.PROTECT,
         verbose_name=_("FHIR server"),
         related_name="registrations",
+        help_text=_("The server where this client is registered."),
     )
-    client_id = models.TextField(_("client id"))
+    client_id = models.TextField(
+        _("client ID"),
+        help_text=_("Client ID that the EHR's vendor assigned."),
+    )
     client_id_digest = DigestField(
-        verbose_name=_("digest of the client id"), sources=("client_id",)
+        verbose_name=_("client ID digest"), sources=("client_id",)
     )
     token_endpoint_auth_method = models.CharField(
         _("authentication method"),
         max_length=30,
         choices=AuthMethod,
         default=AuthMethod.CLIENT_SECRET_BASIC,
+        help_text=_(
+            "How this client authenticates at the token endpoint; must "
+            "match the vendor's form."
+        ),
     )
-    client_secret = EncryptedTextField(_("client secret"), blank=True, default="")
+    client_secret = EncryptedTextField(
+        _("client secret"),
+        blank=True,
+        default="",
+        help_text=_("Stored encrypted, and never shown again."),
+    )
     client_secret_env = models.CharField(
         _("environment variable with the secret"),
         max_length=200,
         blank=True,
         default="",
+        help_text=_(
+            "Name of the environment variable; web processes and workers need it."
+        ),
     )
     client_secret_file = models.CharField(
-        _("file with the secret"), max_length=500, blank=True, default=""
+        _("file with the secret"),
+        max_length=500,
+        blank=True,
+        default="",
+        help_text=_(
+            "Path of a file that contains only the secret; web processes "
+            "and workers read it."
+        ),
     )
     signing_algorithm = models.CharField(
         _("signing algorithm"),
         max_length=10,
         choices=(("RS384", "RS384"), ("ES384", "ES384")),
         default="RS384",
+        help_text=_("Algorithm of client assertions, for private_key_jwt."),
     )
     ehr_scope = models.TextField(
-        _("scope for EHR launch"), blank=True, default="", validators=[_validate_scope]
+        _("scope for EHR launch"),
+        blank=True,
+        default="",
+        validators=[_validate_scope],
+        help_text=_(
+            "Scopes to request in EHR launches, separated by spaces. "
+            "Empty disables EHR launches."
+        ),
     )
     standalone_scope = models.TextField(
         _("scope for standalone launch"),
         blank=True,
         default="",
         validators=[_validate_scope],
+        help_text=_(
+            "Scopes to request in launches from this site, separated by "
+            "spaces. Empty disables them."
+        ),
     )
     system_scope = models.TextField(
         _("scope for backend services"),
         blank=True,
         default="",
         validators=[_validate_scope],
+        help_text=_(
+            "system/ scopes to request for backend services, separated by"
+            " spaces. Empty disables them."
+        ),
+    )
+    launch_slug = models.SlugField(
+        _("launch slug"),
+        max_length=120,
+        unique=True,
+        blank=True,
+        help_text=_(
+            "Identifies the registration in its own launch URLs. If empty, it "
+            "is derived from the server's slug."
+        ),
+    )
+    is_ehr_default = models.BooleanField(
+        _("default for EHR launches"),
+        default=True,
+        help_text=_("launch/ uses this registration for launches from this server."),
+    )
+    is_standalone_default = models.BooleanField(
+        _("default for standalone launches"),
+        default=True,
+        help_text=_("The picker and login/?server=… use this registration."),
     )
     redirect_uri = models.CharField(
         _("redirect URI"),
@@ -143,14 +275,14 @@ class ClientRegistration(models.Model):
         help_text=_("Exactly as registered at the EHR."),
     )
     callback_id = models.CharField(
-        _("callback id"),
+        _("callback ID"),
         max_length=100,
         blank=True,
         default="",
         validators=[validate_slug],
         help_text=_(
-            "The part of the redirect URI that tells registrations apart: "
-            "callback/<callback id>/. Empty for callback/ itself."
+            "Identifies the registration in its redirect URI, "
+            "callback/<callback ID>/. Empty for callback/."
         ),
     )
     callback_group = models.CharField(
@@ -160,9 +292,10 @@ class ClientRegistration(models.Model):
         default="",
         validators=[validate_slug],
         help_text=_(
-            "Only for registrations that must share a redirect URI, such as one "
-            "vendor client id for many hospitals: give all of them the same name. "
-            "A hostile server in a group can take over sign-ins at the others."
+            "Only for registrations that must share a redirect URI, such as "
+            "one vendor client ID for many hospitals: give all of them the "
+            "same name. A hostile server in a group can take over sign-ins at "
+            "the others."
         ),
     )
     landing_page = models.CharField(
@@ -170,33 +303,83 @@ class ClientRegistration(models.Model):
         max_length=500,
         blank=True,
         default="",
-        help_text=_("Path a launch goes to; empty for SMART_LAUNCH_REDIRECT_URL."),
+        help_text=_(
+            "Path of the page that opens after a launch. Empty for "
+            "SMART_LAUNCH_REDIRECT_URL."
+        ),
     )
     create_users = models.BooleanField(
         _("create users"),
         default=True,
-        help_text=_("Create a user of this site when an unknown identity signs in."),
+        help_text=_("Create a user when someone unknown to this site signs in."),
+    )
+    user_switch = models.CharField(
+        _("user switching"),
+        max_length=10,
+        choices=UserSwitch,
+        default=UserSwitch.ASK,
+        help_text=_(
+            "What to do when the EHR identifies a different user than the one signed "
+            "in. Switch immediately only for shared workstations: any link to a launch "
+            "can then replace the user."
+        ),
+    )
+    unread_changes = models.BooleanField(
+        _("write without reading first"),
+        default=False,
+        help_text=_(
+            "Send writes under patient/ scopes even if no granted scope allows "
+            "checking whose record they belong to."
+        ),
     )
     manage_groups = models.BooleanField(
         _("manage groups"),
         default=False,
         help_text=_(
-            "Let the type of fhirUser decide about the user's groups, as the backend's "
-            "groups_by_type says."
+            "Set the user's groups by the type of fhirUser, according to the "
+            "backend's groups_by_type."
         ),
     )
-    is_active = models.BooleanField(_("active"), default=True)
+    is_active = models.BooleanField(
+        _("active"),
+        default=True,
+        help_text=_(
+            "If off, no launch starts or completes with this client, and "
+            "no grant is refreshed."
+        ),
+    )
     refresh_stopped_at = models.DateTimeField(
         _("refresh stopped at"),
         null=True,
         blank=True,
         editable=False,
         help_text=_(
-            "The server refused our credentials; grants wait until they are mended."
+            "Grants are kept but not refreshed until an operator resumes refreshing."
         ),
     )
-    launch_slot = DigestField(
-        verbose_name=_("launch slot"), sources=("_launch_slot",), null=True
+    refresh_stop_reason = models.CharField(
+        _("refresh stop reason"),
+        max_length=40,
+        choices=StopReason,
+        blank=True,
+        default="",
+        editable=False,
+        help_text=_("Why refreshes were stopped."),
+    )
+    refresh_probe_at = models.DateTimeField(
+        _("next attempt to refresh at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("Of one grant, while refreshing is stopped."),
+    )
+    ehr_slot = DigestField(
+        verbose_name=_("EHR launch slot"), sources=("_ehr_slot",), null=True
+    )
+    standalone_slot = DigestField(
+        verbose_name=_("standalone launch slot"),
+        sources=("_standalone_slot",),
+        null=True,
     )
     callback_slot = DigestField(
         verbose_name=_("callback slot"), sources=("_callback_slot",), null=True
@@ -215,23 +398,34 @@ class ClientRegistration(models.Model):
                 fields=["server", "client_id_digest"],
                 name="django_smart_registration_client_id",
                 violation_error_message=_(
-                    "This client id is registered at this server already."
+                    "This client ID is already registered at this server."
                 ),
             ),
             models.UniqueConstraint(
-                fields=["launch_slot"],
-                name="django_smart_registration_launch_slot",
+                fields=["ehr_slot"],
+                name="django_smart_registration_ehr_slot",
                 violation_error_message=_(
-                    "This server has an active registration for launches already: an "
-                    "EHR launch names the server only, so there can be one."
+                    "Another registration is this server's default for EHR "
+                    "launches. Uncheck this one and register its own launch "
+                    "URL at the EHR, or change the other one first."
+                ),
+            ),
+            models.UniqueConstraint(
+                fields=["standalone_slot"],
+                name="django_smart_registration_standalone_slot",
+                violation_error_message=_(
+                    "Another registration is this server's default for "
+                    "standalone launches. Uncheck this one, which keeps its "
+                    "own login URL, or change the other one first."
                 ),
             ),
             models.UniqueConstraint(
                 fields=["callback_slot"],
                 name="django_smart_registration_callback",
                 violation_error_message=_(
-                    "Another registration uses this callback: give this one a "
-                    "callback id of its own, or put both into one callback group."
+                    "Another registration uses this callback. Give this one "
+                    "its own callback ID, or put both into one callback "
+                    "group."
                 ),
             ),
         )
@@ -240,27 +434,72 @@ class ClientRegistration(models.Model):
         return f"{self.server} ({self.get_token_endpoint_auth_method_display()})"
 
     def save(self, **kwargs: Any) -> None:
-        """Store; new credentials are tried, although the server refused others."""
+        """Save; resume refreshes that the old credentials stopped."""
         self._read_callback_id()
-        if self.pk and self.refresh_stopped_at and self._has_new_credentials():
-            self.refresh_stopped_at = None
+        if not self.launch_slug:
+            self.launch_slug = self._make_launch_slug()
+        is_refused = self.refresh_stop_reason == self.StopReason.CREDENTIALS_REFUSED
+        if self.pk and is_refused and self._has_new_credentials():
+            self.refresh_stopped_at, self.refresh_stop_reason = None, ""
+            self.refresh_probe_at = None
             if (names := kwargs.get("update_fields")) is not None:
-                kwargs["update_fields"] = {*names, "refresh_stopped_at"}
+                kwargs["update_fields"] = {*names, *_STOP}
         super().save(**kwargs)
 
     @property
     def is_for_launches(self) -> bool:
-        """Whether a person can launch with it."""
+        """Whether it is used for launches."""
         return bool(self.ehr_scope or self.standalone_scope)
 
     @property
     def uses_private_key(self) -> bool:
-        """Whether it authenticates with one of the signing keys."""
+        """Whether it authenticates with a signing key."""
         return self.token_endpoint_auth_method == self.AuthMethod.PRIVATE_KEY_JWT
 
     @property
-    def _launch_slot(self) -> str | None:
-        return str(self.server_id) if self.is_active and self.is_for_launches else None
+    def is_service_with_secret(self) -> bool:
+        """Whether a secret opens a whole system, which SMART does not foresee."""
+        return bool(self.system_scope) and not self.uses_private_key
+
+    @property
+    def login_parameters(self) -> dict[str, str]:
+        """The query parameters of ``login/`` that select it."""
+        if self.is_standalone_default:
+            return {"server": self.server.slug}
+        return {"registration": self.launch_slug}
+
+    @property
+    def login_query(self) -> str:
+        """The same as a query string."""
+        return urlencode(self.login_parameters)
+
+    def leave_defaults(self) -> None:
+        """Unset the defaults that another registration of the server already has."""
+        others = type(self)._base_manager.exclude(pk=self.pk)
+        slot = digest(str(self.server_id))
+        for kind in ("ehr", "standalone"):
+            if others.filter(**{f"{kind}_slot": slot}).exists():
+                setattr(self, f"is_{kind}_default", False)
+
+    def _make_launch_slug(self) -> str:
+        others = type(self)._base_manager.exclude(pk=self.pk)
+        slug, number = self.server.slug, 1
+        while others.filter(launch_slug=slug).exists():
+            number += 1
+            slug = f"{self.server.slug}-{number}"
+        return slug
+
+    @property
+    def _ehr_slot(self) -> str | None:
+        is_default = self.is_active and self.ehr_scope and self.is_ehr_default
+        return str(self.server_id) if is_default else None
+
+    @property
+    def _standalone_slot(self) -> str | None:
+        is_default = (
+            self.is_active and self.standalone_scope and self.is_standalone_default
+        )
+        return str(self.server_id) if is_default else None
 
     @property
     def _callback_slot(self) -> str | None:
@@ -271,7 +510,7 @@ class ClientRegistration(models.Model):
         return self.callback_id
 
     def _read_callback_id(self) -> None:
-        """Take the callback id from the redirect URI, if that has one."""
+        """Take the callback ID from the redirect URI, if it contains one."""
         found = _CALLBACK.search(urlsplit(self.redirect_uri).path)
         if found and not self.callback_id:
             self.callback_id = found[1]
@@ -283,34 +522,52 @@ class ClientRegistration(models.Model):
                 getattr(stored, name) != getattr(self, name) for name in _CREDENTIALS
             )
         except CredentialsError:
-            # A secret that cannot be decrypted any more was no use either.
+            # A secret that cannot be decrypted was useless before, too.
             return True
 
     def clean(self) -> None:
         """
-        Refuse what is visibly wrong in the row itself (REG-04).
+        Refuse errors that are visible in the row itself (REG-04).
 
         Raises:
-            ValidationError: the method does not fit the credentials, or the scopes or
-                the redirect URI do not fit the use.
+            ValidationError: the method does not match the credentials, or the scopes or
+                the redirect URI do not match the use.
         """
-        errors: dict[str, list[StrOrPromise]] = {}
+        errors: dict[str, list[Any]] = {}
         self._read_callback_id()
         self._clean_credentials(errors)
         self._clean_callback(errors)
         self._clean_scopes(errors)
         if self.is_for_launches and not self.redirect_uri:
             errors["redirect_uri"] = [
-                _("A registration for launches needs its redirect URI.")
+                _("A registration for launches requires a redirect URI.")
             ]
+        if self.is_active and not (self.is_for_launches or self.system_scope):
+            # Not an error while the form is still being filled in, hence the code; for
+            # "required", a form would show Django's own words.
+            missing = ValidationError(
+                _(
+                    "Enter scopes for at least one use: EHR launches, here, "
+                    "such as “%(ehr)s”; standalone launches, such as "
+                    "“%(standalone)s”; or backend services, such as "
+                    "“%(system)s”."
+                ),
+                code="scope_required",
+                params={
+                    "ehr": "launch openid fhirUser patient/*.rs",
+                    "standalone": "launch/patient openid fhirUser patient/*.rs",
+                    "system": "system/*.rs",
+                },
+            )
+            errors.setdefault("ehr_scope", []).append(missing)
         if errors:
             raise ValidationError(errors)
 
-    def _clean_callback(self, errors: dict[str, list[StrOrPromise]]) -> None:
+    def _clean_callback(self, errors: dict[str, list[Any]]) -> None:
         found = _CALLBACK.search(urlsplit(self.redirect_uri).path)
         if found and found[1] != self.callback_id:
             errors["callback_id"] = [
-                _("The redirect URI ends with %(found)s: use that as callback id.")
+                _("The redirect URI ends with %(found)s. Use that as the callback ID.")
                 % {"found": found[1]}
             ]
         sharing = (
@@ -322,10 +579,13 @@ class ClientRegistration(models.Model):
         )
         if self.is_active and self.is_for_launches and sharing.exists():
             errors["callback_group"] = [
-                _("A registration of another group, or of none, has this callback id.")
+                _(
+                    "A registration outside this callback group already has this "
+                    "callback ID."
+                )
             ]
 
-    def _clean_credentials(self, errors: dict[str, list[StrOrPromise]]) -> None:
+    def _clean_credentials(self, errors: dict[str, list[Any]]) -> None:
         given = [
             name
             for name in ("client_secret", "client_secret_env", "client_secret_file")
@@ -334,48 +594,58 @@ class ClientRegistration(models.Model):
         needs_secret = self.token_endpoint_auth_method.startswith("client_secret_")
         if needs_secret and not given:
             errors["client_secret"] = [
-                _("%(method)s needs a client secret, or where to read it from.")
+                _(
+                    "%(method)s requires a client secret, or the variable or file "
+                    "that contains it."
+                )
                 % {"method": self.token_endpoint_auth_method}
             ]
         elif given and not needs_secret:
             errors[given[0]] = [
-                _("%(method)s takes no client secret; remove it.")
-                % {"method": self.token_endpoint_auth_method}
+                _(
+                    "%(method)s uses no client secret. Remove the secret, or "
+                    "choose another authentication method."
+                )
+                % {"method": self.get_token_endpoint_auth_method_display()}
             ]
         elif len(given) > 1:
             errors[given[1]] = [
-                _("Give the secret in one place: value, variable or file.")
+                _("Enter the secret in only one place: value, variable or file.")
             ]
-        if self.system_scope and not self.uses_private_key:
+        if self.system_scope and not (self.uses_private_key or needs_secret):
             errors.setdefault("token_endpoint_auth_method", []).append(
-                _("Backend services authenticate with private_key_jwt only.")
+                _(
+                    "A backend service must authenticate: with "
+                    "private_key_jwt, or with a client secret if the server "
+                    "does not support keys."
+                )
             )
 
-    def _clean_scopes(self, errors: dict[str, list[StrOrPromise]]) -> None:
+    def _clean_scopes(self, errors: dict[str, list[Any]]) -> None:
         for name in ("ehr_scope", "standalone_scope"):
             words = getattr(self, name).split()
             if "fhirUser" in words and "openid" not in words:
-                errors[name] = [_("fhirUser is only given together with openid.")]
+                errors[name] = [_("fhirUser requires openid.")]
             if "offline_access" in words and "online_access" in words:
-                errors[name] = [_("Ask for offline_access or online_access, not both.")]
+                errors[name] = [_("Request offline_access or online_access, not both.")]
         for scope in ScopeSet.parse(self.system_scope).resource_scopes:
             if scope.level != "system":
                 errors["system_scope"] = [
                     _(
-                        "Nobody is signed in to a backend service: write system/ for "
-                        "%(scope)s."
+                        "A backend service has no user: use a system/ scope "
+                        "instead of %(scope)s."
                     )
                     % {"scope": scope.text}
                 ]
         if "launch" in self.standalone_scope.split():
             errors["standalone_scope"] = [
-                _("The scope launch belongs to an EHR launch; use launch/patient here.")
+                _("The scope launch is only for EHR launches. Use launch/patient here.")
             ]
-        # A form in which no server was chosen has its error for that already.
+        # A form without a server already reports that.
         if self.server_id and (self.server.scope_syntax == FHIRServer.ScopeSyntax.V1):
             self._clean_scope_syntax(errors)
 
-    def _clean_scope_syntax(self, errors: dict[str, list[StrOrPromise]]) -> None:
+    def _clean_scope_syntax(self, errors: dict[str, list[Any]]) -> None:
         for name in ("ehr_scope", "standalone_scope", "system_scope"):
             newer = [
                 scope
@@ -388,28 +658,29 @@ class ClientRegistration(models.Model):
                     words["fix"] = scope.to_v1().text
                 except ScopeSyntaxError:
                     message = _(
-                        "This server is set to scopes of version 1, which cannot say "
-                        "%(scope)s: leave its parameters out, or set the server's "
-                        "scope syntax to v2."
+                        "This server uses version 1 scopes, which cannot "
+                        "express %(scope)s. Remove its parameters, or set the "
+                        "server's scope syntax to v2."
                     )
                 else:
                     message = _(
-                        "This server is set to scopes of version 1: write %(fix)s for "
-                        "%(scope)s, or set the server's scope syntax to v2."
+                        "This server uses version 1 scopes. Use %(fix)s "
+                        "instead of %(scope)s, or set the server's scope "
+                        "syntax to v2."
                     )
                 errors.setdefault(name, []).append(message % words)
 
     def validate_constraints(self, exclude: Any = None) -> None:
         # The digests are made by save(); the constraints are checked before it.
         self.client_id_digest = digest(self.client_id)
-        for name in ("launch_slot", "callback_slot"):
+        for name in ("ehr_slot", "standalone_slot", "callback_slot"):
             slot = getattr(self, f"_{name}")
             setattr(self, name, None if slot is None else digest(slot))
         super().validate_constraints(exclude=exclude)
 
     def get_client_secret(self, environ: Any) -> str:
         """
-        The secret, from the row, from *environ* or from the named file.
+        Return the secret from the row, from *environ* or from the named file.
 
         Raises:
             CredentialsError: the variable is not set, or the file cannot be read.
@@ -437,7 +708,30 @@ class ClientRegistration(models.Model):
         return self.client_secret
 
 
-@cache
-def _get_standalone() -> ClientRegistrationQuerySet:
-    # Each login starts with it, and to build its filters takes as long as to run it.
-    return ClientRegistration.objects.standalone()
+# The columns that a successful launch request needs.
+_STARTING = (
+    *("id", "client_id", "token_endpoint_auth_method", "signing_algorithm"),
+    *("redirect_uri", "callback_id"),
+)
+_STARTING_SERVER = (
+    *CONFIGURATION_COLUMNS,
+    *("slug", "pkce", "scope_syntax", "authorize_method", "aud_rule"),
+    "authorization_parameters",
+)
+_ehr_row = JoinedRow(
+    lambda: ClientRegistration.objects.launchable().exclude(ehr_scope=""),
+    {
+        "": (*_STARTING, "ehr_scope"),
+        "server": (
+            *_STARTING_SERVER,
+            *("allow_embedding", "authorize_in_frame", "frame_origins"),
+        ),
+    },
+)
+_standalone_row = JoinedRow(
+    lambda: ClientRegistration.objects.startable(),
+    {
+        "": (*_STARTING, "launch_slug", "standalone_scope"),
+        "server": _STARTING_SERVER,
+    },
+)

@@ -1,8 +1,9 @@
-"""A FHIR server: its endpoint, what it says of itself, its quirks, its health."""
+"""FHIR servers: endpoint, discovered configuration, quirks and health."""
 
 from __future__ import annotations
 
 import logging
+import re
 from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
@@ -10,31 +11,51 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import models
-from django.db.models import F
+from django.db.models import Case, F, When
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
-from ..exceptions import SMARTError
-from ..fields import DigestField, digest
+from ..exceptions import CredentialsError, SMARTError
+from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.capabilities import Capability, CapabilitySet
-from ..protocol.configuration import SMARTConfiguration
+from ..protocol.configuration import (
+    REQUEST_PARAMETERS,
+    SMARTConfiguration,
+    check_overrides,
+)
+from ..protocol.json import parse_json_object
+from ..protocol.messages import HiddenText
 from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
 from .search_words import SearchTextField
 
 __all__ = [
+    "CONFIGURATION_COLUMNS",
     "MAX_URL_LENGTH",
     "FHIRServer",
     "FHIRServerQuerySet",
     "validate_base_url",
-    "validate_endpoint",
     "validate_headers",
     "validate_origins",
+    "validate_overrides",
+    "validate_parameters",
+    "validate_request_headers",
 ]
 
 logger = logging.getLogger(__name__)
 
 MAX_URL_LENGTH = 1000
 """Characters of every URL that is stored, here and in the other models."""
+
+CONFIGURATION_COLUMNS = (
+    "id",
+    "base_url",
+    "configuration",
+    "configuration_fetched_at",
+    "configuration_max_age",
+    "disputed",
+    "overrides",
+)
+"""What is read of a server whose configuration is fresh, to use it."""
 
 
 def _validate_url(value: str, *, what: str) -> None:
@@ -47,7 +68,7 @@ def _validate_url(value: str, *, what: str) -> None:
 
 
 def validate_base_url(value: str) -> None:
-    """Refuse what is no FHIR base URL."""
+    """Refuse values that are not a FHIR base URL."""
     _validate_url(value, what="base_url")
     try:
         normalize_base_url(value)
@@ -55,48 +76,119 @@ def validate_base_url(value: str) -> None:
         raise ValidationError(str(exc), code=exc.code) from exc
 
 
-def validate_endpoint(value: str) -> None:
-    """Refuse what no request may go to."""
-    _validate_url(value, what="endpoint")
+def validate_overrides(value: object) -> None:
+    """Refuse values that are not valid in a SMART configuration."""
+    if not isinstance(value, dict):
+        raise ValidationError(_("Enter a JSON object."), code="overrides")
+    try:
+        check_overrides(value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
+    except SMARTError as exc:
+        raise ValidationError(str(exc), code=exc.code) from exc
 
 
 def validate_headers(value: object) -> None:
-    """Refuse what cannot be sent as headers."""
+    """Refuse values that cannot be sent as headers."""
     if not isinstance(value, dict) or not all(
         isinstance(item, str) and item.isascii() and item.isprintable()
         for pair in value.items()
         for item in pair
     ):
         raise ValidationError(
-            _("Headers are an object of printable ASCII strings."), code="headers"
+            _("Headers must be a JSON object of printable ASCII strings."),
+            code="headers",
         )
 
 
+def validate_parameters(value: object) -> None:
+    """Refuse values that cannot be added to an authorization request."""
+    if not isinstance(value, dict) or not all(
+        name and isinstance(text, str) and text for name, text in value.items()
+    ):
+        raise ValidationError(
+            _("Parameters must be a JSON object of non-empty strings."),
+            code="parameters",
+        )
+    if taken := sorted(_RESERVED_PARAMETERS.intersection(value)):
+        raise ValidationError(
+            _("%(names)s cannot be set here because the protocol sets it."),
+            code="parameters",
+            params={"names": ", ".join(taken)},
+        )
+
+
+def validate_request_headers(value: str) -> None:
+    """Refuse values that are not a JSON object of additional request headers."""
+    try:
+        headers = _parse_headers(value)
+    except CredentialsError as exc:
+        # The text is not quoted, not even in a traceback, because it contains keys.
+        raise ValidationError(str(exc), code="headers") from None
+    validate_headers(headers)
+    for name in headers:
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
+            raise ValidationError(
+                _(
+                    "%(name)s cannot be set here because the protocol sets or "
+                    "forbids it."
+                ),
+                code="headers",
+                params={"name": name},
+            )
+
+
+def _parse_headers(text: str) -> dict[str, Any]:
+    return parse_json_object(text.encode(), error=CredentialsError, what="headers")
+
+
 def validate_origins(value: object) -> None:
-    """Refuse what is no list of origins."""
+    """Refuse values that are not a list of origins."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValidationError(_("Origins are a list of strings."), code="origins")
+        raise ValidationError(
+            _("Origins must be a JSON list of strings."), code="origins"
+        )
     for origin in value:
         _validate_url(origin, what="frame origin")
         if origin.count("/") != 2 or ";" in origin or "," in origin:
             raise ValidationError(
-                _("%(origin)s is not an origin: scheme, host and port, no path."),
+                _(
+                    "%(origin)s is not an origin. Enter scheme, host and port "
+                    "without a path."
+                ),
                 code="origins",
                 params={"origin": origin},
             )
 
 
 def validate_pinned(value: object) -> None:
-    """Refuse what is not an object of URLs by the names in ``PINNED``."""
+    """Refuse values that are not an object of URLs with the names in ``PINNED``."""
     if not isinstance(value, dict) or not all(
         name in PINNED and isinstance(url, str) for name, url in value.items()
     ):
         raise ValidationError(
-            _("Pinned values are an object with the members %(names)s."),
+            _(
+                "Pinned values must be a JSON object with only these members: "
+                "%(names)s."
+            ),
             code="pinned",
             params={"names": ", ".join(PINNED)},
         )
 
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_RESERVED_HEADERS = frozenset(
+    {
+        *("accept", "authorization", "connection", "content-encoding", "host"),
+        *("content-length", "content-type", "cookie", "cookie2", "expect"),
+        *("if-match", "if-none-exist", "if-none-match", "keep-alive", "prefer"),
+        *("proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"),
+        "x-request-id",
+    }
+)
+_RESERVED_PARAMETERS = REQUEST_PARAMETERS | {
+    *("client_assertion", "client_assertion_type", "client_secret", "code"),
+    *("code_verifier", "error", "iss", "registration", "request", "request_uri"),
+    "response_mode",
+}
 
 PINNED = ("issuer", "jwks_uri", "token_endpoint")
 """What discovery may change within its origin only."""
@@ -106,28 +198,27 @@ _SETTLING = {"is_active", "login_group", "pinned"}
 
 
 class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
-    """Servers by their URLs, and changes that only one of all workers makes."""
+    """Select servers by URL, and make changes that only one worker may make."""
 
     def active(self) -> FHIRServerQuerySet:
-        """Servers that are switched on."""
+        """Return active servers."""
         return self.filter(is_active=True)
 
     def with_base_url(self, base_url: str) -> FHIRServerQuerySet:
-        """The server with this base URL, compared after removing one trailing slash."""
+        """Return servers with this base URL, ignoring one trailing slash."""
         return self.filter(base_url_digest=digest(normalize_base_url(base_url)))
 
     def with_issuer(self, issuer: str) -> FHIRServerQuerySet:
-        """Servers whose ID tokens carry this issuer."""
+        """Return servers whose ID tokens have this issuer."""
         discovered = models.Q(id_token_issuer="", issuer=issuer)
         return self.filter(discovered | models.Q(id_token_issuer=issuer))
 
     def review_disputes(self) -> None:
         """
-        Note for each active server which others may own its issuer, keys or tokens.
+        Store for each active server who else may own its issuer, keys or tokens.
 
-        Servers of one login group may share them.  Otherwise they belong to the server
-        they are nearest to; where two are equally near, nobody can tell which is right,
-        so both are disputed until an operator decides.
+        Servers of a login group may share them.  Otherwise, they belong to the closest
+        server; if two are equally close, both are disputed until an operator decides.
         """
         servers = list(
             self.active()
@@ -157,9 +248,9 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             self.filter(pk=server.pk).update(disputed=disputed)
             if owners:
                 logger.error(
-                    "Server %s names an issuer, key URL or token endpoint of %s. "
-                    "Nobody can sign in there until one of them is switched off or "
-                    "both are in one login group.",
+                    "Server %s names an issuer, key URL or token endpoint of "
+                    "%s. No one can sign in there until one of them is "
+                    "deactivated or both are in one login group.",
                     server.slug,
                     ", ".join(owners),
                 )
@@ -168,23 +259,23 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         self, server: FHIRServer, *, now: datetime, pause: timedelta
     ) -> bool:
         """
-        Whether the caller may ask *server* again now.
+        Return whether the caller may run discovery at *server* now.
 
-        No more than one of all processes may within *pause*, unless it succeeded:
-        while a server is down nobody else waits for it.
+        Within *pause*, only one of all processes may, unless it succeeded: while a
+        server is down, no other process waits for it.  *now* marks the attempt.
         """
         return bool(
             self.filter(pk=server.pk)
             .exclude(discovery_failed_at__gt=now - pause)
-            # Marked before it is known: the race is between those that wait for it.
+            # Marked before the result is known: the race is between waiting processes.
             .update(discovery_failed_at=now)
         )
 
     def claim_probe(self, server: FHIRServer, *, until: datetime) -> bool:
         """
-        Whether the caller is the one who tries *server* again after its pause.
+        Return whether the caller may try *server* again after its pause.
 
-        One conditional UPDATE: the pause goes on for everybody else meanwhile.
+        One conditional UPDATE: the pause continues for everyone else meanwhile.
         """
         return bool(
             self.filter(
@@ -198,9 +289,9 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         self, server: FHIRServer, *, seen: datetime | None, until: datetime
     ) -> bool:
         """
-        Whether the requests until *until* are the caller's to send.
+        Return whether the caller may send the requests until *until*.
 
-        Compare-and-set on the end of what was reserved before, as *seen*.
+        Compare-and-set on the end of the previous reservation, *seen*.
         """
         return bool(
             self.filter(pk=server.pk, refresh_slot_at=seen).update(
@@ -208,19 +299,21 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             )
         )
 
-    def note_refresh(self, server: FHIRServer, *, now: datetime) -> None:
-        """The server gave out tokens."""
-        self.filter(pk=server.pk).update(last_refresh_at=now)
+    def note_refresh(
+        self, server: FHIRServer, *, now: datetime, seconds: float
+    ) -> None:
+        """Store that the server issued tokens, in *seconds* on average."""
+        self.filter(pk=server.pk).update(last_refresh_at=now, refresh_seconds=seconds)
 
     def note_recovery(self, server: FHIRServer, *, is_probe: bool) -> None:
-        """It answers again; only who probed it ends its pause."""
+        """Store that it responds again; only a successful probe ends the pause."""
         pause = {"refresh_paused_until": None} if is_probe else {}
         self.filter(pk=server.pk).update(refresh_failures=0, **pause)
 
     def note_failures(
         self, server: FHIRServer, number: int, *, now: datetime, error_code: str
     ) -> None:
-        """*number* requests failed, one after another."""
+        """Store that *number* requests failed in a row."""
         self.filter(pk=server.pk).update(
             refresh_failures=F("refresh_failures") + number,
             last_refresh_failure_at=now,
@@ -235,11 +328,13 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         now: datetime,
         until: datetime,
         error_code: str,
+        is_probe: bool = False,
     ) -> None:
-        """Ask *server* for nothing until then."""
+        """Send nothing to *server* until then; only who probed it can resume."""
+        rests = When(refresh_paused_until__gt=until, then=F("refresh_paused_until"))
         self.filter(pk=server.pk).update(
             refresh_failures=failures,
-            refresh_paused_until=until,
+            refresh_paused_until=until if is_probe else Case(rests, default=until),
             last_refresh_failure_at=now,
             last_refresh_error=error_code,
         )
@@ -247,115 +342,175 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
 
 class FHIRServer(models.Model):
     """
-    One FHIR base URL, what was discovered there, and how the server is odd.
+    One FHIR base URL, with the discovered configuration and the server's quirks.
 
-    The base URL is what an EHR launch sends as ``iss`` and the authorization request
-    as ``aud``; ``issuer`` is the OpenID Connect issuer and may be another.
+    The base URL is the ``iss`` of EHR launches and the ``aud`` of authorization
+    requests; ``issuer`` is the OpenID Connect issuer and can differ.
     """
 
     class Preset(models.TextChoices):
-        """Vendors whose known oddities are filled in on registration."""
+        """Vendors whose known settings are filled in at registration."""
 
         GENERIC = "", _("none")
         EPIC = "epic", _("Epic")
         ORACLE_HEALTH = "oracle_health", _("Oracle Health")
         ATHENAHEALTH = "athenahealth", _("athenahealth")
         ECLINICALWORKS = "eclinicalworks", _("eClinicalWorks")
+        MEDITECH = "meditech", _("MEDITECH")
+        MEDPLUM = "medplum", _("Medplum")
         SMART_LAUNCHER = "smart_launcher", _("SMART launcher")
 
     class AudRule(models.TextChoices):
-        """What is sent as ``aud``."""
+        """Value of ``aud``."""
 
-        AS_RECEIVED = "as_received", _("the launch's iss, character for character")
-        BASE_URL = "base_url", _("the registered base URL")
+        AS_RECEIVED = (
+            "as_received",
+            _(
+                "the iss of the launch as received, or else the base URL without "
+                "a trailing slash"
+            ),
+        )
+        BASE_URL = "base_url", _("the base URL, exactly as entered here")
+        NONE = "none", _("nothing")
 
     class PKCE(models.TextChoices):
-        """When a code challenge is sent; it is always S256."""
+        """When a code challenge is sent, which is always S256."""
 
         ALWAYS = "always", _("always")
         IF_ADVERTISED = "if_advertised", _("if the server advertises S256")
         NEVER = "never", _("never")
 
     class AuthorizeMethod(models.TextChoices):
-        """How the browser is sent to the authorization endpoint."""
+        """How the browser reaches the authorization endpoint."""
 
-        AUTO = "auto", _("GET, and POST for long requests where advertised")
+        AUTO = "auto", _("GET, or POST for long requests if the server advertises it")
         GET = "get", _("GET")
         POST = "post", _("POST")
 
     class ScopeSyntax(models.TextChoices):
-        """How resource scopes are written."""
+        """Syntax of resource scopes."""
 
         V1 = "v1", _("version 1 (patient/Observation.read)")
         V2 = "v2", _("version 2 (patient/Observation.rs)")
 
     class BasicCredentials(models.TextChoices):
-        """How client id and secret go into ``Authorization: Basic``."""
+        """Encoding of client ID and secret in ``Authorization: Basic``."""
 
-        RAW = "raw", _("as they are")
-        FORM_ENCODED = "form_encoded", _("form-encoded first (RFC 6749)")
+        RAW = "raw", _("unencoded")
+        FORM_ENCODED = "form_encoded", _("form-encoded (RFC 6749)")
 
     class AssertionAudience(models.TextChoices):
-        """What a client assertion names as its audience."""
+        """Audience of client assertions."""
 
-        ENDPOINT = "endpoint", _("the URL it is posted to")
+        ENDPOINT = "endpoint", _("the URL that the assertion is sent to")
         TOKEN_ENDPOINT = "token_endpoint", _("the token endpoint's URL")
 
     class BearerBoundary(models.TextChoices):
-        """Where an access token may be sent."""
+        """URLs that the access token may be sent to."""
 
-        BASE = "base", _("the base URL and below it")
-        ORIGIN = "origin", _("any path of the base URL's origin")
+        BASE = "base", _("the base URL and everything below it")
+        ORIGIN = "origin", _("the complete origin of the base URL")
 
     class IntrospectionMode(models.TextChoices):
-        """How a call to the introspection endpoint is authorized."""
+        """Authorization of requests to the introspection endpoint."""
 
+        AUTO = "auto", _("as the server advertises, or else with an access token")
         BEARER = "bearer", _("with an access token")
         CLIENT = "client", _("with the client's credentials")
 
-    slug = models.SlugField(_("slug"), max_length=100, unique=True)
-    name = models.CharField(_("name"), max_length=200)
-    search_text = SearchTextField(_("words of the name"), source="name")
+    slug = models.SlugField(
+        _("slug"),
+        max_length=100,
+        unique=True,
+        help_text=_("Names the server in URLs, commands and settings."),
+    )
+    name = models.CharField(
+        _("name"),
+        max_length=200,
+        help_text=_("Shown to people on this site's pages."),
+    )
+    search_text = SearchTextField(
+        _("search text"),
+        source="name",
+        help_text="Folded words of the name, which the picker searches.",
+    )
     base_url = models.CharField(
-        _("FHIR base URL"), max_length=MAX_URL_LENGTH, validators=[validate_base_url]
+        _("FHIR base URL"),
+        max_length=MAX_URL_LENGTH,
+        validators=[validate_base_url],
+        help_text=_(
+            "The iss of EHR launches and the aud of authorization "
+            "requests, exactly as the server documents it."
+        ),
     )
     base_url_digest = DigestField(
-        verbose_name=_("digest of the base URL"), sources=("normalized_base_url",)
+        verbose_name=_("base URL digest"), sources=("normalized_base_url",)
     )
-    is_active = models.BooleanField(_("active"), default=True)
+    is_active = models.BooleanField(
+        _("active"),
+        default=True,
+        help_text=_(
+            "If off, no launch starts or completes, and no grant is refreshed."
+        ),
+    )
     preset = models.CharField(
-        _("preset"), max_length=20, choices=Preset, blank=True, default=Preset.GENERIC
+        _("preset"),
+        max_length=20,
+        choices=Preset,
+        blank=True,
+        default=Preset.GENERIC,
+        help_text=_("Vendor whose known settings were filled in."),
     )
 
     # Discovered, and shared by every worker.
-    configuration = models.JSONField(_("SMART configuration"), null=True, blank=True)
+    configuration = models.JSONField(
+        _("SMART configuration"),
+        null=True,
+        blank=True,
+        help_text=_("The server's .well-known/smart-configuration, as last fetched."),
+    )
     configuration_fetched_at = models.DateTimeField(
-        _("configuration fetched at"), null=True, blank=True
+        _("configuration fetched at"),
+        null=True,
+        blank=True,
+        help_text=_("When the SMART configuration was last fetched."),
     )
     configuration_max_age = models.PositiveIntegerField(
-        _("seconds the configuration may be kept"),
+        _("SMART configuration max age"),
         null=True,
         blank=True,
         editable=False,
-        help_text=_("As the server says; empty if it does not."),
+        help_text=_(
+            "Seconds, from the server's Cache-Control; empty if it sends none."
+        ),
     )
-    jwks = models.JSONField(_("JWK Set"), null=True, blank=True)
+    jwks = models.JSONField(
+        _("JWK Set"),
+        null=True,
+        blank=True,
+        help_text=_("Public keys that verify the server's ID tokens, as last fetched."),
+    )
     jwks_fetched_at = models.DateTimeField(
-        _("JWK Set fetched at"), null=True, blank=True
+        _("JWK Set fetched at"),
+        null=True,
+        blank=True,
+        help_text=_("When the JWK Set was last fetched."),
     )
     jwks_max_age = models.PositiveIntegerField(
-        _("seconds the JWK Set may be kept"),
+        _("JWK Set max age"),
         null=True,
         blank=True,
         editable=False,
-        help_text=_("As the server says; empty if it does not."),
+        help_text=_(
+            "Seconds, from the server's Cache-Control; empty if it sends none."
+        ),
     )
     jwks_missed_at = models.DateTimeField(
-        _("JWK Set lacked a key at"),
+        _("key missed at"),
         null=True,
         blank=True,
         editable=False,
-        help_text=_("When it was last fetched for a key that was not there."),
+        help_text=_("When the JWK Set was last fetched because a key was missing."),
     )
     discovery_failed_at = models.DateTimeField(
         _("discovery failed at"),
@@ -365,52 +520,52 @@ class FHIRServer(models.Model):
         help_text=_("Empty if the last attempt succeeded."),
     )
     issuer = models.CharField(
-        _("discovered issuer"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("discovered issuer"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text=_("OpenID Connect issuer from the SMART or OpenID configuration."),
     )
     jwks_uri = models.CharField(
-        _("discovered JWK Set URL"), max_length=MAX_URL_LENGTH, blank=True, default=""
+        _("discovered JWK Set URL"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        help_text=_("JWK Set URL from the SMART or OpenID configuration."),
     )
 
-    # Manual overrides: used in place of what discovery says.
-    authorization_endpoint = models.CharField(
-        _("authorization endpoint"),
-        max_length=MAX_URL_LENGTH,
+    overrides = models.JSONField(
+        _("overrides"),
+        default=dict,
         blank=True,
-        default="",
-        validators=[validate_endpoint],
-    )
-    token_endpoint = models.CharField(
-        _("token endpoint"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        validators=[validate_endpoint],
-    )
-    revocation_endpoint = models.CharField(
-        _("revocation endpoint"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        validators=[validate_endpoint],
-    )
-    introspection_endpoint = models.CharField(
-        _("introspection endpoint"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        validators=[validate_endpoint],
+        validators=[validate_overrides],
+        help_text=_(
+            "Replaces members of the SMART configuration, for example "
+            '{"token_endpoint": "https://…"}; null removes a member.'
+        ),
     )
 
-    # Oddities: typed columns with safe defaults.
+    # Quirks: typed columns with safe defaults.
     aud_rule = models.CharField(
-        _("aud rule"), max_length=20, choices=AudRule, default=AudRule.AS_RECEIVED
+        _("aud rule"),
+        max_length=20,
+        choices=AudRule,
+        default=AudRule.AS_RECEIVED,
+        help_text=_("Value of aud in authorization requests."),
     )
-    pkce = models.CharField(_("PKCE"), max_length=20, choices=PKCE, default=PKCE.ALWAYS)
+    pkce = models.CharField(
+        _("PKCE"),
+        max_length=20,
+        choices=PKCE,
+        default=PKCE.ALWAYS,
+        help_text=_("When the S256 code challenge is sent."),
+    )
     authorize_method = models.CharField(
         _("authorization request"),
         max_length=10,
         choices=AuthorizeMethod,
         default=AuthorizeMethod.AUTO,
+        help_text=_("How the browser sends the authorization request."),
     )
     discovery_headers = models.JSONField(
         _("extra discovery headers"),
@@ -419,8 +574,29 @@ class FHIRServer(models.Model):
         validators=[validate_headers],
         help_text=_('For example {"Epic-Client-ID": "…"}.'),
     )
+    authorization_parameters = models.JSONField(
+        _("extra authorization parameters"),
+        default=dict,
+        blank=True,
+        validators=[validate_parameters],
+        help_text=_('For example {"acr_values": "urn:example:clinician"}.'),
+    )
+    request_headers = EncryptedTextField(
+        _("extra headers of token and FHIR requests"),
+        blank=True,
+        default="",
+        validators=[validate_request_headers],
+        help_text=_(
+            'A JSON object, such as {"X-Api-Key": "…"}. Stored encrypted, '
+            "because headers can contain keys."
+        ),
+    )
     scope_syntax = models.CharField(
-        _("scope syntax"), max_length=5, choices=ScopeSyntax, default=ScopeSyntax.V2
+        _("scope syntax"),
+        max_length=5,
+        choices=ScopeSyntax,
+        default=ScopeSyntax.V2,
+        help_text=_("Version of the scopes that the server understands."),
     )
     login_group = models.SlugField(
         _("login group"),
@@ -428,9 +604,10 @@ class FHIRServer(models.Model):
         blank=True,
         default="",
         help_text=_(
-            "Servers of one group may have the same issuer, and then know the same "
-            "people: tenants of one vendor, or realms of one login server. Each of "
-            "them can sign in the users of all others."
+            "Only for servers that share an issuer and its users, such as "
+            "tenants of one vendor or realms of one login server: give all of "
+            "them the same name. Each server in a group can sign in the users "
+            "of all the others."
         ),
     )
     pinned = models.JSONField(
@@ -439,32 +616,67 @@ class FHIRServer(models.Model):
         blank=True,
         validators=[validate_pinned],
         help_text=_(
-            "Issuer, key URL and token endpoint as first discovered. The server may "
-            "change them within their origin. To accept what it names now, empty this "
-            "and discover the server again."
+            "Issuer, key URL and token endpoint as first discovered. The "
+            "server may change them only within their origin. To accept its "
+            "current values, clear this field and run discovery again."
         ),
     )
-    disputed = models.JSONField(_("disputed"), default=dict, blank=True, editable=False)
+    disputed = models.JSONField(
+        _("disputed"),
+        default=dict,
+        blank=True,
+        editable=False,
+        help_text=(
+            "Conflicting issuer, key URL or token endpoint; empty without"
+            " a dispute. Nobody can sign in during a dispute."
+        ),
+    )
     id_token_issuer = models.CharField(
         _("ID token issuer"),
         max_length=MAX_URL_LENGTH,
         blank=True,
         default="",
-        help_text=_("Expected iss of ID tokens, if discovery does not tell it."),
+        help_text=_("Expected iss of ID tokens, if discovery does not provide it."),
     )
     id_token_algorithms = models.CharField(
         _("ID token algorithms"),
         max_length=100,
         blank=True,
         default="",
-        help_text=_("Space-separated; empty accepts the package's allow-list."),
+        help_text=_(
+            "Accepted algorithms, separated by spaces. Empty accepts the "
+            "package's default list."
+        ),
     )
-    nonce_required = models.BooleanField(_("nonce required"), default=True)
+    nonce_required = models.BooleanField(
+        _("nonce required"),
+        default=True,
+        help_text=_("Refuse ID tokens without the nonce that was sent."),
+    )
+    context_in_access_token = models.BooleanField(
+        _("context in the access token"),
+        default=False,
+        help_text=_(
+            "Read launch context that is missing in the token response from "
+            "the access token, a JWT signed with the same keys as ID tokens."
+        ),
+    )
+    patient_from_fhir_user = models.BooleanField(
+        _("patient from fhirUser"),
+        default=False,
+        help_text=_(
+            "If the server names no patient and fhirUser is a Patient, use "
+            "that patient. Turn this on only if the vendor documents it: for "
+            "a parent who opens a child's record, it would be the wrong "
+            "patient."
+        ),
+    )
     basic_credentials = models.CharField(
         _("Basic credentials"),
         max_length=20,
         choices=BasicCredentials,
         default=BasicCredentials.RAW,
+        help_text=_("How client ID and secret are encoded for client_secret_basic."),
     )
     assertion_audience = models.CharField(
         _("audience of client assertions"),
@@ -472,20 +684,26 @@ class FHIRServer(models.Model):
         choices=AssertionAudience,
         default=AssertionAudience.ENDPOINT,
         help_text=_(
-            "The token endpoint's URL is used only at endpoints of the same origin."
+            "The value of aud. The token endpoint's URL is only used for "
+            "endpoints at the same origin."
         ),
     )
     send_scope_on_refresh = models.BooleanField(
-        _("send scope on refresh"), default=False
+        _("send scope on refresh"),
+        default=False,
+        help_text=_(
+            "Send the granted scope with refresh requests, for servers that require it."
+        ),
     )
     introspection_mode = models.CharField(
-        _("introspection authorized"),
+        _("introspection authorization"),
         max_length=10,
         choices=IntrospectionMode,
-        default=IntrospectionMode.BEARER,
+        default=IntrospectionMode.AUTO,
+        help_text=_("How introspection requests authenticate."),
     )
     rp_initiated_logout = models.BooleanField(
-        _("sign out there too"),
+        _("sign out at the EHR"),
         default=False,
         help_text=_("Sign-out sends the browser to the server's end_session_endpoint."),
     )
@@ -494,54 +712,122 @@ class FHIRServer(models.Model):
         max_length=10,
         choices=BearerBoundary,
         default=BearerBoundary.BASE,
+        help_text=_("URLs that may receive the access token."),
+    )
+    enforces_compartments = models.BooleanField(
+        _("enforces patient compartments"),
+        default=False,
+        help_text=_(
+            "Under patient/ scopes, the server itself rejects writes outside "
+            "the patient's record. Otherwise, the resource is read and "
+            "checked before each write."
+        ),
     )
     allow_embedding = models.BooleanField(
-        _("may embed this site in a frame"), default=False
+        _("may embed this site in a frame"),
+        default=False,
+        help_text=_("Allow this server's pages to show this site in a frame."),
     )
     frame_origins = models.JSONField(
-        _("frame origins"), default=list, blank=True, validators=[validate_origins]
+        _("frame origins"),
+        default=list,
+        blank=True,
+        validators=[validate_origins],
+        help_text=_(
+            "Origins of the pages that may show this site in a frame, "
+            'such as ["https://ehr.example.org"].'
+        ),
     )
     authorize_in_frame = models.BooleanField(
-        _("authorization page may be in a frame"),
+        _("authorization page allows frames"),
         default=True,
-        help_text=_("If not, launches in a frame go on in a new window."),
+        help_text=_("If off, launches in a frame continue in a new window."),
     )
     refresh_token_lifetime = models.DurationField(
-        _("refresh token lifetime"), null=True, blank=True
+        _("refresh token lifetime"),
+        null=True,
+        blank=True,
+        help_text=_(
+            "Lifetime of refresh tokens as the vendor documents it, if the EHR does "
+            "not send it. Grants then have an end, which a new refresh token moves."
+        ),
     )
     min_refresh_interval = models.DurationField(
-        _("least refresh interval"), null=True, blank=True
+        _("minimum refresh interval"),
+        null=True,
+        blank=True,
+        help_text=_(
+            "Minimum time between two refreshes of a grant. Empty for no limit."
+        ),
     )
     rate_limit = models.PositiveIntegerField(
-        _("requests per second"), null=True, blank=True
+        _("requests per second"),
+        null=True,
+        blank=True,
+        help_text=_(
+            "Most refresh requests per second from all workers together. "
+            "Empty for no limit."
+        ),
+    )
+
+    paused = models.BooleanField(
+        _("paused"),
+        default=False,
+        help_text=_("Workers refresh no grants of this server while this is on."),
     )
 
     # Written by the workers that refresh grants.
     refresh_failures = models.PositiveIntegerField(
-        _("failed refreshes in a row"), default=0, editable=False
+        _("consecutive failed refreshes"),
+        default=0,
+        editable=False,
+        help_text=(
+            "Consecutive refreshes that failed because the server was down or busy."
+        ),
     )
     refresh_paused_until = models.DateTimeField(
         _("refresh paused until"),
         null=True,
         blank=True,
         editable=False,
-        help_text=_("After an outage, or as the server asked for."),
+        help_text=_("Set after an outage, or when the server asks to wait."),
     )
     refresh_slot_at = models.DateTimeField(
-        _("next free time for a request"), null=True, blank=True, editable=False
+        _("next refresh slot"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=("When the next refresh request may be sent under the rate limit."),
+    )
+    refresh_seconds = models.FloatField(
+        _("refresh duration"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="Average seconds per refresh, which limits how many workers wait for "
+        "the server.",
     )
     last_refresh_at = models.DateTimeField(
-        _("last refresh"), null=True, blank=True, editable=False
+        _("last refresh"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When a refresh last returned tokens.",
     )
     last_refresh_failure_at = models.DateTimeField(
-        _("last failed refresh"), null=True, blank=True, editable=False
+        _("last failed refresh"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When a refresh last failed.",
     )
     last_refresh_error = models.CharField(
-        _("error of the last failed refresh"),
+        _("last refresh error"),
         max_length=100,
         blank=True,
         default="",
         editable=False,
+        help_text="Error code of the last failed refresh.",
     )
 
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
@@ -558,7 +844,7 @@ class FHIRServer(models.Model):
                 fields=["base_url_digest"],
                 name="django_smart_server_base_url",
                 violation_error_message=_(
-                    "A server with this base URL is registered already."
+                    "A server with this base URL is already registered."
                 ),
             ),
         )
@@ -567,7 +853,7 @@ class FHIRServer(models.Model):
         return self.name or self.slug
 
     def save(self, **kwargs: Any) -> None:
-        """Store, and review disputes if this may settle or begin one."""
+        """Save, and review disputes if this may settle or start one."""
         names = kwargs.get("update_fields")
         if not self.pinned:
             self.disputed = {
@@ -580,25 +866,26 @@ class FHIRServer(models.Model):
 
     @property
     def normalized_base_url(self) -> str:
-        """The base URL as it is looked up: without a trailing slash."""
+        """The base URL in the form used for lookups: without a trailing slash."""
         return normalize_base_url(self.base_url)
 
-    @property
-    def endpoint_overrides(self) -> dict[str, str]:
-        """The endpoints that are set by hand, by their name in discovery."""
-        names = (
-            "authorization_endpoint",
-            "token_endpoint",
-            "revocation_endpoint",
-            "introspection_endpoint",
-        )
-        return {name: value for name in names if (value := getattr(self, name))}
+    def get_request_headers(self) -> dict[str, str]:
+        """
+        Return the headers for requests that carry our credentials or a token.
+
+        Raises:
+            CredentialsError: no current key decrypts them.
+        """
+        if not self.request_headers:
+            return {}
+        headers = _parse_headers(self.request_headers)
+        return {name: HiddenText(value) for name, value in headers.items()}
 
     def read_configuration(self) -> SMARTConfiguration | None:
         """
-        What was discovered, with the overrides, however long ago.
+        Return the discovered configuration with the overrides, however old it is.
 
-        ``None`` if nothing is stored, or nothing that today's settings accept.
+        ``None`` if none is stored, or if current settings do not accept it.
         """
         if self.configuration is None:
             return None
@@ -607,23 +894,23 @@ class FHIRServer(models.Model):
                 self.configuration,
                 base_url=self.base_url,
                 insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-                overrides=self.endpoint_overrides,
+                overrides=self.overrides,
             )
         except SMARTError:
             return None
 
     def get_capabilities(self) -> frozenset[Capability]:
-        """What the server says it can, as far as the specification names it."""
+        """The server's capabilities that the specification defines."""
         configuration = self.read_configuration()
         return configuration.known_capabilities if configuration else frozenset()
 
     def get_capability_sets(self) -> frozenset[CapabilitySet]:
-        """The purposes that the server serves whole (CAPS-04 to CAPS-07)."""
+        """The capability sets that the server fully supports (CAPS-04 to CAPS-07)."""
         configuration = self.read_configuration()
         return configuration.capability_sets if configuration else frozenset()
 
     def shares_logins_with(self, other: FHIRServer) -> bool:
-        """Whether the operator has put both into one login group."""
+        """Return whether both are in one login group."""
         return bool(self.login_group) and self.login_group == other.login_group
 
     def get_nearness(self, url: str) -> int:
@@ -637,7 +924,7 @@ class FHIRServer(models.Model):
     def build_log_fields(
         self, event: str, *, error_code: str = ""
     ) -> dict[str, object]:
-        """``extra`` of a log line: primary keys and codes, nothing of a person."""
+        """Return ``extra`` for a log line: primary keys and codes, no personal data."""
         return {
             "smart_event": event,
             "smart_server": self.pk,
@@ -649,6 +936,6 @@ class FHIRServer(models.Model):
         try:
             self.base_url_digest = digest(self.normalized_base_url)
         except SMARTError:
-            # Told of at the field itself.
+            # Reported at the field itself.
             self.base_url_digest = None
         super().validate_constraints(exclude=exclude)

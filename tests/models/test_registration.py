@@ -8,7 +8,8 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
-from django_smart.models import ClientRegistration
+from django_smart.exceptions import InsecureURLError
+from django_smart.models import ClientRegistration, FHIRServer
 from tests.ehr import CLIENT_SECRET, REDIRECT_URI
 from tests.factories import make_registration
 
@@ -35,12 +36,25 @@ def _another(first: ClientRegistration, **values: Any) -> ClientRegistration:
     )
 
 
-def test_server_has_one_active_registration_for_launches() -> None:
+def test_server_has_one_default_for_each_kind_of_launch() -> None:
     first = make_registration()
-    second = _another(first)
-    message, callback = _messages(second)["__all__"]
-    assert "an EHR launch names the server only" in message
+    second = _another(first, standalone_scope="launch/patient")
+    ehr, standalone, callback = _messages(second)["__all__"]
+    assert "default for EHR launches" in ehr
+    assert "default for standalone launches" in standalone
     assert "callback" in callback
+    with pytest.raises(IntegrityError), transaction.atomic():
+        second.save()
+    # Without being a default, it is a registration like any other.
+    second.leave_defaults()
+    second.callback_id = "clinicians"
+    second.full_clean()
+    second.save()
+    assert (first.launch_slug, second.launch_slug) == ("harbour", "harbour-2")
+    assert list(ClientRegistration.objects.standalone()) == [first]
+    assert list(ClientRegistration.objects.startable()) == [first, second]
+    second.is_ehr_default = second.is_standalone_default = True
+    second.callback_id = ""
     with pytest.raises(IntegrityError), transaction.atomic():
         second.save()
     # One that is off, and one that is for backend services alone, may stand beside it.
@@ -73,7 +87,7 @@ def test_client_id_is_unique_at_its_server_and_compared_exactly() -> None:
     first = make_registration(client_id="abc")
     twin = _another(first, client_id="abc", is_active=False)
     (message,) = _messages(twin)["__all__"]
-    assert "registered at this server already" in message
+    assert "already registered at this server" in message
     with pytest.raises(IntegrityError), transaction.atomic():
         twin.save()
     for client_id in ("ABC", "abc ", "x" * 5000):
@@ -104,7 +118,14 @@ def test_client_id_is_unique_at_its_server_and_compared_exactly() -> None:
              "client_secret_file": "/run/secret"},
             "client_secret_file",
         ),
-        ({"system_scope": "system/*.rs"}, "token_endpoint_auth_method"),
+        (
+            {
+                "system_scope": "system/*.rs",
+                "client_secret": "",
+                "token_endpoint_auth_method": "none",
+            },
+            "token_endpoint_auth_method",
+        ),
         ({"token_endpoint_auth_method": "tls_client_auth"},
          "token_endpoint_auth_method"),
         ({"redirect_uri": ""}, "redirect_uri"),
@@ -170,13 +191,13 @@ def test_text_of_a_registration_names_its_server() -> None:
 @pytest.mark.parametrize(
     ("field", "scope", "fix"),
     [
-        ("ehr_scope", "launch patient/Patient.rs", "write patient/Patient.read for"),
-        ("standalone_scope", "user/*.cruds", "write user/*.* for user/*.cruds"),
-        ("ehr_scope", "launch patient/Patient.c", "write patient/Patient.write for"),
+        ("ehr_scope", "launch patient/Patient.rs", "Use patient/Patient.read instead"),
+        ("standalone_scope", "user/*.cruds", "Use user/*.* instead of user/*.cruds"),
+        ("ehr_scope", "launch patient/Patient.c", "Use patient/Patient.write instead"),
         (
             "ehr_scope",
             "launch patient/Observation.rs?category=laboratory",
-            "leave its parameters out",
+            "Remove its parameters",
         ),
     ],
 )
@@ -203,6 +224,35 @@ def test_version_1_scopes_are_fine_at_a_server_of_version_1() -> None:
     registration.full_clean()
 
 
+def test_launch_from_the_ehr_finds_its_registration_by_iss_or_slug(
+    django_assert_num_queries: Any,
+) -> None:
+    registration = make_registration()
+    second = make_registration(
+        registration.server,
+        client_id="another",
+        launch_slug="second",
+        is_ehr_default=False,
+        is_standalone_default=False,
+    )
+    iss = registration.server.base_url
+    find = ClientRegistration.objects.find_ehr
+    for slug, expected in (("", registration), ("second", second)):
+        with django_assert_num_queries(1):
+            found = find(f"{iss}/", slug)
+            assert found == expected
+            assert found is not None
+            assert found.server.slug == registration.server.slug
+    assert find(iss, "third") is None
+    assert find("https://elsewhere.example/fhir") is None
+    with pytest.raises(InsecureURLError):
+        find("nowhere")
+    ClientRegistration.objects.filter(pk=second.pk).update(ehr_scope="")
+    assert find(iss, "second") is None
+    FHIRServer.objects.update(is_active=False)
+    assert find(iss) is None
+
+
 def test_login_finds_its_registration_by_the_exact_slug(
     django_assert_num_queries: Any,
 ) -> None:
@@ -214,5 +264,11 @@ def test_login_finds_its_registration_by_the_exact_slug(
         assert found.server.slug == "harbour"
     for slug in ("HARBOUR", "nowhere", ""):
         assert ClientRegistration.objects.find_standalone(slug) is None
+    with django_assert_num_queries(1):
+        assert ClientRegistration.objects.find_standalone("", "harbour") == registration
+    for launch_slug in ("HARBOUR", "nowhere"):
+        assert (
+            ClientRegistration.objects.find_standalone("harbour", launch_slug) is None
+        )
     ClientRegistration.objects.update(is_active=False)
     assert ClientRegistration.objects.find_standalone("harbour") is None

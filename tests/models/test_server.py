@@ -32,7 +32,7 @@ def test_base_url_is_unique_in_the_form_that_is_compared(twin: str) -> None:
     with pytest.raises(ValidationError) as raised:
         second.full_clean()
     assert raised.value.message_dict["__all__"] == [
-        "A server with this base URL is registered already."
+        "A server with this base URL is already registered."
     ]
     with pytest.raises(IntegrityError), transaction.atomic():
         second.save()
@@ -56,10 +56,27 @@ def test_paths_that_differ_in_case_are_two_servers() -> None:
         ({"base_url": "http://ehr.example.org/fhir"}, "base_url"),
         ({"base_url": "ftp://ehr.example.org/fhir"}, "base_url"),
         ({"base_url": "https://u:p@ehr.example.org/fhir"}, "base_url"),
-        ({"token_endpoint": "http://ehr.example.org/token"}, "token_endpoint"),
+        ({"overrides": {"token_endpoint": "http://e.example.org/"}}, "overrides"),
+        ({"overrides": {"token_endpoint": "/token"}}, "overrides"),
+        ({"overrides": {"token_endpoint": None}}, "overrides"),
+        ({"overrides": {"jwks_uri": ["https://ehr.example.org/"]}}, "overrides"),
+        ({"overrides": {"scopes_supported": "openid"}}, "overrides"),
+        ({"overrides": {"raw": {}}}, "overrides"),
+        ({"overrides": ["token_endpoint"]}, "overrides"),
         ({"discovery_headers": ["Epic-Client-ID"]}, "discovery_headers"),
         ({"discovery_headers": {"X": "a\r\nY: b"}}, "discovery_headers"),
         ({"discovery_headers": {"X": 1}}, "discovery_headers"),
+        ({"authorization_parameters": {"state": "x"}}, "authorization_parameters"),
+        ({"authorization_parameters": {"tenant": ""}}, "authorization_parameters"),
+        ({"authorization_parameters": ["tenant"]}, "authorization_parameters"),
+        ({"request_headers": "X-Api-Key: 1"}, "request_headers"),
+        ({"request_headers": '["X-Api-Key"]'}, "request_headers"),
+        ({"request_headers": '{"X-Api-Key": 1}'}, "request_headers"),
+        ({"request_headers": '{"X-Api-Key": "a\\r\\nb"}'}, "request_headers"),
+        ({"request_headers": '{"X Api": "a"}'}, "request_headers"),
+        ({"request_headers": '{"authorization": "Bearer x"}'}, "request_headers"),
+        ({"request_headers": '{"Host": "x"}'}, "request_headers"),
+        ({"request_headers": '{"Cookie": "x"}'}, "request_headers"),
         ({"frame_origins": "https://ehr.example.org"}, "frame_origins"),
         ({"frame_origins": ["https://ehr.example.org/path"]}, "frame_origins"),
         ({"frame_origins": ["http://ehr.example.org"]}, "frame_origins"),
