@@ -1,26 +1,28 @@
-"""FHIR clients for code that has no request: tasks, commands, the admin."""
+"""FHIR clients for code without a request: tasks, commands, the admin."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
-from functools import lru_cache, partial
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from django.db import close_old_connections
+from django.db import connections
 from django.views.decorators.debug import sensitive_variables
 
 from .conf import conf
 from .exceptions import AmbiguousGrantError, InsufficientScopeError, NoGrantError
 from .fhir.asynchronous import AsyncFHIRClient
 from .fhir.client import FHIRClient
+from .fhir.guard import RecordRules
 from .fhir.messages import FHIRExchange
 from .grants.backend_services import BackendService
 from .grants.refresh import get_access_token, renew_access_token
 from .models import ClientRegistration, FHIRServer, Launch, TokenGrant
-from .protocol.messages import HTTPRequest, HTTPResponse
 from .protocol.scopes import ScopeSet
-from .servers.http import open_stream, send, whole_call_seconds
+from .servers.http import EHRTransport
 from .signals import fhir_request_finished
 
 if TYPE_CHECKING:
@@ -46,20 +48,20 @@ def fhir_client_for(
     grant: TokenGrant | None = None,
 ) -> FHIRClient:
     """
-    A client with a grant that was given earlier, for when nobody is signed in.
+    Return a client that uses an earlier grant, for code without a signed-in user.
 
     Args:
-        user, server: whose offline grant, and where; exactly one has to match.
-        patient_id: only a grant for this patient.
-        grant: use this grant, without a search.
+        user, server: owner and server of the offline grant; exactly one must match.
+        patient_id: only consider grants for this patient.
+        grant: use this grant instead of looking one up.
 
     Returns:
-        A client that refreshes its token automatically; for the grant of a backend
-        service, as :func:`backend_client_for`.
+        A client that refreshes its token automatically; for a backend service's grant,
+        the same as :func:`backend_client_for`.
 
     Raises:
         NoGrantError: no usable grant matches, or *grant* has ended.
-        AmbiguousGrantError: several match; pass ``patient_id`` or ``grant``.
+        AmbiguousGrantError: several grants match; pass ``patient_id`` or ``grant``.
         TypeError: neither a grant, nor a user and a server.
     """
     if grant is not None:
@@ -69,9 +71,11 @@ def fhir_client_for(
             return backend_client_for(grant.registration)
         return build_fhir_client(grant)
     if user is None or server is None:
-        raise TypeError("fhir_client_for() takes a user and a server, or a grant.")
+        raise TypeError(
+            "fhir_client_for() requires either a user and a server, or a grant."
+        )
     if user.pk is None:
-        # Nobody is signed in; a lookup would find the grants that have no user.
+        # An anonymous user would match grants without a user.
         raise NoGrantError("An anonymous user has no grants.")
     grants = (
         TokenGrant.objects.usable()
@@ -83,58 +87,44 @@ def fhir_client_for(
         each for each in grants if patient_id is None or each.patient_id == patient_id
     ]
     if not matching:
-        raise NoGrantError("The user has no offline grant here that could be used.")
+        raise NoGrantError("The user has no usable offline grant here.")
     if len(matching) > 1:
         raise AmbiguousGrantError(
-            f"{len(matching)} offline grants of this user match; name the patient_id, "
-            "or pass the grant itself."
+            f"{len(matching)} offline grants of this user match; pass "
+            "patient_id, or the grant itself."
         )
     return build_fhir_client(matching[0])
 
 
 def backend_client_for(registration: ClientRegistration) -> FHIRClient:
     """
-    A client for a backend service: this site itself, with ``system/`` scopes.
+    Return a client for a backend service: this site itself, with ``system/`` scopes.
 
-    Nothing is sent before the first request.  The access token is shared by all
-    processes and replaced shortly before it ends, by one of them.
+    Nothing is sent before the first request.  All processes share the access token;
+    one of them replaces it shortly before it expires.
 
     Args:
-        registration: with a ``system_scope``, authenticating by ``private_key_jwt``.
+        registration: has a ``system_scope`` and authenticates with ``private_key_jwt``,
+            or with a client secret if the server does not support keys.
 
     Returns:
         A client that gets its tokens automatically; threads may share it.
 
     Raises:
-        InactiveRegistrationError: *registration* or its server is switched off, or has
-            no ``system_scope``.
-        CredentialsError: it has another method than ``private_key_jwt`` (BACK-01).
+        InactiveRegistrationError: *registration* or its server is inactive, or has no
+            ``system_scope``.
+        CredentialsError: the registration does not authenticate.
 
     Spec: SMART App Launch 2.2, "Backend Services".
     """
     service = BackendService(registration)
     server = registration.server
-
-    def get_scopes() -> ScopeSet:
-        # Before the first token, only the requested scope is known.
-        grant = service.grant
-        return _parse(grant.scope if grant else registration.system_scope)
-
-    def report(exchange: FHIRExchange) -> None:
-        _report(exchange, grant=service.grant, launch=None, patient_id=None)
-
     return FHIRClient(
         base_url=server.base_url,
-        get_access_token=sensitive_variables()(service.get_access_token),
-        renew_access_token=sensitive_variables()(service.renew_access_token),
+        tokens=service,
+        transport=EHRTransport(server),
+        observer=_Observer(lambda: service.grant),
         boundary=_get_boundary(server),
-        send=send,
-        open_stream=open_stream,
-        call_limit=whole_call_seconds(),
-        patient_id=None,
-        get_scopes=get_scopes,
-        on_missing_scope=_get_scope_check(),
-        on_request=report,
     )
 
 
@@ -144,51 +134,118 @@ def build_fhir_client(
     launch: Launch | None = None,
     base_url: str = "",
     patient_id: str | None = None,
-    send: Callable[[HTTPRequest], HTTPResponse] = send,
+    transport: EHRTransport | None = None,
     scopes: ScopeSet | None = None,
+    keeps_to_record: bool = True,
 ) -> FHIRClient:
     """
-    A client whose every request carries *grant*'s token, kept fresh (FHIR-01).
+    Return a client that sends *grant*'s token with every request (FHIR-01).
 
     Args:
         launch: whose requests they are, for the signal.
         base_url: another FHIR endpoint that accepts the token (RESP-20), where
             *patient_id* is the patient and *scopes* are granted.
-        send: another way to send, such as one with less time.
+        transport: another transport, such as one with a shorter timeout.
+        keeps_to_record: whether to restrict ``patient/`` scopes to the patient's
+            record, whatever the server allows.
     """
     server = grant.registration.server
     patient_id = patient_id if base_url else grant.patient_id or None
 
-    def report(exchange: FHIRExchange) -> None:
-        _report(exchange, grant=grant, launch=launch, patient_id=patient_id)
-
-    def get_scopes() -> ScopeSet:
-        return _parse(grant.scope) if scopes is None else scopes
-
     return FHIRClient(
         base_url=base_url or server.base_url,
-        # A site's view may fail within a refresh; the report must not show tokens.
-        get_access_token=sensitive_variables()(partial(get_access_token, grant)),
-        renew_access_token=sensitive_variables()(partial(renew_access_token, grant)),
+        tokens=_GrantTokens(grant, scopes),
+        transport=transport or EHRTransport(server),
+        observer=_Observer(lambda: grant, launch=launch, patient_id=patient_id),
         boundary="base" if base_url else _get_boundary(server),
-        send=send,
-        open_stream=open_stream,
-        call_limit=whole_call_seconds(),
         patient_id=patient_id,
-        get_scopes=get_scopes,
-        on_missing_scope=_get_scope_check(),
-        on_request=report,
+        record_rules=RecordRules(
+            reads_first=not server.enforces_compartments,
+            may_write_unread=grant.registration.unread_changes,
+        )
+        if keeps_to_record
+        else None,
     )
+
+
+# A process sees few different scopes; parsing them once per client would be wasteful.
+_parse = lru_cache(maxsize=64)(ScopeSet.parse)
+
+
+class _GrantTokens:
+    """The token of a grant, refreshed when it expires."""
+
+    def __init__(self, grant: TokenGrant, scopes: ScopeSet | None) -> None:
+        self._grant = grant
+        self._scopes = scopes
+
+    @property
+    def scopes(self) -> ScopeSet:
+        return _parse(self._grant.scope) if self._scopes is None else self._scopes
+
+    def get(self) -> str:
+        return get_access_token(self._grant)
+
+    # A site's view may fail in here; its error report must not show the token.
+    @sensitive_variables()
+    def renew(self, used: str) -> str:
+        return renew_access_token(self._grant, used)
+
+
+class _Observer:
+    """Write the audit line of each request, and send the signal."""
+
+    def __init__(
+        self,
+        get_grant: Callable[[], TokenGrant | None],
+        *,
+        launch: Launch | None = None,
+        patient_id: str | None = None,
+    ) -> None:
+        self._get_grant = get_grant
+        self._launch = launch
+        self._patient_id = patient_id
+
+    def on_request(self, exchange: FHIRExchange) -> None:
+        grant, launch = self._get_grant(), self._launch
+        note_exchange(exchange, grant=grant, launch=launch, patient_id=self._patient_id)
+        fhir_request_finished.send(
+            sender=FHIRClient, exchange=exchange, grant=grant, launch=launch
+        )
+
+    def on_missing_scope(self, scope: str) -> None:
+        if conf.SMART_SCOPE_CHECK == "warn":
+            logger.warning(
+                "A FHIR request needs the scope %s, which was not granted: "
+                "request it in the registration, or narrow the request.",
+                scope,
+            )
+        elif conf.SMART_SCOPE_CHECK == "raise":
+            raise InsufficientScopeError(
+                f"The request needs the scope {scope}, which was not granted; "
+                "nothing was sent.",
+                missing=scope,
+            )
 
 
 def build_async_client(client: FHIRClient) -> AsyncFHIRClient:
     """
-    Wrap *client* for async code, which awaits whatever sends a request.
+    Wrap *client* for async code, which awaits every method that sends a request.
 
-    Each call runs in a thread, several at a time; a database connection that a refresh
-    opened there is closed as at the end of a request.
+    Each call runs in one of ``SMART_ASYNC_THREADS`` threads of this process; a database
+    connection that a refresh opened there is closed after the call.
     """
-    return AsyncFHIRClient(client, after=close_old_connections)
+    return AsyncFHIRClient(
+        client,
+        executor=_get_executor(conf.SMART_ASYNC_THREADS, os.getpid()),
+        after=connections.close_all,
+    )
+
+
+@lru_cache(maxsize=1)
+def _get_executor(threads: int, pid: int) -> Executor:
+    """The pool of process *pid*; forked children inherit no threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="django_smart")
 
 
 def note_exchange(
@@ -202,9 +259,9 @@ def note_exchange(
     Write the audit line of *exchange*.
 
     Args:
-        grant: whose token was used; ``None`` if there was none yet.
-        launch: whose request it was; ``None`` in background work.
-        patient_id: of the patient in context, if there is one.
+        grant: whose token was used, or ``None``.
+        launch: whose request it was, or ``None`` in background work.
+        patient_id: of the patient in context, if any.
     """
     if not _audit.isEnabledFor(logging.INFO):
         return
@@ -213,7 +270,7 @@ def note_exchange(
         "%s %s: %s in %.3f s (user %s, grant %s, launch %s, request %s)",
         exchange.interaction,
         exchange.resource_type or "-",
-        exchange.status_code or "no answer",
+        exchange.status_code or "no response",
         exchange.duration,
         user_id,
         grant.pk if grant is not None else None,
@@ -232,45 +289,6 @@ def note_exchange(
             "duration": exchange.duration,
             "request_id": exchange.request_id,
         },
-    )
-
-
-def _report(
-    exchange: FHIRExchange,
-    *,
-    grant: TokenGrant | None,
-    launch: Launch | None,
-    patient_id: str | None,
-) -> None:
-    note_exchange(exchange, grant=grant, launch=launch, patient_id=patient_id)
-    fhir_request_finished.send(
-        sender=FHIRClient, exchange=exchange, grant=grant, launch=launch
-    )
-
-
-# A process sees few different scopes, and each client would parse its own again.
-_parse = lru_cache(maxsize=64)(ScopeSet.parse)
-
-
-def _get_scope_check() -> Callable[[str], None] | None:
-    """What to do about a request that the granted scopes do not allow."""
-    checks = {"warn": _warn_of_scope, "raise": _refuse_scope}
-    return checks.get(conf.SMART_SCOPE_CHECK)
-
-
-def _warn_of_scope(missing: str) -> None:
-    logger.warning(
-        "A FHIR request needs the scope %s, which was not granted: ask for it in the "
-        "registration, or ask for less.",
-        missing,
-    )
-
-
-def _refuse_scope(missing: str) -> None:
-    raise InsufficientScopeError(
-        f"The request needs the scope {missing}, which was not granted; nothing was "
-        "sent.",
-        missing=missing,
     )
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
+import os
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.db import connections
 from django.utils import timezone
 
-from django_smart.clients import build_fhir_client, fhir_client_for
+from django_smart.clients import (
+    build_async_client,
+    build_fhir_client,
+    fhir_client_for,
+)
 from django_smart.exceptions import (
     AmbiguousGrantError,
     NoGrantError,
     ReauthorizationRequiredError,
 )
+from django_smart.fhir import AsyncFHIRClient
 from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests import factories
@@ -43,7 +54,7 @@ def make_grant(user: Any, server: FHIRServer, **values: Any) -> TokenGrant:
 
 def token_of(client: Any) -> str:
     """The token that *client* would send."""
-    token: str = client._get_access_token()
+    token: str = client._tokens.get()
     return token
 
 
@@ -227,3 +238,58 @@ def test_clients_are_found_in_two_queries(user, server, django_assert_max_num_qu
     make_grant(user, server)
     with django_assert_max_num_queries(1):
         fhir_client_for(user, server)
+
+
+def run_at_once(afhir: AsyncFHIRClient, count: int, function: Any) -> list[Any]:
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(afhir.run(function) for _ in range(count)))
+
+    return asyncio.run(main())
+
+
+def test_async_calls_have_as_many_threads_as_the_site_wants(user, server, settings):
+    def call() -> str:
+        time.sleep(0.01)
+        return threading.current_thread().name
+
+    for threads in (2, 3):
+        settings.SMART_ASYNC_THREADS = threads
+        clients = [
+            build_async_client(build_fhir_client(make_grant(user, server)))
+            for _ in range(2)
+        ]
+        names = {name for each in clients for name in run_at_once(each, 6, call)}
+        assert len(names) == threads
+        assert all(name.startswith("django_smart") for name in names)
+
+
+def test_async_calls_close_their_database_connections(user, server):
+    closed: list[str] = []
+
+    def call() -> None:
+        thread = threading.current_thread().name
+        # Of this thread alone; of a database in memory, Django's closes nothing.
+        connection = connections["default"]
+        connection.close = lambda: closed.append(thread)  # type: ignore[method-assign]
+
+    afhir = build_async_client(build_fhir_client(make_grant(user, server)))
+    run_at_once(afhir, 3, call)
+    assert len(closed) == 3
+    assert threading.current_thread().name not in closed
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_forked_process_has_threads_of_its_own(user, server):
+    client = build_fhir_client(make_grant(user, server))
+    run_at_once(build_async_client(client), 1, os.getpid)
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+
+    def call_again() -> None:
+        writer.send(run_at_once(build_async_client(client), 1, os.getpid))
+
+    child = context.Process(target=call_again)
+    child.start()
+    assert reader.poll(30)
+    assert reader.recv() == [child.pid]
+    child.join(30)

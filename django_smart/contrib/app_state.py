@@ -1,5 +1,5 @@
 """
-App state: small settings that an app keeps at the EHR.
+App state: small settings that an app stores at the EHR.
 
 Spec: SMART App Launch 2.2, "App State" (experimental).
 """
@@ -52,21 +52,21 @@ _FHIR_JSON = "application/fhir+json"
 
 class AppStateClient:
     """
-    Creates, changes, deletes and finds the state of one app at one server.
+    Creates, updates, deletes and finds the state of one app at one server.
 
-    For the app alone: the EHR neither reads it nor acts on it, and what FHIR has a
-    resource for belongs there (STATE-01, STATE-02).
+    Only the app uses it: the EHR neither reads it nor acts on it, and data with a FHIR
+    resource type of its own does not belong here (STATE-01, STATE-02).
 
     Args:
-        client: for the base that :func:`find_app_state_base` found.
-        fhir_base_url: the server's FHIR base, which subjects belong to.
+        client: for the base URL that :func:`find_app_state_base` returned.
+        fhir_base_url: the server's FHIR base URL, for subjects.
         system: of the codes, an origin that the app owns (STATE-17).
-        max_size: bytes of JSON that are sent at most.
+        max_size: maximum bytes of JSON to send.
 
-    Every method raises what :class:`FHIRClient` does: ``FHIRStatusError`` for the
-    server's refusal, of which ``FHIRPreconditionFailedError`` tells that somebody else
-    has changed the state (search again, and decide anew), ``TransportError``, and
-    ``MalformedFHIRResponseError`` if the answer is not this state.
+    Every method raises the errors of :class:`FHIRClient`: ``FHIRStatusError`` if the
+    server refuses, such as ``FHIRPreconditionFailedError`` if someone else has changed
+    the state (search again and decide again), ``TransportError``, and
+    ``MalformedFHIRResponseError`` if the response is not this state.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class AppStateClient:
         self, code: str, values: Mapping[str, str], *, subject: str | None
     ) -> AppState:
         """
-        Create state, whatever there is already.
+        Create state, whether or not some exists.
 
         Args:
-            values: texts by the URL of their extension, mostly JSON.
-            subject: reference to whom it is of, such as ``"Patient/123"``, or
-                ``GLOBAL``.  ``None`` is refused: it is what a launch without a person
-                has, and would write one person's state for everybody.
+            values: strings by the URL of their extension, usually JSON.
+            subject: reference to the state's subject, such as ``"Patient/123"``, or
+                ``GLOBAL``.  ``None`` is refused, because a launch without a person has
+                it, and one person's state would be written for everyone.
 
         Raises:
-            AppStateError: not a usable code, value or subject; nothing was sent.
-            AppStateTooLargeError: more than *max_size*; nothing was sent.
+            AppStateError: a code, value or subject is invalid; nothing was sent.
+            AppStateTooLargeError: larger than *max_size*; nothing was sent.
 
         Spec: STATE-05 to STATE-08.
         """
@@ -106,7 +106,7 @@ class AppStateClient:
         response = self._send("POST", "Basic", "create", body=self._write(resource))
         answer = process_change_response(response, what="creation of app state")
         if answer is None:
-            # Nothing to read; the id stands in the Location, as FHIR demands.
+            # Without a body, the id is in the Location, as FHIR requires.
             parts = response.headers.get("location", "").split("/")
             place = len(parts) - parts[::-1].index("Basic") if "Basic" in parts else 0
             answer = {**resource, "id": parts[place] if place < len(parts) else ""}
@@ -116,11 +116,12 @@ class AppStateClient:
 
     def update(self, state: AppState, values: Mapping[str, str]) -> AppState:
         """
-        Put *values* in the place of those of *state*, if nobody else has changed it.
+        Replace the values of *state* with *values*, if no one else has changed it.
 
         Raises:
             AppStateDeletedError: it was deleted.
-            AppStateError, AppStateTooLargeError: as ``create``; or *state* has no ETag.
+            AppStateError, AppStateTooLargeError: see ``create``; or *state* has no
+                ETag.
 
         Spec: STATE-09, STATE-11.
         """
@@ -138,10 +139,10 @@ class AppStateClient:
 
     def delete(self, state: AppState) -> None:
         """
-        Delete *state*, if nobody else has changed it; it takes no change afterwards.
+        Delete *state*, if no one else has changed it; it cannot be changed afterward.
 
         Raises:
-            AppStateDeletedError: it was deleted before.
+            AppStateDeletedError: it was already deleted.
             AppStateError: *state* has no ETag.
 
         Spec: STATE-10, STATE-12.
@@ -151,18 +152,18 @@ class AppStateClient:
         response = self._send("DELETE", path, "delete", headers=headers)
         process_delete_response(response, what="deletion of app state")
         self._deleted_ids.add(state.id)
-        # Frozen against everybody else: the mark goes where the value goes.
+        # Frozen for everyone else; the flag is set where the value is.
         object.__setattr__(state, "is_deleted", True)
 
     def search(self, code: str, *, subject: str | None) -> list[AppState]:
         """
-        All state of this code and subject.
+        Return all state with this code and subject.
 
         Args:
-            subject: as for ``create``.
+            subject: see ``create``.
 
         Raises:
-            AppStateError: not a usable code or subject; nothing was sent.
+            AppStateError: the code or subject is invalid; nothing was sent.
 
         Spec: STATE-13.
         """
@@ -173,7 +174,7 @@ class AppStateClient:
         else:
             params.append(("subject", reference))
         states = []
-        for resource in self._client.search("Basic", params):
+        for resource in self._client.iterate("Basic", params):
             state = self._parse(resource)
             _check(state, key=(self.system, code, reference))
             states.append(state)
@@ -211,10 +212,10 @@ class AppStateClient:
         try:
             body = text.encode()
         except UnicodeEncodeError:
-            raise AppStateError("A value has half a surrogate pair.") from None
+            raise AppStateError("A value contains an unpaired surrogate.") from None
         if len(body) > self._max_size:
             raise AppStateTooLargeError(
-                f"The state has {len(body)} bytes, more than {self._max_size}."
+                f"The state has {len(body)} bytes; the limit is {self._max_size}."
             )
         return body
 
@@ -231,15 +232,15 @@ def _check(
     key: tuple[str, str, str | None],
     id: str | None = None,  # noqa: A002  # FHIR's own name
 ) -> None:
-    """Somebody else's state must not pass for what was asked for."""
+    """Refuse another subject's state in the response."""
     if (state.system, state.code, state.subject) != key or id not in {None, state.id}:
-        raise MalformedFHIRResponseError("the server brought other app state")
+        raise MalformedFHIRResponseError("the server returned a different app state")
 
 
-#: In place of a subject: the state is of nobody, but of the whole organisation.
+#: Subject of state that belongs to the whole organization.
 GLOBAL = "global"
 
-# What separates values in a search would need escapes, which servers read differently.
+# Separators in a search would need escapes, which servers interpret differently.
 _TOKEN_PART = re.compile(r"[!#%-+\--\[\]-{}~]+")
 _URL = re.compile(r"[!-~]+")
 _ETAG = re.compile(r'(?:W/)?"[!#-~]+"')
@@ -247,10 +248,10 @@ _ETAG = re.compile(r'(?:W/)?"[!#-~]+"')
 
 def find_app_state_base(configuration: SMARTConfiguration, *, base_url: str) -> str:
     """
-    Where a server keeps app state: its FHIR base, or an associated endpoint.
+    Return where a server stores app state: its FHIR base or an associated endpoint.
 
     Args:
-        base_url: the FHIR base.
+        base_url: the FHIR base URL.
 
     Raises:
         AppStateUnsupportedError: the server names neither (STATE-03).
@@ -260,21 +261,21 @@ def find_app_state_base(configuration: SMARTConfiguration, *, base_url: str) -> 
     for endpoint in configuration.associated_endpoints:
         if Capability.SMART_APP_STATE in endpoint.capabilities:
             return endpoint.url.removesuffix("/")
-    raise AppStateUnsupportedError("The server does not offer to keep app state.")
+    raise AppStateUnsupportedError("The server does not support app state.")
 
 
 def build_app_state_scope(
     level: str, *, system: str, code: str, letters: str = "cuds"
 ) -> str:
     """
-    The scope for the state of one code, such as ``user/Basic.cuds?code=…|…``.
+    Return the scope for the state of one code, such as ``user/Basic.cuds?code=…|…``.
 
     Args:
         level: ``user`` or ``patient``.
         letters: of ``cruds``, in this order.
 
     Raises:
-        AppStateError: not a scope, or a system or code that has no place in one.
+        AppStateError: not a valid scope, or a system or code that it cannot contain.
 
     Spec: STATE-16.
     """
@@ -283,24 +284,24 @@ def build_app_state_scope(
     try:
         parse_scope(scope, strict=True)
     except ScopeSyntaxError as exc:
-        raise AppStateError(f"This is no scope for app state: {exc}") from exc
+        raise AppStateError(f"This is not a scope for app state: {exc}") from exc
     if "&" in token or "?" in letters or level not in {"user", "patient"}:
-        raise AppStateError("App state is of level user or patient, by one code.")
+        raise AppStateError("App state is accessed with a user/ or patient/ scope.")
     return scope
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppState:
     """
-    State as the server has it; :meth:`AppStateClient.update` gives the next one.
+    State as stored at the server; :meth:`AppStateClient.update` returns the next one.
 
     Attributes:
-        system, code: what kind of state it is; they do not change.
-        values: texts by the URL of their extension.  Whoever has the scope can have
-            written them: check them, and never put them into a page unescaped.
-        subject: absolute reference, ``None`` for the whole organisation's.
+        system, code: kind of the state; they do not change.
+        values: strings by the URL of their extension.  Anyone with the scope may have
+            written them: check them, and always escape them in pages.
+        subject: absolute reference, or ``None`` for the whole organization.
         id: of the ``Basic`` resource.
-        etag: of the version that was read, for ``If-Match``; empty if none came.
+        etag: of the version that was read, for ``If-Match``; may be empty.
         is_deleted: whether :meth:`AppStateClient.delete` has deleted it.
     """
 
@@ -314,7 +315,7 @@ class AppState:
 
     def read_json(self, url: str) -> dict[str, Any]:
         """
-        Read the value at *url* as one JSON object, of a bounded depth (STATE-14).
+        Parse the value at *url* as one JSON object of limited depth (STATE-14).
 
         Raises:
             KeyError: there is no such value.
@@ -333,15 +334,15 @@ def is_etag(text: str) -> bool:
 
 def resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
     """
-    Absolute reference to a subject, ``None`` for ``GLOBAL``.
+    Return the absolute reference to a subject, or ``None`` for ``GLOBAL``.
 
     Raises:
-        AppStateError: no reference into the FHIR base (STATE-07).
+        AppStateError: not a reference within the FHIR base URL (STATE-07).
     """
     if subject == GLOBAL:
         return None
     if not isinstance(subject, str):
-        raise AppStateError("There is no subject; say GLOBAL for global state.")
+        raise AppStateError("There is no subject; pass GLOBAL for global state.")
     parts = subject.removeprefix(f"{fhir_base_url}/").split("/")
     try:
         resource_type, resource_id = parts
@@ -349,21 +350,21 @@ def resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
         validate_id(resource_id)
     except (ValueError, FHIRRequestError):
         raise AppStateError(
-            "The subject is no reference into the server's FHIR base."
+            "The subject is not a reference within the server's FHIR base URL."
         ) from None
     return f"{fhir_base_url}/{resource_type}/{resource_id}"
 
 
 def build_token(system: str, code: str) -> str:
     """
-    Build what a search by code asks for.
+    Build the value of a search by code.
 
     Raises:
         AppStateError: one of them is empty or would need an escape.
     """
     if not _TOKEN_PART.fullmatch(system) or not _TOKEN_PART.fullmatch(code):
         raise AppStateError(
-            "A system or code is empty or has white space or one of |,$\\ in it."
+            "A system or code is empty or contains whitespace or one of |,$\\"
         )
     return f"{system}|{code}"
 
@@ -375,18 +376,18 @@ def build_basic(
     Build the resource, without ``id`` and ``meta`` (STATE-05).
 
     Args:
-        values: texts by the URL of their extension.
+        values: strings by the URL of their extension.
         reference: absolute, or ``None`` for global state.
 
     Raises:
-        AppStateError: a system, code, URL or text that is not usable (STATE-08).
+        AppStateError: a system, code, URL or value is invalid (STATE-08).
     """
     build_token(system, code)
     for url, value in values.items():
         if not _URL.fullmatch(url):
-            raise AppStateError("An extension has no usable URL.")
+            raise AppStateError("An extension has no valid URL.")
         if not isinstance(value, str) or not value:
-            raise AppStateError("A value of app state is text, and not empty.")
+            raise AppStateError("An app state value must be a non-empty string.")
     resource: dict[str, Any] = {"resourceType": "Basic"}
     if reference is not None:
         resource["subject"] = {"reference": reference}
@@ -399,7 +400,7 @@ def build_basic(
 
 
 def _parse_values(extensions: object) -> Iterator[tuple[str, str]]:
-    """Texts by URL; anything else would be lost by an update, so it is refused."""
+    """Return strings by URL; refuse anything else, which an update would lose."""
     seen: set[str] = set()
     for extension in [] if extensions is None else _as_list(extensions):
         url = extension.get("url") if isinstance(extension, dict) else None
@@ -410,14 +411,16 @@ def _parse_values(extensions: object) -> Iterator[tuple[str, str]]:
             or set(extension) - {"id", "url", "valueString"}
             or url in seen
         ):
-            raise MalformedFHIRResponseError("the app state has more than plain texts")
+            raise MalformedFHIRResponseError(
+                "the app state contains more than plain strings"
+            )
         seen.add(url)
         yield url, value
 
 
 def _as_list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise MalformedFHIRResponseError("the extensions of app state are no list")
+        raise MalformedFHIRResponseError("the extensions of app state are not a list")
     return value
 
 
@@ -425,13 +428,13 @@ def parse_basic(
     resource: Mapping[str, Any], *, fhir_base_url: str, etag: str = ""
 ) -> AppState:
     """
-    Read a ``Basic`` that can have been written by anybody.
+    Read a ``Basic`` resource, which anyone may have written.
 
     Args:
-        etag: of the answer; without it, the version in the resource.
+        etag: of the response; by default, the version in the resource.
 
     Raises:
-        MalformedFHIRResponseError: not the form that app state has (STATE-14).
+        MalformedFHIRResponseError: it is not app state (STATE-14).
     """
     concept, subject = resource.get("code"), resource.get("subject")
     codings = concept.get("coding") if isinstance(concept, dict) else None
@@ -443,18 +446,20 @@ def parse_basic(
         or not isinstance(codings[0].get("system"), str)
         or not isinstance(codings[0].get("code"), str)
     ):
-        raise MalformedFHIRResponseError("the app state has not exactly one coding")
+        raise MalformedFHIRResponseError(
+            "the app state does not have exactly one coding"
+        )
     try:
         resource_id = validate_id(resource.get("id"))
         if subject is not None:
             reference = resolve_subject(
-                # On the wire this word would be a reference like any other.
+                # In a request, this word would be a reference like any other.
                 None if reference == GLOBAL else reference,
                 fhir_base_url=fhir_base_url,
             )
     except FHIRRequestError:
         raise MalformedFHIRResponseError(
-            "the app state has no usable id or subject"
+            "the app state has no valid id or subject"
         ) from None
     meta = resource.get("meta")
     version = meta.get("versionId") if isinstance(meta, dict) else None

@@ -1,8 +1,8 @@
 """
 Django REST framework: views for the launch of a request.
 
-Needs the extra ``drf``.  An API under the launch's prefix is used by the scripts of a
-page with the browser's cookies, as any other view of the site.
+Requires the extra ``drf``.  Scripts of a page use an API under the launch's prefix with
+the browser's cookies, like any other view of the site.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 class SMARTAuthentication(SessionAuthentication):
     """
-    Signs in by the launch of the request.
+    Authenticates with the launch of the request.
 
-    ``request.user`` is whose launch it is, anonymous where it is the browser's alone,
-    and ``request.auth`` is ``request.smart``.  Without a launch the next class is
-    asked.  What may change something needs the CSRF token, as with DRF's
-    ``SessionAuthentication``: a browser sends the launch's cookie by itself.
+    ``request.user`` is the launch's user, or anonymous if only the browser has the
+    launch, and ``request.auth`` is ``request.smart``.  Without a launch, the next class
+    is tried. Unsafe methods require the CSRF token, as with DRF's
+    ``SessionAuthentication``, because browsers send the launch's cookie automatically.
     """
 
     def authenticate(self, request: Request) -> tuple[Any, Any] | None:
-        """Replace upstream's, which asks for a session and no launch."""
+        """Replace upstream's, which requires a session user instead of a launch."""
         smart = get_context(request._request)
         if not smart:
             return None
-        # The launch was found for this very user, or for nobody.
+        # The launch was found for exactly this user, or for no one.
         user = request._request.user
         if user.is_authenticated and not user.is_active:
             return None
@@ -55,28 +55,28 @@ class SMARTAuthentication(SessionAuthentication):
 
 class SMARTPermission(BasePermission):
     """
-    Lets requests through whose launch suffices for the view.
+    Allows requests whose launch meets the view's requirements.
 
-    Others are answered with 403 and an object with ``detail``, in words, and ``code``:
-    ``no_launch``, ``ambiguous``, ``insufficient_scope`` (with ``missing``, the scopes),
-    ``patient_missing`` or ``encounter_missing``.
+    Other requests get status 403 and an object with ``detail``, for people, and
+    ``code``: ``no_launch``, ``ambiguous``, ``insufficient_scope`` (with ``missing``,
+    the scopes), ``patient_missing`` or ``encounter_missing``.
 
-    The view's attributes are those of ``SMARTRequiredMixin``:
+    The view has the attributes of ``SMARTRequiredMixin``:
 
-    - ``smart_scopes``: a scope string or ``ScopeSet`` that has to be granted.
-    - ``smart_context``: ``"patient"``, ``"encounter"``, both, or neither.
+    - ``smart_scopes``: required scopes, as a scope string or ``ScopeSet``.
+    - ``smart_context``: ``"patient"``, ``"encounter"``, both or neither.
     """
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         """
-        Look at the launch; no query beyond that of the launch itself.
+        Check the launch, without other queries.
 
         Raises:
-            PermissionDenied: it does not suffice.
+            PermissionDenied: it is insufficient.
         """
         smart = get_context(request._request)
         if not smart:
-            raise _refuse(smart.reason, _("No chart is open for this."))
+            raise _refuse(smart.reason, _("No chart is open for this request."))
         scopes = getattr(view, "smart_scopes", "")
         if isinstance(scopes, str):
             scopes = ScopeSet.parse(scopes, strict=True)
@@ -84,7 +84,7 @@ class SMARTPermission(BasePermission):
         if missing:
             raise _refuse(
                 "insufficient_scope",
-                _("The EHR has not allowed this."),
+                _("The EHR did not grant the required access."),
                 missing=missing,
             )
         context = getattr(view, "smart_context", ())
@@ -92,18 +92,18 @@ class SMARTPermission(BasePermission):
             if getattr(smart, f"{name}_id") is None:
                 raise _refuse(
                     f"{name}_missing",
-                    _("The launch has no %(name)s in context.") % {"name": name},
+                    _("The launch context has no %(name)s.") % {"name": name},
                 )
         return True
 
 
 def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
     """
-    Tell of trouble with the EHR in JSON; for the setting ``EXCEPTION_HANDLER``.
+    Report EHR errors as JSON; for the setting ``EXCEPTION_HANDLER``.
 
-    An object with ``detail``, in words, and ``code``, with the status that the page
-    would have.  A transaction of the request is rolled back.  Anything else is left to
-    the framework's own handler.
+    The response is an object with ``detail``, for people, and ``code``, with the status
+    that the page would have.  The request's transaction is rolled back.  All other
+    errors go to the framework's own handler.
     """
     if not isinstance(exc, SMARTError) or not (
         is_trouble(exc) or isinstance(exc, ContextChangedError)
@@ -112,7 +112,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     set_rollback()
     smart = get_context(context["request"]._request)
     logger.warning(
-        "Launch %s: an API failed: %s",
+        "Launch %s: API error: %s",
         smart.launch.pk if smart.launch else "unknown",
         exc.code,
         exc_info=exc,

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from django_smart.fhir.asynchronous import AsyncFHIRClient, AsyncSearchResult
+from django_smart.fhir.asynchronous import (
+    AsyncBatch,
+    AsyncBulkExport,
+    AsyncFHIRClient,
+    AsyncPatientRecord,
+    AsyncSearchStream,
+)
 from django_smart.fhir.batch import Batch, BatchAnswer
 from django_smart.fhir.bulk import BulkExport, ExportedFile
 from django_smart.fhir.client import FHIRClient
-from django_smart.fhir.compartment import PatientRecord
+from django_smart.fhir.connection import Observer, TokenSource, Transport
+from django_smart.fhir.json import Number, dump_json, load_json
 from django_smart.fhir.messages import FHIRExchange
 from django_smart.fhir.paging import History
-from django_smart.fhir.search import SearchPage, SearchResult
+from django_smart.fhir.record import PatientRecord
+from django_smart.fhir.search import SearchPage, SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 from django_smart.fhir.values import AnyOf, Quantity, Reference, Token, escape
 
 __all__ = [
     "AnyOf",
+    "AsyncBatch",
+    "AsyncBulkExport",
     "AsyncFHIRClient",
-    "AsyncSearchResult",
+    "AsyncPatientRecord",
+    "AsyncSearchStream",
     "Batch",
     "BatchAnswer",
     "BulkExport",
@@ -25,11 +36,18 @@ __all__ = [
     "FHIRExchange",
     "FHIRSession",
     "History",
+    "Number",
+    "Observer",
     "PatientRecord",
     "Quantity",
     "Reference",
     "SearchPage",
     "SearchResult",
+    "SearchStream",
     "Token",
+    "TokenSource",
+    "Transport",
+    "dump_json",
     "escape",
+    "load_json",
 ]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from django_smart.fhir.interactions import FHIR_JSON, refuse_part
+from django_smart.fhir.json import EXACT, dump_json
+
 if TYPE_CHECKING:
     from fhirclient.client import FHIRClient as SMARTClient
     from fhirpy import SyncFHIRClient
@@ -48,13 +51,20 @@ def build_fhirpy(client: FHIRClient) -> SyncFHIRClient:
         ) -> Any:
             headers = {**self._build_request_headers(), **(extra_headers or {})}
             url = self._build_request_url(path, params)
-            answer = client.session.request(method, url, json=data, headers=headers)
+            if method.lower() == "put":
+                refuse_part(data)
+            if data is not None:
+                headers = {"Content-Type": FHIR_JSON, **headers}
+                data = dump_json(data)
+            answer = client.session.request(method, url, data=data, headers=headers)
             status = answer.status_code
             if status == 304:
                 value = None
             elif 200 <= status < 300:
                 text = answer.content.decode()
-                value = json.loads(text, object_hook=AttrDict) if text else None
+                value = (
+                    json.loads(text, object_hook=AttrDict, **EXACT) if text else None
+                )
             elif status in errors:
                 raise errors[status](answer.content.decode())
             else:
@@ -97,6 +107,6 @@ def build_fhirclient(client: FHIRClient) -> SMARTClient:
         }
     )
     smart.server.session = client.session
-    # "No authorization" of its own: it is ready, and asks nobody.
+    # It has no authorization of its own: it is ready and asks no one.
     smart.server.auth = FHIRAuth()
     return smart

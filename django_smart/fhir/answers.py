@@ -1,4 +1,4 @@
-"""What a server tells of a change that it made."""
+"""Responses of a server to a change."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def process_write_response(
         or interaction.id not in {"", answer["id"]}
     ):
         raise MalformedFHIRResponseError(
-            f"the {what} brought another resource",
+            f"the {what} returned a different resource",
             status_code=response.status_code,
             media_type=response.media_type,
         )
@@ -103,8 +103,8 @@ def _read_place(
     url = resolve_url(response.url or location, location)
     if not is_within_boundary(url):
         raise BearerBoundaryError(
-            f"the answer to the {interaction.name} of {interaction.resource_type} "
-            "names a place outside of the server"
+            f"the response to the {interaction.name} of "
+            f"{interaction.resource_type} names a location outside the server"
         )
     place = parse_place(url)
     if place is None:

@@ -1,4 +1,4 @@
-"""Binary content: attachments, and the answers that bring it."""
+"""Binary content: attachments, and the responses that contain it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _MAX_REFUSAL = 1024 * 1024
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attachment:
     """
-    Content, or where it is.
+    Content, or its location.
 
     Attributes:
-        url: as it stands in the resource; empty where *data* is there.
+        url: as in the resource; empty with *data*.
         data: the content itself.
-        media_type: of the content; empty if not known.
+        media_type: of the content; empty if unknown.
     """
 
     url: str = field(default="", repr=False)
@@ -39,7 +39,7 @@ class Attachment:
     media_type: str = field(default="", repr=False)
 
     def build_interaction(self) -> Interaction:
-        """Ask for the content as it is, and not for a resource that wraps it."""
+        """Request the content itself, not a resource that wraps it."""
         place = parse_place(self.url)
         return Interaction(
             name="read",
@@ -55,7 +55,7 @@ def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attach
     Read an ``Attachment``, or the URL of content.
 
     Raises:
-        FHIRRequestError: it has neither usable data nor a URL.
+        FHIRRequestError: it has no valid data and no URL.
 
     Spec: FHIR R4, data type Attachment; "RESTful API", Binary.
     """
@@ -67,7 +67,9 @@ def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attach
         try:
             content = base64.b64decode("".join(data.split()), validate=True)
         except (binascii.Error, ValueError):
-            raise FHIRRequestError("The data of the attachment is no base64.") from None
+            raise FHIRRequestError(
+                "The attachment's data is not valid base64."
+            ) from None
         return Attachment(data=content, media_type=media_type)
     if not isinstance(url, str) or not url:
         raise FHIRRequestError("The attachment has neither data nor a URL.")
@@ -76,28 +78,39 @@ def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attach
 
 def write_stream(stream: ResponseStream, file: BinaryIO, *, max_size: int) -> str:
     """
-    Write what comes to *file*; returns its media type.
+    Write the content to *file*; return its media type.
 
     Raises:
-        FHIRStatusError: its subclass for the status; nothing was written.
-        MalformedFHIRResponseError: a status below 400 that brings no content.
+        FHIRStatusError: the subclass for the status; nothing was written.
+        MalformedFHIRResponseError: a status below 400 without content.
         ResponseTooLargeError: more than *max_size* bytes.
-        TransportError: the answer broke off.
+        TransportError: the response is incomplete.
+    """
+    raise_unless_ok(stream, what="download")
+    for chunk in _limit(stream.chunks, max_size):
+        file.write(chunk)
+    return stream.head.media_type
+
+
+def raise_unless_ok(stream: ResponseStream, *, what: str) -> None:
+    """
+    Raise unless the response has content.
+
+    Raises:
+        FHIRStatusError: the subclass for the status, with the server's issues.
+        MalformedFHIRResponseError: a status below 400 without content.
     """
     head = stream.head
     if head.status_code >= 400:
-        # Of a page that tells why as much as an OperationOutcome may have.
+        # As much of an error response as an OperationOutcome may have.
         body = b"".join(_limit(stream.chunks, _MAX_REFUSAL))
-        raise_for_status(replace(head, body=body), "download")
+        raise_for_status(replace(head, body=body), what)
     if head.status_code != 200:
         raise MalformedFHIRResponseError(
-            f"the download was answered with {head.status_code}",
+            f"the {what} returned status {head.status_code}",
             status_code=head.status_code,
             media_type=head.media_type,
         )
-    for chunk in _limit(stream.chunks, max_size):
-        file.write(chunk)
-    return head.media_type
 
 
 def _limit(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:
@@ -105,5 +118,5 @@ def _limit(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:
     for chunk in chunks:
         size += len(chunk)
         if size > max_size:
-            raise ResponseTooLargeError(f"the download has more than {max_size} bytes")
+            raise ResponseTooLargeError(f"the download is larger than {max_size} bytes")
         yield chunk

@@ -36,16 +36,16 @@ _OF_ONE = frozenset({"read", "vread", "create", "update", "patch"})
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchAnswer:
     """
-    The answer to one entry.
+    The response to one entry.
 
     Attributes:
         status_code: HTTP status of this entry.
-        resource: what came with it, or ``None``.
-        reference: where the resource is, such as ``Patient/123``; empty if not told,
-            or told as outside of the server.
-        version_id: its version; empty if not told.
-        error: what the interaction alone would have raised, for a status of 400 or
-            more or where another resource came; else ``None``.
+        resource: the returned resource, or ``None``.
+        reference: the resource's reference, such as ``Patient/123``; empty if the
+            server did not send it, or if it is outside the server.
+        version_id: the resource's version; empty if the server did not send it.
+        error: the error that the interaction alone would have raised, for a status of
+            400 or above or a different resource; otherwise, ``None``.
     """
 
     status_code: int
@@ -62,7 +62,7 @@ class BatchAnswer:
 
         Raises:
             FHIRStatusError: the server refused this entry.
-            MalformedFHIRResponseError: it brought another resource than was meant.
+            MalformedFHIRResponseError: the server returned a different resource.
         """
         if self.error is not None:
             raise self.error
@@ -73,9 +73,9 @@ class Batch:
     """
     Collects interactions and sends them in one request.
 
-    The entries of a batch succeed or fail each for itself; a transaction happens as a
-    whole or not at all.  The methods take what those of ``FHIRClient`` take, and check
-    it at once::
+    The entries of a batch succeed or fail independently; those of a transaction all
+    succeed or all fail.  The methods take the arguments of those of ``FHIRClient``, and
+    check them immediately::
 
         transaction = request.smart.fhir.transaction()
         observation = transaction.create({"resourceType": "Observation", ...})
@@ -93,7 +93,7 @@ class Batch:
         check: Callable[[Interaction], None],
         is_within_boundary: Callable[[str], bool],
     ) -> None:
-        """*send* posts the Bundle and returns the one that answers; *check* scopes."""
+        """*send* posts the Bundle and returns the response; *check* checks scopes."""
         self._kind = kind
         self._send = send
         self._check = check
@@ -118,7 +118,7 @@ class Batch:
     def search(
         self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
     ) -> None:
-        """Add a search; its answer is the first page, a Bundle."""
+        """Add a search; its response is the first page, a Bundle."""
         query = build_search_query(params, keywords)
         self._add(build_search(resource_type, query))
 
@@ -128,7 +128,7 @@ class Batch:
         *,
         if_none_exist: SearchParams | None = None,
     ) -> str:
-        """Add a create; returns what other entries can refer to the resource by."""
+        """Add a create; return a reference to it that other entries can use."""
         full_url = f"urn:uuid:{uuid.uuid4()}"
         self._add(build_create(resource, if_none_exist=if_none_exist), full_url)
         return full_url
@@ -168,17 +168,17 @@ class Batch:
 
     def send(self) -> list[BatchAnswer]:
         """
-        Send what was collected; an empty one is not sent.
+        Send the collected entries in one request; nothing is sent without entries.
 
         Returns:
-            An answer for each entry, in the order in which they were added.
+            A response for each entry, in the order in which they were added.
 
         Raises:
-            FHIRStatusError: the server refused the whole.
-            InsufficientScopeError: the scopes do not allow an entry (where the site
-                wants that); nothing was sent.
-            MalformedFHIRResponseError: no answer for each entry came.
-            TransportError: no usable answer; what has happened is not known.
+            FHIRStatusError: the server refused the whole Bundle.
+            InsufficientScopeError: the scopes do not allow an entry, and
+                ``SMART_SCOPE_CHECK`` is ``"raise"``; nothing was sent.
+            MalformedFHIRResponseError: the server did not respond to each entry.
+            TransportError: no usable response; the outcome is unknown.
         """
         if not self._entries:
             return []
@@ -195,8 +195,8 @@ class Batch:
         entries = answer["entry"]
         if len(entries) != len(self._interactions):
             raise MalformedFHIRResponseError(
-                f"the {self._kind} of {len(self._interactions)} entries brought "
-                f"{len(entries)} answers"
+                f"the {self._kind} of {len(self._interactions)} entries "
+                f"returned {len(entries)} responses"
             )
         return [
             self._read_answer(interaction, entry)
@@ -219,7 +219,7 @@ class Batch:
         match = _STATUS.fullmatch(str(response.get("status", "")))
         if match is None:
             raise MalformedFHIRResponseError(
-                f"an answer in the {self._kind} has no status"
+                f"a response in the {self._kind} has no status"
             )
         status_code = int(match[1])
         resource = entry.get("resource")
@@ -244,7 +244,7 @@ class Batch:
             return BatchAnswer(
                 status_code=status_code,
                 error=MalformedFHIRResponseError(
-                    f"the {what} brought another resource", status_code=status_code
+                    f"the {what} returned a different resource", status_code=status_code
                 ),
             )
         return BatchAnswer(
@@ -261,7 +261,7 @@ def _choose_place(
     resource: dict[str, Any] | None,
 ) -> tuple[str, str, str] | None:
     """
-    Type, id and version of what an entry is about, each empty if nothing tells.
+    Return type, id and version of an entry's subject; unknown ones are empty.
 
     ``None`` if it is not what *interaction* is about.
     """
@@ -280,7 +280,7 @@ def _choose_place(
 
 
 def _is_meant(interaction: Interaction, place: tuple[str, str, str]) -> bool:
-    """Whether what is at *place* can be the answer to *interaction*."""
+    """Return whether the resource at *place* can be the response to *interaction*."""
     asked = parse_place(interaction.path)
     version_id = asked[2] if asked else ""
     return (

@@ -1,32 +1,40 @@
 """
 Bulk export: all resources of a server, a group or all patients, line by line.
 
-Spec: HL7 Bulk Data Access 2.0, "Export Operation Request Flow".
+Spec: HL7 Bulk Data Access 2.0 and 3.0, "Export Operation Request Flow".
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from django_smart.exceptions import (
+    BearerBoundaryError,
     FHIRRequestError,
     MalformedFHIRResponseError,
     ResponseTooLargeError,
     ServerTimeoutError,
     ServerUnreachableError,
-    TransportError,
 )
-from django_smart.fhir.messages import parse_resource, raise_for_status
+from django_smart.fhir.attachments import raise_unless_ok
+from django_smart.fhir.messages import (
+    parse_resource,
+    process_delete_response,
+    raise_for_status,
+    resolve_url,
+)
+from django_smart.fhir.paging import Stream
 from django_smart.fhir.parameters import build_search_query
-from django_smart.protocol.messages import HTTPResponse
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.transport import ResponseStream
 
 if TYPE_CHECKING:
@@ -36,15 +44,24 @@ __all__ = ["BulkExport", "ExportedFile", "start_export"]
 
 _SCOPE = re.compile(r"|Patient|Group/[A-Za-z0-9\-.]{1,64}")
 _NDJSON = "application/fhir+ndjson"
-# Seconds between two questions: when the server names none, doubled each time, and at
-# most; and at most when it names them.
+# Seconds between two polls: initial (then doubled) and maximum without a
+# Retry-After, and maximum with one.
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 _LONGEST_TOLD_WAIT = 3600.0
-# Bytes of one resource.
+# Maximum bytes of one resource.
 _LONGEST_LINE = 50 * 1024 * 1024
-# Connections that may break in a row, before a line more has come.
+# Connections that may break in a row without a new line.
 _TRIES = 3
+_MAX_MANIFESTS = 10_000
+# Parameters of a kick-off by POST that are not strings.
+_VALUE_TYPES = {
+    "_since": "valueInstant",
+    "_until": "valueInstant",
+    "allowPartialManifests": "valueBoolean",
+    "patient": "valueReference",
+}
+_REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +70,8 @@ class ExportedFile:
     One file of an export.
 
     Attributes:
-        type: of the resources in it.
-        count: of resources, if the server tells.
+        type: type of its resources.
+        count: number of resources, if the server sends it.
     """
 
     type: str
@@ -68,18 +85,23 @@ def start_export(
     *,
     types: Sequence[str] = (),
     since: datetime | None = None,
+    by_post: bool = False,
     **parameters: object,
 ) -> BulkExport:
     """
-    Ask the server to begin; see :meth:`FHIRClient.export`.
+    Send the kick-off request; see :meth:`FHIRClient.export`.
 
     Raises:
-        FHIRRequestError: not a usable scope or parameter; nothing was sent.
+        FHIRRequestError: the scope or a parameter is invalid; nothing was sent.
         FHIRStatusError: the server refused.
-        MalformedFHIRResponseError: it accepted without telling where to ask.
+        MalformedFHIRResponseError: the response does not name a URL to poll.
+        BearerBoundaryError: that URL is outside the boundary; ``export`` can abandon
+            it.
     """
     if not _SCOPE.fullmatch(scope):
-        raise FHIRRequestError('An export is of "", "Patient" or "Group/<id>".')
+        raise FHIRRequestError(
+            'The scope of an export is "", "Patient" or "Group/<id>".'
+        )
     path = f"{scope}/$export" if scope else "$export"
     pairs: list[tuple[str, object]] = [("_outputFormat", _NDJSON)]
     if types:
@@ -87,29 +109,65 @@ def start_export(
     if since is not None:
         pairs.append(("_since", since))
     query = build_search_query(pairs, parameters)
-    response = client.request(
-        "GET", f"{path}?{query}", headers={"Prefer": "respond-async"}
-    )
+    headers = {"Prefer": "respond-async"}
+    if by_post or "patient" in parameters:
+        headers["Content-Type"] = "application/fhir+json"
+        body = json.dumps(_build_parameters(query)).encode()
+        response = client.request("POST", path, headers=headers, body=body)
+    else:
+        response = client.request("GET", f"{path}?{query}", headers=headers)
     if response.status_code >= 400:
         raise_for_status(response, "export")
-    status_url = response.headers.get("content-location", "")
-    if response.status_code != 202 or not status_url:
+    location = response.headers.get("content-location", "")
+    if response.status_code != 202 or not location:
         raise MalformedFHIRResponseError(
-            f"the export was answered with {response.status_code}, not with 202 and "
-            "a Content-Location",
+            f"the export request returned status {response.status_code}, not "
+            "202 with a Content-Location",
             status_code=response.status_code,
         )
-    return BulkExport(client, {"status_url": status_url})
+    status_url = resolve_url(response.url or f"{client.base_url}/", location)
+    export = BulkExport(client, {"status_url": status_url})
+    if not client.is_within_boundary(status_url):
+        error = BearerBoundaryError(
+            "the export has started, but its Content-Location is outside the "
+            f"server's {client.boundary}, where no access token is sent: if it "
+            'is the same server, set its bearer_boundary to "origin"; the '
+            "export attached to this error can then be deleted or resumed"
+        )
+        error.export = export
+        raise error
+    return export
 
 
-class BulkExport:
+def _build_parameters(query: str) -> dict[str, Any]:
+    """Return the body of a kick-off by POST for the parameters of a GET."""
+
+    def build_value(name: str, text: str) -> object:
+        kind = _VALUE_TYPES.get(name)
+        if kind == "valueReference":
+            return {"reference": text}
+        return text == "true" if kind == "valueBoolean" else text
+
+    return {
+        "resourceType": "Parameters",
+        "parameter": [
+            {
+                "name": name,
+                _VALUE_TYPES.get(name, "valueString"): build_value(name, text),
+            }
+            for name, text in parse_qsl(query)
+        ],
+    }
+
+
+class BulkExport(Stream[dict[str, Any]]):
     """
-    An export on its way: a place to ask, and how far its files were read.
+    A running export: the URL to poll, and how far its files have been read.
 
-    Iterating waits until the server is ready, and yields the resources one by one.
+    Iterating yields the resources one by one, and waits for files that are not ready.
 
     Args:
-        state: what :attr:`state` gave before; in another process, too.
+        state: an earlier value of :attr:`state`, possibly from another process.
     """
 
     def __init__(self, client: FHIRClient, state: Mapping[str, Any]) -> None:
@@ -118,10 +176,15 @@ class BulkExport:
             self._file = int(state.get("file", 0))
             self._line = int(state.get("line", 0))
         except (KeyError, TypeError, ValueError):
-            raise FHIRRequestError("This is no state of an export.") from None
+            raise FHIRRequestError("This is not the state of an export.") from None
         self._client = client
-        self._manifest: dict[str, Any] | None = None
+        # Complete manifests, their locations, and the location of the next one.
+        self._manifests: list[dict[str, Any]] = []
+        self._followed: set[str] = set()
+        self._next_url: str | None = self._status_url
         self._own_wait = _FIRST_WAIT
+        # When to poll next; files may be read meanwhile.
+        self._pause: float | None = None
 
     def __repr__(self) -> str:
         return f"<BulkExport: file {self._file}, line {self._line}>"
@@ -129,10 +192,10 @@ class BulkExport:
     @property
     def state(self) -> dict[str, Any]:
         """
-        Where a further process can go on, as JSON.
+        Position where another process can resume, as JSON.
 
-        The resource that was yielded last counts as handled when the next one is
-        asked for, so none is lost: after a crash some come again.
+        A yielded resource counts as processed when the next one is requested, so none
+        is lost; after a crash, some are repeated.
         """
         return {
             "status_url": self._status_url,
@@ -142,101 +205,172 @@ class BulkExport:
 
     def poll(self) -> float | None:
         """
-        Ask once; return the seconds to wait before asking again, ``None`` if ready.
+        Poll once; return the seconds to wait, or ``None`` if the export is ready.
+
+        With partial manifests, all available ones are read.
 
         Raises:
-            FHIRStatusError: the export failed, or is known no more.
-            MalformedFHIRResponseError: no usable list of files.
+            FHIRStatusError: the export failed, or the server no longer knows it.
+            MalformedFHIRResponseError: the list of files is invalid.
+            BearerBoundaryError: another list of files is outside the boundary.
         """
-        response = self._client.request(
-            "GET", self._status_url, headers={"Accept": "application/json"}
-        )
-        if response.status_code == 202 or response.status_code in {429, 503}:
-            wait = _get_wait(response)
-            if wait is None:
-                # Without a word of the server, ever more seldom.
-                wait = self._own_wait
-                self._own_wait = min(wait * 2, _LONGEST_WAIT)
-            # Zero would be a loop without a pause.
-            return min(max(wait, 0.1), _LONGEST_TOLD_WAIT)
-        if response.status_code >= 400:
-            raise_for_status(response, "export")
-        self._manifest = _parse_manifest(response)
+        while self._next_url is not None:
+            wait = self._ask(self._next_url)
+            if wait is not None:
+                return wait
         return None
+
+    def _ask(self, url: str) -> float | None:
+        """Poll *url*: return the seconds to wait, or ``None`` if it can continue."""
+        response = self._client.request(
+            "GET", url, headers={"Accept": "application/json"}
+        )
+        status = response.status_code
+        is_waiting = status in {202, 429, 503}
+        if status >= 400 and not is_waiting:
+            raise_for_status(response, "export")
+        manifest = _load_manifest(response.body) if status in {200, 202} else ""
+        link = _find_next(manifest) if isinstance(manifest, dict) else ""
+        # Without a link and while the server is not done, it may still grow.
+        if isinstance(manifest, dict) and (link or not is_waiting):
+            self._follow(url, resolve_url(url, link) if link else None)
+            self._manifests.append(manifest)
+            return None
+        if not is_waiting:
+            raise MalformedFHIRResponseError(
+                str(manifest) or f"the export returned status {status}",
+                status_code=status,
+                media_type=response.media_type,
+            )
+        wait = response.retry_after
+        if wait is None:
+            # Without Retry-After, at growing intervals.
+            wait = self._own_wait
+            self._own_wait = min(wait * 2, _LONGEST_WAIT)
+        # Zero would be a busy loop.
+        return min(max(wait, 0.1), _LONGEST_TOLD_WAIT)
+
+    def _follow(self, url: str, next_url: str | None) -> None:
+        seen = {"", url, *self._followed}
+        if next_url in seen or len(seen) > _MAX_MANIFESTS:
+            raise MalformedFHIRResponseError("the manifests of the export never end")
+        self._followed.add(url)
+        self._next_url = next_url
+        self._own_wait = _FIRST_WAIT
 
     def wait(self, *, seconds: float = 24 * 3600.0) -> None:
         """
-        Ask again and again, as the server's ``Retry-After`` says, until it is ready.
+        Poll at the intervals of the server's ``Retry-After`` until the export is ready.
 
         Raises:
-            ServerTimeoutError: it is not within *seconds*; the state can be kept.
-            FHIRStatusError, MalformedFHIRResponseError: as :meth:`poll`.
+            ServerTimeoutError: it is not ready after *seconds*; ``state`` can be
+                stored.
+            FHIRStatusError, MalformedFHIRResponseError, BearerBoundaryError: see
+                :meth:`poll`.
         """
+        self._wait_for(math.inf, seconds)
+
+    def _wait_for(self, manifests: float, seconds: float = 24 * 3600.0) -> None:
+        """Wait until there are that many manifests, or no more to come."""
         deadline = time.monotonic() + seconds
-        while (wait := self.poll()) is not None:
-            if time.monotonic() + wait > deadline:
-                raise ServerTimeoutError(f"the export is not ready within {seconds} s")
-            self._client.pause(wait)
+        while len(self._manifests) < manifests and self._next_url is not None:
+            if self._pause is not None:
+                if time.monotonic() + self._pause > deadline:
+                    raise ServerTimeoutError(
+                        f"the export is not ready after {seconds} s"
+                    )
+                self._client.pause(self._pause)
+            self._pause = self.poll()
 
     @property
     def files(self) -> list[ExportedFile]:
-        """The files with resources, once the server is ready."""
-        return self._get_files("output")
+        """The files with resources, once the export is ready."""
+        return list(self._walk("output"))
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        files = self.files
-        while self._file < len(files):
-            for resource in self._read(files[self._file], skip=self._line):
+    def _iterate(self) -> Iterator[dict[str, Any]]:
+        for number, file in enumerate(self._walk("output")):
+            if number < self._file:
+                continue
+            for resource in self._read(file, skip=self._line):
                 yield resource
                 self._line += 1
-            self._file, self._line = self._file + 1, 0
+            self._file, self._line = number + 1, 0
 
-    def problems(self) -> Iterator[dict[str, Any]]:
-        """Yield the ``OperationOutcome`` resources of what could not be exported."""
-        for file in self._get_files("error"):
-            yield from self._read(file)
+    def deleted(self) -> Iterator[str]:
+        """
+        References to resources that were deleted since ``since``, such as
+        ``Patient/123``.
+
+        Raises:
+            MalformedFHIRResponseError: an entry is not a deletion.
+        """
+        for file in self._walk("deleted"):
+            for bundle in self._read(file):
+                yield from _read_deletions(bundle, base=f"{self._client.base_url}/")
+
+    def __getitem__(self, index: object) -> dict[str, Any]:
+        if isinstance(index, str):
+            # Templates try this before the attribute of the name.
+            raise TypeError("an export has no items")
+        return super().__getitem__(index)
+
+    def problems(self) -> list[dict[str, Any]]:
+        """The ``OperationOutcome`` resources of failed parts of the export."""
+        return [outcome for file in self._walk("error") for outcome in self._read(file)]
 
     @property
     def transaction_time(self) -> str:
-        """Of the data, as text: ``since`` of the next export."""
-        return str(self._get_manifest()["transactionTime"])
+        """The time of the data, a string; pass it as ``since`` to the next export."""
+        return str(self._get_first()["transactionTime"])
 
     def delete(self) -> None:
         """
-        Tell the server that the files are not needed any more, or not at all.
+        Tell the server to delete the files, or to cancel the export.
+
+        Outside the boundary, the request is sent without the access token.
 
         Raises:
-            FHIRStatusError: the server refused; that it is known no more is fine.
+            FHIRStatusError: the server refused; an unknown export is not an error.
+            MalformedFHIRResponseError: for example, a redirect.
         """
-        response = self._client.request("DELETE", self._status_url)
-        if response.status_code >= 400 and response.status_code not in {404, 410}:
-            raise_for_status(response, "deletion of an export")
-
-    def _get_manifest(self) -> dict[str, Any]:
-        while self._manifest is None:
-            self.wait()
-        return self._manifest
-
-    def _get_files(self, name: str) -> list[ExportedFile]:
-        # An object for each file, so that tens of thousands of them do no harm.
-        return [
-            ExportedFile(
-                type=str(item.get("type", "")),
-                url=item["url"],
-                count=count if isinstance(count := item.get("count"), int) else None,
+        if self._client.is_within_boundary(self._status_url):
+            response = self._client.request("DELETE", self._status_url)
+        else:
+            response = self._client.send_anonymous(
+                HTTPRequest(method="DELETE", url=self._status_url)
             )
-            for item in self._get_manifest()[name]
-        ]
+        if response.status_code not in {404, 410}:
+            process_delete_response(response, what="deletion of an export")
+
+    def _get_first(self) -> dict[str, Any]:
+        if not self._manifests:
+            self._wait_for(1)
+        return self._manifests[0]
+
+    def _walk(self, name: str) -> Iterator[ExportedFile]:
+        """Yield the files of all manifests in order; waits for more of them."""
+        number = 0
+        while number < len(self._manifests) or self._next_url is not None:
+            if number == len(self._manifests):
+                self._wait_for(number + 1)
+                continue
+            for item in self._manifests[number][name]:
+                count = item.get("count")
+                yield ExportedFile(
+                    type=str(item.get("type", "")),
+                    url=item["url"],
+                    count=count if isinstance(count, int) else None,
+                )
+            number += 1
 
     def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
-        """Read a file; where the connection breaks, again from the line it was at."""
+        """Read a file; after a broken connection, continue at the same line."""
         done, tries = skip, 0
         while True:
             before = done
             try:
                 with self._open(file) as stream:
-                    if stream.head.status_code != 200:
-                        _raise(stream)
+                    raise_unless_ok(stream, what="file of an export")
                     lines = _split(stream.chunks)
                     for number, line in enumerate(lines):
                         if number < done:
@@ -244,11 +378,11 @@ class BulkExport:
                         yield _parse_line(line, file, number)
                         done += 1
                     if _may_be_cut_off(stream.head, file, done):
-                        raise ServerUnreachableError("a file of the export was cut off")
+                        raise ServerUnreachableError(
+                            "a file of the export was truncated"
+                        )
                 return
-            except ResponseTooLargeError:
-                raise
-            except TransportError:
+            except (ServerTimeoutError, ServerUnreachableError):
                 tries = tries + 1 if done == before else 1
                 if tries >= _TRIES:
                     raise
@@ -256,7 +390,7 @@ class BulkExport:
 
     def _open(self, file: ExportedFile) -> AbstractContextManager[ResponseStream]:
         headers = {"Accept": _NDJSON}
-        if self._get_manifest().get("requiresAccessToken") is False:
+        if self._get_first().get("requiresAccessToken") is False:
             return self._client.stream_anonymous(file.url, headers=headers)
         return self._client.stream(
             "GET",
@@ -267,49 +401,46 @@ class BulkExport:
         )
 
 
-def _parse_manifest(response: HTTPResponse) -> dict[str, Any]:
+def _load_manifest(body: bytes) -> dict[str, Any] | str:
+    """Return the lists of files, or raise."""
     try:
-        manifest = json.loads(response.body)
-    except ValueError:
+        manifest = json.loads(body)
+    except (ValueError, RecursionError):
         manifest = None
-    if response.status_code != 200 or not isinstance(manifest, dict):
-        raise MalformedFHIRResponseError(
-            "the export brought no list of files",
-            status_code=response.status_code,
-            media_type=response.media_type,
-        )
-    for name in ("output", "error"):
+    if not isinstance(manifest, dict):
+        return "the export returned no list of files"
+    for name in ("output", "deleted", "error", "link"):
         items = manifest.setdefault(name, [])
         if not isinstance(items, list) or not all(
             isinstance(item, dict) and isinstance(item.get("url"), str)
             for item in items
         ):
-            raise MalformedFHIRResponseError(
-                f'"{name}" of the export is no list of files',
-                status_code=response.status_code,
-                media_type=response.media_type,
-            )
+            return f'"{name}" of the export is not a list of files'
     if not isinstance(manifest.get("transactionTime"), str):
-        raise MalformedFHIRResponseError("the export has no transactionTime")
+        return "the export has no transactionTime"
     return manifest
 
 
-def _get_wait(response: HTTPResponse) -> float | None:
-    """Seconds of ``Retry-After``, a number or a date; ``None`` without it."""
-    if response.retry_after is not None:
-        return response.retry_after
-    try:
-        moment = parsedate_to_datetime(response.headers.get("retry-after", ""))
-    except (OverflowError, ValueError):
-        return None
-    if moment.tzinfo is None:
-        # A date of HTTP is one of Greenwich, also without saying so.
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - datetime.now(UTC)).total_seconds()
+def _find_next(manifest: dict[str, Any]) -> str:
+    links = (each for each in manifest["link"] if each.get("relation") == "next")
+    return next((str(each["url"]) for each in links), "")
+
+
+def _read_deletions(bundle: dict[str, Any], *, base: str) -> Iterator[str]:
+    entries = bundle.get("entry")
+    for entry in entries if isinstance(entries, list) else [None]:
+        request = entry.get("request") if isinstance(entry, dict) else None
+        request = request if isinstance(request, dict) else {}
+        reference = str(request.get("url")).removeprefix(base)
+        if request.get("method") != "DELETE" or not _REFERENCE.fullmatch(reference):
+            raise MalformedFHIRResponseError(
+                "a deletion in the export does not name what was deleted"
+            )
+        yield reference
 
 
 def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines that are not empty; one at a time in memory, with its chunk."""
+    """Yield non-empty lines, with only one chunk in memory."""
     rest: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -322,17 +453,17 @@ def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
         rest.append(last)
         size += len(last)
         if size > _LONGEST_LINE:
-            raise ResponseTooLargeError("a line of the export is larger than allowed")
+            raise ResponseTooLargeError("a line of the export is larger than the limit")
     whole = b"".join(rest).strip()
     if whole:
         yield whole
 
 
 def _may_be_cut_off(head: HTTPResponse, file: ExportedFile, lines: int) -> bool:
-    """Whether lines are missing, and the end of the connection ended the file."""
+    """Return whether lines are missing and the connection's end ended the file."""
     encoding = head.headers.get("transfer-encoding", "").lower()
     is_told = "content-length" in head.headers or "chunked" in encoding
-    # Where the end is told, fewer lines are a server's mistake in counting.
+    # If the end is marked, fewer lines are the server's counting error.
     return not is_told and file.count is not None and lines < file.count
 
 
@@ -340,17 +471,7 @@ def _parse_line(line: bytes, file: ExportedFile, number: int) -> dict[str, Any]:
     resource = parse_resource(line)
     if resource is None:
         raise MalformedFHIRResponseError(
-            f"line {number + 1} of a file of {file.type or 'the export'} is no resource"
+            f"line {number + 1} of a file of {file.type or 'the export'} is "
+            "not a resource"
         )
     return resource
-
-
-def _raise(stream: ResponseStream) -> None:
-    head = stream.head
-    if head.status_code >= 400:
-        raise_for_status(head, "file of an export")
-    raise MalformedFHIRResponseError(
-        f"a file of the export was answered with {head.status_code}",
-        status_code=head.status_code,
-        media_type=head.media_type,
-    )

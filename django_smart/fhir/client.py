@@ -1,60 +1,109 @@
-"""The FHIR client: everything that an app asks a server for with one grant."""
+"""The FHIR client: FHIR requests to one server with one grant."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 
 from django_smart.exceptions import (
     BearerBoundaryError,
+    FHIRConflictError,
+    FHIRPreconditionFailedError,
     FHIRRequestError,
     ForeignPatientError,
+    MalformedFHIRResponseError,
     ResponseTooLargeError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
+from django_smart.fhir.answers import add_version, process_write_response
 from django_smart.fhir.attachments import read_attachment, write_stream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
-from django_smart.fhir.compartment import PatientRecord
+from django_smart.fhir.compartment import PatientBoundary
+from django_smart.fhir.connection import FHIRConnection
+from django_smart.fhir.guard import Guard
 from django_smart.fhir.interactions import (
+    FHIR_JSON,
     Interaction,
     as_posted,
+    build_create,
+    build_delete,
+    build_history,
     build_operation,
+    build_patch,
     build_read,
     build_search,
+    build_update,
 )
+from django_smart.fhir.json import dump_json
+from django_smart.fhir.loops import refuse_in_event_loop
 from django_smart.fhir.messages import (
+    find_request_id,
     process_bundle_response,
     process_change_response,
+    process_delete_response,
+    process_read_response,
+    process_resource_response,
     process_search_response,
+    validate_bundle,
 )
+from django_smart.fhir.paging import History, Page, iter_pages
 from django_smart.fhir.parameters import SearchParams, build_search_query
+from django_smart.fhir.record import PatientRecord
 from django_smart.fhir.references import find_within, get_reference, parse_target
-from django_smart.fhir.rest import RESTConnection
-from django_smart.fhir.scope_check import is_for_one_patient
-from django_smart.fhir.search import SearchResult
+from django_smart.fhir.search import SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
-from django_smart.fhir.typed import convert_resource
+from django_smart.fhir.typed import convert_resource, find_model
+from django_smart.fhir.values import AnyOf
+from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.scopes import ScopeSet, required_letter
 
 if TYPE_CHECKING:
     from fhirclient.client import FHIRClient as SMARTClient
     from fhirpy import SyncFHIRClient
 
-__all__ = ["FHIRClient"]
+__all__ = ["FHIRClient", "find_missing_scope"]
 
 _T = TypeVar("_T")
 
-# Characters of a URL that every server and proxy takes (IIS: 2,048 for the query).
+Version = str | Mapping[str, Any]
+Patch = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+# By base URL: when it was read, and the statement.
+_capabilities: dict[str, tuple[float, dict[str, Any]]] = {}
+_MAX_CAPABILITIES = 64
+# Resource types that ``fhirUser`` may refer to (IDT-07).
+_PEOPLE = frozenset(
+    {"Patient", "Person", "Practitioner", "PractitionerRole", "RelatedPerson"}
+)
+
+# Length of a URL that every server and proxy accepts (IIS: 2,048 for the query).
 _LONGEST_URL = 2000
+_IDS_AT_ONCE = 50
 
 
-class FHIRClient(RESTConnection):
+class FHIRClient(FHIRConnection):
     """
-    FHIR REST at one server, on plain dicts.
+    FHIR REST client for one server; resources are plain dicts.
 
-    May be used by several threads, apart from ``session``.
+    In addition to the errors that they document, all methods raise:
+
+    - ``FHIRRequestError`` for an invalid type, id or version, and
+      ``InsufficientScopeError`` for a missing scope if ``SMART_SCOPE_CHECK`` is
+      ``"raise"``; nothing was sent;
+    - ``FHIRStatusError`` if the server refuses, as a subclass for each status;
+    - ``MalformedFHIRResponseError`` for a response that is not FHIR JSON, or is a
+      different resource;
+    - ``TransportError`` if there is no usable response.
+
+    Threads may share it, except for ``session``.
 
     Spec: SMART App Launch 2.2, "Access FHIR API" (FHIR-01 to FHIR-08); FHIR R4,
     "RESTful API".
@@ -67,7 +116,7 @@ class FHIRClient(RESTConnection):
 
     def as_fhirpy(self) -> SyncFHIRClient:
         """
-        A ``fhirpy.SyncFHIRClient`` that uses this grant.
+        Return a ``fhirpy.SyncFHIRClient`` that uses this grant.
 
         Raises:
             ImportError: ``fhirpy`` is not installed.
@@ -76,12 +125,387 @@ class FHIRClient(RESTConnection):
 
     def as_fhirclient(self) -> SMARTClient:
         """
-        A ``fhirclient.client.FHIRClient`` that uses this grant.
+        Return a ``fhirclient.client.FHIRClient`` that uses this grant.
 
         Raises:
             ImportError: ``fhirclient`` is not installed.
         """
         return build_fhirclient(self)
+
+    @overload
+    def read(
+        self,
+        resource_type: str,
+        id: str,
+        *,
+        summary: str = "",
+        elements: Sequence[str] = (),
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def read(
+        self,
+        resource_type: str,
+        id: str,
+        *,
+        summary: str = "",
+        elements: Sequence[str] = (),
+        model: type[_T],
+    ) -> _T: ...
+
+    def read(
+        self,
+        resource_type: str,
+        id: str,  # noqa: A002  # FHIR's own name
+        *,
+        summary: str = "",
+        elements: Sequence[str] = (),
+        model: type[Any] | None = None,
+    ) -> Any:
+        """
+        Read one resource.
+
+        Args:
+            summary: ``_summary``: ``"true"``, ``"text"`` or ``"data"``.
+            elements: ``_elements``: names of the requested elements.  The server may
+                send more; do not write the result back.
+            model: return an instance of this class, such as one from :meth:`get_model`.
+        """
+        interaction = build_read(resource_type, id, summary=summary, elements=elements)
+        resource = self._read(interaction)
+        return resource if model is None else self._convert(resource, model)
+
+    def vread(
+        self,
+        resource_type: str,
+        id: str,  # noqa: A002
+        version_id: str,
+    ) -> dict[str, Any]:
+        """Read one version of a resource; ``FHIRGoneError`` if it is a deletion."""
+        resource = self._read(build_read(resource_type, id, version_id=version_id))
+        meta = resource.get("meta")
+        if isinstance(meta, dict) and meta.get("versionId", version_id) != version_id:
+            raise MalformedFHIRResponseError(
+                f"the vread of {resource_type} returned a different version"
+            )
+        return resource
+
+    def reread(self, resource: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Read *resource* again if it has changed; otherwise, return it unchanged.
+
+        The read is conditional on ``meta.versionId``, so an unchanged resource is not
+        sent.
+        """
+        interaction = build_read(
+            resource.get("resourceType", ""), resource.get("id", ""), unless=resource
+        )
+        response = self.perform(interaction)
+        if response.status_code == 304:
+            return resource
+        return self._process_read(response, interaction)
+
+    def create(
+        self,
+        resource: Mapping[str, Any],
+        *,
+        if_none_exist: SearchParams | None = None,
+        prefer: str = "",
+    ) -> dict[str, Any]:
+        """
+        Create a resource.
+
+        Args:
+            if_none_exist: search parameters; if one resource matches, it is returned
+                and nothing is created.
+            prefer: response to request: ``"representation"``, ``"minimal"`` or
+                ``"OperationOutcome"``; empty for the server's default.
+
+        Returns:
+            The resource as stored; if the server sent none, only the members
+            ``resourceType``, ``id`` and ``meta.versionId``.
+
+        Raises:
+            FHIRPreconditionFailedError: several resources match *if_none_exist*.
+            BearerBoundaryError: the response points to another server.
+        """
+        return self._write(
+            build_create(resource, if_none_exist=if_none_exist, prefer=prefer)
+        )
+
+    def update(
+        self,
+        resource: Mapping[str, Any],
+        *,
+        if_match: Version | None = None,
+        where: SearchParams | None = None,
+        prefer: str = "",
+    ) -> dict[str, Any]:
+        """
+        Replace the resource that has the id of *resource*.
+
+        Args:
+            if_match: the version that your changes are based on: a ``meta.versionId``,
+                an ETag or the resource that was read.  If someone else has changed it
+                since, the update is refused.
+            where: search parameters that find the resource, instead of its id.
+            prefer: see :meth:`create`.
+
+        Returns:
+            See :meth:`create`.
+
+        Raises:
+            FHIRPreconditionFailedError: the resource has changed; read it again.
+            FHIRConflictError: the same, from servers that use this status.
+        """
+        return self._write(
+            build_update(resource, where=where, if_match=if_match, prefer=prefer)
+        )
+
+    def patch(
+        self,
+        resource_type: str,
+        id: str | None,  # noqa: A002
+        patch: Patch,
+        *,
+        if_match: Version | None = None,
+        where: SearchParams | None = None,
+        prefer: str = "",
+    ) -> dict[str, Any]:
+        """
+        Change parts of a resource.
+
+        Args:
+            id: the resource's id, or ``None`` with *where*.
+            patch: a list of operations (JSON Patch, RFC 6902), or a ``Parameters``
+                resource (FHIRPath Patch).
+            if_match, where, prefer: see :meth:`update`.
+
+        Returns:
+            See :meth:`create`.
+        """
+        return self._write(
+            build_patch(
+                resource_type, id, patch, where=where, if_match=if_match, prefer=prefer
+            )
+        )
+
+    def delete(
+        self,
+        resource_type: str,
+        id: str | None = None,  # noqa: A002
+        *,
+        where: SearchParams | None = None,
+        if_match: Version | None = None,
+    ) -> None:
+        """
+        Delete a resource.
+
+        Args:
+            where: search parameters that find the resource, instead of its id.  If
+                several match, some servers delete all of them and others refuse.
+
+        Raises:
+            FHIRNotFoundError, FHIRGoneError: it does not exist or was already deleted;
+                other servers report success.
+        """
+        interaction = build_delete(resource_type, id, where=where, if_match=if_match)
+        response = self.perform(interaction)
+        process_delete_response(response, what=f"delete of {resource_type}")
+
+    def history(
+        self,
+        resource_type: str | None = None,
+        id: str | None = None,  # noqa: A002
+        *,
+        since: datetime | None = None,
+        at: datetime | None = None,
+        count: int | None = None,
+        limit: int | None = None,
+    ) -> History:
+        """
+        Return the versions of a resource, a type or the server, newest first.
+
+        Args:
+            since: only versions created at this time or later.
+            at: only versions that were current at some time in this instant.
+            count: entries per page.
+            limit: maximum number of entries; by default, all are loaded, up to 1,000.
+
+        Raises:
+            TooManyResultsError: there are more than 1,000 entries and no *limit*.
+        """
+        interaction = build_history(resource_type, id, since=since, at=at, count=count)
+        what = f"history of {resource_type or 'the server'}"
+
+        def fetch_bundle(url: str) -> dict[str, Any]:
+            response = self.perform(interaction, url=url)
+            return process_bundle_response(response, type="history", what=what)
+
+        url = self.build_url(interaction.path)
+        return History.load(fetch_bundle, url=url, what=what, limit=limit)
+
+    def capabilities(self, *, max_age: float = 3600.0) -> dict[str, Any]:
+        """
+        Read the server's ``CapabilityStatement``.
+
+        All clients of this process share it: do not change it.
+
+        Args:
+            max_age: seconds for which an earlier response is reused.
+        """
+        known = _capabilities.get(self.base_url)
+        if known is not None and time.monotonic() - known[0] < max_age:
+            return known[1]
+        response = self.perform(
+            Interaction(name="capabilities", method="GET", path="metadata")
+        )
+        statement = process_resource_response(response, what="read of the capabilities")
+        # Its name in DSTU2 (FHIR-08).
+        if statement["resourceType"] not in {"CapabilityStatement", "Conformance"}:
+            raise MalformedFHIRResponseError("metadata is not a CapabilityStatement")
+        if len(_capabilities) >= _MAX_CAPABILITIES:
+            _capabilities.clear()
+        _capabilities[self.base_url] = time.monotonic(), statement
+        return statement
+
+    def get_model(self, resource_type: str) -> type[Any]:
+        """
+        Return the class of ``fhir.resources`` for the server's FHIR version.
+
+        The version comes from :meth:`capabilities`.  ``fhir.resources`` has no models
+        for R4; its R4B models are used for both.
+
+        Raises:
+            FHIRRequestError: there is no class for this version or type.
+            ImportError: ``fhir.resources`` is not installed.
+        """
+        return find_model(resource_type, self._get_version())
+
+    def _get_version(self) -> str:
+        return str(self.capabilities().get("fhirVersion", ""))
+
+    def _convert(self, resource: dict[str, Any], model: type[_T]) -> _T:
+        return convert_resource(resource, model, self._get_version)
+
+    def get(self, path_or_url: str) -> dict[str, Any]:
+        """
+        Get the resource at a path below the base URL, or at a URL within the boundary.
+
+        Raises:
+            BearerBoundaryError: the URL is outside the boundary; nothing was sent.
+            FHIRRequestError: the path or URL is invalid.
+        """
+        interaction = Interaction(name="get", method="GET", path=path_or_url)
+        return process_resource_response(self.perform(interaction), what="GET request")
+
+    def _read(self, interaction: Interaction) -> dict[str, Any]:
+        return self._process_read(self.perform(interaction), interaction)
+
+    def _process_read(
+        self, response: HTTPResponse, interaction: Interaction
+    ) -> dict[str, Any]:
+        resource = process_read_response(
+            response,
+            resource_type=interaction.resource_type,
+            id=interaction.id,
+        )
+        return add_version(resource, response)
+
+    def _write(self, interaction: Interaction) -> dict[str, Any]:
+        return process_write_response(
+            self.perform(interaction),
+            interaction,
+            is_within_boundary=self.is_within_boundary,
+        )
+
+    def perform(
+        self,
+        interaction: Interaction,
+        *,
+        url: str | None = None,
+    ) -> HTTPResponse:
+        """
+        Send *interaction*, or get its continuation at *url*, if the scopes allow it.
+
+        Raises:
+            ForeignPatientError: the scopes are for one patient, and the request may go
+                beyond that patient's record.
+        """
+        # Before reading the scopes, which may require a query.
+        refuse_in_event_loop()
+        self.check_scope(interaction)
+        guard = self._build_guard()
+        if guard is None:
+            return self._perform(interaction, url=url)
+        if url is None or url == self.build_url(interaction.path):
+            interaction, url = guard.prepare(interaction), None
+        response = self._perform(interaction, url=url)
+        guard.check_response(interaction, response)
+        return response
+
+    def _build_guard(self) -> Guard | None:
+        """Return the patient boundary, if the scopes are for one patient."""
+        scopes = self._tokens.scopes or ScopeSet()
+        levels = {scope.level for scope in scopes.resource_scopes}
+        if self._record_rules is None or "patient" not in levels or not self.patient_id:
+            return None
+        boundary = PatientBoundary(
+            patient_id=self.patient_id,
+            base_url=self.base_url,
+            scopes=scopes,
+            other_patients=self.other_patients,
+            trusts_binaries=True,
+        )
+        return Guard(boundary=boundary, fetch=self._perform, rules=self._record_rules)
+
+    def _perform(
+        self, interaction: Interaction, *, url: str | None = None
+    ) -> HTTPResponse:
+        request_id = str(uuid.uuid4())
+        headers = {
+            "Accept": FHIR_JSON,
+            "X-Request-Id": request_id,
+            **interaction.headers,
+        }
+        body = interaction.body
+        if body is not None:
+            headers["Content-Type"] = interaction.media_type
+            body = body if isinstance(body, bytes) else dump_json(body)
+        request = HTTPRequest(
+            method=interaction.method,
+            url=self.build_url(interaction.path) if url is None else url,
+            headers=headers,
+            body=body,
+        )
+        response = self._follow(
+            request,
+            interaction=interaction.name,
+            resource_type=interaction.resource_type,
+        )
+        if find_request_id(response.headers):
+            return response
+        # For error messages; the server's own id is preferred.
+        return replace(
+            response, headers={**response.headers, "x-request-id": request_id}
+        )
+
+    def check_scope(self, interaction: Interaction) -> None:
+        """
+        Check that the granted scopes allow *interaction*.
+
+        Raises:
+            InsufficientScopeError: they do not, and ``SMART_SCOPE_CHECK`` is
+                ``"raise"``.
+        """
+        scopes = self._tokens.scopes
+        if scopes is None or self._observer is None:
+            return
+        missing = find_missing_scope(
+            scopes, interaction.name, interaction.resource_type
+        )
+        if missing:
+            self._observer.on_missing_scope(missing)
 
     @overload
     def search(
@@ -90,7 +514,10 @@ class FHIRClient(RESTConnection):
         params: SearchParams | None = None,
         /,
         *,
+        limit: int | None = None,
         prefer: str = "",
+        compartment: str = "",
+        by_post: bool = False,
         model: type[_T],
         **keywords: Any,
     ) -> SearchResult[_T]: ...
@@ -102,7 +529,10 @@ class FHIRClient(RESTConnection):
         params: SearchParams | None = None,
         /,
         *,
+        limit: int | None = None,
         prefer: str = "",
+        compartment: str = "",
+        by_post: bool = False,
         **keywords: Any,
     ) -> SearchResult[dict[str, Any]]: ...
 
@@ -112,53 +542,154 @@ class FHIRClient(RESTConnection):
         params: SearchParams | None = None,
         /,
         *,
-        prefer: str = "",
+        limit: int | None = None,
         **keywords: Any,
     ) -> SearchResult[Any]:
         """
-        Search; nothing is sent until the result is used.
-
-        By GET, or by POST to ``_search`` where the URL would be too long for some
-        servers.
+        Search, and load all matches.
 
         Args:
-            params: names exactly as FHIR has them, as a mapping or pairs, before the
-                keywords: ``[("_sort:desc", "date")]``.
-            model: a class that the matches are made instances of, such as one of
-                ``fhir.resources``.  Text is the search parameter of this name.
-            prefer: what the server does with a parameter it does not know: ``"strict"``
-                for an error, ``"lenient"`` to search without it.
-            keywords: ``_`` for a hyphen within the name, and after ``__`` a modifier
-                (``name__exact``), a comparison (``birthdate__ge``), the type of a
-                reference (``subject__Patient``) or a parameter of what it leads to
-                (``patient__family``).  A list repeats the parameter, for "and";
-                ``AnyOf`` of ``django_smart.fhir`` is "or".
+            resource_type: ``"*"`` for resources of every type, usually with ``_type``.
+            params: FHIR parameter names and values, as a mapping or pairs, which come
+                before the keywords: ``[("_sort:desc", "date")]``.
+            limit: maximum number of matches; by default, all are loaded, up to 1,000.
+            model: return matches as instances of this class, such as one from
+                :meth:`get_model`.  A string is the search parameter of this name.
+            prefer: handling of unknown parameters: ``"strict"`` for an error,
+                ``"lenient"`` to ignore them.
+            compartment: restrict the search to a compartment, such as
+                ``"Patient/123"``.
+            by_post: send the search by POST to ``_search``, so that no URL contains the
+                search values.  Long searches always use POST.
+            keywords: search parameters.  ``_`` stands for a hyphen within the name;
+                ``__`` adds a modifier (``name__exact``), a comparison
+                (``birthdate__ge``), the type of a reference (``subject__Patient``) or a
+                chained parameter (``patient__family``).  A list repeats the parameter,
+                for "and"; ``AnyOf`` of ``django_smart.fhir`` is "or".
+        Returns:
+            A list of the resources.
 
         Raises:
-            FHIRRequestError: not a resource type, or a parameter without a value.
+            FHIRRequestError: the resource type is invalid, or a parameter has no value.
+            TooManyResultsError: there are more than 1,000 matches and no *limit*.
+            FHIRStatusError, MalformedFHIRResponseError, TransportError: see
+                :meth:`read`; for any of the pages.
+            BearerBoundaryError: a ``next`` link leads outside the boundary.
+        """
+        return self.iterate(resource_type, params, **keywords).load(limit)
+
+    @overload
+    def iterate(
+        self,
+        resource_type: str,
+        params: SearchParams | None = None,
+        /,
+        *,
+        prefer: str = "",
+        compartment: str = "",
+        by_post: bool = False,
+        model: type[_T],
+        **keywords: Any,
+    ) -> SearchStream[_T]: ...
+
+    @overload
+    def iterate(
+        self,
+        resource_type: str,
+        params: SearchParams | None = None,
+        /,
+        *,
+        prefer: str = "",
+        compartment: str = "",
+        by_post: bool = False,
+        **keywords: Any,
+    ) -> SearchStream[dict[str, Any]]: ...
+
+    def iterate(
+        self,
+        resource_type: str,
+        params: SearchParams | None = None,
+        /,
+        *,
+        prefer: str = "",
+        compartment: str = "",
+        by_post: bool = False,
+        **keywords: Any,
+    ) -> SearchStream[Any]:
+        """
+        Search, and read the matches page by page, for results of any size.
+
+        Nothing is sent until you iterate, and errors are raised while iterating.  Do
+        not use it in templates: it is always true and has no length.
+
+        Args:
+            params, prefer, compartment, by_post, keywords: see :meth:`search`.
         """
         model = keywords.get("model")
         if isinstance(model, type):
             del keywords["model"]
         query = build_search_query(params, keywords)
-        interaction = build_search(resource_type, query, prefer=prefer)
+        interaction = build_search(
+            resource_type, query, prefer=prefer, compartment=compartment
+        )
         url = self.build_url(interaction.path)
+        is_posted = by_post or len(url) > _LONGEST_URL
 
         def fetch_bundle(page_url: str) -> dict[str, Any]:
-            if page_url == url and len(url) > _LONGEST_URL:
+            if page_url == url and is_posted:
                 response = self.perform(as_posted(interaction))
             else:
                 response = self.perform(interaction, url=page_url)
             return process_search_response(response, resource_type=resource_type)
 
-        return SearchResult(
+        return SearchStream(
             fetch_bundle,
             url=url,
             resource_type=resource_type,
-            convert=partial(convert_resource, model=model)
+            convert=partial(self._convert, model=model)
             if isinstance(model, type)
             else None,
         )
+
+    def iterate_pages(self, bundle: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """
+        Yield *bundle* and the pages that its ``next`` links lead to.
+
+        For the results of :meth:`operation` and :meth:`get`, and for a history of any
+        length: ``fhir.iterate_pages(fhir.get("Observation/_history"))``.
+
+        Args:
+            bundle: a ``Bundle`` from this server.
+
+        Yields:
+            Bundles whose ``entry`` and ``link`` are lists.
+
+        Raises:
+            FHIRRequestError: *bundle* is not a ``Bundle``.
+            BearerBoundaryError, FHIRStatusError: see :meth:`iterate`.
+            MalformedFHIRResponseError, TransportError: see :meth:`iterate`.
+        """
+        if bundle.get("resourceType") != "Bundle":
+            raise FHIRRequestError("Only a Bundle has pages.")
+        type_ = str(bundle.get("type", ""))
+        what = f"Bundle of type {type_}"
+        first = validate_bundle(dict(bundle), type=type_, what=what)
+        # The base for relative links.
+        links = (each for each in first["link"] if each.get("relation") == "self")
+        link = next(links, None)
+        url = str((link and link.get("url")) or f"{self.base_url}/")
+
+        def fetch_page(page_url: str) -> Page:
+            if page_url == url:
+                return Page(first, url=url)
+            response = self.perform(
+                Interaction(name="get", method="GET", path=page_url), url=page_url
+            )
+            page = process_bundle_response(response, type=type_, what=what)
+            return Page(page, url=page_url)
+
+        for page in iter_pages(fetch_page, url, what=what):
+            yield page.bundle
 
     def operation(
         self,
@@ -172,7 +703,7 @@ class FHIRClient(RESTConnection):
         **keywords: Any,
     ) -> dict[str, Any]:
         """
-        Call an operation: on the server, a type, or a resource.
+        Call an operation on the server, a type or a resource.
 
         ``fhir.operation("everything", "Patient", "123", _count=50)``,
         ``fhir.operation("lastn", "Observation", patient="123", max=3)``,
@@ -180,18 +711,19 @@ class FHIRClient(RESTConnection):
 
         Args:
             name: with or without its ``$``.
-            params, keywords: sent in the URL of a GET, as for :meth:`search`.
-            body: sent by POST, as operations need it that change something or take more
-                than simple values: a ``Parameters``, or the only resource they take.
-            prefer: as for :meth:`create`.
+            params, keywords: parameters in the URL of a GET; see :meth:`search`.
+            body: sends a POST, for operations that change something or have complex
+                parameters: a ``Parameters``, or the single resource of the operation.
+            prefer: see :meth:`create`.
 
         Returns:
-            The resource that came; ``Parameters`` without content if none did.  The
-            further pages of a Bundle are what :meth:`get` makes of its ``next`` links.
+            The returned resource.  If there is none, ``Parameters``, which contain the
+            ``Content-Location`` of an asynchronous operation (202).  To read all pages
+            of a Bundle, use :meth:`iterate_pages`.
 
         Raises:
-            FHIRRequestError, FHIRStatusError, MalformedFHIRResponseError,
-            TransportError: as for :meth:`read`.
+            FHIRRequestError, FHIRStatusError: see :meth:`read`.
+            MalformedFHIRResponseError, TransportError: see :meth:`read`.
         """
         query = build_search_query(params, keywords)
         interaction = build_operation(
@@ -200,14 +732,19 @@ class FHIRClient(RESTConnection):
         response = self.perform(interaction)
         what = f"operation {name}"
         answer = process_change_response(response, what=what)
-        return {"resourceType": "Parameters"} if answer is None else answer
+        if answer is None:
+            answer = {"resourceType": "Parameters"}
+            if location := response.headers.get("content-location"):
+                value = {"name": "Content-Location", "valueUrl": location}
+                answer["parameter"] = [value]
+        return answer
 
     def batch(self) -> Batch:
-        """Collect interactions that succeed or fail each for itself."""
+        """Collect interactions that succeed or fail independently."""
         return self._build_batch("batch")
 
     def transaction(self) -> Batch:
-        """Collect interactions that happen together, or not at all."""
+        """Collect interactions that all succeed or all fail."""
         return self._build_batch("transaction")
 
     def _build_batch(self, kind: Literal["batch", "transaction"]) -> Batch:
@@ -230,19 +767,21 @@ class FHIRClient(RESTConnection):
         within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """
-        Get what a reference leads to.
+        Return the target of a reference.
 
         Args:
-            reference: a ``Reference`` as it stands in a resource, or its text: relative
+            reference: a ``Reference`` of a resource, or its text: relative
                 (``Patient/123``), absolute, with a version (``…/_history/2``), to a
                 contained resource (``#org``) or within a Bundle (``urn:uuid:…``).
-            within: the resource that the reference stands in, its Bundle, or both:
-                what is there is not asked for.
+            within: the resource that contains the reference, its Bundle, or a list of
+                resources, such as a search's ``included``; targets in it are not
+                requested.
 
         Raises:
-            BearerBoundaryError: it leads to another server; nothing was sent.
-            FHIRRequestError: it has no target that could be looked up.
-            FHIRStatusError, MalformedFHIRResponseError, TransportError: as for
+            BearerBoundaryError: the reference leads to another server; nothing was
+                sent.
+            FHIRRequestError: the reference has no target that can be resolved.
+            FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :meth:`read`.
         """
         text = get_reference(reference)
@@ -251,30 +790,165 @@ class FHIRClient(RESTConnection):
             return found
         url = self.build_url(text)
         if not self.is_within_boundary(url):
-            raise BearerBoundaryError("the reference leads to another server")
+            raise BearerBoundaryError("the reference points to another server")
         resource_type, resource_id, version_id = parse_target(url)
         interaction = build_read(resource_type, resource_id, version_id=version_id)
         response = self.perform(interaction, url=url)
         return self._process_read(response, interaction)
 
-    def patient(self, id: str | None = None) -> PatientRecord:  # noqa: A002
+    def resolve_many(
+        self,
+        references: Iterable[str | Mapping[str, Any]],
+        *,
+        within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    ) -> list[dict[str, Any]]:
         """
-        Keep to the record of one patient.
+        Return the targets of *references*, with one search per type.
 
         Args:
-            id: of the patient; by default the one in context.
+            references, within: see :meth:`resolve`.
+
+        Returns:
+            The targets, in the order of the references.
 
         Raises:
-            ForeignPatientError: the scopes are for the patient in context alone, and
-                *id* is another one's.
-            FHIRRequestError: not an id, or there is no patient in context.
+            BearerBoundaryError, FHIRRequestError: see :meth:`resolve`.
+            FHIRStatusError, MalformedFHIRResponseError, TransportError: see
+                :meth:`resolve`.
+        """
+        texts = [get_reference(each) for each in references]
+        found: dict[str, dict[str, Any]] = {}
+        ids: dict[str, dict[str, str]] = {}
+        for text in texts:
+            target = find_within(text, within, base_url=self.base_url)
+            if target is not None:
+                found[text] = target
+                continue
+            url = self.build_url(text)
+            if self.is_within_boundary(url):
+                resource_type, resource_id, version = parse_target(url)
+                if version is None:
+                    ids.setdefault(resource_type, {})[resource_id] = text
+        for resource_type, by_id in ids.items():
+            wanted = list(by_id) if len(by_id) > 1 else []
+            for start in range(0, len(wanted), _IDS_AT_ONCE):
+                some = wanted[start : start + _IDS_AT_ONCE]
+                query = {"_id": AnyOf(*some), "_count": len(some)}
+                for resource in self.iterate(resource_type, query):
+                    if (resource_id := resource.get("id", "")) in by_id:
+                        found[by_id[resource_id]] = resource
+        # The only one of its type, with a version, at another server, or not found.
+        for text in texts:
+            if text not in found:
+                found[text] = self.resolve(text, within=within)
+        return [found[text] for text in texts]
+
+    def modify(
+        self,
+        resource_type: str,
+        id: str,  # noqa: A002
+        change: Callable[[dict[str, Any]], Mapping[str, Any] | None],
+        *,
+        tries: int = 3,
+        prefer: str = "",
+    ) -> dict[str, Any]:
+        """
+        Read a resource, change it and write it back, without losing others' changes.
+
+        The update is sent with ``If-Match``.  If someone else changed the resource in
+        the meantime, everything is repeated.
+
+        Args:
+            change: called with the resource, which it can change in place; or it
+                returns the resource to write.  It is called again for each attempt.  If
+                nothing changed, nothing is written.
+            tries: maximum number of attempts.
+            prefer: see :meth:`create`.
+
+        Returns:
+            See :meth:`create`.
+
+        Raises:
+            FHIRRequestError: the server does not send versions.
+            FHIRConflictError, FHIRPreconditionFailedError: someone else was faster each
+                time.
+        """
+        while True:
+            tries -= 1
+            read = self.read(resource_type, id)
+            copy = deepcopy(read)
+            returned = change(copy)
+            changed = copy if returned is None else returned
+            # Not with ==, which considers 7.10 and 7.1 equal.
+            if dump_json(changed) == dump_json(read):
+                return read
+            try:
+                return self.update(changed, if_match=read, prefer=prefer)
+            except (FHIRConflictError, FHIRPreconditionFailedError):
+                if tries <= 0:
+                    raise
+
+    def upload(
+        self,
+        /,
+        content: bytes | BinaryIO,
+        content_type: str,
+        *,
+        title: str = "",
+        **elements: Any,
+    ) -> dict[str, Any]:
+        """
+        Create a ``DocumentReference`` that contains a file.
+
+        Args:
+            content: bytes or an open file.
+            content_type: media type, such as ``"application/pdf"``.
+            title: of the document.
+            elements: other elements of the resource: ``type``, ``category``, ``date``,
+                ….  By default, ``subject`` is the patient in context and ``status`` is
+                ``current``.
+
+        Returns:
+            See :meth:`create`.
+        """
+        data = content if isinstance(content, bytes) else content.read()
+        attachment = {
+            "contentType": content_type,
+            "data": base64.b64encode(data).decode(),
+            "size": len(data),
+        }
+        if title:
+            attachment["title"] = title
+        resource = {
+            "resourceType": "DocumentReference",
+            "status": "current",
+            **elements,
+            "content": [{"attachment": attachment}],
+        }
+        if "subject" not in resource and self.patient_id:
+            resource["subject"] = {"reference": f"Patient/{self.patient_id}"}
+        return self.create(resource)
+
+    def patient(self, id: str | None = None) -> PatientRecord:  # noqa: A002
+        """
+        Return a client for the record of one patient.
+
+        Args:
+            id: of the patient; by default, the patient in context.
+
+        Raises:
+            ForeignPatientError: the scopes are only for the patient in context, and
+                *id* is another patient.
+            FHIRRequestError: *id* is invalid, or there is no patient in context.
         """
         patient_id = self.patient_id if id is None else id
         if patient_id is None:
-            raise FHIRRequestError("There is no patient in context; name one.")
-        scopes = self._get_scopes() if self._get_scopes is not None else None
-        if patient_id != self.patient_id and scopes and is_for_one_patient(scopes):
-            raise ForeignPatientError("The access is to another patient's record.")
+            raise FHIRRequestError("There is no patient in context; pass one.")
+        scopes = self._tokens.scopes
+        if patient_id != self.patient_id and scopes and _is_for_one_patient(scopes):
+            raise ForeignPatientError(
+                "The access token is for another patient's record."
+            )
         return PatientRecord(self, patient_id)
 
     def export(
@@ -283,34 +957,41 @@ class FHIRClient(RESTConnection):
         *,
         types: Sequence[str] = (),
         since: datetime | None = None,
+        by_post: bool = False,
         **parameters: object,
     ) -> BulkExport:
         """
-        Begin a bulk export; for backend services, with ``system/`` scopes.
+        Start a bulk export, for backend services with ``system/`` scopes.
 
         Args:
-            scope: ``""`` for all that the server has, ``"Patient"`` for all patients,
-                ``"Group/<id>"`` for those of a group.
-            types: of resources; all by default.
-            since: only what was changed since then.
-            parameters: further ones, such as ``_typeFilter``.
+            scope: ``""`` for the whole server, ``"Patient"`` for all patients,
+                ``"Group/<id>"`` for the patients of a group.
+            types: resource types; all by default.
+            since: only resources that changed since then.
+            by_post: send the parameters in a body; always used with ``patient``.
+            parameters: other parameters, such as ``_typeFilter``,
+                ``allowPartialManifests=True``, or ``patient=["Patient/1", …]``.
 
         Returns:
-            To be iterated, once the server is ready; its ``state`` can be kept.
+            The export.  Iterate it when the server is ready, or store its ``state``.
 
         Raises:
-            FHIRRequestError: not a usable scope or parameter; nothing was sent.
+            FHIRRequestError: the scope or a parameter is invalid; nothing was sent.
             FHIRStatusError: the server refused.
-            MalformedFHIRResponseError: it did not tell where to ask.
+            MalformedFHIRResponseError: the response does not name a URL to poll.
+            BearerBoundaryError: the export has started, but the URL to poll is outside
+                the boundary; the error's ``export`` can abandon it.
         """
-        return start_export(self, scope, types=types, since=since, **parameters)
+        return start_export(
+            self, scope, types=types, since=since, by_post=by_post, **parameters
+        )
 
     def resume_export(self, state: Mapping[str, Any]) -> BulkExport:
         """
-        Go on with an export, as far as *state* says that it was read.
+        Resume an export at the position that *state* stores.
 
         Raises:
-            FHIRRequestError: *state* is not that of an export.
+            FHIRRequestError: *state* is not the state of an export.
         """
         return BulkExport(self, state)
 
@@ -323,28 +1004,28 @@ class FHIRClient(RESTConnection):
         max_size: int = 1024**3,
     ) -> str:
         """
-        Write a ``Binary`` or an attachment to *file*, piece by piece.
+        Write a ``Binary`` or an attachment to *file*, in chunks.
 
         Args:
-            source: an ``Attachment`` as it stands in a resource, or a path or URL such
-                as ``Binary/123``.
-            accept: media type wanted; by default that of the attachment, else any.
-            max_size: bytes that are written at most.
+            source: an ``Attachment`` of a resource, or a path or URL such as
+                ``Binary/123``.
+            accept: requested media type; by default, the attachment's, or any.
+            max_size: maximum number of bytes to write.
 
         Returns:
-            The media type of what was written.
+            The media type of the content.
 
         Raises:
-            BearerBoundaryError: it is at another server; nothing was sent.
-            FHIRRequestError: the attachment has neither data nor a usable URL.
-            FHIRStatusError: the server's refusal; nothing was written.
-            ResponseTooLargeError: larger than *max_size*.
-            TransportError: no whole answer; what was written is a part.
+            BearerBoundaryError: the content is at another server; nothing was sent.
+            FHIRRequestError: the attachment has no data and no valid URL.
+            FHIRStatusError: the server refused; nothing was written.
+            ResponseTooLargeError: the content is larger than *max_size*.
+            TransportError: the response is incomplete; *file* contains a part of it.
         """
         attachment = read_attachment(source, accept)
         if attachment.data is not None:
             if len(attachment.data) > max_size:
-                raise ResponseTooLargeError("the attachment is larger than allowed")
+                raise ResponseTooLargeError("the attachment is larger than the limit")
             file.write(attachment.data)
             return attachment.media_type
         url = self.build_url(attachment.url)
@@ -358,3 +1039,40 @@ class FHIRClient(RESTConnection):
             resource_type=interaction.resource_type,
         ) as stream:
             return write_stream(stream, file, max_size=max_size)
+
+
+def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -> str:
+    """
+    Return the scope that *interaction* needs and *scopes* lack, or "".
+
+    A scope with parameters counts, because only the resources show which ones it
+    allows (``PatientBoundary``).  The server decides about interactions without a
+    scope, such as most operations.
+
+    Args:
+        resource_type: empty for the whole server, for which any type's scope suffices.
+
+    Spec: SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
+    """
+    try:
+        letter = required_letter(interaction)
+    except ValueError:
+        return ""
+    granted = scopes.resource_scopes
+    names = {"*", resource_type.lower()}
+    for scope in granted:
+        if letter in scope.letters and (
+            not resource_type or scope.type.lower() in names
+        ):
+            return ""
+    if interaction == "read" and resource_type in _PEOPLE and "fhirUser" in scopes:
+        # Possibly the signed-in person, whom this scope lets an app read.
+        return ""
+    level = granted[0].level if granted else "patient"
+    return f"{level}/{resource_type or '*'}.{letter}"
+
+
+def _is_for_one_patient(scopes: ScopeSet) -> bool:
+    """Return whether all access is limited to the patient in context (SCOPE-12)."""
+    levels = {scope.level for scope in scopes.resource_scopes}
+    return levels == {"patient"}

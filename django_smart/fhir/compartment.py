@@ -1,58 +1,81 @@
 """
-The record of one patient: FHIR's compartment, as searches reach it.
+Whose record a resource belongs to, and what scopes for one patient let through.
 
-Spec: FHIR R4, "CompartmentDefinition", http://hl7.org/fhir/R4/compartmentdefinition-patient.html
-(4.0.1); the parameters are those of http://hl7.org/fhir/R4/searchparameter-registry.html.
+The facts are those of ``compartment.tsv``: for each type of R4 the elements that say
+whose a resource is, and all that may name a patient.  Whatever the server checks, what
+is not known to be the patient's is refused.
+
+Spec: FHIR R4, "CompartmentDefinition", http://hl7.org/fhir/R4/compartmentdefinition-patient.html;
+SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import copy
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
-from django_smart.fhir.interactions import build_operation
-from django_smart.fhir.messages import (
-    process_bundle_response,
-    validate_id,
-    validate_resource_type,
-)
-from django_smart.fhir.paging import iter_bundles
-from django_smart.fhir.parameters import SearchParams, build_search_query
-from django_smart.fhir.values import Reference
+from django_smart.fhir.messages import validate_resource_type
+from django_smart.protocol.scopes import ResourceScope, ScopeSet, required_letter
 
-if TYPE_CHECKING:
-    from django_smart.fhir.client import FHIRClient
-    from django_smart.fhir.search import SearchResult
+__all__ = [
+    "Compartment",
+    "PatientBoundary",
+    "find_patient_parameter",
+    "get_compartment",
+    "get_letters",
+]
 
-__all__ = ["PatientRecord", "find_patient_parameter"]
 
-# Types of the compartment that have the parameter "patient".
-_TYPES = """
-    Account AllergyIntolerance Appointment AppointmentResponse AuditEvent Basic
-    BodyStructure CarePlan CareTeam ChargeItem Claim ClaimResponse ClinicalImpression
-    Communication CommunicationRequest Composition Condition Consent Coverage
-    CoverageEligibilityRequest CoverageEligibilityResponse DetectedIssue DeviceRequest
-    DeviceUseStatement DiagnosticReport DocumentManifest DocumentReference Encounter
-    EnrollmentRequest EpisodeOfCare ExplanationOfBenefit FamilyMemberHistory Flag Goal
-    ImagingStudy Immunization ImmunizationEvaluation ImmunizationRecommendation Invoice
-    List MeasureReport Media MedicationAdministration MedicationDispense
-    MedicationRequest MedicationStatement MolecularSequence NutritionOrder Observation
-    Person Procedure Provenance QuestionnaireResponse RelatedPerson RequestGroup
-    ResearchSubject RiskAssessment ServiceRequest Specimen SupplyDelivery Task
-    VisionPrescription
-"""
-_BY_PATIENT = frozenset(_TYPES.split())
-# The others, with what names the patient there.
-_BY_OTHER = {
-    "AdverseEvent": "subject",
-    "Group": "member",
-    "Patient": "_id",
-    "Schedule": "actor",
-    "SupplyRequest": "subject",
-}
-# What names a patient whatever the type; FHIR has the two side by side.
-_NAMES = ("patient", "subject")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compartment:
+    """
+    What FHIR says of a resource type.
+
+    Attributes:
+        parameter: search parameter that names the patient; empty if there is none.
+        subjects: elements that say whose a resource is; ``[]`` follows a list.
+        referring: all elements that may refer to a patient.
+    """
+
+    parameter: str = ""
+    subjects: tuple[str, ...] = ()
+    referring: frozenset[str] = frozenset()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether resources of this type belong to no patient."""
+        return not self.subjects
+
+
+# Of another version of FHIR: nothing but the usual names is known.
+_UNKNOWN = Compartment(parameter="patient", subjects=("patient", "subject"))
+
+
+@cache
+def _read_table() -> dict[str, Compartment]:
+    table = {}
+    text = files(__package__).joinpath("compartment.tsv").read_text("utf-8")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, parameter, subjects, referring = line.split("\t")
+            table[name] = Compartment(
+                parameter=parameter,
+                subjects=tuple(subjects.split()),
+                referring=frozenset(referring.split()),
+            )
+    return table
+
+
+def get_compartment(resource_type: str) -> Compartment:
+    """What is known of a type; of one that is not R4's, the usual names."""
+    return _read_table().get(resource_type, _UNKNOWN)
 
 
 def find_patient_parameter(resource_type: str) -> str:
@@ -62,94 +85,666 @@ def find_patient_parameter(resource_type: str) -> str:
     Raises:
         FHIRRequestError: resources of this type belong to no patient in R4.
     """
-    name = _BY_OTHER.get(validate_resource_type(resource_type))
-    if name is None and resource_type in _BY_PATIENT:
-        name = "patient"
-    if name is None:
+    known = _read_table().get(validate_resource_type(resource_type))
+    if known is None or not known.parameter:
         raise FHIRRequestError(
-            f"{resource_type} is not of R4's patient compartment: use search(), and "
-            "name the parameter that selects the patient."
+            f"{resource_type} is not in R4's patient compartment: use "
+            "search(), and name the parameter that selects the patient."
         )
-    return name
+    return known.parameter
 
 
-class PatientRecord:
+# A reference to a patient in any spelling that some server may understand.
+_PATIENT = re.compile(r"(?:^|[/\s:])patient\s*(?:[/?|#]|$)")
+# As the value of a search parameter, which may be the URL of a profile as well.
+_PATIENT_VALUE = re.compile(r"(?:^|/)patient\s*[/?]")
+_PATIENT_URL = re.compile(r"(?:^|/)patient/([a-z0-9\-.]{1,64})(?:[/?]|$)")
+# A URI need not be a reference; only one that looks like it is taken for one.
+_PATIENT_URI = re.compile(r"(?:.*/)?Patient/[A-Za-z0-9\-.]{1,64}(?:/_history/.*)?")
+# Elements of data types: extensions, answers, annotations and signatures.
+_REFERRING = frozenset({"authorReference", "onBehalfOf", "valueReference", "who"})
+_URIS = frozenset({"valueCanonical", "valueUri", "valueUrl"})
+# Known by what they are about, which may be other entries of their Bundle.
+_ABOUT_OTHERS = frozenset({"AuditEvent", "Provenance"})
+_CONTAINERS = frozenset({"Bundle", "Parameters"})
+# Kinds of Bundles that are resources of their own.
+_STORED = frozenset({"collection", "document", "message"})
+_NAMES = frozenset({"patient", "subject"})
+_MAX_DECODED = 4
+# Search parameters by which something else may lead to a patient.
+_CHAINED = frozenset(
+    {"actor", "beneficiary", "individual", "member", "patient", "subject"}
+)
+_INCLUSIONS = frozenset({"_include", "_revinclude"})
+# Values of _summary that leave out no element that names the patient, or every entry.
+_WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Around:
+    """What the resources of one answer, or of one request, know of each other."""
+
+    own: frozenset[str] = field(repr=False)
+    """References to the patient."""
+    known: frozenset[str] = field(default=frozenset(), repr=False)
+    """References to resources that are known to be the patient's."""
+    urns: frozenset[str] = field(default=frozenset(), repr=False)
+    """``urn:`` names of other entries."""
+    is_written: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientBoundary:
     """
-    One patient's record: what is asked for here is asked for about this patient.
+    The record of the patient that ``patient/`` scopes were granted for.
 
-    Attributes:
-        id: of the patient.
-        reference: such as ``Patient/123``, for what is written about the patient.
+    Scopes of other levels without search parameters leave their types to the server.
+
+    Args:
+        patient_id: of the patient in context; ``None`` if there is none.
+        base_url: of the server.
+        scopes: that were granted.
+        other_patients: elements that may name other patients all the same, such as
+            ``Coverage.subscriber``.
+        trusts_binaries: whether a ``Binary`` that does not say whose it is may be read.
     """
 
-    def __init__(self, client: FHIRClient, patient_id: str) -> None:
-        self._client = client
-        self.id = validate_id(patient_id)
-        self.reference = f"Patient/{self.id}"
+    patient_id: str | None = field(repr=False)
+    base_url: str
+    scopes: ScopeSet
+    other_patients: Collection[str] = ()
+    trusts_binaries: bool = False
 
-    def __repr__(self) -> str:
-        return f"<PatientRecord at {self._client!r}>"
+    @property
+    def own(self) -> frozenset[str]:
+        """The references that name the patient, and no other form of them."""
+        if self.patient_id is None:
+            return frozenset()
+        reference = f"Patient/{self.patient_id}"
+        return frozenset({reference, f"{self.base_url}/{reference}"})
 
-    def read(self) -> dict[str, Any]:
-        """Read the ``Patient``."""
-        return self._client.read("Patient", self.id)
+    # Scopes
 
-    def search(
-        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
-    ) -> SearchResult[dict[str, Any]]:
+    def is_open(self, interaction: str, resource_type: str) -> bool:
+        """Whether the server alone decides: a scope is not for one patient."""
+        letters = get_letters(interaction)
+        return any(
+            scope.level != "patient" and not scope.query
+            for scope in self._get_scopes(resource_type, letters)
+        )
+
+    def has_scope(self, resource_type: str, letter: str) -> bool:
+        """Whether a scope has *letter* for the type, or none is about resources."""
+        granted = self._get_scopes(resource_type, letter)
+        return any(granted) or not self.scopes.resource_scopes
+
+    def _get_scopes(self, resource_type: str, letters: str) -> Iterator[ResourceScope]:
+        for scope in self.scopes.resource_scopes:
+            if scope.type.lower() in {"*", resource_type.lower()} and (
+                set(letters) & set(scope.letters)
+            ):
+                yield scope
+
+    # Searches
+
+    def narrow(
+        self,
+        resource_type: str,
+        pairs: list[tuple[str, str]],
+        *,
+        is_in_record: bool = False,
+    ) -> list[tuple[str, str]]:
         """
-        Search in this record: ``record.search("Observation", code="4548-4")``.
+        Parameters of a search that finds the patient's resources alone.
 
         Args:
-            params, keywords: as for ``FHIRClient.search``, less what names the patient.
+            is_in_record: whether the path of the search selects the patient already.
 
         Raises:
-            ForeignPatientError: a parameter names another patient; nothing was sent.
-            FHIRRequestError: as ``FHIRClient.search``, or resources of this type belong
-                to no patient.
+            ForeignPatientError: a parameter names another patient, or nothing selects
+                one among resources of this type.
         """
-        name = find_patient_parameter(resource_type)
-        pairs = list(params.items() if isinstance(params, Mapping) else params or ())
-        for given, value in (*pairs, *keywords.items()):
-            self._check(name, given, value)
-        # An id alone means a patient in "patient"; in the others it could be anything.
-        own = self.id if name in {"patient", "_id"} else self.reference
-        pairs = [pair for pair in pairs if pair[0] != name]
-        keywords.pop(name, None)
-        return self._client.search(resource_type, [(name, own), *pairs], **keywords)
-
-    def everything(self, **params: Any) -> Iterator[dict[str, Any]]:
-        """
-        Ask for the whole record, ``Patient/$everything``, page after page.
-
-        Args:
-            params: such as ``_since``, ``_type``, ``_count``, ``start`` and ``end``.
-        """
-        interaction = build_operation(
-            "everything", "Patient", self.id, query=build_search_query(None, params)
+        is_named = self.check_parameters(resource_type, pairs)
+        compartment = get_compartment(resource_type)
+        is_shared = compartment.is_shared and resource_type not in _CONTAINERS
+        is_named |= is_in_record or is_shared
+        if not is_named:
+            if not compartment.parameter:
+                _refuse(f"No search parameter of {resource_type} selects the patient.")
+            is_id = compartment.parameter in {"patient", "_id"}
+            own = f"{'' if is_id else 'Patient/'}{self.patient_id}"
+            pairs = [*pairs, (compartment.parameter, own)]
+        return self.complete(
+            resource_type, [*pairs, *self._get_scope_query(resource_type)]
         )
 
-        def fetch_bundle(url: str) -> dict[str, Any]:
-            response = self._client.perform(interaction, url=url)
-            return process_bundle_response(
-                response, type="searchset", what="operation everything"
+    def check_parameters(
+        self, resource_type: str, pairs: list[tuple[str, str]]
+    ) -> bool:
+        """Refuse what names another patient; return whether this one is named."""
+        compartment = get_compartment(resource_type)
+        names = {compartment.parameter} - {""}
+        names |= _NAMES if resource_type != "Patient" else set()
+        # Of two names for one element; a server may ignore a name it does not know.
+        selecting = {compartment.parameter} | ({*compartment.subjects} & _NAMES)
+        is_named = False
+        for name, value in pairs:
+            bare, _, modifier = name.partition(":")
+            is_reverse = bare == "_has"
+            last = name.rpartition(":")[2]
+            if (bare in names and modifier in {"", "Patient"}) or (
+                is_reverse and last in _NAMES
+            ):
+                if not self._is_own(value):
+                    _refuse(f'"{name}" does not name the patient of this launch.')
+                is_named |= bare in selecting
+            elif compartment.is_shared and _is_chain_to_patient(name):
+                if not self._is_own(value):
+                    _refuse(f'"{name}" does not name the patient of this launch.')
+            elif name == "_query" or (is_reverse and compartment.is_shared):
+                # What refers to something shared is in every patient's record.
+                _refuse(f'"{name}" may search in other records.')
+            elif any(map(self._is_foreign_value, value.split(","))):
+                _refuse(f'"{name}" names another patient.')
+        return is_named
+
+    def complete(
+        self, resource_type: str, pairs: list[tuple[str, str]]
+    ) -> list[tuple[str, str]]:
+        """Leave out, or extend, what would hide whose the resources are."""
+        includes = any(name.partition(":")[0] in _INCLUSIONS for name, _ in pairs)
+        paths = get_compartment(resource_type).subjects
+        subjects = [path.partition(".")[0].removesuffix("[]") for path in paths]
+        completed = []
+        for name, value in pairs:
+            # FHIR is case-sensitive here; not every server is.
+            bare = name.partition(":")[0].lower()
+            if bare == "_summary" and value not in _WHOLE_SUMMARIES:
+                continue
+            if bare == "_elements":
+                if includes or name != "_elements":
+                    continue
+                wanted = [*value.split(","), *subjects]
+                value = ",".join(dict.fromkeys(filter(None, wanted)))
+            completed.append((name, value))
+        return completed
+
+    def _get_scope_query(self, resource_type: str) -> Iterator[tuple[str, str]]:
+        """The parameters of the only scope for searching, which a server may forget."""
+        scopes = list(self._get_scopes(resource_type, "s"))
+        if len(scopes) == 1:
+            yield from scopes[0].query
+
+    def _is_own(self, value: str) -> bool:
+        return value in {self.patient_id, *self.own}
+
+    def _is_foreign_value(self, value: str) -> bool:
+        # "system|code" is no reference, whatever the system is called.
+        is_patient = "|" not in value and _PATIENT_VALUE.search(_fold(value))
+        return bool(is_patient) and not self._is_own(value)
+
+    # Resources
+
+    def check(
+        self,
+        resource: Any,
+        letters: str = "rs",
+        *,
+        is_written: bool = False,
+        urns: frozenset[str] = frozenset(),
+    ) -> None:
+        """
+        Refuse a resource that is not known to be the patient's.
+
+        Args:
+            resource: as written or received; Bundles and Parameters with all they hold.
+            letters: any of which a scope has to have that is not for one patient alone.
+            is_written: whether it is the body of a request.
+            urns: of further resources in the same transaction, none of them a Patient.
+
+        Raises:
+            ForeignPatientError: it is another patient's, names one, or does not say.
+        """
+        around = _Around(own=self.own, urns=urns, is_written=is_written)
+        try:
+            self._check(resource, letters, around)
+        except RecursionError:
+            _refuse("The resource is nested too deeply.")
+
+    def _check(self, resource: Any, letters: str, around: _Around) -> bool:
+        """Refuse what is not the patient's; return whether it is, or is shared."""
+        name = resource.get("resourceType") if isinstance(resource, Mapping) else None
+        if not isinstance(name, str):
+            _refuse("A resource has no type.")
+        if name == "OperationOutcome":
+            self._walk(resource, "", _Place(name, get_compartment(name), "", around))
+            return False
+        granted = list(self._get_scopes(name, letters))
+        if any(s.level != "patient" and _selects(s, resource) for s in granted):
+            return True
+        if self.patient_id is None:
+            _refuse("There is no patient in context.")
+        granted = [scope for scope in granted if scope.level == "patient"]
+        if granted and not any(_selects(scope, resource) for scope in granted):
+            _refuse(f"No granted scope selects this {name}.")
+        if name == "Bundle":
+            is_own = self._check_bundle(resource, letters, around)
+            if not is_own and resource.get("type") in _STORED:
+                _refuse("The Bundle is not known to be the patient's.")
+            return is_own
+        compartment = get_compartment(name)
+        is_own = self._is_about_patient(resource, name, compartment, around)
+        is_trusted = self.trusts_binaries and name == "Binary"
+        is_trusted = is_trusted and "securityContext" not in resource
+        if not (is_own or is_trusted or compartment.is_shared):
+            _refuse(f"The {name} is not known to be the patient's.")
+        self._walk(resource, "", _Place(name, compartment, letters, around))
+        return is_own
+
+    def _check_bundle(
+        self, bundle: Mapping[str, Any], letters: str, around: _Around
+    ) -> bool:
+        entries = bundle.get("entry", [])
+        if not isinstance(entries, list):
+            _refuse("The entries of a Bundle are not a list.")
+        own, urns = set(around.own), set()
+        for entry in entries:
+            resource, url = _read_entry(entry)
+            is_patient = resource.get("resourceType") == "Patient"
+            if is_patient and resource.get("id") == self.patient_id:
+                own.update({url} if url.startswith("urn:") else ())
+            elif not is_patient and url.startswith("urn:"):
+                urns.add(url)
+        around = replace(around, own=frozenset(own), urns=around.urns | frozenset(urns))
+        known: set[str] = set(around.known)
+        is_own = False
+        for entry in sorted(entries, key=_is_about_others):
+            self._check_addresses(entry)
+            resource, url = _read_entry(entry)
+            if resource and self._check(
+                resource, letters, replace(around, known=frozenset(known))
+            ):
+                is_own = True
+                reference = f"{resource['resourceType']}/{resource.get('id')}"
+                known |= {reference, f"{self.base_url}/{reference}", url} - {""}
+        rest = {name: value for name, value in bundle.items() if name != "entry"}
+        compartment = get_compartment("Bundle")
+        self._walk(rest, "", _Place("Bundle", compartment, letters, around))
+        return is_own
+
+    def _check_addresses(self, entry: Mapping[str, Any]) -> None:
+        """Refuse an entry whose addresses are those of another patient."""
+        parts = [entry, entry.get("request"), entry.get("response")]
+        for part in parts:
+            for name in ("fullUrl", "url", "location") if part else ():
+                text = part.get(name) if isinstance(part, Mapping) else None
+                found = (
+                    _PATIENT_URL.search(_fold(text)) if isinstance(text, str) else None
+                )
+                if found and found[1] != (self.patient_id or "").casefold():
+                    _refuse("An entry is about another patient.")
+
+    def _is_about_patient(
+        self,
+        resource: Mapping[str, Any],
+        name: str,
+        compartment: Compartment,
+        around: _Around,
+    ) -> bool:
+        if name == "Patient":
+            return resource.get("id") == self.patient_id
+        found = [
+            (path, value)
+            for path in compartment.subjects
+            for value in _get_values(resource, path)
+        ]
+        if not found and not around.is_written and not compartment.is_shared:
+            # DSTU2 and STU3 had other names for some of them.
+            found = [
+                (path, value)
+                for path in _UNKNOWN.subjects
+                for value in _get_values(resource, path)
+            ]
+        is_own = False
+        for path, value in found:
+            reference = value.get("reference") if isinstance(value, Mapping) else None
+            kind = value.get("type", "Patient") if isinstance(value, Mapping) else ""
+            reference = reference if isinstance(reference, str) else ""
+            if reference in around.own:
+                is_own = is_own or kind == "Patient"
+            elif reference in around.known and name in _ABOUT_OTHERS:
+                is_own = True
+            elif "[]" not in path:
+                _refuse(f"{name}.{path} does not name the patient of this launch.")
+        return is_own
+
+    def _walk(self, value: Any, path: str, place: _Place) -> None:
+        """Refuse what names another patient, at any depth."""
+        if isinstance(value, list):
+            for item in value:
+                self._walk(item, path, place)
+        elif isinstance(value, str):
+            if path in place.compartment.referring and self._is_foreign(
+                value, place.around.own
+            ):
+                _refuse(f"{place.name}.{path} names another patient.")
+        elif isinstance(value, Mapping):
+            is_held = place.name in _CONTAINERS and path.endswith("resource")
+            if path == "contained":
+                self._check_contained(value, place)
+            elif is_held:
+                self._check(value, place.letters, place.around)
+            else:
+                self._walk_members(value, path, place)
+
+    def _walk_members(self, value: Mapping[str, Any], path: str, place: _Place) -> None:
+        for name, item in value.items():
+            here = f"{path}.{name}" if path else name
+            if name == "reference" and not isinstance(item, Mapping):
+                self._check_reference(item, path, place)
+            elif name in _URIS and isinstance(item, str):
+                if _PATIENT_URI.fullmatch(item) and item not in place.around.own:
+                    _refuse(f"{place.name}.{here} names another patient.")
+            else:
+                self._walk(item, here, place)
+        reference = value.get("reference")
+        is_patient = isinstance(reference, str) and value.get("type") == "Patient"
+        is_listed = self._is_listed(path, place)
+        if is_patient and reference not in place.around.own and not is_listed:
+            _refuse(f"{place.name}.{path} names another patient.")
+        if "identifier" in value and "reference" not in value:
+            is_other = isinstance(value.get("type"), str) and value["type"] != "Patient"
+            if place.may_refer(path) and not is_other and not is_listed:
+                _refuse(
+                    f"{place.name}.{path} uses an identifier instead of a reference."
+                )
+
+    def _check_contained(self, value: Mapping[str, Any], place: _Place) -> None:
+        kind = str(value.get("resourceType"))
+        if kind.casefold() == "patient":
+            _refuse("A contained Patient is not the patient of this launch.")
+        inner = _Place(kind, get_compartment(kind), place.letters, place.around)
+        self._walk_members(value, "", inner)
+
+    def _check_reference(self, reference: Any, path: str, place: _Place) -> None:
+        if reference is None or self._is_listed(path, place):
+            return
+        if not isinstance(reference, str):
+            _refuse(f"{place.name}.{path} is not a reference.")
+        around = place.around
+        if self._is_foreign(reference, around.own):
+            _refuse(f"{place.name}.{path} names another patient.")
+        is_urn = _fold(reference).startswith("urn:")
+        if (
+            is_urn
+            and place.may_refer(path)
+            and reference not in around.urns | around.own
+        ):
+            _refuse(
+                f"{place.name}.{path} refers to a resource that is not in the request."
             )
 
-        url = self._client.build_url(interaction.path)
-        for page in iter_bundles(fetch_bundle, url, what="operation everything"):
-            for entry in page["entry"]:
-                if isinstance(resource := entry.get("resource"), dict):
-                    yield resource
-            del page
+    def _is_listed(self, path: str, place: _Place) -> bool:
+        return f"{place.name}.{path}" in self.other_patients and not any(
+            path == subject.replace("[]", "") for subject in place.compartment.subjects
+        )
 
-    def _check(self, name: str, given: str, value: object) -> None:
-        """Refuse a parameter that would search for somebody else."""
-        bare = given.partition(":")[0].partition("__")[0]
-        if bare == name or (bare in _NAMES and name in _NAMES):
-            base_url = self._client.base_url
-            mine = {self.id, self.reference, f"{base_url}/{self.reference}"}
-            is_one = isinstance(value, str | Reference) and bare == given
-            if not is_one or str(value) not in mine:
-                raise ForeignPatientError(
-                    f'"{given}" selects a patient, which this record has done.'
-                )
+    def _is_foreign(self, reference: str, own: frozenset[str]) -> bool:
+        """Whether a reference names a patient in any way but as the launch's."""
+        return reference not in own and bool(_PATIENT.search(_fold(reference)))
+
+    # Patches
+
+    def check_json_patch(self, patch: Any, resource_type: str) -> None:
+        """Refuse a JSON Patch that could move an unread resource to another patient."""
+        kept = self._get_kept_elements(resource_type)
+        for step in patch if isinstance(patch, list) else ():
+            for pointer in (step.get("path"), step.get("from", step.get("path"))):
+                if not isinstance(pointer, str) or pointer.split("/")[1:2] == []:
+                    _refuse("The patch replaces the whole resource.")
+                if pointer.split("/")[1].replace("~1", "/") in kept:
+                    _refuse("The patch changes the patient reference, type or id.")
+            if step.get("op") in {"copy", "move"}:
+                _refuse("The patch moves an element that was not read.")
+            name = step["path"].rpartition("/")[2]
+            self._walk(
+                {name: step.get("value")},
+                "",
+                _Place(resource_type, _UNKNOWN, "u", _Around(own=self.own)),
+            )
+
+    def _get_kept_elements(self, resource_type: str) -> set[str]:
+        """What a patch must not touch: elements that say what and whose it is."""
+        subjects = get_compartment(resource_type).subjects
+        names = {path.partition(".")[0].removesuffix("[]") for path in subjects}
+        return names | {"contained", "id", "resourceType"}
+
+    def check_fhirpath_patch(self, patch: Any, resource_type: str) -> None:
+        """
+        Refuse a FHIRPath Patch that could move a resource to another patient.
+
+        It is not carried out here, so it may neither touch what says whose the
+        resource is nor have a path that is more than names, indexes and ``where()``.
+        """
+        kept = self._get_kept_elements(resource_type)
+        referring = get_compartment(resource_type).referring
+        kept |= {path.partition(".")[0] for path in referring}
+        for value in _iter_members(patch):
+            for name, text in value.items():
+                if not isinstance(text, str):
+                    continue
+                # A server may take the text of any type for it.
+                is_path = name.startswith("value") and value.get("name") == "path"
+                if is_path:
+                    steps = _FILTER.sub("", text).split(".")
+                    if not all(map(_STEP.fullmatch, steps)):
+                        _refuse("The patch path is too complex to check.")
+                    # With the type before it, or without.
+                    names = {step.partition("[")[0] for step in steps[:2]}
+                else:
+                    is_name = value.get("name") == "name"
+                    names = {text} if is_name and name.startswith("value") else set()
+                    if self._is_foreign(text, self.own) and name.startswith("value"):
+                        _refuse("The patch names another patient.")
+                if names & kept:
+                    _refuse("The patch changes the patient reference, type or id.")
+        self._walk(
+            patch, "", _Place("Parameters", _UNKNOWN, "u", _Around(own=self.own))
+        )
+
+
+# Of a FHIRPath Patch.
+_FILTER = re.compile(r"\.where\([^()]*\)")
+_STEP = re.compile(r"[A-Za-z]+(?:\[[0-9]+\])?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The resource that is walked through."""
+
+    name: str
+    compartment: Compartment
+    letters: str
+    around: _Around = field(repr=False)
+
+    def may_refer(self, path: str) -> bool:
+        """Whether a reference at *path* may be to a patient."""
+        return (
+            path in self.compartment.referring
+            or path.rpartition(".")[2] in _REFERRING
+            or self.compartment is _UNKNOWN
+        )
+
+
+def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
+    """
+    Return the result of a JSON Patch on *resource*, which is not changed.
+
+    Raises:
+        FHIRRequestError: it does not fit the resource.
+
+    Spec: RFC 6902.
+    """
+    document: Any = {"": copy.deepcopy(resource)}
+    try:
+        for step in patch:
+            path = _split_pointer(step["path"])
+            match step["op"]:
+                case "add" | "replace":
+                    _put(document, path, copy.deepcopy(step["value"]), step["op"])
+                case "remove":
+                    _take(document, path)
+                case "move":
+                    _put(
+                        document,
+                        path,
+                        _take(document, _split_pointer(step["from"])),
+                        "add",
+                    )
+                case "copy":
+                    found = _find(document, _split_pointer(step["from"]))
+                    _put(document, path, copy.deepcopy(found), "add")
+                case "test":
+                    if _find(document, path) != step["value"]:
+                        raise ValueError("another value")
+                case _:
+                    raise ValueError("no such operation")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise FHIRRequestError("The patch does not fit the resource.") from None
+    return document[""]
+
+
+def _split_pointer(pointer: str) -> list[str]:
+    """The names from the document that holds the resource; the first is empty."""
+    names = pointer.split("/")
+    if names[0]:
+        raise ValueError("no JSON pointer")
+    return [name.replace("~1", "/").replace("~0", "~") for name in names]
+
+
+def _find(document: Any, path: list[str]) -> Any:
+    for name in path:
+        document = document[_index(name) if isinstance(document, list) else name]
+    return document
+
+
+def _put(document: Any, path: list[str], value: Any, op: str) -> None:
+    holder, name = _find(document, path[:-1]), path[-1]
+    if not isinstance(holder, list):
+        if op == "replace":
+            holder[name]
+        holder[name] = value
+    elif op == "replace":
+        holder[_index(name)] = value
+    else:
+        holder.insert(len(holder) if name == "-" else _index(name), value)
+
+
+def _index(name: str) -> int:
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
+        raise ValueError("no index")
+    return int(name)
+
+
+def _take(document: Any, path: list[str]) -> Any:
+    holder, name = _find(document, path[:-1]), path[-1]
+    return holder.pop(_index(name) if isinstance(holder, list) else name)
+
+
+def _is_chain_to_patient(name: str) -> bool:
+    steps = name.split(".")
+    return len(steps) > 1 and not _CHAINED.isdisjoint(
+        step.partition(":")[0] for step in steps
+    )
+
+
+def get_letters(interaction: str) -> str:
+    """Letters of the scopes any of which allows it; reading for what has none."""
+    try:
+        return required_letter(interaction)
+    except ValueError:
+        return "rs"
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ForeignPatientError(reason)
+
+
+def _fold(text: str) -> str:
+    """*text* as a server might read it that is careless."""
+    for _ in range(_MAX_DECODED):
+        text = unquote(text)
+    return text.strip().casefold().replace("\\", "/")
+
+
+def _read_entry(entry: Any) -> tuple[Mapping[str, Any], str]:
+    """Resource, or an empty one, and ``fullUrl`` of an entry."""
+    if not isinstance(entry, Mapping):
+        _refuse("An entry of a Bundle is not an object.")
+    resource = entry.get("resource", {})
+    if not isinstance(resource, Mapping):
+        _refuse("An entry of a Bundle holds no resource.")
+    url = entry.get("fullUrl")
+    return resource, url if isinstance(url, str) else ""
+
+
+def _is_about_others(entry: Mapping[str, Any]) -> bool:
+    return _read_entry(entry)[0].get("resourceType") in _ABOUT_OTHERS
+
+
+def _get_values(value: Any, path: str) -> Iterator[Any]:
+    """What stands at *path*; a list where none belongs is a value that fits nothing."""
+    step, _, rest = path.partition(".")
+    name = step.removesuffix("[]")
+    found = value.get(name) if isinstance(value, Mapping) else None
+    items = found if isinstance(found, list) and name != step else [found]
+    for item in items:
+        if item is not None:
+            if rest:
+                yield from _get_values(item, rest)
+            else:
+                yield item
+
+
+def _iter_members(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object within *value*, itself included."""
+    if isinstance(value, Mapping):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _iter_members(item)
+
+
+def _selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:
+    """
+    Whether a scope's parameters let *resource* through.
+
+    Those that look at a code in an element of the parameter's name are understood, as
+    in ``category=laboratory``; others select nothing.
+    """
+    return all(_has_code(resource, *pair) for pair in scope.query)
+
+
+def _has_code(resource: Mapping[str, Any], name: str, value: str) -> bool:
+    element = re.sub("-([a-z])", lambda found: found[1].upper(), name)
+    held = set(_iter_codes(resource.get(element)))
+    for option in value.split(","):
+        system, bar, code = option.rpartition("|")
+        if any(code in {"", c} and (not bar or system == s) for s, c in held):
+            return True
+    return False
+
+
+def _iter_codes(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _iter_codes(item)
+    elif isinstance(value, Mapping):
+        if "coding" in value:
+            yield from _iter_codes(value["coding"])
+        else:
+            code = value.get("code", value.get("value"))
+            yield str(value.get("system", "")), str(code)
+    elif isinstance(value, str | bool):
+        yield "", str(value).lower() if isinstance(value, bool) else value

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from django_smart.exceptions import (
@@ -16,6 +16,8 @@ from django_smart.exceptions import (
     FHIRRequestError,
     MalformedFHIRResponseError,
 )
+from django_smart.fhir.guard import RecordRules
+from django_smart.fhir.loops import refuse_in_event_loop
 from django_smart.fhir.messages import (
     FHIRExchange,
     find_request_id,
@@ -27,7 +29,7 @@ from django_smart.protocol.urls import get_origin, is_same_origin, is_within_bas
 from django_smart.transport import ResponseStream
 from django_smart.transport.connections import limit_call
 
-__all__ = ["FHIRConnection"]
+__all__ = ["FHIRConnection", "Observer", "TokenSource", "Transport"]
 
 _ACCEPT = "application/fhir+json"
 _MAX_REDIRECTS = 3
@@ -43,36 +45,68 @@ _PATH = re.compile(r"[!\"$-\[\]-~]*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
 
 
-_OpenStream = Callable[[HTTPRequest], AbstractContextManager[ResponseStream]]
+class TokenSource(Protocol):
+    """The access token of one grant."""
+
+    @property
+    def scopes(self) -> ScopeSet | None:
+        """What was granted, as it is now; ``None`` if that is not known."""
+
+    def get(self) -> str:
+        """Return the token to use now."""
+
+    def renew(self, used: str) -> str:
+        """
+        Return the token to try after *used*, which met 401.
+
+        By a refresh, or because another process has refreshed already.
+        """
+
+
+class Transport(Protocol):
+    """One HTTP exchange, within limits of time and size."""
+
+    @property
+    def call_limit(self) -> float:
+        """Seconds that the first try, the wait and the second one may take in all."""
+
+    def send(self, request: HTTPRequest) -> HTTPResponse:
+        """As :func:`django_smart.transport.send`."""
+
+    def open_stream(
+        self, request: HTTPRequest
+    ) -> AbstractContextManager[ResponseStream]:
+        """As :func:`django_smart.transport.open_stream`."""
+
+
+class Observer(Protocol):
+    """Whoever follows what a client does."""
+
+    def on_missing_scope(self, scope: str) -> None:
+        """Take note of a scope that is needed and was not granted; may raise."""
+
+    def on_request(self, exchange: FHIRExchange) -> None:
+        """Take note of a request that carried the token."""
 
 
 class FHIRConnection:
     """
-    Sends requests to one server, with the token and to nobody else.
+    Sends requests with the token to one server, and nowhere else.
 
     Args:
-        base_url: FHIR endpoint, as it is sent as ``aud``.
-        get_access_token: returns the token to use now.
-        renew_access_token: called with a token that met 401; returns the one to try
-            instead, by a refresh or because another process has refreshed already.
-        boundary: where the token may be sent: at or below the path of *base_url*, or
-            anywhere at its ``"origin"``.
-        send: does one HTTP exchange (``transport.send`` with its limits bound).
-        get_scopes: returns the scopes that were granted, as they are now.
-        on_missing_scope: told the scope that an interaction needs and that was not
-            granted, before it is sent; may raise.
-        patient_id: id of the patient in context, for the caller's convenience: the
-            server decides what may be seen.
-        on_request: told of each request that carried the token.
-        max_retry_wait: seconds to wait at most before the second try of a request that
-            changes nothing and met 429 or 503; a longer ``Retry-After`` is left to the
-            caller.
-        call_limit: seconds that the first try, the wait and the second one may take in
-            all; where the wait leaves nothing, there is no second try.
-        open_stream: as *send*, for answers that are read piece by piece
-            (``transport.open_stream`` with its limits bound).
+        base_url: FHIR endpoint, as sent in ``aud``.
+        tokens: source of the access token.
+        transport: sends the requests.
+        observer: notified of each request, and of missing scopes before a request.
+        boundary: where the token may be sent: ``"base"`` for *base_url* and below, or
+            ``"origin"`` for its whole origin.
+        patient_id: id of the patient in context.
+        max_retry_wait: maximum seconds to wait before a request that changes nothing is
+            sent again after 429 or 503; with a longer ``Retry-After``, it is not.
+        record_rules: rules that limit requests under ``patient/`` scopes to that
+            patient's record; ``None`` relies on the server.
 
-    May be used by several threads, apart from ``session``.
+    Threads may share it, except for ``session``.
 
     Spec: SMART App Launch 2.2, "Access FHIR API" (FHIR-01 to FHIR-08).
     """
@@ -81,32 +115,26 @@ class FHIRConnection:
         self,
         *,
         base_url: str,
-        get_access_token: Callable[[], str],
-        renew_access_token: Callable[[str], str],
-        send: Callable[[HTTPRequest], HTTPResponse],
+        tokens: TokenSource,
+        transport: Transport,
+        observer: Observer | None = None,
         boundary: Literal["base", "origin"] = "base",
         patient_id: str | None = None,
-        get_scopes: Callable[[], ScopeSet] | None = None,
-        on_missing_scope: Callable[[str], None] | None = None,
-        on_request: Callable[[FHIRExchange], None] | None = None,
         max_retry_wait: float = 5.0,
-        call_limit: float = 20.0,
         sleep: Callable[[float], None] = time.sleep,
-        open_stream: _OpenStream | None = None,
+        record_rules: RecordRules | None = None,
     ) -> None:
         self.base_url = base_url.removesuffix("/")
         self.boundary = boundary
         self.patient_id = patient_id
-        self._get_access_token = get_access_token
-        self._renew_access_token = renew_access_token
-        self._send = send
-        self._get_scopes = get_scopes
-        self._on_missing_scope = on_missing_scope
-        self._on_request = on_request
+        self._tokens = tokens
+        self._transport = transport
+        self._observer = observer
         self._max_retry_wait = max_retry_wait
-        self._call_limit = call_limit
         self._sleep = sleep
-        self._open_stream = open_stream
+        self._record_rules = record_rules
+        #: Elements that may name other patients, such as ``"Coverage.subscriber"``.
+        self.other_patients: Collection[str] = ()
 
     def __repr__(self) -> str:
         # The origin alone: some servers have a patient's id in the path of their base.
@@ -121,15 +149,15 @@ class FHIRConnection:
         body: bytes | None = None,
     ) -> HTTPResponse:
         """
-        Send any request and return the answer as it is, whatever its status.
+        Send any request and return the response unchanged, whatever its status.
 
         GET and HEAD follow redirects within the boundary.  ``Authorization`` in
-        *headers* is replaced, ``Accept`` has FHIR JSON as default.
+        *headers* is replaced; the default of ``Accept`` is FHIR JSON.
 
         Raises:
-            BearerBoundaryError: the URL or a redirect leads outside.
-            FHIRRequestError: not a usable method, path or URL.
-            TransportError: no usable answer.
+            BearerBoundaryError: the URL or a redirect leads outside the boundary.
+            FHIRRequestError: the method, path or URL is invalid.
+            TransportError: there is no usable response.
         """
         return self._follow(self._build_request(method, path_or_url, headers, body))
 
@@ -141,7 +169,7 @@ class FHIRConnection:
         body: bytes | None,
     ) -> HTTPRequest:
         if not _METHOD.fullmatch(method):
-            raise FHIRRequestError("A method has capital letters alone.")
+            raise FHIRRequestError("An HTTP method consists of capital letters.")
         return HTTPRequest(
             method=method,
             url=self.build_url(path_or_url),
@@ -151,27 +179,30 @@ class FHIRConnection:
 
     def build_url(self, path_or_url: str) -> str:
         """
-        Return the absolute URL of a path below the base; an absolute URL as it is.
+        Return the absolute URL of a path below the base URL.
+
+        An absolute URL is returned unchanged.
 
         Raises:
-            FHIRRequestError: another scheme than http(s); a path that begins with two
-                slashes or has dot segments; white space, a backslash or a fragment.
+            FHIRRequestError: the scheme is not http or https; the path begins with two
+                slashes or has dot segments; or there is whitespace, a backslash or a
+                fragment.
         """
         if not _PATH.fullmatch(path_or_url) or path_or_url.startswith("//"):
-            raise FHIRRequestError("The path or URL has characters it must not have.")
+            raise FHIRRequestError("The path or URL contains invalid characters.")
         if path_or_url.lower().startswith(("https://", "http://")):
             return path_or_url
         if _SCHEME.match(path_or_url):
-            raise FHIRRequestError("The URL is neither https nor http.")
+            raise FHIRRequestError("The URL is not https or http.")
         path = path_or_url.removeprefix("/")
         slash = "" if path.startswith("?") or not path else "/"
         url = f"{self.base_url}{slash}{path}"
         if not is_within_base(url, self.base_url):
-            raise FHIRRequestError("The path leads out of the FHIR base.")
+            raise FHIRRequestError("The path leads outside the FHIR base.")
         return url
 
     def is_within_boundary(self, url: str) -> bool:
-        """Whether the access token may be sent to *url* (FHIR-02)."""
+        """Return whether the access token may be sent to *url* (FHIR-02)."""
         if self.boundary == "origin":
             return is_same_origin(url, self.base_url)
         return is_within_base(url, self.base_url)
@@ -184,15 +215,15 @@ class FHIRConnection:
         resource_type: str = "",
     ) -> HTTPResponse:
         """
-        Send *request* with the token, once more after 401, 429 or 503.
+        Send *request* with the token; retry once after 401, 429 or 503.
 
-        401 gets one renewal of the token; 429 and 503 one pause, for requests that
-        change nothing.  Redirects are not followed.  Each request has an
-        ``X-Request-Id``, by which the server's people find it in their log.
+        After 401, the token is refreshed first; after 429 and 503, only requests that
+        change nothing are sent again, after a pause.  Redirects are not followed.  Each
+        request has an ``X-Request-Id``, which identifies it in the server's log.
 
         Raises:
-            BearerBoundaryError: the URL lies outside; nothing was sent.
-            TransportError: no usable answer.
+            BearerBoundaryError: the URL is outside the boundary; nothing was sent.
+            TransportError: there is no usable response.
 
         Spec: FHIR-01, FHIR-02, FHIR-04; FHIR R4, "RESTful API", custom headers.
         """
@@ -206,11 +237,13 @@ class FHIRConnection:
     def _told(
         self, request: HTTPRequest, interaction: str, resource_type: str
     ) -> Iterator[_Told]:
-        """Refuse a URL outside, give the request an id, and tell of it at the end."""
+        """Refuse a URL outside the boundary, set a request id, and log the request."""
+        refuse_in_event_loop()
         if not self.is_within_boundary(request.url):
             raise BearerBoundaryError(
-                f"the access token for {get_origin(self.base_url)} may not be sent "
-                f"outside of its {self.boundary}"
+                f"the access token for {get_origin(self.base_url)} may not be "
+                f"sent outside its {self.boundary} (bearer_boundary of the "
+                "server)"
             )
         request_id = find_request_id(request.headers) or str(uuid.uuid4())
         headers = {"X-Request-Id": request_id} | {
@@ -221,7 +254,7 @@ class FHIRConnection:
         try:
             yield told
         finally:
-            if self._on_request is not None:
+            if self._observer is not None:
                 exchange = FHIRExchange(
                     interaction=interaction or request.method.lower(),
                     resource_type=resource_type or self._get_resource_type(request.url),
@@ -229,7 +262,7 @@ class FHIRConnection:
                     duration=time.monotonic() - started,
                     request_id=request_id,
                 )
-                self._on_request(exchange)
+                self._observer.on_request(exchange)
 
     @contextmanager
     def stream(
@@ -243,72 +276,76 @@ class FHIRConnection:
         resource_type: str = "",
     ) -> Iterator[ResponseStream]:
         """
-        Send any request, and read the answer piece by piece inside the ``with`` block.
+        Send any request, and read the response in chunks inside the ``with`` block.
 
-        As ``request``, but redirects are returned and not followed, and only 401 is
-        tried once more.
+        Like ``request``, but redirects are returned instead of followed, and only 401
+        is retried.
 
         Raises:
-            BearerBoundaryError: the URL lies outside; nothing was sent.
-            FHIRRequestError: not a usable method, path or URL.
-            TransportError: no usable answer, or none that ends.
+            BearerBoundaryError: the URL is outside the boundary; nothing was sent.
+            FHIRRequestError: the method, path or URL is invalid.
+            TransportError: there is no usable response, or it does not end.
         """
-        if self._open_stream is None:
-            raise TypeError("this client was made without open_stream")
         request = self._build_request(method, path_or_url, headers, body)
         with (
             self._told(request, interaction, resource_type) as told,
             ExitStack() as stack,
         ):
-            token = HiddenText(self._get_access_token())
+            token = HiddenText(self._tokens.get())
             request = told.request
-            stream = stack.enter_context(self._open_stream(_authorize(request, token)))
+            stream = stack.enter_context(
+                self._transport.open_stream(_authorize(request, token))
+            )
             if stream.head.status_code == 401:
-                renewed = HiddenText(self._renew_access_token(token))
+                renewed = HiddenText(self._tokens.renew(token))
                 if renewed != token:
                     stack.close()
                     request = _authorize(request, renewed)
-                    stream = stack.enter_context(self._open_stream(request))
+                    stream = stack.enter_context(self._transport.open_stream(request))
             told.status_code = stream.head.status_code
             yield stream
 
     def stream_anonymous(
         self, url: str, *, headers: Mapping[str, str] | None = None
     ) -> AbstractContextManager[ResponseStream]:
-        """Get *url* piece by piece without any ``Authorization``: a signed URL, say."""
-        if self._open_stream is None:
-            raise TypeError("this client was made without open_stream")
-        return self._open_stream(self._build_request("GET", url, headers, None))
+        """Get *url*, such as a signed URL, in chunks and without ``Authorization``."""
+        refuse_in_event_loop()
+        return self._transport.open_stream(
+            self._build_request("GET", url, headers, None)
+        )
 
     def pause(self, seconds: float) -> None:
-        """Wait, as the server has asked."""
+        """Wait for *seconds*, as the server requested."""
         self._sleep(seconds)
 
     def send_anonymous(self, request: HTTPRequest) -> HTTPResponse:
-        """Send *request* without any ``Authorization``, for URLs outside."""
-        return self._send(replace(request, headers=_merge(request.headers, {})))
+        """Send *request* without ``Authorization``, for URLs outside the boundary."""
+        refuse_in_event_loop()
+        return self._transport.send(
+            replace(request, headers=_merge(request.headers, {}))
+        )
 
     def _send_with_retries(
         self, request: HTTPRequest, *, is_safe: bool
     ) -> HTTPResponse:
-        access_token = HiddenText(self._get_access_token())
+        access_token = HiddenText(self._tokens.get())
         started = time.monotonic()
-        response = self._send(_authorize(request, access_token))
+        response = self._transport.send(_authorize(request, access_token))
         if response.status_code == 401:
             used_token = access_token
-            access_token = HiddenText(self._renew_access_token(used_token))
+            access_token = HiddenText(self._tokens.renew(used_token))
             if access_token != used_token:
                 started = time.monotonic()
-                response = self._send(_authorize(request, access_token))
+                response = self._transport.send(_authorize(request, access_token))
         wait = self._get_wait(response) if is_safe else None
         if wait is None:
             return response
-        left = self._call_limit - (time.monotonic() - started) - wait
+        left = self._transport.call_limit - (time.monotonic() - started) - wait
         if left <= 0:
             return response
         self._sleep(wait)
         with limit_call(left):
-            return self._send(_authorize(request, access_token))
+            return self._transport.send(_authorize(request, access_token))
 
     def _get_wait(self, response: HTTPResponse) -> float | None:
         """Seconds to wait before the second try, ``None`` for no second try."""
@@ -356,7 +393,7 @@ class FHIRConnection:
 
 
 class _Told:
-    """A request that is told of, and the status that it met."""
+    """A reported request, with its status."""
 
     def __init__(self, request: HTTPRequest) -> None:
         self.request = request

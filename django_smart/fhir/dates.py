@@ -24,7 +24,7 @@ class PartialDate:
             it says nothing.
         moment: day and time, if there is a time; aware if it was written with its zone.
 
-    ``repr`` does not tell the date: it may be of a patient.
+    ``repr`` does not show the date, which may be a patient's.
     """
 
     year: int

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 from django_smart.exceptions import FHIRRequestError
+from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.fhir.parameters import SearchParams, build_search_query
 
@@ -29,7 +29,7 @@ __all__ = [
     "build_read",
     "build_search",
     "build_update",
-    "dump_json",
+    "refuse_part",
 ]
 
 _ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
@@ -48,7 +48,7 @@ def build_etag(version: str | Mapping[str, Any]) -> str:
         meta = version.get("meta")
         version = meta.get("versionId", "") if isinstance(meta, Mapping) else ""
         if not version:
-            raise FHIRRequestError("The resource does not tell its version.")
+            raise FHIRRequestError("The resource has no version (meta.versionId).")
     if isinstance(version, str) and _ETAG.fullmatch(version):
         return version
     return f'W/"{validate_id(version)}"'
@@ -57,7 +57,7 @@ def build_etag(version: str | Mapping[str, Any]) -> str:
 def build_condition(params: SearchParams) -> str:
     query = build_search_query(params, {})
     if not query:
-        raise FHIRRequestError("A condition without a parameter matches everything.")
+        raise FHIRRequestError("A condition without parameters matches everything.")
     return query
 
 
@@ -71,7 +71,7 @@ def build_headers(
         headers["Prefer"] = f"handling={prefer}"
     elif prefer:
         names = ", ".join(sorted(_RETURNS | _HANDLINGS))
-        raise FHIRRequestError(f"A preference is one of {names}.")
+        raise FHIRRequestError(f"preference must be one of {names}.")
     if if_match is not None:
         headers["If-Match"] = build_etag(if_match)
     return headers
@@ -154,7 +154,7 @@ def build_read(
         params.append(("_summary", summary))
     if elements:
         if isinstance(elements, str):
-            raise FHIRRequestError("elements is a list of names, not one text.")
+            raise FHIRRequestError("elements must be a list of names, not a string.")
         params.append(("_elements", ",".join(elements)))
     return Interaction(
         name="read" if version_id is None else "vread",
@@ -196,6 +196,7 @@ def build_update(
 ) -> Interaction:
     """Put a resource in the place of the one with its id, or that *where* finds."""
     resource_type = _get_type(resource)
+    refuse_part(resource)
     resource_id = "" if where is not None else validate_id(resource.get("id"))
     return Interaction(
         name="update",
@@ -221,10 +222,10 @@ def build_patch(
     is_fhirpath = isinstance(patch, Mapping)
     if isinstance(patch, Mapping):
         if patch.get("resourceType") != "Parameters" or not patch.get("parameter"):
-            raise FHIRRequestError("A FHIRPath Patch is a Parameters resource.")
+            raise FHIRRequestError("A FHIRPath Patch must be a Parameters resource.")
     elif not patch or not all(map(_is_step, patch)):
         raise FHIRRequestError(
-            "A JSON Patch is a list of operations, each with op and path."
+            "A JSON Patch must be a list of operations, each with op and path."
         )
     return Interaction(
         name="patch",
@@ -271,7 +272,7 @@ def build_history(
         name = "history-type"
     if id is not None:
         if resource_type is None:
-            raise FHIRRequestError("An id needs its resource type.")
+            raise FHIRRequestError("An id requires a resource type.")
         parts.append(validate_id(id))
         name = "history-instance"
     params: list[tuple[str, object]] = [
@@ -287,14 +288,28 @@ def build_history(
     )
 
 
-def build_search(resource_type: str, query: str, *, prefer: str = "") -> Interaction:
-    """Search by GET; *query* is encoded."""
-    path = validate_resource_type(resource_type)
+def build_search(
+    resource_type: str, query: str, *, prefer: str = "", compartment: str = ""
+) -> Interaction:
+    """
+    Search by GET; *query* is encoded.
+
+    Args:
+        resource_type: ``*`` for all.
+        compartment: ``Patient/123``, to search only what belongs to it.
+    """
+    is_any = resource_type == "*"
+    path = "*" if is_any else validate_resource_type(resource_type)
+    if compartment:
+        its_type, _, its_id = compartment.partition("/")
+        path = f"{validate_resource_type(its_type)}/{validate_id(its_id)}/{path}"
+    elif is_any:
+        path = ""
     return Interaction(
         name="search",
         method="GET",
         path=f"{path}?{query}" if query else path,
-        resource_type=resource_type,
+        resource_type="" if is_any else resource_type,
         headers=build_headers(prefer),
     )
 
@@ -305,7 +320,7 @@ def as_posted(search: Interaction) -> Interaction:
     return replace(
         search,
         method="POST",
-        path=f"{path}/_search",
+        path=f"{path}/_search" if path else "_search",
         body=query.encode(),
         media_type="application/x-www-form-urlencoded",
     )
@@ -323,13 +338,13 @@ def build_operation(
     """Call an operation: by GET, or by POST with *body*; *query* is encoded."""
     match = _OPERATION.fullmatch(name)
     if match is None:
-        raise FHIRRequestError("The name of an operation is not FHIR's.")
+        raise FHIRRequestError("This is not a valid operation name.")
     parts = []
     if resource_type is not None:
         parts.append(validate_resource_type(resource_type))
     if id is not None:
         if resource_type is None:
-            raise FHIRRequestError("An id needs its resource type.")
+            raise FHIRRequestError("An id requires a resource type.")
         parts.append(validate_id(id))
     if body is not None:
         _get_type(body)
@@ -344,38 +359,22 @@ def build_operation(
     )
 
 
-def dump_json(value: Any) -> bytes:
-    """
-    Write JSON as it is sent.
-
-    Raises:
-        FHIRRequestError: a value has no place in JSON, such as a ``date``.
-    """
-    try:
-        text = json.dumps(
-            value,
-            ensure_ascii=False,
-            separators=(",", ":"),
-            allow_nan=False,
-            default=_refuse,
-        )
-        return text.encode()
-    except (ValueError, RecursionError):
-        # Their texts would quote the value.
-        raise FHIRRequestError("The resource cannot be written as JSON.") from None
-
-
-def _refuse(value: object) -> NoReturn:
-    raise FHIRRequestError(
-        f"A value of type {type(value).__name__} has no place in JSON: write it as "
-        "FHIR does."
-    )
-
-
 def _get_type(resource: object) -> str:
     if not isinstance(resource, Mapping):
-        raise FHIRRequestError("A resource is a dict with a resourceType.")
+        raise FHIRRequestError("A resource must be a dict with a resourceType.")
     return validate_resource_type(resource.get("resourceType"))
+
+
+def refuse_part(resource: Mapping[str, Any]) -> None:
+    """Keep back what lacks elements: an update would delete them."""
+    meta = resource.get("meta")
+    tags = meta.get("tag") if isinstance(meta, Mapping) else None
+    for tag in tags if isinstance(tags, list) else ():
+        if isinstance(tag, Mapping) and tag.get("code") == "SUBSETTED":
+            raise FHIRRequestError(
+                "The resource is incomplete (SUBSETTED), as returned by "
+                "summary= or elements=: read all of it, or use patch()."
+            )
 
 
 def _is_step(step: object) -> bool:
@@ -391,7 +390,7 @@ def _build_target(
 ) -> str:
     """Path of one resource by its id, or by a search that must not be empty."""
     if (resource_id is None) == (where is None):
-        raise FHIRRequestError("Say which resource: by its id, or by where=.")
+        raise FHIRRequestError("Name the resource by its id, or by where=.")
     if where is not None:
         return f"{resource_type}?{build_condition(where)}"
     return f"{resource_type}/{validate_id(resource_id)}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
-from urllib.parse import urldefrag, urljoin
+from urllib.parse import quote, urldefrag, urljoin
 
 from django_smart.exceptions import (
     FHIRConflictError,
@@ -25,6 +22,8 @@ from django_smart.exceptions import (
     FHIRUnprocessableError,
     MalformedFHIRResponseError,
 )
+from django_smart.fhir.diagnostics import describe_issues
+from django_smart.fhir.json import load_json
 from django_smart.protocol.messages import HTTPResponse
 
 __all__ = [
@@ -40,12 +39,14 @@ __all__ = [
     "process_search_response",
     "raise_for_status",
     "resolve_url",
+    "validate_bundle",
     "validate_id",
     "validate_resource_type",
 ]
 
 _RESOURCE_TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}")
 _REQUEST_ID = re.compile(r"[!-~]{1,200}")
+_VISIBLE = "".join(map(chr, range(33, 127)))
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 # The second is that of DSTU2 servers (FHIR-08).
 _MEDIA_TYPES = {"application/fhir+json", "application/json+fhir", "application/json"}
@@ -61,6 +62,8 @@ _STATUS_ERRORS: dict[int, type[FHIRStatusError]] = {
     429: FHIRTooManyRequestsError,
 }
 
+_OK = HTTPResponse(status_code=200)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FHIRExchange:
@@ -68,12 +71,12 @@ class FHIRExchange:
     One request that carried the access token, for audit and signals.
 
     Attributes:
-        interaction: ``"read"``, ``"search"``, …; the method in lower case where the
-            request was made by path or through ``session``.
-        resource_type: such as ``"Observation"``, empty if the path does not tell.
-        status_code: of the answer, ``None`` if none came.
-        duration: seconds, with a refresh and a second try if there were any.
-        request_id: what was sent as ``X-Request-Id``.
+        interaction: ``"read"``, ``"search"``, …; for requests by path or through
+            ``session``, the method in lower case.
+        resource_type: type such as ``"Observation"``; empty if the path has none.
+        status_code: status of the response; ``None`` without a response.
+        duration: seconds, including a refresh and a retry.
+        request_id: value of ``X-Request-Id``.
     """
 
     interaction: str
@@ -94,7 +97,7 @@ def validate_resource_type(resource_type: object) -> str:
         resource_type
     ):
         raise FHIRRequestError(
-            "A resource type has letters alone and begins with a capital."
+            "A resource type consists of letters and begins with a capital."
         )
     return resource_type
 
@@ -111,7 +114,7 @@ def validate_id(id: object) -> str:  # noqa: A002  # FHIR's own name
     # "." and ".." are ids by the letter, and another path to every server.
     if not isinstance(id, str) or not _ID.fullmatch(id) or id in {".", ".."}:
         raise FHIRRequestError(
-            'A resource id has 1 to 64 letters, digits, "-" and ".".'
+            'A resource id consists of 1 to 64 letters, digits, "-" and ".".'
         )
     return id
 
@@ -125,9 +128,13 @@ def find_request_id(headers: Mapping[str, str]) -> str:
 
 
 def resolve_url(base: str, reference: str) -> str:
-    """Absolute URL of *reference*, without fragment; empty if it cannot be read."""
+    """
+    Absolute URL of *reference*, without fragment; empty if it cannot be read.
+
+    Spaces and letters beyond ASCII, which some servers leave in links, are encoded.
+    """
     try:
-        return urldefrag(urljoin(base, reference)).url
+        return quote(urldefrag(urljoin(base, reference)).url, safe=_VISIBLE)
     except ValueError:
         return ""
 
@@ -147,7 +154,9 @@ def process_read_response(
     """
     resource = process_resource_response(response, what=f"read of {resource_type}")
     if resource["resourceType"] != resource_type or resource.get("id") != id:
-        raise _malformed(response, f"the read of {resource_type} brought another one")
+        raise _malformed(
+            response, f"the read of {resource_type} returned a different resource"
+        )
     return resource
 
 
@@ -174,8 +183,19 @@ def process_bundle_response(
         MalformedFHIRResponseError: not a ``Bundle`` of *type*.
     """
     bundle = process_resource_response(response, what=what)
+    return validate_bundle(bundle, type=type, what=what, response=response)
+
+
+def validate_bundle(
+    bundle: dict[str, Any],
+    *,
+    type: str,  # noqa: A002
+    what: str,
+    response: HTTPResponse = _OK,
+) -> dict[str, Any]:
+    """:func:`process_bundle_response` of what came in *response*."""
     if bundle["resourceType"] != "Bundle" or bundle.get("type") != type:
-        raise _malformed(response, f"the {what} brought no Bundle of type {type}")
+        raise _malformed(response, f"the {what} returned no Bundle of type {type}")
     for name in ("entry", "link"):
         items = bundle.get(name)
         if items is None:
@@ -184,7 +204,9 @@ def process_bundle_response(
         if not isinstance(items, list) or not all(
             isinstance(item, dict) for item in items
         ):
-            raise _malformed(response, f'"{name}" in the {what} is no list of objects')
+            raise _malformed(
+                response, f'"{name}" in the {what} is not a list of objects'
+            )
     return bundle
 
 
@@ -200,14 +222,12 @@ def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str,
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 201}:
-        raise _malformed(
-            response, f"the {what} was answered with {response.status_code}"
-        )
+        raise _malformed(response, f"the {what} returned status {response.status_code}")
     if response.media_type not in _MEDIA_TYPES:
-        raise _malformed(response, f"the {what} did not bring JSON")
+        raise _malformed(response, f"the {what} did not return JSON")
     resource = parse_resource(response.body)
     if resource is None:
-        raise _malformed(response, f"the {what} brought no FHIR resource")
+        raise _malformed(response, f"the {what} returned no FHIR resource")
     return resource
 
 
@@ -240,52 +260,24 @@ def process_delete_response(response: HTTPResponse, *, what: str) -> None:
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 202, 204}:
-        raise _malformed(
-            response, f"the {what} was answered with {response.status_code}"
-        )
+        raise _malformed(response, f"the {what} returned status {response.status_code}")
 
 
 def parse_resource(body: bytes) -> dict[str, Any] | None:
     """
     Read a resource, or return ``None`` if *body* is none.
 
-    Plain ``json``: FHIR nests deeper than the protocol's messages, and a search may
+    Without the limits of the protocol's messages: FHIR nests deeper, and a search may
     bring megabytes.
     """
     try:
-        value = _load(body.decode("utf-8-sig"))
+        value = load_json(body)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict):
         return None
     name = value.get("resourceType")
     return value if isinstance(name, str) and name else None
-
-
-def _load(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)
-
-
-if sys.version_info < (3, 12):
-    # Later versions collect no garbage in the midst of a C function.  This one does so
-    # again and again while a page is built, of which nothing is garbage yet, and that
-    # takes longer than the building.  No other thread runs in between.
-
-    _load_and_collect = _load
-
-    def _load(text: str) -> Any:
-        if not gc.isenabled():
-            # By the site, or by another thread that is here: it turns it on again.
-            return _load_and_collect(text)
-        gc.disable()
-        try:
-            return _load_and_collect(text)
-        finally:
-            gc.enable()
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError("NaN and infinities are not JSON")
 
 
 def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:
@@ -302,6 +294,7 @@ def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:
         media_type=response.media_type,
         retry_after=response.retry_after,
         request_id=find_request_id(response.headers),
+        url=response.url,
     )
 
 
@@ -313,15 +306,18 @@ def build_status_error(
     media_type: str = "",
     retry_after: float | None = None,
     request_id: str = "",
+    url: str = "",
 ) -> FHIRStatusError:
     """Make the error for a status of 400 or more; *outcome* is what came with it."""
     error = _STATUS_ERRORS.get(
         status, FHIRUnavailableError if status >= 500 else FHIRStatusError
     )
+    issues = _get_issues(outcome)
+    said = describe_issues(issues, url=url)
     return error(
-        f"the {what} was answered with {status}",
+        f"the {what} returned status {status}" + (f" ({said})" if said else ""),
         status_code=status,
-        issues=_get_issues(outcome),
+        issues=issues,
         media_type=media_type,
         retry_after=retry_after,
         request_id=request_id,

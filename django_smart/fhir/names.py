@@ -29,7 +29,7 @@ _OVER = 100
 
 def get_name(resource: Mapping[str, Any], *, today: datetime.date | None = None) -> str:
     """
-    The name to tell a ``Patient`` or ``Practitioner`` by; empty if there is none.
+    Return the display name of a ``Patient`` or ``Practitioner``, or "".
 
     Odd values are left out, never an error.
 

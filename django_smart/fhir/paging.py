@@ -1,47 +1,105 @@
-"""Bundles that come in pages, one page in memory at a time."""
+"""Bundles with several pages: streamed one at a time, or loaded completely."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from django_smart.exceptions import MalformedFHIRResponseError
+from django_smart.exceptions import (
+    FHIRRequestError,
+    MalformedFHIRResponseError,
+    StreamedResultError,
+    TooManyResultsError,
+)
 from django_smart.fhir.messages import resolve_url
 
-__all__ = ["History", "find_next_url", "iter_bundles", "iter_pages"]
+__all__ = ["MAX_RESULTS", "WHOLE", "History", "Page", "Results", "Stream", "iter_pages"]
 
-_Page = TypeVar("_Page")
+_T = TypeVar("_T")
+_P = TypeVar("_P", bound="Page")
 
-# What one result may take, so that no server can make it endless.  In seconds, and of
-# the server's time alone: callers may take as long as they like with each page.
+MAX_RESULTS = 1_000
+"Most matches that are loaded without ``limit=``."
+
+# Limits of one result, so that no server can make it endless.  The seconds only count
+# the server's time: callers may take as long as they like with each page.
 _MAX_PAGES = 10_000
 _MAX_SECONDS = 3600
-# In a row, without a match: nobody has anything of these yet.
+# Pages in a row without a match.
 _MAX_FRUITLESS_PAGES = 50
 _MAX_FRUITLESS_SECONDS = 60
+_COUNT_ALONE = re.compile(r"[?&](_summary=count|_count=0)(&|$)")
+WHOLE = {"max_pages": 1_000, "max_seconds": 300}
+"The same limit for results that are loaded completely, while somebody waits."
+
+
+class Page:
+    """
+    One page as received; ``entry`` and ``link`` of its Bundle are always lists.
+
+    Attributes:
+        bundle: the ``Bundle`` as received.
+    """
+
+    __slots__ = ("_url", "bundle")
+
+    def __init__(self, bundle: dict[str, Any], *, url: str) -> None:
+        self.bundle = bundle
+        self._url = url
+
+    @property
+    def matches(self) -> list[dict[str, Any]]:
+        """The items of the result on this page."""
+        entries: list[dict[str, Any]] = self.bundle["entry"]
+        return entries
+
+    @property
+    def total(self) -> int | None:
+        """Matches on all pages according to the server, if it says."""
+        total = self.bundle.get("total")
+        is_number = isinstance(total, int) and not isinstance(total, bool)
+        return total if is_number else None
+
+    @property
+    def is_odd(self) -> bool:
+        """Return whether it reports matches that it neither contains nor links to."""
+        has_next = any(link.get("relation") == "next" for link in self.bundle["link"])
+        is_cut_off = has_next and self.next_url is None
+        return is_cut_off or (self.total or 0) > len(self.matches)
+
+    @property
+    def next_url(self) -> str | None:
+        """Absolute URL of the next page; the boundary is checked later."""
+        for link in self.bundle["link"]:
+            target = link.get("url")
+            if link.get("relation") == "next" and isinstance(target, str) and target:
+                return resolve_url(self._url, target)
+        return None
 
 
 def iter_pages(
-    fetch_page: Callable[[str], _Page],
+    fetch_page: Callable[[str], _P],
     first_url: str,
     *,
     what: str,
-    get_next_url: Callable[[_Page, str], str | None],
-    has_matches: Callable[[_Page], bool],
-) -> Iterator[_Page]:
+    max_pages: int = _MAX_PAGES,
+    max_seconds: float = _MAX_SECONDS,
+) -> Iterator[_P]:
     """
     Yield the page at *first_url* and those that its ``next`` links lead to.
 
     Args:
-        fetch_page: gets a page by its absolute URL, boundary checked.
-        get_next_url: absolute URL after a page, which came from the second argument.
+        fetch_page: gets a page by its absolute URL, within the boundary.
 
     Raises:
-        MalformedFHIRResponseError: the pages go in circles, too many of them have no
-            match, or there are too many in all.
+        MalformedFHIRResponseError: the pages form a loop, too many of them have no
+            match, or there are too many; or none has a match, although the server
+            reports some, or an error.
     """
+    is_odd = False
     seen: set[bytes] = set()
     fruitless_pages = 0
     seconds = fruitless_seconds = 0.0
@@ -49,93 +107,165 @@ def iter_pages(
     while url is not None:
         digest = hashlib.sha256(url.encode()).digest()
         if digest in seen:
-            raise MalformedFHIRResponseError(f"the pages of the {what} go in circles")
-        if len(seen) >= _MAX_PAGES or seconds >= _MAX_SECONDS:
+            raise MalformedFHIRResponseError(f"the pages of the {what} form a loop")
+        if len(seen) >= max_pages or seconds >= max_seconds:
             raise MalformedFHIRResponseError(
-                f"the {what} does not end within {_MAX_PAGES} pages and "
-                f"{_MAX_SECONDS} s"
+                f"the {what} does not end within {max_pages} pages and {max_seconds} s"
             )
         if (
             fruitless_pages >= _MAX_FRUITLESS_PAGES
             or fruitless_seconds >= _MAX_FRUITLESS_SECONDS
         ):
             raise MalformedFHIRResponseError(
-                f"the {what} had {fruitless_pages} pages in a row without a match"
+                f"the {what} returned {fruitless_pages} pages in a row without a match"
             )
         seen.add(digest)
         started = monotonic()
         page = fetch_page(url)
         taken = monotonic() - started
         seconds += taken
-        if has_matches(page):
+        if page.matches:
             fruitless_pages, fruitless_seconds = 0, 0.0
         else:
             fruitless_pages += 1
             fruitless_seconds += taken
-        url = get_next_url(page, url)
+            is_odd = is_odd or page.is_odd
+        url = page.next_url
         yield page
-        # Before the next one is built, which then takes its place in memory.
+        # Before the next page is built, which then replaces it in memory.
         del page
+    is_empty = fruitless_pages == len(seen)
+    if is_empty and is_odd and not _COUNT_ALONE.search(first_url):
+        raise MalformedFHIRResponseError(
+            f"the {what} returned no matches, but reported an error or a possible error"
+        )
 
 
-def iter_bundles(
-    fetch_bundle: Callable[[str], dict[str, Any]], url: str, *, what: str
-) -> Iterator[dict[str, Any]]:
-    """:func:`iter_pages` of Bundles whose entries are all matches."""
-    return iter_pages(
-        fetch_bundle,
-        url,
-        what=what,
-        get_next_url=find_next_url,
-        has_matches=lambda bundle: bool(bundle["entry"]),
-    )
-
-
-def find_next_url(bundle: dict[str, Any], url: str) -> str | None:
-    """Absolute URL of the page after *bundle*, which came from *url*; unchecked."""
-    for link in bundle["link"]:
-        target = link.get("url")
-        if link.get("relation") == "next" and isinstance(target, str) and target:
-            return resolve_url(url, target)
-    return None
-
-
-class History:
+class Stream(Generic[_T]):
     """
-    Versions as the server tells of them, the newest first, asked for when needed.
+    Items that are read while iterating, so their number is unknown.
 
-    Iterating yields entries: ``resource`` is the version and is absent from a deletion,
-    ``request`` (``method``, ``url``) and ``response`` say what made it.  Each iteration
-    asks the server anew and holds one page.
-
-    Raises (while it is used):
-        BearerBoundaryError: a ``next`` link leads out of the boundary.
-        FHIRStatusError: the server refused a page.
-        MalformedFHIRResponseError: no history came, or its pages do not end.
+    It is true, and ``len()`` raises: without ``__len__``, Django's ``length`` would be
+    0.  Its subclasses are not iterators: each iteration starts at the beginning.
     """
 
-    def __init__(
-        self, fetch_bundle: Callable[[str], dict[str, Any]], *, url: str, what: str
+    _is_opening = False
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        if self._is_opening:
+            # list() and tuple() ask for a length hint before the first item.
+            self._is_opening = False
+            raise TypeError("the length of a stream is unknown")
+        self._refuse()
+
+    def __getitem__(self, index: object) -> _T:
+        self._refuse()
+
+    def __iter__(self) -> Iterator[_T]:
+        self._is_opening = True
+        return self._begin()
+
+    def _begin(self) -> Iterator[_T]:
+        self._is_opening = False
+        yield from self._iterate()
+
+    def _iterate(self) -> Iterator[_T]:
+        raise NotImplementedError
+
+    def _refuse(self) -> NoReturn:
+        raise StreamedResultError(
+            "A stream can only be iterated, and only in Python. For a "
+            "template, for len() and for slices, use search(), which loads "
+            "the complete result."
+        )
+
+
+class Results(list[_T]):
+    """
+    A result that was loaded completely; using it sends nothing.
+
+    Attributes:
+        total: number of matches according to the server, or those received if more.
+        is_complete: false if ``limit=`` cut off matches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.is_complete = True
+
+    def first(self) -> _T | None:
+        """Return the first match, or ``None``."""
+        return self[0] if self else None
+
+    def _load(
+        self,
+        pages: Iterator[_P],
+        *,
+        limit: int | None,
+        what: str,
+        read: Callable[[_P], Iterable[_T]],
     ) -> None:
-        """*fetch_bundle* gets a page by its absolute URL, boundary checked."""
-        self._fetch_bundle = fetch_bundle
-        self._url = url
+        """
+        Load *pages* until there are no more, or *limit* is reached.
+
+        Raises:
+            TooManyResultsError: there are too many, and no limit.
+        """
+        if limit is not None and limit < 1:
+            raise FHIRRequestError("A limit must be at least 1.")
+        most = MAX_RESULTS if limit is None else limit
+        for page in pages:
+            self.total = max(self.total, page.total or 0)
+            self.extend(read(page))
+            if limit is None and len(self) > most:
+                raise TooManyResultsError(
+                    f"The {what} has more than {most} matches: pass limit=, or "
+                    "stream them with iterate()."
+                )
+            if limit is not None and len(self) >= limit:
+                self.is_complete = len(self) == limit and page.next_url is None
+                break
+        self.total = max(self.total, len(self))
+        del self[most:]
+
+
+class History(Results[dict[str, Any]]):
+    """
+    Versions, newest first.
+
+    A list of entries: ``resource`` is the version and is absent from a deletion;
+    ``request`` (``method``, ``url``) and ``response`` describe what created it.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
         self._what = what
 
     def __repr__(self) -> str:
         return f"<History: {self._what}>"
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for page in self.pages():
-            yield from page["entry"]
-            del page
+    @classmethod
+    def load(
+        cls,
+        fetch_bundle: Callable[[str], dict[str, Any]],
+        *,
+        url: str,
+        what: str,
+        limit: int | None = None,
+    ) -> History:
+        """*fetch_bundle* gets a page by its absolute URL, within the boundary."""
+        history = cls(what)
+        pages = iter_pages(
+            lambda url: Page(fetch_bundle(url), url=url), url, what=what, **WHOLE
+        )
+        history._load(pages, limit=limit, what=what, read=lambda page: page.matches)
+        return history
 
-    def pages(self) -> Iterator[dict[str, Any]]:
-        """Yield Bundles of type ``history``, page after page."""
-        return iter_bundles(self._fetch_bundle, self._url, what=self._what)
-
-    def versions(self) -> Iterator[dict[str, Any]]:
-        """Yield the resources alone; deletions are left out."""
-        for entry in self:
-            if isinstance(resource := entry.get("resource"), dict):
-                yield resource
+    def versions(self) -> list[dict[str, Any]]:
+        """Return only the resources, without deletions."""
+        resources = (entry.get("resource") for entry in self)
+        return [each for each in resources if isinstance(each, dict)]

@@ -32,7 +32,8 @@ def build_search_query(
 
     Args:
         params: names exactly as FHIR has them, as a mapping or pairs.
-        keywords: names in Python's words, with ``_`` within a name for the hyphen.
+        keywords: names in Python's words, with ``_`` within a name for the hyphen
+            (``_last_updated`` is ``_lastUpdated``).
             After ``__`` comes a modifier (``name__exact``), a prefix of the value
             (``birthdate__ge``), the type a reference leads to (``subject__Patient``) or
             a parameter of what it leads to (``patient__family``).
@@ -56,7 +57,9 @@ def build_search_query(
         )
     except UnicodeEncodeError:
         # Its text would quote the value.
-        raise FHIRRequestError("A search parameter is not Unicode text.") from None
+        raise FHIRRequestError(
+            "A search parameter is not valid Unicode text."
+        ) from None
 
 
 def _read_keyword(keyword: str) -> tuple[str, str]:
@@ -64,7 +67,7 @@ def _read_keyword(keyword: str) -> tuple[str, str]:
     # "class_" is the parameter that Python has another use for.
     parts = [part.removesuffix("_") for part in keyword.split("__")]
     prefix = parts.pop() if len(parts) > 1 and parts[-1] in _PREFIXES else ""
-    parts = [part[:1] + part[1:].replace("_", "-") for part in parts]
+    parts = [_read_name(part) for part in parts]
     if parts[0] == "_has":
         # _has:Observation:patient:code: colons alone.
         return ":".join(parts), prefix
@@ -76,6 +79,14 @@ def _read_keyword(keyword: str) -> tuple[str, str]:
         name += f":{part}" if has_colon else f".{part}"
         after_type = has_colon and part[:1].isupper()
     return name, prefix
+
+
+def _read_name(part: str) -> str:
+    """``value_quantity`` → ``value-quantity``; ``_last_updated`` → ``_lastUpdated``."""
+    if not part.startswith("_"):
+        return part.replace("_", "-")
+    first, *others = part[1:].split("_")
+    return "_" + first + "".join(each[:1].upper() + each[1:] for each in others)
 
 
 def _flatten(

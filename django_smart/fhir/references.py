@@ -1,5 +1,5 @@
 """
-References: what they lead to, at the server, in a resource or in a Bundle.
+References and their targets: at the server, in a resource or in a Bundle.
 
 Spec: FHIR R4, "References", "Bundle", Resolving references in Bundles.
 """
@@ -19,27 +19,27 @@ Within = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 def get_reference(reference: object) -> str:
     """
-    Text of a reference, or of a ``Reference``.
+    Return the text of a reference or a ``Reference``.
 
     Raises:
-        FHIRRequestError: it has none, as where an identifier alone names the target.
+        FHIRRequestError: it has none, for example with only an identifier.
     """
     text = reference.get("reference") if isinstance(reference, Mapping) else reference
     if not isinstance(text, str) or not text:
-        raise FHIRRequestError("The reference has no target that could be looked up.")
+        raise FHIRRequestError("The reference has no target that can be resolved.")
     return text
 
 
 def parse_target(url: str) -> tuple[str, str, str | None]:
     """
-    Resource type, id and version (or ``None``) that *url* names.
+    Return the resource type, id and version (or ``None``) in *url*.
 
     Raises:
         FHIRRequestError: it names no resource.
     """
     place = parse_place(url)
     if place is None or "?" in url:
-        raise FHIRRequestError("The reference is not to a resource with an id.")
+        raise FHIRRequestError("The reference does not name a resource with an id.")
     return place[0], place[1], place[2] or None
 
 
@@ -47,15 +47,16 @@ def find_within(
     reference: str, within: Within, *, base_url: str
 ) -> dict[str, Any] | None:
     """
-    Look for the target in resources and Bundles at hand.
+    Look for the target in the given resources and Bundles.
 
     Args:
-        within: the resource that the reference stands in, its Bundle, or both.
-        base_url: what a relative reference is relative to, unless *within* has both
-            and the Bundle tells where the resource is from.
+        within: the resource that contains the reference, its Bundle, or a list with
+            these and other resources of the server, such as a search's ``included``.
+        base_url: base of relative references, unless a Bundle in *within* shows where
+            the resource with the reference comes from.
 
     Raises:
-        FHIRRequestError: it can be nowhere else, and is not there.
+        FHIRRequestError: it could only be there, and is not.
     """
     resources = [within] if isinstance(within, Mapping) else list(within)
     bundles = [each for each in resources if each.get("resourceType") == "Bundle"]
@@ -68,15 +69,18 @@ def find_within(
                 if each.get("id") == reference[1:]:
                     return each
         raise FHIRRequestError(
-            "The reference is to a contained resource: pass within= what it stands in."
+            "The reference is to a contained resource: pass the resource that "
+            "contains it as within=."
         )
+    if not isinstance(within, Mapping):
+        bundles.append({"entry": [{"resource": each} for each in sources]})
     for bundle in bundles:
         found = _find_entry(reference, bundle, sources, base_url=base_url)
         if found is not None:
             return found
     if reference.lower().startswith("urn:"):
         raise FHIRRequestError(
-            "The reference is to an entry of a Bundle: pass within= the Bundle."
+            "The reference is to an entry of a Bundle: pass the Bundle as within=."
         )
     return None
 
@@ -109,7 +113,7 @@ def _find_entry(
         if (full_url or f"{base_url}/{_get_key(resource)}") == target
         and version in {"", _get_meta(resource).get("versionId")}
     ]
-    # Of several versions the last is meant.
+    # Of several versions, the last one is meant.
     return max(
         matches,
         key=lambda each: str(_get_meta(each).get("lastUpdated", "")),
@@ -126,7 +130,7 @@ def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any
 
 
 def _get_base(full_url: str, resource: Mapping[str, Any]) -> str:
-    """FHIR base that *resource* is from, empty if its URL does not tell."""
+    """Return the FHIR base URL of *resource*, or "" if its URL does not show it."""
     tail = f"/{_get_key(resource)}"
     return full_url.removesuffix(tail) if full_url.endswith(tail) else ""
 

@@ -13,7 +13,7 @@ __all__ = ["AnyOf", "Quantity", "Reference", "Token", "escape", "format_value"]
 
 
 def escape(text: str) -> str:
-    r"""Write *text* so that none of ``\``, ``,``, ``|`` and ``$`` has a meaning."""
+    r"""Escape ``\``, ``,``, ``|`` and ``$``, so that *text* is searched literally."""
     for letter in "\\,|$":
         text = text.replace(letter, f"\\{letter}")
     return text
@@ -49,7 +49,7 @@ class Reference:
     Another resource: ``Reference("Practitioner", "12")``.
 
     Raises:
-        FHIRRequestError: not a resource type or an id.
+        FHIRRequestError: the resource type or id is invalid.
     """
 
     resource_type: str
@@ -85,9 +85,10 @@ class Quantity:
 
 class AnyOf(tuple[object, ...]):
     """
-    Alternatives, where a list means that all must hold: ``AnyOf("final", "amended")``.
+    Alternatives: ``AnyOf("final", "amended")``; with a list, all values must match.
 
-    Text is FHIR's own syntax here as elsewhere; ``escape`` makes it literal.
+    A string is in FHIR's syntax, in which ``,``, ``|`` and ``$`` have a meaning; use
+    ``escape`` for literal text.
     """
 
     __slots__ = ()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from django_smart import transport
 from django_smart.fhir import BulkExport, FHIRClient
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from tests.fhir.servers import Carrier, Tokens
 
 _EVERY = 500  # resources between two notes of the place
 _TIMEOUTS = transport.Timeouts(total=600.0)
@@ -34,10 +35,10 @@ def refuse(token: str) -> NoReturn:
 def make_client(base_url: str, access_token: str) -> FHIRClient:
     return FHIRClient(
         base_url=base_url,
-        get_access_token=lambda: access_token,
-        renew_access_token=refuse,
-        send=send,
-        open_stream=lambda request: transport.open_stream(request, **_LIMITS),
+        tokens=Tokens(lambda: access_token, refuse),
+        transport=Carrier(
+            send, lambda request: transport.open_stream(request, **_LIMITS)
+        ),
     )
 
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 from django_smart.exceptions import ServerUnreachableError
 from django_smart.fhir import FHIRClient, FHIRExchange
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.scopes import ScopeSet
 from django_smart.transport import ResponseStream
 
-__all__ = ["BASE", "FHIR_JSON", "TOKEN", "Grant", "Server", "bundle", "respond"]
+__all__ = [
+    "BASE",
+    "FHIR_JSON",
+    "TOKEN",
+    "Carrier",
+    "Grant",
+    "Server",
+    "Tokens",
+    "Watcher",
+    "bundle",
+    "respond",
+]
 
 BASE = "https://ehr.example.org/v/r4/sim/blob/fhir"
 TOKEN = "token-1"
@@ -86,6 +98,47 @@ class Server:
         return [request.headers.get("Authorization") for request in self.requests]
 
 
+class Tokens:
+    """A ``TokenSource`` made of functions; by default a token that stays good."""
+
+    def __init__(
+        self,
+        get: Callable[[], str] = lambda: TOKEN,
+        renew: Callable[[str], str] = lambda token: token,
+        get_scopes: Callable[[], ScopeSet | None] = lambda: None,
+    ) -> None:
+        self.get = get
+        self.renew = renew
+        self._get_scopes = get_scopes
+
+    @property
+    def scopes(self) -> ScopeSet | None:
+        return self._get_scopes()
+
+
+def refuse_stream(request: HTTPRequest) -> NoReturn:
+    raise AssertionError("nothing should be streamed")
+
+
+@dataclass
+class Carrier:
+    """A ``Transport`` made of functions."""
+
+    send: Callable[[HTTPRequest], HTTPResponse]
+    open_stream: Callable[[HTTPRequest], AbstractContextManager[ResponseStream]] = (
+        refuse_stream
+    )
+    call_limit: float = 20.0
+
+
+@dataclass
+class Watcher:
+    """An ``Observer`` made of functions."""
+
+    on_request: Callable[[FHIRExchange], None] = lambda exchange: None
+    on_missing_scope: Callable[[str], None] = lambda scope: None
+
+
 class Grant:
     """A server, a token for it, and the client that uses both."""
 
@@ -95,17 +148,22 @@ class Grant:
         self.renewed_with: list[str] = []
         self.exchanges: list[FHIRExchange] = []
         self.pauses: list[float] = []
+        take = options.pop
+        on_request = take("on_request", self.exchanges.append)
+        on_missing_scope = take("on_missing_scope", lambda scope: None)
         self.client = FHIRClient(
-            **{
-                "base_url": BASE,
-                "get_access_token": lambda: self.token,
-                "renew_access_token": self.renew,
-                "send": self.server,
-                "open_stream": self.server.open_stream,
-                "on_request": self.exchanges.append,
-                "sleep": self.pauses.append,
-                **options,
-            }
+            tokens=Tokens(
+                take("get_access_token", lambda: self.token),
+                take("renew_access_token", self.renew),
+                take("get_scopes", lambda: None),
+            ),
+            transport=Carrier(
+                take("send", self.server),
+                take("open_stream", self.server.open_stream),
+                take("call_limit", 20.0),
+            ),
+            observer=on_request and Watcher(on_request, on_missing_scope),
+            **{"base_url": BASE, "sleep": self.pauses.append, **options},
         )
 
     def renew(self, token: str) -> str:

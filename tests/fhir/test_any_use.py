@@ -17,7 +17,7 @@ from django_smart.exceptions import SMARTError
 from django_smart.fhir import FHIRClient
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.transport import ResponseStream
-from tests.fhir.servers import BASE, FHIR_JSON
+from tests.fhir.servers import BASE, FHIR_JSON, Carrier, Tokens
 
 _NEW = {"resourceType": "Observation", "status": "final"}
 _WORDS = [
@@ -134,10 +134,8 @@ def _connect(answer: HTTPResponse) -> FHIRClient:
 
     return FHIRClient(
         base_url=BASE,
-        get_access_token=lambda: "token",
-        renew_access_token=lambda token: token,
-        send=send,
-        open_stream=open_stream,
+        tokens=Tokens(),
+        transport=Carrier(send, open_stream),
         sleep=lambda seconds: None,
     )
 

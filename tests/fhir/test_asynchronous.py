@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
+import io
+import json
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from django_smart.exceptions import FHIRNotFoundError
-from django_smart.fhir import AsyncFHIRClient
+from django_smart.exceptions import (
+    FHIRNotFoundError,
+    FHIRRequestError,
+    ServerTimeoutError,
+    StreamedResultError,
+)
+from django_smart.fhir import AsyncFHIRClient, FHIRClient
 from tests.fhir.servers import BASE, Grant, bundle, respond
 
 PATIENT = {"resourceType": "Patient", "id": "p-1"}
@@ -40,29 +51,43 @@ def test_calls_are_awaited_and_raise_as_ever(grant, afhir):
         afhir.no_such_name  # noqa: B018
 
 
-def test_search_is_for_async_for(grant, afhir):
+def test_search_is_awaited_and_iterate_is_for_async_for(grant, afhir):
     first = bundle(observation(1), observation(2), next_url="?p=2", total=3)
     grant.server.on("Observation", respond(first))
     grant.server.on("Observation?p=2", respond(bundle(observation(2), observation(3))))
 
     async def main():
-        result = afhir.search("Observation")
-        assert grant.server.requests == []
-        assert await result.first() == observation(1)
-        assert await result.total() == 3
-        assert (await result.bundle())["total"] == 3
-        assert [each async for each in result.limit(0)] == []
-        assert [each async for each in result.limit(2)] == [
-            observation(1),
-            observation(2),
-        ]
-        assert len(grant.server.requests) == 1
-        found = [each["id"] async for each in result]
+        result = await afhir.search("Observation")
+        assert result.total == 3
+        assert [each["id"] for each in result] == ["o-1", "o-2", "o-3"]
+        assert len(grant.server.requests) == 2
+        stream = afhir.iterate("Observation")
+        assert stream
+        for use in (len, list, iter):
+            with pytest.raises(StreamedResultError):
+                use(stream)
+        assert len(grant.server.requests) == 2
+        found = [each["id"] async for each in stream]
         assert found == ["o-1", "o-2", "o-3"]
-        assert [len(page.resources) async for page in result.pages()] == [2, 2]
+        assert [len(page.resources) async for page in stream.pages()] == [2, 2]
 
     asyncio.run(main())
-    assert repr(afhir.search("Observation")) == "<AsyncSearchResult: Observation>"
+    assert repr(afhir.iterate("Observation")) == "<AsyncSearchStream: Observation>"
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_awaited_search_is_complete(grant, afhir, count):
+    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    matches = [observation(number) for number in range(count)]
+    grant.server.on("Observation", respond(bundle(*matches, PATIENT, outcome)))
+
+    async def main():
+        return await afhir.search("Observation")
+
+    result = asyncio.run(main())
+    assert (len(result), bool(result)) == (count, count > 0)
+    assert (result.included, result.outcomes) == ([PATIENT], [outcome])
+    assert len(grant.server.requests) == 1
 
 
 def test_calls_run_side_by_side_and_leave_nothing_open():
@@ -84,3 +109,228 @@ def test_calls_run_side_by_side_and_leave_nothing_open():
     asyncio.run(main())
     assert len(set(left)) == 4
     assert threading.get_ident() not in left
+
+
+SYNC_CALLS: dict[str, Callable[[FHIRClient], Any]] = {
+    "read": lambda fhir: fhir.read("Patient", "p-1"),
+    "search": lambda fhir: fhir.search("Observation"),
+    "iterate": lambda fhir: next(iter(fhir.iterate("Observation"))),
+    "history": lambda fhir: fhir.history("Patient"),
+    "request": lambda fhir: fhir.request("GET", "Patient/p-1"),
+    "session": lambda fhir: fhir.session.get(f"{BASE}/Patient/p-1"),
+    "session elsewhere": lambda fhir: fhir.session.get("https://other.example.org/"),
+    "stream": lambda fhir: fhir.download("Binary/1", io.BytesIO()),
+    "anonymous stream": lambda fhir: fhir.stream_anonymous(f"{BASE}/file"),
+    "export": lambda fhir: fhir.export(),
+    "fhirpy": lambda fhir: fhir.as_fhirpy().get("Patient", "p-1"),
+}
+
+
+@pytest.mark.parametrize("call", SYNC_CALLS.values(), ids=SYNC_CALLS)
+def test_synchronous_call_in_an_event_loop_is_refused(grant, call):
+    async def main():
+        with pytest.raises(FHIRRequestError, match="afhir") as caught:
+            call(grant.client)
+        assert caught.value.code == "fhir_sync_in_async"
+
+    asyncio.run(main())
+    assert grant.server.requests == []
+
+
+def test_synchronous_call_is_refused_before_the_scopes_are_read():
+    def fail():
+        raise AssertionError
+
+    grant = Grant(get_scopes=fail, on_missing_scope=fail)
+
+    async def main():
+        with pytest.raises(FHIRRequestError):
+            grant.client.read("Patient", "p-1")
+
+    asyncio.run(main())
+
+
+def test_synchronous_call_is_allowed_as_django_allows_it(grant, monkeypatch):
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    grant.server.on("Patient/p-1", respond(PATIENT))
+
+    async def main():
+        return grant.client.read("Patient", "p-1")
+
+    assert asyncio.run(main()) == PATIENT
+
+
+# Not for async code: libraries' clients, and what the methods are made of.
+SYNCHRONOUS = {
+    *("as_fhirclient", "as_fhirpy", "session", "stream", "stream_anonymous"),
+    *("build_url", "check_scope", "is_within_boundary", "pause", "perform"),
+    *("send_anonymous", "send_authorized"),
+}
+
+
+def test_every_method_is_there_to_be_awaited():
+    names = {name for name in dir(FHIRClient) if not name.startswith("_")}
+    assert names - set(dir(AsyncFHIRClient)) == SYNCHRONOUS
+    for name in names - SYNCHRONOUS - {"iterate", "iterate_pages"}:
+        assert inspect.iscoroutinefunction(getattr(AsyncFHIRClient, name)), name
+
+
+def test_history_is_complete(grant, afhir):
+    entry = {"resource": PATIENT}
+    answer = {"resourceType": "Bundle", "type": "history", "entry": [entry]}
+    grant.server.on("Patient/p-1/_history", respond(answer))
+
+    async def main():
+        return await afhir.history("Patient", "p-1")
+
+    assert asyncio.run(main()) == [entry]
+
+
+def test_patient_record_is_async_to_the_end(grant, afhir):
+    grant.server.on("Patient/p-1", respond(PATIENT))
+    found = respond(bundle(observation(1)))
+    grant.server.on("Observation?patient=p-1", found)
+    grant.server.on("Patient/p-1/$everything", found)
+
+    async def main():
+        record = await afhir.patient("p-1")
+        assert (record.id, record.reference) == ("p-1", "Patient/p-1")
+        assert await record.read() == PATIENT
+        assert await record.search("Observation") == [observation(1)]
+        assert await record.everything() == [observation(1)]
+        for stream in (record.iterate("Observation"), record.iterate_everything()):
+            assert [each async for each in stream] == [observation(1)]
+        with pytest.raises(FHIRRequestError):
+            await afhir.patient()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+def test_batch_is_sent_by_awaiting(grant, afhir, kind):
+    entry = {"response": {"status": "200"}, "resource": PATIENT}
+    answer = {
+        "resourceType": "Bundle",
+        "type": f"{kind}-response",
+        "entry": [entry, {"response": {"status": "204"}}],
+    }
+    grant.server.on(BASE, respond(answer))
+
+    async def main():
+        batch = await getattr(afhir, kind)()
+        batch.read("Patient", "p-1")
+        batch.delete("Patient", "p-2")
+        assert len(batch) == 2
+        return await batch.send()
+
+    first, second = asyncio.run(main())
+    assert (first.get(), second.status_code) == (PATIENT, 204)
+
+
+def test_operation_and_models(grant, afhir):
+    grant.server.on("Patient/p-1/$match?x=1", respond(PATIENT))
+    grant.server.on("Observation", respond(bundle(observation(1))))
+
+    class Model:
+        def __init__(self, resource):
+            self.id = resource["id"]
+            self.thread = threading.get_ident()
+
+    async def main():
+        answer = await afhir.operation("match", "Patient", "p-1", x=1)
+        assert answer == PATIENT
+        (found,) = await afhir.search("Observation", model=Model)
+        stream = afhir.iterate("Observation", model=Model)
+        (streamed,) = [each async for each in stream]
+        for each in (found, streamed):
+            assert each.id == "o-1"
+            assert each.thread != threading.get_ident()
+
+    asyncio.run(main())
+
+
+def test_stream_that_is_left_early_is_closed_in_a_thread(grant, afhir):
+    closed: list[int] = []
+
+    def items():
+        try:
+            yield from range(3)
+        finally:
+            closed.append(threading.get_ident())
+
+    async def main():
+        steps = afhir._threads.step_through(items())
+        async with contextlib.aclosing(steps):
+            async for _ in steps:
+                break
+
+    asyncio.run(main())
+    assert len(closed) == 1
+    assert closed != [threading.get_ident()]
+
+
+MANIFEST = {
+    "transactionTime": "2026-01-01T00:00:00Z",
+    "output": [{"type": "Patient", "url": f"{BASE}/file"}],
+    "error": [{"type": "OperationOutcome", "url": f"{BASE}/problems"}],
+    "deleted": [{"type": "Bundle", "url": f"{BASE}/deleted"}],
+}
+
+
+@pytest.fixture
+def exporting(grant: Grant, afhir: AsyncFHIRClient) -> AsyncFHIRClient:
+    outcome = {"resourceType": "OperationOutcome"}
+    accepted = respond(b"", 202, content_location=f"{BASE}/status")
+    grant.server.on(
+        "Patient/$export?_outputFormat=application%2Ffhir%2Bndjson", accepted
+    )
+    ready = respond(MANIFEST, media_type="application/json")
+    wait = respond(b"", 202, retry_after="0")
+    grant.server.on("status", wait, ready)
+    lines = [json.dumps({**PATIENT, "id": name}) for name in "ab"]
+    grant.server.on("file", respond("\n".join(lines).encode()))
+    grant.server.on("problems", respond(json.dumps(outcome).encode()))
+    request = {"method": "DELETE", "url": "Patient/c"}
+    deletion = {"resourceType": "Bundle", "entry": [{"request": request}]}
+    grant.server.on("deleted", respond(deletion))
+    return afhir
+
+
+def test_export_is_for_async_for(grant, exporting):
+    async def main():
+        export = await exporting.export("Patient")
+        assert [each["id"] async for each in export] == ["a", "b"]
+        (file,) = await export.files()
+        assert file.type == "Patient"
+        assert await export.transaction_time() == "2026-01-01T00:00:00Z"
+        assert await export.problems() == [{"resourceType": "OperationOutcome"}]
+        assert [each async for each in export.deleted()] == ["Patient/c"]
+        grant.server.on("status", respond(b"", 202))
+        await export.delete()
+
+    asyncio.run(main())
+    # No thread has slept.
+    assert grant.pauses == []
+
+
+def test_export_goes_on_where_it_was(grant, exporting):
+    async def main():
+        first = await exporting.export("Patient")
+        async for each in first:
+            assert each["id"] == "a"
+            break
+        second = await exporting.resume_export({**first.state, "line": 1})
+        assert [each["id"] async for each in second] == ["b"]
+
+    asyncio.run(main())
+
+
+def test_export_is_not_waited_for_without_end(grant, exporting):
+    grant.server.on("status", respond(b"", 202, retry_after="60"))
+
+    async def main():
+        export = await exporting.export("Patient")
+        with pytest.raises(ServerTimeoutError):
+            await export.wait(seconds=1)
+
+    asyncio.run(main())

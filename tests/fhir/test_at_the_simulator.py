@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -20,10 +21,11 @@ from django_smart.exceptions import (
     FHIRStatusError,
     FHIRUnprocessableError,
 )
-from django_smart.fhir import FHIRClient
+from django_smart.fhir import FHIRClient, Number
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.testing import EHRSimulator
+from tests.fhir.servers import Carrier, Tokens
 from tests.testing.app import OTHER_PATIENT, PATIENT, App
 
 BASE_URL = "https://ehr.example.org/v/r4/sim/abc/fhir"
@@ -62,17 +64,20 @@ def connect(ehr: EHRSimulator) -> Iterator[Callable[..., FHIRClient]]:
             tokens = app.launch(scope)
             return FHIRClient(
                 base_url=ehr.base_url,
-                get_access_token=lambda: tokens["access_token"],
-                renew_access_token=lambda token: token,
-                send=send,
-                open_stream=lambda request: transport.open_stream(
-                    request,
-                    timeouts=TIMEOUTS,
-                    max_body=10**7,
-                    insecure_hosts=frozenset(),
+                tokens=Tokens(
+                    lambda: tokens["access_token"],
+                    get_scopes=lambda: ScopeSet.parse(scope),
+                ),
+                transport=Carrier(
+                    send,
+                    lambda request: transport.open_stream(
+                        request,
+                        timeouts=TIMEOUTS,
+                        max_body=10**7,
+                        insecure_hosts=frozenset(),
+                    ),
                 ),
                 patient_id=PATIENT,
-                get_scopes=lambda: ScopeSet.parse(scope),
             )
 
         yield build
@@ -107,6 +112,31 @@ def test_resource_lives_from_creation_to_deletion(fhir: FHIRClient) -> None:
         fhir.vread("Observation", created["id"], "3")
     with pytest.raises(FHIRNotFoundError):
         fhir.vread("Observation", created["id"], "4")
+
+
+def test_server_keeps_the_digits(fhir: FHIRClient) -> None:
+    def get_digits(resource: Any) -> list[str]:
+        low = resource["referenceRange"][0]["low"]
+        return [str(each["value"]) for each in (resource["valueQuantity"], low)]
+
+    new = {
+        **NEW,
+        "valueQuantity": {"value": Decimal("7.10")},
+        "referenceRange": [{"low": {"value": Number("0.010")}}],
+    }
+    made = fhir.create(new)
+    assert get_digits(made) == ["7.10", "0.010"]
+    made["valueQuantity"]["value"] = Number("123456789012345678.123456789")
+    assert get_digits(fhir.update(made))[0] == "123456789012345678.123456789"
+    step = {"op": "replace", "path": "/valueQuantity/value", "value": Decimal("7.00")}
+    assert get_digits(fhir.patch("Observation", made["id"], [step]))[0] == "7.00"
+    transaction = fhir.transaction()
+    transaction.create(fhir.read("Observation", made["id"]))
+    (answer,) = transaction.send()
+    assert get_digits(fhir.resolve(answer.reference)) == ["7.00", "0.010"]
+    found = fhir.search("Observation", patient=PATIENT, code="29463-7")
+    mine = [each for each in found if "referenceRange" in each]
+    assert [get_digits(each) for each in mine] == [["7.00", "0.010"]] * 2
 
 
 def test_resource_is_patched_both_ways(fhir: FHIRClient) -> None:

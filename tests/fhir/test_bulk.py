@@ -19,6 +19,7 @@ from django_smart.clients import backend_client_for
 from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRForbiddenError,
+    FHIRGoneError,
     FHIRNotFoundError,
     FHIRRequestError,
     FHIRStatusError,
@@ -26,13 +27,14 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
     ServerTimeoutError,
     ServerUnreachableError,
+    StreamedResultError,
 )
-from django_smart.fhir import BulkExport, FHIRClient
+from django_smart.fhir import BulkExport, FHIRClient, Reference
 from django_smart.testing import EHRSimulator
 from django_smart.transport import ResponseStream
 from tests.factories import make_service
 from tests.fhir.exporting import make_client
-from tests.fhir.servers import BASE, Grant, respond
+from tests.fhir.servers import BASE, FHIR_JSON, TOKEN, Grant, respond
 from tests.processes import wait_for
 from tests.transport.servers import Server
 
@@ -102,6 +104,60 @@ def test_export_beyond_the_scopes_is_refused(fhir):
         fhir.export(types=["Condition"])
     with pytest.raises(FHIRNotFoundError):
         fhir.export("Group/g-1")
+
+
+def test_all_partial_manifests_are_followed(fhir, ehr, pauses):
+    ehr.bulk.observations, ehr.bulk.lines_per_file = 35, 10
+    export = fhir.export(types=["Observation"], allowPartialManifests=True)
+    reader = iter(export)
+    assert next(reader)["id"] == "made-up-0"
+    # The first file is read before the server has made the others.
+    assert len(pauses) == 1
+    assert [found["id"] for found in reader] == [f"made-up-{n}" for n in range(1, 35)]
+    assert len(pauses) == 4
+    assert [file.count for file in export.files] == [10, 10, 10, 5]
+
+
+def test_partial_export_goes_on_in_the_file_where_it_was(fhir, ehr):
+    ehr.bulk.observations, ehr.bulk.lines_per_file = 35, 10
+    export = fhir.export(types=["Observation"], allowPartialManifests=True)
+    reader = iter(export)
+    seen = [next(reader)["id"] for _ in range(24)]
+    state = json.loads(json.dumps(export.state))
+    assert (state["file"], state["line"]) == (2, 3)
+    rest = [found["id"] for found in fhir.resume_export(state)]
+    assert seen[:23] + rest == [f"made-up-{number}" for number in range(35)]
+
+
+def test_deletions_since_then_are_an_iterator_of_their_own(fhir, ehr):
+    kept, gone = list(ehr.data["Observation"])[:2]
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    ehr.versions.put("Observation", gone, None, method="DELETE")
+    resource = ehr.versions.get_current("Observation", kept)
+    ehr.versions.put("Observation", kept, resource, method="PUT")
+    for options in ({}, {"allowPartialManifests": True}):
+        export = fhir.export(since=before, **options)
+        assert list(export.deleted()) == [f"Observation/{gone}"]
+        assert [found["id"] for found in export] == [kept]
+    assert list(fhir.export().deleted()) == []
+
+
+def test_kick_off_by_post_has_its_parameters_in_the_body(fhir, ehr):
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    export = fhir.export(types=["Patient", "Observation"], since=since, by_post=True)
+    request = ehr.requests_to("fhir")[-1]
+    assert (request.method, dict(request.query)) == ("POST", {})
+    by_get = fhir.export(types=["Patient", "Observation"], since=since)
+    assert list(export) == list(by_get)
+
+
+def test_problems_are_on_the_last_manifest(fhir, ehr):
+    ehr.bulk.problems.append("one record is locked")
+    ehr.bulk.observations, ehr.bulk.lines_per_file = 15, 10
+    export = fhir.export(types=["Observation"], allowPartialManifests=True)
+    (outcome,) = export.problems()
+    assert outcome["issue"][0]["diagnostics"] == "one record is locked"
+    assert len(list(export)) == 15
 
 
 # Against odd answers
@@ -231,7 +287,15 @@ def test_file_whose_end_a_connection_tells_is_read_over_a_network():
         b"%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole),
     ]
 
+    counts: list[int] = []
+
     def handle(sock, request):
+        if b"/bulk/1 " in request:
+            output = [{"type": "Patient", "url": f"{base}/1", "count": counts[0]}]
+            body = json.dumps({"transactionTime": TIME, "output": output}).encode()
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+            sock.sendall(head % len(body) + body)
+            return True
         sock.sendall(messages.pop(0))
         return False
 
@@ -239,13 +303,12 @@ def test_file_whose_end_a_connection_tells_is_read_over_a_network():
         base = f"http://127.0.0.1:{server.port}/fhir"
         client = make_client(base, "token")
         client._sleep = lambda seconds: None
-        for count in (2, 3):
+        for expected in (2, 3):
+            counts[:] = [expected]
             export = BulkExport(client, {"status_url": f"{base}/bulk/1"})
-            output = [{"type": "Patient", "url": f"{base}/1", "count": count}]
-            export._manifest = {"transactionTime": TIME, "output": output}
             assert ids(export) == ["1", "2"]
     transport.close()
-    assert len(server.requests) == 3
+    assert not messages
 
 
 def test_pauses_grow_where_the_server_names_none():
@@ -257,15 +320,31 @@ def test_pauses_grow_where_the_server_names_none():
     assert max(odd.pauses) == 60
 
 
+def test_export_in_a_template_is_never_nothing():
+    odd = Odd([line(1)])
+    assert odd.export
+    for use in (len, lambda export: export[0], lambda export: export[:5]):
+        with pytest.raises(StreamedResultError):
+            use(odd.export)
+    # Its attributes are for templates; Django looks for an item of the name first.
+    with pytest.raises(TypeError):
+        odd.export["files"]
+    assert ids(odd.export) == ["1"]
+
+
 def test_pause_may_be_a_date_and_is_never_nothing():
     odd = Odd([line(1)])
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30))
-    past = format_datetime(datetime.now(UTC) - timedelta(seconds=30))
-    waits = [respond(b"", 202, retry_after=text) for text in (soon, past, "0", "x")]
+    # The server's own clock counts, wrong as it may be.
+    now = datetime.now(UTC) - timedelta(days=3)
+    soon = format_datetime(now + timedelta(seconds=30))
+    past = format_datetime(now - timedelta(seconds=30))
+    waits = [
+        respond(b"", 202, retry_after=text, date=format_datetime(now))
+        for text in (soon, past, "0", "x")
+    ]
     odd.server.on(STATUS, *waits, *odd.server.answers[STATUS])
     assert ids(odd.export) == ["1"]
-    assert 25 < odd.pauses[0] <= 30
-    assert odd.pauses[1:] == [0.1, 0.1, 1]
+    assert odd.pauses == [30, 0.1, 0.1, 1]
 
 
 @pytest.mark.parametrize(
@@ -276,12 +355,14 @@ def test_pause_may_be_a_date_and_is_never_nothing():
         ("Wed, 21 Oct 2099 07:28:00 -0000", 3600),
         ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", 1),
         ("Wed, 21 Oct 2099 07:28:00 +9999999999999999999", 1),
+        ("1795762800000", 3600),
         ("9" * 400, 3600),
     ],
 )
 def test_pause_that_is_no_date_of_http_does_no_harm(text, pause):
     odd = Odd([line(1)])
-    wait = respond(b"", 202, retry_after=text)
+    now = "Wed, 21 Oct 2026 07:28:00 GMT"
+    wait = respond(b"", 202, retry_after=text, date=now)
     odd.server.on(STATUS, wait, *odd.server.answers[STATUS])
     assert ids(odd.export) == ["1"]
     assert odd.pauses == [pause]
@@ -296,18 +377,148 @@ def test_export_that_is_not_ready_in_time_can_be_gone_on_with():
 
 
 @pytest.mark.compliance("FHIR-02")
-def test_token_goes_neither_to_files_nor_to_questions_elsewhere():
+def test_token_does_not_go_to_files_elsewhere():
     elsewhere = "https://storage.example.org/1.ndjson"
     odd = Odd([line(1)], output=[{"type": "Patient", "url": elsewhere}])
     with pytest.raises(BearerBoundaryError):
         ids(odd.export)
     assert odd.opened == 0
-    odd.server.on(
-        "$export?_outputFormat=application%2Ffhir%2Bndjson",
-        respond(b"", 202, content_location="https://other.example.org/bulk/1"),
-    )
+
+
+KICK_OFF = "$export?_outputFormat=application%2Ffhir%2Bndjson"
+
+
+@pytest.mark.compliance("FHIR-02")
+def test_export_whose_status_is_outside_can_be_cancelled_and_gone_on_with(grant):
+    status = "https://ehr.example.org/bulkstatus/1"
+    grant.server.on(KICK_OFF, respond(b"", 202, content_location="/bulkstatus/1"))
+    grant.server.on(status, respond(b"", 202))
+    with pytest.raises(BearerBoundaryError, match="bearer_boundary") as caught:
+        grant.client.export()
+    export = caught.value.export
+    assert export.state["status_url"] == status
     with pytest.raises(BearerBoundaryError):
-        odd.client.export().poll()
+        export.poll()
+    assert len(grant.server.requests) == 1
+    export.delete()
+    assert grant.server.requests[-1].method == "DELETE"
+    assert grant.server.bearers[-1] is None
+    # Once the column says that the whole origin is the server's.
+    grant.client.boundary = "origin"
+    resumed = grant.client.resume_export(export.state)
+    assert resumed.poll() == 1
+    resumed.delete()
+    assert grant.server.bearers[-2:] == [f"Bearer {TOKEN}"] * 2
+    grant.server.on(status, respond({}, 401))
+    with pytest.raises(FHIRStatusError):
+        resumed.delete()
+
+
+def test_patients_are_named_in_a_body_and_in_no_url(grant):
+    grant.server.on("Patient/$export", respond(b"", 202, content_location=STATUS))
+    grant.client.export(
+        "Patient",
+        since=datetime(2026, 1, 1, tzinfo=UTC),
+        patient=["Patient/1", Reference("Patient", "2")],
+        allowPartialManifests=True,
+        _typeFilter="Observation?code=4548-4",
+    )
+    (request,) = grant.server.requests
+    assert request.headers["Content-Type"] == FHIR_JSON
+    body = json.loads(request.body)
+    assert body["resourceType"] == "Parameters"
+    assert body["parameter"] == [
+        {"name": "_outputFormat", "valueString": "application/fhir+ndjson"},
+        {"name": "_since", "valueInstant": "2026-01-01T00:00:00+00:00"},
+        {"name": "patient", "valueReference": {"reference": "Patient/1"}},
+        {"name": "patient", "valueReference": {"reference": "Patient/2"}},
+        {"name": "allowPartialManifests", "valueBoolean": True},
+        {"name": "_typeFilter", "valueString": "Observation?code=4548-4"},
+    ]
+
+
+def manifest(*files: str, next_url: str | None = None, **members: Any) -> Any:
+    link = [{"relation": "next", "url": next_url}] if next_url else []
+    return {
+        "transactionTime": TIME,
+        "output": [{"type": "Patient", "url": f"{BASE}/{file}"} for file in files],
+        **({"link": link} if next_url else {}),
+        **members,
+    }
+
+
+def test_manifest_that_may_grow_is_not_read_before_it_has_its_link(grant):
+    # While it is in progress, as smart-on-fhir/bulk-data-server answers.
+    grant.server.on(
+        STATUS,
+        respond({"resourceType": "OperationOutcome"}, 202),
+        respond(manifest("a"), 202, retry_after="2"),
+        respond(manifest("a", "b"), 202, retry_after="3"),
+        respond(manifest("a", "b", next_url="?page=2"), 202),
+    )
+    grant.server.on(f"{STATUS}?page=2", respond(b"", 202), respond(manifest("c")))
+    for number, name in enumerate("abc"):
+        grant.server.on(name, respond(line(number)))
+    export = BulkExport(grant.client, {"status_url": STATUS})
+    reader = iter(export)
+    assert next(reader)["id"] == "0"
+    assert grant.pauses == [1, 2, 3]
+    assert [found["id"] for found in reader] == ["1", "2"]
+    assert grant.pauses == [1, 2, 3, 1]
+    assert export.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("members", "error"),
+    [
+        ({"next_url": STATUS}, MalformedFHIRResponseError),
+        ({"next_url": "http://["}, MalformedFHIRResponseError),
+        ({"link": {"relation": "next"}}, MalformedFHIRResponseError),
+        ({"next_url": "https://other.example.org/2"}, BearerBoundaryError),
+        ({"next_url": f"{BASE}/gone"}, FHIRNotFoundError),
+    ],
+)
+def test_manifests_that_cannot_be_followed_are_an_error(grant, members, error):
+    grant.server.on(STATUS, respond(manifest("a", **members)))
+    grant.server.on("gone", respond({}, 404))
+    grant.server.on("a", respond(line(1)))
+    with pytest.raises(error):
+        ids(BulkExport(grant.client, {"status_url": STATUS}))
+
+
+def test_failed_file_says_why(grant):
+    issue = {"severity": "error", "code": "processing", "diagnostics": "expired"}
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    grant.server.on(STATUS, respond(manifest("a")))
+    grant.server.on("a", respond(outcome, 410, media_type="application/fhir+ndjson"))
+    with pytest.raises(FHIRGoneError, match="processing") as caught:
+        ids(BulkExport(grant.client, {"status_url": STATUS}))
+    assert caught.value.issues == [issue]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reference"),
+    [
+        ({"request": {"method": "DELETE", "url": "Patient/1"}}, "Patient/1"),
+        ({"request": {"method": "DELETE", "url": f"{BASE}/Patient/1"}}, "Patient/1"),
+        ({"request": {"method": "DELETE", "url": "Patient?a=b"}}, None),
+        ({"request": {"method": "PUT", "url": "Patient/1"}}, None),
+        ({"request": {"method": "DELETE"}}, None),
+        ({"resource": {}}, None),
+        (None, None),
+    ],
+)
+def test_deletion_that_says_nothing_is_an_error(grant, entry, reference):
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+    deleted = [{"type": "Bundle", "url": f"{BASE}/d"}]
+    grant.server.on(STATUS, respond(manifest(deleted=deleted)))
+    grant.server.on("d", respond(bundle))
+    export = BulkExport(grant.client, {"status_url": STATUS})
+    if reference is not None:
+        assert list(export.deleted()) == [reference]
+        return
+    with pytest.raises(MalformedFHIRResponseError):
+        list(export.deleted())
 
 
 @pytest.mark.parametrize("scope", ["Observation", "Group", "Group/a b", "../x", "/"])
@@ -354,9 +565,8 @@ def test_export_that_failed_is_an_error(grant, status):
 
 
 def test_acceptance_without_a_place_to_ask_is_refused(grant):
-    path = "$export?_outputFormat=application%2Ffhir%2Bndjson"
     for answer in (respond(b"", 202), respond({}, 200, content_location=STATUS)):
-        grant.server.on(path, answer)
+        grant.server.on(KICK_OFF, answer)
         with pytest.raises(MalformedFHIRResponseError):
             grant.client.export()
 
@@ -393,7 +603,7 @@ def test_large_export_is_killed_and_gone_on_with_in_bounded_memory(
         read = tmp_path / "ids"
         environment = {
             **os.environ,
-            "ACCESS_TOKEN": backend_client_for(service)._get_access_token(),
+            "ACCESS_TOKEN": backend_client_for(service)._tokens.get(),
         }
         command = [sys.executable, "-m", "tests.fhir.exporting", ehr.base_url]
 

@@ -186,7 +186,8 @@ def test_refusal_has_a_class_and_the_issues_of_the_server(grant, status, error):
     assert caught.value.issues == [issue]
     assert caught.value.media_type == "application/fhir+json"
     assert caught.value.retry_after == 30
-    assert str(caught.value) == f"the read of Patient was answered with {status}"
+    text = str(caught.value)
+    assert text == f"the read of Patient returned status {status} (forbidden)"
 
 
 @pytest.mark.parametrize(
@@ -550,6 +551,7 @@ def test_repr_shows_the_origin_alone(grant):
     grant = Grant(patient_id="p-1")
     assert repr(grant.client) == "<FHIRClient: https://ehr.example.org>"
     assert repr(grant.client.session) == f"<FHIRSession of {grant.client!r}>"
+    grant.server.on("Observation?patient=p-1", respond(bundle()))
     result = grant.client.search("Observation", patient="p-1")
     assert repr(result) == "<SearchResult: Observation>"
     assert isinstance(grant.client, FHIRClient)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -20,12 +22,13 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
-from django_smart.fhir import rest
+from django_smart.fhir import client as client_module
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, FHIR_JSON, Grant, bundle, respond
 
 NEW = {"resourceType": "Observation", "status": "final"}
 KEPT = {**NEW, "id": "o-1", "meta": {"versionId": "1"}}
+PERSON = {"resourceType": "Patient", "id": "p-1"}
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"code": "informational"}]}
 
 
@@ -377,10 +380,12 @@ def test_history_is_followed_page_by_page(grant, arguments, path, name):
     grant.server.on(path, respond(history(deletion, next_url=f"{BASE}?page=2")))
     grant.server.on(f"{BASE}?page=2", respond(history(version)))
     found = grant.client.history(*arguments)
-    assert grant.server.requests == []
-    assert list(found) == [deletion, version]
-    assert list(found.versions()) == [KEPT]
-    assert [one.interaction for one in grant.exchanges] == [name] * 4
+    assert found == [deletion, version]
+    assert (found.total, found.is_complete) == (2, True)
+    assert found.versions() == [KEPT]
+    assert [one.interaction for one in grant.exchanges] == [name] * 2
+    one = grant.client.history(*arguments, limit=1)
+    assert (one, one.is_complete) == ([deletion], False)
 
 
 def test_history_can_be_cut_down(grant):
@@ -392,6 +397,15 @@ def test_history_can_be_cut_down(grant):
         grant.client.history("Observation", at=datetime(2026, 1, 2))
     with pytest.raises(FHIRRequestError):
         grant.client.history(None, "o-1")
+
+
+def test_history_of_which_nothing_came_is_not_empty(grant):
+    answer = {**bundle(total=3), "type": "history"}
+    grant.server.on("Observation/_history", respond(answer))
+    with pytest.raises(MalformedFHIRResponseError, match="match"):
+        grant.client.history("Observation")
+    grant.server.on("Observation/_history?_count=0", respond(answer))
+    assert grant.client.history("Observation", count=0).total == 3
 
 
 def test_history_that_goes_in_circles_ends(grant):
@@ -497,7 +511,7 @@ def test_capabilities_are_asked_for_once_in_an_hour(grant):
         one = Grant(base_url=f"https://ehr{number}.example.org")
         one.server.on(f"{one.client.base_url}/metadata", respond(statement))
         one.client.capabilities()
-    assert len(rest._capabilities) < 70
+    assert len(client_module._capabilities) < 70
 
 
 def test_metadata_of_another_kind_is_refused(grant):
@@ -559,10 +573,10 @@ def refuse(missing: str) -> None:
             "patient/Patient.u",
         ),
         (lambda fhir: fhir.delete("Patient", "1"), "patient/Patient.d"),
-        (lambda fhir: fhir.history("Patient", "1").pages(), "patient/Patient.r"),
-        (lambda fhir: fhir.history("Patient").pages(), "patient/Patient.s"),
-        (lambda fhir: fhir.history().pages(), "patient/*.s"),
-        (lambda fhir: fhir.search("Patient").pages(), "patient/Patient.s"),
+        (lambda fhir: fhir.history("Patient", "1"), "patient/Patient.r"),
+        (lambda fhir: fhir.history("Patient"), "patient/Patient.s"),
+        (lambda fhir: fhir.history(), "patient/*.s"),
+        (lambda fhir: fhir.search("Patient"), "patient/Patient.s"),
         (lambda fhir: fhir.resolve("Patient/1"), "patient/Patient.r"),
     ],
 )
@@ -612,3 +626,168 @@ def test_odd_request_id_of_a_server_is_not_told(grant):
     with pytest.raises(FHIRStatusError) as caught:
         grant.client.read("Patient", "1")
     assert caught.value.request_id == grant.server.request_ids[-1]
+
+
+# Changing, uploading
+
+
+def add_phone(patient):
+    patient.setdefault("telecom", []).append({"value": "555-0100"})
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_modify_starts_again_where_somebody_was_faster(grant, status):
+    first = {**PERSON, "meta": {"versionId": "1"}}
+    second = {**PERSON, "active": True, "meta": {"versionId": "2"}}
+    grant.server.on(
+        "Patient/p-1",
+        *(respond(first), respond({}, status), respond(second), respond(second)),
+    )
+    assert grant.client.modify("Patient", "p-1", add_phone) == second
+    sent = [each for each in grant.server.requests if each.method == "PUT"]
+    assert [each.headers["If-Match"] for each in sent] == ['W/"1"', 'W/"2"']
+    written = json.loads(sent[1].body or b"")
+    assert (written["active"], written["telecom"]) == (True, [{"value": "555-0100"}])
+
+
+def test_modify_gives_up_and_writes_nothing_needlessly(grant):
+    versioned = {**PERSON, "meta": {"versionId": "1"}}
+    grant.server.on("Patient/p-1", *[respond(versioned), respond({}, 412)] * 2)
+    with pytest.raises(FHIRPreconditionFailedError):
+        grant.client.modify("Patient", "p-1", add_phone, tries=2)
+    assert len(grant.server.requests) == 4
+    grant.server.on("Patient/p-1", respond(versioned))
+    assert grant.client.modify("Patient", "p-1", lambda patient: patient) == versioned
+    assert len(grant.server.requests) == 5
+    grant.server.on("Patient/p-1", respond(PERSON))
+    with pytest.raises(FHIRRequestError, match="version"):
+        grant.client.modify("Patient", "p-1", lambda patient: {**patient, "x": 1})
+    assert len(grant.server.requests) == 6
+
+
+@pytest.mark.parametrize(
+    ("came", "value", "written"),
+    [("7.1", Decimal("7.10"), "7.10"), ("1", True, "true"), ("7.10", 7.1, "7.1")],
+)
+def test_modify_writes_what_differs_in_its_digits_alone(grant, came, value, written):
+    body = b'{"resourceType":"Patient","id":"p-1","meta":{"versionId":"1"},"x":%s}'
+    grant.server.on("Patient/p-1", respond(body % came.encode()))
+    grant.client.modify("Patient", "p-1", lambda patient: {**patient, "x": value})
+    assert grant.server.requests[-1].body == body % written.encode()
+
+
+def test_part_of_a_resource_is_not_written_back(grant):
+    part = {**PERSON, "meta": {"tag": [{"code": "SUBSETTED"}]}}
+    with pytest.raises(FHIRRequestError, match="SUBSETTED"):
+        grant.client.update(part)
+    with pytest.raises(FHIRRequestError, match="SUBSETTED"):
+        grant.client.transaction().update(part)
+    with pytest.raises(FHIRRequestError, match="SUBSETTED"):
+        grant.client.as_fhirpy().resource("Patient", id="p-1", meta=part["meta"]).save()
+    assert grant.server.requests == []
+    whole = {**PERSON, "meta": {"tag": [{"code": "other"}, "odd"]}}
+    grant.server.on("Patient/p-1", respond(whole))
+    assert grant.client.update(whole) == whole
+
+
+@pytest.mark.parametrize("content", [b"%PDF", io.BytesIO(b"%PDF")])
+def test_file_is_uploaded_with_what_describes_it(content):
+    grant = Grant(patient_id="p-1")
+    made = {"resourceType": "DocumentReference", "id": "d-1"}
+    grant.server.on("DocumentReference", respond(made, 201))
+    kept = grant.client.upload(
+        content, "application/pdf", title="Letter", type={"text": "Letter"}
+    )
+    assert kept == made
+    attachment = {
+        "contentType": "application/pdf",
+        "data": "JVBERg==",
+        "size": 4,
+        "title": "Letter",
+    }
+    assert json.loads(grant.server.requests[0].body or b"") == {
+        "resourceType": "DocumentReference",
+        "status": "current",
+        "type": {"text": "Letter"},
+        "subject": {"reference": "Patient/p-1"},
+        "content": [{"attachment": attachment}],
+    }
+
+
+# Where to search
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "options", "path"),
+    [
+        ("*", {"_type": "Patient,Observation"}, "?_type=Patient%2CObservation"),
+        ("Observation", {"compartment": "Patient/p-1"}, "Patient/p-1/Observation"),
+        ("*", {"compartment": "Encounter/e-1"}, "Encounter/e-1/*"),
+    ],
+)
+def test_search_can_be_of_all_types_and_in_a_compartment(
+    grant, resource_type, options, path
+):
+    url = f"{BASE}{path}" if path.startswith("?") else path
+    answer = bundle(PERSON, KEPT)
+    answer["entry"].append({"resource": {**PERSON, "id": "p-2"}})
+    answer["entry"][2]["search"] = {"mode": "include"}
+    grant.server.on(url, respond(answer))
+    found = grant.client.search(resource_type, **options)
+    expected = [PERSON, KEPT] if resource_type == "*" else [KEPT]
+    assert found == expected
+    assert {**PERSON, "id": "p-2"} in found.included
+
+
+@pytest.mark.parametrize("place", ["Patient", "Patient/../x", "x/1", "Patient/1/2"])
+def test_compartment_is_a_type_and_an_id(grant, place):
+    with pytest.raises(FHIRRequestError):
+        grant.client.search("Observation", compartment=place)
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "path"), [("Patient", "Patient/_search"), ("*", "_search")]
+)
+def test_search_is_posted_when_asked(grant, resource_type, path):
+    grant.server.on(path, respond(bundle(PERSON)))
+    assert grant.client.search(resource_type, name="x", by_post=True) == [PERSON]
+    [request] = grant.server.requests
+    assert (request.method, request.body) == ("POST", b"name=x")
+    assert "name" not in request.url
+
+
+def test_operation_that_goes_on_says_where_to_ask(grant):
+    place = f"{BASE}/status/1"
+    grant.server.on("$slow", respond(b"", 202, content_location=place))
+    assert grant.client.operation("slow")["parameter"] == [
+        {"name": "Content-Location", "valueUrl": place}
+    ]
+
+
+# Pages of any Bundle
+
+
+@pytest.mark.parametrize("has_self_link", [True, False])
+def test_pages_of_any_bundle_are_followed(grant, has_self_link):
+    next_url = "?page=2" if has_self_link else f"{BASE}/x?page=2"
+    first = bundle(KEPT, next_url=next_url, type="collection")
+    first["link"][0]["url"] = f"{BASE}/x"
+    if not has_self_link:
+        del first["link"][0]
+    grant.server.on("Observation/$lastn", respond(first))
+    grant.server.on("x?page=2", respond(bundle(PERSON, type="collection")))
+    answer = grant.client.operation("lastn", "Observation")
+    pages = list(grant.client.iterate_pages(answer))
+    found = [each["resource"] for page in pages for each in page["entry"]]
+    assert found == [KEPT, PERSON]
+    assert len(grant.server.requests) == 2
+
+
+def test_only_a_bundle_has_pages_and_they_stay_at_the_server(grant):
+    with pytest.raises(FHIRRequestError):
+        list(grant.client.iterate_pages(PERSON))
+    assert len(list(grant.client.iterate_pages(bundle(type="collection")))) == 1
+    away = bundle(next_url="https://other.example.org/")
+    with pytest.raises(BearerBoundaryError):
+        list(grant.client.iterate_pages(away))
+    assert grant.server.requests == []

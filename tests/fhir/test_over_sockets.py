@@ -11,6 +11,7 @@ import pytest
 from django_smart import transport
 from django_smart.exceptions import ResponseTooLargeError
 from django_smart.fhir import FHIRClient
+from tests.fhir.servers import Carrier, Tokens
 from tests.transport.servers import LOOPBACK, Server, answer
 
 PATIENT = {"resourceType": "Patient", "id": "p-1", "text": "x" * 5000}
@@ -26,13 +27,14 @@ def _fresh_pool():
 def connect(server: Server, *, max_body: int = 1_000_000) -> FHIRClient:
     return FHIRClient(
         base_url=f"http://127.0.0.1:{server.port}/fhir",
-        get_access_token=lambda: "token-1",
-        renew_access_token=lambda token: token,
-        send=partial(
-            transport.send,
-            timeouts=transport.Timeouts(),
-            max_body=max_body,
-            insecure_hosts=LOOPBACK,
+        tokens=Tokens(),
+        transport=Carrier(
+            partial(
+                transport.send,
+                timeouts=transport.Timeouts(),
+                max_body=max_body,
+                insecure_hosts=LOOPBACK,
+            )
         ),
     )
 

@@ -45,12 +45,10 @@ def observation(number: int) -> dict[str, Any]:
 
 
 USES: list[Callable[[FHIRClient], object]] = [
-    lambda fhir: bool(fhir.search("Observation")),
-    lambda fhir: fhir.search("Observation").first(),
-    lambda fhir: list(fhir.search("Observation")),
-    lambda fhir: list(fhir.search("Observation").limit(5)),
-    lambda fhir: list(fhir.search("Observation").pages()),
-    lambda fhir: list(fhir.search("Observation").included()),
+    lambda fhir: fhir.search("Observation"),
+    lambda fhir: fhir.search("Observation", limit=5),
+    lambda fhir: list(fhir.iterate("Observation")),
+    lambda fhir: list(fhir.iterate("Observation").pages()),
 ]
 
 
@@ -68,10 +66,13 @@ def test_endless_pages_without_a_match_end_in_async_code():
     afhir = AsyncFHIRClient(Grant(send=server).client)
 
     async def read_all() -> None:
-        async for _ in afhir.search("Observation"):
+        async for _ in afhir.iterate("Observation"):
             pass
 
-    for read in (read_all, afhir.search("Observation").first):
+    async def load() -> None:
+        await afhir.search("Observation")
+
+    for read in (read_all, load):
         server.count = 0
         with pytest.raises(MalformedFHIRResponseError, match="without a match"):
             asyncio.run(read())
@@ -82,10 +83,10 @@ def test_endless_empty_pages_of_a_history_and_of_a_record_end():
     server = EndlessServer(lambda _: [])
     fhir = Grant(send=server).client
     with pytest.raises(MalformedFHIRResponseError, match="without a match"):
-        list(fhir.patient("p-1").everything())
+        fhir.patient("p-1").everything()
     server.type = "history"
     with pytest.raises(MalformedFHIRResponseError, match="without a match"):
-        list(fhir.history())
+        fhir.history()
     assert server.count <= 102
 
 
@@ -101,8 +102,12 @@ def test_pages_that_repeat_one_match_end_too():
     server = EndlessServer(lambda _: [observation(1)])
     server.last_page = 12_000
     with pytest.raises(MalformedFHIRResponseError, match="10000 pages"):
-        list(Grant(send=server).client.search("Observation"))
+        list(Grant(send=server).client.iterate("Observation"))
     assert server.count == 10_000
+    server.count = 0
+    with pytest.raises(MalformedFHIRResponseError, match="1000 pages"):
+        Grant(send=server).client.search("Observation")
+    assert server.count == 1_000
 
 
 def test_a_thousand_pages_are_read():
@@ -143,14 +148,18 @@ def test_slow_pages_end_after_an_hour(monkeypatch):
     server = EndlessServer(lambda n: [observation(n)])
     clock.make_slow(server, 19)
     with pytest.raises(MalformedFHIRResponseError, match="3600 s"):
-        list(Grant(send=server).client.search("Observation"))
+        list(Grant(send=server).client.iterate("Observation"))
     assert clock.now <= 3620
+    clock.now = 0
+    with pytest.raises(MalformedFHIRResponseError, match="300 s"):
+        Grant(send=server).client.search("Observation")
+    assert clock.now <= 320
 
 
 def test_time_that_the_caller_takes_is_not_counted(monkeypatch):
     clock = Clock(monkeypatch)
     server = EndlessServer(lambda n: [observation(n)] if n % 2 else [])
     server.last_page = 99
-    for _ in Grant(send=server).client.search("Observation"):
+    for _ in Grant(send=server).client.iterate("Observation"):
         clock.now += 3600
     assert server.count == 100

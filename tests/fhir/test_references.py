@@ -41,6 +41,43 @@ def test_reference_to_the_server_is_read(grant, reference):
     assert grant.exchanges[0].interaction == "read"
 
 
+def test_many_references_are_resolved_by_one_search_for_each_type(grant):
+    patients = [{**PATIENT, "id": f"p-{number}"} for number in range(60)]
+    organization = {"resourceType": "Organization", "id": "o"}
+    for some in (patients[:50], patients[50:]):
+        ids = "%2C".join(each["id"] for each in some)
+        grant.server.on(f"Patient?_id={ids}&_count={len(some)}", respond(bundle(*some)))
+    grant.server.on("Organization/o", respond(organization))
+    references = [
+        *({"reference": f"Patient/{each['id']}"} for each in patients),
+        *("Organization/o", "#x", "Patient/p-3"),
+    ]
+    contained = {"resourceType": "Device", "id": "x"}
+    within = {**PATIENT, "contained": [contained]}
+    found = grant.client.resolve_many(references, within=within)
+    assert found == [*patients, organization, contained, patients[3]]
+    assert len(grant.server.requests) == 3
+
+
+def test_reference_among_many_that_cannot_be_resolved_raises(grant):
+    other = {**PATIENT, "id": "p-2"}
+    query = "Patient?_id=p-1%2Cp-2&_count=2"
+    grant.server.on(query, respond(bundle(PATIENT, {**PATIENT, "id": "p-9"})))
+    grant.server.on("Patient/p-2", respond({}, 404))
+    with pytest.raises(FHIRNotFoundError):
+        grant.client.resolve_many(["Patient/p-1", "Patient/p-2"])
+    grant.server.on("Patient/p-2", respond(other))
+    grant.server.on("Patient/p-2/_history/1", respond(other))
+    grant.server.on("Patient/p-1", respond(PATIENT))
+    references = ["Patient/p-1", "Patient/p-2", "Patient/p-2/_history/1"]
+    assert grant.client.resolve_many(references) == [PATIENT, other, other]
+    with pytest.raises(BearerBoundaryError):
+        grant.client.resolve_many(["Patient/p-1", f"{FAR}/Patient/p-1"])
+    with pytest.raises(FHIRRequestError):
+        grant.client.resolve_many(["nowhere"])
+    assert grant.client.resolve_many([]) == []
+
+
 @pytest.mark.parametrize("base", ["", f"{BASE}/"])
 def test_version_of_a_reference_is_read(grant, base):
     grant.server.on("Patient/p-1/_history/3", respond(PATIENT))
@@ -141,6 +178,19 @@ def test_same_id_from_another_server_is_another_patient(grant):
     inside = pack((f"{FAR}/Patient/p-1", OTHER))
     assert grant.client.resolve("Patient/p-1", within=inside) == PATIENT
     assert len(grant.server.requests) == 1
+
+
+def test_resource_at_hand_is_not_asked_for(grant):
+    included = [{**PATIENT, "meta": {"versionId": "2"}}]
+    for reference in ("Patient/p-1", f"{BASE}/Patient/p-1", "Patient/p-1/_history/2"):
+        assert grant.client.resolve(reference, within=included) == included[0]
+        assert grant.client.resolve_many([reference], within=included) == included
+    assert grant.server.requests == []
+    grant.server.on("Patient/p-1/_history/1", respond(PATIENT))
+    found = grant.client.resolve("Patient/p-1/_history/1", within=included)
+    assert found["id"] == "p-1"
+    with pytest.raises(BearerBoundaryError):
+        grant.client.resolve(f"{FAR}/Patient/p-1", within=included)
 
 
 def test_version_is_found_in_a_bundle(grant):

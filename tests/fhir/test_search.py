@@ -7,7 +7,6 @@ import tracemalloc
 import weakref
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ from django_smart.exceptions import (
     FHIRForbiddenError,
     FHIRRequestError,
     MalformedFHIRResponseError,
+    ServerUnreachableError,
+    StreamedResultError,
+    TooManyResultsError,
 )
 from django_smart.fhir import (
     AnyOf,
-    History,
     Quantity,
     Reference,
-    SearchResult,
+    SearchStream,
     Token,
     escape,
 )
@@ -56,7 +57,7 @@ def test_search_of_the_walk_through_is_exact_on_the_wire():
     by_words = grant.client.search(
         "Observation", code="4548-4", _sort__desc="date", _count=10, patient=patient
     )
-    assert list(by_words) == []
+    assert by_words == []
     pairs = [("code", "4548-4"), ("_sort:desc", "date"), ("_count", "10")]
     assert not grant.client.search("Observation", pairs, patient=patient)
     assert grant.server.urls == [expected, expected]
@@ -87,6 +88,9 @@ def find_url(value: Any) -> Any:
         ({"date": ("ge2024",)}, "date=ge2024"),
         ({"value_quantity": "gt7"}, "value-quantity=gt7"),
         ({"_lastUpdated": date(2024, 2, 29)}, "_lastUpdated=2024-02-29"),
+        ({"_last_updated__ge": date(2024, 2, 29)}, "_lastUpdated=ge2024-02-29"),
+        ({"_contained_type": "both"}, "_containedType=both"),
+        ({"_count": 5, "__x": "1"}, "_count=5&.x=1"),
         (
             {"date": datetime(2024, 2, 29, 12, 30, tzinfo=UTC)},
             "date=2024-02-29T12%3A30%3A00%2B00%3A00",
@@ -205,16 +209,106 @@ def test_no_value_breaks_out_of_its_place(params):
 # Results
 
 
-def test_nothing_is_sent_until_the_result_is_used(grant):
+def test_search_sends_when_it_is_called_and_never_again(grant):
+    first = bundle(observation(1), next_url=f"{BASE}?p=2", total=7)
+    grant.server.on("Observation", respond(first))
+    grant.server.on(f"{BASE}?p=2", respond(bundle(observation(2))))
     result = grant.client.search("Observation")
-    assert grant.server.requests == []
-    grant.server.on("Observation", respond(bundle(observation(1), total=1)))
-    assert result.total == 1
-    assert result.first() == observation(1)
-    assert list(result) == [observation(1)]
-    assert result.bundle()["total"] == 1
+    assert len(grant.server.requests) == 2
+    assert result.total == 7
+    assert result.first() == result[0] == observation(1)
+    assert result[:5] == list(result) == [observation(1), observation(2)]
+    assert json.loads(json.dumps(result)) == result
+    assert len(result) == 2
     assert result
-    assert len(grant.server.requests) == 1
+    assert result.is_complete
+    assert len(grant.server.requests) == 2
+
+
+def test_search_that_fails_raises_at_once(grant):
+    with pytest.raises(ServerUnreachableError):
+        grant.client.search("Observation")
+
+
+@pytest.mark.parametrize("total", [None, 0, 1])
+def test_total_is_never_less_than_what_came(grant, total):
+    found = [observation(1), observation(2)]
+    grant.server.on("Observation", respond(bundle(*found, total=total)))
+    assert grant.client.search("Observation").total == 2
+    assert grant.client.search("Observation", limit=1).total == 2 if total else 1
+
+
+def test_more_than_a_thousand_matches_need_a_limit_or_a_stream():
+    total = 1000
+
+    def send(request):
+        start = int(request.url.partition("?p=")[2] or "0")
+        numbers = range(start, min(start + 100, total))
+        more = f"?p={start + 100}" if start + 100 < total else None
+        return respond(bundle(*map(observation, numbers), next_url=more))
+
+    fhir = Grant(send=send).client
+    assert len(fhir.search("Observation")) == 1000
+    total = 1001
+    with pytest.raises(TooManyResultsError, match=r"iterate\(\)"):
+        fhir.search("Observation")
+    assert len(fhir.search("Observation", limit=2000)) == 1001
+    some = fhir.search("Observation", limit=150)
+    assert (len(some), some.is_complete) == (150, False)
+    assert len(list(fhir.iterate("Observation"))) == 1001
+
+
+@pytest.mark.parametrize("collect", [list, tuple, sorted, set, lambda it: [*it]])
+def test_stream_can_be_collected(grant, collect):
+    grant.server.on("Observation", respond(bundle(observation(1))))
+    stream = grant.client.iterate("Observation", model=Named)
+    assert list(collect(stream)) == ["o-1"]
+    assert list(collect(stream)) == ["o-1"]
+
+
+class Named(str):
+    """A model whose instances can be sorted."""
+
+    __slots__ = ()
+
+    def __new__(cls, resource):
+        return super().__new__(cls, resource["id"])
+
+
+@pytest.mark.parametrize("use", [len, lambda it: it[0], lambda it: it[:5]])
+def test_stream_has_no_length_and_no_order(grant, use):
+    stream = grant.client.iterate("Observation")
+    assert stream
+    with pytest.raises(StreamedResultError):
+        use(stream)
+    assert grant.server.requests == []
+
+
+def test_nothing_is_sent_until_the_stream_is_iterated(grant):
+    stream = grant.client.iterate("Observation")
+    assert grant.server.requests == []
+    assert repr(stream) == "<SearchStream: Observation>"
+    grant.server.on("Observation", respond(bundle(observation(1), total=1)))
+    assert list(stream) == [observation(1)]
+    assert list(stream) == [observation(1)]
+    assert len(grant.server.requests) == 2
+
+
+@pytest.mark.parametrize("severity", ["error", "fatal", "warning"])
+def test_failure_that_comes_with_200_is_no_empty_result(grant, severity):
+    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": severity}]}
+    grant.server.on("Observation", respond(bundle(outcome)))
+    if severity == "warning":
+        assert grant.client.search("Observation").outcomes == [outcome]
+        assert list(grant.client.iterate("Observation")) == []
+    else:
+        with pytest.raises(MalformedFHIRResponseError, match="an error"):
+            grant.client.search("Observation")
+        with pytest.raises(MalformedFHIRResponseError, match="an error"):
+            list(grant.client.iterate("Observation"))
+    grant.server.on("Observation", respond(bundle(outcome, observation(1))))
+    found = grant.client.search("Observation")
+    assert (found, found.outcomes) == ([observation(1)], [outcome])
 
 
 def test_pages_are_followed_one_at_a_time(grant):
@@ -226,7 +320,7 @@ def test_pages_are_followed_one_at_a_time(grant):
         respond(bundle(observation(2), next_url=f"{BASE}?p=3"))
     ]
     grant.server.answers[f"{BASE}?p=3"] = [respond(bundle(observation(3)))]
-    result = iter(grant.client.search("Observation"))
+    result = iter(grant.client.iterate("Observation"))
     assert next(result)["id"] == "o-1"
     assert len(grant.server.requests) == 1
     assert ids(result) == ["o-2", "o-3"]
@@ -239,6 +333,14 @@ def test_relative_next_link_is_resolved(grant):
     result = grant.client.search("Observation")
     assert ids(result) == ["o-2"]
     assert result.first() == observation(2)
+
+
+def test_next_link_with_a_space_or_an_umlaut_is_encoded(grant):
+    url = "?name=de la Größe&p=%202"
+    grant.server.on("Observation", respond(bundle(next_url=url)))
+    encoded = "Observation?name=de%20la%20Gr%C3%B6%C3%9Fe&p=%202"
+    grant.server.on(encoded, respond(bundle(observation(2))))
+    assert ids(grant.client.search("Observation")) == ["o-2"]
 
 
 def test_token_is_renewed_between_pages(grant):
@@ -263,7 +365,7 @@ def test_token_is_renewed_between_pages(grant):
 )
 def test_next_link_out_of_the_boundary_is_refused(grant, url):
     grant.server.on("Observation", respond(bundle(observation(1), next_url=url)))
-    result = iter(grant.client.search("Observation"))
+    result = iter(grant.client.iterate("Observation"))
     assert next(result)["id"] == "o-1"
     with pytest.raises(BearerBoundaryError):
         next(result)
@@ -284,9 +386,9 @@ def test_pages_that_go_in_circles_end(grant):
         "Observation?p=2",
         respond(bundle(observation(2), next_url=f"{BASE}/Observation")),
     )
-    result = iter(grant.client.search("Observation"))
+    result = iter(grant.client.iterate("Observation"))
     assert ids([next(result), next(result)]) == ["o-1", "o-2"]
-    with pytest.raises(MalformedFHIRResponseError, match="circles"):
+    with pytest.raises(MalformedFHIRResponseError, match="loop"):
         next(result)
     assert len(grant.server.requests) == 2
 
@@ -325,15 +427,16 @@ def test_pages_give_matches_inclusions_and_outcomes_apart(grant):
     ]
     grant.server.on("Observation", respond(answer))
     result = grant.client.search("Observation")
-    [page] = result.pages()
+    [page] = grant.client.iterate("Observation").pages()
     assert page.resources == [observation(1), observation(2), {"id": "typeless"}]
     assert page.included == [patient, {**patient, "id": "q"}]
     assert page.outcomes == result.outcomes == [outcome, outcome]
     assert page.total is None
     assert page.next_url is None
-    assert page.bundle == result.bundle()
+    assert page.bundle == answer
     assert repr(page) == "<SearchPage: 3 resources>"
-    assert list(result) == page.resources
+    assert result == page.resources
+    assert result.included == page.included
 
 
 @pytest.mark.compliance("FHIR-04")
@@ -345,13 +448,42 @@ def test_bundle_without_entries_is_empty(grant, members):
     assert not result
     assert list(result) == []
     assert result.first() is None
-    assert result.total == members.get("total")
+    assert result.total == 0
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"total": 3},
+        {"entry": [{"fullUrl": "urn:uuid:1"}]},
+        {"entry": [{"resource": None, "search": {"mode": "match"}}]},
+        {"link": [{"relation": "next"}]},
+        {"link": [{"relation": "next", "url": 5}]},
+    ],
+)
+def test_result_of_which_nothing_can_be_read_is_not_empty(grant, members):
+    grant.server.on("Observation", respond(bundle() | members))
+    with pytest.raises(MalformedFHIRResponseError, match="match"):
+        grant.client.search("Observation")
+    with pytest.raises(MalformedFHIRResponseError, match="match"):
+        list(grant.client.iterate("Observation"))
+
+
+@pytest.mark.parametrize("params", [{"_summary": "count"}, {"_count": 0}])
+def test_matches_can_be_counted_alone(grant, params):
+    ((name, value),) = params.items()
+    for query in (f"{name}={value}", f"code=x&{name}={value}"):
+        grant.server.on(f"Observation?{query}", respond(bundle(total=3)))
+    assert grant.client.search("Observation", params).total == 3
+    assert grant.client.search("Observation", {"code": "x", **params}).total == 3
 
 
 @pytest.mark.parametrize("total", ["5", None, True, 1.5])
 def test_odd_total_is_none(grant, total):
     grant.server.on("Observation", respond(bundle(total=total)))
-    assert grant.client.search("Observation").total is None
+    [page] = grant.client.iterate("Observation").pages()
+    assert page.total is None
+    assert grant.client.search("Observation").total == 0
 
 
 @pytest.mark.parametrize(
@@ -395,40 +527,37 @@ def test_refused_page_is_an_error(grant):
     grant.server.on("Observation?p=2", respond({}, 403))
     with pytest.raises(FHIRForbiddenError) as caught:
         list(grant.client.search("Observation"))
-    assert str(caught.value) == "the search of Observation was answered with 403"
+    assert str(caught.value) == "the search of Observation returned status 403"
 
 
 def test_limit_asks_for_no_more_pages_than_it_needs(grant):
     first = bundle(observation(1), observation(2), next_url="?p=2")
     grant.server.on("Observation", respond(first))
     grant.server.on("Observation?p=2", respond(bundle(observation(2), observation(3))))
-    result = grant.client.search("Observation")
-    assert list(result.limit(0)) == []
-    assert grant.server.requests == []
-    assert not result.limit(0)
-    assert ids(result.limit(2)) == ["o-1", "o-2"]
+    some = grant.client.search("Observation", limit=2)
+    assert (ids(some), some.is_complete) == (["o-1", "o-2"], False)
     assert len(grant.server.requests) == 1
-    assert result.first() == observation(1)
-    # Counted without duplicates; the narrower of two limits holds; the page is shared.
-    assert ids(result.limit(3)) == ["o-1", "o-2", "o-3"]
-    assert ids(result.limit(1).limit(5)) == ["o-1"]
+    # Counted without duplicates.
+    most = grant.client.search("Observation", limit=3)
+    assert (ids(most), most.is_complete) == (["o-1", "o-2", "o-3"], True)
     assert len(grant.server.requests) == 3
-    with pytest.raises(ValueError, match="negative"):
-        result.limit(-1)
+    one = grant.client.search("Observation", limit=1)
+    assert (ids(one), one.is_complete, one.total) == (["o-1"], False, 2)
+    with pytest.raises(FHIRRequestError):
+        grant.client.search("Observation", limit=0)
 
 
 def test_what_was_included_comes_apart_and_once(grant):
     patient = {"resourceType": "Patient", "id": "p"}
-    for path, url in [("Observation", "?p=2"), ("Observation?p=2", None)]:
+    query = "_include=Observation%3Apatient"
+    for path, url in [(f"Observation?{query}", "?p=2"), ("Observation?p=2", None)]:
         answer = bundle(observation(len(path)), next_url=url)
         answer["entry"].append({"resource": patient, "search": {"mode": "include"}})
         grant.server.on(path, respond(answer))
     result = grant.client.search("Observation", _include="Observation:patient")
-    grant.server.answers[f"{BASE}/Observation?_include=Observation%3Apatient"] = (
-        grant.server.answers[f"{BASE}/Observation"]
-    )
-    assert list(result.included()) == [patient]
-    assert ids(result) == ["o-11", "o-15"]
+    assert result.included == [patient]
+    assert len(result) == 2
+    assert len(grant.server.requests) == 2
 
 
 class Model:
@@ -441,7 +570,6 @@ def test_results_become_instances_of_a_model(grant):
     grant.server.on("Observation/o-1", respond(observation(1)))
     result = grant.client.search("Observation", model=Model)
     assert [found.number for found in result] == [1, 2]
-    assert [found.number for found in result.limit(1)] == [1]
     first = result.first()
     assert first is not None
     assert first.number == 1
@@ -456,7 +584,7 @@ def test_text_as_model_is_the_parameter_of_this_name(grant):
 def test_resource_that_does_not_fit_the_model_is_refused_without_its_content(grant):
     odd = {"resourceType": "Observation", "id": "c4nary"}
     grant.server.on("Observation", respond(bundle(odd)))
-    with pytest.raises(MalformedFHIRResponseError, match="fit Model") as caught:
+    with pytest.raises(MalformedFHIRResponseError, match="match Model") as caught:
         grant.client.search("Observation", model=Model).first()
     assert "c4nary" not in str(caught.value)
     assert caught.value.__context__ is None
@@ -478,36 +606,32 @@ def test_memory_does_not_grow_with_the_number_of_pages(count):
     client = Grant(send=send, on_request=None).client
     tracemalloc.start()
     try:
-        assert len(list(next(client.search("Observation").pages()).resources)) == size
+        assert len(list(next(client.iterate("Observation").pages()).resources)) == size
         one_page = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
-        assert sum(1 for _ in client.search("Observation")) == count
+        assert sum(1 for _ in client.iterate("Observation")) == count
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < one_page + 10 * 1024 * 1024
 
 
-@pytest.mark.parametrize(
-    ("build", "kept"),
-    [
-        # The first is kept, for whoever looks at the result again.
-        (partial(SearchResult, resource_type="Observation"), 1),
-        (partial(History, what="history"), 0),
-    ],
-)
-def test_page_is_let_go_before_the_next_one_is_asked_for(build, kept):
+def test_page_is_let_go_before_the_next_one_is_asked_for():
     class Page(dict[str, Any]):
         """May be referred to weakly, as a dict may not."""
 
     pages: list[weakref.ref[Page]] = []
 
     def fetch(url: str) -> dict[str, Any]:
-        assert [page() for page in pages[kept:]] == [None] * len(pages[kept:])
+        assert [page() for page in pages] == [None] * len(pages)
         number = len(pages)
         url = f"{BASE}/Observation?p={number + 1}"
         page = Page(bundle(observation(number), next_url=url if number < 4 else None))
         pages.append(weakref.ref(page))
         return page
 
-    assert len(list(build(fetch, url=f"{BASE}/Observation"))) == 5
+    url = f"{BASE}/Observation"
+    stream: SearchStream[object] = SearchStream(
+        fetch, url=url, resource_type="Observation"
+    )
+    assert len(list(stream)) == 5

@@ -70,9 +70,3 @@ def test_stream_is_told_of_when_its_reader_fails(streaming):
     with pytest.raises(ZeroDivisionError), streaming.client.stream("GET", "Binary/1"):
         raise ZeroDivisionError
     assert [exchange.status_code for exchange in streaming.exchanges] == [200]
-
-
-def test_client_without_streams_says_so():
-    grant = Grant(open_stream=None)
-    with pytest.raises(TypeError), grant.client.stream("GET", "Binary/1"):
-        pass

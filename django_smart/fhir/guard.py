@@ -1,0 +1,525 @@
+"""
+Requests under scopes for one patient: narrowed, and checked before they are sent.
+
+Nothing is changed before it was read and found to be the patient's; the change is then
+made to that version alone (``If-Match``).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+from django_smart.exceptions import (
+    FHIRPreconditionFailedError,
+    FHIRRequestError,
+    ForeignPatientError,
+    InsufficientScopeError,
+)
+from django_smart.fhir.compartment import (
+    PatientBoundary,
+    apply_json_patch,
+    get_letters,
+)
+from django_smart.fhir.interactions import Interaction, build_etag, build_read
+from django_smart.fhir.messages import (
+    process_read_response,
+    process_search_response,
+    validate_id,
+    validate_resource_type,
+)
+from django_smart.protocol.messages import HTTPResponse
+
+__all__ = ["Guard", "RecordRules", "check_resource_type", "parse_interaction"]
+
+_JSON_PATCH = "application/json-patch+json"
+_MAX_PARAMETERS = 100
+_OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
+_BINARY = re.compile(r"Binary/([A-Za-z0-9\-.]{1,64})")
+_BUNDLES = frozenset({"batch", "transaction"})
+_CONDITIONS = {
+    "ifMatch": "If-Match",
+    "ifNoneMatch": "If-None-Match",
+    "ifNoneExist": "If-None-Exist",
+}
+# How many parts at the end of a path are neither type nor id.
+_SPECIAL = {
+    "capabilities": 1,
+    "history-instance": 1,
+    "history-system": 1,
+    "history-type": 1,
+    "operation": 1,
+    "vread": 2,
+}
+_CONDITIONS_OF_ALL = frozenset(
+    {"_has", "_id", "_lastUpdated", "_profile", "_security", "_source", "_tag"}
+)
+# Operations on a type that take the patient as a search does.
+_SEARCHING = frozenset({"$docref", "$lastn", "$stats"})
+
+
+def parse_interaction(
+    method: str,
+    path: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: Any = None,
+    media_type: str = "application/fhir+json",
+) -> Interaction:
+    """
+    Read an HTTP request below the base as an interaction of FHIR.
+
+    Args:
+        path: with the query; one slash at its end is left out.
+        body: a resource or JSON Patch as Python has it, or the bytes of a form.
+
+    Raises:
+        FHIRRequestError: it is none.
+    """
+    place, mark, query = path.partition("?")
+    place = place.removesuffix("/")
+    parts = place.split("/") if place else []
+    name = _find_name("GET" if method == "HEAD" else method, parts, body)
+    special = _SPECIAL.get(name, 0) + (name == "search" and method == "POST")
+    of_type = parts[: len(parts) - special]
+    if name == "vread":
+        validate_id(parts[3])
+    for number, part in enumerate(of_type):
+        (validate_id if number == 1 else validate_resource_type)(part)
+    pairs = _parse_query(query)
+    return Interaction(
+        name=name,
+        method="GET" if method == "HEAD" else method,
+        path=place + (f"?{_write_query(pairs)}" if mark and pairs else ""),
+        resource_type=of_type[-1 if len(of_type) == 3 else 0] if of_type else "",
+        id=of_type[1] if len(of_type) == 2 else "",
+        headers=headers or {},
+        body=body,
+        media_type=media_type,
+    )
+
+
+def _find_name(method: str, parts: list[str], body: Any) -> str:
+    last = parts[-1] if parts else ""
+    number = len(parts)
+    if last.startswith("$") and number <= 3 and method in {"GET", "POST"}:
+        if not _OPERATION.fullmatch(last):
+            raise FHIRRequestError("This is not a valid operation name.")
+        return "operation"
+    match method, number:
+        case "GET", 1 if last == "metadata":
+            return "capabilities"
+        case "GET", (1 | 2 | 3) if last == "_history":
+            return ("history-system", "history-type", "history-instance")[number - 1]
+        case "GET", 4 if parts[2] == "_history":
+            return "vread"
+        case ("GET", 1 | 3) | ("POST", 2 | 4) if (last == "_search") == (
+            method == "POST"
+        ):
+            return "search"
+        case "GET", 2:
+            return "read"
+        case "POST", 0:
+            kind = body.get("type") if isinstance(body, Mapping) else ""
+            if kind in _BUNDLES:
+                return str(kind)
+        case "POST", 1:
+            return "create"
+        case (("PUT" | "PATCH" | "DELETE"), (1 | 2)):
+            return {"PUT": "update", "PATCH": "patch"}.get(method, "delete")
+    raise FHIRRequestError(f"{method} of this path is not a FHIR interaction.")
+
+
+def _parse_query(text: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        raise FHIRRequestError("There are too many parameters.") from None
+
+
+def _write_query(pairs: list[tuple[str, str]]) -> str:
+    return urlencode(pairs, quote_via=quote, safe="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRules:
+    """
+    How changes keep to the patient's record.
+
+    Attributes:
+        reads_first: whether the target of a change is read and checked.
+        may_write_unread: whether a change may go out where no scope allows reading.
+    """
+
+    reads_first: bool = True
+    may_write_unread: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """
+    Lets through what stays in the patient's record.
+
+    Args:
+        boundary: of the record.
+        fetch: sends an interaction as it is.
+        allow: called with each interaction, those of a Bundle too; raises for what the
+            caller does not want.
+        rules: of changes.
+    """
+
+    boundary: PatientBoundary
+    fetch: Callable[[Interaction], HTTPResponse]
+    allow: Callable[[Interaction], None] = lambda asked: None
+    rules: RecordRules = RecordRules()
+
+    def prepare(
+        self, asked: Interaction, *, urns: frozenset[str] = frozenset()
+    ) -> Interaction:
+        """
+        What may be sent of *asked*: with the patient named, and a version to change.
+
+        Raises:
+            ForeignPatientError: it is not known to stay in the patient's record.
+            FHIRStatusError: the target of a change cannot be read, or has changed.
+            InsufficientScopeError: no scope allows to read the target.
+        """
+        name, kind = asked.name, asked.resource_type
+        if name in _BUNDLES:
+            return replace(asked, body=self._prepare_bundle(asked.body))
+        if name == "get":
+            return self._prepare_get(asked, urns)
+        self.allow(asked)
+        if name == "capabilities" or self.boundary.is_open(name, kind):
+            return asked
+        if self.boundary.patient_id is None:
+            raise ForeignPatientError("There is no patient in context.")
+        path, _, query = asked.path.partition("?")
+        parts, pairs = path.split("/"), _parse_query(query)
+        if parts[0] == "Patient" and len(parts) > 1:
+            is_search = parts[1].startswith(("_", "$"))
+            if not is_search and parts[1] != self.boundary.patient_id:
+                raise ForeignPatientError("This is not the patient of this launch.")
+        match name:
+            case "read" | "vread" | "history-instance":
+                return _with_query(asked, path, self.boundary.complete(kind, pairs))
+            case "search":
+                return self._prepare_search(asked, parts, pairs)
+            case "create":
+                letter = get_letters(name)
+                self.boundary.check(asked.body, letter, is_written=True, urns=urns)
+                self._check_binaries(asked.body)
+                return self._narrow_header(asked)
+            case "update" | "patch" | "delete":
+                return self._prepare_change(asked, parts, pairs, urns)
+            case "operation":
+                return self._prepare_operation(asked, parts, pairs)
+        raise ForeignPatientError(f"A {name} is not about a single patient.")
+
+    def _prepare_get(self, asked: Interaction, urns: frozenset[str]) -> Interaction:
+        """Return what a path refers to; other paths, such as pages, are kept."""
+        try:
+            parsed = parse_interaction("GET", asked.path)
+        except FHIRRequestError:
+            return asked
+        return replace(asked, path=self.prepare(parsed, urns=urns).path)
+
+    def check_response(self, asked: Interaction, response: HTTPResponse) -> None:
+        """:meth:`check_answer` of what came; what is malformed its reader refuses."""
+        if not response.body or not 200 <= response.status_code < 300:
+            return
+        try:
+            resource = json.loads(response.body)
+        except (RecursionError, ValueError):
+            return
+        found = _read_type(resource)
+        is_other = asked.id and found != (asked.resource_type, asked.id)
+        if found[0] and not (is_other and asked.name in {"read", "vread"}):
+            self.check_answer(asked, resource)
+
+    def check_answer(self, asked: Interaction, resource: Any) -> None:
+        """
+        Refuse what came, unless it is known to be the patient's.
+
+        Raises:
+            ForeignPatientError: it is not.
+        """
+        if asked.name == "capabilities":
+            return
+        self.boundary.check(resource, f"rs{get_letters(asked.name)}")
+        if asked.name == "history-instance" and isinstance(resource, Mapping):
+            entries = resource.get("entry") or []
+            if entries and not any("resource" in entry for entry in entries):
+                raise ForeignPatientError(
+                    "Cannot determine which patient these versions belong to."
+                )
+
+    def _prepare_search(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> Interaction:
+        is_in_record = parts[0] == "Patient" and len(parts) > 2
+        kind = asked.resource_type
+        if not isinstance(asked.body, bytes):
+            narrowed = self.boundary.narrow(kind, pairs, is_in_record=is_in_record)
+            return _with_query(asked, asked.path.partition("?")[0], narrowed)
+        self.boundary.check_parameters(kind, pairs)
+        form = _parse_query(asked.body.decode("utf-8", "replace"))
+        form = self.boundary.narrow(kind, form, is_in_record=is_in_record)
+        asked = replace(asked, body=_write_query(form).encode())
+        rest = self.boundary.complete(kind, pairs)
+        return _with_query(asked, asked.path.partition("?")[0], rest)
+
+    def _narrow_header(self, asked: Interaction) -> Interaction:
+        condition = asked.headers.get("If-None-Exist")
+        if condition is None:
+            return asked
+        pairs = _parse_query(condition.partition("?")[2] or condition)
+        narrowed = _write_query(self.boundary.narrow(asked.resource_type, pairs))
+        return replace(asked, headers={**asked.headers, "If-None-Exist": narrowed})
+
+    def _prepare_operation(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> Interaction:
+        kind, operation = asked.resource_type, parts[-1]
+        if parts == ["Patient", "$everything"]:
+            raise ForeignPatientError("This would cover every patient.")
+        if asked.body is not None:
+            self._check_body(asked.body)
+        is_narrowed = len(parts) == 2 and operation in _SEARCHING and asked.body is None
+        if is_narrowed:
+            pairs = self.boundary.narrow(kind, pairs)
+        else:
+            self.boundary.check_parameters(kind, pairs)
+        return _with_query(asked, "/".join(parts), pairs)
+
+    def _check_body(self, body: Any) -> None:
+        self.boundary.check(body, is_written=True)
+        own = {self.boundary.patient_id, *self.boundary.own}
+        parameters = body.get("parameter", []) if isinstance(body, Mapping) else []
+        for one in parameters if isinstance(parameters, list) else ():
+            if isinstance(one, Mapping) and one.get("name") in {"patient", "subject"}:
+                for name, value in one.items():
+                    is_value = name.startswith("value") and isinstance(value, str)
+                    if is_value and value not in own:
+                        raise ForeignPatientError("A parameter names another patient.")
+
+    # Changes
+
+    def _prepare_change(
+        self,
+        asked: Interaction,
+        parts: list[str],
+        pairs: list[tuple[str, str]],
+        urns: frozenset[str],
+    ) -> Interaction:
+        kind, name = asked.resource_type, asked.name
+        letter = get_letters(name)
+        if name == "update":
+            self.boundary.check(asked.body, letter, is_written=True, urns=urns)
+        is_conditional = len(parts) == 1
+        if is_conditional and not any(_is_condition(name) for name, _ in pairs):
+            raise FHIRRequestError("Name the resource by its id or by a search.")
+        if is_conditional:
+            pairs = [pair for pair in pairs if _is_condition(pair[0])]
+            asked = _with_query(asked, kind, self.boundary.narrow(kind, pairs))
+        letters = "rs" if is_conditional else "r"
+        missing = [one for one in letters if not self.boundary.has_scope(kind, one)]
+        if not self.rules.reads_first or (missing and self.rules.may_write_unread):
+            if name == "patch":
+                self._check_unread_patch(asked.body, kind)
+            return asked
+        if missing:
+            scope = f"patient/{kind}.{''.join(missing)}"
+            raise InsufficientScopeError(
+                "The resource must be read before it is changed, which requires the "
+                f"scope {scope}; nothing was sent.",
+                missing=scope,
+            )
+        if not is_conditional:
+            return self._pin(asked, parts[1])
+        search = Interaction(
+            name="search", method="GET", path=asked.path, resource_type=kind
+        )
+        bundle = process_search_response(self.fetch(search), resource_type=kind)
+        found = [entry.get("resource") for entry in bundle["entry"]]
+        found = [one for one in found if one and one.get("resourceType") == kind]
+        for resource in found:
+            self.boundary.check(resource, letter)
+        if len(found) != 1:
+            # None or several: what the server does with its own condition.
+            self._check_binaries(asked.body)
+            return asked
+        found_id = validate_id(found[0].get("id"))
+        body = asked.body
+        if name == "update":
+            if body.get("id", found_id) != found_id:
+                raise FHIRRequestError("The resource has a different id.")
+            body = {**body, "id": found_id}
+        asked = replace(asked, path=f"{kind}/{found_id}", id=found_id, body=body)
+        return self._pin(asked, found_id)
+
+    def _pin(self, asked: Interaction, resource_id: str) -> Interaction:
+        """Read the target, check it and what becomes of it, and name its version."""
+        kind, name = asked.resource_type, asked.name
+        if name == "update" and asked.body.get("id") != resource_id:
+            raise FHIRRequestError("The resource has a different id.")
+        response = self.fetch(build_read(kind, resource_id))
+        current = process_read_response(response, resource_type=kind, id=resource_id)
+        letter = get_letters(name)
+        self.boundary.check(current, letter)
+        if name == "update":
+            self._check_binaries(asked.body, current)
+        if name == "patch" and isinstance(asked.body, Mapping):
+            self._check_binaries(asked.body, current)
+            self.boundary.check_fhirpath_patch(asked.body, kind)
+        elif name == "patch":
+            result = apply_json_patch(current, asked.body)
+            self._check_binaries(result, current)
+            self.boundary.check(result, letter, is_written=True)
+            if (result.get("resourceType"), result.get("id")) != (kind, resource_id):
+                raise ForeignPatientError(
+                    "The patch changes the resource's type or id."
+                )
+        etag = response.headers.get("etag", "")
+        if not etag:
+            try:
+                etag = build_etag(current)
+            except FHIRRequestError:
+                return asked  # a server without versions
+        wanted = asked.headers.get("If-Match", etag)
+        if wanted.removeprefix("W/") != etag.removeprefix("W/"):
+            raise FHIRPreconditionFailedError(
+                "the resource has changed since it was read", status_code=412
+            )
+        return replace(asked, headers={**asked.headers, "If-Match": etag})
+
+    def _check_binaries(self, resource: Any, before: Any = None) -> None:
+        """
+        Refuse to refer to a Binary that does not say that it is the patient's.
+
+        Whoever may read what a resource of the patient's refers to could otherwise
+        write that it refers to any.
+        """
+        if self.boundary.trusts_binaries:
+            return
+        base = f"{self.boundary.base_url}/"
+        known = set(_iter_texts(before))
+        for text in set(_iter_texts(resource)) - known:
+            match = _BINARY.fullmatch(text.removeprefix(base))
+            if match is not None:
+                response = self.fetch(build_read("Binary", match[1]))
+                binary = process_read_response(
+                    response, resource_type="Binary", id=match[1]
+                )
+                self.boundary.check(binary)
+
+    def _check_unread_patch(self, patch: Any, kind: str) -> None:
+        if isinstance(patch, Mapping):
+            self.boundary.check_fhirpath_patch(patch, kind)
+        else:
+            self.boundary.check_json_patch(patch, kind)
+
+    # Bundles
+
+    def _prepare_bundle(self, bundle: Any) -> Any:
+        """The Bundle with each entry as it may be sent, and its resources as given."""
+        entries = bundle.get("entry", []) if isinstance(bundle, Mapping) else None
+        if not isinstance(entries, list):
+            raise FHIRRequestError("The body is not a Bundle with entries.")
+        parsed = [(entry, _parse_entry(entry)) for entry in entries]
+        urns = frozenset(
+            str(entry.get("fullUrl"))
+            for entry, asked in parsed
+            if asked.name == "create" and asked.resource_type != "Patient"
+        )
+        prepared = []
+        for entry, asked in parsed:
+            ready = self.prepare(asked, urns=urns)
+            request = {**entry["request"], **ready.as_entry()["request"]}
+            changed = {**entry, "request": request}
+            if ready.name == "update":
+                changed["resource"] = ready.body
+            prepared.append(changed)
+        return {**bundle, "entry": prepared}
+
+
+def _parse_entry(entry: Any) -> Interaction:
+    """
+    Read an entry of a batch or transaction.
+
+    Raises:
+        FHIRRequestError: it is no interaction, or a Bundle again.
+    """
+    request = entry.get("request") if isinstance(entry, Mapping) else None
+    if not isinstance(request, Mapping):
+        raise FHIRRequestError("An entry has no request.")
+    method, url = str(request.get("method")), str(request.get("url"))
+    headers = {
+        header: str(request[name])
+        for name, header in _CONDITIONS.items()
+        if request.get(name) is not None
+    }
+    body, media_type = entry.get("resource"), "application/fhir+json"
+    is_binary = isinstance(body, Mapping) and body.get("resourceType") == "Binary"
+    if method == "PATCH" and is_binary:
+        try:
+            body = json.loads(base64.b64decode(str(body["data"])))
+        except (KeyError, ValueError):
+            raise FHIRRequestError("The patch of an entry is not JSON.") from None
+        media_type = _JSON_PATCH
+    asked = parse_interaction(
+        method, url, headers=headers, body=body, media_type=media_type
+    )
+    if asked.name in _BUNDLES:
+        raise FHIRRequestError("A batch entry cannot be a batch.")
+    if asked.name in {"create", "update"}:
+        check_resource_type(body, asked.resource_type)
+    return asked
+
+
+def check_resource_type(body: Any, resource_type: str) -> None:
+    """Refuse the body of a write that is not a resource of the type."""
+    found = body.get("resourceType") if isinstance(body, Mapping) else None
+    if found != resource_type:
+        raise FHIRRequestError("The resource has a different type.")
+
+
+def _read_type(resource: Any) -> tuple[str, str]:
+    """Type and id of a resource, empty if it is malformed."""
+    if not isinstance(resource, Mapping):
+        return "", ""
+    entries = resource.get("entry", [])
+    is_list = isinstance(entries, list) and all(isinstance(x, Mapping) for x in entries)
+    if resource.get("resourceType") == "Bundle" and not is_list:
+        return "", ""
+    return str(resource.get("resourceType", "")), str(resource.get("id"))
+
+
+def _iter_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _iter_texts(item)
+
+
+def _is_condition(name: str) -> bool:
+    """Whether a parameter selects resources; others would hide some of them."""
+    bare = name.partition(":")[0]
+    return not bare.startswith("_") or bare in _CONDITIONS_OF_ALL
+
+
+def _with_query(
+    asked: Interaction, path: str, pairs: list[tuple[str, str]]
+) -> Interaction:
+    """*asked* with other parameters; as it is if they are the same."""
+    if pairs == _parse_query(asked.path.partition("?")[2]) and (
+        path == asked.path.partition("?")[0]
+    ):
+        return asked
+    return replace(asked, path=f"{path}?{_write_query(pairs)}" if pairs else path)

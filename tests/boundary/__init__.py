@@ -1,0 +1,1 @@
+"""Requests at the boundary of one patient's record: attacks and legitimate uses."""

@@ -1,0 +1,62 @@
+"""
+The table in the documentation: each request with the expected and actual result.
+
+``python -m tests.boundary.table`` writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "patient-boundary.csv"
+_LONGEST = 160
+
+
+def build_table() -> str:
+    """Return the table as CSV."""
+    from tests.boundary.cases import build_cases
+    from tests.boundary.running import WAYS, run
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["", "Kind", "Request", "Description", "Expected"]
+    writer.writerow([*head, *(way.capitalize() for way in WAYS), "Written"])
+    for number, case in enumerate(build_cases(), start=1):
+        results = [run(case, way) for way in WAYS]
+        written = {result.written for result in results[1:] if result is not None}
+        writer.writerow(
+            [
+                str(number),
+                "attack" if case.is_attack else "legitimate",
+                f"``{case.request}``",
+                _shorten(case.about),
+                _EXPECTED[case.expected],
+                *(result.status if result is not None else "–" for result in results),
+                "–" if case.method in {"GET", "HEAD"} else str(max(written)),
+            ]
+        )
+    return text.getvalue()
+
+
+_EXPECTED = {
+    "answered": "allowed",
+    "nothing": "no data of others",
+    "own": "only the patient's data",
+    "refused": "refused",
+}
+
+
+def _shorten(text: str) -> str:
+    short = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return short.replace("*", r"\*").replace("`", "'").replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    import django
+
+    django.setup()
+    TABLE.write_text(build_table(), encoding="utf-8")

@@ -1,0 +1,268 @@
+"""``request.smart.fhir`` under ``patient/`` scopes: what is sent, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from django_smart.exceptions import (
+    FHIRNotFoundError,
+    FHIRPreconditionFailedError,
+    FHIRRequestError,
+    ForeignPatientError,
+    InsufficientScopeError,
+    MalformedFHIRResponseError,
+)
+from django_smart.fhir.compartment import apply_json_patch
+from django_smart.fhir.guard import RecordRules, parse_interaction
+from django_smart.protocol.scopes import ScopeSet
+from tests.fhir.servers import BASE, Grant, bundle, respond
+
+MINE = {
+    "resourceType": "Observation",
+    "id": "o1",
+    "subject": {"reference": "Patient/p1"},
+}
+OTHERS = {**MINE, "subject": {"reference": "Patient/p2"}}
+STATUS = [{"op": "add", "path": "/status", "value": "final"}]
+
+
+def make_grant(scope: str = "patient/*.cruds", **rules: bool) -> Grant:
+    return Grant(
+        patient_id="p1",
+        get_scopes=lambda: ScopeSet.parse(scope),
+        record_rules=RecordRules(**rules),
+    )
+
+
+def test_search_without_a_patient_is_about_the_launchs():
+    grant = make_grant()
+    grant.server.on("Observation?code=1&patient=p1", respond(bundle(MINE)))
+    assert list(grant.client.search("Observation", code="1")) == [MINE]
+    grant.server.on("Observation?patient=p1", respond(bundle(OTHERS)))
+    with pytest.raises(ForeignPatientError):
+        list(grant.client.search("Observation", patient="p1"))
+    with pytest.raises(ForeignPatientError):
+        list(grant.client.search("Observation", patient="p2"))
+    assert len(grant.server.requests) == 2
+
+
+def test_further_pages_are_checked_too():
+    grant = make_grant()
+    url = f"{BASE}?page=2"
+    grant.server.on("Observation?patient=p1", respond(bundle(MINE, next_url=url)))
+    grant.server.on(url, respond(bundle({**MINE, "id": "o2"})))
+    assert len(list(grant.client.search("Observation"))) == 2
+    grant.server.on(url, respond(bundle({**OTHERS, "id": "o2"})))
+    with pytest.raises(ForeignPatientError):
+        list(grant.client.search("Observation"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fhir: fhir.update(MINE),
+        lambda fhir: fhir.patch("Observation", "o1", STATUS),
+        lambda fhir: fhir.delete("Observation", "o1"),
+    ],
+)
+def test_target_of_a_change_is_read_first(change: Any):
+    grant = make_grant()
+    grant.server.on("Observation/o1", respond(OTHERS, etag='W/"3"'))
+    with pytest.raises(ForeignPatientError):
+        change(grant.client)
+    grant.server.on("Observation/o1", respond(b"", 404))
+    with pytest.raises(FHIRNotFoundError):
+        change(grant.client)
+    assert [request.method for request in grant.server.requests] == ["GET", "GET"]
+    grant.server.on("Observation/o1", respond(MINE, etag='W/"3"'))
+    change(grant.client)
+    assert grant.server.requests[-1].headers["If-Match"] == 'W/"3"'
+
+
+def test_target_is_not_read_where_the_server_enforces_the_record():
+    grant = make_grant(reads_first=False)
+    grant.server.on("Observation/o1", respond(MINE))
+    grant.client.update(MINE)
+    grant.client.patch("Observation", "o1", STATUS)
+    assert [request.method for request in grant.server.requests] == ["PUT", "PATCH"]
+    for patch in (
+        [{"op": "replace", "path": "/subject", "value": {"reference": "Patient/p1"}}],
+        [{"op": "replace", "path": "", "value": MINE}],
+        [{"op": "copy", "from": "/note/0/text", "path": "/method/text"}],
+        [{"op": "add", "path": "/performer", "value": [{"reference": "Patient/p2"}]}],
+        [{"op": "remove", "path": "/contained"}],
+        {
+            "resourceType": "Parameters",
+            "parameter": [{"part": [{"name": "path", "valueString": "subject"}]}],
+        },
+    ):
+        with pytest.raises(ForeignPatientError):
+            grant.client.patch("Observation", "o1", patch)
+    with pytest.raises(ForeignPatientError):
+        grant.client.update(OTHERS)
+    assert len(grant.server.requests) == 2
+
+
+def test_change_without_a_scope_for_reading_has_to_be_allowed():
+    scope = "patient/Observation.cud"
+    grant = make_grant(scope)
+    with pytest.raises(InsufficientScopeError) as caught:
+        grant.client.update(MINE)
+    assert caught.value.missing == "patient/Observation.r"
+    assert grant.server.requests == []
+    grant = make_grant(scope, may_write_unread=True)
+    grant.server.on("Observation/o1", respond(MINE))
+    grant.client.update(MINE)
+    assert [request.method for request in grant.server.requests] == ["PUT"]
+
+
+def test_change_of_an_older_version_is_refused_before_it_is_sent():
+    grant = make_grant()
+    grant.server.on("Observation/o1", respond(MINE, etag='W/"3"'))
+    with pytest.raises(FHIRPreconditionFailedError):
+        grant.client.update(MINE, if_match="2")
+    assert grant.client.update(MINE, if_match="3")["id"] == "o1"
+    assert [request.method for request in grant.server.requests][-1] == "PUT"
+
+
+def test_condition_finds_what_is_changed():
+    grant = make_grant()
+    search = "Observation?identifier=1&patient=p1"
+    grant.server.on(search, respond(bundle(MINE)))
+    grant.server.on("Observation/o1", respond(MINE, etag='W/"3"'))
+    new = {name: value for name, value in MINE.items() if name != "id"}
+    grant.client.update(new, where={"identifier": "1"})
+    assert grant.server.requests[-1].url == f"{BASE}/Observation/o1"
+    with pytest.raises(FHIRRequestError):
+        grant.client.update({**new, "id": "o9"}, where={"identifier": "1"})
+    # What matches several, or nothing, is for the server to say.
+    grant.server.on(search, respond(bundle()), respond(MINE, 201))
+    grant.client.update(new, where={"identifier": "1"})
+    assert grant.server.requests[-1].url == f"{BASE}/{search}"
+    grant.server.on(search, respond(bundle(OTHERS)))
+    with pytest.raises(ForeignPatientError):
+        grant.client.delete("Observation", where={"identifier": "1"})
+
+
+def fhirpath(**parts: dict[str, Any]) -> dict[str, Any]:
+    part = [{"name": name, **value} for name, value in parts.items()]
+    operation = {"name": "operation", "part": part}
+    return {"resourceType": "Parameters", "parameter": [operation]}
+
+
+@pytest.mark.parametrize("kind", ["valueString", "valueUri", "valueMarkdown"])
+def test_path_of_a_patch_is_checked_whatever_type_it_has(kind):
+    grant = make_grant()
+    grant.server.on("Observation/o1", respond(MINE, etag='W/"3"'))
+    for path in ("Observation.subject", "Observation.descendants()"):
+        patch = fhirpath(type={"valueCode": "delete"}, path={kind: path})
+        with pytest.raises(ForeignPatientError):
+            grant.client.patch("Observation", "o1", patch)
+    assert {request.method for request in grant.server.requests} == {"GET"}
+
+
+def test_view_lists_what_may_name_others():
+    grant = make_grant()
+    told = {**MINE, "performer": [{"reference": "Patient/mother"}]}
+    grant.server.on("Observation/o1", respond(told))
+    with pytest.raises(ForeignPatientError):
+        grant.client.read("Observation", "o1")
+    grant.client.other_patients = {"Observation.performer", "Observation.subject"}
+    assert grant.client.read("Observation", "o1") == told
+    grant.server.on("Observation/o1", respond(OTHERS))
+    with pytest.raises(ForeignPatientError):
+        grant.client.read("Observation", "o1")
+
+
+@pytest.mark.parametrize(
+    "scope", ["user/*.cruds", "system/*.cruds", "patient/*.rs user/Observation.rs"]
+)
+def test_other_scopes_leave_it_to_the_server(scope):
+    grant = make_grant(scope)
+    grant.server.on("Observation/o1", respond(OTHERS))
+    assert grant.client.read("Observation", "o1") == OTHERS
+
+
+def test_older_names_of_elements_are_read_and_not_written():
+    grant = make_grant()
+    older = {
+        "resourceType": "Condition",
+        "id": "c1",
+        "patient": {"reference": "Patient/p1"},
+    }
+    grant.server.on("Condition/c1", respond(older))
+    assert grant.client.read("Condition", "c1") == older
+    with pytest.raises(ForeignPatientError):
+        grant.client.create(older)
+    order = {**older, "resourceType": "MedicationOrder"}
+    grant.server.on("MedicationOrder/c1", respond(order))
+    assert grant.client.read("MedicationOrder", "c1") == order
+
+
+def test_what_is_malformed_is_told_as_such():
+    grant = make_grant()
+    for value in (b"{", [MINE], {**MINE, "id": "o9"}, {"id": "o1"}):
+        grant.server.on("Observation/o1", respond(value))
+        with pytest.raises(MalformedFHIRResponseError):
+            grant.client.read("Observation", "o1")
+
+
+def test_path_is_checked_as_what_it_stands_for():
+    grant = make_grant()
+    grant.server.on("Observation/o1", respond(MINE))
+    assert grant.client.get("Observation/o1") == MINE
+    with pytest.raises(ForeignPatientError):
+        grant.client.get("Patient/p2")
+    grant.server.on("Observation?patient=p1", respond(bundle(OTHERS)))
+    with pytest.raises(ForeignPatientError):
+        grant.client.get("Observation")
+    assert len(grant.server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("GET", path) for path in ("", "a/b/c/d/e", "Patient/1/2", "patient/1")),
+        *(("GET", path) for path in ("Patient/../1", "Patient/1/_history/..", "$")),
+        *(("POST", path) for path in ("Patient/1", "", "Patient/1/_history")),
+        *(("PUT", path) for path in ("", "Patient/1/Observation", "metadata")),
+        ("TRACE", "Patient/1"),
+        ("GET", "Patient?" + "a=1&" * 101),
+    ],
+)
+def test_request_that_is_no_interaction_is_refused(method, path):
+    with pytest.raises(FHIRRequestError):
+        parse_interaction(method, path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "result"),
+    [
+        ([{"op": "add", "path": "/a/-", "value": 3}], {"a": [1, 2, 3]}),
+        ([{"op": "add", "path": "/a/0", "value": 0}], {"a": [0, 1, 2]}),
+        ([{"op": "replace", "path": "/a/1", "value": 9}], {"a": [1, 9]}),
+        ([{"op": "remove", "path": "/a/0"}], {"a": [2]}),
+        ([{"op": "move", "from": "/a", "path": "/b~1c"}], {"b/c": [1, 2]}),
+        ([{"op": "copy", "from": "/a/1", "path": "/b"}], {"a": [1, 2], "b": 2}),
+        ([{"op": "test", "path": "/a/0", "value": 1}], {"a": [1, 2]}),
+        ([{"op": "replace", "path": "", "value": 1}], 1),
+        ([{"op": "test", "path": "/a/0", "value": 2}], None),
+        ([{"op": "remove", "path": "/a/-1"}], None),
+        ([{"op": "remove", "path": "/a/01"}], None),
+        ([{"op": "replace", "path": "/b", "value": 1}], None),
+        ([{"op": "shout", "path": "/a"}], None),
+        ([{"path": "/a"}], None),
+        (["x"], None),
+        ([{"op": "remove", "path": "a"}], None),
+    ],
+)
+def test_json_patch_is_carried_out_for_the_check(steps, result):
+    resource = {"a": [1, 2]}
+    if result is None:
+        with pytest.raises(FHIRRequestError):
+            apply_json_patch(resource, steps)
+    else:
+        assert apply_json_patch(resource, steps) == result
+    assert resource == {"a": [1, 2]}
