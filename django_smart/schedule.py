@@ -1,5 +1,5 @@
 """
-What Celery beat has to run.  Importable from a settings module::
+The schedule for Celery beat.  It can be imported from a settings module::
 
     from django_smart.schedule import BEAT_SCHEDULE
 
@@ -12,28 +12,29 @@ from typing import Any
 
 __all__ = ["BEAT_SCHEDULE"]
 
+# Messages do not expire: Celery compares with the clock of the worker's host, and
+# running a task once more is cheap.
 BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     "django_smart.refresh_due_grants": {
         "task": "django_smart.tasks.refresh_due_grants",
         "schedule": 10.0,
-        # A tick that could not be delivered in time is of no use to the next one.
-        "options": {"expires": 10.0},
     },
     "django_smart.refresh_servers": {
         "task": "django_smart.tasks.refresh_servers",
-        # What may be kept for five minutes is fetched again past half of them.
+        # Values that may be cached for five minutes are fetched again after half of
+        # them.
         "schedule": 120.0,
-        "options": {"expires": 120.0},
     },
     "django_smart.rotate_keys": {
         "task": "django_smart.tasks.rotate_keys",
         "schedule": 900.0,
-        "options": {"expires": 900.0},
     },
     "django_smart.purge": {
         "task": "django_smart.tasks.purge",
         "schedule": 3600.0,
-        "options": {"expires": 3600.0},
     },
 }
-"""Seconds between two runs: refresh 10, discovery 120, keys 900, purge 3,600."""
+"""
+Runs refreshes every 10 seconds, discovery every 2 minutes, the rotation of keys every
+15 minutes, and the purge every hour.
+"""

@@ -1,7 +1,7 @@
 """
-Celery tasks: each takes primary keys at most, does one flow call, and may run twice.
+Celery tasks: each takes at most primary keys, makes one call, and is idempotent.
 
-No task carries a token: brokers and result stores keep what they are given.
+No task carries a token, because brokers and result stores keep messages.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from celery import shared_task
-from django.utils import timezone
 
 from .grants import engine
+from .grants.ending import enqueue_revocations
+from .launches.parked import end_expired_launches
 from .launches.purge import purge as _purge
-from .models import TaskRun
-from .models.task_run import BEAT_TASK
+from .models import Launch
 from .servers import discovery, signing_keys
 
 __all__ = [
+    "end_parked_launches",
     "purge",
     "refresh_due_grants",
     "refresh_grants",
@@ -29,41 +30,51 @@ __all__ = [
 
 @shared_task(ignore_result=True)
 def refresh_due_grants() -> None:
-    """Send the due grants to the workers, a batch of one server a message."""
-    for grant_ids in engine.claim_due_batches():
-        # What no worker took up by then is claimed, and sent, again.
-        refresh_grants.apply_async(
-            (grant_ids,), expires=engine.CLAIM_LENGTH.total_seconds()
-        )
+    """Send the due grants to the workers, in batches for one server each."""
+    engine.run_tick(refresh_grants.delay)
 
 
-# Safe twice, and after a worker that was killed over it: its leases run out.
+# Safe to run twice, and to retry after a worker was killed: its leases expire.
 @shared_task(ignore_result=True, acks_late=True, reject_on_worker_lost=True)
-def refresh_grants(grant_ids: Sequence[int]) -> None:
-    """Refresh those of the grants that are still due."""
+def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
+    """
+    Refresh those of the grants that are still due.
+
+    Args:
+        has_more: of their server more were due than could be claimed: they are claimed
+            now, and not at beat's next call.
+    """
     engine.refresh_grants(grant_ids)
+    if has_more:
+        refresh_due_grants.delay()
 
 
 @shared_task(ignore_result=True, acks_late=True)
 def revoke_grants(grant_ids: Sequence[int]) -> None:
-    """Tell the EHRs of grants that ended here."""
+    """Revoke grants that have ended here at their EHRs."""
     engine.revoke_grants(grant_ids)
 
 
 @shared_task(ignore_result=True)
+def end_parked_launches(launch_ids: Sequence[int]) -> None:
+    """End launches that were not decided in time, and revoke their tokens."""
+    launches = Launch.objects.filter(pk__in=launch_ids)
+    enqueue_revocations(end_expired_launches(launches))
+
+
+@shared_task(ignore_result=True)
 def refresh_servers() -> None:
-    """Fetch configurations and keys again before they are outdated."""
-    TaskRun.objects.note(BEAT_TASK, now=timezone.now())
+    """Fetch configurations and keys again before they expire."""
     discovery.refresh_servers()
 
 
 @shared_task(ignore_result=True)
 def rotate_keys() -> None:
-    """Publish, rotate and remove signing keys, as ``SMART_KEY_ROTATION`` says."""
+    """Publish, rotate and remove signing keys according to ``SMART_KEY_ROTATION``."""
     signing_keys.rotate_due_keys()
 
 
 @shared_task(ignore_result=True)
 def purge() -> None:
-    """Delete what is long over, and finish what was left open."""
+    """Delete what ended long ago, and finish what was left open."""
     _purge()

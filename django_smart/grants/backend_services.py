@@ -1,8 +1,8 @@
 """
-Backend services: access tokens for nobody's sake but this site's own.
+Backend services: access tokens for this site itself, without a user.
 
-The token of a registration is kept in a row that all processes share, and fetched anew
-by one of them when it is about to end (BACK-07).
+A registration's token is stored in a row that all processes share; one of them fetches
+a new one shortly before it expires (BACK-07).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from ..conf import conf
 from ..exceptions import (
@@ -18,7 +19,6 @@ from ..exceptions import (
     UnsupportedServerError,
 )
 from ..models import ClientRegistration, TokenGrant
-from ..protocol.client_auth import PrivateKeyJWT
 from ..protocol.messages import HTTPRequest
 from ..protocol.scopes import ScopeSet
 from ..protocol.token import build_client_credentials_request, process_token_response
@@ -35,31 +35,39 @@ logger = logging.getLogger(__name__)
 
 class BackendService:
     """
-    The access tokens of one registration, as its FHIR client asks for them.
+    The access tokens of one registration, for its FHIR client.
 
-    Nothing is sent before the first token is needed.  May be shared by threads.
+    Sends nothing before the first token is needed. Threads may share it.
 
     Attributes:
         grant: the row of the last token, or ``None`` before the first one.
 
     Raises:
-        InactiveRegistrationError: the registration or its server is switched off, or
-            it asks for no system scope.
-        CredentialsError: it does not authenticate with ``private_key_jwt`` (BACK-01).
+        InactiveRegistrationError: the registration or its server is inactive, or it has
+            no system scope.
+        CredentialsError: it has no usable secret or key.
     """
 
     def __init__(self, registration: ClientRegistration) -> None:
         _check(registration)
         self._registration_id = registration.pk
+        self._system_scope = registration.system_scope
         self.grant: TokenGrant | None = None
 
-    def get_access_token(self) -> str:
+    @property
+    def scopes(self) -> ScopeSet:
+        """Before the first token, only the requested ones are known."""
+        return ScopeSet.parse(self.grant.scope if self.grant else self._system_scope)
+
+    # The error report of a site's view that fails here must not show tokens.
+    @sensitive_variables()
+    def get(self) -> str:
         """
-        A token that has not ended: the shared one, or a new one.
+        Return a token that has not expired: the shared one, or a new one.
 
         Raises:
             TokenResponseError: the server refused; ``error`` says why.
-            RefreshBusyError: another process is asking for it and takes too long.
+            RefreshBusyError: another process is fetching it and takes too long.
             RefreshInTransactionError: one is needed inside ``atomic()`` on SQLite.
             UnsupportedServerError: the server does not offer backend services.
             TransportError, DiscoveryError, TokenError, InactiveRegistrationError,
@@ -69,13 +77,14 @@ class BackendService:
             return self._obtain(rejected=None)
         return self.grant.access_token
 
-    def renew_access_token(self, rejected: str) -> str:
+    @sensitive_variables()
+    def renew(self, used: str) -> str:
         """
-        A token other than *rejected*, which the FHIR server answered with 401.
+        Return a token other than *used*, which the FHIR server refused with 401.
 
-        Raises: as :meth:`get_access_token`.
+        Raises: as :meth:`get`.
         """
-        return self._obtain(rejected=rejected)
+        return self._obtain(rejected=used)
 
     def _obtain(self, *, rejected: str | None) -> str:
         grant = get_fresh_grant(self._find, _try_fetch, rejected=rejected)
@@ -83,7 +92,7 @@ class BackendService:
         return grant.access_token
 
     def _find(self) -> TokenGrant:
-        # Read anew each time: it may have been switched off, or ask for another scope.
+        # Read each time: it may have been deactivated, or its scope changed.
         registration = (
             ClientRegistration.objects.select_related("server")
             .filter(pk=self._registration_id)
@@ -98,18 +107,17 @@ class BackendService:
 def _check(registration: ClientRegistration) -> None:
     if not (registration.is_active and registration.server.is_active):
         raise InactiveRegistrationError(
-            f"The registration at {registration.server.slug} is switched off."
+            f"The registration at {registration.server.slug} is inactive."
         )
     if not registration.system_scope:
         raise InactiveRegistrationError(
             f"The registration at {registration.server.slug} is not for backend "
             "services: set its system_scope."
         )
-    if not registration.uses_private_key:
+    if registration.token_endpoint_auth_method == registration.AuthMethod.NONE:
         raise CredentialsError(
-            "Backend services authenticate with private_key_jwt, and the registration "
-            f"at {registration.server.slug} is set to "
-            f"{registration.token_endpoint_auth_method}."
+            "A backend service must authenticate, usually with private_key_jwt, but "
+            f"the registration at {registration.server.slug} is set to none."
         )
 
 
@@ -119,19 +127,20 @@ def _try_fetch(grant: TokenGrant) -> bool:
 
 
 def _fetch(grant: TokenGrant) -> bool:
-    """Fetch a token; ``False`` if the row was ended while the answer came."""
+    """Fetch a token; ``False`` if the row was ended in the meantime."""
     registration = grant.registration
     server = registration.server
     configuration = get_configuration(server)
     try:
         check_backend_service(registration, configuration)
     except UnsupportedServerError:
-        # Not kept for a day: the server may have mended it by the next request.
+        # Not cached for a day: it may be fixed by the next request.
         server.configuration_fetched_at = None
         server.save(update_fields=["configuration_fetched_at"])
         raise
     response = send_patiently(
-        lambda: _build_request(grant, token_endpoint=configuration.token_endpoint)
+        lambda: _build_request(grant, token_endpoint=configuration.token_endpoint),
+        server=server,
     )
     now = timezone.now()
     tokens = process_token_response(
@@ -140,7 +149,7 @@ def _fetch(grant: TokenGrant) -> bool:
         now=now,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
-    # A refresh token is not expected, and not kept if one comes (BACK-06).
+    # No refresh token is expected; one that is sent is not kept (BACK-06).
     grant.set_tokens(access_token=tokens.access_token, refresh_token="")
     grant.scope = grant.scope_granted = str(tokens.scopes)
     grant.received_at = now
@@ -148,20 +157,17 @@ def _fetch(grant: TokenGrant) -> bool:
     with waiting_for_locks():
         is_stored = TokenGrant.objects.store_refreshed(grant, used_digest="")
     if not is_stored:
-        # Ended here meanwhile.  The token is dropped, and ends by itself in minutes.
+        # Ended here in the meantime. The token is discarded and expires in minutes.
         return False
     logger.info("Grant %s has a new access token", grant.pk)
     return True
 
 
 def _build_request(grant: TokenGrant, *, token_endpoint: str) -> HTTPRequest:
-    authentication = build_client_authentication(
-        grant.registration, token_endpoint=token_endpoint
-    )
-    if not isinstance(authentication, PrivateKeyJWT):
-        raise CredentialsError("Backend services authenticate with private_key_jwt.")
     return build_client_credentials_request(
         token_endpoint=token_endpoint,
         scope=grant.scope_asked,
-        client_authentication=authentication,
+        client_authentication=build_client_authentication(
+            grant.registration, token_endpoint=token_endpoint
+        ),
     )

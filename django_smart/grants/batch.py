@@ -1,10 +1,10 @@
 """
-A worker's batch: the requests of many grants overlap, and one thread writes.
+A worker's batch: requests for many grants overlap, and one thread writes.
 
-Threads do HTTP alone.  What the database sees of a grant is one UPDATE, made the moment
-its answer arrives; leases are taken by one for all, and held for as long as it takes.
-What may take long, receivers of the site's and other servers, comes after all answers
-that are there.
+The threads only do HTTP. The database gets one UPDATE for each grant, as soon as its
+response arrives; one statement takes all leases. A batch sends for a few seconds and
+releases what it did not start, so its leases outlast each of its calls. Anything that
+may take long (the site's signal receivers, other servers) follows after all responses.
 """
 
 from __future__ import annotations
@@ -24,31 +24,37 @@ from django.db.models import Exists, OuterRef
 
 from ..conf import conf
 from ..exceptions import SMARTError, TokenResponseError
-from ..models import FHIRServer, Launch, TokenGrant
+from ..models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
 from ..servers.discovery import get_configuration
 from ..servers.http import prepare_client_authentication, send, whole_call_seconds
+from .counting import SUCCESS, Outcomes
+from .deployment import is_owner
 from .due_times import get_retry_at
-from .lease import lease_length, new_owner, note_failure
+from .lease import get_failure_code, lease_length, new_owner, note_failure
 from .refresh import build_request
 from .refresh_response import take_answer, take_refusal
-from .server_limits import Pace, is_outage
+from .server_limits import Pace, is_outage, may_refresh
 from .storing import insist
 
 __all__ = ["RefreshResult", "refresh_grants"]
 
 logger = logging.getLogger(__name__)
 
-# A lease has to outlast a call by so much when the call begins.
-_MARGIN = 5.0
-_Answer = HTTPResponse | Exception
+# Seconds after which a batch starts no more requests: a slow server must not keep a
+# process from the others, and a lease must outlast the last call (lease_length).
+_LONGEST_BATCH = 5.0
+#: ``None`` if nothing was sent.
+_Answer = HTTPResponse | Exception | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefreshResult:
-    """Counts of one run: grants refreshed, left to somebody else or later, failed."""
+    """
+    Counts of one run: grants refreshed, left for another process or later, failed.
+    """
 
     refreshed: int = 0
     skipped: int = 0
@@ -59,9 +65,11 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
     """
     Refresh those of *grant_ids* that are still due.
 
-    Idempotent: a message that is delivered twice finds nothing left to do.
+    Idempotent: a message that is delivered twice finds nothing to do the second time.
     """
     asked = list(grant_ids)
+    if not is_owner():
+        return RefreshResult(skipped=len(asked))
     wanted = list(dict.fromkeys(asked))
     owner = new_owner()
     taken_at = time.monotonic()
@@ -70,8 +78,8 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
     if taken:
         grants = list(
             TokenGrant.objects.leased_by(owner)
-            .usable()
-            .filter(pk__in=wanted, registration__refresh_stopped_at__isnull=True)
+            .refreshable(with_probes=True)
+            .filter(pk__in=wanted)
             .select_related("registration__server")
             .annotate(
                 database_now=DatabaseNow(),
@@ -80,7 +88,7 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
             .order_by("registration__server_id", "expires_at", "pk")
         )
         if len(grants) < taken:
-            # Of deactivated users, or of a registration that is stopped.
+            # Grants of deactivated users, or of a stopped server or registration.
             others = set(wanted) - {grant.pk for grant in grants}
             TokenGrant.objects.give_back_leases(sorted(others), owner=owner)
         for _, group in groupby(grants, lambda each: each.registration.server_id):
@@ -108,14 +116,17 @@ class _Batch:
         self._stored: deque[tuple[TokenGrant, Callable[[], bool]]] = deque()
         self._held_until = taken_at + lease_length().total_seconds()
         self._stopped: set[int] = set()
+        self._outcomes = Outcomes(self._server.pk)
+        self._seconds: dict[int, float] = {}
         now = grants[0].database_now  # type: ignore[attr-defined]  # annotated
         self._pace = Pace(self._server, now=now)
         self._clock = DatabaseClock(now)
+        self._ends_at = time.monotonic() + _LONGEST_BATCH
         for grant in grants:
             grant.clock = self._clock
 
     def run(self) -> None:
-        """Refresh what can be refreshed now, and give the other leases back."""
+        """Refresh what can be refreshed now, and release the other leases."""
         try:
             if not self._pace.is_stopped:
                 self._refresh()
@@ -123,6 +134,7 @@ class _Batch:
         finally:
             self._give_back([grant.pk for grant in self._todo])
             self._todo.clear()
+            self._outcomes.write()
 
     def _refresh(self) -> None:
         try:
@@ -150,7 +162,7 @@ class _Batch:
     def _prepare_authentications(
         self, token_endpoint: str
     ) -> dict[int, Callable[[], ClientAuthentication]]:
-        """By registration; grants whose credentials are unusable are postponed."""
+        """Group grants by registration; postpone those with unusable credentials."""
         prepared: dict[int, Callable[[], ClientAuthentication]] = {}
         by_registration: dict[int, list[TokenGrant]] = {}
         for grant in self._todo:
@@ -158,7 +170,9 @@ class _Batch:
         for registration_id, grants in by_registration.items():
             try:
                 prepared[registration_id] = prepare_client_authentication(
-                    grants[0].registration, token_endpoint=token_endpoint
+                    grants[0].registration,
+                    token_endpoint=token_endpoint,
+                    clock=self._clock,
                 )
             except SMARTError as exc:
                 self._postpone(grants, exc)
@@ -179,21 +193,23 @@ class _Batch:
         token_endpoint: str,
         authentications: dict[int, Callable[[], ClientAuthentication]],
     ) -> float | None:
-        """Send what may be sent; returns seconds until the next may, if one may."""
+        """
+        Send what may be sent; return the seconds until the next request may be, if any.
+        """
         while self._todo and len(self._running) < size:
-            # Those that are free, and a few that will be in a moment.
+            # Free threads, and a few that will be free in a moment.
             ready = max(size - len(self._running), size // 4)
             wait = self._pace.get_wait(min(ready, len(self._todo)))
-            if self._pace.is_stopped:
+            if self._pace.is_stopped or time.monotonic() > self._ends_at:
                 self._give_back([grant.pk for grant in self._todo])
                 self._todo.clear()
                 return None
             if wait:
                 return wait
-            if not self._hold_leases():
-                continue
             grant = self._todo.popleft()
-            if grant.registration_id in self._stopped:
+            registration = grant.registration
+            if registration.pk in self._stopped or not may_refresh(registration):
+                self._stopped.add(registration.pk)
                 self._give_back([grant.pk])
                 continue
             try:
@@ -218,60 +234,65 @@ class _Batch:
         try:
             pool.submit(self._send, grant.pk, unsent)
         except RuntimeError:
-            # No thread could be made; the work may wait for one that is there.
+            # No thread could be started; the work may wait for an existing one.
             with suppress(IndexError):
                 unsent.pop()
                 self._todo.appendleft(self._running.pop(grant.pk))
             raise
 
     def _send(self, grant_id: int, unsent: list[HTTPRequest]) -> None:
-        """In a thread: HTTP and nothing else."""
+        """Send the request; runs in a thread and does nothing but HTTP."""
         answer: _Answer
         try:
             request = unsent.pop()
         except IndexError:
             return
+        started = time.monotonic()
+        if started + whole_call_seconds() > self._held_until:
+            # This process was suspended for a while: another one may hold the lease.
+            self._answers.put((grant_id, None))
+            return
         try:
-            answer = send(request)
-        except Exception as exc:  # noqa: BLE001 (looked at by the thread that writes)
+            answer = send(request, server=self._server)
+        except Exception as exc:  # noqa: BLE001 (raised again by the thread that writes)
             answer = exc
+        self._seconds[grant_id] = time.monotonic() - started
+        self._pace.note_seconds(self._seconds[grant_id])
         self._answers.put((grant_id, answer))
 
     def _go_on(self, wait: float | None) -> None:
-        """Store an answer; if none is there finish one that is stored, or wait."""
-        if self._running or (wait and not self._stored):
-            with suppress(Empty):
-                timeout = 0 if self._stored else wait
-                grant_id, answer = self._answers.get(timeout=timeout)
-                self._store(self._running.pop(grant_id), answer)
-                return
-        if self._running:
-            self._hold_leases()
-        if self._stored:
+        """Store a response; if none is on its way, finish what is stored, or wait."""
+        if not self._running and self._stored:
             self._finish(*self._stored.popleft())
+            return
+        if not (self._running or wait):
+            return
+        with suppress(Empty):
+            grant_id, answer = self._answers.get(timeout=wait)
+            grant = self._running.pop(grant_id)
+            if answer is None:
+                self._give_back([grant.pk])
+            else:
+                self._store(grant, answer)
 
     def _take_what_is_under_way(self) -> None:
-        """After an error of ours: the tokens that come are kept, as far as can be."""
+        """After an internal error, store as many of the arriving tokens as possible."""
         while self._running or self._stored:
             try:
                 self._go_on(None)
             except Exception:
-                logger.exception("An answer could not be stored")
+                logger.exception("A response could not be stored")
 
-    def _store(self, grant: TokenGrant, answer: _Answer) -> None:
+    def _store(self, grant: TokenGrant, answer: HTTPResponse | Exception) -> None:
         with self._noting_failure(grant):
             if isinstance(answer, Exception):
                 raise answer
             is_launched = grant.is_launched  # type: ignore[attr-defined]  # annotated
-            finish: Callable[[], bool]
             refusal: TokenResponseError | None = None
             try:
                 finish = take_answer(grant, answer, is_launched=is_launched)
             except TokenResponseError as exc:
-                if not exc.is_final:
-                    # Credentials that are refused must not be sent for the others.
-                    take_refusal(grant, exc)
-                finish, refusal = partial(take_refusal, grant, exc), exc
+                finish, refusal = take_refusal(grant, exc), exc
             self._stored.append((grant, finish))
             self._pace.note_answer(refusal)
 
@@ -279,6 +300,7 @@ class _Batch:
         with self._noting_failure(grant):
             if finish():
                 self.refreshed += 1
+            self._count(grant, SUCCESS)
 
     @contextmanager
     def _noting_failure(self, grant: TokenGrant) -> Iterator[None]:
@@ -288,19 +310,24 @@ class _Batch:
             self._fail(grant, exc)
             self._pace.note_answer(exc)
         except Exception as exc:
-            # A receiver of the site's, or a fault of ours: the others go on.
-            logger.exception("Grant %s: error in its refresh", grant.pk)
+            # An error in a signal receiver or in this package: the others continue.
+            logger.exception("Grant %s: error during its refresh", grant.pk)
             self._fail(grant, exc)
+
+    def _count(self, grant: TokenGrant, code: str) -> None:
+        self._outcomes.add(code, seconds=self._seconds.pop(grant.pk, None))
 
     def _fail(self, grant: TokenGrant, error: Exception) -> None:
         self.failed += 1
+        self._count(grant, get_failure_code(error))
         insist(partial(note_failure, grant, error, owner=self._owner))
-        if isinstance(error, TokenResponseError) and error.error == "invalid_client":
+        if get_failure_code(error) in ClientRegistration.StopReason:
             self._stopped.add(grant.registration_id)
 
     def _postpone(self, grants: Sequence[TokenGrant], error: SMARTError) -> None:
-        """Note an error that keeps all of *grants* from being sent."""
+        """Record an error that prevents sending all of *grants*."""
         self.failed += len(grants)
+        self._outcomes.add(error.code, number=len(grants))
         failures = 1 + min(grant.refresh_failures for grant in grants)
         TokenGrant.objects.postpone(
             [grant.pk for grant in grants],
@@ -310,31 +337,6 @@ class _Batch:
         )
         log = logger.warning if is_outage(error) else logger.error
         log("%s grants have no new access token: %s", len(grants), error.code)
-
-    def _hold_leases(self) -> bool:
-        """Whether the leases outlast a call; false if some had to be let go."""
-        now = time.monotonic()
-        if self._held_until - now > whole_call_seconds() + _MARGIN:
-            return True
-        length = lease_length()
-        waiting = [grant.pk for grant in self._todo]
-        wanted = waiting + list(self._running)
-        held = insist(
-            partial(
-                TokenGrant.objects.extend_leases,
-                wanted,
-                owner=self._owner,
-                length=length,
-            )
-        )
-        self._held_until = now + length.total_seconds()
-        if held == len(wanted):
-            return True
-        # This process was stopped for so long that others have gone on.
-        left = TokenGrant.objects.leased_by(self._owner).filter(pk__in=waiting)
-        kept = set(left.values_list("pk", flat=True))
-        self._todo = deque(grant for grant in self._todo if grant.pk in kept)
-        return False
 
     def _give_back(self, grant_ids: Sequence[int]) -> None:
         if grant_ids:

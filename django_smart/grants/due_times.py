@@ -1,4 +1,4 @@
-"""When the worker refreshes a grant, and when it tries again."""
+"""Compute when a worker refreshes a grant, and when it retries."""
 
 from __future__ import annotations
 
@@ -8,39 +8,77 @@ from datetime import datetime, timedelta
 from ..conf import conf
 from ..models import TokenGrant
 
-__all__ = ["get_refresh_due_at", "get_retry_at"]
+__all__ = ["get_refresh_due_at", "get_retry_at", "note_end"]
 
-# What the end of a token has to leave: beat looks every ten seconds, and a message to
-# the worker, its queue and the request to the server take time as well.
+# Time to leave before a token expires: beat runs every ten seconds, and the message
+# to the worker, its queue and the request to the server take time as well.
 _MARGIN = timedelta(seconds=15)
-# Of a refresh token whose life is not known, as it may end unused.
+# For a refresh token with an unknown lifetime, since it may expire unused.
 _KEEP_ALIVE = timedelta(days=7)
+# A known end is announced at most this long before.
+_ANNOUNCED = timedelta(days=7)
+# EHRs count in whole seconds, by their own clocks.
+_SAME_END = timedelta(minutes=1)
 _FIRST_RETRY = timedelta(seconds=10)
 _LAST_RETRY = timedelta(hours=1)
 
 
 def get_refresh_due_at(grant: TokenGrant) -> datetime:
     """
-    A time in the last part of the access token's life, at random within a tenth of it.
+    Return a time late in the access token's lifetime, random within a tenth of it.
 
-    Of a life of less than a minute, a time that the worker still sees before the end.
-    Sooner if the refresh token would die unused; later, as it alone demands, if nobody
-    has used the grant for long.  Never sooner after the tokens came than the server's
-    least refresh interval and ``SMART_REFRESH_FLOOR``.
+    For a lifetime of less than a minute, a time at which the worker still notices it
+    before the end. Sooner if the refresh token would expire unused; later, only as
+    often as the refresh token requires, if the grant has long been unused. Never sooner
+    than the server's minimum refresh interval and ``SMART_REFRESH_FLOOR`` after the
+    tokens were received.
     """
     received_at: datetime = grant.received_at
     server = grant.registration.server
-    wait = _get_keep_alive(server.refresh_token_lifetime)
+    life = server.refresh_token_lifetime
+    if grant.ends_at is not None:
+        life = max(grant.ends_at - received_at, timedelta(0))
+    wait = _KEEP_ALIVE if life is None else _take_part(life)
     if not _is_idle(grant):
         wait = min(wait, _get_renewal(grant.expires_at - received_at))
     least = max(conf.SMART_REFRESH_FLOOR, server.min_refresh_interval or timedelta(0))
     return received_at + max(wait, least)
 
 
+def note_end(
+    grant: TokenGrant, *, reported: datetime | None, is_new: bool, now: datetime
+) -> None:
+    """
+    Record when the refresh token of *grant* ends, and when to announce that.
+
+    It is announced in the last tenth of its lifetime, at most a week before the end. So
+    an end that each refresh postpones is not announced while refreshes succeed; a fixed
+    end is.
+
+    Args:
+        reported: the end that the EHR has sent.
+        is_new: the refresh token is another than before.
+    """
+    lifetime = grant.registration.server.refresh_token_lifetime
+    if reported is None and is_new and lifetime:
+        reported = now + lifetime
+    elif reported is None and not is_new:
+        return
+    if reported is None:
+        grant.ends_at = grant.ends_soon_at = None
+        grant.end_announced = False
+    elif grant.ends_at is None or abs(reported - grant.ends_at) > _SAME_END:
+        grant.ends_at = reported
+        grant.ends_soon_at = reported - min((reported - now) / 10, _ANNOUNCED)
+        grant.end_announced = False
+
+
 def get_retry_at(
     *, failures: int, now: datetime, retry_after: float | None = None
 ) -> datetime:
-    """Exponential back-off with full jitter, and never before *retry_after* seconds."""
+    """
+    Return an exponential backoff with full jitter, at least *retry_after* seconds.
+    """
     doubled: int = 2 ** min(failures, 10)
     limit = min(_LAST_RETRY, _FIRST_RETRY * doubled)
     jitter = random.uniform(0, 1)  # noqa: S311 (spreads load, no secret)
@@ -50,10 +88,6 @@ def get_retry_at(
 
 def _get_renewal(lifetime: timedelta) -> timedelta:
     return max(min(_take_part(lifetime), lifetime - _MARGIN), timedelta(0))
-
-
-def _get_keep_alive(lifetime: timedelta | None) -> timedelta:
-    return _take_part(lifetime) if lifetime else _KEEP_ALIVE
 
 
 def _take_part(lifetime: timedelta) -> timedelta:

@@ -1,4 +1,4 @@
-"""Ending launches and the grants that nothing needs any more, and revoking those."""
+"""End launches and the grants that are no longer needed, and revoke their tokens."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import SMARTError, TokenResponseError
-from ..models import Launch, TokenGrant
+from ..models import ClientRegistration, Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
+from ..protocol.token import TokenResponse
 from ..protocol.token_management import (
     build_revocation_request,
     process_revocation_response,
 )
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
-from ..signals import grant_revoked
+from ..signals import grant_ending, grant_revoked
+from .deployment import belong_elsewhere
 from .server_limits import is_outage
 
 __all__ = [
+    "announce_ends",
     "disconnect_grant",
     "end_browser",
     "end_idlest_launches",
     "end_launches",
     "enqueue_revocations",
     "find_unused_grants",
+    "keep_for_revocation",
     "revoke_at_server",
     "revoke_tokens",
     "supersede_grants",
@@ -39,8 +42,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# The error of RFC 6749 section 5.2 that is not about the token: the same request may
-# succeed with another secret or key.
+# The error in RFC 6749 section 5.2 that does not concern the token: the same request
+# may succeed with another secret or key.
 _CLIENT_REFUSED = "invalid_client"
 
 
@@ -57,9 +60,7 @@ def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> lis
         .values_list("grant_id", flat=True)
     )
     launches.end(reason=reason, now=now)
-    grants = TokenGrant.objects.filter(pk__in=grant_ids).exclude(
-        pk__in=_grants_in_use(now)
-    )
+    grants = TokenGrant.objects.filter(pk__in=grant_ids).exclude(_is_in_use(now))
     return _end_grants(grants.active().values_list("pk", flat=True), now=now)
 
 
@@ -80,7 +81,8 @@ def end_idlest_launches(
     """
     Keep a browser to ``SMART_LAUNCHES_PER_BROWSER``, of which *launch* is the newest.
 
-    Two that complete at the same moment do not see each other; the next one sees both.
+    Two launches that complete at the same moment do not see each other; the next one
+    sees both.
 
     Returns:
         Primary keys of the grants whose tokens are to be revoked at the EHR.
@@ -101,7 +103,7 @@ def end_idlest_launches(
 
 def disconnect_grant(grant: TokenGrant) -> list[int]:
     """
-    End one grant, and the launches that use it, because its owner wants that.
+    End one grant, and the launches that use it, at its owner's request.
 
     Returns:
         Primary keys of the grants whose tokens are to be revoked at the EHR.
@@ -129,7 +131,7 @@ def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
             patient_id=grant.patient_id,
         )
         .exclude(pk=grant.pk)
-        .exclude(pk__in=_grants_in_use(now))
+        .exclude(_is_in_use(now))
         .values_list("pk", "patient_id")
     )
     # Patient ids differ in case; not every database's comparison does.
@@ -138,20 +140,71 @@ def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
 
 
 def find_unused_grants(now: datetime) -> QuerySet[TokenGrant]:
-    """Active grants that should have ended with their launch."""
+    """Return active grants that should have ended with their launch."""
     return (
         TokenGrant.objects.active()
         .launched()
         .filter(is_offline=False)
-        .exclude(pk__in=_grants_in_use(now))
+        .exclude(_is_in_use(now))
     )
+
+
+def announce_ends() -> int:
+    """
+    Send ``grant_ending`` once for each grant whose known end is near.
+
+    Returns:
+        How many were announced.
+    """
+    if belong_elsewhere():
+        # A copy of the database must not notify anybody.
+        return 0
+    waiting = TokenGrant.objects.ending().filter(end_announced=False)
+    announced = 0
+    for grant_id in list(waiting.values_list("pk", flat=True)):
+        # If two runs coincide, only one changes the row.
+        if not waiting.filter(pk=grant_id).update(end_announced=True):
+            continue
+        grants = TokenGrant.objects.select_related("registration__server", "user")
+        if (grant := grants.filter(pk=grant_id).first()) is None:
+            continue
+        fields = grant.build_log_fields("grant_ending")
+        logger.info("Grant %s ends at %s", grant.pk, grant.ends_at, extra=fields)
+        # Robust: a failing receiver must not keep other owners from being notified.
+        grant_ending.send_robust(sender=TokenGrant, grant=grant)
+        announced += 1
+    return announced
+
+
+def keep_for_revocation(registration: ClientRegistration, tokens: TokenResponse) -> int:
+    """
+    Keep *tokens* of a launch that was refused until the EHR has revoked them.
+
+    Returns:
+        Primary key of a grant that nobody can use, for :func:`enqueue_revocations`.
+    """
+    now = timezone.now()
+    grant = TokenGrant(
+        registration=registration,
+        status=TokenGrant.Status.REVOKED,
+        is_revocation_pending=True,
+        scope=str(tokens.scopes),
+        received_at=now,
+        expires_at=tokens.expires_at,
+        ended_at=now,
+    )
+    grant.set_tokens(
+        access_token=tokens.access_token, refresh_token=tokens.refresh_token or ""
+    )
+    grant.save()
+    return grant.pk
 
 
 def enqueue_revocations(grant_ids: Sequence[int]) -> None:
     """
-    Have a worker revoke these grants at their EHRs, after the transaction.
+    Have a worker revoke these grants at their EHRs after the transaction commits.
 
-    Without a broker nothing is lost: ``purge`` finds what is left open.
+    Without a broker nothing is lost: ``purge`` finds the open revocations.
     """
     if grant_ids:
         transaction.on_commit(lambda: _hand_to_worker(list(grant_ids)))
@@ -162,18 +215,23 @@ def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool
     Revoke an ended grant's tokens at the EHR, then delete them here (SEC-12).
 
     Args:
-        away: primary keys of servers that do not answer; this one is added if it does
-            not either.
+        away: primary keys of servers that do not respond; this one is added if it does
+            not respond.
 
     Returns:
-        Whether nothing is left to do; if not, the next purge tries again.
+        ``True`` if nothing is left to do; otherwise, the next purge tries again.
     """
     if not grant.is_revocation_pending:
         return True
+    if belong_elsewhere():
+        # In a copy of the database, grants in use elsewhere look unused.
+        logger.warning("Grant %s: not revoked: see smart_refresh --adopt", grant.pk)
+        return False
     try:
         revoke_tokens(grant)
     except SMARTError as exc:
-        logger.warning("Grant %s: not revoked yet (%s)", grant.pk, exc.code)
+        hint = _get_hint(grant, exc)
+        logger.warning("Grant %s: not revoked yet (%s)%s", grant.pk, exc.code, hint)
         if away is not None and is_outage(exc):
             away.add(grant.registration.server_id)
         return False
@@ -183,15 +241,30 @@ def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool
     return True
 
 
+def _get_hint(grant: TokenGrant, error: SMARTError) -> str:
+    """
+    Return a hint at the field for servers that require the token endpoint as audience.
+    """
+    server = grant.registration.server
+    if (
+        isinstance(error, TokenResponseError)
+        and error.error == _CLIENT_REFUSED
+        and grant.registration.uses_private_key
+        and server.assertion_audience == server.AssertionAudience.ENDPOINT
+    ):
+        return "; if it refreshes, set assertion_audience=token_endpoint"
+    return ""
+
+
 def revoke_tokens(grant: TokenGrant) -> None:
     """
-    Revoke the tokens of *grant* at the EHR; its row stays as it is.
+    Revoke the tokens of *grant* at the EHR; its row does not change.
 
-    Returns also if the EHR offers no revocation.
+    Also returns if the EHR does not support revocation.
 
     Raises:
         TransportError, DiscoveryError, TokenError, CredentialsError: the EHR could not
-            be asked, or did not confirm.
+            be reached, or did not confirm.
     """
     configuration = get_configuration(grant.registration.server)
     endpoint = configuration.revocation_endpoint
@@ -202,7 +275,7 @@ def revoke_tokens(grant: TokenGrant) -> None:
 def _send_revocations(
     grant: TokenGrant, revocation_endpoint: str, *, token_endpoint: str
 ) -> None:
-    # The refresh token first: most servers end its access tokens with it.
+    # The refresh token first: most servers revoke its access tokens with it.
     tokens = (
         (grant.refresh_token, "refresh_token"),
         (grant.access_token, "access_token"),
@@ -218,14 +291,15 @@ def _send_revocations(
                 client_authentication=build_client_authentication(
                     grant.registration, token_endpoint=token_endpoint
                 ),
-            )
+            ),
+            server=grant.registration.server,
         )
         try:
             process_revocation_response(response)
         except TokenResponseError as exc:
             if exc.error == _CLIENT_REFUSED:
                 raise
-            # The token itself was refused, and will be again.
+            # The token itself was refused, and would be again.
             logger.warning("Grant %s: its revocation was refused", grant.pk)
 
 
@@ -233,7 +307,7 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
     grants = list(TokenGrant.objects.active().filter(pk__in=list(grant_ids)))
     ended = []
     for grant in grants:
-        # One by one: a grant that ended elsewhere meanwhile is not revoked twice.
+        # One by one: a grant that ended elsewhere in the meantime is not revoked twice.
         if TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now):
             grant.status = TokenGrant.Status.REVOKED
             transaction.on_commit(
@@ -243,15 +317,17 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
     return ended
 
 
-def _grants_in_use(now: datetime) -> QuerySet[Any, Any]:
-    return Launch.objects.live(now).filter(grant__isnull=False).values("grant_id")
+def _is_in_use(now: datetime) -> Exists:
+    # Asked for each grant, which has an index: a list of all that are in use would need
+    # every launch.
+    return Exists(Launch.objects.live(now).filter(grant=OuterRef("pk")))
 
 
 def _hand_to_worker(grant_ids: list[int]) -> None:
     from ..tasks import revoke_grants
 
     try:
-        # No retry: a person is waiting for the page that ended the grants.
+        # No retry: a user is waiting for the page that ended the grants.
         revoke_grants.apply_async((grant_ids,), retry=False)
     except Exception as exc:  # noqa: BLE001 (any broker, any client library)
         logger.warning(

@@ -1,18 +1,30 @@
-"""What workers do with grants: claim those that are due, refresh them, revoke them."""
+"""
+The workers' tasks for grants: claim those that are due, refresh them, revoke them.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from heapq import merge
+from itertools import islice
 
-from ..models import FHIRServer, TokenGrant
+from ..models import ClientRegistration, TaskRun, TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
+from ..models.task_run import REFRESH
 from .batch import RefreshResult, refresh_grants
+from .deployment import is_owner
 from .ending import revoke_at_server
-from .server_limits import BATCH_SIZE, get_batch_size, get_claim_limit
+from .server_limits import (
+    BATCH_SIZE,
+    MOST_CLAIMED,
+    get_batch_size,
+    get_claim_limit,
+)
 
 __all__ = [
     "BATCH_SIZE",
@@ -22,54 +34,101 @@ __all__ = [
     "refresh_grants",
     "revoke_grants",
     "revoke_pending",
+    "run_tick",
 ]
 
 logger = logging.getLogger(__name__)
 
-#: How long a message may wait for a worker.
+#: How long a message may wait for a worker until its grants are claimed again.
 CLAIM_LENGTH = timedelta(seconds=45)
-# Grants that are claimed at once: what is due is put in order for each time.  The first
-# few are soon with the workers, who refresh them while the next are claimed.
-_FIRST_CLAIM_SIZE = 2 * BATCH_SIZE
-_CLAIM_SIZE = 10 * BATCH_SIZE
-
-# Seconds of a run of revocations: what is left waits for the next run.
+# How long a tick may take between two claims, and the pause after it: ticks that
+# accumulated while no worker ran end immediately.
+_TICK_LENGTH = timedelta(seconds=60)
+_TICK_PAUSE = timedelta(seconds=1)
+# Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
 
 
-def claim_due_batches(*, limit: int = 100 * BATCH_SIZE) -> Iterator[list[int]]:
+def run_tick(send: Callable[[list[int], bool], object]) -> None:
     """
-    Claim due grants: primary keys in batches of one server each.
-
-    Those come first whose access token ends first.  A server that is paused gets none,
-    and one with a rate limit what it can take until the next call.  What is not taken
-    up within :data:`CLAIM_LENGTH` is claimed again.
+    Claim due grants and send each batch to a worker, unless another tick is running.
 
     Args:
-        limit: grants of each server, at most.
+        send: called with the grants, and with whether more grants of their server are
+            due than were claimed, so that a tick after the batch finds work.
     """
-    waiting = TokenGrant.objects.count_due()
-    if not waiting:
+    if not is_owner():
+        logger.error(
+            "Nothing is refreshed: the grants of this database belong to another "
+            "deployment or are on hold (smart_refresh --adopt)."
+        )
         return
-    servers = FHIRServer.objects.annotate(database_now=DatabaseNow()).in_bulk(
-        [server_id for server_id, _, _ in waiting]
-    )
-    for server_id, number, claimed in waiting:
-        server = servers[server_id]
-        there_now = server.database_now  # type: ignore[attr-defined]  # annotated
-        free = get_claim_limit(server, claimed=claimed, now=there_now)
-        left = min(limit, number, free)
-        due = TokenGrant.objects.due().filter(registration__server_id=server_id)
-        claim_size = _FIRST_CLAIM_SIZE
-        while left > 0:
-            grant_ids = due.claim(limit=min(left, claim_size), length=CLAIM_LENGTH)
-            if not grant_ids:
-                break
-            left -= len(grant_ids)
-            claim_size = _CLAIM_SIZE
-            size = get_batch_size(server)
-            for start in range(0, len(grant_ids), size):
-                yield grant_ids[start : start + size]
+    if not TaskRun.objects.begin(REFRESH, within=_TICK_LENGTH):
+        return
+    try:
+        for grant_ids, has_more in _claim_in_turn(MOST_CLAIMED):
+            send(grant_ids, has_more)
+            TaskRun.objects.hold(REFRESH, within=_TICK_LENGTH)
+    finally:
+        TaskRun.objects.hold(REFRESH, within=_TICK_PAUSE)
+
+
+def claim_due_batches(*, limit: int = MOST_CLAIMED) -> Iterator[list[int]]:
+    """
+    Claim due grants: primary keys in batches of one server each, the servers in turn.
+
+    Grants whose access token expires first come first. A paused server gets none, one
+    with a rate limit as many as it accepts until the next call, and a slow one as many
+    as a single process can refresh until then; in total, no more than workers can
+    refresh before the claims expire. Claims that no worker takes up within
+    :data:`CLAIM_LENGTH` are claimed again.
+
+    Args:
+        limit: the maximum for each server.
+    """
+    return (grant_ids for grant_ids, _ in _claim_in_turn(limit))
+
+
+def _claim_in_turn(limit: int) -> Iterator[tuple[list[int], bool]]:
+    servers: dict[int, list[ClientRegistration]] = {}
+    for each in TokenGrant.objects.find_due_registrations():
+        servers.setdefault(each.server_id, []).append(each)
+    # Equal shares, so that a server with many due grants does not take everything.
+    share = max(MOST_CLAIMED // max(len(servers), 1), 1)
+    queues = deque(_claim(each, min(limit, share)) for each in servers.values())
+    while queues:
+        queue = queues.popleft()
+        for batch in islice(queue, 1):
+            yield batch
+            queues.append(queue)
+
+
+def _claim(
+    registrations: list[ClientRegistration], limit: int
+) -> Iterator[tuple[list[int], bool]]:
+    """Claim grants of one server, to which these registrations belong."""
+    server = registrations[0].server
+    now = registrations[0].database_now  # type: ignore[attr-defined]  # annotated
+    if not get_claim_limit(server, busy=0, now=now):
+        return
+    # Claimed grants expire first, so they are among these.
+    # One grant of a stopped registration shows whether it works again.
+    within = 2 * MOST_CLAIMED
+    found = [
+        TokenGrant.objects.read_due(
+            each, limit=1 if each.refresh_stopped_at else within
+        )
+        for each in registrations
+    ]
+    due = list(merge(*found))
+    free = [pk for _, pk, is_free in due if is_free]
+    busy = len(due) - len(free)
+    left = min(get_claim_limit(server, busy=busy, now=now), max(limit - busy, 0))
+    size = get_batch_size(server)
+    for start in range(0, min(left, len(free)), size):
+        wanted = free[start : min(start + size, left)]
+        if grant_ids := TokenGrant.objects.claim(wanted, length=CLAIM_LENGTH):
+            yield grant_ids, left < len(free)
 
 
 def revoke_grants(grant_ids: Iterable[int]) -> int:
@@ -79,16 +138,16 @@ def revoke_grants(grant_ids: Iterable[int]) -> int:
 
 def revoke_pending(grants: TokenGrantQuerySet) -> int:
     """
-    Revoke at their EHRs those of *grants* that have ended here, in ten minutes at most.
+    Revoke ended *grants* at their EHRs, for at most ten minutes.
 
-    A server that does not answer is asked once in a run, and one whose refreshes are
-    paused is not asked.
+    A server that does not respond is contacted once per run, and one whose refreshes
+    are paused not at all.
 
     Returns:
-        How many are closed; the next purge tries the others again.
+        The number of completed revocations; the next purge retries the others.
     """
     deadline = time.monotonic() + _REVOKING
-    # In no order: what fails each time must not keep the others from their turn.
+    # In random order: grants that always fail must not block the others.
     pending = (
         grants.awaiting_revocation()
         .exclude(registration__server__refresh_paused_until__gt=DatabaseNow())
@@ -98,11 +157,13 @@ def revoke_pending(grants: TokenGrantQuerySet) -> int:
     closed, away = 0, set[int]()
     for grant_id, server_id in list(pending):
         if time.monotonic() >= deadline:
-            logger.warning("Not all EHRs are told of ended grants yet: out of time")
+            logger.warning(
+                "Not all ended grants were revoked at their EHRs: time limit reached"
+            )
             break
         if server_id in away:
             continue
-        # Read now: another worker may have told of it meanwhile.
+        # Read now: another worker may have revoked it in the meantime.
         grant = (
             TokenGrant.objects.awaiting_revocation()
             .select_related("registration__server")

@@ -1,4 +1,4 @@
-"""Introspection: what a server says of a token, for those who were shown one."""
+"""Introspection: ask a server whether a token is valid, and for what."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 
 from django.utils import timezone
 
+from ..conf import conf
 from ..exceptions import (
     ContextChangedError,
     CredentialsError,
@@ -15,6 +16,7 @@ from ..exceptions import (
     UnsupportedServerError,
 )
 from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..protocol.configuration import SMARTConfiguration
 from ..protocol.context import LaunchContext
 from ..protocol.token_management import (
     IntrospectionResponse,
@@ -34,23 +36,24 @@ def introspect(
     token: str, *, registration: ClientRegistration, access_token: str = ""
 ) -> IntrospectionResponse:
     """
-    Ask the registration's server what *token* is good for.
+    Ask the registration's server whether *token* is valid, and for what.
 
-    How the call itself is authorized says the server's column ``introspection_mode``.
+    The server's field ``introspection_mode`` determines how the call is authorized.
     The token is neither stored nor logged (INTRO-05).
 
     Args:
-        token: any token of that server's, such as one that an app has shown.
-        access_token: sent as the bearer token where the mode is ``bearer``; it needs a
+        token: any token of that server, such as one received from an app.
+        access_token: sent as the bearer token if the mode is ``bearer``; it needs a
             scope that allows introspection.
 
     Returns:
-        ``active`` is false for a token that is dead or unknown; all else is then empty.
+        A response whose ``active`` is false for an expired or unknown token; everything
+        else is then empty.
 
     Raises:
-        UnsupportedServerError: the server offers no introspection.
+        UnsupportedServerError: the server does not support introspection.
         CredentialsError: *access_token* is missing, or the client's secret or key.
-        TransportError, DiscoveryError, TokenError: no usable answer came.
+        TransportError, DiscoveryError, TokenError: there was no usable response.
 
     Spec: SMART App Launch 2.2, "Token Introspection"; RFC 7662.
     """
@@ -59,10 +62,10 @@ def introspect(
     endpoint = configuration.introspection_endpoint
     if endpoint is None:
         raise UnsupportedServerError(
-            "The server names no introspection_endpoint: if its vendor tells one, set "
-            "the server's introspection endpoint."
+            "The server names no introspection_endpoint: if its vendor documents one, "
+            "enter it in the server's overrides."
         )
-    if server.introspection_mode == FHIRServer.IntrospectionMode.CLIENT:
+    if _uses_credentials(registration, configuration):
         request = build_introspection_request(
             introspection_endpoint=endpoint,
             token=token,
@@ -76,24 +79,38 @@ def introspect(
         )
     else:
         raise CredentialsError(
-            "The server's introspection mode is bearer, so an access token is needed "
-            "to ask with: pass access_token, or set the mode to client."
+            "Introspection at this server requires an access token: pass access_token, "
+            "or set the server's introspection_mode to client."
         )
-    return process_introspection_response(send(request))
+    return process_introspection_response(
+        send(request, server=server), insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+    )
+
+
+def _uses_credentials(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> bool:
+    mode = registration.server.introspection_mode
+    if mode != FHIRServer.IntrospectionMode.AUTO:
+        return mode == FHIRServer.IntrospectionMode.CLIENT
+    # Names of methods and of access token types (RFC 8414 section 2).
+    methods = configuration.introspection_endpoint_auth_methods_supported or ()
+    method = registration.token_endpoint_auth_method
+    return method in methods and "Bearer" not in methods
 
 
 def introspect_grant(grant: TokenGrant) -> IntrospectionResponse:
     """
-    Ask the EHR what the access token of *grant* is good for, and act on the answer.
+    Introspect the access token of *grant*, and act on the response.
 
-    A token that is dead is refreshed before its next use.
+    An inactive token is refreshed before its next use.
 
     Raises:
         ReauthorizationRequiredError: the grant has ended.
-        ContextChangedError: the answer names another patient, encounter or person;
+        ContextChangedError: the response names another patient, encounter or user; the
             launch and grant were ended.
-        UnsupportedServerError, CredentialsError, TransportError, DiscoveryError,
-        TokenError: as :func:`introspect`.
+        UnsupportedServerError, CredentialsError: see :func:`introspect`.
+        TransportError, DiscoveryError, TokenError: see :func:`introspect`.
     """
     if grant.status != TokenGrant.Status.ACTIVE:
         raise ReauthorizationRequiredError(f"The grant has ended ({grant.status}).")
@@ -122,25 +139,26 @@ def _ask_with_own_token(grant: TokenGrant) -> IntrospectionResponse:
             access_token=grant.access_token,
         )
     except (TokenResponseError, TokenServerError) as exc:
-        mode = registration.server.introspection_mode
-        if exc.status_code == 401 and mode == FHIRServer.IntrospectionMode.BEARER:
-            # The token that asked is the token that was asked about.
+        configuration = get_configuration(registration.server)
+        uses_token = not _uses_credentials(registration, configuration)
+        if exc.status_code == 401 and uses_token:
+            # The token that authorizes the call is also the introspected one.
             return IntrospectionResponse(active=False)
         raise
 
 
 def _expire(grant: TokenGrant) -> None:
-    # Unless another process has refreshed it since: then it is another token.
+    # Unless another process has refreshed it since: the token is then another one.
     now = timezone.now()
     TokenGrant.objects.active().filter(
         pk=grant.pk, received_at=grant.received_at, expires_at__gt=now
     ).update(expires_at=now)
     grant.expires_at = min(grant.expires_at, now)
-    logger.info("Grant %s: its access token is dead", grant.pk)
+    logger.info("Grant %s: its access token is no longer valid", grant.pk)
 
 
 def _names_another_person(grant: TokenGrant, answer: IntrospectionResponse) -> bool:
-    # By issuer and subject together: elsewhere sub may be any name of a user.
+    # Issuer and subject together: elsewhere, sub may be any user name.
     identity = grant.identity
     return (
         identity is not None

@@ -1,9 +1,9 @@
 """
-One request for new tokens at a time for each grant, across threads and processes.
+One token request at a time for each grant, across threads and processes.
 
-A lease, taken by one conditional UPDATE, decides who sends the request; the others wait
-for what it brings.  The request is made outside any transaction, so nothing is locked
-while it is under way and a rollback cannot take the new tokens away.
+A lease, taken with one conditional UPDATE, determines who sends the request; the others
+wait for its result. The request is made outside any transaction, so nothing is locked
+during the request, and a rollback cannot discard the new tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..exceptions import (
 )
 from ..models import TokenGrant
 from ..servers.http import whole_call_seconds
+from .counting import SUCCESS, count_refresh
 from .due_times import get_retry_at
 from .separate_connection import (
     is_in_transaction,
@@ -37,6 +38,7 @@ from .separate_connection import (
 __all__ = [
     "can_store_tokens",
     "exchange_with_lease",
+    "get_failure_code",
     "get_fresh_grant",
     "lease_length",
     "new_owner",
@@ -45,9 +47,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# How long a waiter sleeps before it looks again whether the holder is done.
+# How long a waiter sleeps before it checks again whether the holder is done.
 _POLL_SECONDS = 0.05
-# RFC 6749 section 5.2; any other text of the server's stays out of row and log.
+# RFC 6749 section 5.2; no other text of the server is stored or logged.
 _REGISTERED_ERRORS = frozenset(
     [
         "invalid_client",
@@ -66,26 +68,26 @@ def get_fresh_grant(
     rejected: str | None,
 ) -> TokenGrant:
     """
-    A grant whose access token has not ended and is not *rejected*.
+    Return a grant whose access token has not expired and is not *rejected*.
 
     Args:
-        find: the grant as the database has it; raises if there is none to go on with.
-        exchange: gets new tokens into the grant, unless somebody else just does:
+        find: reads the grant from the database; raises if it cannot be used.
+        exchange: stores new tokens in the grant, unless another process is doing so:
             :func:`exchange_with_lease` for one server.
 
     Raises:
         RefreshBusyError: another process holds the lease and takes too long.
         RefreshInTransactionError: called inside ``atomic()`` on SQLite, or with the
-            grant's row locked, and nothing is sent; or with another row locked that
-            goes with it, and what came is stored.
+            grant's row locked, and nothing was sent; or with another related row
+            locked, and the new tokens were stored.
         SMARTError: what *find* or *exchange* raise.
     """
     if not is_in_transaction():
         return _exchange_or_wait(find, exchange, rejected=rejected)
     if not can_store_tokens():
         raise RefreshInTransactionError(
-            "A new access token is needed, and inside a transaction SQLite could not "
-            "store it safely: call before atomic() begins."
+            "A new access token is needed, but inside a transaction SQLite cannot "
+            "store it safely: make the call before atomic() begins."
         )
     # On a connection of its own: a rollback of the caller's must not lose the tokens.
     return run_on_own_connection(
@@ -94,7 +96,7 @@ def get_fresh_grant(
 
 
 def can_store_tokens() -> bool:
-    """Whether new tokens can be stored from here: not inside ``atomic()`` on SQLite."""
+    """Return whether tokens can be stored now: not inside ``atomic()`` on SQLite."""
     using = router.db_for_write(TokenGrant)
     return connections[using].vendor != "sqlite" or not is_in_transaction()
 
@@ -105,7 +107,7 @@ def exchange_with_lease(
     """
     Call *exchange* with *grant* if its lease is free.
 
-    An error gives the lease back, is noted in the row, and is raised.
+    On an error, release the lease, record the error in the row, and raise it.
 
     Returns:
         What *exchange* returns, or ``False`` if somebody else holds the lease.
@@ -114,30 +116,31 @@ def exchange_with_lease(
     if not TokenGrant.objects.take_lease(grant, owner=owner, length=lease_length()):
         return False
     note_exchange()
+    started = time.monotonic()
     try:
-        return exchange(grant)
+        is_done = exchange(grant)
     except Exception as exc:
+        seconds = time.monotonic() - started
         with waiting_for_locks():
             note_failure(grant, exc, owner=owner)
+        count_refresh(grant, get_failure_code(exc), seconds=seconds)
         raise
+    count_refresh(grant, SUCCESS, seconds=time.monotonic() - started)
+    return is_done
 
 
 def note_failure(grant: TokenGrant, error: Exception, *, owner: str) -> None:
     """
-    Give the lease of *grant* back, and note *error* and the next attempt in its row.
+    Release the lease of *grant*; record *error* and the next attempt in its row.
 
     Args:
-        owner: who holds the lease; nothing happens if somebody else does by now.
+        owner: holder of the lease; if another one holds it now, nothing happens.
     """
     if isinstance(error, GrantError):
-        # The grant has ended, and its lease with it.
+        # The grant has ended, and with it the lease.
         return
-    retry_after = None
-    code = error.code if isinstance(error, SMARTError) else "internal_error"
-    if isinstance(error, TokenResponseError) and error.error in _REGISTERED_ERRORS:
-        code = error.error
-    elif isinstance(error, TokenServerError):
-        retry_after = error.retry_after
+    code = get_failure_code(error)
+    retry_after = error.retry_after if isinstance(error, TokenServerError) else None
     failures = grant.refresh_failures + 1
     changes: dict[str, object] = {
         "refresh_failures": failures,
@@ -154,13 +157,22 @@ def note_failure(grant: TokenGrant, error: Exception, *, owner: str) -> None:
     logger.warning("Grant %s has no new access token: %s", grant.pk, code, extra=fields)
 
 
+def get_failure_code(error: Exception) -> str:
+    """Return the code for *error* in a grant's row and in the log."""
+    if isinstance(error, TokenResponseError) and error.error in _REGISTERED_ERRORS:
+        return error.error
+    return error.code if isinstance(error, SMARTError) else "internal_error"
+
+
 def lease_length() -> timedelta:
-    """Longer than the longest call, or two holders could send one refresh token."""
+    """
+    Return a time longer than the longest call, so that only one holder sends a token.
+    """
     return timedelta(seconds=whole_call_seconds() + 10)
 
 
 def new_owner() -> str:
-    """A name for one holder of leases, which no other has."""
+    """Return a unique name for a holder of leases."""
     return secrets.token_hex(16)
 
 
@@ -180,6 +192,7 @@ def _exchange_or_wait(
             return grant
         if time.monotonic() > deadline:
             raise RefreshBusyError(
-                "Another process is getting a new access token and takes too long."
+                "Another process is refreshing the access token and has not finished "
+                "in time."
             )
         time.sleep(_POLL_SECONDS)

@@ -1,7 +1,7 @@
 """
 Refresh: one at a time for each grant, across threads, processes and hosts.
 
-The lease decides who sends the request, and its holder takes what is answered.
+The lease determines who sends the request, and its holder processes the response.
 """
 
 from __future__ import annotations
@@ -13,42 +13,54 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from ..exceptions import (
     ReauthorizationRequiredError,
+    RefreshBusyError,
     RefreshInTransactionError,
     SMARTError,
+    TokenError,
     TokenResponseError,
 )
-from ..models import TokenGrant
+from ..models import ClientRegistration, TokenGrant
 from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
 from ..protocol.token import build_refresh_request
 from ..servers.discovery import get_configuration
-from ..servers.http import build_client_authentication, send, send_patiently
-from .lease import exchange_with_lease, get_fresh_grant, note_failure
+from ..servers.http import (
+    build_client_authentication,
+    send,
+    send_patiently,
+    whole_call_seconds,
+)
+from .deployment import check_owner
+from .lease import exchange_with_lease, get_fresh_grant, lease_length, note_failure
 from .refresh_response import take_answer, take_refusal
-from .separate_connection import is_in_transaction
+from .separate_connection import is_in_transaction, unless_locked
+from .server_limits import may_refresh
 
 __all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
 
-# How exactly it is known when a grant was used.
+# Precision of the time at which a grant was last used.
 _USE_PRECISION = timedelta(days=1)
-# Seconds for which what was read of a grant is taken for true.
+# Seconds for which a grant that was read is assumed to be current.
 _KNOWN_FOR = 60.0
 
-_Send = Callable[[Callable[[], HTTPRequest]], HTTPResponse]
+_Send = Callable[..., HTTPResponse]
 
 
+# A site's view may fail during a refresh; the error report must not show tokens.
+@sensitive_variables()
 def get_access_token(grant: TokenGrant) -> str:
     """
-    An access token of *grant* that has not ended, refreshed first if need be (RESP-05).
+    Return a valid access token of *grant*, after a refresh if needed (RESP-05).
 
-    A client that lives longer than a minute notices that the grant was ended elsewhere.
+    A client used for longer than a minute notices if the grant was ended elsewhere.
 
     Raises:
-        ReauthorizationRequiredError: the grant has ended, and its owner has to
-            reconnect; or its owner is deactivated.
+        ReauthorizationRequiredError: the grant has ended, and its owner must connect
+            again; or its owner is deactivated.
         RefreshBusyError: another process is refreshing it and takes too long.
         RefreshInTransactionError: a refresh is needed inside ``atomic()`` on SQLite.
         TransportError, DiscoveryError, TokenError, CredentialsError: the refresh failed
@@ -65,9 +77,10 @@ def get_access_token(grant: TokenGrant) -> str:
     return grant.access_token
 
 
+@sensitive_variables()
 def renew_access_token(grant: TokenGrant, rejected: str) -> str:
     """
-    An access token other than *rejected*, which the FHIR server answered with 401.
+    Return a token other than *rejected*, which the FHIR server refused with 401.
 
     A request that used an outdated token gets the stored one, without a refresh.
 
@@ -83,28 +96,30 @@ def renew_access_token(grant: TokenGrant, rejected: str) -> str:
 
 def refresh_grant(grant: TokenGrant) -> bool:
     """
-    Refresh *grant* in the background, unless somebody else just does or did.
+    Refresh *grant* in the background, unless another process does or did.
 
     Args:
-        grant: as it was when it was found to be due; tokens that came since are seen.
+        grant: as it was when found to be due; tokens stored since are noticed.
 
     Returns:
-        Whether a request was sent.
+        ``True`` if a request was sent.
 
     Raises: as :func:`get_access_token`.
     """
-    # The worker comes again by itself, so it does not wait for a busy server.
-    return _try_refresh(grant, send=lambda build_request: send(build_request()))
+    # The worker retries later anyway, so it does not wait for a busy server.
+    return _try_refresh(
+        grant, send=lambda build_request, server: send(build_request(), server=server)
+    )
 
 
 def _note_use(grant: TokenGrant, *, now: datetime) -> None:
-    """Write, once a day, that *grant* is used: see ``SMART_REFRESH_IDLE_AFTER``."""
+    """Record at most once a day that *grant* is used (``SMART_REFRESH_IDLE_AFTER``)."""
     if not grant.is_offline:
         return
     if grant.last_used_at is not None and now - grant.last_used_at < _USE_PRECISION:
         return
-    # The caller's transaction would keep the row locked, and an event loop waits for
-    # no database; another request will be a better moment.
+    # The caller's transaction would keep the row locked, and an event loop must not
+    # wait for the database; a later request will record it.
     if is_in_transaction() or _is_in_event_loop():
         return
     TokenGrant.objects.note_use(grant, now=now)
@@ -112,12 +127,12 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
 
 
 def _look_again(grant: TokenGrant) -> None:
-    """Read *grant* anew each minute: a long task must not outlive a disconnection."""
+    """Reload *grant* every minute: a long task must not outlive a disconnection."""
     if grant.known_at is None:
         grant.known_at = time.monotonic()
     if time.monotonic() - grant.known_at < _KNOWN_FOR:
         return
-    # A transaction may be broken, or see the past.
+    # A transaction may be broken, or see outdated rows.
     if is_in_transaction() or _is_in_event_loop():
         return
     fresh = TokenGrant.objects.usable().filter(pk=grant.pk).first()
@@ -147,7 +162,7 @@ def _refresh_outside_transaction(grant: TokenGrant, *, rejected: str | None) -> 
     try:
         fresh = get_fresh_grant(partial(_find, grant.pk), attempt, rejected=rejected)
     except RefreshInTransactionError:
-        # It was called before atomic() began: what came of that is the reason.
+        # It was called before atomic() started: its outcome is the reason.
         if grant.refresh_failure is None:
             raise
         raise grant.refresh_failure from None
@@ -168,16 +183,20 @@ def _find(grant_id: int) -> TokenGrant:
 
 
 def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
-    """Refresh *grant* if its lease is free; ``False`` if somebody else holds it."""
+    """
+    Refresh *grant* if its lease is free; return ``False`` if it is held elsewhere.
+    """
     if not grant.refresh_token:
         TokenGrant.objects.filter(pk=grant.pk).end(
             TokenGrant.Status.EXPIRED, now=timezone.now(), error="expired"
         )
         raise ReauthorizationRequiredError(
-            "The access token has ended, and there is no refresh token."
+            "The access token has expired, and there is no refresh token."
         )
+    check_owner()
+    _check_not_stopped(grant.registration)
     try:
-        # Before the lease, which is for one request and no more.
+        # Before the lease, which covers only one request.
         configuration = get_configuration(grant.registration.server)
     except SMARTError as exc:
         note_failure(grant, exc, owner="")
@@ -185,25 +204,56 @@ def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
     return exchange_with_lease(
         grant,
         partial(
-            _refresh_with_lease, send=send, token_endpoint=configuration.token_endpoint
+            _refresh_with_lease,
+            send=send,
+            token_endpoint=configuration.token_endpoint,
+            held_until=time.monotonic() + lease_length().total_seconds(),
         ),
     )
 
 
-def _refresh_with_lease(grant: TokenGrant, *, send: _Send, token_endpoint: str) -> bool:
-    response = send(
-        lambda: build_request(
+def _check_not_stopped(registration: ClientRegistration) -> None:
+    """Let one request at a time test whether a stopped registration works again."""
+    is_free = False
+    with unless_locked("Registration %s is locked", registration.pk):
+        is_free = may_refresh(registration)
+    if is_free:
+        return
+    reason = registration.refresh_stop_reason
+    message = "Refreshing is stopped for all grants of this registration."
+    if reason == ClientRegistration.StopReason.CREDENTIALS_REFUSED:
+        raise TokenResponseError(message, error=reason)
+    raise TokenError(message, code=reason)
+
+
+def _refresh_with_lease(
+    grant: TokenGrant, *, send: _Send, token_endpoint: str, held_until: float
+) -> bool:
+    latest = held_until - whole_call_seconds()
+
+    def build() -> HTTPRequest:
+        nonlocal latest
+        request = build_request(
             grant,
             token_endpoint=token_endpoint,
             client_authentication=build_client_authentication(
-                grant.registration, token_endpoint=token_endpoint
+                grant.registration, token_endpoint=token_endpoint, clock=grant.clock
             ),
         )
-    )
+        if time.monotonic() > latest:
+            raise RefreshBusyError(
+                "This process was suspended for a while, and another one may be "
+                "refreshing the access token."
+            )
+        # A second attempt ends within the time limit of the first.
+        latest = float("inf")
+        return request
+
+    response = send(build, server=grant.registration.server)
     try:
         finish = take_answer(grant, response)
     except TokenResponseError as exc:
-        return take_refusal(grant, exc)
+        finish = take_refusal(grant, exc)
     return finish()
 
 

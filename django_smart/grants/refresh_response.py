@@ -1,7 +1,7 @@
 """
-What an EHR answers to a refresh: stored first, and all else after that.
+The EHR's response to a refresh: stored first, everything else afterwards.
 
-The answer is written by compare-and-set on the refresh token that was used.
+The response is stored by compare-and-set on the refresh token that was used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
-from django.utils import timezone
+from django.db import DatabaseError
 
 from ..conf import conf
 from ..exceptions import (
@@ -19,9 +19,10 @@ from ..exceptions import (
     MalformedTokenResponseError,
     ReauthorizationRequiredError,
     SMARTError,
+    TokenError,
     TokenResponseError,
 )
-from ..models import TokenGrant
+from ..models import ClientRegistration, TokenGrant
 from ..protocol.context import LaunchContext
 from ..protocol.messages import HTTPResponse
 from ..protocol.scopes import ScopeSet
@@ -31,70 +32,105 @@ from ..protocol.token import (
     process_refresh_response,
 )
 from ..signals import grant_lost, grant_refreshed
-from .due_times import get_refresh_due_at
+from .counting import count_lost
+from .due_times import get_refresh_due_at, note_end
 from .ending import revoke_tokens
 from .same_context import end_changed_grant, keep_context, names_another_person
 from .separate_connection import unless_locked
-from .server_limits import resume_refreshes, stop_refreshes
+from .server_limits import (
+    REFUSED_AGAIN,
+    refuses_nearly_all,
+    resume_refreshes,
+    stop_refreshes,
+)
 from .storing import insist
 
 __all__ = ["take_answer", "take_refusal"]
 
 logger = logging.getLogger(__name__)
 
+_Stop = ClientRegistration.StopReason
+
 
 def take_answer(
     grant: TokenGrant, response: HTTPResponse, *, is_launched: bool = True
 ) -> Callable[[], bool]:
     """
-    Store what the EHR answered, at once (REF-14).
+    Store the EHR's response immediately (REF-14).
 
     Args:
         grant: with the refresh token that was sent, by the holder of the lease.
-        is_launched: whether there may be an open launch, whose context goes along.
+        is_launched: whether there may be an open launch, whose context is updated.
 
     Returns:
-        What is left to do, and may take long.  It returns whether the tokens are those
-        of the answer, ``False`` if newer ones were stored while it came, and raises a
-        ``GrantError`` if the grant has ended, perhaps as it is about somebody else.
+        A function for the rest, which may take long. It returns ``True`` if the
+        response's tokens are in use and ``False`` if newer ones were stored in the
+        meantime, and raises a ``GrantError`` if the grant has ended, for example
+        because the response is about another patient.
 
     Raises:
-        ContextChangedError: it names another patient, encounter or person; the launch
-            was ended.
+        ContextChangedError: it names another patient, encounter or user; the launch was
+            ended.
         TokenResponseError: for :func:`take_refusal`.
-        TokenError: there are no new tokens for now; the refresh token is kept.
+        TokenError: there are no new tokens for now, and the refresh token is kept; or
+            the database refuses to store them, and the registration is stopped, since
+            the next response would be lost as well.
     """
     used_digest = grant.refresh_token_digest
     now = grant.clock()
     tokens = _read(response, grant, now=now)
     _put(tokens, grant, now=now)
     # Before the new access token is used: a crash must not lose the refresh token.
-    stored = insist(
-        lambda: TokenGrant.objects.store_refreshed(grant, used_digest=used_digest)
-    ) or _is_stored(grant)
+    stored = _store(grant, used_digest=used_digest)
     finish = partial(_finish, grant, tokens, stored=stored, is_launched=is_launched)
     if tokens.context_changed:
-        # Nothing that waits may keep a chart open for another patient's tokens.
+        # No wait may keep a chart open with another patient's tokens.
         finish()
     return finish
 
 
-def take_refusal(grant: TokenGrant, error: TokenResponseError) -> bool:
+def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], bool]:
     """
-    End *grant* if the EHR has; returns ``False`` if newer tokens were stored meanwhile.
+    End *grant* if the EHR has.
+
+    Returns:
+        A function for the rest, which may take long. It returns ``False`` if newer
+        tokens were stored in the meantime, and raises ``ReauthorizationRequiredError``
+        if the grant is lost; its tokens are kept for a day.
 
     Raises:
-        ReauthorizationRequiredError: the EHR has ended the grant; it is lost.
-        TokenResponseError: it is about something else; the refresh token is kept.
+        TokenError: the error concerns something else, or nearly all grants of the
+            registration at once; the refresh token is kept.
     """
     if error.error == "invalid_client":
         with unless_locked("Grant %s: its registration is locked", grant.pk):
-            stop_refreshes(grant.registration)
+            stop_refreshes(grant.registration, reason=_Stop.CREDENTIALS_REFUSED)
     if not error.is_final:
         raise error
-    if not _lose(grant, error_code=error.error):
-        # The lease ran out, and another holder has rotated the token since.
-        return False
+    is_over = grant.ends_at is not None and grant.ends_at <= grant.clock()
+    # An operator has restored it (restore_lost): it is really gone.
+    is_again = grant.last_error in {error.error, REFUSED_AGAIN}
+    if not (is_over or is_again) and refuses_nearly_all(grant.registration):
+        raise TokenError(
+            "The EHR refuses the refresh tokens of nearly all grants.",
+            code="grants_refused",
+        ) from error
+    # Only if the refused token is still the stored one (a compare-and-set as above).
+    lost = TokenGrant.objects.filter(
+        pk=grant.pk, refresh_token_digest=grant.refresh_token_digest
+    ).lose(error=REFUSED_AGAIN if is_again else error.error)
+    if not lost:
+        return lambda: False
+    reason = "known_end" if is_over else error.error
+    return partial(_tell_lost, grant, error, reason=reason)
+
+
+def _tell_lost(grant: TokenGrant, error: TokenResponseError, *, reason: str) -> bool:
+    count_lost(grant, reason)
+    grant.status = TokenGrant.Status.NEEDS_REAUTHORIZATION
+    fields = grant.build_log_fields("grant_lost", error_code=error.error)
+    logger.warning("Grant %s lost: %s", grant.pk, error.error, extra=fields)
+    grant_lost.send(sender=TokenGrant, grant=grant, error_code=error.error)
     raise ReauthorizationRequiredError(
         "The EHR has ended this grant; its owner has to connect again."
     ) from error
@@ -128,8 +164,30 @@ def _finish(
     return True
 
 
+def _store(grant: TokenGrant, *, used_digest: str) -> bool:
+    try:
+        return insist(
+            lambda: TokenGrant.objects.store_refreshed(grant, used_digest=used_digest),
+            grant_id=grant.pk,
+        ) or insist(lambda: _is_stored(grant), grant_id=grant.pk)
+    except DatabaseError as exc:
+        # A value that does not fit, or a column that a deployment dropped.
+        stop_refreshes(grant.registration, reason=_Stop.TOKENS_NOT_STORED)
+        is_kept = _keep_rotated(grant, used_digest=used_digest)
+        logger.critical(
+            "Grant %s: the database refused its new tokens (%s); the refresh token "
+            "was %s.",
+            grant.pk,
+            type(exc).__name__,
+            "stored alone" if is_kept else "lost",
+        )
+        raise TokenError(
+            "The database refused the new tokens.", code="tokens_not_stored"
+        ) from exc
+
+
 def _is_stored(grant: TokenGrant) -> bool:
-    # The connection broke after the UPDATE and before its result came.
+    # The connection broke after the UPDATE, before its result arrived.
     return (
         TokenGrant.objects.active()
         .filter(
@@ -154,25 +212,39 @@ def _read(response: HTTPResponse, grant: TokenGrant, *, now: datetime) -> TokenR
         )
     except MalformedTokenResponseError:
         if rotated := find_refresh_token(response):
-            _keep_rotated(grant, rotated)
+            used = grant.refresh_token_digest
+            grant.set_tokens(access_token=grant.access_token, refresh_token=rotated)
+            if _keep_rotated(grant, used_digest=used):
+                logger.info(
+                    "Grant %s: refresh token of an unusable response kept", grant.pk
+                )
         raise
 
 
-def _keep_rotated(grant: TokenGrant, refresh_token: str) -> None:
-    used_digest = grant.refresh_token_digest
-    grant.set_tokens(access_token=grant.access_token, refresh_token=refresh_token)
-    if insist(lambda: TokenGrant.objects.store_rotated(grant, used_digest=used_digest)):
-        logger.info("Grant %s: refresh token kept of a bad answer", grant.pk)
+def _keep_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
+    try:
+        return insist(
+            lambda: TokenGrant.objects.store_rotated(grant, used_digest=used_digest),
+            grant_id=grant.pk,
+        )
+    except DatabaseError:
+        return False
 
 
 def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> None:
+    note_end(
+        grant,
+        reported=tokens.refresh_expires_at,
+        is_new=tokens.refresh_token not in {None, grant.refresh_token},
+        now=now,
+    )
     grant.set_tokens(
         access_token=tokens.access_token,
-        # A server that does not rotate leaves the old one in force (REF-07).
+        # If the server does not rotate, the old one remains valid (REF-07).
         refresh_token=tokens.refresh_token or grant.refresh_token,
     )
     if not tokens.context_changed:
-        # Context that comes later than the launch holds from then on.
+        # Context sent after the launch applies from then on.
         grant.patient_id = tokens.context.patient or ""
         grant.encounter_id = tokens.context.encounter or ""
     grant.scope = str(tokens.scopes)
@@ -185,22 +257,9 @@ def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> None:
     grant.lease_expires_at = None
 
 
-def _lose(grant: TokenGrant, *, error_code: str) -> bool:
-    # Only if the refused token is still the stored one (a compare-and-set as above).
-    ended = TokenGrant.objects.filter(
-        pk=grant.pk, refresh_token_digest=grant.refresh_token_digest
-    ).end(TokenGrant.Status.NEEDS_REAUTHORIZATION, now=timezone.now(), error=error_code)
-    if ended:
-        grant.status = TokenGrant.Status.NEEDS_REAUTHORIZATION
-        fields = grant.build_log_fields("grant_lost", error_code=error_code)
-        logger.warning("Grant %s lost: %s", grant.pk, error_code, extra=fields)
-        grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)
-    return bool(ended)
-
-
 def _drop_unwanted(grant: TokenGrant) -> None:
-    # Disconnected while the answer was under way: its tokens are not ours to keep.  The
-    # row's own, which the answer may have outdated, are told of as for any other end.
+    # Disconnected while the response was on its way: its tokens must not be kept. The
+    # stored ones, which it may have replaced, are revoked as at any other end.
     try:
         revoke_tokens(grant)
     except SMARTError as exc:

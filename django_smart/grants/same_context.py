@@ -1,4 +1,6 @@
-"""That a launch goes on about the same patient, encounter and person."""
+"""
+Check that a refreshed launch still refers to the same patient, encounter and user.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from ..models import Launch, TokenGrant
 from ..protocol.context import merge_parameters
 from ..servers.id_tokens import check_id_token
 from ..signals import grant_lost
+from .counting import count_lost
 from .separate_connection import unless_locked
 
 __all__ = ["end_changed_grant", "keep_context", "names_another_person"]
@@ -26,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
     """
-    Bring the open launches of *grant* up to what the EHR says now (REF-06).
+    Update the open launches of *grant* with the EHR's current context (REF-06).
 
-    Only the holder of the grant's lease calls this, so nothing is overwritten.  What is
-    locked is left for the next refresh, as the tokens are safe.
+    Only the holder of the grant's lease calls this, so nothing is overwritten. Locked
+    launches are left for the next refresh, since the tokens are stored.
 
     Args:
-        parameters: a token response less its tokens, about the same patient and
+        parameters: a token response without its tokens, for the same patient and
             encounter as the grant.
     """
     launches = Launch.objects.open().filter(grant=grant)
@@ -44,7 +47,7 @@ def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
                 insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
             )
         except MalformedTokenResponseError as exc:
-            # Together with what came before it is too long; the tokens are good.
+            # Too long together with the earlier context; the tokens are valid.
             logger.warning("Launch %s: context not changed (%s)", launch.pk, exc)
             continue
         if merged != launch.context:
@@ -54,14 +57,14 @@ def keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
 
 def names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
     """
-    Whether an ID token that came with a refresh proves another person.
+    Return whether an ID token in a refresh response identifies another user.
 
-    One that does not prove anything is a line in the log: servers exist whose refreshed
-    ID tokens have no ``aud`` (SMART launcher, 2026), and no grant is lost by that.
+    An invalid one is only logged: some servers' refreshed ID tokens have no ``aud``
+    (SMART launcher, 2026), which must not end the grant.
 
     Spec: OpenID Connect Core 1.0 section 12.2.
     """
-    # The token first: most answers have none, and the identity is a row to read.
+    # The token first: most responses have none, and the identity needs a query.
     if id_token is None or (identity := grant.identity) is None:
         return False
     nonce = grant.launches.order_by("pk").values_list("nonce", flat=True).first()
@@ -80,13 +83,14 @@ def names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
 
 
 def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
-    """End *grant* and its launches; the EHR is told of its tokens by a worker."""
-    # The grant first: without it a launch that stays locked is of no use.
+    """End *grant* and its launches; a worker revokes its tokens at the EHR."""
+    # The grant first: without it, a launch that stays locked is useless.
     TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
     with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
         Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
     grant.status = TokenGrant.Status.REVOKED
     error_code = ContextChangedError.code
+    count_lost(grant, error_code)
     fields = grant.build_log_fields("grant_lost", error_code=error_code)
     logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)
     grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)

@@ -1,9 +1,9 @@
 """
-A database connection apart from the caller's, which a rollback of theirs cannot undo.
+A separate database connection, which a rollback of the caller does not affect.
 
-What the caller's transaction has locked is out of its reach, and waiting for it would
-never end: the caller waits for us.  So each wait there has a limit, but for the writes
-that must not get lost: to a grant's row, which was free when its lease was taken.
+It cannot use rows that the caller's transaction has locked, and would wait for them
+forever, because the caller waits for it. So each wait is limited, except for the writes
+that must not be lost: to a grant's row, which was free when its lease was taken.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-# Whoever writes a grant beside us holds its row for milliseconds.
+# Other writers of a grant lock its row only for milliseconds.
 _LIMIT = 3  # seconds
 _LIMITED = {
     "postgresql": f"SET lock_timeout = '{_LIMIT}s'",
@@ -45,7 +45,7 @@ _UNLIMITED = {
     "mysql": "SET SESSION innodb_lock_wait_timeout = DEFAULT",
 }
 _NOTHING_SENT = "Nothing was sent."
-_WHAT_CAME = "New tokens that came are stored."
+_STORED = "The new tokens were stored."
 _LOCK_NOT_AVAILABLE = ("55P03", 1205)  # PostgreSQL's state, MariaDB's number
 
 
@@ -57,24 +57,24 @@ _thread = _Thread()
 
 
 def is_in_transaction() -> bool:
-    """Whether the caller could roll back what is written now."""
+    """Return whether the caller could roll back what is written now."""
     connection = _get_connection()
     if not connection.in_atomic_block:
         return not connection.get_autocommit()
-    # The transaction that django.test.TestCase wraps around a test is not the site's.
+    # Ignore the transaction that django.test.TestCase wraps around a test.
     outermost_of_test = getattr(connection.atomic_blocks[-1], "_from_testcase", False)
     return not outermost_of_test
 
 
 def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
     """
-    What *function* returns or raises, called in a thread of its own.
+    Call *function* in a separate thread; return or raise its result.
 
-    Outside of :func:`waiting_for_locks` it waits for none.
+    Outside :func:`waiting_for_locks`, it does not wait for locks.
 
     Raises:
-        RefreshInTransactionError: it met a row that somebody, most likely the caller,
-            keeps locked.
+        RefreshInTransactionError: it needs a row that another transaction, most likely
+            the caller's, has locked.
     """
     outcome: list[_Result] = []
     failure: list[BaseException] = []
@@ -82,6 +82,7 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
 
     def run() -> None:
         try:
+            _leave_pool()
             _execute(_LIMITED)
             _thread.is_limited = True
             outcome.append(function())
@@ -99,21 +100,21 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
         return outcome[0]
     if _is_about_a_lock(failure[0]):
         raise RefreshInTransactionError(
-            "A new access token is needed, and a row that goes with it is locked by "
-            "the transaction this was called in: call before atomic() begins, or "
-            f"before the row is locked. {_WHAT_CAME if exchanged[0] else _NOTHING_SENT}"
+            "A new access token is needed, but the surrounding transaction has locked "
+            "a row that must be updated with it: make the call before atomic() begins, "
+            f"or before the row is locked. {_STORED if exchanged[0] else _NOTHING_SENT}"
         ) from failure[0]
     raise failure[0]
 
 
 def note_exchange() -> None:
-    """From now on something may be sent."""
+    """Record that something may have been sent."""
     _thread.has_exchanged = True
 
 
 @contextmanager
 def waiting_for_locks() -> Iterator[None]:
-    """Wait for locked rows in the block, for as long as it takes."""
+    """Wait for locked rows inside the block, as long as necessary."""
     if not _thread.is_limited:
         yield
         return
@@ -123,7 +124,7 @@ def waiting_for_locks() -> Iterator[None]:
         yield
     finally:
         _thread.is_limited = True
-        # A connection that broke is made anew, or fails at the next statement.
+        # A broken connection is reopened, or fails at the next statement.
         with suppress(Error):
             _execute(_LIMITED)
 
@@ -138,18 +139,33 @@ def _is_about_a_lock(error: BaseException) -> bool:
 
 @contextmanager
 def unless_locked(message: str, *args: object) -> Iterator[None]:
-    """Leave the block at a locked row, with a line in the log."""
+    """Leave the block at a locked row, and log that."""
     try:
         yield
     except OperationalError as exc:
-        # A transaction is broken by it.
+        # This breaks a transaction.
         if _get_connection().in_atomic_block or not _is_about_a_lock(exc):
             raise
         logger.warning(message, *args)
 
 
+def _leave_pool() -> None:
+    """
+    Open this thread's connection outside Django's pool.
+
+    The caller keeps a pooled connection and waits: if all callers do, none is left.
+    """
+    connection = _get_connection()
+    options = connection.settings_dict["OPTIONS"]
+    if options.get("pool"):
+        without = {**options, "pool": False}
+        connections[connection.alias] = type(connection)(
+            {**connection.settings_dict, "OPTIONS": without}, connection.alias
+        )
+
+
 def _forget_limit() -> None:
-    """Before a pool gives the connection to somebody else."""
+    """Reset the limit before, for example, PgBouncer reuses the connection."""
     if _get_connection().connection is not None:
         with suppress(Error):
             _execute(_UNLIMITED)

@@ -1,8 +1,8 @@
 """
-How fast a server is asked for tokens, by all workers together.
+Limit how fast all workers together request tokens from a server.
 
-After failures in a row it is left alone for a while, and then tried with one grant.
-The state is in the server's row, and its times are of the database's clock.
+After several failures in a row, it is left alone for a while and then tried with one
+grant. The state is in the server's row; its times come from the database's clock.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import logging
 import random
 import time
 from datetime import datetime, timedelta
+from statistics import mean
 
-from django.utils import timezone
-
+from ..conf import conf
 from ..exceptions import (
     DiscoveryError,
     MalformedTokenResponseError,
@@ -27,10 +27,14 @@ from ..servers.http import whole_call_seconds
 
 __all__ = [
     "BATCH_SIZE",
+    "MOST_CLAIMED",
+    "REFUSED_AGAIN",
     "Pace",
     "get_batch_size",
     "get_claim_limit",
     "is_outage",
+    "may_refresh",
+    "refuses_nearly_all",
     "resume_refreshes",
     "stop_refreshes",
 ]
@@ -38,29 +42,36 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 100
-"""Grants in one message to a worker, at most."""
+"""Maximum number of grants in one message to a worker."""
+MOST_CLAIMED = 20 * BATCH_SIZE
+"""
+Maximum number of grants that are on their way to workers or being processed.
 
-# Failures in a row after which a server is left alone.
+One busy process can refresh them before the claims expire; several processes, which are
+done sooner, immediately get more.
+"""
+
+# Consecutive failures after which a server is left alone.
 _THRESHOLD = 5
 _FIRST_PAUSE = 2.0
 _SHORTEST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-# What a server may ask for by Retry-After.
+# The longest accepted Retry-After.
 _LONGEST_RETRY_AFTER = 3600.0
 
-# Grants of one server that are on their way to workers, at most.
-_MOST_CLAIMED = 100 * BATCH_SIZE
-# Seconds of work that a server with a rate limit is given at a time: beat comes back.
+# Seconds of work to claim for a server at a time, since beat runs again.
 _CLAIM_SECONDS = 10.0
+# Assumed duration of a refresh at a server without measurements.
+_USUAL_SECONDS = 0.5
 _BATCH_SECONDS = 3.0
-# Requests leave evenly, at nine tenths of the limit and no more than this late: in no
-# second are there more than the limit allows.
+# Requests are spaced evenly, at nine tenths of the limit and at most this late, so
+# that no second exceeds the limit.
 _SHARE = 0.9
 _LATEST = 0.05
-# Turns are taken for no longer ahead, as those that are missed are lost to everybody.
+# Turns are reserved no further ahead, since missed turns are lost for everybody.
 _TURNS_SECONDS = 1.0
-# A worker waits no longer for its turn.
-_LONGEST_WAIT = 15.0
+# The longest time that a worker waits for its turn.
+_LONGEST_WAIT = 4.0
 
 _OUTAGES = (
     DiscoveryError,
@@ -72,32 +83,44 @@ _TOO_MANY = 429
 
 
 def is_outage(error: SMARTError) -> bool:
-    """Whether *error* says something of the server, and nothing of the grant."""
+    """Return whether *error* concerns the server rather than the grant."""
     return isinstance(error, _OUTAGES)
 
 
-def get_claim_limit(server: FHIRServer, *, claimed: int, now: datetime) -> int:
+def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     """
-    How many more grants of *server* may be sent to workers now.
+    Return how many more grants of *server* may be sent to workers now.
+
+    As many as one process can refresh until beat runs again, so that other servers do
+    not wait for long; after each batch of a server with more due grants, another tick
+    runs.
 
     Args:
-        claimed: those on their way.
+        busy: number of grants on their way to or with a worker.
         now: by the database's clock.
     """
     if _is_paused(server, now):
         return 0
     if server.refresh_failures >= _THRESHOLD:
         return 1
-    limit = _MOST_CLAIMED
+    threads = conf.SMART_REFRESH_THREADS
+    seconds = max(server.refresh_seconds or _USUAL_SECONDS, 0.01)
+    drained = int(threads * _CLAIM_SECONDS / seconds)
+    limit = min(max(drained, threads), MOST_CLAIMED)
+    if limit < BATCH_SIZE and busy > limit // 4:
+        # The rest of one message would occupy a second process.
+        return 0
     if server.rate_limit:
         slot_at = server.refresh_slot_at or now
         reserved = max((slot_at - now).total_seconds(), 0.0)
-        limit = int(_SHARE * server.rate_limit * (_CLAIM_SECONDS - reserved))
-    return max(limit - claimed, 0)
+        limit = min(
+            limit, int(_SHARE * server.rate_limit * (_CLAIM_SECONDS - reserved))
+        )
+    return max(limit - busy, 0)
 
 
 def get_batch_size(server: FHIRServer) -> int:
-    """Grants that go into one message."""
+    """Return the number of grants for one message."""
     if not server.rate_limit:
         return BATCH_SIZE
     return max(1, min(BATCH_SIZE, int(_SHARE * server.rate_limit * _BATCH_SECONDS)))
@@ -105,11 +128,11 @@ def get_batch_size(server: FHIRServer) -> int:
 
 class Pace:
     """
-    One batch's way through the pauses and the rate limit of its server.
+    Guides one batch through the pauses and the rate limit of its server.
 
     Attributes:
         is_stopped: nothing more may be sent.
-        is_probe: the server was away, and one request finds out whether it still is.
+        is_probe: the server was down, and one request tests whether it still is.
     """
 
     def __init__(self, server: FHIRServer, *, now: datetime) -> None:
@@ -119,6 +142,7 @@ class Pace:
         self._streak = 0
         self._failure: SMARTError | None = None
         self._is_there = self._has_succeeded = False
+        self._seconds: list[float] = []
         self.is_probe = server.refresh_failures >= _THRESHOLD
         self.is_stopped = _is_paused(server, now) or (
             self.is_probe and not self._claim_probe()
@@ -126,13 +150,13 @@ class Pace:
 
     def get_wait(self, ready: int) -> float:
         """
-        Seconds until the next request may leave.
+        Return the seconds until the next request may be sent.
 
-        Stops if its turn comes too late to wait for.
+        Stops if the next turn is too late to wait for.
 
         Args:
-            ready: requests that can leave soon.  While threads wait for slow answers
-                there are few, and turns for more would be missed.
+            ready: number of requests that can be sent soon. While threads wait for slow
+                responses, there are few, and turns for more would be missed.
         """
         rate = self._server.rate_limit
         if self.is_stopped or not rate:
@@ -143,7 +167,7 @@ class Pace:
         return max(self._next - time.monotonic(), 0.0)
 
     def note_sent(self) -> None:
-        """One turn was used."""
+        """Count a used turn."""
         if self._server.rate_limit:
             self._next += 1 / (_SHARE * self._server.rate_limit)
             self._turns -= 1
@@ -172,28 +196,35 @@ class Pace:
                 self._next, self._turns = time.monotonic() + wait, number
                 return
 
+    def note_seconds(self, seconds: float) -> None:
+        """Record how long a request took, with or without a response."""
+        self._seconds.append(seconds)
+
     def note_answer(self, error: SMARTError | None = None) -> None:
-        """Count what came; stops the batch if the server is away or asks for rest."""
+        """
+        Count an outcome; stop the batch if the server is down or asks for a pause.
+        """
         if error is None or not is_outage(error):
-            # A refusal is an answer as well.
+            # A refusal is also a response.
             self._streak = 0
             self._is_there = True
             self._has_succeeded = self._has_succeeded or error is None
             return
         self._streak += 1
         self._failure = error
-        if self.is_stopped:
+        rest = _get_rest(error)
+        # A later response may ask for a longer pause.
+        if self.is_stopped and not rest:
             return
         failures = self._server.refresh_failures + self._streak
-        rest = _get_rest(error)
         if rest is not None or self.is_probe or failures >= _THRESHOLD:
             self._stop(failures, rest)
 
     def finish(self) -> None:
-        """Write down how it went, for the other workers."""
+        """Store the outcome for the other workers."""
         servers, now = FHIRServer.objects, self._now()
         if self._has_succeeded:
-            servers.note_refresh(self._server, now=now)
+            servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
         is_over = self._is_there and self._streak == 0 and not self.is_stopped
         if is_over and self._server.refresh_failures:
             servers.note_recovery(self._server, is_probe=self.is_probe)
@@ -207,7 +238,7 @@ class Pace:
             )
 
     def _stop(self, failures: int, rest: float | None) -> None:
-        # At once: the other workers are asking as well.
+        # Immediately: the other workers send requests as well.
         self.is_stopped = True
         failures = max(failures, _THRESHOLD)
         limit = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _THRESHOLD, 10))
@@ -221,6 +252,7 @@ class Pace:
             now=now,
             until=now + timedelta(seconds=pause),
             error_code=error_code,
+            is_probe=self.is_probe,
         )
         logger.warning(
             "Server %s: refreshes paused for %.0f s (%s)",
@@ -231,14 +263,14 @@ class Pace:
         )
 
     def _wake(self) -> None:
-        # What failed with the server waits no longer than the server.
+        # Grants that failed because of the server wait no longer than it does.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
         TokenGrant.objects.wake(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
         )
         fields = self._server.build_log_fields("server_resumed")
-        logger.info("Server %s: refreshes go on", self._server.pk, extra=fields)
+        logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 
     def _claim_probe(self) -> bool:
         until = self._now() + timedelta(seconds=whole_call_seconds() + 10)
@@ -251,7 +283,7 @@ def _is_paused(server: FHIRServer, now: datetime) -> bool:
 
 
 def _get_rest(error: SMARTError) -> float | None:
-    """Seconds that the server wants to be left alone for, if it says so."""
+    """Return the seconds for which the server asks to be left alone, if any."""
     if not isinstance(error, TokenServerError):
         return None
     if error.retry_after is not None:
@@ -267,41 +299,112 @@ def _find_codes(error: type[SMARTError]) -> list[str]:
     ]
 
 
-_ERROR = "invalid_client"
+_Stop = ClientRegistration.StopReason
+_STOPPED = {
+    _Stop.CREDENTIALS_REFUSED: "the server refused our credentials (invalid_client)",
+    _Stop.GRANTS_REFUSED: "the server refuses the refresh tokens of nearly all grants",
+    _Stop.TOKENS_NOT_STORED: "the database refused to store new tokens",
+}
+# So many refusals with hardly a success in between are no coincidence.
+_LOST_AT_ONCE = 20
+_LOST_WITHIN = timedelta(hours=1)
+REFUSED_AGAIN = "refused_again"
+"""Last error of a grant that was refused, restored by an operator, and refused."""
+# Time between two attempts for a stopped registration.
+_PROBE_PAUSE = timedelta(minutes=5)
 
 
-def stop_refreshes(registration: ClientRegistration) -> None:
+def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
     """
-    Stop the worker's refreshes of *registration*, whose credentials were refused.
+    Stop refreshing the grants of *registration*, for a reason common to all.
 
-    Its grants are kept: they are as good as before once the server knows us again.
+    Its grants are kept, and work again once the cause is fixed.
     """
     stopped = ClientRegistration.objects.filter(
         pk=registration.pk, refresh_stopped_at__isnull=True
-    ).update(refresh_stopped_at=timezone.now())
+    ).update(
+        refresh_stopped_at=DatabaseNow(),
+        refresh_stop_reason=reason,
+        # Do not request tokens that cannot be stored.
+        refresh_probe_at=None
+        if reason == _Stop.TOKENS_NOT_STORED
+        else DatabaseNow(_PROBE_PAUSE),
+    )
     if stopped:
         logger.error(
-            "Registration %s: the server refused our credentials (%s). Its grants are "
-            "not refreshed until the credentials are changed, or the registration is "
-            "resumed in the admin or by smart_refresh --resume.",
+            "Registration %s: %s. Its grants are kept and not refreshed until the "
+            "registration is resumed in the admin or by smart_refresh --resume%s.",
             registration.pk,
-            _ERROR,
+            _STOPPED[_Stop(reason)],
+            ", or its credentials are changed"
+            if reason == _Stop.CREDENTIALS_REFUSED
+            else "",
         )
 
 
-def resume_refreshes(registration: ClientRegistration) -> bool:
+def may_refresh(registration: ClientRegistration) -> bool:
     """
-    Let the worker refresh again, if it was stopped; what had failed is due at once.
+    Return whether a refresh token of *registration* may be sent.
+
+    While it is stopped, one request every few minutes tests whether it works again.
+    """
+    return registration.refresh_stopped_at is None or (
+        ClientRegistration.objects.claim_probe(registration.pk, pause=_PROBE_PAUSE)
+    )
+
+
+def refuses_nearly_all(registration: ClientRegistration) -> bool:
+    """
+    Return whether the server is at fault, and stop the registration if so.
+
+    It is if twenty grants were lost within an hour, and no more than twenty were
+    refreshed since the first of them: for example, a server restored from a backup
+    knows no tokens. Grants past their known end do not count, nor do those that were
+    refused, restored by an operator, and refused again.
+    """
+    grants = TokenGrant.objects.filter(registration=registration)
+    is_stopped = ClientRegistration.objects.filter(
+        pk=registration.pk, refresh_stop_reason=_Stop.GRANTS_REFUSED
+    )
+    if is_stopped.exists():
+        return True
+    lost = grants.lost_early(within=_LOST_WITHIN).exclude(last_error=REFUSED_AGAIN)
+    lost = lost.order_by("-ended_at")
+    times = list(lost.values_list("ended_at", flat=True)[:_LOST_AT_ONCE])
+    if len(times) < _LOST_AT_ONCE:
+        return False
+    if grants.active().filter(received_at__gte=times[-1]).count() > _LOST_AT_ONCE:
+        return False
+    stop_refreshes(registration, reason=_Stop.GRANTS_REFUSED)
+    return True
+
+
+def resume_refreshes(
+    registration: ClientRegistration, *, by_operator: bool = False
+) -> bool:
+    """
+    Resume stopped refreshes; grants that had failed are due immediately.
+
+    A successful refresh resumes them as well, unless the server had refused the tokens
+    of nearly all grants. If an operator resumes them, these grants are restored if
+    their tokens are still stored and their owner has not connected again.
 
     Returns:
-        Whether it was stopped.
+        ``True`` if refreshes continue now.
     """
+    reason = registration.refresh_stop_reason
     if registration.refresh_stopped_at is None:
         return False
-    ClientRegistration.objects.filter(pk=registration.pk).update(
-        refresh_stopped_at=None
-    )
-    registration.refresh_stopped_at = None
-    TokenGrant.objects.wake([registration.pk], error_codes=[_ERROR])
-    logger.info("Registration %s: refreshes go on", registration.pk)
+    rows = ClientRegistration.objects.filter(pk=registration.pk)
+    if reason == _Stop.GRANTS_REFUSED and not by_operator:
+        # This grant was valid; the next attempt shows whether the others are.
+        rows.update(refresh_probe_at=DatabaseNow())
+        return False
+    if reason == _Stop.GRANTS_REFUSED:
+        restored = TokenGrant.objects.filter(registration=registration).restore_lost()
+        logger.info("Registration %s: %s grants restored", registration.pk, restored)
+    rows.update(refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None)
+    registration.refresh_stopped_at, registration.refresh_stop_reason = None, ""
+    TokenGrant.objects.wake([registration.pk], error_codes=_Stop.values)
+    logger.info("Registration %s: refreshes resumed", registration.pk)
     return True

@@ -1,4 +1,4 @@
-"""Writes that must not be lost because of another one, or of a moment's outage."""
+"""Writes that neither a concurrent write nor a short outage may lose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from django.db import (
     InterfaceError,
     InternalError,
     OperationalError,
-    connection,
     connections,
     router,
     transaction,
@@ -31,70 +30,95 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-# A database that fails over is back by then.
+# Seconds for which a reachable database may refuse a write: during a failover, it is
+# read-only for a while.
 _LONGEST = 60.0
+# Reported as OperationalError by MariaDB and SQLite, but permanent.
+_MARIADB_SCHEMA = frozenset({1054, 1146})  # unknown column, no such table
+_SQLITE_SCHEMA = "no such "
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 0.5
 _TRIES = 4
 
 
-def insist(write: Callable[[], _Result]) -> _Result:
+def insist(write: Callable[[], _Result], *, grant_id: int | None = None) -> _Result:
     """
-    Do *write*, again and again while the database cannot be reached.
+    Call *write* repeatedly while the database is unavailable.
 
-    For new tokens: the EHR may have taken the old ones back, and nobody else has these.
+    For new tokens: the EHR may have revoked the old ones, and these exist nowhere else.
+    Retries without limit while the database cannot be reached, and for a minute while
+    it is reachable but refuses.
 
     Args:
-        write: compare-and-set; it may have happened although an error came.
+        write: compare-and-set; it may have succeeded despite an error.
+        grant_id: the grant of the tokens, for the log.
 
     Raises:
-        OperationalError, InterfaceError, InternalError: of the last try, or of the only
-            one inside a transaction.
+        OperationalError, InterfaceError, InternalError: from the last attempt, or from
+            the only one inside a transaction.
     """
     using = router.db_for_write(TokenGrant)
-    deadline = time.monotonic() + _LONGEST
-    wait = _FIRST_WAIT
+    wait, refused, started = _FIRST_WAIT, 0.0, time.monotonic()
+    reported = started
     while True:
+        tried = time.monotonic()
         try:
             with waiting_for_locks():
                 return write()
         except (InterfaceError, InternalError, OperationalError) as exc:
-            if connections[using].in_atomic_block or time.monotonic() > deadline:
+            connection = connections[using]
+            if connection.in_atomic_block or _is_about_schema(exc):
                 raise
-            logger.warning(
-                "New tokens are not stored yet, once more (%s)", type(exc).__name__
-            )
-        _drop(connections[using])
+            now = time.monotonic()
+            if connection.connection is not None and connection.is_usable():
+                refused += now - tried + wait
+                if refused > _LONGEST:
+                    raise
+            if tried == started or now - reported > _LONGEST:
+                reported = now
+                logger.warning(
+                    "Grant %s: not stored for %.0f s, trying again (%s)",
+                    grant_id,
+                    now - started,
+                    type(exc).__name__,
+                )
+        _drop(connection)
         time.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _is_about_schema(error: Exception) -> bool:
+    first = next(iter(error.args), None)
+    return first in _MARIADB_SCHEMA or str(first).startswith(_SQLITE_SCHEMA)
 
 
 def store_together(
     write: Callable[[], _Result], *, restart: Callable[[], None]
 ) -> _Result:
     """
-    Do *write* in a transaction, and again where another one got in its way.
+    Call *write* in a transaction, and again if a concurrent one interfered.
 
-    Of two callbacks at one moment one may have made the row that the other looked for
-    in vain; or the database ends one of them, to take both out of a deadlock.
+    Of two simultaneous callbacks, one may have created the row that the other did not
+    find; or the database aborts one of them to resolve a deadlock.
 
     Args:
-        restart: takes back what the last try changed in memory.
+        restart: reverts what the last attempt changed in memory.
 
     Raises:
-        IntegrityError, InternalError, OperationalError: of the last try.
+        IntegrityError, InternalError, OperationalError: from the last attempt.
     """
+    connection = connections[router.db_for_write(TokenGrant)]
     tries, wait = 1, _FIRST_WAIT
     while True:
         try:
-            with transaction.atomic():
+            with transaction.atomic(using=connection.alias):
                 return write()
         except (IntegrityError, InternalError, OperationalError) as exc:
-            # A deadlock takes an outer transaction with it.
+            # A deadlock also aborts an outer transaction.
             is_over = connection.in_atomic_block and not isinstance(exc, IntegrityError)
             if is_over or tries == _TRIES:
                 raise
-            logger.info("A write is tried once more (%s)", type(exc).__name__)
+            logger.info("Retrying a write (%s)", type(exc).__name__)
             if isinstance(exc, InternalError):
                 _drop(connection)
         restart()
@@ -104,10 +128,10 @@ def store_together(
 
 def _drop(connection: BaseDatabaseWrapper) -> None:
     """
-    Have the next statement open another connection.
+    Make the next statement open a new connection.
 
-    After a failover PostgreSQL's old server may be there still, and refuse each write
-    (an ``InternalError``); a pool would give its connection out once more.
+    After a failover, PostgreSQL's old server may still run and refuse each write
+    (``InternalError``); a pool would hand out its connection again.
     """
     if connection.vendor == "postgresql" and connection.connection is not None:
         connection.connection.close()

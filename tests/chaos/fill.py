@@ -1,8 +1,8 @@
 """
 Make the tables of the deployment and fill in its grants.
 
-Standard input is JSON: the server's base URL and the tokens.  The grants come due one
-after another within the life of their access tokens.
+Standard input is JSON: tokens by the base URL of their server.  The grants of a server
+come due one after another within the life of their access tokens.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ def main() -> None:
 
     call_command("migrate", verbosity=0)
     wanted = json.load(sys.stdin)
-    registration = make_registration(server__base_url=wanted["base_url"])
     now, life = timezone.now(), timedelta(seconds=wanted["lifetime"])
     scope = "patient/Patient.rs offline_access"
     grants = []
-    for place, (access_token, refresh_token) in enumerate(wanted["tokens"]):
-        share = place / len(wanted["tokens"])
-        grant = TokenGrant(
-            registration=registration,
-            is_offline=True,
-            scope=scope,
-            scope_granted=scope,
-            patient_id=PATIENT,
-            received_at=now,
-            expires_at=now + life,
-            refresh_due_at=now + life * share * 0.7,
+    for number, (base_url, tokens) in enumerate(wanted["servers"].items(), 1):
+        registration = make_registration(
+            server__slug=f"ehr-{number}", server__base_url=base_url
         )
-        grant.set_tokens(access_token=access_token, refresh_token=refresh_token)
-        grants.append(grant)
+        for place, (access_token, refresh_token) in enumerate(tokens):
+            grant = TokenGrant(
+                registration=registration,
+                is_offline=True,
+                scope=scope,
+                scope_granted=scope,
+                patient_id=PATIENT,
+                received_at=now,
+                expires_at=now + life,
+                refresh_due_at=now + life * place / len(tokens) * 0.7,
+            )
+            grant.set_tokens(access_token=access_token, refresh_token=refresh_token)
+            grants.append(grant)
     TokenGrant.objects.bulk_create(grants, batch_size=500)
 
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from django_smart.fields import digest
 from tests.chaos.deployment import Deployment
 from tests.chaos.ehr import Ledger, give_tokens, make_ehr
 from tests.chaos.nodes import Node
+from tests.services import postgresql_url
 
-__all__ = ["Run", "Scale", "deploy", "running"]
+__all__ = ["Run", "Scale", "deploy", "prepare", "running", "service_database"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,27 +125,61 @@ def running(kind: type[_Node]) -> Iterator[_Node]:
 
 
 @contextlib.contextmanager
+def service_database() -> Iterator[str]:
+    """A database of its own on the server that runs anyway; yields its URL."""
+    name = f"chaos_{uuid.uuid4().hex[:12]}"
+    server = postgresql_url("postgres").replace("postgres:", "postgresql:", 1)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            yield postgresql_url(name)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def prepare(
+    scale: Scale,
+    folder: Path,
+    broker_url: str,
+    database_url: str,
+    servers: dict[str, list[tuple[str, str]]],
+) -> dict[str, str]:
+    """
+    Make tables, servers and their grants.
+
+    Args:
+        servers: by base URL, access and refresh token of each grant.
+
+    Returns:
+        The environment of the processes.
+    """
+    environment = os.environ | scale.environment
+    environment |= {
+        "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
+        "DATABASE_URL": database_url,
+        "CELERY_BROKER_URL": broker_url,
+        "HOME": str(folder),
+    }
+    wanted = {"lifetime": scale.lifetime, "servers": servers}
+    subprocess.run(
+        [sys.executable, "-m", "tests.chaos.fill"],
+        cwd=_ROOT,
+        env=environment,
+        input=json.dumps(wanted).encode(),
+        check=True,
+    )
+    return environment
+
+
+@contextlib.contextmanager
 def deploy(scale: Scale, folder: Path, broker: Any, database_url: str) -> Iterator[Run]:
     """An EHR, and a deployment with its grants; *folder* is for logs."""
     ledger = Ledger(limit=scale.timeout[1], late_share=scale.late_share)
     ehr = make_ehr(ledger, access_token_lifetime=scale.lifetime)
     with ehr.serve("127.0.0.1"):
-        environment = os.environ | scale.environment
-        environment |= {
-            "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
-            "DATABASE_URL": database_url,
-            "CELERY_BROKER_URL": broker.url,
-            "HOME": str(folder),
-        }
         tokens = give_tokens(ehr, scale.grants)
-        wanted = {"base_url": ehr.base_url, "lifetime": scale.lifetime}
-        subprocess.run(
-            [sys.executable, "-m", "tests.chaos.fill"],
-            cwd=_ROOT,
-            env=environment,
-            input=json.dumps({**wanted, "tokens": tokens}).encode(),
-            check=True,
-        )
+        servers = {ehr.base_url: tokens}
+        environment = prepare(scale, folder, broker.url, database_url, servers)
         deployment = Deployment(folder, environment, ledger)
         run = Run(scale, deployment, ledger, broker, database_url)
         known = {digest(refresh): refresh for _, refresh in tokens}

@@ -17,6 +17,7 @@ SMART_REFRESH_FLOOR = float(os.environ["CHAOS_FLOOR"])
 
 CELERY_BROKER_URL = os.environ["CELERY_BROKER_URL"]
 CELERY_TASK_ALWAYS_EAGER = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULE = {
     name: {**entry, "schedule": min(entry["schedule"], float(os.environ["CHAOS_TICK"]))}

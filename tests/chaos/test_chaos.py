@@ -8,12 +8,10 @@ before the new one was stored, or the answer came when the client had given up.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,14 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from tests.chaos.deployment import KINDS
 from tests.chaos.ehr import WEATHERS, Rotation
 from tests.chaos.nodes import PostgreSQLNode, RabbitMQNode, RedisNode
-from tests.chaos.run import Run, Scale, deploy, running
-from tests.services import postgresql_url
+from tests.chaos.run import Run, Scale, deploy, running, service_database
 
 #: Rotated answers that could not be delivered within the client's limit.
 _UNDELIVERED = ("killed, answer lost", "late")
@@ -79,19 +75,6 @@ def own_postgresql() -> Iterator[PostgreSQLNode]:
     """A server that can be killed."""
     with running(PostgreSQLNode) as node:
         yield node
-
-
-@contextlib.contextmanager
-def _database_of_the_service() -> Iterator[str]:
-    """A database of its own on the server that runs anyway."""
-    name = f"chaos_{uuid.uuid4().hex[:12]}"
-    server = postgresql_url("postgres").replace("postgres:", "postgresql:", 1)
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        try:
-            yield postgresql_url(name)
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 class _Chaos:
@@ -238,7 +221,7 @@ def _check(run: Run, plan: Plan, *, cuts: int, overdue: int) -> None:
 def test_few_seconds_of_chaos_lose_no_grant_without_a_reason(tmp_path: Path) -> None:
     scale, plan = _SHORT
     with (
-        _database_of_the_service() as url,
+        service_database() as url,
         running(RedisNode) as broker,
         deploy(scale, tmp_path, broker, url) as run,
     ):

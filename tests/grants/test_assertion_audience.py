@@ -11,7 +11,13 @@ import pytest
 from django_smart import transport
 from django_smart.exceptions import CredentialsError
 from django_smart.grants.ending import disconnect_grant, revoke_tokens
-from django_smart.models import ClientRegistration, SigningKey
+from django_smart.grants.engine import revoke_grants
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    SigningKey,
+    TokenGrant,
+)
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.servers.http import send
 from django_smart.servers.signing_keys import ensure_active_key
@@ -80,7 +86,7 @@ def _present(assertion: str, ehr: EHRSimulator) -> int:
         headers={"Content-Type": "application/x-www-form-urlencoded"},
         body=body.encode(),
     )
-    return send(request).status_code
+    return send(request, server=None).status_code
 
 
 def test_revocation_carries_an_assertion_for_its_receiver_alone(
@@ -115,6 +121,23 @@ def test_column_names_the_token_endpoint_at_its_own_origin(
     assert claims["aud"] == ehr.token_endpoint
 
 
+def test_log_names_the_column_where_only_revocation_refuses_the_assertion(
+    ehr: EHRSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    ensure_active_key("RS384")
+    _register_with_keys(ehr)
+    ehr.quirks = ["assertion_token_endpoint"]
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    ended = disconnect_grant(grant)
+    assert revoke_grants(ended) == 0
+    assert "assertion_audience" in caplog.text
+    caplog.clear()
+    FHIRServer.objects.update(assertion_audience="token_endpoint")
+    assert revoke_grants(ended) == 1
+    assert "assertion_audience" not in caplog.text
+
+
 def test_column_names_no_token_endpoint_of_another_origin(
     ehr: EHRSimulator, honest: EHRSimulator
 ) -> None:
@@ -129,3 +152,16 @@ def test_column_names_no_token_endpoint_of_another_origin(
     with pytest.raises(CredentialsError, match="origin"):
         revoke_tokens(grant)
     assert len(ehr.requests_to("revoke")) == before
+
+
+@pytest.mark.usefixtures("honest")
+def test_disputed_token_endpoint_is_named_in_no_assertion(ehr: EHRSimulator) -> None:
+    _register_with_keys(ehr, server__assertion_audience="token_endpoint")
+    grant = connect(make_browser(), ehr).grant
+    assert grant is not None
+    FHIRServer.objects.update(disputed={"owners": ["meadow"]})
+    revoke_tokens(TokenGrant.objects.get(pk=grant.pk))
+    claims = jwt.decode(
+        _get_assertion(ehr, "revoke"), options={"verify_signature": False}
+    )
+    assert claims["aud"] == ehr.revocation_endpoint

@@ -289,15 +289,15 @@ def test_busy_server_is_asked_a_second_time_with_a_new_assertion(
     [
         (
             {"token_endpoint_auth_methods_supported": ["client_secret_basic"]},
-            "register the client there, and here, for one of these",
+            "register the client",
         ),
         (
             {"token_endpoint_auth_signing_alg_values_supported": ["RS384"]},
-            "set the registration's signing algorithm",
+            "signing algorithm",
         ),
         (
             {"grant_types_supported": ["authorization_code"]},
-            "does not offer the grant type client_credentials",
+            "does not support the grant type client_credentials",
         ),
     ],
 )
@@ -318,27 +318,44 @@ def test_server_that_lacks_it_is_sent_no_assertion(
 
 
 @pytest.mark.compliance("BACK-01", "REG-04")
-@pytest.mark.parametrize("method", ["none", "client_secret_basic"])
-def test_other_methods_are_refused_in_the_row_and_by_the_client(
-    ehr: EHRSimulator, method: str
+def test_public_client_is_refused_in_the_row_and_by_the_client(
+    ehr: EHRSimulator,
 ) -> None:
-    secret = "x" if method.startswith("client_secret") else ""
-    with pytest.raises(ValidationError, match="private_key_jwt only"):
-        make_service(ehr, token_endpoint_auth_method=method, client_secret=secret)
+    with pytest.raises(ValidationError, match="private_key_jwt"):
+        make_service(ehr, token_endpoint_auth_method="none")
     registration = ClientRegistration(
         server=FHIRServer.objects.get(),
-        token_endpoint_auth_method=method,
-        client_secret=secret,
+        token_endpoint_auth_method="none",
         system_scope=SERVICE_SCOPE,
     )
     with pytest.raises(CredentialsError, match="private_key_jwt"):
         backend_client_for(registration)
 
 
+@pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
+def test_secret_is_enough_where_the_server_takes_no_keys(
+    ehr: EHRSimulator, method: str
+) -> None:
+    answer(ehr, "/smart-configuration", token_endpoint_auth_methods_supported=[method])
+    service = make_service(
+        ehr, token_endpoint_auth_method=method, client_secret="s3cret"
+    )
+    ehr.register_client(
+        SERVICE_ID, auth_method=method, client_secret="s3cret", scope=SERVICE_SCOPE
+    )
+    assert read(backend_client_for(service)) == PATIENT
+    ehr.register_client(
+        SERVICE_ID, auth_method=method, client_secret="another", scope=SERVICE_SCOPE
+    )
+    TokenGrant.objects.all().delete()
+    with pytest.raises(TokenResponseError, match="invalid_client"):
+        read(backend_client_for(service))
+
+
 @pytest.mark.compliance("BACK-04")
 @pytest.mark.parametrize("scope", ["patient/Patient.rs", "user/*.rs system/*.rs"])
 def test_scopes_of_people_are_refused_in_the_row(ehr: EHRSimulator, scope: str) -> None:
-    with pytest.raises(ValidationError, match="write system/ for"):
+    with pytest.raises(ValidationError, match="use a system/ scope"):
         make_service(ehr, system_scope=scope)
 
 
@@ -346,15 +363,21 @@ def test_scopes_of_people_are_refused_in_the_row(ehr: EHRSimulator, scope: str) 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"is_active": False}, "switched off"),
-        ({"server__is_active": False}, "switched off"),
+        ({"is_active": False}, "inactive"),
+        ({"server__is_active": False}, "inactive"),
         ({"system_scope": ""}, "set its system_scope"),
     ],
 )
 def test_registration_that_is_not_for_it_is_refused_at_once(
     ehr: EHRSimulator, values: dict[str, Any], message: str
 ) -> None:
-    registration = make_service(ehr, **values)
+    registration = make_service(
+        ehr, **{name: value for name, value in values.items() if name != "system_scope"}
+    )
+    if "system_scope" in values:
+        # Saving it is refused.
+        ClientRegistration.objects.update(**values)
+        registration.refresh_from_db()
     with pytest.raises(InactiveRegistrationError, match=message):
         backend_client_for(registration)
     assert ehr.requests == []

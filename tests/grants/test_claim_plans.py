@@ -1,4 +1,4 @@
-"""What a claim reads among many grants: those that are due, and not the others."""
+"""What a claim reads among many grants: those it claims, and hardly any others."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_smart.grants.engine import claim_due_batches
-from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.grants.server_limits import MOST_CLAIMED
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 
 # MariaDB commits with ANALYZE TABLE, so what is filled in has to be taken out again.
 pytestmark = pytest.mark.django_db(transaction=True)
 
 _DUE = 100
+_POSTGRESQL = pytest.mark.skipif(
+    connection.vendor != "postgresql", reason="as PostgreSQL explains"
+)
 
 
-def _fill(registration: ClientRegistration, number: int) -> None:
-    """*number* grants, of which a hundred are due, by one INSERT."""
+def _fill(registration: ClientRegistration, number: int, *, are_due: bool) -> None:
+    """*number* grants, of which a hundred or all are due, by one INSERT."""
     now = timezone.now()
     TokenGrant.objects.bulk_create(
         TokenGrant(
@@ -28,7 +32,7 @@ def _fill(registration: ClientRegistration, number: int) -> None:
             is_offline=True,
             received_at=now,
             expires_at=now + timedelta(hours=1, seconds=offset),
-            refresh_due_at=now + timedelta(minutes=45 + offset),
+            refresh_due_at=now + timedelta(minutes=-offset if are_due else offset + 45),
         )
         for offset in range(1000)
     )
@@ -51,8 +55,9 @@ def _fill(registration: ClientRegistration, number: int) -> None:
             f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {table}"
             f" CROSS JOIN ({numbers}) AS many"
         )
-        due = TokenGrant.objects.order_by("pk").values_list("pk", flat=True)[:_DUE]
-        TokenGrant.objects.filter(pk__in=list(due)).update(refresh_due_at=now)
+        if not are_due:
+            due = TokenGrant.objects.order_by("pk").values_list("pk", flat=True)[:_DUE]
+            TokenGrant.objects.filter(pk__in=list(due)).update(refresh_due_at=now)
         cursor.execute(
             {
                 "postgresql": f"ANALYZE {table}",
@@ -63,11 +68,11 @@ def _fill(registration: ClientRegistration, number: int) -> None:
     assert TokenGrant.objects.count() == number
 
 
-def _claim() -> list[str]:
-    """Claim what is due; returns the SELECTs that were needed."""
+def _claim(number: int) -> list[str]:
+    """Claim *number* grants; returns the SELECTs that were needed."""
     with CaptureQueriesContext(connection) as captured:
         batches = list(claim_due_batches())
-    assert [len(batch) for batch in batches] == [_DUE]
+    assert sum(len(batch) for batch in batches) == number
     table = connection.ops.quote_name(TokenGrant._meta.db_table)
     return [
         each["sql"]
@@ -76,7 +81,7 @@ def _claim() -> list[str]:
     ]
 
 
-def _check_plan(sql: str) -> None:
+def _explain(sql: str) -> Any:
     explain = {
         "postgresql": "EXPLAIN (ANALYZE, FORMAT JSON) ",
         "mysql": "ANALYZE FORMAT=JSON ",
@@ -85,6 +90,11 @@ def _check_plan(sql: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(explain + sql)
         plan: Any = cursor.fetchall()
+    return plan
+
+
+def _check_plan(sql: str) -> None:
+    plan = _explain(sql)
     text = str(plan)
     grant_table = TokenGrant._meta.db_table
     if connection.vendor == "postgresql":
@@ -100,10 +110,19 @@ def _check_plan(sql: str) -> None:
             read = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
             assert read <= 3 * _DUE, text
     elif connection.vendor == "sqlite":
-        assert f"SCAN {grant_table}" not in text, text
-        assert "django_smart_grant_due" in text or "PRIMARY KEY" in text, text
+        # Inside a subquery, Django names the table U0.
+        steps = [
+            step
+            for *_, step in plan
+            if step.split()[1] in {grant_table, "U0"} and step.split()[0] != "USE"
+        ]
+        assert steps, text
+        for step in steps:
+            assert "django_smart_grant_due" in step or "PRIMARY KEY" in step, text
     else:
-        assert '"access_type": "ALL"' not in text.split(grant_table, 1)[1][:200], text
+        for part in text.split('"table_name": "')[1:]:
+            if part.startswith((f'{grant_table}"', 'U0"')):
+                assert '"access_type": "ALL"' not in part[:200], text
         assert "django_smart_grant_due" in text or "PRIMARY" in text, text
 
 
@@ -112,8 +131,8 @@ def _walk(step: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_claim(registration: ClientRegistration, number: int) -> None:
-    _fill(registration, number)
-    selects = _claim()
+    _fill(registration, number, are_due=False)
+    selects = _claim(_DUE)
     TokenGrant.objects.filter(claimed_until__isnull=False).update(claimed_until=None)
     assert len(selects) >= 2
     for sql in selects:
@@ -132,3 +151,35 @@ def test_claim_among_a_million_grants_reads_those_that_are_due(
     registration: ClientRegistration,
 ) -> None:
     _check_claim(registration, 1_000_000)
+
+
+def _check_backlog(registration: ClientRegistration, number: int) -> None:
+    FHIRServer.objects.update(refresh_seconds=0.01)
+    _fill(registration, number, are_due=True)
+    _claim(MOST_CLAIMED)
+    # Nothing was taken up, so nothing more is claimed.
+    selects = _claim(0)
+    assert len(selects) == 2
+    for sql in selects:
+        (plan,) = _explain(sql)[0][0]
+        for step in _walk(plan["Plan"]):
+            read = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
+            # One registration is put in order, and no grants.
+            most = 1 if "Sort" in step["Node Type"] else 2 * MOST_CLAIMED
+            assert read <= most, plan
+
+
+@_POSTGRESQL
+def test_claim_among_many_due_grants_sorts_nothing(
+    registration: ClientRegistration,
+) -> None:
+    _check_backlog(registration, 100_000)
+
+
+@_POSTGRESQL
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_claim_among_a_million_due_grants_sorts_nothing(
+    registration: ClientRegistration,
+) -> None:
+    _check_backlog(registration, 1_000_000)

@@ -61,7 +61,7 @@ def _is_revoked_at(ehr: EHRSimulator, token: str) -> bool:
 def test_launch_of_another_user_ends_the_earlier_ones_of_the_browser(
     ehr: EHRSimulator, commit: Callable[[], Any]
 ) -> None:
-    make_registration(ehr_scope=_ONLINE)
+    make_registration(ehr_scope=_ONLINE, user_switch="switch")
     browser = make_browser()
     first, second = launch(browser, ehr), launch(browser, ehr)
     cookie = browser.cookies[_COOKIE].value
@@ -120,10 +120,10 @@ def test_user_whose_session_ran_out_finds_the_earlier_launch_after_another_one(
     assert open_page(browser, first) == open_page(browser, second) == 200
 
 
-@pytest.mark.usefixtures("registration")
 def test_offline_grants_outlive_a_change_of_user(
     ehr: EHRSimulator, commit: Callable[[], Any]
 ) -> None:
+    make_registration(user_switch="switch")
     browser = make_browser()
     first = connect(browser, ehr)
     assert _grant(first).is_offline

@@ -16,7 +16,9 @@ from django_smart.grants.engine import (
     claim_due_batches,
     refresh_grants,
     revoke_grants,
+    run_tick,
 )
+from django_smart.grants.server_limits import MOST_CLAIMED
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.signals import grant_refreshed
@@ -107,7 +109,7 @@ def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
     assert list(claim_due_batches()) == [[here[0]]]
     assert list(claim_due_batches()) == []
     TokenGrant.objects.update(claimed_until=timezone.now())
-    assert [len(batch) for batch in claim_due_batches()] == [2, 1, 2]
+    assert [len(batch) for batch in claim_due_batches()] == [2, 2, 1]
 
 
 def test_tick_with_nothing_to_do_is_one_query(
@@ -138,10 +140,55 @@ def test_first_batches_leave_before_all_is_claimed(
     batches = claim_due_batches()
     batch = next(batches)
     claimed = TokenGrant.objects.filter(claimed_until__isnull=False).count()
-    assert (len(batch), claimed) == (100, 200)
+    assert (len(batch), claimed) == (100, 100)
     rest = list(batches)
     assert [len(each) for each in rest] == [100, 100, 1]
     assert sorted(batch + [pk for each in rest for pk in each]) == grant_ids
+
+
+def test_grants_of_two_registrations_at_one_server_go_by_need(
+    registration: ClientRegistration,
+) -> None:
+    other = make_registration(
+        registration.server,
+        client_id="another",
+        is_ehr_default=False,
+        is_standalone_default=False,
+    )
+    now = timezone.now()
+    grants = [
+        _make_grant(each, expires_at=now + timedelta(minutes=minutes)).pk
+        for each, minutes in ((registration, 3), (other, 2), (registration, 1))
+    ]
+    assert list(claim_due_batches()) == [grants[::-1]]
+
+
+def test_server_with_very_much_to_do_leaves_room_for_the_others(
+    registration: ClientRegistration,
+) -> None:
+    now = timezone.now()
+    share = MOST_CLAIMED // 2
+    FHIRServer.objects.update(refresh_seconds=0.01)
+    TokenGrant.objects.bulk_create(
+        TokenGrant(
+            registration=registration,
+            is_offline=True,
+            received_at=now,
+            expires_at=now,
+            refresh_due_at=now - timedelta(hours=2),
+        )
+        for _ in range(share + 1)
+    )
+    other = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    grant = _make_grant(other)
+    batches: list[tuple[list[int], bool]] = []
+    run_tick(lambda *batch: batches.append(batch))
+    assert batches.pop(1) == ([grant.pk], False)
+    assert sum(len(grant_ids) for grant_ids, _ in batches) == share
+    # So that they are not left to beat.
+    assert all(has_more for _, has_more in batches)
 
 
 @pytest.mark.usefixtures("registration")

@@ -49,7 +49,7 @@ _UNANSWERED = {
         introspect_infinite_exp introspect_list_scope introspect_missing_active
         introspect_not_json introspect_not_utf8 introspect_null_active
         introspect_number_active introspect_number_client_id introspect_number_iss
-        introspect_number_patient introspect_number_sub introspect_object_fhir_user
+        introspect_number_patient introspect_object_fhir_user
         introspect_path_patient introspect_text_active introspect_text_exp
     """,
     "token_server_error": """
@@ -61,6 +61,7 @@ UNANSWERED = {
 }
 # The answer is about somebody or something else: grant and launch end.
 CHANGED = [
+    "introspect_number_sub",
     "introspect_other_encounter",
     "introspect_other_patient",
     "introspect_other_subject",

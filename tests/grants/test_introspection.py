@@ -89,7 +89,7 @@ def test_token_that_nobody_knows_is_dead(ehr: EHRSimulator, grant: TokenGrant) -
 def test_without_a_token_to_ask_with_nothing_is_sent(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
-    with pytest.raises(CredentialsError, match="pass access_token, or set the mode"):
+    with pytest.raises(CredentialsError, match="pass access_token, or set the server"):
         introspect(grant.access_token, registration=grant.registration)
     assert ehr.requests_to("introspect") == []
 
@@ -103,7 +103,7 @@ def test_server_without_introspection_is_told_of(
     with pytest.raises(UnsupportedServerError, match="introspection_endpoint"):
         introspect("x", registration=grant.registration, access_token="y")
     # What is set by hand is used.
-    server.introspection_endpoint = ehr.introspection_endpoint
+    server.overrides = {"introspection_endpoint": ehr.introspection_endpoint}
     assert introspect_grant(grant).active
 
 
@@ -228,3 +228,41 @@ def test_grant_without_an_identity_compares_no_person(
     answer(ehr, PATH, sub="another")
     grant.identity = None
     assert introspect_grant(grant).active
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        (["client_secret_basic", "private_key_jwt"], "Basic"),
+        (["client_secret_basic", "Bearer"], "Bearer"),
+        (["private_key_jwt"], "Bearer"),
+        (None, "Bearer"),
+    ],
+)
+def test_server_says_how_it_wants_to_be_asked(
+    ehr: EHRSimulator, grant: TokenGrant, methods: list[str] | None, expected: str
+) -> None:
+    overrides = {"introspection_endpoint_auth_methods_supported": methods}
+    FHIRServer.objects.update(overrides=overrides)
+    assert introspect_grant(reload_grant(grant.pk)).active
+    (request,) = ehr.requests_to("introspect")
+    assert request.headers["Authorization"].startswith(f"{expected} ")
+
+
+def test_subject_that_is_a_number_is_the_same_person(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    Identity.objects.update(subject="7")
+    ehr.faults.add("introspect_number_sub")
+    assert introspect_grant(reload_grant(grant.pk)).subject == "7"
+
+
+def test_style_of_an_insecure_host_is_kept_where_it_may_be(
+    ehr: EHRSimulator, grant: TokenGrant, settings: Any
+) -> None:
+    url = "http://127.0.0.1/style.json"
+    answer(ehr, PATH, smart_style_url=url)
+    for hosts, expected in ([], None), (["127.0.0.1"], url):
+        settings.SMART_INSECURE_HTTP_HOSTS = hosts
+        answered = introspect_grant(reload_grant(grant.pk))
+        assert answered.context.smart_style_url == expected

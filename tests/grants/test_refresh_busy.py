@@ -6,9 +6,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from django.db import connection
 from werkzeug.wrappers import Response
 
-from django_smart.exceptions import ServerTimeoutError, TokenServerError
+from django_smart.exceptions import (
+    RefreshBusyError,
+    ServerTimeoutError,
+    TokenServerError,
+)
 from django_smart.grants.refresh import (
     get_access_token,
     refresh_grant,
@@ -79,7 +84,7 @@ def test_refresh_after_a_401_waits_as_well(
     assert slept == [0.5]
 
 
-@pytest.mark.parametrize("value", ["6", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "soon"])
+@pytest.mark.parametrize("value", ["6", "Wed, 21 Oct 2099 07:28:00 GMT", "-1", "soon"])
 def test_long_or_odd_retry_after_is_not_waited_for(
     ehr: EHRSimulator,
     grant: TokenGrant,
@@ -197,3 +202,43 @@ def test_second_try_has_an_assertion_of_its_own(
     ehr.interceptors.append(respond_once_busy)
     get_access_token(grant)
     assert len(set(assertions)) == 2
+
+
+@pytest.mark.parametrize(("seconds", "requests"), [(5, 1), (60, 0)])
+def test_process_that_was_stopped_sends_nothing_once_its_lease_is_too_short(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    host_clock: HostClock,
+    seconds: float,
+    requests: int,
+) -> None:
+    grant = expire(grant, ehr)
+
+    def be_stopped(execute: Any, sql: str, params: Any, *args: Any) -> Any:
+        result = execute(sql, params, *args)
+        if sql.startswith("UPDATE") and "lease_owner" in sql:
+            host_clock.shift(seconds)
+        return result
+
+    with connection.execute_wrapper(be_stopped):
+        if requests:
+            assert get_access_token(grant) in ehr.store.access_tokens
+        else:
+            with pytest.raises(RefreshBusyError):
+                get_access_token(grant)
+    assert len(ehr.requests_to("refresh")) == requests
+    assert reload_grant(grant.pk).status == "active"
+
+
+def test_process_that_was_stopped_does_not_ask_a_busy_server_again(
+    ehr: EHRSimulator,
+    grant: TokenGrant,
+    host_clock: HostClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grant = expire(grant, ehr)
+    busy(ehr)
+    monkeypatch.setattr("time.sleep", lambda _: host_clock.shift(60))
+    with pytest.raises(TokenServerError):
+        get_access_token(grant)
+    assert ehr.requests_to("token") == []

@@ -9,11 +9,12 @@ import time_machine
 from django.db import connection
 from django.utils import timezone
 
+from django_smart.contrib.monitoring import read_health
 from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.factories import make_grants, reload_grant
+from tests.factories import make_grant, make_grants, reload_grant
 from tests.grants.working import refresh_due
 
 pytestmark = pytest.mark.django_db
@@ -140,3 +141,16 @@ def test_lease_of_another_host_is_held_whatever_the_own_clock_says(
         assert refresh_grants([grant_id]) == RefreshResult(skipped=1)
     assert ehr.requests_to("refresh") == []
     assert reload_grant(grant_id).lease_owner == "another"
+
+
+@_ONE_CLOCK
+@_OFF
+def test_host_whose_clock_is_off_shows_how_long_grants_wait(
+    registration: ClientRegistration, off: timedelta
+) -> None:
+    now = timezone.now()
+    make_grant(registration, refresh_due_at=now - timedelta(seconds=2))
+    with time_machine.travel(now + off):
+        health = read_health()[registration.server_id]
+    assert health.due == 1
+    assert timedelta(seconds=2) <= health.overdue < timedelta(minutes=1)

@@ -20,6 +20,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
+from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.factories import make_grants, make_registration, reload_grant
@@ -153,3 +154,29 @@ def test_of_64_threads_in_4_processes_one_refreshes_200_times(
     served: EHRSimulator,
 ) -> None:
     _race(served, 200)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_answer_after_the_read_limit_of_reads_is_waited_for(
+    served: EHRSimulator, settings: Any
+) -> None:
+    registration = make_registration(server__base_url=served.base_url)
+    first, second = make_grants(served, registration, 2)
+    assert refresh_grants([first]) == RefreshResult(refreshed=1)
+    # Shorter than the token endpoint takes.
+    settings.SMART_HTTP_TIMEOUT = (5, 0.05, 20)
+    assert refresh_grants([second]) == RefreshResult(refreshed=1)
+
+
+def test_site_whose_router_names_another_database_refreshes_there(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.grants.routed", str(tmp_path)],
+        cwd=_ROOT,
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

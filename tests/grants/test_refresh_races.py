@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -450,3 +452,43 @@ def test_connection_goes_back_to_a_pool_as_it_came(
         with pytest.raises(RefreshInTransactionError):
             renew_access_token(grant, grant.access_token)
     assert limits == [read_limit(connection)] * 2
+
+
+@pytest.fixture
+def small_pool() -> Iterator[None]:
+    """Django's pool, with a connection for this thread and two others."""
+    options = connections["default"].settings_dict["OPTIONS"]
+    connections["default"].close()
+    options["pool"] = {"min_size": 0, "max_size": 3, "timeout": 30}
+    try:
+        yield
+    finally:
+        connections["default"].close()
+        connections["default"].close_pool()  # type: ignore[attr-defined]
+        del options["pool"]
+
+
+@_COMMITTED
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="has Django's pool")
+@pytest.mark.usefixtures("small_pool")
+def test_pool_whose_connections_all_wait_for_a_token_is_enough(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    grants = [
+        expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+        for _ in range(2)
+    ]
+    both = threading.Barrier(2, timeout=60)
+
+    def refresh(grant: TokenGrant) -> str:
+        try:
+            with transaction.atomic():
+                reload_grant(grant.pk)
+                both.wait()
+                return get_access_token(grant)
+        finally:
+            connections.close_all()
+
+    tokens = run_together(*(partial(refresh, grant) for grant in grants))
+    assert sorted(tokens) == sorted(reload_grant(one.pk).access_token for one in grants)

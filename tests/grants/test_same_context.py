@@ -331,7 +331,7 @@ def test_algorithms_are_those_the_server_names_within_ours(
         return
     with pytest.raises(AssertionError, match="id_token_signature"):
         launch(make_browser(), ehr)
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
 
 
 # A refresh token in an answer that is no good
@@ -393,7 +393,9 @@ def test_rotated_refresh_token_of_a_malformed_answer_is_kept(
     assert stored.refresh_due_at is not None
     assert stored.refresh_due_at > before.received_at
     assert lost == []
-    assert f"Grant {stored.pk}: refresh token kept of a bad answer" in caplog.text
+    assert (
+        f"Grant {stored.pk}: refresh token of an unusable response kept" in caplog.text
+    )
     assert stored.refresh_token not in caplog.text
     # The old one, sent again, would have cost the grant.
     assert refresh(opened, ehr).last_error == ""
@@ -450,7 +452,7 @@ def test_context_that_is_too_large_is_not_stored(
     row = Launch.objects.get()
     assert row.error_code == "token_response_malformed"
     assert not row.context
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
 
 
 def test_context_that_a_refresh_makes_too_large_is_not_stored(

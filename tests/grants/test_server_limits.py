@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import call_command
+from django.db import connection
 from django.utils import timezone
 
 from django_smart import transport
+from django_smart.exceptions import TokenError, TokenServerError
 from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.engine import claim_due_batches
-from django_smart.grants.server_limits import get_batch_size, get_claim_limit
+from django_smart.grants.refresh import get_access_token
+from django_smart.grants.server_limits import (
+    BATCH_SIZE,
+    Pace,
+    get_batch_size,
+    get_claim_limit,
+    resume_refreshes,
+    stop_refreshes,
+)
+from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer
-from tests.factories import make_grants, make_registration, reload_grant
+from tests.ehr import listening
+from tests.factories import make_grants, make_registration, make_user, reload_grant
+from tests.grants.working import refresh_due
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
@@ -179,7 +195,9 @@ def test_server_whose_configuration_cannot_be_had_is_left_alone_too(
         TokenGrant.objects.update(refresh_due_at=timezone.now())
         assert refresh_grants(grant_ids) == RefreshResult(skipped=2)
     grant = reload_grant(grant_ids[0])
-    assert (grant.status, grant.last_error) == ("active", "server_unreachable")
+    assert grant.status == "active"
+    # Others do not ask while nothing is known of it.
+    assert grant.last_error in {"server_unreachable", "discovery_busy"}
 
 
 # What a server asks for
@@ -197,20 +215,55 @@ def test_retry_after_is_kept_by_all_workers(
     assert len(ehr.requests_to("refresh")) == 1
 
 
+def test_rest_counts_that_a_response_asks_for_after_the_batch_has_stopped(
+    registration: ClientRegistration,
+) -> None:
+    FHIRServer.objects.update(refresh_failures=3)
+    server = FHIRServer.objects.get()
+    pace = Pace(server, now=timezone.now())
+    for status_code in (503, 503):
+        pace.note_answer(TokenServerError("Busy.", status_code=status_code))
+    assert pace.is_stopped
+    error = TokenServerError("Busy.", status_code=429, retry_after=120)
+    pace.note_answer(error)
+    server.refresh_from_db()
+    assert _get_pause(server) == timedelta(seconds=120)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_failures_elsewhere_do_not_shorten_the_rest_a_server_asked_for(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 8)
+    until = timezone.now() + timedelta(minutes=10)
+
+    def rest(execute: Any, sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if sql.startswith("UPDATE") and "last_error" in sql:
+            # What another worker was answered meanwhile.
+            FHIRServer.objects.update(refresh_paused_until=until)
+        return result
+
+    ehr.faults.add("refresh_500")
+    with connection.execute_wrapper(rest):
+        assert refresh_grants(grant_ids).failed == 5
+    assert FHIRServer.objects.get().refresh_paused_until == until
+
+
 def test_rate_limit_decides_how_much_is_claimed() -> None:
     now = timezone.now()
     server = FHIRServer()
-    assert get_claim_limit(server, claimed=0, now=now) == 10_000
-    assert get_claim_limit(server, claimed=9_990, now=now) == 10
+    assert get_claim_limit(server, busy=0, now=now) == 320
+    assert get_claim_limit(server, busy=310, now=now) == 10
     assert get_batch_size(server) == 100
     server.rate_limit = 10
-    assert get_claim_limit(server, claimed=0, now=now) == 90
-    assert get_claim_limit(server, claimed=50, now=now) == 40
+    assert get_claim_limit(server, busy=0, now=now) == 90
+    assert get_claim_limit(server, busy=50, now=now) == 40
     assert get_batch_size(server) == 27
     server.refresh_slot_at = now + timedelta(seconds=4)
-    assert get_claim_limit(server, claimed=0, now=now) == 54
+    assert get_claim_limit(server, busy=0, now=now) == 54
     server.refresh_slot_at = now + timedelta(minutes=1)
-    assert get_claim_limit(server, claimed=0, now=now) == 0
+    assert get_claim_limit(server, busy=0, now=now) == 0
     server.rate_limit = 1
     assert get_batch_size(server) == 2
 
@@ -293,5 +346,286 @@ def test_server_with_a_backlog_does_not_keep_others_waiting(
     newer = make_grants(ehr, other, 3)
     TokenGrant.objects.filter(pk__in=newer).update(expires_at=timezone.now())
     batches = list(claim_due_batches())
-    assert batches[-1] == newer
-    assert sum(map(len, batches[:-1])) == 9
+    assert batches[1] == newer
+    assert sum(map(len, batches)) == 9 + 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit"), [(None, 320), (0.05, 2000), (0.2, 800), (1, 160), (9, 17)]
+)
+def test_slower_server_gets_fewer_grants(
+    seconds: float | None, limit: int, settings: Any
+) -> None:
+    settings.SMART_REFRESH_THREADS = 16
+    server = FHIRServer(refresh_seconds=seconds)
+    assert get_claim_limit(server, busy=0, now=timezone.now()) == limit
+    assert get_claim_limit(server, busy=limit, now=timezone.now()) == 0
+
+
+def test_slow_server_is_given_no_second_process(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    make_grants(ehr, registration, 100)
+    FHIRServer.objects.update(refresh_seconds=9)
+    (batch,) = claim_due_batches()
+    assert len(batch) == 17
+    # Nor while a worker has them, or waits for the last responses.
+    owner, length = "a worker", timedelta(seconds=30)
+    TokenGrant.objects.take_leases(batch, owner=owner, length=length)
+    assert list(claim_due_batches()) == []
+    TokenGrant.objects.give_back_leases(batch[5:], owner=owner)
+    assert list(claim_due_batches()) == []
+    TokenGrant.objects.give_back_leases(batch[:1], owner=owner)
+    assert [len(batch) for batch in claim_due_batches()] == [13]
+
+
+# A server that refuses nearly all grants
+
+
+def _lose(ehr: EHRSimulator, grant_ids: Iterable[int]) -> None:
+    for grant_id in grant_ids:
+        ehr.revoke_grant(reload_grant(grant_id).refresh_token)
+
+
+def test_server_that_refuses_nearly_all_grants_loses_few(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 120)
+    _lose(ehr, grant_ids)
+    with listening(grant_lost) as lost:
+        for _ in range(3):
+            for batch in claim_due_batches():
+                refresh_grants(batch)
+    assert len(lost) == 20
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+    assert TokenGrant.objects.active().count() == 100
+    # A person meets an error, and does not lose the grant either.
+    with pytest.raises(TokenError) as caught:
+        get_access_token(reload_grant(grant_ids[-1]))
+    assert caught.value.code == "grants_refused"
+    assert TokenGrant.objects.active().count() == 100
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [400, pytest.param(20_000, marks=pytest.mark.long)])
+def test_storm_of_refusals_at_workers_beside_each_other_loses_few(
+    ehr: EHRSimulator, registration: ClientRegistration, number: int
+) -> None:
+    grant_ids = make_grants(ehr, registration, number)
+    ehr.faults.add("refresh_invalid_grant")
+
+    def work(part: list[int]) -> None:
+        for start in range(0, len(part), BATCH_SIZE):
+            refresh_grants(part[start : start + BATCH_SIZE])
+
+    parts = [grant_ids[start::4] for start in range(4)]
+    run_together(*[lambda part=part: work(part) for part in parts])
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+    lost = TokenGrant.objects.lost(within=timedelta(hours=1)).count()
+    assert 20 <= lost <= 100
+    assert TokenGrant.objects.active().count() == number - lost
+    # Nor does a tick send more.
+    assert list(claim_due_batches()) == []
+    assert len(ehr.requests_to("refresh")) <= 300
+
+
+def test_operator_gets_back_what_such_a_server_took(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    user = make_user()
+    grant_ids = make_grants(ehr, registration, 30, user=user)
+    for grant_id in grant_ids:
+        TokenGrant.objects.filter(pk=grant_id).update(patient_id=str(grant_id))
+    ehr.faults.add("refresh_invalid_grant")
+    for batch in claim_due_batches():
+        refresh_grants(batch)
+    ehr.faults.clear()
+    lost = list(TokenGrant.objects.lost(within=timedelta(hours=1)).order_by("pk"))
+    assert len(lost) == 20
+    # One connected again meanwhile, and one was lost too long ago.
+    TokenGrant.objects.filter(pk=lost[0].pk).update(
+        ended_at=timezone.now() - timedelta(hours=25)
+    )
+    TokenGrant.objects.filter(pk=grant_ids[-1]).update(patient_id=lost[1].patient_id)
+    registration.refresh_from_db()
+    # A refresh that works is no proof: those that came later are good.
+    assert not resume_refreshes(registration)
+    call_command("smart_refresh", "--resume")
+    assert TokenGrant.objects.active().count() == 28
+    assert ehr.reused_refresh_tokens == 0
+    assert purge().grants_deleted == 0
+    assert reload_grant(lost[0].pk).refresh_token == ""
+
+
+def test_grants_that_are_really_gone_do_not_stop_a_resumed_registration(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 45)
+    _lose(ehr, grant_ids[:28])
+    with listening(grant_lost) as lost:
+        refresh_due()
+        registration.refresh_from_db()
+        assert registration.refresh_stop_reason == "grants_refused"
+        assert len(lost) == 20
+        call_command("smart_refresh", "--resume")
+        refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == ""
+    assert (
+        sorted(TokenGrant.objects.active().values_list("pk", flat=True))
+        == (grant_ids[28:])
+    )
+    assert len(lost) == 20 + 28
+    # Others that are refused now count as ever.
+    grant_ids = make_grants(ehr, registration, 60)
+    _lose(ehr, grant_ids)
+    refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+
+
+def test_grants_that_a_resumed_registration_loses_again_can_be_restored(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    make_grants(ehr, registration, 60)
+    ehr.faults.add("refresh_invalid_grant")
+    refresh_due()
+    # Too early: the server is as before.
+    call_command("smart_refresh", "--resume")
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+    assert TokenGrant.objects.lost(within=timedelta(hours=1)).count() == 40
+    ehr.faults.clear()
+    call_command("smart_refresh", "--resume")
+    refresh_due()
+    assert TokenGrant.objects.active().count() == 60
+    assert ehr.reused_refresh_tokens == 0
+
+
+# Attempts at a registration that is stopped
+
+
+def _stop(ehr: EHRSimulator, registration: ClientRegistration, fault: str) -> list[int]:
+    """Refresh until the registration is stopped; returns what it keeps."""
+    make_grants(ehr, registration, 40)
+    ehr.faults.add(fault)
+    for batch in claim_due_batches():
+        refresh_grants(batch)
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is not None
+    ehr.clear_requests()
+    kept = TokenGrant.objects.active()
+    # Those that were refused are due later.
+    kept.update(refresh_due_at=timezone.now())
+    return list(kept.values_list("pk", flat=True))
+
+
+def _end_probe_pause() -> None:
+    ClientRegistration.objects.update(refresh_probe_at=timezone.now())
+
+
+_FAULTS = ["refresh_invalid_client", "refresh_invalid_grant"]
+
+
+@pytest.mark.parametrize("fault", _FAULTS)
+def test_stopped_registration_is_tried_with_one_grant_every_few_minutes(
+    ehr: EHRSimulator, registration: ClientRegistration, fault: str
+) -> None:
+    kept = _stop(ehr, registration, fault)
+    for _ in range(2):
+        assert list(claim_due_batches()) == []
+        assert refresh_grants(kept) == RefreshResult(skipped=len(kept))
+        with pytest.raises(TokenError) as caught:
+            get_access_token(_make_stale(kept[0]))
+        assert caught.value.code in {"grants_refused", "token_refused"}
+        assert ehr.requests_to("refresh") == []
+        _end_probe_pause()
+        (batch,) = claim_due_batches()
+        assert len(batch) == 1
+        # A message that was on its way asks for no more either.
+        result = refresh_grants([*batch, *kept])
+        assert result == RefreshResult(failed=1, skipped=len(kept))
+        assert len(ehr.requests_to("refresh")) == 1
+        ehr.clear_requests()
+        TokenGrant.objects.update(claimed_until=None)
+    assert TokenGrant.objects.active().count() == len(kept)
+
+
+def _make_stale(grant_id: int) -> TokenGrant:
+    TokenGrant.objects.filter(pk=grant_id).update(expires_at=timezone.now())
+    return reload_grant(grant_id)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_all_workers_one_tries_a_stopped_registration(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    kept = _stop(ehr, registration, "refresh_invalid_client")
+    _end_probe_pause()
+    results = run_together(
+        *[lambda pk=pk: refresh_grants([pk]) for pk in kept[:3]],
+    )
+    assert sorted(result.failed for result in results) == [0, 0, 1]
+    assert len(ehr.requests_to("refresh")) == 1
+
+
+def test_attempt_that_works_resumes_a_registration_with_good_credentials(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    kept = _stop(ehr, registration, "refresh_invalid_client")
+    ehr.faults.clear()
+    _end_probe_pause()
+    for batch in claim_due_batches():
+        assert refresh_grants(batch) == RefreshResult(refreshed=1)
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None
+    assert registration.refresh_probe_at is None
+    for batch in claim_due_batches():
+        refresh_grants(batch)
+    assert len(ehr.requests_to("refresh")) == len(kept)
+
+
+def test_attempt_that_works_is_no_proof_for_other_grants_that_were_refused(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    _stop(ehr, registration, "refresh_invalid_grant")
+    ehr.faults.clear()
+    _end_probe_pause()
+    # While they work, each tick makes one.
+    for number in (1, 2):
+        (batch,) = claim_due_batches()
+        assert refresh_grants(batch) == RefreshResult(refreshed=1)
+        assert len(ehr.requests_to("refresh")) == number
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+
+
+def test_registration_whose_tokens_cannot_be_stored_is_not_tried(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    stop_refreshes(registration, reason="tokens_not_stored")
+    assert ClientRegistration.objects.get().refresh_probe_at is None
+    assert list(claim_due_batches()) == []
+    assert refresh_grants([grant_id]) == RefreshResult(skipped=1)
+    with pytest.raises(TokenError) as caught:
+        get_access_token(_make_stale(grant_id))
+    assert caught.value.code == "tokens_not_stored"
+    assert ehr.requests_to("refresh") == []
+    call_command("smart_refresh", "--resume")
+    assert len(ehr.requests_to("refresh")) == 1
+
+
+def test_grants_that_end_one_by_one_among_many_are_lost_as_ever(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 120)
+    _lose(ehr, grant_ids[::4])
+    for batch in claim_due_batches():
+        refresh_grants(batch)
+    assert TokenGrant.objects.active().count() == 90
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == ""

@@ -1,0 +1,60 @@
+"""
+Decide which deployment refreshes the grants of this database.
+
+Two deployments that refresh the same grants invalidate each other's tokens: a staging
+site with a copy of the database, or the old site after a backup was restored elsewhere.
+So the first one that refreshes owns the grants, identified by its ``SMART_SITE_URL``,
+and any other one neither refreshes nor revokes until an operator runs ``smart_refresh
+--adopt``.
+"""
+
+from __future__ import annotations
+
+from ..conf import conf
+from ..exceptions import TokenError
+from ..models import TaskRun
+from ..models.task_run import REFRESH
+
+__all__ = ["adopt_grants", "belong_elsewhere", "check_owner", "hold_grants", "is_owner"]
+
+_ON_HOLD = "on hold"
+
+
+def is_owner() -> bool:
+    """Return whether this deployment refreshes the grants, claiming them if unowned."""
+    mine = conf.SMART_SITE_URL
+    owner = TaskRun.objects.get_owner(REFRESH)
+    if not owner and mine:
+        TaskRun.objects.set_owner(REFRESH, mine, unless_owned=True)
+        owner = TaskRun.objects.get_owner(REFRESH)
+    return owner == mine
+
+
+def belong_elsewhere() -> bool:
+    """Return whether another deployment owns the grants, or they are on hold."""
+    return TaskRun.objects.get_owner(REFRESH) not in {"", conf.SMART_SITE_URL}
+
+
+def check_owner() -> None:
+    """
+    Refuse to send a refresh token that another deployment refreshes.
+
+    Raises:
+        TokenError: with the code ``deployment_not_adopted``.
+    """
+    if not is_owner():
+        raise TokenError(
+            "The grants of this database belong to another deployment or are on hold: "
+            "see smart_refresh --adopt.",
+            code="deployment_not_adopted",
+        )
+
+
+def adopt_grants() -> None:
+    """Make this deployment the only one that refreshes the grants."""
+    TaskRun.objects.set_owner(REFRESH, conf.SMART_SITE_URL)
+
+
+def hold_grants() -> None:
+    """Stop all deployments from refreshing the grants until one adopts them."""
+    TaskRun.objects.set_owner(REFRESH, _ON_HOLD)

@@ -1,0 +1,82 @@
+"""
+A site whose database router sends every model to another database than the default.
+
+``python -m tests.grants.routed FOLDER`` refreshes grants there, in each of the ways.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import django
+from django.conf import settings
+
+__all__ = ["Router"]
+
+
+class Router:
+    """Everything is in the database *smart*."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        """Whatever the model."""
+        return "smart"
+
+    db_for_write = db_for_read
+
+
+def main(folder: Path) -> None:
+    """Fail if a grant is not refreshed, or the default database is asked."""
+    sqlite = {"ENGINE": "django.db.backends.sqlite3"}
+    settings.DATABASES = {
+        "default": {**sqlite, "NAME": folder / "nothing.sqlite3"},
+        "smart": {**sqlite, "NAME": folder / "smart.sqlite3"},
+    }
+    settings.DATABASE_ROUTERS = ["tests.grants.routed.Router"]
+    django.setup()
+    from django.core.management import call_command
+    from django.db import connections, transaction
+    from django.utils import timezone
+
+    from django_smart import tasks, transport
+    from django_smart.exceptions import RefreshInTransactionError
+    from django_smart.grants.refresh import get_access_token
+    from django_smart.launches.purge import purge
+    from django_smart.models import TokenGrant
+    from django_smart.testing import EHRSimulator
+    from tests.celery import app  # the tasks run where they are called
+    from tests.factories import make_grants, make_registration, reload_grant
+    from tests.known import BASE_URL, CLIENT_ID, CLIENT_SECRET
+
+    call_command("migrate", database="smart", verbosity=0)
+    ehr = EHRSimulator(BASE_URL)
+    ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
+    with transport.mounted("https://ehr.example.org", ehr.adapter()):
+        first, *others = make_grants(ehr, make_registration(), 3)
+        assert app.conf.task_always_eager
+        tasks.refresh_due_grants()
+        assert len(ehr.requests_to("refresh")) == 3
+        call_command("smart_refresh", "--grant", str(others[0]), verbosity=0)
+        TokenGrant.objects.filter(pk=first).update(expires_at=timezone.now())
+        with transaction.atomic(using="smart"):
+            try:
+                get_access_token(reload_grant(first))
+            except RefreshInTransactionError:
+                pass
+            else:
+                raise AssertionError("a transaction of the other database was not seen")
+        get_access_token(reload_grant(first))
+        assert len(ehr.requests_to("refresh")) == 5
+        assert ehr.reused_refresh_tokens == 0
+        ehr.revoke_grant(reload_grant(first).refresh_token)
+        TokenGrant.objects.update(refresh_due_at=timezone.now())
+        call_command("smart_refresh")
+        assert reload_grant(first).status == "needs_reauthorization"
+        TokenGrant.objects.active().end_pending_revocation(now=timezone.now())
+        assert purge().revocations_finished == 2
+    assert connections["default"].connection is None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

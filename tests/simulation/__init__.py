@@ -1,0 +1,1 @@
+"""Workers, beats, servers, broker and database in simulated time, from a seed."""

@@ -1,0 +1,186 @@
+"""
+Faults that the package once had, put back while a simulation runs.
+
+Each is found by a promise that it breaks, in a scenario where it matters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from django.db import InterfaceError, OperationalError, connections
+
+from django_smart import tasks
+from django_smart.grants import batch, engine, refresh_response
+from django_smart.models import ClientRegistration
+from django_smart.servers.http import prepare_client_authentication
+from tests.simulation.world import Scenario
+
+__all__ = ["MUTANTS", "Mutant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """
+    One fault.
+
+    Attributes:
+        row: its name.
+        seed: with which it is found.
+        finding: part of the violation's text.
+        patches: object, attribute, and what replaces it.
+        scenario: what differs from the usual one.
+    """
+
+    row: str
+    seed: int
+    finding: str
+    patches: tuple[tuple[Any, str, Any], ...]
+    scenario: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.row.replace(" ", "-")
+
+    def build_scenario(self) -> Scenario:
+        """What it is found in."""
+        return Scenario(seed=self.seed, **self.scenario)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the fault back."""
+        with ExitStack() as stack:
+            for where, name, value in self.patches:
+                stack.enter_context(mock.patch.object(where, name, value))
+            yield
+
+
+def _expire_messages() -> tuple[tuple[Any, str, Any], ...]:
+    """Messages end at a time by the clock of their sender, as a claim does."""
+    seconds = engine.CLAIM_LENGTH.total_seconds()
+    send = tasks.refresh_grants.apply_async
+    sender = SimpleNamespace(delay=lambda *args: send(args, expires=seconds))
+    return ((tasks, "refresh_grants", sender),)
+
+
+def _authenticate_by_own_clock(
+    registration: ClientRegistration, *, token_endpoint: str, clock: Any
+) -> Any:
+    return prepare_client_authentication(registration, token_endpoint=token_endpoint)
+
+
+def _claim_all(_: Any, *, busy: int, now: Any) -> int:
+    return 100 * engine.BATCH_SIZE
+
+
+def _give_up(write: Callable[[], Any], *, grant_id: int | None = None) -> Any:
+    """Try for a minute, whether the database can be reached or not."""
+    started = time.monotonic()
+    while True:
+        try:
+            return write()
+        except (InterfaceError, OperationalError):
+            connections["default"].close()
+            if time.monotonic() - started > 60:
+                raise
+        time.sleep(0.5)
+
+
+_QUIET: dict[str, Any] = {"seconds": 600.0, "calm": 300.0, "lifetimes": (600,)}
+_FAST = ("fast", "fast", "fast", "fast")
+
+MUTANTS = (
+    Mutant(
+        row="1 messages expire by the clock of a host",
+        seed=1,
+        finding="is due for",
+        patches=_expire_messages(),
+        scenario={
+            **_QUIET,
+            "grants": 40,
+            "workers": 2,
+            "kinds": _FAST,
+            "faults": (),
+        },
+    ),
+    Mutant(
+        row="1 assertions are dated by the clock of a host",
+        seed=1,
+        finding="refuses an assertion",
+        patches=((batch, "prepare_client_authentication", _authenticate_by_own_clock),),
+        scenario={
+            **_QUIET,
+            "grants": 40,
+            "workers": 2,
+            "kinds": _FAST,
+            "faults": (),
+        },
+    ),
+    Mutant(
+        row="2 a slow server takes all processes",
+        seed=2,
+        finding="is due for",
+        patches=(
+            (engine, "get_claim_limit", _claim_all),
+            (batch, "_LONGEST_BATCH", 1e9),
+        ),
+        scenario={
+            **_QUIET,
+            "grants": 1200,
+            "workers": 2,
+            "kinds": ("fast", "slow", "slow", "slow"),
+            "backlog": 0.8,
+            "faults": (),
+        },
+    ),
+    Mutant(
+        row="3 a storm ends every grant",
+        seed=1,
+        finding="are lost",
+        patches=((refresh_response, "refuses_nearly_all", lambda _: False),),
+        scenario={
+            **_QUIET,
+            "seconds": 2400.0,
+            "grants": 80,
+            "kinds": ("fast", "storm"),
+            "faults": (),
+        },
+    ),
+    Mutant(
+        row="6 tokens in memory are given up",
+        seed=2,
+        finding="is sent twice",
+        patches=(
+            (refresh_response, "insist", _give_up),
+            (batch, "insist", _give_up),
+        ),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 60,
+            "kinds": ("slow", "slow"),
+            "faults": ("away",),
+            "every": 200.0,
+        },
+    ),
+    Mutant(
+        row="8 an old token leaves after its lease",
+        seed=4,
+        finding="is sent twice",
+        patches=((batch, "whole_call_seconds", lambda: -1e9),),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 100,
+            "kinds": _FAST,
+            "backlog": 1.0,
+            "faults": ("stop",),
+            "every": 15.0,
+        },
+    ),
+)
