@@ -1,4 +1,4 @@
-"""Authentication backend: from a proven identity of an EHR to a Django user."""
+"""Authentication backend: from an identity proven by an EHR to a Django user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib.auth import get_user_model
@@ -15,16 +15,20 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
 from django.core.exceptions import SuspiciousOperation
 from django.db import IntegrityError, transaction
+from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from .exceptions import UserInactiveError, UserRefusedError
 from .models import ClientRegistration, FHIRServer, Identity
+from .models.identity import IdentityQuerySet
 from .protocol.id_token import IDTokenClaims
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
     from .fhir.client import FHIRClient
+
+    _Check = Callable[[AbstractBaseUser | None, Sequence[Identity]], None]
 
 __all__ = ["Claims", "SMARTAuthenticationBackend"]
 
@@ -33,26 +37,37 @@ logger = logging.getLogger(__name__)
 
 class Claims(dict[str, Any]):
     """
-    The claims of a validated ID token, and who proved them.
+    The claims of a validated ID token, and the server that proved them.
 
     Attributes:
-        server: the ``FHIRServer`` whose ID token it was.
+        server: the ``FHIRServer`` that sent the ID token.
     """
 
     server: FHIRServer
+
+    def _find_identities(self) -> IdentityQuerySet:
+        """The identities of this account, read now."""
+        return Identity.objects.with_subject(
+            self["iss"], self["sub"], server=self.server
+        )
+
+    @cached_property
+    def _identities(self) -> list[Identity]:
+        """The same, read once."""
+        return list(self._find_identities().order_by())
 
 
 class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     """
     Hooks for mozilla-django-oidc, which finds, creates, updates or refuses the user.
 
-    The claims that the hooks get are those of the validated ID token, with ``iss`` and
-    ``sub``; ``fhirUser`` is a reference relative to the FHIR base URL.  Users are found
-    by (``iss``, ``sub``) and never by e-mail: any EHR could claim any address.
+    The hooks receive the claims of the validated ID token, with ``iss`` and ``sub``;
+    ``fhirUser`` is a reference relative to the FHIR base URL.  Users are found by
+    (``iss``, ``sub``) and never by e-mail, because any EHR could claim any address.
     """
 
     def __init__(self) -> None:
-        # Upstream reads OIDC_* settings here: they are the staff's server's, not ours.
+        # Upstream reads OIDC_* settings here, which belong to the staff's server.
         self.UserModel = get_user_model()
 
     # Hooks for subclasses
@@ -61,44 +76,42 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     """
     Names of groups by the type of ``fhirUser``, such as ``Practitioner``.
 
-    A user who signs in by a registration with *manage groups* is put into the group of
-    the type, and taken out of the other groups named here.  Switch that on only for
-    servers whose word on it counts: a patients' portal can call anybody a practitioner.
-    A group that does not exist is a line in the log.
+    A user who signs in through a registration with *manage groups* is added to the
+    group of their type and removed from the other groups named here.  Turn that on only
+    for servers you trust with it: a patient portal could call anyone a practitioner.  A
+    group that does not exist is logged.
     """
 
     def filter_users_by_claims(self, claims: Mapping[str, Any]) -> Any:
         """
-        The user of this identity.  Replaces upstream's look-up by e-mail.
+        Return the users of this identity.  Replaces upstream's lookup by e-mail.
 
-        Pass on the claims as they came: a copy as a plain dict lacks the server that
-        proved them, and finds nobody.
+        Pass on the claims unchanged: a copy as a plain dict lacks the server that
+        proved them, and matches no user.
         """
         if not isinstance(claims, Claims):
             return self.UserModel.objects.none()
-        identities = Identity.objects.with_subject(
-            claims["iss"], claims["sub"], server=claims.server
-        )
-        return self.UserModel.objects.filter(smart_identities__in=identities)
+        owners = {each.user_id for each in claims._identities}
+        return self.UserModel.objects.filter(pk__in=owners)
 
     def find_user_to_link(
         self,
         claims: Mapping[str, Any],
     ) -> AbstractBaseUser | None:
         """
-        An existing user that an identity seen for the first time belongs to.
+        Return an existing user for an identity that is seen for the first time.
 
-        Default: ``None``.  Override it only with something the EHR cannot claim for
-        anybody it likes, such as a directory that maps this EHR's user ids.
+        Default: ``None``.  Only override it with something the EHR cannot claim freely,
+        such as a directory that maps this EHR's user ids.
         """
         return None
 
     def create_user(self, claims: Mapping[str, Any]) -> AbstractBaseUser:
         """
-        A new user without password and without e-mail.
+        Create a user without a password and an e-mail address.
 
         Upstream stores the claimed e-mail address; a later password reset would then
-        hand the account to whoever an EHR says owns the address.
+        give the account to whoever owns that address according to the EHR.
         """
         name = self.UserModel.USERNAME_FIELD
         user: AbstractBaseUser = self.UserModel._default_manager.create_user(
@@ -108,11 +121,10 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
 
     def get_username(self, claims: Mapping[str, Any]) -> str:
         """
-        The name of a new user: ``smart-`` and a digest of (``iss``, ``sub``).
+        Return a new user's name: ``smart-`` and a digest of (``iss``, ``sub``).
 
-        If somebody has that name already, who is not this identity's user, a random one
-        in its place; 32 characters in all.  Replaces upstream's digest of the e-mail
-        address.
+        If another user already has that name, a random one is used instead; both have
+        at most 32 characters.  Replaces upstream's digest of the e-mail address.
         """
         issuer, subject = claims["iss"], claims["sub"]
         hashed = hashlib.sha256(f"{len(issuer)}:{issuer}{subject}".encode()).digest()
@@ -124,7 +136,7 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     def update_user(
         self, user: AbstractBaseUser, claims: Mapping[str, Any]
     ) -> AbstractBaseUser:
-        """Bring a known user up to date.  Default: leaves the user as it is."""
+        """Update a known user at sign-in.  Default: does nothing."""
         updated: AbstractBaseUser = super().update_user(user, claims)  # type: ignore[no-untyped-call]  # upstream's
         return updated
 
@@ -132,15 +144,15 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         self, user: AbstractBaseUser, claims: Mapping[str, Any], fhir: FHIRClient
     ) -> None:
         """
-        Fill the user from the EHR, once the launch is complete.  Default: nothing.
+        Fill the user from the EHR when the launch is complete.  Default: does nothing.
 
         ``fhir.get(claims["fhirUser"])`` reads the person, if the scopes allow it.  Save
-        what you change.  The browser waits for this, and the sign-in goes on whatever
-        it raises.
+        what you change.  The browser waits for this; sign-in continues even if it
+        raises.
         """
 
     def get_group_name(self, claims: Mapping[str, Any]) -> str | None:
-        """The user's one of the groups that follow the EHR; see `groups_by_type`."""
+        """Update the user's groups that follow the EHR; see `groups_by_type`."""
         resource_type, _, _ = str(claims.get("fhirUser", "")).partition("/")
         return self.groups_by_type.get(resource_type)
 
@@ -149,9 +161,9 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         claims: Mapping[str, Any],
     ) -> bool:
         """
-        Whether this identity may sign in at all.  Default: yes.
+        Return whether this identity may sign in at all.  Default: ``True``.
 
-        Upstream asks for an e-mail address here.
+        Upstream requires an e-mail address here.
         """
         return True
 
@@ -165,7 +177,7 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         **kwargs: Any,
     ) -> None:
         """
-        Nothing: sign-in never goes through ``django.contrib.auth.authenticate()``.
+        Return ``None``: sign-in never uses ``django.contrib.auth.authenticate()``.
 
         Django would offer an authorization code to every backend, and upstream's would
         send it to the staff's server; upstream also inherits sign-in by password.
@@ -178,36 +190,44 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         password: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Nothing, as :meth:`authenticate`."""
+        """Return ``None``, as :meth:`authenticate` does."""
 
     def resolve_user(
-        self, claims: IDTokenClaims, registration: ClientRegistration
+        self,
+        claims: IDTokenClaims,
+        registration: ClientRegistration,
+        check: _Check | None = None,
     ) -> AbstractBaseUser:
         """
-        The user of a proven identity, created on first sight if that is allowed.
+        Return the user of a proven identity, who is created if that is allowed.
 
         Upstream's ``get_or_create_user`` decides.
 
+        Args:
+            check: called with the user who was found, or ``None``, and the identities
+                of the account, before anything is created or updated; if it raises, the
+                sign-in ends.
+
         Raises:
-            UserRefusedError: ``verify_claims`` returned false, or several users have
-                the identity, or it is unknown and the registration creates no users,
-                or somebody else has the name that the site's ``get_username`` returns,
-                or a hook raised ``SuspiciousOperation``.
+            UserRefusedError: ``verify_claims`` returned false, several users have the
+                identity, it is unknown and the registration does not create users, the
+                name from the site's ``get_username`` is already taken, or a hook raised
+                ``SuspiciousOperation``.
             UserInactiveError: the user is deactivated.
         """
         values = _build_values(claims, registration)
-        decision = _Decision(self, registration)
+        decision = _Decision(self, registration, check)
         try:
             user: AbstractBaseUser | None = decision.get_or_create_user(  # type: ignore[no-untyped-call]  # upstream's
                 None, None, values
             )
         except SuspiciousOperation as exc:
             raise UserRefusedError(
-                "This identity may not sign in here, or several users have it."
+                "This identity may not sign in here, or it has several users."
             ) from exc
         if user is None:
             raise UserRefusedError(
-                "This identity is unknown, and the registration creates no users."
+                "This identity is unknown, and the registration does not create users."
             )
         if registration.manage_groups:
             self._set_group(user, values)
@@ -220,14 +240,14 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         registration: ClientRegistration,
         fhir: FHIRClient,
     ) -> None:
-        """Call :meth:`fill_user`; what it raises is a line in the log."""
+        """Call :meth:`fill_user`; log what it raises."""
         try:
             self.fill_user(user, _build_values(claims, registration), fhir)
         except Exception as exc:  # noqa: BLE001 (the site's own code)
-            # Where it happened, and not the message: that may tell of a person.
+            # Log where it happened, not the message, which may contain personal data.
             place = traceback.extract_tb(exc.__traceback__)[:2][-1]
             logger.warning(
-                "User %s not filled: %s at %s:%s",
+                "Cannot fill user %s: %s at %s:%s",
                 user.pk,
                 type(exc).__name__,
                 place.filename,
@@ -237,13 +257,13 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     def _is_taken(
         self, name: str, values: Mapping[str, Any], lookup: str = "exact"
     ) -> bool:
-        """Whether somebody else has *name*, and nobody is this identity's user yet."""
+        """Return whether *name* is taken and this identity has no user yet."""
         model: Any = self.UserModel
         wanted = {f"{model.USERNAME_FIELD}__{lookup}": model.normalize_username(name)}
-        # In this order: who makes the user at this moment commits both together.
-        return (
-            model._base_manager.filter(**wanted).exists()
-            and not self.filter_users_by_claims(values).exists()
+        # In this order: a process that creates the user right now commits both
+        # together.
+        return model._base_manager.filter(**wanted).exists() and not (
+            isinstance(values, Claims) and values._find_identities().exists()
         )
 
     def _set_group(self, user: Any, values: Mapping[str, Any]) -> None:
@@ -258,10 +278,10 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         user.groups.remove(*(group for group in groups if group not in added))
         user.groups.add(*added)
         if wanted and not added:
-            logger.warning("User %s: there is no group %s", user.pk, wanted)
+            logger.warning("User %s: group %s does not exist", user.pk, wanted)
 
     def get_user(self, user_id: Any) -> Any:
-        """The signed-in user; none if deactivated meanwhile, which upstream allows."""
+        """Return the signed-in user, or ``None`` if the user is deactivated."""
         user = super().get_user(user_id)  # type: ignore[no-untyped-call]  # upstream's
         return user if user is not None and user.is_active else None
 
@@ -270,40 +290,44 @@ class _Decision(OIDCAuthenticationBackend):
     """
     One call of upstream's ``get_or_create_user``, with the hooks of a site's backend.
 
-    It holds what belongs to this call: threads may share the backend.
+    It holds the state of this call, because threads may share the backend.
     """
 
     def __init__(
-        self, backend: SMARTAuthenticationBackend, registration: ClientRegistration
+        self,
+        backend: SMARTAuthenticationBackend,
+        registration: ClientRegistration,
+        check: _Check | None,
     ) -> None:
-        # Upstream's reads OIDC_* settings and makes nothing that is needed here.
+        # Upstream's reads OIDC_* settings and sets nothing that is needed here.
         self.backend = backend
         self.registration = registration
+        self.check = check
 
     def get_settings(self, attr: str, *args: Any) -> Any:  # type: ignore[override]  # static there
-        """The registration's.  The OIDC_* settings are those of the staff's server."""
+        """Return the registration's value instead of OIDC_* settings for staff."""
         return {"OIDC_CREATE_USER": self.registration.create_users}.get(attr, *args)
 
     def get_userinfo(
         self, access_token: None, id_token: None, payload: dict[str, Any]
     ) -> dict[str, Any]:
-        """The validated claims, where upstream asks the staff's server."""
+        """Return the validated claims; upstream would ask the staff's server."""
         return payload
 
     def describe_user_by_claims(self, claims: Mapping[str, Any]) -> str:
-        """For the log, where upstream writes the e-mail address."""
+        """Describe the claims in logs, where upstream writes the e-mail address."""
         return "this identity"
 
     def verify_claims(self, claims: Mapping[str, Any]) -> bool:
         return self.backend.verify_claims(claims)
 
-    def filter_users_by_claims(self, claims: Mapping[str, Any]) -> list[Any]:
+    def filter_users_by_claims(self, claims: Claims) -> list[Any]:
         """
-        The users that upstream decides about: those known, or else the one to link.
+        Return the users that upstream chooses from: known ones, or the one to link.
 
         Raises:
-            UserInactiveError: one is deactivated.  Without that user in the list,
-                upstream would create another.
+            UserInactiveError: one is deactivated; if it were left out of the list,
+                upstream would create another user.
         """
         users = list(self.backend.filter_users_by_claims(claims))
         if not users:
@@ -311,6 +335,8 @@ class _Decision(OIDCAuthenticationBackend):
             users = [] if linked is None else [linked]
         if not all(user.is_active for user in users):
             raise UserInactiveError("The user of this identity is deactivated.")
+        if self.check is not None and len(users) < 2:
+            self.check(users[0] if users else None, claims._identities)
         return users
 
     def create_user(self, claims: Mapping[str, Any]) -> AbstractBaseUser:
@@ -318,14 +344,16 @@ class _Decision(OIDCAuthenticationBackend):
             with transaction.atomic():
                 return self.backend.create_user(claims)
         except IntegrityError as exc:
-            # If another callback of this identity was first, the next try finds it.
-            # On some sites names have to differ in more than case.
+            # If another callback of this identity was faster, the next attempt finds
+            # it. On some sites, names must differ in more than case.
             name = self.backend.get_username(claims)
             if not self.backend._is_taken(name, claims, "iexact"):
                 raise
-            logger.warning("No user created: the name that get_username gave is taken")
+            logger.warning(
+                "No user created: get_username returned a name that is already taken"
+            )
             raise UserRefusedError(
-                "Another user has the name that this identity's would get."
+                "Another user has the name that this identity would get."
             ) from exc
 
     def update_user(
@@ -339,7 +367,7 @@ def _build_name(value: bytes) -> str:
 
 
 def _build_values(claims: IDTokenClaims, registration: ClientRegistration) -> Claims:
-    """What the hooks get."""
+    """Return the claims as the hooks receive them."""
     values = Claims(claims.claims, iss=claims.issuer, sub=claims.subject)
     values.server = registration.server
     if claims.fhir_user:

@@ -1,10 +1,11 @@
-"""Decorators for views that need a launch."""
+"""Decorators for views that require a launch."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
@@ -16,11 +17,24 @@ from .error_pages.retry import connect_again, connect_records, get_page
 from .exceptions import InsufficientScopeError, NoLaunchError
 from .launches.context import get_context
 from .launches.open_charts import get_open_charts
+from .models import Launch
 from .protocol.scopes import ScopeSet
 
 __all__ = ["get_launch_refusal", "smart_required"]
 
+logger = logging.getLogger(__name__)
+
 _View = TypeVar("_View", bound=Callable[..., Any])
+
+
+@overload
+def smart_required(view: _View) -> _View: ...
+
+
+@overload
+def smart_required(
+    *, scopes: str | ScopeSet = "", context: str | tuple[str, ...] = ()
+) -> Callable[[_View], _View]: ...
 
 
 def smart_required(
@@ -30,14 +44,14 @@ def smart_required(
     context: str | tuple[str, ...] = (),
 ) -> Any:
     """
-    Run the view only with a launch that was granted *scopes* and has *context*.
+    Run the view only with a launch that has the granted *scopes* and *context*.
 
-    Without one the answer is a page, status 403, that says how to open or connect, and
-    which charts are open if several could be meant.
+    Otherwise, the response is a page with status 403 that explains how to open the app
+    or connect, and lists the open charts if several match.
 
     Args:
-        scopes: a scope string or :class:`ScopeSet` that the granted scopes must cover.
-        context: ``"patient"``, ``"encounter"`` or both.
+        scopes: required scopes, as a scope string or :class:`ScopeSet`.
+        context: required context: ``"patient"``, ``"encounter"`` or both.
     """
     required = (
         ScopeSet.parse(scopes, strict=True) if isinstance(scopes, str) else scopes
@@ -72,10 +86,10 @@ def smart_required(
 
 
 def _is_async(view: Any) -> bool:
-    """Whether *view* gives a coroutine."""
+    """Return whether *view* returns a coroutine."""
     if iscoroutinefunction(view):
         return True
-    # method_decorator passes a partial of dispatch(), a plain function that gives a
+    # method_decorator passes a partial of dispatch(), a plain function that returns a
     # coroutine if the class is asynchronous.
     while view is not None:
         owner = getattr(getattr(view, "func", None), "__self__", None)
@@ -89,7 +103,8 @@ def get_launch_refusal(
     request: HttpRequest, *, scopes: ScopeSet, context: tuple[str, ...] = ()
 ) -> HttpResponseBase | None:
     """
-    The page to answer with if the request's launch does not suffice, else ``None``.
+    Return the page to respond with if the request's launch is insufficient, or
+    ``None``.
 
     Raises:
         ImproperlyConfigured: the middleware is not installed.
@@ -99,7 +114,7 @@ def get_launch_refusal(
         open_charts = get_open_charts(request)
         return render_error(
             request,
-            NoLaunchError("The view needs a launch."),
+            NoLaunchError("The view requires a launch."),
             code=smart.reason,
             retry=None if open_charts else connect_records(next_url=get_page(request)),
             extra={
@@ -111,22 +126,37 @@ def get_launch_refusal(
     refuse = partial(
         render_error,
         request,
-        # What is missing may be given when it is asked for again.
+        # The missing scopes may be granted when they are requested again.
         retry=connect_again(launch, next_url=get_page(request)),
         server_name=launch.registration.server.name if launch else "",
         kind=launch.kind if launch else "",
+        launch=launch,
     )
     missing = scopes.missing_from(smart.scopes)
     if missing:
+        if launch:
+            _log_unasked(launch, missing)
         return refuse(
             InsufficientScopeError(
-                "The granted scopes do not suffice.", missing=str(missing)
+                "The granted scopes are insufficient.", missing=str(missing)
             )
         )
     for name in context:
         if getattr(smart, f"{name}_id") is None:
             return refuse(
-                NoLaunchError(f"The launch has no {name} in context."),
+                NoLaunchError(f"The launch context has no {name}."),
                 code=f"{name}_missing",
             )
     return None
+
+
+def _log_unasked(launch: Launch, missing: ScopeSet) -> None:
+    """Name what no approval can grant; what the EHR declined is logged before."""
+    unasked = missing.missing_from(ScopeSet.parse(launch.scope_asked))
+    if unasked:
+        logger.warning(
+            "Launch %s: a page needs scopes that the registration does not request: "
+            "%s. Add them in the admin or with smart_register, and launch again.",
+            launch.pk,
+            unasked,
+        )

@@ -1,8 +1,8 @@
 """
 The outermost middleware: launch prefix, ``request.smart`` and the browser cookie.
 
-It has no rules of its own: :mod:`.launches.context` decides which launch a request may
-use.
+A second middleware is for sites with Django's per-site cache.  Neither has rules of
+its own: :mod:`.launches.context` decides which launch a request may use.
 """
 
 from __future__ import annotations
@@ -21,31 +21,37 @@ from django.utils.cache import patch_vary_headers
 from django.utils.encoding import escape_uri_path
 from django.utils.http import escape_leading_slashes
 
+from .conf import conf
 from .error_pages import is_trouble, render_error, render_trouble
 from .error_pages.retry import connect_again, connect_records, get_page
 from .error_pages.words import ENDINGS
-from .exceptions import ContextChangedError, EndedLaunchError, PrefixError, SMARTError
+from .exceptions import (
+    ContextChangedError,
+    EndedLaunchError,
+    NoLaunchError,
+    PrefixError,
+    SMARTError,
+    on_error,
+)
 from .grants.refresh import get_access_token
-from .launches.context import SMARTContext
+from .launches.context import SMARTContext, has_found_launch
 from .launches.frames import adapt_response, may_be_framed
 from .launches.messages import keep_messages_apart
 from .launches.prefix import LaunchPrefix
 from .launches.request_state import RequestState, get_request_state
 from .models import Launch
 
-__all__ = ["SMARTMiddleware"]
+__all__ = ["SMARTCacheMiddleware", "SMARTMiddleware"]
 
 logger = logging.getLogger(__name__)
 
 _Response = HttpResponseBase | Awaitable[HttpResponseBase]
 
-# Their pages are the same for every launch, and their forms post to fixed paths.
+# Pages that are the same for every launch, with forms that post to fixed paths.
 _APPS_OUTSIDE = frozenset({"admin", "django_smart"})
 
 
-class SMARTMiddleware:
-    """Put it first in ``MIDDLEWARE``."""
-
+class _Middleware:
     sync_capable = True
     async_capable = True
 
@@ -56,29 +62,47 @@ class SMARTMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> _Response:
+        raise NotImplementedError
+
+
+class SMARTMiddleware(_Middleware):
+    """Put it first in ``MIDDLEWARE``."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], _Response]) -> None:
+        super().__init__(get_response)
+        # Read once: most requests have no prefix and need no other setting.
+        self._mark = conf.SMART_LAUNCH_PREFIX
+
+    def __call__(self, request: HttpRequest) -> _Response:
         if self._is_async:
             return self._acall(request)
-        state = _enter(request)
+        state, errors = _enter(request, self._mark), _Errors()
         try:
             response = cast("HttpResponseBase", self.get_response(request))
+            if errors.seen and (hidden := errors.find_hidden(response)) is not None:
+                response = self._uncover(request, hidden)
         finally:
+            errors.forget()
             _leave(state)
         if _came_without_a_view(state, response):
-            response = self._check_late(request, state) or response
+            response = _check_key(request, state) or response
         _finish(state, response)
         if may_be_framed(request, response):
             adapt_response(request, response)
         return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        state = _enter(request)
+        state, errors = _enter(request, self._mark), _Errors()
         try:
-            pending = cast("Awaitable[HttpResponseBase]", self.get_response(request))
-            response = await pending
+            pending = self.get_response(request)
+            response = await cast("Awaitable[HttpResponseBase]", pending)
+            if errors.seen and (hidden := errors.find_hidden(response)) is not None:
+                response = await sync_to_async(self._uncover)(request, hidden)
         finally:
+            errors.forget()
             _leave(state)
         if _came_without_a_view(state, response):
-            response = await sync_to_async(self._check_late)(request, state) or response
+            response = await sync_to_async(_check_key)(request, state) or response
         _finish(state, response)
         if may_be_framed(request, response):
             await sync_to_async(adapt_response)(request, response)
@@ -91,15 +115,14 @@ class SMARTMiddleware:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> HttpResponseBase | None:
-        """Check the key of the prefix, before the view and outside its transaction."""
+        """Check the key in the prefix, before the view and outside its transaction."""
         state = get_request_state(request)
         context, prefix = state.context, state.prefix
         if context is not None and prefix is not None:
             match = request.resolver_match
             if match is not None and _APPS_OUTSIDE.intersection(match.app_names):
                 return self._leave_prefix(request, prefix)
-            state.is_checked = True
-            if (refusal := self._check_prefix(request, context, prefix)) is not None:
+            if (refusal := _check_key(request, state)) is not None:
                 return refusal
             keep_messages_apart(request, key=prefix.key)
         if _opens_transaction(view):
@@ -112,7 +135,7 @@ class SMARTMiddleware:
     def process_exception(
         self, request: HttpRequest, exception: Exception
     ) -> HttpResponseBase | None:
-        """Render trouble with the EHR; a transaction of the view is rolled back."""
+        """Render a page for EHR errors; the view's transaction is rolled back."""
         if not isinstance(exception, SMARTError):
             return None
         state = get_request_state(request)
@@ -120,7 +143,7 @@ class SMARTMiddleware:
         if isinstance(exception, ContextChangedError):
             if state.prefix is not None:
                 set_script_prefix(state.prefix.outer)
-            return self._render_ending(request, exception, launch)
+            return _render_ending(request, exception, launch)
         if launch is None or not is_trouble(exception):
             return None
         logger.warning(
@@ -131,50 +154,18 @@ class SMARTMiddleware:
         )
         return render_trouble(request, exception, launch)
 
-    def _check_late(
-        self, request: HttpRequest, state: RequestState
-    ) -> HttpResponseBase | None:
-        """The check of a page that another middleware answered, such as a cache."""
-        if state.context is None or state.prefix is None:
-            return None
-        return self._check_prefix(request, state.context, state.prefix)
-
-    def _check_prefix(
-        self, request: HttpRequest, context: SMARTContext, prefix: LaunchPrefix
-    ) -> HttpResponseBase | None:
-        try:
-            context.check_prefix()
-        except PrefixError as exc:
-            # Links of the page must not carry the key that was just refused.
-            set_script_prefix(prefix.outer)
-            # Only an ended launch may say how to start it again.
-            is_ended = isinstance(exc, EndedLaunchError)
-            launch = context.named_launch if is_ended else None
-            return self._render_ending(request, exc, launch)
-        return None
-
-    @staticmethod
-    def _render_ending(
-        request: HttpRequest, error: SMARTError, launch: Launch | None
-    ) -> HttpResponseBase:
-        if launch is None:
-            return render_error(
-                request, error, retry=connect_records(next_url=get_page(request))
-            )
-        return render_error(
-            request,
-            error,
-            retry=connect_again(launch, next_url=get_page(request)),
-            server_name=launch.registration.server.name,
-            kind=launch.kind,
-            extra={"reason": ENDINGS.get(launch.why_ended(timezone.now()), "")},
-        )
+    def _uncover(self, request: HttpRequest, error: SMARTError) -> HttpResponseBase:
+        """Respond to an *error* that a template hid: the page may lack data."""
+        response = self.process_exception(request, error)
+        if response is None:
+            raise error
+        return response
 
     @staticmethod
     def _leave_prefix(request: HttpRequest, prefix: LaunchPrefix) -> HttpResponseBase:
         if request.method not in {"GET", "HEAD"}:
             raise Http404("Not served under a launch prefix.")
-        # Quoted again, and never "//": that would be the start of another host.
+        # Quoted again, and never starting with "//", which would name another host.
         path = escape_leading_slashes(
             escape_uri_path(prefix.outer.rstrip("/") + request.path_info)
         )
@@ -182,14 +173,88 @@ class SMARTMiddleware:
         return HttpResponseRedirect(f"{path}?{query}" if query else path)
 
 
-def _enter(request: HttpRequest) -> RequestState:
-    """Give *request* its context, and take the launch prefix off if there is one."""
+class SMARTCacheMiddleware(_Middleware):
+    """
+    Put it between Django's ``UpdateCacheMiddleware`` and ``FetchFromCacheMiddleware``.
+
+    It belongs after ``AuthenticationMiddleware``.  It checks a launch's key before the
+    cache is consulted, and keeps pages of a launch out of the cache.
+    """
+
+    def __call__(self, request: HttpRequest) -> _Response:
+        if self._is_async:
+            return self._acall(request)
+        state = get_request_state(request)
+        refusal = _check_key(request, state)
+        response = refusal or cast("HttpResponseBase", self.get_response(request))
+        _keep_from_caches(state, response)
+        return response
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        state = get_request_state(request)
+        response = None
+        if state.prefix is not None:
+            response = await sync_to_async(_check_key)(request, state)
+        if response is None:
+            pending = cast("Awaitable[HttpResponseBase]", self.get_response(request))
+            response = await pending
+        _keep_from_caches(state, response)
+        return response
+
+
+class _Errors:
+    """
+    Collects the errors of one request, to find one that a template has hidden.
+
+    Django's ``{% if %}`` treats an error inside an operator as false, and some filters
+    ignore errors, so a page whose read failed would show that there is no data.  The
+    code that catches an error is the outermost frame of its traceback: if that is
+    Django's template engine, no one has handled it.
+    """
+
+    __slots__ = ("_token", "seen")
+
+    def __init__(self) -> None:
+        self.seen: list[SMARTError] = []
+        self._token = on_error.set(self._note)
+
+    def forget(self) -> None:
+        """Free what tracebacks hold: frames, and so data."""
+        on_error.reset(self._token)
+        self.seen.clear()
+
+    def find_hidden(self, response: HttpResponseBase) -> SMARTError | None:
+        if response.status_code >= 400:
+            return None
+        return next(filter(self._is_hidden, self.seen), None)
+
+    def _note(self, error: SMARTError) -> None:
+        if len(self.seen) >= 100:
+            # The last errors may still be propagating.
+            kept = filter(self._is_hidden, self.seen[:-10])
+            self.seen[:-10] = kept
+        self.seen.append(error)
+
+    @staticmethod
+    def _is_hidden(error: SMARTError) -> bool:
+        traceback = error.__traceback__
+        # A missing launch is no failure: templates may ask for it.
+        if traceback is None or isinstance(error, NoLaunchError):
+            return False
+        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        return module.startswith(("django.template.", "django.templatetags."))
+
+
+def _enter(request: HttpRequest, mark: str) -> RequestState:
+    """Give *request* its context, and remove the launch prefix if there is one."""
     state = get_request_state(request)
-    state.prefix = prefix = LaunchPrefix.find(request)
+    if request.path_info.startswith(mark, 1):
+        state.prefix = LaunchPrefix.find(request)
+    prefix = state.prefix
     state.context = context = SMARTContext(
         request, None if prefix is None else prefix.key
     )
-    # The names that views use.
+    # The attributes that views use.
     request.smart = context  # type: ignore[attr-defined]
     request.asmart = context.aload  # type: ignore[attr-defined]
     if prefix is not None:
@@ -202,6 +267,48 @@ def _leave(state: RequestState) -> None:
         state.prefix.leave()
 
 
+def _check_key(request: HttpRequest, state: RequestState) -> HttpResponseBase | None:
+    """Return the refusal page for a launch that this request cannot use."""
+    context, prefix = state.context, state.prefix
+    if context is None or prefix is None or state.is_checked:
+        return None
+    state.is_checked = True
+    try:
+        context.check_prefix()
+    except PrefixError as exc:
+        # Links on the page must not carry the refused key.
+        set_script_prefix(prefix.outer)
+        # Only for an ended launch, the page may explain how to start again.
+        is_ended = isinstance(exc, EndedLaunchError)
+        return _render_ending(request, exc, context.named_launch if is_ended else None)
+    return None
+
+
+def _render_ending(
+    request: HttpRequest, error: SMARTError, launch: Launch | None
+) -> HttpResponseBase:
+    if launch is None:
+        return render_error(
+            request, error, retry=connect_records(next_url=get_page(request))
+        )
+    return render_error(
+        request,
+        error,
+        retry=connect_again(launch, next_url=get_page(request)),
+        server_name=launch.registration.server.name,
+        kind=launch.kind,
+        launch=launch,
+        extra={"reason": ENDINGS.get(launch.why_ended(timezone.now()), "")},
+    )
+
+
+def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:
+    """Keep patient data out of every cache, unless the view sets other headers."""
+    is_of_launch = state.prefix is not None or has_found_launch(state.context)
+    if is_of_launch and not response.has_header("Cache-Control"):
+        response.headers["Cache-Control"] = "private, no-store"
+
+
 def _came_without_a_view(state: RequestState, response: HttpResponseBase) -> bool:
     return (
         state.prefix is not None and not state.is_checked and response.status_code < 300
@@ -211,9 +318,7 @@ def _came_without_a_view(state: RequestState, response: HttpResponseBase) -> boo
 def _finish(state: RequestState, response: HttpResponseBase) -> None:
     if state.prefix is not None:
         state.prefix.keep_for(response)
-        # The data of a patient stays in no cache, unless the view says otherwise.
-        if not response.has_header("Cache-Control"):
-            response.headers["Cache-Control"] = "private, no-store"
+        _keep_from_caches(state, response)
     if state.browser is not None:
         state.browser.apply(response)
         patch_vary_headers(response, ["Cookie"])
@@ -230,10 +335,10 @@ def _opens_transaction(view: Callable[..., Any]) -> bool:
 
 def _refresh_before_transaction(context: SMARTContext | None) -> None:
     """
-    Refresh a due token while nothing is rolled back yet.
+    Refresh a due token before a transaction could be rolled back.
 
-    A view that does not touch FHIR must not fail because the EHR is away, so a failure
-    is left for the first request of the client to meet.
+    A view that does not use FHIR must not fail because the EHR is down, so an error is
+    left to the client's first request.
 
     Raises:
         ContextChangedError: the launch was ended, so the view must not run.

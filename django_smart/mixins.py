@@ -1,9 +1,9 @@
-"""Mixins for class-based views that need a launch."""
+"""Mixins for class-based views that require a launch."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest
@@ -16,13 +16,20 @@ from .protocol.scopes import ScopeSet
 __all__ = ["SMARTRequiredMixin"]
 
 
-class SMARTRequiredMixin(View):
+if TYPE_CHECKING:
+    _View = View[Any]  # views of every type of response can be mixed with it
+else:  # Django's class takes type arguments in the stubs alone.
+    _View = View
+
+
+class SMARTRequiredMixin(_View):
     """
     :func:`~django_smart.decorators.smart_required` for class-based views.
 
     Attributes:
-        smart_scopes: a scope string or ``ScopeSet`` that has to be granted.
-        smart_context: ``"patient"``, ``"encounter"``, both, or neither.
+        smart_scopes: required scopes, as a scope string or ``ScopeSet``.
+        smart_context: required context: ``"patient"``, ``"encounter"``, both or
+            neither.
     """
 
     smart_scopes: str | ScopeSet = ""
@@ -31,9 +38,9 @@ class SMARTRequiredMixin(View):
     def dispatch(
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
-        """Answer with a page if the request's launch does not suffice."""
+        """Respond with a page if the request's launch is insufficient."""
         if self.view_is_async:
-            # Called in the event loop; Django awaits what it returns.
+            # Runs in the event loop; Django awaits the returned coroutine.
             later = self._adispatch(request, *args, **kwargs)
             return cast("HttpResponseBase", later)
         refusal = self._refuse(request)

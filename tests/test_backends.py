@@ -464,7 +464,9 @@ def test_name_of_a_site_that_somebody_has_is_refused(
     is_refused = taken.startswith("Practitioner")
     assert ("_auth_user_id" in browser.session) is not is_refused
     assert Identity.objects.exists() is not is_refused
-    assert ("the name that get_username gave is taken" in caplog.text) is is_refused
+    assert (
+        "get_username returned a name that is already taken" in caplog.text
+    ) is is_refused
     if is_refused:
         assert response.status_code == 403
         assert b"<code>user_refused</code>" in response.content

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.contrib.messages import get_messages
 from django.test import Client
 from django.utils import timezone
+from django.utils.formats import date_format
 
-from django_smart.models import Launch, TokenGrant
+from django_smart.models import ClientRegistration, Launch, TokenGrant
+from django_smart.signals import launch_completed
+from django_smart.views import ConnectionsView
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser
 from tests.site.browsers import open_chart
 
@@ -32,6 +37,35 @@ def connect(browser: Client, ehr: Any, **values: Any) -> Launch:
     started = browser.post("/smart/login/", {"server": "harbour"})
     url = ehr.authorize(started["Location"], **{"user": f"Patient/{PATIENT}", **values})
     return get_launch(get_callback(browser, url))
+
+
+@pytest.mark.parametrize(("days", "is_soon"), [(1, True), (90, False)])
+def test_known_end_is_shown_and_soon_one_can_connect_again(ehr, user, days, is_soon):
+    browser = make_browser()
+    browser.force_login(user)
+    connect(browser, ehr)
+    page = text_of(browser.get("/smart/connections/"))
+    now = timezone.now()
+    ends_at = now + timedelta(days=days)
+    written = date_format(ends_at, "DATE_FORMAT")
+    assert written not in page.replace(date_format(now, "DATE_FORMAT"), "")
+    TokenGrant.objects.update(ends_at=ends_at, ends_soon_at=ends_at - timedelta(days=7))
+    page = text_of(browser.get("/smart/connections/"))
+    assert written in page
+    assert (AGAIN in page) is is_soon
+
+
+def test_page_leads_to_no_choice_where_nothing_can_be_chosen(user):
+    browser = make_browser()
+    browser.force_login(user)
+    link = 'href="/smart/login/"'
+    assert link in text_of(browser.get("/smart/connections/"))
+    ClientRegistration.objects.update(standalone_scope="")
+    assert link not in text_of(browser.get("/smart/connections/"))
+    # Whoever gets there all the same is told what to do.
+    page = text_of(make_browser().get("/smart/login/"))
+    assert "support" in page
+    assert "open it there" in page
 
 
 def test_own_connections_are_listed_and_can_be_ended(
@@ -116,7 +150,7 @@ def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
     response = browser.get("/smart/connections/")
     assert listed(response) == [(renewed.grant_id, "active")]
     page = text_of(response)
-    assert page.count('name="grant"') == page.count("<h2>") == 1
+    assert page.count('name="grant"') == page.count("<h2") == 1
     assert AGAIN not in page
 
 
@@ -138,9 +172,7 @@ def test_connection_that_ended_is_not_renewed_by_another(
     )
     response = browser.get("/smart/connections/")
     assert (ended.grant_id, "needs_reauthorization") in listed(response)
-    assert text_of(response).count("<h2>") == (
-        2 if other in {"patient", "letter"} else 1
-    )
+    assert text_of(response).count("<h2") == (1 if other == "user" else 2)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +204,105 @@ def test_connections_for_one_visit_are_not_listed(ehr):
         "/smart/connections/", {"grant": chart.launch.grant_id}
     )
     assert response.status_code == 404
+
+
+def test_what_was_not_granted_is_shown_logged_and_signaled(
+    ehr, user, admin_client, caplog
+):
+    seen = []
+
+    def note(missing_scope, **kwargs):
+        seen.append(missing_scope)
+
+    launch_completed.connect(note)
+    try:
+        whole = connect_as(user, ehr)[1]
+        ehr.quirks = ["scopes_trimmed", "offline_refused"]
+        browser, trimmed = connect_as(user, ehr)
+    finally:
+        launch_completed.disconnect(note)
+    missing = "patient/Patient.rs offline_access"
+    assert seen == [whole.missing_scope, trimmed.missing_scope] == ["", missing]
+    (warning,) = [each for each in caplog.messages if "did not grant" in each]
+    assert missing in warning
+
+    response = browser.get("/smart/connections/")
+    lost = TokenGrant.objects.get(launches=trimmed)
+    assert (lost.pk, "active") in listed(response)
+    page = text_of(response)
+    assert page.count("ends when you sign out") >= 1
+    assert "name, date of birth and other details" in page
+    for row, name in ((trimmed, "launch"), (lost, "tokengrant")):
+        url = f"/admin/django_smart/{name}/{row.pk}/change/"
+        assert "requested but not granted" in text_of(admin_client.get(url)).lower()
+    said = [str(each) for each in get_messages(response.wsgi_request)]
+    assert any("Harbour Hospital did not grant" in each for each in said) or (
+        "Harbour Hospital did not grant" in page
+    )
+    assert browser.post("/smart/connections/", {"grant": lost.pk}).status_code == 302
+    assert (lost.pk, "active") not in listed(browser.get("/smart/connections/"))
+
+
+def connect_as(user: Any, ehr: Any) -> tuple[Client, Launch]:
+    """A browser of *user*'s that has connected just now."""
+    browser = make_browser()
+    browser.force_login(user)
+    return browser, connect(browser, ehr)
+
+
+def test_lost_connection_is_listed_until_its_token_ends(ehr, user):
+    ehr.quirks = ["offline_refused"]
+    browser, launch = connect_as(user, ehr)
+    assert listed(browser.get("/smart/connections/")) == [(launch.grant_id, "active")]
+    TokenGrant.objects.update(expires_at=timezone.now())
+    assert listed(browser.get("/smart/connections/")) == []
+
+
+def test_two_patients_at_one_hospital_are_told_apart(ehr, user):
+    browser, first = connect_as(user, ehr)
+    assert "connection 1" not in text_of(browser.get("/smart/connections/"))
+    TokenGrant.objects.filter(launches=first).update(patient_id="another")
+    second = connect(browser, ehr)
+    page = text_of(browser.get("/smart/connections/"))
+    for grant_id, number in ((second.grant_id, 1), (first.grant_id, 2)):
+        heading = (
+            f'<h2 id="connection-{grant_id}">Harbour Hospital, connection {number}'
+        )
+        assert heading in page
+        assert f'aria-describedby="connection-{grant_id}"' in page
+    assert page.count("connected on this site") == 2
+    assert re.search(r"Connected since .*\d:\d\d", page)
+
+
+def test_label_of_the_site_takes_the_place_of_the_number(ehr, user, rf):
+    class Named(ConnectionsView):
+        def get_label(self, grant: TokenGrant) -> str:
+            return f"<{grant.patient_id[:4]}>"
+
+    _, launch = connect_as(user, ehr)
+    request = rf.get("/smart/connections/")
+    request.user = user
+    page = text_of(Named.as_view()(request))
+    assert f"Harbour Hospital: &lt;{PATIENT[:4]}&gt;</h2>" in page
+    assert launch.grant is not None
+
+
+def test_clinicians_and_patients_read_other_texts(ehr, user):
+    browser, launch = connect_as(user, ehr)
+    page = text_of(browser.get("/smart/connections/"))
+    assert "keep about you" in page
+    assert "member of their staff" not in page
+    assert launch.identity is not None
+    launch.identity.fhir_user = "Practitioner/1"
+    launch.identity.save()
+    page = text_of(browser.get("/smart/connections/"))
+    assert "keep about you" not in page
+    assert "member of their staff" in page
+
+
+def test_ehr_launch_with_offline_access_is_listed_as_such(ehr, user, registration):
+    registration.ehr_scope = f"{registration.ehr_scope} offline_access"
+    registration.save()
+    chart = open_chart(ehr)
+    page = text_of(chart.browser.get("/smart/connections/"))
+    assert "opened from inside the EHR" in page

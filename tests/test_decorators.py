@@ -43,7 +43,7 @@ def links_of(response: Any) -> list[str]:
     """Where the page's links lead."""
     return [
         html.unescape(url)
-        for url in re.findall(r'<a [^>]*href="([^"]+)"', response.content.decode())
+        for url in re.findall(r'<a [^>]*href="(/[^"]+)"', response.content.decode())
     ]
 
 
@@ -62,7 +62,7 @@ def test_view_does_not_run_without_a_launch(method, path):
     response = getattr(make_stranger(), method)(path)
     assert response.status_code == 403
     assert b"<code>no_launch</code>" in response.content
-    assert response["Cache-Control"] == "no-store"
+    assert response["Cache-Control"] == "private, no-store"
     assert links_of(response) == [f"/smart/login/?next={quote(path, safe='')}"]
 
 
@@ -84,6 +84,18 @@ def test_missing_scopes_are_named(ehr, method, path):
     assert "<code>scope_insufficient</code>" in text
     assert "Condition" in text
     assert "Observation" not in text
+
+
+@stacks
+def test_scopes_that_are_not_asked_for_are_logged(ehr, method, caplog):
+    chart = open_chart(ehr)
+    getattr(chart, method)("/chart/missing/")
+    assert caplog.text.count("does not request") == 1
+    assert "patient/Condition" in caplog.text
+    caplog.clear()
+    Launch.objects.update(scope_asked="patient/*.cruds")
+    getattr(chart, method)("/chart/missing/")
+    assert "does not request" not in caplog.text
 
 
 @stacks

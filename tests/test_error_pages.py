@@ -9,6 +9,7 @@ from django.test import RequestFactory
 from django.utils.functional import Promise
 
 from django_smart import exceptions
+from django_smart.conf import DOCS_URL
 from django_smart.error_pages import Retry, render_error
 from django_smart.error_pages.retry import build_login_url, can_pass
 from django_smart.error_pages.words import DEFAULT, WORDS, ByKind, find_words
@@ -149,7 +150,7 @@ def test_advice_fits_where_the_launch_began():
     error = exceptions.StateError("for developers", code="state_expired")
     assert "Go back to the patient&#x27;s chart" in render(error, kind="ehr")
     assert "Connect your records again." in render(error, kind="standalone")
-    assert "Start again where you came from" in render(error)
+    assert "Start again: open the app" in render(error)
 
 
 @of_every_code
@@ -163,7 +164,7 @@ def test_page_has_the_status_and_the_code_of_its_error(error):
     assert f"<code>{error.code}</code>" in content
     # What is written for developers may name what is none of the person's business.
     assert "for developers" not in content
-    assert response["Cache-Control"] == "no-store"
+    assert response["Cache-Control"] == "private, no-store"
     assert response["Referrer-Policy"] == "no-referrer"
 
 
@@ -189,7 +190,7 @@ def test_view_makes_every_error_a_page_that_is_neither_kept_nor_told_on(
     response = browser.get(path)
     assert response.status_code == error.http_status
     assert response.status_code in STATUSES
-    assert response["Cache-Control"] == "no-store"
+    assert response["Cache-Control"] == "private, no-store"
     assert response["Referrer-Policy"] == "no-referrer"
     assert "sessionid" not in response.cookies
     content = response.content.decode()
@@ -199,6 +200,19 @@ def test_view_makes_every_error_a_page_that_is_neither_kept_nor_told_on(
         # The script that takes the query out of the address bar, and no query here.
         assert "clean-address.js" in content
         assert "s3cret" not in content
+
+
+def test_code_links_to_the_reference():
+    page = render(exceptions.StateUsedError("for developers"), code="ambiguous")
+    assert f'href="{DOCS_URL}reference/errors.html#state_used"' in page
+    assert "<code>ambiguous</code>" in page
+
+
+def test_support_page_of_the_site_is_linked_if_there_is_one(settings):
+    error = exceptions.StateUsedError("for developers")
+    assert "help.example.org" not in render(error)
+    settings.SMART_SUPPORT_URL = "https://help.example.org/"
+    assert 'href="https://help.example.org/"' in render(error)
 
 
 def test_code_comes_last():
@@ -211,7 +225,7 @@ def test_code_comes_last():
     places = [
         page.index(part)
         for part in (
-            "Access was not given",
+            "<h1>",
             "approve the access",
             "The door is closed.",
             "https://ehr.example.org/help",
@@ -220,6 +234,24 @@ def test_code_comes_last():
         )
     ]
     assert places == sorted(places)
+
+
+@pytest.mark.django_db
+def test_time_and_number_of_the_launch_are_beside_the_code(ehr, registration):
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr), approve=False)
+    stranger = _read_code(get_callback(make_browser(), url).text)
+    line = _read_code(get_callback(browser, url).text)
+    assert f"launch {Launch.objects.get().pk}" in line
+    assert "UTC" in line
+    assert "launch" not in stranger
+    assert "UTC" in stranger
+
+
+def _read_code(page: str) -> str:
+    line: str
+    (line,) = re.findall(r'<p class="smart-code">(.*)</p>', page)
+    return line
 
 
 def test_what_the_ehr_says_is_quoted_and_escaped():
@@ -238,7 +270,7 @@ def test_missing_access_is_told_in_words_and_to_the_support_as_scopes():
     page = render(error)
     assert "<li>See: health problems</li>" in page
     assert page.index("<code>patient/Condition.rs</code>") > page.index(
-        "for the support"
+        "<code>scope_insufficient</code>"
     )
 
 
@@ -291,7 +323,7 @@ def test_denied_ehr_launch_sends_back_to_the_chart(ehr, registration):
     assert response.status_code == 403
     content = response.content.decode()
     assert "open it again from the patient&#x27;s chart" in content
-    assert "Nobody was signed in, and nothing was stored." in content
+    assert "No one was signed in, and nothing was stored." in content
     assert "clean-address.js" in content
     assert button_of(response) is None
 
@@ -316,7 +348,7 @@ def test_back_button_leads_on_to_the_page_of_the_finished_launch(ehr, registrati
     first = get_callback(browser, url)
     response = get_callback(browser, url)
     assert response.status_code == 409
-    assert button_of(response) == (first["Location"], "Go on to the page")
+    assert button_of(response) == (first["Location"], "Continue to the page")
     assert "nothing was stored" not in response.content.decode()
     assert browser.get(first["Location"]).status_code != 410
 
@@ -376,7 +408,7 @@ def test_unknown_organisation_leads_to_those_that_are_known(registration, method
     assert response.status_code == 400
     assert button_of(response) == (
         "/smart/login/?next=%2Fa%2F",
-        "Choose an organisation",
+        "Choose an organization",
     )
 
 
@@ -414,3 +446,32 @@ def test_switched_off_organisation_is_not_offered_again(ehr, registration):
     response = get_callback(browser, url)
     assert response.status_code == 403
     assert button_of(response) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "turn"),
+    [
+        (exceptions.StateError("x", code="state_expired"), "You can"),
+        (exceptions.ServerTimeoutError("x"), "administrators of Harbour can"),
+        (exceptions.MalformedTokenResponseError("x"), "administrators of Harbour can"),
+        (exceptions.UnsupportedServerError("x"), "administrators of Harbour can"),
+        (exceptions.CredentialsError("x"), "support team can"),
+        (
+            exceptions.LaunchRequestError("x", code="unknown_server"),
+            "support team can",
+        ),
+    ],
+)
+def test_page_says_who_can_put_it_right(error, turn):
+    page = render(error, server_name="Harbour", kind="ehr")
+    assert turn in page
+
+
+@pytest.mark.parametrize("refusal", ["invalid_client", "unauthorized_client"])
+def test_refused_credentials_are_not_the_persons_to_correct(refusal):
+    error = exceptions.TokenResponseError("x", error=refusal)
+    page = render(error, kind="ehr")
+    assert "open the app again" not in page
+    assert "support team can" in page
+    other = exceptions.TokenResponseError("x", error="invalid_grant")
+    assert "open the app again" in render(other, kind="ehr")

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from django.middleware.csrf import get_token
 from django.test import AsyncRequestFactory, RequestFactory
 
+from django_smart.fhir.compartment import find_patient_parameter as get_parameter
 from django_smart.launches.request_state import get_request_state
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.protocol.scopes import ScopeSet
@@ -28,6 +29,8 @@ OBSERVATION = {
     "id": "o1",
     "subject": {"reference": "Patient/p1"},
 }
+# A search that names no patient is sent with that of the launch.
+SEARCH = "Observation?patient=p1"
 WRITES = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -91,7 +94,7 @@ class Proxy:
         state.context = self.smart
         state.prefix = SimpleNamespace(key=self.key) if self.key else None
         response = self.view(request, path=urlsplit(path).path)
-        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Cache-Control"] == "private, no-store"
         assert "sandbox" in response.headers["Content-Security-Policy"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -134,8 +137,9 @@ def test_types_that_are_not_listed_are_refused_before_a_request():
 def test_types_that_are_not_listed_do_not_come_by_inclusion_either():
     proxy = Proxy(resource_types={"Observation"})
     outcome = {"resourceType": "OperationOutcome", "issue": []}
-    proxy.server.on("Observation", respond(bundle(OBSERVATION, outcome)))
-    proxy.server.on("Observation?_include=x", respond(bundle(OBSERVATION, PATIENT)))
+    proxy.server.on(SEARCH, respond(bundle(OBSERVATION, outcome)))
+    included = respond(bundle(OBSERVATION, PATIENT))
+    proxy.server.on("Observation?_include=x&patient=p1", included)
     assert proxy("GET", "Observation").status_code == 200
     response = proxy("GET", "Observation?_include=x")
     assert response.status_code == 403
@@ -145,7 +149,8 @@ def test_types_that_are_not_listed_do_not_come_by_inclusion_either():
 def test_search_does_not_show_another_patient():
     proxy = Proxy()
     other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
-    proxy.server.on("Observation", respond(bundle(OBSERVATION, other)))
+    for path in ("Observation", SEARCH):
+        proxy.server.on(path, respond(bundle(OBSERVATION, other)))
     assert proxy("GET", "Observation").status_code == 403
     proxy.smart.scopes = ScopeSet.parse("user/Observation.rs")
     assert proxy("GET", "Observation").status_code == 200
@@ -170,19 +175,24 @@ def test_patient_is_found_wherever_a_type_names_one(resource_type, build):
         {"reference": name} for name in ("Patient/p2", "Patient/p1", "Location/l1")
     )
     path = f"{resource_type}/x1"
+    own_value = "Patient/p1" if get_parameter(resource_type) == "actor" else "p1"
+    if resource_type == "Group":
+        own_value = "Patient/p1"
+    search = f"{resource_type}?{get_parameter(resource_type)}={quote(own_value, '')}"
     cases: list[tuple[list[Any], int]] = [
         ([other], 403),
         ([place, other], 403),
         ([own], 200),
-        ([other, own], 200),
-        ([place], 200),
-        ([], 200),
-        ([None, "Patient/p2", {"reference": 2}], 200),
+        ([place, own], 200),
+        ([other, own], 403),
+        ([place], 403),
+        ([], 403),
+        ([None, "Patient/p2", {"reference": 2}], 403),
     ]
     for named, status in cases:
         resource = {"resourceType": resource_type, "id": "x1", **build(*named)}
         proxy.server.on(path, respond(resource))
-        proxy.server.on(resource_type, respond(bundle(resource)))
+        proxy.server.on(search, respond(bundle(resource)))
         assert proxy("GET", path).status_code == status
         assert proxy("GET", resource_type).status_code == status
         assert proxy("PUT", path, resource).status_code == status
@@ -203,20 +213,14 @@ def test_patient_is_found_in_one_element(resource_type, element):
     proxy = Proxy()
     path = f"{resource_type}/x1"
     for patient_id, status in [("p2", 403), ("p1", 200)]:
-        named = {element: {"reference": f"Patient/{patient_id}"}}
+        named: dict[str, Any] = {element: {"reference": f"Patient/{patient_id}"}}
         resource = {"resourceType": resource_type, "id": "x1", **named}
         proxy.server.on(path, respond(resource))
         assert proxy("GET", path).status_code == status
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        *("Patient/{}", "Patient/{}/", "Patient/{}#x", "Patient/{}?x=1"),
-        *("Patient/{}/_history/1", f"{BASE}/Patient/{{}}", f"{BASE}/Patient/{{}}/"),
-    ],
-)
-def test_patient_is_found_however_it_is_referred_to(form):
+@pytest.mark.parametrize("form", ["Patient/{}", f"{BASE}/Patient/{{}}"])
+def test_patient_is_named_relatively_or_at_the_server(form):
     proxy = Proxy()
     for patient_id, status in [("p2", 403), ("p1", 200)]:
         subject = {"reference": form.format(patient_id)}
@@ -225,9 +229,23 @@ def test_patient_is_found_however_it_is_referred_to(form):
 
 
 @pytest.mark.parametrize(
+    "form",
+    [
+        *("Patient/{}/", "Patient/{}#x", "Patient/{}?x=1", "Patient/{}/_history/1"),
+        f"{BASE}/Patient/{{}}/",
+    ],
+)
+def test_patient_is_not_named_in_another_form(form):
+    proxy = Proxy()
+    subject = {"reference": form.format("p1")}
+    proxy.server.on("Observation/o1", respond({**OBSERVATION, "subject": subject}))
+    assert proxy("GET", "Observation/o1").status_code == 403
+
+
+@pytest.mark.parametrize(
     ("query", "sent"),
     [
-        ("code=1&_elements=id", "code=1"),
+        ("code=1&_elements=id", "code=1&_elements=id%2Csubject"),
         ("_elements:x=id&code=1&_summary=true", "code=1"),
         ("_summary=text&code=1&_Elements=id", "code=1"),
         ("_summary=TRUE&code=1", "code=1"),
@@ -238,14 +256,14 @@ def test_patient_is_found_however_it_is_referred_to(form):
 )
 def test_search_leaves_out_nothing_that_names_the_patient(query, sent):
     proxy = Proxy(methods=("GET", "POST"))
-    proxy.server.on(f"Observation?{sent}", respond(bundle(OBSERVATION)))
+    proxy.server.on(f"Observation?{sent}&patient=p1", respond(bundle(OBSERVATION)))
     assert proxy("GET", f"Observation?{query}").status_code == 200
     form = "application/x-www-form-urlencoded"
     proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))
     path = "Observation/_search"
     answer = proxy("POST", path, query.encode(), content_type=form)
     assert answer.status_code == 200
-    assert proxy.server.requests[-1].body == sent.encode()
+    assert proxy.server.requests[-1].body == f"{sent}&patient=p1".encode()
     proxy.server.on(f"{path}?{sent}", respond(bundle(OBSERVATION)))
     answer = proxy("POST", f"{path}?{query}", b"x=1", content_type=form)
     assert answer.status_code == 200
@@ -255,19 +273,22 @@ def test_search_may_be_partial_where_the_server_decides():
     proxy = Proxy(methods=("GET", "POST"))
     proxy.smart.scopes = ScopeSet.parse("patient/*.rs user/Observation.rs")
     partial = {"resourceType": "Observation", "id": "o1"}
-    for sent in ("?_elements=id", "?_include=Observation%3Asubject"):
-        proxy.server.on(f"Observation{sent}", respond(bundle(partial)))
-    assert proxy("GET", "Observation?_elements=id").status_code == 200
+    both = "_elements=id&_include=Observation%3Asubject"
+    for query in ("_elements=id", both):
+        proxy.server.on(f"Observation?{query}", respond(bundle(partial)))
+        assert proxy("GET", f"Observation?{query}").status_code == 200
     # What comes along is of other types.
-    inclusion = "_include=Observation:subject"
-    response = proxy("GET", f"Observation?{inclusion}&_elements=id")
-    assert response.status_code == 200
+    proxy.server.on(f"Observation?{both}", respond(bundle(partial, PATIENT)))
+    assert proxy("GET", f"Observation?{both}").status_code == 200
+    other = {"resourceType": "Patient", "id": "p2"}
+    proxy.server.on(f"Observation?{both}", respond(bundle(partial, other)))
+    assert proxy("GET", f"Observation?{both}").status_code == 403
     proxy.smart.scopes = ScopeSet.parse("patient/*.rs user/*.rs")
-    path = "Observation?_include=Observation%3Asubject&_elements=id"
-    proxy.server.on(path, respond(bundle(partial)))
-    assert proxy("GET", path).status_code == 200
+    assert proxy("GET", f"Observation?{both}").status_code == 200
     proxy.smart.patient_id = None
-    assert proxy("GET", path).status_code == 200
+    assert proxy("GET", f"Observation?{both}").status_code == 200
+    proxy.smart.scopes = ScopeSet.parse("patient/*.rs")
+    assert proxy("GET", f"Observation?{both}").status_code == 403
 
 
 # Headers
@@ -301,21 +322,38 @@ def test_only_headers_that_mean_something_are_passed_on():
         *("Cross-Origin-Resource-Policy", "Last-Modified", "X-Content-Type-Options"),
     }
     [request] = proxy.server.requests
-    assert set(request.headers) == {"Accept", "Authorization", "If-None-Match"}
+    assert set(request.headers) == {"Accept", "Authorization"}
     assert request.headers["Authorization"] == f"Bearer {TOKEN}"
 
 
 def test_resource_that_was_not_modified_comes_without_a_body():
     proxy = Proxy()
-    proxy.server.on("Patient/p1", respond(b"", 304, etag='W/"2"'))
-    response = proxy("GET", "Patient/p1", If_None_Match='W/"2"')
+    proxy.server.on("Patient/p1", respond(PATIENT, etag='W/"2"'))
+    response = proxy("GET", "Patient/p1", If_None_Match='W/"1", W/"2"')
     assert (response.status_code, response.content) == (304, b"")
     assert response.headers["ETag"] == 'W/"2"'
+    # Asked for whole, so that it could be seen whose it is.
+    assert "If-None-Match" not in proxy.server.requests[0].headers
+    assert proxy("GET", "Patient/p1", If_None_Match='W/"1"').status_code == 200
+    other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
+    proxy.server.on("Observation/o1", respond(other, etag='W/"2"'))
+    response = proxy("GET", "Observation/o1", If_None_Match='W/"2"')
+    assert response.status_code == 403
+    assert "ETag" not in response.headers
+
+
+def test_answer_is_not_asked_for_later():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation", respond(OBSERVATION, 201))
+    prefer = "return=minimal; respond-async, handling=strict"
+    assert proxy("POST", "Observation", OBSERVATION, Prefer=prefer).status_code == 201
+    sent = proxy.server.requests[0].headers["Prefer"]
+    assert sent == "return=minimal; handling=strict"
 
 
 @pytest.mark.parametrize(
     ("value", "passed_on"),
-    [("30", "30"), ("9" * 400, "1000000000"), ("soon", None)],
+    [("30", "30"), ("9" * 400, "86400"), ("soon", None)],
 )
 def test_time_to_wait_is_passed_on_as_a_number(value, passed_on):
     proxy = Proxy()
@@ -330,8 +368,6 @@ def test_time_to_wait_is_passed_on_as_a_number(value, passed_on):
 
 def test_addresses_of_a_bundle_lead_to_the_proxy():
     proxy = Proxy()
-    value = respond(b'{"resourceType": "Bundle", "type": "searchset"}')
-    assert value.body
     resource = {**OBSERVATION, "derivedFrom": [{"reference": f"{BASE}/Observation/o0"}]}
     found = {
         "resourceType": "Bundle",
@@ -339,6 +375,7 @@ def test_addresses_of_a_bundle_lead_to_the_proxy():
         "link": [
             {"relation": "self", "url": f"{BASE}/Observation?code=1"},
             {"relation": "next", "url": f"{BASE}?page=2"},
+            {"relation": "last", "url": "?page=3"},
             {"relation": "other", "url": "https://elsewhere.example.org/x"},
         ],
         "entry": [
@@ -350,39 +387,70 @@ def test_addresses_of_a_bundle_lead_to_the_proxy():
             {"fullUrl": "urn:uuid:1"},
         ],
     }
-    proxy.server.on("Observation?code=1", respond(found))
-    answer = json.loads(proxy("GET", "Observation?code=1").content)
+    proxy.server.on(f"{SEARCH}&code=1", respond(found))
+    answer = json.loads(proxy("GET", f"{SEARCH}&code=1").content)
     assert answer["link"][0]["url"] == f"{PROXY}Observation?code=1"
     assert answer["link"][1]["url"].startswith(f"{PROXY}_page?url=")
-    assert answer["link"][2]["url"] == "https://elsewhere.example.org/x"
+    assert answer["link"][2]["url"].startswith(f"{PROXY}_page?url=")
+    assert answer["link"][3]["url"] == "https://elsewhere.example.org/x"
     assert answer["entry"][0]["fullUrl"] == f"{PROXY}Observation/o1"
     assert answer["entry"][0]["response"]["location"] == f"{PROXY}Observation/o1"
-    # A resource may be sent back, and must not lead the EHR to us.
-    assert answer["entry"][0]["resource"] == resource
+    # Right at the proxy, and at the EHR if the resource is sent back.
+    reference = answer["entry"][0]["resource"].pop("derivedFrom")
+    assert reference == [{"reference": "Observation/o0"}]
+    assert answer["entry"][0]["resource"] == OBSERVATION
     assert answer["entry"][1] == {"fullUrl": "urn:uuid:1"}
 
-    proxy.server.on("?page=2", respond(bundle(OBSERVATION)))
     proxy.server.answers[f"{BASE}?page=2"] = [respond(bundle(OBSERVATION))]
     page = proxy("GET", answer["link"][1]["url"].removeprefix(PROXY))
     assert json.loads(page.content)["entry"] == [{"resource": OBSERVATION}]
     assert proxy.server.urls[-1] == f"{BASE}?page=2"
+    proxy.server.on("Observation?page=3", respond(bundle(OBSERVATION)))
+    page = proxy("GET", answer["link"][2]["url"].removeprefix(PROXY))
+    assert proxy.server.urls[-1] == f"{BASE}/Observation?page=3"
+    other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
+    proxy.server.on("Observation?page=3", respond(bundle(other)))
+    page = proxy("GET", answer["link"][2]["url"].removeprefix(PROXY))
+    assert page.status_code == 403
+
+
+def test_references_of_a_resource_are_right_at_the_proxy():
+    proxy = Proxy()
+    attachment = {"contentType": "text/plain", "url": f"{BASE}/Binary/b1"}
+    resource = {
+        **OBSERVATION,
+        "performer": [{"reference": f"{BASE}/Practitioner/dr"}],
+        "content": [{"attachment": attachment}],
+        "valueUri": f"{BASE}/ValueSet/v",
+    }
+    body = json.dumps({**resource, "valueDecimal": 0}).replace(": 0}", ": 1.10}")
+    proxy.server.on("Observation/o1", respond(body.encode()))
+    text = proxy("GET", "Observation/o1").content.decode()
+    answer = json.loads(text)
+    assert answer["performer"] == [{"reference": "Practitioner/dr"}]
+    assert answer["content"][0]["attachment"]["url"] == "Binary/b1"
+    assert answer["valueUri"] == f"{BASE}/ValueSet/v"
+    assert "1.10" in text
 
 
 def test_numbers_of_a_bundle_keep_their_digits():
     proxy = Proxy()
-    body = (
-        b'{"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": '
-        b'{"resourceType": "Observation", "id": "o1", "valueQuantity": '
-        b'{"value": 7.10, "low": -0.50, "high": 1e3, "n": 4}, "note": "7.10"}}]}'
-    )
-    proxy.server.on("Observation", respond(body))
-    assert proxy("GET", "Observation").content == body
+    value = '"valueQuantity": {"value": 7.10, "low": -0.50, "high": 1e3, "n": 4}'
+    for full_url in ("urn:uuid:1", f"{BASE}/Observation/o1"):
+        body = (
+            '{"resourceType": "Bundle", "type": "searchset", "entry": [{"fullUrl": '
+            f'"{full_url}", "resource": {{"resourceType": "Observation", "id": "o1", '
+            f'"subject": {{"reference": "Patient/p1"}}, {value}, "note": "7.10"}}}}]}}'
+        )
+        proxy.server.on(SEARCH, respond(body.encode()))
+        content = proxy("GET", "Observation").content.decode()
+        assert value.replace(" ", "") in content.replace(" ", "")
 
 
 def test_page_address_that_was_not_given_out_is_refused():
     proxy = Proxy(boundary="origin")
     url = "https://ehr.example.org/pages?p=2"
-    proxy.server.on("Observation", respond(bundle(OBSERVATION, next_url=url)))
+    proxy.server.on(SEARCH, respond(bundle(OBSERVATION, next_url=url)))
     proxy.server.on(url, respond(bundle()))
     link = json.loads(proxy("GET", "Observation").content)["link"][1]["url"]
     page = link.removeprefix(PROXY)
@@ -429,35 +497,124 @@ def test_writes_are_passed_on_with_their_conditions():
         OBSERVATION, 201, location=f"{BASE}/Observation/o1/_history/1", etag='W/"1"'
     )
     proxy.server.on("Observation", created)
-    body = b'{"resourceType": "Observation", "valueDecimal": 1.10}'
+    body = (
+        b'{"resourceType": "Observation", "valueDecimal": 1.10, '
+        b'"subject": {"reference": "Patient/p1"}}'
+    )
     response = proxy("POST", "Observation", body, If_None_Exist="identifier=1")
     assert response.status_code == 201
     assert response.headers["Location"] == f"{PROXY}Observation/o1/_history/1"
     sent = proxy.server.requests[0]
     assert (sent.method, sent.body) == ("POST", body)
-    assert sent.headers["If-None-Exist"] == "identifier=1"
+    assert sent.headers["If-None-Exist"] == "identifier=1&patient=p1"
     assert sent.headers["Content-Type"] == "application/fhir+json"
 
-    proxy.server.on("Observation/o1", respond(OBSERVATION), respond(b"", 204))
+    held = respond(OBSERVATION, etag='W/"1"')
+    proxy.server.on("Observation/o1", held)
     assert proxy("PUT", "Observation/o1", OBSERVATION, If_Match='W/"1"').content
     assert proxy.server.requests[-1].headers["If-Match"] == 'W/"1"'
+    proxy.server.on("Observation/o1", held, respond(b"", 204))
     response = proxy("DELETE", "Observation/o1")
     assert (response.status_code, response.content) == (204, b"")
     assert proxy.server.requests[-1].body is None
-    patch = b'[{"op": "remove", "path": "/status"}]'
-    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    # Of what was read, also where the script names no version.
+    assert proxy.server.requests[-1].headers["If-Match"] == 'W/"1"'
+    patch = b'[{"op": "add", "path": "/status", "value": "final"}]'
+    proxy.server.on("Observation/o1", held)
     patch_type = "application/json-patch+json"
     response = proxy("PATCH", "Observation/o1", patch, content_type=patch_type)
     assert response.status_code == 200
     assert proxy.server.requests[-1].headers["Content-Type"] == patch_type
+    assert proxy.server.requests[-1].body == patch
+
+
+def test_version_of_a_server_without_etags_is_that_of_the_resource():
+    proxy = Proxy(methods=WRITES)
+    held = {**OBSERVATION, "meta": {"versionId": "5"}}
+    proxy.server.on("Observation/o1", respond(held))
+    assert proxy("PUT", "Observation/o1", OBSERVATION).status_code == 200
+    assert proxy.server.requests[-1].headers["If-Match"] == 'W/"5"'
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    assert proxy("PUT", "Observation/o1", OBSERVATION).status_code == 200
+    assert "If-Match" not in proxy.server.requests[-1].headers
+
+
+def test_batch_keeps_digits_and_names_versions():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"4"'))
+    answer = {"resourceType": "Bundle", "type": "batch-response", "entry": []}
+    proxy.server.answers[BASE] = [respond(answer)]
+    resource = '{"resourceType": "Observation", "id": "o1", "valueDecimal": 1.10, '
+    resource += '"subject": {"reference": "Patient/p1"}}'
+    body = (
+        '{"resourceType": "Bundle", "type": "batch", "entry": [{"request": {"method": '
+        f'"PUT", "url": "Observation/o1"}}, "resource": {resource}}}]}}'
+    )
+    assert proxy("POST", "", body.encode()).status_code == 200
+    sent = json.loads(proxy.server.requests[-1].body or b"")
+    assert sent["entry"][0]["request"]["ifMatch"] == 'W/"4"'
+    assert resource.replace(" ", "").encode() in (proxy.server.requests[-1].body or b"")
+
+
+def test_batch_does_no_more_than_the_view_allows():
+    proxy = Proxy(methods=("GET", "POST"), resource_types={"Observation"})
+    answer = {"resourceType": "Bundle", "type": "batch-response", "entry": []}
+    proxy.server.answers[BASE] = [respond(answer)]
+    for method, url, status in [
+        ("GET", "Observation/o1", 200),
+        ("GET", "Patient/p1", 403),
+        ("DELETE", "Observation/o1", 405),
+        ("GET", "Patient/p1/$everything", 403),
+    ]:
+        entry = {"request": {"method": method, "url": url}}
+        batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+        assert proxy("POST", "", batch).status_code == status
+
+
+def test_operations_need_to_be_allowed():
+    proxy = Proxy()
+    path = "Observation/$lastn?max=1"
+    proxy.server.on(f"{path}&patient=p1", respond(bundle(OBSERVATION)))
+    assert proxy("GET", path).status_code == 200
+    assert Proxy(operations=())("GET", path).status_code == 403
 
 
 def test_conflict_is_passed_on():
     proxy = Proxy(methods=WRITES)
     outcome = {"resourceType": "OperationOutcome", "issue": []}
-    proxy.server.on("Observation/o1", respond(outcome, 412))
+    held = respond(OBSERVATION, etag='W/"1"')
+    proxy.server.on("Observation/o1", held, respond(outcome, 412))
     response = proxy("PUT", "Observation/o1", OBSERVATION, If_Match='W/"1"')
     assert (response.status_code, json.loads(response.content)) == (412, outcome)
+    # Known before anything is sent.
+    proxy.server.on("Observation/o1", held)
+    response = proxy("PUT", "Observation/o1", OBSERVATION, If_Match='W/"0"')
+    assert response.status_code == 412
+    assert proxy.server.requests[-1].method == "GET"
+
+
+def test_refusal_shows_no_resource():
+    proxy = Proxy(methods=WRITES)
+    other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
+    naming = {
+        "resourceType": "OperationOutcome",
+        "issue": [{"extension": [{"valueReference": {"reference": "Patient/p2"}}]}],
+    }
+    for value in (other, naming):
+        proxy.server.on("Observation/o1", respond(value, 409, etag='W/"9"'))
+        response = proxy("GET", "Observation/o1")
+        assert response.status_code == 409
+        assert b"p2" not in response.content
+        assert "ETag" not in response.headers
+
+
+def test_what_was_found_in_place_of_a_new_resource_is_not_told_unseen():
+    proxy = Proxy(methods=WRITES)
+    found = respond(b"", 200, location=f"{BASE}/Observation/o9", etag='W/"9"')
+    proxy.server.on("Observation", found)
+    response = proxy("POST", "Observation", OBSERVATION, If_None_Exist="identifier=1")
+    assert response.status_code == 200
+    assert not {"Location", "ETag"} & set(response.headers)
 
 
 def test_search_may_be_sent_as_a_form():
@@ -468,7 +625,10 @@ def test_search_may_be_sent_as_a_form():
     response = proxy("POST", path, b"code=1&name=a+b", content_type=form)
     assert response.status_code == 200
     [sent] = proxy.server.requests
-    assert (sent.body, sent.headers["Content-Type"]) == (b"code=1&name=a%20b", form)
+    assert (sent.body, sent.headers["Content-Type"]) == (
+        b"code=1&name=a%20b&patient=p1",
+        form,
+    )
     assert proxy("POST", path, b"{}").status_code == 415
 
 
@@ -477,6 +637,7 @@ def test_search_may_be_sent_as_a_form():
     [
         ("POST", "Observation/o1", OBSERVATION, 400),
         ("PUT", "Observation", OBSERVATION, 400),
+        ("PUT", "Observation?_count=1", OBSERVATION, 400),
         ("PATCH", "Observation", OBSERVATION, 400),
         ("DELETE", "Observation", None, 400),
         ("GET", "Observation/_search", None, 400),
@@ -556,8 +717,15 @@ def test_write_that_is_too_large_is_refused(settings):
 # Streams
 
 
-def test_binary_is_streamed_where_it_is_listed(db):
+def build_binary_proxy() -> Proxy:
+    """With a launch whose scopes leave each Binary to the server."""
     proxy = Proxy(resource_types={"Binary"})
+    proxy.smart.scopes = ScopeSet.parse("patient/*.rs user/Binary.r")
+    return proxy
+
+
+def test_binary_is_streamed_where_it_is_listed(db):
+    proxy = build_binary_proxy()
     scan = respond(b"<script>", media_type="text/html", set_cookie="ehr=1")
     proxy.server.on("Binary/b1", scan)
     response = proxy("GET", "Binary/b1")
@@ -571,6 +739,7 @@ def test_binary_is_streamed_where_it_is_listed(db):
     assert proxy.server.requests[0].headers["Accept"] == "*/*"
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("sent", "passed_on"),
     [
@@ -587,7 +756,7 @@ def test_binary_is_streamed_where_it_is_listed(db):
     ],
 )
 def test_binary_has_a_type_that_no_browser_runs(sent, passed_on):
-    proxy = Proxy(resource_types={"Binary"})
+    proxy = build_binary_proxy()
     proxy.server.on("Binary/b1", respond(b"alert(1)", media_type=sent))
     response = proxy("GET", "Binary/b1", Sec_Fetch_Dest="empty")
     assert response.headers["Content-Type"] == passed_on
@@ -604,12 +773,14 @@ def test_requests_of_what_could_run_the_answer_are_refused(destination):
     for path in ("Binary/b1", "Patient/p1", "Patient"):
         response = proxy("GET", path, Sec_Fetch_Dest=destination)
         assert response.status_code == 403
+        assert "no script" in response.content.decode()
     assert proxy.server.requests == []
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize("destination", ["empty", "document", "iframe", "image"])
 def test_requests_that_read_or_store_the_answer_are_served(destination):
-    proxy = Proxy(resource_types={"Binary"})
+    proxy = build_binary_proxy()
     proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
     response = proxy("GET", "Binary/b1", Sec_Fetch_Dest=destination)
     assert b"".join(response) == b"scan"
@@ -617,14 +788,14 @@ def test_requests_that_read_or_store_the_answer_are_served(destination):
 
 
 def test_binary_that_nobody_reads_is_closed(db):
-    proxy = Proxy(resource_types={"Binary"})
+    proxy = build_binary_proxy()
     proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
     proxy("GET", "Binary/b1").close()
     assert proxy.streams == ["opened", "closed"]
 
 
 def test_binary_that_is_refused_is_an_outcome():
-    proxy = Proxy(resource_types={"Binary"})
+    proxy = build_binary_proxy()
     for status, expected in [(404, 404), (500, 502), (302, 502)]:
         proxy.server.on("Binary/b1", respond(b"<html>", status, media_type="text/html"))
         response = proxy("GET", "Binary/b1")
@@ -636,13 +807,94 @@ def test_binary_that_is_refused_is_an_outcome():
 def test_binary_comes_as_json_where_every_type_is_allowed():
     proxy = Proxy()
     binary = {"resourceType": "Binary", "id": "b1", "data": "PHNjcmlwdD4="}
-    proxy.server.on("Binary/b1", respond(binary))
-    assert json.loads(proxy("GET", "Binary/b1").content) == binary
+    own = {**binary, "securityContext": {"reference": "Patient/p1"}}
+    proxy.server.on("Binary/b1", respond(own))
+    assert json.loads(proxy("GET", "Binary/b1").content) == own
+    assert proxy.streams == []
+    for context in ({}, {"securityContext": {"reference": "Patient/p2"}}):
+        proxy.server.on("Binary/b1", respond({**binary, **context}))
+        assert proxy("GET", "Binary/b1").status_code == 403
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("resource_types", [None, {"Binary", "DocumentReference"}])
+def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
+    proxy = Proxy(resource_types=resource_types)
+    path = "Binary/b1?_of=DocumentReference/d1"
+    proxy.server.on("Binary/b1", respond({"resourceType": "Binary", "id": "b1"}))
+    for patient_id, url, status in [
+        ("p1", "Binary/b1", 200),
+        ("p1", f"{BASE}/Binary/b1", 200),
+        ("p1", "Binary/b2", 403),
+        ("p2", "Binary/b1", 403),
+    ]:
+        document = {
+            "resourceType": "DocumentReference",
+            "id": "d1",
+            "subject": {"reference": f"Patient/{patient_id}"},
+            "content": [{"attachment": {"url": url}}],
+        }
+        proxy.server.on("DocumentReference/d1", respond(document))
+        response = proxy("GET", path)
+        assert response.status_code == status
+        assert response.streaming is (status == 200 and resource_types is not None)
+        response.close()
+    organization = {"resourceType": "Organization", "id": "x", "alias": ["Binary/b1"]}
+    proxy.server.on("Organization/x", respond(organization))
+    for of, status in [
+        ("Organization/x", 403),
+        ("Observation?x=1", 400),
+        ("metadata", 400),
+    ]:
+        assert proxy("GET", f"Binary/b1?_of={of}").status_code == status
+    if resource_types is None:
+        assert proxy("GET", "Patient/p1?_of=Patient/p1").status_code == 400
+
+
+def test_no_change_refers_to_a_binary_that_is_not_the_patients():
+    subject = {"reference": "Patient/p1"}
+    document = {"resourceType": "DocumentReference", "id": "d1", "subject": subject}
+    new = {**document, "content": [{"attachment": {"url": "Binary/b2"}}]}
+    path = "DocumentReference.content[0].attachment.url"
+    part = [
+        {"name": "type", "valueCode": "replace"},
+        {"name": "path", "valueString": path},
+        {"name": "value", "valueUrl": "Binary/b2"},
+    ]
+    operation = {"name": "operation", "part": part}
+    patch = {"resourceType": "Parameters", "parameter": [operation]}
+    condition = "DocumentReference?identifier=1"
+    for owner, is_sent in (("p2", False), ("p1", True)):
+        binary = {
+            "resourceType": "Binary",
+            "id": "b2",
+            "securityContext": {"reference": f"Patient/{owner}"},
+        }
+        for method, path, body in (
+            ("PUT", "DocumentReference/d1", new),
+            ("PUT", condition, new),
+            ("PATCH", "DocumentReference/d1", patch),
+            ("PATCH", condition, patch),
+        ):
+            proxy = Proxy(methods=WRITES)
+            proxy.server.on("Binary/b2", respond(binary))
+            proxy.server.on("DocumentReference/d1", respond(document, etag='W/"3"'))
+            search = f"{condition}&patient=p1"
+            proxy.server.on(search, respond(bundle()), respond(document))
+            assert (proxy(method, path, body).status_code == 200) == is_sent
+            sent = {request.method for request in proxy.server.requests}
+            assert (method in sent) == is_sent
+
+
+def test_binary_is_not_streamed_before_it_is_known():
+    proxy = Proxy(resource_types={"Binary"})
+    proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
+    assert proxy("GET", "Binary/b1").status_code == 403
     assert proxy.streams == []
 
 
 def test_binary_is_streamed_in_an_event_loop_too():
-    proxy = Proxy(resource_types={"Binary"})
+    proxy = build_binary_proxy()
     proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))
     response = proxy("GET", "Binary/b1", factory=AsyncRequestFactory())
 

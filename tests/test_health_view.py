@@ -13,6 +13,9 @@ from django.test import Client
 from django.urls import path
 from django.utils import timezone
 
+from django_smart.grants.deployment import hold_grants
+from django_smart.models import FHIRServer, TaskRun
+from django_smart.models.task_run import REFRESH
 from django_smart.views import HealthView
 from tests.factories import make_grant, make_registration
 
@@ -56,6 +59,7 @@ def test_monitor_with_the_token_gets_the_counts():
     assert 120 <= server.pop("oldest_overdue_seconds") < 180
     assert server == {
         "server": "harbour",
+        "status": "ok",
         "is_active": True,
         "grants": {
             "active": 2,
@@ -65,20 +69,95 @@ def test_monitor_with_the_token_gets_the_counts():
         },
         "due": 1,
         "failing": 0,
+        "lost_last_hour": 0,
+        "paused": False,
         "paused_until": None,
         "stopped_registrations": 0,
+        "ending": 0,
         "last_success_at": None,
         "last_failure_at": None,
         "last_error": "",
     }
 
 
-def test_grant_that_waits_too_long_is_told_by_the_status():
-    late = timezone.now() - timedelta(minutes=11)
-    make_grant(make_registration(), refresh_due_at=late)
+LATE = timedelta(minutes=11)
+
+
+def get_status() -> tuple[int, str, str]:
+    """Of the answer, of the site, and of its first server."""
     response = get()
-    assert (response.status_code, response.json()["status"]) == (503, "overdue")
-    assert response.json()["servers"][0]["due"] == 1
+    body = response.json()
+    return response.status_code, body["status"], body["servers"][0]["status"]
+
+
+def make_late(**values: Any) -> None:
+    """A grant that has waited too long, at the server that has *values*."""
+    make_grant(make_registration(**values), refresh_due_at=timezone.now() - LATE)
+
+
+def test_grant_that_waits_too_long_while_nothing_runs_shows_no_worker():
+    make_late()
+    assert get_status() == (503, "no_worker", "overdue")
+    TaskRun.objects.note(REFRESH)
+    TaskRun.objects.update(ran_at=timezone.now() - LATE)
+    assert get_status() == (503, "no_worker", "overdue")
+
+
+def test_grant_that_waits_too_long_although_workers_run_is_overdue():
+    TaskRun.objects.note(REFRESH)
+    make_late()
+    assert get_status() == (503, "overdue", "overdue")
+    assert get().json()["servers"][0]["due"] == 1
+
+
+@pytest.mark.parametrize("is_paused", [True, False])
+def test_grants_that_wait_for_the_ehr_are_no_fault_of_the_workers(is_paused):
+    TaskRun.objects.note(REFRESH)
+    until = timezone.now() + timedelta(minutes=1) if is_paused else None
+    make_late(server__refresh_paused_until=until, server__refresh_failures=5)
+    assert get_status() == (503, "ehr_paused", "ehr_paused")
+
+
+def test_pause_by_an_operator_or_for_a_moment_is_no_alarm():
+    make_registration(server__paused=True)
+    assert get_status() == (200, "ok", "ehr_paused")
+    FHIRServer.objects.update(
+        paused=False, refresh_paused_until=timezone.now() + timedelta(minutes=1)
+    )
+    assert get_status() == (200, "ok", "ehr_paused")
+
+
+def test_many_lost_grants_are_told_by_the_status():
+    registration = make_registration()
+    lost: dict[str, Any] = {
+        "status": "needs_reauthorization",
+        "ended_at": timezone.now(),
+    }
+    for _ in range(19):
+        make_grant(registration, **lost)
+    over = timezone.now() - timedelta(days=1)
+    make_grant(registration, ends_at=over, **lost)
+    assert get_status() == (200, "ok", "ok")
+    make_grant(registration, **lost)
+    assert get_status() == (503, "many_lost", "many_lost")
+
+
+def test_registration_whose_grants_are_refused_has_lost_many():
+    make_registration(
+        refresh_stopped_at=timezone.now(), refresh_stop_reason="grants_refused"
+    )
+    assert get_status() == (503, "many_lost", "many_lost")
+
+
+def test_worst_of_several_servers_is_the_status_of_the_site():
+    TaskRun.objects.note(REFRESH)
+    make_late()
+    make_registration(
+        server__slug="lake",
+        server__base_url="https://lake.example.org/fhir",
+        refresh_stopped_at=timezone.now(),
+    )
+    assert get_status() == (503, "stopped", "overdue")
 
 
 def test_registration_that_is_stopped_is_told_by_the_status():
@@ -135,3 +214,9 @@ def test_database_that_is_away_is_told_of_without_an_error_page():
     with connection.execute_wrapper(fail):
         response = get()
     assert (response.status_code, response.json()) == (503, {"status": "unavailable"})
+
+
+def test_grants_of_another_deployment_are_no_health():
+    hold_grants()
+    response = get()
+    assert (response.status_code, response.json()["status"]) == (503, "not_adopted")

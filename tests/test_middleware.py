@@ -172,7 +172,7 @@ def test_unknown_key_is_not_found(ehr, method):
     assert b"<code>launch_unknown</code>" in response.content
     # The page's own links are good without the key.
     assert b'href="/~' not in response.content
-    assert response["Cache-Control"] == "no-store"
+    assert response["Cache-Control"] == "private, no-store"
     assert get_script_prefix() == "/"
 
 

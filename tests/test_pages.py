@@ -205,9 +205,9 @@ def test_connections_tell_what_for_and_since_when(browser, make_grant):
     make_grant()
     content = browser.get("/smart/connections/").content.decode()
     for words in (
-        "<h2>Harbour Hospital</h2>",
+        ">Harbour Hospital</h2>",
         "See: test results and measurements; name, date of birth and other details",
-        "Do so while you are not here as well",
+        "Keep this access when you are not signed in",
         "Connected since ",
         "Disconnect Harbour Hospital</button>",
     ):
@@ -288,7 +288,7 @@ def test_parts_of_an_error_page_can_be_replaced(db, settings):
     [
         ("", []),
         ("launch launch/patient online_access", []),
-        ("openid fhirUser", ["Know who you are there"]),
+        ("openid fhirUser", ["See who you are"]),
         ("patient/Observation.rs", ["See: test results and measurements"]),
         ("patient/Observation.read", ["See: test results and measurements"]),
         ("patient/Condition.c", ["Add or change: health problems"]),
@@ -299,15 +299,15 @@ def test_parts_of_an_error_page_can_be_replaced(db, settings):
                 "Add or change: health problems",
             ],
         ),
-        ("user/*.rs", ["See, of everyone you have access to: all kinds of records"]),
+        ("user/*.rs", ["See, for everyone you have access to: all kinds of records"]),
         (
             "user/Condition.u",
-            ["Add or change, of everyone you have access to: health problems"],
+            ["Add or change, for everyone you have access to: health problems"],
         ),
         ("patient/Basic.r unheard-of", ["See: Basic"]),
         (
             "patient/Goal.r patient/Goal.s offline_access",
-            ["See: goals", "Do so while you are not here as well"],
+            ["See: goals", "Keep this access when you are not signed in"],
         ),
     ],
 )

@@ -73,8 +73,8 @@ def test_heading_has_the_level_that_the_page_wants():
 
 @pytest.mark.parametrize("patient", [None, {}, "Ada", []])
 def test_patient_of_whom_nothing_is_known_is_shown_as_that(patient):
-    assert "Name not known" in render(patient)
-    assert "not known" in render(patient)
+    assert "Name unknown" in render(patient)
+    assert "unknown" in render(patient)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_who_died_grows_no_older(more, died, age):
     assert facts.died is died or str(facts.died) == died
     page = render({**ADA, **more})
     assert ("Died" in page) is (died is not False)
-    assert ("date not known" in page) is (died is True)
+    assert ("date unknown" in page) is (died is True)
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ def test_pages_follow_each_other_and_keep_next():
         ["s22"],
     ]
     assert links(second)[-1] == {"next": ["/labs/?a=1"], "page": ["1"]}
-    assert "3 organisations." in second
+    assert "3 organizations." in second
 
 
 def test_page_goes_on_from_servers_to_brands(tmp_path):
@@ -374,7 +374,7 @@ def test_any_page_number_is_answered(page):
 def test_search_of_nothing_says_what_to_do():
     add_many(1)
     page = get_page("q=nowhere")
-    assert "Nothing found" in page
+    assert "No results" in page
     assert 'value="nowhere"' in page
     assert "<ul" not in page
 

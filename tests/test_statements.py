@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -14,7 +15,8 @@ from django.urls import include, path
 
 from django_smart.models import ClientRegistration
 from django_smart.testing import EHRSimulator
-from tests.ehr import get_callback, launch, make_browser
+from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
+from tests.factories import METHODS, make_client
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.test_statements")]
 
@@ -45,6 +47,12 @@ _MARKS = ("BEGIN", "COMMIT", "RELEASE", "SAVEPOINT")
 
 
 def _sign_in(ehr: EHRSimulator) -> tuple[int, int]:
+    """How many statements and outbound requests one login makes."""
+    statements, sent = _watch_sign_in(ehr)
+    return len(statements), sent
+
+
+def _watch_sign_in(ehr: EHRSimulator) -> tuple[list[str], int]:
     """Statements and outbound requests of one login, in a browser of its own."""
     ehr.clear_requests()
     browser = make_browser()
@@ -57,20 +65,49 @@ def _sign_in(ehr: EHRSimulator) -> tuple[int, int]:
     assert response.status_code == 302, response.content
     statements += list(captured)
     sent = [each for each in ehr.requests if not each.path.endswith("/authorize")]
-    return sum(not each["sql"].startswith(_MARKS) for each in statements), len(sent)
+    sql = [each["sql"] for each in statements]
+    return [each for each in sql if not each.startswith(_MARKS)], len(sent)
 
 
 def test_first_login_at_a_server_asks_it_three_times(ehr, registration):
     assert _sign_in(ehr)[1] <= 3
 
 
+# An offline grant looks for the one that it replaces.
+@pytest.mark.parametrize(("more", "number"), [("", 14), (" offline_access", 15)])
 def test_later_login_is_one_request_and_fourteen_statements(
-    ehr: EHRSimulator, registration: ClientRegistration
+    ehr: EHRSimulator, registration: ClientRegistration, more: str, number: int
 ) -> None:
-    registration.standalone_scope = "openid fhirUser launch/patient patient/*.rs"
+    scope = "openid fhirUser launch/patient patient/*.rs"
+    registration.standalone_scope = scope + more
     registration.save()
     _sign_in(ehr)
-    assert _sign_in(ehr) == (14, 1)
+    assert _sign_in(ehr) == (number, 1)
+
+
+def test_launch_request_from_the_ehr_is_two_statements(ehr, registration):
+    start_ehr_launch(make_browser(), ehr)
+    with CaptureQueriesContext(connection) as captured:
+        start_ehr_launch(make_browser(), ehr)
+    sql = [each["sql"] for each in captured]
+    assert len([each for each in sql if not each.startswith(_MARKS)]) == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_login_reads_its_registration_once_to_begin_and_once_to_complete(
+    ehr: EHRSimulator, method: str
+) -> None:
+    make_client(ehr, method, "openid fhirUser patient/*.rs")
+    _sign_in(ehr)
+    statements, _ = _watch_sign_in(ehr)
+    tables = Counter(
+        name
+        for each in statements
+        for name in re.findall(r'FROM ["`]django_smart_(\w+)["`]', each)
+    )
+    assert tables["clientregistration"] == 1
+    assert tables["fhirserver"] == 0
+    assert tables["launch"] == 2
 
 
 def _count(browser: Any, path: str) -> int:

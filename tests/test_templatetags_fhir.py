@@ -16,6 +16,11 @@ from hypothesis import strategies as st
 from django_smart.templatetags import fhir
 
 FILTERS = [
+    fhir.address,
+    fhir.age,
+    fhir.contact_point,
+    fhir.fhir_status,
+    fhir.fhir_value,
     fhir.codeable_concept,
     fhir.fhir_date,
     fhir.fhir_datetime,
@@ -26,6 +31,9 @@ FILTERS = [
 _MEMBERS = [
     *("use", "text", "given", "family", "name", "period", "start", "end", "value"),
     *("unit", "comparator", "code", "coding", "display", "userSelected"),
+    *("valueQuantity", "_valueString", "valueRange", "valueRatio", "component", "low"),
+    *("dataAbsentReason", "extension", "modifierExtension", "status", "line", "rank"),
+    *("clinicalStatus", "city", "telecom", "address", "numerator", "resourceType"),
 ]
 # At the edges of what a datetime can hold, too.
 DATES = st.builds(
@@ -59,6 +67,12 @@ NAMES = [
     {"use": "old", "family": "Before"},
     {"use": "official", "given": ["Ada", "M."], "family": "Byron"},
 ]
+
+
+ABSENT = {
+    "url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason",
+    "valueCode": "not-asked",
+}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +116,11 @@ def test_concept_is_its_text_or_a_display_or_a_code(value, expected):
         ({"value": 1e-07, "unit": "mol"}, "0.0000001 mol"),
         ({"value": 12000.0, "unit": "/µL"}, "12000.0 /µL"),
         ({"value": Decimal("7.20"), "unit": "g"}, "7.20 g"),
-        ({"value": "7", "unit": "g"}, ""),
+        ({"value": "7", "unit": "g"}, "7 g"),
+        ({"value": 7, "comparator": "<", "unit": "%"}, "< 7 %"),
+        ({"value": 100, "comparator": "ad", "unit": "mL"}, "ad 100 mL"),
+        ({"value": 12.5, "currency": "EUR"}, "12.5 EUR"),
+        ({"unit": "%", "_value": {"extension": [ABSENT]}}, "not asked"),
         ({"value": True, "unit": "g"}, ""),
         ({"value": float("inf"), "unit": "g"}, ""),
         ({"unit": "g"}, ""),
@@ -180,6 +198,166 @@ def test_first_and_last_moment_are_told_in_every_zone(value, expected, zone):
 def test_period_says_from_when_until_when(value, expected):
     with translation.override("en-gb"):
         assert fhir.period(value) == expected
+
+
+PERCENT = {"value": 7.1, "unit": "%"}
+PRESSURE = [
+    {"code": {"text": "Systolic"}, "valueQuantity": {"value": 120, "unit": "mmHg"}},
+    {"code": {"text": "Diastolic"}, "dataAbsentReason": {"text": "not measured"}},
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"status": "final", "valueQuantity": PERCENT}, "7.1 %"),
+        (
+            {"status": "preliminary", "valueQuantity": {**PERCENT, "comparator": "<"}},
+            "< 7.1 % (preliminary)",
+        ),
+        (
+            {"status": "entered-in-error", "valueQuantity": PERCENT},
+            "7.1 % (entered in error)",
+        ),
+        ({"status": "amended", "valueString": "positive"}, "positive (amended)"),
+        ({"valueString": "2021"}, "2021"),
+        ({"valueDateTime": "2021-03-04"}, "March 4, 2021"),
+        ({"valueCodeableConcept": {"text": "Negative"}}, "Negative"),
+        ({"valueInteger": 3}, "3"),
+        ({"valueBoolean": False}, "no"),
+        ({"valueRange": {"low": PERCENT}}, "≥ 7.1 %"),
+        ({"valueRange": {"low": PERCENT, "high": {"value": 9}}}, "7.1 % – 9"),
+        (
+            {"valueRatio": {"numerator": {"value": 1}, "denominator": {"value": 128}}},
+            "1:128",
+        ),
+        ({"valuePeriod": {"start": "2021"}}, "since 2021"),
+        ({"valueReference": {"reference": "Media/1"}}, "Media/1"),
+        ({"valueAttachment": {"contentType": "image/png"}}, "image/png"),
+        ({"valueSampledData": {"period": 10}}, "a value of type SampledData"),
+        ({"valueNewType": {"x": 1}}, "a value of type NewType"),
+        ({"dataAbsentReason": {"coding": [{"code": "unknown"}]}}, "unknown"),
+        ({"_valueQuantity": {"extension": [ABSENT]}}, "not asked"),
+        ({"valueQuantity": {"extension": [ABSENT]}}, "not asked"),
+        ({"component": PRESSURE}, "Systolic: 120 mmHg; Diastolic: not measured"),
+        (
+            {"component": PRESSURE, "status": "entered-in-error"},
+            "Systolic: 120 mmHg; Diastolic: not measured (entered in error)",
+        ),
+        ({"status": "cancelled"}, "(cancelled)"),
+        ({}, ""),
+    ],
+)
+def test_result_is_shown_with_all_that_it_must_not_be_read_without(value, expected):
+    assert fhir.fhir_value({"resourceType": "Observation", **value}) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(PERCENT, "7.1 %"), ({"text": "Mild"}, "Mild"), ("x", "x"), (None, ""), (7, "7")],
+)
+def test_value_itself_is_shown_as_what_it_is(value, expected):
+    assert fhir.fhir_value(value) == expected
+
+
+def test_unknown_modifier_is_visible():
+    odd = {"modifierExtension": [{"url": "urn:not"}], "valueQuantity": PERCENT}
+    for value in ({"resourceType": "Observation", **odd}, {"component": [odd]}):
+        assert "modified by an extension" in fhir.fhir_value(value)
+    assert "modified by an extension" in fhir.fhir_status(odd)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"status": "entered-in-error"}, "entered in error"),
+        ({"status": "on-hold", "doNotPerform": True}, "on hold, do not perform"),
+        (
+            {
+                "clinicalStatus": {"coding": [{"code": "active"}]},
+                "verificationStatus": {"coding": [{"code": "entered-in-error"}]},
+            },
+            "active, entered in error",
+        ),
+        ({"clinicalStatus": "active"}, "active"),
+        ({}, ""),
+        ("active", ""),
+    ],
+)
+def test_status_is_told_in_words(value, expected):
+    assert fhir.fhir_status(value) == expected
+
+
+MEADOW = {"line": ["49 Meadow St"], "city": "Mounds", "state": "OK"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({**MEADOW, "postalCode": "74047"}, "49 Meadow St, Mounds, OK 74047"),
+        (
+            {**MEADOW, "postalCode": "74047-1234", "country": "US"},
+            "49 Meadow St, Mounds, OK 74047-1234, US",
+        ),
+        (
+            {"line": ["Hauptstr. 5"], "city": "Berlin", "postalCode": "10115"},
+            "Hauptstr. 5, 10115 Berlin",
+        ),
+        (
+            {"city": "London", "postalCode": "SW1A 1AA", "country": "United Kingdom"},
+            "London, SW1A 1AA, United Kingdom",
+        ),
+        ({"text": "Somewhere\n2"}, "Somewhere 2"),
+        ([{"use": "old", "city": "A"}, {"city": "B"}], "B"),
+        ([{"city": "A", "period": {"end": "2001"}}, {"city": "B"}], "B"),
+        ({"resourceType": "Patient", "address": [{}, {"city": "B"}]}, "B"),
+        ({}, ""),
+        ("Berlin", ""),
+    ],
+)
+def test_address_is_in_the_order_of_its_country(value, expected):
+    assert fhir.address(value) == expected
+
+
+POINTS = [
+    {"system": "phone", "value": "old", "use": "old", "rank": 1},
+    {"system": "email", "value": "a@example.org"},
+    {"system": "phone", "value": "555-0101"},
+    {"system": "phone", "value": "555-0100", "rank": 2},
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("contact_point", "555-0100"),
+        ("contact_point:'email'", "a@example.org"),
+        ("contact_point:'fax'", ""),
+    ],
+)
+def test_contact_point_is_the_one_to_use(source, expected):
+    assert render(source, {"telecom": POINTS}) == expected
+    assert render(source, POINTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"birthDate": "1957-08-03", "deceasedDateTime": "1999-08-02"}, "41 years"),
+        ({"birthDate": "2020-01-05", "deceasedDateTime": "2020-06-01"}, "4 months"),
+        ({"birthDate": "1957", "deceasedDateTime": "1999-08-02"}, "about 42 years"),
+        ({"birthDate": "1957", "deceasedBoolean": True}, ""),
+        ({"birthDate": "2999-01-01"}, ""),
+        ("soon", ""),
+    ],
+)
+def test_age_is_told_in_words(value, expected):
+    assert fhir.age(value) == expected
+
+
+def test_age_of_the_living_is_that_of_today():
+    born = timezone.localdate() - datetime.timedelta(days=366 * 30)
+    assert fhir.age(born.isoformat()) == fhir.age({"birthDate": born}) == "30 years"
 
 
 def test_words_are_those_of_the_active_language():

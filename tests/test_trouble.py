@@ -82,7 +82,7 @@ def test_page_says_what_happened(
     assert page.status_code == status
     assert f"<code>{code}</code>".encode() in page.content
     assert b"Harbour Hospital" in page.content
-    assert page["Cache-Control"] == "no-store"
+    assert page["Cache-Control"] == "private, no-store"
     assert ask("/fhir/").status_code == 200
 
 

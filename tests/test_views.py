@@ -33,9 +33,9 @@ def text_of(response: Any) -> str:
 
 def is_kept_secret(response: Any) -> bool:
     """Out of caches, and its address out of ``Referer`` but for the origin."""
-    return response["Cache-Control"] == "no-store" and response["Referrer-Policy"] in {
-        *("no-referrer", "origin", "strict-origin")
-    }
+    return response["Cache-Control"] == "private, no-store" and response[
+        "Referrer-Policy"
+    ] in {*("no-referrer", "origin", "strict-origin")}
 
 
 @pytest.mark.compliance("CALL-10")
@@ -144,7 +144,7 @@ def test_picker_offers_what_can_be_logged_in_to():
 
 
 def test_picker_without_anything_to_pick_says_so():
-    ClientRegistration.objects.update(is_active=False, launch_slot=None)
+    ClientRegistration.objects.update(is_active=False)
     response = make_browser().get("/smart/login/")
     assert response.status_code == 200
     assert "?server=" not in text_of(response)
@@ -197,7 +197,7 @@ def test_unknown_server_is_refused(ehr, server, user):
 @pytest.mark.parametrize("what", ["registration", "server", "standalone"])
 def test_inactive_registration_is_refused(ehr, what, user):
     if what == "registration":
-        ClientRegistration.objects.update(is_active=False, launch_slot=None)
+        ClientRegistration.objects.update(is_active=False)
     elif what == "server":
         FHIRServer.objects.update(is_active=False)
     else:
@@ -264,3 +264,14 @@ def test_two_launches_at_once_in_one_browser_both_complete(ehr):
     assert len(keys) == 2
     for key in keys:
         assert browser.get(f"/~{key}/links/").status_code == 200
+
+
+def test_start_at_another_host_than_the_callback_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    browser = make_browser()
+    browser.get(HARBOUR)
+    assert "state_foreign" not in caplog.text
+    assert browser.get(HARBOUR, headers={"host": "testserver"}).status_code == 302
+    assert "host testserver" in caplog.text
+    assert "app.example.org" in caplog.text

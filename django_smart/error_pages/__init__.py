@@ -1,19 +1,22 @@
-"""Pages for what went wrong: what happened, and what to do next."""
+"""Error pages: what happened, and what to do next."""
 
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
+from ..conf import build_docs_url, conf
 from ..exceptions import (
     BearerBoundaryError,
     DiscoveryError,
     FHIRStatusError,
+    ForeignPatientError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
     RefreshBusyError,
     SMARTError,
     TokenError,
+    TooManyResultsError,
     TransportError,
 )
 from ..models import Launch
@@ -22,15 +25,17 @@ from .words import find_words
 
 __all__ = ["Retry", "harden", "is_trouble", "render_error", "render_trouble"]
 
-# Caused by the EHR.  What the site's own code did wrong is left to its error reports.
+# Errors that the EHR causes.  Errors in the site's own code go to its error reports.
 _TROUBLE = (
     BearerBoundaryError,
     DiscoveryError,
     FHIRStatusError,
+    ForeignPatientError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
     RefreshBusyError,
     TokenError,
+    TooManyResultsError,
     TransportError,
 )
 
@@ -43,6 +48,7 @@ def render_error(
     retry: Retry | None = None,
     server_name: str = "",
     kind: str = "",
+    launch: Launch | None = None,
     extra: dict[str, object] | None = None,
 ) -> HttpResponse:
     """
@@ -51,22 +57,27 @@ def render_error(
     Template: ``django_smart/error.html``.
 
     Args:
-        code: shown instead of the error's own.
-        retry: the page's button; ``None`` if no button can help.
-        server_name: the organisation that the page names, if it is known.
+        code: shown instead of the error's code.
+        retry: the page's button, or ``None`` for none.
+        server_name: the organization that the page names, if it is known.
         kind: how the launch began (``Launch.Kind``), for advice that differs.
-        extra: further values for the template.
+        launch: whose number is shown beside the code, for support staff.
+        extra: additional values for the template context.
     """
     words = find_words(error, code)
     context = {
         "code": code or error.code,
+        "docs_url": build_docs_url("errors", error.code),
+        "support_url": conf.SMART_SUPPORT_URL,
         "title": words.get_title(server_name),
         "advice": words.get_advice(kind),
+        "turn": words.get_turn(server_name),
         "error_description": getattr(error, "error_description", ""),
         "error_uri": getattr(error, "error_uri", ""),
         "missing_scopes": getattr(error, "missing", ""),
         "retry": retry,
         "server_name": server_name,
+        "launch_id": launch.pk if launch else None,
         **(extra or {}),
     }
     response = render(
@@ -90,22 +101,24 @@ def render_trouble(
         retry=retry,
         server_name=launch.registration.server.name,
         kind=launch.kind,
+        launch=launch,
     )
 
 
 def is_trouble(error: SMARTError) -> bool:
-    """Whether the EHR caused *error*, so that our page explains it best."""
+    """Return whether the EHR caused *error*, so that the error page explains it."""
     return isinstance(error, _TROUBLE)
 
 
 def harden(response: HttpResponse) -> HttpResponse:
     """
-    Keep the page out of caches, and its address out of ``Referer`` (CALL-10).
+    Keep the page out of caches, and its URL out of ``Referer`` (CALL-10).
 
     The pages themselves relax this to ``strict-origin`` with a ``meta`` element: under
     ``no-referrer``, browsers send "Origin: null" with a page's forms (a site's sign-out
     button, say), which Django's CSRF check refuses.
     """
-    response.headers["Cache-Control"] = "no-store"
+    # "private", too: early releases of Django 5.2 store what says no-store alone.
+    response.headers["Cache-Control"] = "private, no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
     return response

@@ -1,4 +1,4 @@
-"""The button of an error page: where it leads, and its label."""
+"""The button of an error page: its URL and label."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import (
+    DiscoveryBusyError,
     DiscoveryStatusError,
     FHIRUnavailableError,
     RefreshBusyError,
@@ -29,7 +30,7 @@ __all__ = [
     "Retry",
     "build_login_url",
     "can_pass",
-    "choose_organisation",
+    "choose_organization",
     "connect_again",
     "connect_records",
     "get_page",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _PASSING = (
+    DiscoveryBusyError,
     DiscoveryStatusError,
     FHIRUnavailableError,
     RefreshBusyError,
@@ -56,30 +58,30 @@ class Retry:
 
 
 def try_again(url: str) -> Retry:
-    """The same address again."""
+    """Return a button that requests *url* again."""
     return Retry(url=url, label=_("Try again"))
 
 
 def connect_again(launch: Launch | None, *, next_url: str = "") -> Retry | None:
     """
-    The same organisation again; ``None`` unless the launch began on this site.
+    Return a button that connects to the same organization again.
 
-    An EHR launch begins in the EHR, where no button of this site leads.
+    Returns ``None`` for an EHR launch, which can only be started in the EHR.
     """
     if launch is None or launch.kind != Launch.Kind.STANDALONE:
         return None
     registration = launch.registration
-    standalone = ClientRegistration.objects.standalone().filter(pk=registration.pk)
-    if not standalone.exists():
+    startable = ClientRegistration.objects.startable().filter(pk=registration.pk)
+    if not startable.exists():
         return None
     return Retry(
-        url=build_login_url(server=registration.server.slug, next_url=next_url),
+        url=build_login_url(**registration.login_parameters, next_url=next_url),
         label=_("Connect again"),
     )
 
 
 def connect_records(*, next_url: str = "") -> Retry | None:
-    """The picker, for somebody without a launch; ``None`` if it would be empty."""
+    """Return a button to the picker, or ``None`` if the picker would be empty."""
     if not ClientRegistration.objects.standalone().exists():
         return None
     return Retry(
@@ -87,27 +89,28 @@ def connect_records(*, next_url: str = "") -> Retry | None:
     )
 
 
-def choose_organisation(*, next_url: str = "") -> Retry:
-    """The picker, for somebody who started on this site."""
+def choose_organization(*, next_url: str = "") -> Retry:
+    """Return a button to the picker, for a user who started on this site."""
     return Retry(
-        url=build_login_url(next_url=next_url), label=_("Choose an organisation")
+        url=build_login_url(next_url=next_url), label=_("Choose an organization")
     )
 
 
 def can_pass(error: SMARTError) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     return isinstance(error, _PASSING)
 
 
-def build_login_url(*, server: str = "", next_url: str = "") -> str:
-    """The path of ``login/``, for the server with this slug or for the picker."""
-    given = {
-        name: value for name, value in (("server", server), ("next", next_url)) if value
-    }
+def build_login_url(
+    *, server: str = "", registration: str = "", next_url: str = ""
+) -> str:
+    """Return the path of ``login/`` for these slugs, or of the picker."""
+    values = {"server": server, "registration": registration, "next": next_url}
+    given = {name: value for name, value in values.items() if value}
     path = get_protocol_url("login")
     return f"{path}?{urlencode(given)}" if given else path
 
 
 def get_page(request: HttpRequest) -> str:
-    """The page to come back to; empty unless it can be requested again."""
+    """Return the current page's URL, or "" if it was not requested with GET."""
     return request.get_full_path() if request.method == "GET" else ""

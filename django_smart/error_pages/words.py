@@ -19,16 +19,17 @@ __all__ = ["DEFAULT", "ENDINGS", "WORDS", "ByKind", "Words", "find_words"]
 
 ENDINGS: Mapping[str, StrOrPromise] = {
     "context_changed": _(
-        "The EHR has changed to another patient. It was closed so that nothing is "
-        "mixed up."
+        "The EHR switched to another patient, so this page was closed to prevent a "
+        "mix-up."
     ),
-    "disconnected": _("The access it used was ended."),
-    "ended_by_staff": _("The staff of this site ended it."),
-    "idle": _("Nobody used it for a long time."),
-    "lifetime": _("It was open for a long time."),
+    "disconnected": _("Its connection to the EHR was removed."),
+    "ended_by_staff": _("A member of this site's staff closed it."),
+    "idle": _("It was not used for a long time."),
+    "lifetime": _("It was open for too long."),
     "signed_out": _("You signed out."),
     "too_many_open": _(
-        "Many were open in this browser, and this one had been left alone for longest."
+        "Too many charts were open in this browser, and this one had not been used for "
+        "the longest time."
     ),
     "user_changed": _("Another user signed in here."),
 }
@@ -44,7 +45,7 @@ class ByKind:
     unknown: StrOrPromise
 
     def get(self, kind: str) -> StrOrPromise:
-        """The advice for *kind*; empty if it is not known."""
+        """Return the advice for *kind*, or for an unknown kind."""
         if kind == Launch.Kind.EHR:
             return self.ehr
         return self.standalone if kind == Launch.Kind.STANDALONE else self.unknown
@@ -56,90 +57,119 @@ class Words:
     The texts of one error code.
 
     Attributes:
-        title: a sentence without a full stop; ``%(Server)s`` at its beginning and
-            ``%(server)s`` further on stand for the organisation.
+        title: a sentence without a period; ``%(Server)s`` at its beginning and
+            ``%(server)s`` later are replaced with the organization's name.
         advice: what to do next.
+        turn: who can fix it; if empty, it is derived from title and advice.
     """
 
     title: StrOrPromise
     advice: StrOrPromise | ByKind
+    turn: StrOrPromise = ""
+
+    def get_turn(self, server_name: str) -> str:
+        """Return who can fix it; derived from title and advice if not set."""
+        turn = self.turn or (
+            _EHRS_TURN
+            if self.title is _UNUSABLE or self.advice is _TRY_LATER
+            else _SITES_TURN
+            if self.advice in {_TELL_SUPPORT, _ASK_ADMINISTRATOR}
+            else _YOUR_TURN
+        )
+        return str(turn) % {
+            "server": server_name or pgettext("in a sentence", "the EHR")
+        }
 
     def get_title(self, server_name: str) -> str:
-        """The title, with the organisation or, if that is not known, "the EHR"."""
+        """Return the title with the organization's name, or "the EHR" without one."""
         return str(self.title) % {
             "Server": server_name or pgettext("at the beginning", "The EHR"),
             "server": server_name or pgettext("in a sentence", "the EHR"),
         }
 
     def get_advice(self, kind: str) -> str:
-        """The advice for a launch of this kind."""
+        """Return the advice for a launch of this kind."""
         advice = self.advice
         return str(advice.get(kind) if isinstance(advice, ByKind) else advice)
 
 
 def find_words(error: SMARTError, code: str = "") -> Words:
     """
-    The words for *code*, or else for the error's code or the nearest class above it.
+    Return the words for *code*, or for the error's code or its nearest parent class.
     """
     above = (getattr(each, "code", "") for each in type(error).__mro__)
-    codes = [code] if code else [error.code, *above]
+    codes = [code] if code else [_find_refusal(error), error.code, *above]
     return next((WORDS[each] for each in codes if each in WORDS), DEFAULT)
 
 
+def _find_refusal(error: SMARTError) -> str:
+    """Return the code for refusals that only this site can fix, or ""."""
+    is_ours = getattr(error, "error", "") in {"invalid_client", "unauthorized_client"}
+    return "credentials_unusable" if is_ours else ""
+
+
+_YOUR_TURN = _("You can fix this yourself.")
+_EHRS_TURN = _("Only the administrators of %(server)s can fix this.")
+_SITES_TURN = _("Only this site's support team can fix this.")
 _AGAIN = ByKind(
     ehr=_("Go back to the patient's chart and open the app again."),
     standalone=_("Connect your records again."),
     unknown=_(
-        "Start again where you came from: open the app from the patient's chart, or "
-        "connect your records on this site."
+        "Start again: open the app from the patient's chart, or connect your records "
+        "on this site."
     ),
 )
 _TRY_LATER = _(
-    "Wait a minute and try again. If it goes on, tell the support of this site."
+    "Wait a minute and try again. If the problem continues, contact this site's "
+    "support."
 )
 _TELL_SUPPORT = _(
-    "You did nothing wrong. Tell the support of this site the code at the end of this "
-    "page."
+    "You did nothing wrong. Contact this site's support and include the code at the "
+    "end of this page."
 )
-_UNUSABLE = _("%(Server)s gave an answer that cannot be used")
+_UNUSABLE = _("%(Server)s sent an invalid response")
 _LOOK_AGAIN = _(
-    "Nothing was saved. Open the page again, look at what is there now, and make your "
-    "change anew if it is still right."
+    "Nothing was saved. Open the page again, check the current version, and repeat "
+    "your change if it is still correct."
 )
 _ASK_ADMINISTRATOR = _("Ask the administrators of this site.")
 
-DEFAULT = Words(title=_("That did not work"), advice=_TELL_SUPPORT)
+DEFAULT = Words(title=_("Something went wrong"), advice=_TELL_SUPPORT)
 """For errors that no page should meet; a test lists them."""
 
 WORDS: Mapping[str, Words] = {
     # Before anything was sent
     "launch_request_invalid": Words(
-        title=_("The app cannot be opened like this"), advice=_AGAIN
+        title=_("The app cannot be opened this way"), advice=_AGAIN
     ),
     "missing_parameter": Words(
         title=_("This address works only from inside an EHR"),
         advice=_(
             "Open the app from a patient's chart. To connect your own records, start "
-            "on this site's own pages."
+            "on this site's home page."
         ),
     ),
     "unknown_server": Words(
-        title=_("This organisation is not registered here"),
-        advice=_("Tell the support of this site which organisation you come from."),
+        title=_("This organization is not registered here"),
+        advice=_("Contact this site's support and name your organization."),
+        turn=_SITES_TURN,
     ),
     "registration_inactive": Words(
-        title=_("This app is switched off for %(server)s"),
-        advice=_("Ask the support of this site when it will be available."),
+        title=_("This app is turned off for %(server)s"),
+        advice=_("Ask this site's support when it will be available."),
+        turn=_SITES_TURN,
     ),
     "server_unsupported": Words(
-        title=_("%(Server)s does not offer what this app needs"), advice=_TELL_SUPPORT
+        title=_("%(Server)s does not support what this app needs"),
+        advice=_TELL_SUPPORT,
+        turn=_EHRS_TURN,
     ),
     "credentials_unusable": Words(
         title=_("This site is not set up for %(server)s"), advice=_TELL_SUPPORT
     ),
     # Open charts
     "launch_unavailable": Words(title=_("This page cannot be opened"), advice=_AGAIN),
-    "launch_unknown": Words(title=_("There is no such page here"), advice=_AGAIN),
+    "launch_unknown": Words(title=_("This page does not exist"), advice=_AGAIN),
     "launch_foreign": Words(
         title=_("This page was opened by someone else"),
         advice=ByKind(
@@ -165,27 +195,64 @@ WORDS: Mapping[str, Words] = {
     "ambiguous": Words(
         title=_("Which chart do you mean?"),
         advice=_(
-            "More than one was opened in this browser, and the address does not say "
-            "which. Choose one that is still open, or open the app again from the "
-            "chart in your EHR."
+            "Several charts were opened in this browser, and this link does not say "
+            "which one you want. Choose one that is still open, or open the app again "
+            "from the chart in your EHR."
         ),
     ),
     "patient_missing": Words(
-        title=_("No patient was chosen"),
+        title=_("No patient was selected"),
         advice=ByKind(
             ehr=_("Open the app again from inside a patient's chart."),
-            standalone=_("Connect your records again, and choose a patient."),
+            standalone=_("Connect your records again and select a patient."),
             unknown=_(
                 "Open the app from inside a patient's chart, or connect your records "
-                "again and choose a patient."
+                "again and select a patient."
             ),
         ),
     ),
+    "tokens_not_stored": Words(
+        title=_("This site could not save its access to %(server)s"),
+        advice=_TELL_SUPPORT,
+    ),
+    "deployment_not_adopted": Words(
+        title=_("This copy of the site cannot renew its access to %(server)s"),
+        advice=_TELL_SUPPORT,
+    ),
+    "grants_refused": Words(
+        title=_("%(Server)s no longer accepts this site's access"),
+        advice=_TELL_SUPPORT,
+    ),
     "encounter_missing": Words(
-        title=_("No visit was chosen"),
+        title=_("No visit was selected"),
         advice=_(
-            "This page is about one visit. Open the app again from inside a visit "
-            "(an encounter) of the patient."
+            "This page shows a single visit. Open the app again from one of the "
+            "patient's visits (encounters)."
+        ),
+    ),
+    # The page that asks
+    "decision_refused": Words(title=_("This question is closed"), advice=_AGAIN),
+    "decision_unknown": Words(
+        title=_("There is no question to answer here"),
+        advice=_(
+            "The question was asked in another browser, or someone has signed out "
+            "since. Open the app again from the patient's chart, or connect your "
+            "records again."
+        ),
+    ),
+    "decision_expired": Words(
+        title=_("This question is closed"),
+        advice=_(
+            "This question was already answered, or it expired after five minutes. "
+            "Open the app again from the patient's chart, or connect your records "
+            "again."
+        ),
+    ),
+    "decision_declined": Words(
+        title=_("You canceled"),
+        advice=_(
+            "Nothing was changed. To continue, open the app again from the patient's "
+            "chart, or connect your records again."
         ),
     ),
     # The connection between the two systems
@@ -194,28 +261,40 @@ WORDS: Mapping[str, Words] = {
         title=_("%(Server)s cannot be reached"), advice=_TRY_LATER
     ),
     "server_timeout": Words(
-        title=_("%(Server)s takes too long to answer"), advice=_TRY_LATER
+        title=_("%(Server)s took too long to respond"), advice=_TRY_LATER
+    ),
+    "address_refused": Words(
+        title=_("%(Server)s points to an address inside this site's own network"),
+        advice=_TELL_SUPPORT,
     ),
     "discovery_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
     "discovery_status": Words(
-        title=_("%(Server)s does not tell how to connect to it"), advice=_TRY_LATER
+        title=_("%(Server)s did not send its connection settings"), advice=_TRY_LATER
+    ),
+    "discovery_busy": Words(
+        title=_("The connection settings of %(server)s are still loading"),
+        advice=_TRY_LATER,
     ),
     # The way back from the EHR
     "authorization_response_invalid": Words(title=_UNUSABLE, advice=_AGAIN),
-    "state_invalid": Words(title=_("This address is not complete"), advice=_AGAIN),
+    "state_invalid": Words(title=_("This sign-in link is incomplete"), advice=_AGAIN),
     "state_unknown": Words(
-        title=_("This address is not known, or no longer"), advice=_AGAIN
+        title=_("This sign-in link is no longer valid"), advice=_AGAIN
     ),
     "state_used": Words(
-        title=_("This was finished already"),
+        title=_("This sign-in was already completed"),
         advice=_(
-            "If you came here by the Back button, go forward again. Otherwise start "
-            "again where you came from."
+            "If you used the Back button, go forward again. Otherwise, open the app "
+            "or connect your records again."
         ),
     ),
-    "state_expired": Words(title=_("This took too long"), advice=_AGAIN),
+    "too_many_pending": Words(
+        title=_("Too many apps were opened at once, so this one was closed"),
+        advice=_AGAIN,
+    ),
+    "state_expired": Words(title=_("Signing in took too long"), advice=_AGAIN),
     "callback_mismatch": Words(
-        title=_("The answer came from another place than expected"), advice=_AGAIN
+        title=_("The response came from an unexpected server"), advice=_AGAIN
     ),
     "state_foreign": Words(
         title=_("This was started in another browser or window"),
@@ -225,17 +304,17 @@ WORDS: Mapping[str, Words] = {
                 "allow cookies for this site."
             ),
             standalone=_(
-                "Start again in this one. If it happens again, allow cookies for this "
-                "site."
+                "Start again in this browser. If it happens again, allow cookies for "
+                "this site."
             ),
             unknown=_(
-                "Start again in this one, where you came from. If it happens again, "
-                "allow cookies for this site."
+                "Open the app or connect your records again in this browser. If it "
+                "happens again, allow cookies for this site."
             ),
         ),
     ),
     "access_denied": Words(
-        title=_("Access was not given"),
+        title=_("Access was denied"),
         advice=ByKind(
             ehr=_(
                 "To use the app, open it again from the patient's chart and approve "
@@ -248,30 +327,34 @@ WORDS: Mapping[str, Words] = {
         ),
     ),
     "authorization_refused": Words(
-        title=_("%(Server)s refused to open this app"), advice=_TELL_SUPPORT
+        title=_("%(Server)s refused to open this app"),
+        advice=_TELL_SUPPORT,
+        turn=_EHRS_TURN,
     ),
     "issuer_not_known": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
     "issuer_disputed": Words(
-        title=_("Sign-in with %(Server)s is switched off for now"),
+        title=_("Sign-in with %(server)s is temporarily disabled"),
         advice=_TELL_SUPPORT,
     ),
     "issuer_mismatch": Words(
-        title=_("The answer came from another place than expected"),
+        title=_("The response came from an unexpected server"),
         advice=_(
-            "For your safety it was not used. Tell the support of this site the code "
-            "at the end of this page."
+            "For your safety, it was discarded. Contact this site's support and "
+            "include the code at the end of this page."
         ),
     ),
     "token_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
     "token_refused": Words(
-        title=_("%(Server)s refused to give this app access"), advice=_AGAIN
+        title=_("%(Server)s refused access to this app"), advice=_AGAIN
     ),
     "token_server_error": Words(
-        title=_("%(Server)s cannot do this at the moment"), advice=_TRY_LATER
+        title=_("%(Server)s is unavailable at the moment"), advice=_TRY_LATER
     ),
-    # Who somebody is
+    # The user's identity
     "id_token_invalid": Words(
-        title=_("%(Server)s could not prove who you are"), advice=_TELL_SUPPORT
+        title=_("%(Server)s could not prove who you are"),
+        advice=_TELL_SUPPORT,
+        turn=_EHRS_TURN,
     ),
     "id_token_key_unknown": Words(
         title=_("%(Server)s could not prove who you are"), advice=_TRY_LATER
@@ -282,20 +365,20 @@ WORDS: Mapping[str, Words] = {
     "identity_in_use": Words(
         title=_("This account is connected to another user of this site"),
         advice=_(
-            "Sign out here and sign in with this account instead, or ask the support "
-            "of this site to separate it from that user."
+            "Sign out here and sign in with this account instead, or ask this site's "
+            "support to unlink it from that user."
         ),
     ),
     "user_changed": Words(
         title=_("Another user signed in meanwhile"),
-        advice=_("Check who is signed in here, and start again."),
+        advice=_("Check who is signed in here, then start again."),
     ),
     "user_inactive": Words(
-        title=_("Your account here is switched off"), advice=_ASK_ADMINISTRATOR
+        title=_("Your account here is deactivated"), advice=_ASK_ADMINISTRATOR
     ),
     "user_refused": Words(
-        title=_("You have no account here"),
-        advice=_("Ask the administrators of this site to give you one."),
+        title=_("You do not have an account here"),
+        advice=_("Ask the administrators of this site to create one for you."),
     ),
     # Access that was given earlier
     "grant_unusable": Words(
@@ -303,64 +386,84 @@ WORDS: Mapping[str, Words] = {
         advice=_TRY_LATER,
     ),
     "grant_missing": Words(
-        title=_("Nothing is connected that could be used here"),
+        title=_("This page needs a connection to your records"),
         advice=_("Connect your records, or open the app from a patient's chart."),
     ),
     "grant_ambiguous": Words(
-        title=_("More than one connection could be meant"),
-        advice=_("Open the app from the chart of the patient that you mean."),
+        title=_("More than one connection matches"),
+        advice=_("Open the app from the chart of the patient you want to see."),
     ),
     "grant_lost": Words(
         title=_("The connection to %(server)s has ended"), advice=_AGAIN
     ),
     "refresh_busy": Words(
-        title=_("%(Server)s takes too long to answer"), advice=_TRY_LATER
+        title=_("%(Server)s took too long to respond"), advice=_TRY_LATER
     ),
     "refresh_in_transaction": Words(
         title=_("The access to %(server)s could not be renewed"), advice=_TELL_SUPPORT
     ),
     "context_changed": Words(
-        title=_("%(Server)s has changed to another patient"),
+        title=_("%(Server)s switched to another patient"),
         advice=ByKind(
             ehr=_(
-                "So that nothing is mixed up, this page was closed. Open the app again "
-                "from the patient's chart."
+                "This page was closed to prevent a mix-up. Open the app again from the "
+                "patient's chart."
             ),
             standalone=_(
-                "So that nothing is mixed up, this page was closed. Connect your "
-                "records again."
+                "This page was closed to prevent a mix-up. Connect your records again."
             ),
             unknown=_(
-                "So that nothing is mixed up, this page was closed. Start again where "
-                "you came from."
+                "This page was closed to prevent a mix-up. Open the app from the "
+                "patient's chart, or connect your records again."
             ),
         ),
     ),
     "scope_insufficient": Words(
-        title=_("%(Server)s did not give enough access for this page"),
+        title=_("%(Server)s did not grant enough access for this page"),
         advice=ByKind(
             ehr=_(
-                "Open the app again from the patient's chart and approve all that it "
-                "asks for. If you were not asked, tell the support of this site."
+                "Open the app again from the patient's chart and approve everything "
+                "it asks for. If you were not asked, contact this site's support."
             ),
-            standalone=_("Connect again and approve all that this page needs."),
-            unknown=_("Open the app again and approve all that it asks for."),
+            standalone=_("Connect again and approve everything this page needs."),
+            unknown=_("Open the app again and approve everything it asks for."),
         ),
     ),
     # The records themselves
     "fhir_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
     "fhir_request_invalid": Words(
-        title=_("This page asked for something that cannot be"), advice=_TELL_SUPPORT
+        title=_("This page made an invalid request"), advice=_TELL_SUPPORT
+    ),
+    "fhir_sync_in_async": Words(
+        title=_("This page made an invalid request"), advice=_TELL_SUPPORT
+    ),
+    "fhir_model_version": Words(
+        title=_("This page made an invalid request"), advice=_TELL_SUPPORT
     ),
     "bearer_boundary": Words(
-        title=_("%(Server)s pointed to an address outside itself"),
+        title=_("%(Server)s pointed to an address on another server"),
         advice=_(
-            "For safety nothing was sent there. Tell the support of this site the code "
-            "at the end of this page."
+            "For safety, nothing was sent there. Contact this site's support and "
+            "include the code at the end of this page."
+        ),
+    ),
+    "too_many_results": Words(
+        title=_("%(Server)s has more records than this page can show"),
+        advice=_(
+            "To avoid showing an incomplete list, this page shows none of them. "
+            "Contact this site's support and include the code at the end of this page."
+        ),
+    ),
+    "patient_foreign": Words(
+        title=_("This site could not confirm that this belongs to the patient"),
+        advice=_(
+            "For safety, nothing was changed or shown. Go back and try again. If it "
+            "happens again, contact this site's support and include the code at the "
+            "end of this page."
         ),
     ),
     "fhir_status": Words(
-        title=_("%(Server)s refused what this page asked for"), advice=_TELL_SUPPORT
+        title=_("%(Server)s refused this page's request"), advice=_TELL_SUPPORT
     ),
     "fhir_unauthorized": Words(
         title=_("The access to %(server)s has ended"), advice=_AGAIN
@@ -368,17 +471,18 @@ WORDS: Mapping[str, Words] = {
     "fhir_forbidden": Words(
         title=_("%(Server)s does not let this app see that"),
         advice=_(
-            "The access that was given, or your own rights there, do not cover it. "
-            "Ask the people who run it if you need that."
+            "The access you approved or your own permissions there do not cover it. "
+            "If you need it, ask the administrators there."
         ),
+        turn=_EHRS_TURN,
     ),
     "fhir_not_found": Words(
-        title=_("%(Server)s does not have what this page asked for"),
-        advice=_("It may have been moved or deleted, or may not be meant for you."),
+        title=_("%(Server)s did not find what this page asked for"),
+        advice=_("It may have been moved or deleted, or you may not have access."),
     ),
     "fhir_gone": Words(
         title=_("This was deleted at %(server)s"),
-        advice=_("Look it up there if you need to know what it was."),
+        advice=_("If you need it, look for it there."),
     ),
     "fhir_unavailable": Words(
         title=_("%(Server)s is too busy at the moment"), advice=_TRY_LATER
@@ -390,15 +494,16 @@ WORDS: Mapping[str, Words] = {
         title=_("Someone else has changed this at %(server)s"), advice=_LOOK_AGAIN
     ),
     "app_state_unsupported": Words(
-        title=_("%(Server)s does not keep the settings of this app"),
-        advice=_("They cannot be saved there. Tell the support of this site."),
+        title=_("%(Server)s does not store settings for this app"),
+        advice=_("They cannot be saved there. Contact this site's support."),
     ),
     # Tasks
     "task_launch_invalid": Words(
         title=_("This task does not open an app"), advice=_TELL_SUPPORT
     ),
     "task_url_foreign": Words(
-        title=_("This task leads to an address outside this site"), advice=_TELL_SUPPORT
+        title=_("This task points to an address outside this site"),
+        advice=_TELL_SUPPORT,
     ),
 }
-"""By code; a code without an entry has the words of the nearest class above it."""
+"""By code; a code without an entry uses the words of its nearest parent class."""

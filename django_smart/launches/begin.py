@@ -1,18 +1,22 @@
-"""Begin a launch: from the EHR's or a person's wish to the authorization request."""
+"""Begin a launch: from the EHR's or user's request to the authorization request."""
 
 from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from django.core.validators import slug_re
 from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import (
+    DiscoveryBusyError,
     InactiveRegistrationError,
     LaunchRequestError,
     SMARTError,
@@ -30,7 +34,7 @@ from ..protocol.capabilities import Capability
 from ..protocol.discovery import SMARTConfiguration
 from ..servers.discovery import check_dispute, get_configuration
 from ..servers.requirements import check_launch
-from .failure import fail_launch, refuse_launch
+from .failure import fail_launch
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -41,19 +45,24 @@ __all__ = [
     "begin_standalone_launch",
     "get_ehr_registration",
     "get_standalone_registration",
-    "refuse_ehr_request",
+    "make_room",
 ]
 
 logger = logging.getLogger(__name__)
 
-# Characters of an address that every server and proxy on the way takes (AUTH-09).
+# Characters of a URL that every server and proxy on the way accepts (AUTH-09).
 _LONGEST_URL = 2000
+# Pending launches of one browser: more than anybody has tabs open.
+_MAX_PENDING = 20
+# Limits: characters of an unknown iss, and base URLs that it is compared with.
+_LONGEST_LOGGED = 200
+_COMPARED = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchStart:
     """
-    A pending launch, and where the browser has to go for it.
+    A pending launch, and where to send the browser for it.
 
     Attributes:
         uses_post: whether the request is to be sent as a form (AUTH-08).
@@ -64,78 +73,121 @@ class LaunchStart:
     uses_post: bool
 
 
-def get_ehr_registration(iss: str) -> ClientRegistration:
+def get_ehr_registration(iss: str, launch_slug: str = "") -> ClientRegistration:
     """
-    The registration that an EHR launch from *iss* uses, without any request (EHRL-06).
+    Find the registration for an EHR launch from *iss*, without a request (EHRL-06).
+
+    Args:
+        launch_slug: from the launch URL of a specific registration; empty for the
+            server's default.
 
     Raises:
         LaunchRequestError: no server has this base URL.
         InactiveRegistrationError: it, or its registration, is off or not for launches.
     """
-    server = _find_server(iss)
+    server: FHIRServer | None = None
+    # A port may have any number of zeros; a column has a limit.
+    if len(iss) <= MAX_URL_LENGTH:
+        with suppress(SMARTError):
+            registration = ClientRegistration.objects.find_ehr(iss, launch_slug)
+            if registration is not None:
+                return registration
+            server = FHIRServer.objects.with_base_url(iss).first()
     if server is None:
         unknown = LaunchRequestError(
             "The iss of this launch is not the FHIR base URL of a registered server.",
             code="unknown_server",
         )
-        refuse_launch(None, unknown, kind=Launch.Kind.EHR)
+        fail_launch(None, unknown)
+        _log_nearest(iss)
         raise unknown
-    registration = ClientRegistration.objects.launchable().filter(server=server).first()
-    if registration is None or not registration.ehr_scope:
-        inactive = InactiveRegistrationError(
-            f"The server {server.slug} has no active registration for EHR launches."
+    name = f"named {launch_slug}" if launch_slug else "that is the default"
+    inactive = InactiveRegistrationError(
+        f"The server {server.slug} has no active registration {name} for EHR launches."
+    )
+    fail_launch(None, inactive)
+    raise inactive
+
+
+def _log_nearest(iss: str) -> None:
+    """Log the unknown *iss* and the closest known base URL (EHRL-06)."""
+    # Anybody can send one: only its host and path are logged, and it is compared with
+    # few servers.
+    try:
+        parts = urlsplit(iss[:_LONGEST_LOGGED])
+        host, shown = (
+            parts.hostname or "",
+            f"{parts.scheme}://{parts.netloc}{parts.path}",
         )
-        refuse_launch(_get_any(server), inactive, kind=Launch.Kind.EHR)
-        raise inactive
-    return registration
+    except ValueError:
+        return
+    if "@" in parts.netloc or not host:
+        return
+    known = FHIRServer.objects.active().order_by("pk")
+    near = (
+        known.filter(base_url__icontains=f"//{host}")[:_COMPARED] or known[:_COMPARED]
+    )
+
+    def get_likeness(url: str) -> tuple[float, float]:
+        own = urlsplit(url).hostname or ""
+        pairs = (host, own), (shown, url)
+        first, second = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return first, second
+
+    urls = [server.base_url for server in near]
+    logger.warning(
+        "An EHR launch came from %r, which is not a registered base URL; the "
+        "closest one is %s. If it is the same server, register this base URL.",
+        shown,
+        max(urls, key=get_likeness, default="none"),
+    )
 
 
-def refuse_ehr_request(iss: str, error: SMARTError) -> None:
-    """Tell of an EHR launch that lacks a parameter; *iss* may be anything."""
-    server = _find_server(iss)
-    registration = _get_any(server) if server is not None else None
-    refuse_launch(registration, error, kind=Launch.Kind.EHR)
-
-
-def _find_server(iss: str) -> FHIRServer | None:
-    # A port may have any number of zeros, a column has not.
-    if len(iss) <= MAX_URL_LENGTH:
-        with suppress(SMARTError):
-            return FHIRServer.objects.with_base_url(iss).first()
-    return None
-
-
-def get_standalone_registration(slug: str) -> ClientRegistration:
+def get_standalone_registration(slug: str, launch_slug: str = "") -> ClientRegistration:
     """
-    The registration that a person starts by the server's *slug*.
+    Find the registration for a standalone launch, by the server's *slug* or its own.
 
     Raises:
         LaunchRequestError: no server has this slug.
         InactiveRegistrationError: it, or its registration, is off or not for this.
     """
-    server = None
-    # Anything else is no query: PostgreSQL takes no NUL.
-    if slug_re.fullmatch(slug):
-        registration = ClientRegistration.objects.find_standalone(slug)
+    server: FHIRServer | None = None
+    # Nothing else goes into a query: PostgreSQL rejects NUL.
+    if slug_re.fullmatch(launch_slug or slug):
+        registration = ClientRegistration.objects.find_standalone(slug, launch_slug)
         if registration is not None:
             return registration
-        server = FHIRServer.objects.filter(slug=slug).first()
-    if server is None or server.slug != slug:
+        if launch_slug:
+            named = ClientRegistration.objects.select_related("server")
+            known = named.filter(launch_slug=launch_slug).first()
+            server = known.server if known else None
+        else:
+            server = FHIRServer.objects.filter(slug=slug).first()
+    if server is None or (not launch_slug and server.slug != slug):
         unknown = LaunchRequestError(
-            "No server is registered under this name.", code="unknown_server"
+            "No server is registered with this name.", code="unknown_server"
         )
-        refuse_launch(None, unknown, kind=Launch.Kind.STANDALONE)
+        fail_launch(None, unknown)
         raise unknown
     inactive = InactiveRegistrationError(
-        f"The server {server.slug} has no active registration for logging in."
+        f"The server {server.slug} has no active registration for standalone launches."
     )
-    refuse_launch(_get_any(server), inactive, kind=Launch.Kind.STANDALONE)
+    fail_launch(None, inactive)
     raise inactive
 
 
-def _get_any(server: FHIRServer) -> ClientRegistration | None:
-    """A registration at *server*, switched off or not, to keep a refusal with."""
-    return ClientRegistration.objects.filter(server=server).order_by("-pk").first()
+def make_room(browser_digests: Collection[str]) -> None:
+    """
+    Delete the oldest pending launches of a browser that starts another one.
+
+    Users who return from one of them get an error page and start again.
+    """
+    pending = Launch.objects.pending().filter(browser_digest__in=browser_digests)
+    newest_first = pending.order_by("-pk").values_list("pk", flat=True)
+    if surplus := list(newest_first[_MAX_PENDING - 1 :]):
+        Launch.objects.filter(pk__in=surplus).fail(
+            error_code="too_many_pending", now=timezone.now()
+        )
 
 
 def begin_ehr_launch(
@@ -151,12 +203,13 @@ def begin_ehr_launch(
     Begin an EHR launch: scope ``launch`` and the EHR's own ``launch`` value.
 
     Args:
-        iss: as received; the request's ``aud``, character for character (EHRL-05).
-        user: who is signed in, or ``None``.
-        is_framed: whether its pages are shown in a frame of the server's.
+        iss: as received; the request's ``aud``, character for character (EHRL-05),
+            unless the server's ``aud_rule`` says otherwise.
+        user: who is signed in, or ``None``. is_framed: whether its pages are shown in a
+        frame of the server.
 
     Raises:
-        TransportError, DiscoveryError: the server's configuration is not to be had.
+        TransportError, DiscoveryError: the server's configuration is unavailable.
         UnsupportedServerError: it lacks what this launch needs.
     """
     scope = registration.ehr_scope
@@ -166,7 +219,7 @@ def begin_ehr_launch(
     launch = Launch(
         kind=Launch.Kind.EHR,
         is_framed=is_framed,
-        aud=iss if server.aud_rule == server.AudRule.AS_RECEIVED else server.base_url,
+        aud=_choose_aud(server, received=iss),
         scope_asked=scope,
     )
     return _begin(
@@ -185,19 +238,25 @@ def begin_standalone_launch(
     user: AbstractBaseUser | None,
     next_url: str = "",
     is_framed: bool = False,
+    may_sign_in: bool = False,
 ) -> LaunchStart:
     """
     Begin a standalone launch: to sign in, or to connect if *user* is signed in.
 
+    Args:
+        may_sign_in: whether the connecting user lets the account sign them in later.
+
     Raises:
-        TransportError, DiscoveryError: the server's configuration is not to be had.
+        TransportError, DiscoveryError: the server's configuration is unavailable.
         UnsupportedServerError: it lacks what this launch needs.
     """
+    server = registration.server
     launch = Launch(
         kind=Launch.Kind.STANDALONE,
         intent=Launch.Intent.SIGN_IN if user is None else Launch.Intent.CONNECT,
         is_framed=is_framed,
-        aud=registration.server.base_url,
+        may_sign_in=may_sign_in and user is not None,
+        aud=_choose_aud(server, received=server.normalized_base_url),
         scope_asked=registration.standalone_scope,
         next_url=next_url,
     )
@@ -236,7 +295,7 @@ def _begin(
             redirect_uri=registration.redirect_uri,
             scope=launch.scope_asked,
             state=state,
-            aud=launch.aud,
+            aud=launch.aud or None,
             code_challenge=(
                 build_code_challenge(launch.code_verifier)
                 if launch.code_verifier
@@ -244,9 +303,10 @@ def _begin(
             ),
             launch=ehr_launch_id,
             nonce=launch.nonce if "openid" in launch.scope_asked.split() else None,
+            extra=tuple((registration.server.authorization_parameters or {}).items()),
         )
     except SMARTError as exc:
-        fail_launch(launch, exc)
+        fail_launch(None if isinstance(exc, DiscoveryBusyError) else launch, exc)
         raise
     launch.save()
     logger.info("Launch %s started at server %s", launch.pk, registration.server_id)
@@ -257,14 +317,23 @@ def _begin(
     )
 
 
+def _choose_aud(server: FHIRServer, *, received: str) -> str:
+    """Return the ``aud`` to send; empty for none."""
+    if server.aud_rule == server.AudRule.NONE:
+        return ""
+    return (
+        received if server.aud_rule == server.AudRule.AS_RECEIVED else server.base_url
+    )
+
+
 def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
     server = launch.registration.server
     try:
         check_launch(launch, configuration)
     except UnsupportedServerError as exc:
-        # The page shows a code; what to do is for those who read the log.
-        logger.error("Server %s cannot be used so: %s", server.pk, exc)  # noqa: TRY400
-        # Not kept for a day: the server may have mended it by the next launch.
+        # The page shows only a code; the log has the fix for operators.
+        logger.error("Server %s cannot be used for this launch: %s", server.pk, exc)  # noqa: TRY400
+        # Not cached for a day: the server may be fixed by the next launch.
         server.configuration_fetched_at = None
         server.save(update_fields=["configuration_fetched_at"])
         raise
@@ -283,7 +352,7 @@ def _uses_post(
     server: FHIRServer, configuration: SMARTConfiguration, request: AuthorizationRequest
 ) -> bool:
     if server.authorize_method == FHIRServer.AuthorizeMethod.AUTO:
-        # A redirect shows nothing in between, so a form is for what it cannot carry.
+        # A redirect shows no page in between, so a form is used only for long requests.
         return len(request.url) > _LONGEST_URL and configuration.has(
             Capability.AUTHORIZE_POST
         )
@@ -291,7 +360,7 @@ def _uses_post(
 
 
 def _make_random() -> str:
-    # 256 bits where at least 122 are asked for (AUTH-06).
+    # 256 bits; at least 122 are required (AUTH-06).
     return secrets.token_urlsafe(32)
 
 

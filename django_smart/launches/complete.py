@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -23,13 +23,21 @@ from ..exceptions import (
     StateUsedError,
     TokenError,
     UserInactiveError,
+    UserRefusedError,
 )
-from ..grants.due_times import get_refresh_due_at
-from ..grants.ending import end_idlest_launches, end_launches, supersede_grants
+from ..grants.due_times import get_refresh_due_at, note_end
+from ..grants.ending import (
+    end_idlest_launches,
+    end_launches,
+    enqueue_revocations,
+    keep_for_revocation,
+    supersede_grants,
+)
 from ..grants.storing import store_together
-from ..models import ClientRegistration, Identity, Launch, TokenGrant
+from ..models import ClientRegistration, FHIRServer, Identity, Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.authorization import get_state, process_authorization_response
+from ..protocol.context import CONTEXT_MEMBERS, LaunchContext
 from ..protocol.discovery import SMARTConfiguration
 from ..protocol.id_token import IDTokenClaims
 from ..protocol.scopes import ScopeSet
@@ -40,95 +48,212 @@ from ..protocol.token import (
 )
 from ..servers.discovery import check_dispute, get_configuration, get_issuer
 from ..servers.http import build_client_authentication, send
-from ..servers.id_tokens import check_id_token
+from ..servers.id_tokens import check_id_token, get_access_token_claims
 from .failure import fail_launch
+from .parked import (
+    UndecidedError,
+    end_parked_launches,
+    find_question,
+    is_protected,
+    may_sign_in,
+    park_launch,
+    read_held,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-__all__ = ["Completion", "UserResolver", "complete_launch"]
+__all__ = [
+    "Completion",
+    "UserResolver",
+    "Visitor",
+    "complete_launch",
+    "complete_parked_launch",
+    "look_at_parked_launch",
+    "refuse_parked_launch",
+]
 
 logger = logging.getLogger(__name__)
 
-UserResolver = Callable[[IDTokenClaims, ClientRegistration], "AbstractBaseUser"]
-"""Finds or creates the user of proven claims; raises ``IdentityError`` to refuse."""
+UserResolver = Callable[
+    [
+        IDTokenClaims,
+        ClientRegistration,
+        Callable[["AbstractBaseUser | None", Sequence[Identity]], None],
+    ],
+    "AbstractBaseUser",
+]
+"""
+Finds or creates the user for verified claims; raises ``IdentityError`` to refuse.
+
+Calls its third argument with the found user, or ``None``, and the identities of the
+account, before changing anything.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Visitor:
+    """
+    Who comes back from the EHR, and with which browser.
+
+    Attributes:
+        user: who is signed in, or ``None``.
+        browser_digests: of the browser's cookie, and of others it got from simultaneous
+            first requests; empty without one.
+        new_browser_digest: of the cookie that replaces it, unless the same user opens
+            another launch next to existing ones.
+        resolve_user: called for a sign-in with a verified identity.
+    """
+
+    user: AbstractBaseUser | None
+    browser_digests: Sequence[str] = field(repr=False)
+    new_browser_digest: str = field(repr=False)
+    resolve_user: UserResolver
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """
-    A completed launch.
+    A completed launch, or a parked one, whose ``question`` is not empty.
 
     Attributes:
         launch: with its grant and registration.
-        user: who has to be signed in now, or ``None`` if nobody changes.
-        claims: who the EHR says it is, or ``None`` if it was not asked or did not say.
+        user: who must be signed in now, or ``None`` for no change.
+        claims: the EHR's claims about the user, or ``None`` if there are none.
         ended_earlier: whether another user's launches in this browser were ended, so
-            that the browser cookie has to be replaced by the new one.
-        grants_to_revoke: primary keys of grants the EHR has to be told of.
+            that the new browser cookie must replace the old one.
+        open_digests: digests of the browser's open launches, if the launch is bound to
+            the new cookie and they remain valid; otherwise ``None``.
+        grants_to_revoke: primary keys of grants to revoke at the EHR.
     """
 
     launch: Launch
-    user: AbstractBaseUser | None
-    claims: IDTokenClaims | None
-    ended_earlier: bool
-    grants_to_revoke: Sequence[int]
+    user: AbstractBaseUser | None = None
+    claims: IDTokenClaims | None = None
+    ended_earlier: bool = False
+    open_digests: Collection[str] | None = field(default=None, repr=False)
+    grants_to_revoke: Sequence[int] = ()
 
 
 def complete_launch(
     parameters: Sequence[tuple[str, str]],
     *,
     callback_id: str,
-    browser_digests: Sequence[str],
     digests_at_start: Collection[str],
-    new_browser_digest: str,
-    user: AbstractBaseUser | None,
-    resolve_user: UserResolver,
+    visitor: Visitor,
 ) -> Completion:
     """
-    Use what the browser brought to the redirect URI.
+    Complete a launch with the query of the redirect URI.
 
-    Call it outside any transaction: a failed launch keeps its row.
+    Call it outside any transaction: a failed launch keeps its row. Received tokens that
+    are not used are revoked.
 
     Args:
         parameters: the query, as pairs in order.
-        callback_id: of the redirect URI that the browser was sent to.
-        browser_digests: of the browser's cookie, and of others it got when it made
-            several first requests at one moment; empty without one.
-        digests_at_start: those, and of one that was replaced a short while ago.
-        new_browser_digest: of the cookie that replaces it if the user changes.
-        user: who is signed in, or ``None``.
-        resolve_user: called for a sign-in whose identity is proven.
+        callback_id: of the redirect URI that was requested.
+        digests_at_start: the browser's, and that of a recently replaced cookie.
 
     Raises:
         AuthorizationResponseError, InactiveRegistrationError, TransportError,
         DiscoveryError, TokenError, IDTokenError, IdentityError, CredentialsError: the
-            launch, if one was found, is marked as failed; nobody is to be signed in,
-            and no token is stored.
+            launch, if one was found, is marked as failed; nobody is signed in, and no
+            token is stored.
     """
     launch: Launch | None = None
     try:
         launch = _find_launch(get_state(parameters))
         _consume(launch, digests=digests_at_start)
         _check_callback(launch, callback_id)
-        launch.browser_digest = browser_digests[0]
-        completion = _complete(
-            launch,
-            parameters,
-            browser_digests=browser_digests,
-            new_browser_digest=new_browser_digest,
-            user=user,
-            resolve_user=resolve_user,
-        )
+        launch.browser_digest = visitor.browser_digests[0]
+        completion = _complete(launch, parameters, visitor)
     except SMARTError as exc:
-        # A state that was used leads to somebody's finished launch: leave it alone.
+        # A used state belongs to a completed launch, which must not change.
         fail_launch(None if isinstance(exc, StateUsedError) else launch, exc)
         raise
     except Exception:
         fail_launch(launch, None)
         raise
-    logger.info("Launch %s completed", launch.pk)
+    if not completion.launch.question:
+        _log_completion(launch)
     return completion
+
+
+def complete_parked_launch(
+    launch: Launch, visitor: Visitor, *, answer: str
+) -> Completion:
+    """
+    Complete a parked *launch* with its stored tokens.
+
+    Call it outside any transaction.
+
+    Args:
+        answer: the question that the user answered with yes; empty for no change.
+
+    Raises:
+        UndecidedError: there is another question. The launch stays parked.
+        SMARTError: it failed, and its tokens will be revoked.
+    """
+    try:
+        _check_registration(launch)
+        tokens, claims = read_held(launch)
+        launch.browser_digest = visitor.browser_digests[0]
+        completion = _store_together(launch, tokens, claims, visitor, answer=answer)
+    except SMARTError as exc:
+        refuse_parked_launch(launch, exc)
+        raise
+    _log_completion(launch)
+    return completion
+
+
+def _log_completion(launch: Launch) -> None:
+    logger.info("Launch %s completed", launch.pk)
+    if missing := launch.missing_scope:
+        logger.warning(
+            "Launch %s: server %s did not grant all requested scopes. Missing: %s",
+            launch.pk,
+            launch.registration.server_id,
+            missing,
+        )
+
+
+def refuse_parked_launch(launch: Launch, error: SMARTError) -> None:
+    """
+    End *launch* because of *error*, and have its tokens revoked.
+
+    Only if it is still parked: a second answer must not end what the first one opened.
+    """
+    this = Launch.objects.filter(pk=launch.pk)
+    ended = end_parked_launches(this, reason=error.code)
+    if ended:
+        enqueue_revocations(ended)
+        fail_launch(launch, error)
+
+
+def look_at_parked_launch(
+    launch: Launch, *, user: AbstractBaseUser | None, resolve_user: UserResolver
+) -> UndecidedError:
+    """
+    Return what to ask before a parked *launch* continues, and about whom.
+
+    Nothing is changed.
+
+    Raises:
+        SMARTError: the launch cannot go on at all.
+    """
+    _check_registration(launch)
+    _tokens, claims = read_held(launch)
+
+    def check(found: AbstractBaseUser | None, known: Sequence[Identity]) -> None:
+        question = find_question(
+            launch.registration, owner=found, known=known, user=user
+        )
+        raise UndecidedError(question or launch.question, found)
+
+    try:
+        resolve_user(claims, launch.registration, check)
+    except UndecidedError as exc:
+        asked = exc
+    return asked
 
 
 def _find_launch(state: str) -> Launch:
@@ -143,7 +268,12 @@ def _find_launch(state: str) -> Launch:
 
 def _consume(launch: Launch, *, digests: Collection[str]) -> None:
     if launch.status != Launch.Status.PENDING or launch.consumed_at is not None:
-        raise StateUsedError("The state of this callback was used before.")
+        if launch.error_code == "too_many_pending":
+            raise StateError(
+                "The browser has started many launches after the one of this callback.",
+                code="too_many_pending",
+            )
+        raise StateUsedError("The state of this callback was already used.")
     if not any(secrets.compare_digest(launch.browser_digest, each) for each in digests):
         raise StateError(
             "The launch of this callback was started by another browser.",
@@ -156,78 +286,108 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
             code="state_expired",
         )
     if not Launch.objects.consume(launch, now=now):
-        # Another callback with this state came between our read and our write.
-        raise StateUsedError("The state of this callback was used before.")
+        # Another callback with this state arrived between the read and the write.
+        raise StateUsedError("The state of this callback was already used.")
     launch.consumed_at = now
 
 
 def _check_callback(launch: Launch, callback_id: str) -> None:
     """
-    Refuse a code that another server's redirect URI brought.
+    Refuse a code that arrived at another server's redirect URI.
 
-    A hostile server can send a browser on to an honest one, with the state of its own
-    launch.  The honest server then redirects to the callback that belongs to it, and
-    its code must not reach the hostile token endpoint (RFC 9700 section 4.4).
+    A hostile server can redirect a browser to an honest one, with the state of its own
+    launch. The honest server then redirects to its own callback, and its code must not
+    reach the hostile token endpoint (RFC 9700 section 4.4).
     """
     if callback_id != launch.callback_id:
         raise StateError(
             f"The response to launch {launch.pk} of registration "
-            f"{launch.registration_id} came to the callback {callback_id!r}, not to "
-            f"{launch.callback_id!r}: another server may have sent it.",
+            f"{launch.registration_id} arrived at the callback "
+            f"{callback_id!r}, not {launch.callback_id!r}: another server may "
+            "have sent it.",
             code="callback_mismatch",
         )
 
 
-def _complete(
-    launch: Launch,
-    parameters: Sequence[tuple[str, str]],
-    *,
-    browser_digests: Sequence[str],
-    new_browser_digest: str,
-    user: AbstractBaseUser | None,
-    resolve_user: UserResolver,
-) -> Completion:
+def _check_registration(launch: Launch) -> None:
     registration = launch.registration
     if not (registration.is_active and registration.server.is_active):
         raise InactiveRegistrationError(
-            "The server or its registration was switched off after the launch began."
+            "The server or its registration was deactivated after the launch began."
         )
+
+
+def _complete(
+    launch: Launch, parameters: Sequence[tuple[str, str]], visitor: Visitor
+) -> Completion:
+    _check_registration(launch)
+    registration = launch.registration
     configuration = get_configuration(registration.server)
     answer = process_authorization_response(
         parameters,
         expected_issuer=_get_expected_issuer(launch, configuration, parameters),
         issuer_promised=configuration.authorization_response_iss_parameter_supported,
     )
-    if launch.intent == Launch.Intent.CONNECT and not _is_same(user, launch.user):
+    if launch.intent == Launch.Intent.CONNECT and not _is_same(
+        visitor.user, launch.user
+    ):
         raise IdentityError(
-            "Another user is signed in than the one who started to connect.",
+            "The signed-in user is not the one who started to connect.",
             code="user_changed",
         )
     tokens = _exchange_code(launch, configuration, code=answer.code)
-    _check_patient(tokens)
+    try:
+        return _use_tokens(launch, tokens, visitor)
+    except Exception:
+        # Also for an error in the site's hooks.
+        enqueue_revocations([keep_for_revocation(registration, tokens)])
+        raise
+
+
+def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Completion:
+    if launch.registration.server.context_in_access_token:
+        tokens = _fill_in_context(tokens, registration=launch.registration)
     claims = _validate_identity(launch, tokens)
-    if claims is None and not _is_same(user, launch.user):
-        # Without an identity the launch belongs to whoever was there at its start.
+    tokens = _fill_in_patient(tokens, claims, server=launch.registration.server)
+    _check_patient(tokens)
+    if claims is None and not _is_same(visitor.user, launch.user):
+        # Without an identity, the launch belongs to the user who started it.
         raise IdentityError(
-            "The signed-in user changed while the launch was under way.",
+            "The signed-in user changed during the launch.",
             code="user_changed",
         )
-    store = partial(
-        _store,
-        launch,
-        tokens,
-        claims,
-        browser_digests=browser_digests,
-        new_browser_digest=new_browser_digest,
-        user=user,
-        resolve_user=resolve_user,
-    )
+    try:
+        return _store_together(launch, tokens, claims, visitor)
+    except UndecidedError as exc:
+        if claims is None:
+            raise
+        opened = Launch.objects.of_browser(visitor.browser_digests).open().order_by()
+        # Somebody who noted the earlier cookie does not see the question.
+        launch.browser_digest = visitor.new_browser_digest
+        park_launch(launch, tokens, claims, question=exc.question, user=visitor.user)
+        return Completion(
+            launch=launch,
+            open_digests=set(opened.values_list("browser_digest", flat=True)),
+        )
+
+
+def _store_together(
+    launch: Launch,
+    tokens: TokenResponse,
+    claims: IDTokenClaims | None,
+    visitor: Visitor,
+    *,
+    answer: str = "",
+) -> Completion:
     start = launch.user, launch.browser_digest
 
     def restart() -> None:
         launch.user, launch.browser_digest = start
 
-    return store_together(store, restart=restart)
+    return store_together(
+        partial(_store, launch, tokens, claims, visitor, answer=answer),
+        restart=restart,
+    )
 
 
 def _get_expected_issuer(
@@ -235,7 +395,9 @@ def _get_expected_issuer(
     configuration: SMARTConfiguration,
     parameters: Sequence[tuple[str, str]],
 ) -> str | None:
-    """What an ``iss`` has to be, learned now if the response has one (RFC 9207)."""
+    """
+    Return the expected ``iss``, discovered now if the response has one (RFC 9207).
+    """
     server = launch.registration.server
     issuer = configuration.issuer or server.id_token_issuer or server.issuer
     if issuer or "iss" not in dict(parameters):
@@ -243,7 +405,7 @@ def _get_expected_issuer(
     try:
         return get_issuer(server)
     except SMARTError:
-        # Where an identity is asked for, it is needed in any case.
+        # It is needed in any case if an identity is requested.
         if "openid" in launch.scope_asked.split():
             raise
         return None
@@ -252,7 +414,7 @@ def _get_expected_issuer(
 def _exchange_code(
     launch: Launch, configuration: SMARTConfiguration, *, code: str
 ) -> TokenResponse:
-    # The token endpoint is the one of this state's server: mix-up defence (CALL-09).
+    # The token endpoint is the one of this state's server: mix-up defense (CALL-09).
     token_endpoint = configuration.token_endpoint
     request = build_token_request(
         token_endpoint=token_endpoint,
@@ -263,12 +425,47 @@ def _exchange_code(
             launch.registration, token_endpoint=token_endpoint
         ),
     )
-    response = send(request)
+    response = send(request, server=launch.registration.server)
     return process_token_response(
         response,
         requested=ScopeSet.parse(launch.scope_asked),
         now=timezone.now(),
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+    )
+
+
+def _fill_in_context(
+    tokens: TokenResponse, *, registration: ClientRegistration
+) -> TokenResponse:
+    """Read context that the response omits from the access token, a signed JWT."""
+    try:
+        claims = get_access_token_claims(tokens.access_token, registration=registration)
+    except IDTokenError as exc:
+        raise TokenError(f"The access token's context is unusable: {exc}") from exc
+    found = {name: claims[name] for name in CONTEXT_MEMBERS.intersection(claims)}
+    parameters = {**found, **tokens.parameters}
+    context = LaunchContext.from_parameters(
+        parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+    )
+    return replace(tokens, context=context, parameters=parameters)
+
+
+def _fill_in_patient(
+    tokens: TokenResponse, claims: IDTokenClaims | None, *, server: FHIRServer
+) -> TokenResponse:
+    """Read the patient from ``fhirUser``, if the operator configured that."""
+    reference = (claims and claims.fhir_user) or ""
+    if (
+        tokens.context.patient is not None
+        or not reference.startswith("Patient/")
+        or not server.patient_from_fhir_user
+    ):
+        return tokens
+    patient = reference.removeprefix("Patient/")
+    return replace(
+        tokens,
+        context=replace(tokens.context, patient=patient),
+        parameters={**tokens.parameters, "patient": patient},
     )
 
 
@@ -278,7 +475,7 @@ def _check_patient(tokens: TokenResponse) -> None:
         for scope in str(tokens.scopes).split()
     ):
         raise TokenError(
-            "The server granted scopes for one patient and did not name the patient.",
+            "The server granted scopes for one patient but did not name the patient.",
             code="patient_missing",
         )
 
@@ -289,7 +486,8 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
     if tokens.id_token is None:
         if "openid" in tokens.scopes:
             raise IDTokenError(
-                "openid was granted, and no id_token came.", code="id_token_missing"
+                "openid was granted, but the response has no id_token.",
+                code="id_token_missing",
             )
         return None
     claims = check_id_token(
@@ -298,7 +496,7 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
         nonce=launch.nonce,
         nonce_required=launch.registration.server.nonce_required,
     )
-    # Checking it may have learned the issuer just now.
+    # The check may have discovered the issuer just now.
     check_dispute(launch.registration.server)
     return claims
 
@@ -307,46 +505,49 @@ def _store(
     launch: Launch,
     tokens: TokenResponse,
     claims: IDTokenClaims | None,
+    visitor: Visitor,
     *,
-    browser_digests: Sequence[str],
-    new_browser_digest: str,
-    user: AbstractBaseUser | None,
-    resolve_user: UserResolver,
+    answer: str,
 ) -> Completion:
-    now = timezone.now()
+    now, user = timezone.now(), visitor.user
     owner: AbstractBaseUser | None = launch.user
     if claims is not None:
-        owner = _get_owner(launch, claims, resolve_user)
-        launch.identity = _link_identity(launch, claims, owner, now=now)
-        launch.fhir_user = claims.fhir_user or ""
-    launches = Launch.objects.of_browser(browser_digests)
-    open_users = list(launches.open().values_list("user_id", flat=True))
-    others = _find_launches_of_others(launches, open_users, user=user, owner=owner)
+        owner, known = _get_owner(launch, claims, visitor, answer=answer)
+        launch.identity = _link_identity(launch, claims, owner, known, now=now)
+        launch.fhir_user = claims.fhir_user or claims.foreign_fhir_user
+    launches = Launch.objects.of_browser(visitor.browser_digests)
+    opened = list(launches.open().order_by().values_list("user_id", "browser_digest"))
+    others = _find_launches_of_others(
+        launches, [user_id for user_id, _ in opened], user=user, owner=owner
+    )
+    changes = owner is not None and not _is_same(user, owner)
     ended_earlier = others is not None
     to_revoke: list[int] = []
     if others is not None:
         to_revoke += end_launches(others, reason="user_changed", now=now)
-        launch.browser_digest = new_browser_digest
+    # Without a user, only the cookie protects the chart, so it must be a new one.
+    if renews := others is not None or changes or claims is None or not opened:
+        launch.browser_digest = visitor.new_browser_digest
     launch.user = cast("Any", owner)
     launch.grant = _create_grant(launch, tokens, now=now)
     launch.status = Launch.Status.COMPLETED
     launch.completed_at = launch.last_used_at = now
     launch.scope_granted = str(tokens.scopes)
     launch.context = dict(tokens.parameters)
-    launch.code_verifier = ""
+    launch.code_verifier = launch.held = launch.question = ""
     if not Launch.objects.complete(launch):
-        # Its browser signed out, or it ran out of time, while the tokens came.
-        raise StateUsedError("The launch was ended before it could be finished.")
-    if len(open_users) >= conf.SMART_LAUNCHES_PER_BROWSER:
-        digests = [launch.browser_digest, *browser_digests]
+        # Its browser signed out, or it expired, while the tokens were fetched.
+        raise StateUsedError("The launch was ended before it was completed.")
+    if len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER:
+        digests = [launch.browser_digest, *visitor.browser_digests]
         to_revoke += end_idlest_launches(launch, digests, now=now)
     to_revoke += supersede_grants(launch.grant, now=now)
-    changes = owner is not None and not _is_same(user, owner)
     return Completion(
         launch=launch,
         user=owner if changes else None,
         claims=claims,
         ended_earlier=ended_earlier,
+        open_digests={each for _, each in opened} if renews else None,
         grants_to_revoke=to_revoke,
     )
 
@@ -359,11 +560,10 @@ def _find_launches_of_others(
     owner: AbstractBaseUser | None,
 ) -> LaunchQuerySet | None:
     """
-    What ends because *owner* takes the browser over; ``None`` if nobody else had it.
+    Return the launches that end because *owner* takes over the browser, if any.
 
-    *open_users* are whose the open ones of its *launches* are.
-
-    Also without a signed-in *user*: a session that ran out ends no launch.
+    *open_users* are the users of its open *launches*. They can belong to another user
+    even if no *user* is signed in, because an expired session does not end launches.
     """
     if user is not None and not _is_same(user, owner):
         return launches
@@ -373,40 +573,75 @@ def _find_launches_of_others(
 
 
 def _get_owner(
-    launch: Launch, claims: IDTokenClaims, resolve_user: UserResolver
-) -> AbstractBaseUser:
-    if launch.intent == Launch.Intent.SIGN_IN or launch.user is None:
-        owner = resolve_user(claims, launch.registration)
-        if not owner.is_active:
-            raise UserInactiveError("The user of this identity is deactivated.")
-        return owner
-    return launch.user
+    launch: Launch,
+    claims: IDTokenClaims,
+    visitor: Visitor,
+    *,
+    answer: str,
+) -> tuple[AbstractBaseUser, list[Identity]]:
+    """Return the owner of the launch, and the identities of the account."""
+    registration, user = launch.registration, visitor.user
+    known: list[Identity] = []
+
+    def check(found: AbstractBaseUser | None, identities: Sequence[Identity]) -> None:
+        known.extend(identities)
+        question = find_question(registration, owner=found, known=known, user=user)
+        if question not in {"", answer}:
+            raise UndecidedError(question, found)
+
+    if launch.intent == Launch.Intent.CONNECT and launch.user is not None:
+        own = Identity.objects.with_subject(
+            claims.issuer, claims.subject, server=registration.server
+        )
+        return launch.user, list(own)
+    owner = visitor.resolve_user(claims, registration, check)
+    if not owner.is_active:
+        raise UserInactiveError("The user of this identity is deactivated.")
+    if not _is_same(user, owner) and is_protected(owner, registration.server):
+        # A hook of the site has just given them staff rights.
+        raise UserRefusedError(
+            f"The server {registration.server.slug} may not sign in staff: it "
+            "is not in SMART_STAFF_SIGN_IN_SERVERS."
+        )
+    return owner, known
 
 
 def _link_identity(
-    launch: Launch, claims: IDTokenClaims, owner: AbstractBaseUser, *, now: datetime
+    launch: Launch,
+    claims: IDTokenClaims,
+    owner: AbstractBaseUser,
+    known: Sequence[Identity],
+    *,
+    now: datetime,
 ) -> Identity:
     server = launch.registration.server
-    known = list(
-        Identity.objects.with_subject(claims.issuer, claims.subject, server=server)
-    )
     if any(each.user_id != owner.pk for each in known):
         raise IdentityInUseError(
             "This account at the EHR is linked to another user of this site."
         )
     identity = next((each for each in known if each.server_id == server.pk), None)
     if identity is None:
+        # Connecting lends records, not the account, also within a login group.
+        signs_in = (
+            may_sign_in(known, server)
+            if known
+            else launch.intent == Launch.Intent.SIGN_IN
+        )
         return Identity.objects.create(
             server=server,
             issuer=claims.issuer,
             subject=claims.subject,
             user=cast("Any", owner),
-            fhir_user=claims.fhir_user or "",
+            fhir_user=claims.fhir_user or claims.foreign_fhir_user,
+            may_sign_in=signs_in or launch.may_sign_in,
             last_seen_at=now,
         )
-    identity.fhir_user = claims.fhir_user or identity.fhir_user
+    identity.fhir_user = (
+        claims.fhir_user or claims.foreign_fhir_user or identity.fhir_user
+    )
+    identity.may_sign_in = identity.may_sign_in or launch.may_sign_in
     identity.last_seen_at = now
-    identity.save(update_fields=["fhir_user", "last_seen_at"])
+    identity.save(update_fields=["fhir_user", "may_sign_in", "last_seen_at"])
     return identity
 
 
@@ -432,6 +667,8 @@ def _create_grant(
     grant.set_tokens(
         access_token=tokens.access_token, refresh_token=tokens.refresh_token or ""
     )
+    if tokens.refresh_token is not None:
+        note_end(grant, reported=tokens.refresh_expires_at, is_new=True, now=now)
     if is_offline:
         grant.refresh_due_at = get_refresh_due_at(grant)
     grant.save()

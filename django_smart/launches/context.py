@@ -1,4 +1,4 @@
-"""``request.smart``: the launch a request belongs to, or why there is none."""
+"""``request.smart``: the launch that a request belongs to, or why there is none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ from ..protocol.authorization_details import (
     AuthorizationDetail,
     parse_authorization_details,
 )
-from ..protocol.context import DEFAULT_ROLE, FHIRContextItem, LaunchContext
+from ..protocol.context import (
+    DEFAULT_ROLE,
+    FHIRcastHub,
+    FHIRContextItem,
+    LaunchContext,
+)
 from ..protocol.scopes import ScopeSet
 from ..protocol.urls import get_origin, normalize_base_url
 from ..servers.discovery import get_configuration
@@ -42,18 +47,18 @@ if TYPE_CHECKING:
     from ..models import FHIRServer
     from ..protocol.style import SMARTStyle
 
-__all__ = ["SMARTContext", "get_context"]
+__all__ = ["SMARTContext", "get_context", "has_found_launch"]
 
 
 class SMARTContext:
     """
-    The launch of one request, found when it is first asked for.
+    The launch of one request, looked up on first access.
 
-    Falsy without a launch; then ``reason`` tells why: ``no_launch``, ``ambiguous``
-    (more than one could be meant) or the code of a :class:`PrefixError`.
+    Falsy without a launch; then ``reason`` says why: ``no_launch``, ``ambiguous`` (more
+    than one matches) or the code of a :class:`PrefixError`.
     """
 
-    # Whether a launch was found already: what reports an error must not look for one.
+    # Whether a launch was already found: error reports must not look one up.
     _has_launch = False
     _reason = ""
 
@@ -68,7 +73,7 @@ class SMARTContext:
         return f"<SMARTContext: {'prefixed' if self._key else 'not prefixed'}>"
 
     async def aload(self) -> SMARTContext:
-        """Find the launch from async code; the attributes do no query after it."""
+        """Find the launch from async code; afterwards, attributes need no query."""
         await sync_to_async(lambda: self.launch)()
         return self
 
@@ -85,12 +90,12 @@ class SMARTContext:
 
     @cached_property
     def named_launch(self) -> Launch | None:
-        """The launch whose key is in the address, also one that cannot be used."""
+        """The launch whose key is in the URL, even if it cannot be used."""
         return Launch.objects.find_with_key(self._key or "")
 
     @property
     def reason(self) -> str:
-        """Why there is no launch; empty if there is one."""
+        """Why there is no launch, or an empty string."""
         return "" if self else self._reason
 
     @property
@@ -111,55 +116,64 @@ class SMARTContext:
 
     @property
     def context(self) -> Mapping[str, Any]:
-        """The token response less the tokens, members that nobody knows included."""
+        """The token response without the tokens, including unknown members."""
         return self.launch.context if self.launch else {}
 
     @property
     def patient_id(self) -> str | None:
-        """Id of the patient in context (RESP-11)."""
+        """ID of the patient in context (RESP-11)."""
         return self._context.patient
 
     @property
     def encounter_id(self) -> str | None:
-        """Id of the encounter in context (RESP-12)."""
+        """ID of the encounter in context (RESP-12)."""
         return self._context.encounter
 
     @property
     def fhir_context(self) -> tuple[FHIRContextItem, ...]:
-        """Further resources in context, of every role (FCTX-01)."""
+        """Other resources in context, with their roles (FCTX-01)."""
         return self._context.fhir_context
 
     def items_with_role(self, role: str = DEFAULT_ROLE) -> tuple[FHIRContextItem, ...]:
-        """What of :attr:`fhir_context` plays *role* (FCTX-04)."""
+        """The items of :attr:`fhir_context` with *role* (FCTX-04)."""
         return self._context.items_with_role(role)
 
     @property
     def fhir_user(self) -> str | None:
-        """Reference to the person, relative to the base URL (IDT-07)."""
+        """Reference to the user's resource, relative to the base URL (IDT-07)."""
         return (self.launch.fhir_user or None) if self.launch else None
 
     @property
     def intent(self) -> str | None:
-        """What the EHR wants to be done; not standardised (RESP-14)."""
+        """Intent from the EHR, whose values are not standardized (RESP-14)."""
         return self._context.intent
 
     @property
     def tenant(self) -> str | None:
-        """The launching organisation, an opaque string (RESP-17)."""
+        """The launching organization, an opaque string (RESP-17)."""
         return self._context.tenant
 
     @property
     def need_patient_banner(self) -> bool | None:
-        """Whether the page has to show who the patient is; ``None`` if not said."""
+        """Whether the page must show the patient; ``None`` if the EHR does not say."""
         return self._context.need_patient_banner
+
+    @property
+    def hub(self) -> FHIRcastHub | None:
+        """
+        ``url`` and ``topic`` of the FHIRcast session; ``None`` unless both were sent.
+
+        Spec: FHIRcast 3.0.0, "Session Discovery".
+        """
+        return self._context.hub
 
     @property
     def style(self) -> SMARTStyle | None:
         """
-        The look of the EHR; ``None`` if it has none that can be used (RESP-15).
+        Style of the EHR; ``None`` if it has none that can be used (RESP-15).
 
-        The first reading of a new ``smart_style_url`` fetches it, in two seconds at
-        most.  Code in an event loop gets what :meth:`astyle` has loaded before.
+        The first access with a new ``smart_style_url`` fetches it, which takes at most
+        two seconds.  In an event loop, it returns what :meth:`astyle` has loaded.
         """
         return None if "_style" not in self.__dict__ and _in_loop() else self._style
 
@@ -172,18 +186,20 @@ class SMARTContext:
         url = self._context.smart_style_url
         if self.launch is None or url is None:
             return None
-        from ..contrib.style import get_style  # for the EHRs that have one
+        from ..contrib.style import get_style  # only for EHRs that have one
 
-        return get_style(url, launch_id=self.launch.pk)
+        return get_style(
+            url, server=self.launch.registration.server, launch_id=self.launch.pk
+        )
 
     @cached_property
     def scopes(self) -> ScopeSet:
-        """What was granted, which can differ from what was asked (RESP-03)."""
+        """The granted scopes, which can differ from the requested ones (RESP-03)."""
         return ScopeSet.parse(self.grant.scope if self.grant else "")
 
     @cached_property
     def authorization_details(self) -> tuple[AuthorizationDetail, ...]:
-        """FHIR endpoints the token is good for, with scopes and context (RESP-18)."""
+        """FHIR endpoints that accept the token, with scopes and context (RESP-18)."""
         return parse_authorization_details(
             self.context.get("authorization_details"),
             scopes=self.scopes,
@@ -215,12 +231,12 @@ class SMARTContext:
     @cached_property
     def app_state(self) -> AppStateClient:
         """
-        A client for the settings that this app keeps at the EHR (experimental).
+        Client for the settings that this app stores at the EHR (experimental).
 
         Raises:
             NoLaunchError: there is no launch.
-            AppStateUnsupportedError: the server does not keep app state (STATE-03).
-            TransportError, DiscoveryError: nothing is known of the server.
+            AppStateUnsupportedError: the server does not support app state (STATE-03).
+            TransportError, DiscoveryError: the server's configuration is unavailable.
         """
         from ..contrib.app_state import AppStateClient, find_app_state_base
 
@@ -230,10 +246,14 @@ class SMARTContext:
         base_url = find_app_state_base(
             get_configuration(server), base_url=fhir_base_url
         )
-        client = self.fhir
-        if base_url != fhir_base_url:
-            # Discovery of this very server names it, so the token may go there.
-            client = build_fhir_client(grant, launch=launch, base_url=base_url)
+        # This server's own configuration names the endpoint, so the token may go there.
+        # App state also concerns users, and has its own rules.
+        client = build_fhir_client(
+            grant,
+            launch=launch,
+            base_url=base_url if base_url != fhir_base_url else "",
+            keeps_to_record=False,
+        )
         return AppStateClient(
             client,
             fhir_base_url=fhir_base_url,
@@ -243,20 +263,20 @@ class SMARTContext:
 
     def fhir_at(self, location: str) -> FHIRClient:
         """
-        A client for another FHIR endpoint that the launch's token is good for.
+        Client for another FHIR endpoint that accepts the launch's token.
 
         Args:
             location: one of the ``locations`` of :attr:`authorization_details`.
 
         Raises:
             NoLaunchError: there is no launch.
-            BearerBoundaryError: it is none of them (RESP-20).
+            BearerBoundaryError: *location* is not one of them (RESP-20).
         """
         launch, grant = self._get_grant()
         try:
             wanted = normalize_base_url(location)
         except InsecureURLError as error:
-            raise BearerBoundaryError("This is no address of an endpoint.") from error
+            raise BearerBoundaryError("This is not the URL of an endpoint.") from error
         for detail in self.authorization_details:
             for base_url in detail.locations:
                 if normalize_base_url(base_url) == wanted:
@@ -268,23 +288,24 @@ class SMARTContext:
                         scopes=detail.scopes,
                     )
         raise BearerBoundaryError(
-            "The access token is not for this endpoint: authorization_details of the "
-            "launch does not name it."
+            "The access token is not for this endpoint: the launch's "
+            "authorization_details do not name it."
         )
 
     def _get_grant(self) -> tuple[Launch, TokenGrant]:
         if self.launch is None or self.launch.grant is None:
-            raise NoLaunchError("This request belongs to no launch.")
+            raise NoLaunchError("This request has no launch.")
         grant = self.launch.grant
         grant.registration = self.launch.registration
         return self.launch, grant
 
     def check_prefix(self) -> None:
         """
-        Make sure that the launch named by the URL can be used by this request.
+        Check that this request may use the launch named in the URL.
 
         Raises:
-            PrefixError: it is unknown, another browser's or user's, or has ended.
+            PrefixError: the launch is unknown, has ended, or is another browser's or
+                user's.
         """
         if self._key:
             self.launch = self._find_by_key()
@@ -294,9 +315,9 @@ class SMARTContext:
         launch = self.named_launch
         if launch is None or launch.completed_at is None:
             raise PrefixError(
-                "No launch has the key in this address.", code="launch_unknown"
+                "No launch has the key in this URL.", code="launch_unknown"
             )
-        # Before the browser is compared: sign-out replaces its cookie, and an ended
+        # Before comparing the browser: sign-out replaces its cookie, and an ended
         # launch holds nothing that its key could disclose.
         now = timezone.now()
         if not launch.is_live(now):
@@ -305,7 +326,7 @@ class SMARTContext:
             browser_digests=get_browser(self._request).digests, user_id=self._user_id
         ):
             raise PrefixError(
-                "The launch in this address was opened by another browser or user.",
+                "The launch in this URL was opened by another browser or user.",
                 code="launch_foreign",
             )
         Launch.objects.note_use(launch, now=now)
@@ -319,8 +340,8 @@ class SMARTContext:
         launches = Launch.objects.with_related().of_browser(browser.digests)[:2]
         if not launches:
             return None
-        # One launch in all, those included that ended, were deleted or came before a
-        # sign-out: anything else would be a guess, as older tabs may show another
+        # Exactly one launch, counting ended and deleted ones and those before a
+        # sign-out. Anything else would be a guess, because older tabs may show another
         # patient.
         if (
             len(launches) > 1
@@ -343,7 +364,7 @@ class SMARTContext:
         try:
             path = unquote(urlsplit(self._request.headers.get("Referer", "")).path)
         except ValueError:
-            return False  # not an address, so of none of our pages
+            return False  # not a URL, so not a page of this site
         key, _ = split_launch_key("/" + path.removeprefix(get_script_prefix()))
         return key is not None and key != launch.key
 
@@ -358,7 +379,7 @@ def get_context(request: HttpRequest) -> SMARTContext:
     ``request.smart``.
 
     Raises:
-        ImproperlyConfigured: the request did not pass the middleware.
+        ImproperlyConfigured: the request did not pass through the middleware.
     """
     smart: SMARTContext | None = getattr(request, "smart", None)
     if smart is None:
@@ -367,6 +388,11 @@ def get_context(request: HttpRequest) -> SMARTContext:
             "MIDDLEWARE."
         )
     return smart
+
+
+def has_found_launch(context: SMARTContext | None) -> bool:
+    """Return whether this request has used a launch, without looking one up."""
+    return context is not None and context._has_launch
 
 
 def _in_loop() -> bool:

@@ -1,10 +1,11 @@
 """
-Pages in a frame of the EHR's: who may frame them, and cookies that come back there.
+Pages in a frame of the EHR: who may frame them, and cookies that work there.
 
-Browsers keep a site's ordinary cookies out of another site's frame.  ``SameSite=None;
-Secure; Partitioned`` ones come back, from a jar that belongs to the page around the
-frame: a frame is another browser.  The value of its :class:`.browser.Browser` names the
-server whose frame it is, so that pages without a launch know of it too.
+Browsers do not send a site's ordinary cookies from another site's frame. They send
+``SameSite=None; Secure; Partitioned`` cookies, which they store separately for the page
+around the frame: a frame acts as another browser. The value of its
+:class:`.browser.Browser` names the server whose frame it is, so that pages without a
+launch know it, too.
 """
 
 from __future__ import annotations
@@ -40,47 +41,47 @@ _ATTRIBUTES: dict[str, Any] = {
 
 
 class _PartitionedMorsel(Morsel[str]):
-    """A cookie that can be ``Partitioned``, which Python knows from 3.14 on."""
+    """A cookie that can be ``Partitioned``; Python supports this from 3.14 on."""
 
     _reserved = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore[attr-defined]
     _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]
 
 
 def is_framed(request: HttpRequest) -> bool:
-    """Whether the browser shows the answer inside another page."""
-    return request.headers.get("Sec-Fetch-Dest", "") in _DESTINATIONS
+    """Return whether the browser shows the response inside another page."""
+    return request.META.get("HTTP_SEC_FETCH_DEST") in _DESTINATIONS
 
 
 def is_same_site(request: HttpRequest) -> bool:
-    """Whether a page of this very site asked, whose frame has the ordinary cookies."""
+    """Return whether a page of this site made the request: its frames share cookies."""
     return request.headers.get("Sec-Fetch-Site", "") in _SAME_SITE
 
 
 def may_embed(server: FHIRServer) -> bool:
-    """Whether *server* may show this site in a frame."""
+    """Return whether *server* may show this site in a frame."""
     return server.allow_embedding and bool(server.frame_origins)
 
 
 def set_frame(request: HttpRequest, server: FHIRServer | None) -> None:
     """
-    Say whose frame the answer is for, where neither prefix nor cookie tell.
+    Set whose frame the response is for, if neither prefix nor cookie shows it.
 
     Args:
-        server: ``None`` for an answer that is not for a frame.
+        server: ``None`` for a response that is not for a frame.
     """
     state = get_request_state(request)
     state.is_frame_known, state.frame_server = True, server
 
 
 def may_be_framed(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Whether :func:`adapt_response` may have work to do; found without a query."""
-    # Every page comes by here: META, and not the headers that are made of it.
+    """Return whether :func:`adapt_response` may have work to do, without a query."""
+    # Runs for every page: read META, because headers are built from it on access.
     destination = request.META.get("HTTP_SEC_FETCH_DEST")
     if destination:
         if destination in _DESTINATIONS:
             return True
         if not response.cookies:
-            return False  # a file, say, which no page can have for a frame
+            return False  # such as a file, which cannot contain a frame
     state = get_request_state(request)
     if state.is_frame_known or state.prefix is not None:
         return True
@@ -90,14 +91,14 @@ def may_be_framed(request: HttpRequest, response: HttpResponseBase) -> bool:
 
 
 def adapt_response(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Let the server whose frame it is for show *response*, and nobody else."""
+    """Allow only the frame's server to embed *response*."""
     server = _find_server(request)
     if server is None or not may_embed(server):
         return
     _set_frame_ancestors(response, " ".join(server.frame_origins))
     response.headers.pop("X-Frame-Options", None)
     patch_vary_headers(response, ["Cookie"])
-    # In a frame of this very site, cookies are shared with the site's other windows.
+    # In a frame of this site itself, cookies are shared with its other windows.
     if peek_browser(request).frame is not None:
         _partition_cookies(response)
 
@@ -126,13 +127,13 @@ def _find_server(request: HttpRequest) -> FHIRServer | None:
 
 
 def _set_frame_ancestors(response: HttpResponseBase, origins: str) -> None:
-    """Replace this one directive of what the site's own policy says, or add it."""
+    """Replace this directive in the site's own policy, or add it."""
     response.headers.setdefault(_POLICIES[0], "")
     for name in _POLICIES:
         if name in response.headers:
             response.headers[name] = ", ".join(
                 _replace_frame_ancestors(policy, origins)
-                # Several policies in one header: each of them has to allow it.
+                # Several policies in one header: each of them must allow it.
                 for policy in response.headers[name].split(",")
             )
 
@@ -148,7 +149,9 @@ def _replace_frame_ancestors(policy: str, origins: str) -> str:
 
 
 def _partition_cookies(response: HttpResponseBase) -> None:
-    """All of them, those that are taken away too: a jar of its own has no others."""
+    """
+    Adapt all cookies, including deletions: a frame's cookies are stored separately.
+    """
     for name, cookie in list(response.cookies.items()):
         morsel = _PartitionedMorsel()
         morsel.set(name, cookie.value, cookie.coded_value)

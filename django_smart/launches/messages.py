@@ -1,4 +1,4 @@
-"""Messages of one launch, kept apart from those of every other."""
+"""Messages of one launch, kept separate from those of other launches."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["keep_messages_apart"]
 
 def keep_messages_apart(request: HttpRequest, *, key: str) -> None:
     """
-    Store and find the request's messages under names that only one launch has.
+    Store and find the request's messages under names that are unique to one launch.
 
-    A browser has one session for all its charts, and what is queued in one would be
-    shown by whichever page comes next: "Saved" under another patient's name.  It is so
-    with the storages of ``django.contrib.messages`` and their subclasses; a storage of
-    another kind has to look at ``request.smart`` itself.
+    A browser has one session for all its charts, and a message queued in one chart
+    would be shown by the next page of any: "Saved" under another patient's name. This
+    covers the storages of ``django.contrib.messages`` and their subclasses; any other
+    storage must use ``request.smart`` itself.
     """
     storage = get_messages(request)
     for each in (storage, *getattr(storage, "storages", ())):

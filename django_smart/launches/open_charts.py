@@ -1,9 +1,8 @@
 """
-The open charts of a browser, to choose from where choosing for the person would be a
-guess.
+The open charts of a browser, for the user to choose from instead of guessing.
 
-Each name is read with the grant of its own launch, so a name can be missing and never
-be another chart's.
+Each name is read with the grant of its own launch, so it can be missing but never
+belong to another chart.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from django.utils.http import url_has_allowed_host_and_scheme
 
 from ..clients import build_fhir_client
 from ..conf import conf
-from ..exceptions import ContextChangedError, ServerTimeoutError
+from ..exceptions import ContextChangedError
 from ..fhir.dates import parse_date
 from ..fhir.names import get_name
 from ..grants.lease import can_store_tokens
 from ..models import Launch, TokenGrant
 from ..protocol.context import LaunchContext
-from ..protocol.messages import HTTPRequest, HTTPResponse
-from ..servers.http import send
+from ..servers.http import EHRTransport
 from .browser import get_browser
 from .prefix import build_launch_path
 
@@ -41,7 +39,7 @@ __all__ = ["OpenChart", "get_open_charts"]
 
 logger = logging.getLogger(__name__)
 
-# How long a person waits for names, in seconds, and how many are fetched at once.
+# How long a user waits for names, in seconds, and how many are fetched at once.
 _PATIENCE = 5.0
 _AT_ONCE = 8
 
@@ -70,9 +68,11 @@ class _Person:
 
 
 def get_open_charts(request: HttpRequest) -> list[OpenChart]:
-    """The launches that *request*'s browser and user can go on with, newest first."""
+    """
+    Return the launches that *request*'s browser and user can continue, newest first.
+    """
     browser_digests = get_browser(request).digests
-    # Without a launch prefix no address leads to one of several.
+    # Without a launch prefix, no URL leads to one of several launches.
     if not browser_digests or not conf.SMART_LAUNCH_PREFIX:
         return []
     user: Any = getattr(request, "user", None)
@@ -84,7 +84,7 @@ def get_open_charts(request: HttpRequest) -> list[OpenChart]:
         .live(timezone.now())
         .filter(user=user)
     )
-    # Nobody looks at the answer to a script's request: nothing is fetched for it.
+    # No one sees the response to a script's request, so nothing is fetched for it.
     is_seen = request.headers.get("Sec-Fetch-Dest", "") != "empty"
     people = _fetch_people(launches) if is_seen else {}
     return [
@@ -97,7 +97,7 @@ def get_open_charts(request: HttpRequest) -> list[OpenChart]:
 def _describe(
     request: HttpRequest, launch: Launch, person: _Person | None
 ) -> OpenChart:
-    # A launch of this list is complete, so it has the time.
+    # Launches in this list are complete, so the time is set.
     opened_at = launch.completed_at or launch.created_at
     today = timezone.localdate()
     return OpenChart(
@@ -112,7 +112,7 @@ def _describe(
 
 
 def _get_path(request: HttpRequest, launch: Launch) -> str:
-    """The page to go on with; what was sent to it by a form is not sent again."""
+    """Return the page to continue with; submitted form data is not sent again."""
     if request.method in {"GET", "HEAD"}:
         return request.get_full_path()
     referer = request.headers.get("Referer", "")
@@ -127,7 +127,7 @@ def _get_path(request: HttpRequest, launch: Launch) -> str:
 
 
 def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
-    """Who the launches are about; whoever is not found in time is left out."""
+    """Return the patients of the launches; those not read in time are omitted."""
     deadline = time.monotonic() + _PATIENCE
     executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="django_smart-names")
     futures: dict[Future[_Person | None], Launch] = {}
@@ -141,7 +141,7 @@ def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
     try:
         done, _ = wait(futures, timeout=_PATIENCE)
     finally:
-        # A call that is under way ends by the same deadline.
+        # A running call ends by the same deadline.
         executor.shutdown(wait=False, cancel_futures=True)
     people = {}
     for future in done:
@@ -151,7 +151,9 @@ def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
             launch.status = Launch.Status.ENDED
         if error is not None:
             code = getattr(error, "code", type(error).__name__)
-            logger.info("Launch %s is shown without a name (%s)", launch.pk, code)
+            logger.info(
+                "Launch %s is shown without a patient name (%s)", launch.pk, code
+            )
         elif (person := future.result()) is not None:
             people[launch.pk] = person
     return people
@@ -164,7 +166,7 @@ def _get_patient_id(launch: Launch) -> str | None:
 
 
 def _can_be_used(grant: TokenGrant) -> bool:
-    # A refresh in another thread would wait for this one's transaction on SQLite.
+    # On SQLite, a refresh in another thread would wait for this transaction.
     return not grant.is_stale(timezone.now()) or can_store_tokens()
 
 
@@ -172,27 +174,21 @@ def _run(function: Callable[[], _Person | None]) -> _Person | None:
     try:
         return function()
     finally:
-        # What a refresh, or a receiver of the site's, opened in this thread.
+        # Connections that a refresh or signal receiver opened in this thread.
         connections.close_all()
 
 
 def _fetch_person(
     launch: Launch, grant: TokenGrant, patient_id: str, deadline: float
 ) -> _Person | None:
-    fhir = build_fhir_client(grant, launch=launch, send=partial(_send_before, deadline))
+    transport = EHRTransport(grant.registration.server, deadline=deadline)
+    fhir = build_fhir_client(grant, launch=launch, transport=transport)
     patient = fhir.read("Patient", patient_id)
     name = get_name(patient, today=timezone.localdate())
     return _Person(name=name, birth_date=_read_birth_date(patient)) if name else None
 
 
-def _send_before(deadline: float, request: HTTPRequest) -> HTTPResponse:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise ServerTimeoutError("Nobody waits for this answer any more.")
-    return send(request, within=left)
-
-
 def _read_birth_date(patient: Mapping[str, Any]) -> date | None:
-    """The day, where it is known to the day."""
+    """Return the date, if it is precise to the day."""
     born = parse_date(patient.get("birthDate"))
     return born.first_day if born is not None and born.is_day else None

@@ -20,14 +20,15 @@ _KEY = r"[A-Za-z0-9_-]{22,64}"
 
 
 class LaunchPrefix:
-    """The prefix of one request: taken off the path, and made the script prefix."""
+    """
+    The prefix of one request: removed from the path, and set as the script prefix.
+    """
 
     @classmethod
     def find(cls, request: HttpRequest) -> LaunchPrefix | None:
-        """The prefix of *request*; ``None`` without one, as most requests are."""
-        mark = conf.SMART_LAUNCH_PREFIX
-        if not mark or not request.path_info.startswith(mark, 1):
-            return None
+        """
+        Return the prefix of *request*; ``None`` without one, as for most requests.
+        """
         key, path_info = split_launch_key(request.path_info)
         return None if key is None else cls(request, key, path_info)
 
@@ -39,9 +40,9 @@ class LaunchPrefix:
         self._path_info = path_info
 
     def enter(self) -> None:
-        """Let ``reverse()`` and every view see the site as if it were mounted here."""
-        # Django adds the script prefix to these when they are first read, and keeps
-        # the result: read them before the prefix is a launch's.
+        """Make ``reverse()`` and every view see the site as mounted here."""
+        # Django adds the script prefix to these when they are first read, and caches
+        # the result: read them before the launch prefix is set.
         _ = settings.STATIC_URL, settings.MEDIA_URL
         request = self._request
         request.path_info = request.META["PATH_INFO"] = self._path_info
@@ -49,14 +50,16 @@ class LaunchPrefix:
         set_script_prefix(self._inner)
 
     def leave(self) -> None:
-        """Put the script prefix back."""
+        """Restore the script prefix."""
         set_script_prefix(self.outer)
 
     def keep_for(self, response: HttpResponseBase) -> None:
-        """Let the parts of a streaming response, made after ``leave``, have it too."""
+        """
+        Apply it to the parts of a streaming response, which are made after ``leave``.
+        """
         if (
             not isinstance(response, StreamingHttpResponse)
-            # A file has no links, and servers send one by faster means.
+            # A file has no links, and servers have faster ways to send it.
             or isinstance(response, FileResponse)
         ):
             return
@@ -97,7 +100,7 @@ class LaunchPrefix:
 
 def split_launch_key(path_info: str) -> tuple[str | None, str]:
     """
-    The launch key in front of *path_info*, and the path without it.
+    Split *path_info* into the launch key and the remaining path.
 
     Returns:
         ``(None, path_info)`` if there is no launch prefix, or prefixes are turned off.
@@ -113,9 +116,9 @@ def split_launch_key(path_info: str) -> tuple[str | None, str]:
 
 def build_launch_path(key: str, path: str) -> str:
     """
-    *path* of this site, with or without a launch prefix, under the prefix of *key*.
+    Return *path* of this site, with or without a launch prefix, under *key*'s prefix.
 
-    Query and fragment stay.  Call it outside any launch prefix.
+    Query and fragment are kept. Call it outside any launch prefix.
     """
     outer = get_script_prefix()
     parts = urlsplit(path)
@@ -126,15 +129,16 @@ def build_launch_path(key: str, path: str) -> str:
     return parts._replace(scheme="", netloc="", path=prefix + inner).geturl()
 
 
-def get_protocol_url(name: str) -> str:
+def get_protocol_url(name: str, **kwargs: str) -> str:
     """
-    The path of one of our own URLs, never under a launch prefix.
+    Return the path of one of the package's URLs, never under a launch prefix.
 
     Args:
         name: without the namespace, such as ``login``.
+        kwargs: what the path contains.
     """
     inner = get_script_prefix()
-    path = reverse(f"django_smart:{name}")
+    path = reverse(f"django_smart:{name}", kwargs=kwargs)
     mark = conf.SMART_LAUNCH_PREFIX
     match = mark and re.fullmatch(rf"(.*/){re.escape(mark)}{_KEY}/", inner)
     if not match:

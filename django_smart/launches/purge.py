@@ -1,21 +1,30 @@
-"""Tidy up: launches and grants that are over, and revocations that are still open."""
+"""Clean up ended launches and grants, and retry open revocations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from ..conf import conf
-from ..grants.ending import disconnect_grant, find_unused_grants, supersede_grants
+from ..grants.ending import (
+    announce_ends,
+    disconnect_grant,
+    find_unused_grants,
+    supersede_grants,
+)
 from ..grants.engine import revoke_pending
 from ..models import Launch, TokenGrant
+from .parked import end_expired_launches
 
 __all__ = ["PurgeResult", "purge"]
 
-# How long the row of a backend service is kept after its last token has ended.
+# How long the row of a backend service is kept after its last token expired.
 _IDLE = timedelta(days=1)
+_CHUNK = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,39 +39,58 @@ class PurgeResult:
 
 def purge() -> PurgeResult:
     """
-    Tidy up: late callbacks, deactivated users, what is long over, open revocations.
+    Clean up late callbacks, deactivated users, old rows and open revocations.
 
-    Rows are kept for ``SMART_PURGE_AFTER`` after their end.  Revocations that could not
-    be made until then are given up, after a last try unless the EHR is away: the tokens
-    go with the row.
+    Rows are kept for ``SMART_PURGE_AFTER`` after their end, those of failed launches
+    for ``SMART_PURGE_FAILED_AFTER``. Revocations that did not succeed until then are
+    abandoned after a last attempt (none if the EHR is down): the tokens are deleted
+    with the row.
     """
     now = timezone.now()
     limit = now - conf.SMART_PURGE_AFTER
     failed = Launch.objects.filter(expires_at__lte=now).fail(
         error_code="state_expired", now=now
     )
+    undecided = len(end_expired_launches(Launch.objects.all()))
     Launch.objects.too_old(now).end(reason="lifetime", now=now)
     Launch.objects.idle(now).end(reason="idle", now=now)
-    for grant in TokenGrant.objects.of_deactivated_users():
+    for grant in TokenGrant.objects.of_deactivated_users().iterator(_CHUNK):
         disconnect_grant(grant)
-    for grant in find_unused_grants(now):
+    for grant in find_unused_grants(now).iterator(_CHUNK):
         disconnect_grant(grant)
     TokenGrant.objects.idle_services(now - _IDLE).end(
         TokenGrant.Status.EXPIRED, now=now
     )
-    # Two tabs on one patient kept a grant each; now one may be enough.
-    for grant in TokenGrant.objects.newest_of_several():
+    TokenGrant.objects.lost_long_ago().forget_tokens()
+    announce_ends()
+    # Two tabs with one patient kept a grant each; now one may be enough.
+    for grant in TokenGrant.objects.newest_of_several().iterator(_CHUNK):
         supersede_grants(grant, now=now)
-    _, launches = Launch.objects.filter(ended_at__lte=limit).delete()
+    # By status and end, for which there is an index: most rows are younger.
+    ended = Launch.objects.filter(status=Launch.Status.ENDED, ended_at__lte=limit)
+    failed_until = max(limit, now - conf.SMART_PURGE_FAILED_AFTER)
+    never_completed = Launch.objects.filter(
+        status=Launch.Status.FAILED, ended_at__lte=failed_until
+    )
+    launches = _delete(ended) + _delete(never_completed)
     old = TokenGrant.objects.filter(ended_at__lte=limit)
-    _, closed = old.filter(is_revocation_pending=False).delete()
-    # EHRs last: they can take long, or not be there.
+    revoked = old.filter(is_revocation_pending=False)
+    closed = _delete(revoked)
+    # EHRs last: they can be slow or unavailable.
     finished = revoke_pending(TokenGrant.objects.all())
-    _, tried = old.delete()
-    label = TokenGrant._meta.label
+    tried = _delete(revoked) + _delete(old.awaiting_revocation())
     return PurgeResult(
-        launches_failed=failed,
-        launches_deleted=launches.get(Launch._meta.label, 0),
-        grants_deleted=closed.get(label, 0) + tried.get(label, 0),
+        launches_failed=failed + undecided,
+        launches_deleted=launches,
+        grants_deleted=closed + tried,
         revocations_finished=finished,
     )
+
+
+def _delete(rows: QuerySet[Any]) -> int:
+    """Delete *rows* a thousand at a time, since Django reads what it deletes."""
+    number = 0
+    while pks := list(rows.order_by().values_list("pk", flat=True)[:_CHUNK]):
+        rows.model._default_manager.filter(pk__in=pks).delete()
+        number += len(pks)
+    return number

@@ -1,4 +1,4 @@
-"""What the package keeps with a request, beside the public ``request.smart``."""
+"""The package's state of a request, besides the public ``request.smart``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class RequestState:
     Attributes:
         context: what the middleware set as ``request.smart``; ``None`` if the request
             did not pass it.
-        prefix: the launch prefix that the middleware took off the path.
+        prefix: the launch prefix that the middleware removed from the path.
         is_checked: the middleware has checked the key of the prefix.
         browser: set when :func:`.browser.get_browser` is first called.
         is_frame_known: a view has called :func:`.frames.set_frame`.
         frame_server: the server that shows the response in a frame, if that is known
             and the response is for a frame.
-        taken_over_by: primary key of the user whom a launch signs in, which has ended
-            what other users had open in this browser.
+        taken_over_by: primary key of the user whom a launch signs in after ending other
+            users' launches in this browser.
     """
 
     context: SMARTContext | None = None
@@ -47,10 +47,10 @@ class RequestState:
 
 def get_request_state(request: HttpRequest) -> RequestState:
     """
-    The state of *request*, made now if there is none.
+    Return the state of *request*, created if there is none.
 
-    There is none yet for a request that did not pass the middleware.  The request of
-    Django REST framework has that of the request it wraps.
+    A request that did not pass through the middleware has none yet. A request of Django
+    REST framework shares the state of the request that it wraps.
     """
     state: RequestState | None = getattr(request, _ATTRIBUTE, None)
     if state is None:

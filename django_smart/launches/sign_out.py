@@ -1,5 +1,5 @@
 """
-Sign-out: what it ends here, and whether it ends the EHR's session as well.
+Sign-out: what ends on this site, and whether the EHR's session ends as well.
 
 A change of user without a sign-out ends what the other user had open, too.
 """
@@ -10,7 +10,6 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import urljoin
 
-from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.http import HttpRequest
 from django.utils import timezone
 
@@ -19,26 +18,27 @@ from ..models import Launch
 from ..protocol.logout import build_end_session_url
 from ..protocol.urls import get_origin
 from .browser import get_browser
+from .parked import end_parked_launches
 from .request_state import get_request_state
 
-__all__ = ["connect_receivers", "find_end_session_url"]
+__all__ = ["end_launches_of_browser", "end_launches_of_others", "find_end_session_url"]
 
 
 def find_end_session_url(
     browser_digests: Collection[str], *, user_id: Any, return_to: str
 ) -> str | None:
     """
-    The URL at which the EHR ends the session of whoever signed in with it here.
+    Return the URL that ends the user's session at the EHR they signed in with.
 
-    Call it before the launches of the browser are ended.  Nothing is fetched.
+    Call it before the browser's launches are ended. Sends no request.
 
     Args:
         user_id: who is signed in; launches of other users do not count.
         return_to: path of this site, or URL, that the EHR sends the browser to.
 
     Returns:
-        ``None`` unless the latest sign-in in this browser was at a server with
-        ``rp_initiated_logout`` that is known to have an ``end_session_endpoint``.
+        ``None`` unless the latest sign-in in this browser was through a server with
+        ``rp_initiated_logout`` and a known ``end_session_endpoint``.
 
     Spec: OpenID Connect RP-Initiated Logout 1.0.
     """
@@ -62,7 +62,7 @@ def find_end_session_url(
     configuration = registration.server.read_configuration()
     if configuration is None or configuration.end_session_endpoint is None:
         return None
-    # This site's origin as the EHR knows it.
+    # This site's origin, as registered at the EHR.
     origin = get_origin(registration.redirect_uri)
     return build_end_session_url(
         configuration.end_session_endpoint,
@@ -71,29 +71,25 @@ def find_end_session_url(
     )
 
 
-def connect_receivers() -> None:
-    """Listen to Django's signals; called once, when the app is ready."""
-    user_logged_out.connect(
-        _end_launches_of_browser, dispatch_uid="django_smart.user_logged_out"
-    )
-    user_logged_in.connect(
-        _end_launches_of_others, dispatch_uid="django_smart.user_logged_in"
-    )
-
-
-def _end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None:
+def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None:
+    """End what is open in this browser: its user has signed out."""
     if request is None:
         return
     browser = get_browser(request)
     if browser.digests:
-        enqueue_revocations(end_browser(browser.digests, reason="signed_out"))
+        parked = Launch.objects.filter(browser_digest__in=browser.digests_at_start)
+        enqueue_revocations(
+            end_browser(browser.digests_at_start, reason="signed_out")
+            + end_parked_launches(parked, reason="signed_out")
+        )
         browser.rotate()
         _leave_prefix(request)
 
 
-def _end_launches_of_others(
+def end_launches_of_others(
     request: HttpRequest | None, user: Any, **_kwargs: Any
 ) -> None:
+    """End what other users have open in this browser: *user* has signed in."""
     # Django lets one user's login replace another's session without a sign-out.
     if request is None or get_request_state(request).taken_over_by == user.pk:
         return
@@ -109,12 +105,16 @@ def _end_launches_of_others(
         enqueue_revocations(
             end_launches(others, reason="user_changed", now=timezone.now())
         )
+        # Parked launches may be waiting for this sign-in.
+        Launch.objects.parked().filter(
+            browser_digest__in=browser.digests_at_start
+        ).update(browser_digest=browser.prepare_rotation())
         browser.rotate()
         _leave_prefix(request)
 
 
 def _leave_prefix(request: HttpRequest) -> None:
-    """Let the view redirect to a page of the site: those of the launch are closed."""
+    """Make the view redirect to a page outside the launch, whose pages are closed."""
     prefix = get_request_state(request).prefix
     if prefix is not None:
         prefix.leave()

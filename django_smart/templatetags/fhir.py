@@ -1,23 +1,32 @@
-"""FHIR's data types in words: ``{% load fhir %}``."""
+"""FHIR data types as text: ``{% load fhir %}``."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from typing import Any
 
 from django import template
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
 from ..fhir.dates import PartialDate, parse_date
 from ..fhir.names import choose_name, iter_mappings, read_text
 
 __all__ = [
+    "address",
+    "age",
     "codeable_concept",
+    "contact_point",
     "fhir_date",
     "fhir_datetime",
+    "fhir_status",
+    "fhir_value",
+    "format_age",
     "human_name",
     "period",
     "quantity",
@@ -27,16 +36,16 @@ __all__ = [
 
 register = template.Library()
 
-# The signs of a Quantity's comparator, as people read them.
-_COMPARATORS = {"<": "<", "<=": "≤", ">=": "≥", ">": ">", "ad": ""}
+# Display forms of a Quantity's comparator.
+_COMPARATORS = {"<=": "≤", ">=": "≥"}
 
 
 @register.filter
 def human_name(value: object) -> str:
     """
-    The name to use: ``{{ patient.name|human_name }}``.
+    Return the name to show: ``{{ patient.name|human_name }}``.
 
-    Of a list the one in use: official before usual before others, old ones last.
+    From a list, it chooses a current name: official names first, then usual ones.
 
     Args:
         value: a ``HumanName``, a list of them, or a ``Patient`` or another resource
@@ -53,13 +62,13 @@ def human_name(value: object) -> str:
 @register.filter
 def codeable_concept(value: object) -> str:
     """
-    What is meant: ``{{ condition.code|codeable_concept }}``.
+    Return the text of a concept: ``{{ condition.code|codeable_concept }}``.
 
-    Its text; without one, what a coding displays, that which a person chose first; and
-    without that, a code.
+    This is ``text``, or else the ``display`` of a coding (preferring one that a person
+    selected), or else a code.
 
     Args:
-        value: a ``CodeableConcept``, a ``Coding``, or a list of them, which is written
+        value: a ``CodeableConcept``, a ``Coding``, or a list of them, which are joined
             with commas.
 
     Spec: FHIR R4, "CodeableConcept".
@@ -88,42 +97,50 @@ def _tell_concept(value: object) -> str:
 @register.filter
 def quantity(value: object) -> str:
     """
-    A number with its unit: ``{{ observation.valueQuantity|quantity }}``.
+    Return a number with its unit: ``{{ observation.valueQuantity|quantity }}``.
 
-    The number is written as the active language does it, with all its digits.
+    The number has the format of the active language, with all its digits.
 
     Args:
-        value: a ``Quantity``, or one of its kinds such as ``Age``.
+        value: a ``Quantity``, or a similar type such as ``Age`` and ``Money``.  Without
+            a number, the reason for its absence is shown, if present.
 
     Spec: FHIR R4, "Quantity".
     """
     value = to_json(value)
     if not isinstance(value, Mapping):
         return ""
-    number = _read_number(value.get("value"))
+    text = _tell_number(value.get("value")) or read_text(value.get("value"))
+    if not text:
+        return _tell_absence(value.get("_value")) or _tell_absence(value)
+    comparator = read_text(value.get("comparator"))
+    units = (read_text(value.get(name)) for name in ("unit", "code", "currency"))
+    unit = next(filter(None, units), "")
+    comparator = _COMPARATORS.get(comparator, comparator)
+    return " ".join(filter(None, (comparator, text, unit)))
+
+
+def _tell_number(value: object) -> str:
+    number = _read_number(value)
     if number is None:
         return ""
-    comparator = _COMPARATORS.get(read_text(value.get("comparator")), "")
-    unit = read_text(value.get("unit")) or read_text(value.get("code"))
     exponent = number.as_tuple().exponent
-    text = number_format(number, decimal_pos=max(0, -int(exponent)))
-    return " ".join(filter(None, (comparator, text, unit)))
+    return number_format(number, decimal_pos=max(0, -int(exponent)))
 
 
 def _read_number(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     number = Decimal(str(value))
-    # Of 1e400 in JSON Python makes an infinity.
     return number if number.is_finite() else None
 
 
 @register.filter
 def fhir_date(value: object) -> str:
     """
-    A date, as precise as it was written: ``{{ patient.birthDate|fhir_date }}``.
+    Return a date with its precision: ``{{ patient.birthDate|fhir_date }}``.
 
-    ``March 4, 2021``, ``March 2021`` or ``2021``, as the active language writes them
+    ``March 4, 2021``, ``March 2021`` or ``2021``, in the format of the active language
     (Django's ``DATE_FORMAT`` and ``YEAR_MONTH_FORMAT``); never with a time.
 
     Args:
@@ -142,10 +159,11 @@ def fhir_date(value: object) -> str:
 @register.filter
 def fhir_datetime(value: object) -> str:
     """
-    :func:`fhir_date` with the time, if there is one: ``{{ when|fhir_datetime }}``.
+    Return :func:`fhir_date` with the time, if any: ``{{ when|fhir_datetime }}``.
 
-    The time is the one written.  Where that zone differs from the active one, it is
-    told along: ``March 4, 2021, 2:30 p.m. (UTC-05:00)``.
+    The time is shown as written.  If its time zone differs from the active one, the
+    zone
+    is added: ``March 4, 2021, 2:30 p.m. (UTC-05:00)``.
     """
     date = value if isinstance(value, PartialDate) else parse_date(value)
     if date is None:
@@ -166,17 +184,17 @@ def _get_local_offset(moment: datetime.datetime) -> datetime.timedelta | None:
     try:
         return timezone.localtime(moment).utcoffset()
     except (OverflowError, ValueError):
-        # At the end of time, or before its beginning: "for ever" is written so.
+        # The end or beginning of time, which means "forever".
         return None
 
 
 @register.filter
 def period(value: object) -> str:
     """
-    From when until when: ``{{ encounter.period|period }}``.
+    Return the start and end of a period: ``{{ encounter.period|period }}``.
 
     Args:
-        value: a ``Period``; without a start or an end it says "since" or "until".
+        value: a ``Period``; with only one of them, the text is "since" or "until".
 
     Spec: FHIR R4, "Period".
     """
@@ -196,9 +214,299 @@ def period(value: object) -> str:
     return f"{first} – {last}"
 
 
+_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+_STATUSES = {
+    "entered-in-error": gettext_lazy("entered in error"),
+    "not-done": gettext_lazy("not done"),
+    "preliminary": gettext_lazy("preliminary"),
+    "refuted": gettext_lazy("refuted"),
+    "unconfirmed": gettext_lazy("unconfirmed"),
+    "unknown": gettext_lazy("unknown"),
+}
+# Values that a reader does not need to know.
+_PLAIN_STATUSES = frozenset({"final"})
+
+
+@register.filter
+def fhir_value(value: object) -> str:
+    """
+    Return a result with everything a reader must know to interpret it.
+
+    ``{{ observation|fhir_value }}`` is ``< 7.0 %``, ``Systolic: 120 mmHg; Diastolic:
+    80 mmHg``, ``unknown`` (why a value is absent) or ``7.1 % (entered in error)``:
+    every status except ``final`` is shown, as by :func:`fhir_status`.
+
+    Args:
+        value: an ``Observation``, a component or anything else with a ``value[x]``, or
+            the value itself.
+    """
+    value = to_json(value)
+    if not isinstance(value, Mapping):
+        return _tell_value("", value)
+    texts = list(filter(None, [_find_value(value) or _tell_absence(value)]))
+    for component in iter_mappings(value.get("component")):
+        name = codeable_concept(component.get("code"))
+        text = fhir_value(component)
+        texts.append(f"{name}: {text}" if name else text)
+    if not texts and "resourceType" not in value:
+        return _tell_value("", value)
+    notes = [note for note in _iter_statuses(value) if note not in _PLAIN_STATUSES]
+    if notes:
+        texts = [f"{'; '.join(texts)} ({', '.join(notes)})".strip()]
+    return "; ".join(texts)
+
+
+@register.filter
+def fhir_status(value: object) -> str:
+    """
+    Return the status of a resource: ``{{ condition|fhir_status }}``.
+
+    This includes its status, clinical status and verification status, separated by
+    commas; whether an order is *not* to do something; and whether it has a modifier
+    extension, which changes its meaning in a way that these filters cannot know.
+
+    Args:
+        value: any resource, or a part of one.
+    """
+    value = to_json(value)
+    return ", ".join(_iter_statuses(value)) if isinstance(value, Mapping) else ""
+
+
+def _iter_statuses(value: Mapping[str, Any]) -> Iterator[str]:
+    if status := read_text(value.get("status")):
+        yield str(_STATUSES.get(status, status.replace("-", " ")))
+    for name in ("clinicalStatus", "verificationStatus"):
+        concept = value.get(name)
+        if isinstance(concept, str):  # as in DSTU2
+            concept = {"code": concept}
+        codes = [concept, *iter_mappings(_get(concept, "coding"))]
+        code = next(filter(None, (read_text(_get(each, "code")) for each in codes)), "")
+        if code in _STATUSES:
+            yield str(_STATUSES[code])
+        elif text := codeable_concept(concept):
+            yield text
+    if value.get("doNotPerform") is True:
+        yield _("do not perform")
+    if value.get("modifierExtension"):
+        yield _("meaning modified by an extension not shown here")
+
+
+def _get(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _find_value(value: Mapping[str, Any]) -> str:
+    """Return ``value[x]``, or why it is absent."""
+    for name in value:
+        if re.match("_?value[A-Z]", name):
+            bare = name.removeprefix("_")
+            text = _tell_value(bare.removeprefix("value"), value.get(bare))
+            if text := text or _tell_absence(value.get(f"_{bare}")):
+                return text
+    return ""
+
+
+def _tell_absence(value: object) -> str:
+    """Return why something is absent, from an element or an extension."""
+    if reason := codeable_concept(_get(value, "dataAbsentReason")):
+        return reason
+    for extension in iter_mappings(_get(value, "extension")):
+        if extension.get("url") == _ABSENT:
+            return read_text(extension.get("valueCode")).replace("-", " ")
+    return ""
+
+
+def _tell_value(kind: str, value: object) -> str:
+    """Return a value of type *kind*, or of the type that it looks like."""
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    if isinstance(value, str):
+        is_date = kind in {"Date", "DateTime", "Instant"}
+        return (fhir_datetime(value) if is_date else "") or read_text(value)
+    if not isinstance(value, Mapping):
+        return _tell_number(value)
+    if kind in _TELLERS:
+        text = _TELLERS[kind](value)
+    else:
+        tellers = (quantity, _tell_range, _tell_ratio, codeable_concept, period)
+        text = next(filter(None, (tell(value) for tell in tellers)), "")
+    if text:
+        return text
+    names = ("text", "display", "title", "reference", "value", "contentType")
+    texts = (read_text(value.get(name)) for name in names)
+    return (
+        next(filter(None, texts), "")
+        or _tell_absence(value)
+        # There is a value: never show nothing.
+        or (_("a value of type %(type)s") % {"type": kind} if kind and value else "")
+    )
+
+
+def _tell_range(value: Mapping[str, Any]) -> str:
+    low, high = quantity(value.get("low")), quantity(value.get("high"))
+    if low and high:
+        return f"{low} – {high}"
+    return f"≥ {low}" if low else high and f"≤ {high}"
+
+
+def _tell_ratio(value: Mapping[str, Any]) -> str:
+    parts = [quantity(value.get(name)) for name in ("numerator", "denominator")]
+    # A titer has no units: 1:128.
+    sign = ":" if all(part.replace(".", "").isdigit() for part in parts) else " / "
+    return sign.join(filter(None, parts))
+
+
+@register.filter
+def age(value: object) -> str:
+    """
+    Return an age: ``{{ patient|age }}``, ``42 years`` or, under two, ``5 months``.
+
+    Args:
+        value: a ``Patient``, whose age stops at death, or a date of birth.
+    """
+    value = to_json(value)
+    until = parse_date(timezone.localdate())
+    if isinstance(value, Mapping):
+        if value.get("deceasedBoolean") is True:
+            return ""  # without the date of death, every age would be wrong
+        until = parse_date(value.get("deceasedDateTime")) or until
+        value = value.get("birthDate")
+    return format_age(parse_date(value), until)
+
+
+def format_age(birth_date: PartialDate | None, until: PartialDate | None) -> str:
+    """Return an age, with "about" if one of the days is unknown."""
+    if birth_date is None or until is None:
+        return ""
+    born, today = birth_date.first_day, until.first_day
+    months = (today.year - born.year) * 12 + today.month - born.month
+    if today.day < born.day:
+        months -= 1
+    if months < 0:
+        return ""
+    years = months // 12
+    if not (birth_date.is_day and until.is_day):
+        text = ngettext("about %(n)s year", "about %(n)s years", years)
+        return text % {"n": years}
+    if months < 24:
+        return ngettext("%(n)s month", "%(n)s months", months) % {"n": months}
+    return ngettext("%(n)s year", "%(n)s years", years) % {"n": years}
+
+
+# Countries with the postal code after the city.
+_CODE_LAST = re.compile(
+    "us|usa|united states.*|ca|can|canada|au|aus|australia|gb|gbr|uk|united kingdom"
+    "|ie|irl|ireland|nz|nzl|new zealand|in|ind|india",
+    re.IGNORECASE,
+)
+_ZIP_CODE = re.compile(r"\d{5}(-\d{4})?", re.ASCII)
+
+
+@register.filter
+def address(value: object) -> str:
+    """
+    Return an address on one line: ``{{ patient|address }}``.
+
+    From a list, it chooses the first current one.  City, state and postal code have the
+    country's order.  Without a country, an address with a ZIP code and a state is taken
+    as
+    one in the United States: ``49 Meadow St, Mounds, OK 74047``.
+
+    Args:
+        value: an ``Address``, a list of them, or a resource with addresses.
+    """
+    return next(filter(None, map(_tell_address, _rank(value, "address"))), "")
+
+
+def _tell_address(value: Mapping[str, Any]) -> str:
+    names = ("city", "state", "postalCode", "country")
+    city, state, code, country = (read_text(value.get(name)) for name in names)
+    lines = value.get("line")
+    parts = list(map(read_text, lines if isinstance(lines, list) else ()))
+    is_zip_code = not country and state and _ZIP_CODE.fullmatch(code)
+    if is_zip_code or _CODE_LAST.fullmatch(country):
+        parts += [city, f"{state} {code}".strip(), country]
+    else:
+        parts += [f"{code} {city}".strip(), state, country]
+    return ", ".join(filter(None, parts)) or read_text(value.get("text"))
+
+
+@register.filter
+def contact_point(value: object, system: str = "") -> str:
+    """
+    Return a phone number or e-mail address: ``{{ patient|contact_point:"phone" }}``.
+
+    From a list, it chooses the first current one, by ``rank``.
+
+    Args:
+        value: a ``ContactPoint``, a list of them, or a resource with contact points.
+        system: ``phone``, ``email``, ``sms``, …; empty for any.
+    """
+    points = [
+        point
+        for point in _rank(value, "telecom")
+        if not system or point.get("system") == system
+    ]
+    points.sort(key=_get_rank)
+    return next(filter(None, (read_text(each.get("value")) for each in points)), "")
+
+
+def _get_rank(point: Mapping[str, Any]) -> int:
+    rank = point.get("rank")
+    is_over = 1_000 if _is_over(point) else 0
+    return is_over + (rank if isinstance(rank, int) and 0 < rank < 1_000 else 999)
+
+
+def _rank(value: object, name: str) -> list[Mapping[str, Any]]:
+    """Return the elements *name* of a resource or of a list; old ones last."""
+    value = to_json(value)
+    if isinstance(value, Mapping):
+        value = value[name] if isinstance(value.get(name), list) else [value]
+    return sorted(iter_mappings(value), key=_is_over)
+
+
+def _is_over(value: Mapping[str, Any]) -> bool:
+    end = parse_date(_get(value.get("period"), "end"))
+    is_past = end is not None and end.is_before(timezone.localdate())
+    return is_past or value.get("use") == "old"
+
+
+_TELLERS: dict[str, Callable[[Any], str]] = {
+    "Address": address,
+    "Attachment": lambda value: read_text(value.get("title")),
+    "CodeableConcept": codeable_concept,
+    "CodeableReference": lambda value: (
+        codeable_concept(value.get("concept"))
+        or _tell_value("Reference", value.get("reference"))
+    ),
+    "Coding": codeable_concept,
+    "ContactPoint": contact_point,
+    "HumanName": human_name,
+    "Period": period,
+    "Quantity": quantity,
+    "Range": _tell_range,
+    "Ratio": _tell_ratio,
+    "Reference": lambda value: read_text(value.get("display")),
+}
+
+
 def to_json(value: object) -> object:
-    """Make JSON again of what a library such as ``fhir.resources`` made of it."""
+    """Convert an object of a library such as ``fhir.resources`` back to JSON."""
     if isinstance(value, list):
         return [to_json(item) for item in value]
     dump = getattr(value, "model_dump", None)
-    return dump(mode="json", by_alias=True) if callable(dump) else value
+    if not callable(dump):
+        return value
+    return _keep_digits(dump(mode="json", by_alias=True), value)
+
+
+def _keep_digits(dumped: Any, model: object) -> object:
+    """Restore the decimals of *model*, which ``fhir.resources`` dumps as floats."""
+    if isinstance(dumped, dict):
+        return {
+            name: _keep_digits(item, getattr(model, name, None))
+            for name, item in dumped.items()
+        }
+    if isinstance(dumped, list) and isinstance(model, list):
+        return [_keep_digits(*pair) for pair in zip(dumped, model, strict=True)]
+    return model if isinstance(model, Decimal) else dumped

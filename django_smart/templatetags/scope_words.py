@@ -1,4 +1,4 @@
-"""Scopes in words, for those whose records they open: ``{% load scope_words %}``."""
+"""Scopes in plain words: ``{% load scope_words %}``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["in_words", "register"]
 
 register = template.Library()
 
-# The types that apps ask for most; another one is called by its own name.
+# The most requested types; any other type is shown by its FHIR name.
 _TYPES: dict[str, StrOrPromise] = {
     "*": _("all kinds of records"),
     "AllergyIntolerance": _("allergies"),
@@ -32,46 +32,46 @@ _TYPES: dict[str, StrOrPromise] = {
     "Encounter": _("visits"),
     "Goal": _("goals"),
     "Immunization": _("vaccinations"),
-    "Location": _("places of care"),
-    "Medication": _("medicines"),
-    "MedicationAdministration": _("medicines given"),
-    "MedicationDispense": _("medicines handed out"),
+    "Location": _("care locations"),
+    "Medication": _("medications"),
+    "MedicationAdministration": _("medications given"),
+    "MedicationDispense": _("medications dispensed"),
     "MedicationRequest": _("prescriptions"),
-    "MedicationStatement": _("medicines taken"),
+    "MedicationStatement": _("medications taken"),
     "Observation": _("test results and measurements"),
-    "Organization": _("organisations"),
+    "Organization": _("organizations"),
     "Patient": _("name, date of birth and other details"),
     "Practitioner": _("clinicians"),
-    "PractitionerRole": _("roles of clinicians"),
+    "PractitionerRole": _("clinicians' roles"),
     "Procedure": _("procedures"),
-    "Provenance": _("where records come from"),
+    "Provenance": _("sources of records"),
     "Questionnaire": _("questionnaires"),
     "QuestionnaireResponse": _("answers to questionnaires"),
-    "RelatedPerson": _("family and carers"),
+    "RelatedPerson": _("family and caregivers"),
     "ServiceRequest": _("orders and referrals"),
     "Specimen": _("samples"),
 }
 _OTHERS: dict[str, StrOrPromise] = {
-    "openid": _("Know who you are there"),
-    "fhirUser": _("Know who you are there"),
-    "offline_access": _("Do so while you are not here as well"),
+    "openid": _("See who you are"),
+    "fhirUser": _("See who you are"),
+    "offline_access": _("Keep this access when you are not signed in"),
 }
 _SENTENCES: dict[tuple[bool, bool], StrOrPromise] = {
     # (is about everyone the user has access to, is about writing)
     (False, False): _("See: %(what)s"),
     (False, True): _("Add or change: %(what)s"),
-    (True, False): _("See, of everyone you have access to: %(what)s"),
-    (True, True): _("Add or change, of everyone you have access to: %(what)s"),
+    (True, False): _("See, for everyone you have access to: %(what)s"),
+    (True, True): _("Add or change, for everyone you have access to: %(what)s"),
 }
 
 
 @register.filter
 def in_words(scopes: ScopeSet | str) -> list[str]:
     """
-    What *scopes* allow, a sentence each: ``{{ grant.scopes|in_words }}``.
+    Return a sentence for each thing *scopes* allow: ``{{ grant.scopes|in_words }}``.
 
-    Letters are told apart as far as people are concerned: seeing, and changing.
-    Parameters that narrow a scope are left out, so nothing looks smaller than it is.
+    Only seeing and changing are distinguished.  Parameters that narrow a scope are
+    ignored, so that access never looks smaller than it is.
     """
     if isinstance(scopes, str):
         scopes = ScopeSet.parse(scopes)

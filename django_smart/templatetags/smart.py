@@ -14,13 +14,12 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
 
 from ..fhir.dates import PartialDate, parse_date
 from ..fhir.names import get_name, iter_mappings, read_text
 from ..launches.prefix import get_protocol_url
 from ..protocol.style import SMARTStyle
-from .fhir import to_json
+from .fhir import format_age, to_json
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -47,9 +46,9 @@ _SEXES: dict[str, StrOrPromise] = {
 @register.simple_tag
 def smart_url(name: str) -> str:
     """
-    The path of one of the package's own URLs: ``{% smart_url "logout" %}``.
+    Return the path of one of the package's URLs: ``{% smart_url "logout" %}``.
 
-    These are never under a launch prefix, which ``{% url %}`` would keep.
+    These never have a launch prefix, which ``{% url %}`` would keep.
     """
     return get_protocol_url(name)
 
@@ -57,9 +56,9 @@ def smart_url(name: str) -> str:
 @register.simple_tag(takes_context=True)
 def smart_style(context: Context, nonce: Any = "") -> SafeString:
     """
-    The look of the EHR as CSS properties: ``{% smart_style nonce=csp_nonce %}``.
+    Render the EHR's style as CSS properties: ``{% smart_style nonce=csp_nonce %}``.
 
-    A ``<style>`` element that sets ``--smart-color-background`` and its like on
+    This is a ``<style>`` element that sets ``--smart-color-background`` and others on
     ``:root``; nothing if the EHR has no style, or none that can be used.
 
     Args:
@@ -78,14 +77,14 @@ def smart_style(context: Context, nonce: Any = "") -> SafeString:
 @register.inclusion_tag("django_smart/patient_banner.html", takes_context=True)
 def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str, Any]:
     """
-    Who the patient is: ``{% patient_banner patient %}``.
+    Render a banner that identifies the patient: ``{% patient_banner patient %}``.
 
-    Empty if the EHR said that its own window shows the patient; shown if it said
-    nothing (RESP-13).
+    It is empty if the EHR's window already shows the patient, and shown if the EHR does
+    not say so (RESP-13).
 
     Args:
-        patient: the ``Patient`` that was read; ``None`` if that failed, which the
-            banner then says.
+        patient: the ``Patient`` resource; ``None`` if it could not be read, which the
+            banner then shows.
         heading: level of the heading with the name, 1 to 6.
     """
     if heading not in range(1, 7):
@@ -104,7 +103,7 @@ def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PatientFacts:
     """
-    What distinguishes one patient from another; empty where the EHR says nothing.
+    The facts that distinguish patients; empty if the EHR does not provide them.
 
     Attributes:
         patient_id: id of the FHIR resource.
@@ -126,7 +125,7 @@ def build_patient_facts(
     patient: Mapping[str, Any], *, today: datetime.date
 ) -> PatientFacts:
     """
-    Read a ``Patient``; odd values are left out and never raise.
+    Read a ``Patient``; invalid values are ignored and never raise.
 
     Spec: FHIR R4, "Patient".
     """
@@ -139,7 +138,7 @@ def build_patient_facts(
         patient_id=read_text(patient.get("id")),
         name=get_name(patient, today=today),
         birth_date=birth_date,
-        age="" if died is True else _format_age(birth_date, until),
+        age="" if died is True else format_age(birth_date, until),
         sex=_SEXES.get(read_text(patient.get("gender")), ""),
         mrn=_find_mrn(patient.get("identifier")),
         died=died,
@@ -156,7 +155,7 @@ def _get_style(request: Any) -> SMARTStyle | None:
 
 
 def _needs_banner(request: Any) -> bool:
-    """Only a clear "false" says that the EHR shows the patient itself."""
+    """Return true unless the EHR clearly says that it shows the patient itself."""
     try:
         smart = getattr(request, "smart", None)
         return not smart or smart.need_patient_banner is not False
@@ -165,27 +164,8 @@ def _needs_banner(request: Any) -> bool:
         return True
 
 
-def _format_age(birth_date: PartialDate | None, until: PartialDate | None) -> str:
-    """An age in words, with "about" if one of the days is not known."""
-    if birth_date is None or until is None:
-        return ""
-    born, today = birth_date.first_day, until.first_day
-    months = (today.year - born.year) * 12 + today.month - born.month
-    if today.day < born.day:
-        months -= 1
-    if months < 0:
-        return ""
-    years = months // 12
-    if not (birth_date.is_day and until.is_day):
-        text = ngettext("about %(n)s year", "about %(n)s years", years)
-        return text % {"n": years}
-    if months < 24:
-        return ngettext("%(n)s month", "%(n)s months", months) % {"n": months}
-    return ngettext("%(n)s year", "%(n)s years", years) % {"n": years}
-
-
 def _find_mrn(identifiers: object) -> str:
-    """The identifier of type ``MR``; one that is not old, if there is one."""
+    """Return the identifier of type ``MR``, preferably a current one."""
     found = [
         each
         for each in iter_mappings(identifiers)

@@ -11,11 +11,12 @@ from .account import ConnectionsView, LogoutView
 from .fhir_proxy import FHIRProxyView
 from .health import HealthView
 from .jwks import JWKSView
-from .launches import CallbackView, LaunchView, LoginView
+from .launches import CallbackView, DecideView, LaunchView, LoginView
 
 __all__ = [
     "CallbackView",
     "ConnectionsView",
+    "DecideView",
     "FHIRProxyView",
     "HealthView",
     "JWKSView",

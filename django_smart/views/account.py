@@ -1,13 +1,15 @@
-"""Sign-out, and what a user has connected."""
+"""Sign-out, and the list of a user's connections."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
+from django.db.models import OuterRef, Subquery
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -16,6 +18,7 @@ from django.http import (
 )
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix
+from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
@@ -24,7 +27,7 @@ from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..launches.browser import get_browser
 from ..launches.prefix import get_protocol_url
 from ..launches.sign_out import find_end_session_url
-from ..models import ClientRegistration, TokenGrant
+from ..models import ClientRegistration, Launch, TokenGrant
 from .base import ProtocolView, get_user
 
 __all__ = ["ConnectionsView", "LogoutView"]
@@ -32,12 +35,12 @@ __all__ = ["ConnectionsView", "LogoutView"]
 
 @method_decorator(never_cache, name="dispatch")
 class LogoutView(ProtocolView):
-    """Sign-out: ``POST logout/``.  The site's own sign-out view does as well."""
+    """Sign-out: ``POST logout/``.  The site's own sign-out view works as well."""
 
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """End this browser's launches and the session, and the EHR's if it is set."""
+        """End the session and this browser's launches; sign out at the EHR if set."""
         url = resolve_url(settings.LOGOUT_REDIRECT_URL or get_script_prefix())
         user, browser_digests = get_user(request), get_browser(request).digests
         there = None
@@ -56,22 +59,57 @@ class ConnectionsView(ProtocolView):
     http_method_names = ["get", "head", "options", "post"]
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        """Which organisations are connected, what for and since when."""
-        grants = self._get_grants(request).select_related("registration__server")
-        shown = _leave_out_renewed(
-            grants.order_by("registration__server__name", "-created_at")
+        """List the connected organizations, with scopes and dates."""
+        launches = Launch.objects.filter(grant=OuterRef("pk")).order_by("pk")
+        grants = (
+            self._get_grants(request)
+            .select_related("registration__server", "identity")
+            .annotate(launch_kind=Subquery(launches.values("kind")[:1]))
+            .order_by("registration__server__name", "-created_at")
         )
-        ended = {grant.registration_id for grant in shown if not _is_active(grant)}
-        standalone = ClientRegistration.objects.standalone().filter(pk__in=ended)
+        shown: list[Any] = _leave_out_renewed(grants)
+        self._mark(shown)
+        ended = {
+            grant.registration_id
+            for grant in shown
+            if grant.is_ending_soon or not _is_active(grant)
+        }
+        startable = ClientRegistration.objects.startable().filter(pk__in=ended)
         context = {
             "grants": shown,
-            # Of an EHR launch no button of ours can make another one.
-            "can_connect_again": set(standalone.values_list("pk", flat=True)),
+            "are_patients": any(not each.is_of_clinician for each in shown),
+            "are_clinicians": any(each.is_of_clinician for each in shown),
+            # An EHR launch can only be repeated in the EHR.
+            "can_connect_again": set(startable.values_list("pk", flat=True)),
+            "can_connect": ClientRegistration.objects.standalone().exists(),
         }
         return render(request, "django_smart/connections.html", context)
 
+    def get_label(self, grant: TokenGrant) -> str:
+        """
+        Return a label that distinguishes *grant* from others at its server.
+
+        An example is the patient's name.  Empty to number them instead: this package
+        stores no names, but a site can.
+        """
+        return ""
+
+    def _mark(self, grants: Sequence[Any]) -> None:
+        """Add the values that the page shows besides the server's name."""
+        now = timezone.now()
+        numbers: Counter[int] = Counter()
+        total = Counter(each.registration.server_id for each in grants)
+        for grant in grants:
+            server_id = grant.registration.server_id
+            numbers[server_id] += 1
+            grant.label = self.get_label(grant)
+            grant.is_ending_soon = grant.is_ending(now)
+            grant.number = numbers[server_id] if total[server_id] > 1 else 0
+            fhir_user = grant.identity.fhir_user if grant.identity else ""
+            grant.is_of_clinician = "Practitioner" in fhir_user
+
     def post(self, request: HttpRequest) -> HttpResponse:
-        """End one grant of this user; the EHR is told by a worker."""
+        """End one grant of this user; a worker revokes it at the EHR."""
         grant_id = request.POST.get("grant", "")
         grants = self._get_grants(request)
         if not grant_id.isdecimal() or len(grant_id) > 18:
@@ -101,7 +139,8 @@ class ConnectionsView(ProtocolView):
             TokenGrant.Status.ACTIVE,
             TokenGrant.Status.NEEDS_REAUTHORIZATION,
         )
-        return TokenGrant.objects.offline().filter(user_id=user.pk, status__in=shown)
+        connected = TokenGrant.objects.connected(timezone.now())
+        return connected.filter(user_id=user.pk, status__in=shown)
 
 
 def _is_active(grant: TokenGrant) -> bool:
@@ -109,12 +148,12 @@ def _is_active(grant: TokenGrant) -> bool:
 
 
 def _leave_out_renewed(grants: Collection[TokenGrant]) -> list[TokenGrant]:
-    """Without those that ended at the EHR and that a newer one took the place of."""
-    # Compared here: not every database does it exactly.
+    """Leave out grants that ended at the EHR and were replaced by a newer one."""
+    # Compared here, because not every database compares exactly.
     active = {
         (grant.registration_id, grant.patient_id)
         for grant in grants
-        if _is_active(grant)
+        if _is_active(grant) and grant.is_offline
     }
     return [
         grant

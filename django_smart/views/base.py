@@ -1,4 +1,4 @@
-"""What the protocol's views have in common: errors made pages, and their parameters."""
+"""What the protocol's views share: error pages and parameters."""
 
 from __future__ import annotations
 
@@ -19,39 +19,43 @@ from django.views.generic import View
 
 from ..error_pages import Retry, render_error
 from ..exceptions import MissingParameterError, SMARTError
-from ..models import ClientRegistration
+from ..models import ClientRegistration, Launch
 from ..redaction import hide_parameters
 
 __all__ = ["ProtocolView", "get_next_url", "get_single", "get_user"]
 
-# A value that can be stored, and sent on in an address: no control characters.
+# A value that can be stored and sent in a URL: no control characters.
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]{1,8192}")
+# Length of a page's URL, which is stored with each launch that leads to it.
+_MAX_NEXT = 2000
 
 
-# Reached before anybody is signed in; a launch is the way to sign in.
-@method_decorator(login_not_required, name="dispatch")
-@method_decorator(transaction.non_atomic_requests, name="dispatch")
-# Codes, tokens and claims pass through here: a report of an error gets none of them,
-# whatever filter the site has.
-@method_decorator(sensitive_post_parameters(), name="dispatch")
-@method_decorator(sensitive_variables(), name="dispatch")
 class ProtocolView(View):
     """
-    Turns every error of the package into a page with the right status.
+    Converts every error of the package to a page with the right status.
 
     Attributes:
         registration: set as soon as it is known, so that an error page can name the
-            organisation.
-        kind: how the launch begins, for advice that differs.
+            organization.
+        kind: how the launch started, for advice that differs.
+        launch: set if there is one that this browser may know of.
     """
 
     registration: ClientRegistration | None = None
+    launch: Launch | None = None
     kind = ""
 
+    # Reached before anyone is signed in, because a launch is the way to sign in.
+    @login_not_required
+    @transaction.non_atomic_requests
+    # Codes, tokens and claims pass through here; error reports get none of them,
+    # whatever filter the site uses.
+    @method_decorator(sensitive_post_parameters())
+    @sensitive_variables()
     def dispatch(
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
-        """As Django's, with :class:`SMARTError` made a page."""
+        """Call Django's, and render :class:`SMARTError` as a page."""
         try:
             return super().dispatch(request, *args, **kwargs)
         except SMARTError as exc:
@@ -64,6 +68,7 @@ class ProtocolView(View):
                 retry=retry,
                 server_name=self.registration.server.name if self.registration else "",
                 kind=self.kind,
+                launch=self.launch,
                 extra=extra,
             )
         except Exception:
@@ -73,11 +78,11 @@ class ProtocolView(View):
     # Hooks for subclasses
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """The error page's button, if one can help."""
+        """Return the error page's button, or ``None``."""
         return None
 
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
-        """Further values for the error page's template."""
+        """Return additional values for the error page's template."""
         return {}
 
 
@@ -90,17 +95,18 @@ def get_single(request: HttpRequest, name: str) -> str:
     values = request.GET.getlist(name)
     if len(values) != 1 or not _VALUE.fullmatch(values[0]):
         raise MissingParameterError(
-            f"A launch carries {name} exactly once, neither empty nor oversized nor "
-            "with control characters.",
+            f"A launch requires exactly one {name}, which must not be empty, "
+            "too long or contain control characters.",
             parameter=name,
         )
     return values[0]
 
 
 def get_next_url(request: HttpRequest, value: str) -> str:
-    """*value* if it is a path of this site, else empty (CALL-08)."""
+    """Return *value* if it is a path of this site of usual length, or "" (CALL-08)."""
     if (
         value.startswith("/")
+        and len(value) <= _MAX_NEXT
         and _VALUE.fullmatch(value)
         and url_has_allowed_host_and_scheme(
             value, allowed_hosts=None, require_https=request.is_secure()

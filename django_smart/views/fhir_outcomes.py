@@ -17,6 +17,7 @@ from ..exceptions import (
 __all__ = [
     "FHIR_JSON",
     "JSON_TYPES",
+    "MAX_DEPTH",
     "RefusedError",
     "build_fhir_response",
     "build_outcome",
@@ -26,6 +27,8 @@ __all__ = [
 
 FHIR_JSON = "application/fhir+json"
 JSON_TYPES = frozenset({FHIR_JSON, "application/json"})
+# Of JSON: a Questionnaire has groups in groups, each of which is two levels.
+MAX_DEPTH = 200
 # 5xx statuses that mean what they say here too; any other fault is a bad gateway.
 _UNAVAILABLE = {503, 504}
 
@@ -46,7 +49,7 @@ def get_gateway_status(status: int) -> int:
 
 
 def get_status(error: SMARTError) -> int:
-    """HTTP status that tells a script what went wrong."""
+    """Return the HTTP status that tells a script what went wrong."""
     match error:
         case FHIRStatusError(status_code=status) if status < 500:
             return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -17,21 +18,21 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import View
 
-from ..exceptions import MalformedFHIRResponseError, SMARTError
+from ..exceptions import ForeignPatientError, MalformedFHIRResponseError, SMARTError
+from ..fhir.client import find_missing_scope
+from ..fhir.compartment import PatientBoundary, get_compartment
+from ..fhir.guard import Guard, parse_interaction
+from ..fhir.interactions import Interaction
+from ..fhir.json import dump_json
+from ..fhir.messages import process_read_response
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
-from .fhir_checks import (
-    build_query,
-    check_csrf,
-    check_path,
-    check_patient,
-    get_body,
-    get_launch,
-    get_options,
-)
+from ..protocol.scopes import ScopeSet
+from .fhir_checks import check_csrf, get_launch, read_interaction
 from .fhir_outcomes import (
     FHIR_JSON,
     JSON_TYPES,
+    MAX_DEPTH,
     RefusedError,
     build_fhir_response,
     build_outcome,
@@ -45,6 +46,17 @@ __all__ = ["FHIRProxyView"]
 logger = logging.getLogger(__name__)
 
 _READS = {"GET", "HEAD"}
+_BUNDLES = {"batch", "transaction"}
+# What has to come back.
+_BUNDLE_TYPES = {
+    "batch": "batch-response",
+    "history-instance": "history",
+    "history-type": "history",
+    "search": "searchset",
+    "transaction": "transaction-response",
+}
+# Parameter of a read of a Binary: the resource that refers to it.
+_SOURCE = "_of"
 # All that is passed on of an answer: nothing of the connection, no cookie and no
 # challenge, which a browser would answer with a dialogue.
 _RESPONSE_HEADERS = ("ETag", "Last-Modified")
@@ -71,28 +83,38 @@ _HARMLESS_TYPES = frozenset(
 # Exempt, because methods that are not allowed are refused first, with 405; what may
 # change something is checked by the view itself.
 @method_decorator(csrf_exempt, name="dispatch")
-# A launch may be anybody's; a script is told with 403, not with a form to sign in.
+# Launches can be anonymous; scripts get status 403, not a redirect to sign in.
 @method_decorator(login_not_required, name="dispatch")
 # A refresh must not be rolled back.
 @method_decorator(transaction.non_atomic_requests, name="dispatch")
 class FHIRProxyView(View):
     """
-    Passes requests of a page's script on to the launch's FHIR server.
+    Forwards FHIR requests of a page's script to the launch's FHIR server.
 
-    ``<Type>/<id>``, ``<Type>?…`` and further pages of a search, under the launch's
-    prefix.  The access token stays on this side.  The server's refusals (4xx) are
-    passed on; its faults are answered with 502, 503 or 504.  Every answer is FHIR JSON
-    and is stored nowhere.
+    The access token is not sent to the browser.  Under ``patient/`` scopes, requests
+    and responses that are not known to belong to that patient are refused, whatever the
+    server allows.  The server's refusals (4xx) are passed on; its faults become 502,
+    503 or 504.  Every response is FHIR JSON that must not be stored.
 
     Attributes:
-        methods: what is allowed; ``"POST"``, ``"PUT"``, ``"PATCH"`` and ``"DELETE"``
-            need the site's CSRF token as any form does.
-        resource_types: what is allowed; ``None`` for every type that the launch's
-            scopes open.  ``"Binary"``, if it is named, comes as a download.
+        methods: allowed methods; ``"POST"``, ``"PUT"``, ``"PATCH"`` and ``"DELETE"``
+            require the site's CSRF token.
+        resource_types: allowed types; ``None`` for every type in the launch's scopes.
+            ``"Binary"``, if listed, is sent as a download.
+        operations: allowed operations, without ``$``.
+        other_patients: elements that may name other patients, such as
+            ``"Coverage.subscriber"`` for a child whose parent is insured.
     """
 
     methods: Collection[str] = ("GET", "HEAD")
     resource_types: Collection[str] | None = None
+    operations: Collection[str] = frozenset(
+        {
+            *("docref", "everything", "expand", "lastn", "lookup", "populate"),
+            *("translate", "validate", "validate-code", "versions"),
+        }
+    )
+    other_patients: Collection[str] = ()
 
     # Not meant to be overridden
 
@@ -106,14 +128,14 @@ class FHIRProxyView(View):
         except RefusedError as refused:
             response = build_outcome(refused.status, refused.issue, refused.diagnostics)
         except SMARTError as error:
-            logger.info("the FHIR proxy answered with %s", error.code)
+            logger.info("the FHIR proxy responded with %s", error.code)
             response = build_outcome(
                 get_status(error), "exception", f"{error.code}: {error}"
             )
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.methods)
-        response.headers["Cache-Control"] = "no-store"
-        # What somebody opens by its address is neither run nor framed.
+        response.headers["Cache-Control"] = "private, no-store"
+        # If a user opens it directly, it is neither executed nor framed.
         response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
         response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -121,109 +143,199 @@ class FHIRProxyView(View):
 
     def _answer(self, request: HttpRequest, path: str) -> HttpResponseBase:
         method = request.method or ""
-        if method not in self.methods:
-            raise RefusedError(405, "not-supported", f"{method} is not allowed.")
+        self._check_method(method)
         # Content of the EHR must not run as a script of this site.
         destination = request.headers.get("Sec-Fetch-Dest", "empty")
         if destination not in _PASSIVE_DESTINATIONS:
-            raise RefusedError(403, "security", "The answer is only for reading.")
-        resource_type, slash, rest = path.partition("/")
-        if path != PAGE:
-            check_path(method, resource_type, rest if slash else None)
-            self._check_type(resource_type)
+            raise RefusedError(
+                403,
+                "security",
+                "Use fetch(): no script or style sheet loads from here.",
+            )
         smart = get_launch(request)
         if method not in _READS:
             check_csrf(request)
         proxy_url = request.build_absolute_uri(request.path.removesuffix(path))
         key = smart.launch.key if getattr(smart, "launch", None) else ""
         rewriter = Rewriter(smart.fhir, proxy_url=proxy_url, key=key)
+        guard = self._build_guard(smart)
         if path == PAGE:
-            answer = smart.fhir.request("GET", rewriter.read_page_url(request))
-        elif slash and method in _READS:
-            if resource_type == "Binary" and "Binary" in (self.resource_types or ()):
-                return _stream_binary(request, smart, path)
-            # A query has no meaning for a read, apart from leaving out elements that
-            # the check of the answer needs.
-            answer = smart.fhir.request("GET", path, **get_options(request))
-        else:
-            searched = resource_type if method in _READS else "*"
-            query = request.META.get("QUERY_STRING", "")
-            target = path + build_query(query, smart, searched)
-            options = get_options(request)
-            if method not in _READS:
-                options |= get_body(request, smart, resource_type, rest)
-            sent_method = method if method != "HEAD" else "GET"
-            answer = smart.fhir.request(sent_method, target, **options)
-        is_read = bool(slash) and method in _READS
-        expected = (resource_type, rest) if is_read else None
-        is_search = path == PAGE or (method in _READS and not slash)
-        return self._pass_on(
-            answer,
-            smart,
-            rewriter,
-            expected=expected,
-            is_search=is_search or rest == "_search",
+            url = rewriter.read_page_url(request)
+            asked = Interaction(name="get", method="GET", path=url)
+            return self._pass_on(request, guard.fetch(asked), asked, guard, rewriter)
+        query, source = _take_source(request)
+        asked = read_interaction(request, path, query)
+        prepared = guard.prepare(asked)
+        if asked.resource_type == "Binary" and asked.name == "read":
+            guard = _check_binary(guard, asked, source)
+            if "Binary" in (self.resource_types or ()):
+                return _stream_binary(request, smart, asked.path)
+        elif source:
+            raise RefusedError(400, "invalid", f"{_SOURCE} is only valid for a Binary.")
+        body = prepared.body
+        if body is not None and not isinstance(body, bytes):
+            # Unchanged, unless something had to be added.
+            body = request.body if body is asked.body else dump_json(body)
+        answer = guard.fetch(replace(prepared, body=body))
+        return self._pass_on(request, answer, asked, guard, rewriter)
+
+    def _build_guard(self, smart: Any) -> Guard:
+        boundary = PatientBoundary(
+            patient_id=smart.patient_id,
+            base_url=smart.fhir.base_url,
+            scopes=smart.scopes,
+            other_patients=self.other_patients,
         )
+
+        def allow(asked: Interaction) -> None:
+            self._allow(asked, smart.scopes)
+
+        def fetch(asked: Interaction) -> HTTPResponse:
+            options: dict[str, Any] = {}
+            headers = dict(asked.headers)
+            if asked.body is not None:
+                headers["Content-Type"] = asked.media_type
+                options["body"] = asked.body
+            if headers:
+                options["headers"] = headers
+            answer: HTTPResponse = smart.fhir.request(
+                asked.method, asked.path, **options
+            )
+            return answer
+
+        return Guard(boundary=boundary, fetch=fetch, allow=allow)
+
+    def _check_method(self, method: str) -> None:
+        if method not in self.methods:
+            raise RefusedError(405, "not-supported", f"{method} is not allowed.")
 
     def _check_type(self, resource_type: object) -> None:
         if self.resource_types is not None and resource_type not in self.resource_types:
             raise RefusedError(403, "forbidden", "This resource type is not allowed.")
 
+    def _allow(self, asked: Interaction, scopes: ScopeSet) -> None:
+        self._check_method(asked.method)
+        if asked.name == "operation":
+            operation = asked.path.partition("?")[0].rpartition("$")[2]
+            if operation not in self.operations:
+                raise RefusedError(403, "forbidden", "This operation is not allowed.")
+        if asked.resource_type:
+            self._check_type(asked.resource_type)
+        missing = find_missing_scope(scopes, asked.name, asked.resource_type)
+        if missing and scopes.resource_scopes:
+            raise RefusedError(403, "forbidden", f"This requires the scope {missing}.")
+
     def _pass_on(
         self,
+        request: HttpRequest,
         answer: HTTPResponse,
-        smart: Any,
+        asked: Interaction,
+        guard: Guard,
         rewriter: Rewriter,
-        *,
-        expected: tuple[str, str] | None,
-        is_search: bool,
     ) -> HttpResponse:
         """Check what came, and answer with it."""
-        if answer.status_code == 304 and expected:
+        is_read = asked.method == "GET" or asked.name in {"search", *_BUNDLES}
+        if answer.status_code not in ({200} if is_read else {200, 201, 204}):
+            return _pass_on_failure(answer, guard)
+        body = self._check_body(answer, asked, guard)
+        # A match that was found instead of creating was not checked without a body.
+        is_known = body or asked.name != "create" or answer.status_code == 201
+        etag = answer.headers.get("etag", "")
+        wanted = request.headers.get("If-None-Match", "")
+        if etag and asked.name in {"read", "vread"} and _has_etag(wanted, etag):
             response = build_fhir_response(304, b"")
-        elif answer.status_code in _get_successes(expected, is_search=is_search):
-            response = build_fhir_response(
-                answer.status_code,
-                self._check_body(
-                    answer, smart, rewriter, expected=expected, is_search=is_search
-                ),
-            )
         else:
-            response = _pass_on_failure(answer)
-        for name in _RESPONSE_HEADERS:
+            body = rewriter.rewrite(body, answer.url) if body else b""
+            response = build_fhir_response(answer.status_code, body)
+        for name in _RESPONSE_HEADERS if is_known else ():
             if value := answer.headers.get(name.lower()):
                 response.headers[name] = value
-        for name in _ADDRESS_HEADERS:
+        for name in _ADDRESS_HEADERS if is_known else ():
             if value := answer.headers.get(name.lower()):
                 response.headers[name] = rewriter.rewrite_url(value)
         return response
 
     def _check_body(
-        self,
-        answer: HTTPResponse,
-        smart: Any,
-        rewriter: Rewriter,
-        *,
-        expected: tuple[str, str] | None,
-        is_search: bool,
+        self, answer: HTTPResponse, asked: Interaction, guard: Guard
     ) -> bytes:
-        """Return the body to pass on: a read's byte for byte."""
-        if not (answer.body or expected or is_search):
+        """Return the body, after a look at every resource in it."""
+        is_write = asked.name in {"create", "update", "patch", "delete"}
+        if is_write and not answer.body:
             return b""
         resource = _json_object(answer)
         found = resource.get("resourceType"), resource.get("id")
-        if is_search:
-            if found[0] != "Bundle":
-                raise _bad_answer("The server answered a search with another resource.")
-            for entry in _get_resources(resource):
-                if entry.get("resourceType") != "OperationOutcome":
-                    self._check_type(entry.get("resourceType"))
-                check_patient(entry, smart)
-            return rewriter.rewrite_bundle(answer.body)
-        if expected is not None and found != expected:
-            raise _bad_answer("The server answered with another resource.")
-        check_patient(resource, smart)
+        wanted = _BUNDLE_TYPES.get(asked.name)
+        if wanted is not None and (found[0], resource.get("type")) != (
+            "Bundle",
+            wanted,
+        ):
+            raise _bad_answer("The server returned an unexpected type of response.")
+        if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
+            raise _bad_answer("The server returned a different resource.")
+        for entry in _get_resources(resource):
+            if entry.get("resourceType") not in {"OperationOutcome", "Bundle"}:
+                self._check_type(entry.get("resourceType"))
+        guard.check_answer(asked, resource)
         return answer.body
+
+
+def _take_source(request: HttpRequest) -> tuple[str, str]:
+    """The query without, and the value of, the name of what refers to a Binary."""
+    query = request.META.get("QUERY_STRING", "")
+    kept = [part for part in query.split("&") if not part.startswith(f"{_SOURCE}=")]
+    return "&".join(kept), request.GET.get(_SOURCE, "")
+
+
+def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
+    """
+    Refuse a Binary that is not the patient's; return what checks the Binary itself.
+
+    It says whose it is by its ``securityContext``, or *source* does: a resource of the
+    patient's that refers to it.
+    """
+    boundary = guard.boundary
+    if boundary.is_open("read", "Binary"):
+        return guard
+    read = parse_interaction("GET", source or f"Binary/{asked.id}")
+    if read.name != "read":
+        raise RefusedError(
+            400, "invalid", f"{_SOURCE} must be a resource's type and id."
+        )
+    answer = guard.fetch(guard.prepare(read))
+    try:
+        resource = process_read_response(
+            answer, resource_type=read.resource_type, id=read.id
+        )
+        boundary.check(resource)
+    except (ForeignPatientError, MalformedFHIRResponseError) as error:
+        if source:
+            raise
+        raise ForeignPatientError(
+            "A Binary does not name its patient: name the resource that "
+            f"refers to it, as in Binary/1?{_SOURCE}=DocumentReference/2."
+        ) from error
+    reference = f"Binary/{asked.id}"
+    references = {reference, f"{boundary.base_url}/{reference}"}
+    if source and get_compartment(read.resource_type).is_shared:
+        raise ForeignPatientError(
+            f"A {read.resource_type} does not belong to a patient."
+        )
+    if source and not _refers(resource, references):
+        raise ForeignPatientError(f"{source} does not refer to this Binary.")
+    return replace(guard, boundary=replace(boundary, trusts_binaries=bool(source)))
+
+
+def _refers(value: Any, references: set[str]) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(_refers(item, references) for item in value)
+    return isinstance(value, str) and value in references
+
+
+def _has_etag(wanted: str, etag: str) -> bool:
+    known = {one.strip().removeprefix("W/") for one in wanted.split(",")}
+    return etag.removeprefix("W/") in known
 
 
 def _stream_binary(
@@ -268,11 +380,7 @@ async def _read_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _get_successes(expected: tuple[str, str] | None, *, is_search: bool) -> set[int]:
-    return {200} if expected or is_search else {200, 201, 204}
-
-
-def _pass_on_failure(answer: HTTPResponse) -> HttpResponse:
+def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpResponse:
     """Pass on a refusal of the server, and report its fault as what it is here."""
     status = answer.status_code
     if not 400 <= status < 500:
@@ -280,13 +388,17 @@ def _pass_on_failure(answer: HTTPResponse) -> HttpResponse:
         raise RefusedError(
             gateway_status,
             "exception" if gateway_status == 502 else "transient",
-            f"The server answered with status {status}.",
+            f"The server returned status {status}.",
         )
     try:
-        _json_object(answer)
+        outcome = _json_object(answer)
+        if outcome.get("resourceType") != "OperationOutcome":
+            raise _bad_answer("The server refused with an unexpected type of response.")
+        if guard is not None:
+            guard.boundary.check(outcome)
     except (SMARTError, RefusedError):
         response = build_outcome(
-            status, "processing", f"The server answered with status {status}."
+            status, "processing", f"The server returned status {status}."
         )
     else:
         response = build_fhir_response(status, answer.body)
@@ -298,9 +410,12 @@ def _pass_on_failure(answer: HTTPResponse) -> HttpResponse:
 def _json_object(answer: HTTPResponse) -> dict[str, Any]:
     """Return the body of *answer*, which has to be a JSON object."""
     if answer.media_type not in JSON_TYPES:
-        raise _bad_answer("The server did not answer with FHIR JSON.")
+        raise _bad_answer("The server returned an unexpected content type.")
     return parse_json_object(
-        answer.body, error=MalformedFHIRResponseError, what="answer of the server"
+        answer.body,
+        error=MalformedFHIRResponseError,
+        what="server response",
+        max_depth=MAX_DEPTH,
     )
 
 

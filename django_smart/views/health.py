@@ -12,18 +12,22 @@ from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, transaction
 from django.http import HttpRequest, JsonResponse
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
 from ..contrib.monitoring import ServerHealth, read_health
+from ..grants.deployment import is_owner
+from ..models import TaskRun
+from ..models.task_run import REFRESH
 
 __all__ = ["HealthView"]
 
 logger = logging.getLogger(__name__)
 
 _SHORTEST_TOKEN = 16
+# Of several servers; what ends grants comes before what only delays them.
+_WORST_FIRST = ("many_lost", "stopped", "overdue", "ehr_paused")
 
 
 # A monitor has no session; who may see the page is checked below.
@@ -34,18 +38,22 @@ class HealthView(View):
     """
     Counts and times of each server's grants, as JSON, for staff and monitors.
 
-    Not among the package's URLs: put it where you want it.  Without *token* only staff
-    with the permission to view FHIR servers get an answer.
+    The package's URLs do not include it; add it to yours.  Without *token*, only staff
+    with permission to view FHIR servers may see it.
 
     Attributes:
-        token: what a monitor sends as ``Authorization: Bearer …``; 16 characters or
-            more.
-        overdue_after: seconds that a grant may wait for its refresh until the status
-            is 503 in place of 200; a registration that is stopped makes it so too.
+        token: the token that a monitor sends as ``Authorization: Bearer …``, at least
+            16 characters.
+        overdue_after: seconds that a grant may be overdue for a refresh before the
+            status is 503 instead of 200.  It is also 503 if a registration is stopped,
+            if many grants were lost, or if another deployment owns the grants.
+        many_lost: number of grants lost at one server within an hour that counts as
+            many.
     """
 
     token = ""
     overdue_after = 300.0
+    many_lost = 20
     http_method_names = ["get", "head", "options"]
 
     @classmethod
@@ -54,8 +62,8 @@ class HealthView(View):
         token = initkwargs.get("token", cls.token)
         if token and len(token) < _SHORTEST_TOKEN:
             raise ImproperlyConfigured(
-                f"HealthView: token has less than {_SHORTEST_TOKEN} characters; make "
-                "one with secrets.token_urlsafe()."
+                f"HealthView: token has fewer than {_SHORTEST_TOKEN} "
+                "characters; generate one with secrets.token_urlsafe()."
             )
         return super().as_view(**initkwargs)
 
@@ -64,26 +72,28 @@ class HealthView(View):
         try:
             if not self.has_permission(request):
                 return self._refuse()
-            now = timezone.now()
-            health = read_health(now=now)
+            health = read_health()
+            is_ours = is_owner()
+            ran_at = TaskRun.objects.get_time(REFRESH)
         except DatabaseError as exc:
-            logger.warning("Health cannot be read: %s", type(exc).__name__)
+            logger.warning("Health cannot be determined: %s", type(exc).__name__)
             return JsonResponse({"status": "unavailable"}, status=503)
-        status = self._get_status(health.values(), now)
+        status = self._get_status(health.values(), is_ours=is_ours, ran_at=ran_at)
         body = {
             "status": status,
-            "at": now,
-            "servers": [_as_json(one, now) for one in health.values()],
+            "at": max((one.read_at for one in health.values()), default=None),
+            "last_run_at": ran_at,
+            "servers": [self._as_json(one) for one in health.values()],
         }
         return JsonResponse(body, status=200 if status == "ok" else 503)
 
     # Hooks for subclasses
 
     def has_permission(self, request: HttpRequest) -> bool:
-        """Whether *request* has the token, or comes from staff who may see servers."""
+        """Return whether *request* has the token, or is from permitted staff."""
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            # Without a token of ours nothing that is sent fits.
+            # Without a configured token, no sent token matches.
             return bool(self.token) and hmac.compare_digest(
                 sent.strip().encode(), self.token.encode()
             )
@@ -97,18 +107,38 @@ class HealthView(View):
 
     # Not meant to be overridden
 
-    def _get_status(self, health: Iterable[ServerHealth], now: datetime) -> str:
-        limit = timedelta(seconds=self.overdue_after)
-        if any(one.get_overdue(now) > limit for one in health):
-            return "overdue"
-        if any(one.stopped_registrations for one in health):
-            return "stopped"
-        return "ok"
+    def _get_status(
+        self,
+        health: Iterable[ServerHealth],
+        *,
+        is_ours: bool,
+        ran_at: datetime | None,
+    ) -> str:
+        if not is_ours:
+            return "not_adopted"
+        found = set()
+        for one in health:
+            is_overdue = one.overdue > self._limit
+            if is_overdue and (ran_at is None or one.read_at - ran_at > self._limit):
+                return "no_worker"
+            status = self._get_status_of(one)
+            # A pause is no fault until grants wait for it.
+            if status != "ehr_paused" or is_overdue:
+                found.add(status)
+        return next((status for status in _WORST_FIRST if status in found), "ok")
+
+    def _get_status_of(self, health: ServerHealth) -> str:
+        return health.get_status(overdue_after=self._limit, many_lost=self.many_lost)
+
+    @property
+    def _limit(self) -> timedelta:
+        return timedelta(seconds=self.overdue_after)
 
     def _refuse(self) -> JsonResponse:
         if not self.token:
             return JsonResponse(
-                {"error": "Sign in as staff who may view FHIR servers."}, status=403
+                {"error": "Sign in as staff with permission to view FHIR servers."},
+                status=403,
             )
         return JsonResponse(
             {"error": "Send the token: Authorization: Bearer …"},
@@ -116,18 +146,21 @@ class HealthView(View):
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-
-def _as_json(health: ServerHealth, now: datetime) -> dict[str, Any]:
-    return {
-        "server": health.slug,
-        "is_active": health.is_active,
-        "grants": health.grants,
-        "due": health.due,
-        "failing": health.failing,
-        "oldest_overdue_seconds": round(health.get_overdue(now).total_seconds(), 3),
-        "paused_until": health.paused_until,
-        "stopped_registrations": health.stopped_registrations,
-        "last_success_at": health.last_success_at,
-        "last_failure_at": health.last_failure_at,
-        "last_error": health.last_error,
-    }
+    def _as_json(self, health: ServerHealth) -> dict[str, Any]:
+        return {
+            "server": health.slug,
+            "status": self._get_status_of(health),
+            "is_active": health.is_active,
+            "grants": health.grants,
+            "due": health.due,
+            "failing": health.failing,
+            "oldest_overdue_seconds": round(health.overdue.total_seconds(), 3),
+            "lost_last_hour": health.lost,
+            "paused": health.paused,
+            "paused_until": health.paused_until,
+            "stopped_registrations": health.stopped_registrations,
+            "ending": health.ending,
+            "last_success_at": health.last_success_at,
+            "last_failure_at": health.last_failure_at,
+            "last_error": health.last_error,
+        }

@@ -8,10 +8,11 @@ from django.contrib.auth.decorators import login_not_required
 from django.core import signing
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
+from django.shortcuts import get_object_or_404
 from django.utils.decorators import method_decorator
 from django.views.generic import View
 
-from ..models import SigningKey
+from ..models import ClientRegistration, SigningKey
 from ..servers.signing_keys import JWKS_MAX_AGE
 
 __all__ = ["PROBE_PARAMETER", "SEEN_AS_HEADER", "JWKSView", "build_probe"]
@@ -29,13 +30,25 @@ _PROBE_LIFETIME = timedelta(minutes=1)
 @method_decorator(login_not_required, name="dispatch")
 @method_decorator(transaction.non_atomic_requests, name="dispatch")
 class JWKSView(View):
-    """This site's public keys: ``GET jwks.json`` (JWKS-04)."""
+    """
+    This site's public keys: ``GET jwks.json`` (JWKS-04).
+
+    ``GET jwks/<id>.json`` has those for the server of one registration.
+    """
 
     http_method_names = ["get", "head", "options"]
 
-    def get(self, request: HttpRequest) -> JsonResponse:
+    def get(
+        self, request: HttpRequest, registration_id: int | None = None
+    ) -> JsonResponse:
         """The JWK Set, cacheable for as long as a rotation waits (JWKS-05, JWKS-11)."""
-        response = JsonResponse(SigningKey.objects.as_jwks())
+        if registration_id is None:
+            keys = SigningKey.objects.of(None)
+        else:
+            keys = SigningKey.objects.for_registration(
+                get_object_or_404(ClientRegistration, pk=registration_id)
+            )
+        response = JsonResponse(keys.as_jwks())
         seconds = int(JWKS_MAX_AGE.total_seconds())
         response.headers["Cache-Control"] = f"public, max-age={seconds}"
         response.headers["Access-Control-Allow-Origin"] = "*"

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Collection
+from contextlib import suppress
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib.auth import get_backends, login
+from django.contrib import messages
+from django.contrib.auth import get_backends, login, logout
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.templatetags.static import static
+from django.urls import Resolver404, get_script_prefix, resolve
 from django.utils import timezone
+from django.utils.decorators import method_decorator
 from django.utils.module_loading import import_string
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
 
 from ..backends import SMARTAuthenticationBackend
 from ..clients import build_fhir_client
@@ -21,12 +34,13 @@ from ..error_pages import Retry, harden
 from ..error_pages.retry import (
     build_login_url,
     can_pass,
-    choose_organisation,
+    choose_organization,
     connect_again,
     connect_records,
     try_again,
 )
 from ..exceptions import (
+    DecisionError,
     IdentityError,
     MissingParameterError,
     SMARTError,
@@ -39,21 +53,47 @@ from ..launches.begin import (
     begin_standalone_launch,
     get_ehr_registration,
     get_standalone_registration,
-    refuse_ehr_request,
+    make_room,
 )
-from ..launches.browser import Browser, get_browser
-from ..launches.complete import Completion, complete_launch
+from ..launches.browser import get_browser
+from ..launches.complete import (
+    Completion,
+    Visitor,
+    complete_launch,
+    complete_parked_launch,
+    look_at_parked_launch,
+    refuse_parked_launch,
+)
+from ..launches.failure import fail_launch
 from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..launches.messages import keep_messages_apart
-from ..launches.prefix import build_launch_path
+from ..launches.parked import (
+    LIFETIME,
+    UndecidedError,
+    get_display_name,
+    get_own_name,
+    is_protected,
+    read_held,
+)
+from ..launches.prefix import build_launch_path, get_protocol_url
 from ..launches.request_state import get_request_state
 from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.urls import get_origin
 from ..signals import launch_completed
+from ..templatetags.scope_words import in_words
 from .base import ProtocolView, get_next_url, get_single, get_user
 from .picker import render_picker
 
-__all__ = ["CallbackView", "LaunchView", "LoginView", "enter_frame", "go_to_server"]
+__all__ = [
+    "CallbackView",
+    "DecideView",
+    "LaunchView",
+    "LoginView",
+    "enter_frame",
+    "go_to_server",
+]
+
+logger = logging.getLogger(__name__)
 
 # The parameter that says that a cookie was set: if none comes back now, none ever will.
 _TRIED = "cookies"
@@ -62,20 +102,25 @@ _NEVER = 2**40
 
 
 class LaunchView(ProtocolView):
-    """EHR launch: ``GET launch/?iss=…&launch=…`` (EHRL-01)."""
+    """
+    EHR launch: ``GET launch/?iss=…&launch=…`` (EHRL-01).
+
+    ``launch/<launch slug>/`` is for a specific registration; ``launch/`` uses the
+    default of the server that ``iss`` names.
+    """
 
     http_method_names = ["get", "head", "options"]
     kind = Launch.Kind.EHR
 
-    def get(self, request: HttpRequest) -> HttpResponse:
+    def get(self, request: HttpRequest, launch_slug: str = "") -> HttpResponse:
         """Send the browser to the EHR's authorization endpoint."""
         try:
             iss = get_single(request, "iss")
             ehr_launch_id = get_single(request, "launch")
         except MissingParameterError as exc:
-            refuse_ehr_request(request.GET.get("iss", ""), exc)
+            fail_launch(None, exc)
             raise
-        self.registration = registration = get_ehr_registration(iss)
+        self.registration = registration = get_ehr_registration(iss, launch_slug)
         first = enter_frame(request, registration.server)
         if first is not None:
             return first
@@ -83,14 +128,14 @@ class LaunchView(ProtocolView):
             registration,
             iss=iss,
             ehr_launch_id=ehr_launch_id,
-            browser_digest=get_browser(request).ensure(),
+            browser_digest=_get_starting_browser(request),
             user=get_user(request),
             is_framed=is_framed(request),
         )
         return go_to_server(request, start)
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """The same address, if that may help: its ``launch`` was not used yet."""
+        """Offer the same URL again if its ``launch`` value was not used yet."""
         return try_again(self.request.get_full_path()) if can_pass(error) else None
 
 
@@ -98,8 +143,11 @@ class LoginView(ProtocolView):
     """
     Standalone launch: ``GET login/?server=<slug>&next=<path>``.
 
-    Anonymous: goes to the EHR at once, to sign in.  Signed in: shows a button, whose
-    POST goes to the EHR, to connect.  Without ``server``: shows the picker.
+    ``registration=<launch slug>`` instead of ``server`` is for a specific registration.
+
+    It redirects anonymous users to the EHR, to sign in.  It shows signed-in users a
+    button, whose POST redirects to the EHR, to connect.  Without ``server``, it shows
+    the organization picker.
     """
 
     http_method_names = ["get", "head", "options", "post"]
@@ -107,94 +155,110 @@ class LoginView(ProtocolView):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         """Choose, confirm or go."""
-        slug, next_url = self._read(request.GET)
-        if not slug:
+        chosen, next_url = self._read(request.GET)
+        if not any(chosen.values()):
             return render_picker(request, next_url=next_url)
-        self.registration = registration = get_standalone_registration(slug)
+        self.registration = registration = self._find(chosen)
         first = enter_frame(request, registration.server)
         if first is not None:
             return first
-        if get_user(request) is None:
+        user = get_user(request)
+        if user is None:
             return self._begin(request, registration, next_url=next_url)
-        context = {"registration": registration, "next": next_url}
+        context = {
+            "registration": registration,
+            "next": next_url,
+            "user_name": get_own_name(user),
+            "may_be_chosen": _may_be_chosen(user, registration),
+        }
         return harden(render(request, "django_smart/confirm_connect.html", context))
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """The confirm button."""
-        slug, next_url = self._read(request.POST)
-        self.registration = registration = get_standalone_registration(slug)
-        url = build_login_url(server=slug, next_url=next_url)
+        chosen, next_url = self._read(request.POST)
+        self.registration = registration = self._find(chosen)
+        url = build_login_url(**chosen, next_url=next_url)
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
             return first
         return self._begin(request, registration, next_url=next_url)
 
     def get_retry(self, error: SMARTError) -> Retry | None:
-        """The same organisation if that may help, or another one."""
+        """Offer the same organization again if that may help, or another one."""
         values = (
             self.request.POST if self.request.method == "POST" else self.request.GET
         )
-        slug, next_url = self._read(values)
+        chosen, next_url = self._read(values)
         if can_pass(error):
-            return try_again(build_login_url(server=slug, next_url=next_url))
-        return choose_organisation(next_url=next_url)
+            return try_again(build_login_url(**chosen, next_url=next_url))
+        return choose_organization(next_url=next_url)
 
-    def _read(self, values: QueryDict) -> tuple[str, str]:
+    def _read(self, values: QueryDict) -> tuple[dict[str, str], str]:
+        """What selects the registration, and where to go afterwards."""
         next_url = get_next_url(self.request, values.get("next", ""))
-        return values.get("server", ""), next_url
+        names = ("server", "registration")
+        return {name: values.get(name, "") for name in names}, next_url
+
+    @staticmethod
+    def _find(chosen: dict[str, str]) -> ClientRegistration:
+        return get_standalone_registration(chosen["server"], chosen["registration"])
 
     def _begin(
         self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
     ) -> HttpResponse:
         start = begin_standalone_launch(
             registration,
-            browser_digest=get_browser(request).ensure(),
+            browser_digest=_get_starting_browser(request),
             user=get_user(request),
             next_url=next_url,
             is_framed=is_framed(request),
+            may_sign_in="may_sign_in" in request.POST,
         )
         return go_to_server(request, start)
 
 
-class CallbackView(ProtocolView):
-    """
-    The redirect URI: ``GET callback/<callback_id>/?code=…&state=…``.
+class _CompletingView(ProtocolView):
+    """What the callback and the answer to its question have in common."""
 
-    Attributes:
-        callback_id: of the registration that the URI belongs to, where a site routes
-            the view at a path of its own: ``CallbackView.as_view(callback_id="…")``.
-    """
+    # Hooks for subclasses
 
-    # Not HEAD, which link checkers and mail filters send: a state is used once.
-    http_method_names = ["get", "options"]
-    callback_id = ""
-    launch: Launch | None = None
+    def get_backend(self) -> SMARTAuthenticationBackend:
+        """
+        Return the backend whose hooks find and create users.
 
-    def get(self, request: HttpRequest, callback_id: str = "") -> HttpResponse:
-        """Complete the launch, sign in if it is for that, and go to its page."""
+        It is the site's own subclass, if ``AUTHENTICATION_BACKENDS`` has one.
+        """
+        for backend in get_backends():
+            if isinstance(backend, SMARTAuthenticationBackend):
+                return backend
+        return SMARTAuthenticationBackend()
+
+    def get_success_url(self, completion: Completion) -> str:
+        """Return the URL to redirect to when a launch has completed."""
+        return self.get_launch_url(completion.launch)
+
+    def get_launch_url(self, launch: Launch) -> str:
+        """Return the URL of a completed launch's page, under its own prefix."""
+        # Input from outside is a path, and never the name of a URL.
+        path = launch.next_url or resolve_url(
+            launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
+        )
+        return build_launch_path(launch.key, path)
+
+    # Not meant to be overridden
+
+    def _finish(
+        self,
+        request: HttpRequest,
+        completion: Completion,
+        backend: SMARTAuthenticationBackend,
+    ) -> HttpResponse:
+        """Sign in, if the launch is for that, and go to its page."""
         browser = get_browser(request)
-        backend = self.get_backend()
-        digests_at_start = self._follow_rotation(request, browser)
-        try:
-            completion = complete_launch(
-                [
-                    (name, value)
-                    for name, values in request.GET.lists()
-                    for value in values
-                ],
-                # From the route: proxies change paths and hosts.
-                callback_id=callback_id or self.callback_id,
-                browser_digests=browser.digests,
-                digests_at_start=digests_at_start,
-                new_browser_digest=browser.prepare_rotation(),
-                user=get_user(request),
-                resolve_user=backend.resolve_user,
-            )
-        except SMARTError:
-            self._note_launch(request, digests_at_start)
-            raise
         if completion.ended_earlier:
             browser.rotate(keeps_starts=True)
+        elif completion.open_digests is not None:
+            browser.renew(completion.open_digests)
         browser.note_launch()
         self._fill_user(completion, backend)
         # Messages of the sign-in's signals are for the page the browser goes on to.
@@ -203,89 +267,15 @@ class CallbackView(ProtocolView):
             self._sign_in(request, completion.user, backend)
         enqueue_revocations(completion.grants_to_revoke)
         self._set_frame(completion.launch)
-        launch_completed.send(sender=Launch, launch=completion.launch, request=request)
+        if completion.launch.intent == Launch.Intent.CONNECT:
+            _say_what_is_missing(request, completion.launch)
+        launch_completed.send(
+            sender=Launch,
+            launch=completion.launch,
+            request=request,
+            missing_scope=completion.launch.missing_scope,
+        )
         return harden(HttpResponseRedirect(self.get_success_url(completion)))
-
-    # Hooks for subclasses
-
-    def get_backend(self) -> SMARTAuthenticationBackend:
-        """
-        The backend whose hooks find and create users.
-
-        The site's own subclass, if ``AUTHENTICATION_BACKENDS`` has one.
-        """
-        for backend in get_backends():
-            if isinstance(backend, SMARTAuthenticationBackend):
-                return backend
-        return SMARTAuthenticationBackend()
-
-    def get_success_url(self, completion: Completion) -> str:
-        """Where the browser goes when a launch has completed."""
-        return self.get_launch_url(completion.launch)
-
-    def get_launch_url(self, launch: Launch) -> str:
-        """The page of a completed launch, under its own prefix."""
-        # Input from outside is a path, and never the name of a URL.
-        path = launch.next_url or resolve_url(
-            launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
-        )
-        return build_launch_path(launch.key, path)
-
-    def get_retry(self, error: SMARTError) -> Retry | None:
-        """The page of a launch that has completed, or the same start again."""
-        launch, user = self.launch, get_user(self.request)
-        if launch is None:
-            return connect_records()
-        if isinstance(error, IdentityError):
-            return None
-        if (
-            isinstance(error, StateUsedError)
-            and launch.is_live(timezone.now())
-            and launch.user_id == (user and user.pk)
-        ):
-            return Retry(url=self.get_launch_url(launch), label=_("Go on to the page"))
-        return connect_again(launch, next_url=launch.next_url)
-
-    def get_error_context(self, error: SMARTError) -> dict[str, object]:
-        """The address holds secrets; only a completed launch has stored anything."""
-        return {
-            "clean_address": True,
-            "nothing_done": not isinstance(error, StateUsedError),
-        }
-
-    # Not meant to be overridden
-
-    @staticmethod
-    def _follow_rotation(request: HttpRequest, browser: Browser) -> tuple[str, ...]:
-        """
-        What a launch of this browser may have been started with.
-
-        A callback at the same moment may have replaced the cookie that this request
-        came with: another user than before signs in, with several tabs or frames.
-        """
-        digests = browser.digests_at_start
-        replaced = browser.prepare_rotation()
-        # Without an earlier launch or session there is nobody to take over from.
-        had_somebody = (
-            browser.has_launched or settings.SESSION_COOKIE_NAME in request.COOKIES
-        )
-        if digests and had_somebody and Launch.objects.of_browser([replaced]).exists():
-            browser.rotate(keeps_starts=True)
-            return (replaced, *digests)
-        return digests
-
-    def _note_launch(
-        self, request: HttpRequest, browser_digests: Collection[str]
-    ) -> None:
-        """Let the error page name the launch, if it is this browser's."""
-        state = request.GET.get("state", "")
-        launch = Launch.objects.with_related().with_state(state).first()
-        if launch is None:
-            return
-        self._set_frame(launch)
-        if launch.browser_digest in browser_digests:
-            self.launch, self.registration = launch, launch.registration
-            self.kind = launch.kind
 
     def _set_frame(self, launch: Launch) -> None:
         server = launch.registration.server
@@ -316,6 +306,291 @@ class CallbackView(ProtocolView):
         path = _find_path(type(backend))
         login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
         request.session["oidc_id_token_expiration"] = _NEVER
+
+
+def _get_visitor(request: HttpRequest, backend: SMARTAuthenticationBackend) -> Visitor:
+    browser = get_browser(request)
+    return Visitor(
+        user=get_user(request),
+        browser_digests=browser.digests,
+        new_browser_digest=browser.prepare_rotation(),
+        resolve_user=backend.resolve_user,
+    )
+
+
+def _say_what_is_missing(request: HttpRequest, launch: Launch) -> None:
+    """Let the page that follows say what the organization did not allow."""
+    missing = launch.missing_scope.split()
+    name = launch.registration.server.name
+    if words := in_words(" ".join(set(missing) - {"offline_access"})):
+        text = gettext(
+            "%(name)s did not grant everything that was requested. Not granted: "
+            "%(what)s"
+        ) % {
+            "name": name,
+            "what": "; ".join(words),
+        }
+        messages.warning(request, text, fail_silently=True)
+    if "offline_access" in missing:
+        text = gettext(
+            "%(name)s did not grant access while you are away: this "
+            "connection ends when you sign out, or sooner."
+        ) % {"name": name}
+        messages.warning(request, text, fail_silently=True)
+
+
+class CallbackView(_CompletingView):
+    """
+    The redirect URI: ``GET callback/<callback_id>/?code=…&state=…``.
+
+    Attributes:
+        callback_id: the registration's callback id, if a site routes the view at its
+            own path: ``CallbackView.as_view(callback_id="…")``.
+    """
+
+    # Not HEAD, which link checkers and mail filters send: a state is used once.
+    http_method_names = ["get", "options"]
+    callback_id = ""
+
+    def get(self, request: HttpRequest, callback_id: str = "") -> HttpResponse:
+        """Complete the launch, sign in if it is for that, and go to its page."""
+        browser, user = get_browser(request), get_user(request)
+        backend = self.get_backend()
+        digests_at_start = browser.digests_at_start
+        try:
+            completion = complete_launch(
+                [
+                    (name, value)
+                    for name, values in request.GET.lists()
+                    for value in values
+                ],
+                # From the route: proxies change paths and hosts.
+                callback_id=callback_id or self.callback_id,
+                digests_at_start=digests_at_start,
+                visitor=_get_visitor(request, backend),
+            )
+        except SMARTError:
+            self._note_launch(request, digests_at_start)
+            raise
+        if completion.launch.question:
+            browser.renew(completion.open_digests or ())
+            return self._ask(request, completion.launch)
+        response = self._finish(request, completion, backend)
+        if user is not None and completion.user is not None:
+            self._say_who(request, completion)
+        return response
+
+    # Hooks for subclasses
+
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """Offer the page of a launch that has completed, or to start again."""
+        launch, user = self.launch, get_user(self.request)
+        if launch is None:
+            return connect_records()
+        if isinstance(error, IdentityError):
+            return None
+        if launch.status == Launch.Status.PARKED:
+            return Retry(url=_build_decide_url(launch), label=_("Continue"))
+        if (
+            isinstance(error, StateUsedError)
+            and launch.is_live(timezone.now())
+            and launch.user_id == (user and user.pk)
+        ):
+            return Retry(
+                url=self.get_launch_url(launch), label=_("Continue to the page")
+            )
+        return connect_again(launch, next_url=launch.next_url)
+
+    def get_error_context(self, error: SMARTError) -> dict[str, object]:
+        """Remove the code from the address bar, and say whether anything was done."""
+        return {
+            "clean_address": True,
+            "nothing_done": not isinstance(error, StateUsedError),
+        }
+
+    # Not meant to be overridden
+
+    def _ask(self, request: HttpRequest, launch: Launch) -> HttpResponse:
+        """Go where the launch's question is answered."""
+        _enqueue_ending(launch)
+        self._set_frame(launch)
+        url = _build_decide_url(launch)
+        if (
+            launch.question == Launch.Question.SIGN_IN
+            and get_user(request) is None
+            and not _is_own_url(resolve_url(settings.LOGIN_URL))
+        ):
+            url = _build_sign_in_url(launch)
+        return harden(HttpResponseRedirect(url))
+
+    @staticmethod
+    def _say_who(request: HttpRequest, completion: Completion) -> None:
+        """Let the page that follows name whom the launch has put in another's place."""
+        name = get_display_name(completion.user, completion.claims)
+        text = (
+            gettext("You are now signed in as %(name)s.") % {"name": name}
+            if name
+            else gettext("Another user is now signed in.")
+        )
+        messages.info(request, text, fail_silently=True)
+
+    def _note_launch(
+        self, request: HttpRequest, browser_digests: Collection[str]
+    ) -> None:
+        """Let the error page name the launch, if it is this browser's."""
+        state = request.GET.get("state", "")
+        launch = Launch.objects.with_related().with_state(state).first()
+        if launch is None:
+            return
+        self._set_frame(launch)
+        if launch.browser_digest in browser_digests:
+            self.launch, self.registration = launch, launch.registration
+            self.kind = launch.kind
+
+
+@method_decorator(never_cache, name="dispatch")
+# A session's user changes here: also on a site that leaves the middleware out.
+@method_decorator(csrf_protect, name="dispatch")
+class DecideView(_CompletingView):
+    """
+    The page that asks the user before a launch continues: ``decide/<key>/``.
+
+    ``POST`` with ``choice``: ``switch``, ``connect`` (with ``may_sign_in``),
+    ``create``, ``sign_in`` or ``cancel``.
+
+    Template: ``django_smart/decide.html``.
+    """
+
+    # Not HEAD: a launch whose user has signed in goes on.
+    http_method_names = ["get", "options", "post"]
+
+    def get(self, request: HttpRequest, key: str) -> HttpResponse:
+        """Ask, or go on if the launch's user has signed in meanwhile."""
+        launch = self._find(request, key)
+        if launch.status == Launch.Status.COMPLETED:
+            return harden(HttpResponseRedirect(self.get_launch_url(launch)))
+        asked = self._look(request, launch)
+        user = get_user(request)
+        if user is not None and user == asked.owner:
+            return self._complete(request, launch)
+        _, claims = read_held(launch)
+        context = {
+            "launch": launch,
+            "server": launch.registration.server,
+            "question": asked.question,
+            "can_create": launch.registration.create_users,
+            "may_be_chosen": _may_be_chosen(user, launch.registration),
+            "user_name": get_own_name(user),
+            "is_signed_in": user is not None,
+            "owner_name": get_display_name(asked.owner, claims),
+            "decide_url": _build_decide_url(launch),
+            "sign_in_url": _build_sign_in_url(launch),
+        }
+        return harden(render(request, "django_smart/decide.html", context))
+
+    def post(self, request: HttpRequest, key: str) -> HttpResponse:
+        """Do what the person has chosen."""
+        launch = self._find(request, key)
+        choice = request.POST.get("choice", "")
+        if launch.status == Launch.Status.COMPLETED:
+            return harden(HttpResponseRedirect(self.get_launch_url(launch)))
+        if choice == "cancel":
+            self._end(launch, DecisionError("Canceled.", code="decision_declined"))
+        asked = self._look(request, launch)
+        user = get_user(request)
+        if user is not None and user == asked.owner:
+            return self._complete(request, launch)
+        question = asked.question
+        if question == Launch.Question.SIGN_IN and choice == "sign_in":
+            return self._make_room(request, launch)
+        answers = {
+            Launch.Question.SWITCH: ("switch",),
+            Launch.Question.LINK: ("connect", "create"),
+        }
+        if choice not in answers.get(Launch.Question(question), ()):
+            return harden(HttpResponseRedirect(_build_decide_url(launch)))
+        if choice == "connect":
+            launch.intent = Launch.Intent.CONNECT
+            launch.may_sign_in = "may_sign_in" in request.POST
+        return self._complete(request, launch, answer=question)
+
+    # Hooks for subclasses
+
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """Offer to start again, if the launch started on this site."""
+        next_url = self.launch.next_url if self.launch else ""
+        return connect_again(self.launch, next_url=next_url)
+
+    # Not meant to be overridden
+
+    def _find(self, request: HttpRequest, key: str) -> Launch:
+        """The launch that this browser is asked about, or one it has just finished."""
+        digests, user = get_browser(request).digests_at_start, get_user(request)
+        launch = Launch.objects.with_related().with_key(key).first()
+        if launch is None or not any(
+            secrets.compare_digest(launch.browser_digest, each) for each in digests
+        ):
+            raise DecisionError(
+                "There is no open question for this browser.", code="decision_unknown"
+            )
+        self.launch, self.registration = launch, launch.registration
+        self.kind = launch.kind
+        self._set_frame(launch)
+        now = timezone.now()
+        if launch.is_live(now) and user is not None and launch.user_id == user.pk:
+            return launch
+        if launch.status != Launch.Status.PARKED or now >= launch.expires_at:
+            self._end(
+                launch, DecisionError("The question expired.", code="decision_expired")
+            )
+        return launch
+
+    def _look(self, request: HttpRequest, launch: Launch) -> UndecidedError:
+        """What has to be asked now, and about whom."""
+        user = get_user(request)
+        try:
+            asked = look_at_parked_launch(
+                launch, user=user, resolve_user=self.get_backend().resolve_user
+            )
+        except SMARTError as exc:
+            self._end(launch, exc)
+        if asked.question != Launch.Question.SIGN_IN and (
+            user is None or (user != asked.owner and user.pk != launch.user_id)
+        ):
+            # Only whoever was asked can answer: the question was about them.
+            changed = "The signed-in user is not the one who was asked."
+            self._end(launch, IdentityError(changed, code="user_changed"))
+        return asked
+
+    def _complete(
+        self, request: HttpRequest, launch: Launch, *, answer: str = ""
+    ) -> HttpResponse:
+        backend = self.get_backend()
+        try:
+            completion = complete_parked_launch(
+                launch, _get_visitor(request, backend), answer=answer
+            )
+        except (UndecidedError, StateUsedError):
+            # Something else is to be asked than was answered, or a second click: the
+            # page leads to what the first has opened.
+            return harden(HttpResponseRedirect(_build_decide_url(launch)))
+        return self._finish(request, completion, backend)
+
+    @staticmethod
+    def _make_room(request: HttpRequest, launch: Launch) -> HttpResponse:
+        """Sign the other user out, and keep the launch for the one to sign in."""
+        browser = get_browser(request)
+        Launch.objects.parked().filter(pk=launch.pk).update(
+            browser_digest=browser.prepare_rotation()
+        )
+        # Its receiver ends what the other had open, and sets the new cookie.
+        logout(request)
+        return harden(HttpResponseRedirect(_build_sign_in_url(launch)))
+
+    @staticmethod
+    def _end(launch: Launch, error: SMARTError) -> NoReturn:
+        refuse_parked_launch(launch, error)
+        raise error
 
 
 def enter_frame(
@@ -362,6 +637,7 @@ def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
 
     Template: ``django_smart/authorize_post.html``.
     """
+    _note_other_host(request, start.launch)
     if not start.uses_post:
         return harden(HttpResponseRedirect(start.request.url))
     context = {
@@ -371,6 +647,29 @@ def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
     response = harden(render(request, "django_smart/authorize_post.html", context))
     response.headers["Content-Security-Policy"] = _build_policy(start.request.endpoint)
     return response
+
+
+def _note_other_host(request: HttpRequest, launch: Launch) -> None:
+    """Say in the log why the callback will not get the cookie of this launch."""
+    callback_host = urlsplit(launch.redirect_uri).netloc
+    with suppress(DisallowedHost):
+        if request.get_host() != callback_host:
+            logger.warning(
+                "Launch %s was started at the host %s, but its redirect URI "
+                "has %s. Unless a proxy changes the host, the browser will "
+                "not send its cookie there (state_foreign).",
+                launch.pk,
+                request.get_host(),
+                callback_host,
+            )
+
+
+def _get_starting_browser(request: HttpRequest) -> str:
+    """The digest to bind a launch to that starts now."""
+    browser = get_browser(request)
+    if browser.digests:
+        make_room(browser.digests_at_start)
+    return browser.ensure()
 
 
 def _offer_window(
@@ -421,6 +720,48 @@ def _get_file_origins() -> list[str]:
     if url.startswith("//"):
         return ["'self'", url.split("/")[2]]
     return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
+
+
+def _enqueue_ending(launch: Launch) -> None:
+    """Have a worker end *launch* if it is still parked when its time is over."""
+    from ..tasks import end_parked_launches  # Celery is loaded when it is needed
+
+    try:
+        # No retry: a person is waiting for the page that asks.
+        end_parked_launches.apply_async(
+            ([launch.pk],), countdown=LIFETIME.total_seconds() + 1, retry=False
+        )
+    except Exception as exc:  # noqa: BLE001 (any broker, any client library)
+        logger.warning(
+            "Parked launches are left to the next purge: no broker (%s)",
+            type(exc).__name__,
+        )
+
+
+def _may_be_chosen(
+    user: AbstractBaseUser | None, registration: ClientRegistration
+) -> bool:
+    """Whether *user* can let an account of this EHR sign them in."""
+    return user is not None and not is_protected(user, registration.server)
+
+
+def _build_decide_url(launch: Launch) -> str:
+    return get_protocol_url("decide", key=launch.key)
+
+
+def _build_sign_in_url(launch: Launch) -> str:
+    """``LOGIN_URL``, which leads back to the launch's question."""
+    login_url = resolve_url(settings.LOGIN_URL)
+    return redirect_to_login(_build_decide_url(launch), login_url).url
+
+
+def _is_own_url(url: str) -> bool:
+    """Whether *url* signs in by the EHR again, which would park the launch again."""
+    path = urlsplit(url).path.removeprefix(get_script_prefix())
+    try:
+        return "django_smart" in resolve("/" + path.lstrip("/")).app_names
+    except Resolver404:
+        return False
 
 
 def _find_path(backend: type[SMARTAuthenticationBackend]) -> str:

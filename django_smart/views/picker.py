@@ -1,4 +1,4 @@
-"""The page on which a person chooses an organisation."""
+"""The page on which a person chooses an organization."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "render_picker",
 ]
 
-#: Organisations on a page.
+#: Organizations on a page.
 PAGE_SIZE = 20
 #: The last page; a search finds the rest.
 MAX_PAGE = 5000
@@ -48,7 +48,7 @@ class ChoiceLink:
 
     Attributes:
         slug: of the server, for ``login/?server=``.
-        label: distinguishes it from the organisation's other ways.
+        label: distinguishes it from the organization's other ways.
     """
 
     slug: str
@@ -58,13 +58,13 @@ class ChoiceLink:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """
-    One organisation.
+    One organization.
 
     Attributes:
         alias, place: those that match the query best; may be empty.
         more_places: how many it has in addition to *place*.
         logo: for the ``src`` of an ``<img>`` and nothing else; may be empty.
-        links: none if nobody can connect to it yet.
+        links: empty if it cannot be connected yet.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChoicePage:
-    """One page of organisations; *has_next*: whether there are more."""
+    """One page of organizations; *has_next*: whether there are more."""
 
     choices: tuple[Choice, ...]
     has_next: bool
@@ -120,7 +120,7 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
         "choices": choices,
         "query": query,
         "kept": {name: value for name, value in kept.items() if value},
-        # A few organisations are read faster than searched.
+        # A few organizations are read faster than searched.
         "can_search": bool(query) or page > 1 or found.has_next,
         "previous_url": build_url(q=query, page=page - 1, **kept) if page > 1 else "",
         "next_page_url": build_url(q=query, page=page + 1, **kept)
@@ -133,7 +133,7 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
 
 def find_choices(query: str = "", *, page: int = 1, category: str = "") -> ChoicePage:
     """
-    Find organisations whose name, alias, place or portal has the words of *query*.
+    Find organizations whose name, alias, place or portal has the words of *query*.
 
     The beginning of a word is enough, and all words have to match.  Registered servers
     that no brand leads to come first, by name.
@@ -149,7 +149,7 @@ def find_choices(query: str = "", *, page: int = 1, category: str = "") -> Choic
     registrations = _find_registrations(words)
     if category:
         registrations = registrations.none()
-    # One more than fits tells that there is a next page.
+    # One more than fits shows that there is a next page.
     wanted = PAGE_SIZE + 1
     servers = list(registrations[start : start + wanted])
     # How many pages they fill matters only after their last one.

@@ -166,7 +166,8 @@ def test_no_value_gets_out_of_its_attribute(ehr: EHRSimulator, value: str) -> No
 def test_query_of_the_endpoint_stays_in_the_address(ehr: EHRSimulator) -> None:
     endpoint = f"{ehr.authorization_endpoint}?tenant=a%20b&x=%22%3E"
     make_registration(
-        server__authorize_method="post", server__authorization_endpoint=endpoint
+        server__authorize_method="post",
+        server__overrides={"authorization_endpoint": endpoint},
     )
     form = Form(start(make_browser(), ehr).content)
     assert form.action == endpoint
@@ -201,7 +202,7 @@ def test_page_allows_nothing_but_its_own_form_and_files(
         "base-uri": "'none'",
         "frame-ancestors": "'none'",
     }
-    assert response["Cache-Control"] == "no-store"
+    assert response["Cache-Control"] == "private, no-store"
     assert response["Referrer-Policy"] == "no-referrer"
     form = Form(response.content)
     assert form.scripts == [f"{static_url}django_smart/authorize-post.js"]

@@ -6,14 +6,22 @@ from http.cookies import Morsel
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.http import HttpResponse
 from django.test import Client
 
 from django_smart.fields import digest
 from django_smart.launches.browser import get_browser
-from django_smart.models import Launch
+from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
-from tests.ehr import get_callback, get_launch, make_browser, start_ehr_launch
+from tests.ehr import (
+    get_callback,
+    get_launch,
+    launch,
+    make_browser,
+    make_registration,
+    start_ehr_launch,
+)
 from tests.site.browsers import open_chart
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.site.urls")]
@@ -179,9 +187,9 @@ def test_cookie_of_another_launch_proves_nothing(ehr: EHRSimulator) -> None:
     assert get_callback(attacker, url).status_code == 403
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("last", [0, 1])
 def test_two_callbacks_at_one_moment_of_another_user_both_complete(ehr, last):
+    make_registration(user_switch="switch")
     # An EHR that opens several frames when somebody else has signed in to it.
     browser = open_chart(ehr).browser
     user = list(ehr.users)[1]
@@ -213,3 +221,103 @@ def test_sign_out_gives_a_cookie_that_nothing_before_leads_to(rf):
         get_browser(request).rotate()
         digests.add(get_browser(request).digest)
     assert len(digests) == 2
+
+
+# What a cookie that somebody noted is good for
+
+NO_IDENTITY = "launch launch/patient patient/Patient.rs"
+
+
+def _copy(browser: Client) -> Client:
+    """Another browser, with what somebody could note of this one's cookies."""
+    other = make_browser()
+    for name, cookie in browser.cookies.items():
+        if name.startswith(SECURE):
+            other.cookies[name] = cookie.value
+    return other
+
+
+def _use_no_identity() -> None:
+    ClientRegistration.objects.update(ehr_scope=NO_IDENTITY)
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_noted_cookie_does_not_open_what_is_launched_later(ehr, earlier):
+    """A shared machine, and a launch that nobody signs in with."""
+    _use_no_identity()
+    browser = make_browser()
+    seen = [launch(browser, ehr) for _ in range(earlier)]
+    shown = [each.context["patient"] for each in seen]
+    start_ehr_launch(browser, ehr)
+    noted = _copy(browser)
+
+    opened = launch(browser, ehr, patient=list(ehr.data["Patient"])[1])
+
+    assert noted.get(f"/~{opened.key}/whoami/").status_code == 403
+    assert noted.get("/whoami/").json()["patient"] in {None, *shown}
+    for each in [*seen, opened]:
+        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
+
+
+@pytest.mark.usefixtures("registration")
+def test_launches_without_an_identity_at_one_moment_both_complete(ehr):
+    _use_no_identity()
+    browser = make_browser()
+    before = launch(browser, ehr)
+    urls = [ehr.authorize(start_ehr_launch(browser, ehr)) for _ in range(2)]
+    tabs = [_copy(browser), _copy(browser)]
+    opened = [
+        get_launch(get_callback(tab, url)) for tab, url in zip(tabs, urls, strict=True)
+    ]
+    for tab in tabs:
+        browser.cookies.update(tab.cookies)
+    for each in (before, *opened):
+        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
+    assert len({each.browser_digest for each in (before, *opened)}) == 3
+
+
+@pytest.mark.usefixtures("registration")
+def test_launches_with_and_without_an_identity_at_one_moment_both_complete(ehr):
+    browser = make_browser()
+    user = launch(browser, ehr).user
+    Launch.objects.all().delete()
+    urls = [ehr.authorize(start_ehr_launch(browser, ehr))]
+    _use_no_identity()
+    urls.append(ehr.authorize(start_ehr_launch(browser, ehr)))
+    tabs = [make_browser(), make_browser()]
+    opened = []
+    for tab, url in zip(tabs, urls, strict=True):
+        tab.cookies.load(browser.cookies.output(header=""))
+        opened.append(get_launch(get_callback(tab, url)))
+    for tab in tabs:
+        browser.cookies.update(tab.cookies)
+    for each in opened:
+        assert each.user == user
+        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("state", ["junk", "used", "of a launch started before"])
+def test_replaced_cookie_never_leads_to_the_one_that_replaced_it(ehr, state):
+    """Whoever noted it has any session, and may have started launches with it."""
+    ClientRegistration.objects.update(user_switch="switch")
+    browser = open_chart(ehr).browser
+    noted = _copy(browser)
+    noted.cookies[settings.SESSION_COOKIE_NAME] = "anything"
+    prepared = ehr.authorize(start_ehr_launch(noted, ehr, user=list(ehr.users)[1]))
+    used = ehr.authorize(start_ehr_launch(browser, ehr, user=list(ehr.users)[1]))
+    opened = get_launch(get_callback(browser, used))
+    known = {each.value for each in browser.cookies.values() if each.value}
+
+    url = {
+        "junk": "/smart/callback/?state=junk&code=junk",
+        "used": used,
+        "of a launch started before": prepared,
+    }[state]
+    answer = get_callback(noted, url)
+
+    brought = {each.value for each in answer.cookies.values() if each.value}
+    # What it is sent back was its own.
+    assert not {each for each in brought & known if not each.endswith("!")}
+    assert noted.get(f"/~{opened.key}/whoami/").status_code == 403

@@ -12,6 +12,7 @@ from django.test import RequestFactory
 from django.urls import get_script_prefix, path
 from django.utils import timezone
 
+from django_smart.error_pages.words import ENDINGS
 from django_smart.exceptions import ContextChangedError
 from django_smart.grants.introspection import introspect_grant
 from django_smart.middleware import SMARTMiddleware
@@ -79,13 +80,13 @@ def test_refresh_about_another_patient_closes_the_page(
     assert b"<code>context_changed</code>" in page.content
     assert b"Open the app again from the patient" in page.content
     assert b'href="/~' not in page.content
-    assert page["Cache-Control"] == "no-store"
+    assert page["Cache-Control"] == "private, no-store"
     assert [each["error_code"] for each in lost] == ["context_changed"]
     assert not ehr.requests_to("fhir")
     # Every page of the launch from now on.
     ended = chart.get("/whoami/")
     assert ended.status_code == 410
-    assert b"The EHR has changed to another patient." in ended.content
+    assert str(ENDINGS["context_changed"]) in ended.content.decode()
 
 
 def test_links_of_the_page_lead_out_of_the_launch_that_was_closed(

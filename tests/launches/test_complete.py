@@ -241,7 +241,7 @@ def test_no_value_breaks_the_callback(
     assert 400 <= response.status_code < 500
     assert "<script>" not in response.content.decode().replace("<script src=", "")
     assert not User.objects.exists()
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
 
 
 @pytest.mark.compliance("CALL-03")
@@ -312,7 +312,7 @@ def test_launch_of_what_was_switched_off_meanwhile_is_not_completed(
     failed = Launch.objects.get()
     assert (failed.status, failed.error_code) == ("failed", "registration_inactive")
     assert "_auth_user_id" not in browser.session
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     assert not User.objects.exists()
     # On again, the state is used all the same.
     row.is_active = True
@@ -400,7 +400,7 @@ def test_patient_scope_without_a_patient_is_refused(ehr: EHRSimulator) -> None:
     url = start_ehr_launch(browser, ehr, patient=None)
     response = get_callback(browser, ehr.authorize(url))
     assert (response.status_code, get_code(response)) == (502, "patient_missing")
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     # Without such a scope it is a launch outside of a chart.
     ClientRegistration.objects.update(ehr_scope="launch openid fhirUser user/*.rs")
     finished = launch(browser, ehr, patient=None)
@@ -409,6 +409,34 @@ def test_patient_scope_without_a_patient_is_refused(ehr: EHRSimulator) -> None:
 
 
 @pytest.mark.compliance("EHRL-07")
+@pytest.mark.parametrize(
+    ("values", "choices", "code", "error"),
+    [
+        ({"client_secret": "wrong"}, {}, "token_refused", "invalid_client"),
+        ({}, {"error": "invalid_scope"}, "authorization_refused", "invalid_scope"),
+    ],
+)
+def test_log_has_the_error_of_the_ehr(
+    ehr: EHRSimulator,
+    caplog: pytest.LogCaptureFixture,
+    values: dict[str, str],
+    choices: dict[str, str],
+    code: str,
+    error: str,
+) -> None:
+    make_registration(**values)
+    browser = make_browser()
+    callback = ehr.authorize(start_login(browser))
+    if choices:
+        query = {**dict(parse_qsl(urlsplit(callback).query)), **choices}
+        del query["code"]
+        callback = f"{REDIRECT_URI}?{urlencode(query)}"
+    assert get_code(get_callback(browser, callback)) == code
+    (line,) = [each for each in caplog.messages if each.startswith("Launch ")]
+    assert code in line
+    assert error in line
+
+
 def test_launch_works_without_the_context_it_hinted_at(ehr: EHRSimulator) -> None:
     make_registration(
         ehr_scope="launch launch/patient launch/encounter launch/list user/Patient.rs"
@@ -474,7 +502,7 @@ def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
     assert (response.status_code, get_code(response)) == (409, "state_used")
     row = Launch.objects.get()
     assert (row.status, row.error_code) == ("failed", "signed_out")
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     assert not Identity.objects.exists()
 
 
@@ -496,4 +524,4 @@ def test_fault_of_our_own_fails_the_launch_and_is_not_hidden(
         get_callback(browser, callback)
     row = Launch.objects.get()
     assert (row.status, row.error_code) == ("failed", "internal_error")
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()

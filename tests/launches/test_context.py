@@ -113,7 +113,9 @@ def test_launch_after_a_sign_out_is_a_guess(ehr, method):
 
 
 @stacks
-def test_launch_after_a_change_of_user_is_a_guess(ehr, method):
+def test_launch_after_a_change_of_user_is_a_guess(ehr, registration, method):
+    registration.user_switch = "switch"
+    registration.save()
     chart = open_chart(ehr)
     again = open_chart(
         ehr, chart.browser, patient=OTHER_PATIENT, user=list(ehr.users)[1]

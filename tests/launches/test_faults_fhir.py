@@ -20,6 +20,7 @@ from django_smart.exceptions import (
     FHIRUnauthorizedError,
     FHIRUnavailableError,
     FHIRUnprocessableError,
+    ForeignPatientError,
     MalformedFHIRResponseError,
     ResponseTooLargeError,
     SMARTError,
@@ -52,7 +53,7 @@ def _search(fhir: FHIRClient) -> None:
 
 def _resolve(fhir: FHIRClient) -> None:
     """Follow the reference in a resource, as an app may."""
-    found = fhir.search("Observation", patient=PATIENT, code="4548-4", _count=1).first()
+    found = fhir.search("Observation", patient=PATIENT, code="4548-4", limit=1).first()
     assert found is not None
     subject = found["subject"]["reference"]
     assert fhir.resolve(subject)["id"] == PATIENT
@@ -82,7 +83,8 @@ _ERRORS: dict[tuple[type[SMARTError], _Use], str] = {
     (BearerBoundaryError, _read): "fhir_redirect_302 fhir_redirect_307 "
     + " ".join(f"fhir_redirect_{place}" for place in _PLACES),
     (BearerBoundaryError, _search): " ".join(f"fhir_next_{place}" for place in _PLACES),
-    (BearerBoundaryError, _resolve): " ".join(
+    # Another place names another patient, before anybody follows it.
+    (ForeignPatientError, _resolve): " ".join(
         f"fhir_reference_{place}" for place in _PLACES
     ),
     (BearerBoundaryError, _create): " ".join(f"fhir_created_{p}" for p in _PLACES),

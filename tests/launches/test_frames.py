@@ -530,3 +530,22 @@ def test_framed_page_costs_no_query_of_its_own(ehr, server, django_assert_num_qu
     chart = open_framed(ehr)
     with django_assert_num_queries(3):  # session, user and launch
         chart.browser.get(chart.url("/chart/scopes/"), headers=IN_FRAME)
+
+
+def test_page_that_asks_who_goes_on_works_in_the_frame(ehr, server):
+    browser = open_framed(ehr).browser
+    second = [name for name in ehr.users if name.startswith("Practitioner/")][1]
+    launch_id = ehr.create_launch("growth-chart", patient=PATIENT, user=second)
+    values = {"iss": ehr.base_url, "launch": launch_id}
+    started = browser.get("/smart/launch/", values, headers=IN_FRAME)
+    url = urlsplit(ehr.authorize(started["Location"]))
+    callback = browser.get(url.path, parse_qs(url.query), headers=IN_FRAME)
+    page = follow(browser, callback)
+    assert page.status_code == 200
+    assert "X-Frame-Options" not in page
+    assert ANCESTORS in page["Content-Security-Policy"]
+    assert attributes(page)["csrftoken"] == ("none", True, True)
+    answer = browser.post(callback["Location"], {"choice": "create"}, headers=IN_FRAME)
+    opened = browser.get(f"{answer['Location']}links/", headers=IN_FRAME)
+    assert opened.status_code == 200
+    assert Launch.objects.latest("completed_at").is_framed

@@ -96,7 +96,7 @@ def test_code_of_another_server_is_sent_nowhere(
     assert response.context["code"] == "callback_mismatch"
     assert not evil.requests_to("token")
     assert not ehr.requests_to("token")
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     assert not Identity.objects.exists()
     launch = Launch.objects.get(registration__server__slug="evil")
     assert (launch.status, launch.error_code) == ("failed", "callback_mismatch")

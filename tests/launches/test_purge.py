@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import timedelta
 from typing import Any
 
@@ -134,6 +135,26 @@ def test_what_is_long_over_does_not_wait_for_an_ehr(
 
 
 @pytest.mark.usefixtures("registration")
+def test_purge_deletes_what_was_never_finished_after_a_day(
+    ehr: EHRSimulator, settings: Any
+) -> None:
+    browser = make_browser()
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        kept = launch(browser, ehr)
+        start_ehr_launch(browser, ehr)
+        clock.shift(901)
+        assert purge().launches_failed == 1
+        clock.shift(timedelta(days=1) - timedelta(seconds=1))
+        assert purge().launches_deleted == 0
+        clock.shift(1)
+        settings.SMART_PURGE_FAILED_AFTER = 2 * 24 * 3600
+        assert purge().launches_deleted == 0
+        del settings.SMART_PURGE_FAILED_AFTER
+        assert purge().launches_deleted == 1
+    assert Launch.objects.get() == kept
+
+
+@pytest.mark.usefixtures("registration")
 def test_purge_deletes_what_has_been_over_for_long(ehr: EHRSimulator) -> None:
     browser = make_browser()
     with time_machine.travel(timezone.now(), tick=False) as clock:
@@ -149,3 +170,25 @@ def test_purge_deletes_what_has_been_over_for_long(ehr: EHRSimulator) -> None:
     # A grant that lives keeps its user, though its launch is forgotten.
     assert TokenGrant.objects.get() == kept.grant
     assert Identity.objects.count() == 1
+
+
+def test_memory_of_a_purge_does_not_grow_with_what_it_deletes() -> None:
+    registration = make_registration()
+    over = timezone.now() - timedelta(days=400)
+    peaks = []
+    for number in (2_000, 8_000):
+        TokenGrant.objects.bulk_create(
+            TokenGrant(
+                registration=registration,
+                status="revoked",
+                received_at=over,
+                expires_at=over,
+                ended_at=over,
+            )
+            for _ in range(number)
+        )
+        tracemalloc.start()
+        assert purge().grants_deleted == number
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]

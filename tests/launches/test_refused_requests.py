@@ -1,4 +1,4 @@
-"""Launch requests that are refused at once: what is left of them."""
+"""Launch requests that anybody can send: what is refused, and what is left of them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import pytest
 
 from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
-from tests.ehr import BASE_URL, make_browser
+from tests.ehr import (
+    BASE_URL,
+    get_callback,
+    get_launch,
+    make_browser,
+    start_ehr_launch,
+    start_login,
+)
 
 pytestmark = pytest.mark.django_db
 
 
 @pytest.mark.parametrize(
-    ("query", "code", "has_row"),
+    ("query", "code"),
     [
-        ({"iss": BASE_URL}, "missing_parameter", True),
-        ({"launch": "abc"}, "missing_parameter", False),
-        ({"iss": "https://other.example/fhir", "launch": "a"}, "unknown_server", False),
-        ({"iss": BASE_URL, "launch": "abc"}, "registration_inactive", True),
+        ({"iss": BASE_URL}, "missing_parameter"),
+        ({"iss": BASE_URL, "launch": "x\0"}, "missing_parameter"),
+        ({"launch": "abc"}, "missing_parameter"),
+        ({"iss": "https://other.example/fhir", "launch": "a"}, "unknown_server"),
+        ({"iss": BASE_URL, "launch": "abc"}, "registration_inactive"),
     ],
 )
-def test_refused_request_leaves_a_log_line_and_a_row_if_it_leads_to_a_registration(
+def test_refused_request_leaves_a_log_line_and_no_row(
     query: dict[str, str],
     code: str,
-    has_row: bool,
     registration: ClientRegistration,
     ehr: EHRSimulator,
     caplog: pytest.LogCaptureFixture,
@@ -34,8 +41,31 @@ def test_refused_request_leaves_a_log_line_and_a_row_if_it_leads_to_a_registrati
         response = make_browser().get("/smart/launch/", query)
 
     assert 400 <= response.status_code < 500
-    assert [row.error_code for row in Launch.objects.filter(status="failed")] == (
-        [code] if has_row else []
-    )
+    assert not Launch.objects.exists()
     assert any(code in record.getMessage() for record in caplog.records)
     assert not ehr.requests
+
+
+@pytest.mark.usefixtures("registration")
+def test_browser_drops_its_oldest_pending_launches(ehr: EHRSimulator) -> None:
+    browser, other = make_browser(), make_browser()
+    elsewhere = ehr.authorize(start_ehr_launch(other, ehr))
+    urls = [ehr.authorize(start_ehr_launch(browser, ehr)) for _ in range(22)]
+    pending = Launch.objects.filter(status="pending")
+    assert pending.count() == 21
+    for url in urls[:2]:
+        response = get_callback(browser, url)
+        assert response.status_code == 409
+        assert b"<code>too_many_pending</code>" in response.content
+    for url in (urls[2], urls[-1]):
+        assert get_launch(get_callback(browser, url)).status == "completed"
+    assert get_launch(get_callback(other, elsewhere)).status == "completed"
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize(("length", "kept"), [(2000, 2000), (2001, 0)])
+def test_page_to_go_to_has_a_limit_of_length(length: int, kept: int) -> None:
+    """A longer one leads to the landing page, as one of another site does."""
+    path = "/chart/".ljust(length, "x")
+    start_login(make_browser(), next=path)
+    assert len(Launch.objects.get().next_url) == kept

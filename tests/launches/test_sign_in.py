@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from django_smart import transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError
-from django_smart.models import Identity, TokenGrant
+from django_smart.models import FHIRServer, Identity, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator import id_tokens
 from tests.ehr import (
     CLIENT_ID,
     CLIENT_SECRET,
+    PATIENT,
     REDIRECT_URI,
     connect,
     get_callback,
@@ -98,7 +101,7 @@ def test_unknown_identity_is_refused_where_no_users_are_created(
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert (response.status_code, get_code(response)) == (403, "user_refused")
     assert not User.objects.exists()
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     assert _signed_in(browser) is None
     # A known one signs in.
     registration.create_users = True
@@ -116,7 +119,7 @@ def test_deactivated_user_is_refused(ehr: EHRSimulator) -> None:
     browser = make_browser()
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert (response.status_code, get_code(response)) == (403, "user_inactive")
-    assert TokenGrant.objects.count() == 1
+    assert TokenGrant.objects.active().count() == 1
     assert _signed_in(browser) is None
 
 
@@ -136,7 +139,7 @@ def test_user_who_is_made_inactive_is_refused(ehr: EHRSimulator, settings: Any) 
     browser = make_browser()
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert (response.status_code, get_code(response)) == (403, "user_inactive")
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     assert _signed_in(browser) is None
 
 
@@ -182,8 +185,8 @@ def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
     assert Identity.objects.get().user == user
     assert browser.session.session_key == before
     assert User.objects.count() == 1
-    # From now on it signs that user in.
-    assert launch(make_browser(), ehr).user == user
+    # What that lends is the records: the account signs nobody in.
+    assert not Identity.objects.get().may_sign_in
 
 
 @pytest.mark.usefixtures("registration")
@@ -195,7 +198,7 @@ def test_connecting_an_identity_of_someone_else_is_refused(ehr: EHRSimulator) ->
     response = get_callback(browser, ehr.authorize(start_login(browser)))
     assert (response.status_code, get_code(response)) == (409, "identity_in_use")
     assert Identity.objects.get().user == owner
-    assert TokenGrant.objects.count() == 1
+    assert TokenGrant.objects.active().count() == 1
     assert _signed_in(browser) == str(user.pk)
     assert browser.session.session_key == before
 
@@ -242,7 +245,7 @@ def test_connecting_is_refused_when_the_user_changed_meanwhile(
     assert (response.status_code, get_code(response)) == (409, "user_changed")
     assert not ehr.requests_to("token")
     assert not Identity.objects.exists()
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
 
 
 # Without an identity
@@ -292,7 +295,7 @@ def test_launch_without_identity_is_refused_when_the_user_changed_meanwhile(
     _sign_in(browser)
     response = get_callback(browser, callback)
     assert (response.status_code, get_code(response)) == (409, "user_changed")
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
 
 
 # What another transaction does at the same moment
@@ -344,5 +347,75 @@ def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
         post_save.disconnect(give_up, sender=TokenGrant)
     assert not User.objects.exists()
     assert not Identity.objects.exists()
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
     assert _signed_in(browser) is None
+
+
+def test_fhir_user_at_another_server_signs_in_and_is_never_read(ehr, registration):
+    ehr.faults = ["id_token_fhir_user_other_host"]
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    url = f"{ehr.foreign_origin}/fhir/Practitioner/1"
+    assert opened.fhir_user == url
+    assert opened.identity is not None
+    assert opened.identity.fhir_user == url
+    assert opened.user is not None
+    assert not ehr.requests_to("elsewhere")
+
+
+def test_patient_of_fhir_user_counts_only_where_the_column_says_so(ehr, registration):
+    ehr.quirks = ["patient_in_fhir_user"]
+    person = f"Patient/{PATIENT}"
+    browser = make_browser()
+    refused = get_callback(browser, ehr.authorize(start_login(browser), user=person))
+    assert b"<code>patient_missing</code>" in refused.content
+    FHIRServer.objects.update(patient_from_fhir_user=True)
+    opened = connect(browser, ehr, user=person)
+    assert opened.grant is not None
+    assert (opened.grant.patient_id, opened.context["patient"]) == (PATIENT, PATIENT)
+    # A clinician is nobody's patient.
+    refused = get_callback(browser, ehr.authorize(start_login(browser)))
+    assert b"<code>patient_missing</code>" in refused.content
+
+
+def test_context_of_a_signed_access_token_counts_where_the_column_says_so(
+    ehr, registration
+):
+    ehr.quirks = ["context_in_access_token"]
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr, tenant="north"))
+    assert b"<code>patient_missing</code>" in get_callback(browser, url).content
+    FHIRServer.objects.update(context_in_access_token=True)
+    opened = launch(browser, ehr, tenant="north")
+    assert opened.grant is not None
+    assert opened.grant.patient_id == opened.context["patient"] == PATIENT
+    assert opened.context["tenant"] == "north"
+    assert "client_id" not in opened.context
+
+
+@pytest.mark.parametrize("wrong", ["opaque", "issuer", "client", "keys", "expired"])
+def test_access_token_that_does_not_verify_names_nobody(
+    ehr, registration, monkeypatch, wrong
+):
+    make = id_tokens.issue_access_token
+
+    def forge(simulator, grant, expires_at):
+        if wrong == "opaque":
+            return "opaque"
+        if wrong == "client":
+            grant = dataclasses.replace(grant, client_id="another")
+        other = EHRSimulator(base_url="https://elsewhere.example.net/fhir")
+        if wrong == "keys":
+            other = EHRSimulator(base_url=simulator.base_url)
+        at = 1_000_000_000 if wrong == "expired" else expires_at
+        return make(other if wrong in {"issuer", "keys"} else simulator, grant, at)
+
+    monkeypatch.setattr(
+        "django_smart.testing.simulator.token.issue_access_token", forge
+    )
+    FHIRServer.objects.update(context_in_access_token=True)
+    ehr.quirks = ["context_in_access_token"]
+    browser = make_browser()
+    answer = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert answer.status_code == 502
+    assert not TokenGrant.objects.active().exists()

@@ -149,7 +149,7 @@ def test_openid_configuration_that_is_wrong_costs_the_sign_out_alone(
     server = make_registration(server__rp_initiated_logout=True).server
     answer(ehr, "openid-configuration", **fault)
     assert fetch_configuration(server).end_session_endpoint is None
-    assert f"Server {server.pk}: no" in caplog.text
+    assert f"Server {server.pk}: " in caplog.text
     browser = make_browser()
     assert launch(browser, ehr).identity is not None
     assert sign_out(browser) == "/"

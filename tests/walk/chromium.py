@@ -396,6 +396,10 @@ class ChromiumWalker:
         """Press Approve, and remember what was opened where."""
         self._click("button[value=approve]")
         place, frame = self.place, self.place.frame
+        if frame and "/smart/decide/" in frame.url:
+            # Somebody else goes on, who was here before or never was.
+            self._click("button[value=switch], button[value=create]")
+            frame = place.frame
         key = get_key(frame.url) if frame else ""
         assert frame is not None
         assert key, f"{frame.url}: {frame.content()[:3000]}"

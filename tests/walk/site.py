@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from itertools import islice
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -114,8 +113,10 @@ class Labs(SMARTRequiredMixin):
         """One page of them."""
         smart = request.smart  # type: ignore[attr-defined]
         try:
-            found = smart.fhir.search("Observation", patient=smart.patient_id, _count=3)
-            subjects = [each["subject"]["reference"] for each in islice(found, 4)]
+            found = smart.fhir.search(
+                "Observation", patient=smart.patient_id, _count=3, limit=4
+            )
+            subjects = [each["subject"]["reference"] for each in found]
         except SMARTError as exc:
             return render_error(request, exc)
         context = _get_context("labs") | {

@@ -368,6 +368,11 @@ class Walker:
         response = self._send("GET", callback_url, referer="")
         assert response.status_code == 302, response.content
         url = urljoin(callback_url, response["Location"])
+        if "/smart/decide/" in url:
+            answer = self._decide(url)
+            if answer is None:
+                return
+            url = urljoin(url, answer)
         if self.jar.user != user:
             self.jar.end_all()
             self.jar.sign_ins += 1
@@ -377,6 +382,18 @@ class Walker:
         self.jar.opened.append(opened)
         self._notice_the_limit()
         self._open(url, opened, referer="")
+
+    def _decide(self, url: str) -> str | None:
+        """Where the person goes on; ``None`` if they stay who they are."""
+        page = self._send("GET", url, referer="").content.decode()
+        # A known clinician takes over, or one who was never here.
+        (choice,) = {"switch", "create"} & set(re.findall(r'value="(\w+)"', page))
+        if self.random.random() < 0.25:
+            choice = "cancel"
+        action, values = self._read_forms(url, page)[-1]
+        data = [*values, ("choice", choice)]
+        response = self._send("POST", action, data=data)
+        return None if choice == "cancel" else str(response["Location"])
 
     def _notice_the_limit(self) -> None:
         """Of too many open launches the site ends one: which, only it can tell."""

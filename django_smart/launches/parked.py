@@ -1,0 +1,267 @@
+"""
+Parked launches, which wait until the user has signed in here or decided.
+
+The EHR has identified the user, but that alone must neither replace a signed-in user
+nor sign in one who only connected records or has staff rights. The tokens stay
+encrypted on the launch for five minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from ..conf import conf
+from ..exceptions import CredentialsError, StateUsedError
+from ..grants.ending import keep_for_revocation
+from ..models import ClientRegistration, FHIRServer, Identity, Launch
+from ..models.launch import LaunchQuerySet
+from ..protocol.context import LaunchContext
+from ..protocol.id_token import IDTokenClaims
+from ..protocol.scopes import ScopeSet
+from ..protocol.token import TokenResponse
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+__all__ = [
+    "LIFETIME",
+    "UndecidedError",
+    "end_expired_launches",
+    "end_parked_launches",
+    "find_question",
+    "get_display_name",
+    "get_own_name",
+    "is_protected",
+    "may_sign_in",
+    "park_launch",
+    "read_held",
+]
+
+logger = logging.getLogger(__name__)
+
+#: How long tokens are held for a decision.
+LIFETIME = timedelta(minutes=5)
+_LONGEST_NAME = 100
+# Generated usernames, which are not names of people.
+_MADE = re.compile(r"smart-[a-z2-7]{26}")
+
+
+class UndecidedError(Exception):
+    """
+    The user must decide, or sign in here, before the launch continues.
+
+    Attributes:
+        question: a ``Launch.Question``.
+        owner: the user whom the EHR has proven, or ``None`` if the account is unknown.
+    """
+
+    def __init__(self, question: str, owner: AbstractBaseUser | None) -> None:
+        super().__init__(question)
+        self.question = question
+        self.owner = owner
+
+
+def find_question(
+    registration: ClientRegistration,
+    *,
+    owner: AbstractBaseUser | None,
+    known: Sequence[Identity],
+    user: AbstractBaseUser | None,
+) -> str:
+    """
+    Return the question to ask before a launch signs in *owner*; empty if none.
+
+    Args:
+        owner: the user whom the EHR has proven, or ``None`` if the account is unknown.
+        known: the identities of the account.
+        user: who is signed in, or ``None``.
+    """
+    is_free = user is None or registration.user_switch == registration.UserSwitch.SWITCH
+    if owner is None:
+        return "" if is_free else Launch.Question.LINK
+    if user is not None and user.pk == owner.pk:
+        return ""
+    server = registration.server
+    if is_protected(owner, server) or not may_sign_in(known, server):
+        return Launch.Question.SIGN_IN
+    return "" if is_free else Launch.Question.SWITCH
+
+
+def may_sign_in(known: Sequence[Identity], server: FHIRServer) -> bool:
+    """Return whether an account with the identities *known* signs its user in."""
+    own = [each for each in known if each.server_id == server.pk]
+    return all(each.may_sign_in for each in own or known)
+
+
+def is_protected(user: AbstractBaseUser, server: FHIRServer) -> bool:
+    """Return whether *user* has staff rights and *server* may not sign in staff."""
+    is_staff = getattr(user, "is_staff", False) or getattr(user, "is_superuser", False)
+    return is_staff and server.slug not in conf.SMART_STAFF_SIGN_IN_SERVERS
+
+
+def park_launch(
+    launch: Launch,
+    tokens: TokenResponse,
+    claims: IDTokenClaims,
+    *,
+    question: str,
+    user: AbstractBaseUser | None,
+) -> None:
+    """
+    Keep *tokens* until the question is answered, for at most five minutes.
+
+    Args:
+        user: who is signed in; only they can answer, unless the question is to sign in.
+
+    Raises:
+        StateUsedError: the launch was ended in the meantime.
+    """
+    launch.status = Launch.Status.PARKED
+    launch.question = question
+    launch.held = _write(tokens, claims)
+    launch.code_verifier = ""
+    launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
+    launch.expires_at = timezone.now() + LIFETIME
+    if not Launch.objects.park(launch):
+        raise StateUsedError("The launch was ended before it was completed.")
+    logger.info("Launch %s is waiting: %s", launch.pk, question)
+
+
+def _write(tokens: TokenResponse, claims: IDTokenClaims) -> str:
+    return json.dumps(
+        {
+            "access_token": tokens.access_token,
+            "refresh_token": tokens.refresh_token,
+            "expires_at": tokens.expires_at.isoformat(),
+            "refresh_expires_at": tokens.refresh_expires_at
+            and tokens.refresh_expires_at.isoformat(),
+            "scope": str(tokens.scopes),
+            "parameters": dict(tokens.parameters),
+            "claims": {
+                "issuer": claims.issuer,
+                "subject": claims.subject,
+                "audience": claims.audience,
+                "fhir_user": claims.fhir_user,
+                "foreign_fhir_user": claims.foreign_fhir_user,
+                "expires_at": claims.expires_at.isoformat(),
+                "issued_at": claims.issued_at.isoformat(),
+                "nonce": claims.nonce,
+                "claims": dict(claims.claims),
+            },
+        }
+    )
+
+
+def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
+    """
+    Return the tokens of a parked launch, and the EHR's claims about the user.
+
+    Raises:
+        CredentialsError: no current key decrypts them.
+    """
+    held = json.loads(launch.held)
+    claims = held["claims"]
+    tokens = TokenResponse(
+        access_token=held["access_token"],
+        token_type="Bearer",  # noqa: S106 (no password)
+        expires_in=None,
+        expires_at=datetime.fromisoformat(held["expires_at"]),
+        refresh_token=held["refresh_token"],
+        refresh_expires_at=(
+            datetime.fromisoformat(held["refresh_expires_at"])
+            if held.get("refresh_expires_at")
+            else None
+        ),
+        id_token=None,
+        scopes=ScopeSet.parse(held["scope"]),
+        scope_was_absent=False,
+        context=LaunchContext.from_parameters(
+            held["parameters"], insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+        ),
+        authorization_details=(),
+        parameters=held["parameters"],
+    )
+    return tokens, IDTokenClaims(
+        **{
+            **claims,
+            "audience": tuple(claims["audience"]),
+            "expires_at": datetime.fromisoformat(claims["expires_at"]),
+            "issued_at": datetime.fromisoformat(claims["issued_at"]),
+        }
+    )
+
+
+def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:
+    """
+    End those of *launches* that are parked.
+
+    Returns:
+        Primary keys of the grants whose tokens are to be revoked at the EHR.
+    """
+    to_revoke = []
+    for launch in launches.parked().select_related("registration"):
+        with transaction.atomic():
+            # One by one: a simultaneous decision may have used the tokens.
+            ended = Launch.objects.filter(pk=launch.pk).fail_parked(
+                error_code=reason, now=timezone.now()
+            )
+            if ended:
+                to_revoke += _keep_held(launch)
+    return to_revoke
+
+
+def end_expired_launches(launches: LaunchQuerySet) -> list[int]:
+    """Like :func:`end_parked_launches`, for launches that nobody decided in time."""
+    expired = launches.filter(expires_at__lte=timezone.now())
+    return end_parked_launches(expired, reason="decision_expired")
+
+
+def _keep_held(launch: Launch) -> list[int]:
+    try:
+        tokens, _claims = read_held(launch)
+    except CredentialsError:
+        logger.warning("Launch %s: its tokens cannot be decrypted", launch.pk)
+        return []
+    return [keep_for_revocation(launch.registration, tokens)]
+
+
+def get_own_name(user: AbstractBaseUser | None) -> str:
+    """Return the display name of the signed-in user; empty if it is generated."""
+    name = _get_full_name(user)
+    if not name and user is not None and not _MADE.fullmatch(user.get_username()):
+        name = user.get_username()
+    return _shorten(name)
+
+
+def get_display_name(
+    user: AbstractBaseUser | None, claims: IDTokenClaims | None
+) -> str:
+    """Return the display name of the user whom the EHR identified; empty if unknown."""
+    return _shorten(_get_full_name(user)) or _get_claimed_name(claims)
+
+
+def _get_full_name(user: AbstractBaseUser | None) -> str:
+    # Not every user model has one.
+    get_full_name: Any = getattr(user, "get_full_name", str)
+    return str(get_full_name())
+
+
+def _get_claimed_name(claims: IDTokenClaims | None) -> str:
+    values = claims.claims if claims is not None else {}
+    name, *parts = (
+        value if isinstance(value := values.get(each), str) else ""
+        for each in ("name", "given_name", "family_name")
+    )
+    return _shorten(name or " ".join(parts))
+
+
+def _shorten(name: str) -> str:
+    return " ".join(name.split())[:_LONGEST_NAME]

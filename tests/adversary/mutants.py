@@ -1,0 +1,177 @@
+"""
+The package with one defence taken out, in a copy.
+
+Each attack that the adversary has to know is a hole that it must find.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MUTANTS", "Mutant", "get_finding"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_LIMIT = 1200  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """
+    One hole.
+
+    Attributes:
+        attack: its name.
+        patches: file of the package, text that is there once, and what replaces it.
+        without: moves that are left out, so that it is this attack that finds it.
+    """
+
+    attack: str
+    patches: Sequence[tuple[str, str, str]]
+    without: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return self.attack.replace(" ", "-")
+
+    def find(self, folder: Path, *, steps: int, seed: int) -> str:
+        """
+        Play against a copy of the package in *folder*; returns what was printed.
+
+        Raises:
+            AssertionError: a text is not there once, or nothing was found.
+        """
+        self._copy(folder)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-W", "ignore", "-m", "tests.adversary.run"),
+                *("--steps", str(steps), "--seed", str(seed)),
+                *("--without", *self.without),
+            ],
+            cwd=folder,
+            # A database of its own, in a file.
+            env={
+                name: each
+                for name, each in os.environ.items()
+                if name not in {"DATABASE_URL", "PYTHONPATH"}
+            },
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT,
+            check=False,
+        )
+        printed = done.stdout + done.stderr
+        assert f"package: {folder}" in printed, printed
+        assert done.returncode != 0, f"{self.attack} was not found:\n{printed}"
+        assert "ViolationError: " in printed, printed
+        return printed
+
+    def _copy(self, folder: Path) -> None:
+        ignored = shutil.ignore_patterns("__pycache__", "locale")
+        package = folder / "django_smart"
+        shutil.copytree(_ROOT / "django_smart", package, ignore=ignored)
+        # The tests' settings install an app of the example site.
+        for name in ("tests", "example_project"):
+            (folder / name).symlink_to(_ROOT / name)
+        for name, old, new in self.patches:
+            text = (package / name).read_text()
+            assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
+            (package / name).write_text(text.replace(old, new))
+
+
+def get_finding(printed: str) -> str:
+    """The violation, and the steps that led to it."""
+    lines = re.findall(r"^(?:.*ViolationError: .*|state.*|ADVERSARY.*)$", printed, re.M)
+    return "\n".join(lines)
+
+
+_SCOPED = (
+    "models/identity.py",
+    "return self.filter(at_server, digest=digest(issuer, subject))",
+    "return self.filter(digest=digest(issuer, subject))",
+)
+
+MUTANTS = (
+    Mutant(
+        attack="1 mix-up",
+        patches=[
+            (
+                "launches/complete.py",
+                "        _check_callback(launch, callback_id)\n",
+                "",
+            )
+        ],
+    ),
+    Mutant(
+        attack="3 assertion for another audience",
+        patches=[
+            (
+                "servers/http.py",
+                "audience=token_endpoint if names_token_endpoint else None",
+                "audience=token_endpoint",
+            )
+        ],
+    ),
+    Mutant(
+        attack="4 connecting gives the account away",
+        patches=[
+            (
+                "launches/parked.py",
+                "return all(each.may_sign_in for each in own or known)",
+                "return True",
+            ),
+            (
+                "launches/parked.py",
+                "return is_staff and server.slug not in",
+                "return False and server.slug not in",
+            ),
+        ],
+    ),
+    Mutant(
+        attack="5 forced login",
+        patches=[
+            (
+                "launches/parked.py",
+                'return "" if is_free else Launch.Question.SWITCH',
+                'return ""',
+            ),
+            (
+                "launches/parked.py",
+                'return "" if is_free else Launch.Question.LINK',
+                'return ""',
+            ),
+        ],
+    ),
+    Mutant(
+        attack="6 issuer on a shared origin",
+        patches=[_SCOPED],
+        without=["relay_an_id_token", "forward_to_their_own_app"],
+    ),
+    Mutant(
+        attack="6b relay of a genuine ID token",
+        patches=[
+            _SCOPED,
+            (
+                "servers/discovery.py",
+                'if owners := server.disputed.get("owners"):',
+                "if owners := []:",
+            ),
+        ],
+        without=["forge", "pose_as_an_honest_server"],
+    ),
+    Mutant(
+        attack="7 noted cookie",
+        patches=[
+            (
+                "launches/complete.py",
+                "or changes or claims is None or not opened:",
+                "or changes:",
+            )
+        ],
+    ),
+)

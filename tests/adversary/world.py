@@ -1,0 +1,615 @@
+"""
+What really happened, from knowledge that the site has no part in.
+
+People sit at browsers and sign in to EHRs there; the EHRs remember what they gave to
+whom.  After each step :meth:`World.judge` compares that with what the site did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import jwt
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.core.cache import cache
+from django.test import Client
+
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    SigningKey,
+    TokenGrant,
+)
+from django_smart.servers.signing_keys import create_signing_key
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.errors import AuthorizationPageError
+from tests.adversary.servers import (
+    BASE_URLS,
+    CLIENT_IDS,
+    HONEST,
+    SECRET,
+    Hostile,
+    get_redirect_uri,
+    register_clients,
+)
+from tests.ehr import make_browser
+from tests.factories import make_registration
+
+__all__ = ["EVIL", "VICTIMS", "Browser", "Pending", "ViolationError", "World"]
+
+EVIL = "evil"
+#: Whoever works at the hospital uses these two; the attacker has one of their own.
+VICTIMS = ("desk", "home")
+LAIR = "lair"
+PASSWORD = "open"
+#: The one whose word is enough for staff.
+TRUSTED = "harbour"
+
+_TOKEN = re.compile(rb"[A-Za-z0-9_-]{43}")
+_JWT = re.compile(rb"eyJ[\w-]+\.eyJ[\w-]+\.[\w-]+")
+_SCOPE = "patient/Patient.rs"
+_SIGN_IN = f"openid fhirUser launch/patient {_SCOPE} offline_access"
+
+Way = tuple[str, str]
+"""A server and the reference of somebody there; of the hostile one nobody counts."""
+
+
+class ViolationError(AssertionError):
+    """The hostile server gained something."""
+
+
+@dataclass(eq=False)
+class Browser:
+    """One cookie jar."""
+
+    name: str
+    client: Client = field(default_factory=make_browser)
+
+    @property
+    def is_victim(self) -> bool:
+        return self.name in VICTIMS
+
+    @property
+    def user(self) -> int | None:
+        """Who is signed in, as the session says."""
+        cookie = self.client.cookies.get(settings.SESSION_COOKIE_NAME)
+        if cookie is None or not cookie.value:
+            return None
+        store = import_module(settings.SESSION_ENGINE).SessionStore(cookie.value)
+        found = store.get(SESSION_KEY)
+        return None if found is None else int(found)
+
+    @property
+    def jar(self) -> dict[str, str]:
+        """Its cookies."""
+        return {name: each.value for name, each in self.client.cookies.items()}
+
+
+@dataclass(eq=False)
+class Pending:
+    """An authorization request on its way, as the browser holds it."""
+
+    browser: Browser
+    server: str
+    url: str
+    user: int | None
+    #: Whether the button "Connect" began it, and whether the account may sign in later.
+    connects: bool = False
+    lends: bool = False
+
+    @property
+    def query(self) -> dict[str, str]:
+        return dict(parse_qsl(urlsplit(self.url).query))
+
+    def build(self, **members: str) -> str:
+        """The request with other *members*."""
+        query = urlencode(self.query | members)
+        return urlsplit(self.url)._replace(query=query).geturl()
+
+
+@dataclass(eq=False)
+class Parked:
+    """A launch that waits for its person's answer."""
+
+    key: str
+    browser: Browser
+    way: Way
+
+
+@dataclass(eq=False)
+class Opened:
+    """A launch whose pages a browser was sent to."""
+
+    key: str
+    browser: Browser
+    user: int | None
+    server: str
+    patient: str | None
+    is_live: bool = True
+
+
+@dataclass
+class Step:
+    """What people and servers did since the last judgment."""
+
+    #: Whom a code proved in which browser.
+    ways: dict[Browser, Way] = field(default_factory=dict)
+    #: Whose button "Connect" led to it, and whether it lends the account.
+    connecting: dict[Browser, tuple[int | None, bool]] = field(default_factory=dict)
+    #: Whose form said yes to another user.
+    decided: set[Browser] = field(default_factory=set)
+    opened: set[Browser] = field(default_factory=set)
+    signed_out: set[Browser] = field(default_factory=set)
+    active: set[Browser] = field(default_factory=set)
+
+
+class World:
+    """One example: rows, browsers, and the ground truth."""
+
+    def __init__(
+        self,
+        ehrs: Mapping[str, EHRSimulator],
+        hostile: Hostile,
+        tally: Counter[str],
+    ) -> None:
+        self.ehrs, self.hostile, self.tally = ehrs, hostile, tally
+        _empty_tables()
+        hostile.forget()
+        register_clients(ehrs, SigningKey.objects.as_jwks())
+        for name in BASE_URLS:
+            self._register(name)
+        self.people = list(ehrs[EVIL].users)
+        self.patients = list(ehrs[EVIL].data["Patient"])
+        self.browsers = {name: Browser(name) for name in (*VICTIMS, LAIR)}
+        self.passwords = {
+            "carla": User.objects.create_user("carla", password=PASSWORD),
+            "root": User.objects.create_superuser("root", password=PASSWORD),
+            "mallory": User.objects.create_user("mallory", password=PASSWORD),
+        }
+        self.known_users = {user.pk for user in self.passwords.values()}
+        self.evil_users: set[int] = set()
+        self.ways: dict[Way, int] = {}
+        self.pending: list[Pending] = []
+        self.callbacks: list[tuple[Browser, str]] = []
+        self.used: list[tuple[Browser, str]] = []
+        self.proven: list[tuple[str, int]] = []
+        self.parked: list[Parked] = []
+        self.opened: dict[str, Opened] = {}
+        self.switching: set[str] = set()
+        self.jars: list[dict[str, str]] = []
+        self.given: dict[str, tuple[Way, Browser]] = {}
+        self.seen_rows = {Identity: 0, TokenGrant: 0}
+        self.sessions: dict[Browser, int | None] = dict.fromkeys(self.browsers.values())
+        self.step = Step()
+
+    @staticmethod
+    def _register(name: str) -> None:
+        has_secret = name == "meadow"
+        make_registration(
+            server__slug=name,
+            server__name=name.title(),
+            server__base_url=BASE_URLS[name],
+            client_id=CLIENT_IDS[name],
+            token_endpoint_auth_method=(
+                "client_secret_basic" if has_secret else "private_key_jwt"
+            ),
+            client_secret=SECRET if has_secret else "",
+            signing_algorithm="ES384",
+            redirect_uri=get_redirect_uri(name),
+            # Launches from Meadow's charts are without an identity.
+            ehr_scope=(
+                f"launch {_SCOPE}"
+                if has_secret
+                else f"launch openid fhirUser {_SCOPE} online_access"
+            ),
+            standalone_scope=_SIGN_IN,
+        )
+
+    # Who sits where
+
+    def get_person(self, browser: Browser, number: int) -> str:
+        """Who signs in to an honest EHR there: the attacker is a patient, too."""
+        return self.people[number % 3] if browser.is_victim else self.people[3]
+
+    # What browsers do
+
+    def note_start(
+        self,
+        browser: Browser,
+        server: str,
+        response: Any,
+        *,
+        user: int | None,
+        connects: bool = False,
+        lends: bool = False,
+    ) -> Pending | None:
+        """The site's answer to a start: the request for the server, if there is one."""
+        self.step.active.add(browser)
+        url = response.get("Location", "")
+        if response.status_code != 302 or "state=" not in url:
+            return None
+        started = Pending(browser, server, url, user, connects, lends)
+        self.pending.append(started)
+        return started
+
+    def authorize(
+        self, browser: Browser, url: str, number: int, *, patient: int = 0
+    ) -> str | None:
+        """
+        Open an authorization page in *browser*; whoever sits there approves.
+
+        Returns:
+            Where the browser is sent to, or ``None`` if the page refuses.
+        """
+        endpoint = url.partition("?")[0]
+        name = next(
+            (
+                each
+                for each, ehr in self.ehrs.items()
+                if ehr.authorization_endpoint == endpoint
+            ),
+            None,
+        )
+        if name is None:
+            return None
+        ehr = self.ehrs[name]
+        person = (
+            self.people[number % 3]
+            if name == EVIL
+            else self.get_person(browser, number)
+        )
+        launch = ehr.store.launches.get(
+            dict(parse_qsl(urlsplit(url).query)).get("launch", "")
+        )
+        if name != EVIL and launch is not None and launch.user != person:
+            return None  # their EHR knows who has clicked
+        try:
+            callback = ehr.authorize(
+                url,
+                user=person,
+                patient=self.patients[patient % len(self.patients)],
+            )
+        except AuthorizationPageError:
+            return None
+        query = dict(parse_qsl(urlsplit(callback).query))
+        if name != "harbour":
+            query.pop("iss", None)
+        if (code := query.get("code")) and name != EVIL:
+            self.given[code] = (name, person), browser
+        return callback.partition("?")[0] + "?" + urlencode(query)
+
+    def get_pending(self, state: str) -> Pending | None:
+        """The request with this state."""
+        return next(
+            (each for each in self.pending if each.query["state"] == state), None
+        )
+
+    def visit_callback(self, browser: Browser, url: str) -> None:
+        """Let *browser* follow a redirect to the site."""
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        way = self._get_way(browser, query)
+        if way is not None:
+            self.step.ways[browser] = way
+        pending = self.get_pending(query.get("state", ""))
+        if pending is not None and pending.connects:
+            self.step.connecting[browser] = pending.user, pending.lends
+        self.used.append((browser, url))
+        self.note_answer(browser, self.get(browser, url))
+
+    def note_answer(self, browser: Browser, response: Any) -> None:
+        """Where the site sends a browser that has proven somebody."""
+        location, way = response.get("Location", ""), self.step.ways.get(browser)
+        if response.status_code == 302 and location.startswith("/~"):
+            self._note_opened(browser, location, way)
+        elif found := re.search(r"/decide/([^/]+)/", unquote(location)):
+            if way is not None and found[1] not in {each.key for each in self.parked}:
+                self.tally["asked"] += 1
+                self.parked.append(Parked(found[1], browser, way))
+        else:
+            context = getattr(response, "context", None) or {}
+            self.tally[str(context.get("code", response.status_code))] += 1
+
+    def _get_way(self, browser: Browser, query: Mapping[str, str]) -> Way | None:
+        """Whom the code and the state prove, if both are what they should be."""
+        pending = self.get_pending(query.get("state", ""))
+        if pending is None:
+            return None
+        if pending.server == EVIL:
+            return (EVIL, "")
+        given = self.given.get(query.get("code", ""))
+        if given is None:
+            return None
+        way, where = given
+        return way if way[0] == pending.server and where is browser else None
+
+    def _note_opened(self, browser: Browser, location: str, way: Way | None) -> None:
+        key = location.split("/")[1].removeprefix("~")
+        if way is None:
+            raise ViolationError(
+                f"{browser.name} completed a launch that proves nobody"
+            )
+        launch = Launch.objects.with_related().get(key=key)
+        patient = None
+        if way[0] in HONEST and launch.grant is not None:
+            patient = self.ehrs[way[0]].patient_of(launch.grant.access_token)
+        self.tally[f"opened at {way[0]}"] += 1
+        user = browser.user
+        self.step.opened.add(browser)
+        if key not in self.opened:
+            self.opened[key] = Opened(key, browser, user, way[0], patient)
+
+    def get(self, browser: Browser, url: str) -> Any:
+        """Open a page of the site."""
+        self.step.active.add(browser)
+        parts = urlsplit(url)
+        return browser.client.get(parts.path, parse_qsl(parts.query))
+
+    def post(self, browser: Browser, path: str, **values: Any) -> Any:
+        """Send a form of the site, as the person there."""
+        self.step.active.add(browser)
+        return browser.client.post(path, values)
+
+    def sign_in(self, browser: Browser, username: str) -> None:
+        """With a password; whoever was there before goes."""
+        self.post(browser, "/accounts/login/", username=username, password=PASSWORD)
+        self.sessions[browser] = user = browser.user
+        if user != self.passwords[username].pk:
+            raise ViolationError(f"{username} could not sign in at {browser.name}")
+
+    def sign_out(self, browser: Browser) -> None:
+        """A click, which ends what was open there."""
+        self.post(browser, "/smart/logout/")
+        self.sessions[browser] = None
+        for opened in self.opened.values():
+            opened.is_live = opened.is_live and opened.browser is not browser
+
+    @staticmethod
+    def forget_discovery(server: str) -> None:
+        """Let what is known of *server* be out of date."""
+        FHIRServer.objects.filter(slug=server).update(
+            configuration_fetched_at=None,
+            discovery_failed_at=None,
+            jwks_fetched_at=None,
+            jwks_missed_at=None,
+        )
+
+    # What must be true
+
+    def judge(self) -> None:
+        """
+        Compare the site with what happened.
+
+        Raises:
+            ViolationError: the site did what nobody there has a right to.
+        """
+        self._judge_requests()
+        self._judge_identities()
+        self._judge_sessions()
+        self._judge_grants()
+        self._judge_pages()
+        self.step = Step()
+
+    def _judge_requests(self) -> None:
+        """No code, token or assertion of an honest EHR reached the hostile one."""
+        if not self.ehrs[EVIL].requests:
+            return
+        secrets = set(self._iter_secrets())
+        for request in self.ehrs[EVIL].requests:
+            sent = b" ".join(
+                [
+                    request.url.encode(),
+                    request.body,
+                    *(value.encode() for value in request.headers.values()),
+                ]
+            )
+            if found := secrets.intersection(_TOKEN.findall(sent)):
+                what = ", ".join(self._describe(each.decode()) for each in found)
+                raise ViolationError(f"{what} reached the hostile server")
+            for assertion in _JWT.findall(sent):
+                self._judge_assertion(assertion.decode())
+        self.ehrs[EVIL].clear_requests()
+
+    def _judge_assertion(self, assertion: str) -> None:
+        claims = jwt.decode(assertion, options={"verify_signature": False})
+        for name in HONEST:
+            if str(claims.get("aud", "")).startswith(self.ehrs[name].issuer + "/"):
+                raise ViolationError(
+                    f"an assertion for {claims['aud']} reached the hostile server"
+                )
+
+    def _iter_secrets(self) -> Iterator[bytes]:
+        """Codes of the honest, and every token that the site got for one."""
+        for name in HONEST:
+            store = self.ehrs[name].store
+            for code in store.codes:
+                _, browser = self.given.get(code, (None, None))
+                if (
+                    browser is not None
+                    and browser.is_victim
+                    and self._is_ours(name, code)
+                ):
+                    yield code.encode()
+            for value in (*store.access_tokens, *store.refresh_tokens):
+                grant = store.grant_of(value)
+                if grant is not None and grant.client_id == CLIENT_IDS[name]:
+                    yield value.encode()
+
+    def _is_ours(self, name: str, code: str) -> bool:
+        grant = self.ehrs[name].store.codes[code].grant
+        return grant.client_id == CLIENT_IDS[name]
+
+    def _describe(self, secret: str) -> str:
+        for name in HONEST:
+            if secret in self.ehrs[name].store.codes:
+                return f"a code of {name}"
+        return "a token of an honest EHR"
+
+    def _judge_identities(self) -> None:
+        """An identity is linked only by its own server, to whom it was proven for."""
+        for identity in self._take_new(Identity):
+            server, user = identity.server.slug, identity.user_id
+            browser = self._find_prover(server, identity.subject)
+            if browser is None:
+                raise ViolationError(
+                    f"an identity of {server} was linked that nobody proved there"
+                )
+            way = self.step.ways[browser]
+            is_new = user not in self.known_users
+            connecting, lends = self.step.connecting.get(browser, (None, False))
+            is_connected = connecting == user == self.sessions[browser]
+            if not (is_new or is_connected):
+                raise ViolationError(f"user {user} was linked to {way} by nobody")
+            self.known_users.add(user)
+            if is_new or lends:
+                self._lend(way, user)
+
+    def _lend(self, way: Way, user: int) -> None:
+        """From now on whoever *way* proves may be signed in as *user*."""
+        if user == self.passwords["root"].pk and way[0] != TRUSTED:
+            return
+        if way[0] == EVIL:
+            self.evil_users.add(user)
+        else:
+            self.ways[way] = user
+
+    def _find_prover(self, server: str, subject: str) -> Browser | None:
+        for browser, (name, person) in self.step.ways.items():
+            if name == server and (
+                name == EVIL or self.ehrs[name].users[person].subject == subject
+            ):
+                return browser
+        return None
+
+    def _judge_sessions(self) -> None:
+        """Whoever is signed in did so there; nobody is replaced without their form."""
+        for browser in self.step.opened:
+            user, lends = self.step.connecting.get(browser, (None, False))
+            if lends and user and user == self.sessions[browser] == browser.user:
+                self._lend(self.step.ways[browser], user)
+        for browser, before in self.sessions.items():
+            user = browser.user
+            if user == before:
+                continue
+            self.sessions[browser] = user
+            if user is None:
+                if browser not in self.step.signed_out:
+                    raise ViolationError(f"{browser.name} was signed out")
+                continue
+            if user not in self._get_entitled(browser):
+                raise ViolationError(
+                    f"{browser.name} is signed in as user {user}, who did not sign in "
+                    "there"
+                )
+            way = self.step.ways.get(browser)
+            switches = way is not None and way[0] in self.switching
+            if not (before is None or browser in self.step.decided or switches):
+                raise ViolationError(
+                    f"{browser.name} was user {before}, and is user {user} without a "
+                    "form"
+                )
+
+    def _get_entitled(self, browser: Browser) -> set[int]:
+        """Whom a browser may turn out to be signed in as after this step."""
+        entitled = set()
+        way = self.step.ways.get(browser)
+        if way is not None:
+            if way[0] == EVIL:
+                entitled |= self.evil_users
+            elif way in self.ways:
+                entitled.add(self.ways[way])
+        return entitled
+
+    def _judge_grants(self) -> None:
+        """A grant belongs to who signed in to its EHR, in the browser of the launch."""
+        for grant in self._take_new(TokenGrant):
+            name = grant.registration.server.slug
+            if name == EVIL or grant.status != TokenGrant.Status.ACTIVE:
+                continue
+            known = self.ehrs[name].store.grant_of(grant.access_token)
+            where = [
+                browser
+                for code, (_, browser) in self.given.items()
+                if (found := self.ehrs[name].store.codes.get(code)) is not None
+                and found.grant is known
+            ]
+            if not where or where[0] not in self.step.ways:
+                raise ViolationError(f"a grant of {name} came from another browser")
+            if grant.user_id != where[0].user:
+                raise ViolationError(
+                    f"a grant of {name} is user {grant.user_id}'s, and {where[0].name} "
+                    f"is user {where[0].user}'s"
+                )
+
+    def _judge_pages(self) -> None:
+        """What changed may be visible elsewhere: look."""
+        for browser in self.step.active:
+            self.look(browser)
+            for opened in list(self.opened.values())[-2:]:
+                self.look(browser, opened.key)
+        if self.step.ways and self.opened:
+            newest = list(self.opened)[-1]
+            for browser in self.browsers.values():
+                if browser not in self.step.active:
+                    self.look(browser, newest)
+
+    def look(self, browser: Browser, key: str = "") -> None:
+        """
+        Open the page of a launch; keys are no secret.
+
+        Raises:
+            ViolationError: it shows what was not opened in this browser, or not by
+                who is signed in.
+        """
+        path = f"/~{key}/seen/" if key else "/seen/"
+        response = browser.client.get(path)
+        if response.status_code != 200:
+            return
+        shown = response.json()
+        if shown["user"] != self.sessions[browser]:
+            raise ViolationError(f"{browser.name} is shown user {shown['user']}")
+        if shown["key"] is None:
+            return
+        self.tally["seen"] += 1
+        opened = self.opened.get(shown["key"])
+        if opened is None or opened.browser is not browser:
+            raise ViolationError(f"{browser.name} is shown what others have opened")
+        if opened.user != shown["user"]:
+            raise ViolationError(
+                f"user {shown['user']} is shown what user {opened.user} has opened"
+            )
+        if opened.server in HONEST and shown["patient"] != opened.patient:
+            raise ViolationError(f"{browser.name} is shown another record")
+
+    def _take_new(self, model: Any) -> list[Any]:
+        new = list(model.objects.filter(pk__gt=self.seen_rows[model]).order_by("pk"))
+        if new:
+            self.seen_rows[model] = new[-1].pk
+        return new
+
+
+def _empty_tables() -> None:
+    for model in (
+        Session,
+        Launch,
+        TokenGrant,
+        Identity,
+        ClientRegistration,
+        FHIRServer,
+    ):
+        model.objects.all().delete()
+    User.objects.all().delete()
+    cache.clear()
+    if not SigningKey.objects.exists():
+        create_signing_key("ES384")

@@ -1,0 +1,709 @@
+"""Parked launches: who signs in, who decides, and what happens to the tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import pytest
+import time_machine
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.http import HttpResponseBase
+from django.test import Client
+from django.test.utils import override_script_prefix
+from django.utils import timezone
+
+from django_smart import tasks
+from django_smart.backends import SMARTAuthenticationBackend
+from django_smart.launches.purge import purge
+from django_smart.models import Identity, Launch, TokenGrant
+from django_smart.signals import launch_failed
+from django_smart.testing import EHRSimulator
+from tests.answers import after_answer
+from tests.celery import Broker
+from tests.ehr import (
+    connect,
+    get_callback,
+    get_launch,
+    launch,
+    listening,
+    make_browser,
+    start_ehr_launch,
+    start_login,
+)
+from tests.factories import make_registration, make_user
+from tests.launch_urls import get_code, open_page
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+
+User: Any = get_user_model()
+_NAMED = "launch openid fhirUser profile patient/Patient.rs online_access"
+_COOKIE = "__Host-smart_browser"
+
+
+@pytest.fixture
+def commit(django_capture_on_commit_callbacks: Any) -> Callable[[], Any]:
+    """A ``with`` block after which what waits for the commit has run."""
+    return lambda: django_capture_on_commit_callbacks(execute=True)
+
+
+@pytest.fixture(autouse=True)
+def _login_url(settings: Any) -> None:
+    settings.LOGIN_URL = "/admin/login/"
+
+
+def _sign_in(browser: Client, user: Any) -> Any:
+    browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    return user
+
+
+def _signed_in(browser: Client) -> str | None:
+    return browser.session.get("_auth_user_id")
+
+
+def _launch(browser: Client, ehr: EHRSimulator, **values: Any) -> Any:
+    """The answer of the callback of an EHR launch."""
+    return get_callback(
+        browser, ehr.authorize(start_ehr_launch(browser, ehr, **values))
+    )
+
+
+def _get_parked(response: HttpResponseBase) -> tuple[Launch, str]:
+    """The parked launch that *response* leads to, and the page that asks."""
+    assert response.status_code == 302, getattr(response, "content", b"")
+    location = response["Location"].replace("%2F", "/")
+    found = re.search(r"/smart/decide/([A-Za-z0-9_-]+)/", location)
+    assert found is not None, location
+    parked = Launch.objects.get(key=found[1])
+    assert (parked.status, parked.grant) == ("parked", None)
+    return parked, found[0]
+
+
+def _second_clinician(ehr: EHRSimulator) -> str:
+    return [name for name in ehr.users if name.startswith("Practitioner/")][1]
+
+
+# Connecting lends records, not the account
+
+
+@pytest.mark.usefixtures("registration")
+def test_connected_account_signs_nobody_in(ehr: EHRSimulator) -> None:
+    owner = make_user("maria")
+    connect(_signed_in_browser(owner), ehr)
+    browser = make_browser()
+    response = _launch(browser, ehr)
+    parked, page = _get_parked(response)
+    assert response["Location"] == f"/admin/login/?next={page}"
+    assert (_signed_in(browser), parked.question) == (None, "sign_in")
+    # Neither the session nor a column that can be read has the tokens.
+    held = parked.held
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT held FROM django_smart_launch WHERE id = %s", [parked.pk]
+        )
+        assert "access_token" in held
+        assert "access_token" not in cursor.fetchone()[0]
+    # Nor does opening the page.
+    assert browser.get(page).status_code == 200
+    assert browser.post(page, {"choice": "switch"}).status_code == 302
+    assert _signed_in(browser) is None
+
+    _sign_in(browser, owner)
+    before = browser.session.session_key
+    finished = get_launch(browser.get(page))
+    assert (finished.pk, finished.user, finished.held) == (parked.pk, owner, "")
+    assert browser.session.session_key == before
+    assert open_page(browser, finished) == 200
+    assert not Identity.objects.get().may_sign_in
+    # Back and forward: the page leads to what was opened.
+    assert get_launch(browser.get(page)) == finished
+    assert get_launch(browser.post(page, {"choice": "cancel"})) == finished
+
+
+def _signed_in_browser(user: Any) -> Client:
+    browser = make_browser()
+    _sign_in(browser, user)
+    return browser
+
+
+@pytest.mark.usefixtures("registration")
+def test_account_signs_in_for_whoever_chose_that_while_connecting(
+    ehr: EHRSimulator,
+) -> None:
+    owner = make_user("maria")
+    browser = _signed_in_browser(owner)
+    assert b"may_sign_in" in browser.get("/smart/login/?server=harbour").content
+    get_callback(browser, ehr.authorize(start_login(browser, may_sign_in="on")))
+    assert Identity.objects.get().may_sign_in
+    other = make_browser()
+    assert launch(other, ehr).user == owner
+    assert _signed_in(other) == str(owner.pk)
+
+
+@pytest.mark.usefixtures("registration")
+def test_account_that_signs_in_still_does_after_connecting_without_the_choice(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    owner = launch(browser, ehr).user
+    connect(browser, ehr)
+    assert launch(make_browser(), ehr).user == owner
+
+
+def test_connected_account_signs_nobody_in_at_a_server_of_the_same_group(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration(server__login_group="tenants")
+    owner = make_user("maria")
+    connect(_signed_in_browser(owner), ehr)
+    # The same account as another tenant of the group has proven it.
+    other = make_registration(
+        server__slug="other",
+        server__base_url="https://ehr.example.org/other",
+        server__login_group="tenants",
+        redirect_uri="https://app.example.org/smart/callback/other/",
+    )
+    Identity.objects.update(server=other.server)
+    assert registration.server.identities.count() == 0
+    browser = _signed_in_browser(owner)
+    assert launch(browser, ehr).user == owner
+    assert not registration.server.identities.get().may_sign_in
+    _get_parked(_launch(make_browser(), ehr))
+
+
+@pytest.mark.usefixtures("registration")
+def test_only_the_user_of_the_account_goes_on(ehr: EHRSimulator) -> None:
+    owner, other = make_user("maria", first_name="Maria"), make_user("sam")
+    connect(_signed_in_browser(owner), ehr)
+    browser = make_browser()
+    _, page = _get_parked(_launch(browser, ehr))
+    _sign_in(browser, other)
+    for choice in ("switch", "connect", "create", ""):
+        assert browser.post(page, {"choice": choice})["Location"] == page
+    assert b"Maria" in browser.get(page).content
+    assert _signed_in(browser) == str(other.pk)
+    assert Launch.objects.get(user=owner).intent == "connect"
+    # To sign in as that user signs the other one out, and keeps what was opened.
+    cookie = browser.cookies[_COOKIE].value
+    response = browser.post(page, {"choice": "sign_in"})
+    assert response["Location"] == f"/admin/login/?next={page}"
+    assert _signed_in(browser) is None
+    assert browser.cookies[_COOKIE].value != cookie
+    _sign_in(browser, owner)
+    # The button of a page that is older than the sign-in does not sign out again.
+    assert get_launch(browser.post(page, {"choice": "sign_in"})).user == owner
+    assert _signed_in(browser) == str(owner.pk)
+
+
+@pytest.mark.usefixtures("registration")
+def test_parked_launch_is_found_by_the_browser_that_opened_it_alone(
+    ehr: EHRSimulator,
+) -> None:
+    owner = make_user("maria")
+    connect(_signed_in_browser(owner), ehr)
+    _, page = _get_parked(_launch(make_browser(), ehr))
+    stranger = _signed_in_browser(owner)
+    start_ehr_launch(stranger, ehr)
+    for response in (stranger.get(page), stranger.post(page, {"choice": "cancel"})):
+        assert (response.status_code, get_code(response)) == (404, "decision_unknown")
+    assert Launch.objects.parked().count() == 1
+    unknown = stranger.get("/smart/decide/abcdefghijklmnopqrstuvwx/")
+    assert get_code(unknown) == "decision_unknown"
+
+
+@pytest.mark.usefixtures("registration")
+def test_question_is_not_shown_to_whoever_noted_the_cookie_before_the_launch(
+    ehr: EHRSimulator,
+) -> None:
+    owner = make_user("maria")
+    connect(_signed_in_browser(owner), ehr)
+    browser, lair = make_browser(), make_browser()
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    noted = browser.cookies[_COOKIE].value
+    other = ehr.authorize(start_ehr_launch(browser, ehr))
+    _, page = _get_parked(get_callback(browser, callback))
+    lair.cookies[_COOKIE] = noted
+    assert get_code(lair.get(page)) == "decision_unknown"
+    # The browser itself answers, and finishes what it started meanwhile.
+    _, second = _get_parked(get_callback(browser, other))
+    _sign_in(browser, owner)
+    for each in (page, second):
+        assert get_launch(browser.get(each)).user == owner
+
+
+@pytest.mark.usefixtures("registration")
+def test_parked_launch_follows_the_cookie_that_a_sign_in_replaces(
+    ehr: EHRSimulator,
+) -> None:
+    owner = User.objects.create_superuser("maria", password="a password")
+    connect(_signed_in_browser(owner), ehr)
+    browser = make_browser()
+    first = launch(browser, ehr, user=_second_clinician(ehr))
+    _, page = _get_parked(_launch(browser, ehr))
+    cookie = browser.cookies[_COOKIE].value
+    response = browser.post(
+        f"/admin/login/?next={page}", {"username": "maria", "password": "a password"}
+    )
+    assert response["Location"] == page
+    assert browser.cookies[_COOKIE].value != cookie
+    assert get_launch(browser.get(page)).user == owner
+    assert open_page(browser, first) == 410
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("root", ["", "/app"])
+def test_sign_in_by_the_ehr_alone_does_not_go_round_in_circles(
+    ehr: EHRSimulator, settings: Any, root: str
+) -> None:
+    settings.LOGIN_URL = f"{root}/smart/login/?server=harbour"
+    connect(_signed_in_browser(make_user("maria")), ehr)
+    browser = make_browser()
+    with override_script_prefix(f"{root}/"):
+        response = _launch(browser, ehr)
+    _, page = _get_parked(response)
+    assert response["Location"] == root + page
+
+
+# Staff
+
+
+@pytest.mark.parametrize("right", ["is_staff", "is_superuser"])
+def test_staff_sign_in_through_servers_that_the_site_names(
+    ehr: EHRSimulator, registration: Any, settings: Any, right: str
+) -> None:
+    owner = launch(make_browser(), ehr).user
+    assert owner is not None
+    User.objects.update(**{right: True})
+    browser = make_browser()
+    _, page = _get_parked(_launch(browser, ehr))
+    assert _signed_in(browser) is None
+    _sign_in(browser, owner)
+    assert get_launch(browser.get(page)).user == owner
+    # Whoever is signed in already is not signed in by the server.
+    assert launch(browser, ehr).user == owner
+
+    settings.SMART_STAFF_SIGN_IN_SERVERS = [registration.server.slug]
+    assert launch(make_browser(), ehr).user == owner
+
+
+@pytest.mark.usefixtures("registration")
+def test_staff_cannot_choose_that_an_unnamed_server_signs_them_in(
+    ehr: EHRSimulator,
+) -> None:
+    owner = make_user("root", is_superuser=True)
+    browser = _signed_in_browser(owner)
+    assert b"may_sign_in" not in browser.get("/smart/login/?server=harbour").content
+    get_callback(browser, ehr.authorize(start_login(browser, may_sign_in="on")))
+    other = make_browser()
+    _get_parked(_launch(other, ehr))
+    assert _signed_in(other) is None
+
+
+# Another user
+
+
+def _open_as_first(ehr: EHRSimulator, **values: Any) -> tuple[Client, Launch]:
+    """A browser in which the first clinician has opened a chart."""
+    make_registration(**{"ehr_scope": _NAMED, **values})
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    User.objects.filter(pk=opened.user_id).update(first_name="Ada", last_name="King")
+    return browser, opened
+
+
+def test_nobody_is_replaced_without_a_click(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser, opened = _open_as_first(ehr)
+    second = _second_clinician(ehr)
+    other = launch(make_browser(), ehr, user=second).user
+    assert other is not None
+    before, cookie = browser.session.session_key, browser.cookies[_COOKIE].value
+    parked, page = _get_parked(_launch(browser, ehr, user=second))
+    assert parked.question == "switch"
+    text = browser.get(page).content.decode()
+    assert "Ada King" in text
+    assert ehr.users[second].name in text
+    assert "smart-" not in re.sub(r'class="[^"]*"', "", text).replace("smart-page", "")
+    assert browser.session.session_key == before
+    assert open_page(browser, opened) == 200
+
+    with commit():
+        finished = get_launch(browser.post(page, {"choice": "switch"}))
+    assert finished.user == other
+    assert _signed_in(browser) == str(other.pk)
+    assert browser.cookies[_COOKIE].value != cookie
+    assert open_page(browser, finished) == 200
+    assert open_page(browser, opened) == 410
+    opened.refresh_from_db()
+    assert opened.error_code == "user_changed"
+
+
+class _Twice(SMARTAuthenticationBackend):
+    """Lets a second click come in while the first is answered."""
+
+    clicks: ClassVar[list[Callable[[], Any]]] = []
+
+    def filter_users_by_claims(self, claims: Any) -> Any:
+        if self.clicks:
+            self.clicks.pop()()
+        return super().filter_users_by_claims(claims)
+
+
+def test_second_click_leads_to_what_the_first_has_opened(
+    ehr: EHRSimulator, settings: Any
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}._Twice"]
+    browser, _ = _open_as_first(ehr)
+    other = launch(make_browser(), ehr, user=_second_clinician(ehr)).user
+    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    same, answers = make_browser(), []
+    same.cookies.load(browser.cookies.output(header=""))
+    _Twice.clicks.append(lambda: answers.append(same.post(page, {"choice": "switch"})))
+    response = browser.post(page, {"choice": "switch"})
+    opened = get_launch(answers.pop())
+    assert opened.user == other
+    # The browser brings the cookies of the answer that came first.
+    assert get_launch(same.get(response["Location"])) == opened
+
+
+def test_whoever_stays_keeps_everything_and_the_tokens_are_revoked(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser, opened = _open_as_first(ehr)
+    before = browser.session.session_key
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(parked)
+    with listening(launch_failed) as failed, commit():
+        response = browser.post(page, {"choice": "cancel"})
+    assert (response.status_code, get_code(response)) == (403, "decision_declined")
+    assert failed[0]["launch"] == parked
+    assert _is_revoked(ehr, token)
+    parked.refresh_from_db()
+    assert (parked.status, parked.error_code) == ("failed", "decision_declined")
+    assert (parked.held, parked.question) == ("", "")
+    assert browser.session.session_key == before
+    assert open_page(browser, opened) == 200
+    again = browser.post(page, {"choice": "switch"})
+    assert (again.status_code, get_code(again)) == (410, "decision_expired")
+    assert _signed_in(browser) == str(opened.user_id)
+
+
+def _get_access_token(parked: Launch) -> str:
+    found = re.search(r'"access_token": "([^"]+)"', parked.held)
+    assert found is not None
+    return found[1]
+
+
+def _is_revoked(ehr: EHRSimulator, token: str) -> bool:
+    grant = ehr.store.grant_of(token)
+    return grant is None or grant.revoked
+
+
+@pytest.mark.parametrize("by", ["page", "task", "purge"])
+def test_whoever_waits_too_long_has_to_start_again(
+    ehr: EHRSimulator, commit: Callable[[], Any], by: str
+) -> None:
+    browser, opened = _open_as_first(ehr)
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(parked)
+    assert parked.expires_at - timezone.now() <= timedelta(minutes=5)
+    with time_machine.travel(timezone.now() + timedelta(minutes=5)):
+        with commit():
+            if by == "purge":
+                purge()
+            elif by == "task":
+                tasks.end_parked_launches([parked.pk])
+            response = browser.post(page, {"choice": "switch"})
+        assert (response.status_code, get_code(response)) == (410, "decision_expired")
+    parked.refresh_from_db()
+    assert (parked.status, parked.held) == ("failed", "")
+    assert _is_revoked(ehr, token)
+    assert _signed_in(browser) == str(opened.user_id)
+
+
+def test_worker_is_told_when_to_end_what_nobody_decides(
+    ehr: EHRSimulator, broker: Broker
+) -> None:
+    browser, _ = _open_as_first(ehr)
+    parked, _ = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    assert broker.messages == [("end_parked_launches", ([parked.pk],))]
+    assert broker.options[0]["countdown"] > 300
+    # Without a broker the purge does it.
+    broker.error = ConnectionError("no broker")
+    _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+
+
+def test_answer_needs_the_csrf_token_of_the_session(ehr: EHRSimulator) -> None:
+    browser, opened = _open_as_first(ehr)
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    browser.handler.enforce_csrf_checks = True
+    assert browser.post(page, {"choice": "switch"}).status_code == 403
+    assert _signed_in(browser) == str(opened.user_id)
+    token = re.search(
+        r'name="csrfmiddlewaretoken" value="([^"]+)"',
+        browser.get(page).content.decode(),
+    )
+    assert token is not None
+    values = {"choice": "switch", "csrfmiddlewaretoken": token[1]}
+    headers = {"Referer": f"https://app.example.org{page}"}
+    assert browser.post(page, values, headers=headers).status_code == 302
+    assert _signed_in(browser) != str(opened.user_id)
+
+
+def test_question_about_one_user_is_not_another_one_s(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser, _ = _open_as_first(ehr)
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(parked)
+    third = _sign_in(browser, make_user("sam"))
+    with commit():
+        response = browser.post(page, {"choice": "switch"})
+    assert (response.status_code, get_code(response)) == (409, "user_changed")
+    assert _signed_in(browser) == str(third.pk)
+    assert _is_revoked(ehr, token)
+
+
+def test_two_charts_of_another_user_need_one_click(ehr: EHRSimulator) -> None:
+    browser, _ = _open_as_first(ehr)
+    second = _second_clinician(ehr)
+    other = launch(make_browser(), ehr, user=second).user
+    pages = [_get_parked(_launch(browser, ehr, user=second))[1] for _ in range(2)]
+    first = get_launch(browser.post(pages[0], {"choice": "switch"}))
+    # By its own button, or by a reload: its user is the one signed in now.
+    last = get_launch(browser.get(pages[1]))
+    assert (first.user, last.user) == (other, other)
+    assert [open_page(browser, each) for each in (first, last)] == [200, 200]
+
+
+def test_sign_out_ends_what_waits(ehr: EHRSimulator, commit: Callable[[], Any]) -> None:
+    browser, _ = _open_as_first(ehr)
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(parked)
+    with commit():
+        browser.post("/smart/logout/")
+    assert get_code(browser.get(page)) == "decision_unknown"
+    parked.refresh_from_db()
+    assert (parked.status, parked.error_code) == ("failed", "signed_out")
+    assert _is_revoked(ehr, token)
+
+
+def test_shared_workstation_switches_at_once_and_says_who_is_signed_in(
+    ehr: EHRSimulator,
+) -> None:
+    browser, opened = _open_as_first(ehr, user_switch="switch")
+    second = _second_clinician(ehr)
+    User.objects.filter(pk=launch(make_browser(), ehr, user=second).user_id).update(
+        first_name="Grace", last_name="Hopper"
+    )
+    response = _launch(browser, ehr, user=second)
+    finished = get_launch(response)
+    assert finished.user != opened.user
+    assert open_page(browser, opened) == 410
+    page = browser.get(f"/~{finished.key}/notices/").content.decode()
+    assert "Grace Hopper" in page
+    # Not where the same user goes on.
+    again = launch(browser, ehr, user=second)
+    assert browser.get(f"/~{again.key}/notices/").content == b""
+
+
+@pytest.mark.usefixtures("registration")
+def test_sign_in_that_a_link_began_does_not_replace_who_signed_in_meanwhile(
+    ehr: EHRSimulator,
+) -> None:
+    attacker = launch(make_browser(), ehr).user
+    browser = make_browser()
+    started = browser.get("/smart/login/", {"server": "harbour"})
+    victim = _sign_in(browser, make_user("maria"))
+    response = get_callback(browser, ehr.authorize(started["Location"]))
+    _get_parked(response)
+    assert _signed_in(browser) == str(victim.pk)
+    assert attacker != victim
+
+
+def test_switched_off_server_ends_what_waits(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser, opened = _open_as_first(ehr)
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(parked)
+    parked.registration.is_active = False
+    parked.registration.save()
+    with commit():
+        response = browser.post(page, {"choice": "create"})
+    assert get_code(response) == "registration_inactive"
+    assert _signed_in(browser) == str(opened.user_id)
+    assert _is_revoked(ehr, token)
+
+
+# An unknown account
+
+
+def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> None:
+    make_registration(ehr_scope=_NAMED)
+    user = make_user("maria", first_name="Maria", last_name="Lopez")
+    browser = _signed_in_browser(user)
+    parked, page = _get_parked(_launch(browser, ehr))
+    assert parked.question == "link"
+    text = browser.get(page).content.decode()
+    assert "Maria Lopez" in text
+    assert next(iter(ehr.users.values())).name in text
+    assert not Identity.objects.exists()
+    finished = get_launch(browser.post(page, {"choice": "connect"}))
+    assert (finished.user, finished.intent) == (user, "connect")
+    identity = Identity.objects.get()
+    assert (identity.user, identity.may_sign_in) == (user, False)
+    assert launch(browser, ehr).user == user
+
+
+def test_unknown_account_may_sign_in_if_its_user_says_so(ehr: EHRSimulator) -> None:
+    make_registration()
+    user = make_user("maria")
+    browser = _signed_in_browser(user)
+    _, page = _get_parked(_launch(browser, ehr))
+    browser.post(page, {"choice": "connect", "may_sign_in": "on"})
+    assert launch(make_browser(), ehr).user == user
+
+
+def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    user = make_user("maria")
+    browser = _signed_in_browser(user)
+    _, page = _get_parked(_launch(browser, ehr))
+    finished = get_launch(browser.post(page, {"choice": "create"}))
+    assert finished.user not in (user, None)
+    assert _signed_in(browser) == str(finished.user_id)
+    assert Identity.objects.get().may_sign_in
+
+
+def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None:
+    make_registration(create_users=False)
+    browser = _signed_in_browser(make_user("maria"))
+    _, page = _get_parked(_launch(browser, ehr))
+    assert b'value="create"' not in browser.get(page).content
+    response = browser.post(page, {"choice": "create"})
+    assert (response.status_code, get_code(response)) == (403, "user_refused")
+    assert User.objects.count() == 1
+    assert not TokenGrant.objects.active().exists()
+
+
+# Refused after the exchange
+
+
+@pytest.mark.usefixtures("registration")
+def test_tokens_of_a_refused_launch_are_revoked(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    launch(make_browser(), ehr)
+    browser = _signed_in_browser(make_user("maria"))
+    callback = ehr.authorize(start_login(browser))
+    ehr.clear_requests()
+    with commit():
+        assert get_code(get_callback(browser, callback)) == "identity_in_use"
+    assert len(ehr.requests_to("revoke")) >= 1
+    refused = TokenGrant.objects.exclude(status="active").get()
+    assert (refused.access_token, refused.is_revocation_pending) == ("", False)
+    assert (refused.user, refused.status) == (None, "revoked")
+
+
+class _Broken(SMARTAuthenticationBackend):
+    """A site's own, with a fault."""
+
+    def create_user(self, claims: Any) -> Any:
+        raise RuntimeError("a fault of the site")
+
+
+@pytest.mark.usefixtures("registration")
+def test_tokens_are_revoked_if_a_hook_fails(
+    ehr: EHRSimulator, commit: Callable[[], Any], settings: Any
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}._Broken"]
+    browser = make_browser()
+    with commit(), pytest.raises(RuntimeError, match="a fault of the site"):
+        _launch(browser, ehr)
+    assert len(ehr.requests_to("revoke")) >= 1
+    assert TokenGrant.objects.get().status == "revoked"
+
+
+@pytest.mark.usefixtures("registration")
+def test_tokens_that_come_after_a_sign_out_are_revoked(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    ehr.clear_requests()
+    pending = Launch.objects.filter(status="pending")
+    after_answer(ehr, lambda: pending.fail(error_code="signed_out", now=timezone.now()))
+    with commit():
+        assert get_code(get_callback(browser, callback)) == "state_used"
+    assert len(ehr.requests_to("revoke")) >= 1
+
+
+# Ended by others
+
+
+@pytest.mark.parametrize("by", ["staff", "deactivation"])
+def test_parked_launch_that_others_end_revokes_its_tokens(
+    ehr: EHRSimulator, admin_client: Client, commit: Callable[[], Any], by: str
+) -> None:
+    browser, opened = _open_as_first(ehr)
+    other = launch(make_browser(), ehr, user=_second_clinician(ehr)).user
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    token = _get_access_token(parked)
+    with commit():
+        if by == "staff":
+            admin_client.post(
+                "/admin/django_smart/launch/",
+                {"action": "end", "_selected_action": [parked.pk]},
+            )
+        else:
+            User.objects.filter(pk=other and other.pk).update(is_active=False)
+        response = browser.post(page, {"choice": "switch"})
+    code = "decision_expired" if by == "staff" else "user_inactive"
+    assert get_code(response) == code
+    assert _signed_in(browser) == str(opened.user_id)
+    assert _is_revoked(ehr, token)
+
+
+class _Promoting(SMARTAuthenticationBackend):
+    """A site's own, which makes whoever comes one of the staff."""
+
+    def create_user(self, claims: Any) -> Any:
+        user: Any = super().create_user(claims)
+        user.is_staff = True
+        user.save()
+        return user
+
+
+def test_staff_that_a_hook_makes_need_a_server_that_the_site_names(
+    ehr: EHRSimulator, registration: Any, settings: Any
+) -> None:
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}._Promoting"]
+    browser = make_browser()
+    assert get_code(_launch(browser, ehr)) == "user_refused"
+    assert not User.objects.exists()
+    settings.SMART_STAFF_SIGN_IN_SERVERS = [registration.server.slug]
+    assert launch(browser, ehr).user == User.objects.get()
+
+
+def test_names_are_not_needed(ehr: EHRSimulator) -> None:
+    make_registration()
+    browser = make_browser()
+    launch(browser, ehr)
+    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    text = re.sub(r"csrf\w+\" value=\"\w+", "", browser.get(page).content.decode())
+    made = User.objects.get().username
+    assert made.startswith("smart-")
+    assert made not in text
+    assert made not in browser.get("/smart/login/?server=harbour").content.decode()
