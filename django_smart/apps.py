@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -16,8 +18,30 @@ class DjangoSMARTConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.contrib.auth.signals import user_logged_in, user_logged_out
+
         from . import checks
-        from .launches import sign_out
 
         checks.register_all()
-        sign_out.connect_receivers()
+        user_logged_out.connect(
+            _end_launches_of_browser, dispatch_uid="django_smart.user_logged_out"
+        )
+        user_logged_in.connect(
+            _end_launches_of_others, dispatch_uid="django_smart.user_logged_in"
+        )
+
+
+# Receivers import their module when they run, because in most commands nobody signs in
+# or out, and it loads all of the HTTP client.
+
+
+def _end_launches_of_browser(**values: Any) -> None:
+    from .launches import sign_out
+
+    sign_out.end_launches_of_browser(**values)
+
+
+def _end_launches_of_others(**values: Any) -> None:
+    from .launches import sign_out
+
+    sign_out.end_launches_of_others(**values)

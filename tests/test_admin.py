@@ -283,7 +283,7 @@ def test_server_page_takes_as_many_queries_with_many_registrations(admin_client)
     count()
     for_one = count()
     for number in range(10):
-        make_registration(server, client_id=str(number), ehr_scope="")
+        make_registration(server, client_id=str(number), ehr_scope="", is_active=False)
     assert count() == for_one
 
 
@@ -319,6 +319,28 @@ def test_nothing_is_found_by_a_patient(admin_client, rows, model):
     assert f'href="{url}' not in found.content.decode()
 
 
+def test_grants_are_filtered_by_their_known_end(admin_client, rows):
+    now = timezone.now()
+    soon, later, unknown = (
+        rows[TokenGrant],
+        *(make_grant(rows[TokenGrant].registration) for _ in range(2)),
+    )
+    for grant, days in ((soon, 1), (later, 90)):
+        ends_at = now + timedelta(days=days)
+        TokenGrant.objects.filter(pk=grant.pk).update(
+            is_offline=True, ends_at=ends_at, ends_soon_at=ends_at - timedelta(days=7)
+        )
+
+    def list_grants(value: str) -> set[int]:
+        url = url_of(TokenGrant, "changelist")
+        page = admin_client.get(url, {"known_end": value})
+        return {grant.pk for grant in page.context["cl"].result_list}
+
+    assert list_grants("soon") == {soon.pk}
+    assert list_grants("known") == {soon.pk, later.pk}
+    assert unknown.pk not in list_grants("known")
+
+
 # Servers
 
 
@@ -344,8 +366,9 @@ def test_preset_fills_in_what_was_not_typed(admin_client, sent):
     ("name", "value", "message"),
     [
         ("base_url", "http://ehr.example.org/fhir", "https"),
-        ("base_url", "HTTPS://EHR.example.org/0/fhir/", "registered already"),
-        ("token_endpoint", "ftp://ehr.example.org", "https"),
+        ("base_url", "HTTPS://EHR.example.org/0/fhir/", "already registered"),
+        ("overrides", '{"token_endpoint": "ftp://ehr.example.org"}', "https"),
+        ("overrides", '{"capabilities": "launch-ehr"}', "not a list"),
         ("frame_origins", '["https://ehr.example.org/path"]', "not an origin"),
         ("discovery_headers", '{"X": 1}', "printable ASCII"),
     ],
@@ -378,7 +401,7 @@ def test_server_page_tells_what_it_offers_in_words(admin_client, rows):
 
 def test_server_page_tells_which_endpoints_were_entered_by_hand(admin_client, rows):
     server = rows[FHIRServer]
-    server.token_endpoint = "https://other.example.org/token"
+    server.overrides = {"token_endpoint": "https://other.example.org/token"}
     server.save()
     content = admin_client.get(url_of(FHIRServer, "change", server.pk)).content.decode()
     assert "https://other.example.org/token</code>" in content
@@ -388,11 +411,14 @@ def test_server_page_tells_which_endpoints_were_entered_by_hand(admin_client, ro
 @pytest.mark.parametrize(
     ("configuration", "words"),
     [
-        (None, "Not asked yet."),
-        ({"token_endpoint": 1}, "What was stored cannot be used: token_endpoint"),
+        (None, "Not fetched yet."),
+        (
+            {"token_endpoint": 1},
+            "The stored configuration cannot be used: token_endpoint",
+        ),
         (
             {"token_endpoint": "https://ehr.example.org/token"},
-            "left out, though required: capabilities",
+            "required but missing: capabilities",
         ),
     ],
 )
@@ -488,6 +514,19 @@ def test_registration_is_added_with_a_secret(admin_client):
     assert ClientRegistration.objects.get().client_secret == f" {SECRET} "
 
 
+def test_backend_service_with_a_secret_is_reminded_of_keys(admin_client, rows):
+    url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
+
+    def save(**values: str) -> str:
+        response = admin_client.post(url, registration_form(**values), follow=True)
+        return " ".join(map(str, response.context["messages"]))
+
+    assert "Use private_key_jwt" not in save()
+    assert "Use private_key_jwt" in save(system_scope="system/Patient.rs")
+    rows[ClientRegistration].refresh_from_db()
+    assert rows[ClientRegistration].system_scope == "system/Patient.rs"
+
+
 def test_redirect_uri_of_a_new_registration_is_the_one_of_this_site(admin_client):
     content = admin_client.get(url_of(ClientRegistration, "add")).content.decode()
     assert 'value="https://app.example.org/smart/callback/"' in content
@@ -551,7 +590,7 @@ def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows
 @pytest.mark.parametrize(
     ("values", "field", "message"),
     [
-        ({"clear_client_secret": "on"}, "client_secret", "needs a client secret"),
+        ({"clear_client_secret": "on"}, "client_secret", "requires a client secret"),
         (
             {"client_secret": "x", "clear_client_secret": "on"},
             "clear_client_secret",
@@ -560,15 +599,20 @@ def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows
         (
             {"token_endpoint_auth_method": "none"},
             "client_secret",
-            "takes no client secret",
+            "uses no client secret",
         ),
-        ({"client_secret_env": "X"}, "client_secret_env", "in one place"),
+        ({"client_secret_env": "X"}, "client_secret_env", "only one place"),
         ({"ehr_scope": "patient/Patient.sr"}, "ehr_scope", "not a SMART scope"),
-        ({"redirect_uri": ""}, "redirect_uri", "needs its redirect URI"),
+        ({"ehr_scope": ""}, "ehr_scope", "scopes for at least one use"),
+        ({"redirect_uri": ""}, "redirect_uri", "requires a redirect URI"),
         (
-            {"system_scope": "system/Patient.rs"},
+            {
+                "system_scope": "system/Patient.rs",
+                "token_endpoint_auth_method": "none",
+                "clear_client_secret": "on",
+            },
             "token_endpoint_auth_method",
-            "private_key_jwt only",
+            "with private_key_jwt",
         ),
     ],
 )
@@ -589,8 +633,8 @@ def test_fault_of_a_registration_stands_beside_its_field(
 @pytest.mark.parametrize(
     ("client_id", "message"),
     [
-        ("growth-chart", "registered at this server already"),
-        ("another", "there can be one"),
+        ("growth-chart", "already registered at this server"),
+        ("another", "default for EHR launches"),
     ],
 )
 def test_second_registration_for_launches_is_refused(
@@ -607,9 +651,28 @@ def test_second_registration_for_launches_is_refused(
 def test_registration_page_shows_what_the_vendor_asks_for(admin_client, rows):
     url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
     content = admin_client.get(url).content.decode()
-    for path in ("launch/", "login/?server=harbour-0", "callback/", "jwks.json"):
+    for path in ("launch/", "callback/", "jwks.json"):
         assert f">https://app.example.org/smart/{path}</code>" in content
+    assert "smart/login/" not in content
     assert "stored here, encrypted" in content
+    ClientRegistration.objects.update(standalone_scope="patient/Patient.rs")
+    content = admin_client.get(url).content.decode()
+    assert ">https://app.example.org/smart/login/?server=harbour-0</code>" in content
+
+
+@pytest.mark.parametrize("default", ["on", ""])
+def test_new_registration_with_a_fault_shows_the_urls_again(admin_client, default):
+    data = registration_form(server=make_server(0).pk, is_ehr_default=default)
+    content = admin_client.post(
+        url_of(ClientRegistration, "add"), data
+    ).content.decode()
+    for path in ("launch/", "callback/", "jwks.json"):
+        assert f">https://app.example.org/smart/{path}</code>" in content
+
+
+def test_registration_page_shows_the_form_of_a_redirect_uri(admin_client):
+    content = admin_client.get(url_of(ClientRegistration, "add")).content.decode()
+    assert "callback/&lt;callback ID&gt;/" in content
 
 
 def test_registration_page_says_how_this_site_gets_an_address(
@@ -674,14 +737,28 @@ def test_secret_that_cannot_be_decrypted_is_asked_for_again(
 # Signing keys
 
 
-def test_key_is_added_by_its_algorithm_alone(admin_client):
+def test_key_is_added_by_its_algorithm(admin_client):
     page = admin_client.get(url_of(SigningKey, "add"))
-    assert list(page.context["adminform"].form.fields) == ["algorithm"]
+    fields = page.context["adminform"].form.fields
+    assert list(fields) == ["algorithm", "registration"]
     admin_client.post(url_of(SigningKey, "add"), {"algorithm": "ES384"})
     key = SigningKey.objects.get()
     assert key.status == SigningKey.Status.ACTIVE
     assert key.private_key.startswith("-----BEGIN PRIVATE KEY-----")
     assert "d" not in key.public_jwk
+
+
+def test_key_of_one_registration_is_published_before_it_signs(admin_client):
+    shared = create_signing_key("ES384")
+    registration = make_registration(make_server())
+    data = {"algorithm": "ES384", "registration": registration.pk}
+    for _ in range(2):
+        admin_client.post(url_of(SigningKey, "add"), data)
+    own = SigningKey.objects.of(registration).get()
+    assert own.status == SigningKey.Status.NEXT
+    SigningKey.objects.filter(pk=own.pk).update(created_at=timezone.now() - OVERLAP)
+    run_action(admin_client, SigningKey, "activate", own)
+    assert set(SigningKey.objects.active()) == {shared, own}
 
 
 def test_later_key_is_published_before_it_signs(admin_client):
@@ -752,12 +829,24 @@ def test_key_is_deleted_only_once_it_is_out_of_the_key_set(admin_client):
 # Grants and launches
 
 
-@pytest.mark.parametrize("model", [TokenGrant, Launch, Identity])
+@pytest.mark.parametrize("model", [TokenGrant, Launch])
 def test_what_launches_write_is_neither_added_nor_edited(admin_client, rows, model):
     assert admin_client.get(url_of(model, "add")).status_code == 403
     url = url_of(model, "change", rows[model].pk)
     assert '<input type="submit"' not in admin_client.get(url).content.decode()
     assert admin_client.post(url, {"status": "revoked"}).status_code == 403
+
+
+def test_identity_takes_one_change_whether_it_signs_in(admin_client, rows):
+    identity = rows[Identity]
+    assert admin_client.get(url_of(Identity, "add")).status_code == 403
+    url = url_of(Identity, "change", identity.pk)
+    assert admin_client.post(url, {"subject": "other", "user": 5}).status_code == 302
+    changed = Identity.objects.get()
+    assert (changed.subject, changed.user) == (identity.subject, identity.user)
+    assert not changed.may_sign_in
+    admin_client.post(url, {"may_sign_in": "on"})
+    assert Identity.objects.get().may_sign_in
 
 
 def test_grant_page_shows_status_scopes_and_errors(admin_client, rows):
@@ -852,6 +941,85 @@ def test_launches_are_ended_with_the_grants_that_do_not_outlive_them(
     assert levels_of(response) == ["warning"]
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("model", "name", "status"),
+    [(TokenGrant, "revoke", "revoked"), (Launch, "end", "ended")],
+)
+def test_row_is_ended_on_its_own_page(admin_client, rows, sent, model, name, status):
+    row = rows[model]
+    page = url_of(model, "change", row.pk)
+    assert (
+        f'form="smart-row" name="action" value="{name}"' in admin_client.get(page).text
+    )
+    response = run_action(admin_client, model, name, row, _row="1")
+    assert response.redirect_chain == [(page, 302)]
+    assert levels_of(response) == ["success"]
+    row.refresh_from_db()
+    assert row.status == status
+    assert f'name="action" value="{name}"' not in response.text
+
+
+def test_server_is_paused_on_its_own_page_and_goes_on(admin_client, rows):
+    server = rows[FHIRServer]
+    FHIRServer.objects.update(pkce="never")
+    for name, other, paused in (
+        ("pause", "unpause", True),
+        ("unpause", "pause", False),
+    ):
+        response = run_action(admin_client, FHIRServer, name, server, _row="1")
+        assert levels_of(response) == ["success"]
+        assert f'name="action" value="{other}"' in response.text
+        server.refresh_from_db()
+        assert (server.paused, server.pkce) == (paused, "never")
+    assert LogEntry.objects.filter(object_id=server.pk).count() == 2
+    assert levels_of(run_action(admin_client, FHIRServer, "unpause", server)) == [
+        "warning"
+    ]
+
+
+def test_buttons_of_a_row_are_for_those_who_may_change(viewer, rows, sent):
+    for model, name in ((TokenGrant, "revoke"), (FHIRServer, "pause")):
+        page = viewer.get(url_of(model, "change", rows[model].pk))
+        assert page.status_code == 200
+        assert "smart-row" not in page.text
+        run_action(viewer, model, name, rows[model], _row="1")
+    rows[TokenGrant].refresh_from_db()
+    rows[FHIRServer].refresh_from_db()
+    assert rows[TokenGrant].status == "active"
+    assert not rows[FHIRServer].paused
+
+
+def test_urls_for_the_vendor_need_no_setting_under_debug(admin_client, settings):
+    settings.SMART_SITE_URL = ""
+    add = url_of(ClientRegistration, "add")
+    assert "http://testserver/smart/launch/" not in admin_client.get(add).text
+    settings.DEBUG = True
+    settings.SMART_INSECURE_HTTP_HOSTS = ["testserver"]
+    page = admin_client.get(add).text
+    for path in ("launch/", "callback/", "jwks.json"):
+        assert f'value">http://testserver/smart/{path}<' in page
+
+
+def test_two_servers_on_one_host_have_two_names(admin_client, sent):
+    for port in ("", ":8443"):
+        data = server_form(
+            name="", slug="", base_url=f"https://ehr.example.org{port}/fhir"
+        )
+        admin_client.post(url_of(FHIRServer, "add"), data)
+    names = FHIRServer.objects.order_by("pk").values_list("name", "slug")
+    assert list(names) == [
+        ("ehr.example.org", "ehr-example-org"),
+        ("ehr.example.org:8443/fhir", "ehr-example-org-2"),
+    ]
+
+
+def test_client_id_is_one_line(admin_client, rows):
+    page = admin_client.get(url_of(ClientRegistration, "add"))
+    widget = page.context["adminform"].form.fields["client_id"].widget
+    assert widget.input_type == "text"
+
+
 def test_offline_grant_outlives_a_launch_that_staff_ends(admin_client, rows, sent):
     run_action(admin_client, Launch, "end", rows[Launch])
     rows[TokenGrant].refresh_from_db()
@@ -866,6 +1034,7 @@ def test_offline_grant_outlives_a_launch_that_staff_ends(admin_client, rows, sen
         (TokenGrant, "revoke"),
         (Launch, "end"),
         (FHIRServer, "rediscover"),
+        (FHIRServer, "pause"),
         (SigningKey, "activate"),
         (SigningKey, "withdraw"),
     ],
@@ -896,7 +1065,7 @@ def test_pages_are_closed_to_those_without_any_permission(rows):
         ({}, "revoke it first"),
         (
             {"status": "revoked", "is_revocation_pending": True},
-            "the EHR has not been told of its end yet",
+            "its tokens have not been revoked at the EHR yet",
         ),
     ],
 )
@@ -920,7 +1089,7 @@ def test_grant_that_is_over_is_deleted(admin_client, rows):
     admin_client.post(
         url_of(TokenGrant, "delete", rows[TokenGrant].pk), {"post": "yes"}
     )
-    assert not TokenGrant.objects.exists()
+    assert not TokenGrant.objects.active().exists()
 
 
 def test_user_with_grants_can_be_deleted(admin_client, rows):
@@ -973,3 +1142,11 @@ def test_registration_that_was_refused_is_seen_and_can_be_tried_again(
     assert levels_of(response) == ["success"]
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is None
+
+
+def test_second_registration_of_a_server_starts_as_no_default(admin_client, rows):
+    url = url_of(ClientRegistration, "add")
+    initial = admin_client.get(url).context["adminform"].form.initial
+    assert "is_ehr_default" not in initial
+    page = admin_client.get(url, {"server": rows[FHIRServer].pk})
+    assert page.context["adminform"].form.initial["is_ehr_default"] is False

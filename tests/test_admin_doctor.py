@@ -10,6 +10,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import escape
 
 from django_smart import transport
@@ -25,7 +26,7 @@ from tests.admin_forms import (
 from tests.answers import Away
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
-from tests.factories import make_server
+from tests.factories import make_launch, make_server
 
 __all__ = ["_fresh_pool", "world"]
 
@@ -223,13 +224,13 @@ def check(client: Client, url: str = "", **values: Any) -> Any:
     ("values", "field", "message"),
     [
         ({"ehr_scope": "patient/Patinet"}, "ehr_scope", "patient/Patinet"),
-        ({"standalone_scope": "launch"}, "standalone_scope", "use launch/patient"),
-        ({"ehr_scope": "fhirUser"}, "ehr_scope", "together with openid"),
-        ({"ehr_scope": "patient/Patient.read"}, "__all__", "write patient/Patient.rs"),
+        ({"standalone_scope": "launch"}, "standalone_scope", "Use launch/patient"),
+        ({"ehr_scope": "fhirUser"}, "ehr_scope", "fhirUser requires openid"),
+        ({"ehr_scope": "patient/Patient.read"}, "__all__", "use patient/Patient.rs"),
         (
             {"token_endpoint_auth_method": "none", "system_scope": "system/*.rs"},
             "token_endpoint_auth_method",
-            "private_key_jwt only",
+            "with private_key_jwt",
         ),
     ],
 )
@@ -277,3 +278,29 @@ def test_check_is_for_those_who_may_save(
         assert client.get(url).status_code == 405
     client.logout()
     assert client.post(new, registration_form()).status_code == 302
+
+
+# The next steps
+
+
+def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None:
+    url = url_of(ClientRegistration, "change", world.registration.pk)
+    world.set_server(configuration_fetched_at=None)
+    text = admin_client.get(url, secure=True).text
+    assert text.count("Done: ") == 1
+    assert "To do: Choose" in text
+    admin_client.post(test_url_of(world.registration), secure=True)
+    make_launch(world.registration)
+    text = admin_client.get(url, secure=True).text
+    assert text.count("Done: ") == 4
+    assert "To do: " not in text
+
+
+def test_next_steps_are_not_done_while_the_server_is_disputed(
+    admin_client: Client, world: World
+) -> None:
+    world.set_server(configuration_fetched_at=timezone.now())
+    url = url_of(ClientRegistration, "change", world.registration.pk)
+    assert "To do: Choose" not in admin_client.get(url, secure=True).text
+    world.set_server(disputed={"owners": ["harbour"]})
+    assert "To do: Choose" in admin_client.get(url, secure=True).text

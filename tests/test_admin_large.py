@@ -85,3 +85,34 @@ def test_lists_of_a_hundred_thousand_rows_open_at_once(browser: Client) -> None:
         if seconds > _SECONDS or len(queries) > _QUERIES:
             slow.append(f"{path}: {seconds:.1f} s, {len(queries)} queries")
     assert slow == []
+
+
+def test_list_counts_and_selects_its_first_ten_thousand_rows(
+    admin_client: Client,
+) -> None:
+    registration = make_registration()
+    now = timezone.now()
+    Launch.objects.bulk_create(
+        [
+            Launch(
+                registration=registration,
+                kind=Launch.Kind.EHR,
+                state_digest=f"{number:064}",
+                browser_digest="y",
+                expires_at=now,
+            )
+            for number in range(10_001)
+        ],
+        batch_size=2000,
+    )
+    url = "/admin/django_smart/launch/"
+    page = admin_client.get(url)
+    oldest = Launch.objects.order_by("pk").first()
+    latest = Launch.objects.order_by("pk").last()
+    assert oldest is not None
+    changes = page.context["cl"]
+    assert changes.result_list[0] == latest
+    assert changes.result_count == 10_000
+    form = {"action": "end", "select_across": "1", "_selected_action": [oldest.pk]}
+    admin_client.post(url, form)
+    assert list(Launch.objects.pending()) == [oldest]

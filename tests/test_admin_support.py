@@ -10,7 +10,7 @@ from django.test import Client
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
-from tests.admin_forms import levels_of, registration_form, url_of
+from tests.admin_forms import levels_of, registration_form, server_form, url_of
 from tests.answers import Away, answer
 from tests.ehr import BASE_URL
 from tests.factories import make_registration, make_server
@@ -24,6 +24,17 @@ SMART = "/smart-configuration"
 def server() -> FHIRServer:
     """A server nothing is known of."""
     return make_server(slug="harbour", name="Harbour", base_url=BASE_URL)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("tail", ["/metadata", "/Patient"])
+def test_wrong_base_url_is_answered_with_the_right_one(
+    admin_client: Client, ehr: EHRSimulator, tail: str
+) -> None:
+    data = server_form(base_url=BASE_URL + tail)
+    page = admin_client.post(url_of(FHIRServer, "add"), data, follow=True)
+    assert "warning" in levels_of(page)
+    assert f"Change the base URL to {BASE_URL}," in page.content.decode()
 
 
 def add(client: Client, server: FHIRServer, **values: Any) -> Any:
@@ -50,16 +61,16 @@ def test_server_is_asked_and_what_it_said_is_kept(
     ("offered", "values", "fix"),
     [
         ({"capabilities": ["launch-standalone"]}, {}, "scope for EHR launch"),
-        ({"code_challenge_methods_supported": ["plain"]}, {}, "S256 switched on"),
+        ({"code_challenge_methods_supported": ["plain"]}, {}, "enable S256"),
         (
             {"token_endpoint_auth_methods_supported": ["private_key_jwt"]},
             {},
-            "it offers private_key_jwt",
+            "it supports private_key_jwt",
         ),
         (
             {"capabilities": ["launch-ehr", "permission-v1"]},
             {},
-            "write it with .read",
+            "end it in .read",
         ),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from django.apps import apps
 from django.core.checks import run_checks
 from django.db import connections
+from django.test.utils import override_script_prefix
 from django.urls import reverse_lazy
 
 from django_smart.backends import SMARTAuthenticationBackend
@@ -22,7 +23,7 @@ from django_smart.checks import (
     check_unknown_settings,
 )
 from django_smart.checks.settings import KNOWN_SETTINGS, RULES
-from django_smart.conf import conf
+from django_smart.conf import build_docs_url, conf
 from django_smart.middleware import SMARTMiddleware
 from django_smart.redaction import (
     RedactionFilter,
@@ -56,6 +57,7 @@ RIGHT: dict[str, list[Any]] = {
         {"127.0.0.1", "ehr-1.example.org"},
         frozenset({"::1", "[::1]"}),
     ],
+    "SMART_PRIVATE_HOSTS": [[], ("login.hospital.internal",), {"10.1.2.3", "[::1]"}],
     "SMART_LAUNCH_PREFIX": ["~", "", "launch-", "!.x_"],
     "SMART_CLOCK_LEEWAY": [0, 60, 0.5, 300],
     "SMART_HTTP_TIMEOUT": [(5, 10, 20), [0.5, 1, 1], (1, 1, 1)],
@@ -65,6 +67,7 @@ RIGHT: dict[str, list[Any]] = {
     "SMART_DISCOVERY_LIFETIME": [60, 86400],
     "SMART_REFRESH_FRACTION": [0.2, 0.75, 0.95],
     "SMART_PURGE_AFTER": [3600, 30 * 86400],
+    "SMART_PURGE_FAILED_AFTER": [3600, 86400],
     "SMART_BROWSER_COOKIE_NAME": ["smart_browser", "a-b.c!"],
     "SMART_PICKER_SHOW_UNREGISTERED": [True, False],
     "SMART_LOGO_LICENSES": [[], ("https://ehr.example.org/licence",)],
@@ -74,9 +77,17 @@ RIGHT: dict[str, list[Any]] = {
     "SMART_REFRESH_FLOOR": [0, 0.5, 30, 3600],
     "SMART_REFRESH_IDLE_AFTER": [0, 86400, 90 * 86400],
     "SMART_REFRESH_THREADS": [1, 16, 64],
+    "SMART_ASYNC_THREADS": [1, 64, 512],
     "SMART_LAUNCH_IDLE_LIFETIME": [60, 900.5, 30 * 86400],
     "SMART_LAUNCHES_PER_BROWSER": [1, 20, 1000],
     "SMART_SCOPE_CHECK": ["warn", "raise", "off"],
+    "SMART_STAFF_SIGN_IN_SERVERS": [[], ("harbour", "st-mary_2")],
+    "SMART_SUPPORT_URL": [
+        "",
+        "/help/",
+        "https://www.example.org/help/",
+        "mailto:help@example.org",
+    ],
 }
 _NO_NUMBER = [None, "900", True, -1, float("nan"), float("inf"), 10**30, [900]]
 WRONG: dict[str, list[Any]] = {
@@ -124,6 +135,7 @@ WRONG: dict[str, list[Any]] = {
         [5],
         {"localhost": 1},
     ],
+    "SMART_PRIVATE_HOSTS": [None, "10.1.2.3", ["10.0.0.0/8"], ["https://a.internal"]],
     "SMART_LAUNCH_PREFIX": [None, 5, "a/b", "a b", "é", "%7E", "a" * 21, "?", "~\n"],
     "SMART_CLOCK_LEEWAY": [*_NO_NUMBER, 301],
     "SMART_HTTP_TIMEOUT": [
@@ -149,6 +161,7 @@ WRONG: dict[str, list[Any]] = {
     "SMART_DISCOVERY_LIFETIME": [*_NO_NUMBER, 0, 31 * 86400],
     "SMART_REFRESH_FRACTION": [*_NO_NUMBER, 0, 0.1, 1, 75],
     "SMART_PURGE_AFTER": [*_NO_NUMBER, 0, 3599],
+    "SMART_PURGE_FAILED_AFTER": [*_NO_NUMBER, 0, 3599],
     "SMART_BROWSER_COOKIE_NAME": [
         None,
         5,
@@ -169,9 +182,12 @@ WRONG: dict[str, list[Any]] = {
     "SMART_REFRESH_FLOOR": [*_NO_NUMBER, False, 3601],
     "SMART_REFRESH_IDLE_AFTER": [*_NO_NUMBER, False, 30, 86399],
     "SMART_REFRESH_THREADS": [None, True, "16", 0, 65, 1.5],
+    "SMART_ASYNC_THREADS": [None, True, "64", 0, 513, 1.5],
     "SMART_LAUNCH_IDLE_LIFETIME": [*_NO_NUMBER, 0, 59],
     "SMART_LAUNCHES_PER_BROWSER": [*_NO_NUMBER, 0, 1001, 2.0],
     "SMART_SCOPE_CHECK": [None, True, "", "Warn", "error", ["warn"]],
+    "SMART_STAFF_SIGN_IN_SERVERS": [None, "harbour", [5], ["St. Mary"], [""]],
+    "SMART_SUPPORT_URL": [None, 5, "help@example.org", "//x", "javascript:alert(1)"],
 }
 _RULES = {rule.name: rule for rule in RULES}
 
@@ -284,8 +300,26 @@ def test_misspelled_setting_is_named_with_the_nearest(settings):
     settings.SMART_COLOUR_OF_THE_BOTTLE = "blue"
     messages = check_unknown_settings()
     assert ids(messages) == ["W021", "W021"]
-    assert str(messages[0].hint).startswith("Take it out")
-    assert messages[1].hint == "Did you mean SMART_SITE_URL?"
+    assert "SMART_" not in str(messages[0].hint)
+    assert "SMART_SITE_URL" in str(messages[1].hint)
+
+
+def test_every_message_links_to_its_place_in_the_reference(settings):
+    settings.SMART_SITE_URL = "http://app.example.org"
+    settings.SMART_SITEURL = ""
+    settings.MIDDLEWARE = []
+    settings.SESSION_COOKIE_SECURE = False
+    messages = [
+        *check_settings(),
+        *check_unknown_settings(),
+        *check_structure(),
+        *check_deployment(),
+    ]
+    assert {"E001", "E020", "W021", "W031"} <= set(ids(messages))
+    for message in messages:
+        assert str(message.hint).endswith(
+            f" {build_docs_url('checks', str(message.id))}"
+        )
 
 
 def test_known_settings_are_not_unknown():
@@ -319,6 +353,35 @@ def test_middleware_that_is_not_first_is_reported(settings):
 def test_middleware_twice_is_reported(settings):
     settings.MIDDLEWARE = [settings.MIDDLEWARE[0], *settings.MIDDLEWARE]
     assert find(check_structure) == ["W020"]
+
+
+_DJANGOS = "django.middleware.cache"
+_UPDATE = f"{_DJANGOS}.UpdateCacheMiddleware"
+_FETCH = f"{_DJANGOS}.FetchFromCacheMiddleware"
+_INSIDE = "django_smart.middleware.SMARTCacheMiddleware"
+
+
+def test_cache_of_the_site_with_our_middleware_inside_passes(settings):
+    ours, *others = settings.MIDDLEWARE
+    settings.MIDDLEWARE = [ours, _UPDATE, *others, _INSIDE, _FETCH]
+    assert check_structure() == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ours, others: [ours, _UPDATE, *others, _FETCH],
+        lambda ours, others: [ours, f"{_DJANGOS}.CacheMiddleware", *others],
+        lambda ours, others: [ours, f"{_DJANGOS}.CacheMiddleware", *others, _INSIDE],
+        lambda ours, others: [ours, _UPDATE, *others, _FETCH, _INSIDE],
+        lambda ours, others: [ours, _UPDATE, _INSIDE, *others, _FETCH],
+        lambda ours, others: [ours, *others, _INSIDE, _UPDATE, _FETCH],
+    ],
+)
+def test_cache_of_the_site_needs_our_middleware_inside(settings, make):
+    ours, *others = settings.MIDDLEWARE
+    settings.MIDDLEWARE = make(ours, others)
+    assert find(check_structure) == ["E054"]
 
 
 def test_subclasses_do(settings):
@@ -375,6 +438,13 @@ def test_session_comes_before_the_user(settings):
 def test_urls_are_required(settings):
     settings.ROOT_URLCONF = "tests.management.no_urls"
     assert find(check_structure) == ["E024"]
+
+
+def test_sign_in_page_has_to_have_a_url(settings):
+    settings.LOGIN_URL = "nowhere"
+    assert find(check_structure) == ["E064"]
+    settings.LOGIN_URL = "admin:login"
+    assert check_structure() == []
 
 
 def test_time_zones_are_required(settings):
@@ -444,6 +514,7 @@ def deployed(settings, monkeypatch):
     settings.CSRF_COOKIE_SECURE = True
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     settings.ALLOWED_HOSTS = ["app.example.org"]
+    settings.LOGIN_URL = "admin:login"
     settings.CACHES = {
         "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache"}
     }
@@ -548,6 +619,33 @@ def test_atomic_requests_with_sqlite_is_reported(deployed, monkeypatch):
     assert "'default'" in messages[0].msg
 
 
+@pytest.mark.parametrize(
+    ("database", "expected"),
+    [
+        ({"PORT": "5432"}, []),
+        ({"PORT": 6432}, ["I062"]),
+        ({"PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": False}, ["I062"]),
+        ({"PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": True}, ["W061"]),
+        ({"DISABLE_SERVER_SIDE_CURSORS": True}, ["W061"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "engine",
+    ["django.db.backends.postgresql", "django.contrib.gis.db.backends.postgis"],
+)
+def test_transaction_pooling_that_is_configured_is_reported(
+    deployed, monkeypatch, engine, database, expected
+):
+    monkeypatch.setitem(deployed.DATABASES, "default", {"ENGINE": engine, **database})
+    assert ids(check_deployment()) == expected
+
+
+def test_other_databases_are_not_taken_for_a_pooler(deployed, monkeypatch):
+    other = {"ENGINE": "django.db.backends.mysql", "PORT": "6432"}
+    monkeypatch.setitem(deployed.DATABASES, "default", other)
+    assert check_deployment() == []
+
+
 @pytest.mark.parametrize("value", ["HTTPS", "on", "1", ""])
 def test_proxy_header_that_waits_for_another_value_is_reported(deployed, value):
     deployed.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", value)
@@ -576,6 +674,24 @@ def test_host_of_the_site_has_to_be_allowed(deployed, url, hosts, expected):
     assert find(check_deployment) == expected
 
 
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("/accounts/login/", ["W065"]),
+        ("/admin/login/", []),
+        ("/admin/login", []),
+        ("admin:login", []),
+        ("https://id.example.org/login", []),
+        ("nowhere", []),
+    ],
+)
+@pytest.mark.parametrize("root", ["/", "/app/"])
+def test_sign_in_page_has_to_exist(deployed, url, root, expected):
+    deployed.LOGIN_URL = url if ":" in url or url[0] != "/" else root + url[1:]
+    with override_script_prefix(root):
+        assert find(check_deployment) == expected
+
+
 @pytest.mark.parametrize("backend", ["locmem.LocMemCache", "dummy.DummyCache"])
 def test_cache_has_to_be_shared_between_processes(deployed, backend):
     deployed.CACHES = {"default": {"BACKEND": f"django.core.cache.backends.{backend}"}}
@@ -586,12 +702,6 @@ def test_cache_has_to_be_shared_between_processes(deployed, backend):
 def test_shared_caches_pass(deployed, backend):
     deployed.CACHES = {"default": {"BACKEND": f"django.core.cache.backends.{backend}"}}
     assert check_deployment() == []
-
-
-@pytest.mark.parametrize("name", ["UpdateCacheMiddleware", "CacheMiddleware"])
-def test_cache_of_the_whole_site_is_reported(deployed, name):
-    deployed.MIDDLEWARE = [*deployed.MIDDLEWARE, f"django.middleware.cache.{name}"]
-    assert find(check_deployment) == ["W040"]
 
 
 @pytest.mark.parametrize(
@@ -714,7 +824,7 @@ def test_hint_is_where_to_put_what(settings, name, arrange, expected):
 )
 def test_hint_names_what_to_add_or_take_out(deployed, name):
     hints = {
-        "SMART_INSECURE_HTTP_HOSTS": (["localhost"], f"Take {name} out."),
+        "SMART_INSECURE_HTTP_HOSTS": (["localhost"], f"Remove {name}."),
         "SMART_ENCRYPTION_KEYS": ([], "cryptography.fernet.Fernet.generate_key()"),
         "ALLOWED_HOSTS": ([], 'Add "app.example.org" to ALLOWED_HOSTS'),
     }

@@ -1,4 +1,4 @@
-"""What a web process loads at its start, in a process of its own."""
+"""What a command and a web process load at their start, in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ settings.configure(
     SECRET_KEY="x" * 50,
 )
 django.setup()
+print(*sorted(sys.modules))
 from django.core.handlers.wsgi import WSGIHandler
 from django.urls import get_resolver
 
@@ -34,12 +35,42 @@ print(*sorted(sys.modules))
 
 
 @pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """Modules of a web process that has answered nothing yet."""
+def outputs() -> list[set[str]]:
+    """Modules after Django's setup, and of a web process that has answered nothing."""
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True
     )
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def set_up(outputs: list[set[str]]) -> set[str]:
+    return outputs[0]
+
+
+@pytest.fixture(scope="module")
+def loaded(outputs: list[set[str]]) -> set[str]:
+    return outputs[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "django_smart.fhir",
+        "django_smart.grants",
+        "django_smart.launches",
+        "django_smart.servers",
+        "django_smart.transport",
+        "jwt",
+        "mozilla_django_oidc",
+        "requests",
+        "urllib3",
+    ],
+)
+def test_command_loads_no_flow_and_no_http_client(set_up, loaded, name):
+    assert name not in set_up
+    # A web process loads it before the first request, which would have to wait.
+    assert name in loaded
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.contrib.auth import get_permission_codename, get_user_model
+from django.core.paginator import Paginator
 from django.db import models
-from django.http import HttpRequest
-from django.utils.functional import Promise
-from django.utils.html import format_html, format_html_join
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.functional import Promise, cached_property
+from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 EMPTY = "–"
+# Of a list: a hundred pages.  A search or a filter finds what is beyond.
+_MOST_ROWS = 10_000
 
 
 def as_copyable(value: str) -> SafeString:
@@ -74,16 +79,30 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
     _ModelAdmin = admin.ModelAdmin[Any]
-else:  # Django's class takes type arguments in the stubs alone.
+    _BasePaginator = Paginator[Any]
+else:  # Django's classes take type arguments in the stubs alone.
     _ModelAdmin = admin.ModelAdmin
+    _BasePaginator = Paginator
+
+
+class _Paginator(_BasePaginator):
+    """Of a long list, counts and shows the first rows only."""
+
+    @cached_property
+    def count(self) -> int:
+        """How many rows there are, or else the limit."""
+        rows: Any = self.object_list
+        return int(rows[:_MOST_ROWS].count())
 
 
 class BaseAdmin(_ModelAdmin):
     """Our look, and a permission for actions that change what no form may change."""
 
+    change_form_template = "django_smart/admin/change_form.html"
     empty_value_display = EMPTY
-    # Counting a large table twice a page is not worth the number.
+    # Counting a large table is not worth the number.
     show_full_result_count = False
+    paginator = _Paginator
 
     formfield_overrides = {
         models.TextField: {"widget": AdminTextareaWidget(attrs={"rows": 3})}
@@ -96,10 +115,14 @@ class BaseAdmin(_ModelAdmin):
     def formfield_for_dbfield(
         self, db_field: Any, request: HttpRequest, **kwargs: Any
     ) -> Any:
-        """Django's, with room for URLs."""
+        """Django's, with room for URLs, and with help texts that are no markup."""
         if isinstance(db_field, models.CharField) and (db_field.max_length or 0) >= 500:
             kwargs["widget"] = AdminTextInputWidget(attrs={"class": "vLargeTextField"})
-        return super().formfield_for_dbfield(db_field, request, **kwargs)
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None:
+            # Django's template marks it as safe: "callback/<callback ID>/".
+            field.help_text = escape(field.help_text)
+        return field
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """
@@ -109,6 +132,48 @@ class BaseAdmin(_ModelAdmin):
         """
         codename = get_permission_codename("change", self.opts)
         return request.user.has_perm(f"{self.opts.app_label}.{codename}")
+
+    def get_row_actions(self, obj: Any) -> dict[str, StrOrPromise]:
+        """Actions with a button on the page of *obj*, with the words on it."""
+        return {}
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: Any = None,
+    ) -> HttpResponse:
+        """With the buttons for those who may run the actions."""
+        if obj is not None:
+            allowed = self.get_actions(request)
+            context["row_actions"] = [
+                (name, words)
+                for name, words in self.get_row_actions(obj).items()
+                if name in allowed
+            ]
+        return super().render_change_form(request, context, add, change, form_url, obj)
+
+    def response_action(
+        self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """
+        Django's (6.1 passes more); a button on a row's page leads back there.
+
+        "Select all" means the rows that the page counted.
+        """
+        if request.POST.get("select_across") == "1":
+            pks = list(queryset.values_list("pk", flat=True)[:_MOST_ROWS])
+            queryset = queryset.filter(pk__in=pks)
+        response = super().response_action(request, queryset, *args, **kwargs)
+        if "_row" in request.POST and isinstance(response, HttpResponseRedirect):
+            name = f"{self.opts.app_label}_{self.opts.model_name}_change"
+            return HttpResponseRedirect(
+                reverse(f"admin:{name}", args=[request.POST[ACTION_CHECKBOX_NAME]])
+            )
+        return response
 
     def get_obstacle(self, obj: Any) -> StrOrPromise:
         """Why *obj* cannot be deleted yet; empty if it can."""
@@ -128,7 +193,7 @@ class BaseAdmin(_ModelAdmin):
 
 
 class UnchangeableAdmin(BaseAdmin):
-    """Rows that are what they are: to be looked at, found, and acted on."""
+    """Rows that can be read, searched and acted on, but not changed."""
 
     def has_change_permission(
         self, request: HttpRequest, obj: models.Model | None = None
@@ -145,7 +210,10 @@ class UnchangeableAdmin(BaseAdmin):
 
 
 class ReadOnlyAdmin(UnchangeableAdmin):
-    """Rows that launches write, each with a user."""
+    """Rows that launches write, each with a user: millions, at a large site."""
+
+    # The latest first; by time it would be the same order, without an index.
+    ordering = ("-pk",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Rows come from launches alone."""

@@ -27,8 +27,6 @@ else:  # A mixin: the class beside it is the admin.
 class TestConnectionMixin(_Base):
     """Runs the doctor on a row's server, as ``smart_doctor`` does."""
 
-    change_form_template = "django_smart/admin/change_form.html"
-
     def get_tested_server(self, obj: Any) -> FHIRServer:
         """The server that belongs to the row *obj*."""
         raise NotImplementedError  # each admin that mixes this in says which
@@ -85,7 +83,7 @@ class TestConnectionMixin(_Base):
             "original": obj,
             "parts": parts,
             "media": self.media,
-            "title": _("Test of the connection"),
+            "title": _("Connection test"),
             "has_view_permission": self.has_view_permission(request, obj),
         }
         return TemplateResponse(

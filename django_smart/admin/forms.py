@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from django import forms
+from django.contrib.admin.widgets import AdminTextInputWidget
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import CredentialsError, SMARTError, UnsupportedServerError
 from ..models import ClientRegistration, FHIRServer
-from ..servers.registering import make_slug
+from ..models.server import validate_request_headers
+from ..servers.registering import make_name, make_slug
 from ..servers.requirements import ask_and_check, find_problems
 
 __all__ = ["ClientRegistrationForm", "FHIRServerForm"]
@@ -28,7 +29,35 @@ _OFFERED = frozenset({"ehr_scope", "standalone_scope", "system_scope", "server"}
 
 
 class FHIRServerForm(_ServerForm):
-    """A server whose base URL is not registered twice, and is enough to begin with."""
+    """
+    A server whose base URL is not registered twice, and is enough to begin with.
+
+    ``request_headers`` is a field of the form alone, as ``client_secret`` is below.
+    """
+
+    request_headers = forms.CharField(
+        label=_("Extra headers of token and FHIR requests"),
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
+        help_text=_(
+            'A JSON object, such as {"X-Api-Key": "…"}. Stored encrypted and never '
+            "shown. Leave empty to keep the stored value; {} removes it."
+        ),
+    )
+
+    class Meta:
+        model = FHIRServer
+        exclude = ("request_headers",)
+        help_texts = {
+            "base_url": _(
+                "The URL of the FHIR API, exactly as the vendor documents it, such as "
+                "https://ehr.example.org/r4. Leave out /metadata."
+            ),
+            "preset": _(
+                "Fills in the vendor's known settings. Choose “none” if the vendor is "
+                "not listed."
+            ),
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,15 +65,22 @@ class FHIRServerForm(_ServerForm):
             for name in ("name", "slug"):
                 if name in self.fields:
                     self.fields[name].required = False
-                    self.fields[name].help_text = _("Empty takes the host's name.")
+                    self.fields[name].help_text = _("Leave empty to use the host name.")
 
     def clean(self) -> dict[str, Any]:
         """Name a new server by its host, where nobody has named it."""
         data = super().clean() or self.cleaned_data
+        if headers := data.get("request_headers"):
+            try:
+                validate_request_headers(headers)
+            except ValidationError as exc:
+                self.add_error("request_headers", exc)
+            else:
+                self.instance.request_headers = "" if headers == "{}" else headers
         base_url = data.get("base_url")
         if self.instance._state.adding and base_url:
             if not data.get("name"):
-                data["name"] = urlsplit(base_url).hostname or base_url
+                data["name"] = make_name(base_url)
             if not data.get("slug") and "slug" not in self.errors:
                 data["slug"] = make_slug(base_url)
         return data
@@ -58,7 +94,7 @@ class FHIRServerForm(_ServerForm):
             self.instance.validate_constraints()
         except ValidationError:
             self.add_error(
-                "base_url", _("A server with this base URL is registered already.")
+                "base_url", _("A server with this base URL is already registered.")
             )
 
 
@@ -84,7 +120,9 @@ class ClientRegistrationForm(_RegistrationForm):
         widget=forms.PasswordInput(
             render_value=False, attrs={"autocomplete": "new-password", "size": 40}
         ),
-        help_text=_("Stored encrypted and never shown. Empty keeps what is stored."),
+        help_text=_(
+            "Stored encrypted and never shown. Leave empty to keep the stored value."
+        ),
     )
     clear_client_secret = forms.BooleanField(
         label=_("Remove the stored secret"), required=False
@@ -93,6 +131,10 @@ class ClientRegistrationForm(_RegistrationForm):
     class Meta:
         model = ClientRegistration
         exclude = ("client_secret",)
+        # One line, although some client ids are whole JWTs.
+        widgets = {
+            "client_id": AdminTextInputWidget(attrs={"class": "vLargeTextField"})
+        }
 
     def clean(self) -> dict[str, Any]:
         """Put the secret into the row before the row's own rules are checked."""
@@ -152,7 +194,7 @@ class ClientRegistrationForm(_RegistrationForm):
             self.add_error(
                 "client_secret",
                 _(
-                    "The stored secret cannot be decrypted with the keys in force. "
+                    "The stored secret cannot be decrypted with the current keys. "
                     "Enter it again, or remove it."
                 ),
             )

@@ -18,7 +18,7 @@ from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
-from .base import ReadOnlyAdmin, as_scopes, shorten
+from .base import ReadOnlyAdmin, as_scopes
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -26,6 +26,29 @@ if TYPE_CHECKING:
 __all__ = ["TokenGrantAdmin"]
 
 logger = logging.getLogger(__name__)
+
+
+class _KnownEndFilter(admin.SimpleListFilter):
+    """Grants by how near the end is that is known of them."""
+
+    title = _("known end")
+    parameter_name = "known_end"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[TokenGrant]
+    ) -> list[tuple[str, StrOrPromise]]:
+        """Near, or at any time."""
+        return [("soon", _("soon, or past")), ("known", _("known"))]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[TokenGrant]
+    ) -> QuerySet[TokenGrant]:
+        """Those whose owner should connect again, or all that have an end."""
+        if self.value() == "soon":
+            return queryset.filter(pk__in=TokenGrant.objects.ending().values("pk"))
+        if self.value() == "known":
+            return queryset.filter(ends_at__isnull=False)
+        return queryset
 
 
 @admin.register(TokenGrant)
@@ -37,19 +60,20 @@ class TokenGrantAdmin(ReadOnlyAdmin):
     """
 
     list_display = (
+        "id",
         "server",
         "status",
         "last_error",
         "refresh_due_at",
         "user",
         "is_offline",
-        "granted_briefly",
-        "created_at",
     )
+    list_display_links = ("id", "server")
     list_filter = (
         "status",
         "kind",
         "is_offline",
+        _KnownEndFilter,
         "is_revocation_pending",
         # In place of date_hierarchy, which reads the date of every row for each page.
         "created_at",
@@ -75,12 +99,12 @@ class TokenGrantAdmin(ReadOnlyAdmin):
                 )
             },
         ),
-        (_("Scope"), {"fields": (("asked", "granted", "current"),)}),
+        (_("Scope"), {"fields": (("asked", "granted", "current", "missing"),)}),
         (
             _("Refresh"),
             {
                 "fields": (
-                    ("received_at", "expires_at", "refresh_due_at"),
+                    ("received_at", "expires_at", "refresh_due_at", "ends_at"),
                     ("last_error", "refresh_failures"),
                 )
             },
@@ -93,12 +117,19 @@ class TokenGrantAdmin(ReadOnlyAdmin):
             "access_token", "refresh_token", "refresh_token_digest", "lease_owner"
         )
 
+    def get_row_actions(self, obj: TokenGrant) -> dict[str, StrOrPromise]:
+        """Refresh or revoke it, while it is good for something."""
+        if obj.status != TokenGrant.Status.ACTIVE:
+            return {}
+        refresh = {"refresh": _("Refresh now")} if obj.is_offline else {}
+        return {**refresh, "revoke": _("Revoke this grant")}
+
     def get_obstacle(self, obj: TokenGrant) -> StrOrPromise:
-        """Tokens that the EHR has not been told of would stay valid there."""
+        """Tokens not yet revoked at the EHR would stay valid there."""
         if obj.status == TokenGrant.Status.ACTIVE:
             return _("revoke it first")
         if obj.is_revocation_pending:
-            return _("the EHR has not been told of its end yet")
+            return _("its tokens have not been revoked at the EHR yet")
         return ""
 
     @admin.display(description=_("FHIR server"), ordering="registration__server__name")
@@ -106,12 +137,7 @@ class TokenGrantAdmin(ReadOnlyAdmin):
         """Where it is good for something."""
         return str(obj.registration.server)
 
-    @admin.display(description=_("scope"))
-    def granted_briefly(self, obj: TokenGrant) -> str:
-        """The beginning of the current scope."""
-        return shorten(obj.scope)
-
-    @admin.display(description=_("asked scope"))
+    @admin.display(description=_("requested scope"))
     def asked(self, obj: TokenGrant) -> SafeString | str:
         """One scope a line."""
         return as_scopes(obj.scope_asked)
@@ -120,6 +146,11 @@ class TokenGrantAdmin(ReadOnlyAdmin):
     def granted(self, obj: TokenGrant) -> SafeString | str:
         """One scope a line."""
         return as_scopes(obj.scope_granted)
+
+    @admin.display(description=_("requested but not granted"))
+    def missing(self, obj: TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.missing_scope)
 
     @admin.display(description=_("scope after the last refresh"))
     def current(self, obj: TokenGrant) -> SafeString | str:
@@ -167,13 +198,14 @@ class TokenGrantAdmin(ReadOnlyAdmin):
             logger.warning("Refreshes not sent: no broker (%s)", type(exc).__name__)
             message = gettext(
                 "The message broker cannot be reached. The grants are due now: the "
-                "next run of refresh_due_grants or smart_refresh takes them."
+                "next run of refresh_due_grants or smart_refresh refreshes them."
             )
             self.message_user(request, message, messages.WARNING)
             return
         message = ngettext(
-            "A worker refreshes %(count)d grant; reload this page to see the result.",
-            "A worker refreshes %(count)d grants; reload this page to see the result.",
+            "A worker will refresh %(count)d grant; reload the page to see the result.",
+            "A worker will refresh %(count)d grants; reload the page to see the "
+            "result.",
             count,
         ) % {"count": count}
         self.message_user(request, message, messages.SUCCESS)
@@ -190,8 +222,10 @@ class TokenGrantAdmin(ReadOnlyAdmin):
             enqueue_revocations(ended)
         if ended:
             message = ngettext(
-                "%(count)d grant has ended here. A worker tells the EHR.",
-                "%(count)d grants have ended here. A worker tells the EHRs.",
+                "%(count)d grant was revoked. A worker will revoke its tokens at the "
+                "EHR.",
+                "%(count)d grants were revoked. A worker will revoke their tokens at "
+                "the EHRs.",
                 len(ended),
             ) % {"count": len(ended)}
             self.message_user(request, message, messages.SUCCESS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from ..models import Identity
@@ -19,10 +21,22 @@ class IdentityAdmin(ReadOnlyAdmin):
     Lists hold no ``fhir_user``: of a patient it is the patient's id.
     """
 
-    list_display = ("user", "issuer", "created_at", "last_seen_at")
+    list_display = ("user", "issuer", "may_sign_in", "created_at", "last_seen_at")
     list_display_links = ("user", "issuer")
     list_select_related = ("user",)
     search_fields = ("issuer",)
     search_help_text = _("Issuer or user name")
-    list_filter = ("created_at",)
-    fields = ("user", "issuer", "subject", "fhir_user", "created_at", "last_seen_at")
+    list_filter = ("may_sign_in", "created_at")
+    fields = (
+        *("user", "server", "issuer", "subject", "fhir_user"),
+        "may_sign_in",
+        *("created_at", "last_seen_at"),
+    )
+    # Whoever may change it may let the account sign in, and nothing else.
+    readonly_fields = tuple(name for name in fields if name != "may_sign_in")
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: models.Model | None = None
+    ) -> bool:
+        """Django's permission to change the model."""
+        return self.has_operate_permission(request)

@@ -32,19 +32,19 @@ _Status = SigningKey.Status
 class _SigningKeyForm(_KeyForm):
     """A key that is wanted: of each algorithm one is published as next."""
 
-    def clean_algorithm(self) -> str:
-        algorithm = str(self.cleaned_data["algorithm"])
-        if SigningKey.objects.following().filter(algorithm=algorithm).exists():
-            raise forms.ValidationError(
-                _("The next key of this algorithm is published already.")
-            )
-        return algorithm
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        keys = SigningKey.objects.of(data.get("registration")).following()
+        if keys.filter(algorithm=data.get("algorithm", "")).exists():
+            message = _("This algorithm already has a published next key.")
+            self.add_error("algorithm", message)
+        return data
 
 
 @admin.register(SigningKey)
 class SigningKeyAdmin(UnchangeableAdmin):
     """
-    Key pairs are made here: whoever adds one chooses the algorithm and nothing else.
+    Key pairs are made here: whoever adds one chooses the algorithm, and for whom.
 
     The first key of an algorithm signs at once.  A later one is published first, so
     that EHRs know it before it is used, and signs when somebody says so.
@@ -54,12 +54,14 @@ class SigningKeyAdmin(UnchangeableAdmin):
     list_display = (
         "kid",
         "algorithm",
+        "registration",
         "status",
         "created_at",
         "activated_at",
         "retired_at",
     )
     list_filter = ("status", "algorithm")
+    list_select_related = ("registration__server",)
     search_fields = ("kid",)
     actions = ("activate", "withdraw")
     readonly_fields = (
@@ -76,20 +78,21 @@ class SigningKeyAdmin(UnchangeableAdmin):
         return SigningKey.objects.defer("private_key")
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """The algorithm, and all that is public once there is a key."""
-        return ["algorithm"] if obj is None else ["algorithm", *self.readonly_fields]
+        """Algorithm and owner, and all that is public once there is a key."""
+        chosen = ["algorithm", "registration"]
+        return chosen if obj is None else [*chosen, *self.readonly_fields]
 
     def get_obstacle(self, obj: SigningKey) -> StrOrPromise:
         """EHRs may still check signatures of a key that signed until now."""
         if obj.status in {_Status.ACTIVE, _Status.RETIRED}:
-            return _("take the key out of the JWK Set first")
+            return _("remove the key from the JWK Set first")
         return ""
 
     def save_model(
         self, request: HttpRequest, obj: SigningKey, form: Any, change: bool
     ) -> None:
         """Make the key pair."""
-        obj.pk = generate_key(obj.algorithm).pk
+        obj.pk = generate_key(obj.algorithm, obj.registration).pk
         obj.refresh_from_db()
 
     @admin.display(description=_("public JWK"))
@@ -105,13 +108,13 @@ class SigningKeyAdmin(UnchangeableAdmin):
         """Rotate to keys that EHRs know by now; those before them retire."""
         keys = list(queryset.filter(status=_Status.NEXT))
         if not keys:
-            message = gettext("Only keys that are published as next can be activated.")
+            message = gettext("Only published next keys can be activated.")
             self.message_user(request, message, messages.WARNING)
             return
         count = 0
         for key in keys:
             try:
-                rotate_key(key.algorithm)
+                rotate_key(key.algorithm, key.registration)
             except KeyRotationError as exc:
                 self.message_user(request, str(exc), messages.ERROR)
             else:
@@ -125,7 +128,7 @@ class SigningKeyAdmin(UnchangeableAdmin):
             self.message_user(request, message, messages.SUCCESS)
 
     @admin.action(
-        description=_("Take the selected keys out of the JWK Set"),
+        description=_("Remove the selected keys from the JWK Set"),
         permissions=["operate"],
     )
     def withdraw(self, request: HttpRequest, queryset: QuerySet[SigningKey]) -> None:

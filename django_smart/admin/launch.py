@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
@@ -12,8 +14,12 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import end_launches, enqueue_revocations
+from ..launches.parked import end_parked_launches
 from ..models import Launch
-from .base import ReadOnlyAdmin, as_scopes
+from .base import EMPTY, ReadOnlyAdmin, as_scopes
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
 
 __all__ = ["LaunchAdmin"]
 
@@ -25,17 +31,16 @@ class LaunchAdmin(ReadOnlyAdmin):
     """What became of each launch.  No page holds its context, key or secrets."""
 
     list_display = (
+        "id",
         "created_at",
         "server",
         "status",
-        "error_code",
+        "outcome",
         "user",
         "kind",
-        "intent",
-        "completed_at",
-        "ended_at",
     )
     # Without date_hierarchy: it reads the date of every row for each page.
+    list_display_links = ("id", "created_at")
     list_filter = ("status", "kind", "intent", "created_at")
     list_select_related = ("registration__server", "user")
     search_fields = (
@@ -52,13 +57,13 @@ class LaunchAdmin(ReadOnlyAdmin):
                 "fields": (
                     "registration",
                     ("kind", "intent"),
-                    ("status", "error_code"),
+                    ("status", "question", "outcome"),
                     ("user", "identity"),
                     "grant",
                 )
             },
         ),
-        (_("Scope"), {"fields": (("asked", "granted"),)}),
+        (_("Scope"), {"fields": (("asked", "granted", "missing"),)}),
         (
             _("Times"),
             {
@@ -73,14 +78,26 @@ class LaunchAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Launch]:
         """Without what no page shows."""
-        return Launch.objects.defer("code_verifier", "nonce", "context", "next_url")
+        return Launch.objects.defer(
+            "code_verifier", "nonce", "held", "context", "next_url"
+        )
+
+    def get_row_actions(self, obj: Launch) -> dict[str, StrOrPromise]:
+        """End it, while there is something to end."""
+        over = {Launch.Status.ENDED, Launch.Status.FAILED}
+        return {} if obj.status in over else {"end": _("End this launch")}
 
     @admin.display(description=_("FHIR server"), ordering="registration__server__name")
     def server(self, obj: Launch) -> str:
         """Where it came from."""
         return str(obj.registration.server)
 
-    @admin.display(description=_("asked scope"))
+    @admin.display(description=_("outcome"), ordering="error_code")
+    def outcome(self, obj: Launch) -> str:
+        """How it ended: an error, or a reason such as a sign-out."""
+        return obj.error_code or EMPTY
+
+    @admin.display(description=_("requested scope"))
     def asked(self, obj: Launch) -> SafeString | str:
         """One scope a line."""
         return as_scopes(obj.scope_asked)
@@ -89,6 +106,11 @@ class LaunchAdmin(ReadOnlyAdmin):
     def granted(self, obj: Launch) -> SafeString | str:
         """One scope a line."""
         return as_scopes(obj.scope_granted)
+
+    @admin.display(description=_("requested but not granted"))
+    def missing(self, obj: Launch) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.missing_scope)
 
     @admin.action(description=_("End the selected launches"), permissions=["operate"])
     def end(self, request: HttpRequest, queryset: QuerySet[Launch]) -> None:
@@ -99,8 +121,11 @@ class LaunchAdmin(ReadOnlyAdmin):
         )
         with transaction.atomic():
             count = launches.fail(error_code=_REASON, now=now)
-            count += launches.open().count()
-            enqueue_revocations(end_launches(launches, reason=_REASON, now=now))
+            count += launches.open().count() + launches.parked().count()
+            enqueue_revocations(
+                end_launches(launches, reason=_REASON, now=now)
+                + end_parked_launches(launches, reason=_REASON)
+            )
         if count:
             message = ngettext(
                 "%(count)d launch was ended. A worker revokes its tokens at the EHR, "

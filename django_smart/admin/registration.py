@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
-from ..models import ClientRegistration, FHIRServer
+from ..models import ClientRegistration, FHIRServer, Launch
 from ..servers.registering import (
     ClientURLs,
     build_client_urls,
@@ -35,12 +35,14 @@ __all__ = ["ClientRegistrationAdmin", "LiveCheckMixin"]
 
 
 if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
     _Base = BaseAdmin
 else:  # A mixin: the class beside it is the admin.
     _Base = object
 
 # What is not filled in yet is no fault while somebody types; the secret is not sent.
-_NOT_YET = {"required", "null", "blank"}
+_NOT_YET = {"required", "scope_required", "null", "blank"}
 _NOT_SENT = {"client_secret", "client_secret_env", "clear_client_secret"}
 
 
@@ -104,6 +106,7 @@ class LiveCheckMixin(_Base):
 
 
 _URL_FIELDS = ("launch_url", "login_url", "redirect_url", "jwks_url")
+_STEPS = ("next_steps",)
 _SECRET_FIELDS = ("client_secret", "clear_client_secret")
 
 
@@ -113,25 +116,28 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
 
     form = ClientRegistrationForm
     list_display = (
+        "id",
         "server",
         "client_id_briefly",
         "token_endpoint_auth_method",
         "uses",
         "is_active",
         "refresh_stopped_at",
-        "updated_at",
     )
-    list_display_links = ("server", "client_id_briefly")
+    list_display_links = ("id", "server", "client_id_briefly")
     list_filter = ("is_active", "token_endpoint_auth_method")
     list_select_related = ("server",)
     search_fields = ("server__name", "server__slug", "client_id")
-    search_help_text = _("Server or client id")
+    search_help_text = _("Server or client ID")
     autocomplete_fields = ("server",)
     actions = ("resume",)
     readonly_fields = (
         *_URL_FIELDS,
+        "next_steps",
         "secret_state",
         "refresh_stopped_at",
+        "refresh_stop_reason",
+        "refresh_probe_at",
         "created_at",
         "updated_at",
     )
@@ -148,7 +154,10 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
         if obj is None:
             secrets = secrets[:1]
         return [
-            (None, {"fields": ["server", "is_active"]}),
+            (
+                None,
+                {"fields": ["server", "is_active", *([] if obj is None else _STEPS)]},
+            ),
             (_("For the vendor's form"), _VENDOR),
             (
                 _("Client"),
@@ -164,7 +173,7 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
                     ]
                 },
             ),
-            (_("Scopes to ask for"), _SCOPES),
+            (_("Scopes to request"), _SCOPES),
             (_("This site"), _SITE),
             *([] if obj is None else [(None, {"fields": _times(obj)})]),
         ]
@@ -183,8 +192,25 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
         site_url = conf.SMART_SITE_URL
         if not site_url and settings.DEBUG:
             site_url = request.build_absolute_uri("/").rstrip("/")
-        initial: dict[str, Any] = _choose_callback(site_url) if site_url else {}
-        return {**initial, **super().get_changeform_initial_data(request)}
+        initial: dict[str, Any] = dict(_choose_callback(site_url)) if site_url else {}
+        given = super().get_changeform_initial_data(request)
+        server_id = str(given.get("server", ""))
+        if server_id.isdecimal():
+            planned = ClientRegistration(server_id=int(server_id))
+            planned.leave_defaults()
+            for name in ("is_ehr_default", "is_standalone_default"):
+                initial[name] = getattr(planned, name)
+        return {**initial, **given}
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """The URLs for the vendor's form are those of the redirect URI in the form."""
+        form = context["adminform"].form
+        if form.instance._state.adding and not form.is_bound:
+            for name in ("redirect_uri", "callback_id"):
+                setattr(form.instance, name, form.initial.get(name, ""))
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def save_model(
         self, request: HttpRequest, obj: ClientRegistration, form: Any, change: bool
@@ -195,10 +221,19 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
             self.message_user(
                 request,
                 _(
-                    "The server could not be asked whether it offers all of this "
-                    "(%(code)s); what it lacks is refused at launch."
+                    "The server could not be asked whether it supports this "
+                    "registration (%(code)s). If it does not, launches fail."
                 )
                 % {"code": form.unasked.code},
+                messages.WARNING,
+            )
+        if obj.is_service_with_secret:
+            self.message_user(
+                request,
+                _(
+                    "Anyone with this secret can read everything the system scope "
+                    "covers. Use private_key_jwt if the server supports it."
+                ),
                 messages.WARNING,
             )
         if obj.uses_private_key:
@@ -208,15 +243,19 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
                 _("Token requests are signed with the key %(kid)s.") % {"kid": key.kid},
             )
 
+    def get_row_actions(self, obj: ClientRegistration) -> dict[str, StrOrPromise]:
+        """Resume its refreshes, if they were stopped."""
+        return {"resume": _("Resume refreshing")} if obj.refresh_stopped_at else {}
+
     @admin.action(
-        description=_("Try the credentials of the selected registrations again"),
+        description=_("Resume refreshing the selected registrations"),
         permissions=["operate"],
     )
     def resume(
         self, request: HttpRequest, queryset: QuerySet[ClientRegistration]
     ) -> None:
         """Let the worker refresh the grants of registrations that were stopped."""
-        count = sum(resume_refreshes(registration) for registration in queryset)
+        count = sum(resume_refreshes(each, by_operator=True) for each in queryset)
         if count:
             message = ngettext(
                 "The grants of %(count)d registration are refreshed again.",
@@ -228,7 +267,7 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
             message = gettext("None of the selected registrations was stopped.")
             self.message_user(request, message, messages.WARNING)
 
-    @admin.display(description=_("client id"), ordering="client_id")
+    @admin.display(description=_("client ID"), ordering="client_id")
     def client_id_briefly(self, obj: ClientRegistration) -> str:
         """Its beginning: some client ids are whole JWTs."""
         return shorten(obj.client_id)
@@ -242,6 +281,27 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
             (obj.system_scope, _("backend services")),
         )
         return ", ".join(str(name) for scope, name in names if scope) or EMPTY
+
+    @admin.display(description=_("next steps"))
+    def next_steps(self, obj: ClientRegistration) -> SafeString | str:
+        """From the vendor's form to the first launch: what is done, and what is not."""
+        launches = Launch.objects.filter(registration=obj, completed_at__isnull=False)
+        is_launched = launches.exists() if obj.is_for_launches else None
+        has_scopes = bool(obj.is_for_launches or obj.system_scope)
+        is_examined = bool(
+            obj.server.configuration_fetched_at and not obj.server.disputed
+        )
+        steps = [
+            (is_launched, _("Enter the URLs below in the vendor's form.")),
+            (has_scopes, _("Enter the scopes to request.")),
+            (is_examined, _("Choose “Test connection”, and fix what it reports.")),
+            (is_launched, _("Launch once, from the EHR or with the login URL.")),
+        ]
+        return as_list(
+            (_("Done: %s") if is_done else _("To do: %s")) % words
+            for is_done, words in steps
+            if is_done is not None
+        )
 
     @admin.display(description=_("secret"))
     def secret_state(self, obj: ClientRegistration) -> SafeString | str:
@@ -263,10 +323,8 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
 
     @admin.display(description=_("login URL"))
     def login_url(self, obj: ClientRegistration) -> SafeString | str:
-        """Where a person starts without the EHR; it names the server."""
-        if not obj.server_id:
-            return EMPTY
-        return _show_url(obj, lambda urls: urls.login_url)
+        """Where a person starts without the EHR, if there is a scope for that."""
+        return _show_url(obj, lambda urls: urls.login_url or "")
 
     @admin.display(description=_("redirect URI"))
     def redirect_url(self, obj: ClientRegistration) -> SafeString | str:
@@ -289,39 +347,50 @@ def _choose_callback(site_url: str) -> dict[str, str]:
 
 
 _VENDOR: dict[str, Any] = {
-    "fields": list(_URL_FIELDS),
-    "description": _("Enter these exactly as they stand here."),
+    "fields": [each for each in _URL_FIELDS if each != "login_url"],
+    "description": _("Copy these values exactly."),
 }
 _SCOPES: dict[str, Any] = {
     "fields": ["ehr_scope", "standalone_scope", "system_scope"],
     "description": _(
-        "Separated by spaces, asked for in this order. An empty field turns that use "
-        "off. Access in the background needs offline_access."
+        "Separated by spaces, and requested in this order. An empty field disables "
+        "that use. Background access requires offline_access."
     ),
 }
 _SITE: dict[str, Any] = {
     "fields": [
+        "launch_slug",
+        ("is_ehr_default", "is_standalone_default"),
+        "login_url",
         "redirect_uri",
         ("callback_id", "callback_group"),
         "landing_page",
-        "create_users",
+        ("create_users", "user_switch"),
         "manage_groups",
+        "unread_changes",
     ]
 }
 
 
+_STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
+
+
 def _times(registration: ClientRegistration) -> list[Any]:
     """Also since when nothing is refreshed, if that is so."""
-    stopped = ["refresh_stopped_at"] if registration.refresh_stopped_at else []
+    stopped = [_STOP] if registration.refresh_stopped_at else []
     return [*stopped, ("created_at", "updated_at")]
 
 
 def _show_url(
     registration: ClientRegistration, choose: Callable[[ClientURLs], str]
 ) -> SafeString | str:
-    if not registration.server_id:
+    if not registration.pk:
         # A new one: the addresses are wanted before the vendor gives a client id.
-        registration = ClientRegistration(server=FHIRServer())
+        registration = ClientRegistration(
+            server=FHIRServer(),
+            redirect_uri=registration.redirect_uri,
+            callback_id=registration.callback_id,
+        )
     try:
         site_url = get_site_url(registration)
         if site_url:

@@ -21,10 +21,11 @@ from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
+from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import IssuerDisputedError, SMARTError
 from ..models import ClientRegistration, FHIRServer, TokenGrant
@@ -69,35 +70,35 @@ _CAPABILITIES: dict[str, StrOrPromise] = {
     "client-confidential-symmetric": _("clients with a secret"),
     "client-confidential-asymmetric": _("clients with a signing key"),
     "sso-openid-connect": _("sign-in with its accounts"),
-    "context-banner": _("tells whether to show who the patient is"),
-    "context-style": _("tells its style"),
+    "context-banner": _("says whether to show the patient"),
+    "context-style": _("provides its style"),
     "context-ehr-patient": _("names the patient of an EHR launch"),
     "context-ehr-encounter": _("names the encounter of an EHR launch"),
-    "context-standalone-patient": _("lets the patient be chosen"),
-    "context-standalone-encounter": _("lets the encounter be chosen"),
+    "context-standalone-patient": _("lets the user choose a patient"),
+    "context-standalone-encounter": _("lets the user choose an encounter"),
     "permission-offline": _("access in the background (offline_access)"),
     "permission-online": _("access until sign-out (online_access)"),
     "permission-patient": _("access to one patient's data"),
-    "permission-user": _("access to what the user may see"),
+    "permission-user": _("access to everything the user can see"),
     "permission-v1": _("scopes of version 1"),
     "permission-v2": _("scopes of version 2"),
-    "smart-app-state": _("stores state of apps"),
+    "smart-app-state": _("stores app state"),
 }
 
 
 def show_endpoints(server: FHIRServer) -> SafeString | str:
-    """Its endpoints; those entered by hand are marked."""
+    """The endpoints; those set manually are marked."""
     found = _read(server)
     if not isinstance(found, SMARTConfiguration):
         return found
     rows = []
-    overrides = server.endpoint_overrides
+    overrides = server.overrides or {}
     for name, words in _ENDPOINTS.items():
         # The column of the JWK Set's URL holds what was discovered, there or in the
         # OpenID configuration.
         url = (server.jwks_uri if name == "jwks_uri" else "") or getattr(found, name)
         if url:
-            mark = gettext("(entered by hand)") if name in overrides else ""
+            mark = gettext("(set manually)") if name in overrides else ""
             rows.append((words, url, mark))
     return format_html(
         '<dl class="smart-facts">{}</dl>',
@@ -139,7 +140,7 @@ def show_methods(server: FHIRServer) -> SafeString | str:
         )
     if found.missing:
         lines.append(
-            gettext("left out, though required: %(names)s")
+            gettext("required but missing: %(names)s")
             % {"names": ", ".join(sorted(found.missing))}
         )
     return as_list(lines)
@@ -148,16 +149,18 @@ def show_methods(server: FHIRServer) -> SafeString | str:
 def _read(server: FHIRServer) -> SMARTConfiguration | str:
     """The stored configuration, or why there is none."""
     if server.configuration is None:
-        return gettext("Not asked yet.")
+        return gettext("Not fetched yet.")
     try:
         return SMARTConfiguration.from_json(
             server.configuration,
             base_url=server.base_url,
             insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-            overrides=server.endpoint_overrides,
+            overrides=server.overrides,
         )
     except SMARTError as exc:
-        return gettext("What was stored cannot be used: %(why)s") % {"why": exc}
+        return gettext("The stored configuration cannot be used: %(why)s") % {
+            "why": exc
+        }
 
 
 HEALTH_COLUMNS = ("active_grants", "due_grants", "overdue")
@@ -170,7 +173,7 @@ class _HealthChangeList(ChangeList):
         """Django's, each row with its health."""
         super().get_results(request)
         servers: Any = self.result_list
-        health = read_health([server.pk for server in servers])
+        health = read_health([server.pk for server in servers], active_only=True)
         for server in servers:
             # One that was deleted between the two looks has no grants.
             server.health = health.get(server.pk) or _nothing(server)
@@ -193,7 +196,7 @@ class HealthMixin:
         """How many wait for a worker."""
         return _get_health(obj).due
 
-    @admin.display(description=_("oldest waits for"))
+    @admin.display(description=_("longest wait"))
     def overdue(self, obj: Any) -> str:
         """How long the one that is due longest has waited."""
         due_at = _get_health(obj).oldest_due_at
@@ -217,11 +220,11 @@ def _describe(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
     for status in TokenGrant.Status:
         yield status.label, health.grants[status]
     yield _("due"), health.due
-    yield _("oldest waits for"), _ago(health.oldest_due_at)
+    yield _("longest wait"), _ago(health.oldest_due_at)
     yield _("failing"), health.failing
     yield _("last success"), _at(health.last_success_at)
     yield _("last failure"), _at(health.last_failure_at)
-    yield _("of what"), health.last_error or EMPTY
+    yield _("last error"), health.last_error or EMPTY
     yield _("paused until"), _at(health.paused_until)
     yield _("stopped registrations"), health.stopped_registrations
 
@@ -243,7 +246,7 @@ if TYPE_CHECKING:
 else:  # Django's class takes type arguments in the stubs alone.
     _Inline = admin.TabularInline
 
-_OFFER = _("What the server says of itself")
+_OFFER = _("Server configuration")
 
 # What was found at one base URL says nothing of another one.
 _NOTHING_DISCOVERED: dict[str, Any] = {
@@ -258,6 +261,12 @@ _NOTHING_DISCOVERED: dict[str, Any] = {
     "issuer": "",
     "jwks_uri": "",
 }
+
+
+def _without(fieldset: Any, name: str) -> Any:
+    title, options = fieldset
+    fields = [each for each in options["fields"] if each != name]
+    return title, {**options, "fields": fields}
 
 
 class _RegistrationInline(_Inline):
@@ -285,7 +294,7 @@ class _RegistrationInline(_Inline):
         """Registrations have a page of their own."""
         return False
 
-    @admin.display(description=_("client id"))
+    @admin.display(description=_("client ID"))
     def client_id_briefly(self, obj: ClientRegistration) -> str:
         """Its beginning: some client ids are whole JWTs."""
         return shorten(obj.client_id)
@@ -303,7 +312,6 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         "preset",
         "registration_count",
         *HEALTH_COLUMNS,
-        "configuration_fetched_at",
     )
     list_filter = ("is_active", "preset")
     # Said again: the count below takes the model's own ordering away.
@@ -312,7 +320,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
     search_help_text = _("Name, slug or base URL")
     prepopulated_fields = {"slug": ("name",)}
     inlines = (_RegistrationInline,)
-    actions = ("rediscover",)
+    actions = ("rediscover", "pause", "unpause")
     readonly_fields = (
         "dispute",
         "endpoints",
@@ -323,6 +331,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         "jwks_fetched_at",
         "discovery_failed_at",
         "health",
+        "request_headers_state",
         "created_at",
         "updated_at",
     )
@@ -342,17 +351,14 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
                 )
             },
         ),
-        (_("Its grants"), {"fields": ("health",)}),
+        (_("Grants"), {"fields": ("health",)}),
         (
-            _("In place of what it says"),
+            _("Endpoint overrides"),
             {
                 "classes": ("collapse",),
-                "description": _("Empty fields leave it to the server."),
+                "description": _("Empty fields use the server's own values."),
                 "fields": (
-                    "authorization_endpoint",
-                    "token_endpoint",
-                    "revocation_endpoint",
-                    "introspection_endpoint",
+                    "overrides",
                     "login_group",
                     "pinned",
                     "id_token_issuer",
@@ -360,27 +366,34 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
             },
         ),
         (
-            _("Oddities"),
+            _("Vendor quirks"),
             {
                 "classes": ("collapse",),
-                "description": _("A preset fills in what is known of a vendor."),
+                "description": _("A preset fills in a vendor's known settings."),
                 "fields": (
                     "aud_rule",
                     "pkce",
                     "authorize_method",
                     "discovery_headers",
+                    "authorization_parameters",
+                    "request_headers_state",
+                    "request_headers",
                     "scope_syntax",
                     "id_token_algorithms",
                     "nonce_required",
+                    "context_in_access_token",
+                    "patient_from_fhir_user",
                     "basic_credentials",
                     "assertion_audience",
                     "send_scope_on_refresh",
                     "introspection_mode",
                     "rp_initiated_logout",
                     "bearer_boundary",
+                    "enforces_compartments",
                     "refresh_token_lifetime",
                     "min_refresh_interval",
                     "rate_limit",
+                    "paused",
                 ),
             },
         ),
@@ -403,6 +416,12 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         """Itself."""
         return obj
 
+    @admin.display(description=_("extra headers"))
+    def request_headers_state(self, obj: FHIRServer) -> str:
+        """Whether there are some; never which."""
+        stored = obj._meta.get_field("request_headers").value_to_string(obj)
+        return str(_("stored here, encrypted")) if stored else EMPTY
+
     @admin.display(description=_("dispute"))
     def dispute(self, obj: FHIRServer) -> str:
         """Why nobody can sign in there, and what settles it."""
@@ -414,10 +433,13 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Of a new server nothing is known that could be shown."""
-        fieldsets = super().get_fieldsets(request, obj)
-        if obj is not None:
-            return fieldsets
-        return [each for each in fieldsets[:-1] if each[0] != _OFFER]
+        fieldsets = list(super().get_fieldsets(request, obj))
+        if obj is None:
+            return [each for each in fieldsets[:-1] if each[0] != _OFFER]
+        if not self.has_change_permission(request, obj):
+            # Read from the row, it would be shown.
+            fieldsets = [_without(each, "request_headers") for each in fieldsets]
+        return fieldsets
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
         """A new server has no registrations."""
@@ -460,7 +482,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         return fields
 
     def get_prepopulated_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Only for a new server: the slug stands in links that were given out."""
+        """Only for a new server: vendors have links that contain the slug."""
         return {} if obj else super().get_prepopulated_fields(request, obj)
 
     def save_model(
@@ -474,7 +496,8 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
             for name, value in _NOTHING_DISCOVERED.items():
                 setattr(obj, name, value)
         super().save_model(request, obj, form, change)
-        if obj.is_active and (moved or "discovery_headers" in form.changed_data):
+        asked_otherwise = {"base_url", "discovery_headers", "overrides"}
+        if obj.is_active and asked_otherwise.intersection(form.changed_data):
             # After the transaction: an EHR is not waited for in one.
             transaction.on_commit(partial(self._ask, request, obj.pk))
 
@@ -483,13 +506,18 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         try:
             fetch_configuration(server)
         except SMARTError as exc:
-            message = gettext(
-                "The server did not say what it offers: %(why)s (%(code)s) Test the "
-                "connection to see what to do; a worker asks again too."
-            ) % {"why": exc, "code": exc.code}
+            found = discover(server)
+            if isinstance(found, Finding) and found.code in BASE_URL_WRONG:
+                message = f"{found.what} {found.fix}"
+            else:
+                message = gettext(
+                    "The server's configuration could not be fetched: %(why)s "
+                    "(%(code)s) Test the connection to see how to fix it; a worker "
+                    "will try again as well."
+                ) % {"why": exc, "code": exc.code}
             self.message_user(request, message, messages.WARNING)
         else:
-            message = gettext("What the server offers stands below.")
+            message = gettext("The server's configuration is shown below.")
             self.message_user(request, message, messages.SUCCESS)
 
     @staticmethod
@@ -505,8 +533,56 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
             if name not in typed:
                 setattr(server, name, value)
 
+    def get_row_actions(self, obj: FHIRServer) -> dict[str, StrOrPromise]:
+        """Ask it again; pause it, or end its pause."""
+        again = {"rediscover": _("Fetch configuration")} if obj.is_active else {}
+        if obj.paused:
+            return {**again, "unpause": _("Resume refreshes")}
+        return {**again, "pause": _("Pause refreshes")}
+
     @admin.action(
-        description=_("Ask the selected servers again what they offer"),
+        description=_("Pause refreshes at the selected servers"),
+        permissions=["change"],
+    )
+    def pause(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
+        """Have workers refresh none of their grants; launches go on."""
+        self._set_paused(request, queryset, paused=True)
+
+    @admin.action(
+        description=_("Resume refreshes at the selected servers"),
+        permissions=["change"],
+    )
+    def unpause(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
+        """Have workers refresh their grants again."""
+        self._set_paused(request, queryset, paused=False)
+
+    def _set_paused(
+        self, request: HttpRequest, queryset: QuerySet[FHIRServer], *, paused: bool
+    ) -> None:
+        servers = list(queryset.exclude(paused=paused))
+        # The columns of a page that was loaded earlier stay as they are now.
+        FHIRServer.objects.filter(pk__in=[each.pk for each in servers]).update(
+            paused=paused
+        )
+        for each in servers:
+            self.log_change(request, each, [{"changed": {"fields": ["paused"]}}])
+        if paused:
+            message = ngettext(
+                "Workers refresh no grants of %(count)d server until you resume it.",
+                "Workers refresh no grants of %(count)d servers until you resume them.",
+                len(servers),
+            )
+        else:
+            message = ngettext(
+                "Workers refresh the grants of %(count)d server again.",
+                "Workers refresh the grants of %(count)d servers again.",
+                len(servers),
+            )
+        level = messages.SUCCESS if servers else messages.WARNING
+        self.message_user(request, message % {"count": len(servers)}, level)
+
+    @admin.action(
+        description=_("Fetch the configuration of the selected servers"),
         permissions=["change"],
     )
     def rediscover(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
@@ -534,13 +610,13 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         except Exception as exc:  # noqa: BLE001 (any broker, any client library)
             logger.warning("Discovery not sent: no broker (%s)", type(exc).__name__)
             message = gettext(
-                "The message broker cannot be reached. The server is asked with the "
-                "next launch, or by smart_discover."
+                "The message broker cannot be reached. The next launch fetches the "
+                "configuration; to fetch it now, run smart_discover."
             )
             self.message_user(request, message, messages.WARNING)
         else:
             message = gettext(
-                "A worker asks the server what it offers; reload the page to see it."
+                "A worker is fetching the configuration; reload the page to see it."
             )
             self.message_user(request, message)
 

@@ -1,7 +1,7 @@
 """
-System checks: every setting, what the site has to install, and what deployment needs.
+System checks of settings, required setup and deployment.
 
-Ids are never reused.  ``manage.py check --tag django_smart`` runs these alone.
+Ids are never reused.  ``manage.py check --tag django_smart`` runs only these.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.core import checks
+
+from ..conf import build_docs_url
 
 __all__ = [
     "check_deployment",
@@ -20,35 +22,41 @@ __all__ = [
 
 _TAG = "django_smart"
 
-# What checks look at is loaded when they run: web processes and workers run none.
+# Checks import their modules when they run, because web processes and workers run none.
 
 
 def check_settings(**values: Any) -> list[checks.CheckMessage]:
-    """Each setting has a value that can be used."""
+    """Check that each setting has a valid value."""
     from . import settings
 
-    return settings.check_settings(**values)
+    return _add_links(settings.check_settings(**values))
 
 
 def check_unknown_settings(**values: Any) -> list[checks.CheckMessage]:
-    """Nothing is set that has the name of no setting."""
+    """Check that no unknown ``SMART_*`` setting is set."""
     from . import settings
 
-    return settings.check_unknown_settings(**values)
+    return _add_links(settings.check_unknown_settings(**values))
 
 
 def check_structure(**values: Any) -> list[checks.CheckMessage]:
-    """The site has installed what the package needs."""
+    """Check that the site has installed what the package needs."""
     from . import structure
 
-    return structure.check_structure(**values)
+    return _add_links(structure.check_structure(**values))
 
 
 def check_deployment(**values: Any) -> list[checks.CheckMessage]:
-    """What is right for development alone is not deployed."""
+    """Check that settings for development are not deployed."""
     from . import deployment
 
-    return deployment.check_deployment(**values)
+    return _add_links(deployment.check_deployment(**values))
+
+
+def _add_links(messages: list[checks.CheckMessage]) -> list[checks.CheckMessage]:
+    for each in messages:
+        each.hint = f"{each.hint} See {build_docs_url('checks', str(each.id))}"
+    return messages
 
 
 def register_all() -> None:

@@ -9,11 +9,14 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import checks
+from django.db import router
 from django.http.request import validate_host
-from django.middleware.cache import UpdateCacheMiddleware
+from django.shortcuts import resolve_url
+from django.urls import get_script_prefix, is_valid_path
 from django.utils.module_loading import import_string
 from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 
+from ..models import TokenGrant
 from ..redaction import (
     RedactionFilter,
     SMARTExceptionReporter,
@@ -23,14 +26,16 @@ from ..redaction import (
 __all__ = ["check_deployment"]
 
 _ENVIRONMENT_HEADER = re.compile(r"HTTP_[A-Z0-9_]+")
-# Backends that each process has its own of.
+# PgBouncer's, by default.
+_POOLER_PORT = "6432"
+# Cache backends that are not shared between processes.
 _OWN_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
 
 
 def check_deployment(
     app_configs: Sequence[Any] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """``W030`` to ``W042`` and ``I035``: what is right for development only."""
+    """``W030`` to ``W065``, ``I035``, ``I062``: what is only safe in development."""
     return [
         *_check_site_url(),
         *_check_cookies(),
@@ -38,9 +43,10 @@ def check_deployment(
         *_check_insecure_hosts(),
         *_check_proxy_header(),
         *_check_atomic_requests(),
+        *_check_pooler(),
         *_check_allowed_hosts(),
+        *_check_login_page(),
         *_check_cache(),
-        *_check_cached_pages(),
         *_check_reports(),
         *_check_logs(),
     ]
@@ -49,8 +55,8 @@ def check_deployment(
 def _check_site_url() -> Iterator[checks.CheckMessage]:
     if not _is_https():
         yield checks.Warning(
-            "SMART_SITE_URL is not https, so codes and launches travel in the clear "
-            '(SMART App Launch 2.2, "App protection").',
+            "SMART_SITE_URL is not https, so codes and launches are sent "
+            'unencrypted (SMART App Launch 2.2, "App protection").',
             hint='Set SMART_SITE_URL, such as "https://app.example.org".',
             id="django_smart.W030",
         )
@@ -59,15 +65,16 @@ def _check_site_url() -> Iterator[checks.CheckMessage]:
 def _check_cookies() -> Iterator[checks.CheckMessage]:
     if not settings.SESSION_COOKIE_SECURE:
         yield checks.Warning(
-            "SESSION_COOKIE_SECURE is off: whoever reads the session's cookie on the "
-            "wire is signed in, with every launch of that browser.",
+            "SESSION_COOKIE_SECURE is off: anyone who intercepts the session "
+            "cookie is signed in as its user, with every launch of that "
+            "browser.",
             hint="Set SESSION_COOKIE_SECURE = True.",
             id="django_smart.W031",
         )
     if not settings.CSRF_COOKIE_SECURE and not settings.CSRF_USE_SESSIONS:
         yield checks.Warning(
-            "CSRF_COOKIE_SECURE is off: who can plant that cookie can have records "
-            "connected or disconnected.",
+            "CSRF_COOKIE_SECURE is off: anyone who can plant that cookie can "
+            "connect or disconnect records.",
             hint="Set CSRF_COOKIE_SECURE = True.",
             id="django_smart.W032",
         )
@@ -76,10 +83,10 @@ def _check_cookies() -> Iterator[checks.CheckMessage]:
 def _check_encryption_keys() -> Iterator[checks.CheckMessage]:
     if not getattr(settings, "SMART_ENCRYPTION_KEYS", None):
         yield checks.Warning(
-            "The keys that tokens and secrets are stored with are derived from "
-            "SECRET_KEY: a new SECRET_KEY makes them unreadable.",
+            "Tokens and secrets are encrypted with a key derived from "
+            "SECRET_KEY: changing SECRET_KEY makes them unreadable.",
             hint=(
-                "Set SMART_ENCRYPTION_KEYS to a list with a key made with "
+                "Set SMART_ENCRYPTION_KEYS to a list with a key from "
                 "cryptography.fernet.Fernet.generate_key()."
             ),
             id="django_smart.W033",
@@ -89,8 +96,9 @@ def _check_encryption_keys() -> Iterator[checks.CheckMessage]:
 def _check_insecure_hosts() -> Iterator[checks.CheckMessage]:
     if getattr(settings, "SMART_INSECURE_HTTP_HOSTS", None):
         yield checks.Warning(
-            "SMART_INSECURE_HTTP_HOSTS lets secrets and tokens travel over plain http.",
-            hint="Take SMART_INSECURE_HTTP_HOSTS out.",
+            "SMART_INSECURE_HTTP_HOSTS allows secrets and tokens to be sent "
+            "over plain http.",
+            hint="Remove SMART_INSECURE_HTTP_HOSTS.",
             id="django_smart.W034",
         )
 
@@ -100,30 +108,32 @@ def _check_proxy_header() -> Iterator[checks.CheckMessage]:
     if header is None:
         if _is_https():
             yield checks.Info(
-                "SECURE_PROXY_SSL_HEADER is not set. Behind a proxy that ends TLS, "
-                "Django takes every request for plain http and builds http addresses.",
+                "SECURE_PROXY_SSL_HEADER is not set. Behind a proxy that "
+                "terminates TLS, Django treats every request as plain http "
+                "and builds http URLs.",
                 hint=(
-                    "If there is such a proxy, set SECURE_PROXY_SSL_HEADER = "
-                    '("HTTP_X_FORWARDED_PROTO", "https"), and have it set that header '
-                    "on every request. If not, silence this check."
+                    "Behind such a proxy, set SECURE_PROXY_SSL_HEADER = "
+                    '("HTTP_X_FORWARDED_PROTO", "https"), and let the proxy '
+                    "set that header on every request. Otherwise, silence "
+                    "this check."
                 ),
                 id="django_smart.I035",
             )
     elif not _is_proxy_header(header):
         yield checks.Warning(
-            "SECURE_PROXY_SSL_HEADER matches no request, so Django takes every request "
-            "for plain http.",
+            "SECURE_PROXY_SSL_HEADER matches no request, so Django treats "
+            "every request as plain http.",
             hint=(
-                "Write the header as WSGI does: SECURE_PROXY_SSL_HEADER = "
-                '("HTTP_X_FORWARDED_PROTO", "https") for X-Forwarded-Proto.'
+                "Write the header name in WSGI form: SECURE_PROXY_SSL_HEADER "
+                '= ("HTTP_X_FORWARDED_PROTO", "https") for X-Forwarded-Proto.'
             ),
             id="django_smart.W035",
         )
     elif "PROTO" in header[0] and header[1] != "https":
         yield checks.Warning(
-            f"SECURE_PROXY_SSL_HEADER takes a request for https if {header[0]} is "
-            f"{header[1]!r}, and proxies set it to 'https', in small letters: Django "
-            "takes every request for plain http.",
+            f"SECURE_PROXY_SSL_HEADER expects {header[0]} to be {header[1]!r}, "
+            "but proxies set it to 'https' in lowercase, so Django treats "
+            "every request as plain http.",
             hint='Set SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https").',
             id="django_smart.W037",
         )
@@ -135,48 +145,94 @@ def _check_atomic_requests() -> Iterator[checks.CheckMessage]:
             "sqlite3"
         ):
             yield checks.Warning(
-                f"The database {alias!r} is SQLite with ATOMIC_REQUESTS: a token that "
-                "ends while a view runs cannot be refreshed.",
+                f"The database {alias!r} is SQLite with ATOMIC_REQUESTS: a "
+                "token that expires while a view runs cannot be refreshed.",
                 hint="Use PostgreSQL or MariaDB, or turn ATOMIC_REQUESTS off.",
                 id="django_smart.W036",
             )
+
+
+def _check_pooler() -> Iterator[checks.CheckMessage]:
+    alias = router.db_for_write(TokenGrant)
+    database = settings.DATABASES.get(alias, {})
+    if "postg" not in str(database.get("ENGINE")):
+        return
+    # Django's documentation asks for it with transaction pooling, and for nothing else.
+    if database.get("DISABLE_SERVER_SIDE_CURSORS"):
+        yield checks.Warning(
+            f"DATABASES[{alias!r}] has DISABLE_SERVER_SIDE_CURSORS, which is for "
+            "transaction pooling. A refresh inside atomic() sets lock_timeout for its "
+            "session, and with transaction pooling it can reach another client's "
+            "session instead.",
+            hint=(
+                "Use session pooling for this database, or call FHIR before atomic() "
+                "begins. If there is no transaction pooling, silence this check."
+            ),
+            id="django_smart.W061",
+        )
+    elif str(database.get("PORT")) == _POOLER_PORT:
+        yield checks.Info(
+            f"DATABASES[{alias!r}] has the port of PgBouncer. With transaction pooling "
+            "smart_purge fails unless server-side cursors are off, and a refresh "
+            "inside atomic() is not safe.",
+            hint=(
+                "Use session pooling, and silence this check. With transaction pooling "
+                "set DISABLE_SERVER_SIDE_CURSORS = True for this database."
+            ),
+            id="django_smart.I062",
+        )
 
 
 def _check_allowed_hosts() -> Iterator[checks.CheckMessage]:
     host = _get_site_host()
     if host and not validate_host(host, settings.ALLOWED_HOSTS):
         yield checks.Warning(
-            f"ALLOWED_HOSTS does not have {host!r}, the host of SMART_SITE_URL: people "
-            "who come back from the EHR are answered with 400.",
+            f"ALLOWED_HOSTS does not contain {host!r}, the host of "
+            "SMART_SITE_URL: people who return from the EHR get status 400.",
             hint=f'Add "{host}" to ALLOWED_HOSTS, or correct SMART_SITE_URL.',
             id="django_smart.W038",
         )
+
+
+def _check_login_page() -> Iterator[checks.CheckMessage]:
+    try:
+        url = urlsplit(resolve_url(settings.LOGIN_URL))
+        prefix = get_script_prefix()
+        path = "/" + url.path.removeprefix(prefix).lstrip("/")
+        # With i18n_patterns(), LocaleMiddleware redirects to the second.
+        paths = [path, f"/{settings.LANGUAGE_CODE}{path}"]
+        if url.netloc or any(is_valid_path(each) for each in _add_slashes(paths)):
+            return
+    except Exception:  # noqa: BLE001 (E024, E064 and Django's checks report them)
+        return
+    yield checks.Warning(
+        f"LOGIN_URL is {settings.LOGIN_URL!r}, where this site has no page: "
+        "people who must sign in before their launch opens get status 404.",
+        hint=(
+            "Set LOGIN_URL to the path or URL name of your sign-in page, or "
+            '"admin:login" if only staff have passwords.'
+        ),
+        id="django_smart.W065",
+    )
+
+
+def _add_slashes(paths: list[str]) -> list[str]:
+    if not settings.APPEND_SLASH:
+        return paths
+    return [*paths, *(f"{each}/" for each in paths)]
 
 
 def _check_cache() -> Iterator[checks.CheckMessage]:
     backend = settings.CACHES.get("default", {}).get("BACKEND", "")
     if str(backend).endswith(_OWN_CACHES):
         yield checks.Warning(
-            "The default cache is not shared between processes, so each of them "
-            "fetches anew what one has fetched already, such as the style of an EHR.",
+            "The default cache is not shared between processes, so each "
+            "process fetches the same data again, such as an EHR's style.",
             hint=(
-                "Set a cache of Redis, Memcached, files or the database as the "
-                '"default" of CACHES.'
+                "Use Redis, Memcached, files or the database for the "
+                '"default" cache in CACHES.'
             ),
             id="django_smart.W039",
-        )
-
-
-def _check_cached_pages() -> Iterator[checks.CheckMessage]:
-    if any(_is_a(path, UpdateCacheMiddleware) for path in settings.MIDDLEWARE):
-        yield checks.Warning(
-            "UpdateCacheMiddleware keeps every page in the cache, those with a "
-            "patient's data too.",
-            hint=(
-                "Take it out of MIDDLEWARE, and put cache_page() on the views whose "
-                "pages are the same for everybody."
-            ),
-            id="django_smart.W040",
         )
 
 
@@ -191,11 +247,10 @@ def _check_reports() -> Iterator[checks.CheckMessage]:
     )
     for name, base, ours in upstream:
         path = getattr(settings, name)
-        # What is no reporter at all is not ours to tell of.
+        # Django itself reports a class that is not a reporter.
         if _is_a(path, base) and not _is_a(path, ours):
             yield checks.Warning(
-                f"{name} is {path}: reports of errors can show tokens and the data of "
-                "patients.",
+                f"{name} is {path}: error reports can contain tokens and patient data.",
                 hint=(
                     f'Set {name} = "django_smart.redaction.{ours.__name__}", or a '
                     "subclass of it."
@@ -215,21 +270,22 @@ def _check_logs() -> Iterator[checks.CheckMessage]:
         for _, handler in _get_parts("handlers")
         for each in handler.get("filters") or ()
     )
-    # A site that sets up its logs elsewhere is not asked.
+    # Sites that configure logging elsewhere are not checked.
     if settings.LOGGING_CONFIG and not in_use:
         yield checks.Warning(
-            "No handler of LOGGING has a filter that takes secrets out: access logs "
-            "have the query of the callback, with its code.",
+            "No handler in LOGGING has a filter that removes secrets: access "
+            "logs contain the query of the callback, with its code.",
             hint=(
-                'Add {"()": "django_smart.redaction.RedactionFilter"} to the filters '
-                "of LOGGING, and its name to the filters of each handler."
+                'Add {"()": "django_smart.redaction.RedactionFilter"} to the '
+                "filters in LOGGING, and its name to the filters of each "
+                "handler."
             ),
             id="django_smart.W042",
         )
 
 
 def _get_parts(kind: str) -> list[tuple[Any, dict[str, Any]]]:
-    """The *kind* of things that ``LOGGING`` has, by name; none that is no dict."""
+    """Return the dicts under *kind* in ``LOGGING``, by name."""
     configured: Any = settings.LOGGING
     parts = configured.get(kind) if isinstance(configured, dict) else None
     items = parts.items() if isinstance(parts, dict) else ()
@@ -241,12 +297,12 @@ def _get_site_host() -> str:
         host = urlsplit(str(getattr(settings, "SMART_SITE_URL", ""))).hostname or ""
     except ValueError:
         return ""
-    # As Django has it.
+    # The format that Django compares with.
     return f"[{host}]" if ":" in host else host
 
 
 def _is_a(path: Any, expected: type) -> bool:
-    """Whether *path* names *expected* or a subclass; what cannot be loaded is not."""
+    """Return whether *path* is *expected* or a subclass; false if it cannot load."""
     try:
         cls = import_string(path) if isinstance(path, str) else path
     except Exception:  # noqa: BLE001 (a module of the site can fail in any way)

@@ -13,6 +13,7 @@ from typing import Any
 from cryptography.fernet import Fernet
 from django.conf import settings
 from django.core import checks
+from django.core.validators import slug_re
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch
 from django.utils.functional import Promise
@@ -37,16 +38,18 @@ __all__ = [
     "find_fault_in_max_body",
     "find_fault_in_redirect_url",
     "find_fault_in_scope_check",
+    "find_fault_in_servers",
     "find_fault_in_site_url",
     "find_fault_in_state_size",
-    "find_fault_in_threads",
+    "find_fault_in_support_url",
     "find_fault_in_timeout",
     "number_between",
+    "whole_number_between",
     "zero_or",
 ]
 
 
-#: Takes a value and says what is wrong with it; an empty string if nothing is.
+#: Takes a value and returns what is wrong with it, or an empty string.
 Validator = Callable[[Any], str]
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
@@ -59,149 +62,180 @@ _LISTS = (list, tuple, set, frozenset)
 
 
 def number_between(low: float, high: float) -> Validator:
-    """A validator of numbers from *low* to *high*."""
+    """Return a validator of numbers from *low* to *high*."""
 
     def find_fault(value: Any) -> str:
         if _is_number(value) and low <= value <= high:
             return ""
-        return f"is not a number from {low:,g} to {high:,.10g}"
+        return f"must be a number from {low:,g} to {high:,.10g}"
 
     return find_fault
 
 
 def zero_or(validator: Validator) -> Validator:
-    """A validator of 0, which turns something off, and of what *validator* takes."""
+    """Return a validator of 0, for "off", and of what *validator* accepts."""
 
     def find_fault(value: Any) -> str:
         if _is_number(value) and value == 0:
             return ""
         fault = validator(value)
-        return fault and f"is not 0, and {fault}"
+        return fault.replace("must be", "must be 0 or", 1)
 
     return find_fault
 
 
 def find_fault_in_site_url(value: Any) -> str:
     if not isinstance(value, str):
-        return "is not a string"
+        return "must be a string"
     if not value:
         return ""
     try:
         validate_site_url(value.rstrip("/"))
-    except InsecureURLError as exc:
-        return f"is no address of a site: {exc}"
+    except InsecureURLError:
+        return f"must be an https scheme and host; got {value!r}"
     except (TypeError, ValueError):
-        # SMART_INSECURE_HTTP_HOSTS cannot be read, which has a check of its own.
+        # SMART_INSECURE_HTTP_HOSTS is invalid, which its own check reports.
         return ""
     return ""
 
 
 def find_fault_in_redirect_url(value: Any) -> str:
     if not isinstance(value, str | Promise):
-        return "is not a string"
+        return "must be a string"
     try:
         url = resolve_url(str(value))
     except NoReverseMatch:
-        return "is neither a path nor the name of a URL of this site"
+        return "must be a path or the name of a URL of this site"
     except Exception:  # noqa: BLE001 (the site's URLs can fail in any way)
-        return ""  # Django's own checks tell.
+        return ""  # Django's own checks report it.
     if not url.startswith("/") or url.startswith("//"):
-        return "is neither a path nor the name of a URL of this site"
+        return "must be a path or the name of a URL of this site"
     return ""
 
 
 def find_fault_in_encryption_keys(value: Any) -> str:
     if isinstance(value, str | bytes):
-        return "is one string, not a list of keys"
+        return "must be a list of keys, not a string"
     if not isinstance(value, list | tuple):
-        return "is not a list of keys"
+        return "must be a list of keys"
     for number, key in enumerate(value, start=1):
         try:
             Fernet(key)
         except Exception:  # noqa: BLE001 (the value may be anything)
-            return f"has an entry that is not a Fernet key, number {number}"
+            return f"must contain only Fernet keys; number {number} is not one"
     return ""
 
 
 def find_fault_in_hosts(value: Any) -> str:
     if not isinstance(value, _LISTS):
-        return "is not a list of host names"
+        return "must be a list of host names"
     for host in value:
         if not isinstance(host, str) or not _is_host(host):
-            return f"has {host!r}, which is not a host name without scheme and port"
+            return f"must contain host names without scheme and port; got {host!r}"
     return ""
 
 
 def find_fault_in_launch_prefix(value: Any) -> str:
     if isinstance(value, str) and _PREFIX.fullmatch(value):
         return ""
-    return "is not at most 20 letters, digits and characters of _.!~-"
+    return "must be at most 20 letters, digits or characters of _.!~-"
 
 
 def find_fault_in_timeout(value: Any) -> str:
     if not isinstance(value, list | tuple) or len(value) != 3:
-        return "is not three numbers: to connect, between two reads, and in all"
+        return (
+            "must be three numbers: seconds to connect, between two reads, and in total"
+        )
     if not all(_is_number(item) and 0 < item <= 3600 for item in value):
-        return "has something else than numbers of seconds above 0, up to 3600"
+        return "must contain numbers of seconds above 0, up to 3600"
     connect, read, total = value
     if total < max(connect, read):
-        return "allows less in all than to connect, or between two reads"
+        return (
+            "must allow at least as much in total as to connect and between two reads"
+        )
     return ""
 
 
 def find_fault_in_max_body(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= _LEAST_BODY:
         return ""
-    return f"is not a whole number of bytes, at least {_LEAST_BODY:,}"
+    return f"must be a whole number of bytes, at least {_LEAST_BODY:,}"
 
 
 def find_fault_in_launches(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000:
         return ""
-    return "is not a whole number from 1 to 1,000"
+    return "must be a whole number from 1 to 1,000"
 
 
 def find_fault_in_flag(value: Any) -> str:
-    return "" if isinstance(value, bool) else "is neither True nor False"
+    return "" if isinstance(value, bool) else "must be True or False"
 
 
 def find_fault_in_links(value: Any) -> str:
     if not isinstance(value, _LISTS):
-        return "is not a list of URLs"
+        return "must be a list of URLs"
     for url in value:
         if not isinstance(url, str) or not url.startswith(("https://", "http://")):
-            return f"has {url!r}, which is not a URL"
+            return f"must contain URLs; got {url!r}"
+    return ""
+
+
+def find_fault_in_support_url(value: Any) -> str:
+    if not isinstance(value, str | Promise):
+        return "must be a string"
+    url = str(value)
+    is_path = url.startswith("/") and not url.startswith("//")
+    if not url or is_path or url.startswith(("https://", "http://", "mailto:")):
+        return ""
+    return "must be a URL, a path or a mailto: address"
+
+
+def find_fault_in_servers(value: Any) -> str:
+    if not isinstance(value, _LISTS):
+        return "must be a list of slugs"
+    for slug in value:
+        if not isinstance(slug, str) or not slug_re.fullmatch(slug):
+            return f"must contain slugs of servers; got {slug!r}"
     return ""
 
 
 def find_fault_in_scope_check(value: Any) -> str:
     is_known = value in ("warn", "raise", "off")
-    return "" if is_known else 'is not "warn", "raise" or "off"'
+    return "" if is_known else 'must be "warn", "raise" or "off"'
 
 
 def find_fault_in_state_size(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= _LEAST_STATE:
         return ""
-    return f"is not a whole number of bytes, at least {_LEAST_STATE:,}"
+    return f"must be a whole number of bytes, at least {_LEAST_STATE:,}"
 
 
-def find_fault_in_threads(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64:
-        return ""
-    return "is not a whole number from 1 to 64"
+def whole_number_between(least: int, most: int) -> Validator:
+    """Return a validator of whole numbers from *least* to *most*."""
+
+    def find_fault(value: Any) -> str:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if is_whole and least <= value <= most:
+            return ""
+        return f"must be a whole number from {least} to {most}"
+
+    return find_fault
 
 
 def find_fault_in_cookie_name(value: Any) -> str:
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        return "is not the name of a cookie"
+        return "must be a valid cookie name"
     if value.lower().startswith(("__host-", "__secure-")):
-        return "has a prefix, which is added over https by itself"
+        return "must not have a prefix; over https, it is added automatically"
     taken = {
         settings.SESSION_COOKIE_NAME,
         settings.CSRF_COOKIE_NAME,
         settings.LANGUAGE_COOKIE_NAME,
     }
-    return "is the name of another cookie of this site" if value in taken else ""
+    return (
+        "must not be the name of another cookie of this site" if value in taken else ""
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -237,8 +271,9 @@ RULES = (
         name="SMART_SITE_URL",
         find_fault=find_fault_in_site_url,
         hint=(
-            'Set scheme and host alone, such as "https://app.example.org". For plain '
-            "http while developing, add the host to SMART_INSECURE_HTTP_HOSTS."
+            'Set only scheme and host, such as "https://app.example.org". For '
+            "plain http in development, add the host to "
+            "SMART_INSECURE_HTTP_HOSTS."
         ),
     ),
     Rule(
@@ -252,27 +287,35 @@ RULES = (
         name="SMART_ENCRYPTION_KEYS",
         find_fault=find_fault_in_encryption_keys,
         hint=(
-            "Set a list of keys made with cryptography.fernet.Fernet.generate_key(), "
-            "the newest first."
+            "Set a list of keys from "
+            "cryptography.fernet.Fernet.generate_key(), newest first."
         ),
     ),
     Rule(
         id="django_smart.E004",
         name="SMART_INSECURE_HTTP_HOSTS",
         find_fault=find_fault_in_hosts,
-        hint='Set a list of names or addresses, such as ["localhost", "127.0.0.1"].',
+        hint='Set a list of host names or IP addresses, such as ["localhost", '
+        '"127.0.0.1"].',
+    ),
+    Rule(
+        id="django_smart.E051",
+        name="SMART_PRIVATE_HOSTS",
+        find_fault=find_fault_in_hosts,
+        hint="Set a list of host names or IP addresses, such as "
+        '["login.hospital.internal"].',
     ),
     Rule(
         id="django_smart.E005",
         name="SMART_LAUNCH_PREFIX",
         find_fault=find_fault_in_launch_prefix,
-        hint='Leave it out for the default, "~". An empty string turns prefixes off.',
+        hint='Remove it to use the default, "~". An empty string disables prefixes.',
     ),
     Rule(
         id="django_smart.E006",
         name="SMART_CLOCK_LEEWAY",
         find_fault=number_between(0, 300),
-        hint="Set seconds; more than a minute means that a clock should be set right.",
+        hint="Set seconds. If you need more than 60, fix the clock instead.",
     ),
     Rule(
         id="django_smart.E007",
@@ -308,7 +351,8 @@ RULES = (
         id="django_smart.E012",
         name="SMART_REFRESH_FRACTION",
         find_fault=number_between(0.2, 0.95),
-        hint="Set the part of a token's life before it is refreshed, such as 0.75.",
+        hint="Set the fraction of a token's lifetime after which it is refreshed, "
+        "such as 0.75.",
     ),
     Rule(
         id="django_smart.E013",
@@ -320,7 +364,7 @@ RULES = (
         id="django_smart.E014",
         name="SMART_BROWSER_COOKIE_NAME",
         find_fault=find_fault_in_cookie_name,
-        hint='Leave it out for the default, "smart_browser".',
+        hint='Remove it to use the default, "smart_browser".',
     ),
     Rule(
         id="django_smart.E015",
@@ -332,25 +376,26 @@ RULES = (
         id="django_smart.E016",
         name="SMART_LOGO_LICENSES",
         find_fault=find_fault_in_links,
-        hint="Set a list of URLs, as smart_import_brands prints them.",
+        hint="Set a list of URLs, as printed by smart_import_brands.",
     ),
     Rule(
         id="django_smart.E017",
         name="SMART_APP_STATE_SYSTEM",
         find_fault=find_fault_in_site_url,
-        hint='Set scheme and host alone, such as "https://app.example.org".',
+        hint='Set only scheme and host, such as "https://app.example.org".',
     ),
     Rule(
         id="django_smart.E018",
         name="SMART_APP_STATE_MAX_SIZE",
         find_fault=find_fault_in_state_size,
-        hint="Set bytes, as the EHR documents them; without a word of it 256 * 1024.",
+        hint="Set the limit in bytes that the EHR documents. If it documents none, "
+        "use 256 * 1024.",
     ),
     Rule(
         id="django_smart.E019",
         name="SMART_KEY_ROTATION",
         find_fault=zero_or(number_between(_DAY, 3653 * _DAY)),
-        hint="Set seconds, such as 90 * 24 * 3600, or 0 to rotate by hand.",
+        hint="Set seconds, such as 90 * 24 * 3600, or 0 to rotate keys manually.",
     ),
     Rule(
         id="django_smart.E028",
@@ -362,13 +407,14 @@ RULES = (
         id="django_smart.E029",
         name="SMART_LAUNCHES_PER_BROWSER",
         find_fault=find_fault_in_launches,
-        hint="Set how many charts one browser may have open, such as 20.",
+        hint="Set how many charts a browser may have open, such as 20.",
     ),
     Rule(
         id="django_smart.E030",
         name="SMART_SCOPE_CHECK",
         find_fault=find_fault_in_scope_check,
-        hint='Set "warn" to log missing scopes, "raise" to refuse, or "off".',
+        hint='Set "warn" to log missing scopes, "raise" to refuse the request, or '
+        '"off".',
     ),
     Rule(
         id="django_smart.E045",
@@ -380,13 +426,37 @@ RULES = (
         id="django_smart.E046",
         name="SMART_REFRESH_IDLE_AFTER",
         find_fault=zero_or(number_between(_DAY, 3653 * _DAY)),
-        hint="Set seconds, such as 30 * 24 * 3600, or 0 to refresh all grants alike.",
+        hint="Set seconds, such as 30 * 24 * 3600, or 0 to refresh all grants in time.",
     ),
     Rule(
         id="django_smart.E047",
         name="SMART_REFRESH_THREADS",
-        find_fault=find_fault_in_threads,
+        find_fault=whole_number_between(1, 64),
         hint="Set a whole number, such as 16.",
+    ),
+    Rule(
+        id="django_smart.E055",
+        name="SMART_PURGE_FAILED_AFTER",
+        find_fault=number_between(3600, 36525 * _DAY),
+        hint="Set seconds, such as 24 * 3600.",
+    ),
+    Rule(
+        id="django_smart.E056",
+        name="SMART_STAFF_SIGN_IN_SERVERS",
+        find_fault=find_fault_in_servers,
+        hint='Set a list of server slugs, such as ["harbour"].',
+    ),
+    Rule(
+        id="django_smart.E063",
+        name="SMART_SUPPORT_URL",
+        find_fault=find_fault_in_support_url,
+        hint='Set a URL, such as "https://www.example.org/help/".',
+    ),
+    Rule(
+        id="django_smart.E058",
+        name="SMART_ASYNC_THREADS",
+        find_fault=whole_number_between(1, 512),
+        hint="Set a whole number, such as 64.",
     ),
 )
 
@@ -399,7 +469,10 @@ KNOWN_SETTINGS = tuple(
 def check_settings(
     app_configs: Sequence[Any] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """``E001`` to ``E019``, ``E028`` to ``E030``, ``E045`` to ``E047``: settings."""
+    """
+    ``E001`` to ``E019``, ``E028`` to ``E030``, ``E045`` to ``E047``, ``E051``,
+    ``E055``, ``E056``, ``E058``, ``E063``.
+    """
     return [
         checks.Error(f"{rule.name} {fault}.", hint=rule.hint, id=rule.id)
         for rule in RULES
@@ -411,7 +484,7 @@ def check_settings(
 def check_unknown_settings(
     app_configs: Sequence[Any] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """``W021``: a name that is probably misspelled."""
+    """``W021``: a setting whose name is probably misspelled."""
     unknown = sorted(
         name
         for name in dir(settings)
@@ -430,4 +503,4 @@ def check_unknown_settings(
 def _suggest(name: str) -> str:
     if near := get_close_matches(name, KNOWN_SETTINGS, n=1):
         return f"Did you mean {near[0]}?"
-    return "Take it out, or silence this check if another package reads it."
+    return "Remove it, or silence this check if another package uses it."

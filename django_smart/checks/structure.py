@@ -1,4 +1,4 @@
-"""Checks of what the site has installed, included and switched on."""
+"""Checks of the site's apps, middleware, backends, URLs and templates."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
 from django.db import connections, router
+from django.middleware.cache import FetchFromCacheMiddleware, UpdateCacheMiddleware
+from django.shortcuts import resolve_url
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
 from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
 from ..backends import SMARTAuthenticationBackend
-from ..middleware import SMARTMiddleware
+from ..middleware import SMARTCacheMiddleware, SMARTMiddleware
 from ..models import TokenGrant
 
 __all__ = ["check_structure"]
@@ -32,12 +34,14 @@ _DATABASE_SESSIONS = {
 def check_structure(
     app_configs: Sequence[Any] | None = None, **kwargs: Any
 ) -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048``, ``W020``, ``W022``: what it is built upon."""
+    """``E020`` to ``E027``, ``E048``, ``E054``, ``E064``, ``W020``, ``W022``: setup."""
     return [
         *_check_middleware(),
+        *_check_site_cache(),
         *_check_backend(),
         *_check_apps(),
         *_check_urls(),
+        *_check_login_url(),
         *_check_time_zone(),
         *_check_database(),
         *_check_templates(),
@@ -58,8 +62,9 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
         yield checks.Warning(
             "The middleware of django_smart is not the outermost.",
             hint=(
-                'Put "django_smart.middleware.SMARTMiddleware" first in MIDDLEWARE, '
-                "once: what stands before it sees paths with a launch's prefix."
+                'Put "django_smart.middleware.SMARTMiddleware" first in '
+                "MIDDLEWARE, exactly once: middleware before it sees paths "
+                "with a launch prefix."
             ),
             id="django_smart.W020",
         )
@@ -69,8 +74,8 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
     ]
     if all(order) and order[0][0] > order[1][0]:
         yield checks.Error(
-            "AuthenticationMiddleware stands before SessionMiddleware, so every "
-            "request fails.",
+            "AuthenticationMiddleware comes before SessionMiddleware, so "
+            "every request fails.",
             hint="Put SessionMiddleware before AuthenticationMiddleware.",
             id="django_smart.E027",
         )
@@ -84,12 +89,38 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             )
 
 
+def _check_site_cache() -> Iterator[checks.CheckMessage]:
+    """Require our second middleware between the two of Django's per-site cache."""
+    classes = [_load(path) for path in settings.MIDDLEWARE]
+    before, ours, after = (
+        [index for index, cls in enumerate(classes) if _is(cls, middleware)]
+        for middleware in (
+            (UpdateCacheMiddleware, AuthenticationMiddleware),
+            SMARTCacheMiddleware,
+            FetchFromCacheMiddleware,
+        )
+    )
+    if not any(_is(cls, UpdateCacheMiddleware) for cls in classes):
+        return
+    if not ours or max(before) > ours[0] or (after and min(after) < ours[-1]):
+        yield checks.Error(
+            "UpdateCacheMiddleware would cache pages with patient data, and "
+            "show pages of launches that have ended.",
+            hint=(
+                'Put "django_smart.middleware.SMARTCacheMiddleware" after '
+                "UpdateCacheMiddleware and AuthenticationMiddleware, and before "
+                "FetchFromCacheMiddleware."
+            ),
+            id="django_smart.E054",
+        )
+
+
 def _check_backend() -> Iterator[checks.CheckMessage]:
     backends = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
     if not any(_is(backend, SMARTAuthenticationBackend) for backend in backends):
         yield checks.Error(
-            "The authentication backend of django_smart is missing, so nobody stays "
-            "signed in after a launch.",
+            "The authentication backend of django_smart is missing, so no one "
+            "stays signed in after a launch.",
             hint=(
                 'Add "django_smart.backends.SMARTAuthenticationBackend" to '
                 "AUTHENTICATION_BACKENDS."
@@ -120,14 +151,28 @@ def _check_urls() -> Iterator[checks.CheckMessage]:
             hint='Add path("smart/", include("django_smart.urls")) to urlpatterns.',
             id="django_smart.E024",
         )
-    except Exception:  # noqa: BLE001, S110 (Django's own checks tell how URLs fail)
+    except Exception:  # noqa: BLE001, S110 (Django's own checks report URL errors)
+        pass
+
+
+def _check_login_url() -> Iterator[checks.CheckMessage]:
+    try:
+        resolve_url(settings.LOGIN_URL)
+    except NoReverseMatch:
+        yield checks.Error(
+            f"LOGIN_URL is {settings.LOGIN_URL!r}, which is neither a path nor the "
+            "name of a URL: a launch fails if its user must sign in first.",
+            hint="Set LOGIN_URL to the path or URL name of your sign-in page.",
+            id="django_smart.E064",
+        )
+    except Exception:  # noqa: BLE001, S110 (Django's own checks report URL errors)
         pass
 
 
 def _check_time_zone() -> Iterator[checks.CheckMessage]:
     if not settings.USE_TZ:
         yield checks.Error(
-            "USE_TZ is off, and the times at which tokens end have a time zone.",
+            "USE_TZ is off, but token expiration times are time zone aware.",
             hint="Set USE_TZ = True.",
             id="django_smart.E025",
         )
@@ -138,10 +183,11 @@ def _check_database() -> Iterator[checks.CheckMessage]:
     time_zone = connection.settings_dict["TIME_ZONE"]
     if connection.vendor == "mysql" and time_zone not in _UTC:
         yield checks.Error(
-            f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC, and the "
-            "times that this package has the database read from its clock are in UTC.",
-            hint=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or leave '
-            "it out, and convert the times that are stored already.",
+            f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC, "
+            "but times that the database reads from its clock for this "
+            "package are in UTC.",
+            hint=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or '
+            "remove it, and convert the times that are already stored.",
             id="django_smart.E048",
         )
 
@@ -151,31 +197,31 @@ def _check_templates() -> Iterator[checks.CheckMessage]:
         get_template("django_smart/error.html")
     except TemplateDoesNotExist:
         yield checks.Error(
-            "The templates of django_smart are not found.",
+            "The templates of django_smart cannot be found.",
             hint="Set APP_DIRS to True for the DjangoTemplates engine in TEMPLATES.",
             id="django_smart.E026",
         )
     except TemplateSyntaxError:
-        pass  # The site's own version of the page; it will show when it is looked at.
+        pass  # The site overrides this template; rendering it shows the error.
 
 
 def _check_session_cookie() -> Iterator[checks.CheckMessage]:
     if str(settings.SESSION_COOKIE_SAMESITE).lower() == "strict":
         yield checks.Warning(
-            "SESSION_COOKIE_SAMESITE is Strict, so people who come back from the EHR "
-            "seem to be signed out.",
-            hint='Set SESSION_COOKIE_SAMESITE = "Lax", the default of Django.',
+            "SESSION_COOKIE_SAMESITE is Strict, so people who return from the "
+            "EHR appear to be signed out.",
+            hint='Set SESSION_COOKIE_SAMESITE = "Lax", Django\'s default.',
             id="django_smart.W022",
         )
 
 
 def _load(path: str) -> Any:
-    """The class at *path*; ``None`` if it cannot be had, which Django itself tells."""
+    """Return the class at *path*, or ``None`` if it fails; Django reports that."""
     try:
         return import_string(path)
     except Exception:  # noqa: BLE001 (a module of the site can fail in any way)
         return None
 
 
-def _is(cls: Any, expected: type) -> bool:
+def _is(cls: Any, expected: type | tuple[type, ...]) -> bool:
     return isinstance(cls, type) and issubclass(cls, expected)

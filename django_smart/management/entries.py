@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+from ..fields import EncryptedTextField
 from ..models import ClientRegistration, FHIRServer
 from ..servers.registering import RegistrationInput
 
@@ -86,8 +87,8 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
             near = get_close_matches(name, fields, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ColumnError(
-                f"There is no column {name}.{hint} "
-                f"What can be set: {', '.join(get_column_names())}."
+                f"There is no field {name}.{hint} Fields that can be set: "
+                f"{', '.join(get_column_names())}."
             )
         model, field = fields[name]
         target = result.server if model is FHIRServer else result.registration
@@ -95,7 +96,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
             target[field.name] = _parse(field, value)
         except (TypeError, ValueError, RecursionError):
             # The value is not quoted: it may be a secret that went astray.
-            raise ColumnError(f"{name} takes {_describe(field)}.") from None
+            raise ColumnError(f"{name} must be {_describe(field)}.") from None
     return result
 
 
@@ -143,6 +144,9 @@ def _parse(field: _Field, value: Any) -> Any:
         return timedelta(seconds=_parse_seconds(value))
     if isinstance(field, models.JSONField):
         return _parse_json(value, type(field.get_default()))
+    if isinstance(field, EncryptedTextField) and isinstance(value, Mapping):
+        # Headers, in a file.
+        return json.dumps(value)
     return _require(value, str)
 
 
@@ -219,7 +223,7 @@ def parse_settings(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, mark, value = pair.partition("=")
         if not mark:
-            raise EntryError("--set takes FIELD=VALUE.")
+            raise EntryError("--set requires FIELD=VALUE.")
         result[name.strip()] = value
     return result
 
@@ -241,7 +245,7 @@ def parse_file(text: str) -> list[dict[str, Any]]:
     except EntryError:
         raise
     except (ValueError, RecursionError):
-        raise EntryError("The file is not JSON that can be read.") from None
+        raise EntryError("The file is not valid JSON.") from None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise EntryError("The file is not a JSON list of objects.")
     return entries
@@ -250,7 +254,7 @@ def parse_file(text: str) -> list[dict[str, Any]]:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise EntryError("The file is not clear: an object has a name twice.")
+        raise EntryError("The file is ambiguous: an object has a duplicate key.")
     return result
 
 
@@ -271,8 +275,7 @@ def build_input(
     unknown = sorted(given.keys() - {*ENTRY_NAMES, "set"})
     if unknown:
         raise EntryError(
-            f"Unknown: {', '.join(unknown)}. What an entry may have: "
-            f"{', '.join(ENTRY_NAMES)}, set."
+            f"Unknown: {', '.join(unknown)}. Valid keys: {', '.join(ENTRY_NAMES)}, set."
         )
     for name in ("base_url",) if is_dynamic else ("base_url", "client_id"):
         if not given.get(name):
@@ -285,7 +288,7 @@ def build_input(
     _require_types(given)
     for name, value in settings.items():
         if isinstance(value, str) and not _is_storable(value):
-            raise EntryError(f"{name} has characters that cannot be stored.")
+            raise EntryError(f"{name} contains characters that cannot be stored.")
     try:
         columns = parse_columns(settings)
     except ColumnError as exc:
@@ -304,13 +307,13 @@ def _require_types(given: Mapping[str, Any]) -> None:
             fits, expected = isinstance(value, bool), "true or false"
         elif name == "frame_origin":
             fits = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            expected = "text or a list of texts"
+            expected = "text or a list of strings"
         else:
             fits, expected = isinstance(value, str), "text"
         if not fits:
-            raise EntryError(f"{name} is not {expected}.")
+            raise EntryError(f"{name} must be {expected}.")
         if isinstance(value, str) and not _is_storable(value):
-            raise EntryError(f"{name} has characters that cannot be stored.")
+            raise EntryError(f"{name} contains characters that cannot be stored.")
 
 
 def _is_storable(text: str) -> bool:

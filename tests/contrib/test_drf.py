@@ -203,7 +203,7 @@ def test_trouble_with_the_ehr_is_told_in_json(chart, ehr, caplog):
     assert (response.status_code, answer["code"]) == (502, "fhir_not_found")
     assert answer["detail"]
     assert PATIENT not in response.content.decode()
-    assert f"Launch {chart.launch.pk}: an API failed: fhir_not_found" in caplog.text
+    assert f"Launch {chart.launch.pk}: API error: fhir_not_found" in caplog.text
     assert PATIENT not in caplog.text
 
 

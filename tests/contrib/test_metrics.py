@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,10 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.contrib.monitoring import GrantCollector
+from django_smart.grants.counting import Outcomes, count_lost, count_refresh
+from django_smart.grants.deployment import hold_grants
+from django_smart.models import TaskRun
+from django_smart.models.task_run import REFRESH
 from tests.factories import make_grant, make_registration
 
 prometheus_client = pytest.importorskip(
@@ -65,6 +70,48 @@ def test_trouble_of_a_server_is_told(registry):
     assert get("refresh_paused") == get("registrations_stopped") == 1
     assert get("last_failure_timestamp_seconds") == now.timestamp()
     assert get("last_success_timestamp_seconds") == now.timestamp() - 120
+
+
+@pytest.mark.django_db
+def test_counts_of_all_processes_are_shown(registry):
+    registration = make_registration()
+
+    def get(name: str, **labels: str) -> Any:
+        labels["server"] = "harbour"
+        return registry.get_sample_value(f"django_smart_{name}", labels)
+
+    # Zero before the first one, or the first would be no increase.
+    assert get("refreshes_total", code="ok") == 0
+    assert get("grants_lost_total", reason="invalid_grant") == 0
+    assert get("refresh_seconds_count") == 0
+    for seconds in (0.05, 0.3, 0.4, 99):
+        count_refresh(make_grant(registration), "ok", seconds=seconds)
+    outcomes = Outcomes(registration.server_id)
+    outcomes.add("discovery_unreachable", number=7)
+    outcomes.write()
+    count_lost(make_grant(registration), "invalid_grant")
+    assert get("refreshes_total", code="ok") == 4
+    assert get("refreshes_total", code="discovery_unreachable") == 7
+    assert get("grants_lost_total", reason="invalid_grant") == 1
+    assert get("refresh_seconds_bucket", le="0.1") == 1
+    assert get("refresh_seconds_bucket", le="0.5") == 3
+    assert get("refresh_seconds_bucket", le="20.0") == 3
+    # Those that were not sent took no time.
+    assert get("refresh_seconds_count") == get("refresh_seconds_bucket", le="+Inf") == 4
+    assert get("refresh_seconds_sum") == pytest.approx(99.75)
+
+
+@pytest.mark.django_db
+def test_run_and_owner_are_shown_for_the_site(registry):
+    def get(name: str) -> Any:
+        return registry.get_sample_value(f"django_smart_{name}")
+
+    assert get("last_run_timestamp_seconds") is None
+    assert get("deployment_adopted") == 1
+    TaskRun.objects.note(REFRESH)
+    hold_grants()
+    assert time.time() - get("last_run_timestamp_seconds") < 60
+    assert get("deployment_adopted") == 0
 
 
 @pytest.mark.django_db

@@ -48,7 +48,7 @@ def test_server_without_grants_has_zeros(registration):
     assert set(health.grants.values()) == {0}
     assert (health.due, health.failing, health.oldest_due_at) == (0, 0, None)
     assert health.last_success_at is None
-    assert health.get_overdue(NOW) == timedelta(0)
+    assert health.overdue == timedelta(0)
 
 
 def test_due_grants_are_counted_with_the_longest_wait(registration):
@@ -57,7 +57,7 @@ def test_due_grants_are_counted_with_the_longest_wait(registration):
     make_grant(registration)
     health = read(registration)
     assert health.due == 3
-    assert health.get_overdue(NOW) == timedelta(minutes=7)
+    assert health.overdue == timedelta(minutes=7)
 
 
 def test_what_no_worker_refreshes_is_not_due(registration):
@@ -121,7 +121,7 @@ def test_each_server_is_counted_for_itself(registration):
         server__slug="lake", server__base_url="https://lake.example.org/fhir"
     )
     second = ClientRegistration.objects.create(
-        server=other.server, client_id="another", is_active=False
+        server=other.server, client_id="another", ehr_scope="", standalone_scope=""
     )
     for one in (registration, other, second):
         make_grant(one, refresh_due_at=NOW - timedelta(minutes=one.pk))

@@ -16,7 +16,9 @@ from requests.adapters import BaseAdapter
 from django_smart import transport
 from django_smart.contrib import style as flow
 from django_smart.contrib.style import get_style
+from django_smart.models import FHIRServer
 from django_smart.protocol.style import SMARTStyle
+from tests.known import BASE_URL
 
 ORIGIN = "https://style.example.org"
 URL = f"{ORIGIN}/day.json?v=1"
@@ -59,7 +61,7 @@ def server():
 
 
 def fetch(url: str = URL) -> SMARTStyle | None:
-    return get_style(url, launch_id=7)
+    return get_style(url, server=FHIRServer(base_url=BASE_URL), launch_id=7)
 
 
 @pytest.mark.compliance("RESP-15")
@@ -100,7 +102,7 @@ def test_style_is_asked_for_again_after_a_day(server):
 def test_limits_are_short(server):
     fetch()
     assert server.timeout == (2, 2)
-    assert flow._TIMEOUTS.total == 2
+    assert flow._SECONDS == 2
 
 
 @pytest.mark.compliance("RESP-15")
@@ -111,8 +113,8 @@ def test_limits_are_short(server):
         ({"status": 302, "body": b""}, "style not used: status 302"),
         ({"headers": {"Content-Type": "text/css"}}, "its media type is not JSON"),
         ({"headers": {}}, "its media type is not JSON"),
-        ({"body": b"{color_text: 1}"}, "style: The style is not JSON"),
-        ({"body": b'{"color_text": "url(x)"}'}, "color_text is not a value of its"),
+        ({"body": b"{color_text: 1}"}, "style: The style is not valid JSON"),
+        ({"body": b'{"color_text": "url(x)"}'}, "color_text is not a valid value"),
         ({"body": b" " * 65537}, "style not fetched (response_too_large)"),
         ({"body": requests.Timeout("x")}, "style not fetched (server_timeout)"),
         ({"body": OSError("x")}, "style not fetched (server_unreachable)"),

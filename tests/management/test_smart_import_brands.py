@@ -50,8 +50,8 @@ def test_what_was_left_out_is_told(tmp_path, settings):
         organization("b", ""),
     )
     ran = run("smart_import_brands", path)
-    assert "Left out, 1 times: An Organization has no name." in ran.err
-    assert f"Logos under {URL} are not shown" in ran.err
+    assert "Skipped 1 times: An Organization has no name." in ran.err
+    assert f"Logos from {URL} are hidden" in ran.err
     settings.SMART_LOGO_LICENSES = [URL]
     ran = run("smart_import_brands", path, "--force")
     assert "Logos" not in ran.err
@@ -79,7 +79,7 @@ def test_bundle_of_a_server_is_found_by_its_configuration(host: Host):
     host.on(URL, bundle(organization("a", "A"), endpoint("e", server.base_url)))
     ran = run("smart_import_brands", "--server", "harbour")
     assert BrandBundle.objects.get().server == server
-    assert "0 brands have the identifier" in ran.err
+    assert "0 brands match the identifier" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_bundle_of_a_server_is_found_by_its_configuration(host: Host):
         ([], "Name a file or URL"),
         (["x.json", "--known"], "Name a file or URL"),
         (["--remove", "--known"], "Name the source"),
-        (["--server", "nowhere"], "no server nowhere"),
+        (["--server", "nowhere"], "nowhere"),
         (["--server", "harbour"], "no user_access_brand_bundle"),
-        (["/nonexistent/brands.json"], "No such file"),
-        (["/nonexistent/brands.json", "--remove"], "Nothing came from"),
+        (["/nonexistent/brands.json"], "no such file"),
+        (["/nonexistent/brands.json", "--remove"], "Nothing was imported from"),
     ],
 )
 def test_wrong_arguments_are_told(arguments, message):

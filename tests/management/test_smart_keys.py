@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_algorithm_is_chosen_for_the_first_key():
         run("smart_keys", "generate")
     ran = run("smart_keys", "generate", "--algorithm", "ES384")
     key = SigningKey.objects.get()
-    assert ran.out.startswith(f"{key.kid}  ES384  active   signs since ")
+    assert ran.out.startswith(f"{key.kid}  ES384  active   signing since ")
     assert "PRIVATE" not in ran.out
 
 
@@ -60,7 +61,7 @@ def test_rotation_waits_until_servers_know_the_next_key():
     assert lines[0].startswith(f"{following.kid}  ES384  active ")
     # The one after it is published at once, so that a leak need not wait.
     assert "  ES384  next     published since " in lines[1]
-    assert ", may sign from " in lines[1]
+    assert ", can sign from " in lines[1]
 
 
 def test_key_that_got_out_is_replaced_and_taken_out_at_once():
@@ -92,7 +93,7 @@ def test_algorithm_that_cannot_be_rotated_does_not_keep_the_other_from_it():
         before = SigningKey.objects.active().get(algorithm=name)
         with pytest.raises(CommandError) as caught:
             run("smart_keys", "rotate")
-        assert str(caught.value).startswith(f"There is no next {other} key")
+        assert f"There is no next {other} key" in str(caught.value)
         assert SigningKey.objects.active().get(algorithm=name) != before
         # As if another one had never been published.
         SigningKey.objects.following().delete()
@@ -132,12 +133,14 @@ def test_site_without_a_worker_runs_the_schedule_by_command(settings: Any):
     assert run(*due).out == "generated: 1, rotated: 1, removed: 0\n"
     age()
     assert run(*due).out == "generated: 0, rotated: 0, removed: 1\n"
-    with pytest.raises(CommandError, match="leave the other out"):
+    with pytest.raises(CommandError, match="do not combine"):
         run(*due, "--algorithm", "ES384")
 
 
 def test_list_tells_the_place_of_every_key():
-    assert run("smart_keys", "list").out == ""
+    ran = run("smart_keys", "list")
+    assert ran.out == ""
+    assert "Run smart_keys generate" in ran.err
     for _ in range(2):
         run("smart_keys", "generate", "--algorithm", "ES384")
     run("smart_keys", "rotate", "--now")
@@ -154,7 +157,7 @@ def test_retire_refuses_what_is_in_use_or_unknown():
     key = SigningKey.objects.get()
     with pytest.raises(CommandError, match="rotate to another key"):
         run("smart_keys", "retire", key.kid)
-    with pytest.raises(CommandError, match="There is no key"):
+    with pytest.raises(CommandError, match="No key has the id"):
         run("smart_keys", "retire", key.kid.swapcase())
 
 
@@ -163,7 +166,7 @@ def test_export_has_the_current_and_the_next_key():
     run("smart_keys", "generate", "--algorithm", "ES384")
     ran = run("smart_keys", "export")
     assert ran.json == SigningKey.objects.as_jwks()
-    assert "no next ES384 key in it" in ran.err
+    assert "no next ES384 key" in ran.err
     run("smart_keys", "generate")
     ran = run("smart_keys", "export")
     assert {each["kid"] for each in ran.json["keys"]} == {
@@ -172,3 +175,25 @@ def test_export_has_the_current_and_the_next_key():
     }
     assert ran.err == ""
     assert not {"d", "p", "q"} & {name for each in ran.json["keys"] for name in each}
+
+
+def test_keys_of_one_registration_are_made_and_rotated_by_its_id():
+    registration = make_registration(
+        token_endpoint_auth_method="private_key_jwt", client_secret=""
+    )
+    shared = json.loads(run("smart_keys", "export").out)
+    which = ("--registration", str(registration.pk))
+    made = run("smart_keys", "generate", *which).out
+    own = SigningKey.objects.of(registration).get()
+    assert f"{own.kid}  RS384  next     registration {registration.pk}  " in made
+    assert run("smart_keys", "export", *which).json["keys"][-1]["kid"] == own.kid
+    assert json.loads(run("smart_keys", "export").out) == shared
+    run("smart_keys", "rotate", "--now", *which)
+    assert SigningKey.objects.of(registration).active().get() == own
+
+
+@pytest.mark.parametrize("action", ["generate", "rotate", "export"])
+def test_registration_that_signs_with_no_key_has_none(action):
+    for id_ in (make_registration().pk, 12345):
+        with pytest.raises(CommandError, match="private_key_jwt"):
+            run("smart_keys", action, "--registration", str(id_))

@@ -28,7 +28,7 @@ def grant(registration, ehr) -> TokenGrant:
 def test_due_grants_are_refreshed_and_counted(grant):
     make_due(grant.pk)
     ran = run("smart_refresh")
-    assert ran.out == "refreshed: 1, left to others: 0, failed: 0\n"
+    assert ran.out == "refreshed: 1, skipped: 0, failed: 0\n"
     fresh = TokenGrant.objects.get()
     assert fresh.access_token != grant.access_token
     assert fresh.access_token not in ran.out
@@ -37,7 +37,7 @@ def test_due_grants_are_refreshed_and_counted(grant):
 
 def test_grants_that_are_not_due_are_left_alone(grant, ehr):
     before = len(ehr.requests)
-    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 0\n"
+    assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 0\n"
     assert len(ehr.requests) == before
 
 
@@ -45,7 +45,7 @@ def test_grants_that_are_not_due_are_left_alone(grant, ehr):
 def test_failure_is_counted_and_the_refresh_token_kept(grant, ehr):
     make_due(grant.pk)
     ehr.faults = ["refresh_500"]
-    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 1\n"
+    assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 1\n"
     assert TokenGrant.objects.get().refresh_token == grant.refresh_token
 
 
@@ -58,7 +58,7 @@ def test_one_grant_is_refreshed_due_or_not(grant):
 def test_grant_that_another_process_refreshes_is_left_to_it(grant):
     TokenGrant.objects.take_lease(grant, owner="another", length=timedelta(minutes=1))
     ran = run("smart_refresh", "--grant", str(grant.pk))
-    assert ran.out == "refreshed: 0, left to others: 1, failed: 0\n"
+    assert ran.out == "refreshed: 0, skipped: 1, failed: 0\n"
 
 
 def test_failed_refresh_of_one_grant_is_an_error(grant, ehr):
@@ -70,15 +70,13 @@ def test_failed_refresh_of_one_grant_is_an_error(grant, ehr):
 def test_registrations_that_were_refused_go_on(grant, ehr):
     make_due(grant.pk)
     ehr.faults = ["refresh_invalid_client"]
-    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 1\n"
+    assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 1\n"
     ehr.faults = []
-    assert run("smart_refresh").out == "refreshed: 0, left to others: 0, failed: 0\n"
+    assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 0\n"
     assert run("smart_refresh", "--resume").out == (
-        "registrations that go on: 1\nrefreshed: 1, left to others: 0, failed: 0\n"
+        "registrations resumed: 1\nrefreshed: 1, skipped: 0, failed: 0\n"
     )
-    assert run("smart_refresh", "--resume").out.startswith(
-        "registrations that go on: 0"
-    )
+    assert run("smart_refresh", "--resume").out.startswith("registrations resumed: 0")
 
 
 def test_grant_without_refresh_token_is_refused_and_stays(grant):
@@ -95,7 +93,7 @@ def test_ended_grant_is_refused(grant):
 
 
 def test_unknown_grant_is_refused():
-    with pytest.raises(CommandError, match="There is no grant 5"):
+    with pytest.raises(CommandError, match="No grant has the ID 5"):
         run("smart_refresh", "--grant", "5")
 
 
@@ -105,7 +103,7 @@ def test_purge_deletes_what_is_long_over_and_counts_it(grant, settings):
     Launch.objects.update(status=Launch.Status.ENDED, ended_at=long_ago)
     TokenGrant.objects.all().end(TokenGrant.Status.REVOKED, now=long_ago)
     assert run("smart_purge").out == (
-        "launches out of time: 0, launches deleted: 1, grants deleted: 1, "
+        "launches expired: 0, launches deleted: 1, grants deleted: 1, "
         "revocations finished: 0\n"
     )
     assert not Launch.objects.exists()

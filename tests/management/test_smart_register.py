@@ -11,11 +11,14 @@ from django.core.management import CommandError
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey
+from django_smart.testing import EHRSimulator
+from tests.answers import Away, answer
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
 from tests.management.running import Ran, run
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("ehr")]
 
 _WHO = ("--base-url", BASE_URL, "--client-id", CLIENT_ID)
 _SECRET = ("--client-secret", CLIENT_SECRET)
@@ -38,6 +41,12 @@ def assert_nothing_is_stored() -> None:
 
 
 # What is stored and printed
+
+
+def test_login_url_is_printed_only_where_it_starts_a_launch():
+    assert register(*_SECRET, *_EHR).json["login_url"] is None
+    ran = register("--standalone-scope", STANDALONE_SCOPE)
+    assert ran.json["login_url"] == f"{_SITE}/smart/login/?server=ehr-example-org"
 
 
 @pytest.mark.compliance("REG-01", "REG-02", "REG-03", "REG-04")
@@ -133,15 +142,15 @@ def test_two_servers_at_one_host_get_slugs_of_their_own():
     other = run(
         "smart_register",
         *("--base-url", "https://ehr.example.org/other", "--client-id", "x"),
-        *(*_SECRET, *_EHR),
+        *(*_SECRET, *_EHR, "--offline"),
     )
     assert other.json["slug"] == "ehr-example-org-2"
 
 
-def test_remark_on_a_registration_without_scopes_goes_to_standard_error():
-    ran = register(*_SECRET)
-    assert ran.json["slug"] == "ehr-example-org"
-    assert "no scope is registered" in ran.err
+def test_registration_without_scopes_is_refused_with_an_example() -> None:
+    with pytest.raises(CommandError, match=r"--ehr-scope: .*launch openid fhirUser"):
+        register(*_SECRET)
+    assert_nothing_is_stored()
 
 
 def test_remark_on_a_variable_that_is_not_set(monkeypatch):
@@ -239,6 +248,17 @@ def test_backend_services_authenticate_with_a_key_by_default():
     assert SigningKey.objects.active().count() == 1
 
 
+def test_backend_services_with_a_secret_are_reminded_of_keys():
+    ran = register(*_SECRET, "--system-scope", "system/Patient.rs")
+    registration = the_registration()
+    assert registration.token_endpoint_auth_method == "client_secret_basic"
+    assert registration.client_secret == CLIENT_SECRET
+    assert not SigningKey.objects.exists()
+    assert "private_key_jwt" in ran.err
+    assert CLIENT_SECRET not in ran.out + ran.err
+    assert "private_key_jwt" not in register(*_SECRET, *_EHR, "--system-scope", "").err
+
+
 # --set
 
 
@@ -278,24 +298,24 @@ def test_set_wins_over_the_preset():
     ("pair", "message"),
     [
         ("min_refesh_interval=1", "Did you mean min_refresh_interval?"),
-        ("nothing=1", "What can be set: allow_embedding"),
-        ("base_url=https://x.example", "There is no column base_url"),
-        ("jwks={}", "There is no column jwks"),
-        ("launch_slot=x", "There is no column launch_slot"),
+        ("nothing=1", "can be set: allow_embedding"),
+        ("base_url=https://x.example", "There is no field base_url"),
+        ("jwks={}", "There is no field jwks"),
+        ("ehr_slot=x", "There is no field ehr_slot"),
         ("pkce", "FIELD=VALUE"),
         ("pkce=perhaps", "not a valid choice"),
-        ("nonce_required=perhaps", "nonce_required takes true or false"),
-        ("rate_limit=many", "rate_limit takes a whole number"),
+        ("nonce_required=perhaps", "nonce_required must be true or false"),
+        ("rate_limit=many", "rate_limit must be a whole number"),
         ("rate_limit=-1", "rate_limit"),
-        ("min_refresh_interval=soon", "takes a number of seconds"),
-        ("min_refresh_interval=nan", "takes a number of seconds"),
-        ("min_refresh_interval=-1", "takes a number of seconds"),
-        ("min_refresh_interval=1e300", "takes a number of seconds"),
-        ("discovery_headers={", "takes a JSON object"),
-        ("discovery_headers=[]", "takes a JSON object"),
-        ("frame_origins=1", "takes a JSON list"),
+        ("min_refresh_interval=soon", "must be a number of seconds"),
+        ("min_refresh_interval=nan", "must be a number of seconds"),
+        ("min_refresh_interval=-1", "must be a number of seconds"),
+        ("min_refresh_interval=1e300", "must be a number of seconds"),
+        ("discovery_headers={", "must be a JSON object"),
+        ("discovery_headers=[]", "must be a JSON object"),
+        ("frame_origins=1", "must be a JSON list"),
         ("frame_origins=[1]", "list of strings"),
-        ('discovery_headers={"a": 1}', "Headers are an object"),
+        ('discovery_headers={"a": 1}', "Headers must be a JSON object"),
     ],
 )
 def test_set_refuses_what_the_column_does_not_take(pair, message):
@@ -311,20 +331,29 @@ def test_set_refuses_what_the_column_does_not_take(pair, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*_EHR,), "--client-secret: client_secret_basic needs a client secret"),
-        ((*_EHR, "--auth-method", "client_secret_post"), "needs a client secret"),
-        ((*_EHR, *_SECRET, "--auth-method", "none"), "takes no client secret"),
-        ((*_EHR, *_SECRET, "--auth-method", "private_key_jwt"), "takes no client"),
-        ((*_EHR, *_SECRET, "--secret-env", "X"), "in one place"),
+        ((*_EHR,), "--client-secret: client_secret_basic requires a client secret"),
+        ((*_EHR, "--auth-method", "client_secret_post"), "requires a client secret"),
+        ((*_EHR, *_SECRET, "--auth-method", "none"), "public client"),
+        (
+            (*_EHR, *_SECRET, "--auth-method", "private_key_jwt"),
+            "uses no client secret",
+        ),
+        ((*_EHR, *_SECRET, "--secret-env", "X"), "only one place"),
         ((*_SECRET, "--ehr-scope", "launch patient/patient.rs"), "--ehr-scope: "),
-        ((*_SECRET, "--ehr-scope", "fhirUser"), "together with openid"),
+        ((*_SECRET, "--ehr-scope", "fhirUser"), "fhirUser requires openid"),
         ((*_SECRET, "--standalone-scope", "launch"), "--standalone-scope: "),
-        ((*_SECRET, "--system-scope", "system/*.rs"), "private_key_jwt only"),
+        (
+            ("--system-scope", "system/*.rs", "--auth-method", "none", *_EHR),
+            "must authenticate: with private_key_jwt",
+        ),
         ((*_SECRET, *_EHR, "--slug", "no slug"), "--slug: "),
         ((*_SECRET, *_EHR, "--frame-origin", "https://a.example/p"), "--frame-origin"),
         ((*_SECRET, *_EHR, "--frame-origin", "http://a.example"), "not https"),
         ((*_SECRET, *_EHR, "--site-url", "http://app.example"), "--site-url: .*https"),
-        ((*_SECRET, *_EHR, "--site-url", "https://a.example/b"), "more than scheme"),
+        (
+            (*_SECRET, *_EHR, "--site-url", "https://a.example/b"),
+            "must be a scheme and host",
+        ),
         ((*_SECRET, *_EHR, "--site-url", "app.example"), "--site-url: "),
         ((*_SECRET, *_EHR, "--preset", "acme"), "invalid choice"),
         ((*_SECRET, *_EHR, "--auth-method", "tls"), "invalid choice"),
@@ -384,14 +413,15 @@ def test_launch_needs_the_address_of_this_site(settings):
     assert "SMART_SITE_URL" in ran.err
 
 
-def test_second_launch_registration_of_a_server_is_refused():
-    register(*_SECRET, *_EHR)
-    with pytest.raises(CommandError, match="there can be one"):
-        run(
-            "smart_register",
-            *("--base-url", BASE_URL, "--client-id", "other", *_SECRET, *_EHR),
-        )
-    assert ClientRegistration.objects.count() == 1
+def test_second_registration_of_a_server_is_no_default_and_takes_no_headers():
+    register(*_SECRET, *_EHR, "--preset", "epic")
+    other = ("--base-url", BASE_URL, "--client-id", "other")
+    run("smart_register", *other, *_SECRET, *_EHR, "--preset", "epic")
+    row = ClientRegistration.objects.select_related("server").get(client_id="other")
+    assert (row.is_ehr_default, row.is_standalone_default) == (False, True)
+    assert row.server.discovery_headers == {"Epic-Client-ID": CLIENT_ID}
+    with pytest.raises(CommandError, match="default for EHR launches"):
+        run("smart_register", *other, "--set", "is_ehr_default=true")
 
 
 def test_slug_of_another_server_is_refused():
@@ -486,15 +516,15 @@ def test_one_bad_entry_refuses_the_whole_file(tmp_path):
         (_entry(1, check=True), "Entry 1: Unknown: check"),
         (_entry(1, base_url=None), "base_url is missing"),
         (_entry(1, client_id=""), "client_id is missing"),
-        (_entry(1, ehr_scope=["launch"]), "ehr_scope is not text"),
-        (_entry(1, name=5), "name is not text"),
-        (_entry(1, embed="yes"), "embed is not true or false"),
-        (_entry(1, frame_origin=5), "frame_origin is not text or a list"),
-        (_entry(1, frame_origin=[5]), "frame_origin is not text or a list"),
+        (_entry(1, ehr_scope=["launch"]), "ehr_scope must be text"),
+        (_entry(1, name=5), "name must be text"),
+        (_entry(1, embed="yes"), "embed must be true or false"),
+        (_entry(1, frame_origin=5), "frame_origin must be text or a list"),
+        (_entry(1, frame_origin=[5]), "frame_origin must be text or a list"),
         (_entry(1, set=[]), "set is not an object"),
-        (_entry(1, set={"rate_limit": 1.5}), "rate_limit takes a whole number"),
-        (_entry(1, set={"rate_limit": True}), "rate_limit takes a whole number"),
-        (_entry(1, set={"landing_page": 5}), "landing_page takes text"),
+        (_entry(1, set={"rate_limit": 1.5}), "rate_limit must be a whole number"),
+        (_entry(1, set={"rate_limit": True}), "rate_limit must be a whole number"),
+        (_entry(1, set={"landing_page": 5}), "landing_page must be text"),
         (_entry(1, set={"name": "a\0b"}), "characters that cannot be stored"),
         (_entry(1, client_id="a\0b"), "characters that cannot be stored"),
         (_entry(1, client_id="\ud800"), "characters that cannot be stored"),
@@ -514,17 +544,19 @@ def test_entry_that_is_not_understood_is_refused(tmp_path, entry, message):
 def test_file_that_is_no_list_of_entries_is_refused(tmp_path, text):
     file = tmp_path / "registrations.json"
     file.write_text(text)
-    with pytest.raises(CommandError, match="The file is not"):
+    with pytest.raises(CommandError, match="The file is "):
         run("smart_register", "--from", str(file))
 
 
 def test_file_that_cannot_be_read_is_named(tmp_path):
     missing = tmp_path / "missing.json"
-    with pytest.raises(CommandError, match=r"missing\.json cannot be read"):
+    with pytest.raises(
+        CommandError, match=r"Cannot read .*missing\.json: no such file"
+    ):
         run("smart_register", "--from", str(missing))
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(CommandError, match="cannot be read: UnicodeDecodeError"):
+    with pytest.raises(CommandError, match=r"Cannot read .*UTF-8"):
         run("smart_register", "--from", str(binary))
 
 
@@ -532,7 +564,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
     "extra", [("--client-id", "x"), ("--set", "pkce=never"), ("--embed",)]
 )
 def test_file_and_options_are_not_mixed(tmp_path, extra):
-    with pytest.raises(CommandError, match="stands in the file"):
+    with pytest.raises(CommandError, match="from the file"):
         run("smart_register", *_write(tmp_path, _entry(1)), *extra)
     assert_nothing_is_stored()
 
@@ -540,9 +572,62 @@ def test_file_and_options_are_not_mixed(tmp_path, extra):
 # --check
 
 
-def test_nothing_is_sent_without_check(ehr):
-    register(*_SECRET, *_EHR)
+def test_new_server_is_asked_once_and_offline_never(ehr):
+    register(*_SECRET, *_EHR, "--offline")
     assert ehr.requests == []
+    register(*_SECRET, *_EHR, "--name", "Harbour")
+    assert ehr.requests == []  # it is known
+    ClientRegistration.objects.all().delete()
+    FHIRServer.objects.all().delete()
+    assert register(*_SECRET, *_EHR).err == ""
+    assert ehr.requests
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        f"{BASE_URL}/metadata",
+        f"{BASE_URL}/.well-known/smart-configuration",
+        f"{BASE_URL}/Patient",
+    ],
+)
+def test_wrong_base_url_is_refused_with_the_right_one(ehr, pasted):
+    arguments = ("--base-url", pasted, "--client-id", CLIENT_ID, *_SECRET, *_EHR)
+    with pytest.raises(CommandError, match=f"base URL to {BASE_URL}") as caught:
+        run("smart_register", *arguments)
+    assert "--offline" in str(caught.value)
+    assert_nothing_is_stored()
+    run("smart_register", *arguments, "--offline")
+    assert FHIRServer.objects.get().base_url == pasted
+
+
+def test_origin_is_refused_with_the_base_url_below_it():
+    plain = EHRSimulator(base_url="https://plain.example.org/fhir")
+    with (
+        transport.mounted("https://plain.example.org", plain.adapter()),
+        pytest.raises(CommandError, match=r"base URL to https://plain.*/fhir"),
+    ):
+        run(
+            "smart_register",
+            *("--base-url", "https://plain.example.org", "--client-id", CLIENT_ID),
+            *(*_SECRET, *_EHR),
+        )
+    assert_nothing_is_stored()
+
+
+def test_server_that_is_down_is_registered_with_a_remark():
+    with transport.mounted("https://ehr.example.org", Away()):
+        ran = register(*_SECRET, *_EHR)
+    assert "cannot be reached" in ran.err
+    assert "smart_doctor ehr-example-org" in ran.err
+    assert FHIRServer.objects.exists()
+
+
+def test_what_a_new_server_lacks_is_remarked(ehr):
+    answer(ehr, "/smart-configuration", capabilities=["launch-standalone"])
+    ran = register(*_SECRET, *_EHR)
+    assert "launch-ehr" in ran.err
+    assert ran.json["slug"] == "ehr-example-org"
 
 
 def test_check_asks_the_server_and_keeps_what_it_said(ehr):
@@ -623,3 +708,17 @@ def test_refused_check_leaves_the_row_as_it_was(ehr):
         register("--name", "Other", "--check")
     server = FHIRServer.objects.get()
     assert (server.name, server.configuration) == ("Harbour", None)
+
+
+def test_headers_come_from_a_file_as_an_object(monkeypatch):
+    entry = {
+        "base_url": "https://ehr.example.org/fhir",
+        "client_id": "abc",
+        "client_secret": "x",
+        "ehr_scope": "launch patient/*.rs",
+        "set": {"request_headers": {"X-Api-Key": "s3cret-key"}},
+    }
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps([entry])))
+    assert "s3cret-key" not in str(run("smart_register", "--from", "-"))
+    headers = the_registration().server.get_request_headers()
+    assert headers == {"X-Api-Key": "s3cret-key"}

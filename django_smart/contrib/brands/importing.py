@@ -1,4 +1,4 @@
-"""Import user-access brands: organisations, their portals and their FHIR servers."""
+"""Import user-access brands: organizations, their portals and their FHIR servers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BrandImport:
         is_new: false if nothing had changed, and so nothing was read.
         brands, endpoints: how many were added, changed and removed.
         problems: what was left out and how often, by reason.
-        licenses: URLs of the licences of logos (BRAND-11).
+        licenses: URLs of the licenses of logos (BRAND-11).
         primary_matches: brands with the identifier that the server's configuration
             names, which should be one; ``None`` if it names none (BRAND-03).
     """
@@ -73,8 +73,8 @@ def import_brands(
     Import the bundle at *url*, all of it or nothing.
 
     Args:
-        server: whose configuration links to the bundle; found by itself if the stored
-            configuration of one has this very URL.
+        server: whose configuration links to the bundle; found automatically if a stored
+            configuration has this URL.
         force: read it even if it has not changed.
 
     Raises:
@@ -100,7 +100,7 @@ def import_brand_file(
     Args:
         name: what it is remembered by, so that a later file of the same name replaces
             it; by default the file's own path.
-        force: as for :func:`import_brands`, which tells the errors too.
+        force: see :func:`import_brands`, which also lists the errors.
 
     Raises:
         OSError: the file cannot be read.
@@ -147,7 +147,7 @@ def _store(
 ) -> BrandImport:
     if len(location) > MAX_URL_LENGTH:
         raise MalformedBrandError(
-            f"The location has more than {MAX_URL_LENGTH} characters."
+            f"The location is longer than {MAX_URL_LENGTH} characters."
         )
     content_digest = _compute_digest(file)
     with transaction.atomic():
@@ -224,7 +224,7 @@ _DOWNLOAD_SECONDS = 3600.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_ETAG = 500
-# Of one organisation with thousands of places, and of its text.
+# Of one organization with thousands of places, and of its text.
 _MAX_EVENTS = 500_000
 _MAX_CHARACTERS = 16 * 1024**2
 
@@ -268,7 +268,7 @@ def fetch_bundle(url: str, *, etag: str, file: BinaryIO) -> Fetched:
         return Fetched(is_new=False, etag=etag)
     if response.status_code != 200:
         raise BrandStatusError(
-            f"The brand bundle was answered with {response.status_code}.",
+            f"The brand bundle returned status {response.status_code}.",
             status_code=response.status_code,
         )
     new_etag = response.headers.get("etag", "")
@@ -323,7 +323,7 @@ class BundleReader:
         self.timestamp = _read_timestamp(found.get("timestamp"))
 
     def _read(self, ijson: Any, found: dict[str, object]) -> Iterator[dict[str, Any]]:
-        """Yield entries; what else is needed, wherever it stands, goes to *found*."""
+        """Yield entries; store the other needed members, in any order, in *found*."""
         builder: Any = None
         events = characters = 0
         for prefix, event, value in ijson.parse(self._file, use_float=True):
@@ -338,7 +338,9 @@ class BundleReader:
                 events += 1
                 characters += len(value) if isinstance(value, str) else 0
                 if events > _MAX_EVENTS or characters > _MAX_CHARACTERS:
-                    raise MalformedBrandError("The brand bundle has a giant entry.")
+                    raise MalformedBrandError(
+                        "An entry of the brand bundle is too large."
+                    )
                 builder.event(event, value)
             elif prefix in {"resourceType", "type", "timestamp"}:
                 found[prefix] = value
@@ -349,7 +351,7 @@ def _import_ijson() -> Any:
         import ijson
     except ImportError as exc:
         raise ImproperlyConfigured(
-            "Reading brand bundles takes ijson, which is not installed: "
+            "Reading brand bundles requires ijson, which is not installed: "
             'pip install "django-smart[brands]"'
         ) from exc
     return ijson

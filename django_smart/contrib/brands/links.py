@@ -59,13 +59,13 @@ def link_brands(bundle: BrandBundle, problems: Counter[str]) -> None:
                 if endpoint is not None:
                     found.setdefault(endpoint.pk, link.portal)
                 else:
-                    problems["A reference to an endpoint leads nowhere."] += 1
+                    problems["A reference to an endpoint cannot be resolved."] += 1
         _store_accesses(wanted, {each.pk: each.card_id or each.pk for each in batch})
 
 
 def show_brands(bundle: BrandBundle, freed: Iterable[str] = ()) -> None:
     """
-    Choose the brand that is shown for each organisation of *bundle* (BRAND-06).
+    Choose the brand that is shown for each organization of *bundle* (BRAND-06).
 
     Among equals one that a server's own configuration links to wins, then the newer
     bundle (BRAND-02).
@@ -99,7 +99,7 @@ def refresh_statistics() -> None:
     """
     Let PostgreSQL count again what its plans for a search depend on.
 
-    By itself it does so about a minute later; until then a search can take seconds.
+    It does so automatically about a minute later; until then a search can take seconds.
     """
     if connection.vendor == "postgresql":
         models = (Brand, BrandAccess, BrandEndpoint, BrandWord)
@@ -128,7 +128,7 @@ def _collect_links(
         for pk, target in targets.items():
             parent = parents.get(target)
             if parent is None:
-                problems["A brand is part of one that is not there."] += 1
+                problems["A brand is part of a brand that does not exist."] += 1
             elif not links[pk]:
                 links[pk] = _get_links(parent)
                 above[pk] = parent

@@ -58,7 +58,7 @@ class RowWriter:
     Attributes:
         brands, endpoints: with the numbers ``added``, ``changed`` and ``removed``.
         problems: what was left out and how often, by reason.
-        licenses: URLs of the licences of logos (BRAND-11).
+        licenses: URLs of the licenses of logos (BRAND-11).
         primary_matches: brands with *identifier*; there should be one.
         freed: ``merge_digest`` of brands that are gone or have another one now.
     """
@@ -143,7 +143,7 @@ class RowWriter:
     def _add(self, row: _Row) -> None:
         rows = self.brands if isinstance(row, Brand) else self.endpoints
         if rows.batch.setdefault(digest(row.full_url), row) is not row:
-            self.problems["An entry is there twice."] += 1
+            self.problems["Duplicate entry."] += 1
         if isinstance(row, Brand):
             rows.size += len(row.logo) + sum(len(each["logo"]) for each in row.portals)
         if len(rows.batch) >= BATCH or rows.size > _MAX_LOGOS:
@@ -160,7 +160,7 @@ class RowWriter:
         for url_digest, pk, content_digest, *card in known:
             row = batch.pop(url_digest)
             if pk in rows.seen:
-                self.problems["An entry is there twice."] += 1
+                self.problems["Duplicate entry."] += 1
             elif content_digest != row.content_digest:
                 row.pk = pk
                 changed[pk] = row
@@ -260,7 +260,7 @@ def _read_names(
     reference = match[0] if match else ""
     full_url = full_url if isinstance(full_url, str) and full_url else reference
     if not full_url or len(full_url) > MAX_URL_LENGTH or not full_url.isprintable():
-        raise MalformedBrandError("An entry has no usable fullUrl and no id.")
+        raise MalformedBrandError("An entry has no valid fullUrl and no id.")
     return full_url, reference
 
 

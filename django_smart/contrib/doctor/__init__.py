@@ -8,21 +8,32 @@ holds a secret.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ...conf import conf
 from ...models import ClientRegistration, FHIRServer
 from ...servers.registering import get_site_url
 from .background import examine_background
-from .findings import KINDS, Finding, Severity, build_finding
-from .server import examine_server
-from .site import answers_at, find_setting_faults, probe_site
+from .database import UNUSABLE, examine_database
+from .findings import KINDS, Finding, Severity, build_finding, build_unexamined, collect
+from .journey import (
+    find_cookie_faults,
+    find_page_faults,
+    find_session_faults,
+    walk,
+)
+from .server import BASE_URL_WRONG, discover, examine_server
+from .site import NO_ANSWER, answers_at, find_setting_faults, probe_site
 
 __all__ = [
+    "BASE_URL_WRONG",
     "KINDS",
+    "UNUSABLE",
     "Finding",
     "Severity",
     "build_finding",
+    "build_unexamined",
+    "discover",
     "examine",
     "examine_server",
     "examine_site",
@@ -33,7 +44,8 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
     """
     Everything: this site, what runs in the background, and each of *servers*.
 
-    A server that is not stored is asked too; of it, only what it says is judged.
+    A server that is not stored is asked too; of it, only what it says is judged.  What
+    cannot be examined is a finding with its reason: nothing is raised.
     """
     findings = examine_site()
     for server in servers:
@@ -42,16 +54,34 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
 
 
 def examine_site() -> list[Finding]:
-    """This site: settings, how it is reached, keys, beat and workers, grants."""
-    findings = list(find_setting_faults())
+    """This site: settings, database, how it is reached, keys, beat, workers, grants."""
+    findings = collect("settings", find_setting_faults)
+    findings += collect("database", examine_database)
+    if UNUSABLE.isdisjoint(each.code for each in findings):
+        findings += collect("sessions", find_session_faults)
+        findings += collect("pages", find_page_faults)
+        findings += collect("public address", _probe_addresses)
+        findings += examine_background()
+    return findings
+
+
+def _probe_addresses() -> Iterator[Finding]:
     registrations = list(
         ClientRegistration.objects.filter(is_active=True, server__is_active=True)
     )
     signing = {get_site_url(each) for each in registrations if each.uses_private_key}
     site = conf.SMART_SITE_URL
     origins = {get_site_url(each) for each in registrations} | {site}
+    launching = [each for each in registrations if each.is_for_launches]
+    ours = []
     for origin in sorted(origins - {""}):
-        # Another address that is not this site's is told of with its registration.
+        # Other origins are reported with their registration.
         if not site or origin == site or answers_at(origin):
-            findings += probe_site(origin, signs=origin in signing)
-    return [*findings, *examine_background()]
+            ours.append(origin)
+            found = probe_site(origin, signs=origin in signing)
+            yield from found
+            if launching:
+                down = NO_ANSWER & {each.code for each in found}
+                yield from walk(origin, launching, is_up=not down)
+    if launching:
+        yield from find_cookie_faults(ours)

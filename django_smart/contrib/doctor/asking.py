@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...models import FHIRServer
 from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...servers.http import send
 
@@ -11,11 +12,11 @@ __all__ = ["ask"]
 _SECONDS = 5.0
 
 
-def ask(request: HTTPRequest) -> HTTPResponse:
+def ask(request: HTTPRequest, *, server: FHIRServer | None) -> HTTPResponse:
     """
     Send *request*, and wait less long than a launch would.
 
     Raises:
         TransportError: no usable answer came.
     """
-    return send(request, within=_SECONDS)
+    return send(request, server=server, within=_SECONDS)

@@ -1,25 +1,29 @@
-"""What is wrong while nobody is there: keys, beat, workers, grants."""
+"""Problems in the background: keys, beat, workers and grants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from celery import current_app
 from django.db.models import Count, Max, Min
 from django.utils import timezone
 
 from ...conf import conf
+from ...grants.deployment import is_owner
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
-from ...models.task_run import BEAT_TASK, LONGEST_SILENCE
+from ...models.clock import DatabaseNow
+from ...models.task_run import REFRESH, ROTATE_KEYS
 from ...servers.signing_keys import OVERLAP
-from .findings import Finding, build_finding
+from .findings import Finding, Severity, build_finding, collect
 
 __all__ = ["examine_background"]
 
 # Beat looks for due grants every ten seconds; some minutes late is no hiccup.
 _LATE = timedelta(minutes=5)
-# Rotation is looked at every fifteen minutes.
+# Rotation is checked every fifteen minutes.
 _LATE_ROTATION = timedelta(hours=1)
 _LATE_REVOCATION = timedelta(days=1)
 _MANY_FAILURES = 5
@@ -32,14 +36,15 @@ _START = (
 
 
 def examine_background() -> list[Finding]:
-    """Keys near their end, beat and workers, and grants that nobody looks after."""
+    """Examine expiring keys, beat and workers, and overdue grants."""
     now = timezone.now()
     return [
-        *_find_ending_keys(now),
-        *_find_silence(now),
-        *_find_late_grants(now),
-        *_find_failing_grants(),
-        *_find_late_revocations(now),
+        *collect("signing keys", _find_ending_keys, now),
+        *collect("workers", _find_silence, now),
+        *collect("stopped registrations", _find_stopped_registrations),
+        *collect("due grants", _find_late_grants),
+        *collect("failing grants", _find_failing_grants),
+        *collect("revocations", _find_late_revocations, now),
     ]
 
 
@@ -47,80 +52,178 @@ def _find_ending_keys(now: datetime) -> Iterator[Finding]:
     period = conf.SMART_KEY_ROTATION
     if not period:
         return
-    following = set(SigningKey.objects.following().values_list("algorithm", flat=True))
+    following = set(
+        SigningKey.objects.following().values_list("algorithm", "registration")
+    )
     for key in SigningKey.objects.active().defer("private_key"):
         if key.activated_at is None:
             continue
+        has_next = (key.algorithm, key.registration_id) in following
         ends_at = key.activated_at + period
         what = ""
         if now > ends_at + _LATE_ROTATION:
-            what = f"was to be rotated at {_format(ends_at)}"
-        elif now > ends_at - OVERLAP and key.algorithm not in following:
-            what = f"is to be rotated at {_format(ends_at)}, and no next one is there"
+            what = f"was due for rotation at {_format(ends_at)}"
+        elif now > ends_at - OVERLAP and not has_next:
+            what = (
+                f"is due for rotation at {_format(ends_at)}, and there is no next key"
+            )
         if what:
             yield build_finding(
                 "key_ending",
                 what=f"The {key.algorithm} key {key.kid} {what}.",
-                fix=f"{_START}, which has rotate_keys.  By hand: smart_keys generate "
-                f"--algorithm {key.algorithm}, and smart_keys rotate after "
-                f"{OVERLAP} hours.",
+                fix=f"{_START}, which includes rotate_keys. To rotate manually, "
+                f"run smart_keys generate --algorithm {key.algorithm}, and "
+                f"smart_keys rotate after {OVERLAP} hours.",
             )
 
 
+@dataclass(frozen=True)
+class _Duty:
+    """A task that must run, and the longest time it may be missing."""
+
+    task: str
+    longest_silence: timedelta
+    is_needed: Callable[[], bool]
+
+
 def _find_silence(now: datetime) -> Iterator[Finding]:
-    last = TaskRun.objects.get_time(BEAT_TASK)
-    if (last is not None and now - last < LONGEST_SILENCE) or not _needs_workers():
+    needed = [each for each in _DUTIES if each.is_needed()]
+    if not needed:
         return
-    since = f"since {_format(last)}" if last else "yet"
-    yield build_finding(
-        "beat_missing",
-        what=f"No worker has run what beat sends {since}: {_ask_workers()}.",
-        fix=f"{_START}, under something that starts them again.",
+    broker = _examine_broker()
+    yield from broker
+    last = {each.task: TaskRun.objects.get_time(each.task) for each in _DUTIES}
+    silent = [
+        each
+        for each in needed
+        if (ran_at := last[each.task]) is None or now - ran_at > each.longest_silence
+    ]
+    is_new = all(last[each.task] is None for each in silent)
+    # Cron may not have had its turn yet; what is late has findings of its own.
+    if not silent or (is_new and len(silent) < len(needed)):
+        return
+    workers = [] if broker else _ping_workers()
+    yield _build_silence(
+        ", ".join(
+            f"{each.task} (since {_format(ran_at)})"
+            if (ran_at := last[each.task])
+            else each.task
+            for each in silent
+        ),
+        workers=len(workers),
+        is_new=is_new and bool(workers),
     )
 
 
-def _needs_workers() -> bool:
-    """Whether anything here is left undone without them."""
+def _build_silence(tasks: str, *, workers: int, is_new: bool) -> Finding:
+    responds = {0: "No Celery worker responds", 1: "1 Celery worker responds"}
+    what = (
+        f"{responds.get(workers, f'{workers} Celery workers respond')}"
+        f"{', but beat is not running or lacks these tasks' if workers else ''}; "
+        f"scheduled tasks that have not run: {tasks}."
+    )
+    if is_new:
+        return build_finding(
+            "beat_missing",
+            severity=Severity.NOTE,
+            what=what.replace("is not", "has just been started, is not"),
+            fix="If beat has just been started, run smart_doctor again in a "
+            f"minute. If not: {_START}.",
+        )
+    return build_finding(
+        "beat_missing",
+        what=what,
+        fix=f"{_START}, under a process manager that restarts them. Without a "
+        "broker, run smart_refresh every minute, “smart_keys rotate --due” "
+        "every hour and smart_purge every day from cron.",
+    )
+
+
+def _has_offline_access() -> bool:
     registrations = ClientRegistration.objects.filter(is_active=True)
-    return (
-        bool(conf.SMART_KEY_ROTATION)
-        or registrations.filter(ehr_scope__contains="offline_access").exists()
+    return is_owner() and (
+        registrations.filter(ehr_scope__contains="offline_access").exists()
         or registrations.filter(standalone_scope__contains="offline_access").exists()
         or TokenGrant.objects.active().offline().exists()
-        or TokenGrant.objects.awaiting_revocation().exists()
     )
 
 
-def _ask_workers() -> str:
-    """What is known of the workers, for a person."""
+_DUTIES = (
+    _Duty(REFRESH, timedelta(minutes=10), _has_offline_access),
+    _Duty(ROTATE_KEYS, timedelta(hours=3), lambda: bool(conf.SMART_KEY_ROTATION)),
+)
+
+
+def _examine_broker() -> list[Finding]:
+    """Whether the site's broker can be reached; a site with cron has none."""
+    if not current_app.conf.broker_url or current_app.conf.task_always_eager:
+        return []
+    url, fix = "", "Start the broker, and check its URL in CELERY_BROKER_URL."
     try:
         with current_app.connection_for_write() as connection:
+            url = f" at {connection.as_uri()}"  # without its password
             connection.ensure_connection(max_retries=1, timeout=_BROKER)
-            answers = current_app.control.ping(timeout=_ANSWER, connection=connection)
+    except ImportError as exc:
+        reason = f"{url} cannot be loaded: {exc}"
+        fix = (
+            "Install the package that Celery needs for this broker in the "
+            "environment of web processes and workers; for Redis: pip install "
+            "'celery[redis]'."
+        )
     except Exception as exc:  # noqa: BLE001 (any broker, any client library)
-        return f"the broker cannot be reached ({type(exc).__name__})"
-    if answers:
-        return f"{len(answers)} workers answer, so beat does not run or lacks the task"
-    return "no worker answers"
+        reason = f"{url} cannot be reached: {type(exc.__cause__ or exc).__name__}"
+    else:
+        return []
+    return [build_finding("broker_unusable", what=f"The broker{reason}.", fix=fix)]
 
 
-def _find_late_grants(now: datetime) -> Iterator[Finding]:
-    late = TokenGrant.objects.usable().offline().filter(refresh_due_at__lte=now - _LATE)
+def _ping_workers() -> list[Any]:
+    """Return the workers that respond; none without a broker."""
+    if not current_app.conf.broker_url:
+        return []
+    return current_app.control.ping(timeout=_ANSWER) or []
+
+
+def _find_stopped_registrations() -> Iterator[Finding]:
+    for registration in ClientRegistration.objects.stopped().select_related("server"):
+        since = registration.refresh_stopped_at or timezone.now()
+        yield build_finding(
+            "refresh_stopped",
+            subject=registration.server.slug,
+            what=f"Registration {registration.pk} was stopped at "
+            f"{_format(since)}: "
+            f"{registration.get_refresh_stop_reason_display()}.",
+            fix="Fix the cause, then run smart_refresh --resume.",
+        )
+
+
+def _find_late_grants() -> Iterator[Finding]:
+    if not is_owner():
+        yield build_finding(
+            "deployment_not_adopted",
+            what="The grants in this database belong to another deployment, or are "
+            "on hold.",
+            fix="If this deployment should refresh them, run smart_refresh "
+            "--adopt. Do not do this on a staging site.",
+        )
+        return
+    late = TokenGrant.objects.refreshable().filter(
+        refresh_due_at__lte=DatabaseNow(-_LATE)
+    )
     found = late.aggregate(number=Count("pk"), since=Min("refresh_due_at"))
     if found["number"]:
         yield build_finding(
             "refresh_overdue",
-            what=f"{found['number']} grants are due for a refresh, the oldest since "
-            f"{_format(found['since'])}.",
-            fix="Run smart_refresh now; see whether beat and enough workers run, and "
-            "whether their logs tell of a server that is down.",
+            what=f"{found['number']} grants are overdue for a refresh, the oldest "
+            f"since {_format(found['since'])}.",
+            fix="Run smart_refresh now. Check that beat and enough workers are "
+            "running, and look for servers that are down in their logs.",
         )
 
 
 def _find_failing_grants() -> Iterator[Finding]:
     rows = (
-        TokenGrant.objects.usable()
-        .offline()
+        TokenGrant.objects.refreshable()
         .filter(refresh_failures__gte=_MANY_FAILURES)
         .order_by("registration__server__slug")
         .values("registration__server__slug")
@@ -130,10 +233,10 @@ def _find_failing_grants() -> Iterator[Finding]:
         yield build_finding(
             "refresh_failing",
             subject=row["registration__server__slug"],
-            what=f"Refreshing fails again and again for {row['number']} grants "
+            what=f"Refreshing keeps failing for {row['number']} grants "
             f"({row['error'] or 'unknown'}).",
-            fix="Look up the error in the list of errors by code; mend what else is "
-            "told of this server here, then run smart_refresh.",
+            fix="Look up the error code in the reference, fix the other problems "
+            "reported for this server, then run smart_refresh.",
         )
 
 
@@ -144,9 +247,10 @@ def _find_late_revocations(now: datetime) -> Iterator[Finding]:
     if count := late.count():
         yield build_finding(
             "revocation_overdue",
-            what=f"EHRs have not been told for more than a day that {count} grants "
-            "have ended.",
-            fix="Run smart_purge, and see in its log whether the server is down.",
+            what=f"{count} grants ended more than a day ago and are not yet revoked "
+            "at the EHR.",
+            fix="Run smart_purge, and check its log for a server that is down. "
+            "Beat runs it every day; without Celery, cron must.",
         )
 
 

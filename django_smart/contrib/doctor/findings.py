@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-__all__ = ["KINDS", "Finding", "Severity", "build_finding"]
+from ...conf import build_docs_url
+from ...redaction import redact
+
+__all__ = [
+    "KINDS",
+    "Finding",
+    "Severity",
+    "build_finding",
+    "build_unexamined",
+    "collect",
+]
+
+logger = logging.getLogger(__name__)
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """How bad a finding is; a note is nothing bad, and good to know."""
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,64 +50,82 @@ class Finding:
     why: str
     fix: str
 
+    @property
+    def docs_url(self) -> str:
+        """The place in the reference that describes this code."""
+        is_check = self.code.startswith("django_smart.")
+        return build_docs_url("checks" if is_check else "doctor", self.code)
+
     def to_json(self) -> dict[str, str]:
-        """As ``smart_doctor --json`` prints it."""
-        return asdict(self)
+        """Return what ``smart_doctor --json`` prints."""
+        return {**asdict(self), "docs_url": self.docs_url}
 
 
-_E, _W = Severity.ERROR, Severity.WARNING
-_NO_LAUNCH = "Launches and sign-in fail there until it is mended."
-_REFUSED = "The server refuses the launch, or gives less than the app needs."
+_E, _W, _N = Severity.ERROR, Severity.WARNING, Severity.NOTE
+_NO_LAUNCH = "Launches and sign-in at this server fail until this is fixed."
+_REFUSED = "The server refuses the launch, or grants less than the app needs."
 _DATA_IN_THE_CLEAR = (
-    "Codes, tokens and the data of patients can be read and changed on the way."
+    "Codes, tokens and patient data can be read and modified in transit."
 )
 
 #: By code: how bad it is, and why it matters.
 KINDS: dict[str, tuple[Severity, str]] = {
     # The server
-    "server_inactive": (_W, "Nobody can launch from it, or connect to it."),
+    "server_inactive": (_W, "No one can launch from this server or connect to it."),
     "plain_http": (_E, _DATA_IN_THE_CLEAR),
     "certificate_untrusted": (
         _E,
-        "Somebody on the way could pose as the server, so nothing is sent to it.",
+        "An attacker in the network path could impersonate the server, so "
+        "nothing is sent to it.",
     ),
     "server_unreachable": (_E, _NO_LAUNCH),
     "server_failing": (_E, _NO_LAUNCH),
     "base_url_wrong": (
         _E,
-        "An EHR launch names its base URL letter for letter, and everything else is "
-        "found below it.",
+        "An EHR launch sends its base URL, which must match exactly, and all "
+        "other URLs are derived from it.",
     ),
     "base_url_not_fhir": (
         _E,
-        "An EHR launch names its base URL letter for letter, and everything else is "
-        "found below it.",
+        "An EHR launch sends its base URL, which must match exactly, and all "
+        "other URLs are derived from it.",
     ),
     "configuration_missing": (
         _E,
-        "Without it, nobody can know where to send people and where to get tokens.",
+        "Without it, the endpoints for authorization and tokens are unknown.",
     ),
     "configuration_unusable": (_E, _NO_LAUNCH),
+    "configuration_overruled": (
+        _W,
+        "The values entered here are used even after the server changes its own.",
+    ),
     "clock_off": (
         _E,
-        "ID tokens and signed token requests carry times: those out of the leeway are "
-        "refused, here or there.",
+        "ID tokens and signed token requests contain times; if these are "
+        "outside the leeway, this site or the server refuses them.",
     ),
     "endpoint_unreachable": (_E, _NO_LAUNCH),
     "endpoint_wrong": (_E, _NO_LAUNCH),
+    "authorization_refused": (
+        _W,
+        "People who start here get an error from the EHR, or return with one.",
+    ),
     "id_token_keys_unusable": (
         _E,
-        "ID tokens cannot be checked, so nobody can sign in with openid.",
+        "ID tokens cannot be verified, so no one can sign in with openid.",
     ),
     # What the registration needs, and the server offers
-    "registration_missing": (_W, "Nobody can launch from it, or connect to it."),
+    "registration_missing": (
+        _W,
+        "No one can launch from this server or connect to it.",
+    ),
     "method_not_offered": (_E, "The token endpoint refuses this client."),
     "algorithm_not_offered": (_E, "The token endpoint refuses this client."),
     "authorization_endpoint_missing": (_E, _NO_LAUNCH),
     "s256_not_offered": (
         _E,
-        "Without S256, a code that is stolen on its way through the browser can be "
-        "used; SMART App Launch 2.2 requires it.",
+        "Without S256, an authorization code that is stolen in the browser "
+        "can be used; SMART App Launch 2.2 requires S256.",
     ),
     "grant_type_not_offered": (_E, "The token endpoint refuses this client."),
     "ehr_launch_not_offered": (_E, _REFUSED),
@@ -102,89 +135,140 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "online_access_not_offered": (_E, _REFUSED),
     "scopes_not_offered": (
         _W,
-        "What is not granted is missing later, and pages that need it are refused.",
+        "Scopes that are not granted are missing later, and pages that need "
+        "them are refused.",
     ),
     "refresh_not_offered": (
         _E,
-        "Access ends with the first access token, mostly within the hour.",
+        "Access ends with the first access token, usually within an hour.",
     ),
     "offline_access_missing": (
         _W,
-        "Access ends with the sign-out, so nothing is read in the background.",
+        "Access ends at sign-out, so nothing can be read in the background.",
     ),
     # The registration itself
     "issuer_disputed": (
         _E,
-        "Nobody can sign in there: whoever controls an issuer's keys can impersonate "
-        "its users.",
+        "No one can sign in there: whoever controls an issuer's keys can "
+        "impersonate its users.",
     ),
     "callback_shared": (
         _W,
-        "A server of this group that is taken over can pass on another one's "
-        "responses, and sign people in at the others as somebody else.",
+        "A compromised server in this group can pass on another server's "
+        "responses, and sign people in at the others as someone else.",
     ),
     "redirect_uri_wrong": (
         _E,
-        "People are sent to an address that does not finish their launch.",
+        "People are sent to a URL that does not complete their launch.",
     ),
     "secret_missing": (_E, "The token endpoint refuses this client."),
     "key_missing": (_E, "The token endpoint refuses this client."),
-    "credentials_refused": (
+    "deployment_not_adopted": (_E, "No grants are refreshed here."),
+    "refresh_stopped": (
         _E,
-        "People approve at the EHR, and then their launch fails.",
+        "Its grants are kept but not refreshed: access ends when the access "
+        "tokens expire.",
+    ),
+    "credentials_refused": (
+        _W,
+        "If the server refuses the client, people approve access at the EHR "
+        "and then their launch fails.",
+    ),
+    "credentials_unproven": (
+        _N,
+        "A wrong client ID or secret would not be noticed until the first launch.",
+    ),
+    "basic_encoding_wrong": (
+        _E,
+        "People approve access at the EHR, and then their launch fails.",
     ),
     "cookies_unfit_for_frames": (
         _E,
-        "Browsers keep cookies in another site's frame only if they are Secure and "
-        "SameSite=None, so the launch is lost.",
+        "In another site's frame, browsers keep cookies only if they are "
+        "Secure and SameSite=None, so the launch is lost.",
     ),
     # This site, as the outside sees it
     "jwks_unreachable": (
         _E,
-        "Where the EHR cannot reach it either, it cannot check this site's "
-        "signatures; nor do people get to this site.",
+        "If the EHR cannot reach it either, the EHR cannot verify this site's "
+        "signatures, and people cannot reach this site.",
     ),
-    "jwks_wrong": (_E, "The EHR cannot check this site's signatures with it."),
+    "jwks_wrong": (_E, "The EHR cannot verify this site's signatures."),
     "jwks_outdated": (
         _E,
-        "The EHR refuses signatures of a key that it does not find there.",
+        "The EHR refuses signatures made with a key that is not in the JWK Set.",
     ),
     "jwks_cached_too_long": (
         _E,
-        "After a rotation EHRs still hold the old keys, and refuse this site until "
-        "they ask again.",
+        "After a rotation, EHRs still have the old keys, and refuse this site "
+        "until they fetch the new ones.",
     ),
     "proxy_header_missing": (
         _E,
-        "Cookies lose their protection, secure redirects turn in circles, and forms "
+        "Cookies lose their protection, redirects to https loop, and forms "
         "are refused.",
     ),
     "proxy_host_lost": (
         _E,
         "Redirects and forms go to the wrong host, or are refused.",
     ),
+    # A dry run of a launch
+    "session_not_kept": (_E, "No one stays signed in."),
+    "page_broken": (
+        _W,
+        "People who encounter an error see a page without a way to continue, "
+        "or no page.",
+    ),
+    "page_empty": (
+        _E,
+        "People who encounter an error or have to make a choice see an empty page.",
+    ),
+    "url_blocked": (_E, "Launches fail before they reach this app."),
+    "landing_page_missing": (_E, "Launches succeed but end on a “not found” page."),
+    "cookie_hidden": (
+        _E,
+        "People return from the EHR as someone else, or signed out.",
+    ),
+    "hosts_differ": (_E, "Launches fail with state_foreign."),
+    # The database, and the doctor itself
+    "database_unusable": (_E, "Nothing works without the database."),
+    "migrations_missing": (
+        _E,
+        "Pages, tasks and commands fail because of the missing tables.",
+    ),
+    "database_read_only": (
+        _E,
+        "Launches and tokens cannot be stored, so no one can launch or sign in.",
+    ),
+    "not_examined": (_E, "Problems there would not be noticed."),
     # What runs in the background
     "key_ending": (
         _W,
-        "A key that is changed in a hurry is one that EHRs do not know yet.",
+        "If a key must be replaced quickly, EHRs do not know the new one yet.",
     ),
     "beat_missing": (
         _E,
-        "Grants are not refreshed and end, keys are not rotated, and EHRs are not "
-        "told what has ended.",
+        "Grants expire without being refreshed, keys are not rotated, and "
+        "EHRs are not notified of ended grants.",
+    ),
+    "broker_unusable": (
+        _E,
+        "Workers receive no tasks: grants are not refreshed, and sign-outs "
+        "are not revoked at the EHR.",
     ),
     "refresh_overdue": (
         _E,
-        "Access tokens end before they are refreshed, and refresh tokens with a "
-        "limited life are lost.",
+        "Access tokens expire before they are refreshed, and refresh tokens "
+        "with a limited lifetime are lost.",
     ),
     "refresh_failing": (
         _W,
-        "If it goes on, the refresh tokens run out and people have to connect again.",
+        "If this continues, the refresh tokens expire and people have to "
+        "connect again.",
     ),
     "revocation_overdue": (
         _W,
-        "The EHR still honours tokens that have ended here.",
+        "The EHR still accepts tokens that have ended here.",
     ),
 }
 
@@ -206,4 +290,37 @@ def build_finding(
         what=what,
         why=why,
         fix=fix,
+    )
+
+
+def collect(
+    part: str, look: Callable[..., Iterable[Finding]], *args: object, subject: str = ""
+) -> list[Finding]:
+    """
+    What *look* finds; what keeps it from looking is a finding too.
+
+    Args:
+        part: name of the examined part, for people.
+        subject: the server's slug; empty for the site.
+    """
+    findings: list[Finding] = []
+    try:
+        findings.extend(look(*args))
+    except Exception as exc:  # noqa: BLE001 (whatever is wrong is to be told)
+        findings.append(build_unexamined(part, exc, subject=subject))
+    return findings
+
+
+def build_unexamined(part: str, error: Exception, *, subject: str = "") -> Finding:
+    """The finding that *error* kept the doctor from examining *part*."""
+    logger.debug("The doctor cannot examine the %s", part, exc_info=error)
+    text = redact(str(error)).strip().partition("\n")[0][:300]
+    return build_finding(
+        "not_examined",
+        subject=subject,
+        what=f"The {part} could not be examined: {type(error).__name__}"
+        f"{f': {text}' if text else ''}.",
+        fix="Fix the other reported problems, then run smart_doctor again. If "
+        "this finding remains, report it with the traceback that the logger "
+        "django_smart writes at level DEBUG.",
     )

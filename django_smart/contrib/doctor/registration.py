@@ -1,9 +1,9 @@
-"""What is wrong with one registration: by itself, and beside what the server offers."""
+"""Problems of one registration: its own, and with what the server supports."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -15,34 +15,21 @@ from django.urls import (
     resolve,
     reverse,
 )
-from django.utils import timezone
 
 from ...conf import conf
-from ...exceptions import (
-    CredentialsError,
-    SMARTError,
-    TokenResponseError,
-    TokenServerError,
-    TransportError,
-)
 from ...models import ClientRegistration, TokenGrant
 from ...protocol.capabilities import Capability
 from ...protocol.configuration import SMARTConfiguration
-from ...protocol.messages import HTTPResponse
 from ...protocol.scopes import ScopeSet
-from ...protocol.token import build_token_request, process_token_response
-from ...servers.http import build_client_authentication
 from ...servers.registering import get_site_url
 from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
-from .asking import ask
-from .findings import Finding, build_finding
+from .credentials import try_credentials
+from .encoding import try_other_encoding
+from .findings import Finding, build_finding, collect
 from .site import answers_at
 
 __all__ = ["examine_registration"]
-
-_NO_CODE = "no-code-the-doctor-is-asking"
-_AuthMethod = ClientRegistration.AuthMethod
 
 
 def examine_registration(
@@ -59,13 +46,16 @@ def examine_registration(
         for problem in find_problems(registration, configuration)
     ]
     codes = {each.code for each in findings}
-    findings += _find_scopes_not_offered(registration, configuration)
-    findings += _find_refresh_faults(registration, configuration)
-    findings += _find_redirect_fault(registration)
-    findings += _find_shared_callback(registration)
-    findings += _find_cookie_faults(registration)
+    both = registration, configuration
+    look = partial(collect, subject=registration.server.slug)
+    findings += look("scopes", _find_scopes_not_offered, *both)
+    findings += look("refresh", _find_refresh_faults, *both)
+    findings += look("redirect URI", _find_redirect_fault, registration)
+    findings += look("callback", _find_shared_callback, registration)
+    findings += look("cookies", _find_cookie_faults, registration)
     if not codes & {"method_not_offered", "algorithm_not_offered"}:
-        findings += _try_credentials(registration, configuration)
+        findings += look("credentials", try_credentials, *both)
+        findings += look("encoding of credentials", try_other_encoding, *both)
     return findings
 
 
@@ -79,20 +69,22 @@ def _get_scopes(registration: ClientRegistration) -> ScopeSet:
 def _find_scopes_not_offered(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
-    offered = configuration.scopes_supported
-    if not offered:
+    offered = ScopeSet.parse(" ".join(configuration.scopes_supported or ()))
+    # The list need not be exhaustive; one without scopes for data, such as Epic's, only
+    # has what is granted to every app.
+    if not offered.resource_scopes:
         return
-    missing = ScopeSet.parse(" ".join(offered)).missing(_get_scopes(registration))
-    # Told of where refreshing is looked at, and more exactly.
+    missing = offered.missing(_get_scopes(registration))
+    # Reported with refreshing, and more precisely.
     names = [each for each in str(missing).split() if not each.endswith("_access")]
     if names:
         yield build_finding(
             "scopes_not_offered",
             subject=registration.server.slug,
-            what="The server does not list these scopes of the registration among "
-            f"those it supports: {', '.join(names)}.",
-            fix="Leave them out, correct their spelling, or have them allowed for "
-            "this client in the vendor's form.",
+            what="The server does not list these scopes of the registration as "
+            f"supported: {', '.join(names)}.",
+            fix="Remove them, correct their spelling, or enable them for this client "
+            "in the vendor's form.",
         )
 
 
@@ -104,31 +96,27 @@ def _find_refresh_faults(
     server = registration.server
     scopes = f"{registration.ehr_scope} {registration.standalone_scope}".split()
     if "offline_access" in scopes:
-        reasons = []
-        types = configuration.grant_types_supported
-        if types and "refresh_token" not in types:
-            reasons.append("its grant types have no refresh_token")
-        capabilities = configuration.capabilities
-        if capabilities and not configuration.has(Capability.PERMISSION_OFFLINE):
-            reasons.append("its capabilities have no permission-offline")
-        if reasons:
+        # SMART App Launch lists no refresh_token in grant_types_supported.
+        offers = configuration.has(Capability.PERMISSION_OFFLINE)
+        if configuration.capabilities and not offers:
             yield build_finding(
                 "refresh_not_offered",
                 subject=server.slug,
-                what="The registration asks for offline_access, and the server does "
-                f"not offer it: {' and '.join(reasons)}.",
-                fix="Have it switched on there for this client, or leave "
-                "offline_access out.",
+                what="The registration requests offline_access, but the server "
+                "does not support it: its capabilities do not include "
+                "permission-offline.",
+                fix="Ask the vendor to enable it for this client, or remove "
+                "offline_access.",
             )
     elif "online_access" not in scopes and (reason := _expects_refresh(registration)):
         yield build_finding(
             "offline_access_missing",
             subject=server.slug,
-            what=f"Refreshing is expected, as {reason}, and the registration does not "
-            "ask for offline_access.",
-            fix="Add offline_access to the scope for standalone launch, or for EHR "
-            "launch.  If nothing is read in the background, empty the server's "
-            "refresh columns.",
+            what=f"A refresh is expected because {reason}, but the registration "
+            "does not request offline_access.",
+            fix="Add offline_access to the scope for standalone launch or EHR "
+            "launch. If nothing is read in the background, clear the server's "
+            "refresh fields.",
         )
 
 
@@ -137,7 +125,7 @@ def _expects_refresh(registration: ClientRegistration) -> str:
     if server.refresh_token_lifetime is not None:
         return "the server has a refresh token lifetime"
     if server.min_refresh_interval is not None:
-        return "the server has a least refresh interval"
+        return "the server has a minimum refresh interval"
     offline = TokenGrant.objects.active().offline()
     if offline.filter(registration=registration).exists():
         return "people have connected it for background access"
@@ -157,27 +145,27 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
             ),
         )
     except NoReverseMatch:
-        return  # a system check tells that the URLs are not included
+        return  # a system check reports that the URLs are not included
     uri = registration.redirect_uri
     parts = urlsplit(uri)
     host = parts.hostname or ""
     site = conf.SMART_SITE_URL
     origin = f"{parts.scheme}://{parts.netloc}"
     if parts.query or not (parts.path == path or _is_routed(registration, parts.path)):
-        what = f"its path is not {path}, where this site answers"
+        what = f"its path is not {path}, this site's callback"
     elif not validate_host(f"[{host}]" if ":" in host else host, _get_hosts()):
-        what = "ALLOWED_HOSTS does not have its host"
+        what = "its host is not in ALLOWED_HOSTS"
     elif site and origin != site and not answers_at(origin):
-        what = f"this site is {site} (SMART_SITE_URL), and does not answer there"
+        what = f"this site is {site} (SMART_SITE_URL) and does not respond there"
     else:
         return
     expected = f"{site or origin}{path}"
     yield build_finding(
         "redirect_uri_wrong",
         subject=registration.server.slug,
-        what=f"The redirect URI {uri} is not one of this site: {what}.",
-        fix=f"Enter {expected} as redirect URI in the vendor's form and here, or "
-        "correct SMART_SITE_URL and ALLOWED_HOSTS.",
+        what=f"The redirect URI {uri} does not belong to this site: {what}.",
+        fix=f"Enter {expected} as the redirect URI in the vendor's form and here, "
+        "or correct SMART_SITE_URL and ALLOWED_HOSTS.",
     )
 
 
@@ -197,8 +185,8 @@ def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]
             what="The registration shares its redirect URI with those at "
             f"{', '.join(sorted(others))} (callback group "
             f"{registration.callback_group}).",
-            fix="If the vendor allows a redirect URI for each, give the registration "
-            "a callback id of its own and empty its callback group.",
+            fix="If the vendor allows a redirect URI for each registration, give "
+            "this one its own callback ID and clear its callback group.",
         )
 
 
@@ -235,122 +223,8 @@ def _find_cookie_faults(registration: ClientRegistration) -> Iterator[Finding]:
         yield build_finding(
             "cookies_unfit_for_frames",
             subject=registration.server.slug,
-            what="The server may show this site in a frame, and "
+            what="The server may show this site in a frame, but "
             f"{', and '.join(faults)}.",
-            fix="Serve this site by https, and set SESSION_COOKIE_SECURE = True and "
-            "CSRF_COOKIE_SECURE = True.",
+            fix="Serve this site over https, and set SESSION_COOKIE_SECURE = True "
+            "and CSRF_COOKIE_SECURE = True.",
         )
-
-
-def _try_credentials(
-    registration: ClientRegistration, configuration: SMARTConfiguration
-) -> Iterator[Finding]:
-    """
-    Ask for a token with a code that nobody gave.
-
-    A server looks at the client first: it refuses either the client or the code.
-    """
-    subject = registration.server.slug
-    try:
-        request = build_token_request(
-            token_endpoint=configuration.token_endpoint,
-            code=_NO_CODE,
-            redirect_uri=registration.redirect_uri or get_site_url(registration),
-            code_verifier=secrets.token_urlsafe(64),
-            client_authentication=build_client_authentication(
-                registration, token_endpoint=configuration.token_endpoint
-            ),
-        )
-    except CredentialsError as exc:
-        yield _explain_credentials(registration, exc)
-        return
-    try:
-        answer = ask(request)
-    except TransportError as exc:
-        yield build_finding(
-            "endpoint_unreachable",
-            subject=subject,
-            what=f"The token endpoint cannot be reached: {exc}.",
-            fix="See whether this machine may connect to its host, which may be "
-            "another than the FHIR server's; if so, tell the server's operator.",
-        )
-        return
-    if reason := _find_refusal(answer):
-        yield build_finding(
-            "credentials_refused",
-            subject=subject,
-            what=f"The token endpoint refuses this client ({reason}), which "
-            f"authenticates with {registration.token_endpoint_auth_method}.",
-            fix=_get_credentials_fix(registration),
-        )
-    elif answer.status_code in {404, 405} or answer.status_code >= 500:
-        yield build_finding(
-            "endpoint_wrong",
-            subject=subject,
-            what=f"The token endpoint answers with status {answer.status_code}.",
-            fix="Try again later; if it stays, tell the server's operator, or correct "
-            "the token endpoint on the page of the server if it was entered by hand.",
-        )
-
-
-def _find_refusal(answer: HTTPResponse) -> str:
-    """How the client itself is refused; empty if it is not."""
-    try:
-        process_token_response(answer, requested=ScopeSet.parse(""), now=timezone.now())
-    except TokenResponseError as exc:
-        if exc.error in {"invalid_client", "unauthorized_client"}:
-            return exc.error
-        return "status 401" if exc.status_code == 401 else ""
-    except TokenServerError as exc:
-        return "status 401" if exc.status_code == 401 else ""
-    except SMARTError:
-        pass
-    return ""
-
-
-def _get_credentials_fix(registration: ClientRegistration) -> str:
-    if registration.uses_private_key:
-        return (
-            "Enter this site's JWK Set URL in the vendor's form, or upload what "
-            "smart_keys export prints, and wait until the server has read it; compare "
-            "the client id."
-        )
-    if registration.token_endpoint_auth_method == _AuthMethod.NONE:
-        return (
-            "Compare the client id, and have the client registered there as public; "
-            "or enter the secret and method that it was given."
-        )
-    return (
-        "Compare client id and authentication method with the vendor's form, and "
-        "enter the client secret again; some vendors activate a new one only after "
-        "minutes."
-    )
-
-
-def _explain_credentials(
-    registration: ClientRegistration, error: CredentialsError
-) -> Finding:
-    subject = registration.server.slug
-    if registration.uses_private_key:
-        return build_finding(
-            "key_missing",
-            subject=subject,
-            what=f"Token requests cannot be signed: {error}",
-            fix="Run smart_keys generate --algorithm "
-            f"{registration.signing_algorithm}, and have the server read the JWK Set.",
-        )
-    if variable := registration.client_secret_env:
-        fix = (
-            f"Set {variable} where web processes and workers are started, and here "
-            "too if they are started elsewhere."
-        )
-    elif path := registration.client_secret_file:
-        fix = f"Put the secret into {path}, readable for this site's processes."
-    else:
-        fix = "Enter the client secret on the page of the registration."
-    return build_finding(
-        "secret_missing",
-        subject=subject,
-        what=f"The client secret cannot be had: {error}",
-        fix=fix,
-    )

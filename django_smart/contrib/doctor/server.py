@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
+from functools import partial
+from urllib.parse import parse_qsl, urlsplit
 
+from django.db import DatabaseError
 from django.utils import timezone
 
 from ...conf import conf
@@ -20,6 +24,10 @@ from ...exceptions import (
     TransportError,
 )
 from ...models import ClientRegistration, FHIRServer
+from ...protocol.authorization import (
+    build_authorization_request,
+    build_code_challenge,
+)
 from ...protocol.configuration import SMARTConfiguration
 from ...protocol.discovery import (
     build_capability_statement_request,
@@ -27,16 +35,24 @@ from ...protocol.discovery import (
 )
 from ...protocol.json import parse_json_object
 from ...protocol.messages import HTTPRequest, HTTPResponse
+from ...protocol.urls import get_origin
 from ...servers.discovery import (
     check_dispute,
     fetch_configuration,
     fetch_jwks,
 )
 from .asking import ask
-from .findings import Finding, Severity, build_finding
+from .findings import Finding, Severity, build_finding, collect
 from .registration import examine_registration
 
-__all__ = ["examine_server"]
+__all__ = ["BASE_URL_WRONG", "discover", "examine_server"]
+
+#: The codes that say that the base URL itself is wrong.
+BASE_URL_WRONG = frozenset({"base_url_wrong", "base_url_not_fhir"})
+
+# What people paste in place of a base URL, and where base URLs mostly are.
+_PASTED = ("/.well-known/smart-configuration", "/metadata")
+_USUAL = ("/fhir", "/r4", "/R4", "/fhir/r4", "/fhir/R4", "/baseR4")
 
 
 class _StopError(Exception):
@@ -49,39 +65,74 @@ class _StopError(Exception):
 
 def examine_server(server: FHIRServer) -> list[Finding]:
     """
-    Ask *server*, and hold its active registrations against what it says.
+    Examine *server*, and compare its active registrations with its configuration.
 
     What it says is stored, as with every discovery, if the server is.
     """
+    return collect("server", _examine, server, subject=server.slug)
+
+
+def discover(server: FHIRServer) -> SMARTConfiguration | Finding:
+    """Return *server*'s configuration, or why it is unavailable; nothing is stored."""
+    try:
+        return _discover(server, _ask(server), save=False)
+    except _StopError as stop:
+        return stop.finding
+
+
+def _examine(server: FHIRServer) -> Iterator[Finding]:
     if not server.is_active:
-        return [_build_inactive(server)]
-    findings = list(_find_plain_http(server))
-    if any(each.severity == Severity.ERROR for each in findings):
-        return findings
+        yield _build_inactive(server)
+        return
+    for finding in _find_plain_http(server):
+        yield finding
+        if finding.severity == Severity.ERROR:
+            return
+    look = partial(collect, subject=server.slug)
     try:
         answer = _ask(server)
-        findings += _find_clock_fault(server, answer)
-        configuration = _discover(server, answer)
+        yield from look("clock", _find_clock_fault, server, answer)
+        configuration = _discover(server, answer, save=server.pk is not None)
     except _StopError as stop:
-        return [*findings, stop.finding]
+        yield stop.finding
+        return
+    yield from _find_overruled(server)
     registrations = _get_registrations(server)
     if any(each.is_for_launches for each in registrations):
-        findings += _find_endpoint_fault(server, configuration)
+        yield from look("endpoints", _find_endpoint_fault, server, configuration)
     if any("openid" in _get_launch_scopes(each) for each in registrations):
-        findings += _find_key_fault(server)
+        yield from look("ID token keys", _find_key_fault, server)
     if server.pk and not registrations:
-        findings.append(
-            build_finding(
-                "registration_missing",
-                subject=server.slug,
-                what="The server has no active client registration.",
-                fix="Register this site there and enter the client id it gives, in "
-                "the admin or with smart_register.",
-            )
+        yield build_finding(
+            "registration_missing",
+            subject=server.slug,
+            what="The server has no active client registration.",
+            fix="Register this site at the vendor and enter its client ID, in the "
+            "admin or with smart_register.",
         )
     for registration in registrations:
-        findings += examine_registration(registration, configuration)
-    return findings
+        both = registration, configuration
+        yield from look("authorization", _try_authorization, *both)
+        yield from look("registration", examine_registration, *both)
+
+
+def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
+    document = server.configuration or {}
+    differing = [
+        f"{name}: the server sends {json.dumps(document.get(name))}, but "
+        f"{json.dumps(value)} is used"
+        for name, value in sorted((server.overrides or {}).items())
+        if document.get(name) != value
+    ]
+    if differing:
+        yield build_finding(
+            "configuration_overruled",
+            subject=server.slug,
+            what="Values entered here replace values in the server's SMART "
+            f"configuration. {'; '.join(differing)}.",
+            fix="Do nothing if the vendor documents these values; otherwise "
+            "remove them from the server's overrides.",
+        )
 
 
 def _get_registrations(server: FHIRServer) -> list[ClientRegistration]:
@@ -110,9 +161,8 @@ def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
             if host in conf.SMART_INSECURE_HTTP_HOSTS
             else Severity.ERROR
         ),
-        what="The base URL is plain http.",
-        fix="Enter the https address of the server as its base URL; its vendor tells "
-        "it.",
+        what="The base URL uses plain http.",
+        fix="Enter the server's https URL as its base URL; the vendor can tell you.",
     )
 
 
@@ -120,8 +170,8 @@ def _build_inactive(server: FHIRServer) -> Finding:
     return build_finding(
         "server_inactive",
         subject=server.slug,
-        what="The server is switched off here, so it was not asked.",
-        fix="Tick “active” on the page of the server if it is to be used.",
+        what="The server is not active here, so it was not examined.",
+        fix="Check “active” on the server's admin page if you want to use the server.",
     )
 
 
@@ -131,7 +181,8 @@ def _ask(server: FHIRServer) -> HTTPResponse:
         return ask(
             build_discovery_request(
                 server.base_url, headers=server.discovery_headers or {}
-            )
+            ),
+            server=server,
         )
     except TransportError as exc:
         raise _StopError(_explain_failure(server, exc)) from exc
@@ -142,24 +193,26 @@ def _explain_failure(server: FHIRServer, error: TransportError) -> Finding:
         return build_finding(
             "base_url_wrong",
             subject=server.slug,
-            what=f"Nothing may be sent to the base URL: {error}",
-            fix="Enter the https address of the server as its base URL.",
+            what=f"Nothing can be sent to the base URL: {error}",
+            fix="Enter the server's https URL as its base URL.",
         )
     if isinstance(error, ServerUnreachableError) and error.is_untrusted:
         return build_finding(
             "certificate_untrusted",
             subject=server.slug,
             what=f"{_begin(str(error))}.",
-            fix="Have the server send its whole chain of certificates.  If it is "
-            "signed by an authority of its own, name that authority's file in the "
-            "environment variable REQUESTS_CA_BUNDLE of web processes and workers.",
+            fix="Ask the server's operator to send the complete certificate "
+            "chain. If it is signed by a private authority, set the "
+            "environment variable REQUESTS_CA_BUNDLE of web processes and "
+            "workers to that authority's file.",
         )
     return build_finding(
         "server_unreachable",
         subject=server.slug,
         what=f"The server cannot be reached: {error}.",
-        fix="See whether the host in the base URL is right, whether this machine may "
-        "connect to it (firewall, proxy in HTTPS_PROXY), and whether the server is up.",
+        fix="Check that the host in the base URL is correct, that this machine "
+        "can connect to it (firewall, proxy in HTTPS_PROXY), and that the "
+        "server is up.",
     )
 
 
@@ -174,10 +227,11 @@ def _find_clock_fault(server: FHIRServer, answer: HTTPResponse) -> Iterator[Find
             "clock_off",
             subject=server.slug,
             what=f"The clock of this machine is {abs(seconds):.0f} s "
-            f"{'ahead of' if seconds > 0 else 'behind'} the server's, and "
-            f"{leeway:.0f} s are allowed for.",
-            fix="Set the clock of this machine by NTP.  If it is right, tell the "
-            "server's operator, and raise SMART_CLOCK_LEEWAY until it is mended.",
+            f"{'ahead of' if seconds > 0 else 'behind'} the server's; the "
+            f"leeway is {leeway:.0f} s.",
+            fix="Synchronize the clock of this machine with NTP. If it is "
+            "correct, contact the server's operator, and increase "
+            "SMART_CLOCK_LEEWAY until the server's clock is fixed.",
         )
 
 
@@ -192,9 +246,14 @@ def _read_date(answer: HTTPResponse) -> datetime | None:
         return None
 
 
-def _discover(server: FHIRServer, answer: HTTPResponse) -> SMARTConfiguration:
+def _discover(
+    server: FHIRServer, answer: HTTPResponse, *, save: bool
+) -> SMARTConfiguration:
     try:
-        configuration = fetch_configuration(server, save=server.pk is not None)
+        try:
+            configuration = fetch_configuration(server, save=save)
+        except DatabaseError:  # The database has findings of its own.
+            configuration = fetch_configuration(server, save=False)
         check_dispute(server)
     except TransportError as exc:
         raise _StopError(_explain_failure(server, exc)) from exc
@@ -222,54 +281,94 @@ def _explain_discovery(
         return build_finding(
             "server_failing",
             subject=server.slug,
-            what=f"The server answers with status {answer.status_code}.",
-            fix="Try again later; if it stays, tell the server's operator.",
+            what=f"The server responds with status {answer.status_code}.",
+            fix="Try again later. If the problem remains, contact the server's "
+            "operator.",
         )
     if answer.status_code == 200 and _is_json(answer):
         return build_finding(
             "configuration_unusable",
             subject=server.slug,
-            what=f"What the server says of itself cannot be used: {error}",
-            fix="Tell the server's operator.  What its vendor documents can be entered "
-            "in place of what it says, on the page of the server.",
+            what=f"The server's SMART configuration is unusable: {error}",
+            fix="Contact the server's operator. On the server's admin page, you "
+            "can override values with those that its vendor documents.",
         )
     statement = _ask_for_statement(server)
     if statement is not None and _is_json(statement, kind="CapabilityStatement"):
         return build_finding(
             "configuration_missing",
             subject=server.slug,
-            what=f"There is a FHIR server, and it has no SMART configuration: {error}",
-            fix="Have SMART App Launch switched on there, or enter the endpoints that "
-            "its vendor documents, on the page of the server.",
+            what="There is a FHIR server, but it has no SMART configuration: "
+            + (
+                "a web page is in its place."
+                if "html" in answer.headers.get("content-type", "")
+                else str(error)
+            ),
+            fix="Ask the operator to enable SMART App Launch, or enter the "
+            "endpoints that the vendor documents on the server's admin page.",
         )
+    better = _suggest_base_url(server)
+    fix = (
+        f"Change the base URL to {better}, where a FHIR server responds."
+        if better
+        else ""
+    )
     if answer.status_code == 404 and (
         statement is None or statement.status_code == 404
     ):
         return build_finding(
             "base_url_wrong",
             subject=server.slug,
-            what="The host answers, and has nothing at the base URL (status 404).",
-            fix="Compare the base URL with the one that the vendor tells, letter for "
-            "letter; its path mostly ends in /R4, /r4 or /fhir.",
+            what="The host responds, but there is nothing at the base URL (status "
+            "404).",
+            fix=fix
+            or "Compare the base URL with the vendor's documentation, character "
+            "by character; its path usually ends in /R4, /r4 or /fhir.",
         )
     return build_finding(
         "base_url_not_fhir",
         subject=server.slug,
-        what="What answers at the base URL is no FHIR server.",
-        fix="Enter the FHIR base URL, not the address of a portal or of the "
-        "authorization server; /metadata below it has to answer with a "
+        what="There is no FHIR server at the base URL.",
+        fix=fix
+        or "Enter the FHIR base URL, not the URL of a portal or of the "
+        "authorization server; /metadata below it must return a "
         "CapabilityStatement.",
     )
 
 
-def _ask_for_statement(server: FHIRServer) -> HTTPResponse | None:
-    with suppress(TransportError):
+def _ask_for_statement(server: FHIRServer, base_url: str = "") -> HTTPResponse | None:
+    with suppress(SMARTError):
         return ask(
             build_capability_statement_request(
-                server.base_url, headers=server.discovery_headers or {}
-            )
+                base_url or server.base_url, headers=server.discovery_headers or {}
+            ),
+            server=server,
         )
     return None
+
+
+def _suggest_base_url(server: FHIRServer) -> str:
+    """The base URL of the same host that was probably meant; empty if none answers."""
+    base_url = server.base_url.rstrip("/")
+    for ending in _PASTED:
+        base_url = base_url.removesuffix(ending)
+    origin = get_origin(base_url)
+    above, path = [base_url], base_url.removeprefix(origin)
+    while path := path.rpartition("/")[0]:
+        above.append(origin + path)
+    for candidate in dict.fromkeys(
+        [*above, *(each + ending for each in (base_url, origin) for ending in _USUAL)]
+    ):
+        if candidate == server.base_url:
+            continue
+        statement = _ask_for_statement(server, candidate)
+        if statement is None:
+            return ""
+        if statement.status_code == 200 and _is_json(
+            statement, kind="CapabilityStatement"
+        ):
+            return candidate
+    return ""
 
 
 def _is_json(answer: HTTPResponse, *, kind: str | None = None) -> bool:
@@ -286,9 +385,9 @@ def _find_endpoint_fault(
     """Where browsers are sent, asked for once without any parameter."""
     url = configuration.authorization_endpoint
     if url is None:
-        return  # told of with the registration that needs it
+        return  # reported with the registration that needs it
     try:
-        answer = ask(HTTPRequest(method="GET", url=url))
+        answer = ask(HTTPRequest(method="GET", url=url), server=server)
     except SMARTError as exc:
         yield build_finding(
             "endpoint_unreachable",
@@ -296,8 +395,8 @@ def _find_endpoint_fault(
             # Browsers may get there by another way than this machine.
             severity=Severity.WARNING,
             what=f"The authorization endpoint cannot be reached from here: {exc}.",
-            fix="See whether a browser can reach it; if not, tell the server's "
-            "operator.",
+            fix="Check whether a browser can reach it. If not, contact the "
+            "server's operator.",
         )
         return
     if answer.status_code == 404:
@@ -305,9 +404,63 @@ def _find_endpoint_fault(
             "endpoint_wrong",
             subject=server.slug,
             what="There is nothing at the authorization endpoint (status 404).",
-            fix="Tell the server's operator, or correct the authorization endpoint on "
-            "the page of the server if it was entered by hand.",
+            fix="Contact the server's operator, or correct the authorization "
+            "endpoint on the server's admin page if it was set manually.",
         )
+
+
+def _try_authorization(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Finding]:
+    """Request authorization as a browser does, for a launch that no one approves."""
+    endpoint = configuration.authorization_endpoint
+    if not (endpoint and registration.standalone_scope and registration.redirect_uri):
+        return
+    request = build_authorization_request(
+        authorization_endpoint=endpoint,
+        client_id=registration.client_id,
+        redirect_uri=registration.redirect_uri,
+        scope=registration.standalone_scope,
+        state=secrets.token_urlsafe(),
+        aud=registration.server.base_url,
+        code_challenge=build_code_challenge(secrets.token_urlsafe(64)),
+        nonce=(
+            secrets.token_urlsafe()
+            if "openid" in registration.standalone_scope.split()
+            else None
+        ),
+    )
+    with suppress(SMARTError):  # Whether it can be reached is already reported.
+        answer = ask(
+            HTTPRequest(method="GET", url=request.url), server=registration.server
+        )
+        what = _find_authorization_error(answer, registration.redirect_uri)
+        if what:
+            yield build_finding(
+                "authorization_refused",
+                subject=registration.server.slug,
+                what=f"The authorization endpoint {what}.",
+                fix="Compare client ID, scopes and the redirect URI "
+                f"{registration.redirect_uri} with the vendor's form, "
+                "character by character. To see the server's error message, "
+                "open the login URL in a browser.",
+            )
+
+
+def _find_authorization_error(answer: HTTPResponse, redirect_uri: str) -> str:
+    target = answer.headers.get("location", "")
+    if target.partition("?")[0] == redirect_uri:
+        error = dict(parse_qsl(urlsplit(target).query)).get("error", "")
+        # These errors are correct: they only say that no one is signed in.
+        if error and error not in {"login_required", "interaction_required"}:
+            return f"redirects the browser back with the error {error[:60]}"
+    elif answer.status_code in {400, 401, 403}:
+        return (
+            f"responds to a launch with status {answer.status_code} and does "
+            "not redirect back: it does not know the client ID or its "
+            "redirect URI, or refuses the request"
+        )
+    return ""
 
 
 def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
@@ -317,9 +470,9 @@ def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
         yield build_finding(
             "id_token_keys_unusable",
             subject=server.slug,
-            what=f"The keys that the server signs ID tokens with cannot be had: {exc}",
-            fix="Tell the server's operator; or leave openid and fhirUser out of the "
-            "scopes if nobody signs in with its accounts.",
+            what=f"The keys that sign the server's ID tokens are unavailable: {exc}",
+            fix="Contact the server's operator, or remove openid and fhirUser "
+            "from the scopes if no one signs in with its accounts.",
         )
 
 

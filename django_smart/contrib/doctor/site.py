@@ -12,6 +12,7 @@ from django.core import checks
 from django.urls import NoReverseMatch, reverse
 from django.utils.http import urlencode
 
+from ...conf import DOCS_URL
 from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
 from ...models import SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
@@ -21,29 +22,33 @@ from ...views.jwks import PROBE_PARAMETER, SEEN_AS_HEADER, build_probe
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 
-__all__ = ["answers_at", "find_setting_faults", "probe_site"]
+__all__ = ["NO_ANSWER", "answers_at", "find_setting_faults", "probe_site"]
+
+#: The codes that say that this site does not answer at an address.
+NO_ANSWER = frozenset({"jwks_unreachable", "jwks_wrong"})
 
 _SHARED_AGE = re.compile(r"s-maxage\s*=\s*\"?([0-9]{1,9})", re.ASCII)
 # What the messages themselves do not say.
 _WHY = {
-    "django_smart.E020": "No launch is ever found, and every page is without one.",
-    "django_smart.E022": "Nobody can be signed in.",
-    "django_smart.E023": "Nobody can be signed in.",
-    "django_smart.E024": "Neither the EHR nor people find the addresses of this app.",
+    "django_smart.E020": "No launch is ever found, so no page has one.",
+    "django_smart.E021": "Users have to open the app again on every page.",
+    "django_smart.E022": "No one can sign in.",
+    "django_smart.E023": "No one can sign in.",
+    "django_smart.E024": "Neither the EHR nor people can reach the URLs of this app.",
     "django_smart.E025": "Tokens are refreshed at the wrong time, or never.",
-    "django_smart.E026": "Pages for errors and for choosing cannot be shown.",
-    "django_smart.W020": "Two charts in two tabs can be taken for each other.",
+    "django_smart.E026": "Error pages and pages with choices cannot be rendered.",
+    "django_smart.W020": "Two charts in two tabs can be mixed up.",
     "django_smart.W033": (
-        "Whoever changes SECRET_KEY loses every refresh token, and people have to "
-        "connect again."
+        "When SECRET_KEY changes, every refresh token is lost, and people "
+        "have to connect again."
     ),
 }
-_WHY_SETTING = "Whatever reads the setting fails, or does without what was meant."
-_WHY_OTHERWISE = "It is told by “manage.py check --deploy” too."
+_WHY_SETTING = "Code that reads the setting fails, or ignores it."
+_WHY_OTHERWISE = "“manage.py check --deploy” reports this too."
 
 
 def find_setting_faults() -> Iterator[Finding]:
-    """What this package's system checks tell; those for production outside of DEBUG."""
+    """Report this package's system checks; those for production unless DEBUG is on."""
     messages = checks.run_checks(
         tags=["django_smart"], include_deployment_checks=not settings.DEBUG
     )
@@ -60,7 +65,8 @@ def find_setting_faults() -> Iterator[Finding]:
             subject="",
             what=str(message.msg),
             why=_WHY.get(code, _WHY_SETTING if is_setting else _WHY_OTHERWISE),
-            fix=str(message.hint or ""),
+            # The finding has the link itself.
+            fix=str(message.hint or "").partition(f" See {DOCS_URL}")[0],
         )
 
 
@@ -76,18 +82,19 @@ def probe_site(origin: str, *, signs: bool) -> list[Finding]:
     try:
         path = reverse("django_smart:jwks")
     except NoReverseMatch:
-        return []  # a system check tells that the URLs are not included
+        return []  # a system check reports that the URLs are not included
     url = origin + path
     try:
         answer = ask(
-            build_jwks_request(f"{url}?{urlencode({PROBE_PARAMETER: build_probe()})}")
+            build_jwks_request(f"{url}?{urlencode({PROBE_PARAMETER: build_probe()})}"),
+            server=None,
         )
     except TransportError as exc:
         return [_build_unreachable(url, exc, signs=signs)]
     seen_as = answer.headers.get(SEEN_AS_HEADER.lower())
     try:
         if seen_as is None:
-            raise DiscoveryError("it is not this site that answers")
+            raise DiscoveryError("another site responds at this URL")
         jwks = process_jwks_response(answer)
     except DiscoveryError as exc:
         return [_build_wrong(url, answer, exc, signs=signs)]
@@ -100,23 +107,24 @@ def probe_site(origin: str, *, signs: bool) -> list[Finding]:
 
 def answers_at(origin: str) -> bool:
     """Whether it is this site that answers at *origin*."""
-    codes = {each.code for each in probe_site(origin, signs=False)}
-    return not codes & {"jwks_unreachable", "jwks_wrong"}
+    return NO_ANSWER.isdisjoint(each.code for each in probe_site(origin, signs=False))
 
 
 def _build_unreachable(url: str, error: TransportError, *, signs: bool) -> Finding:
     fix = (
-        "See whether the address in SMART_SITE_URL is right, whether the site runs, "
-        "and whether its name, certificate and firewall let the outside in."
+        "Check that the URL in SMART_SITE_URL is correct, that the site is "
+        "running, and that its DNS name, certificate and firewall allow "
+        "access from outside."
     )
     if isinstance(error, ServerTimeoutError):
         fix += (
-            "  A site of a single process cannot answer itself while it asks: run "
-            "smart_doctor on the command line then."
+            " A site with a single process cannot respond to its own request: "
+            "run smart_doctor on the command line instead."
         )
     return build_finding(
         "jwks_unreachable",
-        severity=None if signs else Severity.WARNING,
+        # Behind many a firewall a site does not reach itself; EHRs and people do.
+        severity=None if signs else Severity.NOTE,
         what=f"{url} cannot be reached from here: {error}.",
         fix=fix,
     )
@@ -126,16 +134,28 @@ def _build_wrong(
     url: str, answer: HTTPResponse, error: DiscoveryError, *, signs: bool
 ) -> Finding:
     what = (
-        f"it answers with status {answer.status_code}"
+        f"the response has status {answer.status_code}"
         if answer.status_code != 200
         else str(error)
     )
+    fix = (
+        "Configure the proxy to pass requests for this path to this site without "
+        "requiring sign-in and without redirecting, and add its host to "
+        "ALLOWED_HOSTS."
+    )
+    if settings.SECURE_SSL_REDIRECT and 300 < answer.status_code < 400:
+        fix = (
+            "SECURE_SSL_REDIRECT redirects to https. Without TLS, as in "
+            "development, set SECURE_SSL_REDIRECT = False. Behind a proxy "
+            "that terminates TLS, configure the proxy to set "
+            "X-Forwarded-Proto, and set SECURE_PROXY_SSL_HEADER = "
+            '("HTTP_X_FORWARDED_PROTO", "https").'
+        )
     return build_finding(
         "jwks_wrong",
         severity=None if signs else Severity.WARNING,
-        what=f"{url} is not the JWK Set of this site: {what}.",
-        fix="Have the proxy pass this path on to this site without a sign-in and "
-        "without a redirect, and add its host to ALLOWED_HOSTS.",
+        what=f"{url} is not this site's JWK Set: {what}.",
+        fix=fix,
     )
 
 
@@ -144,39 +164,42 @@ def _find_proxy_faults(url: str, seen_as: str) -> Iterator[Finding]:
     if asked.scheme != seen.scheme:
         yield build_finding(
             "proxy_header_missing",
-            what=f"This site is asked by {asked.scheme}, and Django sees "
-            f"{seen.scheme}: it would build the redirect URI as {seen.scheme}://….",
-            fix="Have the proxy set X-Forwarded-Proto on every request, and set "
-            'SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https").',
+            what=f"This site was requested over {asked.scheme}, but Django sees "
+            f"{seen.scheme} and would build the redirect URI as "
+            f"{seen.scheme}://….",
+            fix="Configure the proxy to set X-Forwarded-Proto on every request, "
+            'and set SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", '
+            '"https").',
         )
     if asked.netloc != seen.netloc:
         yield build_finding(
             "proxy_host_lost",
-            what=f"This site is asked as {asked.netloc}, and Django sees "
+            what=f"This site was requested as {asked.netloc}, but Django sees "
             f"{seen.netloc}.",
-            fix="Have the proxy pass on the Host header; or have it set "
-            "X-Forwarded-Host, and set USE_X_FORWARDED_HOST = True.",
+            fix="Configure the proxy to pass on the Host header, or to set "
+            "X-Forwarded-Host and set USE_X_FORWARDED_HOST = True.",
         )
     if asked.path != seen.path:
         yield build_finding(
             "proxy_host_lost",
-            what=f"This site is asked for {asked.path}, and Django sees {seen.path}.",
-            fix="Have the proxy pass on the whole path, or set FORCE_SCRIPT_NAME to "
-            "what it takes off.",
+            what=f"This site was requested at {asked.path}, but Django sees "
+            f"{seen.path}.",
+            fix="Configure the proxy to pass on the complete path, or set "
+            "FORCE_SCRIPT_NAME to the part that it removes.",
         )
 
 
 def _find_key_set_faults(
     url: str, answer: HTTPResponse, kids: set[str]
 ) -> Iterator[Finding]:
-    signing = SigningKey.objects.active().values_list("kid", flat=True)
+    signing = SigningKey.objects.of(None).active().values_list("kid", flat=True)
     missing = [kid for kid in signing if kid not in kids]
     if missing:
         yield build_finding(
             "jwks_outdated",
-            what=f"{url} lacks the key that signs now, {missing[0]}.",
-            fix="Have the cache before this site keep to its Cache-Control, and empty "
-            "it; see whether every process uses the same database.",
+            what=f"{url} does not contain the active signing key, {missing[0]}.",
+            fix="Make the cache in front of this site respect its Cache-Control, "
+            "and clear it. Check that every process uses the same database.",
         )
     ages = [int(age) for age in _SHARED_AGE.findall(_get_cache_control(answer))]
     if answer.max_age is not None:
@@ -185,9 +208,10 @@ def _find_key_set_faults(
     if longest > OVERLAP:
         yield build_finding(
             "jwks_cached_too_long",
-            what=f"{url} may be cached for {longest}, and keys overlap for {OVERLAP}.",
-            fix="Have the proxy or cache before this site leave its Cache-Control "
-            "(max-age=3600) as it is.",
+            what=f"{url} may be cached for {longest}, but keys overlap for only "
+            f"{OVERLAP}.",
+            fix="Configure the proxy or cache in front of this site to leave its "
+            "Cache-Control (max-age=3600) unchanged.",
         )
 
 

@@ -20,7 +20,7 @@ _TOPICS = (
         {
             "launch-ehr": "from the EHR",
             "launch-standalone": "from this site",
-            "authorize-post": "requests by POST too",
+            "authorize-post": "authorization requests by POST",
         },
     ),
     (
@@ -46,11 +46,11 @@ _TOPICS = (
         "access",
         {
             "permission-patient": "one patient",
-            "permission-user": "all the user may see",
+            "permission-user": "everything the user can access",
             "permission-offline": "offline",
             "permission-online": "online",
-            "permission-v1": "scopes of version 1",
-            "permission-v2": "scopes of version 2",
+            "permission-v1": "version 1 scopes",
+            "permission-v2": "version 2 scopes",
         },
     ),
 )
@@ -81,41 +81,41 @@ def describe_configuration(
     yield f"sign-in: {_describe_sign_in(configuration, jwks)}"
     for name, member in _ENDPOINTS:
         yield f"{name} endpoint: {getattr(configuration, member) or 'none'}"
-    yield f"complete sets: {_join(sorted(configuration.capability_sets))}"
+    yield f"complete capability sets: {_join(sorted(configuration.capability_sets))}"
     if configuration.missing:
-        yield f"required and missing: {_join(sorted(configuration.missing))}"
+        yield f"required but missing: {_join(sorted(configuration.missing))}"
 
 
 def _describe_sign_in(
     configuration: SMARTConfiguration, jwks: Mapping[str, Any] | None
 ) -> str:
     if not configuration.has("sso-openid-connect"):
-        return "not said"
+        return "not advertised"
     keys = len(jwks["keys"]) if jwks else 0
     plural = "key" if keys == 1 else "keys"
     return (
-        f"OpenID Connect, issuer {configuration.issuer or 'not said'}, {keys} {plural}"
+        f"OpenID Connect, issuer {configuration.issuer or 'not advertised'}, "
+        f"{keys} {plural}"
     )
 
 
 def _join(words: Iterable[str]) -> str:
-    return ", ".join(words) or "not said"
+    return ", ".join(words) or "not advertised"
 
 
 class Command(BaseCommand):
     """``smart_discover``: exit status 1 if a server could not be read."""
 
     help = (
-        "Fetch and store the SMART configuration and keys of servers now, and print "
-        "what they offer. What is stored stays if a server cannot be read."
+        "Fetch and store the SMART configuration and keys of servers now, and "
+        "print what they support. If a server cannot be read, its stored "
+        "values are kept."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
-        parser.add_argument("slug", nargs="*", help="Servers by slug.")
-        parser.add_argument(
-            "--all", action="store_true", help="Every active server instead."
-        )
+        parser.add_argument("slug", nargs="*", help="Slug of a server.")
+        parser.add_argument("--all", action="store_true", help="All active servers.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Read one server after the other."""
@@ -140,7 +140,7 @@ class Command(BaseCommand):
 
 def _get_servers(slugs: list[str], *, everything: bool) -> list[FHIRServer]:
     if bool(slugs) == everything:
-        raise CommandError("Name servers by slug, or give --all.")
+        raise CommandError("Name servers by slug, or use --all.")
     if everything:
         return list(FHIRServer.objects.active())
     known = {
@@ -148,7 +148,7 @@ def _get_servers(slugs: list[str], *, everything: bool) -> list[FHIRServer]:
     }
     unknown = [slug for slug in slugs if slug not in known]
     if unknown:
-        raise CommandError(f"There is no server {', '.join(unknown)}.")
+        raise CommandError(f"No server has the slug {', '.join(unknown)}.")
     return [known[slug] for slug in dict.fromkeys(slugs)]
 
 

@@ -1,4 +1,4 @@
-"""Say what is wrong with this site and its servers, and how to mend it."""
+"""Report what is wrong with this site and its servers, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from django_smart.contrib.doctor import Finding, Severity, examine
+from django_smart.contrib.doctor import (
+    UNUSABLE,
+    Finding,
+    Severity,
+    build_unexamined,
+    examine,
+)
 from django_smart.exceptions import SMARTError
 from django_smart.models import FHIRServer
 
@@ -19,10 +25,11 @@ class Command(BaseCommand):
     """``smart_doctor``: exit status 1 if something is wrong."""
 
     help = (
-        "Ask servers and this site itself, and say what is wrong, why it matters and "
-        "how to mend it. Exit status 1 if an error was found. No secret is printed."
+        "Examine this site and its servers, and report what is wrong, why it matters "
+        "and how to fix it. Exits with status 1 if an error was found. No secret is "
+        "printed."
     )
-    # It looks at them itself, and tells of them in its own way.
+    # The doctor runs the system checks and reports them as findings.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -31,32 +38,41 @@ class Command(BaseCommand):
             "server",
             nargs="*",
             metavar="SLUG|URL",
-            help="Servers by slug or FHIR base URL, which need not be registered. "
+            help="Slug of a server, or a FHIR base URL, which need not be registered. "
             "Default: every active server.",
         )
         parser.add_argument(
-            "--json", action="store_true", help="Print one JSON object, for programs."
+            "--json", action="store_true", help="Print the report as one JSON object."
         )
         parser.add_argument(
             "--fail-level",
-            choices=[each.value for each in Severity],
+            choices=[Severity.ERROR.value, Severity.WARNING.value],
             default=Severity.ERROR.value,
-            help="What makes the exit status 1: an error, which is the default, or a "
-            "warning too.",
+            help="Lowest severity that makes the exit status 1. Default: error.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Examine, and print what was found."""
-        servers = _get_servers(options["server"])
+        """Examine the site and its servers, and print the findings."""
+        servers: list[FHIRServer] = []
+        unread: list[Finding] = []
+        try:
+            servers = _get_servers(options["server"])
+        except CommandError:
+            raise
+        except Exception as exc:  # noqa: BLE001 (whatever is wrong is to be told)
+            unread = [build_unexamined("servers", exc)]
         findings = examine(servers)
+        if UNUSABLE.isdisjoint(each.code for each in findings):
+            findings += unread
         if options["json"]:
             self._print_json(servers, findings)
         else:
             self._print_text(servers, findings)
-        failing = {Severity.ERROR, Severity(options["fail_level"])}
-        count = sum(each.severity in failing for each in findings)
-        if count:
-            raise CommandError(f"{count} to mend.")
+        failing = dict.fromkeys([Severity.ERROR, Severity(options["fail_level"])])
+        counts = [(sum(f.severity == each for f in findings), each) for each in failing]
+        found = [f"{n} {each}{'s' if n > 1 else ''}" for n, each in counts if n]
+        if found:
+            raise CommandError(f"{' and '.join(found)} found.")
 
     def _print_json(
         self, servers: Sequence[FHIRServer], findings: Sequence[Finding]
@@ -77,7 +93,7 @@ class Command(BaseCommand):
             found = [each for each in findings if each.subject == subject]
             name = subject or "This site"
             if not found:
-                self.stdout.write(f"{name}: nothing is wrong.")
+                self.stdout.write(f"{name}: no problems found.")
                 continue
             self.stdout.write(f"{name}:")
             for each in found:
@@ -85,6 +101,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"    {each.what}")
                 self.stdout.write(f"    Why it matters: {each.why}")
                 self.stdout.write(f"    What to do: {each.fix}")
+                self.stdout.write(f"    See {each.docs_url}")
 
 
 def _get_servers(names: Sequence[str]) -> list[FHIRServer]:
@@ -98,7 +115,7 @@ def _get_server(name: str) -> FHIRServer:
         server = FHIRServer.objects.filter(slug=name).first()
         if server is None:
             raise CommandError(
-                f"There is no server {name}; give a slug or a FHIR base URL."
+                f"No server has the slug {name!r}; enter a slug or a FHIR base URL."
             )
         return server
     try:

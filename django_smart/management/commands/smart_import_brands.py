@@ -28,43 +28,49 @@ class Command(BaseCommand):
     """``smart_import_brands``: exit status 1 if a bundle could not be imported."""
 
     help = (
-        "Read a bundle of user-access brands from a file or a URL: organisations, "
-        "their portals and their FHIR servers, for people to choose from at login/. "
-        "All of a bundle is stored or nothing; again, it changes what has changed."
+        "Read a bundle of user-access brands from a file or a URL: "
+        "organizations, their portals and their FHIR servers, for people to "
+        "choose from at login/. A bundle is stored completely or not at all; "
+        "importing it again updates it."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
-        parser.add_argument("source", nargs="?", help="File, or https URL.")
+        parser.add_argument("source", nargs="?", help="File or https URL.")
         parser.add_argument(
             "--server",
             metavar="SLUG",
-            help="The bundle that this server's own configuration links to.",
+            help="Import the bundle that this server's SMART configuration links to.",
         )
         parser.add_argument(
             "--known",
             action="store_true",
-            help="Every bundle that was read from a URL, as a scheduled job does.",
+            help="Import every known bundle again that came from a URL, as for a "
+            "scheduled job.",
         )
         parser.add_argument(
             "--name",
             default="",
-            help="For a file: a later file of the same name replaces it.",
+            help="For a file: importing another file with the same name replaces "
+            "this bundle.",
         )
         parser.add_argument(
-            "--force", action="store_true", help="Read it even if it has not changed."
+            "--force",
+            action="store_true",
+            help="Import the bundle even if it has not changed.",
         )
         parser.add_argument(
             "--remove",
             action="store_true",
-            help="Forget what came from this source or, for a file, this --name.",
+            help="Remove everything imported from this source or, for a file, this "
+            "--name.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Import one bundle or all that are known, or remove one."""
         chosen = [options["source"], options["server"], options["known"]]
         if sum(map(bool, chosen)) != 1:
-            raise CommandError("Name a file or URL, or give --server or --known.")
+            raise CommandError("Name a file or URL, or use --server or --known.")
         if options["remove"]:
             self._remove(options)
         elif options["known"]:
@@ -75,7 +81,9 @@ class Command(BaseCommand):
             except (SMARTError, ImproperlyConfigured) as exc:
                 raise CommandError(str(exc)) from exc
             except OSError as exc:
-                raise CommandError(f"Cannot read it: {exc.strerror}") from exc
+                raise CommandError(
+                    f"Cannot read {options['source']}: {str(exc.strerror).lower()}."
+                ) from exc
 
     def _import_known(self, *, force: bool) -> None:
         failures = 0
@@ -100,7 +108,7 @@ class Command(BaseCommand):
         try:
             removed = remove_brands(location)
         except BrandBundle.DoesNotExist:
-            raise CommandError(f"Nothing came from {location}.") from None
+            raise CommandError(f"Nothing was imported from {location}.") from None
         self.stdout.write(f"{removed} brands removed.")
 
     def _report(self, result: BrandImport) -> None:
@@ -126,12 +134,13 @@ def _import(options: dict[str, Any]) -> BrandImport:
     if slug:
         server = FHIRServer.objects.filter(slug=slug).first()
         if server is None:
-            raise CommandError(f"There is no server {slug}.")
+            raise CommandError(f"No server has the slug {slug}.")
         configuration = server.read_configuration()
         if configuration is None or not configuration.user_access_brand_bundle:
             raise CommandError(
-                f"The stored configuration of {slug} has no user_access_brand_bundle; "
-                "smart_discover fetches it anew."
+                f"The stored configuration of {slug} has no "
+                "user_access_brand_bundle; run smart_discover to fetch it "
+                "again."
             )
         url = configuration.user_access_brand_bundle
         return import_brands(url, server=server, force=force)
@@ -142,15 +151,15 @@ def _import(options: dict[str, Any]) -> BrandImport:
 
 def _get_remarks(result: BrandImport) -> Iterator[str]:
     for reason, count in sorted(result.problems.items()):
-        yield f"Left out, {count} times: {reason}"
+        yield f"Skipped {count} times: {reason}"
     accepted = conf.SMART_LOGO_LICENSES
     for url in result.licenses:
         if url not in accepted:
             yield (
-                f"Logos under {url} are not shown until SMART_LOGO_LICENSES names it."
+                f"Logos from {url} are hidden until SMART_LOGO_LICENSES contains it."
             )
     if result.primary_matches not in {None, 1}:
         yield (
-            f"{result.primary_matches} brands have the identifier that the server's "
-            "configuration names, in place of one."
+            f"{result.primary_matches} brands match the identifier in the "
+            "server's configuration; expected 1."
         )

@@ -25,7 +25,7 @@ from django_smart.servers.signing_keys import (
 
 __all__ = ["Command"]
 
-_AT_ONCE = "Without waiting for EHRs to know: for a key that got out."
+_AT_ONCE = "Do not wait until EHRs know the new key. Use this for a compromised key."
 
 
 class Command(BaseCommand):
@@ -36,8 +36,8 @@ class Command(BaseCommand):
     """
 
     help = (
-        "Make, rotate, list, retire and export the keys that this site signs with "
-        "(private_key_jwt)."
+        "Generate, rotate, list, retire and export the keys that this site "
+        "signs with (private_key_jwt)."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -45,34 +45,38 @@ class Command(BaseCommand):
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
         generate = actions.add_parser(
             "generate",
-            help="Make and publish the next key; the first one of all signs at once.",
+            help="Generate and publish the next key. The very first key is active "
+            "immediately.",
         )
         rotate = actions.add_parser(
-            "rotate", help="Let the next key sign; the one before it retires."
+            "rotate", help="Make the next key active and retire the current one."
         )
         for each in (generate, rotate):
             each.add_argument(
                 "--algorithm",
                 choices=SIGNING_ALGORITHMS,
-                help="Default: each that is in use.",
+                help="Default: every algorithm in use.",
             )
+            _add_registration(each)
         how = rotate.add_mutually_exclusive_group()
         how.add_argument("--now", action="store_true", help=_AT_ONCE)
         how.add_argument(
             "--due",
             action="store_true",
-            help="What SMART_KEY_ROTATION asks for by now, as the task rotate_keys "
-            "does.",
+            help="Do what is due according to SMART_KEY_ROTATION, as the task "
+            "rotate_keys does.",
         )
-        actions.add_parser("list", help="Every key and its place in the life cycle.")
+        actions.add_parser("list", help="List every key with its status.")
         retire = actions.add_parser(
-            "retire", help="Take a key out of use that no registration needs."
+            "retire", help="Retire a key that no registration needs."
         )
-        retire.add_argument("kid", help="Id of the key, as list prints it.")
+        retire.add_argument("kid", help="ID of the key, as printed by list.")
         retire.add_argument("--now", action="store_true", help=_AT_ONCE)
-        actions.add_parser(
-            "export", help="Print the public JWK Set, for a server that takes no URL."
+        export = actions.add_parser(
+            "export",
+            help="Print the public JWK Set, for a server that does not accept a URL.",
         )
+        _add_registration(export)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Do the action."""
@@ -83,15 +87,20 @@ class Command(BaseCommand):
 
     def _generate(self, options: dict[str, Any]) -> None:
         algorithms = _choose_algorithms(options)
-        refused = _do_each(algorithms, lambda name: self._write(generate_key(name)))
+        registration = _find_registration(options)
+        refused = _do_each(
+            algorithms, lambda name: self._write(generate_key(name, registration))
+        )
         # The others had a next key already.
         if len(refused) == len(algorithms):
             raise KeyRotationError("\n".join(refused))
 
     def _rotate(self, options: dict[str, Any]) -> None:
         if options["due"]:
-            if options["algorithm"]:
-                raise CommandError("--due sees to all algorithms; leave the other out.")
+            if options["algorithm"] or options["registration"]:
+                raise CommandError(
+                    "--due handles all keys; do not combine it with other options."
+                )
             changes = rotate_due_keys()
             self.stdout.write(
                 f"generated: {changes.generated}, rotated: {changes.rotated}, "
@@ -99,33 +108,61 @@ class Command(BaseCommand):
             )
             return
 
+        registration = _find_registration(options)
+
         def rotate(algorithm: str) -> None:
-            self._write(rotate_key(algorithm, at_once=options["now"]))
+            self._write(rotate_key(algorithm, registration, at_once=options["now"]))
             # Published from now on, so that the rotation after this one need not wait.
-            self._write(ensure_next_key(algorithm)[0])
+            self._write(ensure_next_key(algorithm, registration)[0])
 
         if refused := _do_each(_choose_algorithms(options), rotate):
             raise KeyRotationError("\n".join(refused))
 
     def _list(self, options: dict[str, Any]) -> None:
-        for key in SigningKey.objects.defer("private_key").order_by("algorithm", "pk"):
+        keys = SigningKey.objects.defer("private_key")
+        for key in keys.order_by("registration", "algorithm", "pk"):
             self._write(key)
+        if not keys:
+            self.stderr.write("There are no signing keys. Run smart_keys generate.")
 
     def _retire(self, options: dict[str, Any]) -> None:
         self._write(retire_key(options["kid"], at_once=options["now"]))
 
     def _export(self, options: dict[str, Any]) -> None:
-        self.stdout.write(json.dumps(SigningKey.objects.as_jwks(), indent=2))
-        following = {key.algorithm for key in SigningKey.objects.following()}
-        for key in SigningKey.objects.active():
+        registration = _find_registration(options)
+        keys = SigningKey.objects.of(None)
+        if registration is not None:
+            keys = SigningKey.objects.for_registration(registration)
+        self.stdout.write(json.dumps(keys.as_jwks(), indent=2))
+        following = {key.algorithm for key in keys.following()}
+        for key in keys.active():
             if key.algorithm not in following:
                 self.stderr.write(
-                    f"There is no next {key.algorithm} key in it, so a rotation would "
-                    "need the server to be told first: run smart_keys generate before."
+                    f"The JWK Set has no next {key.algorithm} key, so the "
+                    "server would have to be updated again before a rotation: "
+                    "run smart_keys generate first."
                 )
 
     def _write(self, key: SigningKey) -> None:
         self.stdout.write("  ".join(_describe(key)))
+
+
+def _add_registration(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--registration",
+        type=int,
+        metavar="ID",
+        help="Only keys of this registration; its ID is in the admin URL.",
+    )
+
+
+def _find_registration(options: dict[str, Any]) -> ClientRegistration | None:
+    if options["registration"] is None:
+        return None
+    found = ClientRegistration.objects.filter(pk=options["registration"]).first()
+    if found is None or not found.uses_private_key:
+        raise CommandError("No registration with private_key_jwt has this ID.")
+    return found
 
 
 def _do_each(algorithms: Sequence[str], action: Callable[[str], None]) -> list[str]:
@@ -142,6 +179,8 @@ def _do_each(algorithms: Sequence[str], action: Callable[[str], None]) -> list[s
 def _choose_algorithms(options: dict[str, Any]) -> list[str]:
     if options["algorithm"]:
         return [options["algorithm"]]
+    if registration := _find_registration(options):
+        return [registration.signing_algorithm]
     signing = ClientRegistration.objects.active().filter(
         token_endpoint_auth_method=ClientRegistration.AuthMethod.PRIVATE_KEY_JWT
     )
@@ -150,7 +189,9 @@ def _choose_algorithms(options: dict[str, Any]) -> list[str]:
         *signing.values_list("signing_algorithm", flat=True),
     }
     if not used:
-        raise CommandError("No algorithm is in use yet; choose one with --algorithm.")
+        raise CommandError(
+            "No signing key yet: run smart_keys generate --algorithm ES384."
+        )
     return [name for name in SIGNING_ALGORITHMS if name in used]
 
 
@@ -158,6 +199,8 @@ def _describe(key: SigningKey) -> Iterator[str]:
     yield key.kid
     yield key.algorithm
     yield f"{key.status:7}"
+    if key.registration_id is not None:
+        yield f"registration {key.registration_id}"
     yield ", ".join(
         f"{what} {_format(moment)}" for what, moment in _get_times(key) if moment
     )
@@ -166,9 +209,9 @@ def _describe(key: SigningKey) -> Iterator[str]:
 def _get_times(key: SigningKey) -> Iterator[tuple[str, datetime | None]]:
     if key.status == SigningKey.Status.NEXT:
         yield "published since", key.created_at
-        yield "may sign from", get_ready_at(key)
+        yield "can sign from", get_ready_at(key)
     elif key.status == SigningKey.Status.ACTIVE:
-        yield "signs since", key.activated_at
+        yield "signing since", key.activated_at
     else:
         yield "signed until", key.retired_at
     if key.status == SigningKey.Status.RETIRED:

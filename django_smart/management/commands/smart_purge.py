@@ -15,16 +15,17 @@ class Command(BaseCommand):
     """``smart_purge``: for a site without a worker, call it every day."""
 
     help = (
-        "End launches that are out of time, revoke what ended here, and delete what "
-        "ended longer ago than SMART_PURGE_AFTER, as the task purge does."
+        "End expired launches, revoke ended grants at the EHR, and delete "
+        "what ended longer ago than SMART_PURGE_AFTER, as the task purge "
+        "does."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Tidy up, and print the counts."""
         result = purge()
         self.stdout.write(
-            f"launches out of time: {result.launches_failed}, "
-            f"launches deleted: {result.launches_deleted}, "
-            f"grants deleted: {result.grants_deleted}, "
-            f"revocations finished: {result.revocations_finished}"
+            f"launches expired: {result.launches_failed}, launches deleted: "
+            f"{result.launches_deleted}, grants deleted: "
+            f"{result.grants_deleted}, revocations finished: "
+            f"{result.revocations_finished}"
         )

@@ -21,9 +21,9 @@ class Command(BaseCommand):
 
     help = (
         "Encrypt every stored secret and token with the first key of "
-        "SMART_ENCRYPTION_KEYS, so that older keys can be taken out. Can be stopped "
-        "and begun again at any time; exit status 1 if a row is left that no key "
-        "decrypts."
+        "SMART_ENCRYPTION_KEYS, so that older keys can be removed. You can "
+        "stop it and run it again at any time. Exits with status 1 if no key "
+        "decrypts a row."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--check",
             action="store_true",
-            help="Count what is to be moved, and change nothing.",
+            help="Count the rows to re-encrypt, and change nothing.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -43,19 +43,22 @@ class Command(BaseCommand):
         self.stdout.write(_describe(result, is_check=options["check"]))
         if result.unreadable:
             raise CommandError(
-                f"{result.unreadable} rows cannot be decrypted with the keys in force; "
-                "put the key they were encrypted with back into SMART_ENCRYPTION_KEYS, "
-                "or find out who moved them there from another column."
+                f"{result.unreadable} rows cannot be decrypted with the "
+                "current keys. Add the key they were encrypted with back to "
+                "SMART_ENCRYPTION_KEYS, or find out who moved these values "
+                "from another column."
             )
         if result.busy:
-            raise CommandError("Rows changed while they were moved; run it again.")
+            raise CommandError(
+                "Some rows kept changing during re-encryption; run the command again."
+            )
 
 
 def _describe(result: ReencryptionResult, *, is_check: bool) -> str:
-    moved = "to be moved" if is_check else "moved"
+    moved = "to re-encrypt" if is_check else "re-encrypted"
     return (
-        f"{moved}: {result.moved}, with the first key already: {result.current}, "
-        f"changed meanwhile: {result.busy}, cannot be decrypted: {result.unreadable}"
+        f"{moved}: {result.moved}, already current: {result.current}, changed "
+        f"meanwhile: {result.busy}, cannot be decrypted: {result.unreadable}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
+from django_smart.grants.deployment import adopt_grants, hold_grants, is_owner
 from django_smart.grants.engine import (
     BATCH_SIZE,
     RefreshResult,
@@ -16,7 +17,8 @@ from django_smart.grants.engine import (
 )
 from django_smart.grants.refresh import refresh_grant
 from django_smart.grants.server_limits import resume_refreshes
-from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, TaskRun, TokenGrant
+from django_smart.models.task_run import REFRESH
 
 __all__ = ["Command"]
 
@@ -30,8 +32,9 @@ class Command(BaseCommand):
     """``smart_refresh``: for a site without a worker, call it every minute."""
 
     help = (
-        "Refresh the offline grants that are due, as the task refresh_due_grants does. "
-        "Safe beside workers: a grant is refreshed by one process at a time."
+        "Refresh the offline grants that are due, as the task "
+        "refresh_due_grants does. Safe to run alongside workers: only one "
+        "process refreshes a grant at a time."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -40,38 +43,80 @@ class Command(BaseCommand):
             "--grant",
             type=int,
             metavar="ID",
-            help="Refresh this grant now, due or not; exit status 1 if that fails.",
+            help="Refresh this grant now, even if it is not due. Exits with status "
+            "1 on failure.",
         )
 
         parser.add_argument(
             "--resume",
             action="store_true",
             help=(
-                "Before that, let registrations go on whose credentials their server "
-                "refused, once they are mended there or in the environment."
+                "First resume stopped registrations, after the cause is "
+                "fixed. Grants lost in the last 24 hours at a server that "
+                "refused nearly all of them are restored."
             ),
+        )
+
+        owner = parser.add_mutually_exclusive_group()
+        owner.add_argument(
+            "--adopt",
+            action="store_true",
+            help=(
+                "From now on, let only this deployment (SMART_SITE_URL) "
+                "refresh the grants in this database."
+            ),
+        )
+        owner.add_argument(
+            "--hold",
+            action="store_true",
+            help=(
+                "Let no deployment refresh the grants until one adopts them. "
+                "Use this before copying the database."
+            ),
+        )
+        parser.add_argument(
+            "--pause", metavar="SLUG", help="Pause all refreshes at this server."
+        )
+        parser.add_argument(
+            "--unpause", metavar="SLUG", help="Resume refreshes at this server."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Refresh, and print the counts."""
+        if options["hold"]:
+            hold_grants()
+            self.stdout.write(
+                "No grant is refreshed until a deployment runs smart_refresh --adopt."
+            )
+            return
+        if options["adopt"]:
+            adopt_grants()
+        for name, paused in (("pause", True), ("unpause", False)):
+            if options[name] is not None:
+                _set_paused(options[name], paused=paused)
         if options["resume"]:
-            refused = ClientRegistration.objects.refused()
-            count = sum(resume_refreshes(registration) for registration in refused)
-            self.stdout.write(f"registrations that go on: {count}")
+            stopped = ClientRegistration.objects.stopped()
+            count = sum(resume_refreshes(each, by_operator=True) for each in stopped)
+            self.stdout.write(f"registrations resumed: {count}")
         if options["grant"] is not None:
             result = _refresh_one(options["grant"])
         else:
             result = _refresh_due()
         self.stdout.write(
-            f"refreshed: {result.refreshed}, left to others: {result.skipped}, "
+            f"refreshed: {result.refreshed}, skipped: {result.skipped}, "
             f"failed: {result.failed}"
         )
+
+
+def _set_paused(slug: str, *, paused: bool) -> None:
+    if not FHIRServer.objects.filter(slug=slug).update(paused=paused):
+        raise CommandError(f"No server has the slug {slug}.")
 
 
 def _refresh_one(grant_id: int) -> RefreshResult:
     grant = TokenGrant.objects.filter(pk=grant_id).first()
     if grant is None:
-        raise CommandError(f"There is no grant {grant_id}.")
+        raise CommandError(f"No grant has the ID {grant_id}.")
     if grant.status != TokenGrant.Status.ACTIVE:
         raise CommandError(f"Grant {grant_id} has ended ({grant.status}).")
     if not grant.refresh_token_digest:
@@ -84,6 +129,12 @@ def _refresh_one(grant_id: int) -> RefreshResult:
 
 
 def _refresh_due() -> RefreshResult:
+    if not is_owner():
+        raise CommandError(
+            "The grants of this database belong to another deployment or are "
+            "on hold. To refresh them here, run smart_refresh --adopt."
+        )
+    TaskRun.objects.note(REFRESH)
     deadline = time.monotonic() + _SECONDS
     results = []
     while batches := list(claim_due_batches(limit=_LIMIT)):

@@ -17,8 +17,9 @@ from django.core.exceptions import (
     ValidationError,
 )
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
+from django_smart.contrib.doctor import BASE_URL_WRONG, Finding, discover
 from django_smart.exceptions import SMARTError
 from django_smart.management.entries import (
     ENTRY_NAMES,
@@ -45,7 +46,7 @@ from django_smart.servers.registering import (
     register_client,
     register_dynamically,
 )
-from django_smart.servers.requirements import check_registration
+from django_smart.servers.requirements import check_registration, find_problems
 
 __all__ = ["Command"]
 
@@ -60,88 +61,97 @@ class Command(BaseCommand):
     """
 
     help = (
-        "Register this site's client at a FHIR server. Again with the same base URL "
-        "and client id it updates the registration; what is not given stays as it is."
+        "Register this site's client at a FHIR server. Running it again with "
+        "the same base URL and client ID updates the registration; options "
+        "you leave out are not changed."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
         what = parser.add_argument_group("what")
         what.add_argument("--base-url", metavar="URL", help="FHIR base URL.")
-        what.add_argument("--client-id", metavar="ID", help="As the server gave it.")
+        what.add_argument(
+            "--client-id", metavar="ID", help="Client ID from the server."
+        )
         what.add_argument(
             "--from",
             dest="file",
             metavar="FILE",
-            help="JSON list of entries named as these options, with underscores; "
-            "- for standard input. All are stored, or none.",
+            help="JSON list of entries with these options as keys, with "
+            "underscores; - reads standard input. Either all entries are "
+            "stored or none.",
         )
-        by_server = parser.add_argument_group("registration by the server itself")
+        by_server = parser.add_argument_group("dynamic registration")
         by_server.add_argument(
             "--dynamic",
             action="store_true",
-            help="Have the server make the client id (RFC 7591), in place of "
-            "--client-id; a check is part of it.",
+            help="Let the server create the client ID (RFC 7591) instead of "
+            "passing --client-id. Implies --check.",
         )
         by_server.add_argument(
             "--initial-access-token-env",
             metavar="VAR",
-            help="Environment variable with the token that its operator gave.",
+            help="Environment variable with the initial access token from the "
+            "server's operator.",
         )
         by_server.add_argument(
             "--client-name",
             metavar="NAME",
-            help="What people read where they approve. Default: the site's host.",
+            help="Name shown to people when they approve access. Default: the "
+            "site's host.",
         )
         credentials = parser.add_argument_group("credentials")
         credentials.add_argument(
             "--client-secret",
             metavar="SECRET",
-            help="Stored encrypted. Other users of this machine can see it on the "
-            "command line; --secret-env and --from - avoid that.",
+            help="Client secret; stored encrypted. Other users of this machine can "
+            "see it on the command line; --secret-env and --from - avoid "
+            "that.",
         )
         credentials.add_argument(
             "--secret-env",
             metavar="VAR",
-            help="Environment variable that holds the secret when it is used.",
+            help="Environment variable from which the secret is read at run time.",
         )
         credentials.add_argument(
             "--auth-method",
             choices=ClientRegistration.AuthMethod.values,
-            help="Default: client_secret_basic; private_key_jwt if there is only a "
+            help="Default: client_secret_basic, or private_key_jwt with only a "
             "--system-scope.",
         )
         scopes = parser.add_argument_group("scopes, separated by spaces")
         scopes.add_argument("--ehr-scope", metavar="SCOPE", help="For EHR launches.")
         scopes.add_argument(
-            "--standalone-scope", metavar="SCOPE", help="For launches from this site."
+            "--standalone-scope", metavar="SCOPE", help="For standalone launches."
         )
         scopes.add_argument(
             "--system-scope", metavar="SCOPE", help="For backend services."
         )
         server = parser.add_argument_group("the server")
         server.add_argument(
-            "--slug", help="Its name in URLs. Default: made from the host."
+            "--slug", help="Name of the server in URLs. Default: derived from the host."
         )
-        server.add_argument("--name", help="Its name for people. Default: the host.")
+        server.add_argument(
+            "--name", help="Display name of the server. Default: the host."
+        )
         server.add_argument(
             "--preset",
             choices=FHIRServer.Preset.values,
-            help="Vendor whose known oddities are filled in.",
+            help="Vendor whose known settings are used.",
         )
         server.add_argument(
             "--embed",
             action=argparse.BooleanOptionalAction,
             default=None,
-            help="Whether it may show this site in a frame.",
+            help="Whether the server may show this site in a frame.",
         )
         server.add_argument(
             "--frame-origin",
             action="append",
             metavar="URL",
-            help="Origin of the page with the frame; can be repeated.",
+            help="Origin of the page that contains the frame; can be repeated.",
         )
-        rest = parser.add_argument_group("the rest")
+        rest = parser.add_argument_group("other options")
         rest.add_argument(
             "--site-url",
             metavar="URL",
@@ -152,27 +162,45 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="FIELD=VALUE",
-            help="Set any other column, by name; durations in seconds, headers and "
-            "lists in JSON; can be repeated. Columns: "
+            help="Set any other field by name; durations in seconds, headers and "
+            "lists as JSON; can be repeated. Fields: "
             f"{', '.join(get_column_names())}.",
         )
-        rest.add_argument(
+        asking = rest.add_mutually_exclusive_group()
+        asking.add_argument(
             "--check",
             action="store_true",
-            help="Ask the server first, and store nothing if it cannot be used so.",
+            help="Store nothing unless the server responds and supports this "
+            "registration.",
+        )
+        asking.add_argument(
+            "--offline",
+            action="store_true",
+            help="Do not check the base URL of a new server.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Store what was given and print the URLs."""
+        try:
+            self._register(options)
+        except DatabaseError as exc:
+            raise CommandError(
+                f"The database cannot be used: {exc}. If a table is missing, "
+                "run “manage.py migrate” first; smart_doctor reports details."
+            ) from exc
+
+    def _register(self, options: dict[str, Any]) -> None:
         if options["dynamic"]:
             self._handle_dynamic(options)
             return
         for name in _DYNAMIC_OPTIONS:
             if options[name] is not None:
-                raise CommandError(f"--{name.replace('_', '-')} goes with --dynamic.")
+                raise CommandError(f"--{name.replace('_', '-')} requires --dynamic.")
         file = options["file"]
         entries = [_read_options(options)] if file is None else _read_file(options)
         try:
+            if file is None and not (options["check"] or options["offline"]):
+                self._remark_on_server(entries[0])
             registrations = _register(entries, check=options["check"])
             answers = [
                 _describe(registration, site_url=data.site_url)
@@ -203,31 +231,54 @@ class Command(BaseCommand):
         answer = {**answer, "client_id": registration.client_id}
         self.stdout.write(json.dumps(answer, indent=2))
 
+    def _remark_on_server(self, data: RegistrationInput) -> None:
+        """Refuse a new server whose base URL is wrong; one that is down is stored."""
+        with transaction.atomic():
+            (registration,) = _store([data])
+            transaction.set_rollback(True)
+        server = registration.server
+        if FHIRServer.objects.filter(pk=server.pk).exists():
+            return
+        found = discover(server)
+        if not isinstance(found, Finding):
+            problems = find_problems(registration, found)
+            for problem in problems:
+                self.stderr.write(f"{server.slug}: {problem}")
+        elif found.code in BASE_URL_WRONG:
+            raise CommandError(
+                f"{found.what} {found.fix} Use --offline to register it anyway."
+            )
+        else:
+            self.stderr.write(f"{server.slug}: {found.what} {found.fix}")
+        if isinstance(found, Finding) or problems:
+            self.stderr.write(f"Then run: smart_doctor {server.slug}")
+
     def _remark(self, registration: ClientRegistration) -> None:
         """Say what is no fault but hardly meant."""
         where = registration.server.slug
-        if not registration.is_for_launches and not registration.system_scope:
+        if registration.is_service_with_secret:
             self.stderr.write(
-                f"{where}: no scope is registered, so nothing can be launched. Give "
-                "--ehr-scope, --standalone-scope or --system-scope."
+                f"{where}: anyone with this secret can read everything the "
+                "system scope covers. Use --auth-method private_key_jwt if "
+                "the server supports it."
             )
         if not get_site_url(registration):
             self.stderr.write(
-                f"{where}: the address of this site is not known, so its URLs cannot "
-                "be printed. Give --site-url, or set SMART_SITE_URL."
+                f"{where}: the URL of this site is unknown, so its URLs cannot "
+                "be printed. Use --site-url, or set SMART_SITE_URL."
             )
         variable = registration.client_secret_env
         if variable and not os.environ.get(variable):
             self.stderr.write(
-                f"{where}: {variable} is not set here; the web processes and workers "
-                "need it."
+                f"{where}: {variable} is not set here; web processes and "
+                "workers need it."
             )
 
 
 def _read_options(options: dict[str, Any]) -> RegistrationInput:
     for name in ("base_url", "client_id"):
         if not options[name]:
-            raise CommandError(f"Give {get_option(name)}, or --from FILE.")
+            raise CommandError(f"Use {get_option(name)}, or --from FILE.")
     entry = {name: options[name] for name in ENTRY_NAMES}
     try:
         return build_input({**entry, "set": parse_settings(options["set"])})
@@ -240,8 +291,8 @@ def _read_file(options: dict[str, Any]) -> list[RegistrationInput]:
     given = [name for name in ENTRY_NAMES if options[name] is not None]
     if options["set"] or given not in ([], ["site_url"]):
         raise CommandError(
-            "With --from, what to register stands in the file; only --site-url and "
-            "--check go with it."
+            "With --from, the registrations are read from the file; only "
+            "--site-url and --check can be combined with it."
         )
     result: list[RegistrationInput] = []
     try:
@@ -258,7 +309,8 @@ def _read_text(file: str) -> str:
             return sys.stdin.read()
         return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as exc:
-        raise CommandError(f"{file} cannot be read: {type(exc).__name__}.") from exc
+        reason = getattr(exc, "strerror", "").lower() or "not a UTF-8 text file"
+        raise CommandError(f"Cannot read {file}: {reason}.") from exc
 
 
 def _register(
@@ -364,11 +416,11 @@ def _register_dynamically(
     if given:
         option = "--from" if given[0] == "file" else "--" + given[0].replace("_", "-")
         raise EntryError(
-            f"{option} does not go with --dynamic: the server makes client id and "
-            "secret, one at a time."
+            f"{option} cannot be combined with --dynamic: the server creates "
+            "the client ID and secret, one client at a time."
         )
     if not options["base_url"]:
-        raise EntryError("Give --base-url.")
+        raise EntryError("--base-url is required.")
     entry = {name: options[name] for name in ENTRY_NAMES}
     data = build_input(
         {**entry, "set": parse_settings(options["set"])}, is_dynamic=True
@@ -386,8 +438,9 @@ def _describe_outcome(outcome: DynamicRegistration) -> Iterator[str]:
         yield f"the server did not register the scopes {outcome.missing}."
     if outcome.secret_expires_at is not None:
         yield (
-            f"the client secret ends on {outcome.secret_expires_at:%Y-%m-%d}; register "
-            "anew before that day."
+            "the client secret expires on "
+            f"{outcome.secret_expires_at:%Y-%m-%d}; register again before that "
+            "day."
         )
 
 

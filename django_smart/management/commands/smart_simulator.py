@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django_smart.testing import EHRSimulator, RecordedRequest
 from django_smart.testing.simulator.clients import AUTH_METHODS
 from django_smart.testing.simulator.faults import FAULTS
+from django_smart.testing.simulator.quirks import QUIRKS
 
 _SITE = "http://127.0.0.1:8000/smart"
 _DEMO_SECRET = "simulated-secret"  # noqa: S105 (opens synthetic data alone)
@@ -31,13 +32,15 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="localhost")
-        parser.add_argument("--port", type=int, default=8010, help="0 for any free one")
+        parser.add_argument(
+            "--port", type=int, default=8010, help="0 for any free port"
+        )
         parser.add_argument(
             "--path", default="/fhir", help="path of the FHIR base (default: /fhir)"
         )
         parser.add_argument("--client-id", default="django-smart-demo")
         parser.add_argument(
-            "--client-secret", help=f"by default {_DEMO_SECRET}, where one is needed"
+            "--client-secret", help=f"default: {_DEMO_SECRET}, if one is needed"
         )
         parser.add_argument("--client-name", default="The app of this project")
         parser.add_argument(
@@ -46,13 +49,13 @@ class Command(BaseCommand):
         parser.add_argument(
             "--jwks-url",
             default=f"{_SITE}/jwks.json",
-            help="where a private_key_jwt client publishes its keys",
+            help="URL where a private_key_jwt client publishes its keys",
         )
         parser.add_argument(
             "--redirect-uri",
             action="append",
             metavar="URL",
-            help=f"can be repeated; by default {_SITE}/callback/",
+            help=f"can be repeated; default: {_SITE}/callback/",
         )
         parser.add_argument("--launch-url", default=f"{_SITE}/launch/", metavar="URL")
         parser.add_argument(
@@ -63,10 +66,18 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="NAME",
-            help="misbehave in this way; can be repeated",
+            help="fault to simulate; can be repeated",
         )
         parser.add_argument(
-            "--list-faults", action="store_true", help="list the names, and end"
+            "--quirk",
+            action="append",
+            default=[],
+            choices=sorted(QUIRKS),
+            metavar="NAME",
+            help=f"quirk to simulate; can be repeated: {', '.join(sorted(QUIRKS))}",
+        )
+        parser.add_argument(
+            "--list-faults", action="store_true", help="list the faults and exit"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -81,13 +92,13 @@ class Command(BaseCommand):
         }
         try:
             with ehr.serve(options["host"], options["port"]) as origin:
-                # First, or a request that follows on the greeting is not told of.
+                # First, or a request right after the greeting is not printed.
                 ehr.on_request = self._log
                 self._greet(ehr, origin, options)
                 stop.wait()
         except OSError as exc:
             where = f"{options['host']}:{options['port']}"
-            raise CommandError(f"Cannot listen at {where}: {exc.strerror}") from exc
+            raise CommandError(f"Cannot listen on {where}: {exc.strerror}") from exc
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -115,6 +126,7 @@ class Command(BaseCommand):
             secret = _DEMO_SECRET
         try:
             ehr.faults = options["fault"]
+            ehr.quirks = options["quirk"]
             ehr.register_client(
                 options["client_id"],
                 client_secret=secret,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from django.utils import timezone
 
 from django_smart import transport
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TaskRun
-from django_smart.models.task_run import BEAT_TASK
+from django_smart.models.task_run import REFRESH
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
@@ -33,6 +33,11 @@ class World:
     site: PublicSite
     settings: Any
     monkeypatch: pytest.MonkeyPatch
+    stack: ExitStack
+
+    def mount(self, prefix: str, adapter: Any) -> None:
+        """Let *adapter* answer until the test ends."""
+        self.stack.enter_context(transport.mounted(prefix, adapter))
 
     @property
     def server(self) -> FHIRServer:
@@ -78,6 +83,8 @@ def world(
     registration.save()
     settings.ALLOWED_HOSTS = ["app.example.org", "testserver"]
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    settings.SMART_LAUNCH_REDIRECT_URL = "/admin/"
+    settings.LOGIN_URL = "https://id.example.org/login"
     settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = True
     settings.CACHES = {
         "default": {
@@ -100,11 +107,12 @@ def world(
     settings.DEFAULT_EXCEPTION_REPORTER_FILTER = (
         "django_smart.redaction.SMARTExceptionReporterFilter"
     )
-    TaskRun.objects.note(BEAT_TASK, now=timezone.now())
+    TaskRun.objects.note(REFRESH)
     site = PublicSite()
     with (
         transport.mounted(SITE, site),
         transport.mounted("https://old.example.org", Away()),
+        ExitStack() as stack,
     ):
         yield World(
             ehr=ehr,
@@ -112,4 +120,5 @@ def world(
             site=site,
             settings=settings,
             monkeypatch=monkeypatch,
+            stack=stack,
         )

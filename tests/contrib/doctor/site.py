@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from django.http import HttpResponse, HttpResponseRedirect
 from django.test import Client
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
@@ -36,7 +37,7 @@ class PublicSite(BaseAdapter):
             HTTP_HOST=parts.netloc if self.passes_host else "127.0.0.1:8000",
             HTTP_X_FORWARDED_PROTO=parts.scheme,
         )
-        page = browser.get(f"{parts.path}?{parts.query}")
+        page = browser.generic(request.method or "GET", f"{parts.path}?{parts.query}")
         answer = requests.Response()
         answer.status_code = page.status_code
         answer.headers = CaseInsensitiveDict({**page.headers, **self.headers})
@@ -46,3 +47,48 @@ class PublicSite(BaseAdapter):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def serve_app(get_response: Any) -> Any:
+    """A middleware that serves a page that no URL pattern has."""
+
+    def answer(request: Any) -> Any:
+        if request.path == "/app/":
+            return HttpResponse("The app")
+        return get_response(request)
+
+    return answer
+
+
+def redirect_to_sign_in(get_response: Any) -> Any:
+    """A middleware that lets nobody in without an account."""
+
+    def answer(request: Any) -> Any:
+        if request.path.endswith("jwks.json"):
+            return get_response(request)
+        return HttpResponseRedirect("/accounts/login/?next=/")
+
+    return answer
+
+
+def drop_session_cookie(get_response: Any) -> Any:
+    """A middleware that keeps the session's cookie from browsers."""
+
+    def answer(request: Any) -> Any:
+        response = get_response(request)
+        response.cookies.pop("sessionid", None)
+        return response
+
+    return answer
+
+
+def move_session_cookie(get_response: Any) -> Any:
+    """A middleware that sends the session's cookie for a part of the site alone."""
+
+    def answer(request: Any) -> Any:
+        response = get_response(request)
+        if "sessionid" in response.cookies:
+            response.cookies["sessionid"]["path"] = "/accounts/"
+        return response
+
+    return answer

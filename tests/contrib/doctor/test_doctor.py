@@ -4,240 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.utils import timezone
 from requests import Request
 from werkzeug.wrappers import Response
 
 from django_smart import transport
 from django_smart.contrib.doctor import KINDS, Finding, examine
+from django_smart.grants.deployment import adopt_grants
 from django_smart.models import FHIRServer, SigningKey, TaskRun, TokenGrant
-from django_smart.servers.discovery import fetch_configuration
+from django_smart.models.task_run import ROTATE_KEYS
 from django_smart.servers.signing_keys import ensure_active_key
-from django_smart.tasks import refresh_servers
+from django_smart.tasks import refresh_due_grants
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, answer
 from tests.celery import app as celery_app
 from tests.contrib.doctor.conftest import World
-from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
-from tests.factories import make_registration, make_server
+from tests.contrib.doctor.faults import SEEDS, SMART, encryption_keys_derived, offer
+from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SITE
+from tests.factories import make_grant
 from tests.transport.servers import Server
 from tests.transport.servers import answer as raw_answer
 
 pytestmark = pytest.mark.django_db
 
-SMART = "/smart-configuration"
-OFFSET = timedelta(minutes=3)
-
 
 def examine_world(world: World) -> list[Finding]:
     server = FHIRServer.objects.get(pk=world.server.pk)
     return examine([server])
-
-
-def offer(world: World, **values: Any) -> None:
-    answer(world.ehr, SMART, **values)
-
-
-# One function each
-
-
-def base_url_wrong(world: World) -> None:
-    world.set_server(base_url=f"{BASE_URL}/R5")
-
-
-def base_url_not_fhir(world: World) -> None:
-    def be_a_portal(*_: Any) -> Response:
-        return Response("<h1>Our patient portal</h1>", content_type="text/html")
-
-    world.ehr.interceptors.append(be_a_portal)
-
-
-def plain_http(world: World) -> None:
-    world.set_server(base_url=BASE_URL.replace("https:", "http:"))
-
-
-def wrong_secret(world: World) -> None:
-    world.registration.client_secret = "not the secret"
-    world.registration.save()
-
-
-def secret_variable_unset(world: World) -> None:
-    world.monkeypatch.delenv("HARBOUR_SECRET", raising=False)
-    world.set_registration(client_secret="", client_secret_env="HARBOUR_SECRET")
-
-
-def method_not_offered(world: World) -> None:
-    offer(world, token_endpoint_auth_methods_supported=["private_key_jwt"])
-
-
-def algorithm_not_offered(world: World) -> None:
-    world.sign()
-    offer(world, token_endpoint_auth_signing_alg_values_supported=["ES384"])
-
-
-def no_s256(world: World) -> None:
-    offer(world, code_challenge_methods_supported=["plain"])
-
-
-def no_launch_ehr(world: World) -> None:
-    offer(
-        world,
-        capabilities=[
-            "launch-standalone",
-            "client-confidential-symmetric",
-            "permission-offline",
-            "permission-v2",
-        ],
-    )
-
-
-def jwks_unreachable(world: World) -> None:
-    world.sign()
-    transport.mount(SITE, Away())
-
-
-def jwks_cached_too_long(world: World) -> None:
-    world.sign()
-    world.site.headers["Cache-Control"] = "public, max-age=604800"
-
-
-def key_ending(world: World) -> None:
-    world.sign()
-    world.settings.SMART_KEY_ROTATION = 30 * 24 * 3600
-    since = timezone.now() - timedelta(days=30) + timedelta(hours=1)
-    SigningKey.objects.update(activated_at=since)
-
-
-def token_endpoint_moved(world: World) -> None:
-    fetch_configuration(world.server)
-    offer(world, token_endpoint="https://elsewhere.example.org/token")
-
-
-def issuer_of_another_server(world: World) -> None:
-    fetch_configuration(world.server)
-    pinned = {"issuer": world.server.pinned["issuer"]}
-    make_server(slug="nearer", base_url=f"{BASE_URL}/r4", pinned=pinned)
-
-
-def callback_shared(world: World) -> None:
-    world.set_registration(callback_group="vendor")
-    make_registration(
-        make_server(slug="other", base_url="https://other.example.org/r4"),
-        callback_group="vendor",
-    )
-
-
-def redirect_uri_of_another_site(world: World) -> None:
-    world.set_registration(redirect_uri="https://old.example.org/smart/callback/")
-
-
-def proxy_header_missing(world: World) -> None:
-    world.settings.SECURE_PROXY_SSL_HEADER = None
-
-
-def clock_off(world: World) -> None:
-    there = format_datetime(timezone.now() - OFFSET, usegmt=False)
-    offer(world, headers={"Date": there})
-
-
-def scopes_not_offered(world: World) -> None:
-    offer(
-        world,
-        scopes_supported=[
-            *("openid", "fhirUser", "launch", "launch/patient", "offline_access"),
-            "patient/Patient.rs",
-        ],
-    )
-
-
-def v1_scopes_at_a_v2_server(world: World) -> None:
-    world.set_registration(ehr_scope="launch patient/Patient.read")
-    offer(
-        world,
-        capabilities=[
-            *("launch-ehr", "launch-standalone", "client-confidential-symmetric"),
-            *("permission-offline", "permission-v2"),
-        ],
-    )
-
-
-def offline_access_missing(world: World) -> None:
-    world.set_registration(standalone_scope="openid fhirUser patient/Patient.rs")
-    world.set_server(refresh_token_lifetime=timedelta(days=90))
-
-
-def cookies_unfit_for_frames(world: World) -> None:
-    world.set_server(allow_embedding=True, frame_origins=["https://ehr.example.org"])
-    world.settings.SESSION_COOKIE_SECURE = False
-
-
-def middleware_not_outermost(world: World) -> None:
-    ours, *others = world.settings.MIDDLEWARE
-    world.settings.MIDDLEWARE = [*others, ours]
-
-
-def backend_missing(world: World) -> None:
-    world.settings.AUTHENTICATION_BACKENDS = [
-        "django.contrib.auth.backends.ModelBackend"
-    ]
-
-
-def urls_not_included(world: World) -> None:
-    world.settings.ROOT_URLCONF = "tests.management.no_urls"
-
-
-def nobody_works(world: World) -> None:
-    TaskRun.objects.all().delete()
-
-
-def encryption_keys_derived(world: World) -> None:
-    del world.settings.SMART_ENCRYPTION_KEYS
-    world.registration.client_secret = CLIENT_SECRET
-    world.registration.save()
-
-
-# What spoils it, the codes it is told by, and a part of the fix.
-SEEDS: list[tuple[Callable[[World], None], set[str], str]] = [
-    (base_url_wrong, {"base_url_wrong"}, "Compare the base URL"),
-    (base_url_not_fhir, {"base_url_not_fhir"}, "not the address of a portal"),
-    (plain_http, {"plain_http"}, "Enter the https address"),
-    (wrong_secret, {"credentials_refused"}, "enter the client secret again"),
-    (secret_variable_unset, {"secret_missing"}, "Set HARBOUR_SECRET where"),
-    (method_not_offered, {"method_not_offered"}, "Register the client there, and here"),
-    (algorithm_not_offered, {"algorithm_not_offered"}, "Set the registration's sign"),
-    (no_s256, {"s256_not_offered"}, "Have S256 switched on there"),
-    (no_launch_ehr, {"ehr_launch_not_offered"}, "scope for EHR launch"),
-    (token_endpoint_moved, {"issuer_disputed"}, "empty its pinned values"),
-    (issuer_of_another_server, {"issuer_disputed"}, "one login group"),
-    (callback_shared, {"callback_shared"}, "a callback id of its own"),
-    (jwks_unreachable, {"jwks_unreachable"}, "let the outside in"),
-    (jwks_cached_too_long, {"jwks_cached_too_long"}, "leave its Cache-Control"),
-    (key_ending, {"key_ending"}, "smart_keys generate --algorithm RS384"),
-    (
-        redirect_uri_of_another_site,
-        {"redirect_uri_wrong"},
-        "Enter https://app.example.org/smart/callback/ as redirect URI",
-    ),
-    (proxy_header_missing, {"proxy_header_missing"}, "set SECURE_PROXY_SSL_HEADER ="),
-    (clock_off, {"clock_off"}, "Set the clock of this machine by NTP"),
-    (scopes_not_offered, {"scopes_not_offered"}, "correct their spelling"),
-    (v1_scopes_at_a_v2_server, {"v1_scopes_not_offered"}, "Write patient/Patient.rs."),
-    (offline_access_missing, {"offline_access_missing"}, "Add offline_access"),
-    (
-        cookies_unfit_for_frames,
-        {"cookies_unfit_for_frames", "django_smart.W031"},
-        "SESSION_COOKIE_SECURE = True",
-    ),
-    (middleware_not_outermost, {"django_smart.W020"}, "first in MIDDLEWARE"),
-    (backend_missing, {"django_smart.E021"}, "AUTHENTICATION_BACKENDS"),
-    (urls_not_included, {"django_smart.E024"}, 'include("django_smart.urls")'),
-    (nobody_works, {"beat_missing"}, "Start “celery beat” and a worker"),
-    (encryption_keys_derived, {"django_smart.W033"}, "Set SMART_ENCRYPTION_KEYS"),
-]
 
 
 def check(world: World, codes: set[str], fix: str) -> None:
@@ -289,7 +86,7 @@ def test_untrusted_certificate_is_named_with_its_fix(
 ) -> None:
     with Server(raw_answer(), context=certificate[0]) as server:
         world.set_server(base_url=server.url.partition("/metadata")[0])
-        check(world, {"certificate_untrusted"}, "whole chain of certificates")
+        check(world, {"certificate_untrusted"}, "certificate chain")
         assert server.requests == []
 
 
@@ -298,6 +95,11 @@ def test_no_misconfiguration_has_been_lost() -> None:
 
 
 # What else it finds
+
+
+def test_host_without_a_fhir_server_is_told_without_a_guess(world: World) -> None:
+    world.ehr.interceptors.append(lambda *_: Response("", 404))
+    check(world, {"base_url_wrong"}, "Compare the base URL")
 
 
 def test_server_that_is_down_is_told_by_one_finding(world: World) -> None:
@@ -324,12 +126,12 @@ def test_fhir_server_without_smart_is_told(world: World) -> None:
 
 def test_unusable_configuration_is_told(world: World) -> None:
     offer(world, token_endpoint=1)
-    check(world, {"configuration_unusable"}, "in place of what it says")
+    check(world, {"configuration_unusable"}, "override values")
 
 
 def test_inactive_server_is_not_asked(world: World) -> None:
     world.set_server(is_active=False)
-    check(world, {"server_inactive"}, "if it is to be used")
+    check(world, {"server_inactive"}, "Check “active”")
     assert world.ehr.requests == []
 
 
@@ -340,7 +142,9 @@ def test_server_without_a_registration_is_told(world: World) -> None:
 
 def test_plain_http_of_a_simulator_is_a_warning(world: World) -> None:
     plain = EHRSimulator(base_url=BASE_URL.replace("https:", "http:"))
-    plain.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
+    plain.register_client(
+        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
+    )
     world.settings.SMART_INSECURE_HTTP_HOSTS = ["ehr.example.org"]
     world.set_server(base_url=plain.base_url)
     with transport.mounted("http://ehr.example.org", plain.adapter()):
@@ -350,46 +154,66 @@ def test_plain_http_of_a_simulator_is_a_warning(world: World) -> None:
 
 def test_endpoints_that_answer_nothing_are_told(world: World) -> None:
     world.set_server(
-        authorization_endpoint="https://ehr.example.org/nothing",
-        token_endpoint="https://ehr.example.org/nothing-either",
+        overrides={
+            "authorization_endpoint": "https://ehr.example.org/nothing",
+            "token_endpoint": "https://ehr.example.org/nothing-either",
+        }
     )
-    findings = examine_world(world)
+    overruled, *findings = examine_world(world)
+    assert overruled.code == "configuration_overruled"
     assert [each.code for each in findings] == ["endpoint_wrong", "endpoint_wrong"]
     world.set_server(
-        authorization_endpoint="https://away.example.org/authorize",
-        token_endpoint="https://away.example.org/token",
+        overrides={
+            "authorization_endpoint": "https://away.example.org/authorize",
+            "token_endpoint": "https://away.example.org/token",
+        }
     )
     with transport.mounted("https://away.example.org", Away()):
-        findings = examine_world(world)
+        findings = examine_world(world)[1:]
     assert [each.code for each in findings] == ["endpoint_unreachable"] * 2
+
+
+def test_overruled_members_are_told_with_both_values(world: World) -> None:
+    world.set_server(overrides={"token_endpoint": world.ehr.token_endpoint})
+    assert examine_world(world) == []
+    world.set_server(overrides={"scopes_supported": None, "capabilities": []})
+    findings = examine_world(world)
+    assert [each.code for each in findings] == ["configuration_overruled"]
+    assert 'capabilities: the server sends ["launch-ehr", ' in findings[0].what
+    assert "[] is used" in findings[0].what
+
+
+def test_list_without_scopes_for_data_accuses_no_registration(world: World) -> None:
+    # As Epic's, which lists only what no app is registered for.
+    offer(world, scopes_supported=["fhirUser", "launch", "openid", "profile"])
+    assert examine_world(world) == []
 
 
 def test_keys_of_id_tokens_are_looked_at(world: World) -> None:
     world.ehr.faults.add("jwks_500")
-    check(world, {"id_token_keys_unusable"}, "leave openid and fhirUser out")
+    check(world, {"id_token_keys_unusable"}, "remove openid and fhirUser")
 
 
 def test_refresh_that_is_not_offered_is_told(world: World) -> None:
-    offer(
-        world,
-        grant_types_supported=["authorization_code"],
-        capabilities=["launch-ehr", "launch-standalone"],
-    )
+    # As athenahealth and Oracle Health publish it: SMART defines no other types.
+    offer(world, grant_types_supported=["authorization_code", "client_credentials"])
+    assert examine_world(world) == []
+    offer(world, capabilities=["launch-ehr", "launch-standalone"])
     findings = examine_world(world)
     assert [each.code for each in findings] == ["refresh_not_offered"]
-    assert "no refresh_token and its capabilities" in findings[0].what
+    assert "permission-offline" in findings[0].what
 
 
 def test_site_that_somebody_else_answers_for_is_told(world: World) -> None:
     world.sign()
     world.site.content = b"<h1>Welcome to nginx</h1>"
-    check(world, {"jwks_wrong"}, "pass this path on")
+    check(world, {"jwks_wrong"}, "without requiring sign-in")
 
 
 def test_old_key_set_of_a_cache_is_told(world: World) -> None:
     world.sign()
     world.site.content = b'{"keys": []}'
-    check(world, {"jwks_outdated"}, "empty it")
+    check(world, {"jwks_outdated"}, "clear it")
 
 
 def test_proxy_that_loses_the_host_is_told(world: World) -> None:
@@ -435,12 +259,28 @@ def test_grants_that_nobody_looks_after_are_told(world: World) -> None:
     )
 
 
+def test_first_sign_out_without_celery_is_no_fault(world: World) -> None:
+    world.set_registration(
+        ehr_scope="launch openid fhirUser", standalone_scope="openid fhirUser"
+    )
+    TaskRun.objects.all().delete()
+    TokenGrant.objects.create(
+        registration=world.registration,
+        received_at=timezone.now(),
+        expires_at=timezone.now(),
+        status=TokenGrant.Status.REVOKED,
+        is_revocation_pending=True,
+        ended_at=timezone.now(),
+    )
+    assert examine_world(world) == []
+
+
 @pytest.mark.parametrize(
     ("redirect_uri", "what"),
     [
         (f"{SITE}/callback/", "its path is not /smart/callback/"),
         (f"{SITE}/smart/callback/?a=1", "its path is not /smart/callback/"),
-        ("https://b.example.org/smart/callback/", "ALLOWED_HOSTS does not have"),
+        ("https://b.example.org/smart/callback/", "not in ALLOWED_HOSTS"),
     ],
 )
 def test_redirect_uri_that_is_not_ours_is_told(
@@ -472,25 +312,167 @@ def test_workers_are_missed_only_where_they_are_needed(world: World) -> None:
     assert examine_world(world) == []
 
 
-def test_unreachable_broker_is_told(world: World) -> None:
-    TaskRun.objects.update(ran_at=timezone.now() - timedelta(hours=1))
+def refuse(world: World, error: str, *grant_types: str) -> None:
+    """Let the server answer *error* to every request with one of the grant types."""
+
+    def respond_otherwise(respond: Any, request: Any) -> Any:
+        if request.form.get("grant_type") not in grant_types:
+            return respond(request)
+        status = 401 if error == "invalid_client" else 400
+        return Response(f'{{"error": "{error}"}}', status, mimetype="application/json")
+
+    world.ehr.interceptors.append(respond_otherwise)
+
+
+def note_success(world: World) -> None:
+    TokenGrant.objects.create(
+        registration=world.registration,
+        received_at=timezone.now() + timedelta(seconds=1),
+        expires_at=timezone.now() + timedelta(hours=1),
+    )
+
+
+def test_right_secret_is_not_accused_of_what_a_server_says_to_any_code(
+    world: World,
+) -> None:
+    refuse(world, "invalid_client", "authorization_code")
+    assert examine_world(world) == []
+
+
+def test_client_that_is_refused_without_a_proof_is_no_error(world: World) -> None:
+    refuse(world, "invalid_client", "authorization_code", "refresh_token")
+    finding = find(world, "credentials_refused")
+    assert finding.severity == "warning"
+    note_success(world)
+    finding = find(world, "credentials_refused")
+    assert finding.severity == "note"
+    assert "received tokens at 20" in finding.what
+
+
+def test_server_that_looks_at_the_code_first_proves_nothing(world: World) -> None:
+    refuse(world, "invalid_grant", "authorization_code", "refresh_token")
+    assert find(world, "credentials_unproven").severity == "note"
+    note_success(world)
+    assert examine_world(world) == []
+
+
+def test_token_endpoint_that_is_a_sign_in_page_is_named(world: World) -> None:
+    def show_page(respond: Any, request: Any) -> Any:
+        if not request.form:
+            return respond(request)
+        return Response("<form>Sign in</form>", mimetype="text/html")
+
+    world.ehr.interceptors.append(show_page)
+    finding = find(world, "endpoint_wrong")
+    assert "sign-in page" in finding.what
+    world.ehr.interceptors[:] = [
+        lambda respond, request: (
+            Response("", 302, {"Location": "/sign-in"})
+            if request.form
+            else respond(request)
+        )
+    ]
+    assert "redirects the request" in find(world, "endpoint_wrong").what
+
+
+def set_broker(world: World, url: str) -> None:
+    """As of a site that has *url* for its broker, and workers."""
+    celery_app.set_current()
+    for name, value in (("broker_url", url), ("task_always_eager", False)):
+        world.monkeypatch.setitem(celery_app.conf, name, value)
+
+
+def answer_pings(world: World, *names: str) -> None:
     celery_app.set_current()
     world.monkeypatch.setattr(
-        celery_app,
-        "connection_for_write",
-        lambda: (_ for _ in ()).throw(ConnectionRefusedError),
+        celery_app.control,
+        "ping",
+        lambda **_: [{name: {"ok": "pong"}} for name in names],
     )
-    (finding,) = examine_world(world)
-    assert "since 20" in finding.what
-    assert "broker cannot be reached (ConnectionRefusedError)" in finding.what
+
+
+def find(world: World, code: str) -> Finding:
+    (finding,) = [each for each in examine_world(world) if each.code == code]
+    return finding
+
+
+def test_broker_that_went_down_after_a_good_run_is_told(world: World) -> None:
+    set_broker(world, "amqp://clinic:not-for-anybody@127.0.0.1:1//")
+    finding = find(world, "broker_unusable")
+    assert "127.0.0.1:1" in finding.what
+    assert "not-for-anybody" not in finding.what
+    assert "Refused" in finding.what
+
+
+def test_broker_that_cannot_be_loaded_names_the_module(world: World) -> None:
+    set_broker(world, "sqs://")
+    finding = find(world, "broker_unusable")
+    assert "boto3" in finding.what or "No module named" in finding.what
+    assert "celery[redis]" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(1, "1 Celery worker responds"), (2, "2 Celery workers respond")],
+)
+def test_beat_that_just_started_is_a_note(
+    world: World, number: int, words: str
+) -> None:
+    TaskRun.objects.all().delete()
+    answer_pings(world, *"ab"[:number])
+    finding = find(world, "beat_missing")
+    assert finding.severity == "note"
+    assert words in finding.what
+
+
+def test_grants_of_a_stopped_registration_are_not_overdue(world: World) -> None:
+    make_grant(world.registration, refresh_due_at=timezone.now() - timedelta(hours=1))
+    find(world, "refresh_overdue")
+    world.set_registration(
+        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
+    )
+    find(world, "refresh_stopped")
+    assert "refresh_overdue" not in {each.code for each in examine_world(world)}
+
+
+def test_beat_that_stopped_is_an_error_though_workers_answer(world: World) -> None:
+    TaskRun.objects.update(ran_at=timezone.now() - timedelta(hours=1))
+    answer_pings(world, "a")
+    finding = find(world, "beat_missing")
+    assert finding.severity == "error"
+    assert "refresh_due_grants (since 20" in finding.what
+
+
+def test_cron_does_as_well_as_beat(world: World) -> None:
+    TaskRun.objects.all().delete()
+    world.settings.SMART_KEY_ROTATION = 30 * 24 * 3600
+    call_command("smart_refresh")
+    # Within a day, cron calls the others too.
+    assert examine_world(world) == []
+    call_command("smart_keys", "rotate", "--due")
+    call_command("smart_purge")
+    assert examine_world(world) == []
+    TaskRun.objects.filter(name=ROTATE_KEYS).update(
+        ran_at=timezone.now() - timedelta(hours=4)
+    )
+    finding = find(world, "beat_missing")
+    assert finding.severity == "error"
+    assert "rotate_keys" in finding.what
+    assert "refresh_due_grants" not in finding.what
 
 
 def test_beat_leaves_its_sign(world: World) -> None:
     TaskRun.objects.all().delete()
-    refresh_servers()
-    refresh_servers()
+    refresh_due_grants()
+    refresh_due_grants()
     assert TaskRun.objects.count() == 1
     assert examine_world(world) == []
+
+
+def test_owner_of_the_grants_is_no_sign_of_a_run(world: World) -> None:
+    TaskRun.objects.all().delete()
+    adopt_grants()
+    assert find(world, "beat_missing").severity == "error"
 
 
 def test_silenced_checks_are_not_told(world: World) -> None:

@@ -1,0 +1,300 @@
+"""
+The faults of the doctor's table, met as an operator meets them.
+
+The site runs in production under gunicorn with TLS, the EHR listens on another port,
+and ``smart_doctor`` is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+from cryptography.fernet import Fernet
+
+from django_smart.testing import EHRSimulator
+from tests.contrib.doctor.faults import MORE, SEEDS
+from tests.ehr import CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
+from tests.processes import get_free_port, stop, wait_for
+from tests.transport.conftest import certificate
+
+__all__ = ["certificate"]
+
+pytestmark = [pytest.mark.long, pytest.mark.process]
+
+ROOT = Path(__file__).parents[3]
+URLS = """
+from django.contrib import admin
+from django.urls import include, path
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("smart/", include("django_smart.urls")),
+]
+"""
+# What takes a proxy, a clock, a broker, a key or a second server that is not there.
+ELSEWHERE = {
+    "algorithm_not_offered",
+    "broker_down",
+    "callback_shared",
+    "clock_off",
+    "encryption_keys_derived",
+    "issuer_of_another_server",
+    "jwks_cached_too_long",
+    "jwks_unreachable",
+    "key_ending",
+    "loopback_names",
+    "proxy_header_missing",
+    "secret_variable_unset",
+    "ssl_redirect_without_tls",
+    "token_endpoint_moved",
+}
+# Where the fault is in the database, what makes it there.
+IN_DATABASE = {
+    "authorization_endpoint_gone": "url = FHIRServer.objects.get().base_url; "
+    "nothing = url.removesuffix('/fhir') + '/nothing'; "
+    "FHIRServer.objects.update(overrides={'authorization_endpoint': nothing})",
+    "base_url_wrong": "url = FHIRServer.objects.get().base_url; "
+    "FHIRServer.objects.update(base_url=url + '/R5')",
+    "grants_of_another_deployment": "from django_smart.grants.deployment import "
+    "hold_grants; hold_grants()",
+    "nobody_works": "TaskRun.objects.all().delete()",
+    "server_down": "FHIRServer.objects.update(base_url='https://127.0.0.1:1/fhir')",
+    "wrong_secret": "each = ClientRegistration.objects.get(); "
+    "each.client_secret = 'not the secret'; each.save()",
+}
+FAULTS: dict[str, tuple[Any, set[str]]] = {
+    **{spoil.__name__: (spoil, codes) for spoil, codes, _ in SEEDS},
+    **{spoil.__name__: (spoil, {code}) for spoil, code, _ in MORE},
+}
+
+
+class Site:
+    """A site in a folder; ``settings`` are written before each process begins."""
+
+    def __init__(self, folder: Path, ehr: EHRSimulator, authority: str) -> None:
+        self.folder = folder
+        self.ehr = ehr
+        self.authority = authority
+        self.port = get_free_port()
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.settings = SimpleNamespace(**build_settings(self.url, folder))
+        (folder / "urls.py").write_text(URLS)
+
+    def set_server(self, **values: Any) -> None:
+        self.shell(f"FHIRServer.objects.update(**{values!r})")
+
+    def set_registration(self, **values: Any) -> None:
+        self.shell(f"ClientRegistration.objects.update(**{values!r})")
+
+    def shell(self, code: str) -> None:
+        models = "ClientRegistration, FHIRServer, TaskRun"
+        self.manage(
+            "shell",
+            "-c",
+            f"import datetime\nfrom django_smart.models import {models}\n{code}",
+        )
+
+    def manage(self, *arguments: str, fails: bool = False) -> str:
+        self._write_settings()
+        ran = subprocess.run(
+            [sys.executable, "-m", "django", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in ran.stderr, ran.stderr
+        assert fails or ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    def examine(self) -> dict[str, str]:
+        """What the doctor finds that is more than a note: severity by code."""
+        printed = json.loads(
+            self.manage("smart_doctor", "harbour", "--json", fails=True)
+        )
+        return {
+            each["code"]: each["severity"]
+            for each in printed["findings"]
+            if each["severity"] != "note"
+        }
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Run the web process; a site that cannot even start is examined too."""
+        self._write_settings()
+        key = Path(self.authority).with_name("key.pem")
+        with (self.folder / "web.log").open("w") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "gunicorn", "--threads", "4"),
+                    *("--bind", f"127.0.0.1:{self.port}"),
+                    *("--certfile", self.authority, "--keyfile", str(key)),
+                    "django.core.wsgi:get_wsgi_application()",
+                ],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            wait_for(
+                lambda: process.poll() is not None or self._answers(), what=self.url
+            )
+            yield
+        finally:
+            stop(process)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": "settings",
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{self.folder}:{ROOT}",
+            "REQUESTS_CA_BUNDLE": self.authority,
+        }
+
+    def _write_settings(self) -> None:
+        lines = [f"{name} = {value!r}\n" for name, value in vars(self.settings).items()]
+        (self.folder / "settings.py").write_text("".join(lines))
+
+    def _answers(self) -> bool:
+        try:
+            requests.head(self.url, verify=self.authority, timeout=5)
+        except requests.RequestException:
+            return False
+        return True
+
+
+def build_settings(url: str, folder: Path) -> dict[str, Any]:
+    """Settings of a site in production, as the documentation says."""
+    contrib = ("admin", "auth", "contenttypes", "sessions", "messages")
+    processors = (
+        "template.context_processors.request",
+        "contrib.auth.context_processors.auth",
+        "contrib.messages.context_processors.messages",
+    )
+    redaction = "django_smart.redaction."
+    return {
+        "SECRET_KEY": "x1" * 30,
+        "DEBUG": False,
+        "ALLOWED_HOSTS": ["127.0.0.1"],
+        "ROOT_URLCONF": "urls",
+        "INSTALLED_APPS": [
+            *(f"django.contrib.{each}" for each in contrib),
+            "django_smart",
+        ],
+        "MIDDLEWARE": [
+            "django_smart.middleware.SMARTMiddleware",
+            "django.middleware.security.SecurityMiddleware",
+            "django.contrib.sessions.middleware.SessionMiddleware",
+            "django.middleware.common.CommonMiddleware",
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
+            "django.contrib.messages.middleware.MessageMiddleware",
+        ],
+        "AUTHENTICATION_BACKENDS": [
+            "django.contrib.auth.backends.ModelBackend",
+            "django_smart.backends.SMARTAuthenticationBackend",
+        ],
+        "TEMPLATES": [
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "APP_DIRS": True,
+                "OPTIONS": {
+                    "context_processors": [f"django.{each}" for each in processors]
+                },
+            }
+        ],
+        "DATABASES": {
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": str(folder / "db.sqlite3"),
+            }
+        },
+        "CACHES": {
+            "default": {
+                "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
+                "LOCATION": str(folder / "cache"),
+            }
+        },
+        "LOGGING": {
+            "version": 1,
+            "filters": {"smart": {"()": f"{redaction}RedactionFilter"}},
+            "handlers": {
+                "console": {"class": "logging.StreamHandler", "filters": ["smart"]}
+            },
+        },
+        "DEFAULT_EXCEPTION_REPORTER": f"{redaction}SMARTExceptionReporter",
+        "DEFAULT_EXCEPTION_REPORTER_FILTER": (
+            f"{redaction}SMARTExceptionReporterFilter"
+        ),
+        "SESSION_COOKIE_SECURE": True,
+        "CSRF_COOKIE_SECURE": True,
+        "STATIC_URL": "static/",
+        "USE_TZ": True,
+        "LOGIN_URL": "/admin/login/",
+        "SMART_SITE_URL": url,
+        "SMART_LAUNCH_REDIRECT_URL": "/admin/",
+        "SMART_ENCRYPTION_KEYS": [Fernet.generate_key().decode()],
+    }
+
+
+@pytest.fixture
+def site(tmp_path: Path, certificate: tuple[ssl.SSLContext, str]) -> Iterator[Site]:
+    """A site that is registered at an EHR; nothing is wrong with either."""
+    context, authority = certificate
+    ehr = EHRSimulator("https://ehr.example.org/fhir")
+    with ehr.serve("127.0.0.1", ssl_context=context):
+        site = Site(tmp_path, ehr, authority)
+        site.manage("migrate", "--verbosity", "0")
+        registered = json.loads(
+            site.manage(
+                *("smart_register", "--base-url", ehr.base_url, "--slug", "harbour"),
+                *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
+                *("--ehr-scope", EHR_SCOPE),
+                *("--standalone-scope", STANDALONE_SCOPE),
+            )
+        )
+        ehr.register_client(
+            CLIENT_ID,
+            client_secret=CLIENT_SECRET,
+            redirect_uris=[registered["redirect_uri"]],
+            launch_url=registered["launch_url"],
+        )
+        site.manage("smart_refresh")
+        yield site
+
+
+def test_healthy_site_is_not_accused(site: Site) -> None:
+    with site.serving():
+        assert site.examine() == {}
+
+
+@pytest.mark.parametrize("name", [each for each in FAULTS if each not in ELSEWHERE])
+def test_fault_is_reported(site: Site, name: str) -> None:
+    spoil, codes = FAULTS[name]
+    if name in IN_DATABASE:
+        site.shell(IN_DATABASE[name])
+    else:
+        spoil(site)
+    with site.serving():
+        assert codes & site.examine().keys()
+
+
+def test_most_faults_are_met_in_processes() -> None:
+    assert FAULTS.keys() > ELSEWHERE
+    assert FAULTS.keys() > IN_DATABASE.keys()
+    assert len(FAULTS) - len(ELSEWHERE) >= 40

@@ -1,0 +1,224 @@
+"""The dry run of a launch: what a browser would meet, without a signal or a launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.urls import get_urlconf
+from django.utils import translation
+from werkzeug.wrappers import Response
+
+from django_smart import signals, transport
+from django_smart.contrib.doctor import Finding, examine
+from django_smart.models import Launch
+from tests.answers import Away
+from tests.contrib.doctor.conftest import World
+from tests.ehr import CLIENT_ID, CLIENT_SECRET, SITE
+
+pytestmark = pytest.mark.django_db
+
+
+def find(world: World, code: str) -> Finding:
+    findings = [each for each in examine([world.server]) if each.code == code]
+    assert findings, code
+    return findings[0]
+
+
+def test_dry_run_launches_nothing_and_sends_no_signal(world: World) -> None:
+    sent: list[Any] = []
+
+    def note(**values: Any) -> None:
+        sent.append(values)
+
+    ours = [getattr(signals, name) for name in signals.__all__]
+    for each in ours:
+        each.connect(note)
+    try:
+        assert examine([world.server]) == []
+    finally:
+        for each in ours:
+            each.disconnect(note)
+    assert [each for each in sent if each["signal"] in ours] == []
+    assert not Launch.objects.exists()
+    assert {"/smart/launch/", "/smart/callback/", "/smart/login/"} <= {
+        *world.site.paths
+    }
+
+
+def test_landing_page_that_is_missing_is_named(world: World) -> None:
+    world.settings.SMART_LAUNCH_REDIRECT_URL = "/dashboard/"
+    finding = find(world, "landing_page_missing")
+    assert "/dashboard/" in finding.what
+    assert "SMART_LAUNCH_REDIRECT_URL" in finding.fix
+    world.set_registration(landing_page="/admin/")
+    assert examine([world.server]) == []
+    world.set_registration(landing_page="/nothing/")
+    transport.mount(SITE, Away())
+    assert find(world, "landing_page_missing").severity == "warning"
+
+
+def test_page_that_something_before_django_serves_is_a_landing_page(
+    world: World,
+) -> None:
+    world.settings.SMART_LAUNCH_REDIRECT_URL = "/app/"
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.serve_app",
+    ]
+    assert examine([world.server]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("SESSION_COOKIE_PATH", "/clinic/", "SESSION_COOKIE_PATH"),
+        ("SESSION_COOKIE_DOMAIN", "other.example.org", "SESSION_COOKIE_DOMAIN"),
+        ("CSRF_COOKIE_DOMAIN", ".example.com", "CSRF_COOKIE_DOMAIN"),
+    ],
+)
+def test_cookie_that_browsers_do_not_send_is_named(
+    world: World, name: str, value: str, words: str
+) -> None:
+    setattr(world.settings, name, value)
+    assert words in find(world, "cookie_hidden").fix
+
+
+@pytest.mark.parametrize("value", ["app.example.org", ".example.org", "example.org"])
+def test_cookie_of_the_site_or_a_domain_above_it_is_fine(
+    world: World, value: str
+) -> None:
+    world.settings.SESSION_COOKIE_DOMAIN = value
+    assert examine([world.server]) == []
+
+
+def test_secure_cookie_of_a_plain_site_is_named(world: World) -> None:
+    world.settings.SMART_SITE_URL = "http://app.example.org"
+    world.settings.SMART_INSECURE_HTTP_HOSTS = ["app.example.org"]
+    with transport.mounted("http://app.example.org", world.site):
+        assert "https" in find(world, "cookie_hidden").fix
+
+
+def test_sessions_in_a_dummy_cache_are_named(world: World) -> None:
+    world.settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    world.settings.CACHES = {
+        "default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}
+    }
+    assert "DummyCache" in find(world, "session_not_kept").fix
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [
+        ("<title>Clinic</title>", "page_empty"),
+        ("{% block title %}{% endblock %}{% block main %}{% endblock %}", "page_empty"),
+        ("{% include 'nothing.html' %}", "page_broken"),
+        ("{% block title %}{% endblock %}{% block content %}{% endblock %}", ""),
+    ],
+)
+def test_base_template_without_the_blocks_is_named(
+    world: World, tmp_path: Path, base: str, code: str
+) -> None:
+    (tmp_path / "django_smart").mkdir()
+    (tmp_path / "django_smart" / "base.html").write_text(base)
+    world.settings.TEMPLATES = [
+        {**world.settings.TEMPLATES[0], "DIRS": [str(tmp_path)]}
+    ]
+    assert [each.code for each in examine([world.server])] == [code] * bool(code)
+
+
+def test_url_that_something_else_answers_is_named(world: World) -> None:
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.redirect_to_sign_in",
+    ]
+    finding = find(world, "url_blocked")
+    assert "/accounts/login/" in finding.what
+
+
+def test_site_that_cannot_reach_itself_is_walked_in_this_process(
+    world: World,
+) -> None:
+    transport.mount(SITE, Away())
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.redirect_to_sign_in",
+    ]
+    finding = find(world, "url_blocked")
+    assert "/accounts/login/" in finding.what
+
+
+@pytest.mark.parametrize("name", ["drop_session_cookie", "move_session_cookie"])
+def test_middleware_that_changes_the_cookie_of_the_session_is_named(
+    world: World, name: str
+) -> None:
+    transport.mount(SITE, Away())
+    world.settings.MIDDLEWARE = [
+        f"tests.contrib.doctor.site.{name}",
+        *world.settings.MIDDLEWARE,
+    ]
+    assert "sessionid" in find(world, "cookie_hidden").what
+    assert not Session.objects.exists()
+
+
+def test_walk_in_this_process_leaves_language_and_urls_alone(world: World) -> None:
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "django.middleware.locale.LocaleMiddleware",
+    ]
+    transport.mount(SITE, Away())
+    with translation.override("de"):
+        examine([world.server])
+        assert translation.get_language() == "de"
+    assert get_urlconf() is None
+
+
+def test_localhost_and_its_number_are_two_sites(world: World) -> None:
+    world.settings.SMART_INSECURE_HTTP_HOSTS = ["localhost", "127.0.0.1"]
+    world.settings.ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
+    world.settings.SMART_SITE_URL = "http://localhost:8000"
+    uri = "http://127.0.0.1:8000/smart/callback/"
+    world.ehr.register_client(
+        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[uri]
+    )
+    world.set_registration(redirect_uri=uri)
+    with (
+        transport.mounted("http://localhost:8000", world.site),
+        transport.mounted("http://127.0.0.1:8000", world.site),
+    ):
+        assert "state_foreign" in find(world, "hosts_differ").what
+
+
+def test_redirect_to_https_without_tls_names_its_setting(world: World) -> None:
+    world.settings.SECURE_SSL_REDIRECT = True
+    world.settings.SECURE_PROXY_SSL_HEADER = None
+    assert "SECURE_SSL_REDIRECT = False" in find(world, "jwks_wrong").fix
+
+
+def test_site_that_cannot_reach_itself_is_a_note(world: World) -> None:
+    transport.mount(SITE, Away())
+    (finding,) = examine([world.server])
+    assert (finding.code, finding.severity) == ("jwks_unreachable", "note")
+
+
+def test_redirect_uri_that_the_ehr_does_not_know_is_named(world: World) -> None:
+    world.ehr.register_client(
+        CLIENT_ID,
+        client_secret=CLIENT_SECRET,
+        redirect_uris=[f"{SITE}/another/callback/"],
+    )
+    finding = find(world, "authorization_refused")
+    assert finding.severity == "warning"
+    assert f"{SITE}/smart/callback/" in finding.fix
+
+
+def test_web_page_in_place_of_the_configuration_is_named(world: World) -> None:
+    def show_page(respond: Any, request: Any) -> Any:
+        if request.path.endswith("/smart-configuration"):
+            return Response("<h1>Welcome</h1>", mimetype="text/html")
+        return respond(request)
+
+    world.ehr.interceptors.append(show_page)
+    assert "a web page" in find(world, "configuration_missing").what
