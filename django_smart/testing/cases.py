@@ -1,4 +1,4 @@
-"""For tests that are classes of ``unittest``."""
+"""Support for ``unittest`` test classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ else:
 
 class SMARTTestMixin(_Base):
     """
-    Put it before ``django.test.TestCase``: an EHR for each test, and browsers.
+    A mixin, listed before ``django.test.TestCase``: an EHR for each test, and clients.
 
     Attributes:
         ehr: the simulated EHR.
@@ -36,11 +36,11 @@ class SMARTTestMixin(_Base):
         self.smart_registration = create_registration(self.ehr)
 
     def smart_client(self) -> SMARTClient:
-        """A browser in which nothing was launched yet."""
+        """Return a client without a launch."""
         return SMARTClient(self.smart_registration, self.ehr)
 
     def launched_client(self, *args: Any, **kwargs: Any) -> SMARTClient:
-        """A browser in which the site was launched: as :meth:`.SMARTClient.launch`."""
+        """Return a client with a launch; see :meth:`.SMARTClient.launch`."""
         client = self.smart_client()
         client.launch(*args, **kwargs)
         return client

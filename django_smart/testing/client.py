@@ -1,4 +1,4 @@
-"""A browser for tests: Django's test client, with an EHR to launch this site from."""
+"""A test client that launches this site from an EHR."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpResponseBase
 from django.test import AsyncClient, Client
-from django.urls import Resolver404, resolve, reverse
+from django.urls import Resolver404, get_script_prefix, resolve, reverse
 
 from django_smart.launches.prefix import build_launch_path, split_launch_key
 from django_smart.models import ClientRegistration, Launch
@@ -23,19 +23,19 @@ _HOST = urlsplit(SITE_URL).netloc
 
 
 class _InLaunch:
-    """Requests by https, to pages of the launch that is open."""
+    """Sends https requests to pages of the open launch."""
 
     smart_launch: Launch | None = None
-    """The newest launch, whose pages are asked for; ``None`` before the first."""
+    """The newest launch, whose pages are requested; ``None`` before the first."""
 
     def generic(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
         kwargs["secure"] = True
-        path = self.build_path(path)
-        # A mixin for both of Django's clients.
+        path = _take_off_root(self.build_path(_take_off_root(path)))
+        # A mixin for both test clients of Django.
         return super().generic(method, path, *args, **kwargs)  # type: ignore[misc]
 
     def build_path(self, path: str) -> str:
-        """*path* of this site, under the prefix of the launch if one is open."""
+        """Return *path* of this site, under the prefix of the open launch, if any."""
         path_info = urlsplit(path).path
         if (
             self.smart_launch is None
@@ -48,15 +48,15 @@ class _InLaunch:
 
 class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than there
     """
-    Django's test client, as the browser of somebody who opens this site in an EHR.
+    Django's test client as the browser of a user who opens this site from an EHR.
 
-    After :meth:`launch` or :meth:`connect`, each path is asked for under the prefix of
-    that launch; set ``smart_launch`` to go back to an earlier one, or to ``None`` to
-    leave the prefix out.
+    After :meth:`launch` or :meth:`connect`, each path is requested under the prefix of
+    that launch; set ``smart_launch`` to return to an earlier one, or to ``None`` to
+    omit the prefix.
 
     Args:
-        registration: made by ``create_registration``.
-        ehr: the simulated EHR it was registered at.
+        registration: created by ``create_registration``.
+        ehr: the simulated EHR at which it is registered.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         Open this site from a patient's chart: an EHR launch, up to the landing page.
 
         Args:
-            patient: id of the patient; by default the first of ``ehr.data["Patient"]``.
-                ``None`` launches outside of a chart.
-            scopes: of resources, what the EHR grants; by default all that is asked for.
-            user: who is signed in by it; by default a user who is created for it.
-            fhir_user: who clicks, such as ``Practitioner/<id>``; by default a
+            patient: id of the patient; by default, the first of
+                ``ehr.data["Patient"]``. ``None`` launches outside of a chart.
+            scopes: resource scopes that the EHR grants; by default, all requested ones.
+            user: the user whom it signs in; by default, a new user.
+            fhir_user: the EHR account, such as ``Practitioner/<id>``; by default, a
                 clinician.
             context: further arguments of ``EHRSimulator.create_launch``, such as
                 ``encounter`` or ``intent``.
@@ -123,7 +123,7 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         """
         Connect records: a standalone launch with ``offline_access``.
 
-        Somebody who is signed in already stays so, and is connected.
+        A user who is already signed in stays signed in and is connected.
 
         Args: as :meth:`launch`.  A patient signs in to the EHR as themselves:
             ``fhir_user="Patient/<id>"``.
@@ -149,7 +149,7 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         )
 
     def as_async(self) -> AsyncSMARTClient:
-        """A client for asynchronous views: the same cookies, the same launch."""
+        """Return a client for async views, with the same cookies and launch."""
         client = AsyncSMARTClient(headers={"host": _HOST})
         client.cookies = self.cookies
         client.smart_launch = self.smart_launch
@@ -162,12 +162,19 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         _get_redirect(
             self.get(callback.path, parse_qsl(callback.query, keep_blank_values=True))
         )
-        self.smart_launch = Launch.objects.with_related().with_state(state).get()
-        return self.smart_launch
+        launch = Launch.objects.with_related().with_state(state).get()
+        if launch.status == Launch.Status.PARKED:
+            raise AssertionError(
+                "the launch waits: sign out whoever is signed in, or, for one of the "
+                "staff, name the server in SMART_STAFF_SIGN_IN_SERVERS "
+                f"({launch.get_question_display()})"
+            )
+        self.smart_launch = launch
+        return launch
 
 
 class AsyncSMARTClient(_InLaunch, AsyncClient):  # type: ignore[misc]  # as above
-    """What :meth:`SMARTClient.as_async` returns."""
+    """The client that :meth:`SMARTClient.as_async` returns."""
 
 
 def _get_redirect(response: HttpResponseBase) -> str:
@@ -177,6 +184,12 @@ def _get_redirect(response: HttpResponseBase) -> str:
             f"the launch was refused with status {response.status_code}:\n{page}"
         )
     return str(response["Location"])
+
+
+def _take_off_root(path: str) -> str:
+    """*path* as a server passes it on that mounts this site below a path."""
+    root = get_script_prefix()
+    return "/" + path.removeprefix(root) if path.startswith(root) else path
 
 
 def _is_outside(path_info: str) -> bool:

@@ -1,7 +1,7 @@
 """
 Fixtures for the tests of a site that uses django_smart, with pytest-django.
 
-Put ``pytest_plugins = ["django_smart.testing.pytest_plugin"]`` into the topmost
+Add ``pytest_plugins = ["django_smart.testing.pytest_plugin"]`` to the topmost
 ``conftest.py``.
 """
 
@@ -37,7 +37,7 @@ def smart_registration(db: None, ehr: EHRSimulator) -> ClientRegistration:
 def smart_client(
     smart_registration: ClientRegistration, ehr: EHRSimulator
 ) -> SMARTClient:
-    """A browser in which nothing was launched yet."""
+    """A client without a launch."""
     return SMARTClient(smart_registration, ehr)
 
 
@@ -46,9 +46,9 @@ def launched_client(
     smart_registration: ClientRegistration, ehr: EHRSimulator
 ) -> Callable[..., SMARTClient]:
     """
-    Makes browsers in which the site was launched from a chart.
+    A function that returns a client with a launch from a chart.
 
-    The arguments are those of :meth:`.SMARTClient.launch`.
+    It has the arguments of :meth:`.SMARTClient.launch`.
     """
 
     def launch(*args: Any, **kwargs: Any) -> SMARTClient:

@@ -1,12 +1,12 @@
 """
-This site, registered at a simulated EHR: the rows, and the data that tests add.
+Register this site at a simulated EHR, and add test data.
 
-Everything here runs in the test's own process and transaction; nothing is sent to a
-network.
+Everything runs in the test's process and transaction; nothing is sent over a network.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,13 +16,20 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.urls import reverse
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer, Identity
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    SigningKey,
+)
 from django_smart.servers.registering import choose_callback
+from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing.simulator.ehr import EHRSimulator
 
 __all__ = [
     "BASE_URL",
     "SITE_URL",
+    "add_bundle",
     "add_resource",
     "create_registration",
     "link_user",
@@ -33,18 +40,21 @@ BASE_URL = "https://ehr.example.org/fhir"
 """The FHIR base URL of the simulated EHR."""
 
 SITE_URL = "https://testserver"
-"""Where the test client reaches this site."""
+"""The URL at which the test client reaches this site."""
 
 _CLIENT_ID = "app-under-test"
-_SCOPE = "openid fhirUser patient/*.cruds user/*.cruds"
+_SERVICE_ID = "service-under-test"
+# Only in the patient's record: the EHR refuses a view's other requests.
+_SCOPE = "openid fhirUser patient/*.cruds"
+_PRIVATE_KEY = ClientRegistration.AuthMethod.PRIVATE_KEY_JWT
 
 
 @contextmanager
 def mounted_ehr(base_url: str = BASE_URL) -> Iterator[EHRSimulator]:
     """
-    A simulated EHR that this site reaches at *base_url* inside the ``with`` block.
+    Provide a simulated EHR at *base_url* inside the ``with`` block.
 
-    No socket is opened.  Set ``faults`` of what is yielded to make it misbehave.
+    No socket is opened. Set ``faults`` of the yielded EHR to make it misbehave.
     """
     ehr = EHRSimulator(base_url=base_url)
     parts = urlsplit(base_url)
@@ -57,63 +67,86 @@ def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
     Register this site at *ehr*, on both sides.
 
     Args:
-        ehr: the simulated EHR.
-        values: fields of the registration that are to be other than usual.  Those that
-            begin with ``server__`` are fields of its server.
+        ehr: the simulated EHR. If it is already registered, it gets another client.
+        values: fields of the registration that differ from the defaults. Names that
+            begin with ``server__`` are fields of its server. With a ``system_scope``,
+            it is a backend service, and used for launches only if it also has a scope
+            for them.
 
     Returns:
-        The saved registration.  It may ask for everything; give ``ehr_scope`` or
-        ``standalone_scope`` to try with less.
+        The saved registration. It may request everything in the patient's record; pass
+        ``ehr_scope`` or ``standalone_scope`` to test with less, or with ``user/``.
 
     Raises:
-        ValidationError: the values do not fit together.
+        ValidationError: the values contradict each other.
     """
     server_values = {
-        "slug": "test-ehr",
-        "name": "Test EHR",
-        "base_url": ehr.base_url,
-    } | {
         name.removeprefix("server__"): values.pop(name)
         for name in list(values)
         if name.startswith("server__")
     }
-    server = FHIRServer(**server_values)
-    server.full_clean()
-    server.save()
-    registration = ClientRegistration(
-        server=server,
-        **{
+    is_service = "system_scope" in values
+    if is_service:
+        usual = {"client_id": _SERVICE_ID, "token_endpoint_auth_method": _PRIVATE_KEY}
+    else:
+        usual = {
             "client_id": _CLIENT_ID,
-            "client_secret": "not a secret",
             "ehr_scope": f"launch online_access {_SCOPE}",
             "standalone_scope": f"launch/patient offline_access {_SCOPE}",
-            **values,
-        },
+        }
+    registration = ClientRegistration(
+        server=_get_server(ehr, server_values), **{**usual, **values}
     )
-    if not registration.redirect_uri:
+    method = registration.token_endpoint_auth_method
+    has_key = method == _PRIVATE_KEY
+    if not has_key and method != "none" and not registration.client_secret:
+        registration.client_secret = "not a secret"  # noqa: S105
+    for_launches = registration.ehr_scope or registration.standalone_scope
+    if for_launches and not registration.redirect_uri:
         registration.redirect_uri = SITE_URL + choose_callback(registration)
     registration.full_clean()
     registration.save()
+    if has_key:
+        ensure_active_key(registration.signing_algorithm)
     ehr.register_client(
         registration.client_id,
         client_secret=registration.client_secret or None,
-        auth_method=registration.token_endpoint_auth_method,
-        redirect_uris=[registration.redirect_uri],
+        auth_method=method,
+        jwks=SigningKey.objects.as_jwks() if has_key else None,
+        redirect_uris=[registration.redirect_uri] if for_launches else [],
         launch_url=SITE_URL + reverse("django_smart:launch"),
         name="This site",
     )
     return registration
 
 
+def _get_server(ehr: EHRSimulator, values: dict[str, Any]) -> FHIRServer:
+    known = FHIRServer.objects.with_base_url(ehr.base_url).first()
+    if known is not None and not values:
+        return known
+    number = FHIRServer.objects.count() + 1
+    server = FHIRServer(
+        **{
+            "slug": "test-ehr" if number == 1 else f"test-ehr-{number}",
+            "name": "Test EHR" if number == 1 else f"Test EHR {number}",
+            "base_url": ehr.base_url,
+            **values,
+        }
+    )
+    server.full_clean()
+    server.save()
+    return server
+
+
 def link_user(ehr: EHRSimulator, user: AbstractBaseUser, reference: str = "") -> str:
     """
-    Let *user* of this site be somebody at *ehr*, as if they had signed in before.
+    Link *user* of this site to an account at *ehr*, as if they had signed in before.
 
     Args:
         ehr: the simulated EHR.
         user: a saved user.
-        reference: who they are there, such as ``Practitioner/<id>`` or
-            ``Patient/<id>``; by default a clinician whom no other user is.
+        reference: the account's resource, such as ``Practitioner/<id>`` or
+            ``Patient/<id>``; by default, a clinician who is not linked to another user.
 
     Returns:
         The reference.
@@ -147,12 +180,39 @@ def add_resource(ehr: EHRSimulator, resource: Mapping[str, Any]) -> dict[str, An
 
     Args:
         ehr: the simulated EHR.
-        resource: with ``resourceType`` and ``id``; one that is there is replaced.
+        resource: with ``resourceType`` and ``id``; an existing one is replaced.
 
     Returns:
-        What was stored: a copy, with the version that a server gives it.
+        The stored copy, with the version that the server assigned.
     """
     meta = {"versionId": "1", "lastUpdated": "2026-01-01T00:00:00.000Z"}
     stored = {**resource, "meta": meta | resource.get("meta", {})}
     ehr.data.setdefault(stored["resourceType"], {})[stored["id"]] = stored
     return stored
+
+
+def add_bundle(ehr: EHRSimulator, bundle: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """
+    Store all resources of a Bundle, for example from a test data generator, at *ehr*.
+
+    Args:
+        ehr: the simulated EHR.
+        bundle: a Bundle as a plain dict. Entries may refer to each other by their
+            ``fullUrl``, a ``urn:uuid:``, which also becomes the id of a resource
+            without one.
+
+    Returns:
+        The stored resources, in the order of the entries.
+    """
+    resources = []
+    urls = {}
+    for entry in bundle["entry"]:
+        resource, url = entry["resource"], entry.get("fullUrl", "")
+        resource = {**resource, "id": resource.get("id") or url.rpartition(":")[2]}
+        resources.append(resource)
+        if url.startswith("urn:"):
+            urls[url] = f"{resource['resourceType']}/{resource['id']}"
+    text = json.dumps(resources)
+    for url, name in urls.items():
+        text = text.replace(f'"reference": "{url}"', f'"reference": "{name}"')
+    return [add_resource(ehr, resource) for resource in json.loads(text)]

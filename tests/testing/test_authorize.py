@@ -245,7 +245,7 @@ def test_person_may_grant_less_and_never_more(app: App) -> None:
     )
     assert tokens["scope"] == "launch/patient patient/Observation.rs"
     assert "id_token" not in tokens
-    with pytest.raises(ValueError, match="not asked for"):
+    with pytest.raises(ValueError, match="was not requested"):
         app.launch("launch/patient openid", scope="openid patient/Patient.rs")
 
 

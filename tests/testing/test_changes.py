@@ -45,7 +45,7 @@ def send(
         ("POST", "Observation", [NEW], 400),
         ("POST", "Observation", {**NEW, "resourceType": "Patient"}, 400),
         ("POST", "Observation", {**NEW, "note": []}, 422),
-        ("POST", "Device", {**NEW, "resourceType": "Device"}, 404),
+        ("POST", "Gadget", {**NEW, "resourceType": "Gadget"}, 404),
         ("POST", "Patient", {"resourceType": "Patient", "active": True}, 403),
         ("PUT", "Observation/own-id", {**NEW, "id": "own-id"}, 405),
         ("PUT", "Observation/own-id", {**NEW, "id": "other-id"}, 400),

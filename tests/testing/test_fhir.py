@@ -53,8 +53,8 @@ def test_read_gives_the_resource_with_its_version(app: App) -> None:
 
 
 def test_unknown_type_is_404(app: App, clinician: dict[str, Any]) -> None:
-    assert app.get("Device/1", clinician).status_code == 404
-    assert app.get("Device", clinician).status_code == 404
+    assert app.get("Gadget/1", clinician).status_code == 404
+    assert app.get("Gadget", clinician).status_code == 404
 
 
 @pytest.mark.compliance("FHIR-04", "SCOPE-12")

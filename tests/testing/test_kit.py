@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.test import TestCase
+from django.test.utils import override_script_prefix
 
-from django_smart.clients import fhir_client_for
+from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.models import ClientRegistration, Identity, Launch
 from django_smart.testing import EHRSimulator
 from django_smart.testing.cases import SMARTTestMixin
@@ -21,7 +24,13 @@ from django_smart.testing.pytest_plugin import (
     smart_client,
     smart_registration,
 )
-from django_smart.testing.site import add_resource, create_registration, link_user
+from django_smart.testing.site import (
+    add_bundle,
+    add_resource,
+    create_registration,
+    link_user,
+    mounted_ehr,
+)
 
 __all__ = ["ehr", "launched_client", "smart_client", "smart_registration"]
 
@@ -133,6 +142,27 @@ def test_added_resource_is_read(
     ]
 
 
+def test_added_bundle_is_read(
+    ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]
+) -> None:
+    name = "urn:uuid:96baad95-bc36-5844-bc19-86cb1d4022a3"
+    observation = {"resourceType": "Observation", "id": "o1", "status": "final"}
+    bundle = {
+        "resourceType": "Bundle",
+        "type": "transaction",
+        "entry": [
+            {"fullUrl": name, "resource": {"resourceType": "Patient"}},
+            {"resource": {**observation, "subject": {"reference": name}}},
+        ],
+    }
+    patient, stored = add_bundle(ehr, bundle)
+    assert patient["id"] == name.removeprefix("urn:uuid:")
+    assert stored["subject"] == {"reference": f"Patient/{patient['id']}"}
+    launch = launched_client(patient["id"]).smart_launch
+    assert launch is not None
+    assert list(fhir_client_for(grant=launch.grant).search("Observation")) == [stored]
+
+
 def test_refused_launch_quotes_the_page(
     ehr: EHRSimulator, smart_client: SMARTClient
 ) -> None:
@@ -157,6 +187,59 @@ def test_registration_takes_other_values(db: None, ehr: EHRSimulator) -> None:
     assert client.launch().status == Launch.Status.COMPLETED
 
 
+def test_record_of_another_patient_is_refused_by_default(
+    ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]
+) -> None:
+    mine, other = list(ehr.data["Patient"])[:2]
+    launch = launched_client(mine).smart_launch
+    assert launch is not None
+    fhir = fhir_client_for(grant=launch.grant)
+    assert fhir.read("Patient", mine)["id"] == mine
+    assert fhir.request("GET", f"Patient/{other}").status_code == 403
+    (registration,) = ClientRegistration.objects.all()
+    registration.ehr_scope = "launch openid fhirUser user/Patient.rs"
+    registration.save()
+    launch = launched_client(mine).smart_launch
+    assert launch is not None
+    assert fhir_client_for(grant=launch.grant).read("Patient", other)["id"] == other
+
+
+def test_registration_signs_with_a_key(db: None, ehr: EHRSimulator) -> None:
+    registration = create_registration(
+        ehr, token_endpoint_auth_method="private_key_jwt", signing_algorithm="ES384"
+    )
+    assert registration.client_secret == ""
+    assert SMARTClient(registration, ehr).launch().status == Launch.Status.COMPLETED
+
+
+def test_backend_service_is_registered(
+    ehr: EHRSimulator, smart_registration: ClientRegistration
+) -> None:
+    service = create_registration(ehr, system_scope="system/Patient.rs")
+    assert service.server == smart_registration.server
+    assert not service.redirect_uri
+    found = list(backend_client_for(service).search("Patient"))
+    assert len(found) == len(ehr.data["Patient"])
+    # The launches are the other client's still.
+    assert SMARTClient(smart_registration, ehr).launch().grant is not None
+
+
+def test_two_servers_have_a_registration_each(
+    ehr: EHRSimulator, smart_registration: ClientRegistration
+) -> None:
+    with mounted_ehr("https://second.example.org/r4") as second:
+        registration = create_registration(second)
+        assert registration.server != smart_registration.server
+        assert registration.redirect_uri != smart_registration.redirect_uri
+        for client_registration, each in (
+            (registration, second),
+            (smart_registration, ehr),
+        ):
+            launch = SMARTClient(client_registration, each).launch()
+            assert launch.registration == client_registration
+            assert fhir_client_for(grant=launch.grant).base_url == each.base_url
+
+
 @pytest.mark.django_db(transaction=True)
 def test_asynchronous_client_has_the_same_launch(
     ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]
@@ -174,3 +257,28 @@ class TestsOfAClass(SMARTTestMixin, TestCase):
         patient = list(self.ehr.data["Patient"])[2]
         client = self.launched_client(patient)
         assert client.get("/whoami/").json()["patient"] == patient
+
+
+def test_launch_that_waits_for_a_person_says_what_to_do(
+    smart_client: SMARTClient, settings: Any
+) -> None:
+    staff = User.objects.create_user("root", is_staff=True)
+    with pytest.raises(AssertionError, match="SMART_STAFF_SIGN_IN_SERVERS"):
+        smart_client.launch(user=staff)
+    assert smart_client.smart_launch is None
+    settings.SMART_STAFF_SIGN_IN_SERVERS = [smart_client.registration.server.slug]
+    assert smart_client.launch(user=staff).user == staff
+
+
+@pytest.mark.parametrize("path", ["/whoami/", "/app/whoami/"])
+def test_site_below_a_path_is_launched(launched_client: Any, path: str) -> None:
+    with override_script_prefix("/app/"):
+        client = launched_client()
+        assert client.get(path).json()["launched"] is True
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "werkzeug", None)
+    monkeypatch.delitem(sys.modules, "django_smart.testing")
+    with pytest.raises(ImportError, match=r"django-smart\[testing\]"):
+        importlib.import_module("django_smart.testing")

@@ -72,7 +72,7 @@ def _handle(
 def _dispatch_entry(
     adapter: MapAdapter, exchange: Exchange, request: Request, resource_id: str | None
 ) -> Response:
-    """Answer one entry of a Bundle as if it had come by itself."""
+    """Answer one entry of a Bundle as if it were a request of its own."""
     try:
         rule, arguments = adapter.match(request.path, request.method, return_rule=True)
     except HTTPException:
@@ -86,9 +86,9 @@ def _dispatch_entry(
 
 
 def _fhir_root(exchange: Exchange) -> Response:
-    """Further pages are asked for at the base itself."""
+    """Further pages of a search have the base itself as URL."""
     access = fhir.authorize(exchange)
-    return paging.next_page(exchange, access.token.grant)
+    return paging.next_page(exchange, access)
 
 
 def _answer_bundle(exchange: Exchange) -> Response:
@@ -98,7 +98,7 @@ def _answer_bundle(exchange: Exchange) -> Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Paths:
-    """What the routes of an EHR depend on."""
+    """The paths that the routes of an EHR depend on."""
 
     base: str
     root: str
@@ -136,6 +136,15 @@ def _build_map(paths: _Paths) -> Map:
     )
 
 
+def _lacks_header(exchange: Exchange) -> bool:
+    """Return whether the gateway's key is missing, if a quirk requires it."""
+    return (
+        "header_wanted" in exchange.ehr.quirks
+        and exchange.name in {"token", "revoke", "fhir", "page"}
+        and exchange.request.headers.get("X-Api-Key") != "s3cret-key"
+    )
+
+
 class App:
     """Every URL of the EHR's origin."""
 
@@ -166,7 +175,9 @@ class App:
             name, handler = rule.endpoint
             exchange = Exchange(ehr=self._ehr, request=request, name=name)
             replaced = faults.replacement(exchange)
-            if replaced is None:
+            if _lacks_header(exchange):
+                response = Response("X-Api-Key is missing", 403)
+            elif replaced is None:
                 own = _handle(handler, exchange, arguments)
                 response = faults.apply_to_response(exchange, own)
             else:
@@ -223,6 +234,9 @@ def _fhir_rules(paths: _Paths) -> list[Rule]:
             _get(f"{base}/{name}", "fhir", fhir.search_type),
             _post(f"{base}/{name}/_search", "fhir", fhir.search_type),
             _get(f"{base}/{name}/<resource_id>", "fhir", fhir.read),
+            _get(
+                f"{base}/Patient/<resource_id>/{name}", "fhir", fhir.search_compartment
+            ),
         ]
         if base:
             rules.append(_get(base, "fhir", _fhir_root))

@@ -96,8 +96,8 @@ def _search(exchange: Exchange) -> Response:
     held = exchange.ehr.store.app_states.values()
     return searchset(
         exchange,
-        access.token.grant,
-        resource_type="Basic",
+        access,
+        path="Basic",
         pairs=exchange.query,
         resources=[one for one in held if _key(one) == _key(wanted)],
     )
@@ -133,14 +133,14 @@ def _read_body(exchange: Exchange) -> dict[str, Any]:
     """A ``Basic`` that follows the rules for app state."""
     if len(exchange.body) > MAX_SIZE:
         raise FHIRError(413, "too-long", f"more than {MAX_SIZE} bytes")
-    resource = exchange.request.get_json(force=True, silent=True)
+    resource = exchange.json
     if not isinstance(resource, dict) or resource.get("resourceType") != "Basic":
         raise FHIRError(400, "structure", "the body is no Basic resource")
     codings = resource.get("code", {}).get("coding", [])
     if len(codings) != 1 or not {"system", "code"} <= set(codings[0]):
         raise FHIRError(422, "business-rule", "there is not exactly one coding")
     if any(set(one) != {"url", "valueString"} for one in resource.get("extension", [])):
-        raise FHIRError(422, "business-rule", "extensions hold valueString alone")
+        raise FHIRError(422, "business-rule", "extensions may only hold valueString")
     if "subject" in resource:
         reference = resource["subject"].get("reference", "")
         base, _, relative = reference.rpartition("/")[0].rpartition("/")

@@ -49,7 +49,8 @@ def verify(
     """
     Check the assertion of a request to *endpoint*, and use it up.
 
-    Its audience is *endpoint* or the token endpoint (RFC 7523 section 3).
+    Its audience is *endpoint*, unless a quirk is on, or the token endpoint (RFC 7523
+    section 3).
 
     Raises:
         OAuthError: ``invalid_client``, with the rule that was broken.
@@ -69,7 +70,10 @@ def verify(
         )
     except jwt.InvalidTokenError as exc:
         raise _invalid(f"the signature does not verify ({exc})") from exc
-    _check_claims(ehr, client, claims, audiences=[ehr.token_endpoint, endpoint])
+    audiences = [ehr.token_endpoint]
+    if "assertion_token_endpoint" not in ehr.quirks:
+        audiences.append(endpoint)
+    _check_claims(ehr, client, claims, audiences=audiences)
 
 
 def _unverified(assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:

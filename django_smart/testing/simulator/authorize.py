@@ -47,7 +47,7 @@ _SINGLE = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizationRequest:
-    """A request that passed every check; a person decides about it."""
+    """A valid request, which the user approves or denies."""
 
     client: Client
     redirect_uri: str
@@ -59,7 +59,7 @@ class AuthorizationRequest:
 
     @property
     def needs_patient(self) -> bool:
-        """Whether the person has to say which patient it is about."""
+        """True if the user has to choose a patient."""
         asks = {item.partition("?")[0] for item in self.scopes}
         return self.launch is None and bool(
             asks & {"launch/patient", "launch/encounter"}
@@ -135,8 +135,11 @@ def _check_fixed_parameters(
         raise refuse("request_uri_not_supported", "request_uri is not supported")
     if "state" not in params:
         raise refuse("invalid_request", "state is missing")
-    if params.get("aud") != ehr.base_url:
-        raise refuse("invalid_request", f"aud must be {ehr.base_url}")
+    aud = f"{ehr.base_url}/" if "aud_slash" in ehr.quirks else ehr.base_url
+    if params.get("aud") != (None if "aud_none" in ehr.quirks else aud):
+        raise refuse("invalid_request", f"aud must be {aud}")
+    if "parameter_wanted" in ehr.quirks and params.get("tenant") != "harbour":
+        raise refuse("invalid_request", "tenant must be harbour")
     if params.get("code_challenge_method") != "S256":
         raise refuse("invalid_request", "code_challenge_method must be S256")
     if not _S256_CHALLENGE.fullmatch(params.get("code_challenge", "")):
@@ -144,7 +147,7 @@ def _check_fixed_parameters(
 
 
 def _check_scope(client: Client, params: dict[str, str], refuse: Any) -> list[str]:
-    """The scopes that the person is asked for: those the app is registered for."""
+    """Return the requested scopes for which the app is registered."""
     try:
         asked = scopes.split_scope(params.get("scope", ""))
         parsed = [scopes.parse_scope(item) for item in asked]
@@ -211,13 +214,18 @@ def approve(
         session: the EHR session it happens in.
 
     Raises:
-        ValueError: unknown user or patient, a patient who may not be picked, or a
-            scope that was not asked for.
+        ValueError: unknown user or patient, a patient who may not be picked, or a scope
+            that was not requested.
     """
     granted = list(request.scopes) if scope is None else scope.split()
     for item in granted:
         if not scopes.covers(request.scopes, item):
-            raise ValueError(f"scope was not asked for: {item}")
+            raise ValueError(f"scope was not requested: {item}")
+    dropped = [
+        *(["Patient.", "Observation."] if "scopes_trimmed" in ehr.quirks else []),
+        *(["offline_access"] if "offline_refused" in ehr.quirks else []),
+    ]
+    granted = [each for each in granted if not any(word in each for word in dropped)]
     grant = _make_grant(ehr, request, user=user, patient=patient, granted=granted)
     grant.session = session
     code = new_id()
@@ -297,7 +305,7 @@ def _launch_used(redirect_uri: str, state: str) -> AuthorizationError:
 
 
 def deny(ehr: EHRSimulator, request: AuthorizationRequest) -> str:
-    """Where the browser is sent when the person says no."""
+    """Return where the browser is redirected if the user denies."""
     return error_redirect(
         ehr,
         AuthorizationError(
@@ -310,7 +318,7 @@ def deny(ehr: EHRSimulator, request: AuthorizationRequest) -> str:
 
 
 def error_redirect(ehr: EHRSimulator, error: AuthorizationError) -> str:
-    """The redirect that tells an app about *error*."""
+    """Return the redirect that reports *error* to the app."""
     params = [("error", error.error), ("error_description", error.description)]
     if error.state is not None:
         params.append(("state", error.state))

@@ -7,16 +7,17 @@ Spec: HL7 Bulk Data Access 2.0.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
 
+from django_smart.testing.simulator.digits import dump
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
-from django_smart.testing.simulator.fhir import Access, authorize
+from django_smart.testing.simulator.fhir import authorize
 from django_smart.testing.simulator.state import new_id
 
 if TYPE_CHECKING:
@@ -26,31 +27,38 @@ __all__ = ["Bulk", "Export", "routes"]
 
 _NDJSON = "application/fhir+ndjson"
 _LINES_AT_ONCE = 500
+_PARAMETERS = {"_outputFormat", "_since", "_type", "allowPartialManifests"}
 
 
 @dataclass(slots=True, kw_only=True)
 class Export:
-    """One export that was begun."""
+    """One started export."""
 
     client_id: str
-    access: Access
-    types: list[str]
-    polls_left: int
     time: str
-    files: list[tuple[str, int, int]] = field(default_factory=list)
-    """Type, first line, line after the last."""
+    is_partial: bool
+    polls_left: dict[int, int] = field(default_factory=dict)
+    """For each requested manifest."""
+    files: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
+    """Type and resources, or a range of those that are made up."""
+    others: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Further members of the last manifest: its ``deleted`` and its ``error``."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Bulk:
-    """How exports go, for tests to set, and those that were begun."""
+    """Settings of exports, for tests to change, and the started exports."""
 
     polls: int = 1
-    """How often the status is asked for in vain."""
+    """The number of status requests per manifest that find the export running."""
     retry_after: str | None = "1"
     observations: int = 0
-    """So many made-up Observations in place of the real ones."""
+    """Number of generated Observations that replace the real ones."""
     lines_per_file: int = 100_000
+    files_per_manifest: int = 1
+    """Of an export with ``allowPartialManifests``."""
+    problems: list[str] = field(default_factory=list)
+    """Problems that the next exports report."""
     requires_access_token: bool = True
     exports: dict[str, Export] = field(default_factory=dict)
 
@@ -59,9 +67,11 @@ def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
     """Path, method and handler of each step."""
     for path in ("$export", "Patient/$export", "Group/<group_id>/$export"):
         yield f"{base}/{path}", "GET", _start
+        yield f"{base}/{path}", "POST", _start
     yield f"{base}/bulk/<export_id>", "GET", _status
+    yield f"{base}/bulk/<export_id>/manifests/<int:number>", "GET", _status
     yield f"{base}/bulk/<export_id>", "DELETE", _delete
-    yield f"{base}/bulk/<export_id>/<int:number>.ndjson", "GET", _file
+    yield f"{base}/bulk/<export_id>/<name>.ndjson", "GET", _file
 
 
 def _start(exchange: Exchange, group_id: str = "all") -> Response:
@@ -71,7 +81,7 @@ def _start(exchange: Exchange, group_id: str = "all") -> Response:
         raise FHIRError(400, "invalid", "an export needs Prefer: respond-async")
     if group_id != "all":
         raise FHIRError(404, "not-found", "there is no such group")
-    query = dict(exchange.query)
+    query = _get_parameters(exchange)
     readable = [
         name
         for name in ehr.data
@@ -82,16 +92,17 @@ def _start(exchange: Exchange, group_id: str = "all") -> Response:
         raise FHIRError(403, "forbidden", "no system scope for reading these types")
     export = Export(
         client_id=exchange.client_id or "",
-        access=access,
-        types=types,
-        polls_left=ehr.bulk.polls,
         time=datetime.fromtimestamp(ehr.clock(), tz=UTC).isoformat(),
+        is_partial=query.get("allowPartialManifests") == "true",
     )
+    since = query.get("_since")
     for name in types:
-        count = _count(exchange, name)
-        for start in range(0, count, ehr.bulk.lines_per_file):
-            end = min(count, start + ehr.bulk.lines_per_file)
-            export.files.append((name, start, end))
+        found = _select(exchange, name, since)
+        for start in range(0, len(found), ehr.bulk.lines_per_file):
+            lines = found[start : start + ehr.bulk.lines_per_file]
+            export.files.append((name, lines))
+    export.others["error"] = [_build_outcome(text) for text in ehr.bulk.problems]
+    export.others["deleted"] = _find_deleted(exchange, types, since) if since else []
     export_id = new_id()
     with ehr.store.lock:
         ehr.bulk.exports[export_id] = export
@@ -99,47 +110,127 @@ def _start(exchange: Exchange, group_id: str = "all") -> Response:
     return Response(status=202, headers={"Content-Location": url})
 
 
-def _status(exchange: Exchange, export_id: str) -> Response:
+def _get_parameters(exchange: Exchange) -> dict[str, str]:
+    """
+    From the URL of a GET, or the ``Parameters`` of a POST.
+
+    Raises:
+        FHIRError: 400, for another body, and for a parameter that is not known here.
+    """
+    if exchange.request.method == "GET":
+        query = dict(exchange.query)
+    else:
+        body = exchange.json
+        if not isinstance(body, dict) or body.get("resourceType") != "Parameters":
+            raise FHIRError(400, "invalid", "the body should be a Parameters resource")
+        query = {}
+        for each in body.get("parameter", []):
+            value = next(each[key] for key in each if key.startswith("value"))
+            query[each["name"]] = (
+                str(value).lower() if isinstance(value, bool) else str(value)
+            )
+    if unknown := set(query) - _PARAMETERS:
+        raise FHIRError(400, "not-supported", f"not supported: {', '.join(unknown)}")
+    return query
+
+
+def _select(
+    exchange: Exchange, resource_type: str, since: str | None
+) -> Sequence[dict[str, Any]] | range:
+    made_up = exchange.ehr.bulk.observations
+    if resource_type == "Observation" and made_up:
+        return range(made_up)
+    return [
+        resource
+        for resource in exchange.ehr.data[resource_type].values()
+        if since is None or _is_after(resource["meta"]["lastUpdated"], since)
+    ]
+
+
+def _find_deleted(
+    exchange: Exchange, types: list[str], since: str
+) -> list[dict[str, Any]]:
+    ehr = exchange.ehr
+    with ehr.store.lock:
+        versions = ehr.versions.all()
+    urls = [
+        f"{version.resource_type}/{version.resource_id}"
+        for version in versions
+        if version.resource is None
+        and version.resource_type in types
+        and version.resource_id not in ehr.data[version.resource_type]
+        and _is_after(version.at, since)
+    ]
+    return [
+        {
+            "resourceType": "Bundle",
+            "type": "transaction",
+            "entry": [{"request": {"method": "DELETE", "url": url}}],
+        }
+        for url in dict.fromkeys(urls)
+    ]
+
+
+def _is_after(moment: str, since: str) -> bool:
+    return datetime.fromisoformat(moment) > datetime.fromisoformat(since)
+
+
+def _build_outcome(text: str) -> dict[str, Any]:
+    issue = {"severity": "error", "code": "processing", "diagnostics": text}
+    return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
+def _status(exchange: Exchange, export_id: str, number: int = 0) -> Response:
     ehr = exchange.ehr
     export = _find(exchange, export_id)
     with ehr.store.lock:
-        is_ready = export.polls_left <= 0
-        export.polls_left -= 1
-    if not is_ready:
+        polls_left = export.polls_left.setdefault(number, ehr.bulk.polls)
+        export.polls_left[number] = polls_left - 1
+    if polls_left > 0:
         headers = {"X-Progress": "in progress"}
         if ehr.bulk.retry_after is not None:
             headers["Retry-After"] = ehr.bulk.retry_after
         return Response(status=202, headers=headers)
-    return json_response(
-        {
-            "transactionTime": export.time,
-            "request": f"{ehr.base_url}/$export",
-            "requiresAccessToken": ehr.bulk.requires_access_token,
-            "output": [
-                {
-                    "type": name,
-                    "url": f"{ehr.base_url}/bulk/{export_id}/{number}.ndjson",
-                    "count": end - start,
-                }
-                for number, (name, start, end) in enumerate(export.files)
-            ],
-            "error": [],
-        }
-    )
+    url = f"{ehr.base_url}/bulk/{export_id}"
+    size = ehr.bulk.files_per_manifest if export.is_partial else len(export.files)
+    first, end = number * size, (number + 1) * size
+    is_last = end >= len(export.files)
+    manifest: dict[str, Any] = {
+        "transactionTime": export.time,
+        "request": f"{ehr.base_url}/$export",
+        "requiresAccessToken": ehr.bulk.requires_access_token,
+        "output": [
+            {"type": name, "url": f"{url}/{first + at}.ndjson", "count": len(lines)}
+            for at, (name, lines) in enumerate(export.files[first:end])
+        ],
+    }
+    for name, lines in export.others.items():
+        manifest[name] = (
+            [{"type": lines[0]["resourceType"], "url": f"{url}/{name}.ndjson"}]
+            if is_last and lines
+            else []
+        )
+    if not is_last:
+        link = {"relation": "next", "url": f"{url}/manifests/{number + 1}"}
+        manifest["link"] = [link]
+    return json_response(manifest, status=200 if is_last else 202)
 
 
-def _file(exchange: Exchange, export_id: str, number: int) -> Response:
+def _file(exchange: Exchange, export_id: str, name: str) -> Response:
     if exchange.ehr.bulk.requires_access_token:
         export = _find(exchange, export_id)
     elif exchange.request.headers.get("Authorization"):
         raise FHIRError(400, "security", "a file of this kind wants no access token")
     else:
         export = exchange.ehr.bulk.exports[export_id]
-    if number >= len(export.files):
+    lines: Sequence[Any]
+    if name in export.others:
+        lines = export.others[name]
+    elif name.isdigit() and int(name) < len(export.files):
+        _, lines = export.files[int(name)]
+    else:
         raise FHIRError(404, "not-found", "there is no such file")
-    name, start, end = export.files[number]
-    lines = _lines(exchange, name, start, end)
-    return Response(lines, content_type=_NDJSON)
+    return Response(_write(lines), content_type=_NDJSON)
 
 
 def _delete(exchange: Exchange, export_id: str) -> Response:
@@ -157,26 +248,13 @@ def _find(exchange: Exchange, export_id: str) -> Export:
     return export
 
 
-def _count(exchange: Exchange, resource_type: str) -> int:
-    made_up = exchange.ehr.bulk.observations
-    if resource_type == "Observation" and made_up:
-        return made_up
-    return len(exchange.ehr.data[resource_type])
-
-
-def _lines(
-    exchange: Exchange, resource_type: str, start: int, end: int
-) -> Iterator[bytes]:
-    ehr = exchange.ehr
-    is_made_up = resource_type == "Observation" and ehr.bulk.observations
-    resources: Iterator[dict[str, Any]] = (
-        map(_make_up, range(start, end))
-        if is_made_up
-        else iter(list(ehr.data[resource_type].values())[start:end])
-    )
+def _write(lines: Sequence[Any]) -> Iterator[bytes]:
+    # What is made up has no digits to keep, and is too much to look for them.
+    is_made_up = isinstance(lines, range)
+    write = json.dumps if is_made_up else dump
     pending: list[str] = []
-    for resource in resources:
-        pending.append(json.dumps(resource, ensure_ascii=False) + "\n")
+    for resource in map(_make_up, lines) if is_made_up else lines:
+        pending.append(write(resource, ensure_ascii=False) + "\n")
         if len(pending) == _LINES_AT_ONCE:
             yield "".join(pending).encode()
             pending = []

@@ -7,7 +7,6 @@ Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html#transaction.
 from __future__ import annotations
 
 import base64
-import json
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request, Response
 
 from django_smart.testing.simulator import fhir
+from django_smart.testing.simulator.digits import dump, load
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
 
@@ -45,7 +45,7 @@ def answer_bundle(exchange: Exchange, dispatch: Dispatch) -> Response:
             to give.
     """
     fhir.authorize(exchange)
-    bundle = exchange.request.get_json(force=True, silent=True)
+    bundle = exchange.json
     if not isinstance(bundle, dict):
         raise FHIRError(400, "structure", "the body is no Bundle")
     kind = bundle.get("type")
@@ -74,14 +74,14 @@ def _transact(
         FHIRError: what the first entry that fails was refused with.
     """
     ids = {}
-    text = json.dumps(entries)
+    text = dump(entries)
     for entry in entries:
         url = entry.get("fullUrl", "")
         if entry["request"]["method"] == "POST" and url.startswith("urn:uuid:"):
             ids[url] = str(uuid.uuid4())
             reference = f"{entry['resource']['resourceType']}/{ids[url]}"
             text = text.replace(f'"reference": "{url}"', f'"reference": "{reference}"')
-    entries = json.loads(text)
+    entries = load(text)
     answers: dict[int, dict[str, Any]] = {}
     versions = exchange.ehr.versions
     with exchange.ehr.store.lock:
@@ -112,7 +112,7 @@ def _answer_entry(
     resource_id: str | None = None,
 ) -> dict[str, Any]:
     response = dispatch(_build_request(exchange, entry), resource_id)
-    value = json.loads(response.get_data()) if response.get_data() else None
+    value = load(response.get_data()) if response.get_data() else None
     told = {"status": response.status}
     for header, name in (("ETag", "etag"), ("Location", "location")):
         if header in response.headers:
@@ -126,7 +126,7 @@ def _answer_entry(
 
 
 def _build_request(exchange: Exchange, entry: dict[str, Any]) -> Request:
-    """The request that *entry* stands for, with the token of the whole."""
+    """Return the request in *entry*, with the token of the whole request."""
     told = entry["request"]
     resource = entry.get("resource")
     headers = {"Authorization": exchange.request.headers["Authorization"]}
@@ -138,7 +138,7 @@ def _build_request(exchange: Exchange, entry: dict[str, Any]) -> Request:
     body = None
     media_type = "application/fhir+json"
     if isinstance(resource, dict):
-        body = json.dumps(resource).encode()
+        body = dump(resource).encode()
         if told["method"] == "PATCH" and resource.get("contentType") == _JSON_PATCH:
             body, media_type = base64.b64decode(resource["data"]), _JSON_PATCH
     path, _, query = told["url"].partition("?")

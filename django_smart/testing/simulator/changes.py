@@ -6,7 +6,6 @@ Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from urllib.parse import parse_qsl
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import fhir
+from django_smart.testing.simulator.digits import load
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
 from django_smart.testing.simulator.patches import apply_fhirpath, apply_json_patch
@@ -70,7 +70,7 @@ def _update(exchange: Exchange, resource_type: str, resource_id: str) -> Respons
         raise FHIRError(400, "invalid", "the id in the body is not that of the URL")
     with exchange.ehr.store.lock:
         if not exchange.ehr.versions.of(resource_type, resource_id):
-            raise FHIRError(405, "not-supported", "this server gives the ids itself")
+            raise FHIRError(405, "not-supported", "this server assigns the ids itself")
         return _replace(
             exchange, access, resource_type, resource_id, lambda _: resource
         )
@@ -133,7 +133,7 @@ def _delete_found(exchange: Exchange, resource_type: str) -> Response:
 
 
 def answer(exchange: Exchange, version: Version, status: int) -> Response:
-    """The version, or as little of it as was asked for."""
+    """Respond with the version, or with as little as the client prefers."""
     base_url = exchange.ehr.base_url
     url = f"{base_url}/{version.resource_type}/{version.resource_id}"
     headers = {
@@ -172,7 +172,7 @@ def _replace(
     if held is not None or exchange.request.method == "PATCH":
         held = versions.get_current(resource_type, resource_id)
         _match(exchange, access, held, "u")
-    elif "If-Match" in exchange.request.headers:
+    elif "if_match" in access.checks and "If-Match" in exchange.request.headers:
         raise FHIRError(412, "conflict", "the resource was deleted meanwhile")
     resource = change(held or {}) if callable(change) else change
     if resource.get("resourceType") != resource_type:
@@ -197,7 +197,10 @@ def _match(
     if not access.allows(held, letter):
         raise fhir.insufficient("this resource is outside of what was granted")
     wanted = exchange.request.headers.get("If-Match")
-    if wanted not in {None, f'W/"{held["meta"]["versionId"]}"'}:
+    if "if_match" in access.checks and wanted not in {
+        None,
+        f'W/"{held["meta"]["versionId"]}"',
+    }:
         raise FHIRError(412, "conflict", "the resource was changed meanwhile")
 
 
@@ -248,6 +251,6 @@ def _read_json(exchange: Exchange, media_type: str) -> Any:
     if exchange.request.mimetype != media_type:
         raise FHIRError(415, "not-supported", f"the body has to be {media_type}")
     try:
-        return json.loads(exchange.body)
+        return load(exchange.body)
     except ValueError:
         raise FHIRError(400, "structure", "the body is no JSON") from None

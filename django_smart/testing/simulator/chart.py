@@ -1,9 +1,11 @@
-"""What the chart page shows of a patient."""
+"""The facts about a patient on the chart page."""
 
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
+
+from django_smart.testing.simulator.fhir import is_in_record
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
@@ -81,7 +83,7 @@ def _of(ehr: EHRSimulator, resource_type: str, reference: str) -> list[Resource]
     return [
         one
         for one in ehr.data[resource_type].values()
-        if (one.get("subject") or one["patient"])["reference"] == reference
+        if is_in_record(one, reference.rpartition("/")[2], ehr.base_url)
     ]
 
 

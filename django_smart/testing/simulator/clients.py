@@ -1,5 +1,5 @@
 """
-Registered apps, and how they prove who they are at the token endpoint.
+Registered apps, and their authentication at the token endpoint.
 
 Spec: SMART App Launch 2.2, "Client Authentication: Asymmetric" and "Symmetric";
 RFC 6749 section 2.3.
@@ -38,7 +38,7 @@ class Client:
     jwks: dict[str, Any] | None = None
     jwks_url: str | None = None
     scope: str | None = None
-    """The most this app may get; None for anything the server knows."""
+    """The maximum scope for this app; ``None`` for anything the server knows."""
 
     def __post_init__(self) -> None:
         if self.auth_method not in AUTH_METHODS:
@@ -53,10 +53,10 @@ class Client:
 
 def authenticate(exchange: Exchange) -> Client:
     """
-    Find out which client sent a form, and check that it is the one.
+    Identify and authenticate the client that sent a form.
 
-    Each client uses the one method it is registered with; anything beside it is
-    refused, so that an app that sends its secret twice fails here.
+    Each client must use only its registered method, so that an app that sends its
+    secret twice fails here.
 
     Raises:
         OAuthError: ``invalid_client`` with 401, or ``invalid_request``.
@@ -64,6 +64,10 @@ def authenticate(exchange: Exchange) -> Client:
     form = dict(exchange.form)
     header = exchange.request.headers.get("Authorization")
     basic = _read_basic(header) if header is not None else None
+    if basic is not None and "basic_form_encoded" in exchange.ehr.quirks:
+        basic = basic[1:] or basic
+    elif basic is not None and "basic_raw" in exchange.ehr.quirks:
+        basic = basic[:1]
     client_id = _claimed_client_id(form, basic)
     client = exchange.ehr.clients.get(client_id)
     if client is None:
@@ -98,11 +102,11 @@ def _used_methods(
 def _claimed_client_id(
     form: dict[str, str], basic: list[tuple[str, str]] | None
 ) -> str:
-    """The one client that every part of the request names."""
+    """Return the client that every part of the request names."""
     named: set[str] = set()
     if basic is not None:
         names = {name for name, _ in basic}
-        # Both readings of Basic are possible; a client_id beside it decides.
+        # Both meanings of Basic are possible; an additional client_id decides.
         named.add(form["client_id"] if form.get("client_id") in names else basic[0][0])
     if "client_assertion" in form:
         named.add(assertions.claimed_issuer(form["client_assertion"]))
@@ -117,10 +121,10 @@ def _claimed_client_id(
 
 def _read_basic(header: str) -> list[tuple[str, str]]:
     """
-    The pairs that a Basic header can mean.
+    Return the possible meanings of a Basic header.
 
     SMART encodes ``client_id:client_secret`` as they are, RFC 6749 section 2.3.1
-    form-encodes both first; servers differ, this one takes either.
+    form-encodes both first; servers differ, and this one accepts both.
     """
     scheme, _, value = header.partition(" ")
     if scheme.lower() != "basic":

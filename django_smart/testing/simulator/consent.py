@@ -1,5 +1,5 @@
 """
-The authorization endpoint as a person sees it.
+The authorization endpoint's pages.
 
 A request that is in order becomes a page of its own: sign in if needed, pick a
 patient if needed, then approve or deny.
@@ -44,13 +44,13 @@ _LIFETIME = 600  # seconds in which the person has to decide
 
 @dataclass(slots=True, kw_only=True)
 class PendingConsent:
-    """A request that waits for a person's decision."""
+    """A request that waits for the user's decision."""
 
     request: AuthorizationRequest
     path: str
     expires_at: float
     session_id: str | None = None
-    """The first browser session that looked at it; nobody else may decide."""
+    """The first browser session that opened it; only it may decide."""
     patient: str | None = None
 
 

@@ -36,7 +36,7 @@ def rules() -> list[Rule]:
 
 
 def _requests(exchange: Exchange) -> Response:
-    """What came: the fields of ``RecordedRequest``, the body in base64."""
+    """The recorded requests: the fields of ``RecordedRequest``, the body in base64."""
     return json_response([_as_json(one) for one in list(exchange.ehr.requests)])
 
 

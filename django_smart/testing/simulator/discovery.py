@@ -1,5 +1,5 @@
 """
-The documents by which an app finds its way.
+The discovery documents.
 
 Spec: SMART App Launch 2.2, "FHIR Authorization Endpoint and Capabilities Discovery";
 OpenID Connect Discovery 1.0; FHIR R4 ``CapabilityStatement``.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from django_smart.testing.simulator.assertions import ALGORITHMS
 from django_smart.testing.simulator.exchange import json_response
-from django_smart.testing.simulator.search import PARAMETERS
+from django_smart.testing.simulator.search import get_parameters
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -74,7 +74,7 @@ _PUBLIC = {"Access-Control-Allow-Origin": "*"}
 
 def smart_configuration(exchange: Exchange) -> Response:
     """Answer ``GET [base]/.well-known/smart-configuration``."""
-    document = {**_common(exchange.ehr), "capabilities": _CAPABILITIES}
+    document = {"capabilities": _CAPABILITIES, **_common(exchange.ehr)}
     return json_response(document, headers=_PUBLIC)
 
 
@@ -89,7 +89,17 @@ def openid_configuration(exchange: Exchange) -> Response:
     return json_response(document, headers=_PUBLIC)
 
 
+_WRONG: dict[str, Any] = {
+    "capabilities": ["launch-ehr", "client-public", "permission-v1"],
+    "code_challenge_methods_supported": ["plain"],
+    "grant_types_supported": ["implicit"],
+    "jwks_uri": None,
+    "token_endpoint_auth_methods_supported": ["tls_client_auth"],
+}
+
+
 def _common(ehr: EHRSimulator) -> dict[str, Any]:
+    wrong = _WRONG if "discovery_wrong" in ehr.quirks else {}
     return {
         "issuer": ehr.issuer,
         "jwks_uri": ehr.jwks_uri,
@@ -109,6 +119,7 @@ def _common(ehr: EHRSimulator) -> dict[str, Any]:
         "scopes_supported": _SCOPES,
         "response_types_supported": ["code"],
         "authorization_response_iss_parameter_supported": True,
+        **wrong,
     }
 
 
@@ -175,7 +186,7 @@ def metadata(exchange: Exchange) -> Response:
             {
                 "mode": "server",
                 "security": security,
-                "resource": [_resource(name) for name in sorted(PARAMETERS)],
+                "resource": [_resource(name) for name in sorted(ehr.data)],
             }
         ],
     }
@@ -196,7 +207,7 @@ def _resource(name: str) -> dict[str, Any]:
         "conditionalUpdate": True,
         "conditionalDelete": "single",
         "searchParam": [
-            {"name": parameter, "type": kinds.get(kind, kind)}
-            for parameter, (kind, _) in sorted(PARAMETERS[name].items())
+            {"name": parameter, "type": kinds.get(one.kind, one.kind)}
+            for parameter, one in sorted(get_parameters(name).items())
         ],
     }

@@ -1,4 +1,4 @@
-"""``EHRSimulator``: the simulated EHR, as tests hold it in their hands."""
+"""``EHRSimulator``: the simulated EHR, as tests use it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from django_smart.testing.simulator.exchange import Exchange, browser_request
 from django_smart.testing.simulator.faults import FaultSet
 from django_smart.testing.simulator.id_tokens import SigningKey
 from django_smart.testing.simulator.people import users
+from django_smart.testing.simulator.quirks import check_quirks
 from django_smart.testing.simulator.serving import running_server
 from django_smart.testing.simulator.state import Launch, Store, new_id
-from django_smart.testing.simulator.versions import Versions
+from django_smart.testing.simulator.versions import Version, Versions
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.consent import PendingConsent
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.records import RecordedRequest
     from django_smart.testing.simulator.sessions import Session
 
-__all__ = ["EHRSimulator"]
+__all__ = ["CHECKS", "EHRSimulator"]
+
+CHECKS = frozenset({"compartment", "if_match", "scope_query"})
+"""
+Which record a resource belongs to, which version a change is based on, and the search
+parameters of a scope; a server may omit any of these checks.
+"""
 
 Interceptor = Callable[[Callable[[Request], Response], Request], Response]
 
@@ -45,23 +52,25 @@ class EHRSimulator(Endpoints):
     A SMART App Launch 2.2 server and FHIR R4 API over synthetic patients.
 
     Use it in process (``adapter()``, ``authorize()``) or over sockets (``serve()``).
-    It is strict: what an app does wrong is refused, with the reason in the answer.
-    What reached it is in ``requests``; ``faults`` makes it misbehave.
+    It is strict: it refuses whatever an app does wrong, with the reason in the
+    response. ``requests`` contains the received requests; ``faults`` makes it
+    misbehave.
 
     Args:
         base_url: the FHIR base, the ``iss`` and ``aud`` of a launch.
         clock: returns seconds since the epoch.
         access_token_lifetime: seconds.
         code_lifetime: seconds.
-        refresh_token_lifetime: seconds; None for tokens that do not expire.
-        rotate_refresh_tokens: give a new refresh token with each refresh; a second use
+        refresh_token_lifetime: seconds; ``None`` for tokens that do not expire.
+        rotate_refresh_tokens: issue a new refresh token with each refresh; a second use
             of an old one revokes the grant.
-        echo_offline_access: list ``offline_access`` in the answer to the code, too.
-        issuer: of the ID tokens; by default the base URL less its last segment.
+        echo_offline_access: list ``offline_access`` in the response to the code, too.
+        issuer: of the ID tokens; by default, the base URL without its last segment.
         id_token_algorithm: RS256, RS384, ES256 or ES384.
-        page_path: path outside the base at which further pages of a search stand.
+        page_path: path outside the base for further pages of a search.
         control: offer the JSON control API at ``/_control/``.
-        initial_access_token: of those who may register; None lets everybody.
+        initial_access_token: required for registration; ``None`` for none.
+        lenient: skip all of ``CHECKS``, to show what the app itself checks.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class EHRSimulator(Endpoints):
         page_path: str | None = None,
         control: bool = False,
         initial_access_token: str | None = None,
+        lenient: bool = False,
     ) -> None:
         super().__init__(base_url, issuer=issuer, page_path=page_path)
         self.clock = clock
@@ -90,12 +100,14 @@ class EHRSimulator(Endpoints):
         self.id_token_algorithm = id_token_algorithm
         self.control = control
         self.initial_access_token = initial_access_token
+        self.checks: frozenset[str] = frozenset() if lenient else CHECKS
+        """The active ``CHECKS``."""
         self.launch_lifetime = 600
-        """Seconds in which a launch has to reach the authorization endpoint."""
+        """Seconds within which a launch must reach the authorization endpoint."""
         self.foreign_origin: str = "https://elsewhere.example.net"
-        """Where faults point that lead the app to another host."""
+        """The target of faults that lead the app to another host."""
         self.pace = 1.0
-        """How long a second of a slow fault takes; tests make it shorter."""
+        """Duration of one second of a slow fault; tests shorten it."""
         self.versions = Versions(self)
         self.users = users()
         """Everybody who can sign in, by reference."""
@@ -107,13 +119,14 @@ class EHRSimulator(Endpoints):
         self.pending_consents: dict[str, PendingConsent] = {}
         self.requests: list[RecordedRequest] = []
         self.on_request: Callable[[RecordedRequest], None] | None = None
-        """Called with each request after it was answered."""
+        """Called with each request after the response."""
         self.interceptors: list[Interceptor] = []
-        """Called with what answers and the request; each may answer another way."""
+        """Called with the handler and the request; each may respond differently."""
         self.reused_refresh_tokens = 0
-        """How often a refresh token came that had been used before."""
+        """The number of times a used refresh token was received again."""
         self._stopping = threading.Event()
         self._faults = FaultSet()
+        self._quirks: frozenset[str] = frozenset()
         self._signing_keys: list[SigningKey] = []
         self.wsgi_app = App(self)
 
@@ -121,6 +134,11 @@ class EHRSimulator(Endpoints):
     def data(self) -> Resources:
         """Resources by type and id."""
         return self.versions.data
+
+    @property
+    def written(self) -> list[Version]:
+        """Each version that a request stored, including deletions, in order."""
+        return self.versions.written
 
     def register_client(
         self,
@@ -139,15 +157,15 @@ class EHRSimulator(Endpoints):
         Register an app.
 
         Args:
-            client_id: its id.
+            client_id: the app's id.
             client_secret: for ``client_secret_basic`` and ``client_secret_post``.
             auth_method: one of those, ``private_key_jwt`` or ``none``.
             redirect_uris: complete URLs, compared character for character.
             launch_url: where an EHR launch is sent; the chart then shows a button.
-            jwks: the public keys of a ``private_key_jwt`` client,
-            jwks_url: or where they are published.
-            name: what people see.
-            scope: the most that the app may get; None for no limit.
+            jwks: the public keys of a ``private_key_jwt`` client.
+            jwks_url: where they are published, instead of *jwks*.
+            name: the displayed name.
+            scope: the maximum scope for the app; ``None`` for no limit.
         """
         client = Client(
             client_id=client_id,
@@ -175,23 +193,27 @@ class EHRSimulator(Endpoints):
         tenant: str | None = None,
         fhir_context: list[dict[str, Any]] | None = None,
         smart_style_url: str | None = None,
+        hub: tuple[str, str] | None = None,
+        app_context: str | None = None,
     ) -> str:
         """
-        Prepare an EHR launch, as a click in the chart does.
+        Prepare an EHR launch, like a click in the chart.
 
         Args:
-            client_id: the app that is to be opened.
-            patient: id of the patient, or None for a launch outside of a chart.
+            client_id: the app to open.
+            patient: id of the patient, or ``None`` for a launch outside of a chart.
             encounter: id of the encounter.
-            user: reference of who clicked; by default the first clinician.
-            need_patient_banner: whether the app has to show who the patient is.
-            intent: what the app is opened for.
-            tenant: the organisation.
+            user: reference of the user who clicked; by default, the first clinician.
+            need_patient_banner: whether the app must show who the patient is.
+            intent: the purpose of the launch.
+            tenant: the organization.
             fhir_context: further resources in context.
             smart_style_url: by default the simulator's own style.
+            hub: URL and topic of the FHIRcast session.
+            app_context: text of the card or Task that requested the launch.
 
         Returns:
-            The opaque ``launch`` value, good for one use within ten minutes.
+            The opaque ``launch`` value, valid for one use within ten minutes.
         """
         if client_id not in self.clients:
             raise ValueError(f"no such client: {client_id}")
@@ -206,6 +228,9 @@ class EHRSimulator(Endpoints):
             "intent": intent,
             "tenant": tenant,
             "fhirContext": fhir_context,
+            "hub.url": hub[0] if hub else None,
+            "hub.topic": hub[1] if hub else None,
+            "appContext": app_context,
         }
         launch = Launch(
             launch_id=new_id(),
@@ -220,7 +245,7 @@ class EHRSimulator(Endpoints):
         return launch.launch_id
 
     def launch_url(self, client_id: str, launch_id: str) -> str:
-        """The URL that the EHR opens the app with."""
+        """Return the URL with which the EHR opens the app."""
         url = self.clients[client_id].launch_url
         if url is None:
             raise ValueError(f"{client_id} has no launch URL")
@@ -238,18 +263,18 @@ class EHRSimulator(Endpoints):
         scope: str | None = None,
     ) -> str:
         """
-        Play the part of the person at the authorization page.
+        Act as the user on the authorization page.
 
         Args:
             authorization_url: where the app sent the browser.
-            form: what it sent there by POST; None for a GET.
-            approve: press Approve, else Deny.
-            user: who signs in for a standalone launch; the first clinician by default.
-            patient: whom a clinician picks; the first patient by default.
-            scope: what the person allows, within what was asked; by default all.
+            form: the parameters of a POST; ``None`` for a GET.
+            approve: approve the request; otherwise, deny it.
+            user: who signs in for a standalone launch; by default, the first clinician.
+            patient: the patient a clinician selects; by default, the first one.
+            scope: the approved part of the requested scope; by default, all of it.
 
         Returns:
-            The URL the browser is sent to: with ``code``, or with ``error``.
+            The URL to which the browser is redirected, with ``code`` or ``error``.
 
         Raises:
             AuthorizationPageError: the client or the redirect URI is wrong, so the
@@ -280,10 +305,10 @@ class EHRSimulator(Endpoints):
             scope=scope,
         )
 
-    # Ways to reach it
+    # Access
 
     def adapter(self) -> SimulatorAdapter:
-        """An adapter for ``requests`` that needs no socket."""
+        """Return an adapter for ``requests`` that needs no socket."""
         return SimulatorAdapter(self)
 
     @contextmanager
@@ -297,8 +322,8 @@ class EHRSimulator(Endpoints):
         """
         Serve over sockets, from a background thread; yields the origin.
 
-        Scheme, host and port of ``base_url`` (and of ``issuer``, if it has the same)
-        are the real ones meanwhile; paths stay.  ``ssl_context`` is for https.
+        In the meantime, scheme, host and port of ``base_url`` (and of ``issuer``, if
+        equal) are the real ones; paths are kept. ``ssl_context`` is for https.
         """
         with running_server(self.wsgi_app, host, port, ssl_context) as bound:
             scheme = "https" if ssl_context else "http"
@@ -306,27 +331,28 @@ class EHRSimulator(Endpoints):
                 try:
                     yield self.origin
                 finally:
-                    # Answers that are slow by a fault do not hold up the end.
+                    # Slow responses of a fault must not delay the end.
                     self._stopping.set()
         self._stopping.clear()
 
-    # What came, and what is alive
+    # Recorded requests and current tokens
 
     def record(self, exchange: Exchange, status: int) -> None:
-        """Write a request down."""
+        """Record a request."""
         recorded = exchange.record(status)
         self.requests.append(recorded)
         if self.on_request is not None:
             self.on_request(recorded)
 
     def record_elsewhere(self, environ: dict[str, Any]) -> None:
-        """Write down a request that was meant for another origin."""
+        """Record a request to another origin."""
         exchange = Exchange(ehr=self, request=Request(environ), name="elsewhere")
         self.record(exchange, 0)
 
     def clear_requests(self) -> None:
-        """Forget what came so far."""
+        """Clear the recorded requests and stored versions."""
         self.requests.clear()
+        self.written.clear()
 
     def requests_to(self, exchange: str) -> list[RecordedRequest]:
         """
@@ -343,20 +369,20 @@ class EHRSimulator(Endpoints):
         return [one for one in self.requests if one.exchange == exchange]
 
     def expire_access_tokens(self) -> None:
-        """Let every access token end now."""
+        """Expire every access token now."""
         with self.store.lock:
             for token in self.store.access_tokens.values():
                 token.expires_at = min(token.expires_at, self.clock())
 
     def revoke_grant(self, token: str) -> None:
-        """Take back everything that came from the authorization behind *token*."""
+        """Revoke everything issued for the authorization of *token*."""
         grant = self.store.grant_of(token)
         if grant is None:
             raise ValueError("no grant has this token")
         grant.revoked = True
 
     def patient_of(self, access_token: str) -> str | None:
-        """The patient that an access token is about, alive or not."""
+        """Return the patient of an access token, valid or not."""
         token = self.store.access_tokens.get(access_token)
         return token.grant.patient if token is not None else None
 
@@ -375,7 +401,7 @@ class EHRSimulator(Endpoints):
         self._signing_keys = list(keys)
 
     def rotate_signing_key(self) -> None:
-        """Sign with a new key; the one before stays published."""
+        """Sign with a new key; the previous one stays published."""
         with self.store.lock:
             self._signing_keys = [
                 *self._signing_keys[-1:],
@@ -395,14 +421,23 @@ class EHRSimulator(Endpoints):
         return response.json()
 
     def wait(self, seconds: float) -> bool:
-        """Let a slow fault take its time; false as soon as serving ends."""
+        """Wait for a slow fault; return ``False`` as soon as serving ends."""
         return not self._stopping.wait(seconds * self.pace)
 
     @property
     def faults(self) -> FaultSet:
-        """The names of the misbehaviours that are on; see ``FAULTS``."""
+        """The names of the active faults; see ``FAULTS``."""
         return self._faults
 
     @faults.setter
     def faults(self, names: Iterable[str]) -> None:
         self._faults = FaultSet(names)
+
+    @property
+    def quirks(self) -> frozenset[str]:
+        """The names of the active quirks; see ``QUIRKS``."""
+        return self._quirks
+
+    @quirks.setter
+    def quirks(self, names: Iterable[str]) -> None:
+        self._quirks = check_quirks(names)

@@ -1,4 +1,4 @@
-"""Where the simulated EHR offers what."""
+"""The URLs of the simulated EHR's endpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Endpoints:
 
     @contextmanager
     def moved_to(self, origin: str) -> Iterator[None]:
-        """Stand at *origin* inside the ``with`` block; paths stay."""
+        """Use *origin* inside the ``with`` block; paths do not change."""
         before = self.base_url, self._issuer
         if self._issuer is not None and self._issuer.startswith(self.origin):
             self._issuer = origin + self._issuer.removeprefix(self.origin)
@@ -43,7 +43,7 @@ class Endpoints:
 
     @property
     def root_path(self) -> str:
-        """The base path less its last segment; ``/auth/…`` stands below it."""
+        """The base path without its last segment; ``/auth/…`` is below it."""
         return self.base_path.rpartition("/")[0]
 
     @property
@@ -52,7 +52,7 @@ class Endpoints:
 
     @property
     def page_url(self) -> str:
-        """What the links of a Bundle begin with."""
+        """The start of the links in a Bundle."""
         if self._page_path is None:
             return self.base_url
         return f"{self.origin}{self._page_path}"

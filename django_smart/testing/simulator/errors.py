@@ -1,4 +1,4 @@
-"""What the simulated EHR refuses, and how it says so."""
+"""The simulated EHR's errors, and their responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SimulatorError(Exception):
 
 class OAuthError(SimulatorError):
     """
-    An error answer of the token, revocation or introspection endpoint.
+    An error response of the token, revocation or introspection endpoint.
 
     Spec: RFC 6749 section 5.2.
     """
@@ -30,12 +30,12 @@ class OAuthError(SimulatorError):
         self.description = description
         self.status = status
         self.basic = basic
-        """The client tried HTTP Basic, so the answer names that scheme."""
+        """The client tried HTTP Basic, so the response names that scheme."""
 
 
 class AuthorizationError(SimulatorError):
     """
-    An authorization request that is answered to the app's redirect URI.
+    An authorization error that is sent to the app's redirect URI.
 
     Spec: RFC 6749 section 4.1.2.1.
     """
@@ -52,16 +52,16 @@ class AuthorizationError(SimulatorError):
 
 class AuthorizationPageError(SimulatorError):
     """
-    An authorization request that may not be answered by a redirect.
+    An authorization error that must not be sent as a redirect.
 
-    The client or its redirect URI is not known, so the person is told on a page.
+    The client or its redirect URI is unknown, so the user sees an error page.
 
     Spec: RFC 6749 section 4.1.2.1.
     """
 
 
 class FHIRError(SimulatorError):
-    """A FHIR request that is answered with an ``OperationOutcome``."""
+    """A FHIR error, with an ``OperationOutcome`` in the response."""
 
     def __init__(
         self, status: int, code: str, diagnostics: str, *, challenge: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from requests.structures import CaseInsensitiveDict
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request, Response
 
+from django_smart.testing.simulator.digits import dump, load
 from django_smart.testing.simulator.records import RecordedRequest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _TOKEN_EXCHANGES = {
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """A request, what is learnt about it while it is handled, and its EHR."""
+    """A request, what is learned about it while it is handled, and its EHR."""
 
     ehr: EHRSimulator
     request: Request
@@ -46,6 +46,14 @@ class Exchange:
     @property
     def body(self) -> bytes:
         return self.request.get_data(cache=True)
+
+    @property
+    def json(self) -> Any:
+        """The body, or ``None`` if it is no JSON."""
+        try:
+            return load(self.body)
+        except ValueError:
+            return None
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -61,7 +69,7 @@ class Exchange:
 
     @property
     def is_framed(self) -> bool:
-        """Whether the browser shows the answer in a frame, below somebody's header."""
+        """True if the browser shows the response in a frame."""
         return self.request.headers.get("Sec-Fetch-Dest") == "iframe"
 
     @property
@@ -78,7 +86,7 @@ class Exchange:
         return self.request.base_url + (f"?{query}" if query else "")
 
     def record(self, status: int) -> RecordedRequest:
-        """The request as it will stand in ``EHRSimulator.requests``."""
+        """Return the request as recorded in ``EHRSimulator.requests``."""
         return RecordedRequest(
             exchange=self.name,
             method=self.request.method,
@@ -104,7 +112,7 @@ def json_response(
 ) -> Response:
     """An answer whose body is *value* as JSON."""
     return Response(
-        json.dumps(value, ensure_ascii=False, indent=1),
+        dump(value, ensure_ascii=False, indent=1),
         status=status,
         content_type=content_type,
         headers=headers,

@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
 
-from django_smart.testing.simulator import search
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
 from django_smart.testing.simulator.paging import searchset
+from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
 from django_smart.testing.simulator.scopes import ResourceScope, parse_scope
+from django_smart.testing.simulator.search import (
+    RESULT_PARAMETERS,
+    Search,
+    get_parameters,
+    iter_values,
+    select_elements,
+)
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -30,35 +37,42 @@ __all__ = [
     "fhir_error_response",
     "find",
     "insufficient",
+    "is_in_record",
     "known_type",
     "read",
+    "search_compartment",
     "search_type",
 ]
 
 FHIR_JSON = "application/fhir+json; charset=utf-8"
 
-# Where a resource says whose it is (the Patient compartment of FHIR R4).
-_COMPARTMENT = ("subject", "patient", "securityContext")
-# Types outside the compartment that a patient's own data refer to.
-_SHARED_TYPES = frozenset({"Organization", "Practitioner"})
+# Parameters of the compartment that say whose a resource is; others say who took part.
+_SUBJECTS = ("patient", "subject", "beneficiary", "individual", "actor", "member")
+# Where types outside the compartment may say it.
+_ELSEWHERE = ("patient", "subject", "securityContext")
+# Those of them that belong to nobody who can tell, unless they say whose they are.
+_NOBODYS = frozenset({"Binary", "Linkage", "MessageHeader", "Parameters"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What one access token opens."""
+    """The access that a token grants."""
 
     token: AccessToken
     scopes: list[ResourceScope]
     user_patient: str | None
     """For a person who is a patient: the only record their ``user/`` scopes reach."""
     base_url: str
+    search: Search
+    checks: frozenset[str]
+    """As ``EHRSimulator.checks``."""
 
     def has(self, resource_type: str, letter: str) -> bool:
-        """Whether any scope is about this type and interaction."""
+        """Return whether any scope covers this type and interaction."""
         return any(scope.applies_to(resource_type, letter) for scope in self.scopes)
 
     def allows(self, resource: dict[str, Any], letter: str) -> bool:
-        """Whether a scope reaches this very resource."""
+        """Return whether a scope covers this resource."""
         return any(
             scope.applies_to(resource["resourceType"], letter)
             and self._reaches(scope.level, resource)
@@ -67,7 +81,7 @@ class Access:
         )
 
     def reaches_patient(self, patient: str, resource_type: str, letter: str) -> bool:
-        """Whether a search in this patient's record can find anything."""
+        """Return whether a search in this patient's record can find anything."""
         probe = {"resourceType": "Patient", "id": patient}
         return any(
             scope.applies_to(resource_type, letter)
@@ -76,29 +90,52 @@ class Access:
         )
 
     def _reaches(self, level: str, resource: dict[str, Any]) -> bool:
-        if level == "system":
+        if level == "system" or "compartment" not in self.checks:
             return True
         if level == "patient":
-            return _in_record(resource, self.token.grant.patient)
-        return self.user_patient is None or _in_record(resource, self.user_patient)
+            return is_in_record(resource, self.token.grant.patient, self.base_url)
+        return self.user_patient is None or is_in_record(
+            resource, self.user_patient, self.base_url
+        )
 
     def _is_selected(self, scope: ResourceScope, resource: dict[str, Any]) -> bool:
-        return all(
-            search.matches(resource, name, value, base_url=self.base_url)
-            for name, value in scope.params
+        return "scope_query" not in self.checks or all(
+            self.search.matches(resource, name, value) for name, value in scope.params
         )
 
 
-def _in_record(resource: dict[str, Any], patient: str | None) -> bool:
+def is_in_record(resource: dict[str, Any], patient: str | None, base_url: str) -> bool:
+    """
+    Whether everything that says whose *resource* is says that it is this patient's.
+
+    What belongs to no patient, such as a ``Practitioner``, is in every record.
+    """
     if patient is None:
         return False
-    if resource["resourceType"] in _SHARED_TYPES:
-        return True
     if resource["resourceType"] == "Patient":
         return bool(resource["id"] == patient)
-    reference = f"Patient/{patient}"
-    return any(
-        resource.get(name, {}).get("reference") == reference for name in _COMPARTMENT
+    if resource["resourceType"] == "Bundle":
+        held = [one for one in iter_values(resource, "entry.resource") if one]
+        return bool(held) and all(is_in_record(one, patient, base_url) for one in held)
+    parameters = get_parameters(resource["resourceType"])
+    paths = {
+        path
+        for name in _SUBJECTS
+        if name in parameters and parameters[name].is_of_compartment
+        for path in parameters[name].paths
+    }
+    found = [
+        item for path in paths or _ELSEWHERE for item in iter_values(resource, path)
+    ]
+    references = [
+        str(item.get("reference")) if isinstance(item, dict) else "" for item in found
+    ]
+    own = {f"Patient/{patient}", f"{base_url}/Patient/{patient}"}
+    if not any(reference in own for reference in references):
+        # Of two elements, one that names the patient does not speak for the other.
+        return not paths and not found and resource["resourceType"] not in _NOBODYS
+    return all(
+        reference in own or "Patient" not in reference for reference in references
     )
 
 
@@ -133,6 +170,8 @@ def authorize(exchange: Exchange) -> Access:
         scopes=[scope for scope in parsed if scope is not None],
         user_patient=user.patient_id if user is not None else None,
         base_url=ehr.base_url,
+        search=Search(ehr.data, ehr.base_url),
+        checks=frozenset(ehr.checks),
     )
 
 
@@ -160,37 +199,45 @@ def _wants_json(exchange: Exchange) -> bool:
     return "json" in exchange.request.headers.get("Accept", "")
 
 
-def select_elements(
-    resource: dict[str, Any], pairs: list[tuple[str, str]]
-) -> dict[str, Any]:
-    """What ``_elements`` leaves of *resource*, marked as a part."""
-    elements = dict(pairs).get("_elements")
-    if elements is None:
-        return resource
-    names = {"resourceType", "id", *elements.split(",")}
-    part = {name: value for name, value in resource.items() if name in names}
-    system = "http://terminology.hl7.org/CodeSystem/v3-ObservationValue"
-    tag = {"system": system, "code": "SUBSETTED"}
-    return {**part, "meta": {**resource["meta"], "tag": [tag]}}
-
-
 def search_type(exchange: Exchange, resource_type: str) -> Response:
     """Answer ``GET [base]/[type]?…`` and ``POST [base]/[type]/_search``."""
+    return _search(exchange, resource_type, [])
+
+
+def search_compartment(
+    exchange: Exchange, resource_id: str, resource_type: str
+) -> Response:
+    """Answer ``GET [base]/Patient/[id]/[type]?…``."""
+    own = f"Patient/{resource_id}"
+    names = [
+        name
+        for name, parameter in get_parameters(resource_type).items()
+        if parameter.is_of_compartment
+    ]
+    if not names:
+        raise FHIRError(404, "not-supported", f"{resource_type} is in no record")
+    return _search(exchange, resource_type, [(name, own) for name in names])
+
+
+def _search(
+    exchange: Exchange, resource_type: str, any_of: list[tuple[str, str]]
+) -> Response:
     access = authorize(exchange)
     known_type(exchange, resource_type)
     if not access.has(resource_type, "s"):
         raise insufficient(f"no scope for searching {resource_type}")
     pairs = [*exchange.query, *exchange.form]
-    found = find(exchange, access, resource_type, pairs, letter="s")
+    found = [
+        resource
+        for resource in find(exchange, access, resource_type, pairs, letter="s")
+        if not any_of or any(access.search.matches(resource, *one) for one in any_of)
+    ]
     return searchset(
         exchange,
-        access.token.grant,
-        resource_type=resource_type,
+        access,
+        path=exchange.request.path.removeprefix(f"{exchange.ehr.base_path}/"),
         pairs=pairs,
-        resources=[
-            select_elements(resource, pairs)
-            for resource in search.sort_resources(found, pairs)
-        ],
+        resources=access.search.sort(found, pairs),
     )
 
 
@@ -202,31 +249,28 @@ def find(
     *,
     letter: str,
 ) -> list[dict[str, Any]]:
-    """What *pairs* select of the resources that *letter* reaches."""
-    filters = _filters(exchange, resource_type, pairs)
-    _check_patients(access, resource_type, filters, letter)
+    """Return the resources that *pairs* select and the scope *letter* allows."""
+    filters = _filters(exchange, access, resource_type, pairs)
+    if "compartment" in access.checks:
+        _check_patients(access, resource_type, filters, letter)
     return [
         resource
-        for resource in exchange.ehr.data[resource_type].values()
+        for resource in list(exchange.ehr.data[resource_type].values())
         if access.allows(resource, letter)
-        and all(
-            search.matches(resource, name, value, base_url=access.base_url)
-            for name, value in filters
-        )
+        and all(access.search.matches(resource, *one) for one in filters)
     ]
 
 
-def known_type(exchange: Exchange, resource_type: str) -> dict[str, dict[str, Any]]:
-    try:
-        return exchange.ehr.data[resource_type]
-    except KeyError:
-        raise FHIRError(
-            404, "not-supported", f"this server has no {resource_type}"
-        ) from None
+def known_type(exchange: Exchange, resource_type: str) -> None:
+    if resource_type not in RESOURCE_TYPES:
+        raise FHIRError(404, "not-supported", f"this server has no {resource_type}")
 
 
 def _filters(
-    exchange: Exchange, resource_type: str, pairs: list[tuple[str, str]]
+    exchange: Exchange,
+    access: Access,
+    resource_type: str,
+    pairs: list[tuple[str, str]],
 ) -> list[tuple[str, str]]:
     """
     The pairs that select resources.
@@ -234,13 +278,18 @@ def _filters(
     An unknown parameter is refused, unless ``Prefer: handling=lenient`` was sent: a
     filter that is dropped in silence would give too many results.
     """
-    filters = [pair for pair in pairs if pair[0] not in search.RESULT_PARAMETERS]
-    if "handling=lenient" in exchange.request.headers.get("Prefer", ""):
-        known = search.PARAMETERS[resource_type]
-        return [pair for pair in filters if pair[0].partition(":")[0] in known]
-    for name, _ in filters:
-        if name.partition(":")[0] not in search.PARAMETERS[resource_type]:
-            raise FHIRError(400, "not-supported", f"unknown search parameter: {name}")
+    is_lenient = "handling=lenient" in exchange.request.headers.get("Prefer", "")
+    filters = []
+    for name, value in pairs:
+        if name in RESULT_PARAMETERS:
+            continue
+        try:
+            access.search.check(resource_type, name)
+        except FHIRError:
+            if not is_lenient:
+                raise
+        else:
+            filters.append((name, value))
     return filters
 
 
@@ -250,7 +299,8 @@ def _check_patients(
     """A search in the record of somebody else is refused, not answered empty."""
     by_id = {"_id"} if resource_type == "Patient" else set()
     for name, value in filters:
-        if name.partition(":")[0] in {"patient", "subject"} | by_id:
+        bare, _, modifier = name.partition(":")
+        if bare in {"patient", "subject"} | by_id and modifier in {"", "Patient"}:
             for one in value.split(","):
                 patient = one.rpartition("/")[2]
                 if not access.reaches_patient(patient, resource_type, letter):

@@ -98,13 +98,13 @@ def _versions(
 
 
 def _is_visible(access: fhir.Access, versions: list[Version], letter: str) -> bool:
-    """Whether the last version that has content may be seen."""
+    """Return whether the token may see the last version that has content."""
     resources = [one.resource for one in versions if one.resource is not None]
     return bool(resources) and access.allows(resources[-1], letter)
 
 
 def _answer(exchange: Exchange, versions: list[Version]) -> Response:
-    """One page; ``_offset`` is this server's own way to name the next one."""
+    """Return one page; ``_offset`` is this server's own parameter for the next one."""
     query = dict(exchange.query)
     if "_since" in query:
         try:

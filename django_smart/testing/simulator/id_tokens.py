@@ -114,3 +114,18 @@ def issue_id_token(ehr: EHRSimulator, grant: Grant) -> str:
     faults.apply_to_id_token(draft)
     grant.id_token_issued = True
     return draft.encode()
+
+
+def issue_access_token(ehr: EHRSimulator, grant: Grant, expires_at: float) -> str:
+    """An access token that is a JWT with the launch context (RFC 9068)."""
+    claims = {
+        **grant.context,
+        "iss": ehr.issuer,
+        "aud": ehr.base_url,
+        "client_id": grant.client_id,
+        "exp": int(expires_at),
+        "jti": secrets.token_urlsafe(16),
+    }
+    key = ehr.signing_keys[-1]
+    headers = {"kid": key.kid, "typ": "at+jwt"}
+    return jwt.encode(claims, key.private_key, key.algorithm, headers=headers)

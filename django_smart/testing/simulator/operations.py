@@ -6,15 +6,17 @@ Spec: FHIR R4, "Operations", http://hl7.org/fhir/R4/operations.html.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
 
-from django_smart.testing.simulator import fhir, search
+from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
 from django_smart.testing.simulator.paging import searchset
+from django_smart.testing.simulator.search import get_parameters
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -29,6 +31,9 @@ def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
     yield f"{base}/Patient/<resource_id>/$everything", "GET", _everything
     yield f"{base}/Observation/$lastn", "GET", _lastn
     yield f"{base}/{_TYPE}/$validate", "POST", _validate
+    yield f"{base}/{_TYPE}/<resource_id>/$validate", "POST", _validate
+    for method in ("GET", "POST"):
+        yield f"{base}/Questionnaire/<resource_id>/$populate", method, _populate
     yield f"{base}/$versions", "GET", _versions
 
 
@@ -38,19 +43,20 @@ def _everything(exchange: Exchange, resource_id: str) -> Response:
     patient = exchange.ehr.versions.get_current("Patient", resource_id)
     if not access.allows(patient, "r"):
         raise fhir.insufficient("this patient is outside of what was granted")
-    reference = f"Patient/{resource_id}"
+    types = dict(exchange.query).get("_type", "").split(",")
     record = [
         resource
-        for kind in exchange.ehr.data.values()
+        for name, kind in list(exchange.ehr.data.items())
+        if name != "Patient" and (types == [""] or name in types)
         for resource in kind.values()
-        if reference
-        in {resource.get(name, {}).get("reference") for name in ("subject", "patient")}
+        if any(one.is_of_compartment for one in get_parameters(name).values())
+        and fhir.is_in_record(resource, resource_id, exchange.ehr.base_url)
         and access.allows(resource, "r")
     ]
     return searchset(
         exchange,
-        access.token.grant,
-        resource_type=f"{reference}/$everything",
+        access,
+        path=f"Patient/{resource_id}/$everything",
         pairs=exchange.query,
         resources=[patient, *record],
     )
@@ -67,13 +73,13 @@ def _lastn(exchange: Exchange) -> Response:
     if not number.isdecimal():
         raise FHIRError(400, "value", "max is no number")
     by_code: dict[str, list[dict[str, Any]]] = {}
-    for resource in search.sort_resources(found, [("_sort", "-date")]):
-        code = resource["code"]["coding"][0]["code"]
+    for resource in access.search.sort(found, [("_sort", "-date")]):
+        code = json.dumps(resource.get("code"), sort_keys=True)
         by_code.setdefault(code, []).append(resource)
     return searchset(
         exchange,
-        access.token.grant,
-        resource_type="Observation/$lastn",
+        access,
+        path="Observation/$lastn",
         pairs=exchange.query,
         resources=[
             resource for group in by_code.values() for resource in group[: int(number)]
@@ -81,20 +87,49 @@ def _lastn(exchange: Exchange) -> Response:
     )
 
 
-def _validate(exchange: Exchange, resource_type: str) -> Response:
-    """Whether the body is a resource of the type; no profile is looked at."""
+def _validate(
+    exchange: Exchange, resource_type: str, resource_id: str = ""
+) -> Response:
+    """Validate that the body is a resource of the type; profiles are ignored."""
     fhir.authorize(exchange)
     fhir.known_type(exchange, resource_type)
-    body = exchange.request.get_json(force=True, silent=True)
+    body = exchange.json
     if isinstance(body, dict) and body.get("resourceType") == "Parameters":
         body = next((one.get("resource") for one in body.get("parameter", [])), None)
     is_fine = isinstance(body, dict) and body.get("resourceType") == resource_type
+    if resource_id:
+        is_fine = is_fine and body is not None and body.get("id") == resource_id
     issue = {
         "severity": "information" if is_fine else "error",
         "code": "informational" if is_fine else "structure",
     }
     outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
     return json_response(outcome, content_type=fhir.FHIR_JSON)
+
+
+def _populate(exchange: Exchange, resource_id: str) -> Response:
+    """A response without answers, about whom the request names, or the patient."""
+    access = fhir.authorize(exchange)
+    questionnaire = exchange.ehr.versions.get_current("Questionnaire", resource_id)
+    if not access.allows(questionnaire, "r"):
+        raise fhir.insufficient("this Questionnaire is outside of what was granted")
+    body = exchange.request.get_json(force=True, silent=True)
+    parameters = body.get("parameter", []) if isinstance(body, dict) else []
+    named = {one.get("name"): one.get("valueReference") for one in parameters}
+    subject = named.get("subject") or {
+        "reference": dict(exchange.query).get(
+            "subject", f"Patient/{access.token.grant.patient}"
+        )
+    }
+    answer = {
+        "resourceType": "QuestionnaireResponse",
+        "questionnaire": f"Questionnaire/{resource_id}",
+        "status": "in-progress",
+        "subject": subject,
+    }
+    if not access.allows({**answer, "id": ""}, "r"):
+        raise fhir.insufficient("this subject is outside of what was granted")
+    return json_response(answer, content_type=fhir.FHIR_JSON)
 
 
 def _versions(exchange: Exchange) -> Response:

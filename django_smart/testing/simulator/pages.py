@@ -155,6 +155,8 @@ def _frame_app(exchange: Exchange, patient_id: str) -> Response:
         "session": session,
         "patient": chart.summarize(ehr, patient_id),
         "app": client,
+        "base_url": ehr.base_url,
+        "origin": ehr.origin,
         "url": _launch(ehr, session, client, patient_id, framed=True),
     }
     return render("frame.html", context)

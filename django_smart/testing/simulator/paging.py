@@ -14,12 +14,13 @@ from urllib.parse import urlencode
 
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.search import select_elements
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
 
     from django_smart.testing.simulator.exchange import Exchange
-    from django_smart.testing.simulator.state import Grant
+    from django_smart.testing.simulator.fhir import Access
 
 __all__ = ["DEFAULT_COUNT", "MAX_COUNT", "SavedSearch", "next_page", "searchset"]
 
@@ -30,38 +31,39 @@ _FHIR_JSON = "application/fhir+json; charset=utf-8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedSearch:
-    """The result of a search whose further pages can be asked for."""
+    """The result of a search with further pages."""
 
     search_id: str
-    grant: Grant
+    access: Access
+    pairs: list[tuple[str, str]]
     resources: list[dict[str, Any]]
 
 
 def searchset(
     exchange: Exchange,
-    grant: Grant,
+    access: Access,
     *,
-    resource_type: str,
+    path: str,
     pairs: list[tuple[str, str]],
     resources: list[dict[str, Any]],
 ) -> Response:
     """The first page."""
     ehr = exchange.ehr
     count = _number(pairs, "_count", DEFAULT_COUNT)
-    self_url = f"{ehr.page_url}/{resource_type}"
+    if dict(pairs).get("_summary") == "count":
+        count = 0
+    self_url = f"{ehr.page_url}/{path}"
     if pairs:
         self_url += f"?{urlencode(pairs)}"
     saved = SavedSearch(
-        search_id=str(uuid.uuid4()),
-        grant=grant,
-        resources=resources,
+        search_id=str(uuid.uuid4()), access=access, pairs=pairs, resources=resources
     )
     with ehr.store.lock:
         ehr.saved_searches[saved.search_id] = saved
     return _page(exchange, saved, self_url=self_url, offset=0, count=count)
 
 
-def next_page(exchange: Exchange, grant: Grant) -> Response:
+def next_page(exchange: Exchange, access: Access) -> Response:
     """
     Answer ``GET …?_getpages=<id>&_getpagesoffset=<n>&_count=<n>``.
 
@@ -72,7 +74,7 @@ def next_page(exchange: Exchange, grant: Grant) -> Response:
     saved = exchange.ehr.saved_searches.get(dict(pairs).get("_getpages", ""))
     if saved is None:
         raise FHIRError(404, "not-found", "there is no such page")
-    if saved.grant is not grant:
+    if saved.access.token.grant is not access.token.grant:
         raise FHIRError(403, "forbidden", "this page belongs to another authorization")
     offset = _number(pairs, "_getpagesoffset", 0)
     count = _number(pairs, "_count", DEFAULT_COUNT)
@@ -100,21 +102,27 @@ def _page(
         "id": str(uuid.uuid4()),
         "meta": {"lastUpdated": updated.isoformat(timespec="milliseconds")},
         "type": "searchset",
-        "total": len(saved.resources),
         "link": links,
     }
+    if dict(saved.pairs).get("_total") != "none":
+        bundle["total"] = len(saved.resources)
     page = saved.resources[offset : offset + count]
     if page:
         # FHIR forbids an empty array.
-        bundle["entry"] = [_entry(ehr.base_url, resource) for resource in page]
+        bundle["entry"] = [_entry(saved, one, "match") for one in page] + [
+            _entry(saved, one, "include")
+            for one in saved.access.search.find_included(page, saved.pairs)
+            if saved.access.allows(one, "r") or saved.access.allows(one, "s")
+        ]
     return json_response(bundle, content_type=_FHIR_JSON)
 
 
-def _entry(base_url: str, resource: dict[str, Any]) -> dict[str, Any]:
+def _entry(saved: SavedSearch, resource: dict[str, Any], mode: str) -> dict[str, Any]:
+    path = f"{resource['resourceType']}/{resource['id']}"
     return {
-        "fullUrl": f"{base_url}/{resource['resourceType']}/{resource['id']}",
-        "resource": resource,
-        "search": {"mode": "match"},
+        "fullUrl": f"{saved.access.base_url}/{path}",
+        "resource": select_elements(resource, saved.pairs),
+        "search": {"mode": mode},
     }
 
 

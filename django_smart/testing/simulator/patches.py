@@ -1,5 +1,5 @@
 """
-JSON Patch, and what a test needs of FHIRPath Patch.
+JSON Patch, and the parts of FHIRPath Patch that tests need.
 
 Spec: RFC 6902; FHIR R4, "FHIRPath Patch", http://hl7.org/fhir/R4/fhirpatch.html.
 """
@@ -20,7 +20,7 @@ _STEP = re.compile(r"([A-Za-z]+)(?:\[([0-9]+)\])?")
 
 def apply_json_patch(resource: dict[str, Any], operations: Any) -> dict[str, Any]:
     """
-    A copy of *resource* after every operation.
+    Return a copy of *resource* after all operations.
 
     Raises:
         FHIRError: 400 for what is no patch, 422 where it does not fit the resource.
@@ -63,7 +63,7 @@ def _apply(document: dict[str, Any], operation: dict[str, Any]) -> None:
 
 
 def _go(document: Any, pointer: str) -> tuple[Any, Any]:
-    """The value that holds what *pointer* names, and its key there."""
+    """Return the container of the value that *pointer* names, and its key."""
     first, *parts = pointer.split("/")
     if first or not parts:
         raise ValueError("no JSON pointer")
@@ -85,7 +85,8 @@ def _add(parent: Any, key: Any, value: Any) -> None:
 
 def apply_fhirpath(resource: dict[str, Any], parameters: Any) -> dict[str, Any]:
     """
-    A copy of *resource* after ``add``, ``replace`` and ``delete`` at plain paths.
+    Return a copy of *resource* after ``add``, ``replace`` and ``delete`` at plain
+    paths.
 
     Raises:
         FHIRError: 400 for what is no patch, 422 where it does not fit the resource.

@@ -222,7 +222,7 @@ PATIENTS = (
     Person(
         patient_id="6e2b4fc7-9d3a-4c85-9a4e-0b3c8d7f5a66",
         given=("Kofi", "Nathaniel"),
-        family="Ampadu",
+        family="Yeboah",
         gender="male",
         birth_date="2014-03-08",
         mrn="HH-100596",
@@ -230,7 +230,7 @@ PATIENTS = (
         city="Gull Point",
         postal_code="04997",
         phone="555-555-0188",
-        email="family.ampadu@example.org",
+        email="family.yeboah@example.org",
         weight=38.0,
         height=144.0,
         conditions=("195967001",),

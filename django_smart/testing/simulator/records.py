@@ -1,4 +1,4 @@
-"""The requests that reached the EHR, as they came over the wire."""
+"""The requests that reached the EHR, as received."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["RecordedRequest"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRequest:
     """
-    One request, and the status it was answered with.
+    One request, and the status of its response.
 
-    ``query`` and ``form`` keep order and repetitions. ``status`` is 0 for a request
-    that the in-process adapter was asked to send to another origin.
+    ``query`` and ``form`` keep order and repetitions. ``status`` is 0 for a request to
+    another origin, which the in-process adapter refused.
     """
 
     exchange: str

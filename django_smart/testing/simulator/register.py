@@ -1,7 +1,7 @@
 """
-The registration endpoint: apps that make themselves known.
+The registration endpoint for dynamic client registration.
 
-Spec: RFC 7591; SMART App Launch 2.2, "Register App with EHR" leaves it to servers.
+Spec: RFC 7591; SMART App Launch 2.2, "Register App with EHR", leaves it to servers.
 """
 
 from __future__ import annotations

@@ -37,11 +37,11 @@ class ResourceScope:
     params: tuple[tuple[str, str], ...] = ()
 
     def applies_to(self, resource_type: str, letter: str) -> bool:
-        """Whether the type and the interaction match (``params`` do not count)."""
+        """Return whether type and interaction match; ``params`` are ignored."""
         return letter in self.letters and self.resource_type in {"*", resource_type}
 
     def covers(self, other: ResourceScope) -> bool:
-        """Whether whoever has this scope has *other* too."""
+        """Return whether this scope includes *other*."""
         return (
             self.level == other.level
             and self.resource_type in {"*", other.resource_type}
@@ -92,7 +92,7 @@ def parse_scope(item: str) -> ResourceScope | None:
 
 
 def covers(granted: list[str], item: str) -> bool:
-    """Whether the scopes *granted* include *item*, literally or by meaning."""
+    """Return whether *granted* includes the scope *item*, literally or by meaning."""
     if item in granted:
         return True
     wanted = parse_scope(item)

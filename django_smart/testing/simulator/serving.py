@@ -22,7 +22,7 @@ _BACKLOG = 128  # connections that may wait to be accepted
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Writes no log: URLs hold codes."""
+    """Writes no log, because URLs contain codes."""
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 (theirs)
         pass

@@ -1,4 +1,4 @@
-"""Who is signed in to the EHR's pages: one cookie, kept in memory."""
+"""Sessions of the EHR's pages: one cookie, stored in memory."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ COOKIE = "harbour_session"
 
 @dataclass(slots=True)
 class Session:
-    """One browser; ``user`` is None until somebody signs in."""
+    """One browser; ``user`` is ``None`` until somebody signs in."""
 
     user: User | None = None
     session_id: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     csrf_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     def accepts(self, csrf_token: str | None) -> bool:
-        """Whether a form was made for this very session."""
+        """Return whether a form was created for this session."""
         return hmac.compare_digest(self.csrf_token, csrf_token or "")
 
 
 def get_session(ehr: EHRSimulator, request: Request) -> Session:
-    """The session of the browser, or a new one that nobody is signed in to."""
+    """Return the browser's session, or a new one without a user."""
     session_id = request.cookies.get(COOKIE, "")
     return ehr.sessions.get(session_id) or Session()
 
 
 def set_cookie(ehr: EHRSimulator, session: Session, response: Response) -> Response:
-    """Keep *session*, and tell the browser."""
+    """Store *session*, and set the cookie."""
     ehr.sessions[session.session_id] = session
     response.set_cookie(
         COOKIE,
@@ -53,7 +53,7 @@ def set_cookie(ehr: EHRSimulator, session: Session, response: Response) -> Respo
 
 
 def sign_in(ehr: EHRSimulator, session: Session, user: User) -> Session:
-    """A new session for *user*; the id from before is worth nothing any more."""
+    """Return a new session for *user*; the previous id becomes invalid."""
     end_session(ehr, session)
     return Session(user=user)
 
@@ -62,8 +62,8 @@ def end_session(ehr: EHRSimulator, session: Session) -> None:
     """
     Sign out.
 
-    Grants given in this session with ``online_access`` alone end with it: that scope
-    lasts as long as the person is online.
+    Grants from this session with only ``online_access`` end with it, since that scope
+    lasts as long as the user is online.
     """
     ehr.sessions.pop(session.session_id, None)
     with ehr.store.lock:

@@ -1,4 +1,4 @@
-"""What the simulated EHR remembers: launches, codes, grants and tokens."""
+"""The simulated EHR's state: launches, codes, grants and tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["AccessToken", "Code", "Grant", "Launch", "RefreshToken", "Store", "n
 
 
 def new_id() -> str:
-    """A value that cannot be guessed."""
+    """Return a value that cannot be guessed."""
     return secrets.token_urlsafe(32)
 
 
 @dataclass(slots=True, kw_only=True)
 class Launch:
-    """One EHR launch: what ``launch`` stands for. Used once."""
+    """One EHR launch, identified by ``launch``. Used once."""
 
     launch_id: str
     client_id: str
@@ -25,14 +25,14 @@ class Launch:
     encounter: str | None
     user: str
     context: dict[str, Any]
-    """Members of the token response beside ``patient`` and ``encounter``."""
+    """Members of the token response besides ``patient`` and ``encounter``."""
     expires_at: float
     used: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class Grant:
-    """What a person let an app do; codes and tokens are made from it."""
+    """A user's consent for an app; codes and tokens are issued for it."""
 
     client_id: str
     user: str | None
@@ -85,8 +85,8 @@ class Store:
     """
     All state of one simulator, behind one lock.
 
-    Who reads and then writes holds ``lock`` for both: the server is threaded, and
-    two requests with the same code or refresh token must not both succeed.
+    Hold ``lock`` while reading and then writing: the server is threaded, and two
+    requests with the same code or refresh token must not both succeed.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Store:
     def use_jti(
         self, client_id: str, jti: str, *, now: float, expires_at: float
     ) -> bool:
-        """Whether a client's ``jti`` is new; it is not a second time."""
+        """Record a client's ``jti``; return ``False`` if it was used before."""
         with self.lock:
             self._jtis = {key: end for key, end in self._jtis.items() if end > now}
             if (client_id, jti) in self._jtis:

@@ -17,7 +17,7 @@ from django_smart.testing.simulator import scopes
 from django_smart.testing.simulator.clients import authenticate
 from django_smart.testing.simulator.errors import OAuthError
 from django_smart.testing.simulator.exchange import FORM_TYPE, json_response
-from django_smart.testing.simulator.id_tokens import issue_id_token
+from django_smart.testing.simulator.id_tokens import issue_access_token, issue_id_token
 from django_smart.testing.simulator.state import (
     AccessToken,
     Code,
@@ -123,10 +123,12 @@ def _exchange_code(
     if not ehr.echo_offline_access:
         echoed = [item for item in grant.scopes if item != "offline_access"]
         answer["scope"] = " ".join(echoed)
+    if "patient_in_fhir_user" in ehr.quirks:
+        answer.pop("patient", None)
     if "openid" in grant.scopes:
         answer["id_token"] = issue_id_token(ehr, grant)
     if {"offline_access", "online_access"} & set(grant.scopes):
-        answer["refresh_token"] = _issue_refresh_token(ehr, grant).value
+        answer.update(_describe(ehr, _issue_refresh_token(ehr, grant)))
     return answer
 
 
@@ -169,9 +171,8 @@ def _refresh(
     answer = _token_answer(ehr, grant, asked, lifetime=None)
     if ehr.rotate_refresh_tokens:
         token.used = True
-        answer["refresh_token"] = _issue_refresh_token(ehr, grant).value
-    else:
-        answer["refresh_token"] = token.value
+        token = _issue_refresh_token(ehr, grant)
+    answer.update(_describe(ehr, token))
     return answer
 
 
@@ -191,7 +192,10 @@ def _narrowed_scopes(grant: Grant, scope: str | None) -> list[str]:
 def _client_credentials(
     exchange: Exchange, client: Client, form: dict[str, str]
 ) -> dict[str, Any]:
-    if client.auth_method != "private_key_jwt":
+    has_secret = client.auth_method.startswith("client_secret_")
+    # A secret is enough only for what the client was registered for as a service.
+    is_service = has_secret and "system/" in (client.scope or "")
+    if client.auth_method != "private_key_jwt" and not is_service:
         raise OAuthError("unauthorized_client", "backend services use private_key_jwt")
     try:
         asked = scopes.split_scope(form.get("scope", ""))
@@ -224,8 +228,9 @@ def _token_answer(
     """The members that every successful answer has, and the launch context."""
     seconds = ehr.access_token_lifetime if lifetime is None else lifetime
     now = ehr.clock()
+    is_jwt = "context_in_access_token" in ehr.quirks
     token = AccessToken(
-        value=new_id(),
+        value=issue_access_token(ehr, grant, now + seconds) if is_jwt else new_id(),
         grant=grant,
         scopes=list(granted),
         issued_at=now,
@@ -233,7 +238,7 @@ def _token_answer(
     )
     ehr.store.access_tokens[token.value] = token
     return {
-        **grant.context,
+        **({} if is_jwt else grant.context),
         "token_type": "Bearer",
         "scope": " ".join(granted),
         "expires_in": seconds,
@@ -247,3 +252,11 @@ def _issue_refresh_token(ehr: EHRSimulator, grant: Grant) -> RefreshToken:
     token = RefreshToken(value=new_id(), grant=grant, expires_at=expires_at)
     ehr.store.refresh_tokens[token.value] = token
     return token
+
+
+def _describe(ehr: EHRSimulator, token: RefreshToken) -> dict[str, Any]:
+    """The refresh token, and how long it lives if it has an end, as Keycloak does."""
+    if token.expires_at is None:
+        return {"refresh_token": token.value}
+    left = max(int(token.expires_at - ehr.clock()), 0)
+    return {"refresh_token": token.value, "refresh_expires_in": left}

@@ -1,12 +1,13 @@
 """
 Every version of a resource, deletions included.
 
-What is stored is never changed in place: a change puts a new version beside the old.
+Nothing is changed in place: a change adds a new version.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class Version:
 
 
 Key = tuple[str, str]
-Snapshot = tuple[dict[str, dict[str, dict[str, Any]]], dict[Key, list[Version]]]
+Snapshot = tuple[Resources, dict[Key, list[Version]], int]
 
 
 class Versions:
@@ -48,13 +49,16 @@ class Versions:
         self._data: Resources | None = None
         self._lock = threading.Lock()
         self._changed: dict[Key, list[Version]] = {}
+        self.written: list[Version] = []
+        """The versions that requests stored, in order."""
 
     @property
     def data(self) -> Resources:
         """The newest ones; the first are made when somebody asks for them."""
         with self._lock:
             if self._data is None:
-                self._data = {**build_resources(), "Binary": {}}
+                # Any type can be added; those without a resource are empty.
+                self._data = defaultdict(dict, build_resources())
             return self._data
 
     def of(self, resource_type: str, resource_id: str) -> list[Version]:
@@ -106,6 +110,7 @@ class Versions:
             resource=resource,
         )
         self._changed[resource_type, resource_id] = [*versions, version]
+        self.written.append(version)
         kind = self.data[resource_type]
         if resource is None:
             kind.pop(resource_id, None)
@@ -128,13 +133,14 @@ class Versions:
         raise FHIRError(404, "not-found", f"there is no {resource_type}/{resource_id}")
 
     def take_snapshot(self) -> Snapshot:
-        """What a transaction that fails goes back to."""
+        """Return the state that a failed transaction restores."""
         data = {name: dict(kind) for name, kind in self.data.items()}
-        return data, dict(self._changed)
+        return defaultdict(dict, data), dict(self._changed), len(self.written)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Forget what happened since *snapshot*."""
-        self._data, self._changed = snapshot
+        self._data, self._changed, number = snapshot
+        del self.written[number:]
 
 
 def _first(resource: dict[str, Any]) -> Version:

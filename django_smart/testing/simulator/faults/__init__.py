@@ -1,8 +1,8 @@
 """
-Named misbehaviours of the EHR.
+Named misbehaviors of the EHR.
 
-``EHRSimulator.faults`` holds the names of those that are on; ``FAULTS`` describes
-all of them, with what a correct app does: refuse or tolerate.
+``EHRSimulator.faults`` contains the names of the active ones; ``FAULTS`` describes all
+of them, with the correct reaction of an app: refuse or tolerate.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def replacement(exchange: Exchange) -> Response | None:
-    """The answer of a fault that strikes before the server sees the request."""
+    """Return the response of a fault that replaces the server's handling."""
     for fault in exchange.ehr.faults.active("replaces", exchange.fault_exchange):
         response: Response | None = fault.function(exchange)
         if response is not None:
@@ -51,7 +51,7 @@ def replacement(exchange: Exchange) -> Response | None:
 
 
 def apply_to_response(exchange: Exchange, response: Response) -> Response:
-    """The server's answer after every fault that is on has had its way."""
+    """Return the server's response after all active faults changed it."""
     for fault in exchange.ehr.faults.active("edits", exchange.fault_exchange):
         response = fault.function(exchange, response)
     return response
@@ -60,7 +60,7 @@ def apply_to_response(exchange: Exchange, response: Response) -> Response:
 def apply_to_redirect(
     ehr: EHRSimulator, params: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """The parameters of an authorization response, as they are sent."""
+    """Return the parameters of an authorization response, as sent."""
     for fault in ehr.faults.active("redirects", "authorize"):
         params = fault.function(ehr, params)
     return params

@@ -1,4 +1,4 @@
-"""Answers that no EHR should give."""
+"""Responses that no EHR should send."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ _CHUNK = 64 * 1024
 
 
 def html(title: str, status: int) -> Response:
-    """A page where JSON belongs, as proxies and login walls send it."""
+    """A page instead of JSON, as proxies and login walls send it."""
     return Response(_PAGE.format(title), status=status, content_type="text/html")
 
 
 def json_text(text: str | bytes, status: int = 200) -> Response:
-    """An answer that says it is JSON."""
+    """Return a response with the media type JSON."""
     return Response(text, status=status, content_type="application/json")
 
 
 def invalid_json() -> Response:
-    """A JSON answer that breaks off."""
+    """Return a truncated JSON response."""
     return json_text('{"resourceType": "Pat')
 
 
 def oauth_error(error: str, status: int) -> Response:
-    """An error of the token endpoint."""
+    """Return an error of the token endpoint."""
     return json_text(f'{{"error": "{error}"}}', status)
 
 
 def busy(status: int, retry_after: int | str | None = None) -> Response:
-    """A server that has no time."""
+    """Return the response of a busy server."""
     response = html("Busy", status)
     if retry_after is not None:
         response.headers["Retry-After"] = str(retry_after)
@@ -98,7 +98,7 @@ def deeply_nested(answer: dict[str, Any], depth: int = 100_000) -> Response:
 
 
 def too_large() -> Response:
-    """20 MB of white space in JSON, with its length told in advance."""
+    """Return 20 MB of whitespace in JSON, with ``Content-Length``."""
 
     def chunks() -> Iterator[bytes]:
         yield b"{".ljust(_CHUNK)
@@ -122,7 +122,7 @@ def _packed() -> bytes:
 
 
 def endless(ehr: EHRSimulator) -> Response:
-    """A body that comes byte by byte, five in a second, and never ends."""
+    """Return an endless body that is sent byte by byte, five per second."""
 
     def drip() -> Iterator[bytes]:
         yield b"{"
@@ -133,12 +133,12 @@ def endless(ehr: EHRSimulator) -> Response:
 
 
 def pause(exchange: Exchange) -> None:
-    """Take the time that a slow server may take; its own answer follows."""
+    """Wait as long as a slow server may take; then let it respond."""
     exchange.ehr.wait(PAUSE)
 
 
 def late(exchange: Exchange) -> Response:
-    """An answer that comes when nobody waits for it any more."""
+    """Respond when nobody waits any longer."""
     exchange.ehr.wait(LATE)
     return html("Too late", 504)
 

@@ -50,7 +50,7 @@ for _error in _ERRORS:
 
 
 @redirects(
-    "authorize_error_markup", "refuse", "an error whose description holds markup"
+    "authorize_error_markup", "refuse", "an error with markup in its description"
 )
 def _error_markup(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     description = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -102,7 +102,7 @@ def _long_parameter(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*pairs, ("session_state", "s" * 100_000)]
 
 
-@redirects("authorize_parameter_twice", "refuse", "a parameter that comes twice")
+@redirects("authorize_parameter_twice", "refuse", "a repeated parameter")
 def _parameter_twice(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*pairs, ("iss", ehr.issuer), ("iss", ehr.foreign_origin)]
 
@@ -122,7 +122,7 @@ def _state_twice(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*pairs, ("state", "another-state")]
 
 
-@redirects("authorize_unknown_state", "refuse", "a state that nobody sent")
+@redirects("authorize_unknown_state", "refuse", "an unknown state")
 def _unknown_state(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*_without(pairs, "state"), ("state", "a-state-that-nobody-sent")]
 
@@ -137,11 +137,11 @@ def _wrong_iss(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*_without(pairs, "iss"), ("iss", ehr.foreign_origin)]
 
 
-@redirects("authorize_missing_iss", "refuse", "no iss, though discovery promised it")
+@redirects("authorize_missing_iss", "refuse", "no iss, although discovery promised it")
 def _missing_iss(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return _without(pairs, "iss")
 
 
-@redirects("authorize_unknown_parameters", "tolerate", "parameters nobody knows")
+@redirects("authorize_unknown_parameters", "tolerate", "unknown parameters")
 def _unknown_parameters(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*pairs, ("session_state", "abc.def"), ("ü", "")]

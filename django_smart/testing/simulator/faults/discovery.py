@@ -61,11 +61,11 @@ _BROKEN_URLS: dict[str, tuple[str, Callable[[SplitResult], str]]] = {
     "endpoint_space": ("with a line break", lambda url: f"{url.geturl()}\n/x"),
     "endpoint_fragment": ("with a fragment", lambda url: f"{url.geturl()}#x"),
     "endpoint_no_port": (
-        "whose port is no number",
+        "with a port that is not a number",
         lambda url: f"https://{url.hostname}:port{url.path}",
     ),
     "endpoint_no_host": (
-        "whose host is no name",
+        "with an invalid host name",
         lambda url: f"https://{url.hostname}!{url.path}",
     ),
 }
@@ -104,7 +104,7 @@ def _array(exchange: Exchange, document: dict[str, Any]) -> Any:
     "discovery",
     "discovery_plain_only",
     "refuse",
-    "code_challenge_methods_supported holds plain alone",
+    "code_challenge_methods_supported lists only plain",
 )
 def _plain_only(exchange: Exchange, document: dict[str, Any]) -> None:
     document["code_challenge_methods_supported"] = ["plain"]
@@ -131,7 +131,7 @@ def _ftp_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
     "discovery",
     "discovery_state_in_endpoint",
     "refuse",
-    "authorization_endpoint that has a state of its own",
+    "authorization_endpoint with its own state parameter",
 )
 def _state_in_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
     document["authorization_endpoint"] += "?state=of-the-server"
@@ -170,9 +170,7 @@ def _duplicate_member(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "token_endpoint", url)
 
 
-@edits_answer(
-    "discovery", "discovery_deep_nesting", "refuse", "100,000 lists in each other"
-)
+@edits_answer("discovery", "discovery_deep_nesting", "refuse", "100,000 nested lists")
 def _deep_nesting(exchange: Exchange, response: Response) -> Response:
     return answers.deeply_nested(response.get_json())
 
@@ -189,7 +187,7 @@ def _relative_endpoints(exchange: Exchange, document: dict[str, Any]) -> None:
 
 
 @edits_json(
-    "discovery", "discovery_endpoint_query", "tolerate", "endpoints that have a query"
+    "discovery", "discovery_endpoint_query", "tolerate", "endpoints with a query"
 )
 def _endpoint_query(exchange: Exchange, document: dict[str, Any]) -> None:
     for name in _ENDPOINTS:
@@ -200,7 +198,7 @@ def _endpoint_query(exchange: Exchange, document: dict[str, Any]) -> None:
     "discovery",
     "discovery_unknown_members",
     "tolerate",
-    "members and capabilities that nobody knows",
+    "unknown members and capabilities",
 )
 def _unknown_members(exchange: Exchange, document: dict[str, Any]) -> None:
     document["future_endpoint"] = {"url": 1}
@@ -214,7 +212,7 @@ def _unknown_members(exchange: Exchange, document: dict[str, Any]) -> None:
     "openid",
     "openid_other_issuer",
     "refuse",
-    "another issuer than the SMART configuration has",
+    "an issuer other than the SMART configuration's",
     "discovery_missing_jwks_uri",
 )
 def _other_issuer(exchange: Exchange, document: dict[str, Any]) -> None:
@@ -291,7 +289,7 @@ def _key_ops(exchange: Exchange, document: dict[str, Any]) -> None:
         key["key_ops"] = ["encrypt"]
 
 
-@edits_json("jwks", "jwks_other_alg", "refuse", "the key is for RS512 alone")
+@edits_json("jwks", "jwks_other_alg", "refuse", "the key is only for RS512")
 def _other_alg(exchange: Exchange, document: dict[str, Any]) -> None:
     for key in document["keys"]:
         key["alg"] = "RS512"
@@ -305,13 +303,13 @@ def _symmetric(exchange: Exchange, document: dict[str, Any]) -> None:
     ]
 
 
-@edits_json("jwks", "jwks_second_key", "tolerate", "another key beside the one in use")
+@edits_json("jwks", "jwks_second_key", "tolerate", "another key besides the one in use")
 def _second_key(exchange: Exchange, document: dict[str, Any]) -> None:
     key = RSAAlgorithm.to_jwk(answers.stranger().public_key(), as_dict=True)
     document["keys"].insert(0, {**key, "kid": "another-key", "use": "sig"})
 
 
-@edits_json("jwks", "jwks_unknown_keys", "tolerate", "keys of types nobody knows")
+@edits_json("jwks", "jwks_unknown_keys", "tolerate", "keys of unknown types")
 def _unknown_keys(exchange: Exchange, document: dict[str, Any]) -> None:
     odd = [{"kty": "PQC", "kid": "future"}, {}, {"kty": "RSA", "n": 1, "e": "AQAB"}]
     document["keys"] = [*odd, *document["keys"]]

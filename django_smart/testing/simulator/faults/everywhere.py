@@ -1,5 +1,5 @@
 """
-Faults that strike alike wherever an app asks for JSON.
+Faults that are the same wherever an app requests JSON.
 
 A function for each exchange would say the same six times over, so these are registered
 in a loop; the names begin with the exchange, as everywhere.
@@ -22,7 +22,7 @@ __all__: list[str] = []
 
 _Answer = Callable[["Exchange"], "Response"]
 
-# Exchange, and the faults that lead an app there, if it does not go there by itself.
+# Exchange, and the faults that lead an app there, if it does not go there anyway.
 _EXCHANGES: dict[str, tuple[str, ...]] = {
     "discovery": (),
     "openid": ("discovery_missing_jwks_uri",),
@@ -35,9 +35,9 @@ _EXCHANGES: dict[str, tuple[str, ...]] = {
     "fhir": (),
 }
 _FAULTS: dict[str, tuple[str, _Answer]] = {
-    "not_json": ("JSON that breaks off", lambda _: answers.invalid_json()),
+    "not_json": ("truncated JSON", lambda _: answers.invalid_json()),
     "not_utf8": (
-        "JSON in another encoding than UTF-8",
+        "JSON in an encoding other than UTF-8",
         lambda _: answers.json_text('{"a": "\xe9"}'.encode("latin-1")),
     ),
     "empty": ("status 200 without a body", lambda _: answers.json_text("")),
@@ -61,7 +61,7 @@ _FAULTS: dict[str, tuple[str, _Answer]] = {
         "a body that never ends, byte by byte",
         lambda one: answers.endless(one.ehr),
     ),
-    "late": (f"an answer after {answers.LATE} s", answers.late),
+    "late": (f"a response after {answers.LATE} s", answers.late),
 }
 
 
@@ -92,6 +92,6 @@ for _exchange, _companions in _EXCHANGES.items():
         _exchange,
         f"{_exchange}_after_3_s",
         "tolerate",
-        f"the answer takes {answers.PAUSE} s",
+        f"the response takes {answers.PAUSE} s",
         *_companions,
     )(_pause)

@@ -112,7 +112,10 @@ def _move_created(
 
 for _place, (_words, _change) in _PLACES.items():
     edits(
-        "fhir", f"fhir_created_{_place}", "refuse", f"what was made is {_words}, alone"
+        "fhir",
+        f"fhir_created_{_place}",
+        "refuse",
+        f"no body, and a Location {_words}",
     )(_move_created(_change))
     edits_json("fhir", f"fhir_next_{_place}", "refuse", f"next link {_words}")(
         _lead_next(_change)
@@ -131,7 +134,7 @@ for _place, (_words, _change) in _PLACES.items():
         )(_add_header(_header, _change))
 
 
-@replaces("fhir", "fhir_redirect_loop", "refuse", "302 to the same URL for ever")
+@replaces("fhir", "fhir_redirect_loop", "refuse", "302 to the same URL, endlessly")
 def _redirect_loop(exchange: Exchange) -> Response:
     return Response(status=302, headers={"Location": exchange.request.path})
 
@@ -143,7 +146,7 @@ def _next_loop(exchange: Exchange, answer: dict[str, Any]) -> None:
         links["next"]["url"] = links["self"]["url"]
 
 
-@edits_json("fhir", "fhir_next_circle", "refuse", "the pages go in a circle")
+@edits_json("fhir", "fhir_next_circle", "refuse", "the pages form a loop")
 def _next_circle(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("type") == "searchset":
         count = int(dict(exchange.query).get("_count", "2")) % 3 + 2
@@ -160,12 +163,12 @@ def _401_twice(exchange: Exchange) -> Response | None:
     return Response(status=401, headers={"WWW-Authenticate": challenge})
 
 
-@replaces("fhir", "fhir_204", "refuse", "204: nothing, and not why")
+@replaces("fhir", "fhir_204", "refuse", "204: no body and no reason")
 def _204(exchange: Exchange) -> Response:
     return Response(status=204)
 
 
-@replaces("fhir", "fhir_403", "refuse", "403 every time")
+@replaces("fhir", "fhir_403", "refuse", "always 403")
 def _403(exchange: Exchange) -> Response:
     return answers.html("Forbidden", 403)
 
@@ -175,7 +178,7 @@ def _410(exchange: Exchange) -> Response:
     return answers.html("Gone", 410)
 
 
-@replaces("fhir", "fhir_422", "refuse", "422: it breaks a rule")
+@replaces("fhir", "fhir_422", "refuse", "422: it violates a rule")
 def _422(exchange: Exchange) -> Response:
     return answers.html("Unprocessable Content", 422)
 
@@ -188,7 +191,7 @@ def _created_nowhere(exchange: Exchange, response: Response) -> Response:
     return response
 
 
-@edits_json("fhir", "fhir_answer_missing", "refuse", "a batch with too few answers")
+@edits_json("fhir", "fhir_answer_missing", "refuse", "a batch with too few responses")
 def _answer_missing(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("type") == "batch-response":
         answer["entry"].pop()
@@ -199,12 +202,12 @@ def _409(exchange: Exchange) -> Response:
     return answers.html("Conflict", 409)
 
 
-@replaces("fhir", "fhir_412", "refuse", "412: somebody else has changed it meanwhile")
+@replaces("fhir", "fhir_412", "refuse", "412: it was changed in the meantime")
 def _412(exchange: Exchange) -> Response:
     return answers.html("Precondition Failed", 412)
 
 
-@replaces("fhir", "fhir_503", "refuse", "503 every time, without Retry-After")
+@replaces("fhir", "fhir_503", "refuse", "always 503, without Retry-After")
 def _503(exchange: Exchange) -> Response:
     return answers.busy(503)
 
@@ -245,17 +248,17 @@ def _nan(exchange: Exchange, response: Response) -> Response:
     return answers.json_text(f'{text}, "x": NaN}}')
 
 
-@edits_answer("fhir", "fhir_deep_nesting", "refuse", "100,000 lists in each other")
+@edits_answer("fhir", "fhir_deep_nesting", "refuse", "100,000 nested lists")
 def _deep_nesting(exchange: Exchange, response: Response) -> Response:
     return answers.deeply_nested(response.get_json(force=True))
 
 
-@edits_json("fhir", "fhir_array", "refuse", "the answer in an array")
+@edits_json("fhir", "fhir_array", "refuse", "the response in an array")
 def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
     return [answer]
 
 
-@edits_json("fhir", "fhir_wrong_id", "refuse", "a read gives another resource's id")
+@edits_json("fhir", "fhir_wrong_id", "refuse", "a read returns another resource's id")
 def _wrong_id(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["id"] = "somebody-else"
 
@@ -275,13 +278,13 @@ def _missing_id(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer.pop("id", None)
 
 
-@edits_json("fhir", "fhir_bundle_type", "refuse", "a search gives a collection")
+@edits_json("fhir", "fhir_bundle_type", "refuse", "a search returns a collection")
 def _bundle_type(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("resourceType") == "Bundle":
         answer["type"] = "collection"
 
 
-@edits_json("fhir", "fhir_entry_object", "refuse", "entry is no list")
+@edits_json("fhir", "fhir_entry_object", "refuse", "entry is not a list")
 def _entry_object(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("resourceType") == "Bundle":
         answer["entry"] = {"resource": None}

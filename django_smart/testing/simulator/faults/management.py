@@ -1,8 +1,8 @@
 """
-Faults of the revocation and of the introspection of tokens.
+Faults of token revocation and introspection.
 
-A revocation that failed has ended nothing: the app keeps the tokens, and tries again.
-An introspection that failed says nothing of the token, good or bad.
+A failed revocation changes nothing: the app keeps the tokens and tries again. A failed
+introspection says nothing about the token.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ def _revoke_429(exchange: Exchange) -> Response:
 
 
 @edits_answer(
-    "revoke", "revoke_html_200", "tolerate", "a web page with status 200: it is done"
+    "revoke", "revoke_html_200", "tolerate", "a web page with status 200: success"
 )
 def _revoke_html_200(exchange: Exchange, response: Response) -> Response:
     # Its body is of no meaning (RFC 7009 section 2.2).
     return answers.html("Done", 200)
 
 
-@edits_answer("revoke", "revoke_204", "tolerate", "status 204: it is done")
+@edits_answer("revoke", "revoke_204", "tolerate", "status 204: success")
 def _revoke_204(exchange: Exchange, response: Response) -> Response:
     return Response(status=204)
 
@@ -123,14 +123,14 @@ def _introspect_429(exchange: Exchange) -> Response:
 
 
 @edits_json(
-    "introspect", "introspect_other_patient", "refuse", "patient is another one"
+    "introspect", "introspect_other_patient", "refuse", "patient names another patient"
 )
 def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
     patients = exchange.ehr.data["Patient"]
     answer["patient"] = next(one for one in patients if one != answer["patient"])
 
 
-@edits_json("introspect", "introspect_array", "refuse", "the answer in an array")
+@edits_json("introspect", "introspect_array", "refuse", "the response in an array")
 def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
     return [answer]
 

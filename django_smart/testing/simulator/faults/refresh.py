@@ -1,9 +1,9 @@
 """
-Faults of the answer to a refresh.
+Faults of the response to a refresh.
 
-All but ``invalid_grant``, and those in which the tokens are for somebody or something
-else, are passing troubles: the app must not throw its refresh token away.  Where the
-server is not seen by the request, its refresh token has not been used up either.
+All except ``invalid_grant``, and those whose tokens are for another user or patient,
+are temporary: the app must keep its refresh token. If the request does not reach the
+server, the refresh token has not been used, either.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _503(exchange: Exchange) -> Response:
     return answers.busy(503)
 
 
-@edits_json("refresh", "refresh_other_patient", "refuse", "patient is another one")
+@edits_json(
+    "refresh", "refresh_other_patient", "refuse", "patient names another patient"
+)
 def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
     patients = exchange.ehr.data["Patient"]
     answer["patient"] = next(one for one in patients if one != answer["patient"])
@@ -113,7 +115,10 @@ def _same_subject(exchange: Exchange, answer: dict[str, Any]) -> None:
 
 
 @edits_json(
-    "refresh", "refresh_bad_id_token", "tolerate", "an ID token that does not verify"
+    "refresh",
+    "refresh_bad_id_token",
+    "tolerate",
+    "an ID token with an invalid signature",
 )
 def _bad_id_token(exchange: Exchange, answer: dict[str, Any]) -> None:
     signed = _id_token(exchange, sub="somebody-else").rpartition(".")[0]
@@ -121,20 +126,26 @@ def _bad_id_token(exchange: Exchange, answer: dict[str, Any]) -> None:
 
 
 @edits_json(
-    "refresh", "refresh_wider_scope", "tolerate", "scopes that were not granted before"
+    "refresh",
+    "refresh_wider_scope",
+    "tolerate",
+    "scopes that were not granted originally",
 )
 def _wider_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["scope"] += " patient/*.cruds user/*.rs"
 
 
-@edits_json("refresh", "refresh_narrower_scope", "tolerate", "a scope is left out")
+@edits_json("refresh", "refresh_narrower_scope", "tolerate", "a scope is missing")
 def _narrower_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
     granted = answer["scope"].split()
     answer["scope"] = " ".join(granted[:-1])
 
 
 @edits_json(
-    "refresh", "refresh_no_refresh_token", "tolerate", "the old refresh token goes on"
+    "refresh",
+    "refresh_no_refresh_token",
+    "tolerate",
+    "the old refresh token remains valid",
 )
 def _no_refresh_token(exchange: Exchange, answer: dict[str, Any]) -> None:
     tokens = exchange.ehr.store.refresh_tokens

@@ -41,7 +41,7 @@ def _edits_answer(
     return decorate
 
 
-@replaces("register", "register_not_json", "refuse", "the answer breaks off")
+@replaces("register", "register_not_json", "refuse", "the response is truncated")
 def _not_json(exchange: Exchange) -> Response:
     return answers.invalid_json()
 
@@ -77,7 +77,9 @@ def _missing_secret(exchange: Exchange, answer: dict[str, Any]) -> None:
 
 
 @_edits_answer(
-    "register_other_redirect_uri", "refuse", "another redirect URI than was sent"
+    "register_other_redirect_uri",
+    "refuse",
+    "a redirect URI other than the requested one",
 )
 def _other_redirect_uri(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["redirect_uris"] = [f"{exchange.ehr.foreign_origin}/callback"]
@@ -91,7 +93,7 @@ def _unknown_method(exchange: Exchange, answer: dict[str, Any]) -> None:
 
 
 @_edits_answer(
-    "register_other_method", "tolerate", "client_secret_post in place of Basic"
+    "register_other_method", "tolerate", "client_secret_post instead of Basic"
 )
 def _other_method(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer[_METHOD] == "client_secret_basic":
@@ -103,11 +105,11 @@ def _other_method(exchange: Exchange, answer: dict[str, Any]) -> None:
         )
 
 
-@_edits_answer("register_less_scope", "tolerate", "fewer scopes than were asked for")
+@_edits_answer("register_less_scope", "tolerate", "fewer scopes than requested")
 def _less_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["scope"] = " ".join(answer["scope"].split()[:-1])
 
 
-@_edits_answer("register_secret_ends", "tolerate", "a secret that ends in a day")
+@_edits_answer("register_secret_ends", "tolerate", "a secret that expires in a day")
 def _secret_ends(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["client_secret_expires_at"] = int(exchange.ehr.clock()) + 24 * 3600

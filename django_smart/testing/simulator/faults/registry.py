@@ -1,10 +1,10 @@
 """
-How a misbehaviour is written down: one small function each.
+Define faults: one small function each.
 
-Three kinds exist. ``replaces`` answers instead of the server, which then has not
-seen the request (its refresh token is still good). ``edits`` changes an answer that
-the server itself has given. ``redirects`` and ``drafts`` change the parameters of an
-authorization response and an ID token before it is signed.
+There are three kinds. ``replaces`` responds instead of the server, which then has not
+seen the request (the refresh token is still valid). ``edits`` changes the server's own
+response. ``redirects`` and ``drafts`` change the parameters of an authorization
+response and an ID token before it is signed.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ Verdict = Literal["refuse", "tolerate"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One named misbehaviour of the EHR."""
+    """One named fault of the EHR."""
 
     name: str
     exchange: str
-    """Where it strikes: ``discovery``, ``token``, ``id_token``, ``refresh``, …"""
+    """The exchange: ``discovery``, ``token``, ``id_token``, ``refresh``, …"""
     verdict: Verdict
-    """What a correct app does with it."""
+    """The correct reaction of an app."""
     description: str
     companions: tuple[str, ...] = ()
-    """Faults that are on as well while this one is, to lead the app to it."""
+    """Faults that are activated together with this one, to lead the app to it."""
     kind: str = field(repr=False)
     function: Callable[..., Any] = field(repr=False, compare=False)
 
@@ -59,10 +59,10 @@ FAULTS: dict[str, Fault] = {}
 
 class FaultSet(MutableSet[str]):
     """
-    The names of the faults that are on.
+    The names of the active faults.
 
-    Adding an unknown name raises ``ValueError``. A fault that strikes once strikes
-    again after it was taken out and added anew.
+    Adding an unknown name raises ``ValueError``. A one-time fault occurs again after it
+    was removed and added again.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -83,7 +83,9 @@ class FaultSet(MutableSet[str]):
 
     def add(self, value: str) -> None:
         if value not in FAULTS:
-            raise ValueError(f"no such fault: {value}")
+            raise ValueError(
+                f"no such fault: {value} (see smart_simulator --list-faults)"
+            )
         self._names.setdefault(value, 0)
 
     def discard(self, value: str) -> None:
@@ -95,12 +97,12 @@ class FaultSet(MutableSet[str]):
             self.add(name)
 
     def strikes(self, name: str) -> int:
-        """How often the fault has struck, this time included."""
+        """Return how often the fault has occurred, including this time."""
         self._names[name] = self._names.get(name, 0) + 1
         return self._names[name]
 
     def active(self, kind: str, exchange: str) -> list[Fault]:
-        """The faults that are on for one exchange, by name."""
+        """Return the active faults for one exchange, by name."""
         names = set(self._names)
         for name in self._names:
             names.update(FAULTS[name].companions)
@@ -142,7 +144,7 @@ def replaces(
 ) -> Callable[
     [Callable[[Exchange], Response | None]], Callable[[Exchange], Response | None]
 ]:
-    """Register ``function(exchange)``: an answer, or None for the server's own."""
+    """Register ``function(exchange)``: a response, or ``None`` for the server's own."""
     return _register("replaces", exchange, name, verdict, description, companions)
 
 
@@ -156,7 +158,7 @@ def edits(
     [Callable[[Exchange, Response], Response]],
     Callable[[Exchange, Response], Response],
 ]:
-    """Register ``function(exchange, response)``: what is sent for *response*."""
+    """Register ``function(exchange, response)``, which returns what is sent instead."""
     return _register("edits", exchange, name, verdict, description, companions)
 
 
@@ -187,9 +189,9 @@ def edits_json(
     *companions: str,
 ) -> Callable[[Callable[[Exchange, Any], Any]], Callable[[Exchange, Any], Any]]:
     """
-    Register ``function(exchange, answer)``: changes a successful JSON answer.
+    Register ``function(exchange, answer)``, which changes a successful JSON response.
 
-    It changes *answer* in place, or returns what is sent instead.
+    It changes *answer* in place, or returns a replacement.
     """
 
     def decorate(

@@ -1,4 +1,4 @@
-"""Faults of the answer to a backend service, which has no person to ask again."""
+"""Faults of the response to a backend service, which has no user to ask again."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def _429(exchange: Exchange) -> Response:
     return answers.busy(429, 120)
 
 
-@replaces(_EXCHANGE, "client_credentials_503", "refuse", "503 every time")
+@replaces(_EXCHANGE, "client_credentials_503", "refuse", "always 503")
 def _503(exchange: Exchange) -> Response:
     return answers.busy(503)
 
 
-@edits_json(_EXCHANGE, "client_credentials_array", "refuse", "the answer in an array")
+@edits_json(_EXCHANGE, "client_credentials_array", "refuse", "the response in an array")
 def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
     return [answer]
 

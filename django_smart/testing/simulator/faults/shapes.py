@@ -1,4 +1,4 @@
-"""Shapes that faults of several exchanges have."""
+"""Functions shared by faults of several exchanges."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def put(member: str, value: Any) -> Callable[[Exchange, dict[str, Any]], None]:
 
 
 def leave_out(member: str) -> Callable[[Exchange, dict[str, Any]], None]:
-    """Take *member* out."""
+    """Remove *member*."""
 
     def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
         answer.pop(member, None)
@@ -41,7 +41,7 @@ def leave_out(member: str) -> Callable[[Exchange, dict[str, Any]], None]:
 def busy_once(
     name: str, status: int, retry_after: int | None
 ) -> Callable[[Exchange], Response | None]:
-    """Have no time for the first request after the fault *name* was put on."""
+    """Be busy for the first request after the fault *name* was activated."""
 
     def answer(exchange: Exchange) -> Response | None:
         if exchange.ehr.faults.strikes(name) > 1:

@@ -1,4 +1,4 @@
-"""Faults of the answer to an authorization code."""
+"""Faults of the response to an authorization code."""
 
 from __future__ import annotations
 
@@ -115,22 +115,22 @@ def _html_400(exchange: Exchange) -> Response:
     return answers.html("Bad request", 400)
 
 
-@replaces("token", "token_429", "refuse", "429: a code is not sent a second time")
+@replaces("token", "token_429", "refuse", "429: a code must not be sent again")
 def _429(exchange: Exchange) -> Response:
     return answers.busy(429, 1)
 
 
-@replaces("token", "token_503", "refuse", "503: a code is not sent a second time")
+@replaces("token", "token_503", "refuse", "503: a code must not be sent again")
 def _503(exchange: Exchange) -> Response:
     return answers.busy(503)
 
 
-@edits_json("token", "token_array", "refuse", "the answer in an array")
+@edits_json("token", "token_array", "refuse", "the response in an array")
 def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
     return [answer]
 
 
-@edits_answer("token", "token_form_encoded", "refuse", "the answer form-encoded")
+@edits_answer("token", "token_form_encoded", "refuse", "the response form-encoded")
 def _form_encoded(exchange: Exchange, response: Response) -> Response:
     return Response(
         urlencode(response.get_json()), content_type="application/x-www-form-urlencoded"
@@ -148,12 +148,12 @@ def _duplicate_patient(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "patient", "another-one")
 
 
-@edits_answer("token", "token_deep_nesting", "refuse", "100,000 lists in each other")
+@edits_answer("token", "token_deep_nesting", "refuse", "100,000 nested lists")
 def _deep_nesting(exchange: Exchange, response: Response) -> Response:
     return answers.deeply_nested(response.get_json())
 
 
-@edits_answer("token", "token_nesting", "refuse", "40 lists in each other")
+@edits_answer("token", "token_nesting", "refuse", "40 nested lists")
 def _nesting(exchange: Exchange, response: Response) -> Response:
     return answers.deeply_nested(response.get_json(), depth=40)
 
@@ -196,13 +196,13 @@ def _scope_absent(exchange: Exchange, answer: dict[str, Any]) -> None:
     del answer["scope"]
 
 
-@edits_json("token", "token_scope_narrower", "tolerate", "a scope is left out")
+@edits_json("token", "token_scope_narrower", "tolerate", "a scope is missing")
 def _scope_narrower(exchange: Exchange, answer: dict[str, Any]) -> None:
     granted = answer["scope"].split()
     answer["scope"] = " ".join(granted[:-1])
 
 
-@edits_json("token", "token_scope_wider", "tolerate", "scopes nobody asked for")
+@edits_json("token", "token_scope_wider", "tolerate", "scopes that were not requested")
 def _scope_wider(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["scope"] += " patient/*.cruds user/*.rs"
 
@@ -212,7 +212,7 @@ def _scope_spaces(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["scope"] = f" {answer['scope'].replace(' ', '  ')}  "
 
 
-@edits_json("token", "token_unknown_members", "tolerate", "members nobody knows")
+@edits_json("token", "token_unknown_members", "tolerate", "unknown members")
 def _unknown_members(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["__vendor_thing"] = {"deep": [1, None, {"er": True}]}
     answer["https://vendor.example.org/x"] = None
