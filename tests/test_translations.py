@@ -173,7 +173,7 @@ _READERS = [
     ),
     ("es-MX, es;q=0.9", "es-mx", "Organizaciones conectadas", "1 de marzo de 2026"),
     ("fr-CA, fr;q=0.9", "fr", "Établissements connectés", "1 mars 2026"),
-    ("gv", "en", "Connected organisations", "March 1, 2026"),
+    ("gv", "en", "Connected organizations", "March 1, 2026"),
 ]
 
 
