@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.dates import parse_date
 from django_smart.launches.context import SMARTContext
-from django_smart.templatetags.fhir import codeable_concept, human_name
+from django_smart.templatetags.fhir import address, codeable_concept, human_name
 from example_project import fhirtext, hba1c
 from example_project.problems import Problem, describe
 
@@ -59,7 +59,7 @@ def load_facts(smart: SMARTContext) -> tuple[Facts | None, Problem | None]:
 def read_facts(resource: Mapping[str, Any]) -> Facts:
     """Put a FHIR Patient in words."""
     rows = [
-        ("Address", fhirtext.address_lines(resource.get("address"))),
+        ("Address", [address(resource)]),
         *((kind, [value]) for kind, value in fhirtext.telecom(resource.get("telecom"))),
         ("Marital status", [codeable_concept(resource.get("maritalStatus"))]),
         ("Language", _languages(resource.get("communication"))),
@@ -87,7 +87,7 @@ def load_results(smart: SMARTContext) -> tuple[hba1c.Series, Problem | None]:
     is_complete = True
     try:
         parameters = hba1c.search_parameters(smart.patient_id)
-        for resource in smart.fhir.search("Observation", parameters):
+        for resource in smart.fhir.iterate("Observation", parameters):
             if len(observations) == _MAX_RESULTS:
                 is_complete = False
                 break

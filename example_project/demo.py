@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -65,9 +66,17 @@ class _Part:
         threading.Thread(target=_copy, args=(self.name, stream), daemon=True).start()
 
 
+# What the worker says of every tick would scroll the addresses away.
+_TICKS = re.compile(
+    r"Scheduler: Sending due task|Task django_smart\.\S+ (received$|succeeded in)"
+)
+
+
 def _copy(name: str, stream: IO[str]) -> None:
     with stream:
         for line in stream:
+            if _TICKS.search(line.rstrip()):
+                continue
             print(f"{name:>6} | {line}", end="", flush=True)
 
 
@@ -105,7 +114,9 @@ class Demo:
         _require_free_port(_APP_HOST, self.port, "PORT")
         _require_free_port(_EHR_HOST, self.ehr_port, "EHR_PORT")
         try:
+            print("Preparing the database …", flush=True)
             self._prepare()
+            print("Starting the EHR, the site and a worker …", flush=True)
             self._start()
             self._wait_until_ready()
             self._greet()
@@ -129,10 +140,10 @@ class Demo:
             *("--client-id", _CLIENT_ID),
             *("--client-secret", _CLIENT_SECRET),
             *("--auth-method", "client_secret_basic"),
-            *("--ehr-scope", f"launch {_DATA_SCOPE}"),
+            *("--ehr-scope", f"launch {_DATA_SCOPE} user/Practitioner.r"),
             *("--standalone-scope", f"launch/patient {_DATA_SCOPE}"),
             *("--site-url", self.site_url),
-            *("--frame-origin", self.ehr_url, "--embed"),
+            *("--frame-origin", self.ehr_url, "--embed", "--offline"),
         )
 
     def _start(self) -> None:
@@ -150,7 +161,7 @@ class Demo:
         )
         self._add(
             "worker",
-            *("-m", "celery", "-A", "example_project", "worker", "--beat"),
+            *("-m", "celery", "--quiet", "-A", "example_project", "worker", "--beat"),
             *("--concurrency", "1", "--loglevel", "INFO"),
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.fhir.dates import PartialDate, parse_date
-from django_smart.templatetags.fhir import codeable_concept, fhir_date
+from django_smart.templatetags.fhir import codeable_concept, fhir_date, fhir_status
 from example_project.fhirtext import objects
 
 __all__ = ["LOINC_CODE", "Result", "Series", "build_series", "search_parameters"]
@@ -189,9 +189,10 @@ def build_series(
 
 def _result(resource: Mapping[str, Any]) -> Result:
     value, unit, comparator = _quantity(resource.get("valueQuantity"))
-    note = "" if resource.get("status") != "preliminary" else "preliminary"
+    note = fhir_status(resource).removeprefix("final").removeprefix(", ")
     if value is None:
-        note = codeable_concept(resource.get("dataAbsentReason")) or "no value given"
+        reason = codeable_concept(resource.get("dataAbsentReason")) or "no value given"
+        note = ", ".join(filter(None, (reason, note)))
     return Result(
         date=_date(resource),
         value=value,

@@ -68,6 +68,11 @@ class Problem:
     advice: str
     code: str
 
+    @property
+    def can_connect(self) -> bool:
+        """Whether the advice is to connect, so that a link belongs beside it."""
+        return "connect" in self.advice
+
 
 def describe(error: SMARTError, what: str) -> Problem:
     """Put *error* in words; nothing of the server's own answer is shown."""

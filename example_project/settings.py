@@ -7,6 +7,7 @@ Settings of the example site, all of them from the environment.
 ``ALLOWED_HOSTS``           names without port, separated by commas
 ``SMART_INSECURE_HTTP_HOSTS``  names that may be reached by plain http, likewise
 ``SMART_SITE_URL``          address of this site, such as ``https://app.example.org``
+``BEHIND_PROXY``            ``1`` behind a proxy that sets ``X-Forwarded-Proto``
 ``SMART_ENCRYPTION_KEYS``   Fernet keys for tokens at rest, newest first, by commas
 ``DATABASE_URL``            an SQLite file under ``var/`` by default
 ``CACHE_URL``               files under ``var/`` by default
@@ -19,6 +20,7 @@ While ``DEBUG`` is on, loopback names are allowed hosts and may use plain http.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,6 +74,14 @@ SESSION_COOKIE_SECURE = _IS_HTTPS
 CSRF_COOKIE_SECURE = _IS_HTTPS
 # Behind a proxy that ends TLS, Django sees http; the Origin header says https.
 CSRF_TRUSTED_ORIGINS = [SMART_SITE_URL] if _IS_HTTPS else []
+if env.bool("BEHIND_PROXY", default=False):
+    # Any client could send this header if the proxy did not replace it.
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_SSL_REDIRECT = True
+    SECURE_HSTS_SECONDS = 3600  # raise it once https works everywhere
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    # Preloading concerns a whole domain, not only this site.
+    SILENCED_SYSTEM_CHECKS = ["security.W021"]
 
 # Applications
 
@@ -85,6 +95,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_smart",
     "example_project",
+    "example_project.records.apps.RecordsConfig",
 ]
 MIDDLEWARE = [
     "django_smart.middleware.SMARTMiddleware",
@@ -120,7 +131,7 @@ TEMPLATES = [
 
 AUTHENTICATION_BACKENDS = [
     "django.contrib.auth.backends.ModelBackend",
-    "django_smart.backends.SMARTAuthenticationBackend",
+    "example_project.backends.NamingBackend",
 ]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
@@ -177,11 +188,19 @@ CACHES = {
 # Background work
 
 CELERY_BROKER_URL: str = env.str("CELERY_BROKER_URL", default="filesystem://")
-CELERY_BEAT_SCHEDULE = BEAT_SCHEDULE
+CELERY_BEAT_SCHEDULE = {
+    **BEAT_SCHEDULE,
+    "records": {
+        "task": "example_project.records.tasks.sync_all_records",
+        "schedule": timedelta(hours=6),
+    },
+}
 CELERY_BEAT_SCHEDULE_FILENAME = str(_folder() / "celerybeat-schedule")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TIMEZONE = "UTC"
+# A message does not wait in one process while another is idle.
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 if CELERY_BROKER_URL.startswith("filesystem:"):
     CELERY_BROKER_TRANSPORT_OPTIONS = {
         # One machine: what one process puts in, another takes out of the same folder.
@@ -192,7 +211,7 @@ if CELERY_BROKER_URL.startswith("filesystem:"):
 
 # Pages
 
-LANGUAGE_CODE = "en-gb"
+LANGUAGE_CODE = "en-us"
 USE_I18N = True
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -238,7 +257,11 @@ LOGGING = {
         # The servers' own, which have a line with the query of each request.
         **{
             name: {"handlers": ["console"], "level": "INFO", "propagate": False}
-            for name in ("django.server", "gunicorn.access", "gunicorn.error")
+            for name in (
+                "django.server",
+                *("gunicorn.access", "gunicorn.error"),
+                *("uvicorn.access", "uvicorn.error"),
+            )
         },
     },
 }

@@ -14,7 +14,10 @@ from tests.settings import BASE_DIR
 
 APP = "https://app.example.org"
 PATIENT = "87a339d0-8cae-418e-89c7-8651e6aab3c6"
-SCOPE = "openid fhirUser launch/patient patient/Patient.rs patient/Observation.rs"
+SCOPE = (
+    "openid fhirUser launch/patient patient/Patient.rs patient/Observation.rs "
+    "user/Practitioner.r"
+)
 
 
 @pytest.fixture
@@ -28,6 +31,10 @@ def site(settings):
     settings.LOGIN_URL = "login"
     settings.LOGIN_REDIRECT_URL = "home"
     settings.LOGOUT_REDIRECT_URL = "home"
+    settings.AUTHENTICATION_BACKENDS = [
+        "django.contrib.auth.backends.ModelBackend",
+        "example_project.backends.NamingBackend",
+    ]
     # Position as in the example: before anything that makes a response of its own.
     middleware = list(settings.MIDDLEWARE)
     middleware.insert(2, "example_project.middleware.ContentSecurityPolicyMiddleware")

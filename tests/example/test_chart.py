@@ -36,13 +36,13 @@ def smart(*, patient_id="p1", patient=None, results=()):
             raise patient
         return patient
 
-    def search(resource_type, parameters):
+    def iterate(resource_type, parameters):
         assert resource_type == "Observation"
         assert parameters[-1] == ("patient", patient_id)
         return results
 
     return SimpleNamespace(
-        patient_id=patient_id, fhir=SimpleNamespace(read=read, search=search)
+        patient_id=patient_id, fhir=SimpleNamespace(read=read, iterate=iterate)
     )
 
 

@@ -25,23 +25,6 @@ JSON = st.recursive(
 )
 
 
-def test_an_address_is_shown_in_lines():
-    address = {
-        "line": ["Kirkegade 14"],
-        "postalCode": "8000",
-        "city": "Aarhus",
-        "country": "DK",
-    }
-    old = {"use": "old", "city": "Odense"}
-    assert fhirtext.address_lines([old, address]) == [
-        "Kirkegade 14",
-        "8000 Aarhus",
-        "DK",
-    ]
-    assert fhirtext.address_lines([{"text": "1 Road\nTown"}]) == ["1 Road", "Town"]
-    assert fhirtext.address_lines([{}]) == []
-
-
 def test_contact_points_out_of_use_are_left_out():
     points = [
         {"system": "phone", "use": "mobile", "value": "+45 20"},
@@ -58,5 +41,4 @@ def test_contact_points_out_of_use_are_left_out():
 
 @given(JSON)
 def test_odd_json_never_raises(value):
-    fhirtext.address_lines(value)
     fhirtext.telecom(value)

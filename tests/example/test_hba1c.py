@@ -114,6 +114,13 @@ def test_a_result_without_number_or_date_says_so():
     assert series.left_out == 2
 
 
+def test_what_changes_the_meaning_of_a_result_is_noted():
+    odd = observation(status="amended", modifierExtension=[{"url": "urn:not"}])
+    [result] = build_series([odd]).results
+    assert "amended" in result.note
+    assert "extension" in result.note
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [

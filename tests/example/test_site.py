@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from django.test import Client
 
-from tests.example.conftest import APP, PATIENT
+from tests.example.conftest import APP, PATIENT, SCOPE
 
 pytestmark = pytest.mark.usefixtures("site")
 
@@ -68,6 +68,31 @@ def test_a_launch_arrives_at_the_patient_page(client, ehr):
     points = json.loads(data.group(1))["points"]
     assert len(points) > 10
     assert page.count("<tr><th scope") + page.count('<th scope="row"') > len(points)
+
+
+def test_the_header_names_the_person_and_no_page_has_a_raw_id(client, ehr):
+    page = get(client, launch(client, ehr)).content.decode()
+    header = re.search(r'<span class="who">.*', page)
+    assert header
+    assert "Brandvold" in header[0]
+    text = re.sub(r"<script.*?</script>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert re.findall(r"[0-9a-f]{8}-[0-9a-f]{4}-", text) == []
+
+
+def test_a_person_whom_the_ehr_does_not_name_has_an_account(client, ehr):
+    path = launch(client, ehr, scope=SCOPE.replace("user/Practitioner.r", ""))
+    page = get(client, path).content.decode()
+    user = json.loads(get(client, f"{prefix_of(path)}/status.json").content)["user"]
+    assert "your EHR account" in page
+    assert user not in page
+
+
+def test_advice_to_connect_has_the_link(client, ehr):
+    path = launch(client, ehr)
+    del ehr.data["Patient"][PATIENT]
+    page = get(client, path).content.decode()
+    assert "fhir_not_found" in page
+    assert page.count('href="/smart/login/"') > 0
 
 
 def test_the_search_is_the_one_of_the_specification_over_two_pages(client, ehr):

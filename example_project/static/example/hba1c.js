@@ -11,7 +11,7 @@
   }
   canvas.closest("figure").hidden = false;
 
-  const monthYear = new Intl.DateTimeFormat("en-GB", {
+  const monthYear = new Intl.DateTimeFormat("en-US", {
     month: "short", year: "numeric", timeZone: "UTC",
   });
 

@@ -5,7 +5,8 @@
   const card = document.getElementById("vitals");
   const status = card.querySelector("[role=status]");
   const list = card.querySelector("dl");
-  const day = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeZone: "UTC" });
+  // As Django writes the other dates of the page in US English.
+  const months = ["Jan.", "Feb.", "March", "April", "May", "June", "July", "Aug.", "Sept.", "Oct.", "Nov.", "Dec."];
 
   const client = FHIR.client({
     serverUrl: new URL(card.dataset.fhir, location.href).href,
@@ -45,7 +46,7 @@
     const when = document.createElement("span");
     when.className = "quiet";
     const date = new Date(observation.effectiveDateTime || NaN);
-    when.textContent = Number.isNaN(date.getTime()) ? "" : day.format(date);
+    when.textContent = Number.isNaN(date.getTime()) ? "" : `${months[date.getUTCMonth()]} ${date.getUTCDate()}, ${date.getUTCFullYear()}`;
     detail.append(number, when);
     tile.append(term, detail);
     list.append(tile);

@@ -1,0 +1,1 @@
+"""Copies of what patients have connected, brought up to date in the background."""
