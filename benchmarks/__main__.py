@@ -1,8 +1,9 @@
 """
 Measure.
 
-    python -m benchmarks                   all questions; writes the results
+    python -m benchmarks                   the questions; writes the results
     python -m benchmarks fhir_read login   some; the others' results stay
+    python -m benchmarks --large           those that take long, left out above
     python -m benchmarks --smoke           whether it still runs; writes nothing
 """
 
@@ -20,13 +21,14 @@ from typing import Any
 
 from benchmarks.environment import describe
 from benchmarks.harness import SEED, Report
-from benchmarks.questions import QUESTIONS
+from benchmarks.questions import QUESTIONS, choose, is_large
 from benchmarks.render import render, render_summary
 
 _FOLDER = Path(__file__).resolve().parent
 _RESULTS = _FOLDER / "results.json"
 _PAGE = _FOLDER / "RESULTS.rst"
-_LIMIT = 600  # seconds for one question
+# Seconds for one question.
+_LIMIT, _LARGE_LIMIT = 600, 3600
 
 
 def main() -> int:
@@ -34,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--large", action="store_true")
     parser.add_argument(
         "--rounds", type=int, default=1000, help="at most so many, while developing"
     )
@@ -45,7 +48,7 @@ def main() -> int:
     if arguments.answer:
         _answer(arguments)
         return 0
-    asked = [each for each in QUESTIONS if each in (arguments.questions or QUESTIONS)]
+    asked = choose(arguments.questions, large=arguments.large, smoke=arguments.smoke)
     failed = []
     for question in asked:
         answer = _ask(question, arguments)
@@ -64,6 +67,7 @@ def main() -> int:
 def _ask(question: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Answer *question* in a process of its own: settings and memory are its own."""
     started = monotonic()
+    limit = _LARGE_LIMIT if is_large(question) else _LIMIT
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answer.json"
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks", question]
@@ -71,7 +75,7 @@ def _ask(question: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
         command += ["--smoke"] if arguments.smoke else []
         print(f"{question} …", end=" ", flush=True)
         try:
-            done = subprocess.run(command, cwd=_FOLDER.parent, timeout=_LIMIT)
+            done = subprocess.run(command, cwd=_FOLDER.parent, timeout=limit)
             is_there = done.returncode == 0
         except subprocess.TimeoutExpired:
             is_there = False

@@ -22,12 +22,15 @@ _PACKAGES = (
     "psycopg",
     "mysqlclient",
     "gunicorn",
+    "uvicorn",
+    "httpx",
     "orjson",
     "Authlib",
     "django-allauth",
     "mozilla-django-oidc",
     "fhirclient",
     "fhirpy",
+    "playwright",
     "matplotlib",
 )
 
@@ -95,7 +98,7 @@ def _get_servers() -> dict[str, str]:
         maria = MySQLdb.connect(host="127.0.0.1", user="root")
         found["MariaDB"] = maria.get_server_info().partition("-")[0]
         maria.close()
-    except Exception:  # noqa: BLE001 (as above)
+    except Exception:  # noqa: BLE001 (the report has a line for what is absent)
         found["MariaDB"] = "not there"
     import sqlite3
 

@@ -9,6 +9,7 @@ are what is reported.
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-__all__ = ["Ratio", "Report", "Variant", "compare", "count", "measure"]
+__all__ = ["Ratio", "Report", "Variant", "compare", "count", "measure", "slope"]
 
 SEED = 20250601
 
@@ -106,6 +107,18 @@ def compare(
 def count(times: list[float | None]) -> int:
     """Rounds that a way had a part in."""
     return sum(each is not None for each in times)
+
+
+def slope(points: Sequence[Sequence[float]]) -> float:
+    """
+    The power of x that y grows with, by least squares over the logarithms.
+
+    0 is flat, 1 is proportional; ten times x is ten to this power times y.
+    """
+    fitted = statistics.linear_regression(
+        [math.log(x) for x, _ in points], [math.log(y) for _, y in points]
+    )
+    return fitted.slope
 
 
 @dataclass(kw_only=True)

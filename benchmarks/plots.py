@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import compare
+from benchmarks.harness import compare, slope
 from benchmarks.notes import REACHES
 
 __all__ = ["draw"]
@@ -39,7 +39,8 @@ def _draw_lines(plot: dict[str, Any]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in plot["lines"].items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        label = f"{name} (slope {slope(points):.2f})"
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(xlabel=plot["x"], ylabel=plot["y"], xscale="log", yscale="log")
     axes.set_title(plot["title"])
     axes.grid(visible=True, alpha=0.3)

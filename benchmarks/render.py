@@ -1,4 +1,4 @@
-"""RESULTS.rst out of results.json; nothing is measured, and nothing but it is read."""
+"""Render RESULTS.rst from results.json, without measuring anything."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def render(results: dict[str, Any]) -> str:
         f"{environment['processor']} ({environment['system']}), "
         f"with seed {environment['seed']}.",
         "",
-        "A ratio is the median of those of the single rounds, "
-        "with their lower and upper quartile in brackets; less is faster.",
+        "A ratio is the median over all rounds, next to its lower and upper quartile; "
+        "lower is faster.",
         "",
     ]
     parts += _heading("Summary", "-")
     parts += _table(
-        ("Question", "What", "Measured", "Reach", "Verdict"),
+        ("Question", "What", "Measured", "Target", "Verdict"),
         (
             (_title(answer), check["what"], *_judge(check))
             for answer in results["answers"]
@@ -47,10 +47,10 @@ def render(results: dict[str, Any]) -> str:
         ),
     )
     parts += [
-        "Every way that was measured, of the first one of its kind:",
+        "Every alternative, relative to the first one of its table:",
         "",
         ".. image:: ../docs/images/bench-ratios.svg",
-        "   :alt: Ratios of all ways, as bars",
+        "   :alt: Ratios of all alternatives, as bars",
         "",
     ]
     for answer in results["answers"]:
@@ -91,10 +91,10 @@ def _render_answer(
         parts += [f"Measured at commit {answer['commit']}.", ""]
     for table in answer["tables"]:
         parts += [
-            f"{table['title']}, {table['operations']} in a round:",
+            f"{table['title']}, {table['operations']} per round:",
             "",
             *_table(
-                ("Way", f"One {table['unit']}", "Ratio", "Quartiles", "Rounds"),
+                ("Alternative", f"One {table['unit']}", "Ratio", "Quartiles", "Rounds"),
                 _rows(table),
             ),
         ]

@@ -48,14 +48,14 @@ def configure(
 
 def make_tables(alias: str) -> None:
     """All tables, in the database *alias*."""
+    from django.apps import apps
     from django.core.management import call_command
     from django.db import connections
 
-    from benchmarks.site.models import Account
-
     call_command("migrate", verbosity=0, database=alias)
     with connections[alias].schema_editor() as editor:
-        editor.create_model(Account)
+        for model in apps.get_app_config("bench_site").get_models():
+            editor.create_model(model)
 
 
 def make_database(database: str) -> str:

@@ -4,7 +4,7 @@ URL and by middleware.
 
 Environment: ``BENCH_DATABASE`` (``sqlite``, ``postgresql`` or ``mariadb``),
 ``BENCH_DATABASE_NAME``, ``BENCH_DATABASES`` (JSON of further ones), ``BENCH_STUB`` (origin of the stub), ``BENCH_SITE`` (whose
-middleware a server has), ``BENCH_PEERS`` (``all``, or ``authlib`` alone), ``BENCH_BROKER`` and ``BENCH_QUEUE``.
+middleware a server has), ``BENCH_ADMIN`` (if set, the site has Django's admin), ``BENCH_PEERS`` (``all``, or ``authlib`` alone), ``BENCH_BROKER`` and ``BENCH_QUEUE``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ INSTALLED_APPS = [
     "django_smart",
     "benchmarks.site",
 ]
+if "BENCH_ADMIN" in os.environ:
+    INSTALLED_APPS.insert(0, "django.contrib.admin")
 PLAIN_MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -48,6 +50,11 @@ PLAIN_MIDDLEWARE = [
 MIDDLEWARES = {
     "plain": PLAIN_MIDDLEWARE,
     "ours": ["django_smart.middleware.SMARTMiddleware", *PLAIN_MIDDLEWARE],
+    "clinic": [
+        "benchmarks.site.clinic.CountStatements",
+        "django_smart.middleware.SMARTMiddleware",
+        *PLAIN_MIDDLEWARE,
+    ],
     "allauth": [*PLAIN_MIDDLEWARE, "allauth.account.middleware.AccountMiddleware"],
     "mozilla": [*PLAIN_MIDDLEWARE, "mozilla_django_oidc.middleware.SessionRefresh"],
 }

@@ -4,7 +4,9 @@ A server to measure against: FHIR, tokens and OpenID Connect, as little work as 
 It is a process of its own, one event loop and no framework: threads of the measured
 process would share its interpreter lock.  Everything that can be is made beforehand.
 
-    python -m benchmarks.stub          prints its port; ends with its standard input
+    python -m benchmarks.stub [CERTIFICATE]
+
+prints its port, and ends with its standard input; with a certificate it speaks TLS.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import json
 import re
 import secrets
+import ssl
 import subprocess
 import sys
 import time
@@ -39,39 +42,38 @@ _DELAY = re.compile(r"/delay-(\d+)(/.*)")
 class Stub:
     """A running stub, as the measuring process sees it."""
 
-    def __init__(self, port: int) -> None:
-        self.origin = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, *, scheme: str = "http") -> None:
+        self.origin = f"{scheme}://127.0.0.1:{port}"
         self.base_url = f"{self.origin}/fhir"
 
     def take_counts(self) -> dict[str, int]:
-        """Connections, and requests by path, since this was asked last."""
-        with urllib.request.urlopen(f"{self.origin}/counts") as answer:
+        """Connections, after their handshakes, and requests by path since the last."""
+        # The opener that urllib keeps trusts what was trusted when it was made.
+        trusted = ssl.create_default_context()
+        with urllib.request.urlopen(f"{self.origin}/counts", context=trusted) as answer:
             counts: dict[str, int] = json.load(answer)
         return counts
 
 
 @contextmanager
-def running_stub() -> Iterator[Stub]:
-    """Run a stub until the block ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.stub"],
+def running_stub(*, certificate: str = "") -> Iterator[Stub]:
+    """Run a stub until the block ends, over TLS if it has a *certificate* (a path)."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.stub", *filter(None, [certificate])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        yield Stub(int(process.stdout.readline()))
-    finally:
-        process.stdin.close()
-        process.wait(60)
+    ) as process:
+        assert process.stdout is not None
+        # Leaving the block closes its standard input.
+        port = int(process.stdout.readline())
+        yield Stub(port, scheme="https" if certificate else "http")
 
 
-def _patient() -> dict[str, Any]:
+def _patient(patient_id: str) -> dict[str, Any]:
     return {
         "resourceType": "Patient",
-        "id": "p1",
+        "id": patient_id,
         "meta": {"versionId": "1", "lastUpdated": "2025-01-01T00:00:00Z"},
         "text": {
             "status": "generated",
@@ -128,7 +130,7 @@ def _observation(number: int) -> dict[str, Any]:
             {
                 "code": {"coding": [{"system": "http://loinc.org", "code": code}]},
                 "valueQuantity": {
-                    "value": 60 + number % 70,
+                    "value": 60.5 + number % 70,
                     "unit": "mmHg",
                     "system": "http://unitsofmeasure.org",
                     "code": "mm[Hg]",
@@ -195,7 +197,8 @@ class _Server:
             ],
         }
         self._ready = {
-            "/fhir/Patient/p1": _respond_json(_patient(), fhir),
+            "/fhir/Patient/p1": _respond_json(_patient("p1"), fhir),
+            "/fhir/Patient/p2": _respond_json(_patient("p2"), fhir),
             "/fhir/.well-known/smart-configuration": _respond_json(smart),
             "/.well-known/openid-configuration": _respond_json(smart),
             "/jwks": _respond_json({"keys": [{**jwk, "kid": _KID, "alg": "RS256"}]}),
@@ -262,28 +265,31 @@ class _Server:
 
     def _get_tokens(self, body: bytes) -> bytes:
         form = dict(part.split("=", 1) for part in body.decode().split("&") if part)
+        # The code is the nonce, which a real server would keep by its code; before it,
+        # there may be who signs in and which patient's chart is open.
+        who, _, nonce = form.get("code", "").partition("nonce-")
+        subject, patient = who.split(".")[:2] if who else (SUBJECT, "p1")
         answer: dict[str, Any] = {
             "access_token": secrets.token_urlsafe(32),
             "refresh_token": secrets.token_urlsafe(32),
             "token_type": "Bearer",
             "expires_in": 3600,
-            "patient": "p1",
+            "patient": patient,
         }
         if form.get("grant_type") == "refresh_token":
             answer["scope"] = "launch/patient patient/*.rs offline_access"
         else:
             answer["scope"] = "openid fhirUser launch/patient patient/*.rs"
-            # The code is the nonce, which a real server would keep by its code.
-            answer["id_token"] = self._sign(form["code"].removeprefix("nonce-"))
+            answer["id_token"] = self._sign(nonce, subject)
         return _respond_json(answer)
 
-    def _sign(self, nonce: str) -> str:
+    def _sign(self, nonce: str, subject: str) -> str:
         import jwt
 
         now = int(time.time())
         claims = {
             "iss": self._origin,
-            "sub": SUBJECT,
+            "sub": subject,
             "aud": CLIENT_ID,
             "iat": now,
             "exp": now + 300,
@@ -335,18 +341,23 @@ class _Connection(asyncio.Protocol):
             self._transport.write(answer)
 
 
-async def _main() -> None:
+async def _main(certificate: str = "") -> None:
     loop = asyncio.get_running_loop()
     holder: list[_Server] = []
+    context = None
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
     listener = await loop.create_server(
-        lambda: _Connection(holder[0]), "127.0.0.1", 0, backlog=256
+        lambda: _Connection(holder[0]), "127.0.0.1", 0, backlog=256, ssl=context
     )
     port = listener.sockets[0].getsockname()[1]
-    holder.append(_Server(f"http://127.0.0.1:{port}"))
+    scheme = "https" if certificate else "http"
+    holder.append(_Server(f"{scheme}://127.0.0.1:{port}"))
     print(port, flush=True)
     # Until whoever started it goes away.
     await loop.run_in_executor(None, sys.stdin.read)
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    asyncio.run(_main(*sys.argv[1:]))

@@ -12,8 +12,8 @@ from benchmarks.stub import running_stub
 __all__ = ["TEXT", "run"]
 
 TEXT = """
-What a token request with ``private_key_jwt`` needs beside the request: a key, a ``jti`` and a signature.
-Ours is asked for as a batch of refreshes does: the signing key of the registration is looked up once, and each request has an assertion of its own.
+What a token request with ``private_key_jwt`` needs besides the request: a key, a ``jti`` and a signature.
+The package does what a batch of refreshes does: it looks up the registration's signing key once and signs a separate assertion for each request.
 """
 
 
@@ -32,6 +32,7 @@ def run(report: Report) -> None:
                 server__base_url=f"{stub.base_url}/{algorithm}",
                 token_endpoint_auth_method="private_key_jwt",
                 signing_algorithm=algorithm,
+                callback_id=algorithm.lower(),
                 client_secret="",
             )
             times = measure(

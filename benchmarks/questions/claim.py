@@ -25,8 +25,8 @@ from benchmarks.stub import Stub
 __all__ = ["TEXT", "fill_grants", "run"]
 
 TEXT = """
-A hundred grants are due among more and more that are not; one tick of the beat finds and claims them.
-Each size has a database of its own.
+A hundred grants are due, among a growing number that are not; one tick of beat finds and claims them.
+Each size has its own database.
 """
 
 _DUE = 100
@@ -164,7 +164,9 @@ def _look_at_plan(report: Report, kind: str, alias: str, let_go: Any) -> None:
             words = "EXPLAIN QUERY PLAN" if kind == "sqlite" else "EXPLAIN"
             cursor.execute(f"{words} {sql}")
             plans.append(str(cursor.fetchall()))
-    shown = sum(_INDEX in plan or "PRIMARY" in plan or "pkey" in plan for plan in plans)
+    # SQLite finds the rows that it joins by "INTEGER PRIMARY KEY", which shows nothing.
+    by_key = "pkey" if kind == "postgresql" else "'PRIMARY'"
+    shown = sum(_INDEX in plan or by_key in plan for plan in plans)
     report.check(
         f"{kind}-plan",
         f"{_TITLES[kind]}: statements whose EXPLAIN shows no index",

@@ -12,8 +12,8 @@ from benchmarks.stub import running_stub
 __all__ = ["TEXT", "run"]
 
 TEXT = """
-Somebody opens a page under the prefix of their launch, and the page makes a client that is ready to send; nothing is sent.
-It is compared with the same page that uses ``request.user`` alone, without our middleware and without a launch.
+A user opens a page under the prefix of their launch, and the page creates a client that is ready to send; nothing is sent.
+It is compared with the same page using only ``request.user``, without the package's middleware and without a launch.
 """
 
 _BASE = "request.user"

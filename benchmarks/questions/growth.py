@@ -15,8 +15,8 @@ from benchmarks.stub import running_stub
 __all__ = ["TEXT", "run"]
 
 TEXT = """
-What people and workers do, while the tables it reads grow ten and a hundred times; PostgreSQL.
-A line that stays level costs the same however much there is.
+What users and workers do, while the tables that it reads grow tenfold and a hundredfold, on PostgreSQL.
+A flat line means that the cost does not depend on the number of rows.
 """
 
 _GROWTH = (1, 10, 100)

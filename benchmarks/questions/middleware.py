@@ -12,8 +12,8 @@ from benchmarks.stub import running_stub
 __all__ = ["TEXT", "run"]
 
 TEXT = """
-Somebody is signed in and asks for a page that touches neither session nor user nor launch, through Django's usual seven middlewares and one more.
-Under a launch prefix the key is checked, which takes session, user and launch: that is compared with a page that uses ``request.user``.
+A signed-in user requests a page that uses neither session nor user nor launch, through Django's usual seven middleware classes and one more.
+Under a launch prefix, the key is checked, which needs session, user and launch; this is compared with a page that uses ``request.user``.
 """
 
 _BASE = "no further middleware"

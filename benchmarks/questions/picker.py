@@ -13,8 +13,8 @@ from benchmarks.stub import running_stub
 __all__ = ["TEXT", "run"]
 
 TEXT = """
-A page of the picker, out of 50,000 organisations with an endpoint each, on PostgreSQL; a fifth of them lead to a registered server.
-By hand the same statements are sent by a cursor, and their rows are fetched and left as they are.
+A page of the picker, from 50,000 organizations with one endpoint each, on PostgreSQL; a fifth of them lead to a registered server.
+*By hand* sends the same statements through a cursor, and fetches the rows without processing them.
 """
 
 _BASE = "SQL by hand"

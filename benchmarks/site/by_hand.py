@@ -31,8 +31,8 @@ _session = requests.Session()
 
 
 @cache
-def _get_keys() -> dict[str, Any]:
-    answer = _session.get(f"{settings.STUB}/jwks", timeout=10).json()
+def _get_keys(issuer: str) -> dict[str, Any]:
+    answer = _session.get(f"{issuer}/jwks", timeout=10).json()
     return {each["kid"]: jwt.PyJWK(each) for each in answer["keys"]}
 
 
@@ -75,7 +75,7 @@ def complete(request: HttpRequest) -> HttpResponse:
     )
     answer.raise_for_status()
     token = answer.json()["id_token"]
-    key = _get_keys()[jwt.get_unverified_header(token)["kid"]]
+    key = _get_keys(settings.STUB)[jwt.get_unverified_header(token)["kid"]]
     claims = jwt.decode(
         token,
         key,
@@ -90,7 +90,7 @@ def complete(request: HttpRequest) -> HttpResponse:
     return HttpResponseRedirect("/plain/")
 
 
-def sign_in(request: HttpRequest, claims: dict[str, Any]) -> None:
+def sign_in(request: HttpRequest, claims: dict[str, Any]) -> Account:
     """Sign in whose account it is; made at first sight."""
     found = {"issuer": claims["iss"], "subject": claims["sub"]}
     account = Account.objects.filter(**found).select_related("user").first()
@@ -98,3 +98,4 @@ def sign_in(request: HttpRequest, claims: dict[str, Any]) -> None:
         user = get_user_model().objects.create_user(secrets.token_hex(8))
         account = Account.objects.create(user=user, **found)
     login(request, account.user, "django.contrib.auth.backends.ModelBackend")
+    return account
