@@ -34,6 +34,7 @@ extensions = [
     "error_codes",
     "internal_links",
     "model_fields",
+    "reference_anchors",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"

@@ -1,7 +1,7 @@
 """
 After the build, every link between our own pages leads somewhere.
 
-Sphinx checks its roles; this looks at the finished pages: addresses written by hand,
+Sphinx checks its roles; this looks at the finished pages: addresses in the text,
 pictures, and the places within a page.  The build fails where one is missing.
 """
 

@@ -12,11 +12,13 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
+from django_smart.fields import DigestField
+
 __all__ = ["setup"]
 
 
 class Model(SphinxDirective):
-    """``.. model:: Launch`` writes what the class says of itself, and its columns."""
+    """``.. model:: Launch`` writes the docstring of the class, and its columns."""
 
     required_arguments = 1
 
@@ -30,14 +32,18 @@ def _describe(model: type[models.Model]) -> Iterator[str]:
     yield ""
     yield f"Table: ``{model._meta.db_table}``"
     yield ""
-    for field in model._meta.concrete_fields:
+    # Digests and dates of the row come last: nobody looks for them first.
+    for field in sorted(model._meta.concrete_fields, key=_is_bookkeeping):
         if field.name != "id":
             yield from (f"``{field.name}``", f"    {_explain(field)}", "")
 
 
+def _is_bookkeeping(field: models.Field) -> bool:
+    return isinstance(field, DigestField) or field.name in {"created_at", "updated_at"}
+
+
 def _explain(field: models.Field) -> str:
-    name = str(field.verbose_name)
-    words = [f"{name[:1].upper()}{name[1:]}."]
+    words = [_describe_purpose(field)]
     if field.is_relation:
         words.append(f"A ``{field.related_model.__name__}``.")
     if field.choices:
@@ -45,9 +51,21 @@ def _explain(field: models.Field) -> str:
         words.append(f"One of {', '.join(values)}.")
     if _has_telling_default(field):
         words.append(f"By default ``{field.default!s}``.")
-    if field.help_text:
-        words.append(f"{field.help_text}")
     return " ".join(words)
+
+
+def _describe_purpose(field: models.Field) -> str:
+    if field.help_text:
+        # Texts may look like markup: /~<key>/, callback/<callback ID>/.
+        return str(field.help_text).replace("*", r"\*").replace("_", r"\_")
+    if isinstance(field, DigestField):
+        names = " and ".join(f"``{each.strip('_')}``" for each in field.sources)
+        return f"SHA-256 of {names}, for exact lookups and uniqueness."
+    if getattr(field, "auto_now_add", False):
+        return "When the row was created."
+    if getattr(field, "auto_now", False):
+        return "When the row was last saved."
+    return f"{str(field.verbose_name).capitalize()}."
 
 
 def _has_telling_default(field: models.Field) -> bool:

@@ -76,11 +76,12 @@ def visit() -> None:
 
         other = at.make_browser()
         answer = other.get("/smart/login/", {"server": "harbour"})
-        again = at.get_launch(
-            at.get_callback(other, ehr.authorize(answer["Location"], user=person))
-        )
+        parked = at.get_callback(other, ehr.authorize(answer["Location"], user=person))
+        assert parked["Location"].startswith("/accounts/login/?next=/smart/decide/")
+        signed_in = other.post(parked["Location"], form)
+        again = at.get_launch(other.get(signed_in["Location"]))
         assert again.user == rosa
-        assert other.session["_auth_user_backend"].startswith("django_smart.")
+        assert other.session["_auth_user_backend"] == backend
 
         clinician = at.launch(at.make_browser(), ehr)
         assert clinician.user not in (None, rosa)

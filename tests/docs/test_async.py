@@ -9,11 +9,11 @@ from typing import Any
 
 from django_smart.fhir import AsyncFHIRClient
 from tests.docs.blocks import read_blocks
-from tests.fhir.servers import Grant, bundle, respond
+from tests.fhir.servers import BASE, Grant, bundle, respond
 
 
 def test_view_of_the_page_reads_side_by_side():
-    view, job = read_blocks("how-to/async.rst")
+    view, _, job = read_blocks("how-to/async.rst")
     names: dict[str, Any] = {}
     exec(view.code, names)
     grant = Grant()
@@ -33,7 +33,39 @@ def test_view_of_the_page_reads_side_by_side():
     response = asyncio.run(names["summary"].__wrapped__(Request()))
     assert json.loads(response.content) == {
         "patient": patient,
-        "allergies": allergy,
+        "allergy": allergy,
         "a1c": results[:10],
     }
     compile(job.code, "how-to", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_what_the_page_does_after_that_is_async_as_well(capsys):
+    _, more, _ = read_blocks("how-to/async.rst")
+    names: dict[str, Any] = {}
+    exec(more.code, names)
+    grant = Grant(patient_id="p")
+    result = {"resourceType": "Observation", "id": "o-1"}
+    condition = {"resourceType": "Condition", "id": "c-1"}
+    grant.server.on("Observation?patient=p", respond(bundle(result)))
+    grant.server.on("Condition?patient=p", respond(bundle(condition)))
+    entry = {"resource": condition, "response": {"status": "200"}}
+    answer = {"resourceType": "Bundle", "type": "batch-response", "entry": [entry]}
+    grant.server.on(BASE, respond(answer))
+
+    path = "Patient/$export?_outputFormat=application%2Ffhir%2Bndjson"
+    grant.server.on(path, respond(b"", 202, content_location=f"{BASE}/status"))
+    manifest = {
+        "transactionTime": "2026-01-01T00:00:00Z",
+        "output": [{"type": "Patient", "url": f"{BASE}/file"}],
+    }
+    ready = respond(manifest, media_type="application/json")
+    grant.server.on("status", ready, respond(b"", 202))
+    grant.server.on("file", respond({"resourceType": "Patient", "id": "p"}))
+
+    afhir = AsyncFHIRClient(grant.client)
+    (sent,) = asyncio.run(names["review"](afhir, "p"))
+    assert sent.get() == condition
+    asyncio.run(names["export_patients"](afhir))
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["o-1", "p"]
+    assert grant.server.requests[-1].method == "DELETE"

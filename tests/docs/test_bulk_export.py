@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from werkzeug.wrappers import Request, Response
 
 from django_smart.clients import backend_client_for
+from django_smart.exceptions import BearerBoundaryError
+from tests.answers import Respond
 from tests.docs.blocks import read_blocks
 from tests.factories import make_service
 
@@ -14,7 +18,7 @@ from tests.factories import make_service
 @pytest.mark.django_db
 def test_job_of_the_page_goes_on_after_a_crash(ehr):
     service = make_service(ehr)
-    job, task = read_blocks("how-to/bulk-export.rst")
+    job, _, task, _ = read_blocks("how-to/bulk-export.rst")
     compile(task.code, "how-to", "exec")
     names: dict[str, Any] = {}
     exec(job.code.replace('"Group/diabetes"', '"Patient"'), names)
@@ -39,3 +43,60 @@ def test_job_of_the_page_goes_on_after_a_crash(ehr):
     assert names["export_observations"](*job_arguments)
     expected = [*ehr.data["Patient"], *ehr.data["Observation"]]
     assert handled == expected[:5] + expected
+
+
+@pytest.mark.django_db
+def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
+    service = make_service(ehr)
+    job, update, *_ = read_blocks("how-to/bulk-export.rst")
+    names: dict[str, Any] = {}
+    exec(job.code + update.code, names)
+
+    def make_client(registration: Any) -> Any:
+        client = backend_client_for(registration)
+        client._sleep = lambda seconds: None
+        return client
+
+    names["backend_client_for"] = make_client
+    mirror: dict[str, Any] = {}
+    last = names["update_mirror"](service, mirror, "")
+    assert len(mirror) == len(ehr.data["Patient"]) + len(ehr.data["Observation"])
+    first, second = list(ehr.data["Observation"])[:2]
+    ehr.versions.put("Observation", first, None, method="DELETE")
+    changed = {**ehr.data["Observation"][second], "status": "amended"}
+    ehr.versions.put("Observation", second, changed, method="PUT")
+    assert names["update_mirror"](service, mirror, last) > last
+    expected = {**ehr.data["Patient"], **ehr.data["Observation"]}
+    assert {each["id"] for each in mirror.values()} == set(expected)
+    assert mirror[f"Observation/{second}"]["status"] == "amended"
+    ehr.bulk.problems.append("one record is locked")
+    with pytest.raises(RuntimeError):
+        names["update_mirror"](service, mirror, last)
+
+
+@pytest.mark.django_db
+def test_export_outside_of_the_boundary_is_cancelled_as_the_page_says(ehr):
+    service = make_service(ehr)
+    *_, begin = read_blocks("how-to/bulk-export.rst")
+    names: dict[str, Any] = {"json": json}
+    exec(begin.code, names)
+    fhir = backend_client_for(service)
+    saved: list[str] = []
+    names["begin"](fhir, saved.append)
+    assert fhir.resume_export(json.loads(saved[0])).poll() == 1
+    cancelled: list[str | None] = []
+
+    def keep_elsewhere(respond: Respond, request: Request) -> Response:
+        if request.path == "/bulkstatus/1":
+            assert request.method == "DELETE"
+            cancelled.append(request.headers.get("Authorization"))
+            return Response(status=202)
+        response = respond(request)
+        if request.path.endswith("$export"):
+            response.headers["Content-Location"] = "/bulkstatus/1"
+        return response
+
+    ehr.interceptors.append(keep_elsewhere)
+    with pytest.raises(BearerBoundaryError, match="bearer_boundary"):
+        names["begin"](fhir, saved.append)
+    assert cancelled == [None]

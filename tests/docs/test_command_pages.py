@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import CommandError, call_command, load_command_class
+from django.core.management import call_command, load_command_class
 from django.template import engines
 from django.test import Client, RequestFactory
 
@@ -21,6 +21,7 @@ from tests.bundles import Host, bundle, endpoint, host, organization
 from tests.contrib.doctor.conftest import World, world
 from tests.docs.blocks import DOCS, read_blocks
 from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
+from tests.factories import make_registration
 from tests.management.running import Ran, run
 from tests.transport.conftest import certificate
 
@@ -47,8 +48,7 @@ def test_commands(monkeypatch, host: Host, tmp_path: Path):
     ):
         assert _do(register.commands[0]).json == json.loads(printed.code)
         _do(discover.commands[0])
-        with pytest.raises(CommandError, match="to mend"):
-            _do(examine.commands[0])
+        assert "credentials_refused" in _do(examine.commands[0]).out
     for words in keys.commands[:1]:
         _do(words)
     assert SigningKey.objects.get().algorithm == "ES384"
@@ -71,6 +71,18 @@ def test_commands(monkeypatch, host: Host, tmp_path: Path):
     assert registration.server.frame_origins == ["https://ehr.example.org"]
 
 
+def test_who_is_signed_in() -> None:
+    (console,) = read_blocks("explanation/who-is-signed-in.rst")
+    (words,) = console.commands
+    arguments = dict(zip(words[3::2], words[4::2], strict=False))
+    registration = make_registration(
+        server__base_url=arguments["--base-url"], client_id=arguments["--client-id"]
+    )
+    _do(words)
+    registration.refresh_from_db()
+    assert registration.user_switch == registration.UserSwitch.SWITCH
+
+
 def test_find_what_is_wrong(world: World):
     every, shown, some, for_programs = read_blocks("how-to/find-what-is-wrong.rst")
     monitored = for_programs.commands[0]
@@ -79,8 +91,7 @@ def test_find_what_is_wrong(world: World):
     world.registration.save()
     ((*words,),) = every.commands
     out = io.StringIO()
-    with pytest.raises(CommandError):
-        call_command(*words[2:], stdout=out)
+    call_command(*words[2:], stdout=out)
     assert out.getvalue().strip() == shown.code.strip()
     world.registration.client_secret = CLIENT_SECRET
     world.registration.save()
@@ -94,11 +105,13 @@ def test_connect_many_hospitals(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ):
     blocks = read_blocks("how-to/connect-many-hospitals.rst")
-    url, file, by_server, again, register, shared, *blocks = blocks
-    unknown, link, logos, away = blocks
-    groups = {each["set"]["callback_group"] for each in json.loads(shared.code)}
-    assert groups == {"vendor"}
+    listed, register, unknown, url, file, by_server, again, link, logos, away = blocks
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APP_SECRET", "from the vendor")
+    (tmp_path / register.commands[0][4]).write_text(listed.code)
+    printed = _do([*register.commands[0], "--offline"]).json
+    assert len(printed) == len(json.loads(listed.code)) == 2
+    assert len({each["redirect_uri"] for each in printed}) == 1
     install, fetch = url.commands
     assert install == ["pip", "install", "django-smart[brands]"]
     address = "https://fhir.example.org/r4"
@@ -143,7 +156,7 @@ def test_connect_many_hospitals(
     content = html.render({}, RequestFactory().get("/"))
     assert 'href="/smart/login/?next=/labs/"' in content
 
-    server = ClientRegistration.objects.get().server
+    server = ClientRegistration.objects.get(server__slug="harbour").server
     server.configuration = {
         "token_endpoint": "https://fhir.example.org/t",
         "user_access_brand_bundle": _BUNDLE,

@@ -75,6 +75,18 @@ def test_patient_is_filled_from_the_ehr(site: Any, ehr: EHRSimulator) -> None:
     assert _groups(user) == {"Patients"}
 
 
+def test_server_that_is_not_trusted_with_groups_changes_none(
+    site: Any, ehr: EHRSimulator
+) -> None:
+    """A portal of patients that calls its people practitioners."""
+    ClientRegistration.objects.update(manage_groups=False)
+    user = _sign_in(ehr)
+    assert user.first_name == "Helena"
+    assert _groups(user) == set()
+    Group.objects.get(name="Patients").user_set.add(user)
+    assert _groups(_sign_in(ehr)) == {"Patients"}
+
+
 def test_user_is_filled_before_anybody_is_told_of_the_launch(
     site: Any, ehr: EHRSimulator
 ) -> None:
@@ -98,13 +110,13 @@ def test_sign_in_goes_on_without_what_could_not_be_read(
     with caplog.at_level(logging.WARNING):
         user = _sign_in(ehr)
     assert user.first_name == "Helena"
-    assert f"User {user.pk} not filled: ValueError at <string>:" in caplog.text
+    assert f"Cannot fill user {user.pk}: ValueError at <string>:" in caplog.text
     assert "Brandvold" not in caplog.text
     # So it does when the EHR does not let it be read.
     caplog.clear()
     ehr.data["Practitioner"].clear()
     assert _sign_in(ehr) == user
-    assert f"User {user.pk} not filled: FHIRNotFoundError at" in caplog.text
+    assert f"Cannot fill user {user.pk}: FHIRNotFoundError at" in caplog.text
 
 
 def test_who_connects_records_keeps_the_name_and_the_groups(
@@ -142,7 +154,7 @@ def test_group_that_does_not_exist_is_told_and_not_made(
     Group.objects.filter(name="Clinicians").delete()
     user = _sign_in(ehr)
     assert _groups(user) == set()
-    assert f"User {user.pk}: there is no group Clinicians" in caplog.text
+    assert f"User {user.pk}: group Clinicians does not exist" in caplog.text
     assert not Group.objects.filter(name="Clinicians").exists()
 
 

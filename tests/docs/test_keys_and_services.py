@@ -14,7 +14,9 @@ from django_smart.exceptions import ServerUnreachableError
 from django_smart.models import ClientRegistration, SigningKey
 from django_smart.servers.signing_keys import OVERLAP
 from django_smart.testing import EHRSimulator
+from tests.answers import answer
 from tests.docs.blocks import read_blocks
+from tests.factories import make_registration
 from tests.management.running import Ran, run
 
 pytestmark = pytest.mark.django_db
@@ -44,7 +46,7 @@ def _states() -> list[str]:
 @cache
 def _run_code() -> dict[str, Any]:
     """What the page's code defines; once, as a task has one name."""
-    _, read, explain = read_blocks(_SERVICES)
+    *_, read, explain = read_blocks(_SERVICES)
     names: dict[str, Any] = {"__name__": __name__}
     exec(read.code, names)
     exec(explain.code, names)
@@ -97,7 +99,19 @@ def test_every_failure_has_its_explanation(
     server.save()
     assert explain(count).startswith("The EHR does not offer it: ")
     ClientRegistration.objects.update(is_active=False)
-    assert explain(count).startswith("Look at the registration: ")
+    assert explain(count).startswith("Check the registration: ")
+
+
+def test_service_may_have_a_secret_as_the_page_says(ehr: EHRSimulator) -> None:
+    _, with_secret, *_ = read_blocks(_SERVICES)
+    ((*words,),) = with_secret.commands
+    words[words.index("--base-url") + 1] = ehr.base_url
+    method = "client_secret_basic"
+    answer(ehr, "/smart-configuration", token_endpoint_auth_methods_supported=[method])
+    _do(words)
+    registration = ClientRegistration.objects.get()
+    assert registration.client_secret_env == "REPORT_SECRET"
+    assert registration.token_endpoint_auth_method == method
 
 
 # Keys
@@ -114,7 +128,7 @@ def test_setting_of_the_page_is_right(settings: Any) -> None:
 
 @pytest.mark.compliance("JWKS-01", "JWKS-09", "JWKS-10")
 def test_keys_are_rotated_as_the_page_says() -> None:
-    due, generate, rotate, send, lost, remove = (
+    due, generate, rotate, send, _, _, lost, remove = (
         each.commands for each in read_blocks(_KEYS) if each.language == "console"
     )
     run("smart_keys", "generate", "--algorithm", "ES384")
@@ -127,7 +141,7 @@ def test_keys_are_rotated_as_the_page_says() -> None:
     _do(rotate[0])
     assert _states() == ["active", "next", "retired"]
 
-    with pytest.raises(CommandError, match="is next already"):
+    with pytest.raises(CommandError, match="is already next"):
         _do(send[0])
     assert len(_do(send[1]).json["keys"]) == 3
 
@@ -142,3 +156,19 @@ def test_keys_are_rotated_as_the_page_says() -> None:
     old.refresh_from_db()
     assert (old.status, old.private_key) == ("removed", "")
     assert _states() == ["active", "next", "removed", "retired"]
+
+
+def test_registration_gets_keys_of_its_own_as_the_page_says() -> None:
+    generate, rotate = (
+        block.commands[0]
+        for block in read_blocks(_KEYS)
+        if "--registration" in block.code
+    )
+    registration = make_registration(
+        token_endpoint_auth_method="private_key_jwt", client_secret=""
+    )
+    assert generate[-2:] == rotate[-2:] == ["--registration", "1"]
+    _do([*generate[:-1], str(registration.pk)])
+    _wait()
+    _do([*rotate[:-1], str(registration.pk)])
+    assert _states() == ["active", "next"]

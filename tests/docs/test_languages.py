@@ -34,7 +34,7 @@ def test_settings_and_catalogue_of_the_page(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow, paths, catalogue, compile_ = read_blocks(_PAGE)
-    assert "Connected organisations" in _read("de")
+    assert "Connected organizations" in _read("de")
     for name, value in _settings(follow.code).items():
         setattr(settings, name, value)
     assert "Verbundene Organisationen" in _read("de")
@@ -50,5 +50,5 @@ def test_settings_and_catalogue_of_the_page(
     call_command(*words[2:], verbosity=0)
     assert "Verbundene Kliniken" in _read("de")
     # The page's site has no Spanish.
-    assert "Connected organisations" in _read("es")
+    assert "Connected organizations" in _read("es")
     translation.deactivate()

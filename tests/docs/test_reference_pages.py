@@ -17,6 +17,7 @@ from django.dispatch import Signal
 
 import django_smart
 from django_smart import exceptions, signals, urls, views
+from django_smart.conf import DOCS_URL
 from django_smart.contrib.doctor import KINDS
 from tests.docs.blocks import DOCS, read_blocks
 
@@ -56,9 +57,14 @@ def test_errors_are_listed_with_their_codes_and_statuses(list_errors):
 def test_advice_for_a_code_is_listed_with_it(list_errors):
     lines = list(list_errors("StateError", ":state_used:\n   Nothing\n   is wrong."))
     place = next(i for i, line in enumerate(lines) if "``state_used`` (409" in line)
-    assert lines[place + 1].endswith("before (CALL-03). Nothing is wrong.")
+    assert lines[place + 1].endswith("used (CALL-03). Nothing is wrong.")
     with pytest.raises(ValueError, match="token_refused"):
         list(list_errors("StateError", ":token_refused: Wrong."))
+
+
+def test_links_lead_to_the_documentation_that_the_package_names():
+    setup = (DOCS.parent / "setup.cfg").read_text(encoding="utf-8")
+    assert f"Documentation = {DOCS_URL}\n" in setup
 
 
 def test_findings_of_the_doctor_are_listed_with_their_severity():
@@ -68,7 +74,7 @@ def test_findings_of_the_doctor_are_listed_with_their_severity():
 
 def test_urls_are_listed():
     page = _read("views.rst").partition("Templates\n---------\n")[0]
-    listed = re.findall(r"^``([\w.]+/?(?:<\w+>/)?)``\n    \S", page, re.M)
+    listed = re.findall(r"^``([\w.]+/?(?:<\w+>(?:/|\.json))?)``\n    \S", page, re.M)
     assert listed == [
         re.sub(r"<\w+:", "<", str(each.pattern)) for each in urls.urlpatterns
     ]

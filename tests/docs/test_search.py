@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from tests.docs.blocks import read_blocks
@@ -20,18 +21,35 @@ class Request:
 
 
 def test_view_of_the_page_searches_as_it_says() -> None:
-    view, exact = read_blocks("how-to/search.rst")
+    view, exact, _, stream = read_blocks("how-to/search.rst")
     names: dict[str, Any] = {}
     exec(view.code, names)
     grant = Grant()
-    found = [{"resourceType": "Observation", "id": f"o-{n}"} for n in range(30)]
+    found = [
+        {
+            "resourceType": "Observation",
+            "id": f"o-{n}",
+            "effectiveDateTime": f"2024-0{n // 10 + 1}-03",
+        }
+        for n in range(30)
+    ]
     grant.server.on(f"Observation?{QUERY}", respond(bundle(*found)))
     names["render"] = lambda request, template, context: context
     context = names["a1c"].__wrapped__(Request(grant.client))
-    assert list(context["results"]) == found[:20]
+    assert context["results"] == found[:20]
+    assert not context["results"].is_complete
+
+    grant.server.on("Observation?date=ge2024&_count=500", respond(bundle(*found)))
+    names["Counter"] = Counter
+    exec(stream.code, names)
+    assert names["count_by_month"](grant.client, "2024") == {
+        "2024-01": 10,
+        "2024-02": 10,
+        "2024-03": 10,
+    }
 
     grant.server.on(
         "Observation?_sort%3Adesc=date&patient.identifier=urn%3Amrn%7C12",
-        respond(bundle(total=4)),
+        respond(bundle(*found[:4])),
     )
     assert eval(exact.code, {"fhir": grant.client}).total == 4

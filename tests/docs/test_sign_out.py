@@ -8,6 +8,7 @@ from django.template import engines
 from django.test import RequestFactory
 
 from django_smart.models import FHIRServer
+from django_smart.servers.registering import make_slug
 from tests.docs.blocks import read_blocks
 from tests.factories import make_registration
 
@@ -28,8 +29,14 @@ def test_command_switches_it_on_for_a_known_server(capsys):
     register, discover = console.commands
     arguments = dict(zip(register[3::2], register[4::2], strict=False))
     make_registration(
-        server__base_url=arguments["--base-url"], client_id=arguments["--client-id"]
+        server__base_url=arguments["--base-url"],
+        server__slug=make_slug(arguments["--base-url"]),
+        client_id=arguments["--client-id"],
     )
     call_command(*register[2:])
     assert FHIRServer.objects.get().rp_initiated_logout is True
-    assert discover[1:] == ["manage.py", "smart_discover"]
+    assert discover[1:] == [
+        "manage.py",
+        "smart_discover",
+        FHIRServer.objects.get().slug,
+    ]

@@ -111,10 +111,13 @@ def parse_celery(words: list[str]) -> dict[str, Any]:
 
 
 def test_add_to_a_site(settings, monkeypatch, put_urls, put_templates):
-    install, conf, urls, prepare, register, view, class_, asynchronous, links, live = (
-        read_blocks("how-to/add-to-a-site.rst")
-    )
+    install, conf, local, *blocks = read_blocks("how-to/add-to-a-site.rst")
+    urls, prepare, register, view, class_, asynchronous, links, live = blocks
     assert install.commands == [["pip", "install", "django-smart"]]
+    apply(settings, conf, local)
+    for words in prepare.commands:
+        run(*words[2:])
+    del settings.SMART_INSECURE_HTTP_HOSTS
     apply(settings, conf)
     settings.SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # of the tests' own mail
     for words in (*prepare.commands, *live.commands):
@@ -142,7 +145,6 @@ def test_add_to_a_site(settings, monkeypatch, put_urls, put_templates):
         put_templates(
             a1c="{% for each in observations %}{{ each.id }} {% endfor %}",
             banner="{{ patient.id }}",
-            nobody="nobody",
         )
         browser = make_browser()
         launch_id = ehr.create_launch("my-app", patient=PATIENT)
@@ -156,7 +158,7 @@ def test_add_to_a_site(settings, monkeypatch, put_urls, put_templates):
         assert browser.get(f"{prefix}class/").status_code == 200
         assert browser.get(f"{prefix}banner/").content.decode() == PATIENT
     assert Client().get("/class/").status_code == 403
-    assert Client().get("/banner/").content == b"nobody"
+    assert Client().get("/banner/").status_code == 403
     html = engines["django"].from_string(links.code)
     content = html.render({}, RequestFactory().get("/"))
     assert 'href="/smart/connections/"' in content
@@ -170,23 +172,26 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_clean_environment")
 def test_deploy_behind_a_proxy(settings, monkeypatch):
-    secure, name, _nginx, keys, make, check = read_blocks(
+    secure, name, cache, keys, make, private, compose, check = read_blocks(
         "how-to/deploy-behind-a-proxy.rst"
     )
+    logs, _, reports = read_blocks("how-to/keep-secrets-out-of-logs.rst")
     ((_, *words),) = make.commands
     made = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, check=True
     )
     monkeypatch.setenv("SMART_ENCRYPTION_KEYS", made.stdout.strip())
     del settings.SMART_SITE_URL
+    settings.LOGIN_URL = "admin:login"
+    settings.LOGGING = {}
     before = {each.id for each in run_checks(include_deployment_checks=True)}
-    apply(settings, secure, name, keys)
+    assert {"django_smart.W033", "django_smart.W041"} <= before
+    apply(settings, secure, name, cache, keys, logs, reports, private)
     assert settings.SMART_SITE_URL == SITE
-    after = {each.id for each in run_checks(include_deployment_checks=True)}
-    assert after < before
-    gone = {each for each in before - after if str(each).startswith("django_smart")}
-    assert {"django_smart.W033"} <= gone
+    after = {str(each.id) for each in run_checks(include_deployment_checks=True)}
+    assert {each for each in after if each.startswith("django_smart")} == set()
     assert check.commands == [["python", "manage.py", "check", "--deploy"]]
+    assert compose.commands[-1][-4:] == check.commands[0]
 
 
 def test_keep_secrets_out_of_logs(settings):

@@ -44,7 +44,7 @@ def test_page_lists_the_properties_there_are():
 
 
 def test_tag_is_written_as_the_page_says():
-    plain, with_nonce = _blocks("html")
+    plain, with_nonce = _blocks("html+django")
     request = _request(SMARTStyle(color_text="red"))
     source = f"{plain.code}|{with_nonce.code}"
     first, second = (
@@ -59,15 +59,15 @@ def test_tag_is_written_as_the_page_says():
 
 
 @pytest.mark.parametrize(
-    ("style", "colour"),
+    ("style", "color"),
     [
         (None, "#5b2fa0"),
         (SMARTStyle(color_text="red"), "#5b2fa0"),
         (SMARTStyle(color_highlight="teal"), "teal"),
     ],
 )
-def test_value_is_used_as_the_page_says(style, colour):
+def test_value_is_used_as_the_page_says(style, color):
     (block,) = _blocks("python")
     page: dict[str, Any] = {}
     exec(block.code, page)
-    assert page["chart_colour"](_request(style)) == colour
+    assert page["chart_color"](_request(style)) == color

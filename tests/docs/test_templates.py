@@ -8,8 +8,19 @@ from django.template import engines
 
 from tests.docs.blocks import read_blocks
 
-PATIENT = {"id": "p", "name": [{"text": "Ada Byron"}], "birthDate": "1957-08"}
-CONDITION = {"code": {"text": "Asthma"}, "onsetPeriod": {"start": "1990"}}
+PATIENT = {
+    "id": "p",
+    "name": [{"text": "Ada Byron"}],
+    "birthDate": "1957-08",
+    "deceasedDateTime": "2001-01-01",
+    "address": [{"city": "Mounds", "state": "OK", "postalCode": "74047"}],
+    "telecom": [{"system": "phone", "value": "555-0100"}],
+}
+CONDITION = {
+    "code": {"text": "Asthma"},
+    "onsetPeriod": {"start": "1990"},
+    "verificationStatus": {"coding": [{"code": "refuted"}]},
+}
 RESULT = {
     "code": {"coding": [{"display": "HbA1c"}]},
     "valueQuantity": {"value": 7.5, "unit": "%", "comparator": ">="},
@@ -22,7 +33,8 @@ def test_templates_of_the_page_show_what_it_says():
     values = {"patient": PATIENT, "conditions": [CONDITION], "results": [RESULT]}
     page = engines["django"].from_string(resources.code).render(values)
     for text in (
-        *("<h1>Ada Byron</h1>", "Born August 1957", "Asthma, since 1990"),
+        *("<h1>Ada Byron</h1>", "Born August 1957 (about 43 years)"),
+        *("Asthma, refuted", "since 1990", "Mounds, OK 74047, 555-0100"),
         *("HbA1c: ≥ 7.5 %", "March 4, 2021, 2:30 p.m. (UTC-05:00)"),
     ):
         assert text in page

@@ -50,6 +50,14 @@ def a1c(request):
     return HttpResponse([f"{each['valueQuantity']['value']} % " for each in found])
 
 
+@smart_required(scopes="user/Observation.rs")
+def a1c_as_user(request):
+    found = request.smart.fhir.search(
+        "Observation", code="4548-4", patient=request.smart.patient_id
+    )
+    return HttpResponse([f"{each['valueQuantity']['value']} % " for each in found])
+
+
 @smart_required(scopes="patient/Patient.r")
 def patient(request):
     read = request.smart.fhir.read("Patient", request.smart.patient_id)
@@ -63,6 +71,7 @@ async def whoami(request):
 urlpatterns = [
     path("smart/", include("django_smart.urls")),
     path("a1c/", a1c),
+    path("a1c/user/", a1c_as_user),
     path("patient/", patient),
     path("whoami/", whoami),
 ]
@@ -99,4 +108,4 @@ def test_tests_of_the_page_pass(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout
+    assert "10 passed" in done.stdout

@@ -1,56 +1,201 @@
-"""The pages on vendors: their commands work, and name the URLs they print."""
+"""
+The pages on vendors, followed by a new operator.
+
+Each command of a page is run as it is written, against simulated servers in the shape
+that the vendor publishes (``tests/vendors.json``); what it prints is entered
+in the vendor's form, and every launch of the page then succeeds.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from django.core.management import call_command
 
-from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.contrib.doctor import Severity, examine_server
+from django_smart.models import ClientRegistration, FHIRServer, Launch, SigningKey
 from django_smart.servers.presets import PRESETS
 from tests.docs.blocks import DOCS, read_blocks
+from tests.ehr import get_callback, get_launch, make_browser
+from tests.known import PATIENT, SITE
+from tests.vendors import VENDORS, VendorEHR, serving
 
 _PAGES = {
     FHIRServer.Preset.EPIC: "how-to/register-epic.rst",
     FHIRServer.Preset.ORACLE_HEALTH: "how-to/register-oracle-health.rst",
     FHIRServer.Preset.ATHENAHEALTH: "how-to/register-athenahealth.rst",
     FHIRServer.Preset.ECLINICALWORKS: "how-to/register-eclinicalworks.rst",
+    FHIRServer.Preset.MEDITECH: "how-to/register-meditech.rst",
+    FHIRServer.Preset.MEDPLUM: "how-to/register-medplum.rst",
     FHIRServer.Preset.SMART_LAUNCHER: "how-to/smart-launcher.rst",
 }
 
 
-def test_every_preset_has_a_page():
+def test_every_preset_has_a_page_and_a_fixture():
     assert set(_PAGES) == set(PRESETS)
+    assert {each["preset"] for each in VENDORS} == set(PRESETS)
+
+
+class _Operator:
+    """Somebody who follows a page, with the vendor's form in another window."""
+
+    def __init__(self, page: str, ehrs: dict[str, VendorEHR], environ: Any) -> None:
+        self._ehrs = ehrs
+        self._environ = environ
+        text = (DOCS / page).read_text(encoding="utf-8")
+        self._text = text
+        self._shown = {line.strip() for line in text.splitlines()}
+        self._shown.update(re.findall(r"``(\S+)``", text))
+        self.registered: dict[int, dict[str, str]] = {}
+
+    def run(self, words: list[str]) -> None:
+        """Type one command, and do what its answer asks for."""
+        assert words[:2] == ["python", "manage.py"]
+        command, *options = words[2:]
+        if "--from" in options:
+            self._register_list()
+        elif command == "smart_register":
+            self._register(options)
+        elif command == "smart_doctor":
+            self._consult(options)
+        else:
+            call_command(command, *options, stdout=io.StringIO())
+
+    def _register(self, options: list[str]) -> None:
+        if "--secret-env" in options:
+            variable = options[options.index("--secret-env") + 1]
+            self._environ.setenv(variable, f"secret of {variable}")
+        out, remarks = io.StringIO(), io.StringIO()
+        call_command("smart_register", *options, stdout=out, stderr=remarks)
+        assert remarks.getvalue() == ""
+        printed: dict[str, str] = json.loads(out.getvalue())
+        registration = ClientRegistration.objects.latest("updated_at")
+        registration.full_clean()
+        self.registered[registration.pk] = printed
+        self._fill_in_the_form(registration, printed)
+        # The page shows what the form asks for, as it is printed.
+        if registration.token_endpoint_auth_method != "none":
+            assert printed["redirect_uri"] in self._shown
+        if registration.ehr_scope:
+            assert printed["launch_url"] in self._shown
+
+    def _register_list(self) -> None:
+        """The file of the page; its servers are examples, which nothing answers for."""
+        (block,) = re.findall(r"code-block:: json\n\n((?: +.*\n)+)", self._text)
+        self._environ.setattr("sys.stdin", io.StringIO(block))
+        out = io.StringIO()
+        call_command("smart_register", "--from", "-", stdout=out, stderr=io.StringIO())
+        slugs = [each["slug"] for each in json.loads(out.getvalue())]
+        assert len(slugs) == len(set(slugs)) == block.count("base_url")
+        examples = FHIRServer.objects.filter(slug__in=slugs)
+        ClientRegistration.objects.filter(server__in=examples).delete()
+        examples.delete()
+
+    def _fill_in_the_form(
+        self, registration: ClientRegistration, printed: dict[str, str]
+    ) -> None:
+        method = registration.token_endpoint_auth_method
+        if registration.uses_private_key:
+            assert printed["jwks_url"] in self._shown
+        variable = registration.client_secret_env
+        ehr = self._get_ehr(registration)
+        known = ehr.clients.get(registration.client_id)
+        ehr.register_client(
+            registration.client_id,
+            auth_method=method,
+            client_secret=f"secret of {variable}" if variable else None,
+            jwks=SigningKey.objects.as_jwks() if method == "private_key_jwt" else None,
+            redirect_uris=[
+                *(known.redirect_uris if known else ()),
+                printed["redirect_uri"],
+            ],
+            launch_url=printed["launch_url"],
+        )
+
+    def _consult(self, slugs: list[str]) -> None:
+        """Only what is found at the servers is about the page."""
+        assert slugs
+        for slug in slugs:
+            findings = examine_server(FHIRServer.objects.get(slug=slug))
+            assert [f for f in findings if f.severity != Severity.NOTE] == []
+
+    def launch(self) -> Iterator[Launch]:
+        """Open the site in every way that the page has registered."""
+        for number, printed in self.registered.items():
+            registration = ClientRegistration.objects.get(pk=number)
+            if registration.ehr_scope:
+                yield self._open_from_chart(registration, printed["launch_url"])
+            if registration.standalone_scope:
+                yield self._connect(registration, printed["login_url"])
+
+    def _open_from_chart(self, registration: ClientRegistration, url: str) -> Launch:
+        ehr, browser = self._get_ehr(registration), make_browser()
+        iss = ehr.base_url
+        if registration.server.preset == FHIRServer.Preset.MEDPLUM:
+            # As its documentation says.
+            iss, ehr.quirks = f"{iss}/", ["aud_slash"]
+        launch_id = ehr.create_launch(registration.client_id, patient=PATIENT)
+        parts = urlsplit(url)
+        query = {**dict(parse_qsl(parts.query)), "iss": iss, "launch": launch_id}
+        sent = browser.get(parts.path, query)
+        assert sent.status_code == 302, sent.content
+        opened = get_launch(get_callback(browser, ehr.authorize(sent["Location"])))
+        ehr.quirks = []
+        return opened
+
+    def _connect(self, registration: ClientRegistration, url: str) -> Launch:
+        ehr, browser = self._get_ehr(registration), make_browser()
+        parts = urlsplit(url)
+        sent = browser.post(parts.path, dict(parse_qsl(parts.query)))
+        assert sent.status_code == 302, sent.content
+        return get_launch(get_callback(browser, ehr.authorize(sent["Location"])))
+
+    def _get_ehr(self, registration: ClientRegistration) -> VendorEHR:
+        return self._ehrs[registration.server.base_url]
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("preset", "page"), _PAGES.items())
-def test_commands_of_the_page_register_the_client(preset, page, settings):
-    settings.SMART_SITE_URL = "https://app.example.org"
-    text = (DOCS / page).read_text(encoding="utf-8")
-    slugs: set[str] = set()
-    for words in _commands(page):
-        assert words[:2] == ["python", "manage.py"]
-        if words[2] == "smart_discover":
-            # Asks the vendor, which no test does: the name is right.
-            assert set(words[3:]) <= slugs
-            continue
-        out = io.StringIO()
-        call_command(*words[2:], stdout=out, stderr=io.StringIO())
-        printed: dict[str, Any] = json.loads(out.getvalue())
-        slugs.add(printed["slug"])
-        registration = ClientRegistration.objects.get(server__slug=printed["slug"])
-        registration.full_clean()
-        assert registration.server.preset == preset
-        if registration.ehr_scope:
-            assert f"\n{printed['launch_url']}\n" in _dedented(text)
-        if registration.token_endpoint_auth_method != "none":
-            for name in ("redirect_uri", "jwks_url"):
-                assert f"\n{printed[name]}\n" in _dedented(text)
-    assert slugs
+def test_whoever_follows_the_page_can_launch(preset, page, settings, monkeypatch):
+    settings.SMART_SITE_URL = SITE
+    with serving(preset) as ehrs:
+        operator = _Operator(page, ehrs, monkeypatch)
+        for words in _commands(page):
+            operator.run(words)
+        launches = list(operator.launch())
+    servers = FHIRServer.objects.all()
+    assert {each.base_url for each in servers} == set(ehrs)
+    assert all(each.preset == preset and not each.disputed for each in servers)
+    assert {each.registration_id for each in launches} == set(operator.registered)
+    for launch in launches:
+        assert launch.status == Launch.Status.COMPLETED
+        assert launch.context["patient"]
+        assert launch.user is not None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("preset", ["oracle_health", "eclinicalworks"])
+def test_servers_that_share_a_sign_in_server_need_a_login_group(preset, settings):
+    settings.SMART_SITE_URL = SITE
+    with serving(preset) as ehrs:
+        for number, base_url in enumerate(ehrs):
+            call_command(
+                "smart_register",
+                *("--base-url", base_url, "--client-id", f"client-{number}"),
+                *("--auth-method", "none", "--slug", f"server-{number}"),
+                *("--ehr-scope", "launch openid fhirUser patient/Patient.rs"),
+                *("--preset", preset),
+                stdout=io.StringIO(),
+            )
+            server = FHIRServer.objects.get(base_url=base_url)
+            call_command("smart_discover", server.slug, stdout=io.StringIO())
+    assert all(server.disputed for server in FHIRServer.objects.all())
 
 
 @pytest.mark.parametrize("page", _PAGES.values())
@@ -64,7 +209,3 @@ def _commands(page: str) -> list[list[str]]:
     blocks = read_blocks(page)
     commands = [words for block in blocks for words in block.commands]
     return [words for words in commands if words[0] != "docker"]
-
-
-def _dedented(text: str) -> str:
-    return "\n".join(line.strip() for line in text.splitlines())

@@ -1,0 +1,61 @@
+"""The page on cards of CDS Hooks: what a card links to is where the app opens."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.test import RequestFactory
+from django.urls import include, path
+from django.views.generic import View
+
+from tests.docs.blocks import read_blocks
+from tests.ehr import get_callback, make_browser, start_ehr_launch
+from tests.known import SITE
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def page(settings: Any, registration: Any) -> dict[str, Any]:
+    """Both blocks of the page, as views of this site."""
+    values: dict[str, Any] = {"__name__": "page"}
+    for block in read_blocks("how-to/cds-hooks.rst"):
+        exec(block.code, values)
+    urls = ModuleType("urls_of_the_page")
+    urls.urlpatterns = [  # type: ignore[attr-defined]
+        path("", View.as_view(), name="home"),
+        path("a1c/", View.as_view(), name="a1c"),
+        path("landing/", values["landing"]),
+        path("smart/", include("django_smart.urls")),
+    ]
+    settings.ROOT_URLCONF = urls
+    settings.SMART_LAUNCH_REDIRECT_URL = "/landing/"
+    settings.SMART_SITE_URL = SITE
+    return values
+
+
+def _open(ehr: Any, app_context: str | None) -> str:
+    browser = make_browser()
+    sent = start_ehr_launch(browser, ehr, app_context=app_context)
+    landing = get_callback(browser, ehr.authorize(sent))["Location"]
+    response = browser.get(landing)
+    assert response.status_code == 302
+    return str(response["Location"]).split("/", 2)[2]
+
+
+def test_card_opens_the_page_that_it_names(page: dict[str, Any], ehr: Any) -> None:
+    answer = page["a1c_card"](RequestFactory().post("/cds-services/a1c"))
+    (link,) = json.loads(answer.content)["cards"][0]["links"]
+    assert link["type"] == "smart"
+    assert link["url"] == f"{SITE}/smart/launch/"
+    assert _open(ehr, link["appContext"]) == "a1c/"
+
+
+@pytest.mark.parametrize("text", [None, "", "a1c", "eyJwYWdlIjoiYTFjIn0:1abc:forged"])
+def test_any_other_text_opens_the_usual_page(
+    page: dict[str, Any], ehr: Any, text: str | None
+) -> None:
+    assert _open(ehr, text) == ""

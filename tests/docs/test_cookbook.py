@@ -1,0 +1,178 @@
+"""The cookbook, and the landing page and pages with a block or two."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.urls import include, path
+
+from django_smart.models import Launch, TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.docs.blocks import read_blocks
+from tests.ehr import PATIENT, connect, launch, make_browser
+from tests.factories import make_registration
+from tests.management.running import run
+
+pytestmark = pytest.mark.django_db
+SCOPE = "launch openid fhirUser patient/*.cruds user/Patient.s"
+
+
+@pytest.fixture
+def page(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The site of the page: its views are at their names."""
+    module: Any = ModuleType("clinic_urls")
+    names: dict[str, Any] = module.__dict__
+    blocks = read_blocks("how-to/cookbook.rst")
+    for block in blocks:
+        if block.language == "python":
+            exec(block.code, names)
+    (landing,) = (
+        each for each in read_blocks("index.rst") if each.language == "python"
+    )
+    exec(landing.code, names)
+    views = ("overview", "latest_results", "a1c_points", "medications", "summary")
+    others = ("home", "problems", "record_weight", "find_patient", "a1c")
+    names["urlpatterns"] = [
+        *(path(f"{name}/", names[name]) for name in (*views, *others)),
+        path("my_record/<slug:slug>/", names["my_record"]),
+        path("smart/", include("django_smart.urls")),
+    ]
+    monkeypatch.setitem(sys.modules, "clinic_urls", module)
+    settings.ROOT_URLCONF = "clinic_urls"
+    overview, results, weight = (
+        each.code for each in blocks if each.language == "html+django"
+    )
+    templates = {
+        "overview.html": overview,
+        "results.html": results,
+        "weight.html": weight,
+        "a1c.html": "{{ results|length }} results",
+    }
+    loaders = [
+        ("django.template.loaders.locmem.Loader", templates),
+        "django.template.loaders.app_directories.Loader",
+    ]
+    (engine,) = settings.TEMPLATES
+    options = {**engine["OPTIONS"], "loaders": loaders}
+    settings.TEMPLATES = [{**engine, "DIRS": [], "APP_DIRS": False, "OPTIONS": options}]
+    return names
+
+
+@pytest.fixture
+def wide(page: dict[str, Any], ehr: EHRSimulator) -> None:
+    """The registration asks for what all views need."""
+    make_registration(ehr_scope=SCOPE)
+
+
+def get(browser: Any, row: Launch, name: str, **values: str) -> Any:
+    return browser.get(f"/~{row.key}/{name}/", values)
+
+
+@pytest.mark.usefixtures("wide")
+def test_views_show_what_the_record_has(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    row = launch(browser, ehr)
+    overview = get(browser, row, "overview").content.decode()
+    assert "smart-banner-name" in overview
+    assert "(Active" in overview or "(active" in overview
+    results = get(browser, row, "latest_results").content.decode()
+    assert results.count("<tr>") == 10
+    assert "Only the latest 10" in results
+    points = get(browser, row, "a1c_points").json()["points"]
+    assert len(points) > 10
+    assert all(each["value"] > 3 for each in points)
+    assert get(browser, row, "medications").json()["medications"]
+    assert len(get(browser, row, "summary").json()["encounters"]) == 5
+    assert get(browser, row, "problems").json()["conditions"]
+    assert "results" in get(browser, row, "a1c").content.decode()
+
+
+@pytest.mark.usefixtures("wide")
+def test_one_view_serves_people_with_and_without_a_launch(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    assert b"connect your records" in browser.get("/home/").content
+    row = launch(browser, ehr)
+    assert PATIENT in get(browser, row, "home").content.decode()
+
+
+@pytest.mark.usefixtures("wide")
+def test_failure_of_the_ehr_is_no_empty_list(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    row = launch(browser, ehr)
+    ehr.faults = ["fhir_503"]
+    answer = get(browser, row, "problems").json()
+    assert answer["conditions"] is None
+    assert answer["error"]
+
+
+@pytest.mark.usefixtures("wide")
+def test_form_writes_once(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    row = launch(browser, ehr)
+    before = len(ehr.data["Observation"])
+    url = f"/~{row.key}/record_weight/"
+    assert "kilograms" in browser.get(url).content.decode()
+    assert browser.post(url, {"kilograms": "-1"}).status_code == 200
+    assert len(ehr.data["Observation"]) == before
+    assert browser.post(url, {"kilograms": "71.5"}).status_code == 302
+    assert len(ehr.data["Observation"]) == before + 1
+
+
+@pytest.mark.usefixtures("wide")
+def test_patients_are_found_by_name(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    row = launch(browser, ehr)
+    family = ehr.data["Patient"][PATIENT]["name"][0]["family"]
+    (found,) = get(browser, row, "find_patient", q=family).json()["patients"]
+    assert (found["id"], family in found["name"]) == (PATIENT, True)
+    assert get(browser, row, "find_patient", q="a").json() == {"patients": []}
+
+
+@pytest.mark.usefixtures("page")
+def test_connected_record_is_shown_on_later_visits(ehr: EHRSimulator) -> None:
+    registration = make_registration()
+    browser = make_browser()
+    connect(browser, ehr, patient=PATIENT)
+    url = f"/my_record/{registration.server.slug}/"
+    family = ehr.data["Patient"][PATIENT]["name"][0]["family"]
+    assert family in browser.get(url).json()["name"]
+    TokenGrant.objects.all().delete()
+    answer = browser.get(url)
+    assert answer.status_code == 404
+    login = f"/smart/login/?server={registration.server.slug}"
+    assert answer.json() == {"connect": login}
+
+
+def test_tenants_of_the_page_have_addresses_of_their_own(monkeypatch: Any) -> None:
+    (console,) = read_blocks("how-to/multi-tenant.rst")
+    for name in ("NORTH_SECRET", "SOUTH_SECRET"):
+        monkeypatch.setenv(name, "from the vendor")
+    printed = [
+        run(words[2], *words[3:], "--offline").json for words in console.commands
+    ]
+    assert [each["redirect_uri"].partition("/smart/")[0] for each in printed] == [
+        "https://north.example.org",
+        "https://south.example.org",
+    ]
+    assert len({each["redirect_uri"].partition("/smart/")[2] for each in printed}) == 2
+
+
+@pytest.mark.usefixtures("registration")
+def test_what_is_stored_of_a_patient_is_deleted_once_revoked(
+    ehr: EHRSimulator,
+) -> None:
+    row = launch(make_browser(), ehr)
+    (block,) = read_blocks("explanation/security-questionnaire.rst")
+    names: dict[str, Any] = {}
+    exec(block.code, names)
+    with pytest.raises(ValueError, match="Revoke"):
+        names["delete_patient"](row.registration.server, PATIENT)
+    TokenGrant.objects.update(status=TokenGrant.Status.REVOKED)
+    names["delete_patient"](row.registration.server, "another")
+    assert Launch.objects.exists()
+    names["delete_patient"](row.registration.server, PATIENT)
+    assert not Launch.objects.exists()
+    assert not TokenGrant.objects.exists()

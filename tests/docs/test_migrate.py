@@ -1,0 +1,56 @@
+"""The page on migrating: users keep their accounts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from django_smart.models import Identity
+from django_smart.testing import EHRSimulator
+from tests.docs.blocks import read_blocks
+from tests.ehr import launch, make_browser
+from tests.factories import make_user
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def page() -> dict[str, Any]:
+    """What the blocks of the page define."""
+    values: dict[str, Any] = {}
+    for block in read_blocks("how-to/migrate.rst"):
+        exec(block.code, values)
+    return values
+
+
+@pytest.fixture
+def subject(ehr: EHRSimulator, registration: Any) -> str:
+    """Who the EHR says is signing in; nobody here has an account for them yet."""
+    identity = launch(make_browser(), ehr).identity
+    assert identity is not None
+    identity.user.delete()
+    assert not Identity.objects.exists()
+    return identity.subject
+
+
+def test_linked_user_is_the_one_who_is_signed_in(
+    page: dict[str, Any], ehr: EHRSimulator, subject: str
+) -> None:
+    user = make_user("maria")
+    for _ in range(2):
+        page["link_users"]("harbour", [(user, subject)])
+    assert launch(make_browser(), ehr).user == user
+
+
+def test_sign_in_by_mozilla_django_oidc_records_the_identity(
+    page: dict[str, Any], ehr: EHRSimulator, subject: str, settings: Any
+) -> None:
+    for name in ("TOKEN", "USER"):
+        setattr(settings, f"OIDC_OP_{name}_ENDPOINT", "https://ehr.example.org/x")
+    settings.OIDC_RP_CLIENT_ID = settings.OIDC_RP_CLIENT_SECRET = "x"
+    user = make_user("maria")
+    for _ in range(2):
+        page["RecordingBackend"]().update_user(user, {"sub": subject})
+    assert Identity.objects.get().user == user
+    assert launch(make_browser(), ehr).user == user

@@ -1,0 +1,32 @@
+"""The page on numbers, by the code that it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.docs.blocks import read_blocks
+from tests.fhir.servers import Grant, respond
+
+
+def test_code_of_the_page_keeps_the_digits(capsys):
+    view, helpers = read_blocks("how-to/numbers.rst")
+    names: dict[str, Any] = {}
+    exec(view.code + helpers.code, names)
+    grant = Grant()
+    body = (
+        b'{"resourceType":"Observation","id":"1","valueQuantity":{"value":7.10,'
+        b'"unit":"percent"},"meta":{"versionId":"1"}}'
+    )
+    grant.server.on("Observation/1", respond(body))
+
+    class Request:
+        GET = {"id": "1"}
+        smart = type("Smart", (), {"fhir": grant.client})
+
+    names["correct_unit"].__wrapped__(Request())
+    assert capsys.readouterr().out.split() == ["7.10", "True", "8.1", "8.10"]
+    assert grant.server.requests[-1].body == body.replace(b"percent", b"%")
+
+    resource = grant.client.read("Observation", "1")
+    assert names["as_response"](resource).content == body
+    assert str(names["copy_of"](resource)["valueQuantity"]["value"]) == "7.10"

@@ -1,0 +1,542 @@
+"""The ten tasks: each way is run, counted, and run again where something fails."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import io
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from django.template import engines
+from fhirclient.models.observation import Observation
+from fhirclient.models.patient import Patient
+from fhirclient.server import FHIRServer
+from fhirpy import AsyncFHIRClient as AsyncPy
+from fhirpy import SyncFHIRClient
+
+from django_smart import transport
+from django_smart.exceptions import FHIRError
+from django_smart.fhir import AsyncFHIRClient, FHIRClient
+from django_smart.fhir.json import Number, dump_json
+from tests.docs.blocks import DOCS, Block, read_blocks
+from tests.fhir.servers import Carrier, Tokens, bundle
+from tests.transport.servers import LOOPBACK, Server
+
+PAGE = "explanation/ten-tasks.rst"
+LIBRARIES = ("django_smart", "fhirpy", "fhirclient")
+SINCE = datetime(2026, 3, 1, tzinfo=UTC)
+IDS = [f"00000000-0000-4000-8000-{number:012}" for number in range(120)]
+BIRTHDAY = date(date.today().year - 42, 1, 1)
+
+
+@dataclass
+class Asked:
+    """A request, as the server sees it."""
+
+    method: str
+    path: str
+    target: str
+    params: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Chart:
+    """What a server of one task answers, and what it was asked."""
+
+    task: Task
+    is_troubled: bool = False
+    #: Where the other server is.
+    elsewhere: str = ""
+    asked: list[Asked] = field(default_factory=list)
+    has_failed: bool = False
+
+    def handle(self, sock: socket.socket, raw: bytes) -> None:
+        head, _, body = raw.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {
+            name.lower(): value
+            for name, _, value in (line.partition(": ") for line in lines)
+        }
+        url = urlsplit(target)
+        path, query = url.path.removeprefix("/fhir/"), url.query
+        if path.endswith("/_search"):
+            method, path, query = "GET", path.removesuffix("/_search"), body.decode()
+            body = b""
+        asked = Asked(
+            method=method,
+            path=path,
+            target=target,
+            params=dict(parse_qsl(query, keep_blank_values=True)),
+            headers=headers,
+            body=json.loads(body) if body else None,
+        )
+        self.asked.append(asked)
+        answer = self.task.trouble(self, asked) if self.is_troubled else None
+        status, value, *more = answer or self.task.answer(self, asked)
+        text = b"" if value is None else dump_json(value)
+        start = [f"HTTP/1.1 {status} X", f"Content-Length: {len(text)}", *more]
+        start += ["Content-Type: application/fhir+json", "", ""]
+        sock.sendall("\r\n".join(start).encode() + text)
+
+    def fail_once(self) -> bool:
+        is_first, self.has_failed = not self.has_failed, True
+        return is_first
+
+
+class Task:
+    """A task of the page, its server, and what is right."""
+
+    title: str
+    arguments: tuple[Any, ...] = ()
+    expected: Any
+    #: The same where something has gone wrong; an error if it is None.
+    expected_in_trouble: Any
+
+    def answer(self, chart: Chart, asked: Asked) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def trouble(self, chart: Chart, asked: Asked) -> tuple[Any, ...] | None:
+        """Answer in another way than as a rule; ``None`` for the rule."""
+        raise NotImplementedError
+
+    def get_arguments(self) -> tuple[Any, ...]:
+        return self.arguments
+
+    def read(self, result: Any) -> Any:
+        """What has to be equal of a result."""
+        return result
+
+
+def observe(number: int, **members: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Observation",
+        "id": str(number),
+        "status": "final",
+        "code": {"text": "HbA1c"},
+        "subject": {"reference": f"Patient/{number % 2 + 1}"},
+        **members,
+    }
+
+
+def quantity(value: float, **members: Any) -> dict[str, Any]:
+    return {"valueQuantity": {"value": value, "unit": "%", **members}}
+
+
+class LatestA1c(Task):
+    title = "The latest HbA1c of each patient"
+    arguments = (["1", "2"],)
+    expected = {"Patient/1": "7.2 %", "Patient/2": "< 4.5 %"}
+    expected_in_trouble = {**expected, "Patient/1": "7.10 %"}
+
+    def answer(self, chart, asked, last=7.2):
+        code = "http://loinc.org|4548-4"
+        query = {"patient": "1,2", "code": code, "_sort": "date"}
+        if asked.params == query:
+            first = observe(1, **quantity(4.5, comparator="<"))
+            more = f"http://{asked.headers['host']}/fhir/Observation?page=2"
+            return 200, bundle(observe(0, **quantity(9.5)), first, next_url=more)
+        assert asked.params == {"page": "2"}
+        return 200, bundle(observe(2, **quantity(last)))
+
+    def trouble(self, chart, asked):
+        return self.answer(chart, asked, last=Number("7.10"))
+
+
+class Medications(Task):
+    title = "Medications, with _include"
+    arguments = ("1",)
+    expected = expected_in_trouble = ["Metformin", "Lisinopril"]
+
+    def answer(self, chart, asked, left_out=0):
+        drugs = [
+            {"resourceType": "Medication", "id": name[0], "code": {"text": name}}
+            for name in self.expected
+        ]
+        if asked.path != "MedicationRequest":
+            return 200, next(each for each in drugs if each["id"] == asked.path[-1])
+        include = "MedicationRequest:medication"
+        assert asked.params == {"patient": "1", "_include": include}
+        orders = [
+            {
+                "resourceType": "MedicationRequest",
+                "id": each["id"],
+                "status": "active",
+                "intent": "order",
+                "medicationReference": {"reference": f"Medication/{each['id']}"},
+                "subject": {"reference": "Patient/1"},
+            }
+            for each in drugs
+        ]
+        return 200, bundle(*orders, *drugs[left_out:])
+
+    def trouble(self, chart, asked):
+        return self.answer(chart, asked, left_out=1)
+
+
+class TenThousand(Task):
+    title = "10,000 Observations"
+    expected = expected_in_trouble = {"2025-01": 5_000, "2025-02": 5_000}
+
+    def answer(self, chart, asked):
+        page = int(asked.params.get("page", 0))
+        assert page or asked.params == {"_count": "100"}
+        month = f"2025-0{page % 2 + 1}-03"
+        found = [observe(page * 100 + n, effectiveDateTime=month) for n in range(100)]
+        more = f"http://{asked.headers['host']}/fhir/Observation?page={page + 1}"
+        return 200, bundle(*found, next_url=more if page < 99 else None)
+
+    def trouble(self, chart, asked):
+        if asked.params.get("page") == "50" and chart.fail_once():
+            return 503, None, "Retry-After: 0"
+        return None
+
+
+class Upload(Task):
+    title = "Upload a PDF"
+    expected = expected_in_trouble = "d-1"
+
+    def get_arguments(self):
+        return "1", io.BytesIO(b"%PDF")
+
+    def answer(self, chart, asked):
+        (content,) = asked.body["content"]
+        assert asked.method == "POST"
+        assert content["attachment"]["data"] == "JVBERg=="
+        assert content["attachment"]["contentType"] == "application/pdf"
+        assert asked.body["subject"] == {"reference": "Patient/1"}
+        return 201, {**asked.body, "id": "d-1"}
+
+    def trouble(self, chart, asked):
+        self.answer(chart, asked)
+        host = asked.headers["host"]
+        return (
+            201,
+            None,
+            f"Location: http://{host}/fhir/DocumentReference/d-1/_history/1",
+        )
+
+
+class ChangePhone(Task):
+    title = "Change a phone number"
+    arguments = ("1", "+45 20")
+    expected = ("+45 20", True, "2")
+    expected_in_trouble = ("+45 20", False, "3")
+
+    def read(self, result):
+        phone = result["telecom"][0]["value"]
+        return phone, result["active"], result["meta"]["versionId"]
+
+    def answer(self, chart, asked, version=1):
+        patient = {"resourceType": "Patient", "id": "1", "active": version == 1}
+        if asked.method == "GET":
+            return 200, {**patient, "meta": {"versionId": str(version)}}
+        assert asked.method == "PUT"
+        assert asked.headers["if-match"] == f'W/"{version}"'
+        return 200, {**asked.body, "meta": {"versionId": str(version + 1)}}
+
+    def trouble(self, chart, asked):
+        if asked.method == "PUT" and chart.fail_once():
+            return 412, None
+        return self.answer(chart, asked, version=2 if chart.has_failed else 1)
+
+
+class ManyIds(Task):
+    title = "120 ids"
+    arguments = (IDS,)
+    expected = expected_in_trouble = IDS
+
+    def answer(self, chart, asked):
+        assert asked.params == {"_id": ",".join(IDS), "_count": "120"}
+        found = (
+            {"resourceType": "Patient", "id": each, "name": [{"text": each}]}
+            for each in IDS
+        )
+        return 200, bundle(*found)
+
+    def trouble(self, chart, asked):
+        return (414, None) if len(asked.target) > 2_048 else None
+
+
+class Chained(Task):
+    title = "A chained search, and _has"
+    arguments = ("Smith",)
+    expected = ["1", "2"]
+    expected_in_trouble = None
+
+    def answer(self, chart, asked):
+        if asked.path == "Observation":
+            assert asked.params == {"patient.family": "Smith"}
+            return 200, bundle(observe(1))
+        assert asked.path == "Patient"
+        assert asked.params == {"_has:Observation:patient:code": "4548-4"}
+        return 200, bundle({"resourceType": "Patient", "id": "2"})
+
+    def trouble(self, chart, asked):
+        issue = {"severity": "error", "code": "not-supported"}
+        return 200, bundle({"resourceType": "OperationOutcome", "issue": [issue]})
+
+
+class TypeHistory(Task):
+    title = "The history of a type"
+    arguments = (SINCE,)
+    expected = ["Observation/1", "Observation/2"]
+    expected_in_trouble = None
+
+    def answer(self, chart, asked, host=""):
+        page = {
+            "resourceType": "Bundle",
+            "type": "history",
+            "entry": [{"request": {"method": "DELETE", "url": "Observation/1"}}],
+        }
+        if asked.params == {"_since": SINCE.isoformat()}:
+            host = host or asked.headers["host"]
+            url = f"http://{host}/fhir/Observation/_history?page=2"
+            return 200, {**page, "link": [{"relation": "next", "url": url}]}
+        assert asked.params == {"page": "2"}
+        entry = {"request": {"method": "DELETE", "url": "Observation/2"}}
+        return 200, {**page, "entry": [entry]}
+
+    def trouble(self, chart, asked):
+        return self.answer(chart, asked, host=chart.elsewhere)
+
+
+class Template(Task):
+    title = "A patient and results in a template"
+    expected = (
+        "Ada Lee, 42 years 49 Meadow St, Mounds, OK 74047, +1 918 555 0100 "
+        "HbA1c: < 7.2 % HbA1c: Positive HbA1c: not measured"
+    )
+    expected_in_trouble = expected + " BP: Systolic: 120 mmHg; Diastolic: 80 mmHg"
+    patient = {
+        "resourceType": "Patient",
+        "id": "1",
+        "name": [{"given": ["Ada"], "family": "Lee"}],
+        "birthDate": BIRTHDAY.isoformat(),
+        "telecom": [
+            {"system": "email", "value": "ada@example.org"},
+            {"system": "phone", "value": "+1 918 555 0100"},
+        ],
+        "address": [
+            {
+                "line": ["49 Meadow St"],
+                "city": "Mounds",
+                "state": "OK",
+                "postalCode": "74047",
+            }
+        ],
+    }
+    results = (
+        observe(1, **quantity(7.2, comparator="<")),
+        observe(2, valueCodeableConcept={"coding": [{"display": "Positive"}]}),
+        observe(3, valueString="not measured"),
+    )
+    pressure = observe(
+        4,
+        code={"text": "BP"},
+        component=[
+            {
+                "code": {"text": name},
+                "valueQuantity": {"value": value, "unit": "mmHg"},
+            }
+            for name, value in (("Systolic", 120), ("Diastolic", 80))
+        ],
+    )
+
+
+class Five(Task):
+    title = "Five resources at once"
+    arguments = ([("Patient", "1"), *(("Observation", str(n)) for n in range(4))],)
+    expected = expected_in_trouble = ["1", "0", "1", "2", "3"]
+
+    def answer(self, chart, asked):
+        resource_type, _, key = asked.path.partition("/")
+        return 200, {"resourceType": resource_type, "id": key}
+
+    def trouble(self, chart, asked):
+        has_ended = asked.headers.get("authorization") != "Bearer token-2"
+        return (401, None) if has_ended else None
+
+
+TASKS: list[type[Task]] = [
+    *(LatestA1c, Medications, TenThousand, Upload, ChangePhone),
+    *(ManyIds, Chained, TypeHistory, Template, Five),
+]
+
+
+def read_page() -> list[dict[str, list[Block]]]:
+    """The blocks of each task, by library."""
+    tasks: list[dict[str, list[Block]]] = []
+    library = ""
+    for block in read_blocks(PAGE):
+        if block.before:
+            library = block.before.removeprefix("With ").removesuffix(":")
+            if library == "this package":
+                library = "django_smart"
+                tasks.append({})
+        assert library in LIBRARIES
+        tasks[-1].setdefault(library, []).append(block)
+    return tasks
+
+
+def count_lines(blocks: list[Block]) -> int:
+    """Lines with something on them, without imports."""
+    count = 0
+    for block in blocks:
+        assert all(len(line) <= 88 for line in block.code.splitlines())
+        count += len(re.findall(r"^ *[^ #\n]", block.code, re.MULTILINE))
+        if block.language == "python":
+            count -= sum(
+                isinstance(each, ast.Import | ast.ImportFrom)
+                for each in ast.parse(block.code).body
+            )
+    return count
+
+
+def build_client(library: str, base_url: str, *, is_async: bool) -> Any:
+    token = "Bearer token-1"
+    if library == "fhirpy":
+        return (AsyncPy if is_async else SyncFHIRClient)(base_url, token)
+    if library == "fhirclient":
+        server = FHIRServer(None, base_uri=base_url)
+        server.session.headers["Authorization"] = token
+        return server
+    send = partial(
+        transport.send,
+        timeouts=transport.Timeouts(),
+        max_body=1_000_000,
+        insecure_hosts=LOOPBACK,
+    )
+    fhir = FHIRClient(
+        base_url=base_url,
+        tokens=Tokens(lambda: "token-1", lambda used: "token-2"),
+        transport=Carrier(send),
+        patient_id="1",
+    )
+    return AsyncFHIRClient(fhir) if is_async else fhir
+
+
+@contextmanager
+def serving(chart: Chart) -> Iterator[str]:
+    try:
+        with Server(chart.handle) as server:
+            yield f"127.0.0.1:{server.port}"
+    finally:
+        transport.close()
+
+
+def perform(
+    task: Task, library: str, blocks: list[Block], *, is_troubled: bool
+) -> tuple[str, int]:
+    """Run the code; how it ended and how many requests it sent."""
+    if isinstance(task, Template):
+        return render(task, library, blocks, is_troubled=is_troubled), 0
+    names: dict[str, Any] = {}
+    exec(blocks[0].code, names)
+    (function,) = (
+        each
+        for each in ast.parse(blocks[0].code).body
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    is_async = isinstance(function, ast.AsyncFunctionDef)
+    chart, other = Chart(task, is_troubled), Chart(task)
+    with serving(other) as elsewhere, serving(chart) as host:
+        chart.elsewhere = elsewhere
+        client = build_client(library, f"http://{host}/fhir", is_async=is_async)
+
+        def call() -> Any:
+            result = names[function.name](client, *task.get_arguments())
+            return asyncio.run(result) if is_async else result
+
+        try:
+            outcome = judge(task, call, is_troubled=is_troubled)
+        finally:
+            if library == "fhirclient":
+                client.session.close()
+    if any("authorization" in asked.headers for asked in other.asked):
+        outcome = "wrong"
+    return outcome, len(chart.asked)
+
+
+def judge(task: Task, call: Callable[[], Any], *, is_troubled: bool) -> str:
+    expected = task.expected_in_trouble if is_troubled else task.expected
+    try:
+        result = call()
+    except Exception as exc:
+        if not is_troubled:
+            raise
+        # What a program can catch and tell apart, and no mishap of the code.
+        is_right = expected is None and isinstance(exc, FHIRError | ValueError)
+        return "right" if is_right else "raises"
+    try:
+        return "right" if task.read(result) == expected else "wrong"
+    except (KeyError, TypeError):
+        return "wrong"
+
+
+def render(
+    task: Template, library: str, blocks: list[Block], *, is_troubled: bool
+) -> str:
+    patient: Any = task.patient
+    results: Any = [*task.results, *([task.pressure] if is_troubled else [])]
+    if library == "fhirclient":
+        patient, results = Patient(patient), [Observation(each) for each in results]
+    values: dict[str, Any] = {"patient": patient, "results": results}
+    if library != "django_smart":
+        names: dict[str, Any] = {}
+        exec(blocks[0].code, names)
+        values = names["describe"](patient, results)
+
+    def call() -> str:
+        html = engines["django"].from_string(blocks[-1].code).render(values)
+        text = re.sub(r"<[^>]*>", " ", html).replace("&lt;", "<")
+        return " ".join(text.split())
+
+    return judge(task, call, is_troubled=is_troubled)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    transport.close()
+
+
+def test_table_of_the_page_is_what_its_code_does():
+    page = read_page()
+    assert len(page) == len(TASKS) == 10
+    rows = []
+    for kind, by_library in zip(TASKS, page, strict=True):
+        task, cells = kind(), []
+        lines: dict[str, int] = {}
+        for library in LIBRARIES:
+            blocks = by_library[library]
+            lines[library] = count_lines(blocks)
+            outcome, requests = perform(task, library, blocks, is_troubled=False)
+            assert outcome == "right", (task.title, library, outcome)
+            outcome, _ = perform(task, library, blocks, is_troubled=True)
+            count = f"{requests} request{'' if requests == 1 else 's'}"
+            cells.append(f'"{lines[library]} lines, {count}, {outcome}"')
+            if library == "django_smart":
+                assert outcome == "right", task.title
+                fewest = requests
+            assert fewest <= requests
+        assert lines["django_smart"] == min(lines.values()), task.title
+        rows.append(f'   "{task.title}", {", ".join(cells)}')
+    text = (DOCS / PAGE).read_text(encoding="utf-8")
+    table = re.search(r'fhirclient"\n\n((?:   ".*\n)+)', text)
+    assert table
+    assert table[1].splitlines() == rows
