@@ -18,6 +18,7 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import caches
+from django.db import connection
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
@@ -53,6 +54,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only the tests that use the database (set DATABASE_URL to choose it)",
     )
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """
+    Wait, on a busy machine, until closed sessions have left PostgreSQL.
+
+    A thread that a test left behind may keep its own: that is ended here, as else no
+    test could drop the database.
+    """
+    yield
+    if connection.vendor != "postgresql":
+        return
+    others = (
+        "FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    deadline = time.monotonic() + 20
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        while time.monotonic() < deadline:
+            cursor.execute(f"SELECT count(*) {others}")
+            if cursor.fetchone() == (0,):
+                return
+            time.sleep(0.2)
+        cursor.execute(f"SELECT pg_terminate_backend(pid) {others}")
 
 
 def _uses_database(item: pytest.Item) -> bool:

@@ -118,7 +118,7 @@ _LAUNCHES = {
     ("id_token_claim", 502): """
         id_token_empty_aud id_token_empty_sub id_token_expired
         id_token_fhir_user_no_id id_token_fhir_user_number
-        id_token_fhir_user_other_host id_token_fhir_user_path
+        id_token_fhir_user_path
         id_token_fhir_user_wrong_type id_token_huge_exp id_token_iss_slash
         id_token_issued_in_future id_token_long_sub id_token_missing_aud
         id_token_missing_exp id_token_missing_iat id_token_missing_iss

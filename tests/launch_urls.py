@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth.views import LogoutView
-from django.http import HttpRequest, JsonResponse
+from django.contrib.messages import get_messages
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client
 from django.urls import path
 
@@ -30,8 +31,14 @@ def get_code(response: Any) -> str:
     return str(page.partition("<code>")[2].partition("</code>")[0])
 
 
+def show_notices(request: HttpRequest) -> HttpResponse:
+    """What the messages framework has to say."""
+    return HttpResponse("\n".join(str(each) for each in get_messages(request)))
+
+
 urlpatterns = [
     *site,
+    path("notices/", show_notices),
     path("page/", show),
     path("sign-out/", LogoutView.as_view(next_page="/")),
 ]

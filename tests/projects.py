@@ -15,7 +15,7 @@ import requests
 from tests.known import PATIENT
 from tests.processes import stop, wait_for
 
-__all__ = ["build_environment", "launch_from_ehr", "run", "running"]
+__all__ = ["build_environment", "launch_from_ehr", "run", "running", "start"]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -36,9 +36,18 @@ def run(*command: str | Path, cwd: Path) -> str:
 @contextmanager
 def running(url: str, *command: str | Path, cwd: Path) -> Iterator[None]:
     """Run *command* until the block ends; it begins when *url* answers."""
-    path = cwd / "log"
-    with path.open("a") as log:
-        process = subprocess.Popen(
+    process = start(*command, cwd=cwd)
+    try:
+        wait_for(lambda: _answers(url), what=f"{url}: {(cwd / 'log').read_text()}")
+        yield
+    finally:
+        stop(process)
+
+
+def start(*command: str | Path, cwd: Path) -> subprocess.Popen[bytes]:
+    """Start *command*, whose output goes to the file ``log``; end it with ``stop``."""
+    with (cwd / "log").open("a") as log:
+        return subprocess.Popen(
             list(map(str, command)),
             cwd=cwd,
             env=build_environment(),
@@ -46,11 +55,6 @@ def running(url: str, *command: str | Path, cwd: Path) -> Iterator[None]:
             stdout=log,
             stderr=log,
         )
-    try:
-        wait_for(lambda: _answers(url), what=f"{url}: {path.read_text()}")
-        yield
-    finally:
-        stop(process)
 
 
 def launch_from_ehr(browser: requests.Session, ehr: str) -> requests.Response:

@@ -22,6 +22,7 @@ __all__ = [
     "Service",
     "chromium_path",
     "mariadb_url",
+    "nginx_path",
     "postgresql_url",
     "rabbitmq_url",
     "redis_url",
@@ -59,6 +60,11 @@ def chromium_path() -> str | None:
     if named := os.environ.get("CHROMIUM"):
         return shutil.which(named)
     return next(filter(None, map(shutil.which, _CHROMIUM_NAMES)), None)
+
+
+def nginx_path() -> str | None:
+    """Path of nginx, which users other than root rarely have on theirs."""
+    return shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 def _ping_postgresql() -> None:
@@ -108,8 +114,13 @@ def _find_chromium() -> None:
         raise RuntimeError("not found: " + ", ".join(_CHROMIUM_NAMES))
 
 
-def _install_medplum() -> None:
-    from tests.outside.medplum import install
+def _find_nginx() -> None:
+    if nginx_path() is None:
+        raise RuntimeError("not found")
+
+
+def _install_node_servers() -> None:
+    from tests.outside.node import install
 
     install()
 
@@ -143,10 +154,9 @@ class Service:
 SERVICES = {
     "browser": Service(name="Chromium", port=None, ping=_find_chromium),
     "mariadb": Service(name="MariaDB", port=3306, ping=_ping_mariadb),
-    "medplum": Service(
-        name="Medplum's FHIR router, by Node.js and npm",
-        port=None,
-        ping=_install_medplum,
+    "nginx": Service(name="nginx", port=None, ping=_find_nginx),
+    "node": Service(
+        name="Node.js and what npm installs", port=None, ping=_install_node_servers
     ),
     "postgresql": Service(name="PostgreSQL", port=5432, ping=_ping_postgresql),
     "rabbitmq": Service(name="RabbitMQ", port=5672, ping=_ping_rabbitmq),

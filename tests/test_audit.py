@@ -91,7 +91,7 @@ def test_request_of_nobody_and_without_an_answer_has_a_line(trail):
     )
     note_exchange(exchange, grant=None, launch=None, patient_id=None)
     [line] = lines(trail)
-    assert line.getMessage().startswith("search -: no answer in 20.000 s (user None")
+    assert line.getMessage().startswith("search -: no response in 20.000 s (user None")
     assert (line.patient_id, line.server) == ("", "")
 
 

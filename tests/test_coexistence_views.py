@@ -15,7 +15,7 @@ from django.test import Client
 from django.utils import timezone
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from django_smart.models import Identity, Launch
+from django_smart.models import ClientRegistration, Identity, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import SITE, get_callback, make_browser
 from tests.known import OURS, THEIRS
@@ -145,6 +145,7 @@ def test_code_at_the_other_callback_is_refused(
 def test_one_browser_for_staff_and_for_a_launch(
     ehr: EHRSimulator, staff: EHRSimulator
 ) -> None:
+    ClientRegistration.objects.update(user_switch="switch")
     browser = make_browser()
     sign_in_as_staff(browser, staff)
     chart = open_chart(ehr, browser)

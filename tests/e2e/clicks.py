@@ -26,7 +26,7 @@ def run_example(folder: Path, ehr: EHRSimulator) -> Iterator[ExampleSite]:
         *("--base-url", ehr.base_url, "--name", "Harbour EHR"),
         *("--slug", "harbour"),
         *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
-        *("--ehr-scope", f"launch {SCOPE}"),
+        *("--ehr-scope", f"launch {SCOPE} user/Practitioner.r"),
         *("--standalone-scope", f"launch/patient {SCOPE}"),
     )
     ehr.register_client(
@@ -40,10 +40,18 @@ def run_example(folder: Path, ehr: EHRSimulator) -> Iterator[ExampleSite]:
         yield site
 
 
-def click_app(page: Page, ehr: EHRSimulator, *, name: str = NAME) -> Page:
-    """Sign in to the EHR, open a chart and click the app; returns the app's tab."""
+def click_app(
+    page: Page, ehr: EHRSimulator, *, name: str = NAME, clinician: str = CLINICIAN
+) -> Page:
+    """
+    Sign in to the EHR, open a chart and click the app; returns the app's tab.
+
+    Args:
+        clinician: empty if somebody is signed in already.
+    """
     page.goto(ehr.origin)
-    page.get_by_role("button", name=CLINICIAN).click()
+    if clinician:
+        page.get_by_role("button", name=clinician).click()
     page.get_by_role("link", name=name).click()
     with page.expect_popup() as opened:
         page.get_by_role("button", name="Open in new tab").click()

@@ -21,14 +21,13 @@ from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.bundles import bundle, endpoint, organization
 from tests.chromium import chromium
+from tests.e2e.axe import AXE
 from tests.e2e.clicks import run_example
 from tests.factories import make_grant, make_launch, make_registration
 from tests.known import BASE_URL, SITE
 from tests.processes import ExampleSite
 
 __all__ = ["chromium"]
-
-_AXE = Path(__file__).parents[1] / "vendor" / "axe-core-4.14.1" / "axe.min.js"
 
 # Milliseconds: of a busy machine five seconds, the default, say nothing about a page.
 expect.set_options(timeout=60_000)
@@ -133,7 +132,7 @@ def context(
         [{"name": "sessionid", "value": session, "url": live_server.url}]
     )
     # Into every page before its own scripts, whatever its policy.
-    context.add_init_script(path=str(_AXE))
+    context.add_init_script(path=str(AXE))
     with transport.mounted(SITE, Away()):
         yield context
     context.close()

@@ -80,6 +80,24 @@ def new_window(request: HttpRequest) -> HttpResponse:
     return render(request, "django_smart/new_window.html", context)
 
 
+def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
+    """The page that asks who goes on."""
+    context = {
+        "server": SimpleNamespace(name=_SERVER),
+        "question": question,
+        "can_create": True,
+        "may_be_chosen": True,
+        "user_name": "Maria Lopez" if names == "named" else "",
+        "owner_name": (
+            "Wilhelmina Featherstonehaugh-Cholmondeley" if names == "named" else ""
+        ),
+        "is_signed_in": True,
+        "decide_url": request.path,
+        "sign_in_url": "/admin/login/",
+    }
+    return render(request, "django_smart/decide.html", context)
+
+
 def authorize_post(request: HttpRequest) -> HttpResponse:
     """The form that sends itself."""
     form = SimpleNamespace(
@@ -112,4 +130,5 @@ urlpatterns = [
     path("pages/charts/", charts),
     path("pages/new-window/", new_window),
     path("pages/authorize-post/", authorize_post),
+    path("pages/decide/<slug:question>/<slug:names>/", decide),
 ]

@@ -32,6 +32,7 @@ _WIDE = ViewportSize(width=1280, height=800)
 _DESK = ViewportSize(width=1440, height=800)
 _PHONE = ViewportSize(width=375, height=740)
 _PASSWORD = "a password of no value"
+_OTHER_CLINICIAN = "Dr. Tomás Achterberg"
 _OTHERS = ("Saltmarsh Valley Clinics", "Birch County Medical Group")
 _PLACES = (
     ("Birch County Medical Group", "Dubuque", 1),
@@ -78,6 +79,7 @@ def main() -> None:
         _take_error(scene)
         _take_chooser(scene)
         _take_picker_and_connections(scene)
+        _take_decide(scene)
         _take_admin(scene)
         browser.close()
 
@@ -164,8 +166,21 @@ def _take_picker_and_connections(scene: _Scene) -> None:
     page.get_by_role("button", name="Approve").click()
     page.wait_for_url("**/~*/patient/")
     page.get_by_role("link", name="Connections").click()
-    page.get_by_role("heading", name="Connected organisations").wait_for()
+    page.get_by_role("heading", name="Connected organizations").wait_for()
     _take(page, "connections")
+
+
+def _take_decide(scene: _Scene) -> None:
+    """Somebody is signed in, and opens the app with an account that is not known."""
+    page = scene.open("/accounts/login/")
+    page.get_by_label("User name").fill("maria")
+    page.get_by_label("Password").fill(_PASSWORD)
+    page.get_by_role("main").get_by_role("button").click()
+    page.get_by_text("Signed in as").wait_for()
+    app = click_app(page, scene.ehr, clinician=_OTHER_CLINICIAN)
+    app.get_by_role("button", name="Approve").click()
+    app.get_by_role("heading", name="Whose account is this?").wait_for()
+    _take(app, "decide")
 
 
 def _take_admin(scene: _Scene) -> None:
@@ -183,7 +198,7 @@ def _take_admin(scene: _Scene) -> None:
         page.locator("#result_list a").filter(has_text=link).first.click()
         _take(page, name)
     page.get_by_role("button", name="Test connection").click()
-    page.get_by_role("heading", name="Test of the connection").wait_for()
+    page.get_by_role("heading", name="Connection test").wait_for()
     _take(page, "admin-test")
     page.goto(f"{base}/tokengrant/")
     _take(page, "admin-grants")

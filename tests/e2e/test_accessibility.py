@@ -8,12 +8,13 @@ and left to it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext
 
 import django_smart
+from tests.e2e.axe import OF_DJANGO, look, look_at
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,53 +23,12 @@ pytestmark = [
 ]
 
 _TEMPLATES = Path(django_smart.__file__).parent / "templates"
-_Scheme = Literal["light", "dark"]
-# Parts of every admin page that Django (5.2 to 6.1) writes with faults of its own.
-_OF_DJANGO = (
-    ".breadcrumbs",  # links told from text by colour alone
-    "#changelist-search",  # a label that is a title alone
-    "#changelist-filter",  # links of 20 px
-    ".select2-container",  # no name
-    ".inline-group thead",  # headings without text
-)
-
-# Each page is looked at whole in light; in dark its colours alone are others.
-_RULES: dict[_Scheme, str] = {
-    "light": '{"rules": {"target-size": {"enabled": true}}}',
-    "dark": '{"runOnly": ["color-contrast", "link-in-text-block"]}',
-}
-_RUN = """async ([exclude, rules]) => {
-    // Colours that are on their way from one scheme to the other have no contrast yet.
-    document.getAnimations().forEach(animation => animation.finish());
-    const result = await axe.run(
-        { exclude: exclude }, { resultTypes: ["violations"], ...JSON.parse(rules) },
-    );
-    return result.violations.flatMap(violation => violation.nodes.map(
-        node => `${violation.id}: ${node.target} ${node.failureSummary}`));
-}"""
 
 
-def look_at(page: Page, path: str, *, exclude: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with the page at *path*."""
-    page.emulate_media(color_scheme="light")
-    page.goto(path)
-    return look(page, path, exclude=exclude)
-
-
-def look(page: Page, name: str, *, exclude: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with the page that is open."""
-    faults = []
-    for scheme, rules in _RULES.items():
-        page.emulate_media(color_scheme=scheme)
-        found = page.evaluate(_RUN, [[[each] for each in exclude], rules])
-        faults += [f"{name} ({scheme}): {each}" for each in found]
-    width = page.evaluate("document.documentElement.scrollWidth")
-    if width > 375:
-        faults.append(f"{name}: {width} px wide")
-    return faults
-
-
-def test_pages_for_people(context: BrowserContext, rendered: set[str]) -> None:
+def test_pages_for_people(
+    context: BrowserContext, rendered: set[str], settings: Any
+) -> None:
+    settings.SMART_STAFF_SIGN_IN_SERVERS = ["harbour"]
     page = context.new_page()
     # The form that sends itself stays, so that it can be looked at.
     page.route("**/authorize-post.js", lambda route: route.fulfill(body=""))
@@ -87,6 +47,10 @@ def test_pages_for_people(context: BrowserContext, rendered: set[str]) -> None:
         "/pages/charts/",
         "/pages/new-window/",
         "/pages/authorize-post/",
+        "/pages/decide/sign_in/named/",
+        "/pages/decide/switch/named/",
+        "/pages/decide/switch/unnamed/",
+        "/pages/decide/link/named/",
     ):
         faults += look_at(page, path)
     page.goto("/smart/connections/")
@@ -109,19 +73,48 @@ def test_pages_of_the_admin(
         if name == "user":
             continue
         base = f"/admin/django_smart/{name}/"
-        faults += look_at(page, base, exclude=_OF_DJANGO)
-        faults += look_at(page, f"{base}{row.pk}/change/", exclude=_OF_DJANGO)
+        faults += look_at(page, base, exclude=OF_DJANGO)
+        faults += look_at(page, f"{base}{row.pk}/change/", exclude=OF_DJANGO)
     for name in ("fhirserver", "clientregistration", "signingkey"):
-        faults += look_at(page, f"/admin/django_smart/{name}/add/", exclude=_OF_DJANGO)
+        faults += look_at(page, f"/admin/django_smart/{name}/add/", exclude=OF_DJANGO)
     url = f"/admin/django_smart/clientregistration/{rows['clientregistration'].pk}/"
     page.goto(f"{url}change/")
     page.get_by_label("Scope for EHR launch").fill("patient/Patinet")
     page.locator(".smart-live").first.wait_for()
-    faults += look(page, "a scope mistyped", exclude=_OF_DJANGO)
+    faults += look(page, "a scope mistyped", exclude=OF_DJANGO)
     page.goto(f"{url}change/")
     page.get_by_role("button", name="Test connection").click()
     page.locator(".smart-findings").first.wait_for()
-    faults += look(page, "report", exclude=_OF_DJANGO)
+    faults += look(page, "report", exclude=OF_DJANGO)
     assert faults == []
     ours = {path.name for path in (_TEMPLATES / "django_smart/admin").glob("*.html")}
     assert {f"django_smart/admin/{name}" for name in ours} - rendered == set()
+
+
+_CUT = """() => {
+    const area = document.querySelector("#changelist .results");
+    const row = document.querySelector("#result_list tbody tr");
+    const names = [...row.querySelectorAll("th")].filter(cell => {
+        const box = cell.getBoundingClientRect();
+        return box.right <= window.innerWidth;
+    });
+    return [area.scrollWidth - area.clientWidth, names.length];
+}"""
+
+
+def test_no_column_of_a_list_is_cut_on_a_desk_and_rows_are_told_apart_on_a_phone(
+    context: BrowserContext, rows: dict[str, Any]
+) -> None:
+    page = context.new_page()
+    cut = {}
+    for name in rows:
+        if name == "user":
+            continue
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.goto(f"/admin/django_smart/{name}/")
+        missing, _ = page.evaluate(_CUT)
+        page.set_viewport_size({"width": 375, "height": 740})
+        _, names = page.evaluate(_CUT)
+        if missing > 0 or not names:
+            cut[name] = (missing, names)
+    assert cut == {}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
 from django_smart.models import TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.e2e.clicks import CLINICIAN, click_app, open_chart
+from tests.processes import ExampleSite
 
 pytestmark = [
     pytest.mark.browser,
@@ -17,24 +20,24 @@ pytestmark = [
 
 _HEARD = """
 - main:
-  - heading "Connected organisations" [level=1]
-  - paragraph: /This site may use what these organisations keep about you/
+  - heading "Connected organizations" [level=1]
+  - paragraph: /This site can access the records these organizations keep about you/
   - list:
     - listitem:
       - heading "Harbour Hospital" [level=2]
       - paragraph: /Connected since/
-      - paragraph: "This site may:"
+      - paragraph: "This site can:"
       - list:
         - listitem: /See. name, date of birth and other details. test results/
-        - listitem: Do so while you are not here as well
+        - listitem: Keep this access when you are not signed in
       - button "Disconnect Harbour Hospital"
     - listitem:
       - heading "Saltmarsh Valley Regional Medical Center and Clinics" [level=2]
-      - paragraph: /has ended this connection on/
+      - paragraph: /ended this connection on/
       - paragraph:
         - link "Connect Saltmarsh Valley Regional Medical Center and Clinics again"
   - paragraph:
-    - link "Connect another organisation"
+    - link "Connect another organization"
 """
 
 
@@ -58,6 +61,33 @@ def test_connections_are_heard_and_ended_by_keyboard(context: BrowserContext) ->
     assert not TokenGrant.objects.filter(status=TokenGrant.Status.ACTIVE).exists()
 
 
+def test_person_says_who_goes_on_by_keyboard_and_without_script(
+    chromium: Browser, real_ehr: EHRSimulator, site: ExampleSite
+) -> None:
+    context = chromium.new_context(
+        viewport={"width": 375, "height": 740}, java_script_enabled=False
+    )
+    page = context.new_page()
+    open_chart(page, real_ehr)
+    page.goto(real_ehr.origin)
+    page.get_by_role("button", name="Sign out").click()
+    names = (each.name for each in real_ehr.users.values() if each.name != CLINICIAN)
+    app = click_app(page, real_ehr, clinician=next(names))
+    app.get_by_role("button", name="Approve").click()
+    app.wait_for_url("**/smart/decide/*/")
+    app.get_by_role("button", name="Cancel").press("Enter")
+    app.get_by_text("decision_declined").wait_for()
+    # The first one is signed in still.
+    app.goto(f"{site.url}/smart/login/?server=harbour")
+    app.get_by_role("heading", name="Connect Harbour EHR").wait_for()
+
+    app = click_app(page, real_ehr, clinician="")
+    app.get_by_role("button", name="Approve").click()
+    app.get_by_role("button", name="Continue as a new user").press("Enter")
+    app.wait_for_url("**/~*/patient/")
+    context.close()
+
+
 def test_longer_words_fit_a_phone(
     context: BrowserContext, rows: dict[str, Any], settings: Any
 ) -> None:
@@ -79,6 +109,9 @@ def test_longer_words_fit_a_phone(
             "/pages/charts/",
             "/pages/new-window/",
             "/pages/authorize-post/",
+            "/pages/decide/sign_in/named/",
+            "/pages/decide/switch/named/",
+            "/pages/decide/link/unnamed/",
             f"{admin}/clientregistration/{registration.pk}/change/",
             f"{admin}/fhirserver/{registration.server_id}/change/",
             f"{admin}/tokengrant/{rows['tokengrant'].pk}/change/",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 import django_smart
 from tests.docs.blocks import Block, read_blocks
@@ -116,6 +117,20 @@ def test_new_project_with_the_wheel_completes_a_launch(
     assert re.fullmatch(rf"{url}/~[\w-]{{22,}}/a1c/", opened.url)
     assert opened.json()["patient"] == PATIENT
     assert len(opened.json()["values"]) > 10
+
+
+@pytest.mark.process
+@pytest.mark.timeout(900)
+def test_release_tries_the_package_alone_in_a_new_project(
+    tmp_path: Path, packages: Path
+) -> None:
+    workflow = (_ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+    script: str = yaml.safe_load(workflow)["jobs"]["try"]["steps"][-1]["run"]
+    (tmp_path / "dist").symlink_to(packages)
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    activate = f"PATH={tmp_path / 'venv' / 'bin'}:$PATH\n"
+    script = activate + script.replace("${{ matrix.package }}", "*.whl")
+    run("bash", "-e", "-c", script, cwd=tmp_path)
 
 
 def _files(folder: Path) -> set[str]:

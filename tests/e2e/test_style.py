@@ -13,7 +13,6 @@ from playwright.sync_api import Browser, Page, expect
 
 from django_smart.contrib import style
 from django_smart.testing import EHRSimulator
-from django_smart.transport import Timeouts
 from tests.factories import make_registration
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 from tests.urls import urlpatterns as package
@@ -63,8 +62,7 @@ def site(
     settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
     settings.SMART_SITE_URL = live_server.url
     # A page without the look, of a machine that was busy, would stay without it.
-    patience = Timeouts(connect=30, read=30, total=30)
-    monkeypatch.setattr(style, "_TIMEOUTS", patience)
+    monkeypatch.setattr(style, "_SECONDS", 30.0)
     registration = make_registration(
         server__base_url=real_ehr.base_url,
         redirect_uri=f"{live_server.url}/smart/callback/",

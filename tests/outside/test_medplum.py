@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from collections.abc import Iterator
 from datetime import date
@@ -16,22 +17,28 @@ from django_smart.exceptions import (
 )
 from django_smart.fhir import AnyOf, FHIRClient, Reference, Token
 from tests.fhir.exporting import send
-from tests.outside.medplum import running
+from tests.fhir.servers import Carrier
+from tests.fhir.servers import Tokens as FixedTokens
+from tests.outside.node import running
 
-pytestmark = [pytest.mark.medplum, pytest.mark.process]
+pytestmark = [pytest.mark.node, pytest.mark.process]
 
 MRN = "https://example.org/mrn"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, str]]:
-    with running() as values:
-        yield values
+    """Medplum's FHIR router and memory: the base URL, and the token that it wants."""
+    token = secrets.token_urlsafe(16)
+    with running("medplum.mjs", token) as origin:
+        yield f"{origin}/fhir", token
     transport.close()
 
 
 class Tokens:
     """Of a grant whose first token has ended."""
+
+    scopes = None
 
     def __init__(self, good: str) -> None:
         self.good = good
@@ -56,9 +63,8 @@ def tokens(server) -> Tokens:
 def fhir(server, tokens) -> FHIRClient:
     return FHIRClient(
         base_url=server[0],
-        get_access_token=tokens.get,
-        renew_access_token=tokens.renew,
-        send=send,
+        tokens=tokens,
+        transport=Carrier(send),
     )
 
 
@@ -101,9 +107,8 @@ def test_create_read_vread_and_a_renewal(fhir, tokens, mrn):
 def test_token_that_cannot_be_renewed_is_refused(server):
     client = FHIRClient(
         base_url=server[0],
-        get_access_token=lambda: "ended",
-        renew_access_token=lambda token: token,
-        send=send,
+        tokens=FixedTokens(lambda: "ended"),
+        transport=Carrier(send),
     )
     with pytest.raises(FHIRUnauthorizedError):
         client.read("Patient", "1")

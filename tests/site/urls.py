@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from django.urls import include, path
+from django.urls import URLPattern, URLResolver, include, path
 
 from tests.site import views
 from tests.urls import urlpatterns as package
 
-urlpatterns = [
+urlpatterns: list[URLPattern | URLResolver] = [
     *package,
     path("links/", views.links, name="links"),
     path("template/", views.template),

@@ -54,7 +54,7 @@ class Results(SMARTRequiredMixin, APIView):
     def get(self, request: Any) -> Response:
         """The subjects of some."""
         smart = request.smart
-        found = smart.fhir.search("Observation", patient=smart.patient_id).limit(3)
+        found = smart.fhir.search("Observation", patient=smart.patient_id, limit=3)
         return Response({"subjects": [each["subject"]["reference"] for each in found]})
 
 

@@ -44,7 +44,7 @@ def _show(request: HttpRequest, **context: Any) -> HttpResponse:
 
 def _list_results(request: HttpRequest) -> HttpResponse:
     smart: Any = request.smart  # type: ignore[attr-defined]
-    found = smart.fhir.search("Observation", patient=smart.patient_id).limit(5)
+    found = smart.fhir.search("Observation", patient=smart.patient_id, limit=5)
     subjects = [each["subject"]["reference"].split("/")[1] for each in found]
     page = Paginator(subjects, 2).get_page(request.GET.get("page"))
     return _show(request, page=page)

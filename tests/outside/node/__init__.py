@@ -1,10 +1,9 @@
-"""Medplum's FHIR router and memory, as a server for the tests; it needs Node.js."""
+"""Servers that npm installs and this folder starts; they need Node.js."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,11 +49,10 @@ def _run(*command: str) -> None:
 
 
 @contextmanager
-def running() -> Iterator[tuple[str, str]]:
-    """Run the server; yields its base URL and the access token that it wants."""
-    token = secrets.token_urlsafe(16)
+def running(script: str, *arguments: str) -> Iterator[str]:
+    """Run *script* of this folder, which prints its port; yields its origin."""
     with subprocess.Popen(
-        ["node", "server.mjs", token],
+        ["node", script, *arguments],
         cwd=_FOLDER,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -63,6 +61,6 @@ def running() -> Iterator[tuple[str, str]]:
         assert process.stdout is not None
         try:
             port = int(process.stdout.readline())
-            yield f"http://127.0.0.1:{port}/fhir", token
+            yield f"http://127.0.0.1:{port}"
         finally:
             process.kill()

@@ -1,4 +1,4 @@
-// FHIR R4 over Medplum's own router and memory: node server.mjs TOKEN
+// FHIR R4 over Medplum's own router and memory: node medplum.mjs TOKEN
 // Prints its port, and ends when its standard input does.
 import { createServer } from "node:http";
 
