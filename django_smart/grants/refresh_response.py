@@ -38,7 +38,6 @@ from .ending import revoke_tokens
 from .same_context import end_changed_grant, keep_context, names_another_person
 from .separate_connection import unless_locked
 from .server_limits import (
-    REFUSED_AGAIN,
     refuses_nearly_all,
     resume_refreshes,
     stop_refreshes,
@@ -108,9 +107,9 @@ def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], b
     if not error.is_final:
         raise error
     is_over = grant.ends_at is not None and grant.ends_at <= grant.clock()
-    # An operator has restored it (restore_lost): it is really gone.
-    is_again = grant.last_error in {error.error, REFUSED_AGAIN}
-    if not (is_over or is_again) and refuses_nearly_all(grant.registration):
+    # A restored grant that is refused again is really gone.
+    may_be_good = not (is_over or grant.was_restored)
+    if may_be_good and refuses_nearly_all(grant.registration):
         raise TokenError(
             "The EHR refuses the refresh tokens of nearly all grants.",
             code="grants_refused",
@@ -118,7 +117,7 @@ def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], b
     # Only if the refused token is still the stored one (a compare-and-set as above).
     lost = TokenGrant.objects.filter(
         pk=grant.pk, refresh_token_digest=grant.refresh_token_digest
-    ).lose(error=REFUSED_AGAIN if is_again else error.error)
+    ).lose(error=error.error)
     if not lost:
         return lambda: False
     reason = "known_end" if is_over else error.error

@@ -28,7 +28,6 @@ from ..servers.http import whole_call_seconds
 __all__ = [
     "BATCH_SIZE",
     "MOST_CLAIMED",
-    "REFUSED_AGAIN",
     "Pace",
     "get_batch_size",
     "get_claim_limit",
@@ -308,8 +307,6 @@ _STOPPED = {
 # So many refusals with hardly a success in between are no coincidence.
 _LOST_AT_ONCE = 20
 _LOST_WITHIN = timedelta(hours=1)
-REFUSED_AGAIN = "refused_again"
-"""Last error of a grant that was refused, restored by an operator, and refused."""
 # Time between two attempts for a stopped registration.
 _PROBE_PAUSE = timedelta(minutes=5)
 
@@ -368,7 +365,7 @@ def refuses_nearly_all(registration: ClientRegistration) -> bool:
     )
     if is_stopped.exists():
         return True
-    lost = grants.lost_early(within=_LOST_WITHIN).exclude(last_error=REFUSED_AGAIN)
+    lost = grants.lost_early(within=_LOST_WITHIN).filter(was_restored=False)
     lost = lost.order_by("-ended_at")
     times = list(lost.values_list("ended_at", flat=True)[:_LOST_AT_ONCE])
     if len(times) < _LOST_AT_ONCE:

@@ -369,6 +369,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             ends_soon_at=grant.ends_soon_at,
             end_announced=grant.end_announced,
             refresh_failures=0,
+            was_restored=False,
             last_error="",
             lease_owner="",
             lease_expires_at=None,
@@ -485,8 +486,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """
         Reactivate lost grants whose owner has not connected again.
 
-        Those past their known end stay lost. The error stays until a refresh succeeds,
-        so that a second refusal is recognized.
+        Those past their known end stay lost.
         """
         newer = TokenGrant.objects.active().filter(
             user=OuterRef("user"),
@@ -502,6 +502,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.filter(pk__in=list(lost.values_list("pk", flat=True))).update(
             status=TokenGrant.Status.ACTIVE,
             ended_at=None,
+            was_restored=True,
             refresh_failures=0,
             refresh_due_at=Case(When(is_offline=True, then=DatabaseNow())),
         )
@@ -715,6 +716,16 @@ class TokenGrant(models.Model):
         db_default=False,
         editable=False,
         help_text=_("Whether the signal of the coming end was sent."),
+    )
+    was_restored = models.BooleanField(
+        _("restored"),
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text=_(
+            "Whether an operator restored the grant after the EHR had refused it, and "
+            "no refresh has succeeded since."
+        ),
     )
     last_error = models.CharField(
         _("last error"),

@@ -460,8 +460,9 @@ def test_operator_gets_back_what_such_a_server_took(
     assert reload_grant(lost[0].pk).refresh_token == ""
 
 
+@pytest.mark.parametrize("fails_otherwise", [False, True])
 def test_grants_that_are_really_gone_do_not_stop_a_resumed_registration(
-    ehr: EHRSimulator, registration: ClientRegistration
+    ehr: EHRSimulator, registration: ClientRegistration, fails_otherwise: bool
 ) -> None:
     grant_ids = make_grants(ehr, registration, 45)
     _lose(ehr, grant_ids[:28])
@@ -470,7 +471,13 @@ def test_grants_that_are_really_gone_do_not_stop_a_resumed_registration(
         registration.refresh_from_db()
         assert registration.refresh_stop_reason == "grants_refused"
         assert len(lost) == 20
+        if fails_otherwise:
+            ehr.faults.add("refresh_invalid_request")
         call_command("smart_refresh", "--resume")
+        if fails_otherwise:
+            ehr.faults.clear()
+            failed = TokenGrant.objects.filter(last_error="invalid_request")
+            assert failed.update(refresh_due_at=timezone.now()) >= 28
         refresh_due()
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == ""
