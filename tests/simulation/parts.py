@@ -368,7 +368,8 @@ class Server:
     def _ask_for_rest(self, job: Job) -> dict[str, str]:
         """``Retry-After`` until the mood ends; a date by this server's own clock."""
         now = self.world.scheduler.now
-        seconds = int(max(end for _, end, _ in self.moods if end > now) - now)
+        ends_at = next(end for start, end, _ in self.moods if start <= now < end)
+        seconds = int(ends_at - now)
         self.rest = job, now, now + seconds
         if self.world.random.random() < 0.5:
             return {"Retry-After": str(seconds)}
