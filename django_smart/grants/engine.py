@@ -45,6 +45,8 @@ CLAIM_LENGTH = timedelta(seconds=45)
 # accumulated while no worker ran end immediately.
 _TICK_LENGTH = timedelta(seconds=60)
 _TICK_PAUSE = timedelta(seconds=1)
+# Seconds after which a tick that still runs extends its reservation.
+_HELD_ANEW = 5.0
 # Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
 
@@ -65,10 +67,13 @@ def run_tick(send: Callable[[list[int], bool], object]) -> None:
         return
     if not TaskRun.objects.begin(REFRESH, within=_TICK_LENGTH):
         return
+    held_at = time.monotonic()
     try:
         for grant_ids, has_more in _claim_in_turn(MOST_CLAIMED):
             send(grant_ids, has_more)
-            TaskRun.objects.hold(REFRESH, within=_TICK_LENGTH)
+            if time.monotonic() - held_at > _HELD_ANEW:
+                TaskRun.objects.hold(REFRESH, within=_TICK_LENGTH)
+                held_at = time.monotonic()
     finally:
         TaskRun.objects.hold(REFRESH, within=_TICK_PAUSE)
 

@@ -11,6 +11,7 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from django_smart import transport
+from django_smart.grants import engine
 from django_smart.grants.engine import (
     RefreshResult,
     claim_due_batches,
@@ -20,7 +21,8 @@ from django_smart.grants.engine import (
 )
 from django_smart.grants.server_limits import MOST_CLAIMED
 from django_smart.launches.purge import purge
-from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, TaskRun, TokenGrant
+from django_smart.models.task_run import REFRESH
 from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
@@ -189,6 +191,28 @@ def test_server_with_very_much_to_do_leaves_room_for_the_others(
     assert sum(len(grant_ids) for grant_ids, _ in batches) == share
     # So that they are not left to beat.
     assert all(has_more for _, has_more in batches)
+
+
+def test_tick_that_takes_long_keeps_out_the_next(
+    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_HELD_ANEW", 0.0)
+    other = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    expected = {_make_grant(each).pk for each in (registration, other)}
+    sent: list[int] = []
+
+    def send(grant_ids: list[int], _has_more: bool) -> None:
+        sent.extend(grant_ids)
+        if len(sent) == 1:
+            # The time for which it was reserved is over.
+            TaskRun.objects.update(busy_until=timezone.now())
+        else:
+            assert not TaskRun.objects.begin(REFRESH, within=timedelta(seconds=1))
+
+    run_tick(send)
+    assert set(sent) == expected
 
 
 @pytest.mark.usefixtures("registration")
