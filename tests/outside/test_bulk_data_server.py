@@ -1,7 +1,11 @@
 """
 Exports from smart-on-fhir/bulk-data-server, where it runs.
 
-``BULK_DATA_SERVER`` is its address, such as ``http://localhost:9443``.
+``BULK_DATA_SERVER`` is its address, such as ``http://localhost:9443``.  Run it with
+``NODE_ENV=test`` (and ``PORT=9443``): otherwise it answers 60 requests a minute for the
+state of exports, and refuses what is more with ``Retry-After`` as seconds since 1970,
+for which the client would wait an hour.  Where ``database.r4.db`` is missing,
+``npx ts-node --transpile-only data/import.ts -d data/fhir`` makes it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ Standalone launches at ysnr-dev/fhir-server, where it runs with authentication e
 
 ``FHIR_SERVER_WITH_LOGIN`` is its address, such as ``http://localhost:3000``, and
 ``FHIR_SERVER_ADMIN_TOKEN`` registers clients there.  ``FHIR_SERVER_EMAIL`` and
-``FHIR_SERVER_PASSWORD`` are of a person with more than ten observations.
+``FHIR_SERVER_PASSWORD`` are of a person with more than ten observations; there is
+another patient.  Its limits (``FHIR_RATE_...``, ``FHIR_AUTH_FAIL_MAX``) must be raised.
 """
 
 from __future__ import annotations

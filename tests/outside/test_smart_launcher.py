@@ -2,7 +2,9 @@
 Launches from smart-on-fhir/smart-launcher-v2, where it runs.
 
 ``SMART_LAUNCHER`` is its address, such as ``http://localhost:8445``; its R4 server has
-a patient with observations, and a practitioner.
+a patient with more than ten observations and an encounter, and a practitioner; the
+first patient is the one.  Run it with ``NODE_ENV=production``: in development its pages
+are at another port.
 """
 
 from __future__ import annotations
