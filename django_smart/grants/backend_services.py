@@ -155,7 +155,9 @@ def _fetch(grant: TokenGrant) -> bool:
     grant.received_at = now
     grant.expires_at = tokens.expires_at
     with waiting_for_locks():
-        is_stored = TokenGrant.objects.store_refreshed(grant, used_digest="")
+        is_stored = TokenGrant.objects.store_refreshed(
+            grant, used_digest="", changed=("scope", "scope_granted")
+        )
     if not is_stored:
         # Ended here in the meantime. The token is discarded and expires in minutes.
         return False

@@ -7,7 +7,7 @@ The response is stored by compare-and-set on the refresh token that was used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
 
@@ -49,6 +49,11 @@ __all__ = ["take_answer", "take_refusal"]
 logger = logging.getLogger(__name__)
 
 _Stop = ClientRegistration.StopReason
+# Written only if they did: each column takes time, and another process may have set it.
+_SELDOM_CHANGED = (
+    *("scope", "patient_id", "encounter_id"),
+    *("ends_at", "ends_soon_at", "end_announced"),
+)
 
 
 def take_answer(
@@ -78,9 +83,9 @@ def take_answer(
     used_digest = grant.refresh_token_digest
     now = grant.clock()
     tokens = _read(response, grant, now=now)
-    _put(tokens, grant, now=now)
+    changed = _put(tokens, grant, now=now)
     # Before the new access token is used: a crash must not lose the refresh token.
-    stored = _store(grant, used_digest=used_digest)
+    stored = _store(grant, used_digest=used_digest, changed=changed)
     finish = partial(_finish, grant, tokens, stored=stored, is_launched=is_launched)
     if tokens.context_changed:
         # No wait may keep a chart open with another patient's tokens.
@@ -163,10 +168,12 @@ def _finish(
     return True
 
 
-def _store(grant: TokenGrant, *, used_digest: str) -> bool:
+def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> bool:
     try:
         return insist(
-            lambda: TokenGrant.objects.store_refreshed(grant, used_digest=used_digest),
+            lambda: TokenGrant.objects.store_refreshed(
+                grant, used_digest=used_digest, changed=changed
+            ),
             grant_id=grant.pk,
         ) or insist(lambda: _is_stored(grant), grant_id=grant.pk)
     except DatabaseError as exc:
@@ -230,7 +237,9 @@ def _keep_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
         return False
 
 
-def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> None:
+def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> list[str]:
+    """Put *tokens* into *grant*; return which of the fields that seldom change did."""
+    before = {name: getattr(grant, name) for name in _SELDOM_CHANGED}
     note_end(
         grant,
         reported=tokens.refresh_expires_at,
@@ -254,6 +263,7 @@ def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> None:
     grant.last_error = ""
     grant.lease_owner = ""
     grant.lease_expires_at = None
+    return [name for name, value in before.items() if getattr(grant, name) != value]
 
 
 def _drop_unwanted(grant: TokenGrant) -> None:

@@ -349,33 +349,31 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             lease_owner="", lease_expires_at=None
         )
 
-    def store_refreshed(self, grant: TokenGrant, *, used_digest: str) -> bool:
+    def store_refreshed(
+        self, grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
+    ) -> bool:
         """
         Store the tokens of *grant*, if *used_digest* is still the stored one.
 
         Compare-and-set on the refresh token that was used: a late response never
         overwrites a newer one, and a grant that ended meanwhile stays ended.
+
+        Args:
+            changed: names of further fields to store, which a refresh seldom changes.
         """
         stored = self._as_used(grant, used_digest).update(
             access_token=grant.access_token,
             refresh_token=grant.refresh_token,
             refresh_token_digest=grant.refresh_token_digest,
-            scope=grant.scope,
-            scope_granted=grant.scope_granted,
             received_at=grant.received_at,
             expires_at=grant.expires_at,
             refresh_due_at=grant.refresh_due_at,
-            ends_at=grant.ends_at,
-            ends_soon_at=grant.ends_soon_at,
-            end_announced=grant.end_announced,
             refresh_failures=0,
             was_restored=False,
             last_error="",
             lease_owner="",
             lease_expires_at=None,
-            claimed_until=None,
-            patient_id=grant.patient_id,
-            encounter_id=grant.encounter_id,
+            **{name: getattr(grant, name) for name in changed},
         )
         return stored == 1
 
@@ -388,7 +386,11 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return stored == 1
 
     def _as_used(self, grant: TokenGrant, used_digest: str) -> Self:
-        return self.active().filter(pk=grant.pk, refresh_token_digest=used_digest)
+        return self.filter(
+            status=TokenGrant.Status.ACTIVE,
+            pk=grant.pk,
+            refresh_token_digest=used_digest,
+        )
 
     def postpone(
         self,

@@ -14,10 +14,12 @@ from django_smart.grants.deployment import hold_grants
 from django_smart.grants.due_times import get_refresh_due_at
 from django_smart.grants.ending import announce_ends
 from django_smart.grants.engine import claim_due_batches, refresh_grants
+from django_smart.grants.refresh import get_access_token
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.signals import grant_ending
 from django_smart.testing import EHRSimulator
+from tests.answers import after_answer
 from tests.ehr import (
     EHR_SCOPE,
     connect,
@@ -103,6 +105,22 @@ def test_new_refresh_token_moves_the_end_and_the_old_one_does_not(
     grant = reload_grant(grant.pk)
     assert (grant.ends_at == first) is not rotates
     assert grant.end_announced is not rotates
+
+
+@pytest.mark.usefixtures("registration")
+def test_end_that_is_announced_during_a_refresh_is_not_announced_again(
+    ehr: EHRSimulator,
+) -> None:
+    ehr.rotate_refresh_tokens = False
+    grant = connect_grant(ehr)
+    now = timezone.now()
+    TokenGrant.objects.update(ends_at=now + DAY, ends_soon_at=now - DAY)
+    expire(grant, ehr)
+    after_answer(ehr, announce_ends)
+    with listening(grant_ending) as announced:
+        get_access_token(reload_grant(grant.pk))
+        assert announce_ends() == 0
+    assert len(announced) == 1
 
 
 def test_grant_that_ends_soon_is_announced_once(
