@@ -10,20 +10,40 @@ and any other one neither refreshes nor revokes until an operator runs ``smart_r
 
 from __future__ import annotations
 
+from django.db.models import Subquery
+
 from ..conf import conf
 from ..exceptions import TokenError
 from ..models import TaskRun
 from ..models.task_run import REFRESH
 
-__all__ = ["adopt_grants", "belong_elsewhere", "check_owner", "hold_grants", "is_owner"]
+__all__ = [
+    "adopt_grants",
+    "belong_elsewhere",
+    "check_owner",
+    "find_owner",
+    "hold_grants",
+    "is_owner",
+]
 
 _ON_HOLD = "on hold"
 
 
-def is_owner() -> bool:
-    """Return whether this deployment refreshes the grants, claiming them if unowned."""
+def find_owner() -> Subquery:
+    """Read the owner with other columns, for :func:`is_owner`."""
+    return Subquery(TaskRun.objects.filter(name=REFRESH).values("owner")[:1])
+
+
+def is_owner(owner: str | None = None) -> bool:
+    """
+    Return whether this deployment refreshes the grants, claiming them if unowned.
+
+    Args:
+        owner: from :func:`find_owner`; by default, it is read.
+    """
     mine = conf.SMART_SITE_URL
-    owner = TaskRun.objects.get_owner(REFRESH)
+    if owner is None:
+        owner = TaskRun.objects.get_owner(REFRESH)
     if not owner and mine:
         TaskRun.objects.set_owner(REFRESH, mine, unless_owned=True)
         owner = TaskRun.objects.get_owner(REFRESH)

@@ -58,6 +58,8 @@ def test_copy_of_the_database_refreshes_nothing(
     assert "smart_refresh --adopt" in caplog.text
     # Nor by a message that the copied broker still has, nor for a person.
     assert refresh_grants(grant_ids) == RefreshResult(skipped=2)
+    # Its owner can refresh them at once.
+    assert not TokenGrant.objects.exclude(lease_owner="").exists()
     with pytest.raises(TokenError) as caught:
         get_access_token(reload_grant(grant_ids[0]))
     assert caught.value.code == "deployment_not_adopted"
