@@ -45,8 +45,9 @@ _REFRESH = (
     "the machine's cores, and a worker spends its time on one UPDATE for each grant and "
     "on encrypting its two tokens; HTTP alone does neither. "
     "Tried: threads that only do HTTP next to one that writes, one statement for the "
-    "leases of a batch, credentials prepared once, and sending the first batches before "
-    "all grants are claimed. "
+    "leases of a batch, credentials prepared once, sending the first batches before "
+    "all grants are claimed, reading the registration once for a batch, and writing only "
+    "columns that changed, which saved a fifth of the worker's time. "
     "Not done: one statement for many grants, since each response is stored "
     "immediately; caching the compiled SQL of the UPDATE, which needs Django's "
     "internals."
@@ -128,7 +129,7 @@ NOTES: dict[tuple[str, str], str] = {
     ("refresh", "of-loop"): _REFRESH,
     ("refresh", "statements"): (
         "Claims, leases and results are a few statements for each batch of at most "
-        "100 grants, and for each tick of beat. "
+        "125 grants, and for each tick of beat. "
         "Tried: one statement each for the leases and the grants of a batch."
     ),
     ("refresh", "connections"): (

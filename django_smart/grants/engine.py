@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from heapq import merge
 from itertools import islice
+from math import ceil
 
 from ..models import ClientRegistration, TaskRun, TokenGrant
 from ..models.clock import DatabaseNow
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a message may wait for a worker until its grants are claimed again.
 CLAIM_LENGTH = timedelta(seconds=45)
+# Messages whose grants are claimed together: more would delay the first of them.
+_CLAIMED_AT_ONCE = 5
 # How long a tick may take between two claims, and the pause after it: ticks that
 # accumulated while no worker ran end immediately.
 _TICK_LENGTH = timedelta(seconds=60)
@@ -129,11 +132,15 @@ def _claim(
     free = [pk for _, pk, is_free in due if is_free]
     busy = len(due) - len(free)
     left = min(get_claim_limit(server, busy=busy, now=now), max(limit - busy, 0))
-    size = get_batch_size(server)
-    for start in range(0, min(left, len(free)), size):
-        wanted = free[start : min(start + size, left)]
-        if grant_ids := TokenGrant.objects.claim(wanted, length=CLAIM_LENGTH):
-            yield grant_ids, left < len(free)
+    if not (number := min(left, len(free))):
+        return
+    # Equal messages: with a short last one, some processes would be done much earlier.
+    size = ceil(number / ceil(number / get_batch_size(server)))
+    for start in range(0, number, _CLAIMED_AT_ONCE * size):
+        wanted = free[start : min(start + _CLAIMED_AT_ONCE * size, number)]
+        claimed = TokenGrant.objects.claim(wanted, length=CLAIM_LENGTH)
+        for first in range(0, len(claimed), size):
+            yield claimed[first : first + size], left < len(free)
 
 
 def revoke_grants(grant_ids: Iterable[int]) -> int:

@@ -40,9 +40,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 100
+BATCH_SIZE = 125
 """Maximum number of grants in one message to a worker."""
-MOST_CLAIMED = 20 * BATCH_SIZE
+MOST_CLAIMED = 16 * BATCH_SIZE
 """
 Maximum number of grants that are on their way to workers or being processed.
 

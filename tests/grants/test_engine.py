@@ -19,7 +19,7 @@ from django_smart.grants.engine import (
     revoke_grants,
     run_tick,
 )
-from django_smart.grants.server_limits import MOST_CLAIMED
+from django_smart.grants.server_limits import BATCH_SIZE, MOST_CLAIMED
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, TaskRun, TokenGrant
 from django_smart.models.task_run import REFRESH
@@ -138,14 +138,22 @@ def test_two_beats_never_claim_the_same_grant(registration: ClientRegistration) 
 def test_first_batches_leave_before_all_is_claimed(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    grant_ids = make_grants(ehr, registration, 301)
+    FHIRServer.objects.update(refresh_seconds=0.1)
+    grant_ids = make_grants(ehr, registration, 6 * BATCH_SIZE)
     batches = claim_due_batches()
     batch = next(batches)
     claimed = TokenGrant.objects.filter(claimed_until__isnull=False).count()
-    assert (len(batch), claimed) == (100, 100)
+    assert (len(batch), claimed) == (BATCH_SIZE, 5 * BATCH_SIZE)
     rest = list(batches)
-    assert [len(each) for each in rest] == [100, 100, 1]
+    assert [len(each) for each in rest] == [BATCH_SIZE] * 5
     assert sorted(batch + [pk for each in rest for pk in each]) == grant_ids
+
+
+def test_batches_are_of_one_size(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    make_grants(ehr, registration, 2 * BATCH_SIZE + 20)
+    assert [len(each) for each in claim_due_batches()] == [90, 90, 90]
 
 
 def test_grants_of_two_registrations_at_one_server_go_by_need(

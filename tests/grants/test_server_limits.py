@@ -255,7 +255,7 @@ def test_rate_limit_decides_how_much_is_claimed() -> None:
     server = FHIRServer()
     assert get_claim_limit(server, busy=0, now=now) == 320
     assert get_claim_limit(server, busy=310, now=now) == 10
-    assert get_batch_size(server) == 100
+    assert get_batch_size(server) == BATCH_SIZE
     server.rate_limit = 10
     assert get_claim_limit(server, busy=0, now=now) == 90
     assert get_claim_limit(server, busy=50, now=now) == 40
