@@ -129,7 +129,7 @@ NOTES: dict[tuple[str, str], str] = {
     ("refresh", "of-loop"): _REFRESH,
     ("refresh", "statements"): (
         "Claims, leases and results are a few statements for each batch of at most "
-        "125 grants, and for each tick of beat. "
+        "250 grants, and for each tick of beat. "
         "Tried: one statement each for the leases and the grants of a batch."
     ),
     ("refresh", "connections"): (

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 #: How long a message may wait for a worker until its grants are claimed again.
 CLAIM_LENGTH = timedelta(seconds=45)
 # Messages whose grants are claimed together: more would delay the first of them.
-_CLAIMED_AT_ONCE = 5
+_CLAIMED_AT_ONCE = 2
 # How long a tick may take between two claims, and the pause after it: ticks that
 # accumulated while no worker ran end immediately.
 _TICK_LENGTH = timedelta(seconds=60)

@@ -40,9 +40,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 125
-"""Maximum number of grants in one message to a worker."""
-MOST_CLAIMED = 16 * BATCH_SIZE
+BATCH_SIZE = 250
+"""
+Maximum number of grants in one message to a worker.
+
+Celery opens a connection to the database for each message.
+"""
+MOST_CLAIMED = 8 * BATCH_SIZE
 """
 Maximum number of grants that are on their way to workers or being processed.
 
@@ -63,6 +67,8 @@ _CLAIM_SECONDS = 10.0
 # Assumed duration of a refresh at a server without measurements.
 _USUAL_SECONDS = 0.5
 _BATCH_SECONDS = 3.0
+# Smaller messages of a slow server would occupy a second process.
+_SLOW_BATCH_SIZE = 125
 # Requests are spaced evenly, at nine tenths of the limit and at most this late, so
 # that no second exceeds the limit.
 _SHARE = 0.9
@@ -103,10 +109,9 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     if server.refresh_failures >= _THRESHOLD:
         return 1
     threads = conf.SMART_REFRESH_THREADS
-    seconds = max(server.refresh_seconds or _USUAL_SECONDS, 0.01)
-    drained = int(threads * _CLAIM_SECONDS / seconds)
+    drained = int(threads * _CLAIM_SECONDS / _get_seconds(server))
     limit = min(max(drained, threads), MOST_CLAIMED)
-    if limit < BATCH_SIZE and busy > limit // 4:
+    if limit < _SLOW_BATCH_SIZE and busy > limit // 4:
         # The rest of one message would occupy a second process.
         return 0
     if server.rate_limit:
@@ -119,10 +124,17 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
 
 
 def get_batch_size(server: FHIRServer) -> int:
-    """Return the number of grants for one message."""
-    if not server.rate_limit:
-        return BATCH_SIZE
-    return max(1, min(BATCH_SIZE, int(_SHARE * server.rate_limit * _BATCH_SECONDS)))
+    """Return the number of grants for one message, which takes a few seconds."""
+    if server.rate_limit:
+        refreshed = int(_SHARE * server.rate_limit * _BATCH_SECONDS)
+        return max(1, min(refreshed, _SLOW_BATCH_SIZE))
+    refreshed = int(conf.SMART_REFRESH_THREADS * _BATCH_SECONDS / _get_seconds(server))
+    return max(_SLOW_BATCH_SIZE, min(refreshed, BATCH_SIZE))
+
+
+def _get_seconds(server: FHIRServer) -> float:
+    """Return how long a refresh takes."""
+    return max(server.refresh_seconds or _USUAL_SECONDS, 0.01)
 
 
 class Pace:

@@ -139,21 +139,22 @@ def test_first_batches_leave_before_all_is_claimed(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     FHIRServer.objects.update(refresh_seconds=0.1)
-    grant_ids = make_grants(ehr, registration, 6 * BATCH_SIZE)
+    grant_ids = make_grants(ehr, registration, 3 * BATCH_SIZE)
     batches = claim_due_batches()
     batch = next(batches)
     claimed = TokenGrant.objects.filter(claimed_until__isnull=False).count()
-    assert (len(batch), claimed) == (BATCH_SIZE, 5 * BATCH_SIZE)
+    assert (len(batch), claimed) == (BATCH_SIZE, 2 * BATCH_SIZE)
     rest = list(batches)
-    assert [len(each) for each in rest] == [BATCH_SIZE] * 5
+    assert [len(each) for each in rest] == [BATCH_SIZE] * 2
     assert sorted(batch + [pk for each in rest for pk in each]) == grant_ids
 
 
 def test_batches_are_of_one_size(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    make_grants(ehr, registration, 2 * BATCH_SIZE + 20)
-    assert [len(each) for each in claim_due_batches()] == [90, 90, 90]
+    FHIRServer.objects.update(refresh_seconds=0.1)
+    make_grants(ehr, registration, BATCH_SIZE + 20)
+    assert [len(each) for each in claim_due_batches()] == [135, 135]
 
 
 def test_grants_of_two_registrations_at_one_server_go_by_need(

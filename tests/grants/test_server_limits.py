@@ -255,7 +255,12 @@ def test_rate_limit_decides_how_much_is_claimed() -> None:
     server = FHIRServer()
     assert get_claim_limit(server, busy=0, now=now) == 320
     assert get_claim_limit(server, busy=310, now=now) == 10
-    assert get_batch_size(server) == BATCH_SIZE
+    sizes = {}
+    for seconds in (0.0, 0.05, 0.3, 0.5, 1.0, 9.0):
+        server.refresh_seconds = seconds
+        sizes[seconds] = get_batch_size(server)
+    assert sizes == {0: 125, 0.05: BATCH_SIZE, 0.3: 160, 0.5: 125, 1: 125, 9: 125}
+    server.refresh_seconds = None
     server.rate_limit = 10
     assert get_claim_limit(server, busy=0, now=now) == 90
     assert get_claim_limit(server, busy=50, now=now) == 40
