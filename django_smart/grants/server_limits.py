@@ -62,8 +62,10 @@ _LONGEST_PAUSE = 60.0
 # The longest accepted Retry-After.
 _LONGEST_RETRY_AFTER = 3600.0
 
-# Seconds of work to claim for a server at a time, since beat runs again.
-_CLAIM_SECONDS = 10.0
+# Seconds until beat runs again, and of work to claim for a server at a time: a little
+# more, so that no process waits for beat.
+_BEAT_SECONDS = 10.0
+_CLAIM_SECONDS = 12.0
 # Assumed duration of a refresh at a server without measurements.
 _USUAL_SECONDS = 0.5
 _BATCH_SECONDS = 3.0
@@ -96,9 +98,9 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     """
     Return how many more grants of *server* may be sent to workers now.
 
-    As many as one process can refresh until beat runs again, so that other servers do
-    not wait for long; after each batch of a server with more due grants, another tick
-    runs.
+    As many as one process can refresh until beat runs again, and a few more, so that
+    other servers do not wait for long; after each batch of a server with more due
+    grants, another tick runs.
 
     Args:
         busy: number of grants on their way to or with a worker.
@@ -117,9 +119,7 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     if server.rate_limit:
         slot_at = server.refresh_slot_at or now
         reserved = max((slot_at - now).total_seconds(), 0.0)
-        limit = min(
-            limit, int(_SHARE * server.rate_limit * (_CLAIM_SECONDS - reserved))
-        )
+        limit = min(limit, int(_SHARE * server.rate_limit * (_BEAT_SECONDS - reserved)))
     return max(limit - busy, 0)
 
 

@@ -253,8 +253,8 @@ def test_failures_elsewhere_do_not_shorten_the_rest_a_server_asked_for(
 def test_rate_limit_decides_how_much_is_claimed() -> None:
     now = timezone.now()
     server = FHIRServer()
-    assert get_claim_limit(server, busy=0, now=now) == 320
-    assert get_claim_limit(server, busy=310, now=now) == 10
+    assert get_claim_limit(server, busy=0, now=now) == 384
+    assert get_claim_limit(server, busy=310, now=now) == 74
     sizes = {}
     for seconds in (0.0, 0.05, 0.3, 0.5, 1.0, 9.0):
         server.refresh_seconds = seconds
@@ -356,7 +356,7 @@ def test_server_with_a_backlog_does_not_keep_others_waiting(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "limit"), [(None, 320), (0.05, 2000), (0.2, 800), (1, 160), (9, 17)]
+    ("seconds", "limit"), [(None, 384), (0.05, 2000), (0.2, 960), (1, 192), (9, 21)]
 )
 def test_slower_server_gets_fewer_grants(
     seconds: float | None, limit: int, settings: Any
@@ -373,15 +373,15 @@ def test_slow_server_is_given_no_second_process(
     make_grants(ehr, registration, 100)
     FHIRServer.objects.update(refresh_seconds=9)
     (batch,) = claim_due_batches()
-    assert len(batch) == 17
+    assert len(batch) == 21
     # Nor while a worker has them, or waits for the last responses.
     owner, length = "a worker", timedelta(seconds=30)
     TokenGrant.objects.take_leases(batch, owner=owner, length=length)
     assert list(claim_due_batches()) == []
-    TokenGrant.objects.give_back_leases(batch[5:], owner=owner)
+    TokenGrant.objects.give_back_leases(batch[6:], owner=owner)
     assert list(claim_due_batches()) == []
     TokenGrant.objects.give_back_leases(batch[:1], owner=owner)
-    assert [len(batch) for batch in claim_due_batches()] == [13]
+    assert [len(batch) for batch in claim_due_batches()] == [16]
 
 
 # A server that refuses nearly all grants
