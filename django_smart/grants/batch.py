@@ -105,7 +105,7 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
     )
     if not grants or not is_owner(grants[0].deployment or ""):  # type: ignore[attr-defined]  # annotated
         return []
-    # With each grant, the same few rows would be read and decoded a hundred times.
+    # With each grant, the same few rows would be read and decoded hundreds of times.
     registrations = ClientRegistration.objects.select_related("server").in_bulk(
         {grant.registration_id for grant in grants}
     )

@@ -125,10 +125,11 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
 
 def get_batch_size(server: FHIRServer) -> int:
     """Return the number of grants for one message, which takes a few seconds."""
-    if server.rate_limit:
-        refreshed = int(_SHARE * server.rate_limit * _BATCH_SECONDS)
-        return max(1, min(refreshed, _SLOW_BATCH_SIZE))
     refreshed = int(conf.SMART_REFRESH_THREADS * _BATCH_SECONDS / _get_seconds(server))
+    if server.rate_limit:
+        accepted = int(_SHARE * server.rate_limit * _BATCH_SECONDS)
+        if accepted < refreshed:
+            return max(1, min(accepted, _SLOW_BATCH_SIZE))
     return max(_SLOW_BATCH_SIZE, min(refreshed, BATCH_SIZE))
 
 

@@ -123,6 +123,24 @@ def test_end_that_is_announced_during_a_refresh_is_not_announced_again(
     assert len(announced) == 1
 
 
+@pytest.mark.usefixtures("registration")
+def test_new_end_is_announced_although_the_old_one_was_during_the_refresh(
+    ehr: EHRSimulator,
+) -> None:
+    FHIRServer.objects.update(refresh_token_lifetime=30 * DAY)
+    grant = connect_grant(ehr)
+    now = timezone.now()
+    TokenGrant.objects.update(ends_at=now + DAY, ends_soon_at=now - DAY)
+    expire(grant, ehr)
+    after_answer(ehr, announce_ends)
+    get_access_token(reload_grant(grant.pk))
+    grant = reload_grant(grant.pk)
+    assert grant.ends_at is not None
+    assert grant.ends_at > now + 29 * DAY
+    TokenGrant.objects.update(ends_soon_at=now - DAY)
+    assert announce_ends() == 1
+
+
 def test_grant_that_ends_soon_is_announced_once(
     registration: ClientRegistration,
 ) -> None:

@@ -384,6 +384,18 @@ def test_slow_server_is_given_no_second_process(
     assert [len(batch) for batch in claim_due_batches()] == [16]
 
 
+@pytest.mark.parametrize(("seconds", "rate_limit"), [(9, None), (5, 10), (8, 4)])
+def test_slow_server_gets_one_message_whatever_its_rate_limit(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    seconds: int,
+    rate_limit: int | None,
+) -> None:
+    make_grants(ehr, registration, 100)
+    FHIRServer.objects.update(refresh_seconds=seconds, rate_limit=rate_limit)
+    assert len(list(claim_due_batches())) == 1
+
+
 # A server that refuses nearly all grants
 
 

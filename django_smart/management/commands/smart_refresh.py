@@ -25,7 +25,7 @@ __all__ = ["Command"]
 # Called every minute: what is left is due in the next run.
 _SECONDS = 50
 # Grants of each server that are claimed at a time.
-_LIMIT = 10 * BATCH_SIZE
+_LIMIT = 4 * BATCH_SIZE
 
 
 class Command(BaseCommand):
