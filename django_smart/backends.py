@@ -152,7 +152,12 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         """
 
     def get_group_name(self, claims: Mapping[str, Any]) -> str | None:
-        """Update the user's groups that follow the EHR; see `groups_by_type`."""
+        """
+        Return the name of this user's group, or ``None`` for no group.
+
+        Default: the entry of ``groups_by_type`` for the resource type of ``fhirUser``.
+        The group must exist; a missing one is logged.
+        """
         resource_type, _, _ = str(claims.get("fhirUser", "")).partition("/")
         return self.groups_by_type.get(resource_type)
 

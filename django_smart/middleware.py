@@ -66,7 +66,14 @@ class _Middleware:
 
 
 class SMARTMiddleware(_Middleware):
-    """Put it first in ``MIDDLEWARE``."""
+    """
+    Provides ``request.smart``; put it first in ``MIDDLEWARE``.
+
+    It removes the launch prefix from the path before other code sees it, checks that
+    this browser and user may use the launch, marks pages of a launch as ``private,
+    no-store``, adapts cookies and headers in the EHR's frame, and renders an error page
+    for EHR errors that a view does not catch.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], _Response]) -> None:
         super().__init__(get_response)

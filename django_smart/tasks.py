@@ -41,8 +41,9 @@ def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
     Refresh those of the grants that are still due.
 
     Args:
-        has_more: of their server more were due than could be claimed: they are claimed
-            now, and not at beat's next call.
+        grant_ids: primary keys of grants of one server.
+        has_more: whether that server had more due grants than were claimed; if so, they
+            are claimed right after this batch, without waiting for beat.
     """
     engine.refresh_grants(grant_ids)
     if has_more:
@@ -76,5 +77,10 @@ def rotate_keys() -> None:
 
 @shared_task(ignore_result=True)
 def purge() -> None:
-    """Delete what ended long ago, and finish what was left open."""
+    """
+    End expired launches, announce ends of grants, revoke tokens and delete old rows.
+
+    The same as ``smart_purge``; see ``SMART_PURGE_AFTER`` and
+    ``SMART_PURGE_FAILED_AFTER``.
+    """
     _purge()

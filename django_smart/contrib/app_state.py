@@ -91,9 +91,10 @@ class AppStateClient:
 
         Args:
             values: strings by the URL of their extension, usually JSON.
-            subject: reference to the state's subject, such as ``"Patient/123"``, or
-                ``GLOBAL``.  ``None`` is refused, because a launch without a person has
-                it, and one person's state would be written for everyone.
+            subject: reference to the user or patient that the state belongs to, such as
+                ``"Patient/123"``, or ``GLOBAL`` for all users.  ``None`` is refused:
+                ``request.smart.fhir_user`` is ``None`` in a launch without
+                ``fhirUser``, and the state would be stored for all users.
 
         Raises:
             AppStateError: a code, value or subject is invalid; nothing was sent.

@@ -214,9 +214,11 @@ _SITE_HELP = {
 
 class GrantCollector:
     """
-    Register it once: ``prometheus_client.REGISTRY.register(GrantCollector())``.
+    Prometheus collector for the grants of each server (extra ``prometheus``).
 
-    Labels are the server's slug, a status, a code or a reason, without personal data.
+    Register it once: ``prometheus_client.REGISTRY.register(GrantCollector())``.  Each
+    scrape queries the database.  Labels are the server's slug, a status, a code or a
+    reason; none contains personal data.
     """
 
     def describe(self) -> Iterator[Metric]:

@@ -95,9 +95,13 @@ class FHIRClient(FHIRConnection):
 
     In addition to the errors that they document, all methods raise:
 
-    - ``FHIRRequestError`` for an invalid type, id or version, and
-      ``InsufficientScopeError`` for a missing scope if ``SMART_SCOPE_CHECK`` is
+    - ``FHIRRequestError`` for an invalid type, id or version, or for a call in an
+      event loop (``fhir_sync_in_async``); nothing was sent;
+    - ``InsufficientScopeError`` for a missing scope, if ``SMART_SCOPE_CHECK`` is
       ``"raise"``; nothing was sent;
+    - ``ForeignPatientError`` under ``patient/`` scopes, if the request was not sent or
+      the response was discarded because it may concern another patient;
+    - ``BearerBoundaryError`` for a URL to which the token may not be sent;
     - ``FHIRStatusError`` if the server refuses, as a subclass for each status;
     - ``MalformedFHIRResponseError`` for a response that is not FHIR JSON, or is a
       different resource;
@@ -327,8 +331,8 @@ class FHIRClient(FHIRConnection):
         Return the versions of a resource, a type or the server, newest first.
 
         Args:
-            since: only versions created at this time or later.
-            at: only versions that were current at some time in this instant.
+            since: only versions created at this time or later, an aware datetime.
+            at: only versions that were current at this time, an aware datetime.
             count: entries per page.
             limit: maximum number of entries; by default, all are loaded, up to 1,000.
 
@@ -554,18 +558,20 @@ class FHIRClient(FHIRConnection):
                 before the keywords: ``[("_sort:desc", "date")]``.
             limit: maximum number of matches; by default, all are loaded, up to 1,000.
             model: return matches as instances of this class, such as one from
-                :meth:`get_model`.  A string is the search parameter of this name.
+                :meth:`get_model`.  A string is sent as FHIR's search parameter
+                ``model`` instead.
             prefer: handling of unknown parameters: ``"strict"`` for an error,
                 ``"lenient"`` to ignore them.
             compartment: restrict the search to a compartment, such as
                 ``"Patient/123"``.
             by_post: send the search by POST to ``_search``, so that no URL contains the
                 search values.  Long searches always use POST.
-            keywords: search parameters.  ``_`` stands for a hyphen within the name;
-                ``__`` adds a modifier (``name__exact``), a comparison
-                (``birthdate__ge``), the type of a reference (``subject__Patient``) or a
-                chained parameter (``patient__family``).  A list repeats the parameter,
-                for "and"; ``AnyOf`` of ``django_smart.fhir`` is "or".
+            keywords: search parameters.  Write ``_`` for a hyphen in the name; ``__``
+                adds a modifier (``name__exact``), a comparison (``birthdate__ge``), the
+                type of a reference (``subject__Patient``) or a chained parameter
+                (``patient__family``).  With a list, all values must match; with
+                ``AnyOf`` of ``django_smart.fhir``, at least one must.
+
         Returns:
             A list of the resources.
 
@@ -573,7 +579,7 @@ class FHIRClient(FHIRConnection):
             FHIRRequestError: the resource type is invalid, or a parameter has no value.
             TooManyResultsError: there are more than 1,000 matches and no *limit*.
             FHIRStatusError, MalformedFHIRResponseError, TransportError: see
-                :meth:`read`; for any of the pages.
+                :class:`FHIRClient`; for any of the pages.
             BearerBoundaryError: a ``next`` link leads outside the boundary.
         """
         return self.iterate(resource_type, params, **keywords).load(limit)

@@ -66,10 +66,14 @@ class Reference:
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """
-    A measured number with its unit: ``Quantity(7, "%")``.
+    A number with its unit, as a search value: ``Quantity(7, "%")``.
 
     Args:
+        value: number; a ``Decimal`` keeps trailing zeros.
         unit: UCUM code, or a code of *system*; empty for any unit.
+        system: URI of the unit's code system; UCUM by default.
+
+    Spec: FHIR R4, Search, "quantity".
     """
 
     value: int | float | Decimal = field(repr=False)

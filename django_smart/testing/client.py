@@ -125,8 +125,13 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
 
         A user who is already signed in stays signed in and is connected.
 
-        Args: as :meth:`launch`.  A patient signs in to the EHR as themselves:
-            ``fhir_user="Patient/<id>"``.
+        Args:
+            patient, scopes, user: see :meth:`launch`.
+            fhir_user: see :meth:`launch`; for a patient who signs in to the EHR as
+                themselves, ``"Patient/<id>"``.
+
+        Returns:
+            The launch, which is also kept as ``smart_launch``.
 
         Raises:
             AssertionError: this site refused; the message quotes its page.

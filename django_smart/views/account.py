@@ -89,8 +89,8 @@ class ConnectionsView(ProtocolView):
         """
         Return a label that distinguishes *grant* from others at its server.
 
-        An example is the patient's name.  Empty to number them instead: this package
-        stores no names, but a site can.
+        For example, return the patient's name, if your site stores it.  Default: an
+        empty string, and several grants at one server are numbered.
         """
         return ""
 

@@ -145,9 +145,9 @@ class LoginView(ProtocolView):
 
     ``registration=<launch slug>`` instead of ``server`` is for a specific registration.
 
-    It redirects anonymous users to the EHR, to sign in.  It shows signed-in users a
-    button, whose POST redirects to the EHR, to connect.  Without ``server``, it shows
-    the organization picker.
+    Anonymous users are redirected to the EHR to sign in.  Signed-in users first see a
+    button; pressing it (``POST``) redirects them to the EHR to connect their records.
+    Without ``server`` and ``registration``, the organization picker is shown.
     """
 
     http_method_names = ["get", "head", "options", "post"]
