@@ -109,6 +109,7 @@ class World:
         self._running: dict[str, Process] = {}
         self._excused: dict[int, float] = {}
         self._excused_all = 0.0
+        self._stopped: set[Server] = set()
         self._latest = 0.0
         self._is_calm = False
         self.servers = [
@@ -434,6 +435,7 @@ class World:
 
     def _resume(self) -> None:
         """An operator resumes what the brake has stopped."""
+        self._stopped.clear()
         connections["default"] = self.database.connect()
         while True:
             try:
@@ -465,7 +467,30 @@ class World:
     def _watch(self) -> None:
         while True:
             self.scheduler.wait(5.0)
+            self._see_stops()
             self._judge_lateness()
+
+    def _see_stops(self) -> None:
+        """
+        Have the operator resume a healthy server's registration after a minute.
+
+        Of a strict one, killed processes may cost so many grants that it is stopped.
+        """
+        rows = self.database.query(
+            "SELECT id FROM django_smart_clientregistration "
+            "WHERE refresh_stopped_at IS NOT NULL"
+        )
+        for (number,) in rows:
+            server = self.servers[number - 1]
+            if not server.is_healthy():
+                continue
+            if server not in self._stopped:
+                self._stopped.add(server)
+                self.tally["stopped"] += 1
+                self.later(60.0, self._resume)
+            for grant_id in range(1, self.scenario.grants + 1):
+                if self.get_server(grant_id) is server:
+                    self._excuse(grant_id, self.scheduler.now)
 
     def _judge_lateness(self) -> None:
         """No grant of a healthy server is due for longer than the bound."""
