@@ -72,6 +72,8 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
     owner = new_owner()
     taken_at = time.monotonic()
     taken = TokenGrant.objects.take_leases(wanted, owner=owner, length=lease_length())
+    if taken < len(wanted):
+        TokenGrant.objects.release_expired_leases(wanted)
     refreshed = failed = 0
     if taken:
         grants = _read(wanted, owner=owner)

@@ -323,7 +323,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def take_leases(self, pks: Sequence[int], *, owner: str, length: timedelta) -> int:
         """
-        Take the leases of those grants that are due and free.
+        Take the leases of those grants that are due and that nobody has leased.
 
         One UPDATE for all, without values to compare: read the tokens afterward
         (:meth:`leased_by`).
@@ -331,11 +331,32 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return (
             self.active()
             .offline()
-            .filter(_is_free(), pk__in=pks, refresh_due_at__lte=DatabaseNow())
+            .filter(
+                lease_expires_at__isnull=True,
+                pk__in=pks,
+                refresh_due_at__lte=DatabaseNow(),
+            )
             .update(
                 lease_owner=owner,
                 lease_expires_at=DatabaseNow(length),
                 claimed_until=None,
+            )
+        )
+
+    def release_expired_leases(self, pks: Sequence[int]) -> int:
+        """
+        Release expired leases; the grants are due a little later.
+
+        Until then, a holder that could not reach the database can store its tokens.
+        """
+        return (
+            self.active()
+            .filter(pk__in=pks, lease_expires_at__lte=DatabaseNow())
+            .update(
+                lease_owner="",
+                lease_expires_at=None,
+                claimed_until=None,
+                refresh_due_at=Case(When(is_offline=True, then=DatabaseNow(_GRACE))),
             )
         )
 
@@ -539,6 +560,8 @@ def _is_free() -> Q:
 
 
 _LOST_TOKENS_KEPT = timedelta(days=1)
+# For the holder of an expired lease to store tokens that it has in memory.
+_GRACE = timedelta(seconds=5)
 
 # Refresh this long before expiry, or a tenth of the token's lifetime if that is less.
 _MARGIN = timedelta(seconds=30)

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from django.contrib.auth import get_user_model
 from django.db import (
     DataError,
@@ -188,7 +189,27 @@ def test_batch_of_a_dead_worker_is_taken_up_when_its_leases_end(
     assert refresh_due() == RefreshResult()
     assert refresh_grants(grant_ids) == RefreshResult(skipped=3)
     TokenGrant.objects.update(lease_expires_at=now - timedelta(seconds=1))
-    assert refresh_due() == RefreshResult(refreshed=3)
+    # First, it has time to store what it may have in memory.
+    assert refresh_due() == RefreshResult(skipped=3)
+    assert refresh_grants(grant_ids) == RefreshResult(skipped=3)
+    with time_machine.travel(now + timedelta(seconds=6)):
+        assert refresh_due() == RefreshResult(refreshed=3)
+
+
+def test_tokens_that_a_process_still_stores_after_an_outage_are_not_lost(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    # It has a response in memory, and the database was away until its lease expired.
+    TokenGrant.objects.take_leases([grant_id], owner="it", length=timedelta(seconds=-1))
+    grant = reload_grant(grant_id)
+    used = grant.refresh_token_digest
+    grant.set_tokens(access_token="new", refresh_token="new")
+    grant.refresh_due_at = timezone.now() + timedelta(hours=1)
+    assert refresh_grants([grant_id]) == RefreshResult(skipped=1)
+    assert TokenGrant.objects.store_refreshed(grant, used_digest=used)
+    assert refresh_due() == RefreshResult()
+    assert ehr.requests_to("refresh") == []
 
 
 def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
