@@ -431,6 +431,8 @@ class Servers(BaseAdapter):
             # It was stopped meanwhile, and does not look whether something came.
             for each in rotations:
                 each.is_lost = True
+            if server.rest is not None and server.rest[0] is job:
+                server.rest = None
         if seconds > limit:
             raise requests.ReadTimeout("too late")
         if is_cut:
