@@ -58,7 +58,7 @@ def run(report: Report) -> None:
             _compare(report, tls, what, *pairs, **sizes)
 
         compare("read", _make_reads, rounds=60, number=20)
-        compare("page", _make_pages, rounds=30, number=10)
+        compare("page", _make_pages, rounds=60, number=10)
         compare("login", _make_logins, rounds=30, number=10)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         from benchmarks.worker import running_worker
