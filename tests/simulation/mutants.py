@@ -131,7 +131,7 @@ MUTANTS = (
         ),
         scenario={
             **_QUIET,
-            "grants": 1200,
+            "grants": 1600,
             "workers": 2,
             "kinds": ("fast", "slow", "slow", "slow"),
             "backlog": 0.8,
