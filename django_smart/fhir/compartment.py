@@ -693,7 +693,7 @@ def _is_about_others(entry: Mapping[str, Any]) -> bool:
 
 
 def _get_values(value: Any, path: str) -> Iterator[Any]:
-    """What stands at *path*; a list where none belongs is a value that fits nothing."""
+    """The value at *path*; a list where none belongs is a value that fits nothing."""
     step, _, rest = path.partition(".")
     name = step.removesuffix("[]")
     found = value.get(name) if isinstance(value, Mapping) else None

@@ -223,7 +223,7 @@ class _Inside:
         request, response = self._send(path, urlconf=_build_saving_urls())
         session = getattr(request, "session", None)
         if session is None or not session.modified:
-            return  # a system check tells that there are no sessions
+            return  # a system check reports that there are no sessions
         session.delete()
         morsel = response.cookies.get(settings.SESSION_COOKIE_NAME)
         wanted = (settings.SESSION_COOKIE_PATH, settings.SESSION_COOKIE_DOMAIN or "")
