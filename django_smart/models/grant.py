@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from secrets import randbelow
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connections, models, router, transaction
+from django.db import models, transaction
 from django.db.models import (
     BooleanField,
     Case,
@@ -32,11 +32,9 @@ from ..exceptions import SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet
 from .clock import DatabaseClock, DatabaseNow
+from .compare_and_set import compare_and_set
 from .identity import Identity
 from .registration import ClientRegistration
-
-if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
 
 __all__ = [
     "TokenGrant",
@@ -385,36 +383,21 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Args:
             changed: names of further fields to store, which a refresh seldom changes.
         """
-        # Written out, because Django takes longer to build this statement than a
-        # database to run it, and a worker runs it for each grant.
-        connection = connections[router.db_for_write(self.model, instance=grant)]
-        names = (*_REFRESHED, *changed)
-        columns = ", ".join(f"{name} = %s" for name in names)
-        statement = (
-            f"UPDATE {self.model._meta.db_table} SET {columns}, "  # noqa: S608 (names)
-            "refresh_failures = 0, was_restored = FALSE, last_error = '', "
-            "lease_owner = '', lease_expires_at = NULL "
-            "WHERE id = %s AND status = %s AND refresh_token_digest = %s"
+        grant.refresh_failures, grant.was_restored, grant.last_error = 0, False, ""
+        grant.lease_owner, grant.lease_expires_at = "", None
+        return compare_and_set(
+            grant,
+            [*_REFRESHED, *changed],
+            status=TokenGrant.Status.ACTIVE,
+            refresh_token_digest=used_digest,
         )
-        values = [_prepare(grant, name, connection) for name in names]
-        values += [grant.pk, TokenGrant.Status.ACTIVE.value, used_digest]
-        with connection.cursor() as cursor:
-            cursor.execute(statement, values)
-            is_stored: bool = cursor.rowcount == 1
-        return is_stored
 
     def store_rotated(self, grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
-        stored = self._as_used(grant, used_digest).update(
-            refresh_token=grant.refresh_token,
-            refresh_token_digest=grant.refresh_token_digest,
-        )
-        return stored == 1
-
-    def _as_used(self, grant: TokenGrant, used_digest: str) -> Self:
-        return self.filter(
+        return compare_and_set(
+            grant,
+            ["refresh_token", "refresh_token_digest"],
             status=TokenGrant.Status.ACTIVE,
-            pk=grant.pk,
             refresh_token_digest=used_digest,
         )
 
@@ -564,15 +547,12 @@ def _is_free() -> Q:
     return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
 
 
-def _prepare(grant: TokenGrant, name: str, connection: BaseDatabaseWrapper) -> Any:
-    field = cast("models.Field[Any, Any]", grant._meta.get_field(name))
-    return field.get_db_prep_save(field.pre_save(grant, add=False), connection)
-
-
 # What each refresh stores.
 _REFRESHED = (
     *("access_token", "refresh_token", "refresh_token_digest"),
     *("received_at", "expires_at", "refresh_due_at"),
+    *("refresh_failures", "was_restored", "last_error"),
+    *("lease_owner", "lease_expires_at"),
 )
 _LOST_TOKENS_KEPT = timedelta(days=1)
 # For the holder of an expired lease to store tokens that it has in memory.

@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
+from .compare_and_set import compare_and_set
 from .grant import TokenGrant, find_missing_scope
 from .identity import Identity
 from .joined_row import JoinedRow
@@ -47,7 +48,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
         Other columns are loaded on access, as after ``only()``.
         """
-        return _page_row.find(key_digest=digest(key))
+        return _page_row.find("this.key_digest = %s", digest(key))
 
     @staticmethod
     def find_with_state(state: str) -> Launch | None:
@@ -56,7 +57,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
         Other columns are loaded on access.
         """
-        return _callback_row.find(state_digest=digest(state))
+        return _callback_row.find("this.state_digest = %s", digest(state))
 
     def with_state(self, state: str) -> LaunchQuerySet:
         """Return the launch that was started with this ``state``, compared exactly."""
@@ -120,8 +121,10 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
         One conditional UPDATE: of concurrent callbacks with one state, one succeeds.
         """
-        consumed = self.pending().filter(pk=launch.pk).update(consumed_at=now)
-        return consumed == 1
+        launch.consumed_at = now
+        return compare_and_set(
+            launch, ["consumed_at"], status=Launch.Status.PENDING, consumed_at=None
+        )
 
     def complete(self, launch: Launch) -> bool:
         """
@@ -129,10 +132,8 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
         One conditional UPDATE: a sign-out in another tab may have ended it.
         """
-        changes = {name: getattr(launch, name) for name in _COMPLETED_FIELDS}
         under_way = (Launch.Status.PENDING, Launch.Status.PARKED)
-        stored = self.filter(pk=launch.pk, status__in=under_way).update(**changes)
-        return stored == 1
+        return compare_and_set(launch, _COMPLETED_FIELDS, status=under_way)
 
     def park(self, launch: Launch) -> bool:
         """
@@ -140,9 +141,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
         One conditional UPDATE, as in :meth:`complete`.
         """
-        changes = {name: getattr(launch, name) for name in _PARKED_FIELDS}
-        stored = self.filter(pk=launch.pk, status=Launch.Status.PENDING)
-        return stored.update(**changes) == 1
+        return compare_and_set(launch, _PARKED_FIELDS, status=Launch.Status.PENDING)
 
     def fail(self, *, error_code: str, now: datetime) -> int:
         """Mark pending launches as failed, with the code as the reason."""
@@ -530,7 +529,7 @@ class Launch(models.Model):
 
 # What a page under a launch reads.
 _page_row = JoinedRow(
-    lambda: Launch.objects.all(),
+    Launch,
     {
         "": (
             *("id", "key", "kind", "status", "user_id", "browser_digest", "is_framed"),
@@ -551,7 +550,7 @@ _page_row = JoinedRow(
 )
 # What a callback reads that is not refused.
 _callback_row = JoinedRow(
-    lambda: Launch.objects.all(),
+    Launch,
     {
         "": (
             *("id", "key", "callback_id", "intent", "status", "user_id", "nonce"),

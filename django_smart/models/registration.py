@@ -78,11 +78,14 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         Raises:
             InsecureURLError: *iss* is not a base URL.
         """
-        which = (
-            {"launch_slug": launch_slug} if launch_slug else {"ehr_slot__isnull": False}
+        where = (
+            f"{_IS_ACTIVE} AND this.ehr_scope <> '' AND the_server.base_url_digest = %s"
         )
-        base_url_digest = digest(normalize_base_url(iss))
-        return _ehr_row.find(server__base_url_digest=base_url_digest, **which)
+        at_server = digest(normalize_base_url(iss))
+        if launch_slug:
+            where += " AND this.launch_slug = %s"
+            return _ehr_row.find(where, at_server, launch_slug)
+        return _ehr_row.find(f"{where} AND this.ehr_slot IS NOT NULL", at_server)
 
     @staticmethod
     def find_standalone(slug: str, launch_slug: str = "") -> ClientRegistration | None:
@@ -93,12 +96,12 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
             slug: of the server, for its default registration.
             launch_slug: of the registration itself, instead of *slug*.
         """
+        where = f"{_IS_ACTIVE} AND this.standalone_scope <> ''"
         if launch_slug:
-            found = _standalone_row.find(launch_slug=launch_slug)
+            where += " AND this.launch_slug = %s"
         else:
-            found = _standalone_row.find(
-                server__slug=slug, standalone_slot__isnull=False
-            )
+            where += " AND this.standalone_slot IS NOT NULL AND the_server.slug = %s"
+        found = _standalone_row.find(where, launch_slug or slug)
         if found is None:
             return None
         # Not every database compares exactly.
@@ -718,8 +721,9 @@ _STARTING_SERVER = (
     *("slug", "pkce", "scope_syntax", "authorize_method", "aud_rule"),
     "authorization_parameters",
 )
+_IS_ACTIVE = "this.is_active AND the_server.is_active"
 _ehr_row = JoinedRow(
-    lambda: ClientRegistration.objects.launchable().exclude(ehr_scope=""),
+    ClientRegistration,
     {
         "": (*_STARTING, "ehr_scope"),
         "server": (
@@ -729,7 +733,7 @@ _ehr_row = JoinedRow(
     },
 )
 _standalone_row = JoinedRow(
-    lambda: ClientRegistration.objects.startable(),
+    ClientRegistration,
     {
         "": (*_STARTING, "launch_slug", "standalone_scope"),
         "server": _STARTING_SERVER,
