@@ -74,7 +74,9 @@ class SMARTContext:
 
     async def aload(self) -> SMARTContext:
         """Find the launch from async code; afterwards, attributes need no query."""
-        await sync_to_async(lambda: self.launch)()
+        # Under a prefix, the middleware has found it, and a thread would be in vain.
+        if "launch" not in vars(self):
+            await sync_to_async(lambda: self.launch)()
         return self
 
     @cached_property
