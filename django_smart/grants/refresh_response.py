@@ -259,6 +259,11 @@ def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> list[str
     grant.received_at = now
     grant.expires_at = tokens.expires_at
     grant.refresh_due_at = get_refresh_due_at(grant) if grant.is_offline else None
+    grant.refresh_failures = 0
+    grant.was_restored = False
+    grant.last_error = ""
+    grant.lease_owner = ""
+    grant.lease_expires_at = None
     changed = [each for each, value in before.items() if getattr(grant, each) != value]
     # A new end was not announced, whatever was announced of the old one meanwhile.
     return [*changed, "end_announced"] if "ends_at" in changed else changed

@@ -288,6 +288,7 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
     if not Launch.objects.consume(launch, now=now):
         # Another callback with this state arrived between the read and the write.
         raise StateUsedError("The state of this callback was already used.")
+    launch.consumed_at = now
 
 
 def _check_callback(launch: Launch, callback_id: str) -> None:

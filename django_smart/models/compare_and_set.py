@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from django.db import connections, models, router
+from django.db import connections, models, router, transaction
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -14,40 +14,43 @@ __all__ = ["compare_and_set"]
 
 
 def compare_and_set(
-    row: models.Model, names: Collection[str], **expected: object
+    row: models.Model, changes: Mapping[str, object], **expected: object
 ) -> bool:
     """
-    Store the fields *names* of *row* if the stored row still has the *expected* values.
+    Store *changes* in the database if *row* still has the *expected* values there.
 
-    The statement is written out: each launch and each refresh has some, and Django
-    takes longer to build one than a database to run it.
+    Written out, because every launch and every refresh runs some, and Django takes
+    longer to build one than a database to run it.  *row* itself stays as it is.
 
     Args:
-        expected: values by field; a tuple stands for one of several, and ``None`` for
+        changes: values by column, foreign keys as ``user_id``.
+        expected: values by column; a tuple stands for one of several, and ``None`` for
             NULL.
 
     Returns:
         Whether the row was changed.
     """
     model = type(row)
-    connection = connections[router.db_for_write(model, instance=row)]
-    changes, conditions, values = [], [], []
-    for name in names:
+    connection = connections[router.db_for_write(model)]
+    columns, conditions, values = [], [], []
+    for name, value in changes.items():
         field = _get_field(model, name)
-        changes.append(f"{field.column} = %s")
-        value = field.pre_save(row, add=False)
+        columns.append(f"{field.column} = %s")
         values.append(field.get_db_prep_save(value, connection))
     for name, value in {"pk": row.pk, **expected}.items():
         condition, wanted = _compare(_get_field(model, name), value, connection)
         conditions.append(condition)
         values += wanted
-    with connection.cursor() as cursor:
-        # Names of tables and columns are those of the models.
-        cursor.execute(
-            f"UPDATE {model._meta.db_table} SET {', '.join(changes)} "  # noqa: S608
-            f"WHERE {' AND '.join(conditions)}",
-            values,
-        )
+    # Names of the models' own tables and columns, none of them reserved.
+    statement = (
+        f"UPDATE {model._meta.db_table} SET {', '.join(columns)} "  # noqa: S608
+        f"WHERE {' AND '.join(conditions)}"
+    )
+    with (
+        transaction.mark_for_rollback_on_error(using=connection.alias),
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(statement, values)
         is_stored: bool = cursor.rowcount == 1
     return is_stored
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from secrets import randbelow
 from typing import Any, Self
@@ -371,8 +371,9 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             lease_owner="", lease_expires_at=None
         )
 
+    @staticmethod
     def store_refreshed(
-        self, grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
+        grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
     ) -> bool:
         """
         Store the tokens of *grant*, if *used_digest* is still the stored one.
@@ -383,23 +384,19 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Args:
             changed: names of further fields to store, which a refresh seldom changes.
         """
-        grant.refresh_failures, grant.was_restored, grant.last_error = 0, False, ""
-        grant.lease_owner, grant.lease_expires_at = "", None
-        return compare_and_set(
-            grant,
-            [*_REFRESHED, *changed],
-            status=TokenGrant.Status.ACTIVE,
-            refresh_token_digest=used_digest,
-        )
+        changes: dict[str, object] = {
+            name: getattr(grant, name) for name in (*_REFRESHED, *changed)
+        }
+        changes |= {"refresh_failures": 0, "was_restored": False, "last_error": ""}
+        changes |= {"lease_owner": "", "lease_expires_at": None}
+        return _set_if_unused(grant, changes, used_digest)
 
-    def store_rotated(self, grant: TokenGrant, *, used_digest: str) -> bool:
+    @staticmethod
+    def store_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
-        return compare_and_set(
-            grant,
-            ["refresh_token", "refresh_token_digest"],
-            status=TokenGrant.Status.ACTIVE,
-            refresh_token_digest=used_digest,
-        )
+        names = ("refresh_token", "refresh_token_digest")
+        changes = {name: getattr(grant, name) for name in names}
+        return _set_if_unused(grant, changes, used_digest)
 
     def postpone(
         self,
@@ -539,6 +536,14 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.update(is_revocation_pending=False, **_NO_TOKENS)
 
 
+def _set_if_unused(
+    grant: TokenGrant, changes: Mapping[str, object], digest: str
+) -> bool:
+    return compare_and_set(
+        grant, changes, status=TokenGrant.Status.ACTIVE, refresh_token_digest=digest
+    )
+
+
 def _is_unclaimed() -> Q:
     return Q(claimed_until__isnull=True) | Q(claimed_until__lte=DatabaseNow())
 
@@ -551,8 +556,6 @@ def _is_free() -> Q:
 _REFRESHED = (
     *("access_token", "refresh_token", "refresh_token_digest"),
     *("received_at", "expires_at", "refresh_due_at"),
-    *("refresh_failures", "was_restored", "last_error"),
-    *("lease_owner", "lease_expires_at"),
 )
 _LOST_TOKENS_KEPT = timedelta(days=1)
 # For the holder of an expired lease to store tokens that it has in memory.

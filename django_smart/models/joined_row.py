@@ -45,7 +45,7 @@ class JoinedRow(Generic[_Model]):
         """
         self._model = model
         self._columns = columns
-        self._converters: dict[str, list[tuple[int, Any, Any]]] = {}
+        self._converted: dict[str, list[tuple[int, Any]]] = {}
 
     def find(self, where: str, *values: str | int) -> _Model | None:
         """
@@ -53,8 +53,8 @@ class JoinedRow(Generic[_Model]):
 
         Args:
             where: SQL with ``%s`` for each of *values*.  The row that is searched is
-                ``this`` there, and the ones it refers to are ``the_server`` and so on,
-                by the last name of their path.
+                ``this`` there, and the ones it refers to are ``the_server`` and so on:
+                the last names of the paths differ.
         """
         connection = connections[router.db_for_read(self._model)]
         with connection.cursor() as cursor:
@@ -63,8 +63,7 @@ class JoinedRow(Generic[_Model]):
         if found is None:
             return None
         row = list(found)
-        for place, convert, expression in self._get_converters(connection):
-            row[place] = convert(row[place], expression, connection)
+        self._convert(row, connection)
         made: dict[str, Any] = {}
         start = 0
         for path, part in self._parts.items():
@@ -101,6 +100,7 @@ class JoinedRow(Generic[_Model]):
         )
         joins = "".join(self._join())
         table = self._model._meta.db_table
+        # Names of the models' own; reserved ones such as "key" follow an alias.
         return f"SELECT {', '.join(columns)} FROM {table} this{joins}"  # noqa: S608
 
     def _join(self) -> Iterator[str]:
@@ -116,23 +116,31 @@ class JoinedRow(Generic[_Model]):
                     f"{part.alias}.{part.model._meta.pk.column}"
                 )
 
-    def _get_converters(
-        self, connection: BaseDatabaseWrapper
-    ) -> list[tuple[int, Any, Any]]:
-        """By place in the row, what Django calls for values from this database."""
-        if connection.alias not in self._converters:
-            fields = (
-                part.model._meta.get_field(name)
+    def _convert(self, row: list[Any], connection: BaseDatabaseWrapper) -> None:
+        """Convert values from the database as Django does for a queryset."""
+        for place, column in self._find_converted(connection):
+            for convert in _get_converters(column, connection):
+                row[place] = convert(row[place], column, connection)
+
+    def _find_converted(self, connection: BaseDatabaseWrapper) -> list[tuple[int, Any]]:
+        # By vendor: the converters themselves would keep a thread's connection.
+        if connection.vendor not in self._converted:
+            columns = (
+                part.model._meta.get_field(name).get_col(part.alias)
                 for part in self._parts.values()
                 for name in part.names
             )
-            self._converters[connection.alias] = [
-                (place, convert, column)
-                for place, field in enumerate(fields)
-                for column in [models.Value(None, output_field=field)]
-                for convert in (
-                    *connection.ops.get_db_converters(column),
-                    *field.get_db_converters(connection),
-                )
+            self._converted[connection.vendor] = [
+                (place, column)
+                for place, column in enumerate(columns)
+                if _get_converters(column, connection)
             ]
-        return self._converters[connection.alias]
+        return self._converted[connection.vendor]
+
+
+def _get_converters(column: Any, connection: BaseDatabaseWrapper) -> list[Any]:
+    # Those of the database, such as for dates, and of the field, such as for JSON.
+    return [
+        *connection.ops.get_db_converters(column),
+        *column.get_db_converters(connection),
+    ]

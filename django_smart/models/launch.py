@@ -115,33 +115,40 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
         """Return launches whose tokens are held while the user decides or signs in."""
         return self.filter(status=Launch.Status.PARKED)
 
-    def consume(self, launch: Launch, *, now: datetime) -> bool:
+    @staticmethod
+    def consume(launch: Launch, *, now: datetime) -> bool:
         """
         Use the launch's ``state``, once.
 
         One conditional UPDATE: of concurrent callbacks with one state, one succeeds.
         """
-        launch.consumed_at = now
         return compare_and_set(
-            launch, ["consumed_at"], status=Launch.Status.PENDING, consumed_at=None
+            launch,
+            {"consumed_at": now},
+            status=Launch.Status.PENDING,
+            consumed_at=None,
         )
 
-    def complete(self, launch: Launch) -> bool:
+    @staticmethod
+    def complete(launch: Launch) -> bool:
         """
         Store the result of *launch*, if it has not ended meanwhile.
 
         One conditional UPDATE: a sign-out in another tab may have ended it.
         """
+        changes = {name: getattr(launch, name) for name in _COMPLETED_FIELDS}
         under_way = (Launch.Status.PENDING, Launch.Status.PARKED)
-        return compare_and_set(launch, _COMPLETED_FIELDS, status=under_way)
+        return compare_and_set(launch, changes, status=under_way)
 
-    def park(self, launch: Launch) -> bool:
+    @staticmethod
+    def park(launch: Launch) -> bool:
         """
         Store the held tokens of *launch* until its question is answered.
 
         One conditional UPDATE, as in :meth:`complete`.
         """
-        return compare_and_set(launch, _PARKED_FIELDS, status=Launch.Status.PENDING)
+        changes = {name: getattr(launch, name) for name in _PARKED_FIELDS}
+        return compare_and_set(launch, changes, status=Launch.Status.PENDING)
 
     def fail(self, *, error_code: str, now: datetime) -> int:
         """Mark pending launches as failed, with the code as the reason."""
@@ -176,15 +183,15 @@ _COMPLETED_FIELDS = (
     "completed_at",
     "context",
     "fhir_user",
-    "grant",
+    "grant_id",
     "held",
-    "identity",
+    "identity_id",
     "intent",
     "last_used_at",
     "question",
     "scope_granted",
     "status",
-    "user",
+    "user_id",
 )
 _PARKED_FIELDS = (
     "browser_digest",
@@ -193,7 +200,7 @@ _PARKED_FIELDS = (
     "held",
     "question",
     "status",
-    "user",
+    "user_id",
 )
 
 

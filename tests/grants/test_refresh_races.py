@@ -62,18 +62,25 @@ urlpatterns = [*_site, path("patient/", _read_patient)]
 @_COMMITTED
 @pytest.mark.compliance("REF-08", "SEC-06")
 @pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize(
+    ("threads", "rounds"), [(4, 1), pytest.param(64, 200, marks=pytest.mark.long)]
+)
 def test_of_many_at_once_one_refreshes_and_all_get_the_token(
-    ehr: EHRSimulator, rotates: bool
+    ehr: EHRSimulator, rotates: bool, threads: int, rounds: int
 ) -> None:
     ehr.rotate_refresh_tokens = rotates
     make_registration()
-    expired = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+    grant = reload_grant(connect(make_browser(), ehr).grant_id)
     after_answer(ehr, lambda: time.sleep(0.3))
-    results = run_together(*[lambda: get_access_token(reload_grant(expired.pk))] * 4)
-    stored = reload_grant(expired.pk)
-    assert results == [stored.access_token] * 4
-    assert len(ehr.requests_to("refresh")) == 1
-    assert (stored.status, ehr.reused_refresh_tokens) == ("active", 0)
+    for _ in range(rounds):
+        expired = expire(reload_grant(grant.pk), ehr)
+        results = run_together(
+            *[lambda: get_access_token(reload_grant(grant.pk))] * threads
+        )
+        stored = reload_grant(expired.pk)
+        assert results == [stored.access_token] * threads
+        assert len(ehr.requests_to("refresh")) == 1
+        assert (stored.status, ehr.reused_refresh_tokens) == ("active", 0)
 
 
 @_COMMITTED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -27,10 +27,9 @@ def grant(registration: ClientRegistration) -> TokenGrant:
 def test_named_fields_are_stored_by_one_statement(grant: TokenGrant) -> None:
     now = timezone.now()
     grant.set_tokens(access_token="a", refresh_token="r")
-    grant.was_restored, grant.ends_at, grant.patient_id = True, now, "p2"
-    names = ["access_token", "was_restored", "ends_at"]
+    changes = {"access_token": grant.access_token, "was_restored": True, "ends_at": now}
     with CaptureQueriesContext(connection) as captured:
-        assert compare_and_set(grant, names, status=TokenGrant.Status.ACTIVE)
+        assert compare_and_set(grant, changes, status=TokenGrant.Status.ACTIVE)
     assert len(captured) == 1
     stored = TokenGrant.objects.get()
     assert (stored.access_token, stored.was_restored, stored.ends_at) == (
@@ -40,6 +39,7 @@ def test_named_fields_are_stored_by_one_statement(grant: TokenGrant) -> None:
     )
     # Not named.
     assert (stored.refresh_token, stored.patient_id) == ("", "p1")
+    assert not grant.was_restored
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,8 @@ def test_named_fields_are_stored_by_one_statement(grant: TokenGrant) -> None:
 def test_row_is_changed_only_if_it_has_every_expected_value(
     grant: TokenGrant, expected: dict[str, Any], is_stored: bool
 ) -> None:
-    grant.scope = "patient/*.rs"
-    assert compare_and_set(grant, ["scope"], **expected) is is_stored
-    assert TokenGrant.objects.get().scope == (grant.scope if is_stored else "")
+    assert compare_and_set(grant, {"scope": "changed"}, **expected) is is_stored
+    assert TokenGrant.objects.get().scope == ("changed" if is_stored else "")
 
 
 def test_other_rows_stay(grant: TokenGrant) -> None:
@@ -68,13 +67,21 @@ def test_other_rows_stay(grant: TokenGrant) -> None:
     other = TokenGrant.objects.create(
         registration=grant.registration, received_at=now, expires_at=now
     )
-    grant.scope = "patient/*.rs"
-    assert compare_and_set(grant, ["scope"], status="active")
+    assert compare_and_set(grant, {"scope": "changed"}, status="active")
     other.refresh_from_db()
     assert other.scope == ""
 
 
 def test_row_that_is_gone_is_not_stored(grant: TokenGrant) -> None:
     TokenGrant.objects.filter(pk=grant.pk).delete()
-    assert not compare_and_set(grant, ["scope"], status="active")
+    assert not compare_and_set(grant, {"scope": "changed"}, status="active")
     assert not TokenGrant.objects.exists()
+
+
+def test_error_ends_the_transaction_around_it(grant: TokenGrant) -> None:
+    with transaction.atomic():
+        with pytest.raises(DatabaseError):
+            compare_and_set(grant, {"status": None})
+        assert connection.needs_rollback
+        connection.set_rollback(True)
+    assert TokenGrant.objects.get().status == "active"

@@ -29,8 +29,8 @@ from django.template.loader import render_to_string
 from django.urls import (
     NoReverseMatch,
     Resolver404,
+    get_resolver,
     get_script_prefix,
-    include,
     re_path,
     resolve,
     reverse,
@@ -220,7 +220,9 @@ class _Inside:
 
     def find_lost_cookies(self, path: str) -> Iterator[Finding]:
         """A session that a view saves has to leave with the settings' cookie."""
-        request, response = self._send(path, urlconf=_build_saving_urls())
+        request, response = self._send(
+            path, urlconf=_build_saving_urls(settings.ROOT_URLCONF)
+        )
         session = getattr(request, "session", None)
         if session is None or not session.modified:
             return  # a system check reports that there are no sessions
@@ -270,8 +272,8 @@ class _Inside:
 
 
 @functools.cache
-def _build_saving_urls() -> ModuleType:
-    """The site's URLs behind one view for every path, which saves a session."""
+def _build_saving_urls(urlconf: Any) -> ModuleType:
+    """The URLs of *urlconf* behind one view for every path, which saves a session."""
 
     @login_not_required
     def save(request: HttpRequest, **_: Any) -> HttpResponse:
@@ -282,7 +284,8 @@ def _build_saving_urls() -> ModuleType:
     urls = ModuleType("django_smart_doctor_urls")
     urls.urlpatterns = [  # type: ignore[attr-defined]  # a module made here
         re_path("", save),
-        re_path("", include(settings.ROOT_URLCONF)),
+        # Not with include(), which refuses i18n_patterns.
+        *get_resolver(urlconf).url_patterns,
     ]
     return urls
 
