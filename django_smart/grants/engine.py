@@ -44,10 +44,11 @@ logger = logging.getLogger(__name__)
 CLAIM_LENGTH = timedelta(seconds=45)
 # Messages whose grants are claimed together: more would delay the first of them.
 _CLAIMED_AT_ONCE = 2
-# How long a tick may take between two claims, and the pause after it: ticks that
-# accumulated while no worker ran end immediately.
+# How long a tick may take between two claims, and the pause after it: of ticks that
+# accumulated while no worker ran, most end immediately.  It is shorter than a batch,
+# after which a tick claims the grants that are left.
 _TICK_LENGTH = timedelta(seconds=60)
-_TICK_PAUSE = timedelta(seconds=1)
+_TICK_PAUSE = timedelta(seconds=0.1)
 # Seconds after which a tick that still runs extends its reservation.
 _HELD_ANEW = 5.0
 # Seconds for one run of revocations; the rest waits for the next run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -222,6 +223,23 @@ def test_tick_that_takes_long_keeps_out_the_next(
 
     run_tick(send)
     assert set(sent) == expected
+
+
+@pytest.mark.django_db(transaction=True)
+def test_tick_after_a_batch_of_a_moment_finds_the_others(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    make_grants(ehr, registration, 30)
+    batches: list[tuple[list[int], bool]] = []
+    run_tick(lambda *batch: batches.append(batch))
+    [(first, has_more)] = batches
+    assert refresh_grants(first) == RefreshResult(refreshed=len(first))
+    assert len(first) < 30
+    assert has_more
+    time.sleep(0.15)
+    run_tick(lambda grant_ids, _: refresh_grants(grant_ids))
+    assert not TokenGrant.objects.due().exists()
 
 
 @pytest.mark.usefixtures("registration")
