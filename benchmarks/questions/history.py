@@ -54,7 +54,7 @@ def measure_history(
         actions = [_Launch, _SignOut, _Page, *map(_list_of, _LISTS.values()), _Purge]
         names = ["a launch", "a sign-out", "a page", *_LISTS, "a purge of 1,000"]
         for name, action in zip(names, actions, strict=True):
-            rounds = purges if action is _Purge else report.rounds(30)
+            rounds = purges if action is _Purge else report.rounds(20)
             lines[name] = _measure(report, name, action, found, rounds)
     report.add_plot(
         plot,

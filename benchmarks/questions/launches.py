@@ -126,7 +126,7 @@ def _measure(
 ) -> dict[str, list[float]]:
     """Add a table of all *ways*; returns how long each launch took, by way."""
     launches = report.size(160, smoke=16)
-    rounds = report.rounds(24)
+    rounds = report.rounds(18)
     times: dict[str, list[float | None]] = {name: [] for name in ways}
     each: dict[str, list[float]] = {name: [] for name in ways}
     chance = random.Random(SEED)

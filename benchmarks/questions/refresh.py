@@ -72,7 +72,7 @@ def _measure_quick(report: Report, stub: Stub, grants: _Grants, folder: str) -> 
                     operations=few,
                 ),
             ],
-            rounds=report.rounds(20),
+            rounds=report.rounds(14),
             operations=grants.number,
         )
     report.add_table(
