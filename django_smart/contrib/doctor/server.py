@@ -152,17 +152,20 @@ def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
     if not server.base_url.lower().startswith("http:"):
         return
     host = (urlsplit(server.base_url).hostname or "").strip("[]")
+    severity = Severity.ERROR
+    fix = "Enter the server's https URL as its base URL; the vendor can tell you."
+    if host in conf.SMART_INSECURE_HTTP_HOSTS:
+        severity = Severity.WARNING
+        fix = (
+            "Nothing for a server on your own machine. Before real patients' data, "
+            "enter an https URL and remove the host from SMART_INSECURE_HTTP_HOSTS."
+        )
     yield build_finding(
         "plain_http",
         subject=server.slug,
-        severity=(
-            # For development, and on purpose.
-            Severity.WARNING
-            if host in conf.SMART_INSECURE_HTTP_HOSTS
-            else Severity.ERROR
-        ),
+        severity=severity,
         what="The base URL uses plain http.",
-        fix="Enter the server's https URL as its base URL; the vendor can tell you.",
+        fix=fix,
     )
 
 

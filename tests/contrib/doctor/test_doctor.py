@@ -148,8 +148,10 @@ def test_plain_http_of_a_simulator_is_a_warning(world: World) -> None:
     world.settings.SMART_INSECURE_HTTP_HOSTS = ["ehr.example.org"]
     world.set_server(base_url=plain.base_url)
     with transport.mounted("http://ehr.example.org", plain.adapter()):
-        findings = {each.code: each.severity for each in examine_world(world)}
-    assert findings == {"django_smart.W034": "warning", "plain_http": "warning"}
+        findings = {each.code: each for each in examine_world(world)}
+    levels = {code: each.severity for code, each in findings.items()}
+    assert levels == {"django_smart.W034": "warning", "plain_http": "warning"}
+    assert "SMART_INSECURE_HTTP_HOSTS" in findings["plain_http"].fix
 
 
 def test_endpoints_that_answer_nothing_are_told(world: World) -> None:
