@@ -151,6 +151,12 @@ NOTES: dict[tuple[str, str], str] = {
         "themselves and with the server. Tried: holding no lock during requests to the "
         "server."
     ),
+    ("clinicians_large", "outbound"): (
+        "Each page sends one request. The server here forbids caching of its "
+        "configuration and keys, so they are fetched again after five minutes: six "
+        "requests beside those of 6,300 pages. Tried: a run of two and a half minutes, "
+        "which sends exactly one for each page."
+    ),
     **{("picker", f"search-{number}"): _SEARCH for number in range(5)},
     ("start_up", "start"): (
         "A quarter of it is libraries that a sign-in needs anyway: requests with "
