@@ -74,7 +74,7 @@ class SMARTContext:
 
     async def aload(self) -> SMARTContext:
         """Find the launch from async code; afterwards, attributes need no query."""
-        # Under a prefix, the middleware has found it, and a thread would be in vain.
+        # Under a prefix, the middleware has found it already, and no thread is needed.
         if "launch" not in vars(self):
             await sync_to_async(lambda: self.launch)()
         return self

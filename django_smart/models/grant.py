@@ -389,14 +389,14 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         }
         changes |= {"refresh_failures": 0, "was_restored": False, "last_error": ""}
         changes |= {"lease_owner": "", "lease_expires_at": None}
-        return _set_if_unused(grant, changes, used_digest)
+        return _set_if_unchanged(grant, changes, used_digest)
 
     @staticmethod
     def store_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
         names = ("refresh_token", "refresh_token_digest")
         changes = {name: getattr(grant, name) for name in names}
-        return _set_if_unused(grant, changes, used_digest)
+        return _set_if_unchanged(grant, changes, used_digest)
 
     def postpone(
         self,
@@ -536,11 +536,14 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.update(is_revocation_pending=False, **_NO_TOKENS)
 
 
-def _set_if_unused(
-    grant: TokenGrant, changes: Mapping[str, object], digest: str
+def _set_if_unchanged(
+    grant: TokenGrant, changes: Mapping[str, object], used_digest: str
 ) -> bool:
     return compare_and_set(
-        grant, changes, status=TokenGrant.Status.ACTIVE, refresh_token_digest=digest
+        grant,
+        changes,
+        status=TokenGrant.Status.ACTIVE,
+        refresh_token_digest=used_digest,
     )
 
 

@@ -43,11 +43,6 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         """Return active registrations at active servers."""
         return self.filter(is_active=True, server__is_active=True)
 
-    def launchable(self) -> ClientRegistrationQuerySet:
-        """Return active registrations for launches, not only for backend services."""
-        found = self.active().exclude(ehr_scope="", standalone_scope="")
-        return found.select_related("server")
-
     def refreshable(self) -> ClientRegistrationQuerySet:
         """Registrations whose grants workers may refresh, if only one to try it."""
         return self.active().filter(
@@ -721,6 +716,7 @@ _STARTING_SERVER = (
     *("slug", "pkce", "scope_syntax", "authorize_method", "aud_rule"),
     "authorization_parameters",
 )
+# As active().
 _IS_ACTIVE = "this.is_active AND the_server.is_active"
 _ehr_row = JoinedRow(
     ClientRegistration,

@@ -72,14 +72,15 @@ def test_server_has_one_default_for_each_kind_of_launch() -> None:
     )
     backend.full_clean()
     backend.save()
-    assert list(ClientRegistration.objects.launchable()) == [first]
+    iss = first.server.base_url
+    assert ClientRegistration.objects.find_ehr(iss) == first
     # The other one takes its place once it is off.
     first.is_active = False
     first.save()
     second.is_active = True
     second.full_clean()
     second.save()
-    assert list(ClientRegistration.objects.launchable()) == [second]
+    assert ClientRegistration.objects.find_ehr(iss) == second
 
 
 @pytest.mark.compliance("REG-01")
@@ -174,11 +175,33 @@ def test_querysets_follow_the_switches() -> None:
     registration.standalone_scope = ""
     registration.save()
     assert not objects.standalone()
-    assert list(objects.launchable()) == [registration]
+    assert list(objects.active()) == [registration]
     registration.server.is_active = False
     registration.server.save()
-    assert not objects.launchable()
     assert not objects.active()
+
+
+@pytest.mark.parametrize(
+    ("change", "finds_ehr", "finds_standalone"),
+    [
+        ({}, True, True),
+        ({"is_active": False}, False, False),
+        ({"server__is_active": False}, False, False),
+        ({"ehr_scope": ""}, False, True),
+        ({"standalone_scope": ""}, True, False),
+    ],
+)
+def test_launches_find_no_registration_that_is_switched_off_for_them(
+    change: dict[str, Any], finds_ehr: bool, finds_standalone: bool
+) -> None:
+    registration = make_registration(**change)
+    iss, objects = registration.server.base_url, ClientRegistration.objects
+    assert bool(objects.find_ehr(iss)) is finds_ehr
+    assert bool(objects.find_ehr(iss, "harbour")) is finds_ehr
+    assert bool(objects.find_standalone("harbour")) is finds_standalone
+    assert bool(objects.find_standalone("", "harbour")) is finds_standalone
+    # As the picker lists them.
+    assert objects.standalone().exists() is finds_standalone
 
 
 def test_text_of_a_registration_names_its_server() -> None:
