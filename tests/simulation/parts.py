@@ -274,6 +274,7 @@ class Server:
         is_strict: an old token ends its grant.
         reads_assertions: clients authenticate with ``private_key_jwt``.
         moods: begin, end and what it does then.
+        queued: how many of its grants were due lately, every five seconds.
     """
 
     def __init__(self, world: World, number: int, kind: str, lifetime: int) -> None:
@@ -289,6 +290,11 @@ class Server:
         self.rotations: dict[int, deque[Rotation]] = {}
         self.sent: deque[float] = deque(maxlen=(self.rate_limit or 0) + 1)
         self.rest: tuple[Job, float, float] | None = None
+        self.queued: deque[int] = deque(maxlen=60)
+
+    def get_seconds_of_queue(self) -> float:
+        """How long its limit alone keeps the last of those that were due waiting."""
+        return max(self.queued) / self.rate_limit if self.rate_limit else 0.0
 
     def get_mood(self) -> str:
         """What it does now."""

@@ -497,12 +497,18 @@ class World:
         now = self.scheduler.now
         if self.database.is_away:
             return
-        for grant_id, due_at in self._get_due():
-            if not self.get_server(grant_id).is_healthy():
+        due = self._get_due()
+        queued = Counter(self.get_server(grant_id) for grant_id, _ in due)
+        for server in self.servers:
+            server.queued.append(queued[server])
+        for grant_id, due_at in due:
+            server = self.get_server(grant_id)
+            if not server.is_healthy():
                 continue
             since = max(due_at, self._excused_all, self._excused.get(grant_id, 0.0))
-            self._latest = max(self._latest, now - since)
-            if now - since > _BOUND:
+            waited = now - since - server.get_seconds_of_queue()
+            self._latest = max(self._latest, waited)
+            if waited > _BOUND:
                 self.fail(f"grant {grant_id} is due for {now - since:.0f} s")
 
     def _get_due(self) -> list[tuple[int, float]]:
