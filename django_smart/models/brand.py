@@ -420,7 +420,6 @@ class Brand(models.Model):
         _("merge digest"),
         max_length=64,
         editable=False,
-        db_index=True,
         help_text=(
             "SHA-256 of the identifier by which brands of several bundles are merged."
         ),
@@ -544,6 +543,7 @@ class Brand(models.Model):
                 fields=["bundle", "reference_digest"], name="django_smart_brand_ref"
             ),
             models.Index(fields=["sort_name"], name="django_smart_brand_name"),
+            models.Index(fields=["merge_digest"], name="django_smart_brand_merge"),
         )
 
     def __str__(self) -> str:

@@ -56,11 +56,10 @@ class Identity(models.Model):
         models.CASCADE,
         verbose_name=_("FHIR server"),
         related_name="identities",
+        db_index=False,  # The constraint below begins with it.
         help_text=_("Server that proved the identity."),
     )
-    digest = DigestField(
-        verbose_name=_("digest"), sources=("issuer", "subject"), db_index=True
-    )
+    digest = DigestField(verbose_name=_("digest"), sources=("issuer", "subject"))
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         models.CASCADE,
@@ -103,6 +102,8 @@ class Identity(models.Model):
                 fields=["server", "digest"], name="django_smart_identity_subject"
             ),
         )
+        # With db_index=True, PostgreSQL would get a second one, for LIKE.
+        indexes = (models.Index(fields=["digest"], name="django_smart_identity_digest"),)
 
     def __str__(self) -> str:
         return f"{self.issuer} #{self.pk}"

@@ -370,7 +370,6 @@ class Launch(models.Model):
     browser_digest = models.CharField(
         _("browser cookie digest"),
         max_length=64,
-        db_index=True,
         editable=False,
         help_text=(
             "SHA-256 of the browser's cookie; only that browser can use the launch."
@@ -477,6 +476,8 @@ class Launch(models.Model):
             ),
         )
         indexes = (
+            # With db_index=True, PostgreSQL would get a second one, for LIKE.
+            models.Index(fields=["browser_digest"], name="django_smart_launch_browser"),
             # For the purge: those under way are few, and of the others few are old.
             models.Index(
                 fields=["status", "ended_at"], name="django_smart_launch_ended"
