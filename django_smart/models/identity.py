@@ -103,7 +103,9 @@ class Identity(models.Model):
             ),
         )
         # With db_index=True, PostgreSQL would get a second one, for LIKE.
-        indexes = (models.Index(fields=["digest"], name="django_smart_identity_digest"),)
+        indexes = (
+            models.Index(fields=["digest"], name="django_smart_identity_digest"),
+        )
 
     def __str__(self) -> str:
         return f"{self.issuer} #{self.pk}"
