@@ -55,6 +55,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--grants", type=int, default=500)
+    parser.add_argument(
+        "--lifetimes",
+        type=int,
+        nargs="+",
+        default=Scenario.lifetimes,
+        help="seconds that access tokens live; each server has one of them",
+    )
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args(arguments)
 
@@ -70,6 +77,7 @@ def main() -> int:
             seconds=options.hours * 3600 - calm,
             calm=calm,
             grants=options.grants,
+            lifetimes=tuple(options.lifetimes),
         )
         try:
             simulate(scenario, is_verbose=options.verbose)
