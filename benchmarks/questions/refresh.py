@@ -8,8 +8,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
@@ -29,6 +30,7 @@ _HTTP = "HTTP alone, 32 threads"
 _OURS = "django_smart"
 _LOOP = "a loop"
 _TASKS = "a task for each grant"
+_ONE, _TWO = "one process", "two processes"
 _FORM = {"grant_type": "refresh_token", "refresh_token": "r" * 43}
 
 
@@ -45,6 +47,7 @@ def run(report: Report) -> None:
         _measure_quick(report, stub, grants, folder)
         _count(report, stub, grants, folder)
         _measure_slow(report, grants, folder)
+        _measure_processes(report, grants, folder)
 
 
 def _measure_quick(report: Report, stub: Stub, grants: _Grants, folder: str) -> None:
@@ -158,6 +161,39 @@ def _measure_slow(report: Report, grants: _Grants, folder: str) -> None:
     )
 
 
+def _measure_processes(report: Report, grants: _Grants, folder: str) -> None:
+    from benchmarks.worker import running_worker
+
+    grants.set_delay(50)
+    variants = []
+    with ExitStack() as stack:
+        for name, concurrency in ((_ONE, 1), (_TWO, 2)):
+            queue = stack.enter_context(_queue())
+            worker = running_worker(folder, concurrency=concurrency, QUEUE=queue)
+            stack.enter_context(worker)
+            run = partial(grants.refresh, queue=queue)
+            variants.append(
+                Variant(name=name, run=run, prepare=grants.make_due_for_beat)
+            )
+        times = measure(variants, rounds=report.rounds(10), operations=grants.number)
+    report.add_table(
+        "processes",
+        "Token endpoint that takes 50 ms",
+        times,
+        base=_ONE,
+        operations=grants.number,
+        unit="grant",
+    )
+    report.check_ratio(
+        "processes",
+        "grants a second at 50 ms, two processes over one",
+        name=_TWO,
+        base=_ONE,
+        at_least=1.7,
+        inverse=True,
+    )
+
+
 class _Grants:
     """Rows, and the ways to refresh them."""
 
@@ -221,11 +257,11 @@ class _Grants:
         self.make_due(number)
         TaskRun.objects.hold(REFRESH, within=timedelta(0))
 
-    def refresh(self, _number: int) -> None:
-        """As the beat does."""
+    def refresh(self, _number: int, **options: Any) -> None:
+        """As the beat does; *options* are of its message."""
         from django_smart.tasks import refresh_due_grants
 
-        self._wait(refresh_due_grants.delay)
+        self._wait(partial(refresh_due_grants.apply_async, **options))
 
     def refresh_by_tasks(self, _number: int) -> None:
         """A message for each grant."""
@@ -299,12 +335,19 @@ class _HTTPPool:
 def _own_queue() -> Iterator[None]:
     """Let this process, and the workers it starts, have a queue of their own."""
     os.environ["BENCH_BROKER"] = "redis://127.0.0.1:6379/15"
-    os.environ["BENCH_QUEUE"] = f"bench-{secrets.token_hex(4)}"
-    try:
+    with _queue() as os.environ["BENCH_QUEUE"]:
         yield
+
+
+@contextmanager
+def _queue() -> Iterator[str]:
+    """The name of a new queue, which is deleted afterwards."""
+    name = f"bench-{secrets.token_hex(4)}"
+    try:
+        yield name
     finally:
         from benchmarks.worker import app
 
         with app.connection_for_write() as connection:
             channel: Any = connection.default_channel
-            channel.queue_delete(os.environ["BENCH_QUEUE"])
+            channel.queue_delete(name)
