@@ -15,7 +15,6 @@ from django.contrib.auth import get_backends, login, logout
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import DisallowedHost
-from django.db import router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.templatetags.static import static
@@ -305,9 +304,7 @@ class _CompletingView(ProtocolView):
         # The completion has ended what others had open in this browser.
         get_request_state(request).taken_over_by = user.pk
         path = _find_path(type(backend))
-        # The session and last_login are one write, and so is what receivers change.
-        with transaction.atomic(using=router.db_for_write(type(user))):
-            login(request, user, backend=path)  # type: ignore[arg-type]  # any class
+        login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
         request.session["oidc_id_token_expiration"] = _NEVER
 
 
