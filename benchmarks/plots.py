@@ -36,15 +36,16 @@ def _save(figure: Any, key: str) -> None:
 def _draw_lines(plot: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in plot["lines"].items():
-        label = f"{name} (slope {slope(points):.2f})"
+        label = f"{name} (slope {slope(points):z.2f})"
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(xlabel=plot["x"], ylabel=plot["y"], xscale="log", yscale="log")
     axes.set_title(plot["title"])
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="small")
+    # Beside the axes, where it hides no line.
+    figure.legend(fontsize="small", loc="outside center right")
     _save(figure, plot["key"])
 
 
