@@ -278,9 +278,9 @@ class Pace:
         # Grants that failed because of the server wait no longer than it does.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
-        TokenGrant.objects.wake(
+        TokenGrant.objects.waiting_after(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
-        )
+        ).update(refresh_due_at=DatabaseNow())
         fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 
@@ -415,6 +415,10 @@ def resume_refreshes(
         logger.info("Registration %s: %s grants restored", registration.pk, restored)
     rows.update(refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None)
     registration.refresh_stopped_at, registration.refresh_stop_reason = None, ""
-    TokenGrant.objects.wake([registration.pk], error_codes=_Stop.values)
+    waiting = TokenGrant.objects.waiting_after(
+        [registration.pk], error_codes=_Stop.values
+    )
+    # The failures were the registration's: the next one is a grant's first.
+    waiting.update(refresh_due_at=DatabaseNow(), refresh_failures=0)
     logger.info("Registration %s: refreshes resumed", registration.pk)
     return True

@@ -415,10 +415,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             lease_expires_at=None,
         )
 
-    def wake(
+    def waiting_after(
         self, registration_ids: Sequence[int], *, error_codes: Collection[str]
-    ) -> int:
-        """Make grants due that wait after one of the errors."""
+    ) -> TokenGrantQuerySet:
+        """Return offline grants that wait after one of the errors."""
         return (
             self.active()
             .offline()
@@ -427,7 +427,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 refresh_failures__gt=0,
                 last_error__in=error_codes,
             )
-            .update(refresh_due_at=DatabaseNow())
         )
 
     def note_use(self, grant: TokenGrant, *, now: datetime) -> None:

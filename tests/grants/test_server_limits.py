@@ -612,6 +612,24 @@ def test_attempt_that_works_resumes_a_registration_with_good_credentials(
     assert len(ehr.requests_to("refresh")) == len(kept)
 
 
+def test_failures_while_a_registration_was_stopped_are_forgotten_when_it_resumes(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    _stop(ehr, registration, "refresh_invalid_grant")
+    # An hour until their next attempt, or nearly.
+    waiting = TokenGrant.objects.filter(last_error="grants_refused")
+    assert waiting.update(refresh_failures=9)
+    (grant_id, *_) = waiting.values_list("pk", flat=True)
+    assert resume_refreshes(ClientRegistration.objects.get(), by_operator=True)
+    ehr.faults.clear()
+    ehr.faults.add("refresh_503")
+    refresh_grants([grant_id])
+    grant = TokenGrant.objects.get(pk=grant_id)
+    assert (grant.refresh_failures, grant.last_error) == (1, "token_server_error")
+    assert grant.refresh_due_at is not None
+    assert grant.refresh_due_at <= timezone.now() + timedelta(seconds=21)
+
+
 def test_attempt_that_works_is_no_proof_for_other_grants_that_were_refused(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
