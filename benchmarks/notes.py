@@ -72,8 +72,8 @@ _SAME_WORK = (
     "by a twentieth, as processes differ from start to start. "
     "Tried: writing out the statements that read and change a launch, which saved an "
     "eighth; no indexes for LIKE; session and last_login in one transaction, which "
-    "saved a twenty-fifth and was taken back: on SQLite, a transaction that reads first "
-    "fails at once when another connection writes. "
+    "saved no more than single runs differ and was taken back: on SQLite, a transaction "
+    "that reads first can fail at once when another connection writes. "
     "Not done: tokens in the row of the launch, and foreign keys without indexes, with "
     "which the purge and the deletion of a user would read whole tables."
 )
