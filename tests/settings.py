@@ -22,8 +22,10 @@ ROOT_URLCONF = "tests.urls"
 USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
-STATIC_URL = "static/"
-MEDIA_URL = "media/"
+# Absolute: Django adds the script prefix of the first request to a relative one, and
+# keeps it, which would let a test of a mounted site change the pages of later tests.
+STATIC_URL = "/static/"
+MEDIA_URL = "/media/"
 STATIC_ROOT = RUN_DIR / "static"
 # Of Django 6.1; an older one has a default of its own.
 MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}

@@ -331,6 +331,7 @@ def test_sign_in_leads_to_the_launch_of_its_own_user_alone(
 @on_site
 def test_mounted_site_keeps_both_prefixes(ehr, settings):
     settings.STATIC_URL = "static/"
+    settings.MEDIA_URL = "media/"
     settings.LOGIN_URL = "login"
     chart = open_chart(ehr, make_mounted_browser())
     assert chart.landing == f"/app/~{chart.launch.key}/"
