@@ -23,6 +23,7 @@ from django_smart.clients import (
 )
 from django_smart.exceptions import (
     AmbiguousGrantError,
+    InactiveRegistrationError,
     NoGrantError,
     ReauthorizationRequiredError,
 )
@@ -232,6 +233,22 @@ def test_token_of_a_deactivated_user_is_not_refreshed(ehr, user, server):
     with pytest.raises(ReauthorizationRequiredError):
         token_of(client)
     assert ehr.requests == []
+
+
+@pytest.mark.parametrize("model", [FHIRServer, ClientRegistration])
+def test_token_of_what_was_deactivated_is_not_refreshed(ehr, user, server, model):
+    now = timezone.now()
+    grant = make_grant(
+        user, server, expires_at=now, received_at=now - timedelta(hours=1)
+    )
+    client = fhir_client_for(user, server)
+    model.objects.update(is_active=False)
+    with pytest.raises(InactiveRegistrationError):
+        token_of(client)
+    assert ehr.requests == []
+    kept = TokenGrant.objects.get()
+    assert (kept.status, kept.refresh_token) == ("active", grant.refresh_token)
+    assert kept.refresh_failures == 0
 
 
 def test_clients_are_found_in_two_queries(user, server, django_assert_max_num_queries):

@@ -11,9 +11,10 @@ from django.contrib.auth import get_user_model
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from django.utils import timezone
 
 from django_smart.exceptions import FHIRRequestError, ReauthorizationRequiredError
-from django_smart.models import ClientRegistration
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import connect, launch, make_browser
 from tests.site.urls import urlpatterns as of_the_site
@@ -106,6 +107,23 @@ def test_lost_grant_leads_to_connecting_again(
     assert page.status_code == 403
     assert b"<code>grant_lost</code>" in page.content
     assert b"/smart/login/?server=harbour" in page.content
+
+
+def test_server_that_was_turned_off_is_named_and_offers_no_button(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    TokenGrant.objects.update(expires_at=timezone.now(), refresh_due_at=None)
+    FHIRServer.objects.update(is_active=False)
+    sent = len(ehr.requests)
+    browser.raise_request_exception = False
+    page = browser.get(f"/~{opened.key}/fhir/")
+    assert page.status_code == 403
+    assert b"<code>registration_inactive</code>" in page.content
+    assert b"turned off for Harbour Hospital" in page.content
+    assert b"smart-button" not in page.content
+    assert len(ehr.requests) == sent
 
 
 def test_log_has_the_place_and_no_data(

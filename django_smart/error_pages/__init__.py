@@ -11,6 +11,7 @@ from ..exceptions import (
     DiscoveryError,
     FHIRStatusError,
     ForeignPatientError,
+    InactiveRegistrationError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
     RefreshBusyError,
@@ -25,12 +26,14 @@ from .words import find_words
 
 __all__ = ["Retry", "harden", "is_trouble", "render_error", "render_trouble"]
 
-# Errors that the EHR causes.  Errors in the site's own code go to its error reports.
+# Errors that the EHR or an operator causes.  Errors in the site's own code go to its
+# error reports.
 _TROUBLE = (
     BearerBoundaryError,
     DiscoveryError,
     FHIRStatusError,
     ForeignPatientError,
+    InactiveRegistrationError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
     RefreshBusyError,
@@ -106,7 +109,7 @@ def render_trouble(
 
 
 def is_trouble(error: SMARTError) -> bool:
-    """Return whether the EHR caused *error*, so that the error page explains it."""
+    """Return whether the EHR or an operator caused *error*, not the site's code."""
     return isinstance(error, _TROUBLE)
 
 

@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from ..exceptions import (
+    InactiveRegistrationError,
     ReauthorizationRequiredError,
     RefreshBusyError,
     RefreshInTransactionError,
@@ -63,6 +64,8 @@ def get_access_token(grant: TokenGrant) -> str:
             again; or its owner is deactivated.
         RefreshBusyError: another process is refreshing it and takes too long.
         RefreshInTransactionError: a refresh is needed inside ``atomic()`` on SQLite.
+        InactiveRegistrationError: the registration or its server is inactive; the
+            refresh token is kept.
         TransportError, DiscoveryError, TokenError, CredentialsError: the refresh failed
             for now; the refresh token is kept.
     """
@@ -194,6 +197,7 @@ def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
             "The access token has expired, and there is no refresh token."
         )
     check_owner()
+    _check_active(grant.registration)
     _check_not_stopped(grant.registration)
     try:
         # Before the lease, which covers only one request.
@@ -210,6 +214,14 @@ def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
             held_until=time.monotonic() + lease_length().total_seconds(),
         ),
     )
+
+
+def _check_active(registration: ClientRegistration) -> None:
+    if not (registration.is_active and registration.server.is_active):
+        raise InactiveRegistrationError(
+            f"The registration at {registration.server.slug} is inactive, so no grant "
+            "is refreshed."
+        )
 
 
 def _check_not_stopped(registration: ClientRegistration) -> None:

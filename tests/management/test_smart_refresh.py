@@ -8,7 +8,7 @@ import pytest
 from django.core.management import CommandError
 from django.utils import timezone
 
-from django_smart.models import Launch, TokenGrant
+from django_smart.models import FHIRServer, Launch, TokenGrant
 from tests.ehr import connect, make_browser
 from tests.factories import make_due
 from tests.management.running import run
@@ -90,6 +90,13 @@ def test_ended_grant_is_refused(grant):
     TokenGrant.objects.all().end(TokenGrant.Status.REVOKED, now=timezone.now())
     with pytest.raises(CommandError, match=r"has ended \(revoked\)"):
         run("smart_refresh", "--grant", str(grant.pk))
+
+
+def test_grant_of_an_inactive_server_is_refused_and_stays(grant):
+    FHIRServer.objects.update(is_active=False)
+    with pytest.raises(CommandError, match="registration_inactive"):
+        run("smart_refresh", "--grant", str(grant.pk))
+    assert TokenGrant.objects.get().refresh_token == grant.refresh_token
 
 
 def test_unknown_grant_is_refused():
