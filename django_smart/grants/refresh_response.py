@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -178,8 +179,10 @@ def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> 
         ) or insist(lambda: _is_stored(grant), grant_id=grant.pk)
     except DatabaseError as exc:
         # A value that does not fit, or a column that a deployment dropped.
-        stop_refreshes(grant.registration, reason=_Stop.TOKENS_NOT_STORED)
         is_kept = _keep_rotated(grant, used_digest=used_digest)
+        with suppress(DatabaseError):
+            # A database that takes no changes refuses this one, too.
+            stop_refreshes(grant.registration, reason=_Stop.TOKENS_NOT_STORED)
         logger.critical(
             "Grant %s: the database refused its new tokens (%s); the refresh token "
             "was %s.",

@@ -489,6 +489,27 @@ def test_tokens_that_the_database_refuses_stop_the_registration(
 
 
 @pytest.mark.django_db(transaction=True)
+def test_refresh_token_is_kept_where_not_even_the_stop_can_be_stored(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    host_clock: HostClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+
+    def is_refused(sql: str) -> bool:
+        is_stop = sql.startswith("UPDATE") and "refresh_stop_reason" in sql
+        return is_stop or (_writes_tokens(sql) and "expires_at" in sql)
+
+    with _failing(is_refused, times=None, clock=host_clock, error=DataError) as failed:
+        assert refresh_grants([grant_id]) == RefreshResult(failed=1)
+    assert len(failed) >= 2
+    assert _lost_answers(ehr) == 0
+    assert reload_grant(grant_id).last_error == "tokens_not_stored"
+    assert "the refresh token was stored alone" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
 def test_answers_that_are_under_way_are_kept_after_an_error_of_ours(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
