@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -135,14 +136,22 @@ def _refresh_due() -> RefreshResult:
             "on hold. To refresh them here, run smart_refresh --adopt."
         )
     TaskRun.objects.note(REFRESH)
-    deadline = time.monotonic() + _SECONDS
-    results = []
-    while batches := list(claim_due_batches(limit=_LIMIT)):
-        results += [refresh_grants(batch) for batch in batches]
-        if time.monotonic() > deadline:
-            break
+    results = list(_refresh_for(_SECONDS))
     return RefreshResult(
         refreshed=sum(result.refreshed for result in results),
         skipped=sum(result.skipped for result in results),
         failed=sum(result.failed for result in results),
     )
+
+
+def _refresh_for(seconds: float) -> Iterator[RefreshResult]:
+    """Refresh one batch after the other; what is not claimed then is for later."""
+    deadline = time.monotonic() + seconds
+    is_done = False
+    while not is_done:
+        is_done = True
+        for batch in claim_due_batches(limit=_LIMIT):
+            yield refresh_grants(batch)
+            if time.monotonic() > deadline:
+                return
+            is_done = False
