@@ -103,7 +103,7 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
             deployment=find_owner(),
             is_launched=Exists(Launch.objects.open().filter(grant=OuterRef("pk"))),
         )
-        .order_by("registration__server_id", "expires_at", "pk")
+        .order_by("registration__server_id", "refresh_failures", "expires_at", "pk")
     )
     if not grants or not is_owner(grants[0].deployment or ""):  # type: ignore[attr-defined]  # annotated
         return []
@@ -323,7 +323,7 @@ class _Batch:
             yield
         except SMARTError as exc:
             self._fail(grant, exc)
-            self._pace.note_answer(exc)
+            self._pace.note_answer(exc, is_repeated=grant.refresh_failures > 0)
         except Exception as exc:
             # An error in a signal receiver or in this package: the others continue.
             logger.exception("Grant %s: error during its refresh", grant.pk)
@@ -344,11 +344,17 @@ class _Batch:
         self.failed += len(grants)
         self._outcomes.add(error.code, number=len(grants))
         failures = 1 + min(grant.refresh_failures for grant in grants)
+        now = self._clock()
+        ends = [grant.ends_at for grant in grants if grant.ends_at]
         TokenGrant.objects.postpone(
             [grant.pk for grant in grants],
             owner=self._owner,
             error_code=error.code,
-            due_at=get_retry_at(failures=failures, now=self._clock()),
+            due_at=get_retry_at(
+                failures=failures,
+                now=now,
+                ends_at=min((end for end in ends if end > now), default=None),
+            ),
         )
         log = logger.warning if is_outage(error) else logger.error
         log("%s grants have no new access token: %s", len(grants), error.code)

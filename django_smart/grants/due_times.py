@@ -74,13 +74,23 @@ def note_end(
 
 
 def get_retry_at(
-    *, failures: int, now: datetime, retry_after: float | None = None
+    *,
+    failures: int,
+    now: datetime,
+    ends_at: datetime | None = None,
+    retry_after: float | None = None,
 ) -> datetime:
     """
     Return an exponential backoff with full jitter, at least *retry_after* seconds.
+
+    Args:
+        ends_at: when the refresh token ends, if that is known. Until then, a retry
+            waits for at most half of the time that is left.
     """
     doubled: int = 2 ** min(failures, 10)
     limit = min(_LAST_RETRY, _FIRST_RETRY * doubled)
+    if ends_at is not None and ends_at > now:
+        limit = min(limit, max((ends_at - now) / 2, _FIRST_RETRY))
     jitter = random.uniform(0, 1)  # noqa: S311 (spreads load, no secret)
     wait = max(jitter * limit, timedelta(seconds=retry_after or 0))
     return now + min(wait, timedelta(days=1))

@@ -86,7 +86,8 @@ def claim_due_batches(*, limit: int = MOST_CLAIMED) -> Iterator[list[int]]:
     """
     Claim due grants: primary keys in batches of one server each, the servers in turn.
 
-    Grants whose access token expires first come first. A paused server gets none, one
+    Grants whose access token expires first come first, after those that have failed
+    less often. A paused server gets none, one
     with a rate limit as many as it accepts until the next call, and a slow one as many
     as a single process can refresh until then; in total, no more than workers can
     refresh before the claims expire. Claims that no worker takes up within
@@ -130,10 +131,13 @@ def _claim(
         for each in registrations
     ]
     due = list(merge(*found))
-    free = [pk for _, pk, is_free in due if is_free]
+    free = [pk for _, _, pk, is_free in due if is_free]
     busy = len(due) - len(free)
     left = min(get_claim_limit(server, busy=busy, now=now), max(limit - busy, 0))
-    if not (number := min(left, len(free))):
+    has_more = left < len(free)
+    # Many servers wait for their turns meanwhile.
+    del found, due, free[left:]
+    if not (number := len(free)):
         return
     # Equal messages: with a short last one, some processes would be done much earlier.
     size = ceil(number / ceil(number / get_batch_size(server)))
@@ -141,7 +145,7 @@ def _claim(
         wanted = free[start : min(start + _CLAIMED_AT_ONCE * size, number)]
         claimed = TokenGrant.objects.claim(wanted, length=CLAIM_LENGTH)
         for first in range(0, len(claimed), size):
-            yield claimed[first : first + size], left < len(free)
+            yield claimed[first : first + size], has_more
 
 
 def revoke_grants(grant_ids: Iterable[int]) -> int:

@@ -122,35 +122,43 @@ def exchange_with_lease(
     except Exception as exc:
         seconds = time.monotonic() - started
         with waiting_for_locks():
-            note_failure(grant, exc, owner=owner)
+            note_failure(grant, exc, owner=owner, on_demand=True)
         count_refresh(grant, get_failure_code(exc), seconds=seconds)
         raise
     count_refresh(grant, SUCCESS, seconds=time.monotonic() - started)
     return is_done
 
 
-def note_failure(grant: TokenGrant, error: Exception, *, owner: str) -> None:
+def note_failure(
+    grant: TokenGrant, error: Exception, *, owner: str, on_demand: bool = False
+) -> None:
     """
     Release the lease of *grant*; record *error* and the next attempt in its row.
 
     Args:
         owner: holder of the lease; if another one holds it now, nothing happens.
+        on_demand: somebody waited for the token. Of such failures only the first
+            counts, and workers keep to their own times: a page that is opened again
+            and again must not postpone them.
     """
     if isinstance(error, GrantError):
         # The grant has ended, and with it the lease.
         return
     code = get_failure_code(error)
     retry_after = error.retry_after if isinstance(error, TokenServerError) else None
-    failures = grant.refresh_failures + 1
+    failures = 1 if on_demand else grant.refresh_failures + 1
     changes: dict[str, object] = {
-        "refresh_failures": failures,
+        "refresh_failures": max(failures, grant.refresh_failures),
         "last_error": code,
         "lease_owner": "",
         "lease_expires_at": None,
     }
-    if grant.is_offline:
+    if grant.is_offline and (retry_after or not on_demand):
         changes["refresh_due_at"] = get_retry_at(
-            failures=failures, now=grant.clock(), retry_after=retry_after
+            failures=failures,
+            now=grant.clock(),
+            ends_at=grant.ends_at,
+            retry_after=retry_after,
         )
     TokenGrant.objects.filter(pk=grant.pk, lease_owner=owner).update(**changes)
     fields = grant.build_log_fields("grant_refresh_failed", error_code=code)

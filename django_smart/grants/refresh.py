@@ -203,7 +203,7 @@ def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
         # Before the lease, which covers only one request.
         configuration = get_configuration(grant.registration.server)
     except SMARTError as exc:
-        note_failure(grant, exc, owner="")
+        note_failure(grant, exc, owner="", on_demand=True)
         raise
     return exchange_with_lease(
         grant,

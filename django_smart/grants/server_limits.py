@@ -155,6 +155,7 @@ class Pace:
         self._failure: SMARTError | None = None
         self._is_there = self._has_succeeded = False
         self._seconds: list[float] = []
+        self._claimed: datetime | None = None
         self.is_probe = server.refresh_failures >= _THRESHOLD
         self.is_stopped = _is_paused(server, now) or (
             self.is_probe and not self._claim_probe()
@@ -212,9 +213,15 @@ class Pace:
         """Record how long a request took, with or without a response."""
         self._seconds.append(seconds)
 
-    def note_answer(self, error: SMARTError | None = None) -> None:
+    def note_answer(
+        self, error: SMARTError | None = None, *, is_repeated: bool = False
+    ) -> None:
         """
         Count an outcome; stop the batch if the server is down or asks for a pause.
+
+        Args:
+            is_repeated: the grant had failed before. If the server has responded to
+                others in this batch, the grant is at fault and not the server.
         """
         if error is None or not is_outage(error):
             # A refusal is also a response.
@@ -222,24 +229,29 @@ class Pace:
             self._is_there = True
             self._has_succeeded = self._has_succeeded or error is None
             return
+        rest = _get_rest(error)
+        if is_repeated and self._is_there and rest is None:
+            return
         self._streak += 1
         self._failure = error
-        rest = _get_rest(error)
         # A later response may ask for a longer pause.
         if self.is_stopped and not rest:
             return
-        failures = self._server.refresh_failures + self._streak
+        before = 0 if self._is_there else self._server.refresh_failures
+        failures = before + self._streak
         if rest is not None or self.is_probe or failures >= _THRESHOLD:
             self._stop(failures, rest)
 
     def finish(self) -> None:
         """Store the outcome for the other workers."""
         servers, now = FHIRServer.objects, self._now()
+        if self._claimed and not self._seconds and self._failure is None:
+            servers.release_probe(self._server, claimed=self._claimed)
         if self._has_succeeded:
             servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
         is_over = self._is_there and self._streak == 0 and not self.is_stopped
         if is_over and self._server.refresh_failures:
-            servers.note_recovery(self._server, is_probe=self.is_probe)
+            servers.note_recovery(self._server, claimed=self._claimed)
             self._wake()
         if self._failure is not None and not self.is_stopped:
             servers.note_failures(
@@ -257,15 +269,17 @@ class Pace:
         jitter = random.uniform(0, limit)  # noqa: S311 (spreads load, no secret)
         pause = max(jitter, _SHORTEST_PAUSE, rest or 0.0)
         now = self._now()
+        until = now + timedelta(seconds=pause)
         error_code = self._failure.code if self._failure else ""
         FHIRServer.objects.note_outage(
             self._server,
             failures=failures,
             now=now,
-            until=now + timedelta(seconds=pause),
+            until=until,
             error_code=error_code,
-            is_probe=self.is_probe,
+            claimed=self._claimed,
         )
+        self._claimed = until
         logger.warning(
             "Server %s: refreshes paused for %.0f s (%s)",
             self._server.pk,
@@ -275,18 +289,22 @@ class Pace:
         )
 
     def _wake(self) -> None:
-        # Grants that failed because of the server wait no longer than it does.
+        # Grants that failed because of the server wait no longer than it does. One
+        # failure of each still counts: some may have failed for a reason of their own.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
         TokenGrant.objects.waiting_after(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
-        ).update(refresh_due_at=DatabaseNow())
+        ).wake(failures=1)
         fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 
     def _claim_probe(self) -> bool:
         until = self._now() + timedelta(seconds=whole_call_seconds() + 10)
-        return FHIRServer.objects.claim_probe(self._server, until=until)
+        if not FHIRServer.objects.claim_probe(self._server, until=until):
+            return False
+        self._claimed = until
+        return True
 
 
 def _is_paused(server: FHIRServer, now: datetime) -> bool:
@@ -328,11 +346,15 @@ def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
     """
     Stop refreshing the grants of *registration*, for a reason common to all.
 
-    Its grants are kept, and work again once the cause is fixed.
+    Its grants are kept, and work again once the cause is fixed. That tokens cannot be
+    stored replaces another reason: attempts, which the others allow, would lose tokens.
     """
-    stopped = ClientRegistration.objects.filter(
-        pk=registration.pk, refresh_stopped_at__isnull=True
-    ).update(
+    rows = ClientRegistration.objects.filter(pk=registration.pk)
+    if reason == _Stop.TOKENS_NOT_STORED:
+        rows = rows.exclude(refresh_stop_reason=reason)
+    else:
+        rows = rows.filter(refresh_stopped_at__isnull=True)
+    stopped = rows.update(
         refresh_stopped_at=DatabaseNow(),
         refresh_stop_reason=reason,
         # Do not request tokens that cannot be stored.
@@ -405,7 +427,10 @@ def resume_refreshes(
     reason = registration.refresh_stop_reason
     if registration.refresh_stopped_at is None:
         return False
-    rows = ClientRegistration.objects.filter(pk=registration.pk)
+    # Another reason may have replaced it since it was read.
+    rows = ClientRegistration.objects.filter(
+        pk=registration.pk, refresh_stop_reason=reason
+    )
     if reason == _Stop.GRANTS_REFUSED and not by_operator:
         # This grant was valid; the next attempt shows whether the others are.
         rows.update(refresh_probe_at=DatabaseNow())
@@ -413,12 +438,11 @@ def resume_refreshes(
     if reason == _Stop.GRANTS_REFUSED:
         restored = TokenGrant.objects.filter(registration=registration).restore_lost()
         logger.info("Registration %s: %s grants restored", registration.pk, restored)
-    rows.update(refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None)
+    if not rows.update(
+        refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None
+    ):
+        return False
     registration.refresh_stopped_at, registration.refresh_stop_reason = None, ""
-    waiting = TokenGrant.objects.waiting_after(
-        [registration.pk], error_codes=_Stop.values
-    )
-    # The failures were the registration's: the next one is a grant's first.
-    waiting.update(refresh_due_at=DatabaseNow(), refresh_failures=0)
+    registration.wake_grants()
     logger.info("Registration %s: refreshes resumed", registration.pk)
     return True

@@ -238,15 +238,18 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def read_due(
         self, registration: ClientRegistration, *, limit: int
-    ) -> list[tuple[datetime, int, bool]]:
+    ) -> list[tuple[int, datetime, int, bool]]:
         """
-        Return the due grants of *registration*, ordered by when their token expires.
+        Return the due grants of *registration* whose tokens expire first.
+
+        They are ordered by how often they have failed: a grant that its server never
+        renews expires before all others, and must not go before them.
 
         Returns:
-            For each, when its token expires, its primary key, and whether it is free:
-            neither on its way to a worker nor being refreshed.
+            For each, how often it has failed, when its token expires, its primary key,
+            and whether it is free: neither on its way to a worker nor being refreshed.
         """
-        return list(
+        return sorted(
             self.usable()
             .offline()
             .filter(registration=registration, refresh_due_at__lte=DatabaseNow())
@@ -256,7 +259,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 )
             )
             .order_by(_SortedBySQLite("expires_at"), "pk")
-            .values_list("expires_at", "pk", "is_free")[:limit]
+            .values_list("refresh_failures", "expires_at", "pk", "is_free")[:limit]
         )
 
     def claim(self, pks: Sequence[int], *, length: timedelta) -> list[int]:
@@ -429,6 +432,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
         )
 
+    def wake(self, *, failures: int = 0) -> int:
+        """Make grants due now; only so many failures of each count from now on."""
+        return self.update(refresh_due_at=DatabaseNow(), refresh_failures=failures)
+
     def note_use(self, grant: TokenGrant, *, now: datetime) -> None:
         """Store that *grant* was used, for lazy refreshes."""
         self.filter(pk=grant.pk).update(last_used_at=now)
@@ -493,12 +500,14 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """
         Reactivate lost grants whose owner has not connected again.
 
-        Those past their known end stay lost.
+        Those past their known end stay lost. A newer offline grant counts even if it
+        has ended since: its owner may have disconnected it.
         """
-        newer = TokenGrant.objects.active().filter(
+        newer = TokenGrant.objects.offline().filter(
             user=OuterRef("user"),
             registration=OuterRef("registration"),
             patient_id=OuterRef("patient_id"),
+            created_at__gt=OuterRef("created_at"),
         )
         lost = (
             self.lost_early(within=_LOST_TOKENS_KEPT)

@@ -437,12 +437,22 @@ class ClientRegistration(models.Model):
         if not self.launch_slug:
             self.launch_slug = self._make_launch_slug()
         is_refused = self.refresh_stop_reason == self.StopReason.CREDENTIALS_REFUSED
-        if self.pk and is_refused and self._has_new_credentials():
+        resumes = bool(self.pk and is_refused and self._has_new_credentials())
+        if resumes:
             self.refresh_stopped_at, self.refresh_stop_reason = None, ""
             self.refresh_probe_at = None
             if (names := kwargs.get("update_fields")) is not None:
                 kwargs["update_fields"] = {*names, *_STOP}
         super().save(**kwargs)
+        if resumes:
+            self.wake_grants()
+
+    def wake_grants(self) -> None:
+        """
+        Make grants due that failed because of a stop; their next failure is the first.
+        """
+        grants: Any = self.grants
+        grants.waiting_after([self.pk], error_codes=self.StopReason.values).wake()
 
     @property
     def is_for_launches(self) -> bool:

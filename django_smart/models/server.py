@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import models
-from django.db.models import Case, F, When
+from django.db.models import Case, F, Value, When
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -305,10 +305,26 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         """Store that the server issued tokens, in *seconds* on average."""
         self.filter(pk=server.pk).update(last_refresh_at=now, refresh_seconds=seconds)
 
-    def note_recovery(self, server: FHIRServer, *, is_probe: bool) -> None:
-        """Store that it responds again; only a successful probe ends the pause."""
-        pause = {"refresh_paused_until": None} if is_probe else {}
-        self.filter(pk=server.pk).update(refresh_failures=0, **pause)
+    def release_probe(self, server: FHIRServer, *, claimed: datetime) -> None:
+        """End the pause of a probe that sent nothing, so that another may follow."""
+        self.filter(pk=server.pk, refresh_paused_until=claimed).update(
+            refresh_paused_until=None
+        )
+
+    def note_recovery(self, server: FHIRServer, *, claimed: datetime | None) -> None:
+        """
+        Store that it responds again; only a successful probe ends the pause.
+
+        Args:
+            claimed: until when the probe was claimed. A longer pause that the server
+                has asked for since then continues.
+        """
+        changes: dict[str, object] = {"refresh_failures": 0}
+        if claimed:
+            is_own = When(refresh_paused_until=claimed, then=None)
+            rests = F("refresh_paused_until")
+            changes["refresh_paused_until"] = Case(is_own, default=rests)
+        self.filter(pk=server.pk).update(**changes)
 
     def note_failures(
         self, server: FHIRServer, number: int, *, now: datetime, error_code: str
@@ -328,13 +344,19 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         now: datetime,
         until: datetime,
         error_code: str,
-        is_probe: bool = False,
+        claimed: datetime | None = None,
     ) -> None:
-        """Send nothing to *server* until then; only who probed it can resume."""
+        """
+        Send nothing to *server* until then, or until a longer pause ends.
+
+        Args:
+            claimed: until when the probe was claimed: this pause is replaced.
+        """
+        own = [When(refresh_paused_until=claimed, then=Value(until))] if claimed else []
         rests = When(refresh_paused_until__gt=until, then=F("refresh_paused_until"))
         self.filter(pk=server.pk).update(
             refresh_failures=failures,
-            refresh_paused_until=until if is_probe else Case(rests, default=until),
+            refresh_paused_until=Case(*own, rests, default=Value(until)),
             last_refresh_failure_at=now,
             last_refresh_error=error_code,
         )

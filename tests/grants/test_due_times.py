@@ -103,6 +103,17 @@ def test_attempts_after_failures_are_spread_over_a_time_that_doubles() -> None:
         assert timedelta(seconds=limit * 3 / 4) < max(waits) <= timedelta(seconds=limit)
 
 
+def test_attempts_come_more_often_before_an_end_that_is_known() -> None:
+    now = RECEIVED_AT
+    for left, limit in ((7200, 3600), (600, 300), (60, 30), (5, 10), (-60, 3600)):
+        ends_at = now + timedelta(seconds=left)
+        waits = [
+            get_retry_at(failures=20, now=now, ends_at=ends_at) - now
+            for _ in range(200)
+        ]
+        assert timedelta(seconds=limit * 3 / 4) < max(waits) <= timedelta(seconds=limit)
+
+
 def test_no_attempt_comes_before_the_server_wants_it() -> None:
     for _ in range(20):
         due = get_retry_at(failures=1, now=RECEIVED_AT, retry_after=120)

@@ -229,16 +229,36 @@ def test_trouble_that_passes_keeps_the_refresh_token(
     assert (stored.status, stored.refresh_token) == ("active", token)
     assert (stored.last_error, stored.refresh_failures) == (code, 1)
     assert (stored.lease_owner, stored.lease_expires_at) == ("", None)
-    least = 120 if fault == "refresh_429" else 0
     due_at: Any = stored.refresh_due_at
-    assert due_at >= before + timedelta(seconds=least)
-    assert due_at <= timezone.now() + timedelta(hours=1)
+    if fault == "refresh_429":
+        assert due_at >= before + timedelta(seconds=120)
+        assert due_at <= timezone.now() + timedelta(hours=1)
+    else:
+        # A worker tries as if nothing had been tried here.
+        assert due_at == grant.refresh_due_at
     assert lost == []
 
     ehr.faults.clear()
     get_access_token(reload_grant(grant.pk))
     stored = reload_grant(grant.pk)
     assert (stored.last_error, stored.refresh_failures) == ("", 0)
+
+
+def test_page_that_is_opened_again_and_again_does_not_postpone_the_worker(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    grant = expire(grant, ehr)
+    ehr.faults.add("refresh_503")
+    for _ in range(5):
+        with pytest.raises(TokenServerError):
+            get_access_token(reload_grant(grant.pk))
+    stored = reload_grant(grant.pk)
+    assert stored.refresh_due_at == grant.refresh_due_at
+    assert stored.refresh_failures == 1
+    TokenGrant.objects.update(refresh_failures=4)
+    with pytest.raises(TokenServerError):
+        get_access_token(reload_grant(grant.pk))
+    assert reload_grant(grant.pk).refresh_failures == 4
 
 
 def test_transport_errors_keep_the_refresh_token(

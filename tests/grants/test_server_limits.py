@@ -132,9 +132,107 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
     assert (server.refresh_failures, server.refresh_paused_until) == (0, None)
     assert server.last_refresh_at is not None
     (batch,) = claim_due_batches()
-    left = [pk for pk in grant_ids if pk not in probe]
-    assert batch == left
+    failed = sorted(later.values_list("pk", flat=True))
+    left = [pk for pk in grant_ids if pk not in {*probe, *failed}]
+    assert batch == left + failed
     assert refresh_grants(batch) == RefreshResult(refreshed=19)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_an_outage_left_waits_a_short_time_after_one_more_failure(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id, other) = make_grants(ehr, registration, 2)
+    FHIRServer.objects.update(refresh_failures=9, refresh_paused_until=timezone.now())
+    waiting = TokenGrant.objects.filter(pk=grant_id)
+    waiting.update(
+        refresh_failures=9,
+        last_error="server_timeout",
+        refresh_due_at=timezone.now() + timedelta(hours=1),
+    )
+    assert refresh_grants([other]) == RefreshResult(refreshed=1)
+    ehr.faults.add("refresh_503")
+    refresh_grants([grant_id])
+    grant = waiting.get()
+    assert (grant.refresh_failures, grant.last_error) == (2, "token_server_error")
+    assert grant.refresh_due_at is not None
+    assert grant.refresh_due_at <= timezone.now() + timedelta(seconds=41)
+
+
+def _fail_for(ehr: EHRSimulator, grant_ids: Iterable[int]) -> None:
+    """From now on, let the server fail for these grants, and for no other."""
+    grants = TokenGrant.objects.filter(pk__in=grant_ids)
+    tokens = {grant.refresh_token for grant in grants}
+
+    def respond(go_on: Any, request: Any) -> Any:
+        body = request.get_data(as_text=True)
+        if not any(token in body for token in tokens):
+            return go_on(request)
+        ehr.faults.add("refresh_500")
+        try:
+            return go_on(request)
+        finally:
+            ehr.faults.clear()
+
+    ehr.interceptors.append(respond)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("failures", [0, 9])
+def test_grants_that_always_fail_do_not_hold_up_the_others(
+    ehr: EHRSimulator, registration: ClientRegistration, failures: int
+) -> None:
+    grant_ids = make_grants(ehr, registration, 20)
+    # Their tokens ended first, and they fail again whenever they are due.
+    failing, others = grant_ids[:12], grant_ids[12:]
+    always = TokenGrant.objects.filter(pk__in=failing)
+    always.update(refresh_failures=1, last_error="token_server_error")
+    _fail_for(ehr, failing)
+    FHIRServer.objects.update(
+        refresh_failures=failures, refresh_paused_until=timezone.now()
+    )
+    # After an outage, the first tick is for the attempt that ends it.
+    for _ in range(2):
+        refresh_due()
+        _end_pause()
+    assert not TokenGrant.objects.due().filter(pk__in=others)
+    assert {grant.last_error for grant in always} == {"token_server_error"}
+    for _ in range(3):
+        TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
+        _end_pause()
+        refresh_due()
+        refresh_due()
+        assert not TokenGrant.objects.due().filter(pk__in=others)
+
+
+def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
+    FHIRServer.objects.update(refresh_failures=7, refresh_paused_until=timezone.now())
+    assert refresh_grants([grant_id]) == RefreshResult(failed=1)
+    server = FHIRServer.objects.get()
+    assert (server.refresh_failures, server.refresh_paused_until) == (7, None)
+    assert ehr.requests_to("refresh") == []
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_attempt_does_not_shorten_the_rest_a_server_asked_for_meanwhile(
+    registration: ClientRegistration, works: bool
+) -> None:
+    FHIRServer.objects.update(refresh_failures=7, refresh_paused_until=timezone.now())
+    pace = Pace(FHIRServer.objects.get(), now=timezone.now())
+    assert pace.is_probe
+    assert not pace.is_stopped
+    until = timezone.now() + timedelta(minutes=10)
+    FHIRServer.objects.update(refresh_paused_until=until)
+    pace.note_seconds(0.1)
+    pace.note_answer(None if works else TokenServerError("Down.", status_code=500))
+    pace.finish()
+    server = FHIRServer.objects.get()
+    assert server.refresh_paused_until == until
+    assert (server.refresh_failures == 0) is works
 
 
 @pytest.mark.django_db(transaction=True)
@@ -477,6 +575,33 @@ def test_operator_gets_back_what_such_a_server_took(
     assert reload_grant(lost[0].pk).refresh_token == ""
 
 
+@pytest.mark.parametrize(
+    ("is_offline", "status", "is_newer", "is_restored"),
+    [
+        (True, "active", True, False),
+        # Connected again, and disconnected.
+        (True, "revoked", True, False),
+        # A chart that is open, and what was connected before.
+        (False, "active", True, True),
+        (True, "active", False, True),
+    ],
+)
+def test_what_its_owner_has_replaced_is_not_restored(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    is_offline: bool,
+    status: str,
+    is_newer: bool,
+    is_restored: bool,
+) -> None:
+    ids = make_grants(ehr, registration, 2, user=make_user(), patient_id="p")
+    other, lost = ids if not is_newer else ids[::-1]
+    TokenGrant.objects.filter(pk=lost).lose(error="invalid_grant")
+    TokenGrant.objects.filter(pk=other).update(is_offline=is_offline, status=status)
+    assert TokenGrant.objects.restore_lost() == is_restored
+    assert (reload_grant(lost).status == "active") is is_restored
+
+
 @pytest.mark.parametrize("fails_otherwise", [False, True])
 def test_grants_that_are_really_gone_do_not_stop_a_resumed_registration(
     ehr: EHRSimulator, registration: ClientRegistration, fails_otherwise: bool
@@ -628,6 +753,54 @@ def test_failures_while_a_registration_was_stopped_are_forgotten_when_it_resumes
     assert (grant.refresh_failures, grant.last_error) == (1, "token_server_error")
     assert grant.refresh_due_at is not None
     assert grant.refresh_due_at <= timezone.now() + timedelta(seconds=21)
+
+
+def test_new_credentials_make_what_waited_for_them_due(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    kept = _stop(ehr, registration, "refresh_invalid_client")
+    waiting = TokenGrant.objects.filter(last_error="invalid_client")
+    later = timezone.now() + timedelta(hours=1)
+    assert waiting.update(refresh_failures=9, refresh_due_at=later)
+    ehr.faults.clear()
+    registration.signing_algorithm = "ES256"
+    registration.token_endpoint_auth_method = "client_secret_post"
+    registration.save()
+    assert TokenGrant.objects.due().count() == len(kept)
+    assert not TokenGrant.objects.filter(refresh_failures__gt=0).exists()
+
+
+def test_stop_that_came_meanwhile_is_not_lifted(
+    registration: ClientRegistration,
+) -> None:
+    stop_refreshes(registration, reason="invalid_client")
+    registration.refresh_from_db()
+    # Known before an attempt, whose answer arrives after another worker's.
+    rows = ClientRegistration.objects.filter(pk=registration.pk)
+    rows.update(refresh_stop_reason="grants_refused")
+    assert not resume_refreshes(registration)
+    assert rows.get().refresh_stop_reason == "grants_refused"
+
+
+@pytest.mark.parametrize("reason", ["invalid_client", "grants_refused"])
+def test_tokens_that_cannot_be_stored_stop_attempts_that_another_reason_allows(
+    registration: ClientRegistration, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_refreshes(registration, reason=reason)
+    assert rows_of(registration).refresh_probe_at is not None
+    caplog.clear()
+    stop_refreshes(registration, reason="tokens_not_stored")
+    stored = rows_of(registration)
+    assert stored.refresh_stop_reason == "tokens_not_stored"
+    assert stored.refresh_probe_at is None
+    assert "refused to store new tokens" in caplog.text
+    # It is replaced by no other, as it allows the least.
+    stop_refreshes(registration, reason=reason)
+    assert rows_of(registration).refresh_stop_reason == "tokens_not_stored"
+
+
+def rows_of(registration: ClientRegistration) -> ClientRegistration:
+    return ClientRegistration.objects.get(pk=registration.pk)
 
 
 def test_attempt_that_works_is_no_proof_for_other_grants_that_were_refused(

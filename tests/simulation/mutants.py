@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from operator import attrgetter, itemgetter
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -76,6 +79,14 @@ def _authenticate_by_own_clock(
 
 def _claim_all(_: Any, *, busy: int, now: Any) -> int:
     return 100 * engine.BATCH_SIZE
+
+
+def _merge_by_expiry(*found: Any) -> Iterator[Any]:
+    return iter(sorted(chain(*found), key=itemgetter(1)))
+
+
+def _sort_by_expiry(read: Callable[..., Any], *args: Any, **values: Any) -> Any:
+    return sorted(read(*args, **values), key=attrgetter("expires_at"))
 
 
 def _give_up(write: Callable[[], Any], *, grant_id: int | None = None) -> Any:
@@ -181,6 +192,22 @@ MUTANTS = (
             "backlog": 1.0,
             "faults": ("stop",),
             "every": 15.0,
+        },
+    ),
+    Mutant(
+        row="17 grants that always fail go first",
+        seed=1,
+        finding="is due for",
+        patches=(
+            (engine, "merge", _merge_by_expiry),
+            (batch, "_read", partial(_sort_by_expiry, batch._read)),
+        ),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 120,
+            "kinds": ("fast", "broken"),
+            "faults": (),
         },
     ),
 )

@@ -303,8 +303,13 @@ class Server:
         return next(found, "fine")
 
     def is_healthy(self) -> bool:
-        """Whether nothing was wrong with it, ever."""
-        return self.kind in {"fast", "limited"}
+        """Whether nothing was wrong with it, ever; for most of its grants at least."""
+        return self.kind in {"fast", "limited", "broken"}
+
+    def fails_for(self, grant_id: int) -> bool:
+        """Whether it has lost something that this grant needs, and others do not."""
+        turn = grant_id // len(self.world.servers)
+        return self.kind == "broken" and turn % 5 == 0
 
     def get_seconds(self) -> float:
         """How long an answer takes."""
@@ -328,6 +333,8 @@ class Server:
             return 401, {}, {"error": "invalid_client"}
         (token,) = form["refresh_token"]
         grant_id, count = (int(each) for each in token.split("-"))
+        if self.fails_for(grant_id):
+            return 500, {}, {}
         if mood == "storm" or grant_id in self.ended:
             return 400, {}, {"error": "invalid_grant"}
         if count < self.counts[grant_id]:

@@ -44,7 +44,7 @@ __all__ = ["Scenario", "ViolationError", "World"]
 
 _KINDS = (
     *("fast", "fast", "fast", "fast", "limited", "slow"),
-    *("dead", "flapping", "storm", "rest", "late"),
+    *("dead", "flapping", "storm", "rest", "late", "broken"),
 )
 # What happens to processes, database, connections and messages, and how often.
 _FAULTS = {"kill": 10, "stop": 10, "away": 2, "cut": 3, "broker": 3}
@@ -503,7 +503,7 @@ class World:
             server.queued.append(queued[server])
         for grant_id, due_at in due:
             server = self.get_server(grant_id)
-            if not server.is_healthy():
+            if not server.is_healthy() or server.fails_for(grant_id):
                 continue
             since = max(due_at, self._excused_all, self._excused.get(grant_id, 0.0))
             waited = now - since - server.get_seconds_of_queue()
@@ -579,6 +579,7 @@ class World:
             (grant_id, now - due_at)
             for grant_id, due_at in self._get_due()
             if now - due_at > _BOUND
+            and not self.get_server(grant_id).fails_for(grant_id)
         ]
         if late:
             self.fail(f"{len(late)} grants are due, {late[0]} for one")
@@ -588,7 +589,8 @@ class World:
         lost: dict[Server, list[float]] = defaultdict(list)
         for grant_id, status, expires_at, ended_at in rows:
             server = self.get_server(grant_id)
-            if status == "active" and _parse(expires_at) < now:
+            is_over = status == "active" and _parse(expires_at) < now
+            if is_over and not server.fails_for(grant_id):
                 self.fail(f"the token of grant {grant_id} has ended")
             if status != "active":
                 self.tally["lost"] += 1
