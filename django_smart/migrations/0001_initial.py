@@ -1854,7 +1854,7 @@ class Migration(migrations.Migration):
                     django_smart.fields.EncryptedTextField(
                         blank=True,
                         default="",
-                        help_text="Stored encrypted; empty after the grant has ended.",
+                        help_text="Stored encrypted; emptied some time after the grant has ended.",
                         verbose_name="access token",
                     ),
                 ),

@@ -644,7 +644,7 @@ class TokenGrant(models.Model):
         _("access token"),
         blank=True,
         default="",
-        help_text="Stored encrypted; empty after the grant has ended.",
+        help_text="Stored encrypted; emptied some time after the grant has ended.",
     )
     refresh_token = EncryptedTextField(
         _("refresh token"),

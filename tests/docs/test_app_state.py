@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from django.test import RequestFactory
+from django.urls import clear_script_prefix, set_script_prefix
 
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration
@@ -91,6 +93,15 @@ def test_view_of_the_page_tells_of_a_conflict(
     assert kept.read_json(URL) == {"rows": 10}
 
 
+@pytest.fixture(params=["/", f"/~{'k' * 24}/"])
+def script_prefix(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of a page without a launch, and of one in a launch."""
+    set_script_prefix(request.param)
+    yield
+    clear_script_prefix()
+
+
+@pytest.mark.usefixtures("script_prefix")
 @pytest.mark.compliance("TASK-01", "TASK-05")
 def test_task_of_the_page_is_read_by_its_own_app_alone() -> None:
     (block,) = read_blocks("how-to/task-launch.rst")
