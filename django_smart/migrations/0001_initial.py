@@ -1165,7 +1165,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(
                         blank=True,
                         editable=False,
-                        help_text="When a refresh last returned tokens.",
+                        help_text="When a worker last received tokens.",
                         null=True,
                         verbose_name="last refresh",
                     ),
@@ -1175,7 +1175,7 @@ class Migration(migrations.Migration):
                     models.DateTimeField(
                         blank=True,
                         editable=False,
-                        help_text="When a refresh last failed.",
+                        help_text="When a worker last found the server down or busy.",
                         null=True,
                         verbose_name="last failed refresh",
                     ),
@@ -1186,7 +1186,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default="",
                         editable=False,
-                        help_text="Error code of the last failed refresh.",
+                        help_text="Error code of what the worker found then.",
                         max_length=100,
                         verbose_name="last refresh error",
                     ),

@@ -834,14 +834,14 @@ class FHIRServer(models.Model):
         null=True,
         blank=True,
         editable=False,
-        help_text="When a refresh last returned tokens.",
+        help_text="When a worker last received tokens.",
     )
     last_refresh_failure_at = models.DateTimeField(
         _("last failed refresh"),
         null=True,
         blank=True,
         editable=False,
-        help_text="When a refresh last failed.",
+        help_text="When a worker last found the server down or busy.",
     )
     last_refresh_error = models.CharField(
         _("last refresh error"),
@@ -849,7 +849,7 @@ class FHIRServer(models.Model):
         blank=True,
         default="",
         editable=False,
-        help_text="Error code of the last failed refresh.",
+        help_text="Error code of what the worker found then.",
     )
 
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
