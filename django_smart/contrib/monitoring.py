@@ -204,10 +204,10 @@ _HELP = {
     "registrations_stopped": "Registrations whose refreshes are stopped.",
     "registrations_refused": "Stopped registrations whose grants the server refuses.",
     "last_success_timestamp_seconds": "Time of the last refresh that returned tokens.",
-    "last_failure_timestamp_seconds": "Time of the last failed refresh.",
+    "last_failure_timestamp_seconds": "When a worker last found the server down.",
 }
 _SITE_HELP = {
-    "deployment_adopted": "0 if another deployment owns the grants.",
+    "deployment_adopted": "0 if another deployment owns the grants, or none may.",
     "last_run_timestamp_seconds": "When a worker or cron last looked for due grants.",
 }
 

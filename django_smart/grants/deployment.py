@@ -3,9 +3,9 @@ Decide which deployment refreshes the grants of this database.
 
 Two deployments that refresh the same grants invalidate each other's tokens: a staging
 site with a copy of the database, or the old site after a backup was restored elsewhere.
-So the first one that refreshes owns the grants, identified by its ``SMART_SITE_URL``,
-and any other one neither refreshes nor revokes until an operator runs ``smart_refresh
---adopt``.
+So the first one that asks for the owner becomes it, identified by its
+``SMART_SITE_URL``, and any other one neither refreshes nor revokes until an operator
+runs ``smart_refresh --adopt``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import requests
 from django.utils import timezone
 
 from django_smart.contrib.monitoring import GrantCollector
-from django_smart.grants.counting import Outcomes
+from django_smart.grants.counting import Outcomes, count_lost
 from django_smart.grants.deployment import adopt_grants, hold_grants
 from django_smart.models import ClientRegistration, TaskRun
 from django_smart.models.task_run import REFRESH
@@ -45,6 +45,7 @@ _SERVERS = (
     "refused",
     "stopped",
     "losing",
+    "mistaken",
     "failing",
     "slow",
     "ending",
@@ -95,6 +96,9 @@ def _cause_trouble(registrations: dict[str, ClientRegistration]) -> None:
         make_grant(
             registrations["losing"], status="needs_reauthorization", ended_at=now
         )
+    count_lost(
+        make_grant(registrations["mistaken"], status="revoked"), "context_changed"
+    )
     for name in ("fine", "failing", "slow"):
         _count(registrations[name], "ok", 9.0 if name == "slow" else 0.2)
     _count(registrations["failing"], "token_server_error", 0.2)
@@ -191,16 +195,22 @@ def test_each_alert_fires_for_its_trouble_and_for_nothing_else(
             "SMARTGrantsRefused": {"refused"},
             "SMARTRegistrationStopped": {"stopped"},
             "SMARTManyGrantsLost": {"losing"},
+            "SMARTContextChanged": {"mistaken"},
             "SMARTRefreshesFail": {"failing"},
             "SMARTEHRSlow": {"slow"},
             "SMARTGrantsEnding": {"ending"},
         }
         wait(url, trouble)
-        # A worker that is gone is told of once, and not for each server.
+        # Missing workers are one alert, and not one for each server.
+        del trouble["SMARTGrantsOverdue"]
+        site = {"SMARTNoWorker": {""}}
+        # None has ever run.
+        TaskRun.objects.update(ran_at=None)
+        wait(url, {**trouble, **site})
+        # The last one is gone, and the grants are on hold.
         TaskRun.objects.update(ran_at=timezone.now() - timedelta(minutes=6))
         hold_grants()
-        del trouble["SMARTGrantsOverdue"]
-        site = {"SMARTNoWorker": {""}, "SMARTNotAdopted": {""}}
+        site["SMARTNotAdopted"] = {""}
         wait(url, {**trouble, **site})
     assert set(_ALERTS) == {
         *trouble,

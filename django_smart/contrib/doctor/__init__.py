@@ -2,8 +2,8 @@
 The doctor: asks the servers and this site itself, and says what is wrong.
 
 ``smart_doctor`` and the admin's "Test connection" show what :func:`examine` finds.
-Nothing is changed, but that a server's answer to discovery is stored, and no finding
-holds a secret.
+Nothing is changed, except that a server's answer to discovery is stored, and that this
+deployment owns the grants if none did. No finding holds a secret.
 """
 
 from __future__ import annotations

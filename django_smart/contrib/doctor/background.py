@@ -250,7 +250,7 @@ def _find_late_revocations(now: datetime) -> Iterator[Finding]:
             what=f"{count} grants ended more than a day ago and are not yet revoked "
             "at the EHR.",
             fix="Run smart_purge, and check its log for a server that is down. "
-            "Beat runs it every day; without Celery, cron must.",
+            "Beat runs the purge every hour; without Celery, cron must run it.",
         )
 
 

@@ -72,7 +72,8 @@ class Command(BaseCommand):
             action="store_true",
             help=(
                 "Let no deployment refresh the grants until one adopts them. "
-                "Use this before copying the database."
+                "Run this on a copy of the database before anything else "
+                "uses the copy."
             ),
         )
         parser.add_argument(
@@ -145,7 +146,7 @@ def _refresh_due() -> RefreshResult:
 
 
 def _refresh_for(seconds: float) -> Iterator[RefreshResult]:
-    """Refresh one batch after the other; what is not claimed then is for later."""
+    """Refresh one batch after the other; the next run continues."""
     deadline = time.monotonic() + seconds
     is_done = False
     while not is_done:
