@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from queue import Empty, SimpleQueue
@@ -36,7 +37,7 @@ from .due_times import get_retry_at
 from .lease import get_failure_code, lease_length, new_owner, note_failure
 from .refresh import build_request
 from .refresh_response import take_answer, take_refusal
-from .server_limits import Pace, is_outage, may_refresh
+from .server_limits import Pace, get_rank, is_outage, may_refresh
 from .storing import insist
 
 __all__ = ["RefreshResult", "refresh_grants"]
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 # Seconds after which a batch starts no more requests: a slow server must not keep a
 # process from the others, and a lease must outlast the last call (lease_length).
 _LONGEST_BATCH = 5.0
+# Of grants for which nothing can be sent: five minutes until the next attempt.
+_MOST_FAILURES = 5
 #: ``None`` if nothing was sent.
 _Answer = HTTPResponse | Exception | None
 
@@ -103,7 +106,6 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
             deployment=find_owner(),
             is_launched=Exists(Launch.objects.open().filter(grant=OuterRef("pk"))),
         )
-        .order_by("registration__server_id", "refresh_failures", "expires_at", "pk")
     )
     if not grants or not is_owner(grants[0].deployment or ""):  # type: ignore[attr-defined]  # annotated
         return []
@@ -113,7 +115,13 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
     )
     for grant in grants:
         grant.registration = registrations[grant.registration_id]
-    return grants
+    return sorted(grants, key=_get_turn)
+
+
+def _get_turn(grant: TokenGrant) -> tuple[int, int, datetime, int]:
+    server = grant.registration.server
+    rank = get_rank(grant.refresh_failures, server)
+    return server.pk, rank, grant.expires_at, grant.pk
 
 
 class _Batch:
@@ -344,17 +352,14 @@ class _Batch:
         self.failed += len(grants)
         self._outcomes.add(error.code, number=len(grants))
         failures = 1 + min(grant.refresh_failures for grant in grants)
-        now = self._clock()
-        ends = [grant.ends_at for grant in grants if grant.ends_at]
+        if not is_outage(error):
+            # An attempt asks the server for nothing, and nobody tells when it may work.
+            failures = min(failures, _MOST_FAILURES)
         TokenGrant.objects.postpone(
             [grant.pk for grant in grants],
             owner=self._owner,
             error_code=error.code,
-            due_at=get_retry_at(
-                failures=failures,
-                now=now,
-                ends_at=min((end for end in ends if end > now), default=None),
-            ),
+            due_at=get_retry_at(failures=failures, now=self._clock()),
         )
         log = logger.warning if is_outage(error) else logger.error
         log("%s grants have no new access token: %s", len(grants), error.code)

@@ -8,8 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
-from heapq import merge
+from datetime import datetime, timedelta
 from itertools import islice
 from math import ceil
 
@@ -25,6 +24,7 @@ from .server_limits import (
     MOST_CLAIMED,
     get_batch_size,
     get_claim_limit,
+    get_rank,
 )
 
 __all__ = [
@@ -86,12 +86,11 @@ def claim_due_batches(*, limit: int = MOST_CLAIMED) -> Iterator[list[int]]:
     """
     Claim due grants: primary keys in batches of one server each, the servers in turn.
 
-    Grants whose access token expires first come first, after those that have failed
-    less often. A paused server gets none, one
-    with a rate limit as many as it accepts until the next call, and a slow one as many
-    as a single process can refresh until then; in total, no more than workers can
-    refresh before the claims expire. Claims that no worker takes up within
-    :data:`CLAIM_LENGTH` are claimed again.
+    Grants whose access token expires first come first (:func:`get_rank` names the
+    exceptions). A paused server gets none, one with a rate limit as many as it
+    accepts until the next call, and a slow one as many as a single process can refresh
+    until then; in total, no more than workers can refresh before the claims expire.
+    Claims that no worker takes up within :data:`CLAIM_LENGTH` are claimed again.
 
     Args:
         limit: the maximum for each server.
@@ -121,22 +120,20 @@ def _claim(
     now = registrations[0].database_now  # type: ignore[attr-defined]  # annotated
     if not get_claim_limit(server, busy=0, now=now):
         return
-    # Claimed grants expire first, so they are among these.
-    # One grant of a stopped registration shows whether it works again.
-    within = 2 * MOST_CLAIMED
-    found = [
-        TokenGrant.objects.read_due(
-            each, limit=1 if each.refresh_stopped_at else within
-        )
-        for each in registrations
-    ]
-    due = list(merge(*found))
+    due: list[tuple[int, datetime, int, bool]] = []
+    for each in registrations:
+        # Claimed grants are usually among those that expire first.
+        rows = TokenGrant.objects.read_due(each, limit=2 * MOST_CLAIMED)
+        found = sorted((get_rank(row[0], server), *row[1:]) for row in rows)
+        # One grant of a stopped registration shows whether it works again.
+        due += found[:1] if each.refresh_stopped_at else found
+    due.sort()
     free = [pk for _, _, pk, is_free in due if is_free]
     busy = len(due) - len(free)
     left = min(get_claim_limit(server, busy=busy, now=now), max(limit - busy, 0))
     has_more = left < len(free)
-    # Many servers wait for their turns meanwhile.
-    del found, due, free[left:]
+    # Not kept in memory while this generator waits for its turns.
+    del rows, found, due, free[left:]
     if not (number := len(free)):
         return
     # Equal messages: with a short last one, some processes would be done much earlier.

@@ -154,12 +154,15 @@ def note_failure(
         "lease_expires_at": None,
     }
     if grant.is_offline and (retry_after or not on_demand):
-        changes["refresh_due_at"] = get_retry_at(
+        due_at = get_retry_at(
             failures=failures,
             now=grant.clock(),
             ends_at=grant.ends_at,
             retry_after=retry_after,
         )
+        if on_demand and grant.refresh_due_at:
+            due_at = max(due_at, grant.refresh_due_at)
+        changes["refresh_due_at"] = due_at
     TokenGrant.objects.filter(pk=grant.pk, lease_owner=owner).update(**changes)
     fields = grant.build_log_fields("grant_refresh_failed", error_code=code)
     logger.warning("Grant %s has no new access token: %s", grant.pk, code, extra=fields)

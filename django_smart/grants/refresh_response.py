@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -180,9 +179,11 @@ def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> 
     except DatabaseError as exc:
         # A value that does not fit, or a column that a deployment dropped.
         is_kept = _keep_rotated(grant, used_digest=used_digest)
-        with suppress(DatabaseError):
-            # A database that takes no changes refuses this one, too.
+        try:
             stop_refreshes(grant.registration, reason=_Stop.TOKENS_NOT_STORED)
+        except DatabaseError:
+            registration_id = grant.registration_id
+            logger.exception("Registration %s was not stopped", registration_id)
         logger.critical(
             "Grant %s: the database refused its new tokens (%s); the refresh token "
             "was %s.",

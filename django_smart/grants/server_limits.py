@@ -31,6 +31,7 @@ __all__ = [
     "Pace",
     "get_batch_size",
     "get_claim_limit",
+    "get_rank",
     "is_outage",
     "may_refresh",
     "refuses_nearly_all",
@@ -56,6 +57,10 @@ done sooner, immediately get more.
 
 # Consecutive failures after which a server is left alone.
 _THRESHOLD = 5
+# A grant that has failed more often usually fails again.
+_FEW_FAILURES = 2
+# A server that issued tokens so recently is not down.
+_RECENT = timedelta(minutes=1)
 _FIRST_PAUSE = 2.0
 _SHORTEST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
@@ -108,7 +113,7 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     """
     if _is_paused(server, now):
         return 0
-    if server.refresh_failures >= _THRESHOLD:
+    if _is_down(server):
         return 1
     threads = conf.SMART_REFRESH_THREADS
     drained = int(threads * _CLAIM_SECONDS / _get_seconds(server))
@@ -121,6 +126,18 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
         reserved = max((slot_at - now).total_seconds(), 0.0)
         limit = min(limit, int(_SHARE * server.rate_limit * (_BEAT_SECONDS - reserved)))
     return max(limit - busy, 0)
+
+
+def get_rank(grant_failures: int, server: FHIRServer) -> int:
+    """
+    Return which grants of *server* go first: those with the lowest rank.
+
+    A grant that its server never renews has the token that expired first, and would
+    always go first. What tests a server that was down is the grant that failed least.
+    """
+    if _is_down(server):
+        return grant_failures
+    return int(grant_failures > _FEW_FAILURES)
 
 
 def get_batch_size(server: FHIRServer) -> int:
@@ -156,7 +173,10 @@ class Pace:
         self._is_there = self._has_succeeded = False
         self._seconds: list[float] = []
         self._claimed: datetime | None = None
-        self.is_probe = server.refresh_failures >= _THRESHOLD
+        self.is_probe = _is_down(server)
+        last = server.last_refresh_at
+        self._was_there = not self.is_probe and bool(last and now - last < _RECENT)
+        self._is_paused = False
         self.is_stopped = _is_paused(server, now) or (
             self.is_probe and not self._claim_probe()
         )
@@ -220,8 +240,8 @@ class Pace:
         Count an outcome; stop the batch if the server is down or asks for a pause.
 
         Args:
-            is_repeated: the grant had failed before. If the server has responded to
-                others in this batch, the grant is at fault and not the server.
+            is_repeated: the grant had failed before. If the server has just responded
+                to others, the grant is at fault and not the server.
         """
         if error is None or not is_outage(error):
             # A refusal is also a response.
@@ -230,12 +250,12 @@ class Pace:
             self._has_succeeded = self._has_succeeded or error is None
             return
         rest = _get_rest(error)
-        if is_repeated and self._is_there and rest is None:
+        if is_repeated and rest is None and (self._is_there or self._was_there):
             return
         self._streak += 1
         self._failure = error
         # A later response may ask for a longer pause.
-        if self.is_stopped and not rest:
+        if self._is_paused and not rest:
             return
         before = 0 if self._is_there else self._server.refresh_failures
         failures = before + self._streak
@@ -249,37 +269,38 @@ class Pace:
             servers.release_probe(self._server, claimed=self._claimed)
         if self._has_succeeded:
             servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
-        is_over = self._is_there and self._streak == 0 and not self.is_stopped
+        is_over = self._is_there and self._streak == 0 and not self._is_paused
         if is_over and self._server.refresh_failures:
             servers.note_recovery(self._server, claimed=self._claimed)
-            self._wake()
-        if self._failure is not None and not self.is_stopped:
+            if self.is_probe:
+                self._wake()
+        if self._failure is not None and not self._is_paused:
             servers.note_failures(
                 self._server,
                 self._streak,
+                in_a_row=not self._is_there,
                 now=now,
                 error_code=self._failure.code,
             )
 
     def _stop(self, failures: int, rest: float | None) -> None:
         # Immediately: the other workers send requests as well.
-        self.is_stopped = True
+        self.is_stopped = self._is_paused = True
         failures = max(failures, _THRESHOLD)
         limit = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _THRESHOLD, 10))
         jitter = random.uniform(0, limit)  # noqa: S311 (spreads load, no secret)
         pause = max(jitter, _SHORTEST_PAUSE, rest or 0.0)
         now = self._now()
-        until = now + timedelta(seconds=pause)
         error_code = self._failure.code if self._failure else ""
         FHIRServer.objects.note_outage(
             self._server,
             failures=failures,
             now=now,
-            until=until,
+            until=now + timedelta(seconds=pause),
             error_code=error_code,
             claimed=self._claimed,
         )
-        self._claimed = until
+        self._claimed = None
         logger.warning(
             "Server %s: refreshes paused for %.0f s (%s)",
             self._server.pk,
@@ -305,6 +326,11 @@ class Pace:
             return False
         self._claimed = until
         return True
+
+
+def _is_down(server: FHIRServer) -> bool:
+    failures: int = server.refresh_failures
+    return failures >= _THRESHOLD
 
 
 def _is_paused(server: FHIRServer, now: datetime) -> bool:
@@ -435,7 +461,8 @@ def resume_refreshes(
         # This grant was valid; the next attempt shows whether the others are.
         rows.update(refresh_probe_at=DatabaseNow())
         return False
-    if reason == _Stop.GRANTS_REFUSED:
+    if by_operator and reason in {_Stop.GRANTS_REFUSED, _Stop.TOKENS_NOT_STORED}:
+        # The second may have replaced the first.
         restored = TokenGrant.objects.filter(registration=registration).restore_lost()
         logger.info("Registration %s: %s grants restored", registration.pk, restored)
     if not rows.update(

@@ -240,16 +240,13 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         self, registration: ClientRegistration, *, limit: int
     ) -> list[tuple[int, datetime, int, bool]]:
         """
-        Return the due grants of *registration* whose tokens expire first.
-
-        They are ordered by how often they have failed: a grant that its server never
-        renews expires before all others, and must not go before them.
+        Return the due grants of *registration* whose access tokens expire first.
 
         Returns:
             For each, how often it has failed, when its token expires, its primary key,
             and whether it is free: neither on its way to a worker nor being refreshed.
         """
-        return sorted(
+        return list(
             self.usable()
             .offline()
             .filter(registration=registration, refresh_due_at__lte=DatabaseNow())
@@ -501,7 +498,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Reactivate lost grants whose owner has not connected again.
 
         Those past their known end stay lost. A newer offline grant counts even if it
-        has ended since: its owner may have disconnected it.
+        has ended since, because its owner may have disconnected it.
         """
         newer = TokenGrant.objects.offline().filter(
             user=OuterRef("user"),

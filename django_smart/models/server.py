@@ -321,17 +321,29 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         """
         changes: dict[str, object] = {"refresh_failures": 0}
         if claimed:
-            is_own = When(refresh_paused_until=claimed, then=None)
-            rests = F("refresh_paused_until")
-            changes["refresh_paused_until"] = Case(is_own, default=rests)
+            own = When(refresh_paused_until=claimed, then=None)
+            other = F("refresh_paused_until")
+            changes["refresh_paused_until"] = Case(own, default=other)
         self.filter(pk=server.pk).update(**changes)
 
     def note_failures(
-        self, server: FHIRServer, number: int, *, now: datetime, error_code: str
+        self,
+        server: FHIRServer,
+        number: int,
+        *,
+        in_a_row: bool,
+        now: datetime,
+        error_code: str,
     ) -> None:
-        """Store that *number* requests failed in a row."""
+        """
+        Store that *number* requests failed.
+
+        Args:
+            in_a_row: after those that failed before, with no response in between.
+        """
+        before = F("refresh_failures") if in_a_row else 0
         self.filter(pk=server.pk).update(
-            refresh_failures=F("refresh_failures") + number,
+            refresh_failures=before + number,
             last_refresh_failure_at=now,
             last_refresh_error=error_code,
         )
@@ -353,10 +365,10 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             claimed: until when the probe was claimed: this pause is replaced.
         """
         own = [When(refresh_paused_until=claimed, then=Value(until))] if claimed else []
-        rests = When(refresh_paused_until__gt=until, then=F("refresh_paused_until"))
+        longer = When(refresh_paused_until__gt=until, then=F("refresh_paused_until"))
         self.filter(pk=server.pk).update(
             refresh_failures=failures,
-            refresh_paused_until=Case(*own, rests, default=Value(until)),
+            refresh_paused_until=Case(*own, longer, default=Value(until)),
             last_refresh_failure_at=now,
             last_refresh_error=error_code,
         )

@@ -671,11 +671,20 @@ def test_missing_credentials_postpone_the_batch_and_send_nothing(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
     ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
-    assert refresh_grants(grant_ids) == RefreshResult(failed=3)
+    for failures in (1, 21):
+        assert refresh_grants(grant_ids) == RefreshResult(failed=3)
+        for grant in TokenGrant.objects.all():
+            assert grant.status == "active"
+            assert grant.last_error == "credentials_unusable"
+            assert (grant.refresh_failures, grant.lease_owner) == (failures, "")
+            assert grant.refresh_due_at is not None
+            # Soon, since nothing tells when the secret is there.
+            wait = grant.refresh_due_at - timezone.now()
+            assert wait < timedelta(minutes=6)
+        TokenGrant.objects.update(
+            refresh_failures=20, refresh_due_at=timezone.now(), claimed_until=None
+        )
     assert ehr.requests_to("refresh") == []
-    for grant in TokenGrant.objects.all():
-        assert (grant.status, grant.last_error) == ("active", "credentials_unusable")
-        assert (grant.refresh_failures, grant.lease_owner) == (1, "")
 
 
 def test_grants_of_several_servers_in_one_message_each_go_to_their_own(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jwt
 import pytest
+from django.utils import timezone
 from werkzeug.wrappers import Request, Response
 
 from django_smart.exceptions import ContextChangedError, MalformedTokenResponseError
@@ -390,7 +391,9 @@ def test_rotated_refresh_token_of_a_malformed_answer_is_kept(
         1,
     )
     assert stored.lease_owner == ""
+    # A page has failed; that postpones no worker.
     assert stored.refresh_due_at is not None
+    assert stored.refresh_due_at <= timezone.now()
     assert lost == []
     assert (
         f"Grant {stored.pk}: refresh token of an unusable response kept" in caplog.text

@@ -132,9 +132,8 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
     assert (server.refresh_failures, server.refresh_paused_until) == (0, None)
     assert server.last_refresh_at is not None
     (batch,) = claim_due_batches()
-    failed = sorted(later.values_list("pk", flat=True))
-    left = [pk for pk in grant_ids if pk not in {*probe, *failed}]
-    assert batch == left + failed
+    left = [pk for pk in grant_ids if pk not in probe]
+    assert batch == left
     assert refresh_grants(batch) == RefreshResult(refreshed=19)
 
 
@@ -179,14 +178,21 @@ def _fail_for(ehr: EHRSimulator, grant_ids: Iterable[int]) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("failures", [0, 9])
+@pytest.mark.parametrize("have_all_failed", [False, True])
 def test_grants_that_always_fail_do_not_hold_up_the_others(
-    ehr: EHRSimulator, registration: ClientRegistration, failures: int
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    failures: int,
+    have_all_failed: bool,
 ) -> None:
     grant_ids = make_grants(ehr, registration, 20)
     # Their tokens ended first, and they fail again whenever they are due.
     failing, others = grant_ids[:12], grant_ids[12:]
     always = TokenGrant.objects.filter(pk__in=failing)
-    always.update(refresh_failures=1, last_error="token_server_error")
+    always.update(refresh_failures=3, last_error="token_server_error")
+    if have_all_failed:
+        rest = TokenGrant.objects.filter(pk__in=others)
+        rest.update(refresh_failures=1, last_error="token_server_error")
     _fail_for(ehr, failing)
     FHIRServer.objects.update(
         refresh_failures=failures, refresh_paused_until=timezone.now()
@@ -259,11 +265,16 @@ def test_failures_with_answers_between_them_are_no_outage(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 4)
-    for _ in range(3):
+    for failures in (1, 2, 3):
         ehr.faults.add("refresh_500")
         assert refresh_grants(grant_ids[:1]).failed == 1
         ehr.faults.clear()
+        before = reload_grant(grant_ids[0])
         assert refresh_grants(grant_ids[1:2]).refreshed == 1
+        # Nor did the one that failed wait for the server.
+        after = reload_grant(grant_ids[0])
+        assert after.refresh_due_at == before.refresh_due_at
+        assert after.refresh_failures == failures
         TokenGrant.objects.update(refresh_due_at=timezone.now())
         assert FHIRServer.objects.get().refresh_failures == 0
 
@@ -326,6 +337,38 @@ def test_rest_counts_that_a_response_asks_for_after_the_batch_has_stopped(
     pace.note_answer(error)
     server.refresh_from_db()
     assert _get_pause(server) == timedelta(seconds=120)
+    until = server.refresh_paused_until
+    error = TokenServerError("Busy.", status_code=503, retry_after=1)
+    pace.note_answer(error)
+    server.refresh_from_db()
+    assert server.refresh_paused_until == until
+
+
+def test_outage_counts_where_the_rate_limit_has_ended_the_batch(
+    registration: ClientRegistration,
+) -> None:
+    now = timezone.now()
+    FHIRServer.objects.update(rate_limit=1, refresh_slot_at=now + timedelta(minutes=1))
+    pace = Pace(FHIRServer.objects.get(), now=now)
+    pace.get_wait(1)
+    assert pace.is_stopped
+    # Of requests that were under way.
+    for _ in range(5):
+        pace.note_answer(TokenServerError("Down.", status_code=500))
+    server = FHIRServer.objects.get()
+    assert server.refresh_failures == 5
+    assert server.refresh_paused_until is not None
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_failures_are_counted_from_the_last_response(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    grant_ids = make_grants(ehr, registration, 3)
+    FHIRServer.objects.update(refresh_failures=4)
+    _fail_for(ehr, grant_ids[-1:])
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2, failed=1)
+    assert FHIRServer.objects.get().refresh_failures == 1
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -801,6 +844,16 @@ def test_tokens_that_cannot_be_stored_stop_attempts_that_another_reason_allows(
 
 def rows_of(registration: ClientRegistration) -> ClientRegistration:
     return ClientRegistration.objects.get(pk=registration.pk)
+
+
+def test_stopped_registration_is_not_tried_with_a_grant_that_always_fails(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    always, other = make_grants(ehr, registration, 2)
+    TokenGrant.objects.filter(pk=always).update(refresh_failures=5)
+    stop_refreshes(registration, reason="invalid_client")
+    _end_probe_pause()
+    assert list(claim_due_batches()) == [[other]]
 
 
 def test_attempt_that_works_is_no_proof_for_other_grants_that_were_refused(

@@ -9,8 +9,9 @@ from django.core.management import CommandError
 from django.utils import timezone
 
 from django_smart.models import FHIRServer, Launch, TokenGrant
+from django_smart.signals import grant_refreshed
 from tests.ehr import connect, make_browser
-from tests.factories import make_due
+from tests.factories import make_due, make_grants, make_registration
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -47,6 +48,24 @@ def test_failure_is_counted_and_the_refresh_token_kept(grant, ehr):
     ehr.faults = ["refresh_500"]
     assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 1\n"
     assert TokenGrant.objects.get().refresh_token == grant.refresh_token
+
+
+def test_time_limit_is_looked_at_after_each_batch(registration, ehr, host_clock):
+    make_grants(ehr, registration, 1)
+    other = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    make_grants(ehr, other, 1)
+
+    def take_a_minute(**_):
+        host_clock.shift(60)
+
+    grant_refreshed.connect(take_a_minute)
+    try:
+        assert run("smart_refresh").out == "refreshed: 1, skipped: 0, failed: 0\n"
+    finally:
+        grant_refreshed.disconnect(take_a_minute)
+    assert TokenGrant.objects.due().count() == 1
 
 
 def test_one_grant_is_refreshed_due_or_not(grant):

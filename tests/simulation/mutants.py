@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from operator import attrgetter, itemgetter
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,7 +18,7 @@ from unittest import mock
 from django.db import InterfaceError, OperationalError, connections
 
 from django_smart import tasks
-from django_smart.grants import batch, engine, refresh_response
+from django_smart.grants import batch, engine, refresh_response, server_limits
 from django_smart.models import ClientRegistration
 from django_smart.servers.http import prepare_client_authentication
 from tests.simulation.world import Scenario
@@ -79,14 +77,6 @@ def _authenticate_by_own_clock(
 
 def _claim_all(_: Any, *, busy: int, now: Any) -> int:
     return 100 * engine.BATCH_SIZE
-
-
-def _merge_by_expiry(*found: Any) -> Iterator[Any]:
-    return iter(sorted(chain(*found), key=itemgetter(1)))
-
-
-def _sort_by_expiry(read: Callable[..., Any], *args: Any, **values: Any) -> Any:
-    return sorted(read(*args, **values), key=attrgetter("expires_at"))
 
 
 def _give_up(write: Callable[[], Any], *, grant_id: int | None = None) -> Any:
@@ -199,8 +189,9 @@ MUTANTS = (
         seed=1,
         finding="is due for",
         patches=(
-            (engine, "merge", _merge_by_expiry),
-            (batch, "_read", partial(_sort_by_expiry, batch._read)),
+            (engine, "get_rank", lambda *_: 0),
+            (batch, "get_rank", lambda *_: 0),
+            (server_limits, "_RECENT", timedelta(0)),
         ),
         scenario={
             **_QUIET,
