@@ -13,6 +13,7 @@ from fhir.resources.R4B.patient import Patient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from django_smart.fhir.json import Number
 from django_smart.templatetags import fhir
 
 FILTERS = [
@@ -129,6 +130,23 @@ def test_concept_is_its_text_or_a_display_or_a_code(value, expected):
 )
 def test_quantity_keeps_its_digits(value, expected):
     assert fhir.quantity(value) == expected
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        *("1e-999999999", "1e999999999", "1e-51", "-2E+51"),
+        *("1e-9999999999999999999", "1e9999999999999999999"),
+    ],
+)
+def test_number_far_from_one_keeps_its_exponent(literal):
+    assert fhir.quantity({"value": Number(literal), "unit": "mol"}) == f"{literal} mol"
+    assert fhir.fhir_value({"valueDecimal": Number(literal)}) == literal
+
+
+def test_number_closer_to_one_is_written_out():
+    assert fhir.quantity({"value": Number("1e-3")}) == "0.001"
+    assert fhir.quantity({"value": Number("1e50")}) == f"1{'0' * 50}"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django import template
@@ -38,6 +38,8 @@ register = template.Library()
 
 # Display forms of a Quantity's comparator.
 _COMPARATORS = {"<=": "≤", ">=": "≥"}
+# A number of a few characters, written without its exponent, can fill the memory.
+_MAX_EXPONENT = 50
 
 
 @register.filter
@@ -121,18 +123,18 @@ def quantity(value: object) -> str:
 
 
 def _tell_number(value: object) -> str:
-    number = _read_number(value)
-    if number is None:
-        return ""
-    exponent = number.as_tuple().exponent
-    return number_format(number, decimal_pos=max(0, -int(exponent)))
-
-
-def _read_number(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        return None
-    number = Decimal(str(value))
-    return number if number.is_finite() else None
+        return ""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:  # an exponent that no Decimal has
+        return str(value)
+    if not number.is_finite():
+        return ""
+    exponent = int(number.as_tuple().exponent)
+    if abs(exponent) > _MAX_EXPONENT:
+        return str(value)
+    return number_format(number, decimal_pos=max(0, -exponent))
 
 
 @register.filter
