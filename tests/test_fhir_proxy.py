@@ -146,6 +146,38 @@ def test_types_that_are_not_listed_do_not_come_by_inclusion_either():
     assert b"p1" not in response.content
 
 
+@pytest.mark.parametrize("path", ["Observation/$lastn?max=1", "Observation/$validate"])
+def test_types_that_are_not_listed_do_not_come_within_others(path):
+    proxy = Proxy(resource_types={"Observation"}, methods=WRITES)
+    inner = {"name": "y", "resource": PATIENT}
+    outer = {"name": "x", "part": [inner]}
+    hidden = [
+        PATIENT,
+        {"resourceType": "Parameters", "parameter": [inner]},
+        {"resourceType": "Parameters", "parameter": [outer]},
+        bundle({"resourceType": "Parameters", "parameter": [outer]}),
+        bundle(bundle(OBSERVATION, PATIENT)),
+    ]
+    url = f"{path}&patient=p1" if "?" in path else path
+    for answer in (OBSERVATION, bundle(OBSERVATION), bundle(bundle(OBSERVATION))):
+        proxy.server.on(url, respond(answer))
+        assert proxy("GET", path).status_code == 200
+    for answer in hidden:
+        proxy.server.on(url, respond(answer))
+        assert proxy("GET", path).status_code == 403
+
+
+def test_types_that_are_not_listed_do_not_come_in_a_batch():
+    proxy = Proxy(resource_types={"Observation"}, methods=WRITES)
+    entry = {"request": {"method": "GET", "url": "Observation?_include=x"}}
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+    for found, status in [([OBSERVATION], 200), ([OBSERVATION, PATIENT], 403)]:
+        answered = {"resource": bundle(*found), "response": {"status": "200"}}
+        answer = {"resourceType": "Bundle", "type": "batch-response"}
+        proxy.server.answers[BASE] = [respond({**answer, "entry": [answered]})]
+        assert proxy("POST", "", batch).status_code == status
+
+
 def test_search_does_not_show_another_patient():
     proxy = Proxy()
     other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
@@ -459,6 +491,87 @@ def test_page_address_that_was_not_given_out_is_refused():
     for path in (page, f"{page}x", "_page", f"_page?url={url}"):
         assert proxy("GET", path).status_code == 404
     assert len(proxy.server.requests) == 2
+
+
+def find_links(value: Any) -> list[str]:
+    """The URLs of all links, at any depth."""
+    if isinstance(value, dict):
+        mine = [link["url"] for link in value.get("link", [])]
+        return mine + find_links(list(value.values()))
+    if isinstance(value, list):
+        return [url for item in value for url in find_links(item)]
+    return []
+
+
+STORED = {**bundle(OBSERVATION, next_url=f"{BASE}/Patient/p2"), "id": "b1"}
+HOLDING = {**OBSERVATION, "contained": [STORED]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "answer"),
+    [
+        ("GET", "Bundle/b1", STORED),
+        ("GET", "Bundle/b1/_history/1", STORED),
+        ("GET", "Observation/o1", HOLDING),
+        ("GET", SEARCH, bundle(HOLDING)),
+        ("GET", SEARCH, bundle(STORED)),
+        ("POST", "Observation", HOLDING),
+        ("POST", "Bundle", {**STORED, "id": "b2"}),
+        ("PUT", "Bundle/b1", STORED),
+    ],
+)
+def test_links_of_a_stored_bundle_are_not_signed(method, path, answer):
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on(path, respond(answer))
+    response = proxy(method, path, answer if method in {"POST", "PUT"} else None)
+    assert response.status_code == 200
+    links = find_links(json.loads(response.content))
+    assert links
+    assert not any("_page" in url for url in links)
+
+
+def test_links_of_a_search_in_a_batch_are_signed():
+    proxy = Proxy(methods=WRITES)
+    searches = [SEARCH, "Observation/o1/_history", "Patient/p1/$everything"]
+    entries = [
+        {"request": {"method": "GET", "url": url}} for url in [*searches, "Bundle/b1"]
+    ]
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": entries}
+    found = bundle(OBSERVATION, next_url=f"{BASE}?page=2")
+    resources = [found, {**found, "type": "history"}, found, STORED]
+    answer = {
+        "resourceType": "Bundle",
+        "type": "batch-response",
+        "link": [{"relation": "next", "url": f"{BASE}?page=3"}],
+        "entry": [
+            {"resource": each, "response": {"status": "200"}} for each in resources
+        ],
+    }
+    proxy.server.answers[BASE] = [respond(answer)]
+    value = json.loads(proxy("POST", "", batch).content)
+    links = [find_links(entry["resource"])[1] for entry in value["entry"]]
+    assert ["_page" in url for url in links] == [True, True, True, False]
+    assert value["link"][0]["url"] == f"{BASE}?page=3"
+    # Nothing says which answer is which.
+    answer["entry"].pop()  # type: ignore[attr-defined]
+    proxy.server.answers[BASE] = [respond(answer)]
+    assert b"_page" not in proxy("POST", "", batch).content
+
+
+def test_page_is_a_bundle_of_types_that_are_listed():
+    proxy = Proxy(resource_types={"Observation"})
+    url = f"{BASE}?page=2"
+    proxy.server.on(SEARCH, respond(bundle(OBSERVATION, next_url=url)))
+    link = json.loads(proxy("GET", "Observation").content)["link"][1]["url"]
+    for page, status in [
+        (bundle(OBSERVATION), 200),
+        (bundle(PATIENT), 403),
+        (PATIENT, 502),
+        (OBSERVATION, 502),
+        ({**STORED, "type": "collection"}, 502),
+    ]:
+        proxy.server.answers[url] = [respond(page)]
+        assert proxy("GET", link.removeprefix(PROXY)).status_code == status
 
 
 # Writes

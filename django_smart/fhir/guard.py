@@ -35,7 +35,13 @@ from django_smart.fhir.messages import (
 )
 from django_smart.protocol.messages import HTTPResponse
 
-__all__ = ["Guard", "RecordRules", "check_resource_type", "parse_interaction"]
+__all__ = [
+    "Guard",
+    "RecordRules",
+    "check_resource_type",
+    "parse_entry",
+    "parse_interaction",
+]
 
 _JSON_PATCH = "application/json-patch+json"
 _MAX_PARAMETERS = 100
@@ -431,7 +437,7 @@ class Guard:
         entries = bundle.get("entry", []) if isinstance(bundle, Mapping) else None
         if not isinstance(entries, list):
             raise FHIRRequestError("The body is not a Bundle with entries.")
-        parsed = [(entry, _parse_entry(entry)) for entry in entries]
+        parsed = [(entry, parse_entry(entry)) for entry in entries]
         urns = frozenset(
             str(entry.get("fullUrl"))
             for entry, asked in parsed
@@ -448,7 +454,7 @@ class Guard:
         return {**bundle, "entry": prepared}
 
 
-def _parse_entry(entry: Any) -> Interaction:
+def parse_entry(entry: Any) -> Interaction:
     """
     Read an entry of a batch or transaction.
 

@@ -39,7 +39,7 @@ from .fhir_outcomes import (
     get_gateway_status,
     get_status,
 )
-from .fhir_rewriting import PAGE, Rewriter
+from .fhir_rewriting import PAGE, PAGED_TYPES, Rewriter, get_objects
 
 __all__ = ["FHIRProxyView"]
 
@@ -49,12 +49,15 @@ _READS = {"GET", "HEAD"}
 _BUNDLES = {"batch", "transaction"}
 # What has to come back.
 _BUNDLE_TYPES = {
-    "batch": "batch-response",
-    "history-instance": "history",
-    "history-type": "history",
-    "search": "searchset",
-    "transaction": "transaction-response",
+    "batch": {"batch-response"},
+    "get": PAGED_TYPES,
+    "history-instance": {"history"},
+    "history-type": {"history"},
+    "search": {"searchset"},
+    "transaction": {"transaction-response"},
 }
+# Allowed if all that they hold is.
+_HOLDERS = {"Bundle", "OperationOutcome", "Parameters"}
 # Parameter of a read of a Binary: the resource that refers to it.
 _SOURCE = "_of"
 # All that is passed on of an answer: nothing of the connection, no cookie and no
@@ -245,7 +248,7 @@ class FHIRProxyView(View):
         if etag and asked.name in {"read", "vread"} and _has_etag(wanted, etag):
             response = build_fhir_response(304, b"")
         else:
-            body = rewriter.rewrite(body, answer.url) if body else b""
+            body = rewriter.rewrite(body, answer.url, asked) if body else b""
             response = build_fhir_response(answer.status_code, body)
         for name in _RESPONSE_HEADERS if is_known else ():
             if value := answer.headers.get(name.lower()):
@@ -265,16 +268,14 @@ class FHIRProxyView(View):
         resource = _json_object(answer)
         found = resource.get("resourceType"), resource.get("id")
         wanted = _BUNDLE_TYPES.get(asked.name)
-        if wanted is not None and (found[0], resource.get("type")) != (
-            "Bundle",
-            wanted,
-        ):
+        is_wanted = found[0] == "Bundle" and str(resource.get("type")) in (wanted or ())
+        if wanted is not None and not is_wanted:
             raise _bad_answer("The server returned an unexpected type of response.")
         if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
             raise _bad_answer("The server returned a different resource.")
-        for entry in _get_resources(resource):
-            if entry.get("resourceType") not in {"OperationOutcome", "Bundle"}:
-                self._check_type(entry.get("resourceType"))
+        for one in _get_resources(resource) if asked.name != "capabilities" else ():
+            if one.get("resourceType") not in _HOLDERS:
+                self._check_type(one.get("resourceType"))
         guard.check_answer(asked, resource)
         return answer.body
 
@@ -423,9 +424,21 @@ def _bad_answer(diagnostics: str) -> RefusedError:
     return RefusedError(502, "exception", diagnostics)
 
 
-def _get_resources(bundle: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    entries = bundle.get("entry")
-    for entry in entries if isinstance(entries, list) else []:
-        resource = entry.get("resource") if isinstance(entry, dict) else None
-        if isinstance(resource, dict):
-            yield resource
+def _get_resources(value: object) -> Iterator[Mapping[str, Any]]:
+    """*value*, and the resources that a Bundle or Parameters holds, at any depth."""
+    if not isinstance(value, Mapping):
+        return
+    yield value
+    if value.get("resourceType") == "Bundle":
+        for entry in get_objects(value.get("entry")):
+            yield from _get_resources(entry.get("resource"))
+            for response in get_objects([entry.get("response")]):
+                yield from _get_resources(response.get("outcome"))
+    elif value.get("resourceType") == "Parameters":
+        yield from _get_held(value.get("parameter"))
+
+
+def _get_held(parameters: object) -> Iterator[Mapping[str, Any]]:
+    for parameter in get_objects(parameters):
+        yield from _get_resources(parameter.get("resource"))
+        yield from _get_held(parameter.get("part"))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.core import signing
 from django.http import HttpRequest
 
 from ..fhir import FHIRClient
+from ..fhir.guard import parse_entry
+from ..fhir.interactions import Interaction
 from ..fhir.json import dump_json, load_json
 from ..fhir.messages import resolve_url
 from .fhir_outcomes import RefusedError
 
-__all__ = ["PAGE", "Rewriter"]
+__all__ = ["PAGE", "PAGED_TYPES", "Rewriter", "get_objects"]
 
 _SALT = "django_smart.fhir_proxy"
 PAGE = "_page"
+# Types of Bundles that a server makes, page by page, for those who ask.
+PAGED_TYPES = frozenset({"history", "searchset"})
+_PAGED = frozenset(
+    {"get", "history-instance", "history-system", "history-type"}
+    | {"operation", "search"}
+)
 
 
 class Rewriter:
@@ -38,16 +47,19 @@ class Rewriter:
         is_below = url.startswith(self._base)
         return self._proxy_url + url.removeprefix(self._base) if is_below else url
 
-    def rewrite(self, body: bytes, url: str) -> bytes:
+    def rewrite(self, body: bytes, url: str, asked: Interaction) -> bytes:
         """
         Replace the addresses in an answer from *url*; without any, *body* as it is.
 
-        In Bundles: ``fullUrl``, ``location`` and links.  In resources: references to
+        In Bundles: ``fullUrl``, ``location`` and links; only those that the server made
+        to answer *asked* lead to further pages.  In resources: references to
         the server become relative, which are right at the proxy, and at the server if
         the resource is sent back.
         """
         value = load_json(body)
         before = dump_json(value)
+        for bundle in _find_paged(value, asked):
+            self._sign_links(bundle, url or self._base)
         self._rewrite(value, url or self._base)
         after = dump_json(value)
         return after if after != before else body
@@ -66,14 +78,11 @@ class Rewriter:
                 self._rewrite(item, url)
 
     def _rewrite_bundle(self, bundle: dict[str, Any], url: str) -> None:
-        for link in _objects(bundle.get("link")):
-            target = link.get("url")
-            if isinstance(target, str):
-                relation = str(link.get("relation"))
-                link["url"] = self._rewrite_link(relation, resolve_url(url, target))
-        for entry in _objects(bundle.get("entry")):
+        for link in get_objects(bundle.get("link")):
+            _replace(link, "url", lambda it: self.rewrite_url(resolve_url(url, it)))
+        for entry in get_objects(bundle.get("entry")):
             _replace(entry, "fullUrl", self.rewrite_url)
-            for response in _objects([entry.get("response")]):
+            for response in get_objects([entry.get("response")]):
                 _replace(response, "location", self.rewrite_url)
 
     def _as_relative(self, url: str) -> str:
@@ -94,16 +103,36 @@ class Rewriter:
             ) from None
         return str(url)
 
-    def _rewrite_link(self, relation: str, url: str) -> str:
+    def _sign_links(self, bundle: dict[str, Any], url: str) -> None:
         # A server may keep its pages anywhere; what it named is signed, so that a
-        # script cannot name another place itself.
-        if relation != "self" and self._client.is_within_boundary(url):
-            signed = signing.dumps(url, salt=self._salt, compress=True)
-            return f"{self._proxy_url}{PAGE}?url={signed}"
-        return self.rewrite_url(url)
+        # script cannot name another place itself, nor in a Bundle that it stored.
+        for link in get_objects(bundle.get("link")):
+            target = link.get("url")
+            if link.get("relation") == "self" or not isinstance(target, str):
+                continue
+            target = resolve_url(url, target)
+            if self._client.is_within_boundary(target):
+                signed = signing.dumps(target, salt=self._salt, compress=True)
+                link["url"] = f"{self._proxy_url}{PAGE}?url={signed}"
 
 
-def _objects(items: object) -> list[dict[str, Any]]:
+def _find_paged(value: object, asked: Interaction) -> Iterator[dict[str, Any]]:
+    """The Bundles of an answer to *asked* that the server made for it."""
+    if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
+        return
+    if asked.name in _PAGED and value.get("type") in PAGED_TYPES:
+        yield value
+    elif asked.name in {"batch", "transaction"}:
+        entries, answers = asked.body.get("entry", []), value.get("entry")
+        # An answer is known by its place alone.
+        if isinstance(answers, list) and len(answers) == len(entries):
+            for entry, answer in zip(entries, answers, strict=True):
+                resource = answer.get("resource") if isinstance(answer, dict) else None
+                yield from _find_paged(resource, parse_entry(entry))
+
+
+def get_objects(items: object) -> list[dict[str, Any]]:
+    """The objects of a list, or of what should have been one."""
     if not isinstance(items, list):
         return []
     return [item for item in items if isinstance(item, dict)]
