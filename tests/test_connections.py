@@ -144,7 +144,7 @@ def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
     assert listed(response) == [(ended.grant_id, "needs_reauthorization")]
     page = text_of(response)
     assert AGAIN in page
-    assert 'name="grant"' not in page
+    assert page.count('name="grant"') == 1
 
     renewed = connect(browser, ehr)
     response = browser.get("/smart/connections/")
@@ -152,6 +152,18 @@ def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
     page = text_of(response)
     assert page.count('name="grant"') == page.count("<h2") == 1
     assert AGAIN not in page
+
+
+def test_connection_that_the_ehr_ended_can_be_ended_for_good(ehr, user):
+    browser = make_browser()
+    browser.force_login(user)
+    ended = connect(browser, ehr)
+    TokenGrant.objects.all().lose(error="invalid_grant")
+    browser.post("/smart/connections/", {"grant": ended.grant_id})
+    assert listed(browser.get("/smart/connections/")) == []
+    grant = TokenGrant.objects.get()
+    assert (grant.status, grant.is_revocation_pending) == ("revoked", True)
+    assert TokenGrant.objects.restore_lost() == 0
 
 
 @pytest.mark.parametrize("other", ["patient", "letter", "user", "visit"])

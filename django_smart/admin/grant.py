@@ -216,7 +216,7 @@ class TokenGrantAdmin(ReadOnlyAdmin):
         with transaction.atomic():
             ended = [
                 grant_id
-                for grant in queryset.filter(status=TokenGrant.Status.ACTIVE)
+                for grant in queryset.endable()
                 for grant_id in disconnect_grant(grant)
             ]
             enqueue_revocations(ended)

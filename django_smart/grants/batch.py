@@ -37,7 +37,7 @@ from .due_times import get_retry_at
 from .lease import get_failure_code, lease_length, new_owner, note_failure
 from .refresh import build_request
 from .refresh_response import take_answer, take_refusal
-from .server_limits import Pace, get_rank, is_outage, may_refresh
+from .server_limits import Pace, get_rank, is_outage, is_to_blame, may_refresh
 from .storing import insist
 
 __all__ = ["RefreshResult", "refresh_grants"]
@@ -47,8 +47,10 @@ logger = logging.getLogger(__name__)
 # Seconds after which a batch starts no more requests: a slow server must not keep a
 # process from the others, and a lease must outlast the last call (lease_length).
 _LONGEST_BATCH = 5.0
-# Of grants for which nothing can be sent: five minutes until the next attempt.
+# Failures that count for grants for which nothing can be sent: at most about five
+# minutes until the next attempt, or as long as for others if the server is down.
 _MOST_FAILURES = 5
+_MANY_FAILURES = 1000
 #: ``None`` if nothing was sent.
 _Answer = HTTPResponse | Exception | None
 
@@ -331,7 +333,7 @@ class _Batch:
             yield
         except SMARTError as exc:
             self._fail(grant, exc)
-            self._pace.note_answer(exc, is_repeated=grant.refresh_failures > 0)
+            self._pace.note_answer(exc, of_grant=is_to_blame(grant, exc))
         except Exception as exc:
             # An error in a signal receiver or in this package: the others continue.
             logger.exception("Grant %s: error during its refresh", grant.pk)
@@ -352,14 +354,14 @@ class _Batch:
         self.failed += len(grants)
         self._outcomes.add(error.code, number=len(grants))
         failures = 1 + min(grant.refresh_failures for grant in grants)
-        if not is_outage(error):
-            # An attempt asks the server for nothing, and nobody tells when it may work.
-            failures = min(failures, _MOST_FAILURES)
+        # Without an outage, nothing tells when an attempt would work again.
+        most = _MANY_FAILURES if is_outage(error) else _MOST_FAILURES
         TokenGrant.objects.postpone(
             [grant.pk for grant in grants],
             owner=self._owner,
             error_code=error.code,
-            due_at=get_retry_at(failures=failures, now=self._clock()),
+            due_at=get_retry_at(failures=min(failures, most), now=self._clock()),
+            most_failures=most,
         )
         log = logger.warning if is_outage(error) else logger.error
         log("%s grants have no new access token: %s", len(grants), error.code)

@@ -105,6 +105,8 @@ def disconnect_grant(grant: TokenGrant) -> list[int]:
     """
     End one grant, and the launches that use it, at its owner's request.
 
+    Also one that the EHR has refused, since an operator could restore it.
+
     Returns:
         Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
@@ -304,14 +306,15 @@ def _send_revocations(
 
 
 def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
-    grants = list(TokenGrant.objects.active().filter(pk__in=list(grant_ids)))
+    grants = list(TokenGrant.objects.endable().filter(pk__in=list(grant_ids)))
     ended = []
     for grant in grants:
         # One by one: a grant that ended elsewhere in the meantime is not revoked twice.
         if TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now):
             grant.status = TokenGrant.Status.REVOKED
+            # Robust: the others end as well if a receiver of the site fails.
             transaction.on_commit(
-                partial(grant_revoked.send, sender=TokenGrant, grant=grant)
+                partial(grant_revoked.send_robust, sender=TokenGrant, grant=grant)
             )
             ended.append(grant.pk)
     return ended

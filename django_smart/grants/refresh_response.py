@@ -18,7 +18,6 @@ from ..exceptions import (
     ContextChangedError,
     MalformedTokenResponseError,
     ReauthorizationRequiredError,
-    SMARTError,
     TokenError,
     TokenResponseError,
 )
@@ -34,7 +33,7 @@ from ..protocol.token import (
 from ..signals import grant_lost, grant_refreshed
 from .counting import count_lost
 from .due_times import get_refresh_due_at, note_end
-from .ending import revoke_tokens
+from .ending import enqueue_revocations, keep_for_revocation
 from .same_context import end_changed_grant, keep_context, names_another_person
 from .separate_connection import unless_locked
 from .server_limits import (
@@ -143,6 +142,10 @@ def _tell_lost(grant: TokenGrant, error: TokenResponseError, *, reason: str) -> 
 def _finish(
     grant: TokenGrant, tokens: TokenResponse, *, stored: bool, is_launched: bool
 ) -> bool:
+    if not (stored or TokenGrant.objects.active().filter(pk=grant.pk).exists()):
+        # Disconnected while the response was on its way.
+        enqueue_revocations([keep_for_revocation(grant.registration, tokens)])
+        raise ReauthorizationRequiredError("The grant was ended during its refresh.")
     if tokens.context_changed or (
         stored and names_another_person(grant, tokens.id_token)
     ):
@@ -152,11 +155,8 @@ def _finish(
             "was ended."
         )
     if not stored:
-        if TokenGrant.objects.active().filter(pk=grant.pk).exists():
-            # The lease ran out, and another holder has rotated the token since.
-            return False
-        _drop_unwanted(grant)
-        raise ReauthorizationRequiredError("The grant was ended during its refresh.")
+        # The lease ran out, and another holder has rotated the token since.
+        return False
     if is_launched:
         keep_context(grant, tokens.parameters)
     with unless_locked("Grant %s: its registration is locked", grant.pk):
@@ -198,15 +198,11 @@ def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> 
 
 def _is_stored(grant: TokenGrant) -> bool:
     # The connection broke after the UPDATE, before its result arrived.
-    return (
-        TokenGrant.objects.active()
-        .filter(
-            pk=grant.pk,
-            refresh_token_digest=grant.refresh_token_digest,
-            received_at=grant.received_at,
-        )
-        .exists()
-    )
+    return TokenGrant.objects.filter(
+        pk=grant.pk,
+        refresh_token_digest=grant.refresh_token_digest,
+        received_at=grant.received_at,
+    ).exists()
 
 
 def _read(response: HTTPResponse, grant: TokenGrant, *, now: datetime) -> TokenResponse:
@@ -269,14 +265,13 @@ def _put(tokens: TokenResponse, grant: TokenGrant, *, now: datetime) -> list[str
     grant.lease_owner = ""
     grant.lease_expires_at = None
     changed = [each for each, value in before.items() if getattr(grant, each) != value]
-    # A new end was not announced, whatever was announced of the old one meanwhile.
-    return [*changed, "end_announced"] if "ends_at" in changed else changed
-
-
-def _drop_unwanted(grant: TokenGrant) -> None:
-    # Disconnected while the response was on its way: its tokens must not be kept. The
-    # stored ones, which it may have replaced, are revoked as at any other end.
-    try:
-        revoke_tokens(grant)
-    except SMARTError as exc:
-        logger.warning("Grant %s: unwanted tokens not revoked (%s)", grant.pk, exc.code)
+    if "ends_at" in changed:
+        # A new end was not announced, whatever was announced of the old one meanwhile.
+        changed.append("end_announced")
+    if tokens.context_changed:
+        # In the same statement: nobody may use another patient's token in this chart.
+        grant.status = TokenGrant.Status.REVOKED
+        grant.ended_at, grant.refresh_due_at = now, None
+        grant.is_revocation_pending = True
+        changed += ["status", "ended_at", "is_revocation_pending"]
+    return changed

@@ -33,6 +33,7 @@ __all__ = [
     "get_claim_limit",
     "get_rank",
     "is_outage",
+    "is_to_blame",
     "may_refresh",
     "refuses_nearly_all",
     "resume_refreshes",
@@ -57,9 +58,9 @@ done sooner, immediately get more.
 
 # Consecutive failures after which a server is left alone.
 _THRESHOLD = 5
-# A grant that has failed more often usually fails again.
+# A grant that has failed more often is likely to fail again.
 _FEW_FAILURES = 2
-# A server that issued tokens so recently is not down.
+# A server that issued tokens so recently is taken to be up.
 _RECENT = timedelta(minutes=1)
 _FIRST_PAUSE = 2.0
 _SHORTEST_PAUSE = 1.0
@@ -137,7 +138,17 @@ def get_rank(grant_failures: int, server: FHIRServer) -> int:
     """
     if _is_down(server):
         return grant_failures
-    return int(grant_failures > _FEW_FAILURES)
+    return max(grant_failures - _FEW_FAILURES, 0)
+
+
+def is_to_blame(grant: TokenGrant, error: SMARTError) -> bool:
+    """
+    Return whether another failure of *grant* says little about its server.
+
+    A server that does not respond in time may be down whatever the grant.
+    """
+    is_answer = not isinstance(error, TransportError)
+    return is_answer and grant.refresh_failures > _FEW_FAILURES
 
 
 def get_batch_size(server: FHIRServer) -> int:
@@ -234,14 +245,14 @@ class Pace:
         self._seconds.append(seconds)
 
     def note_answer(
-        self, error: SMARTError | None = None, *, is_repeated: bool = False
+        self, error: SMARTError | None = None, *, of_grant: bool = False
     ) -> None:
         """
         Count an outcome; stop the batch if the server is down or asks for a pause.
 
         Args:
-            is_repeated: the grant had failed before. If the server has just responded
-                to others, the grant is at fault and not the server.
+            of_grant: the grant is likely to blame (:func:`is_to_blame`). The error
+                does not count if the server has just responded to others.
         """
         if error is None or not is_outage(error):
             # A refusal is also a response.
@@ -250,7 +261,7 @@ class Pace:
             self._has_succeeded = self._has_succeeded or error is None
             return
         rest = _get_rest(error)
-        if is_repeated and rest is None and (self._is_there or self._was_there):
+        if of_grant and rest is None and (self._is_there or self._was_there):
             return
         self._streak += 1
         self._failure = error
@@ -266,7 +277,8 @@ class Pace:
         """Store the outcome for the other workers."""
         servers, now = FHIRServer.objects, self._now()
         if self._claimed and not self._seconds and self._failure is None:
-            servers.release_probe(self._server, claimed=self._claimed)
+            until = now + timedelta(seconds=_FIRST_PAUSE)
+            servers.release_probe(self._server, claimed=self._claimed, until=until)
         if self._has_succeeded:
             servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
         is_over = self._is_there and self._streak == 0 and not self._is_paused
@@ -310,13 +322,13 @@ class Pace:
         )
 
     def _wake(self) -> None:
-        # Grants that failed because of the server wait no longer than it does. One
-        # failure of each still counts: some may have failed for a reason of their own.
+        # Grants that failed because of the server wait no longer than it does. Those
+        # that may have failed for a reason of their own still come after the others.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
         TokenGrant.objects.waiting_after(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
-        ).wake(failures=1)
+        ).wake(most_failures=_FEW_FAILURES + 1)
         fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 
@@ -372,12 +384,14 @@ def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
     """
     Stop refreshing the grants of *registration*, for a reason common to all.
 
-    Its grants are kept, and work again once the cause is fixed. That tokens cannot be
-    stored replaces another reason: attempts, which the others allow, would lose tokens.
+    Its grants are kept, and work again once the cause is fixed.
     """
     rows = ClientRegistration.objects.filter(pk=registration.pk)
     if reason == _Stop.TOKENS_NOT_STORED:
-        rows = rows.exclude(refresh_stop_reason=reason)
+        # Attempts, which other reasons allow, would lose tokens.
+        refused = rows.filter(refresh_stop_reason=_Stop.GRANTS_REFUSED)
+        refused.update(refresh_probe_at=None)
+        rows = rows.exclude(refresh_stop_reason__in=[reason, _Stop.GRANTS_REFUSED])
     else:
         rows = rows.filter(refresh_stopped_at__isnull=True)
     stopped = rows.update(
@@ -461,14 +475,13 @@ def resume_refreshes(
         # This grant was valid; the next attempt shows whether the others are.
         rows.update(refresh_probe_at=DatabaseNow())
         return False
-    if by_operator and reason in {_Stop.GRANTS_REFUSED, _Stop.TOKENS_NOT_STORED}:
-        # The second may have replaced the first.
-        restored = TokenGrant.objects.filter(registration=registration).restore_lost()
-        logger.info("Registration %s: %s grants restored", registration.pk, restored)
     if not rows.update(
         refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None
     ):
         return False
+    if reason == _Stop.GRANTS_REFUSED:
+        restored = TokenGrant.objects.filter(registration=registration).restore_lost()
+        logger.info("Registration %s: %s grants restored", registration.pk, restored)
     registration.refresh_stopped_at, registration.refresh_stop_reason = None, ""
     registration.wake_grants()
     logger.info("Registration %s: refreshes resumed", registration.pk)

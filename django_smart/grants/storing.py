@@ -36,6 +36,8 @@ _LONGEST = 60.0
 # Reported as OperationalError by MariaDB and SQLite, but permanent.
 _MARIADB_SCHEMA = frozenset({1054, 1146})  # unknown column, no such table
 _SQLITE_SCHEMA = "no such "
+# Raised by concurrent transactions, too.
+_PASSING = (IntegrityError, InternalError, OperationalError)
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 0.5
 _TRIES = 4
@@ -93,7 +95,10 @@ def _is_about_schema(error: Exception) -> bool:
 
 
 def store_together(
-    write: Callable[[], _Result], *, restart: Callable[[], None]
+    write: Callable[[], _Result],
+    *,
+    restart: Callable[[], None],
+    is_stored: Callable[[], bool] = lambda: False,
 ) -> _Result:
     """
     Call *write* in a transaction, and again if a concurrent one interfered.
@@ -103,6 +108,10 @@ def store_together(
 
     Args:
         restart: reverts what the last attempt changed in memory.
+        is_stored: whether the last attempt was committed. Called if an error follows
+            *write*: a commit may succeed although its acknowledgment is lost, and the
+            site's ``on_commit`` hooks may fail afterwards. Such an error is only
+            logged.
 
     Raises:
         IntegrityError, InternalError, OperationalError: from the last attempt.
@@ -110,13 +119,19 @@ def store_together(
     connection = connections[router.db_for_write(TokenGrant)]
     tries, wait = 1, _FIRST_WAIT
     while True:
+        is_written = False
         try:
             with transaction.atomic(using=connection.alias):
-                return write()
-        except (IntegrityError, InternalError, OperationalError) as exc:
+                result = write()
+                is_written = True
+            return result
+        except Exception as exc:
+            if is_written and not connection.in_atomic_block and is_stored():
+                logger.exception("Stored, but an error followed the commit")
+                return result
             # A deadlock also aborts an outer transaction.
             is_over = connection.in_atomic_block and not isinstance(exc, IntegrityError)
-            if is_over or tries == _TRIES:
+            if not isinstance(exc, _PASSING) or is_over or tries == _TRIES:
                 raise
             logger.info("Retrying a write (%s)", type(exc).__name__)
             if isinstance(exc, InternalError):

@@ -25,6 +25,7 @@ from django.db.models import (
     Subquery,
     When,
 )
+from django.db.models.functions import Greatest, Least
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -100,6 +101,15 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     def active(self) -> Self:
         """Return grants that have not ended."""
         return self.filter(status=TokenGrant.Status.ACTIVE)
+
+    def endable(self) -> Self:
+        """Return active grants, and those that an operator may restore."""
+        return self.filter(
+            status__in=(
+                TokenGrant.Status.ACTIVE,
+                TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            )
+        )
 
     def usable(self) -> Self:
         """Return active grants whose owner, if any, is not deactivated."""
@@ -405,10 +415,18 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         owner: str,
         error_code: str,
         due_at: datetime,
+        most_failures: int,
     ) -> int:
-        """Release the leases of grants for which nothing could be sent."""
+        """
+        Release the leases of grants for which nothing could be sent.
+
+        Args:
+            most_failures: the highest count that this may lead to.
+        """
         return self.filter(pk__in=pks, lease_owner=owner).update(
-            refresh_failures=F("refresh_failures") + 1,
+            refresh_failures=Greatest(
+                F("refresh_failures"), Least(F("refresh_failures") + 1, most_failures)
+            ),
             last_error=error_code,
             refresh_due_at=due_at,
             lease_owner="",
@@ -429,9 +447,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
         )
 
-    def wake(self, *, failures: int = 0) -> int:
-        """Make grants due now; only so many failures of each count from now on."""
-        return self.update(refresh_due_at=DatabaseNow(), refresh_failures=failures)
+    def wake(self, *, most_failures: int = 0) -> int:
+        """Make grants due now; at most so many failures of each count from now on."""
+        return self.update(
+            refresh_due_at=DatabaseNow(),
+            refresh_failures=Least(F("refresh_failures"), most_failures),
+        )
 
     def note_use(self, grant: TokenGrant, *, now: datetime) -> None:
         """Store that *grant* was used, for lazy refreshes."""
@@ -522,13 +543,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def end_pending_revocation(self, *, now: datetime) -> int:
         """
-        End active grants immediately; their tokens stay until they are revoked at the
-        EHR.
+        End grants immediately; their tokens stay until they are revoked at the EHR.
 
         Returns:
-            How many were active before.
+            How many had not ended, or could have been restored.
         """
-        return self.active().update(
+        return self.endable().update(
             status=TokenGrant.Status.REVOKED,
             ended_at=now,
             refresh_due_at=None,

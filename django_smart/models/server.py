@@ -305,10 +305,12 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         """Store that the server issued tokens, in *seconds* on average."""
         self.filter(pk=server.pk).update(last_refresh_at=now, refresh_seconds=seconds)
 
-    def release_probe(self, server: FHIRServer, *, claimed: datetime) -> None:
-        """End the pause of a probe that sent nothing, so that another may follow."""
+    def release_probe(
+        self, server: FHIRServer, *, claimed: datetime, until: datetime
+    ) -> None:
+        """Shorten the pause of a probe that sent nothing, so that another follows."""
         self.filter(pk=server.pk, refresh_paused_until=claimed).update(
-            refresh_paused_until=None
+            refresh_paused_until=until
         )
 
     def note_recovery(self, server: FHIRServer, *, claimed: datetime | None) -> None:
@@ -324,7 +326,11 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             own = When(refresh_paused_until=claimed, then=None)
             other = F("refresh_paused_until")
             changes["refresh_paused_until"] = Case(own, default=other)
-        self.filter(pk=server.pk).update(**changes)
+        rows = self.filter(pk=server.pk)
+        if not claimed:
+            # Another worker may have found it down meanwhile.
+            rows = rows.filter(refresh_failures=server.refresh_failures)
+        rows.update(**changes)
 
     def note_failures(
         self,
@@ -341,8 +347,12 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         Args:
             in_a_row: after those that failed before, with no response in between.
         """
+        rows = self.filter(pk=server.pk)
+        if not in_a_row:
+            # Another worker may have found it down meanwhile.
+            rows = rows.filter(refresh_failures=server.refresh_failures)
         before = F("refresh_failures") if in_a_row else 0
-        self.filter(pk=server.pk).update(
+        rows.update(
             refresh_failures=before + number,
             last_refresh_failure_at=now,
             last_refresh_error=error_code,

@@ -671,7 +671,7 @@ def test_missing_credentials_postpone_the_batch_and_send_nothing(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
     ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
-    for failures in (1, 21):
+    for failures in (1, 20):
         assert refresh_grants(grant_ids) == RefreshResult(failed=3)
         for grant in TokenGrant.objects.all():
             assert grant.status == "active"

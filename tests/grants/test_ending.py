@@ -19,6 +19,7 @@ from django_smart.grants.ending import (
     revoke_at_server,
     supersede_grants,
 )
+from django_smart.launches.purge import purge
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_revoked
 from django_smart.testing import EHRSimulator
@@ -159,6 +160,31 @@ def test_sign_out_ends_the_launches_and_the_grants_that_are_not_offline(
     assert [each["grant"].pk for each in revoked] == [grant.pk]
     assert _grant(offline).status == _grant(other).status == "active"
     assert {request.status for request in ehr.requests_to("revoke")} == {200}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_failing_receiver_stops_neither_a_sign_out_nor_the_purge(
+    ehr: EHRSimulator, registration: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(**_: Any) -> None:
+        raise LookupError("the site's own table is gone")
+
+    registration.ehr_scope = _ONLINE
+    registration.save()
+    browser = make_browser()
+    for number in (0, 1):
+        launch(browser, ehr, patient=list(ehr.data["Patient"])[number])
+    grant_revoked.connect(fail)
+    try:
+        assert browser.post("/smart/logout/").status_code == 302
+        assert "_auth_user_id" not in browser.session
+        assert not TokenGrant.objects.active().exists()
+        TokenGrant.objects.update(status="active", ended_at=None)
+        purge()
+    finally:
+        grant_revoked.disconnect(fail)
+    assert not TokenGrant.objects.active().exists()
+    assert "table is gone" in caplog.text
 
 
 @pytest.mark.usefixtures("registration")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from django_smart import transport
@@ -21,6 +22,7 @@ from django_smart.exceptions import (
     TokenServerError,
 )
 from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.engine import revoke_pending
 from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
@@ -347,9 +349,15 @@ def test_grant_that_is_revoked_during_its_refresh_stays_revoked(
     stored = reload_grant(grant.pk)
     assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
     assert stored.refresh_due_at is None
-    # The tokens that came are nobody's: the EHR was told of them.
-    assert all(each.revoked for each in ehr.store.grants())
     assert refreshed == []
+    # The tokens that came are nobody's: the EHR is told of them, as soon as it answers.
+    ehr.faults.add("revoke_503")
+    assert revoke_pending(TokenGrant.objects.all()) == 0
+    ehr.faults.clear()
+    assert not all(each.revoked for each in ehr.store.grants())
+    assert revoke_pending(TokenGrant.objects.all()) == 2
+    assert all(each.revoked for each in ehr.store.grants())
+    assert not TokenGrant.objects.exclude(refresh_token_digest="").exists()
 
 
 def test_grant_that_is_deleted_during_its_refresh_is_nobodys(
@@ -359,7 +367,46 @@ def test_grant_that_is_deleted_during_its_refresh_is_nobodys(
     after_answer(ehr, lambda: TokenGrant.objects.filter(pk=grant.pk).delete())
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(grant)
+    assert revoke_pending(TokenGrant.objects.all()) == 1
     assert all(each.revoked for each in ehr.store.grants())
+
+
+def test_nobody_sees_tokens_of_another_patient_not_even_after_a_crash(
+    ehr: EHRSimulator, opened: Launch
+) -> None:
+    grant = expire(reload_grant(opened.grant_id), ehr)
+    ehr.faults.add("refresh_other_patient")
+
+    def crash(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("UPDATE") and "django_smart_launch" in sql:
+            raise KeyboardInterrupt
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(crash), pytest.raises(KeyboardInterrupt):
+        get_access_token(grant)
+    stored = reload_grant(grant.pk)
+    assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
+    assert stored.refresh_token != grant.refresh_token
+    assert stored.refresh_due_at is None
+    opened.refresh_from_db()
+    assert opened.status == "completed"
+    with pytest.raises(ReauthorizationRequiredError):
+        get_access_token(stored)
+
+
+def test_grant_that_has_ended_is_not_lost_by_another_patient_as_well(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    grant = expire(grant, ehr)
+    ehr.faults.add("refresh_other_patient")
+    after_answer(ehr, lambda: disconnect_grant(reload_grant(grant.pk)))
+    with (
+        listening(grant_lost) as lost,
+        pytest.raises(ReauthorizationRequiredError),
+    ):
+        get_access_token(grant)
+    assert lost == []
+    assert TokenGrant.objects.awaiting_revocation().count() == 2
 
 
 @pytest.mark.compliance("REF-06")
