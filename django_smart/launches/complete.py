@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from django.db import router
 from django.utils import timezone
 
 from ..conf import conf
@@ -339,8 +340,10 @@ def _complete(
     try:
         return _use_tokens(launch, tokens, visitor)
     except Exception:
-        # Also for an error in the site's hooks.
-        enqueue_revocations([keep_for_revocation(registration, tokens)])
+        # Also for an error in the site's hooks, but not if the launch has its tokens.
+        holding = (Launch.Status.COMPLETED, Launch.Status.PARKED)
+        if not _get_stored(launch).filter(status__in=holding).exists():
+            enqueue_revocations([keep_for_revocation(registration, tokens)])
         raise
 
 
@@ -387,7 +390,16 @@ def _store_together(
     return store_together(
         partial(_store, launch, tokens, claims, visitor, answer=answer),
         restart=restart,
+        # In memory, the launch has the grant of the last attempt.
+        is_stored=lambda: (
+            _get_stored(launch).open().filter(grant=launch.grant).exists()
+        ),
     )
+
+
+def _get_stored(launch: Launch) -> LaunchQuerySet:
+    # Not from a replica, which may not have the row yet.
+    return Launch.objects.using(router.db_for_write(Launch)).filter(pk=launch.pk)
 
 
 def _get_expected_issuer(

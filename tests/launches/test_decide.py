@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import time_machine
 from django.contrib.auth import get_user_model
-from django.db import connection
+from django.db import OperationalError, connection
 from django.http import HttpResponseBase
 from django.test import Client
 from django.test.utils import override_script_prefix
@@ -425,6 +425,35 @@ def test_whoever_waits_too_long_has_to_start_again(
     assert (parked.status, parked.held) == ("failed", "")
     assert _is_revoked(ehr, token)
     assert _signed_in(browser) == str(opened.user_id)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_tokens_of_a_question_that_was_stored_are_kept_until_its_end(
+    ehr: EHRSimulator,
+) -> None:
+    browser, _ = _open_as_first(ehr)
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    start = start_ehr_launch(browser, ehr, user=_second_clinician(ehr))
+    callback = ehr.authorize(start)
+
+    def lose_answer(execute: Any, sql: str, *arguments: Any) -> Any:
+        result = execute(sql, *arguments)
+        if sql.startswith("UPDATE django_smart_launch") and "held = " in sql:
+            raise OperationalError("server closed the connection unexpectedly")
+        return result
+
+    with (
+        connection.execute_wrapper(lose_answer),
+        pytest.raises(OperationalError, match="closed"),
+    ):
+        get_callback(browser, callback)
+    parked = Launch.objects.get(question="switch")
+    token = _get_access_token(parked)
+    assert (parked.status, _is_revoked(ehr, token)) == ("parked", False)
+    with time_machine.travel(timezone.now() + timedelta(minutes=5)):
+        purge()
+    assert _is_revoked(ehr, token)
+    assert len(ehr.requests_to("revoke")) <= 2
 
 
 def test_worker_is_told_when_to_end_what_nobody_decides(

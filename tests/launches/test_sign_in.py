@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in
-from django.db import OperationalError
+from django.db import OperationalError, connections, transaction
 from django.db.models.signals import post_save
 from django.test import Client
 
@@ -370,6 +372,81 @@ def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
     assert not Identity.objects.exists()
     assert not TokenGrant.objects.active().exists()
     assert _signed_in(browser) is None
+
+
+# What goes wrong when everything is stored already
+
+
+@pytest.fixture(params=["hook", "acknowledgment"])
+def late_error(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
+    """Once, an error after a grant has been committed; the list says that it came."""
+    connection, raised = connections["default"], list[str]()
+    commit = connection.commit
+
+    def fail() -> None:
+        raised.append(request.param)
+        raise RuntimeError("A bug in the site's hook")
+
+    def lose_acknowledgment() -> None:
+        monkeypatch.setattr(connection, "commit", commit)
+        commit()
+        raised.append(request.param)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    def arm(instance: TokenGrant, **_kwargs: Any) -> None:
+        if raised or instance.status != "active":
+            return
+        if request.param == "hook":
+            transaction.on_commit(fail)
+        else:
+            monkeypatch.setattr(connection, "commit", lose_acknowledgment)
+
+    post_save.connect(arm, sender=TokenGrant)
+    yield raised
+    post_save.disconnect(arm, sender=TokenGrant)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("registration")
+def test_launch_that_was_stored_goes_on_after_a_late_error(
+    ehr: EHRSimulator, late_error: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    assert len(late_error) == 1
+    assert (opened.status, _signed_in(browser)) == ("completed", str(opened.user_id))
+    assert open_page(browser, opened) == 200
+    grant = TokenGrant.objects.get()
+    assert (grant, grant.status) == (opened.grant, "active")
+    assert not ehr.requests_to("revoke")
+    errors = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert [each.exc_info is not None for each in errors] == [True]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("registration")
+def test_parked_launch_that_was_stored_goes_on_after_a_late_error(
+    ehr: EHRSimulator, settings: Any, late_error: list[str]
+) -> None:
+    settings.LOGIN_URL = "/admin/login/"
+    owner_browser, browser = make_browser(), make_browser()
+    owner = _sign_in(owner_browser)
+    late_error.append("not yet")
+    connect(owner_browser, ehr)
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    late_error.clear()
+    _sign_in(browser)
+    opened = get_launch(
+        browser.get(parse_qs(urlsplit(response["Location"]).query)["next"][0])
+    )
+    assert len(late_error) == 1
+    assert (opened.status, opened.user) == ("completed", owner)
+    assert open_page(browser, opened) == 200
+    assert opened.grant is not None
+    assert opened.grant.status == "active"
+    assert not ehr.requests_to("revoke")
 
 
 def test_fhir_user_at_another_server_signs_in_and_is_never_read(ehr, registration):
