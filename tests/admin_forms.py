@@ -60,6 +60,22 @@ def registration_form(**values: Any) -> dict[str, Any]:
     }
 
 
+def read_form(page: Any) -> dict[str, Any]:
+    """What a browser sends for the form of *page* if nobody types in it."""
+    data: dict[str, Any] = {}
+    forms = [page.context["adminform"].form]
+    for inline in page.context["inline_admin_formsets"]:
+        forms += [inline.formset.management_form, *inline.formset.initial_forms]
+    for field in (field for form in forms for field in form):
+        value = field.value()
+        if value is not None and value is not False:
+            data[field.html_name] = "on" if value is True else value
+        if field.field.show_hidden_initial:
+            assert f'name="{field.html_initial_name}"' in page.text
+            data[field.html_initial_name] = value
+    return data
+
+
 def levels_of(response: Any) -> list[str]:
     """Whether each message of a page tells of a success, or warns."""
     return [message.level_tag for message in response.context["messages"]]

@@ -34,6 +34,7 @@ from tests import factories
 from tests.admin_forms import (
     grant_permissions,
     levels_of,
+    read_form,
     registration_form,
     server_form,
     url_of,
@@ -501,6 +502,23 @@ def test_servers_are_asked_later_without_a_broker(admin_client, rows, broker):
     broker.error = OperationalError()
     response = run_action(admin_client, FHIRServer, "rediscover", rows[FHIRServer])
     assert levels_of(response) == ["warning"]
+
+
+@pytest.mark.parametrize("pinned", ["", "{}"])
+def test_what_is_changed_on_a_server_page_is_stored(admin_client, pinned):
+    server = make_server(
+        paused=True,
+        pinned={"token_endpoint": "https://ehr.example.org/token"},
+        disputed={"moved": {"token_endpoint": "https://elsewhere.example.net/token"}},
+    )
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    assert data.pop("paused") == "on"
+    response = admin_client.post(url, {**data, "pinned": pinned, "is_active": ""})
+    assert response.status_code == 302, response.context["errors"]
+    server.refresh_from_db()
+    assert (server.pinned, server.disputed) == ({}, {})
+    assert (server.paused, server.is_active) == (False, False)
 
 
 # Registrations

@@ -70,6 +70,10 @@ class FHIRServerForm(_ServerForm):
     def clean(self) -> dict[str, Any]:
         """Name a new server by its host, where nobody has named it."""
         data = super().clean() or self.cleaned_data
+        for name, value in data.items():
+            # An empty JSON field would be stored as NULL.
+            if value is None and isinstance(self.fields[name], forms.JSONField):
+                data[name] = getattr(FHIRServer(), name)
         if headers := data.get("request_headers"):
             try:
                 validate_request_headers(headers)
