@@ -159,11 +159,11 @@ def test_types_that_are_not_listed_do_not_come_within_others(path):
         bundle(bundle(OBSERVATION, PATIENT)),
     ]
     url = f"{path}&patient=p1" if "?" in path else path
-    for answer in (OBSERVATION, bundle(OBSERVATION), bundle(bundle(OBSERVATION))):
-        proxy.server.on(url, respond(answer))
+    for listed in (OBSERVATION, bundle(OBSERVATION), bundle(bundle(OBSERVATION))):
+        proxy.server.on(url, respond(listed))
         assert proxy("GET", path).status_code == 200
-    for answer in hidden:
-        proxy.server.on(url, respond(answer))
+    for other in hidden:
+        proxy.server.on(url, respond(other))
         assert proxy("GET", path).status_code == 403
 
 
@@ -171,8 +171,11 @@ def test_types_that_are_not_listed_do_not_come_in_a_batch():
     proxy = Proxy(resource_types={"Observation"}, methods=WRITES)
     entry = {"request": {"method": "GET", "url": "Observation?_include=x"}}
     batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
-    for found, status in [([OBSERVATION], 200), ([OBSERVATION, PATIENT], 403)]:
-        answered = {"resource": bundle(*found), "response": {"status": "200"}}
+    for found, status in [
+        (bundle(OBSERVATION), 200),
+        (bundle(OBSERVATION, PATIENT), 403),
+    ]:
+        answered = {"resource": found, "response": {"status": "200"}}
         answer = {"resourceType": "Bundle", "type": "batch-response"}
         proxy.server.answers[BASE] = [respond({**answer, "entry": [answered]})]
         assert proxy("POST", "", batch).status_code == status

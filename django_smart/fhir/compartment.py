@@ -116,6 +116,10 @@ _CHAINED = frozenset(
     {"actor", "beneficiary", "individual", "member", "patient", "subject"}
 )
 _INCLUSIONS = frozenset({"_include", "_revinclude"})
+# The parts of a parameter's name: of a chain, a type or a modifier.
+_STEPS = re.compile("[.:]")
+# Search parameters that look at more than the resources that are searched for.
+_SELECTING_BY_OTHERS = frozenset({"_filter", "_has", "_list"})
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
 
@@ -229,20 +233,25 @@ class PatientBoundary:
         selecting = {compartment.parameter} | ({*compartment.subjects} & _NAMES)
         is_named = False
         for name, value in pairs:
-            bare, _, modifier = name.partition(":")
-            is_reverse = bare == "_has"
-            last = name.rpartition(":")[2]
-            if (bare in names and modifier in {"", "Patient"}) or (
+            # FHIR is case-sensitive here; not every server is.
+            lower = name.lower()
+            steps = set(_STEPS.split(lower))
+            bare, _, modifier = lower.partition(":")
+            is_reverse = "_has" in steps
+            last = lower.rpartition(":")[2]
+            if (bare in names and modifier in {"", "patient"}) or (
                 is_reverse and last in _NAMES
             ):
                 if not self._is_own(value):
                     _refuse(f'"{name}" does not name the patient of this launch.')
-                is_named |= bare in selecting
-            elif compartment.is_shared and _is_chain_to_patient(name):
+                is_named |= name in selecting | {f"{one}:Patient" for one in selecting}
+            elif compartment.is_shared and _is_chain_to_patient(lower):
                 if not self._is_own(value):
                     _refuse(f'"{name}" does not name the patient of this launch.')
-            elif name == "_query" or (is_reverse and compartment.is_shared):
+            elif "_query" in steps or (
                 # What refers to something shared is in every patient's record.
+                compartment.is_shared and steps & _SELECTING_BY_OTHERS
+            ):
                 _refuse(f'"{name}" may search in other records.')
             elif any(map(self._is_foreign_value, value.split(","))):
                 _refuse(f'"{name}" names another patient.')
@@ -252,12 +261,13 @@ class PatientBoundary:
         self, resource_type: str, pairs: list[tuple[str, str]]
     ) -> list[tuple[str, str]]:
         """Leave out, or extend, what would hide whose the resources are."""
-        includes = any(name.partition(":")[0] in _INCLUSIONS for name, _ in pairs)
+        includes = any(
+            name.partition(":")[0].lower() in _INCLUSIONS for name, _ in pairs
+        )
         paths = get_compartment(resource_type).subjects
         subjects = [path.partition(".")[0].removesuffix("[]") for path in paths]
         completed = []
         for name, value in pairs:
-            # FHIR is case-sensitive here; not every server is.
             bare = name.partition(":")[0].lower()
             if bare == "_summary" and value not in _WHOLE_SUMMARIES:
                 continue

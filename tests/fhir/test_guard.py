@@ -48,6 +48,59 @@ def test_search_without_a_patient_is_about_the_launchs():
     assert len(grant.server.requests) == 2
 
 
+@pytest.mark.parametrize(
+    ("resource_type", "name", "value"),
+    [
+        ("PractitionerRole", "practitioner._has:Observation:performer:patient", "p2"),
+        ("PractitionerRole", "practitioner._has:Observation:performer:code", "1"),
+        ("Practitioner", "_HAS:Observation:performer:code", "1"),
+        ("Practitioner", "_Has:Observation:performer:patient", "p2"),
+        ("Slot", "Schedule.Actor", "Patient/p2"),
+        ("Practitioner", "_list", "1"),
+        ("Practitioner", "_List", "1"),
+        ("PractitionerRole", "practitioner._list", "1"),
+        ("Practitioner", "_filter", "id eq 1"),
+        ("Observation", "_QUERY", "everybody"),
+        ("Observation", "Patient", "p2"),
+        ("Observation", "PATIENT:patient", "p2"),
+        ("Patient", "_ID", "p2"),
+    ],
+)
+def test_parameter_is_checked_in_any_spelling(resource_type, name, value):
+    grant = make_grant()
+    with pytest.raises(ForeignPatientError):
+        list(grant.client.search(resource_type, {name: value}))
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        (
+            "PractitionerRole?practitioner._has%3AObservation%3Aperformer%3Apatient=p1",
+            "",
+        ),
+        ("Practitioner?_has%3AObservation%3Aperformer%3Apatient=p1", ""),
+        ("Slot?schedule.actor=Patient%2Fp1", ""),
+        ("Observation?_list=1", "&patient=p1"),
+        ("Observation?_filter=1", "&patient=p1"),
+        # A server may ignore a name that it does not know.
+        ("Observation?PATIENT=p1", "&patient=p1"),
+    ],
+)
+def test_parameter_about_the_patient_is_sent(asked, sent):
+    grant = make_grant()
+    grant.server.on(f"{asked}{sent}", respond(bundle()))
+    assert grant.client.get(asked)["entry"] == []
+
+
+def test_inclusion_in_any_case_keeps_the_elements_that_name_the_patient():
+    grant = make_grant()
+    query = "_Include=x&patient=p1"
+    grant.server.on(f"Observation?{query}", respond(bundle()))
+    assert grant.client.get(f"Observation?{query}&_elements=id")["entry"] == []
+
+
 def test_further_pages_are_checked_too():
     grant = make_grant()
     url = f"{BASE}?page=2"
