@@ -752,6 +752,101 @@ def test_secret_that_cannot_be_decrypted_is_asked_for_again(
     assert ClientRegistration.objects.get().client_secret == "anew"
 
 
+# What others wrote while a form was open
+
+
+def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
+    server = make_server()
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    moved = {"token_endpoint": "https://elsewhere.example.net/token"}
+    newer = {
+        "paused": True,
+        "pinned": {"token_endpoint": "https://ehr.example.org/token"},
+        "disputed": {"moved": moved},
+        "overrides": {"token_endpoint": "https://ehr.example.org/token"},
+    }
+    FHIRServer.objects.update(**newer)
+    response = admin_client.post(url, {**data, "name": "Renamed"})
+    assert response.status_code == 302, response.context["errors"]
+    stored = FHIRServer.objects.values("name", "search_text", *newer).get()
+    assert stored == {"name": "Renamed", "search_text": " renamed", **newer}
+
+
+def read_ciphertext(registration: ClientRegistration) -> str:
+    stored = ClientRegistration.objects.get(pk=registration.pk)
+    return stored._meta.get_field("client_secret").value_to_string(stored)
+
+
+class Interrupting(Away):
+    """While it is asked, workers and commands write."""
+
+    def __init__(self, **newer: Any) -> None:
+        super().__init__()
+        self.newer = newer
+        self.number = 0
+
+    def send(self, *args: Any, **kwargs: Any) -> Any:
+        self.number += 1
+        ClientRegistration.objects.update(**self.newer)
+        return super().send(*args, **kwargs)
+
+
+def test_stop_made_while_the_server_is_asked_stays(admin_client, rows):
+    registration = rows[ClientRegistration]
+    FHIRServer.objects.update(configuration=None)
+    url = url_of(ClientRegistration, "change", registration.pk)
+    data = read_form(admin_client.get(url))
+    before = read_ciphertext(registration)
+    now = timezone.now()
+    newer = {
+        "refresh_stopped_at": now,
+        "refresh_stop_reason": "tokens_not_stored",
+        "refresh_probe_at": now + timedelta(hours=1),
+        "landing_page": "/other/",
+    }
+    # Encrypted anew, as smart_reencrypt does.
+    ehr = Interrupting(client_secret=SECRET, **newer)
+    data["standalone_scope"] = "launch/patient patient/Patient.rs"
+    with transport.mounted("https://ehr.example.org", ehr):
+        response = admin_client.post(url, data)
+    assert response.status_code == 302, response.context["errors"]
+    assert ehr.number
+    columns = ("standalone_scope", *newer)
+    stored = ClientRegistration.objects.values(*columns).get()
+    assert stored == {"standalone_scope": data["standalone_scope"], **newer}
+    registration.refresh_from_db()
+    assert registration.standalone_slot is not None
+    assert registration.client_secret == SECRET
+    ciphertext = read_ciphertext(registration)
+    assert ciphertext != before
+
+
+@pytest.mark.parametrize(
+    ("values", "secret"),
+    [
+        ({"client_secret": "anew"}, "anew"),
+        ({"clear_client_secret": "on", "client_secret_env": "EHR_SECRET"}, ""),
+    ],
+)
+def test_new_credentials_lift_a_stop_made_while_the_server_is_asked(
+    admin_client, rows, values, secret
+):
+    registration = rows[ClientRegistration]
+    FHIRServer.objects.update(configuration=None)
+    url = url_of(ClientRegistration, "change", registration.pk)
+    data = read_form(admin_client.get(url))
+    ehr = Interrupting(
+        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
+    )
+    with transport.mounted("https://ehr.example.org", ehr):
+        response = admin_client.post(url, {**data, **values})
+    assert response.status_code == 302, response.context["errors"]
+    registration.refresh_from_db()
+    assert registration.client_secret == secret
+    assert registration.refresh_stopped_at is None
+
+
 # Signing keys
 
 

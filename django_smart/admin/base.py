@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
@@ -29,6 +29,7 @@ __all__ = [
     "as_json",
     "as_list",
     "as_scopes",
+    "lock_and_merge",
     "shorten",
 ]
 
@@ -68,6 +69,21 @@ def as_scopes(scope: str) -> SafeString | str:
         "", "<li><code>{}</code></li>", ((item,) for item in scope.split())
     )
     return format_html('<ul class="smart-list">{}</ul>', rows) if rows else EMPTY
+
+
+def lock_and_merge(obj: models.Model, changed: Collection[str]) -> None:
+    """
+    Lock the row of *obj*; take over what others stored in it since it was read.
+
+    Args:
+        changed: the fields that keep the values of *obj*.
+    """
+    rows = type(obj)._base_manager.select_for_update()
+    stored = vars(rows.get(pk=obj.pk))
+    for field in obj._meta.concrete_fields:
+        if field.name not in changed:
+            # Not by setattr(), which would decrypt a secret.
+            vars(obj)[field.attname] = stored[field.attname]
 
 
 def shorten(text: str) -> str:

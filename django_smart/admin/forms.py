@@ -61,6 +61,10 @@ class FHIRServerForm(_ServerForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if "paused" in self.fields:
+            # Compared with the page, not with the row: a pause that began after the
+            # page was opened is no change. JSON fields do this already.
+            self.fields["paused"].show_hidden_initial = True
         if self.instance._state.adding:
             for name in ("name", "slug"):
                 if name in self.fields:

@@ -27,7 +27,14 @@ from ..servers.registering import (
     get_site_url,
 )
 from ..servers.signing_keys import ensure_active_key
-from .base import EMPTY, BaseAdmin, as_copyable, as_list, shorten
+from .base import (
+    EMPTY,
+    BaseAdmin,
+    as_copyable,
+    as_list,
+    lock_and_merge,
+    shorten,
+)
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
 
@@ -216,6 +223,12 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
         self, request: HttpRequest, obj: ClientRegistration, form: Any, change: bool
     ) -> None:
         """Store it; with ``private_key_jwt`` there has to be a key to sign with."""
+        if change:
+            # The server may have been asked for long: refreshes may have been stopped.
+            changed = {*form.changed_data}
+            if "clear_client_secret" in changed:
+                changed.add("client_secret")
+            lock_and_merge(obj, changed)
         super().save_model(request, obj, form, change)
         if form.unasked is not None:
             self.message_user(

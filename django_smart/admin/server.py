@@ -32,7 +32,7 @@ from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import check_dispute, fetch_configuration
 from ..servers.presets import get_preset_values
-from .base import EMPTY, BaseAdmin, as_list, shorten
+from .base import EMPTY, BaseAdmin, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 
@@ -489,6 +489,8 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         self, request: HttpRequest, obj: FHIRServer, form: Any, change: bool
     ) -> None:
         """Fill in the preset, forget what belongs to an old address, and ask."""
+        if change:
+            lock_and_merge(obj, form.changed_data)
         if "preset" in form.changed_data:
             self._apply_preset(obj, typed=form.changed_data)
         moved = "base_url" in form.changed_data
