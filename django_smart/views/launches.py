@@ -178,6 +178,9 @@ class LoginView(ProtocolView):
         chosen, next_url = self._read(request.POST)
         self.registration = registration = self._find(chosen)
         url = build_login_url(**chosen, next_url=next_url)
+        if "connect" in request.POST and get_user(request) is None:
+            # The session ran out: the launch would sign in, perhaps a new user.
+            return self._sign_in_again(url)
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
             return first
@@ -202,6 +205,18 @@ class LoginView(ProtocolView):
     @staticmethod
     def _find(chosen: dict[str, str]) -> ClientRegistration:
         return get_standalone_registration(chosen["server"], chosen["registration"])
+
+    @staticmethod
+    def _sign_in_again(url: str) -> HttpResponse:
+        """Lead whoever confirmed to the site's login, and from there to *url*."""
+        if _is_own_url(resolve_url(settings.LOGIN_URL)):
+            error = IdentityError(
+                "Whoever confirmed to connect is no longer signed in.",
+                code="user_changed",
+            )
+            fail_launch(None, error)
+            raise error
+        return harden(HttpResponseRedirect(_build_sign_in_url(url)))
 
     def _begin(
         self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
@@ -420,7 +435,7 @@ class CallbackView(_CompletingView):
             and get_user(request) is None
             and not _is_own_url(resolve_url(settings.LOGIN_URL))
         ):
-            url = _build_sign_in_url(launch)
+            url = _build_sign_in_url(url)
         return harden(HttpResponseRedirect(url))
 
     @staticmethod
@@ -484,7 +499,7 @@ class DecideView(_CompletingView):
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
             "decide_url": _build_decide_url(launch),
-            "sign_in_url": _build_sign_in_url(launch),
+            "sign_in_url": _build_sign_in_url(_build_decide_url(launch)),
         }
         return harden(render(request, "django_smart/decide.html", context))
 
@@ -585,7 +600,8 @@ class DecideView(_CompletingView):
         )
         # Its receiver ends what the other had open, and sets the new cookie.
         logout(request)
-        return harden(HttpResponseRedirect(_build_sign_in_url(launch)))
+        url = _build_sign_in_url(_build_decide_url(launch))
+        return harden(HttpResponseRedirect(url))
 
     @staticmethod
     def _end(launch: Launch, error: SMARTError) -> NoReturn:
@@ -749,10 +765,9 @@ def _build_decide_url(launch: Launch) -> str:
     return get_protocol_url("decide", key=launch.key)
 
 
-def _build_sign_in_url(launch: Launch) -> str:
-    """``LOGIN_URL``, which leads back to the launch's question."""
-    login_url = resolve_url(settings.LOGIN_URL)
-    return redirect_to_login(_build_decide_url(launch), login_url).url
+def _build_sign_in_url(next_url: str) -> str:
+    """``LOGIN_URL``, which leads back to *next_url*."""
+    return redirect_to_login(next_url, resolve_url(settings.LOGIN_URL)).url
 
 
 def _is_own_url(url: str) -> bool:

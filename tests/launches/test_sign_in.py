@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,8 +19,8 @@ from django_smart import transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError
-from django_smart.models import FHIRServer, Identity, TokenGrant
-from django_smart.signals import launch_completed
+from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
+from django_smart.signals import launch_completed, launch_failed
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import id_tokens
 from tests.ehr import (
@@ -210,6 +211,46 @@ def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
     assert User.objects.count() == 1
     # What that lends is the records: the account signs nobody in.
     assert not Identity.objects.get().may_sign_in
+
+
+def _press_connect(browser: Client) -> Any:
+    """Open the page that asks; press its button when the session has run out."""
+    page = browser.get("/smart/login/?server=harbour&next=/page/").content.decode()
+    inputs = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page)
+    browser.session.flush()
+    return browser.post("/smart/login/", dict(inputs))
+
+
+@pytest.mark.usefixtures("registration")
+def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
+    settings: Any,
+) -> None:
+    settings.LOGIN_URL = "/admin/login/"
+    browser = make_browser()
+    _sign_in(browser)
+    response = _press_connect(browser)
+    login = urlsplit(response["Location"])
+    assert (response.status_code, login.path) == (302, "/admin/login/")
+    assert not Launch.objects.exists()
+    # Whoever signs in is asked again.
+    _sign_in(browser)
+    asked = browser.get(parse_qs(login.query)["next"][0])
+    assert b'name="connect"' in asked.content
+    assert b'name="next" value="/page/"' in asked.content
+
+
+@pytest.mark.usefixtures("registration")
+def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
+    settings: Any,
+) -> None:
+    settings.LOGIN_URL = "/smart/login/"
+    browser = make_browser()
+    _sign_in(browser)
+    with listening(launch_failed) as failed:
+        response = _press_connect(browser)
+    assert (response.status_code, get_code(response)) == (409, "user_changed")
+    assert not Launch.objects.exists()
+    assert len(failed) == 1
 
 
 @pytest.mark.usefixtures("registration")
