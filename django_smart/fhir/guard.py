@@ -207,10 +207,8 @@ class Guard:
             raise ForeignPatientError("There is no patient in context.")
         path, _, query = asked.path.partition("?")
         parts, pairs = path.split("/"), _parse_query(query)
-        if parts[0] == "Patient" and len(parts) > 1:
-            is_search = parts[1].startswith(("_", "$"))
-            if not is_search and parts[1] != self.boundary.patient_id:
-                raise ForeignPatientError("This is not the patient of this launch.")
+        if parts[0] == "Patient":
+            self._check_patient(name, parts)
         match name:
             case "read" | "vread" | "history-instance":
                 return _with_query(asked, path, self.boundary.complete(kind, pairs))
@@ -226,6 +224,16 @@ class Guard:
             case "operation":
                 return self._prepare_operation(asked, parts, pairs)
         raise ForeignPatientError(f"A {name} is not about a single patient.")
+
+    def _check_patient(self, name: str, parts: list[str]) -> None:
+        is_search = len(parts) == 1 or parts[1].startswith(("_", "$"))
+        if not is_search and parts[1] != self.boundary.patient_id:
+            raise ForeignPatientError("This is not the patient of this launch.")
+        # The server chooses its id, also of an update whose search finds nothing.
+        if name == "create" or (name == "update" and len(parts) == 1):
+            raise ForeignPatientError(
+                "A new Patient is not the patient of this launch; update it by its id."
+            )
 
     def _prepare_get(self, asked: Interaction, urns: frozenset[str]) -> Interaction:
         """Return what a path refers to; other paths, such as pages, are kept."""

@@ -115,6 +115,31 @@ def test_further_pages_are_checked_too():
 @pytest.mark.parametrize(
     "change",
     [
+        lambda fhir, own: fhir.create(own),
+        lambda fhir, own: fhir.create(own, if_none_exist={"identifier": "1"}),
+        lambda fhir, own: fhir.update(own, where={"identifier": "1"}),
+        lambda fhir, own: add_create(fhir.transaction(), own).send(),
+    ],
+)
+def test_no_second_patient_is_created(change: Any):
+    grant = make_grant()
+    own = {"resourceType": "Patient", "id": "p1"}
+    grant.server.on("Patient/p1", respond(own, etag='W/"3"'))
+    assert grant.client.update(own)["id"] == "p1"
+    asked = len(grant.server.requests)
+    with pytest.raises(ForeignPatientError):
+        change(grant.client, own)
+    assert len(grant.server.requests) == asked
+
+
+def add_create(transaction: Any, resource: dict[str, Any]) -> Any:
+    transaction.create(resource)
+    return transaction
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         lambda fhir: fhir.update(MINE),
         lambda fhir: fhir.patch("Observation", "o1", STATUS),
         lambda fhir: fhir.delete("Observation", "o1"),
