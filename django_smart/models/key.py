@@ -33,11 +33,12 @@ class SigningKeyQuerySet(models.QuerySet["SigningKey"]):
         """
         Return the keys for *registration*'s server: its own, once one of them signs.
 
-        Until then, it includes the shared keys, so that the server can read the set
-        early.
+        Until then, and after its signing algorithm was changed to one without its own
+        active key, it includes the shared keys.
         """
         own = Q(registration=registration)
-        if self.of(registration).active().exists():
+        signing = self.of(registration).active()
+        if signing.filter(algorithm=registration.signing_algorithm).exists():
             return self.filter(own)
         return self.filter(own | Q(registration=None))
 

@@ -347,6 +347,25 @@ def test_registration_with_a_key_of_its_own_signs_with_no_other(
     assert _read_set(None) == _read_set(other) == {shared.kid, following.kid}
 
 
+def test_registration_signs_with_a_published_key_after_its_algorithm_is_changed(
+    registrations: tuple[ClientRegistration, ClientRegistration],
+) -> None:
+    owner, _ = registrations
+    own = create_signing_key("ES384", registration=owner)
+    shared = ensure_active_key("RS384")
+    assert _read_set(owner) == {own.kid}
+    owner.signing_algorithm = "RS384"
+    owner.save()
+    assert _get_kid(owner) == shared.kid
+    assert _read_set(owner) == {own.kid, shared.kid}
+    # Until a key of its own signs with this algorithm as well.
+    following = generate_key("RS384", owner)
+    assert _read_set(owner) == {own.kid, shared.kid, following.kid}
+    rotate_key("RS384", owner, at_once=True)
+    assert _get_kid(owner) == following.kid
+    assert _read_set(owner) == {own.kid, following.kid}
+
+
 def test_keys_are_rotated_for_each_owner(
     registrations: tuple[ClientRegistration, ClientRegistration],
     settings: Any,
