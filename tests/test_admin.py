@@ -1197,6 +1197,19 @@ def test_grant_is_not_deleted_while_the_ehr_honours_it(
     assert TokenGrant.objects.exists()
 
 
+def test_launch_is_not_deleted_while_it_holds_tokens(admin_client, rows):
+    Launch.objects.update(status="parked", held="tokens")
+    launch = rows[Launch]
+    url = url_of(Launch, "delete", launch.pk)
+    response = admin_client.post(url, {"post": "yes"})
+    assert response.context["protected"]
+    run_action(admin_client, Launch, "delete_selected", launch, post="yes")
+    assert Launch.objects.exists()
+    Launch.objects.fail_parked(error_code="declined", now=timezone.now())
+    admin_client.post(url, {"post": "yes"})
+    assert not Launch.objects.exists()
+
+
 def test_grant_that_is_over_is_deleted(admin_client, rows):
     TokenGrant.objects.update(status="revoked")
     admin_client.post(

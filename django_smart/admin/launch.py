@@ -87,6 +87,12 @@ class LaunchAdmin(ReadOnlyAdmin):
         over = {Launch.Status.ENDED, Launch.Status.FAILED}
         return {} if obj.status in over else {"end": _("End this launch")}
 
+    def get_obstacle(self, obj: Launch) -> StrOrPromise:
+        """Whoever ends it has a worker revoke the tokens that it holds."""
+        if obj.status == Launch.Status.PARKED:
+            return _("its tokens have not been revoked at the EHR yet")
+        return ""
+
     @admin.display(description=_("FHIR server"), ordering="registration__server__name")
     def server(self, obj: Launch) -> str:
         """Where it came from."""
