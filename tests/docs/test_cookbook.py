@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.urls import include, path
+from django.utils import timezone
 
 from django_smart.models import Launch, TokenGrant
 from django_smart.testing import EHRSimulator
@@ -170,7 +171,11 @@ def test_what_is_stored_of_a_patient_is_deleted_once_revoked(
     exec(block.code, names)
     with pytest.raises(ValueError, match="Revoke"):
         names["delete_patient"](row.registration.server, PATIENT)
-    TokenGrant.objects.update(status=TokenGrant.Status.REVOKED)
+    # As after "Revoke" in the admin, until a worker has been at the EHR.
+    TokenGrant.objects.all().end_pending_revocation(now=timezone.now())
+    with pytest.raises(ValueError, match="at the EHR"):
+        names["delete_patient"](row.registration.server, PATIENT)
+    TokenGrant.objects.update(is_revocation_pending=False)
     names["delete_patient"](row.registration.server, "another")
     assert Launch.objects.exists()
     names["delete_patient"](row.registration.server, PATIENT)
