@@ -274,6 +274,9 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
                 "The browser has started many launches after the one of this callback.",
                 code="too_many_pending",
             )
+        if launch.error_code == "state_expired":
+            # Failed by the purge, or by an earlier callback that was late as well.
+            raise _build_expired()
         raise StateUsedError("The state of this callback was already used.")
     if not any(secrets.compare_digest(launch.browser_digest, each) for each in digests):
         raise StateError(
@@ -282,14 +285,17 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
         )
     now = timezone.now()
     if now >= launch.expires_at:
-        raise StateError(
-            "The launch of this callback was started too long ago.",
-            code="state_expired",
-        )
+        raise _build_expired()
     if not Launch.objects.consume(launch, now=now):
         # Another callback with this state arrived between the read and the write.
         raise StateUsedError("The state of this callback was already used.")
     launch.consumed_at = now
+
+
+def _build_expired() -> StateError:
+    return StateError(
+        "The launch of this callback was started too long ago.", code="state_expired"
+    )
 
 
 def _check_callback(launch: Launch, callback_id: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from ..conf import conf
@@ -24,6 +24,8 @@ __all__ = ["PurgeResult", "purge"]
 
 # How long the row of a backend service is kept after its last token expired.
 _IDLE = timedelta(days=1)
+# More than the EHR's responses to one callback may take.
+_LONGEST_CALLBACK = timedelta(minutes=5)
 _CHUNK = 1000
 
 
@@ -48,7 +50,9 @@ def purge() -> PurgeResult:
     """
     now = timezone.now()
     limit = now - conf.SMART_PURGE_AFTER
-    failed = Launch.objects.filter(expires_at__lte=now).fail(
+    # A callback that arrived in time may still be under way.
+    left = Q(consumed_at__isnull=True) | Q(consumed_at__lte=now - _LONGEST_CALLBACK)
+    failed = Launch.objects.filter(left, expires_at__lte=now).fail(
         error_code="state_expired", now=now
     )
     undecided = len(end_expired_launches(Launch.objects.all()))

@@ -128,7 +128,9 @@ def test_expired_state_is_rejected(ehr: EHRSimulator) -> None:
         clock.shift(901)
         query = {"code": "x", "state": parse_qs(urlsplit(url).query)["state"][0]}
         response = browser.get("/smart/callback/", query)
-    assert (response.status_code, get_code(response)) == (400, "state_expired")
+        again = browser.get("/smart/callback/", query)
+    for each in (response, again):
+        assert (each.status_code, get_code(each)) == (400, "state_expired")
     row = Launch.objects.get()
     assert (row.status, row.error_code) == ("failed", "state_expired")
     assert not ehr.requests_to("token")

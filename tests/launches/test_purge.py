@@ -21,11 +21,14 @@ from django_smart.signals import grant_revoked
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     connect,
+    get_callback,
+    get_launch,
     launch,
     listening,
     make_browser,
     make_registration,
     start_ehr_launch,
+    start_login,
 )
 from tests.factories import make_grants
 
@@ -42,6 +45,47 @@ def test_purge_fails_launches_whose_callback_never_came(ehr: EHRSimulator) -> No
     row = Launch.objects.get()
     assert (row.status, row.error_code) == ("failed", "state_expired")
     assert (row.code_verifier, row.consumed_at is None) == ("", False)
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_says_why_the_callback_of_a_launch_comes_too_late(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    with time_machine.travel(timezone.now() + timedelta(seconds=901)):
+        purge()
+        response = get_callback(browser, callback)
+    assert response.status_code == 400
+    assert b"<code>state_expired</code>" in response.content
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_fails_no_launch_whose_callback_is_under_way(ehr: EHRSimulator) -> None:
+    browser, failed = make_browser(), list[int]()
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        start = start_login(browser)
+        clock.shift(890)
+
+        def purge_first(respond: Any, request: Any) -> Any:
+            if request.path.endswith("/auth/token"):
+                clock.shift(20)
+                failed.append(purge().launches_failed)
+            return respond(request)
+
+        ehr.interceptors.append(purge_first)
+        response = get_callback(browser, ehr.authorize(start))
+    assert get_launch(response).status == "completed"
+    assert failed == [0]
+
+
+@pytest.mark.usefixtures("registration")
+def test_purge_fails_launches_whose_callback_broke_off(ehr: EHRSimulator) -> None:
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        start_ehr_launch(make_browser(), ehr)
+        Launch.objects.update(consumed_at=timezone.now())
+        clock.shift(901)
+        assert purge().launches_failed == 1
 
 
 def test_purge_ends_old_launches_and_what_they_alone_used(ehr: EHRSimulator) -> None:
