@@ -27,6 +27,7 @@ from django_smart.fhir.compartment import (
     get_letters,
 )
 from django_smart.fhir.interactions import Interaction, build_etag, build_read
+from django_smart.fhir.json import load_json
 from django_smart.fhir.messages import (
     process_read_response,
     process_search_response,
@@ -248,7 +249,8 @@ class Guard:
         if not response.body or not 200 <= response.status_code < 300:
             return
         try:
-            resource = json.loads(response.body)
+            # As its reader does: what that accepts must not go unchecked.
+            resource = load_json(response.body)
         except (RecursionError, ValueError):
             return
         found = _read_type(resource)
@@ -267,8 +269,11 @@ class Guard:
             return
         self.boundary.check(resource, f"rs{get_letters(asked.name)}")
         if asked.name == "history-instance" and isinstance(resource, Mapping):
-            entries = resource.get("entry") or []
-            if entries and not any("resource" in entry for entry in entries):
+            entries = resource.get("entry")
+            entries = entries if isinstance(entries, list) else []
+            if entries and not any(
+                isinstance(entry, Mapping) and "resource" in entry for entry in entries
+            ):
                 raise ForeignPatientError(
                     "Cannot determine which patient these versions belong to."
                 )
@@ -506,10 +511,6 @@ def check_resource_type(body: Any, resource_type: str) -> None:
 def _read_type(resource: Any) -> tuple[str, str]:
     """Type and id of a resource, empty if it is malformed."""
     if not isinstance(resource, Mapping):
-        return "", ""
-    entries = resource.get("entry", [])
-    is_list = isinstance(entries, list) and all(isinstance(x, Mapping) for x in entries)
-    if resource.get("resourceType") == "Bundle" and not is_list:
         return "", ""
     return str(resource.get("resourceType", "")), str(resource.get("id"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -285,6 +286,41 @@ def test_what_is_malformed_is_told_as_such():
         grant.server.on("Observation/o1", respond(value))
         with pytest.raises(MalformedFHIRResponseError):
             grant.client.read("Observation", "o1")
+
+
+@pytest.mark.parametrize("number", ["9" * 4400, "-0", "1e999999999"])
+def test_answer_with_any_number_is_checked(number):
+    grant = make_grant()
+    for resource, is_own in [(MINE, True), (OTHERS, False)]:
+        body = json.dumps({**resource, "valueDecimal": 0}).replace(
+            ": 0}", f": {number}}}"
+        )
+        grant.server.on("Observation/o1", respond(body.encode()))
+        if is_own:
+            assert str(grant.client.read("Observation", "o1")["valueDecimal"]) == number
+        else:
+            with pytest.raises(ForeignPatientError):
+                grant.client.read("Observation", "o1")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"resource": OTHERS}, [{"resource": OTHERS}, 1], "x", [[OTHERS]], [None]],
+)
+def test_bundle_that_is_malformed_is_refused(entry):
+    grant = make_grant()
+    grant.server.on(
+        "Observation/o1/_history?x=1", respond(bundle(type="history", entry=entry))
+    )
+    with pytest.raises(ForeignPatientError):
+        grant.client.get("Observation/o1/_history?x=1")
+    # Also where the server decides.
+    grant = make_grant("patient/Patient.r user/*.rs")
+    grant.server.on(
+        "Observation/o1/_history", respond(bundle(type="history", entry=entry))
+    )
+    with pytest.raises((ForeignPatientError, MalformedFHIRResponseError)):
+        list(grant.client.history("Observation", "o1"))
 
 
 def test_path_is_checked_as_what_it_stands_for():
