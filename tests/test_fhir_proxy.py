@@ -733,6 +733,78 @@ def test_what_was_found_in_place_of_a_new_resource_is_not_told_unseen():
     assert not {"Location", "ETag"} & set(response.headers)
 
 
+def send_batch(proxy: Proxy, *entries: Any, answers: Any) -> Any:
+    """The response to a batch that the server answers with *answers*."""
+    answer = {"resourceType": "Bundle", "type": "batch-response", "entry": answers}
+    proxy.server.answers[BASE] = [respond(answer)]
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": list(entries)}
+    return proxy("POST", "", batch)
+
+
+def test_what_was_found_in_a_batch_is_not_told_unseen_either():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"3"'))
+    request = {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=1"}
+    create = {"request": request, "resource": OBSERVATION}
+    update = {
+        "request": {"method": "PUT", "url": "Observation/o1"},
+        "resource": OBSERVATION,
+    }
+    told = {"location": f"{BASE}/Observation/o9", "etag": 'W/"9"', "lastModified": "x"}
+    found = {"fullUrl": f"{BASE}/Observation/o9", "response": {"status": "200", **told}}
+    made = {"response": {**told, "status": "201 Created"}}
+    seen = {**found, "resource": OBSERVATION}
+    answers = [found, made, seen, found]
+    response = send_batch(proxy, create, create, create, update, answers=answers)
+    value = json.loads(response.content)["entry"]
+    assert value[0] == {"response": {"status": "200"}}
+    for entry in value[1:]:
+        assert entry["response"]["etag"] == 'W/"9"'
+        assert entry["response"]["location"] == f"{PROXY}Observation/o9"
+    # Nothing says which answer is which.
+    response = send_batch(proxy, create, update, answers=[found])
+    assert b"o9" not in response.content
+
+
+def test_outcome_in_a_batch_is_checked():
+    proxy = Proxy(methods=WRITES)
+    entry = {"request": {"method": "GET", "url": "Observation/o1"}}
+    other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
+    plain = {"resourceType": "OperationOutcome", "issue": [{"code": "not-found"}]}
+    naming = {
+        **plain,
+        "extension": [{"url": "x", "valueReference": {"reference": "Patient/p2"}}],
+    }
+    for outcome, status in [(plain, 200), (naming, 403), (other, 403), ("x", 403)]:
+        answer = {"response": {"status": "404", "outcome": outcome}}
+        response = send_batch(proxy, entry, answers=[answer])
+        assert response.status_code == status
+
+
+def test_conditions_in_a_batch_are_those_of_their_method():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"3"'))
+    conditions = {
+        "ifMatch": 'W/"3"',
+        "ifNoneMatch": 'W/"4"',
+        "ifNoneExist": "identifier=1",
+        "ifModifiedSince": "2026-01-01T00:00:00Z",
+    }
+    url = "Observation/o1"
+    sent = []
+    for method, path in [("GET", url), ("PUT", url), ("POST", "Observation")]:
+        request = {"method": method, "url": path, **conditions}
+        entry = {"request": request, "resource": OBSERVATION}
+        assert send_batch(proxy, entry, answers=[]).status_code == 200
+        sent += json.loads(proxy.server.requests[-1].body or b"")["entry"]
+    assert [set(entry["request"]) - {"method", "url"} for entry in sent] == [
+        set(),
+        {"ifMatch", "ifNoneMatch"},
+        {"ifNoneExist"},
+    ]
+    assert ["resource" in entry for entry in sent] == [False, True, True]
+
+
 def test_search_may_be_sent_as_a_form():
     proxy = Proxy(methods=("GET", "POST"))
     proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))

@@ -370,6 +370,9 @@ class PatientBoundary:
         is_own = False
         for entry in sorted(entries, key=_is_about_others):
             self._check_addresses(entry)
+            response = entry.get("response")
+            if isinstance(response, Mapping) and response.get("outcome") is not None:
+                self._check(response["outcome"], letters, around)
             resource, url = _read_entry(entry)
             if resource and self._check(
                 resource, letters, replace(around, known=frozenset(known))

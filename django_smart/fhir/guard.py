@@ -49,10 +49,13 @@ _MAX_PARAMETERS = 100
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 _BINARY = re.compile(r"Binary/([A-Za-z0-9\-.]{1,64})")
 _BUNDLES = frozenset({"batch", "transaction"})
+_CHANGES = {"ifMatch": "If-Match", "ifNoneMatch": "If-None-Match"}
+# Of an entry.  None of a read: that another's resource did not change is also news.
 _CONDITIONS = {
-    "ifMatch": "If-Match",
-    "ifNoneMatch": "If-None-Match",
-    "ifNoneExist": "If-None-Exist",
+    "DELETE": _CHANGES,
+    "PATCH": _CHANGES,
+    "POST": {"ifNoneExist": "If-None-Exist"},
+    "PUT": _CHANGES,
 }
 # How many parts at the end of a path are neither type nor id.
 _SPECIAL = {
@@ -458,12 +461,8 @@ class Guard:
         )
         prepared = []
         for entry, asked in parsed:
-            ready = self.prepare(asked, urns=urns)
-            request = {**entry["request"], **ready.as_entry()["request"]}
-            changed = {**entry, "request": request}
-            if ready.name == "update":
-                changed["resource"] = ready.body
-            prepared.append(changed)
+            rest = {n: v for n, v in entry.items() if n not in {"request", "resource"}}
+            prepared.append(rest | self.prepare(asked, urns=urns).as_entry())
         return {**bundle, "entry": prepared}
 
 
@@ -480,10 +479,12 @@ def parse_entry(entry: Any) -> Interaction:
     method, url = str(request.get("method")), str(request.get("url"))
     headers = {
         header: str(request[name])
-        for name, header in _CONDITIONS.items()
+        for name, header in _CONDITIONS.get(method, {}).items()
         if request.get(name) is not None
     }
-    body, media_type = entry.get("resource"), "application/fhir+json"
+    body, media_type = None, "application/fhir+json"
+    if method in {"PATCH", "POST", "PUT"}:
+        body = entry.get("resource")
     is_binary = isinstance(body, Mapping) and body.get("resourceType") == "Binary"
     if method == "PATCH" and is_binary:
         try:

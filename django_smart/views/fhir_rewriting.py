@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from django.core import signing
@@ -58,8 +57,7 @@ class Rewriter:
         """
         value = load_json(body)
         before = dump_json(value)
-        for bundle in _find_paged(value, asked):
-            self._sign_links(bundle, url or self._base)
+        self._sign(value, url or self._base, asked)
         self._rewrite(value, url or self._base)
         after = dump_json(value)
         return after if after != before else body
@@ -103,6 +101,24 @@ class Rewriter:
             ) from None
         return str(url)
 
+    def _sign(self, value: Any, url: str, asked: Interaction) -> None:
+        """Sign the links of the Bundles that the server made to answer *asked*."""
+        if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
+            return
+        if asked.name in _PAGED and value.get("type") in PAGED_TYPES:
+            self._sign_links(value, url)
+        elif asked.name in {"batch", "transaction"}:
+            entries = asked.body.get("entry", [])
+            answers = get_objects(value.get("entry"))
+            # An answer is known by its place alone.
+            is_known = len(answers) == len(entries)
+            for number, answer in enumerate(answers):
+                one = parse_entry(entries[number]) if is_known else None
+                if one is None or one.name == "create":
+                    _hide_match(answer)
+                if one is not None:
+                    self._sign(answer.get("resource"), url, one)
+
     def _sign_links(self, bundle: dict[str, Any], url: str) -> None:
         # A server may keep its pages anywhere; what it named is signed, so that a
         # script cannot name another place itself, nor in a Bundle that it stored.
@@ -116,19 +132,14 @@ class Rewriter:
                 link["url"] = f"{self._proxy_url}{PAGE}?url={signed}"
 
 
-def _find_paged(value: object, asked: Interaction) -> Iterator[dict[str, Any]]:
-    """The Bundles of an answer to *asked* that the server made for it."""
-    if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
-        return
-    if asked.name in _PAGED and value.get("type") in PAGED_TYPES:
-        yield value
-    elif asked.name in {"batch", "transaction"}:
-        entries, answers = asked.body.get("entry", []), value.get("entry")
-        # An answer is known by its place alone.
-        if isinstance(answers, list) and len(answers) == len(entries):
-            for entry, answer in zip(entries, answers, strict=True):
-                resource = answer.get("resource") if isinstance(answer, dict) else None
-                yield from _find_paged(resource, parse_entry(entry))
+def _hide_match(entry: dict[str, Any]) -> None:
+    """Leave out what a create has found, if nobody saw whose it is."""
+    for response in get_objects([entry.get("response")]):
+        is_created = str(response.get("status")).split()[:1] == ["201"]
+        if not is_created and not entry.get("resource"):
+            entry.pop("fullUrl", None)
+            for name in ("etag", "lastModified", "location"):
+                response.pop(name, None)
 
 
 def get_objects(items: object) -> list[dict[str, Any]]:
