@@ -14,6 +14,7 @@ from django_smart.error_pages import Retry, render_error
 from django_smart.error_pages.retry import build_login_url, can_pass
 from django_smart.error_pages.words import DEFAULT, WORDS, ByKind, find_words
 from django_smart.models import Launch
+from django_smart.signals import launch_completed
 from tests.ehr import get_callback, make_browser, make_registration, start_ehr_launch
 
 # Nobody in front of a page meets these: they are raised where a developer or an
@@ -326,6 +327,27 @@ def test_denied_ehr_launch_sends_back_to_the_chart(ehr, registration):
     assert "No one was signed in, and nothing was stored." in content
     assert "clean-address.js" in content
     assert button_of(response) is None
+
+
+@pytest.mark.django_db
+def test_error_after_a_launch_was_stored_does_not_say_that_nothing_was(
+    ehr, registration
+):
+    def fail(**_kwargs: object) -> None:
+        raise exceptions.InsufficientScopeError("for developers", missing="a")
+
+    browser = make_browser()
+    launch_completed.connect(fail)
+    try:
+        response = get_callback(browser, ehr.authorize(start_login(browser)))
+    finally:
+        launch_completed.disconnect(fail)
+    assert response.status_code == 403
+    stored = Launch.objects.get()
+    assert (stored.status, "_auth_user_id" in browser.session) == ("completed", True)
+    assert "nothing was stored" not in response.text
+    assert f"launch {stored.pk}" in _read_code(response.text)
+    assert button_of(response) == ("/smart/login/?server=harbour", "Connect again")
 
 
 @pytest.mark.django_db

@@ -292,6 +292,11 @@ class _CompletingView(ProtocolView):
         )
         return harden(HttpResponseRedirect(self.get_success_url(completion)))
 
+    def _name_launch(self, launch: Launch) -> None:
+        """Let an error page name *launch*."""
+        self.launch, self.registration = launch, launch.registration
+        self.kind = launch.kind
+
     def _set_frame(self, launch: Launch) -> None:
         server = launch.registration.server
         set_frame(self.request, server if launch.is_framed else None)
@@ -390,7 +395,12 @@ class CallbackView(_CompletingView):
         if completion.launch.question:
             browser.renew(completion.open_digests or ())
             return self._ask(request, completion.launch)
-        response = self._finish(request, completion, backend)
+        try:
+            response = self._finish(request, completion, backend)
+        except SMARTError:
+            # Raised by the site, in a receiver or a hook of this view.
+            self._name_launch(completion.launch)
+            raise
         if user is not None and completion.user is not None:
             self._say_who(request, completion)
         return response
@@ -418,9 +428,11 @@ class CallbackView(_CompletingView):
 
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
         """Remove the code from the address bar, and say whether anything was done."""
+        launch = self.launch
+        is_stored = launch is not None and launch.status == Launch.Status.COMPLETED
         return {
             "clean_address": True,
-            "nothing_done": not isinstance(error, StateUsedError),
+            "nothing_done": not (is_stored or isinstance(error, StateUsedError)),
         }
 
     # Not meant to be overridden
@@ -452,15 +464,14 @@ class CallbackView(_CompletingView):
     def _note_launch(
         self, request: HttpRequest, browser_digests: Collection[str]
     ) -> None:
-        """Let the error page name the launch, if it is this browser's."""
+        """As ``_name_launch``, if the launch is this browser's."""
         state = request.GET.get("state", "")
         launch = Launch.objects.with_related().with_state(state).first()
         if launch is None:
             return
         self._set_frame(launch)
         if launch.browser_digest in browser_digests:
-            self.launch, self.registration = launch, launch.registration
-            self.kind = launch.kind
+            self._name_launch(launch)
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -548,8 +559,7 @@ class DecideView(_CompletingView):
             raise DecisionError(
                 "There is no open question for this browser.", code="decision_unknown"
             )
-        self.launch, self.registration = launch, launch.registration
-        self.kind = launch.kind
+        self._name_launch(launch)
         self._set_frame(launch)
         now = timezone.now()
         if launch.is_live(now) and user is not None and launch.user_id == user.pk:
