@@ -302,6 +302,11 @@ class Server:
         found = (mood for start, end, mood in self.moods if start <= now < end)
         return next(found, "fine")
 
+    def get_fine_since(self) -> float:
+        """The end of its last mood; of one that goes on, what is to come."""
+        now = self.world.scheduler.now
+        return max((end for start, end, _ in self.moods if start <= now), default=0.0)
+
     def is_healthy(self) -> bool:
         """Whether nothing was wrong with it, ever; for most of its grants at least."""
         return self.kind in {"fast", "limited", "broken"}
