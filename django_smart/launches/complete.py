@@ -19,6 +19,7 @@ from ..exceptions import (
     IdentityInUseError,
     IDTokenError,
     InactiveRegistrationError,
+    MalformedTokenResponseError,
     SMARTError,
     StateError,
     StateUsedError,
@@ -45,6 +46,7 @@ from ..protocol.scopes import ScopeSet
 from ..protocol.token import (
     TokenResponse,
     build_token_request,
+    find_refresh_token,
     process_token_response,
 )
 from ..servers.discovery import check_dispute, get_configuration, get_issuer
@@ -147,7 +149,7 @@ def complete_launch(
     Complete a launch with the query of the redirect URI.
 
     Call it outside any transaction: a failed launch keeps its row. Received tokens that
-    are not used are revoked.
+    are not used are revoked; from a malformed response, only the refresh token.
 
     Args:
         parameters: the query, as pairs in order.
@@ -444,11 +446,35 @@ def _exchange_code(
         ),
     )
     response = send(request, server=launch.registration.server)
-    return process_token_response(
-        response,
-        requested=ScopeSet.parse(launch.scope_asked),
-        now=timezone.now(),
-        insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+    now = timezone.now()
+    try:
+        return process_token_response(
+            response,
+            requested=ScopeSet.parse(launch.scope_asked),
+            now=now,
+            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+        )
+    except MalformedTokenResponseError:
+        # Valid at the EHR, perhaps for years, whatever else is wrong.
+        if issued := find_refresh_token(response):
+            unused = _build_refresh_token_only(issued, now=now)
+            enqueue_revocations([keep_for_revocation(launch.registration, unused)])
+        raise
+
+
+def _build_refresh_token_only(refresh_token: str, *, now: datetime) -> TokenResponse:
+    return TokenResponse(
+        access_token="",
+        token_type="Bearer",  # noqa: S106 (no password)
+        expires_in=None,
+        expires_at=now,
+        refresh_token=refresh_token,
+        id_token=None,
+        scopes=ScopeSet.parse(""),
+        scope_was_absent=True,
+        context=LaunchContext(),
+        authorization_details=(),
+        parameters={},
     )
 
 

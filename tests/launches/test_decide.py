@@ -645,6 +645,26 @@ def test_tokens_of_a_refused_launch_are_revoked(
     assert (refused.user, refused.status) == (None, "revoked")
 
 
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize(
+    "fault", ["token_missing_access_token", "token_number_patient"]
+)
+def test_refresh_token_of_an_unusable_response_is_revoked(
+    ehr: EHRSimulator, commit: Callable[[], Any], fault: str
+) -> None:
+    browser = make_browser()
+    callback = ehr.authorize(start_login(browser))
+    ehr.faults.add(fault)
+    with commit():
+        code = get_code(get_callback(browser, callback))
+    assert code == "token_response_malformed"
+    (token,) = ehr.store.refresh_tokens
+    (revocation,) = ehr.requests_to("revoke")
+    assert ("token", token) in revocation.form
+    unused = TokenGrant.objects.get()
+    assert (unused.status, unused.is_revocation_pending) == ("revoked", False)
+
+
 class _Broken(SMARTAuthenticationBackend):
     """A site's own, with a fault."""
 
