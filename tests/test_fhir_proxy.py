@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -803,6 +804,52 @@ def test_conditions_in_a_batch_are_those_of_their_method():
         {"ifNoneExist"},
     ]
     assert ["resource" in entry for entry in sent] == [False, True, True]
+
+
+def as_patch(data: str) -> dict[str, Any]:
+    kind = "application/json-patch+json"
+    binary = {"resourceType": "Binary", "contentType": kind, "data": data}
+    request = {"method": "PATCH", "url": "Observation/o1"}
+    return {"request": request, "resource": binary}
+
+
+PATCH = b'[{"op": "add", "path": "/valueDecimal", "value": 7.10}]'
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        PATCH.replace(b'"path"', b'"path": "/subject", "path"'),
+        PATCH.replace(b"7.10", b"[" * 300 + b"]" * 300),
+        PATCH.replace(b"7.10", b"[" * 100_000 + b"]" * 100_000),
+        PATCH.replace(b"7.10", b"NaN"),
+        b'{"resourceType": "Parameters", "parameter": []}',
+        b"\xff",
+        b"",
+    ],
+)
+def test_patch_in_a_batch_is_read_strictly(patch):
+    proxy = Proxy(methods=WRITES)
+    entry = as_patch(base64.b64encode(patch).decode())
+    assert send_batch(proxy, entry, answers=[]).status_code == 400
+    assert proxy.server.requests == []
+
+
+def test_patch_in_a_batch_is_sent_as_it_was_read():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    data = base64.b64encode(PATCH).decode()
+    for text in (data, f"{data[:8]}\n{data[8:]}"):
+        entry = as_patch(text)
+        assert send_batch(proxy, entry, answers=[]).status_code == 200
+        [sent] = json.loads(proxy.server.requests[-1].body or b"")["entry"]
+        patch = base64.b64decode(sent["resource"]["data"])
+        assert patch == PATCH.replace(b" ", b"")
+    # A server may take the characters that are not base64 for something else.
+    entry = as_patch(f"{data[:8]}!{data[8:]}")
+    assert send_batch(proxy, entry, answers=[]).status_code == 400
+    del entry["resource"]["data"]
+    assert send_batch(proxy, entry, answers=[]).status_code == 400
 
 
 def test_search_may_be_sent_as_a_form():

@@ -622,7 +622,7 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
                         raise ValueError("another value")
                 case _:
                     raise ValueError("no such operation")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise FHIRRequestError("The patch does not fit the resource.") from None
     return document[""]
 

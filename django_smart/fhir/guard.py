@@ -8,7 +8,6 @@ made to that version alone (``If-Match``).
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from django_smart.fhir.messages import (
     validate_id,
     validate_resource_type,
 )
+from django_smart.protocol.json import parse_json
 from django_smart.protocol.messages import HTTPResponse
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
 
 _JSON_PATCH = "application/json-patch+json"
 _MAX_PARAMETERS = 100
+# Of the JSON of a patch.
+_MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 _BINARY = re.compile(r"Binary/([A-Za-z0-9\-.]{1,64})")
 _BUNDLES = frozenset({"batch", "transaction"})
@@ -482,16 +484,13 @@ def parse_entry(entry: Any) -> Interaction:
         for name, header in _CONDITIONS.get(method, {}).items()
         if request.get(name) is not None
     }
-    body, media_type = None, "application/fhir+json"
+    body: Any = None
+    media_type = "application/fhir+json"
     if method in {"PATCH", "POST", "PUT"}:
         body = entry.get("resource")
     is_binary = isinstance(body, Mapping) and body.get("resourceType") == "Binary"
-    if method == "PATCH" and is_binary:
-        try:
-            body = json.loads(base64.b64decode(str(body["data"])))
-        except (KeyError, ValueError):
-            raise FHIRRequestError("The patch of an entry is not JSON.") from None
-        media_type = _JSON_PATCH
+    if is_binary and method == "PATCH":
+        body, media_type = _parse_patch(body.get("data")), _JSON_PATCH
     asked = parse_interaction(
         method, url, headers=headers, body=body, media_type=media_type
     )
@@ -500,6 +499,22 @@ def parse_entry(entry: Any) -> Interaction:
     if asked.name in {"create", "update"}:
         check_resource_type(body, asked.resource_type)
     return asked
+
+
+def _parse_patch(data: object) -> list[Any]:
+    """Read the JSON Patch in a Binary, as any server would."""
+    try:
+        # FHIR allows spaces between the characters.
+        text = base64.b64decode("".join(str(data).split()), validate=True)
+    except ValueError:
+        raise FHIRRequestError("The patch of an entry is not base64.") from None
+    parse_json(
+        text, error=FHIRRequestError, what="patch of an entry", max_depth=_MAX_DEPTH
+    )
+    patch = load_json(text)
+    if not isinstance(patch, list):
+        raise FHIRRequestError("The patch of an entry is not a list.")
+    return patch
 
 
 def check_resource_type(body: Any, resource_type: str) -> None:
