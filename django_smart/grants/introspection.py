@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from django.utils import timezone
 
@@ -11,6 +13,7 @@ from ..exceptions import (
     ContextChangedError,
     CredentialsError,
     ReauthorizationRequiredError,
+    RefreshInTransactionError,
     TokenResponseError,
     TokenServerError,
     UnsupportedServerError,
@@ -25,7 +28,9 @@ from ..protocol.token_management import (
 )
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
+from .lease import can_store_tokens
 from .same_context import end_changed_grant
+from .separate_connection import is_in_transaction, run_on_own_connection
 
 __all__ = ["introspect", "introspect_grant"]
 
@@ -107,6 +112,8 @@ def introspect_grant(grant: TokenGrant) -> IntrospectionResponse:
 
     Raises:
         ReauthorizationRequiredError: the grant has ended.
+        RefreshInTransactionError: called inside ``atomic()`` on SQLite; nothing was
+            sent.
         ContextChangedError: the response names another patient, encounter or user; the
             launch and grant were ended.
         UnsupportedServerError, CredentialsError: see :func:`introspect`.
@@ -114,15 +121,20 @@ def introspect_grant(grant: TokenGrant) -> IntrospectionResponse:
     """
     if grant.status != TokenGrant.Status.ACTIVE:
         raise ReauthorizationRequiredError(f"The grant has ended ({grant.status}).")
+    if not can_store_tokens():
+        raise RefreshInTransactionError(
+            "Inside a transaction, SQLite cannot store safely what introspection "
+            "finds: make the call before atomic() begins."
+        )
     answer = _ask_with_own_token(grant)
     if not answer.active:
-        _expire(grant)
+        _commit(partial(_expire, grant))
         return answer
     known = LaunchContext(
         patient=grant.patient_id or None, encounter=grant.encounter_id or None
     )
     if known.names_another(answer.context) or _names_another_person(grant, answer):
-        end_changed_grant(grant, now=timezone.now())
+        _commit(partial(end_changed_grant, grant, now=timezone.now()))
         raise ContextChangedError(
             "Introspection named another patient, encounter or person; the launch was "
             "ended."
@@ -145,6 +157,18 @@ def _ask_with_own_token(grant: TokenGrant) -> IntrospectionResponse:
             # The token that authorizes the call is also the introspected one.
             return IntrospectionResponse(active=False)
         raise
+
+
+def _commit(change: Callable[[], None]) -> None:
+    """Call *change* so that a rollback of the caller does not undo it."""
+    if not is_in_transaction():
+        change()
+        return
+    try:
+        run_on_own_connection(change)
+    except RefreshInTransactionError:
+        # Only the transaction that has locked the row can change it.
+        change()
 
 
 def _expire(grant: TokenGrant) -> None:

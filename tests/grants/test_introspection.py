@@ -7,12 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection, transaction
 from django.utils import timezone
 
 from django_smart.exceptions import (
     ContextChangedError,
     CredentialsError,
     ReauthorizationRequiredError,
+    RefreshInTransactionError,
     TokenServerError,
     UnsupportedServerError,
 )
@@ -22,11 +24,12 @@ from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.ehr import PATIENT, listening
-from tests.factories import reload_grant
+from tests.ehr import PATIENT, connect, listening, make_browser
+from tests.factories import make_registration, reload_grant
 
 pytestmark = pytest.mark.django_db
 
+_COMMITTED = pytest.mark.django_db(transaction=True)
 PATH = "/auth/introspect"
 both_modes = pytest.mark.parametrize("mode", ["bearer", "client"])
 
@@ -201,6 +204,53 @@ def test_another_patient_encounter_or_person_ends_launch_and_grant(
     stored = reload_grant(opened.grant_id)
     assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
     assert [each["error_code"] for each in lost] == ["context_changed"]
+
+
+@_COMMITTED
+@pytest.mark.parametrize("dead", [True, False])
+def test_what_it_changes_is_not_rolled_back_with_the_caller(
+    ehr: EHRSimulator, dead: bool
+) -> None:
+    make_registration()
+    opened = connect(make_browser(), ehr)
+    grant = reload_grant(opened.grant_id)
+    answer(ehr, PATH, patient="another", active=not dead)
+    ehr.clear_requests()
+    if connection.vendor == "sqlite":
+        with transaction.atomic(), pytest.raises(RefreshInTransactionError):
+            introspect_grant(grant)
+        assert ehr.requests == []
+        assert reload_grant(opened.grant_id).expires_at == grant.expires_at
+        return
+    with listening(grant_lost) as lost:
+        if dead:
+            with transaction.atomic():
+                assert not introspect_grant(grant).active
+                token = get_access_token(reload_grant(grant.pk))
+                transaction.set_rollback(True)
+            assert reload_grant(grant.pk).access_token == token != grant.access_token
+            return
+        with pytest.raises(ContextChangedError), transaction.atomic():
+            introspect_grant(grant)
+    assert reload_grant(grant.pk).status == grant.status == "revoked"
+    assert Launch.objects.get().status == "ended"
+    assert [each["error_code"] for each in lost] == ["context_changed"]
+
+
+@_COMMITTED
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+def test_caller_that_has_locked_the_grant_ends_it_in_its_own_transaction(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    opened = connect(make_browser(), ehr)
+    answer(ehr, PATH, patient="another")
+    with transaction.atomic():
+        grant = TokenGrant.objects.select_for_update().get()
+        with pytest.raises(ContextChangedError):
+            introspect_grant(grant)
+    assert reload_grant(grant.pk).status == "revoked"
+    assert Launch.objects.get(pk=opened.pk).status == "ended"
 
 
 @pytest.mark.parametrize(
