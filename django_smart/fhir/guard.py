@@ -50,6 +50,7 @@ _MAX_PARAMETERS = 100
 _MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 _BINARY = re.compile(r"Binary/([A-Za-z0-9\-.]{1,64})")
+_POSITIVE = re.compile("0*[1-9][0-9]*")
 _BUNDLES = frozenset({"batch", "transaction"})
 _CHANGES = {"ifMatch": "If-Match", "ifNoneMatch": "If-None-Match"}
 # Of an entry.  None of a read: that another's resource did not change is also news.
@@ -217,6 +218,8 @@ class Guard:
             self._check_patient(name, parts)
         match name:
             case "read" | "vread" | "history-instance":
+                if name == "history-instance":
+                    pairs = [pair for pair in pairs if not _asks_for_count(*pair)]
                 return _with_query(asked, path, self.boundary.complete(kind, pairs))
             case "search":
                 return self._prepare_search(asked, parts, pairs)
@@ -314,6 +317,7 @@ class Guard:
             raise ForeignPatientError("This would cover every patient.")
         if asked.body is not None:
             self._check_body(asked.body)
+        pairs = [pair for pair in pairs if not _asks_for_count(*pair)]
         is_narrowed = len(parts) == 2 and operation in _SEARCHING and asked.body is None
         if is_narrowed:
             pairs = self.boundary.narrow(kind, pairs)
@@ -326,10 +330,14 @@ class Guard:
         own = {self.boundary.patient_id, *self.boundary.own}
         parameters = body.get("parameter", []) if isinstance(body, Mapping) else []
         for one in parameters if isinstance(parameters, list) else ():
-            if isinstance(one, Mapping) and one.get("name") in {"patient", "subject"}:
-                for name, value in one.items():
-                    is_value = name.startswith("value") and isinstance(value, str)
-                    if is_value and value not in own:
+            if not isinstance(one, Mapping):
+                continue
+            values = [value for name, value in one.items() if name.startswith("value")]
+            if _asks_for_count(str(one.get("name")), *map(str, values)):
+                raise FHIRRequestError("An operation cannot be asked for a count.")
+            if one.get("name") in {"patient", "subject"}:
+                for value in values:
+                    if isinstance(value, str) and value not in own:
                         raise ForeignPatientError("A parameter names another patient.")
 
     # Changes
@@ -537,6 +545,13 @@ def _iter_texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _iter_texts(item)
+
+
+def _asks_for_count(name: str, *values: str) -> bool:
+    """Whether a parameter leaves out the resources, which say whose they are."""
+    bare = name.partition(":")[0].lower()
+    is_positive = all(map(_POSITIVE.fullmatch, values or ("",)))
+    return bare == "_summary" or (bare == "_count" and not is_positive)
 
 
 def _is_condition(name: str) -> bool:

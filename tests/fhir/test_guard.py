@@ -288,6 +288,51 @@ def test_what_is_malformed_is_told_as_such():
             grant.client.read("Observation", "o1")
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("Observation/o1/_history?_summary=count", "Observation/o1/_history"),
+        ("Observation/o1/_history?_Count=0&_count=00", "Observation/o1/_history"),
+        ("Observation/o1/_history?_count=5", "Observation/o1/_history?_count=5"),
+        ("Encounter/o1/$everything?_summary=count", "Encounter/o1/$everything"),
+        ("Encounter/o1/$everything?_count=+0&x=1", "Encounter/o1/$everything?x=1"),
+        ("Observation/$lastn?_SUMMARY=count", "Observation/$lastn?patient=p1"),
+        ("Observation?_summary=count", "Observation?_summary=count&patient=p1"),
+    ],
+)
+def test_count_comes_with_what_was_counted(asked, sent):
+    grant = make_grant()
+    kind = "history" if "_history" in asked else "searchset"
+    grant.server.on(sent, respond(bundle(MINE, type=kind)))
+    assert grant.client.get(asked)["entry"] == [{"resource": MINE}]
+    grant.server.on(sent, respond(bundle(OTHERS, type=kind)))
+    with pytest.raises(ForeignPatientError):
+        grant.client.get(asked)
+
+
+def test_parameter_that_asks_for_a_count_is_refused():
+    grant = make_grant()
+    grant.server.on("Encounter/o1/$everything", respond(bundle(MINE)))
+    for parameter, is_sent in [
+        ({"name": "_summary", "valueCode": "count"}, False),
+        ({"name": "_COUNT", "valueInteger": 0}, False),
+        ({"name": "_count"}, False),
+        ({"name": "_count", "valueInteger": 5}, True),
+    ]:
+        body = {"resourceType": "Parameters", "parameter": [parameter]}
+        if is_sent:
+            assert call_everything(grant, body)["entry"] == [{"resource": MINE}]
+        else:
+            with pytest.raises(FHIRRequestError):
+                call_everything(grant, body)
+    assert len(grant.server.requests) == 1
+
+
+def call_everything(grant: Grant, body: dict[str, Any]) -> Any:
+    asked = parse_interaction("POST", "Encounter/o1/$everything", body=body)
+    return json.loads(grant.client.perform(asked).body)
+
+
 @pytest.mark.parametrize("number", ["9" * 4400, "-0", "1e999999999"])
 def test_answer_with_any_number_is_checked(number):
     grant = make_grant()
