@@ -331,7 +331,7 @@ class PatientBoundary:
             return False
         granted = list(self._get_scopes(name, letters))
         if any(s.level != "patient" and _selects(s, resource) for s in granted):
-            return True
+            return self._is_own_anyway(resource, name, around)
         if self.patient_id is None:
             _refuse("There is no patient in context.")
         granted = [scope for scope in granted if scope.level == "patient"]
@@ -349,6 +349,20 @@ class PatientBoundary:
         if not (is_own or is_trusted or compartment.is_shared):
             _refuse(f"The {name} is not known to be the patient's.")
         self._walk(resource, "", _Place(name, compartment, letters, around))
+        return is_own
+
+    def _is_own_anyway(
+        self, resource: Mapping[str, Any], name: str, around: _Around
+    ) -> bool:
+        """Whether what the server decides about is also known to be the patient's."""
+        if self.patient_id is None or name in _CONTAINERS:
+            return False
+        compartment = get_compartment(name)
+        try:
+            is_own = self._is_about_patient(resource, name, compartment, around)
+            self._walk(resource, "", _Place(name, compartment, "", around))
+        except (ForeignPatientError, RecursionError):
+            return False
         return is_own
 
     def _check_bundle(

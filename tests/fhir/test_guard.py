@@ -264,6 +264,28 @@ def test_other_scopes_leave_it_to_the_server(scope):
     assert grant.client.read("Observation", "o1") == OTHERS
 
 
+@pytest.mark.parametrize("level", ["user", "patient"])
+def test_what_the_server_decides_on_is_not_therefore_the_patients(level):
+    grant = make_grant(f"patient/*.rs {level}/Observation.rs")
+    query = "Observation?patient=p1&_revinclude=Provenance%3Atarget"
+    target = [{"reference": "Observation/o1"}]
+    provenance = {"resourceType": "Provenance", "id": "v1", "target": target}
+    grant.server.on(query, respond(bundle(MINE, provenance)))
+    assert len(grant.client.get(query)["entry"]) == 2
+    told = {**MINE, "performer": [{"reference": "Patient/p2"}]}
+    deep: dict[str, Any] = {}
+    for _ in range(400):
+        deep = {"extension": [deep]}
+    for observation in (OTHERS, told, {**MINE, **deep}):
+        grant.server.on(query, respond(bundle(observation, provenance)))
+        with pytest.raises(ForeignPatientError):
+            grant.client.get(query)
+    # Alone, it is the server's to decide.
+    grant.server.on(query, respond(bundle(OTHERS)))
+    if level == "user":
+        assert len(grant.client.get(query)["entry"]) == 1
+
+
 def test_older_names_of_elements_are_read_and_not_written():
     grant = make_grant()
     older = {
