@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,30 @@ def test_heading_has_the_level_that_the_page_wants():
 @pytest.mark.parametrize("patient", [None, {}, "Ada", []])
 def test_patient_of_whom_nothing_is_known_is_shown_as_that(patient):
     assert "Name unknown" in render(patient)
-    assert "unknown" in render(patient)
+    assert read_mrn(render(patient)) == "unknown"
+
+
+def read_mrn(page: str) -> str:
+    return page.partition("MRN</abbr></dt><dd>")[2].partition("</dd>")[0]
+
+
+@pytest.mark.parametrize(
+    ("identifier", "mrn"),
+    [
+        (ADA["identifier"], "HB-2"),
+        ([], "none"),
+        ([{"value": "1"}], "none"),
+        ([{"type": {"coding": [{"code": "SS"}]}, "value": "1"}], "none"),
+        ([{"type": {"coding": [{"code": "MR"}]}, "value": 7}], "unknown"),
+        ([{"type": {"coding": [{"code": "MR"}]}}], "unknown"),
+        ("HB-2", "unknown"),
+        ([7], "unknown"),
+    ],
+)
+def test_number_that_cannot_be_read_is_unknown(identifier, mrn):
+    assert read_mrn(render({**ADA, "identifier": identifier})) == mrn
+    without = {name: value for name, value in ADA.items() if name != "identifier"}
+    assert read_mrn(render(without)) == "none"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +109,10 @@ def test_patient_of_whom_nothing_is_known_is_shown_as_that(patient):
         ({"deceasedBoolean": True}, True, ""),
         ({"deceasedDateTime": "2000-08-03"}, "2000-08-03", "43 years"),
         ({"deceasedDateTime": "2000"}, "2000", "about 42 years"),
+        ({"deceasedDateTime": "last spring"}, True, ""),
+        ({"deceasedDateTime": "2000-13-45"}, True, ""),
+        ({"deceasedDateTime": "x", "deceasedBoolean": False}, True, ""),
+        ({"deceasedDateTime": " "}, False, "68 years"),
     ],
 )
 def test_who_died_grows_no_older(more, died, age):
@@ -124,4 +152,5 @@ def test_medical_record_number_is_the_identifier_of_that_type():
 def test_odd_values_are_left_out(odd):
     names = ("id", "name", "birthDate", "gender", "identifier", "deceasedDateTime")
     facts = build_patient_facts(dict.fromkeys(names, odd), today=TODAY)
-    assert facts in (PatientFacts(), PatientFacts(patient_id="x"))
+    known = PatientFacts(mrn="" if odd in (None, []) else None)
+    assert facts == (replace(known, patient_id="x", died=True) if odd == "x" else known)

@@ -109,7 +109,7 @@ class PatientFacts:
         patient_id: id of the FHIR resource.
         age: in words; at death if the patient has died.
         died: ``True``, or the date if it is known.
-        mrn: the medical record number.
+        mrn: the medical record number; ``None`` if it cannot be read.
     """
 
     patient_id: str = ""
@@ -117,7 +117,7 @@ class PatientFacts:
     birth_date: PartialDate | None = None
     age: str = ""
     sex: StrOrPromise = ""
-    mrn: str = ""
+    mrn: str | None = ""
     died: bool | PartialDate = False
 
 
@@ -125,13 +125,14 @@ def build_patient_facts(
     patient: Mapping[str, Any], *, today: datetime.date
 ) -> PatientFacts:
     """
-    Read a ``Patient``; invalid values are ignored and never raise.
+    Read a ``Patient``, empty if it could not be read; invalid values never raise.
 
     Spec: FHIR R4, "Patient".
     """
     birth_date = parse_date(patient.get("birthDate"))
     died_at = parse_date(patient.get("deceasedDateTime"))
-    died = died_at or patient.get("deceasedBoolean") is True
+    has_died = read_text(patient.get("deceasedDateTime")) != ""
+    died = died_at or has_died or patient.get("deceasedBoolean") is True
     # Age stops at death; without the date of death, no age is right.
     until = died_at or parse_date(today)
     return PatientFacts(
@@ -140,7 +141,7 @@ def build_patient_facts(
         birth_date=birth_date,
         age="" if died is True else format_age(birth_date, until),
         sex=_SEXES.get(read_text(patient.get("gender")), ""),
-        mrn=_find_mrn(patient.get("identifier")),
+        mrn=_find_mrn(patient.get("identifier")) if patient else None,
         died=died,
     )
 
@@ -164,15 +165,25 @@ def _needs_banner(request: Any) -> bool:
         return True
 
 
-def _find_mrn(identifiers: object) -> str:
-    """Return the identifier of type ``MR``, preferably a current one."""
-    found = [
-        each
-        for each in iter_mappings(identifiers)
-        if isinstance(kind := each.get("type"), Mapping)
-        and any(
-            coding.get("code") == "MR" for coding in iter_mappings(kind.get("coding"))
-        )
-    ]
+def _find_mrn(identifiers: object) -> str | None:
+    """
+    Return the identifier of type ``MR``, preferably a current one.
+
+    Empty if there is none, and ``None`` if one that cannot be read may be it.
+    """
+    if identifiers is None:
+        return ""
+    kept = list(iter_mappings(identifiers))
+    found = [each for each in kept if _is_mrn(each.get("type"))]
     found.sort(key=lambda each: each.get("use") == "old")
-    return next(filter(None, (read_text(each.get("value")) for each in found)), "")
+    mrn = next(filter(None, (read_text(each.get("value")) for each in found)), "")
+    is_readable = isinstance(identifiers, list) and len(kept) == len(identifiers)
+    is_readable = is_readable and all(
+        isinstance(each.get("type"), Mapping | None) for each in kept
+    )
+    return mrn or (None if found or not is_readable else "")
+
+
+def _is_mrn(kind: object) -> bool:
+    codings = iter_mappings(kind.get("coding")) if isinstance(kind, Mapping) else ()
+    return any(coding.get("code") == "MR" for coding in codings)
