@@ -18,6 +18,7 @@ from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
+from ..models.grant import TokenGrantQuerySet
 from .base import ReadOnlyAdmin, as_scopes
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class TokenGrantAdmin(ReadOnlyAdmin):
         self.message_user(request, message, messages.SUCCESS)
 
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
-    def revoke(self, request: HttpRequest, queryset: QuerySet[TokenGrant]) -> None:
+    def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:
         """End active grants and the launches that use them."""
         with transaction.atomic():
             ended = [
