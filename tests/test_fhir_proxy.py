@@ -806,6 +806,33 @@ def test_conditions_in_a_batch_are_those_of_their_method():
     assert ["resource" in entry for entry in sent] == [False, True, True]
 
 
+def test_batch_has_no_more_entries_than_can_be_checked():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    entry = {"request": {"method": "DELETE", "url": "Observation/o1"}}
+    response = send_batch(proxy, *[entry] * 101, answers=[])
+    assert response.status_code == 400
+    assert "100" in json.loads(response.content)["issue"][0]["diagnostics"]
+    assert proxy.server.requests == []
+    assert send_batch(proxy, *[entry] * 100, answers=[]).status_code == 200
+
+
+def test_change_refers_to_no_more_binaries_than_can_be_read():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("DocumentReference", respond(b"", 201))
+    own = {"reference": "Patient/p1"}
+    urls = [f"Binary/b{number}" for number in range(101)]
+    for url in urls:
+        binary = {"resourceType": "Binary", "id": url[7:], "securityContext": own}
+        proxy.server.on(url, respond(binary))
+    content = [{"attachment": {"url": url}} for url in urls]
+    document = {"resourceType": "DocumentReference", "subject": own}
+    for kept, status in [(content, 400), (content[1:], 201)]:
+        answer = proxy("POST", "DocumentReference", {**document, "content": kept})
+        assert answer.status_code == status
+        assert len(proxy.server.requests) == (0 if status == 400 else 101)
+
+
 def as_patch(data: str) -> dict[str, Any]:
     kind = "application/json-patch+json"
     binary = {"resourceType": "Binary", "contentType": kind, "data": data}

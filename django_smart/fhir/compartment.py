@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -130,7 +130,7 @@ class _Around:
 
     own: frozenset[str] = field(repr=False)
     """References to the patient."""
-    known: frozenset[str] = field(default=frozenset(), repr=False)
+    known: Set[str] = field(default=frozenset(), repr=False)
     """References to resources that are known to be the patient's."""
     urns: frozenset[str] = field(default=frozenset(), repr=False)
     """``urn:`` names of other entries."""
@@ -379,8 +379,11 @@ class PatientBoundary:
                 own.update({url} if url.startswith("urn:") else ())
             elif not is_patient and url.startswith("urn:"):
                 urns.add(url)
-        around = replace(around, own=frozenset(own), urns=around.urns | frozenset(urns))
         known: set[str] = set(around.known)
+        # What is known grows with each entry.
+        around = replace(
+            around, own=frozenset(own), urns=around.urns | urns, known=known
+        )
         is_own = False
         for entry in sorted(entries, key=_is_about_others):
             self._check_addresses(entry)
@@ -388,9 +391,7 @@ class PatientBoundary:
             if isinstance(response, Mapping) and response.get("outcome") is not None:
                 self._check(response["outcome"], letters, around)
             resource, url = _read_entry(entry)
-            if resource and self._check(
-                resource, letters, replace(around, known=frozenset(known))
-            ):
+            if resource and self._check(resource, letters, around):
                 is_own = True
                 reference = f"{resource['resourceType']}/{resource.get('id')}"
                 known |= {reference, f"{self.base_url}/{reference}", url} - {""}

@@ -46,6 +46,8 @@ __all__ = [
 
 _JSON_PATCH = "application/json-patch+json"
 _MAX_PARAMETERS = 100
+# Each is read first.
+_MAX_BINARIES = 100
 # Of the JSON of a patch.
 _MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
@@ -184,12 +186,14 @@ class Guard:
         allow: called with each interaction, those of a Bundle too; raises for what the
             caller does not want.
         rules: of changes.
+        max_entries: of a batch or transaction, each of which may have to be read first.
     """
 
     boundary: PatientBoundary
     fetch: Callable[[Interaction], HTTPResponse]
     allow: Callable[[Interaction], None] = lambda asked: None
     rules: RecordRules = RecordRules()
+    max_entries: int | None = None
 
     def prepare(
         self, asked: Interaction, *, urns: frozenset[str] = frozenset()
@@ -441,14 +445,19 @@ class Guard:
             return
         base = f"{self.boundary.base_url}/"
         known = set(_iter_texts(before))
-        for text in set(_iter_texts(resource)) - known:
-            match = _BINARY.fullmatch(text.removeprefix(base))
-            if match is not None:
-                response = self.fetch(build_read("Binary", match[1]))
-                binary = process_read_response(
-                    response, resource_type="Binary", id=match[1]
-                )
-                self.boundary.check(binary)
+        texts = set(_iter_texts(resource)) - known
+        matches = (_BINARY.fullmatch(text.removeprefix(base)) for text in texts)
+        ids = {match[1] for match in matches if match is not None}
+        if len(ids) > _MAX_BINARIES:
+            raise FHIRRequestError(
+                f"A resource may refer to at most {_MAX_BINARIES} Binaries."
+            )
+        for binary_id in ids:
+            response = self.fetch(build_read("Binary", binary_id))
+            binary = process_read_response(
+                response, resource_type="Binary", id=binary_id
+            )
+            self.boundary.check(binary)
 
     def _check_unread_patch(self, patch: Any, kind: str) -> None:
         if isinstance(patch, Mapping):
@@ -463,6 +472,10 @@ class Guard:
         entries = bundle.get("entry", []) if isinstance(bundle, Mapping) else None
         if not isinstance(entries, list):
             raise FHIRRequestError("The body is not a Bundle with entries.")
+        if self.max_entries is not None and len(entries) > self.max_entries:
+            raise FHIRRequestError(
+                f"A Bundle may have at most {self.max_entries} entries: send several."
+            )
         parsed = [(entry, parse_entry(entry)) for entry in entries]
         urns = frozenset(
             str(entry.get("fullUrl"))

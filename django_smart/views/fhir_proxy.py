@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _READS = {"GET", "HEAD"}
 _BUNDLES = {"batch", "transaction"}
+# A script must not send the server many times as many requests.
+_MAX_ENTRIES = 100
 # What has to come back.
 _BUNDLE_TYPES = {
     "batch": {"batch-response"},
@@ -206,7 +208,9 @@ class FHIRProxyView(View):
             )
             return answer
 
-        return Guard(boundary=boundary, fetch=fetch, allow=allow)
+        return Guard(
+            boundary=boundary, fetch=fetch, allow=allow, max_entries=_MAX_ENTRIES
+        )
 
     def _check_method(self, method: str) -> None:
         if method not in self.methods:
