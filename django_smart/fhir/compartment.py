@@ -604,6 +604,10 @@ class _Place:
         )
 
 
+# Values that the copies of one patch may hold: each copy can double the resource.
+_MAX_COPIED = 100_000
+
+
 def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
     """
     Return the result of a JSON Patch on *resource*, which is not changed.
@@ -614,6 +618,7 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
     Spec: RFC 6902.
     """
     document: Any = {"": copy.deepcopy(resource)}
+    copied = 0
     try:
         for step in patch:
             path = _split_pointer(step["path"])
@@ -631,6 +636,9 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
                     )
                 case "copy":
                     found = _find(document, _split_pointer(step["from"]))
+                    copied += _count_values(found)
+                    if copied > _MAX_COPIED:
+                        raise ValueError("copies of copies")
                     _put(document, path, copy.deepcopy(found), "add")
                 case "test":
                     if _find(document, path) != step["value"]:
@@ -640,6 +648,12 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise FHIRRequestError("The patch does not fit the resource.") from None
     return document[""]
+
+
+def _count_values(value: Any) -> int:
+    items = value.values() if isinstance(value, Mapping) else value
+    is_leaf = not isinstance(value, Mapping | list)
+    return 1 if is_leaf else 1 + sum(map(_count_values, items))
 
 
 def _split_pointer(pointer: str) -> list[str]:

@@ -447,3 +447,10 @@ def test_json_patch_is_carried_out_for_the_check(steps, result):
     else:
         assert apply_json_patch(resource, steps) == result
     assert resource == {"a": [1, 2]}
+
+
+def test_json_patch_cannot_copy_without_end():
+    double = {"op": "copy", "from": "", "path": "/a/-"}
+    assert len(apply_json_patch({"a": []}, [double] * 3)["a"]) == 3
+    with pytest.raises(FHIRRequestError):
+        apply_json_patch({"a": []}, [double] * 24)
