@@ -378,6 +378,19 @@ def test_resource_that_was_not_modified_comes_without_a_body():
     assert "ETag" not in response.headers
 
 
+def test_read_is_sent_without_conditions():
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
+    conditions: Any = {"If_Match": 'W/"2"', "If_None_Exist": "identifier=1"}
+    assert proxy("GET", "Observation/o1", **conditions).status_code == 200
+    assert not {"If-Match", "If-None-Exist"} & set(proxy.server.requests[-1].headers)
+    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"2"'))
+    answer = proxy("PUT", "Observation/o1", OBSERVATION, **conditions)
+    assert answer.status_code == 200
+    assert proxy.server.requests[-1].headers["If-Match"] == 'W/"2"'
+    assert "If-None-Exist" not in proxy.server.requests[-1].headers
+
+
 def test_answer_is_not_asked_for_later():
     proxy = Proxy(methods=WRITES)
     proxy.server.on("Observation", respond(OBSERVATION, 201))

@@ -24,8 +24,14 @@ __all__ = ["check_csrf", "get_launch", "read_interaction"]
 _JSON_PATCH = "application/json-patch+json"
 _FORM_TYPE = "application/x-www-form-urlencoded"
 # Nothing of the connection, no cookie and no credentials.  If-None-Match is answered
-# here: that another patient's resource did not change is also news.
-_REQUEST_HEADERS = ("If-Match", "If-None-Exist")
+# here, and reads have no other condition: which version another patient's resource has
+# is also news.
+_REQUEST_HEADERS = {
+    "DELETE": "If-Match",
+    "PATCH": "If-Match",
+    "POST": "If-None-Exist",
+    "PUT": "If-Match",
+}
 _PREFERENCES = re.compile(r"\s*(?:return|handling)=[A-Za-z]+\s*")
 
 
@@ -88,11 +94,10 @@ def read_interaction(request: HttpRequest, path: str, query: str) -> Interaction
 
 
 def _get_headers(request: HttpRequest) -> dict[str, str]:
-    headers = {
-        name: value
-        for name in _REQUEST_HEADERS
-        if (value := request.headers.get(name)) is not None
-    }
+    headers = {}
+    name = _REQUEST_HEADERS.get(request.method or "", "")
+    if (value := request.headers.get(name)) is not None:
+        headers[name] = value
     # An answer that comes later would pass no check.
     prefer = request.headers.get("Prefer", "")
     if kept := list(filter(_PREFERENCES.fullmatch, re.split("[;,]", prefer))):
