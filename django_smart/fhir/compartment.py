@@ -368,7 +368,7 @@ class PatientBoundary:
     def _check_bundle(
         self, bundle: Mapping[str, Any], letters: str, around: _Around
     ) -> bool:
-        entries = bundle.get("entry", [])
+        entries = bundle.get("entry") or []
         if not isinstance(entries, list):
             _refuse("The entries of a Bundle are not a list.")
         own, urns = set(around.own), set()

@@ -19,6 +19,7 @@ from django_smart.exceptions import (
     FHIRRequestError,
     ForeignPatientError,
     InsufficientScopeError,
+    MalformedFHIRResponseError,
 )
 from django_smart.fhir.compartment import (
     PatientBoundary,
@@ -257,7 +258,13 @@ class Guard:
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
 
     def check_response(self, asked: Interaction, response: HTTPResponse) -> None:
-        """:meth:`check_answer` of what came; what is malformed its reader refuses."""
+        """
+        :meth:`check_answer` of what came; what is malformed its reader refuses.
+
+        Raises:
+            ForeignPatientError: it is not known to be the patient's.
+            MalformedFHIRResponseError: a Bundle in which nothing can be looked for.
+        """
         if not response.body or not 200 <= response.status_code < 300:
             return
         try:
@@ -266,6 +273,12 @@ class Guard:
         except (RecursionError, ValueError):
             return
         found = _read_type(resource)
+        if found[0] == "Bundle" and not _has_entries(resource):
+            raise MalformedFHIRResponseError(
+                "The entries of a Bundle are not a list of objects.",
+                status_code=response.status_code,
+                media_type=response.media_type,
+            )
         is_other = asked.id and found != (asked.resource_type, asked.id)
         if found[0] and not (is_other and asked.name in {"read", "vread"}):
             self.check_answer(asked, resource)
@@ -550,6 +563,14 @@ def _read_type(resource: Any) -> tuple[str, str]:
     if not isinstance(resource, Mapping):
         return "", ""
     return str(resource.get("resourceType", "")), str(resource.get("id"))
+
+
+def _has_entries(bundle: Mapping[str, Any]) -> bool:
+    # Absent when empty; null is what some servers write.
+    entries = bundle.get("entry") or []
+    return isinstance(entries, list) and all(
+        isinstance(entry, Mapping) for entry in entries
+    )
 
 
 def _iter_texts(value: Any) -> Iterator[str]:

@@ -106,14 +106,11 @@ def test_rotated_token_of_a_grant_that_changed_is_not_stored(grant: TokenGrant) 
 def test_ended_grant_has_no_tokens_and_stays_as_it_ended(grant: TokenGrant) -> None:
     now = timezone.now()
     rows = TokenGrant.objects.all()
-    assert rows.end("needs_reauthorization", now=now, error="invalid_grant") == 1
-    assert rows.end("expired", now=now) == 0
+    assert rows.end("expired", now=now, error="invalid_grant") == 1
+    assert rows.end("revoked", now=now) == 0
     assert rows.end_pending_revocation(now=now) == 0
     grant.refresh_from_db()
-    assert (grant.status, grant.last_error) == (
-        "needs_reauthorization",
-        "invalid_grant",
-    )
+    assert (grant.status, grant.last_error) == ("expired", "invalid_grant")
     assert grant.access_token == grant.refresh_token == grant.refresh_token_digest == ""
     assert (grant.ended_at, grant.refresh_due_at) == (now, None)
 

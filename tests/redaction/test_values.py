@@ -44,7 +44,8 @@ CANARY = "c4nary"
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
 Compartment.parameter Compartment.referring Compartment.subjects _Around.is_written
-Guard.allow Guard.boundary Guard.fetch Guard.rules PatientBoundary.other_patients
+Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
+PatientBoundary.other_patients
 PatientBoundary.trusts_binaries RecordRules.may_write_unread RecordRules.reads_first
 _Place.compartment Visitor.resolve_user
 audience
