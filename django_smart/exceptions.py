@@ -502,7 +502,7 @@ class RefreshBusyError(GrantError):
 
 
 class RefreshInTransactionError(GrantError):
-    """A refresh was needed inside ``atomic()``, on SQLite or with locked rows."""
+    """What must be stored cannot be, inside ``atomic()`` on SQLite or a locked row."""
 
     code = "refresh_in_transaction"
 

@@ -290,7 +290,7 @@ def find_refresh_token(response: HTTPResponse) -> str | None:
     """
     Return the refresh token in a response that was refused.
 
-    Call it if :func:`process_refresh_response` raised.
+    Call it if processing the response has raised an error.
 
     A server that rotates has revoked the old one, whatever else is wrong.
 
