@@ -91,6 +91,9 @@ def read_mrn(page: str) -> str:
         ([{"type": {"coding": [{"code": "SS"}]}, "value": "1"}], "none"),
         ([{"type": {"coding": [{"code": "MR"}]}, "value": 7}], "unknown"),
         ([{"type": {"coding": [{"code": "MR"}]}}], "unknown"),
+        ([{"type": {"coding": {"code": "MR"}}, "value": "1"}], "unknown"),
+        ([{"type": {"coding": ["MR"]}, "value": "1"}], "unknown"),
+        ([{"type": {"coding": None}, "value": "1"}], "none"),
         ("HB-2", "unknown"),
         ([7], "unknown"),
     ],
@@ -113,6 +116,15 @@ def test_number_that_cannot_be_read_is_unknown(identifier, mrn):
         ({"deceasedDateTime": "2000-13-45"}, True, ""),
         ({"deceasedDateTime": "x", "deceasedBoolean": False}, True, ""),
         ({"deceasedDateTime": " "}, False, "68 years"),
+        ({"deceasedDateTime": None}, False, "68 years"),
+        ({"deceasedDateTime": 2000}, True, ""),
+        ({"deceasedDateTime": ["2000"]}, True, ""),
+        ({"_deceasedDateTime": {"extension": [{"valueCode": "unknown"}]}}, True, ""),
+        (
+            {"deceasedDateTime": "2000", "_deceasedDateTime": {"id": "d"}},
+            "2000",
+            "about 42 years",
+        ),
     ],
 )
 def test_who_died_grows_no_older(more, died, age):
@@ -153,4 +165,5 @@ def test_odd_values_are_left_out(odd):
     names = ("id", "name", "birthDate", "gender", "identifier", "deceasedDateTime")
     facts = build_patient_facts(dict.fromkeys(names, odd), today=TODAY)
     known = PatientFacts(mrn="" if odd in (None, []) else None)
-    assert facts == (replace(known, patient_id="x", died=True) if odd == "x" else known)
+    known = replace(known, died=bool(odd), patient_id="x" if odd == "x" else "")
+    assert facts == known

@@ -131,7 +131,11 @@ def build_patient_facts(
     """
     birth_date = parse_date(patient.get("birthDate"))
     died_at = parse_date(patient.get("deceasedDateTime"))
-    has_died = read_text(patient.get("deceasedDateTime")) != ""
+    # Also if it cannot be read, or only says why the date is unknown.
+    has_died = any(
+        value.strip() if isinstance(value, str) else value
+        for value in map(patient.get, ("deceasedDateTime", "_deceasedDateTime"))
+    )
     died = died_at or has_died or patient.get("deceasedBoolean") is True
     # Age stops at death; without the date of death, no age is right.
     until = died_at or parse_date(today)
@@ -178,10 +182,16 @@ def _find_mrn(identifiers: object) -> str | None:
     found.sort(key=lambda each: each.get("use") == "old")
     mrn = next(filter(None, (read_text(each.get("value")) for each in found)), "")
     is_readable = isinstance(identifiers, list) and len(kept) == len(identifiers)
-    is_readable = is_readable and all(
-        isinstance(each.get("type"), Mapping | None) for each in kept
-    )
+    is_readable = is_readable and all(_is_readable(each.get("type")) for each in kept)
     return mrn or (None if found or not is_readable else "")
+
+
+def _is_readable(kind: object) -> bool:
+    """Whether a ``CodeableConcept`` is one, or absent, and so are its codings."""
+    if not isinstance(kind, Mapping):
+        return kind is None
+    coding = kind.get("coding") or []
+    return isinstance(coding, list) and len(list(iter_mappings(coding))) == len(coding)
 
 
 def _is_mrn(kind: object) -> bool:
