@@ -604,8 +604,10 @@ class _Place:
         )
 
 
-# Values that the copies of one patch may hold: each copy can double the resource.
-_MAX_COPIED = 100_000
+# Size of what one patch may copy: each copy can double the resource.
+_MAX_COPIED = 1_000_000
+# What a value costs in memory besides its characters.
+_SIZE = 10
 
 
 def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
@@ -636,7 +638,7 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
                     )
                 case "copy":
                     found = _find(document, _split_pointer(step["from"]))
-                    copied += _count_values(found)
+                    copied += _measure(found)
                     if copied > _MAX_COPIED:
                         raise ValueError("copies of copies")
                     _put(document, path, copy.deepcopy(found), "add")
@@ -650,10 +652,13 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
     return document[""]
 
 
-def _count_values(value: Any) -> int:
-    items = value.values() if isinstance(value, Mapping) else value
-    is_leaf = not isinstance(value, Mapping | list)
-    return 1 if is_leaf else 1 + sum(map(_count_values, items))
+def _measure(value: Any) -> int:
+    """The size of *value*: its characters, and something for each value in it."""
+    if isinstance(value, Mapping):
+        return _SIZE + sum(map(_measure, [*value, *value.values()]))
+    if isinstance(value, list):
+        return _SIZE + sum(map(_measure, value))
+    return _SIZE + (len(value) if isinstance(value, str) else 0)
 
 
 def _split_pointer(pointer: str) -> list[str]:

@@ -574,11 +574,14 @@ def _has_entries(bundle: Mapping[str, Any]) -> bool:
 
 
 def _iter_texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _iter_texts(item)
+    """Every text within *value*, which may be nested deeper than Python's stack."""
+    values = [value]
+    while values:
+        item = values.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Mapping | list):
+            values += item.values() if isinstance(item, Mapping) else item
 
 
 def _asks_for_count(name: str, *values: str) -> bool:

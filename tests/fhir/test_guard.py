@@ -454,3 +454,9 @@ def test_json_patch_cannot_copy_without_end():
     assert len(apply_json_patch({"a": []}, [double] * 3)["a"]) == 3
     with pytest.raises(FHIRRequestError):
         apply_json_patch({"a": []}, [double] * 24)
+    text = {"op": "copy", "from": "/a", "path": "/b"}
+    held = {"a": "x" * 600_000}
+    assert len(apply_json_patch(held, [text])["b"]) == 600_000
+    for long in (held, {"a": {"x" * 600_000: 1}}):
+        with pytest.raises(FHIRRequestError):
+            apply_json_patch(long, [text] * 2)
