@@ -549,6 +549,7 @@ def test_links_of_a_stored_bundle_are_not_signed(method, path, answer):
 
 def test_links_of_a_search_in_a_batch_are_signed():
     proxy = Proxy(methods=WRITES)
+    proxy.server.on("Observation/o1", respond(OBSERVATION))
     searches = [SEARCH, "Observation/o1/_history", "Patient/p1/$everything"]
     entries = [
         {"request": {"method": "GET", "url": url}} for url in [*searches, "Bundle/b1"]

@@ -30,6 +30,7 @@ __all__ = [
     "find_patient_parameter",
     "get_compartment",
     "get_letters",
+    "is_shared",
 ]
 
 
@@ -76,6 +77,12 @@ def _read_table() -> dict[str, Compartment]:
 def get_compartment(resource_type: str) -> Compartment:
     """What is known of a type; of one that is not R4's, the usual names."""
     return _read_table().get(resource_type, _UNKNOWN)
+
+
+def is_shared(resource_type: str) -> bool:
+    """Whether resources of this type belong to no patient, nor hold any that do."""
+    is_container = resource_type in _CONTAINERS
+    return not is_container and get_compartment(resource_type).is_shared
 
 
 def find_patient_parameter(resource_type: str) -> str:
@@ -210,8 +217,7 @@ class PatientBoundary:
         """
         is_named = self.check_parameters(resource_type, pairs)
         compartment = get_compartment(resource_type)
-        is_shared = compartment.is_shared and resource_type not in _CONTAINERS
-        is_named |= is_in_record or is_shared
+        is_named |= is_in_record or is_shared(resource_type)
         if not is_named:
             if not compartment.parameter:
                 _refuse(f"No search parameter of {resource_type} selects the patient.")
@@ -322,7 +328,7 @@ class PatientBoundary:
             _refuse("The resource is nested too deeply.")
 
     def _check(self, resource: Any, letters: str, around: _Around) -> bool:
-        """Refuse what is not the patient's; return whether it is, or is shared."""
+        """Refuse what is another's; return whether it is the patient's, not shared."""
         name = resource.get("resourceType") if isinstance(resource, Mapping) else None
         if not isinstance(name, str):
             _refuse("A resource has no type.")

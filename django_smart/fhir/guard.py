@@ -1,8 +1,9 @@
 """
 Requests under scopes for one patient: narrowed, and checked before they are sent.
 
-Nothing is changed before it was read and found to be the patient's; the change is then
-made to that version alone (``If-Match``).
+A resource is read, and found to be the patient's, before it is changed, or before its
+history or an operation on it is requested.  A change is then made to that version alone
+(``If-Match``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from django_smart.fhir.compartment import (
     PatientBoundary,
     apply_json_patch,
     get_letters,
+    is_shared,
 )
 from django_smart.fhir.interactions import Interaction, build_etag, build_read
 from django_smart.fhir.json import load_json
@@ -54,6 +56,8 @@ _MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 _BINARY = re.compile(r"Binary/([A-Za-z0-9\-.]{1,64})")
 _POSITIVE = re.compile("0*[1-9][0-9]*")
+# Values of _summary.
+_WITH_RESOURCES = frozenset({"data", "false"})
 _BUNDLES = frozenset({"batch", "transaction"})
 _CHANGES = {"ifMatch": "If-Match", "ifNoneMatch": "If-None-Match"}
 # Of an entry.  None of a read: that another's resource did not change is also news.
@@ -165,10 +169,11 @@ def _write_query(pairs: list[tuple[str, str]]) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRules:
     """
-    How changes keep to the patient's record.
+    How requests keep to the patient's record.
 
     Attributes:
-        reads_first: whether the target of a change is read and checked.
+        reads_first: whether the target of a change, of an operation or of a history is
+            read and checked.
         may_write_unread: whether a change may go out where no scope allows reading.
     """
 
@@ -204,8 +209,8 @@ class Guard:
 
         Raises:
             ForeignPatientError: it is not known to stay in the patient's record.
-            FHIRStatusError: the target of a change cannot be read, or has changed.
-            InsufficientScopeError: no scope allows to read the target.
+            FHIRStatusError: what must be read first cannot be read, or has changed.
+            InsufficientScopeError: no scope allows reading it.
         """
         name, kind = asked.name, asked.resource_type
         if name in _BUNDLES:
@@ -224,7 +229,7 @@ class Guard:
         match name:
             case "read" | "vread" | "history-instance":
                 if name == "history-instance":
-                    pairs = [pair for pair in pairs if not _asks_for_count(*pair)]
+                    self._check_instance(kind, parts[1])
                 return _with_query(asked, path, self.boundary.complete(kind, pairs))
             case "search":
                 return self._prepare_search(asked, parts, pairs)
@@ -293,15 +298,6 @@ class Guard:
         if asked.name == "capabilities":
             return
         self.boundary.check(resource, f"rs{get_letters(asked.name)}")
-        if asked.name == "history-instance" and isinstance(resource, Mapping):
-            entries = resource.get("entry")
-            entries = entries if isinstance(entries, list) else []
-            if entries and not any(
-                isinstance(entry, Mapping) and "resource" in entry for entry in entries
-            ):
-                raise ForeignPatientError(
-                    "Cannot determine which patient these versions belong to."
-                )
 
     def _prepare_search(
         self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
@@ -332,30 +328,63 @@ class Guard:
         kind, operation = asked.resource_type, parts[-1]
         if parts == ["Patient", "$everything"]:
             raise ForeignPatientError("This would cover every patient.")
-        if asked.body is not None:
-            self._check_body(asked.body)
-        pairs = [pair for pair in pairs if not _asks_for_count(*pair)]
+        is_about_one = len(parts) == 3 and not is_shared(kind)
         is_narrowed = len(parts) == 2 and operation in _SEARCHING and asked.body is None
+        if asked.body is not None:
+            self._check_body(asked.body, may_count=is_about_one)
+        if not (is_about_one or is_narrowed):
+            pairs = [pair for pair in pairs if not _asks_for_count(*pair)]
         if is_narrowed:
             pairs = self.boundary.narrow(kind, pairs)
         else:
             self.boundary.check_parameters(kind, pairs)
+            pairs = self.boundary.complete(kind, pairs)
+        if is_about_one:
+            self._check_instance(kind, parts[1])
         return _with_query(asked, "/".join(parts), pairs)
 
-    def _check_body(self, body: Any) -> None:
+    def _check_body(self, body: Any, *, may_count: bool) -> None:
         self.boundary.check(body, is_written=True)
         own = {self.boundary.patient_id, *self.boundary.own}
-        parameters = body.get("parameter", []) if isinstance(body, Mapping) else []
-        for one in parameters if isinstance(parameters, list) else ():
-            if not isinstance(one, Mapping):
-                continue
-            values = [value for name, value in one.items() if name.startswith("value")]
-            if _asks_for_count(str(one.get("name")), *map(str, values)):
+        for one in _iter_parameters(body):
+            name = str(one.get("name")).strip().casefold()
+            values = [value for key, value in one.items() if key.startswith("value")]
+            if not may_count and _asks_for_count(name, *map(str, values)):
                 raise FHIRRequestError("An operation cannot be asked for a count.")
-            if one.get("name") in {"patient", "subject"}:
+            if name in {"patient", "subject"}:
                 for value in values:
                     if isinstance(value, str) and value not in own:
                         raise ForeignPatientError("A parameter names another patient.")
+
+    # What is read first
+
+    def _check_instance(self, kind: str, resource_id: str) -> None:
+        """Refuse what is asked about another patient's resource."""
+        if kind == "Patient" or is_shared(kind) or not self.rules.reads_first:
+            return  # its path was checked, or it is nobody's
+        self._require(self._find_missing(kind, "r"))
+        self._read(kind, resource_id, "r")
+
+    def _find_missing(self, kind: str, letters: str) -> str:
+        """The scope without which a type cannot be read first, if it is missing."""
+        missing = [one for one in letters if not self.boundary.has_scope(kind, one)]
+        return f"patient/{kind}.{''.join(missing)}" if missing else ""
+
+    def _require(self, missing: str) -> None:
+        if missing:
+            raise InsufficientScopeError(
+                "The resource must be read first, which requires the scope "
+                f"{missing}; nothing was sent.",
+                missing=missing,
+            )
+
+    def _read(
+        self, kind: str, resource_id: str, letters: str = "rs"
+    ) -> tuple[dict[str, Any], HTTPResponse]:
+        response = self.fetch(build_read(kind, resource_id))
+        resource = process_read_response(response, resource_type=kind, id=resource_id)
+        self.boundary.check(resource, letters)
+        return resource, response
 
     # Changes
 
@@ -377,18 +406,12 @@ class Guard:
             pairs = [pair for pair in pairs if _is_condition(pair[0])]
             asked = _with_query(asked, kind, self.boundary.narrow(kind, pairs))
         letters = "rs" if is_conditional else "r"
-        missing = [one for one in letters if not self.boundary.has_scope(kind, one)]
+        missing = self._find_missing(kind, letters)
         if not self.rules.reads_first or (missing and self.rules.may_write_unread):
             if name == "patch":
                 self._check_unread_patch(asked.body, kind)
             return asked
-        if missing:
-            scope = f"patient/{kind}.{''.join(missing)}"
-            raise InsufficientScopeError(
-                "The resource must be read before it is changed, which requires the "
-                f"scope {scope}; nothing was sent.",
-                missing=scope,
-            )
+        self._require(missing)
         if not is_conditional:
             return self._pin(asked, parts[1])
         search = Interaction(
@@ -417,10 +440,8 @@ class Guard:
         kind, name = asked.resource_type, asked.name
         if name == "update" and asked.body.get("id") != resource_id:
             raise FHIRRequestError("The resource has a different id.")
-        response = self.fetch(build_read(kind, resource_id))
-        current = process_read_response(response, resource_type=kind, id=resource_id)
         letter = get_letters(name)
-        self.boundary.check(current, letter)
+        current, response = self._read(kind, resource_id, letter)
         if name == "update":
             self._check_binaries(asked.body, current)
         if name == "patch" and isinstance(asked.body, Mapping):
@@ -584,11 +605,23 @@ def _iter_texts(value: Any) -> Iterator[str]:
             values += item.values() if isinstance(item, Mapping) else item
 
 
+def _iter_parameters(body: Any) -> Iterator[Mapping[str, Any]]:
+    """Every parameter of a Parameters, and every part of one."""
+    lists = [body.get("parameter")] if isinstance(body, Mapping) else []
+    for items in lists:
+        # Some servers accept an object in place of a list.
+        for one in items if isinstance(items, list) else [items]:
+            if isinstance(one, Mapping):
+                yield one
+                lists.append(one.get("part"))
+
+
 def _asks_for_count(name: str, *values: str) -> bool:
     """Whether a parameter leaves out the resources, which say whose they are."""
     bare = name.partition(":")[0].lower()
-    is_positive = all(map(_POSITIVE.fullmatch, values or ("",)))
-    return bare == "_summary" or (bare == "_count" and not is_positive)
+    if bare == "_summary":
+        return not values or not _WITH_RESOURCES.issuperset(values)
+    return bare == "_count" and not all(map(_POSITIVE.fullmatch, values or ("",)))
 
 
 def _is_condition(name: str) -> bool:

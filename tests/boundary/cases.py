@@ -771,6 +771,13 @@ def _operations() -> Iterator[Case]:
         "Questionnaire/deep/$populate?subject=Patient/other",
     ):
         yield Case(about="operation outside the record", path=path)
+    # Nothing in the answer would say whose it is.
+    for path in (
+        "Encounter/encounter-other/$everything?_type=Medication",
+        "Observation/observation-other/_history?_summary=count",
+        "Observation/observation-other/$everything?_count=0",
+    ):
+        yield Case(about="operation or history of another's resource", path=path)
     for path in ("$export", "Patient/$export", "Patient/mine/$purge", "$graphql"):
         yield Case(
             about="operation that the view does not allow", path=path, is_for_proxy=True
@@ -784,6 +791,11 @@ def _operations() -> Iterator[Case]:
 
     yield call(
         "$validate of another's resource", "Observation/$validate", observation("other")
+    )
+    yield call(
+        "$validate of the patient's resource, in place of another's",
+        "Observation/observation-other/$validate",
+        observation(),
     )
     yield call(
         "$validate of a Patient", "Patient/$validate", {"resourceType": "Patient"}
@@ -819,6 +831,8 @@ def _bundles() -> Iterator[Case]:
         for text, one in (
             ("reads another's resource", entry("GET", other)),
             ("reads another patient", entry("GET", "Patient/other")),
+            ("reads another's history", entry("GET", f"{other}/_history")),
+            ("validates another's resource", entry("GET", f"{other}/$validate")),
             ("searches another's resources", entry("GET", "Observation?patient=other")),
             ("reads another's record", entry("GET", "Patient/other/Observation")),
             (
@@ -958,6 +972,7 @@ def _legitimate() -> Iterator[Case]:
         ("version", f"{mine}/_history/1"),
         ("history", f"{mine}/_history"),
         ("history of the patient", "Patient/mine/_history"),
+        ("number of versions", f"{mine}/_history?_summary=count"),
         ("$everything", "Patient/mine/$everything?_type=Condition"),
         ("$lastn", "Observation/$lastn?max=1&code=4548-4"),
         ("search in the compartment", "Patient/mine/Condition"),
@@ -1087,6 +1102,12 @@ def _legitimate() -> Iterator[Case]:
     parameters = {"resourceType": "Parameters", "parameter": [part]}
     yield fine("$populate with Parameters", populate, "POST", body=parameters)
     yield fine("$validate", "Observation/$validate", "POST", body=observation())
+    yield fine(
+        "$validate in place of a resource",
+        f"{mine}/$validate",
+        "POST",
+        body=observation(),
+    )
     entries = [
         {"request": {"method": "GET", "url": mine}},
         {"request": {"method": "GET", "url": "Condition?_count=1"}},

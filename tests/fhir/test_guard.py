@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from django_smart.exceptions import (
+    FHIRGoneError,
     FHIRNotFoundError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
@@ -310,49 +311,166 @@ def test_what_is_malformed_is_told_as_such():
             grant.client.read("Observation", "o1")
 
 
+ABOUT_ONE = [
+    "Observation/o1/_history",
+    "Observation/o1/_history?_summary=count",
+    "Observation/o1/$everything?_type=Medication",
+    "Observation/o1/$everything?_getpagesoffset=9999",
+    "Observation/o1/$everything?_summary=count",
+]
+# It does not say whose it is.
+COUNTED = respond(bundle(total=3))
+
+
+@pytest.mark.parametrize("path", ABOUT_ONE)
+def test_resource_is_read_before_anything_is_asked_about_it(path):
+    grant = make_grant()
+    grant.server.on(path, COUNTED)
+    for held, error in [
+        (respond(OTHERS), ForeignPatientError),
+        (respond(b"", 404), FHIRNotFoundError),
+        (respond(b"", 410), FHIRGoneError),
+    ]:
+        grant.server.on("Observation/o1", held)
+        with pytest.raises(error):
+            grant.client.get(path)
+        assert set(grant.server.urls) == {f"{BASE}/Observation/o1"}
+    grant.server.on("Observation/o1", respond(MINE))
+    assert grant.client.get(path)["total"] == 3
+
+
+@pytest.mark.parametrize("path", ABOUT_ONE)
+def test_resource_is_read_before_a_batch_asks_about_it(path):
+    grant = make_grant()
+    answer = {"response": {"status": "200"}, "resource": bundle(total=3)}
+    grant.server.answers[BASE] = [
+        respond(bundle(type="batch-response", entry=[answer]))
+    ]
+    entry = {"request": {"method": "GET", "url": path}}
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+    asked = parse_interaction("POST", "", body=batch)
+    grant.server.on("Observation/o1", respond(OTHERS))
+    with pytest.raises(ForeignPatientError):
+        grant.client.perform(asked)
+    assert grant.server.urls == [f"{BASE}/Observation/o1"]
+    grant.server.on("Observation/o1", respond(MINE))
+    assert grant.client.perform(asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Patient/p1/$everything?_summary=count",
+        "Patient/p1/_history?_summary=count",
+        "Practitioner/dr/_history?_count=0",
+        "Condition/c1/_history",
+    ],
+)
+def test_nothing_is_read_first_where_that_is_certain(path):
+    # Of a Condition, the server decides.
+    grant = make_grant("patient/*.rs user/Condition.rs")
+    deletion = {"request": {"method": "DELETE", "url": path.partition("/_")[0]}}
+    grant.server.on(path, respond(bundle(type="history", total=3, entry=[deletion])))
+    assert grant.client.get(path)["total"] == 3
+    assert grant.server.urls == [f"{BASE}/{path}"]
+    with pytest.raises(ForeignPatientError):
+        grant.client.get("Patient/p2/_history")
+
+
+def test_nothing_is_read_first_where_the_server_enforces_the_record():
+    grant = make_grant(reads_first=False)
+    grant.server.on("Observation/o1/_history", COUNTED)
+    assert grant.client.get("Observation/o1/_history")["total"] == 3
+    assert len(grant.server.requests) == 1
+
+
+def test_operation_requires_a_scope_for_reading():
+    grant = make_grant("patient/Observation.s")
+    with pytest.raises(InsufficientScopeError) as caught:
+        grant.client.get("Observation/o1/$everything")
+    assert caught.value.missing == "patient/Observation.r"
+    assert grant.server.requests == []
+
+
 @pytest.mark.parametrize(
     ("asked", "sent"),
     [
-        ("Observation/o1/_history?_summary=count", "Observation/o1/_history"),
-        ("Observation/o1/_history?_Count=0&_count=00", "Observation/o1/_history"),
-        ("Observation/o1/_history?_count=5", "Observation/o1/_history?_count=5"),
-        ("Encounter/o1/$everything?_summary=count", "Encounter/o1/$everything"),
-        ("Encounter/o1/$everything?_count=+0&x=1", "Encounter/o1/$everything?x=1"),
-        ("Observation/$lastn?_SUMMARY=count", "Observation/$lastn?patient=p1"),
+        ("Observation/$lastn?_summary=text", "Observation/$lastn?patient=p1"),
+        ("Encounter/$everything?_Count=0&_count=00", "Encounter/$everything"),
+        ("Encounter/$everything?_count=5", "Encounter/$everything?_count=5"),
+        ("Encounter/$everything?_SUMMARY=count", "Encounter/$everything"),
+        ("Encounter/$everything?_summary=true", "Encounter/$everything"),
+        ("Encounter/$everything?_summary=data", "Encounter/$everything?_summary=data"),
+        ("Location/1/$everything?_count=+0&x=1", "Location/1/$everything?x=1"),
         ("Observation?_summary=count", "Observation?_summary=count&patient=p1"),
+        (
+            "Observation/$lastn?_summary=count",
+            "Observation/$lastn?_summary=count&patient=p1",
+        ),
     ],
 )
 def test_count_comes_with_what_was_counted(asked, sent):
     grant = make_grant()
-    kind = "history" if "_history" in asked else "searchset"
-    grant.server.on(sent, respond(bundle(MINE, type=kind)))
+    grant.server.on(sent, respond(bundle(MINE)))
     assert grant.client.get(asked)["entry"] == [{"resource": MINE}]
-    grant.server.on(sent, respond(bundle(OTHERS, type=kind)))
+    grant.server.on(sent, respond(bundle(OTHERS)))
     with pytest.raises(ForeignPatientError):
         grant.client.get(asked)
 
 
-def test_parameter_that_asks_for_a_count_is_refused():
-    grant = make_grant()
-    grant.server.on("Encounter/o1/$everything", respond(bundle(MINE)))
-    for parameter, is_sent in [
+@pytest.mark.parametrize(
+    ("parameter", "is_sent"),
+    [
         ({"name": "_summary", "valueCode": "count"}, False),
         ({"name": "_COUNT", "valueInteger": 0}, False),
         ({"name": "_count"}, False),
+        ({"name": "_summary"}, False),
+        ({"name": "x", "part": [{"name": "_count", "valueInteger": 0}]}, False),
+        ({"name": "_summary", "valueCode": "false"}, True),
+        ({"name": "_summary", "valueCode": "data"}, True),
         ({"name": "_count", "valueInteger": 5}, True),
-    ]:
-        body = {"resourceType": "Parameters", "parameter": [parameter]}
-        if is_sent:
-            assert call_everything(grant, body)["entry"] == [{"resource": MINE}]
-        else:
-            with pytest.raises(FHIRRequestError):
-                call_everything(grant, body)
-    assert len(grant.server.requests) == 1
+    ],
+)
+def test_parameter_that_asks_for_a_count_is_refused(parameter, is_sent):
+    grant = make_grant()
+    for path in ("Encounter/$everything", "Observation/o1/$everything"):
+        grant.server.on(path, COUNTED)
+    grant.server.on("Observation/o1", respond(MINE))
+    if is_sent:
+        assert call("Encounter/$everything", grant, parameter)["total"] == 3
+    else:
+        with pytest.raises(FHIRRequestError):
+            call("Encounter/$everything", grant, parameter)
+        assert grant.server.requests == []
+    # What is counted is known to be the patient's.
+    assert call("Observation/o1/$everything", grant, parameter)["total"] == 3
 
 
-def call_everything(grant: Grant, body: dict[str, Any]) -> Any:
-    asked = parse_interaction("POST", "Encounter/o1/$everything", body=body)
+def call(path: str, grant: Grant, parameter: Any) -> Any:
+    body = {"resourceType": "Parameters", "parameter": [parameter]}
+    asked = parse_interaction("POST", path, body=body)
     return json.loads(grant.client.perform(asked).body)
+
+
+@pytest.mark.parametrize("name", ["patient", "Patient", "SUBJECT", " subject"])
+def test_parameter_names_the_patient_at_any_depth(name):
+    grant = make_grant()
+    path = "Questionnaire/q1/$populate"
+    grant.server.on(path, COUNTED)
+    for patient_id in ("p1", "p2"):
+        named = {"name": name, "valueId": patient_id}
+        for parameter in (
+            named,
+            {"name": "x", "part": [named]},
+            {"name": "x", "part": named},
+            {"name": "x", "part": [{"name": "y", "part": [{"name": "z"}, named]}]},
+        ):
+            if patient_id == "p1":
+                assert call(path, grant, parameter)["total"] == 3
+            else:
+                with pytest.raises(ForeignPatientError):
+                    call(path, grant, parameter)
+    assert len(grant.server.requests) == 4
 
 
 @pytest.mark.parametrize("number", ["9" * 4400, "-0", "1e999999999"])
@@ -376,6 +494,7 @@ def test_answer_with_any_number_is_checked(number):
 )
 def test_bundle_that_is_malformed_is_refused(entry):
     grant = make_grant()
+    grant.server.on("Observation/o1", respond(MINE))
     grant.server.on(
         "Observation/o1/_history?x=1", respond(bundle(type="history", entry=entry))
     )
