@@ -847,6 +847,32 @@ def test_change_refers_to_no_more_binaries_than_can_be_read():
         assert len(proxy.server.requests) == (0 if status == 400 else 101)
 
 
+def test_batch_refers_to_no_more_binaries_than_one_change():
+    proxy = Proxy(methods=WRITES)
+    own = {"reference": "Patient/p1"}
+    urls = [f"Binary/b{number}" for number in range(101)]
+    for url in urls:
+        binary = {"resourceType": "Binary", "id": url[7:], "securityContext": own}
+        proxy.server.on(url, respond(binary))
+
+    def create(*urls: str) -> dict[str, Any]:
+        content = [{"attachment": {"url": url}} for url in urls]
+        resource = {"resourceType": "DocumentReference", "subject": own}
+        return {
+            "request": {"method": "POST", "url": "DocumentReference"},
+            "resource": {**resource, "content": content},
+        }
+
+    both = create(*urls[:50]), create(*urls[50:])
+    assert send_batch(proxy, *both, answers=[]).status_code == 400
+    assert all(request.method == "GET" for request in proxy.server.requests)
+    proxy.server.requests.clear()
+    # Each is read once.
+    again = create(*urls[:100]), create(*urls[:100])
+    assert send_batch(proxy, *again, answers=[]).status_code == 200
+    assert len(proxy.server.requests) == 101
+
+
 def test_patch_that_nests_too_deeply_is_refused():
     proxy = Proxy(methods=WRITES)
     proxy.server.on("Observation/o1", respond(OBSERVATION))

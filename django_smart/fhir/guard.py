@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -49,7 +49,7 @@ __all__ = [
 
 _JSON_PATCH = "application/json-patch+json"
 _MAX_PARAMETERS = 100
-# Each is read first.
+# Of one request: each is read first.
 _MAX_BINARIES = 100
 # Of the JSON of a patch.
 _MAX_DEPTH = 200
@@ -184,7 +184,7 @@ class RecordRules:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """
-    Lets through what stays in the patient's record.
+    Lets through what stays in the patient's record; one for each request.
 
     Args:
         boundary: of the record.
@@ -193,6 +193,7 @@ class Guard:
             caller does not want.
         rules: of changes.
         max_entries: of a batch or transaction, each of which may have to be read first.
+        binaries: ids of those that were found to be the patient's.
     """
 
     boundary: PatientBoundary
@@ -200,6 +201,7 @@ class Guard:
     allow: Callable[[Interaction], None] = lambda asked: None
     rules: RecordRules = RecordRules()
     max_entries: int | None = None
+    binaries: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def prepare(
         self, asked: Interaction, *, urns: frozenset[str] = frozenset()
@@ -481,17 +483,14 @@ class Guard:
         known = set(_iter_texts(before))
         texts = set(_iter_texts(resource)) - known
         matches = (_BINARY.fullmatch(text.removeprefix(base)) for text in texts)
-        ids = {match[1] for match in matches if match is not None}
-        if len(ids) > _MAX_BINARIES:
+        ids = {match[1] for match in matches if match is not None} - self.binaries
+        if len(ids) + len(self.binaries) > _MAX_BINARIES:
             raise FHIRRequestError(
-                f"A resource may refer to at most {_MAX_BINARIES} Binaries."
+                f"A request may refer to at most {_MAX_BINARIES} Binaries."
             )
         for binary_id in ids:
-            response = self.fetch(build_read("Binary", binary_id))
-            binary = process_read_response(
-                response, resource_type="Binary", id=binary_id
-            )
-            self.boundary.check(binary)
+            self._read("Binary", binary_id)
+        self.binaries.update(ids)
 
     def _check_unread_patch(self, patch: Any, kind: str) -> None:
         if isinstance(patch, Mapping):
