@@ -327,6 +327,18 @@ def test_search_may_be_partial_where_the_server_decides():
     assert proxy("GET", f"Observation?{both}").status_code == 403
 
 
+@pytest.mark.parametrize("entry", [OBSERVATION, "x", [1], [{"resource": "x"}]])
+def test_bundle_that_is_malformed_is_the_servers_fault(entry):
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on(SEARCH, respond(bundle(entry=entry)))
+    response = proxy("GET", "Observation")
+    assert response.status_code == 502
+    assert "fhir_response_malformed" in response.content.decode()
+    found = {"resource": bundle(entry=entry), "response": {"status": "200"}}
+    asked = {"request": {"method": "GET", "url": "Observation"}}
+    assert send_batch(proxy, asked, answers=[found]).status_code == 502
+
+
 # Headers
 
 
@@ -790,7 +802,7 @@ def test_outcome_in_a_batch_is_checked():
         **plain,
         "extension": [{"url": "x", "valueReference": {"reference": "Patient/p2"}}],
     }
-    for outcome, status in [(plain, 200), (naming, 403), (other, 403), ("x", 403)]:
+    for outcome, status in [(plain, 200), (naming, 403), (other, 403), ("x", 502)]:
         answer = {"response": {"status": "404", "outcome": outcome}}
         response = send_batch(proxy, entry, answers=[answer])
         assert response.status_code == status

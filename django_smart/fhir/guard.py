@@ -269,8 +269,7 @@ class Guard:
         :meth:`check_answer` of what came; what is malformed its reader refuses.
 
         Raises:
-            ForeignPatientError: it is not known to be the patient's.
-            MalformedFHIRResponseError: a Bundle in which nothing can be looked for.
+            ForeignPatientError, MalformedFHIRResponseError: see there.
         """
         if not response.body or not 200 <= response.status_code < 300:
             return
@@ -280,12 +279,6 @@ class Guard:
         except (RecursionError, ValueError):
             return
         found = _read_type(resource)
-        if found[0] == "Bundle" and not _has_entries(resource):
-            raise MalformedFHIRResponseError(
-                "The entries of a Bundle are not a list of objects.",
-                status_code=response.status_code,
-                media_type=response.media_type,
-            )
         is_other = asked.id and found != (asked.resource_type, asked.id)
         if found[0] and not (is_other and asked.name in {"read", "vread"}):
             self.check_answer(asked, resource)
@@ -296,10 +289,11 @@ class Guard:
 
         Raises:
             ForeignPatientError: it is not.
+            MalformedFHIRResponseError: a Bundle in which nothing can be looked for.
         """
-        if asked.name == "capabilities":
-            return
-        self.boundary.check(resource, f"rs{get_letters(asked.name)}")
+        if asked.name != "capabilities":
+            _check_bundles(resource)
+            self.boundary.check(resource, f"rs{get_letters(asked.name)}")
 
     def _prepare_search(
         self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
@@ -585,11 +579,25 @@ def _read_type(resource: Any) -> tuple[str, str]:
     return str(resource.get("resourceType", "")), str(resource.get("id"))
 
 
-def _has_entries(bundle: Mapping[str, Any]) -> bool:
-    # Absent when empty; null is what some servers write.
-    entries = bundle.get("entry") or []
-    return isinstance(entries, list) and all(
-        isinstance(entry, Mapping) for entry in entries
+def _check_bundles(resource: Any) -> None:
+    """Refuse a Bundle, also within another, whose resources cannot be found."""
+    bundles = [resource]
+    for bundle in bundles:
+        if _read_type(bundle)[0] == "Bundle":
+            # Absent when empty; null is what some servers write.
+            entries = bundle.get("entry") or []
+            if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+                raise MalformedFHIRResponseError("An entry of a Bundle is malformed.")
+            bundles += [entry["resource"] for entry in entries if "resource" in entry]
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, Mapping):
+        return False
+    response = entry.get("response") or {}
+    return isinstance(entry.get("resource", {}), Mapping) and (
+        isinstance(response, Mapping)
+        and isinstance(response.get("outcome"), Mapping | None)
     )
 
 

@@ -490,7 +490,12 @@ def test_answer_with_any_number_is_checked(number):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"resource": OTHERS}, [{"resource": OTHERS}, 1], "x", [[OTHERS]], [None]],
+    [
+        *({"resource": OTHERS}, [{"resource": OTHERS}, 1], "x", [[OTHERS]], [None]),
+        *([{"resource": [OTHERS]}], [{"resource": None}], [{"response": [OTHERS]}]),
+        [{"response": {"outcome": [OTHERS]}}],
+        [{"resource": bundle(entry=OTHERS)}],
+    ],
 )
 def test_bundle_that_is_malformed_is_refused(entry):
     grant = make_grant()
