@@ -751,13 +751,34 @@ def test_refusal_shows_no_resource():
         assert "ETag" not in response.headers
 
 
-def test_what_was_found_in_place_of_a_new_resource_is_not_told_unseen():
+OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"code": "informational"}]}
+TOLD = {"Location", "ETag"}
+
+
+@pytest.mark.parametrize("body", [b"", OUTCOME])
+def test_what_was_found_in_place_of_a_new_resource_is_not_told_unseen(body):
     proxy = Proxy(methods=WRITES)
-    found = respond(b"", 200, location=f"{BASE}/Observation/o9", etag='W/"9"')
-    proxy.server.on("Observation", found)
-    response = proxy("POST", "Observation", OBSERVATION, If_None_Exist="identifier=1")
+    found: Any = {"location": f"{BASE}/Observation/o9", "etag": 'W/"9"'}
+    proxy.server.on("Observation", respond(body, **found))
+    condition: Any = {"If_None_Exist": "identifier=1"}
+    response = proxy("POST", "Observation", OBSERVATION, **condition)
     assert response.status_code == 200
-    assert not {"Location", "ETag"} & set(response.headers)
+    assert not TOLD & set(response.headers)
+    # It was made, found without a condition, or is here to be seen.
+    assert set(proxy("POST", "Observation", OBSERVATION).headers) >= TOLD
+    for answer in (respond(body, 201, **found), respond(OBSERVATION, **found)):
+        proxy.server.on("Observation", answer)
+        response = proxy("POST", "Observation", OBSERVATION, **condition)
+        assert set(response.headers) >= TOLD
+    # It is nobody's.
+    proxy.server.on("Practitioner", respond(body, **found))
+    new = {"resourceType": "Practitioner"}
+    assert set(proxy("POST", "Practitioner", new, **condition).headers) >= TOLD
+    # The server decides.
+    proxy.smart.scopes = ScopeSet.parse("patient/*.cruds user/Observation.c")
+    proxy.server.on("Observation", respond(body, **found))
+    response = proxy("POST", "Observation", OBSERVATION, **condition)
+    assert set(response.headers) >= TOLD
 
 
 def send_batch(proxy: Proxy, *entries: Any, answers: Any) -> Any:
@@ -781,16 +802,29 @@ def test_what_was_found_in_a_batch_is_not_told_unseen_either():
     found = {"fullUrl": f"{BASE}/Observation/o9", "response": {"status": "200", **told}}
     made = {"response": {**told, "status": "201 Created"}}
     seen = {**found, "resource": OBSERVATION}
-    answers = [found, made, seen, found]
-    response = send_batch(proxy, create, create, create, update, answers=answers)
+    outcome = {**found, "resource": OUTCOME}
+    plain = {
+        "request": {"method": "POST", "url": "Observation"},
+        "resource": OBSERVATION,
+    }
+    shared = {
+        "request": {**request, "url": "Practitioner"},
+        "resource": {"resourceType": "Practitioner"},
+    }
+    asked = [create, create, create, create, update, plain, shared]
+    answers = [found, outcome, made, seen, found, found, found]
+    response = send_batch(proxy, *asked, answers=answers)
     value = json.loads(response.content)["entry"]
     assert value[0] == {"response": {"status": "200"}}
-    for entry in value[1:]:
+    assert value[1] == {"response": {"status": "200"}, "resource": OUTCOME}
+    for entry in value[2:]:
         assert entry["response"]["etag"] == 'W/"9"'
         assert entry["response"]["location"] == f"{PROXY}Observation/o9"
     # Nothing says which answer is which.
     response = send_batch(proxy, create, update, answers=[found])
     assert b"o9" not in response.content
+    response = send_batch(proxy, plain, update, answers=[found])
+    assert b"o9" in response.content
 
 
 def test_outcome_in_a_batch_is_checked():

@@ -295,6 +295,22 @@ class Guard:
             _check_bundles(resource)
             self.boundary.check(resource, f"rs{get_letters(asked.name)}")
 
+    def hides_match(self, asked: Interaction, answer: Any) -> bool:
+        """
+        Whether *asked* may have found what is not known to be the patient's.
+
+        Args:
+            answer: the resource that came, if any: it shows what a create has found.
+        """
+        kind = asked.resource_type
+        return (
+            asked.name == "create"
+            and "If-None-Exist" in asked.headers
+            and _read_type(answer)[0] != kind
+            and not is_shared(kind)
+            and not self.boundary.is_open("create", kind)
+        )
+
     def _prepare_search(
         self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
     ) -> Interaction:

@@ -8,10 +8,11 @@ from django.core import signing
 from django.http import HttpRequest
 
 from ..fhir import FHIRClient
-from ..fhir.guard import parse_entry
+from ..fhir.guard import Guard, parse_entry
 from ..fhir.interactions import Interaction
 from ..fhir.json import dump_json, load_json
 from ..fhir.messages import resolve_url
+from ..protocol.messages import HTTPResponse
 from .fhir_outcomes import RefusedError
 
 __all__ = ["PAGE", "PAGED_TYPES", "Rewriter", "get_objects"]
@@ -46,21 +47,27 @@ class Rewriter:
         is_below = url.startswith(self._base)
         return self._proxy_url + url.removeprefix(self._base) if is_below else url
 
-    def rewrite(self, body: bytes, url: str, asked: Interaction) -> bytes:
+    def rewrite(self, answer: HTTPResponse, asked: Interaction, guard: Guard) -> bytes:
         """
-        Replace the addresses in an answer from *url*; without any, *body* as it is.
+        Replace the addresses in the body of *answer*; without any, return it unchanged.
 
         In Bundles: ``fullUrl``, ``location`` and links; only those that the server made
         to answer *asked* lead to further pages.  In resources: references to
         the server become relative, which are right at the proxy, and at the server if
-        the resource is sent back.
+        the resource is sent back.  In a batch, *guard* says what must be left out.
         """
-        value = load_json(body)
+        if not answer.body:
+            return b""
+        value = load_json(answer.body)
         before = dump_json(value)
-        self._sign(value, url or self._base, asked)
-        self._rewrite(value, url or self._base)
+        url = answer.url or self._base
+        if asked.name in {"batch", "transaction"}:
+            self._sign_batch(value, url, asked, guard)
+        else:
+            self._sign(value, url, asked)
+        self._rewrite(value, url)
         after = dump_json(value)
-        return after if after != before else body
+        return after if after != before else answer.body
 
     def _rewrite(self, value: Any, url: str) -> None:
         if isinstance(value, list):
@@ -107,17 +114,21 @@ class Rewriter:
             return
         if asked.name in _PAGED and value.get("type") in PAGED_TYPES:
             self._sign_links(value, url)
-        elif asked.name in {"batch", "transaction"}:
-            entries = asked.body.get("entry", [])
-            answers = get_objects(value.get("entry"))
-            # An answer is known by its place alone.
-            is_known = len(answers) == len(entries)
-            for number, answer in enumerate(answers):
-                one = parse_entry(entries[number]) if is_known else None
-                if one is None or one.name == "create":
-                    _hide_match(answer)
-                if one is not None:
-                    self._sign(answer.get("resource"), url, one)
+
+    def _sign_batch(
+        self, value: dict[str, Any], url: str, asked: Interaction, guard: Guard
+    ) -> None:
+        entries = [parse_entry(entry) for entry in asked.body.get("entry", [])]
+        answers = get_objects(value.get("entry"))
+        # An answer is known by its place alone.
+        is_known = len(answers) == len(entries)
+        for number, answer in enumerate(answers):
+            resource = answer.get("resource")
+            possible = [entries[number]] if is_known else entries
+            if any(guard.hides_match(one, resource) for one in possible):
+                _hide_match(answer)
+            if is_known:
+                self._sign(resource, url, entries[number])
 
     def _sign_links(self, bundle: dict[str, Any], url: str) -> None:
         # A server may keep its pages anywhere; what it named is signed, so that a
@@ -133,13 +144,12 @@ class Rewriter:
 
 
 def _hide_match(entry: dict[str, Any]) -> None:
-    """Leave out what a create has found, if nobody saw whose it is."""
-    for response in get_objects([entry.get("response")]):
-        is_created = str(response.get("status")).split()[:1] == ["201"]
-        if not is_created and not entry.get("resource"):
-            entry.pop("fullUrl", None)
-            for name in ("etag", "lastModified", "location"):
-                response.pop(name, None)
+    """Leave out the address of what a create has found."""
+    response = entry.get("response") or {}
+    if str(response.get("status")).split()[:1] != ["201"]:
+        entry.pop("fullUrl", None)
+        for name in ("etag", "lastModified", "location"):
+            response.pop(name, None)
 
 
 def get_objects(items: object) -> list[dict[str, Any]]:
