@@ -761,6 +761,7 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
     data = read_form(admin_client.get(url))
     moved = {"token_endpoint": "https://elsewhere.example.net/token"}
     newer = {
+        "is_active": False,
         "paused": True,
         "pinned": {"token_endpoint": "https://ehr.example.org/token"},
         "disputed": {"moved": moved},
@@ -771,6 +772,17 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
     assert response.status_code == 302, response.context["errors"]
     stored = FHIRServer.objects.values("name", "search_text", *newer).get()
     assert stored == {"name": "Renamed", "search_text": " renamed", **newer}
+
+
+def test_registration_page_that_was_opened_earlier_turns_nothing_on(admin_client):
+    registration = make_registration(make_server())
+    url = url_of(ClientRegistration, "change", registration.pk)
+    data = read_form(admin_client.get(url))
+    ClientRegistration.objects.update(is_active=False)
+    response = admin_client.post(url, {**data, "landing_page": "/chart/"})
+    assert response.status_code == 302, response.context["errors"]
+    stored = ClientRegistration.objects.get()
+    assert (stored.is_active, stored.landing_page) == (False, "/chart/")
 
 
 def read_ciphertext(registration: ClientRegistration) -> str:

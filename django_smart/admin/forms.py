@@ -61,10 +61,7 @@ class FHIRServerForm(_ServerForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if "paused" in self.fields:
-            # Compared with the page, not with the row: a pause that began after the
-            # page was opened is no change. JSON fields do this already.
-            self.fields["paused"].show_hidden_initial = True
+        _compare_with_page(self, "is_active", "paused")
         if self.instance._state.adding:
             for name in ("name", "slug"):
                 if name in self.fields:
@@ -106,6 +103,17 @@ class FHIRServerForm(_ServerForm):
             )
 
 
+def _compare_with_page(form: forms.BaseForm, *names: str) -> None:
+    """
+    Let what was switched since the page was opened stay as it is.
+
+    Compared with the row, the page's older value would be a change. JSON fields are
+    compared with the page anyway.
+    """
+    for name in set(names).intersection(form.fields):
+        form.fields[name].show_hidden_initial = True
+
+
 class ClientRegistrationForm(_RegistrationForm):
     """
     A registration with a secret that can be set and removed, and never read.
@@ -143,6 +151,10 @@ class ClientRegistrationForm(_RegistrationForm):
         widgets = {
             "client_id": AdminTextInputWidget(attrs={"class": "vLargeTextField"})
         }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _compare_with_page(self, "is_active")
 
     def clean(self) -> dict[str, Any]:
         """Put the secret into the row before the row's own rules are checked."""

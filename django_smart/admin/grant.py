@@ -120,9 +120,10 @@ class TokenGrantAdmin(ReadOnlyAdmin):
 
     def get_row_actions(self, obj: TokenGrant) -> dict[str, StrOrPromise]:
         """Refresh or revoke it, while it is good for something."""
-        if obj.status != TokenGrant.Status.ACTIVE:
+        if obj.status not in TokenGrant.ENDABLE:
             return {}
-        refresh = {"refresh": _("Refresh now")} if obj.is_offline else {}
+        is_active = obj.status == TokenGrant.Status.ACTIVE
+        refresh = {"refresh": _("Refresh now")} if is_active and obj.is_offline else {}
         return {**refresh, "revoke": _("Revoke this grant")}
 
     def get_obstacle(self, obj: TokenGrant) -> StrOrPromise:
