@@ -268,6 +268,8 @@ def revoke_tokens(grant: TokenGrant) -> None:
         TransportError, DiscoveryError, TokenError, CredentialsError: the EHR could not
             be reached, or did not confirm.
     """
+    if not (grant.refresh_token or grant.access_token):
+        return
     configuration = get_configuration(grant.registration.server)
     endpoint = configuration.revocation_endpoint
     if endpoint is not None:

@@ -128,13 +128,13 @@ def introspect_grant(grant: TokenGrant) -> IntrospectionResponse:
         )
     answer = _ask_with_own_token(grant)
     if not answer.active:
-        _commit(partial(_expire, grant))
+        _commit(partial(_expire, grant), grant)
         return answer
     known = LaunchContext(
         patient=grant.patient_id or None, encounter=grant.encounter_id or None
     )
     if known.names_another(answer.context) or _names_another_person(grant, answer):
-        _commit(partial(end_changed_grant, grant, now=timezone.now()))
+        _commit(partial(end_changed_grant, grant, now=timezone.now()), grant)
         raise ContextChangedError(
             "Introspection named another patient, encounter or person; the launch was "
             "ended."
@@ -159,14 +159,17 @@ def _ask_with_own_token(grant: TokenGrant) -> IntrospectionResponse:
         raise
 
 
-def _commit(change: Callable[[], None]) -> None:
-    """Call *change* so that a rollback of the caller does not undo it."""
+def _commit(change: Callable[[], None], grant: TokenGrant) -> None:
+    """Call *change* of *grant* so that a rollback of the caller does not undo it."""
     if not is_in_transaction():
         change()
         return
     try:
         run_on_own_connection(change)
     except RefreshInTransactionError:
+        if grant.status != TokenGrant.Status.ACTIVE:
+            # It is ended; a receiver of the site met the locked row.
+            return
         # Only the transaction that has locked the row can change it.
         change()
 

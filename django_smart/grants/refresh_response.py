@@ -144,7 +144,8 @@ def _finish(
 ) -> bool:
     if not (stored or TokenGrant.objects.active().filter(pk=grant.pk).exists()):
         # Disconnected while the response was on its way.
-        enqueue_revocations([keep_for_revocation(grant.registration, tokens)])
+        keep = partial(keep_for_revocation, grant.registration, tokens)
+        enqueue_revocations([insist(keep)])
         raise ReauthorizationRequiredError("The grant was ended during its refresh.")
     if tokens.context_changed or (
         stored and names_another_person(grant, tokens.id_token)

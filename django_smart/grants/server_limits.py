@@ -13,6 +13,8 @@ import time
 from datetime import datetime, timedelta
 from statistics import mean
 
+from django.db import transaction
+
 from ..conf import conf
 from ..exceptions import (
     DiscoveryError,
@@ -60,6 +62,8 @@ done sooner, immediately get more.
 _THRESHOLD = 5
 # A grant that has failed more often is likely to fail again.
 _FEW_FAILURES = 2
+# When a server is up again, they are tried within this time.
+_SOON = timedelta(minutes=3)
 # A server that issued tokens so recently is taken to be up.
 _RECENT = timedelta(minutes=1)
 _FIRST_PAUSE = 2.0
@@ -282,10 +286,6 @@ class Pace:
         if self._has_succeeded:
             servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
         is_over = self._is_there and self._streak == 0 and not self._is_paused
-        if is_over and self._server.refresh_failures:
-            servers.note_recovery(self._server, claimed=self._claimed)
-            if self.is_probe:
-                self._wake()
         if self._failure is not None and not self._is_paused:
             servers.note_failures(
                 self._server,
@@ -294,6 +294,10 @@ class Pace:
                 now=now,
                 error_code=self._failure.code,
             )
+        elif is_over and self._server.refresh_failures:
+            servers.note_recovery(self._server, claimed=self._claimed)
+        if is_over and self.is_probe:
+            self._wake()
 
     def _stop(self, failures: int, rest: float | None) -> None:
         # Immediately: the other workers send requests as well.
@@ -323,12 +327,15 @@ class Pace:
 
     def _wake(self) -> None:
         # Grants that failed because of the server wait no longer than it does. Those
-        # that may have failed for a reason of their own still come after the others.
+        # that may have failed for a reason of their own come a little later.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
-        TokenGrant.objects.waiting_after(
+        waiting = TokenGrant.objects.waiting_after(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
-        ).wake(most_failures=_FEW_FAILURES + 1)
+        )
+        few = {"refresh_failures__lte": _FEW_FAILURES}
+        waiting.exclude(**few).wake(most_failures=_FEW_FAILURES + 1, within=_SOON)
+        waiting.filter(**few).wake(most_failures=_FEW_FAILURES)
         fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 
@@ -475,13 +482,15 @@ def resume_refreshes(
         # This grant was valid; the next attempt shows whether the others are.
         rows.update(refresh_probe_at=DatabaseNow())
         return False
-    if not rows.update(
-        refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None
-    ):
-        return False
-    if reason == _Stop.GRANTS_REFUSED:
-        restored = TokenGrant.objects.filter(registration=registration).restore_lost()
-        logger.info("Registration %s: %s grants restored", registration.pk, restored)
+    with transaction.atomic(using=rows.db):
+        if not rows.update(
+            refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None
+        ):
+            return False
+        if reason == _Stop.GRANTS_REFUSED:
+            grants = TokenGrant.objects.filter(registration=registration)
+            number = grants.restore_lost()
+            logger.info("Registration %s: %s grants restored", registration.pk, number)
     registration.refresh_stopped_at, registration.refresh_stop_reason = None, ""
     registration.wake_grants()
     logger.info("Registration %s: refreshes resumed", registration.pk)

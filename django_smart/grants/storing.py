@@ -126,7 +126,7 @@ def store_together(
                 is_written = True
             return result
         except Exception as exc:
-            if is_written and not connection.in_atomic_block and is_stored():
+            if is_written and not connection.in_atomic_block and insist(is_stored):
                 logger.exception("Stored, but an error followed the commit")
                 return result
             # A deadlock also aborts an outer transaction.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import router
+from django.db.models import Q
 from django.utils import timezone
 
 from ..conf import conf
@@ -35,7 +36,7 @@ from ..grants.ending import (
     keep_for_revocation,
     supersede_grants,
 )
-from ..grants.storing import store_together
+from ..grants.storing import insist, store_together
 from ..models import ClientRegistration, FHIRServer, Identity, Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.authorization import get_state, process_authorization_response
@@ -348,9 +349,10 @@ def _complete(
     try:
         return _use_tokens(launch, tokens, visitor)
     except Exception:
-        # Also for an error in the site's hooks, but not if the launch has its tokens.
-        holding = (Launch.Status.COMPLETED, Launch.Status.PARKED)
-        if not _get_stored(launch).filter(status__in=holding).exists():
+        # Also for an error in the site's hooks, but not if the launch has its tokens,
+        # or had them: a sign-out may have ended it since.
+        holds = Q(completed_at__isnull=False) | Q(status=Launch.Status.PARKED)
+        if not insist(_get_stored(launch).filter(holds).exists):
             enqueue_revocations([keep_for_revocation(registration, tokens)])
         raise
 
@@ -400,7 +402,10 @@ def _store_together(
         restart=restart,
         # In memory, the launch has the grant of the last attempt.
         is_stored=lambda: (
-            _get_stored(launch).open().filter(grant=launch.grant).exists()
+            _get_stored(launch)
+            .open()
+            .filter(grant=launch.grant, completed_at=launch.completed_at)
+            .exists()
         ),
     )
 

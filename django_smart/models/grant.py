@@ -104,12 +104,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def endable(self) -> Self:
         """Return active grants, and those that an operator may restore."""
-        return self.filter(
-            status__in=(
-                TokenGrant.Status.ACTIVE,
-                TokenGrant.Status.NEEDS_REAUTHORIZATION,
-            )
-        )
+        return self.filter(status__in=TokenGrant.ENDABLE)
 
     def usable(self) -> Self:
         """Return active grants whose owner, if any, is not deactivated."""
@@ -447,10 +442,17 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
         )
 
-    def wake(self, *, most_failures: int = 0) -> int:
-        """Make grants due now; at most so many failures of each count from now on."""
-        return self.update(
-            refresh_due_at=DatabaseNow(),
+    def wake(self, *, most_failures: int = 0, within: timedelta | None = None) -> int:
+        """
+        Make grants due now; at most so many failures of each count from now on.
+
+        Args:
+            within: instead, make those that are due later than that due then.
+        """
+        due_at = DatabaseNow() if within is None else DatabaseNow(within)
+        rows = self if within is None else self.filter(refresh_due_at__gt=due_at)
+        return rows.update(
+            refresh_due_at=due_at,
             refresh_failures=Least(F("refresh_failures"), most_failures),
         )
 
@@ -532,8 +534,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             .exclude(refresh_token_digest="")
             .exclude(Exists(newer))
         )
-        # By primary key: MariaDB updates no table that the same statement reads.
-        return self.filter(pk__in=list(lost.values_list("pk", flat=True))).update(
+        # By primary key: MariaDB updates no table that the same statement reads. The
+        # owner may have disconnected one since.
+        return self.filter(
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            pk__in=list(lost.values_list("pk", flat=True)),
+        ).update(
             status=TokenGrant.Status.ACTIVE,
             ended_at=None,
             was_restored=True,
@@ -621,6 +627,8 @@ class TokenGrant(models.Model):
         NEEDS_REAUTHORIZATION = "needs_reauthorization", _("needs reauthorization")
         REVOKED = "revoked", _("revoked")
         EXPIRED = "expired", _("expired")
+
+    ENDABLE = (Status.ACTIVE, Status.NEEDS_REAUTHORIZATION)
 
     registration = models.ForeignKey(
         ClientRegistration,

@@ -54,7 +54,7 @@ def test_pages_for_people(
     ):
         faults += look_at(page, path)
     page.goto("/smart/connections/")
-    page.locator(".smart-connections button").click()
+    page.get_by_role("button", name="Disconnect Harbour Hospital").click()
     page.get_by_role("status").wait_for()
     faults += look(page, "disconnected")
     context.clear_cookies()

@@ -150,6 +150,10 @@ def test_what_an_outage_left_waits_a_short_time_after_one_more_failure(
         refresh_due_at=timezone.now() + timedelta(hours=1),
     )
     assert refresh_grants([other]) == RefreshResult(refreshed=1)
+    grant = waiting.get()
+    assert grant.refresh_due_at is not None
+    assert grant.refresh_due_at <= timezone.now() + timedelta(minutes=3)
+    waiting.update(refresh_due_at=timezone.now())
     ehr.faults.add("refresh_503")
     refresh_grants([grant_id])
     grant = waiting.get()
@@ -647,6 +651,23 @@ def test_what_its_owner_has_replaced_is_not_restored(
     TokenGrant.objects.filter(pk=other).update(is_offline=is_offline, status=status)
     assert TokenGrant.objects.restore_lost() == is_restored
     assert (reload_grant(lost).status == "active") is is_restored
+
+
+def test_grant_that_is_disconnected_during_a_resume_stays_ended(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    grants = TokenGrant.objects.all()
+    grants.lose(error="invalid_grant")
+
+    def disconnect(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("UPDATE") and "was_restored" in sql:
+            grants.end_pending_revocation(now=timezone.now())
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(disconnect):
+        assert grants.restore_lost() == 0
+    assert reload_grant(grant_id).status == "revoked"
 
 
 @pytest.mark.parametrize("fails_otherwise", [False, True])
