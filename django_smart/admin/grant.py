@@ -214,7 +214,7 @@ class TokenGrantAdmin(ReadOnlyAdmin):
 
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
     def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:
-        """End active grants and the launches that use them."""
+        """End grants, also lost ones, and the launches that use them."""
         with transaction.atomic():
             ended = [
                 grant_id

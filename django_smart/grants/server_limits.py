@@ -191,7 +191,7 @@ class Pace:
         self.is_probe = _is_down(server)
         last = server.last_refresh_at
         self._was_there = not self.is_probe and bool(last and now - last < _RECENT)
-        self._is_paused = False
+        self._has_paused = False
         self.is_stopped = _is_paused(server, now) or (
             self.is_probe and not self._claim_probe()
         )
@@ -270,7 +270,7 @@ class Pace:
         self._streak += 1
         self._failure = error
         # A later response may ask for a longer pause.
-        if self._is_paused and not rest:
+        if self._has_paused and not rest:
             return
         before = 0 if self._is_there else self._server.refresh_failures
         failures = before + self._streak
@@ -285,8 +285,8 @@ class Pace:
             servers.release_probe(self._server, claimed=self._claimed, until=until)
         if self._has_succeeded:
             servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
-        is_over = self._is_there and self._streak == 0 and not self._is_paused
-        if self._failure is not None and not self._is_paused:
+        is_over = self._is_there and self._streak == 0 and not self._has_paused
+        if self._failure is not None and not self._has_paused:
             servers.note_failures(
                 self._server,
                 self._streak,
@@ -301,7 +301,7 @@ class Pace:
 
     def _stop(self, failures: int, rest: float | None) -> None:
         # Immediately: the other workers send requests as well.
-        self.is_stopped = self._is_paused = True
+        self.is_stopped = self._has_paused = True
         failures = max(failures, _THRESHOLD)
         limit = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - _THRESHOLD, 10))
         jitter = random.uniform(0, limit)  # noqa: S311 (spreads load, no secret)
