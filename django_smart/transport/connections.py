@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -294,12 +295,13 @@ class PooledAdapter(HTTPAdapter):
             # The proxy looks up the name, and decides where it lets us go.
             call.check_peer = None
         send = partial(super().send, request, *args, **kwargs)
+        handled = sys.exception()
         try:
             return send()
         except requests.ConnectionError as exc:
-            if is_safe and call.is_kept_alive and _was_closed(exc):
+            if is_safe and call.is_kept_alive and _was_closed(exc, handled):
                 pause = 0.0
-            elif _is_unconnected(exc):
+            elif _is_unconnected(exc, handled):
                 pause = _CONNECT_PAUSE
             else:
                 raise
@@ -332,22 +334,30 @@ def _get_proxies(origin: str) -> dict[str, str]:
     return get_environ_proxies(origin)
 
 
-def _is_unconnected(error: Exception) -> bool:
-    chain = list(walk(error))
+def _is_unconnected(error: Exception, handled: BaseException | None) -> bool:
+    chain = list(walk(error, handled))
     return any(
         isinstance(item, (NewConnectionError, ConnectTimeoutError)) for item in chain
     ) and not any(isinstance(item, NameResolutionError) for item in chain)
 
 
-def _was_closed(error: Exception) -> bool:
+def _was_closed(error: Exception, handled: BaseException | None) -> bool:
     closed = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
-    return any(isinstance(item, closed) for item in walk(error))
+    return any(isinstance(item, closed) for item in walk(error, handled))
 
 
-def walk(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error* and what it wraps, each once."""
+def walk(
+    error: BaseException, handled: BaseException | None
+) -> Iterator[BaseException]:
+    """
+    Yield *error* and what it wraps, each once.
+
+    Args:
+        handled: the exception that the caller was handling before, which Python adds to
+            the chain although it says nothing about this request.
+    """
     todo: list[object] = [error]
-    seen: list[BaseException] = []
+    seen = [handled]
     while todo:
         item = todo.pop(0)
         if isinstance(item, BaseException) and item not in seen:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -240,6 +241,7 @@ def _call_guarded(
 ) -> _T:
     """Call *function*, with our errors in the place of other libraries' ones."""
     failure: TransportError
+    handled = sys.exception()
     try:
         return function()
     except _BodyTooLargeError:
@@ -252,7 +254,7 @@ def _call_guarded(
         HTTPException,
         OSError,
     ) as exc:
-        failure = _describe(exc, _get_host(request))
+        failure = _describe(exc, _get_host(request), handled)
     # Outside of the except block: the chain of an exception would carry the URL.
     raise failure
 
@@ -346,9 +348,11 @@ def _get_host(request: HTTPRequest) -> str:
     return urlsplit(request.url).hostname or ""
 
 
-def _describe(error: Exception, host: str) -> TransportError:
+def _describe(
+    error: Exception, host: str, handled: BaseException | None
+) -> TransportError:
     """Convert a foreign error to ours; of its text, only OpenSSL's reason is kept."""
-    chain = list(walk(error))
+    chain = list(walk(error, handled))
     for item in chain:
         if isinstance(item, ssl.SSLCertVerificationError):
             reason = getattr(item, "verify_message", "")

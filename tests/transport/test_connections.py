@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from django_smart import transport
 from django_smart.exceptions import (
@@ -125,6 +126,19 @@ def test_write_on_a_connection_that_was_closed_is_not_sent_again(method):
         with pytest.raises(ServerUnreachableError):
             send(server.url, method=method, body=b"code=1")
         assert len(server.requests) == 2
+
+
+def test_write_is_sent_once_although_the_caller_handles_a_refused_connection():
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with Server(close_after(b"")) as server:
+        try:
+            requests.get(f"http://127.0.0.1:{port}/", timeout=5)
+        except requests.ConnectionError:
+            with pytest.raises(ServerUnreachableError) as caught:
+                send(server.url, method="POST", body=b"grant_type=refresh_token")
+        assert len(server.requests) == 1
+        assert "refused" not in str(caught.value)
 
 
 def test_write_takes_no_connection_that_was_idle_for_seconds(host_clock):
