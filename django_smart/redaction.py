@@ -69,6 +69,11 @@ _TO_QUOTE = r"(?:(?!(?P=quote))(?:\\.|.))*"
 _ESCAPES = r"\\{0,8}"
 _QUOTE = rf"(?P<quote>{_ESCAPES}[\"'])"
 _BYTES = rf"(?:b(?={_ESCAPES}[\"']))?"
+# In a list, what comes before its last item.
+_ITEMS = (
+    rf"(?(many)(?:(?P<mark_of_item>{_ESCAPES}[\"'])"
+    rf"(?:(?!(?P=mark_of_item))(?:\\.|.))*(?P=mark_of_item),\s*{_BYTES})*)"
+)
 _FLAGS = re.IGNORECASE | re.DOTALL
 
 _RULES = (
@@ -78,12 +83,12 @@ _RULES = (
         rf"(?:{_QUOTE}{_TO_QUOTE}|(?:(?!%(?:25)*26)[^\s&\"'<>\\])+)",
         _FLAGS,
     ),
-    # {"access_token": "…"}, {'code': ['…']}, ('code', '…')
+    # {"access_token": "…"}, {'code': ['…', '…']}, ('code', '…')
     re.compile(
         rf"(?P<kept>(?P<mark>{_ESCAPES}[\"'])(?:{_NAMES})(?P=mark)"
-        rf"\s*:\s*(?:[\[(]\s*)?{_BYTES}"
+        rf"\s*:\s*(?P<many>[\[(]\s*)?{_BYTES}"
         rf"|\((?P<mark_of_pair>[\"'])(?:{_NAMES})(?P=mark_of_pair),\s*{_BYTES})"
-        rf"{_QUOTE}{_TO_QUOTE}",
+        rf"{_ITEMS}{_QUOTE}{_TO_QUOTE}",
         _FLAGS,
     ),
     # Authorization: Bearer …, {'Authorization': 'Basic …'}

@@ -47,9 +47,13 @@ def test_parameter_is_hidden_in_every_spelling(name):
         json.dumps(pair, indent=2),
         repr(pair),
         repr({name: [SECRET]}),
+        repr({name: ("first", "it's", f'"{SECRET}')}),
+        repr({name.encode(): [b"first", SECRET.encode()]}),
         repr({name.encode(): SECRET.encode()}),
         repr([(name, SECRET)]),
         repr(QueryDict(query)),
+        repr(QueryDict(f"{name}=first&{query}")),
+        json.dumps(json.dumps({name: ["first", SECRET]})),
         f"Thing({name}='{SECRET}', other='stays')",
         f"Thing(other='stays', {name}={SECRET!r})",
     ]
@@ -181,6 +185,7 @@ def test_any_text_can_be_redacted_and_a_second_time_changes_nothing(text):
     [
         "code=",
         "'code': '",
+        "'code': ['x', ",
         "\\",
         '"',
         "://",
@@ -209,7 +214,7 @@ def test_long_texts_take_no_longer_than_their_length(piece):
 @pytest.mark.parametrize(
     "beginning",
     [
-        *("'code'", "'code':", "'code': [", "('code',", "code="),
+        *("'code'", "'code':", "'code': [", "'code': ['x',", "('code',", "code="),
         *("Authorization", "Authorization:", "Authorization: Bearer"),
         *("Bearer", "Cookie", "Cookie:", "HTTP_COOKIE'", "https://user:"),
     ],
