@@ -213,7 +213,9 @@ def _redact_arguments(arguments: Any) -> Any:
             redact(value) if type(value) is str else value for value in arguments
         )
     if isinstance(arguments, Mapping):
-        redacted: Any = copy(arguments)
+        # A copy of another mapping may be read-only, or share the caller's values.
+        is_dict = isinstance(arguments, dict)
+        redacted: Any = copy(arguments) if is_dict else dict(arguments)
         for name, value in arguments.items():
             if type(value) is str:
                 redacted[name] = redact(value)

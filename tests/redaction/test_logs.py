@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import requests
+from django.http.request import HttpHeaders
 from django.test import RequestFactory
 from django.utils.log import ServerFormatter
 from gunicorn.glogging import SafeAtoms
+from requests.structures import CaseInsensitiveDict
 
 from django_smart.redaction import HIDDEN, RedactionFilter
 
@@ -36,7 +39,7 @@ def log() -> Iterator[tuple[logging.Logger, io.StringIO]]:
 
 
 def make_record(message: Any, *args: Any, **values: Any) -> logging.LogRecord:
-    arguments = args[0] if len(args) == 1 and isinstance(args[0], dict) else args
+    arguments = args[0] if len(args) == 1 and isinstance(args[0], Mapping) else args
     return logging.makeLogRecord({"msg": message, "args": arguments, **values})
 
 
@@ -143,3 +146,14 @@ def test_arguments_of_uvicorn_keep_their_number():
     _, method, path, _, status = record.args
     assert (method, status) == ("GET", 302)
     assert "s3cret" not in str(path)
+
+
+@pytest.mark.parametrize("kind", [HttpHeaders, MappingProxyType, CaseInsensitiveDict])
+def test_mapping_that_is_no_dict_is_redacted_in_a_copy(kind):
+    name = "HTTP_AUTHORIZATION" if kind is HttpHeaders else "Authorization"
+    headers = kind({name: "Bearer s3cret"})
+    record = make_record("sent %s", headers)
+    RedactionFilter().filter(record)
+    assert "s3cret" not in record.getMessage()
+    # The request still needs it.
+    assert headers["Authorization"] == "Bearer s3cret"
