@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.client import HTTPException
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -144,19 +144,16 @@ def send(
     timeouts: Timeouts,
     max_body: int,
     insecure_hosts: frozenset[str],
-    sink: BinaryIO | None = None,
     check_peer: PeerCheck | None = None,
 ) -> HTTPResponse:
     """
-    Send *request* once and return the whole answer, whatever its status.
+    Send *request* and return the whole answer, whatever its status.
 
     Args:
         request: complete, with its ``Authorization`` if it has one.
         timeouts: limits in seconds.
         max_body: bytes the body may have after decompression.
         insecure_hosts: names, without port, that plain http is accepted for.
-        sink: file that the body is written to piece by piece, whatever the status, for
-            answers larger than memory; the body of the answer is then empty.
         check_peer: called with the address that the connection leads to, before
             anything is sent; raises if it may not be used.  Not called if a proxy or a
             mounted adapter is used.
@@ -171,13 +168,14 @@ def send(
         ResponseTooLargeError: the body is larger than *max_body*.
 
     Spec: SMART App Launch 2.2, TLS and "SHALL be authenticated" throughout (TOK-05,
-    TOK-06, FHIR-03, SEC-04); it is never sent twice once a byte has gone out.
+    TOK-06, FHIR-03, SEC-04).  Only a GET or HEAD is sent twice, if the server had
+    closed the kept-alive connection.
     """
     validate_https_url(request.url, insecure_hosts=insecure_hosts, what="URL")
 
     def exchange() -> HTTPResponse:
         with limit_call(timeouts.total, check_peer=check_peer):
-            return _exchange(request, timeouts, max_body, sink)
+            return _exchange(request, timeouts, max_body)
 
     response = _call_guarded(exchange, request, max_body=max_body)
     logger.debug(
@@ -259,13 +257,11 @@ def _call_guarded(
     raise failure
 
 
-def _exchange(
-    request: HTTPRequest, timeouts: Timeouts, max_body: int, sink: BinaryIO | None
-) -> HTTPResponse:
+def _exchange(request: HTTPRequest, timeouts: Timeouts, max_body: int) -> HTTPResponse:
     """Send and read; raises what requests, urllib3 and the socket raise."""
     response = _open(request, timeouts)
     try:
-        body = _read_body(response, max_body, sink)
+        body = _read_body(response, max_body)
     finally:
         response.close()
     return _build_response(request, response, body)
@@ -322,10 +318,8 @@ def _get_headers(request: HTTPRequest) -> dict[str, str]:
     return headers
 
 
-def _read_body(
-    response: requests.Response, max_body: int, sink: BinaryIO | None
-) -> bytes:
-    """Put the pieces of a body together or into *sink*, within the limits."""
+def _read_body(response: requests.Response, max_body: int) -> bytes:
+    """Put the pieces of a body together, within the limits."""
     length: int | None = getattr(response.raw, "length_remaining", None)
     if length is not None and length > max_body:
         raise _BodyTooLargeError
@@ -336,10 +330,7 @@ def _read_body(
         if size > max_body:
             raise _BodyTooLargeError
         get_time_left()
-        if sink is None:
-            parts.append(chunk)
-        else:
-            sink.write(chunk)
+        parts.append(chunk)
     get_time_left()
     return b"".join(parts)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import io
+import os
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from django.db.models import F
 
 from django_smart.contrib.brands.importing import (
     BundleReader,
+    fetch_bundle,
     import_brand_file,
     import_brands,
     remove_brands,
@@ -484,6 +488,16 @@ def test_etag_is_sent_and_an_unchanged_bundle_changes_nothing(host):
     assert import_brands(URL).is_new
     assert shown() == ["B"]
     assert BrandBundle.objects.get().etag == '"two"'
+
+
+def test_full_disk_is_no_failure_of_the_server(host):
+    class FullDisk(tempfile.SpooledTemporaryFile[bytes]):
+        def writelines(self, lines: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    host.on(URL, bundle(organization("a", "A")))
+    with FullDisk() as file, pytest.raises(OSError, match="No space left"):
+        fetch_bundle(URL, etag="", file=file)
 
 
 def test_new_etag_of_the_same_content_is_kept(host):

@@ -279,15 +279,16 @@ def _send(request: HTTPRequest, file: BinaryIO) -> HTTPResponse:
     file.seek(0)
     file.truncate()
     connect, read, _ = conf.SMART_HTTP_TIMEOUT
-    return transport.send(
+    with transport.open_stream(
         request,
         timeouts=transport.Timeouts(
             connect=connect, read=read, total=max(_DOWNLOAD_SECONDS, connect, read)
         ),
         max_body=_MAX_DOWNLOAD,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        sink=file,
-    )
+    ) as stream:
+        file.writelines(stream.chunks)
+    return stream.head
 
 
 class BundleReader:

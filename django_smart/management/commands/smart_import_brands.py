@@ -82,7 +82,8 @@ class Command(BaseCommand):
                 raise CommandError(str(exc)) from exc
             except OSError as exc:
                 raise CommandError(
-                    f"Cannot read {options['source']}: {str(exc.strerror).lower()}."
+                    f"Cannot read {options['source'] or options['server']}: "
+                    f"{str(exc.strerror).lower()}."
                 ) from exc
 
     def _import_known(self, *, force: bool) -> None:
@@ -92,7 +93,7 @@ class Command(BaseCommand):
         for bundle in urls:
             try:
                 self._report(import_brands(bundle.location, force=force))
-            except (SMARTError, ImproperlyConfigured) as exc:
+            except (SMARTError, ImproperlyConfigured, OSError) as exc:
                 failures += 1
                 self.stderr.write(f"{bundle.location}: {exc}")
         if failures:
