@@ -342,6 +342,7 @@ WORDS: Mapping[str, Words] = {
             "For your safety, it was discarded. Contact this site's support and "
             "include the code at the end of this page."
         ),
+        turn=_SITES_TURN,
     ),
     "token_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
     "token_refused": Words(
@@ -379,6 +380,7 @@ WORDS: Mapping[str, Words] = {
     "user_refused": Words(
         title=_("You do not have an account here"),
         advice=_("Ask the administrators of this site to create one for you."),
+        turn=_SITES_TURN,
     ),
     # Access that was given earlier
     "grant_unusable": Words(
@@ -446,6 +448,7 @@ WORDS: Mapping[str, Words] = {
             "For safety, nothing was sent there. Contact this site's support and "
             "include the code at the end of this page."
         ),
+        turn=_SITES_TURN,
     ),
     "too_many_results": Words(
         title=_("%(Server)s has more records than this page can show"),
@@ -453,6 +456,7 @@ WORDS: Mapping[str, Words] = {
             "To avoid showing an incomplete list, this page shows none of them. "
             "Contact this site's support and include the code at the end of this page."
         ),
+        turn=_SITES_TURN,
     ),
     "patient_foreign": Words(
         title=_("This site could not confirm that this belongs to the patient"),
@@ -479,10 +483,12 @@ WORDS: Mapping[str, Words] = {
     "fhir_not_found": Words(
         title=_("%(Server)s did not find what this page asked for"),
         advice=_("It may have been moved or deleted, or you may not have access."),
+        turn=_EHRS_TURN,
     ),
     "fhir_gone": Words(
         title=_("This was deleted at %(server)s"),
         advice=_("If you need it, look for it there."),
+        turn=_EHRS_TURN,
     ),
     "fhir_unavailable": Words(
         title=_("%(Server)s is too busy at the moment"), advice=_TRY_LATER
@@ -496,6 +502,7 @@ WORDS: Mapping[str, Words] = {
     "app_state_unsupported": Words(
         title=_("%(Server)s does not store settings for this app"),
         advice=_("They cannot be saved there. Contact this site's support."),
+        turn=_EHRS_TURN,
     ),
     # Tasks
     "task_launch_invalid": Words(
