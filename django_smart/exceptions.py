@@ -67,6 +67,11 @@ class SMARTError(Exception):
         if (tell := on_error.get()) is not None:
             tell(self)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # __init__() takes more than args; what cannot be unpickled, Celery reports as
+        # a parent class.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class LaunchRequestError(SMARTError):
     """The launch or sign-in request cannot be used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import pytest
@@ -482,11 +483,32 @@ def test_switched_off_organisation_is_not_offered_again(ehr, registration):
             exceptions.LaunchRequestError("x", code="unknown_server"),
             "support team can",
         ),
+        (exceptions.FHIRGoneError("x", status_code=410), "of Harbour can"),
     ],
 )
 def test_page_says_who_can_put_it_right(error, turn):
     page = render(error, server_name="Harbour", kind="ehr")
     assert turn in page
+
+
+@of_every_code
+def test_error_can_be_sent_to_another_process(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.args, vars(copy)) == (
+        type(error),
+        error.args,
+        vars(error),
+    )
+
+
+@of_every_code
+def test_nobody_is_told_both_to_ask_others_and_to_fix_it_alone(error):
+    words = find_words(error)
+    for kind in KINDS:
+        advice = words.get_advice(kind)
+        asks = re.match(r"(.*\. )?(Contact this site's|Ask the admin)", advice)
+        if asks and " If it happens again, " not in advice:
+            assert "yourself" not in words.get_turn("Harbour"), advice
 
 
 @pytest.mark.parametrize("refusal", ["invalid_client", "unauthorized_client"])
