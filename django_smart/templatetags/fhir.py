@@ -30,6 +30,7 @@ __all__ = [
     "human_name",
     "period",
     "quantity",
+    "read_death",
     "register",
     "to_json",
 ]
@@ -367,18 +368,28 @@ def age(value: object) -> str:
         value: a ``Patient``, whose age stops at death, or a date of birth.
     """
     value = to_json(value)
-    until = parse_date(timezone.localdate())
+    died: bool | PartialDate = False
     if isinstance(value, Mapping):
-        if value.get("deceasedBoolean") is True:
-            return ""  # without the date of death, every age would be wrong
-        until = parse_date(value.get("deceasedDateTime")) or until
+        died = read_death(value)
         value = value.get("birthDate")
-    return format_age(parse_date(value), until)
+    return format_age(parse_date(value), died or parse_date(timezone.localdate()))
 
 
-def format_age(birth_date: PartialDate | None, until: PartialDate | None) -> str:
+def read_death(patient: Mapping[str, Any]) -> bool | PartialDate:
+    """Return when *patient* died; ``True`` if that is unknown."""
+    # Also if the date cannot be read, or an extension only says why it is unknown.
+    has_died = any(
+        value.strip() if isinstance(value, str) else value
+        for value in map(patient.get, ("deceasedDateTime", "_deceasedDateTime"))
+    )
+    date = parse_date(patient.get("deceasedDateTime"))
+    return date or has_died or patient.get("deceasedBoolean") is True
+
+
+def format_age(birth_date: PartialDate | None, until: PartialDate | bool | None) -> str:
     """Return an age, with "about" if one of the days is unknown."""
-    if birth_date is None or until is None:
+    # Without the date of death, every age would be wrong.
+    if birth_date is None or not isinstance(until, PartialDate):
         return ""
     born, today = birth_date.first_day, until.first_day
     months = (today.year - born.year) * 12 + today.month - born.month
@@ -463,7 +474,8 @@ def _rank(value: object, name: str) -> list[Mapping[str, Any]]:
     """Return the elements *name* of a resource or of a list; old ones last."""
     value = to_json(value)
     if isinstance(value, Mapping):
-        value = value[name] if isinstance(value.get(name), list) else [value]
+        held = value.get(name, value)
+        value = held if isinstance(held, list) else [held]
     return sorted(iter_mappings(value), key=_is_over)
 
 

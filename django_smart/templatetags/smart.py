@@ -19,7 +19,7 @@ from ..fhir.dates import PartialDate, parse_date
 from ..fhir.names import get_name, iter_mappings, read_text
 from ..launches.prefix import get_protocol_url
 from ..protocol.style import SMARTStyle
-from .fhir import format_age, to_json
+from .fhir import format_age, read_death, to_json
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -130,20 +130,12 @@ def build_patient_facts(
     Spec: FHIR R4, "Patient".
     """
     birth_date = parse_date(patient.get("birthDate"))
-    died_at = parse_date(patient.get("deceasedDateTime"))
-    # Also if it cannot be read, or only says why the date is unknown.
-    has_died = any(
-        value.strip() if isinstance(value, str) else value
-        for value in map(patient.get, ("deceasedDateTime", "_deceasedDateTime"))
-    )
-    died = died_at or has_died or patient.get("deceasedBoolean") is True
-    # Age stops at death; without the date of death, no age is right.
-    until = died_at or parse_date(today)
+    died = read_death(patient)
     return PatientFacts(
         patient_id=read_text(patient.get("id")),
         name=get_name(patient, today=today),
         birth_date=birth_date,
-        age="" if died is True else format_age(birth_date, until),
+        age=format_age(birth_date, died or parse_date(today)),
         sex=_SEXES.get(read_text(patient.get("gender")), ""),
         mrn=_find_mrn(patient.get("identifier")) if patient else None,
         died=died,
