@@ -27,24 +27,9 @@ __all__ = [
     "build_code_challenge",
     "get_state",
     "process_authorization_response",
-    "validate_code_verifier",
 ]
 
 _VERIFIER = re.compile(r"[A-Za-z0-9\-._~]{43,128}")
-
-
-def validate_code_verifier(code_verifier: str) -> str:
-    """
-    Return *code_verifier* if it is valid.
-
-    Raises:
-        ValueError: not 43 to 128 unreserved characters.
-
-    Spec: RFC 7636 section 4.1.
-    """
-    if not _VERIFIER.fullmatch(code_verifier):
-        raise ValueError("A code_verifier has 43 to 128 characters of A-Za-z0-9-._~")
-    return code_verifier
 
 
 def build_code_challenge(code_verifier: str) -> str:
@@ -52,11 +37,14 @@ def build_code_challenge(code_verifier: str) -> str:
     Return the ``code_challenge`` of *code_verifier* for the method ``S256``.
 
     Raises:
-        ValueError: *code_verifier* is not valid.
+        ValueError: *code_verifier* is not 43 to 128 unreserved characters.
 
-    Spec: RFC 7636 section 4.2; SMART App Launch 2.2, "Obtain authorization code".
+    Spec: RFC 7636 sections 4.1 and 4.2; SMART App Launch 2.2, "Obtain authorization
+    code".
     """
-    digest = hashlib.sha256(validate_code_verifier(code_verifier).encode()).digest()
+    if not _VERIFIER.fullmatch(code_verifier):
+        raise ValueError("A code_verifier has 43 to 128 characters of A-Za-z0-9-._~")
+    digest = hashlib.sha256(code_verifier.encode()).digest()
     return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 

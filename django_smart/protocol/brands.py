@@ -273,7 +273,7 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
         identifiers=tuple(_read_identifiers(resource)),
         categories=tuple(dict.fromkeys(_read_categories(resource))),
         places=tuple(dict.fromkeys(_read_places(resource))),
-        website=_read_website(resource),
+        website=_read_contact(resource.get("telecom")),
         logo=sanitize_logo_url(_get_value(brand, "brandLogo")),
         logo_license=_link(_get_value(brand, "brandLogoLicense")),
         brand_bundle=_link(_get_value(brand, "brandBundle")),
@@ -415,10 +415,6 @@ def _read_places(resource: Mapping[str, Any]) -> Iterator[BrandPlace]:
         )
         if place.label:
             yield place
-
-
-def _read_website(resource: Mapping[str, Any]) -> str:
-    return _read_contact(resource.get("telecom"))
 
 
 def _read_contact(points: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-__all__ = ["Capability", "CapabilitySet", "get_capabilities", "get_capability_sets"]
+__all__ = ["Capability", "CapabilitySet", "get_capability_sets"]
 
 
 class Capability(StrEnum):
@@ -82,12 +82,6 @@ _REQUIRED: dict[CapabilitySet, frozenset[str]] = {
 _CLIENT_TYPES = frozenset(
     {Capability.CLIENT_PUBLIC, Capability.CLIENT_CONFIDENTIAL_SYMMETRIC}
 )
-
-
-def get_capabilities(listed: Iterable[str]) -> frozenset[Capability]:
-    """Return the known capabilities in *listed*; others are ignored (DISC-13)."""
-    known = {each.value: each for each in Capability}
-    return frozenset(known[each] for each in listed if each in known)
 
 
 def get_capability_sets(capabilities: Iterable[str]) -> frozenset[CapabilitySet]:

@@ -12,7 +12,6 @@ from django_smart.exceptions import InsecureURLError, MalformedDiscoveryError
 from django_smart.protocol.capabilities import (
     Capability,
     CapabilitySet,
-    get_capabilities,
     get_capability_sets,
 )
 from django_smart.protocol.urls import validate_https_url
@@ -184,8 +183,8 @@ class SMARTConfiguration:
 
     @property
     def known_capabilities(self) -> frozenset[Capability]:
-        """The capabilities in the specification (CAPS-01 to CAPS-03)."""
-        return get_capabilities(self.capabilities)
+        """The capabilities in the specification (CAPS-01 to CAPS-03, DISC-13)."""
+        return frozenset(each for each in Capability if each in self.capabilities)
 
     @property
     def capability_sets(self) -> frozenset[CapabilitySet]:

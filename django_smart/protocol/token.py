@@ -24,25 +24,15 @@ from django_smart.protocol.context import LaunchContext, check_length
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.token_endpoint import build_form_request, parse_token_body
-from django_smart.protocol.token_management import (
-    build_introspection_request,
-    build_revocation_request,
-    process_introspection_response,
-    process_revocation_response,
-)
 
 __all__ = [
     "DEFAULT_LIFETIME",
     "TokenResponse",
     "build_client_credentials_request",
-    "build_introspection_request",
     "build_refresh_request",
-    "build_revocation_request",
     "build_token_request",
     "find_refresh_token",
-    "process_introspection_response",
     "process_refresh_response",
-    "process_revocation_response",
     "process_token_response",
 ]
 
