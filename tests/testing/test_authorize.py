@@ -6,6 +6,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.errors import AuthorizationPageError
 from tests.testing.app import (
     CLIENT_ID,
@@ -224,6 +225,14 @@ def test_standalone_patient_is_the_one_picked(app: App) -> None:
 def test_patient_who_signs_in_gets_their_own_record(app: App) -> None:
     tokens = app.launch(user=f"Patient/{OTHER_PATIENT}", patient=PATIENT)
     assert tokens["patient"] == OTHER_PATIENT
+
+
+def test_standalone_encounter_is_left_out_if_there_was_none(
+    ehr: EHRSimulator, app: App
+) -> None:
+    ehr.data["Patient"]["p1"] = {"resourceType": "Patient", "id": "p1"}
+    scope = "launch/patient launch/encounter patient/Encounter.rs"
+    assert "encounter" not in app.launch(scope, patient="p1")
 
 
 def test_standalone_encounter_is_the_latest(app: App) -> None:

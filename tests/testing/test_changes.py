@@ -58,6 +58,9 @@ def send(
         ("POST", "", NEW, 400),
         ("GET", "Observation/no-such-id/_history", None, 404),
         ("GET", "_history?_since=yesterday", None, 400),
+        ("GET", "_history?_since=2020-01-01", None, 400),
+        ("GET", "Observation?date=9999-12-31", None, 400),
+        ("POST", "", {"resourceType": "Bundle", "type": "batch", "entry": [{}]}, 400),
         ("GET", "Observation/$lastn?max=all", None, 400),
     ],
 )

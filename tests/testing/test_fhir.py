@@ -324,3 +324,9 @@ def test_registered_scope_limits_the_api_too(app: App) -> None:
     register(app.ehr, scope="launch/patient patient/Patient.r")
     tokens = app.launch("launch/patient patient/Patient.r patient/Observation.rs")
     assert app.get("Observation", tokens).status_code == 403
+
+
+def test_file_of_an_unknown_export_is_not_found(ehr: EHRSimulator, app: App) -> None:
+    ehr.bulk.requires_access_token = False
+    url = f"{ehr.base_url}/bulk/unknown/0.ndjson"
+    assert app.session.get(url).status_code == 404

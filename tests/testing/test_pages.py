@@ -88,6 +88,16 @@ def test_clinician_signs_in_and_opens_a_chart(browser: Browser, clinician: str) 
     assert "None recorded" in page
 
 
+def test_patient_of_whom_nothing_is_known_has_a_chart(
+    ehr: EHRSimulator, browser: Browser, clinician: str
+) -> None:
+    ehr.data["Patient"]["p1"] = {"resourceType": "Patient", "id": "p1"}
+    browser.get("/")
+    assert "No name" in browser.sign_in(clinician)
+    assert "Growth chart" in browser.get("/chart/p1")
+    browser.post("/chart/p1/open", app=CLIENT_ID, follow=False)
+
+
 def test_pages_are_kept_by_nobody_and_run_no_script(browser: Browser) -> None:
     browser.get("/")
     headers = browser.page.headers

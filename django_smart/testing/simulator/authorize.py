@@ -232,9 +232,13 @@ def approve(
     with ehr.store.lock:
         if request.launch is not None:
             if request.launch.used:
-                return error_redirect(
-                    ehr, _launch_used(request.redirect_uri, request.state)
+                error = AuthorizationError(
+                    "invalid_request",
+                    "launch has been used",
+                    redirect_uri=request.redirect_uri,
+                    state=request.state,
                 )
+                return error_redirect(ehr, error)
             request.launch.used = True
         ehr.store.codes[code] = Code(
             grant=grant,
@@ -292,16 +296,7 @@ def _standalone_context(
     }
     if any(item.partition("?")[0] == "launch/encounter" for item in asked):
         context["encounter"] = latest_encounter(ehr, patient)
-    return context
-
-
-def _launch_used(redirect_uri: str, state: str) -> AuthorizationError:
-    return AuthorizationError(
-        "invalid_request",
-        "launch has been used",
-        redirect_uri=redirect_uri,
-        state=state,
-    )
+    return {name: value for name, value in context.items() if value is not None}
 
 
 def deny(ehr: EHRSimulator, request: AuthorizationRequest) -> str:

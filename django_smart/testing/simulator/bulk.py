@@ -222,8 +222,10 @@ def _file(exchange: Exchange, export_id: str, name: str) -> Response:
     elif exchange.request.headers.get("Authorization"):
         raise FHIRError(400, "security", "a file of this kind wants no access token")
     else:
-        export = exchange.ehr.bulk.exports[export_id]
+        export = exchange.ehr.bulk.exports.get(export_id)
     lines: Sequence[Any]
+    if export is None:
+        raise FHIRError(404, "not-found", "there is no such export")
     if name in export.others:
         lines = export.others[name]
     elif name.isdigit() and int(name) < len(export.files):

@@ -52,6 +52,8 @@ def answer_bundle(exchange: Exchange, dispatch: Dispatch) -> Response:
     if kind not in {"batch", "transaction"}:
         raise FHIRError(400, "structure", "the body is no batch and no transaction")
     entries = bundle.get("entry", [])
+    if not all(each.get("request", {}).get("method") in _ORDER for each in entries):
+        raise FHIRError(400, "structure", "an entry does not say what to do")
     if kind == "batch":
         answers = [_answer_entry(exchange, dispatch, entry) for entry in entries]
     else:

@@ -23,9 +23,10 @@ def list_patients(ehr: EHRSimulator) -> list[dict[str, Any]]:
 
 def display_name(patient: Resource) -> str:
     """The official name, and the person's own script if there is one."""
-    official = patient["name"][0]
-    text = f"{' '.join(official['given'])} {official['family']}"
-    others = [name["text"] for name in patient["name"][1:]]
+    official, *others = patient.get("name") or [{}]
+    parts = [*official.get("given", ()), official.get("family", "")]
+    text = " ".join(filter(None, parts)) or official.get("text", "No name")
+    others = [name["text"] for name in others if "text" in name]
     return " ".join([text, *(f"({other})" for other in others)])
 
 
@@ -33,12 +34,12 @@ def summarize(ehr: EHRSimulator, patient_id: str) -> dict[str, Any]:
     """Everything the chart page needs."""
     patient = ehr.data["Patient"][patient_id]
     reference = f"Patient/{patient_id}"
-    home = patient["address"][0]
-    town = f"{home['city']}, {home['state']} {home['postalCode']}"
+    home = _get_first(patient, "address")
+    town = [f"{home['city']}, {home['state']} {home['postalCode']}"] if home else []
     return {
         **_banner(ehr, patient),
-        "phone": patient["telecom"][0]["value"],
-        "address": [*home["line"], town],
+        "phone": _get_first(patient, "telecom").get("value", ""),
+        "address": [*home.get("line", ()), *town],
         "conditions": [
             {"text": one["code"]["text"], "since": one["onsetDateTime"][:4]}
             for one in _of(ehr, "Condition", reference)
@@ -58,25 +59,40 @@ def summarize(ehr: EHRSimulator, patient_id: str) -> dict[str, Any]:
     }
 
 
-def latest_encounter(ehr: EHRSimulator, patient_id: str) -> str:
-    """The id of the patient's last visit."""
+def latest_encounter(ehr: EHRSimulator, patient_id: str) -> str | None:
+    """The id of the patient's last visit, if there was one."""
     visits = _of(ehr, "Encounter", f"Patient/{patient_id}")
+    if not visits:
+        return None
     return str(max(visits, key=lambda one: str(one["period"]["start"]))["id"])
 
 
 def _banner(ehr: EHRSimulator, patient: Resource) -> dict[str, Any]:
-    born = date.fromisoformat(patient["birthDate"])
-    today = datetime.fromtimestamp(ehr.clock(), tz=UTC).date()
-    had_birthday = (today.month, today.day) >= (born.month, born.day)
+    # A test, or a client that may create patients, adds them with less than ours have.
+    birth_date = patient.get("birthDate", "")
     return {
         "patient_id": patient["id"],
         "name": display_name(patient),
-        "sort_name": patient["name"][0]["family"].casefold(),
-        "birth_date": patient["birthDate"],
-        "age": today.year - born.year - (not had_birthday),
-        "gender": patient["gender"],
-        "mrn": patient["identifier"][0]["value"],
+        "sort_name": _get_first(patient, "name").get("family", "").casefold(),
+        "birth_date": birth_date or "unknown",
+        "age": _get_age(ehr, birth_date),
+        "gender": patient.get("gender", "unknown"),
+        "mrn": _get_first(patient, "identifier").get("value", "none"),
     }
+
+
+def _get_age(ehr: EHRSimulator, birth_date: str) -> int | str:
+    try:
+        born = date.fromisoformat(birth_date)
+    except ValueError:  # a year, or none
+        return "?"
+    today = datetime.fromtimestamp(ehr.clock(), tz=UTC).date()
+    had_birthday = (today.month, today.day) >= (born.month, born.day)
+    return today.year - born.year - (not had_birthday)
+
+
+def _get_first(resource: Resource, name: str) -> Resource:
+    return next(iter(resource.get(name, ())), {})
 
 
 def _of(ehr: EHRSimulator, resource_type: str, reference: str) -> list[Resource]:

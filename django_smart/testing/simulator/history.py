@@ -109,6 +109,8 @@ def _answer(exchange: Exchange, versions: list[Version]) -> Response:
     if "_since" in query:
         try:
             since = datetime.fromisoformat(query["_since"])
+            if since.tzinfo is None:
+                raise ValueError
         except ValueError:
             raise FHIRError(400, "value", "_since is no instant") from None
         versions = [one for one in versions if datetime.fromisoformat(one.at) >= since]

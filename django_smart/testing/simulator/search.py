@@ -483,9 +483,9 @@ def _range(text: str) -> tuple[datetime, datetime]:
             start = datetime(int(text[:4]), int(text[5:]), 1, tzinfo=UTC)
             return start, (start + timedelta(days=32)).replace(day=1)
         start = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError as exc:
+        if start.tzinfo is None:
+            start = start.replace(tzinfo=UTC)
+        length = timedelta(days=1) if len(text) == 10 else timedelta(seconds=1)
+        return start, start + length
+    except (OverflowError, ValueError) as exc:
         raise FHIRError(400, "value", f"not a FHIR date: {text}") from exc
-    if start.tzinfo is None:
-        start = start.replace(tzinfo=UTC)
-    length = timedelta(days=1) if len(text) == 10 else timedelta(seconds=1)
-    return start, start + length

@@ -71,10 +71,6 @@ _MEANINGLESS = {
 }
 
 
-def _pause(exchange: Exchange) -> None:
-    answers.pause(exchange)
-
-
 for _exchange, _companions in _EXCHANGES.items():
     for _what, (_description, _answer) in _FAULTS.items():
         if (_exchange, _what) in _MEANINGLESS:
@@ -94,4 +90,4 @@ for _exchange, _companions in _EXCHANGES.items():
         "tolerate",
         f"the response takes {answers.PAUSE} s",
         *_companions,
-    )(_pause)
+    )(answers.pause)

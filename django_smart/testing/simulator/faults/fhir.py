@@ -15,6 +15,7 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     replaces,
 )
+from django_smart.testing.simulator.faults.shapes import busy_once
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -222,18 +223,12 @@ def _429_for_ever(exchange: Exchange) -> Response:
     return answers.busy(429, answers.FOR_EVER)
 
 
-@replaces("fhir", "fhir_503_once", "tolerate", "503, Retry-After 1 s, the first time")
-def _503_once(exchange: Exchange) -> Response | None:
-    if exchange.ehr.faults.strikes("fhir_503_once") > 1:
-        return None
-    return answers.busy(503, 1)
-
-
-@replaces("fhir", "fhir_429_once", "tolerate", "429, no Retry-After, the first time")
-def _429_once(exchange: Exchange) -> Response | None:
-    if exchange.ehr.faults.strikes("fhir_429_once") > 1:
-        return None
-    return answers.busy(429)
+replaces("fhir", "fhir_503_once", "tolerate", "503, Retry-After 1 s, the first time")(
+    busy_once("fhir_503_once", 503, 1)
+)
+replaces("fhir", "fhir_429_once", "tolerate", "429, no Retry-After, the first time")(
+    busy_once("fhir_429_once", 429, None)
+)
 
 
 @edits_answer("fhir", "fhir_wrong_media_type", "refuse", "JSON as text/plain")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django_smart.testing.simulator.faults import answers
-from django_smart.testing.simulator.faults.registry import Verdict, edits, replaces
+from django_smart.testing.simulator.faults.registry import edits_json, replaces
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -19,26 +18,7 @@ __all__: list[str] = []
 
 _METHOD = "token_endpoint_auth_method"
 
-_Edit = Callable[["Exchange", dict[str, Any]], None]
-
-
-def _edits_answer(
-    name: str, verdict: Verdict, description: str
-) -> Callable[[_Edit], _Edit]:
-    """Register a change of the JSON answer to a registration that succeeded."""
-
-    def decorate(function: _Edit) -> _Edit:
-        def edit(exchange: Exchange, response: Response) -> Response:
-            if response.status_code == 201:
-                answer = json.loads(response.get_data())
-                function(exchange, answer)
-                response.set_data(json.dumps(answer))
-            return response
-
-        edits("register", name, verdict, description)(edit)
-        return function
-
-    return decorate
+_edits_answer = partial(edits_json, "register", status=201)
 
 
 @replaces("register", "register_not_json", "refuse", "the response is truncated")

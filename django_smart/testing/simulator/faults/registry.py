@@ -187,9 +187,10 @@ def edits_json(
     verdict: Verdict,
     description: str,
     *companions: str,
+    status: int = 200,
 ) -> Callable[[Callable[[Exchange, Any], Any]], Callable[[Exchange, Any], Any]]:
     """
-    Register ``function(exchange, answer)``, which changes a successful JSON response.
+    Register ``function(exchange, answer)``, which changes a JSON response of *status*.
 
     It changes *answer* in place, or returns a replacement.
     """
@@ -198,7 +199,7 @@ def edits_json(
         function: Callable[[Exchange, Any], Any],
     ) -> Callable[[Exchange, Any], Any]:
         def edit(one: Exchange, response: Response) -> Response:
-            if response.status_code == 200:
+            if response.status_code == status:
                 answer = json.loads(response.get_data())
                 result = function(one, answer)
                 response.set_data(json.dumps(answer if result is None else result))
