@@ -327,6 +327,16 @@ def test_search_may_be_partial_where_the_server_decides():
     assert proxy("GET", f"Observation?{both}").status_code == 403
 
 
+def test_search_needs_no_patient_where_the_server_decides():
+    proxy = Proxy()
+    proxy.smart.patient_id = None
+    proxy.smart.scopes = ScopeSet.parse("user/Patient.rs")
+    for resource, status in [(PATIENT, 200), (OBSERVATION, 403)]:
+        entry = {"fullUrl": f"{BASE}/Patient/p1", "resource": resource}
+        proxy.server.on("Patient?name=x", respond(bundle(entry=[entry])))
+        assert proxy("GET", "Patient?name=x").status_code == status
+
+
 @pytest.mark.parametrize("entry", [OBSERVATION, "x", [1], [{"resource": "x"}]])
 def test_bundle_that_is_malformed_is_the_servers_fault(entry):
     proxy = Proxy(methods=WRITES)

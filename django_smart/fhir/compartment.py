@@ -335,17 +335,24 @@ class PatientBoundary:
         if name == "OperationOutcome":
             self._walk(resource, "", _Place(name, get_compartment(name), "", around))
             return False
-        granted = list(self._get_scopes(name, letters))
+        is_stored = name == "Bundle" and str(resource.get("type")) in _STORED
+        # Of what carries other resources, each of which has its own scope.
+        is_carrier = name in _CONTAINERS and not is_stored
+        granted = [
+            scope
+            for scope in self._get_scopes(name, letters)
+            if not is_carrier or (scope.type == "*" and not scope.query)
+        ]
         if any(s.level != "patient" and _selects(s, resource) for s in granted):
             return self._is_own_anyway(resource, name, around)
-        if self.patient_id is None:
+        if self.patient_id is None and name != "Bundle":
             _refuse("There is no patient in context.")
         granted = [scope for scope in granted if scope.level == "patient"]
         if granted and not any(_selects(scope, resource) for scope in granted):
             _refuse(f"No granted scope selects this {name}.")
         if name == "Bundle":
             is_own = self._check_bundle(resource, letters, around)
-            if not is_own and resource.get("type") in _STORED:
+            if not is_own and is_stored:
                 _refuse("The Bundle is not known to be the patient's.")
             return is_own
         compartment = get_compartment(name)
@@ -408,6 +415,8 @@ class PatientBoundary:
 
     def _check_addresses(self, entry: Mapping[str, Any]) -> None:
         """Refuse an entry whose addresses are those of another patient."""
+        if self.is_open("get", "Patient"):
+            return
         parts = [entry, entry.get("request"), entry.get("response")]
         for part in parts:
             for name in ("fullUrl", "url", "location") if part else ():

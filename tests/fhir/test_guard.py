@@ -584,3 +584,43 @@ def test_json_patch_cannot_copy_without_end():
     for long in (held, {"a": {"x" * 600_000: 1}}):
         with pytest.raises(FHIRRequestError):
             apply_json_patch(long, [text] * 2)
+
+
+@pytest.mark.parametrize(
+    "scope", ["user/Bundle.rs user/Parameters.rs", "user/*.rs?category=laboratory"]
+)
+@pytest.mark.parametrize("members", [{}, {"type": "document"}])
+def test_scope_for_what_carries_resources_is_none_for_them(scope, members):
+    grant = make_grant(f"{scope} patient/Observation.rs")
+    path = "Observation/$lastn?patient=p1"
+    labelled = [{"coding": [{"code": "laboratory"}]}]
+    carried = [{"name": "return", "resource": OTHERS}]
+    for answer in (
+        bundle(OTHERS, category=labelled),
+        {"resourceType": "Parameters", "parameter": carried, **members},
+    ):
+        grant.server.on(path, respond(answer))
+        with pytest.raises(ForeignPatientError):
+            grant.client.get(path)
+    grant.server.on(path, respond(bundle(MINE)))
+    assert grant.client.get(path)["entry"] == [{"resource": MINE}]
+
+
+@pytest.mark.parametrize(
+    "scope",
+    ["patient/Bundle.rs?type=x patient/Observation.rs", "patient/*.rs?status=final"],
+)
+def test_scope_with_parameters_leaves_out_no_bundle_of_what_it_selects(scope):
+    grant = make_grant(scope)
+    path, final = "Observation/o1", {**MINE, "status": "final"}
+    grant.server.on(path, respond(final))
+    grant.server.on(f"{path}/_history", respond(bundle(final, type="history")))
+    assert grant.client.get(f"{path}/_history")["entry"] == [{"resource": final}]
+
+
+def test_patients_of_a_user_scope_are_found_at_their_addresses():
+    grant = make_grant("user/Patient.rs patient/Observation.rs")
+    entry = {"resource": {"resourceType": "Patient", "id": "p2"}}
+    url = f"{BASE}/Patient/p2"
+    grant.server.on("Patient?name=x", respond(bundle(entry=[{"fullUrl": url} | entry])))
+    assert list(grant.client.search("Patient", name="x")) == [entry["resource"]]
