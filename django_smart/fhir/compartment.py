@@ -542,12 +542,14 @@ class PatientBoundary:
         """Refuse a JSON Patch that could move an unread resource to another patient."""
         kept = self._get_kept_elements(resource_type)
         for step in patch if isinstance(patch, list) else ():
+            if not isinstance(step, Mapping):
+                raise FHIRRequestError("A step of the patch is not an object.")
             for pointer in (step.get("path"), step.get("from", step.get("path"))):
                 if not isinstance(pointer, str) or pointer.split("/")[1:2] == []:
                     _refuse("The patch replaces the whole resource.")
                 if pointer.split("/")[1].replace("~1", "/") in kept:
                     _refuse("The patch changes the patient reference, type or id.")
-            if step.get("op") in {"copy", "move"}:
+            if str(step.get("op")) in {"copy", "move"}:
                 _refuse("The patch moves an element that was not read.")
             name = step["path"].rpartition("/")[2]
             self._walk(
@@ -569,6 +571,8 @@ class PatientBoundary:
         It is not carried out here, so it may neither touch what says whose the
         resource is nor have a path that is more than names, indexes and ``where()``.
         """
+        if patch.get("resourceType") != "Parameters":
+            raise FHIRRequestError("A FHIRPath Patch must be a Parameters resource.")
         kept = self._get_kept_elements(resource_type)
         referring = get_compartment(resource_type).referring
         kept |= {path.partition(".")[0] for path in referring}

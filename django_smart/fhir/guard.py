@@ -420,8 +420,7 @@ class Guard:
         letters = "rs" if is_conditional else "r"
         missing = self._find_missing(kind, letters)
         if not self.rules.reads_first or (missing and self.rules.may_write_unread):
-            if name == "patch":
-                self._check_unread_patch(asked.body, kind)
+            self._check_unread(asked)
             return asked
         self._require(missing)
         if not is_conditional:
@@ -437,6 +436,7 @@ class Guard:
         if len(found) != 1:
             # None or several: what the server does with its own condition.
             self._check_binaries(asked.body)
+            self._check_unread(asked)
             return asked
         found_id = validate_id(found[0].get("id"))
         body = asked.body
@@ -502,11 +502,11 @@ class Guard:
             self._read("Binary", binary_id)
         self.binaries.update(ids)
 
-    def _check_unread_patch(self, patch: Any, kind: str) -> None:
-        if isinstance(patch, Mapping):
-            self.boundary.check_fhirpath_patch(patch, kind)
-        else:
-            self.boundary.check_json_patch(patch, kind)
+    def _check_unread(self, asked: Interaction) -> None:
+        if asked.name == "patch" and isinstance(asked.body, Mapping):
+            self.boundary.check_fhirpath_patch(asked.body, asked.resource_type)
+        elif asked.name == "patch":
+            self.boundary.check_json_patch(asked.body, asked.resource_type)
 
     # Bundles
 

@@ -624,3 +624,32 @@ def test_patients_of_a_user_scope_are_found_at_their_addresses():
     url = f"{BASE}/Patient/p2"
     grant.server.on("Patient?name=x", respond(bundle(entry=[{"fullUrl": url} | entry])))
     assert list(grant.client.search("Patient", name="x")) == [entry["resource"]]
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_patch_by_a_search_with_no_single_match_is_checked_as_unread(number):
+    grant = make_grant()
+    found = [{**MINE, "id": f"o{one}"} for one in range(number)]
+    search = "Observation?identifier=1&patient=p1"
+    move = {"op": "add", "path": "/subject", "value": {"reference": "Patient/p1"}}
+    path = {"valueString": "Observation.subject"}
+    for patch, error in (
+        ([move], ForeignPatientError),
+        (fhirpath(type={"valueCode": "delete"}, path=path), ForeignPatientError),
+        (STATUS, FHIRPreconditionFailedError),
+    ):
+        grant.server.on(search, respond(bundle(*found)), respond(b"", 412))
+        with pytest.raises(error):
+            grant.client.patch("Observation", None, patch, where={"identifier": "1"})
+    assert [one.method for one in grant.server.requests] == ["GET"] * 3 + ["PATCH"]
+
+
+@pytest.mark.parametrize("reads_first", [True, False])
+@pytest.mark.parametrize("patch", [{"subject": None}, {"resourceType": "x"}, ["x"]])
+def test_patch_of_another_kind_is_refused(patch, reads_first):
+    grant = make_grant(reads_first=reads_first)
+    grant.server.on("Observation/o1", respond(MINE))
+    asked = parse_interaction("PATCH", "Observation/o1", body=patch)
+    with pytest.raises(FHIRRequestError):
+        grant.client.perform(asked)
+    assert "PATCH" not in {request.method for request in grant.server.requests}
