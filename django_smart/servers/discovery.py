@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import transaction
 from django.utils import timezone
 
 from ..conf import conf
@@ -135,6 +136,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
 
     Raises:
         TransportError, DiscoveryError: as met; the stored one is left as it was.
+        DiscoveryBusyError: the base URL was changed while it was asked.
     """
     configuration, answer = _fetch_document(server)
     _check_lengths(issuer=configuration.issuer, jwks_uri=configuration.jwks_uri)
@@ -163,7 +165,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     server.discovery_failed_at = None
     _let_go_of_keys(server, before)
     if save:
-        server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
+        _store(server, *DISCOVERED_COLUMNS)
     return server.read_configuration() or configuration
 
 
@@ -189,15 +191,7 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
     server.jwks_max_age = answer.max_age
     server.discovery_failed_at = None
     if save:
-        server.save(
-            update_fields=[
-                "discovery_failed_at",
-                "jwks",
-                "jwks_fetched_at",
-                "jwks_max_age",
-                "updated_at",
-            ]
-        )
+        _store(server, "discovery_failed_at", "jwks", "jwks_fetched_at", "jwks_max_age")
     return jwks
 
 
@@ -275,7 +269,11 @@ def refresh_servers() -> int:
         The number of servers that could not be read; each is logged.
     """
     failures = 0
-    for server in FHIRServer.objects.active():
+    active = FHIRServer.objects.active()
+    for pk in list(active.values_list("pk", flat=True)):
+        # Read now: it may have been changed while the others were asked.
+        if (server := active.filter(pk=pk).first()) is None:
+            continue
         try:
             _refresh(server)
         except SMARTError as exc:
@@ -421,7 +419,7 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
         setattr(server, name, value)
     server.disputed = {**server.disputed, "moved": moved}
     if save:
-        server.save(update_fields=["disputed"])
+        _store(server, "disputed")
     logger.error(
         "Server %s: %s moved to another origin; the known values stay in use, "
         "and no one can sign in until its pinned values are cleared.",
@@ -466,7 +464,7 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
         ) from exc
     _pin(server, before, save=save)
     if save:
-        server.save(update_fields=[*columns, "updated_at"])
+        _store(server, *columns)
 
 
 def _check_lengths(**urls: str | None) -> None:
@@ -520,6 +518,23 @@ def _wait_for_first(server: FHIRServer) -> SMARTConfiguration:
                 "another process is fetching it or has just failed to."
             )
         time.sleep(_LOOK_EVERY)
+
+
+def _store(server: FHIRServer, *columns: str) -> None:
+    """
+    Save *columns*, unless another base URL was entered while this one was asked.
+
+    Raises:
+        DiscoveryBusyError: one was, or the server was deleted.
+    """
+    asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
+    with transaction.atomic():
+        # A conditional UPDATE, which locks the row: the race is with an operator.
+        if not asked.update(updated_at=timezone.now()):
+            raise DiscoveryBusyError(
+                f"Server {server.slug} was changed while its configuration was fetched."
+            )
+        server.save(update_fields=columns)
 
 
 def _mark_miss(server: FHIRServer) -> None:

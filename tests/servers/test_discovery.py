@@ -13,6 +13,7 @@ from werkzeug.wrappers import Response
 
 from django_smart import transport
 from django_smart.exceptions import (
+    DiscoveryBusyError,
     DiscoveryStatusError,
     MalformedDiscoveryError,
     ResponseTooLargeError,
@@ -291,3 +292,51 @@ def test_server_that_cannot_be_reached_does_not_stop_the_others(
     server.refresh_from_db()
     assert server.configuration is not None
     assert len(ehr.requests) == 1
+
+
+def _move(server: FHIRServer) -> None:
+    """Correct the address, as an operator does."""
+    moved = FHIRServer.objects.get(pk=server.pk)
+    moved.base_url = "https://moved.example.org/r4"
+    moved.save()
+
+
+def test_server_is_asked_where_it_is_when_its_turn_comes(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    later = make_server(
+        slug="later", name="Later", base_url="https://later.example.org/r4"
+    )
+    off = make_server(slug="off", name="Off", base_url="https://off.example.org/r4")
+    assert list(FHIRServer.objects.active()) == [server, later, off]
+
+    def change_the_others(respond: Any, request: Any) -> Any:
+        _move(later)
+        FHIRServer.objects.filter(pk=off.pk).update(is_active=False)
+        return respond(request)
+
+    ehr.interceptors.append(change_the_others)
+    moved = EHRSimulator(base_url="https://moved.example.org/r4")
+    with (
+        transport.mounted("https://later.example.org", Away()),
+        transport.mounted("https://off.example.org", Away()),
+        transport.mounted("https://moved.example.org", moved.adapter()),
+    ):
+        assert refresh_servers() == 0
+    later.refresh_from_db()
+    assert later.configuration is not None
+
+
+def test_answer_of_an_address_that_was_changed_meanwhile_is_not_stored(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    def move(respond: Any, request: Any) -> Any:
+        _move(server)
+        return respond(request)
+
+    ehr.interceptors.append(move)
+    with pytest.raises(DiscoveryBusyError):
+        fetch_configuration(server)
+    stored = FHIRServer.objects.get()
+    assert (stored.configuration, stored.pinned) == (None, {})
+    assert stored.base_url == "https://moved.example.org/r4"
