@@ -75,7 +75,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
     Turn text, or values as JSON has them, into what the columns hold.
 
     Durations are seconds; booleans are true or false; what JSON columns hold is JSON.
-    An empty text, or null, empties a column that may be empty.
+    An empty text, or null, empties a column that may be null.
 
     Raises:
         ColumnError: unknown name, or a value of another type.
@@ -94,7 +94,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
         target = result.server if model is FHIRServer else result.registration
         try:
             target[field.name] = _parse(field, value)
-        except (TypeError, ValueError, RecursionError):
+        except (OverflowError, TypeError, ValueError, RecursionError):
             # The value is not quoted: it may be a secret that went astray.
             raise ColumnError(f"{name} must be {_describe(field)}.") from None
     return result

@@ -524,6 +524,7 @@ def test_one_bad_entry_refuses_the_whole_file(tmp_path):
         (_entry(1, set=[]), "set is not an object"),
         (_entry(1, set={"rate_limit": 1.5}), "rate_limit must be a whole number"),
         (_entry(1, set={"rate_limit": True}), "rate_limit must be a whole number"),
+        (_entry(1, set={"min_refresh_interval": 10**400}), "a number of seconds"),
         (_entry(1, set={"landing_page": 5}), "landing_page must be text"),
         (_entry(1, set={"name": "a\0b"}), "characters that cannot be stored"),
         (_entry(1, client_id="a\0b"), "characters that cannot be stored"),
