@@ -123,6 +123,14 @@ def test_unknown_grant_is_refused():
         run("smart_refresh", "--grant", "5")
 
 
+@pytest.mark.usefixtures("registration")
+def test_server_is_paused_and_the_grants_held_at_once():
+    run("smart_refresh", "--hold", "--pause", "harbour")
+    assert FHIRServer.objects.get().paused
+    run("smart_refresh", "--hold", "--unpause", "harbour")
+    assert not FHIRServer.objects.get().paused
+
+
 def test_purge_deletes_what_is_long_over_and_counts_it(grant, settings):
     settings.SMART_PURGE_AFTER = 3600
     long_ago = timezone.now() - timedelta(hours=2)

@@ -85,6 +85,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Refresh, and print the counts."""
+        for name, paused in (("pause", True), ("unpause", False)):
+            if options[name] is not None:
+                _set_paused(options[name], paused=paused)
         if options["hold"]:
             hold_grants()
             self.stdout.write(
@@ -93,9 +96,6 @@ class Command(BaseCommand):
             return
         if options["adopt"]:
             adopt_grants()
-        for name, paused in (("pause", True), ("unpause", False)):
-            if options[name] is not None:
-                _set_paused(options[name], paused=paused)
         if options["resume"]:
             stopped = ClientRegistration.objects.stopped()
             count = sum(resume_refreshes(each, by_operator=True) for each in stopped)
