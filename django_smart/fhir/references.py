@@ -52,6 +52,7 @@ def find_within(
     Args:
         within: the resource that contains the reference, its Bundle, or a list with
             these and other resources of the server, such as a search's ``included``.
+            Of these, only one may have what a reference with ``#`` means.
         base_url: base of relative references, unless a Bundle in *within* shows where
             the resource with the reference comes from.
 
@@ -62,12 +63,15 @@ def find_within(
     bundles = [each for each in resources if each.get("resourceType") == "Bundle"]
     sources = [each for each in resources if each.get("resourceType") != "Bundle"]
     if reference.startswith("#"):
-        for source in sources:
-            if reference == "#":
-                return dict(source)
-            for each in _get_contained(source):
-                if each.get("id") == reference[1:]:
-                    return each
+        # The same id is something else in each resource.
+        targets = [
+            each
+            for source in sources
+            for each in (source, *_get_contained(source))
+            if reference[1:] == ("" if each is source else each.get("id"))
+        ]
+        if len(targets) == 1:
+            return dict(targets[0])
         raise FHIRRequestError(
             "The reference is to a contained resource: pass the resource that "
             "contains it as within=."

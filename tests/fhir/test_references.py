@@ -141,6 +141,12 @@ def test_contained_resource_is_found_where_it_is(grant):
     for within in (PATIENT, {**holder, "contained": {}}, bundle(organization)):
         with pytest.raises(FHIRRequestError):
             grant.client.resolve("#org", within=within)
+    # Another resource means something else by the same id.
+    other = {**PATIENT, "contained": [{**organization, "name": "x"}]}
+    for reference in ("#org", "#"):
+        with pytest.raises(FHIRRequestError):
+            grant.client.resolve(reference, within=[holder, other])
+    assert grant.client.resolve("#org", within=[holder, PATIENT]) == organization
     assert grant.server.requests == []
 
 
