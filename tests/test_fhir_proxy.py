@@ -561,6 +561,7 @@ HOLDING = {**OBSERVATION, "contained": [STORED]}
 )
 def test_links_of_a_stored_bundle_are_not_signed(method, path, answer):
     proxy = Proxy(methods=WRITES)
+    proxy.server.on("Bundle/b1", respond(STORED))
     proxy.server.on(path, respond(answer))
     response = proxy(method, path, answer if method in {"POST", "PUT"} else None)
     assert response.status_code == 200

@@ -2,8 +2,8 @@
 Requests under scopes for one patient: narrowed, and checked before they are sent.
 
 A resource is read, and found to be the patient's, before it is changed, or before its
-history or an operation on it is requested.  A change is then made to that version alone
-(``If-Match``).
+history, a version of it or an operation on it is requested.  A change is then made to
+that version alone (``If-Match``).
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ class RecordRules:
     How requests keep to the patient's record.
 
     Attributes:
-        reads_first: whether the target of a change, of an operation or of a history is
-            read and checked.
+        reads_first: whether the target of a change, of an operation, of a history or of
+            a read of a version is read and checked.
         may_write_unread: whether a change may go out where no scope allows reading.
     """
 
@@ -230,7 +230,7 @@ class Guard:
             self._check_patient(name, parts)
         match name:
             case "read" | "vread" | "history-instance":
-                if name == "history-instance":
+                if name != "read":
                     self._check_instance(kind, parts[1])
                 return _with_query(asked, path, self.boundary.complete(kind, pairs))
             case "search":

@@ -339,6 +339,18 @@ def test_resource_is_read_before_anything_is_asked_about_it(path):
     assert grant.client.get(path)["total"] == 3
 
 
+def test_version_is_the_patients_only_while_the_resource_is():
+    grant = make_grant()
+    path = "Observation/o1/_history/1"
+    grant.server.on(path, respond(MINE))
+    grant.server.on("Observation/o1", respond(OTHERS))
+    with pytest.raises(ForeignPatientError):
+        grant.client.get(path)
+    assert grant.server.urls == [f"{BASE}/Observation/o1"]
+    grant.server.on("Observation/o1", respond(MINE))
+    assert grant.client.get(path) == MINE
+
+
 @pytest.mark.parametrize("path", ABOUT_ONE)
 def test_resource_is_read_before_a_batch_asks_about_it(path):
     grant = make_grant()
