@@ -7,6 +7,8 @@ from django.contrib.messages.storage.cookie import CookieStorage
 from django.contrib.messages.storage.session import SessionStorage
 from django.http import HttpRequest
 
+from ..conf import conf
+
 __all__ = ["keep_messages_apart"]
 
 
@@ -19,6 +21,8 @@ def keep_messages_apart(request: HttpRequest, *, key: str) -> None:
     covers the storages of ``django.contrib.messages`` and their subclasses; any other
     storage must use ``request.smart`` itself.
     """
+    if not conf.SMART_LAUNCH_PREFIX:
+        return
     storage = get_messages(request)
     for each in (storage, *getattr(storage, "storages", ())):
         if isinstance(each, CookieStorage):

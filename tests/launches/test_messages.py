@@ -97,6 +97,16 @@ def test_message_of_the_sign_in_is_shown_by_the_page_it_leads_to(ehr):
     assert shown(one) == "welcome"
 
 
+def test_message_of_the_sign_in_is_shown_where_no_launch_has_a_prefix(ehr, settings):
+    settings.SMART_LAUNCH_PREFIX = ""
+    user_logged_in.connect(_welcome)
+    try:
+        chart = open_chart(ehr)
+    finally:
+        user_logged_in.disconnect(_welcome)
+    assert shown(chart) == "welcome"
+
+
 def test_site_without_messages_opens_charts(ehr, settings):
     settings.MIDDLEWARE = [
         each for each in settings.MIDDLEWARE if "Message" not in each
