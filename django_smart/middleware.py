@@ -311,6 +311,9 @@ def _render_ending(
 
 def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:
     """Keep patient data out of every cache, unless the view sets other headers."""
+    if state.browser is not None:
+        # Also without a launch: the same URL shows something else with one.
+        patch_vary_headers(response, ["Cookie"])
     is_of_launch = state.prefix is not None or has_found_launch(state.context)
     if is_of_launch and not response.has_header("Cache-Control"):
         response.headers["Cache-Control"] = "private, no-store"

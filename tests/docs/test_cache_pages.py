@@ -31,7 +31,11 @@ def _make_view() -> Any:
     return names["growth_chart"]
 
 
-urlpatterns = [*site, path("growth/", _make_view())]
+def _home(request: Any) -> HttpResponse:
+    return HttpResponse("open" if request.smart else "none")
+
+
+urlpatterns = [*site, path("growth/", _make_view()), path("home/", _home)]
 
 
 @pytest.mark.usefixtures("registration")
@@ -45,3 +49,16 @@ def test_view_keeps_its_page_for_a_minute(ehr: EHRSimulator, settings: Any) -> N
     response = browser.get(f"/~{opened.key}/growth/")
     assert response.content.decode() == opened.context["patient"]
     assert response["Cache-Control"] == "private, max-age=60"
+
+
+@pytest.mark.usefixtures("registration")
+def test_page_of_nobody_is_not_served_to_whom_has_a_chart_open(
+    ehr: EHRSimulator, settings: Any
+) -> None:
+    names: dict[str, Any] = {}
+    exec(_MIDDLEWARE.code, names)
+    settings.MIDDLEWARE = names["MIDDLEWARE"]
+    assert make_browser().get("/home/").content == b"none"
+    browser = make_browser()
+    launch(browser, ehr)
+    assert browser.get("/home/").content == b"open"
