@@ -311,6 +311,9 @@ def test_clinicians_and_patients_read_other_texts(ehr, user):
     page = text_of(browser.get("/smart/connections/"))
     assert "keep about you" not in page
     assert "member of their staff" in page
+    end_at_the_ehr(launch)
+    page = text_of(browser.get("/smart/connections/"))
+    assert "even when you are not signed in" not in page
 
 
 def test_ehr_launch_with_offline_access_is_listed_as_such(ehr, user, registration):

@@ -75,10 +75,12 @@ class ConnectionsView(ProtocolView):
             if grant.is_ending_soon or not _is_active(grant)
         }
         startable = ClientRegistration.objects.startable().filter(pk__in=ended)
+        # What this site can use while the user is away.
+        lasting = [each for each in shown if _is_active(each) and each.is_offline]
         context = {
             "grants": shown,
-            "are_patients": any(not each.is_of_clinician for each in shown),
-            "are_clinicians": any(each.is_of_clinician for each in shown),
+            "are_patients": any(not each.is_of_clinician for each in lasting),
+            "are_clinicians": any(each.is_of_clinician for each in lasting),
             # An EHR launch can only be repeated in the EHR.
             "can_connect_again": set(startable.values_list("pk", flat=True)),
             "can_connect": ClientRegistration.objects.standalone().exists(),
@@ -111,14 +113,9 @@ class ConnectionsView(ProtocolView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """End one grant of this user; a worker revokes it at the EHR."""
         grant_id = request.POST.get("grant", "")
-        grants = self._get_grants(request)
-        if not grant_id.isdecimal() or len(grant_id) > 18:
-            return HttpResponseNotFound()
-        grant = (
-            grants.filter(pk=int(grant_id))
-            .select_related("registration__server")
-            .first()
-        )
+        is_id = grant_id.isdecimal() and len(grant_id) <= 18
+        grants = self._get_grants(request).select_related("registration__server")
+        grant = grants.filter(pk=int(grant_id)).first() if is_id else None
         if grant is None:
             return HttpResponseNotFound()
         enqueue_revocations(disconnect_grant(grant))
