@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -14,7 +14,7 @@ from django.views.generic import View
 
 from .error_pages import render_error
 from .error_pages.retry import connect_again, connect_records, get_page
-from .exceptions import InsufficientScopeError, NoLaunchError
+from .exceptions import InsufficientScopeError, NoLaunchError, SMARTError
 from .launches.context import get_context
 from .launches.open_charts import get_open_charts
 from .models import Launch
@@ -123,15 +123,19 @@ def get_launch_refusal(
             },
         )
     launch = smart.launch
-    refuse = partial(
-        render_error,
-        request,
-        # The missing scopes may be granted when they are requested again.
-        retry=connect_again(launch, next_url=get_page(request)),
-        server_name=launch.registration.server.name if launch else "",
-        kind=launch.kind if launch else "",
-        launch=launch,
-    )
+
+    def refuse(error: SMARTError, *, code: str = "") -> HttpResponseBase:
+        return render_error(
+            request,
+            error,
+            code=code,
+            # The missing scopes may be granted when they are requested again.
+            retry=connect_again(launch, next_url=get_page(request)),
+            server_name=launch.registration.server.name if launch else "",
+            kind=launch.kind if launch else "",
+            launch=launch,
+        )
+
     missing = scopes.missing_from(smart.scopes)
     if missing:
         if launch:

@@ -13,6 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
 
+from django_smart.decorators import smart_required
 from django_smart.models import ClientRegistration
 from django_smart.testing import EHRSimulator
 from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
@@ -35,11 +36,19 @@ def _reading_twice(request: HttpRequest) -> HttpResponse:
     return HttpResponse(f"{request.user.pk} {ids}")
 
 
+@smart_required
+def _required(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok")
+
+
+_LOGIN = "/smart/login/?server=harbour"
+
 urlpatterns = [
     path("smart/", include("django_smart.urls")),
     path("", _plain),
     path("user/", _with_user),
     path("reading/", _reading_twice),
+    path("required/", _required),
 ]
 
 # What only marks the ends of a transaction.
@@ -129,6 +138,15 @@ def test_page_under_a_prefix_asks_for_session_user_and_launch(ehr, registration)
     assert _count(browser, "/user/") == 2
     assert _count(browser, f"/~{key}/user/") == 3
     assert _count(browser, f"/~{key}/reading/") == 3
+
+
+def test_page_that_is_allowed_prepares_no_refusal(ehr, registration):
+    browser = make_browser()
+    launch(browser, ehr)
+    ehr_launched = _count(browser, "/required/")
+    browser = make_browser()
+    get_callback(browser, ehr.authorize(browser.get(_LOGIN)["Location"]))
+    assert _count(browser, "/required/") == ehr_launched
 
 
 def test_page_that_reads_decrypts_each_secret_once(ehr, registration, monkeypatch):
