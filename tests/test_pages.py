@@ -254,6 +254,7 @@ def test_confirmation_names_the_account_and_what_is_asked_for(browser, registrat
     for words in in_words(registration.standalone_scope):
         assert f"<li>{words}</li>" in content
     assert 'name="next" value="/a/"' in content
+    assert 'href="/smart/login/?next=%2Fa%2F"' in content
 
 
 def test_site_can_put_its_own_page_around(registration, browser, settings, tmp_path):
