@@ -375,6 +375,8 @@ def _build_values(claims: IDTokenClaims, registration: ClientRegistration) -> Cl
     """Return the claims as the hooks receive them."""
     values = Claims(claims.claims, iss=claims.issuer, sub=claims.subject)
     values.server = registration.server
+    # Not as sent: it may name another FHIR server.
+    values.pop("fhirUser", None)
     if claims.fhir_user:
         values["fhirUser"] = claims.fhir_user
     return values

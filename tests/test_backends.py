@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,24 @@ def decision() -> Iterator[mock.Mock]:
         side_effect=OIDCAuthenticationBackend.get_or_create_user,
     ) as recorded:
         yield recorded
+
+
+@pytest.mark.django_db
+def test_user_at_another_fhir_server_has_no_reference_here(
+    registration: ClientRegistration,
+) -> None:
+    elsewhere = "https://other.example.org/fhir/Practitioner/1"
+    claims = replace(_claims(), claims={"fhirUser": elsewhere})
+    seen: dict[str, Any] = {}
+
+    class Backend(SMARTAuthenticationBackend):
+        def create_user(self, claims: Any) -> Any:
+            seen.update(claims)
+            return super().create_user(claims)
+
+    Backend().resolve_user(claims, registration)
+    assert "fhirUser" not in seen
+    assert seen["sub"] == "s-1"
 
 
 def test_usernames_come_from_issuer_and_subject() -> None:

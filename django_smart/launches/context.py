@@ -142,7 +142,7 @@ class SMARTContext:
 
     @property
     def fhir_user(self) -> str | None:
-        """Reference to the user's resource, relative to the base URL (IDT-07)."""
+        """Reference to the user's resource, relative if at this server (IDT-07)."""
         return (self.launch.fhir_user or None) if self.launch else None
 
     @property
