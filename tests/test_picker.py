@@ -246,7 +246,6 @@ def test_each_portal_has_a_link_of_its_own():
     add_server("two", base.format(2))
     import_brand_file(VECTORS / "Bundle-example3.json")
     (choice,) = find_choices("examplehospital").choices
-    assert choice.link is None
     assert [(each.slug, each.label) for each in choice.links] == [
         ("one", "ExampleHospital Patient Gateway"),
         ("two", "ExampleHospital Pediatric Portal"),

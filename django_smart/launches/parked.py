@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -140,23 +141,13 @@ def _write(tokens: TokenResponse, claims: IDTokenClaims) -> str:
         {
             "access_token": tokens.access_token,
             "refresh_token": tokens.refresh_token,
-            "expires_at": tokens.expires_at.isoformat(),
-            "refresh_expires_at": tokens.refresh_expires_at
-            and tokens.refresh_expires_at.isoformat(),
+            "expires_at": tokens.expires_at,
+            "refresh_expires_at": tokens.refresh_expires_at,
             "scope": str(tokens.scopes),
-            "parameters": dict(tokens.parameters),
-            "claims": {
-                "issuer": claims.issuer,
-                "subject": claims.subject,
-                "audience": claims.audience,
-                "fhir_user": claims.fhir_user,
-                "foreign_fhir_user": claims.foreign_fhir_user,
-                "expires_at": claims.expires_at.isoformat(),
-                "issued_at": claims.issued_at.isoformat(),
-                "nonce": claims.nonce,
-                "claims": dict(claims.claims),
-            },
-        }
+            "parameters": tokens.parameters,
+            "claims": asdict(claims),
+        },
+        default=datetime.isoformat,
     )
 
 

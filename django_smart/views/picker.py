@@ -74,11 +74,6 @@ class Choice:
     logo: str = ""
     links: tuple[ChoiceLink, ...] = ()
 
-    @property
-    def link(self) -> ChoiceLink | None:
-        """The way to connect, if there is exactly one."""
-        return self.links[0] if len(self.links) == 1 else None
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChoicePage:
