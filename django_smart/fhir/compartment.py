@@ -126,7 +126,9 @@ _INCLUSIONS = frozenset({"_include", "_revinclude"})
 # The parts of a parameter's name: of a chain, a type or a modifier.
 _STEPS = re.compile("[.:]")
 # Search parameters that look at more than the resources that are searched for.
-_SELECTING_BY_OTHERS = frozenset({"_filter", "_has", "_list"})
+_SELECTING_BY_OTHERS = frozenset(
+    {"_contained", "_containedtype", "_filter", "_has", "_list"}
+)
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
 
@@ -233,8 +235,7 @@ class PatientBoundary:
     ) -> bool:
         """Refuse what names another patient; return whether this one is named."""
         compartment = get_compartment(resource_type)
-        names = {compartment.parameter} - {""}
-        names |= _NAMES if resource_type != "Patient" else set()
+        names = {compartment.parameter, *_NAMES} - {""}
         # Of two names for one element; a server may ignore a name it does not know.
         selecting = {compartment.parameter} | ({*compartment.subjects} & _NAMES)
         is_named = False

@@ -62,6 +62,8 @@ def test_search_without_a_patient_is_about_the_launchs():
         ("Practitioner", "_List", "1"),
         ("PractitionerRole", "practitioner._list", "1"),
         ("Practitioner", "_filter", "id eq 1"),
+        ("Practitioner", "_contained", "true"),
+        ("Practitioner", "_containedType", "container"),
         ("Observation", "_QUERY", "everybody"),
         ("Observation", "Patient", "p2"),
         ("Observation", "PATIENT:patient", "p2"),
@@ -72,6 +74,15 @@ def test_parameter_is_checked_in_any_spelling(resource_type, name, value):
     grant = make_grant()
     with pytest.raises(ForeignPatientError):
         list(grant.client.search(resource_type, {name: value}))
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize("path", ["Patient/$lastn", "Patient/p1/$everything"])
+@pytest.mark.parametrize("name", ["patient", "Subject", "patient:Patient"])
+def test_operation_on_patients_is_about_the_launchs(path, name):
+    grant = make_grant()
+    with pytest.raises(ForeignPatientError):
+        grant.client.get(f"{path}?{name}=p2&_count=0")
     assert grant.server.requests == []
 
 
