@@ -259,7 +259,7 @@ class Guard:
     def _prepare_get(self, asked: Interaction, urns: frozenset[str]) -> Interaction:
         """Return what a path refers to; other paths, such as pages, are kept."""
         try:
-            parsed = parse_interaction("GET", asked.path)
+            parsed = parse_interaction("GET", asked.path.removeprefix("/"))
         except FHIRRequestError:
             return asked
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
@@ -318,6 +318,8 @@ class Guard:
         kind = asked.resource_type
         if not isinstance(asked.body, bytes):
             narrowed = self.boundary.narrow(kind, pairs, is_in_record=is_in_record)
+            # In a batch, a server might search by what else is there.
+            asked = replace(asked, body=None)
             return _with_query(asked, asked.path.partition("?")[0], narrowed)
         self.boundary.check_parameters(kind, pairs)
         form = _parse_query(asked.body.decode("utf-8", "replace"))

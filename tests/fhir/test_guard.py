@@ -544,9 +544,12 @@ def test_path_is_checked_as_what_it_stands_for():
     with pytest.raises(ForeignPatientError):
         grant.client.get("Patient/p2")
     grant.server.on("Observation?patient=p1", respond(bundle(OTHERS)))
+    for path in ("Observation", "/Observation"):
+        with pytest.raises(ForeignPatientError):
+            grant.client.get(path)
     with pytest.raises(ForeignPatientError):
-        grant.client.get("Observation")
-    assert len(grant.server.requests) == 2
+        grant.client.get("/Observation?patient=p2&_summary=count")
+    assert len(grant.server.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -676,3 +679,17 @@ def test_patch_of_another_kind_is_refused(patch, reads_first):
     with pytest.raises(FHIRRequestError):
         grant.client.perform(asked)
     assert "PATCH" not in {request.method for request in grant.server.requests}
+
+
+def test_search_in_a_batch_is_sent_without_a_body():
+    grant = make_grant()
+    empty = bundle(type="batch-response", entry=[{"response": {"status": "200"}}])
+    grant.server.answers[BASE] = [respond(empty)]
+    asked = {"method": "POST", "url": "Observation/_search?code=1"}
+    form = {"resourceType": "Binary", "data": "cGF0aWVudD1wMg=="}
+    entry = {"request": asked, "resource": form}
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+    grant.client.perform(parse_interaction("POST", "", body=batch))
+    [sent] = json.loads(grant.server.requests[0].body or b"")["entry"]
+    url = "Observation/_search?code=1&patient=p1"
+    assert sent == {"request": {"method": "POST", "url": url}}
