@@ -239,7 +239,7 @@ class Guard:
                 letter = get_letters(name)
                 self.boundary.check(asked.body, letter, is_written=True, urns=urns)
                 self._check_binaries(asked.body)
-                return self._narrow_header(asked)
+                return self._narrow_header(_with_query(asked, path, []))
             case "update" | "patch" | "delete":
                 return self._prepare_change(asked, parts, pairs, urns)
             case "operation":
@@ -418,7 +418,10 @@ class Guard:
             raise FHIRRequestError("Name the resource by its id or by a search.")
         if is_conditional:
             pairs = [pair for pair in pairs if _is_condition(pair[0])]
-            asked = _with_query(asked, kind, self.boundary.narrow(kind, pairs))
+            pairs = self.boundary.narrow(kind, pairs)
+        else:
+            pairs = []  # such as _cascade=delete
+        asked = _with_query(asked, "/".join(parts), pairs)
         letters = "rs" if is_conditional else "r"
         missing = self._find_missing(kind, letters)
         if not self.rules.reads_first or (missing and self.rules.may_write_unread):
@@ -658,9 +661,4 @@ def _is_condition(name: str) -> bool:
 def _with_query(
     asked: Interaction, path: str, pairs: list[tuple[str, str]]
 ) -> Interaction:
-    """*asked* with other parameters; as it is if they are the same."""
-    if pairs == _parse_query(asked.path.partition("?")[2]) and (
-        path == asked.path.partition("?")[0]
-    ):
-        return asked
     return replace(asked, path=f"{path}?{_write_query(pairs)}" if pairs else path)

@@ -693,3 +693,24 @@ def test_search_in_a_batch_is_sent_without_a_body():
     [sent] = json.loads(grant.server.requests[0].body or b"")["entry"]
     url = "Observation/_search?code=1&patient=p1"
     assert sent == {"request": {"method": "POST", "url": url}}
+
+
+@pytest.mark.parametrize("reads_first", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", "Observation/o1", None),
+        ("PUT", "Observation/o1", MINE),
+        ("PATCH", "Observation/o1", STATUS),
+        ("POST", "Observation", MINE),
+    ],
+)
+def test_change_without_a_condition_is_sent_without_a_query(
+    method, path, body, reads_first
+):
+    grant = make_grant(reads_first=reads_first)
+    grant.server.on(path, respond(MINE))
+    query = "_cascade=delete&subject=Patient/p2"
+    asked = parse_interaction(method, f"{path}?{query}", body=body)
+    assert grant.client.perform(asked).status_code == 200
+    assert grant.server.urls[-1] == f"{BASE}/{path}"
