@@ -482,12 +482,15 @@ def test_server_without_registrations_is_deleted(admin_client):
 @pytest.mark.django_db(transaction=True)
 def test_servers_are_asked_again(admin_client, rows, sent):
     server = rows[FHIRServer]
+    FHIRServer.objects.update(discovery_failed_at=timezone.now())
     response = run_action(admin_client, FHIRServer, "rediscover", server)
     assert levels_of(response) == ["info"]
     assert sent == [("refresh_servers", ())]
     server.refresh_from_db()
     assert server.configuration is not None
     assert server.configuration_fetched_at is None
+    # The worker would leave it alone for minutes.
+    assert server.discovery_failed_at is None
 
 
 def test_inactive_servers_are_not_asked(admin_client, sent):

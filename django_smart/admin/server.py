@@ -597,9 +597,10 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
             self.message_user(request, message, messages.WARNING)
 
     def _discover(self, request: HttpRequest, server_ids: list[int]) -> None:
-        # Only the time is dropped: what is stored serves while the server is away.
+        # Only the times are dropped: what is stored serves while the server is away,
+        # and after a failure, workers would leave the server alone for minutes.
         FHIRServer.objects.filter(pk__in=server_ids).update(
-            configuration_fetched_at=None
+            configuration_fetched_at=None, discovery_failed_at=None
         )
         transaction.on_commit(lambda: self._send_discovery(request))
 
