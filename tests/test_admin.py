@@ -437,14 +437,30 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
         issuer="https://ehr.example.org",
         jwks={"keys": []},
         jwks_uri="https://ehr.example.org/jwks",
+        pinned={"token_endpoint": "https://ehr.example.org/token"},
+        disputed={"moved": {"token_endpoint": "https://new.example.org/token"}},
     )
-    data = server_form(base_url="https://new.example.org/fhir")
-    response = admin_client.post(url_of(FHIRServer, "change", server.pk), data)
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    data["base_url"] = "https://new.example.org/fhir"
+    response = admin_client.post(url, data)
     assert response.status_code == 302, response.context["errors"]
     server.refresh_from_db()
     assert server.base_url == "https://new.example.org/fhir"
     assert (server.configuration, server.jwks) == (None, None)
     assert (server.issuer, server.jwks_uri) == ("", "")
+    assert (server.pinned, server.disputed) == ({}, {})
+
+
+def test_values_pinned_together_with_a_new_base_url_stay(admin_client, sent):
+    server = make_server(pinned={"token_endpoint": "https://ehr.example.org/token"})
+    pinned = {"token_endpoint": "https://new.example.org/token"}
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    data["base_url"] = "https://new.example.org/fhir"
+    admin_client.post(url, {**data, "pinned": json.dumps(pinned)})
+    server.refresh_from_db()
+    assert server.pinned == pinned
 
 
 def test_base_url_of_a_server_with_tokens_cannot_be_changed(admin_client, rows, sent):

@@ -260,6 +260,7 @@ _NOTHING_DISCOVERED: dict[str, Any] = {
     "jwks_missed_at": None,
     "issuer": "",
     "jwks_uri": "",
+    "pinned": {},
 }
 
 
@@ -496,7 +497,9 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
         moved = "base_url" in form.changed_data
         if moved:
             for name, value in _NOTHING_DISCOVERED.items():
-                setattr(obj, name, value)
+                # What was pinned just now belongs to the new address.
+                if name not in form.changed_data:
+                    setattr(obj, name, value)
         super().save_model(request, obj, form, change)
         asked_otherwise = {"base_url", "discovery_headers", "overrides"}
         if obj.is_active and asked_otherwise.intersection(form.changed_data):
