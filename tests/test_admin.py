@@ -1196,6 +1196,15 @@ def test_actions_are_for_those_who_may_change(viewer, rows, sent, model, name):
     assert f'value="{name}"' in page.content.decode()
 
 
+def test_whoever_may_only_add_servers_is_not_led_to_a_closed_page(client, sent):
+    user = User.objects.create_user("adder", is_staff=True)
+    grant_permissions(user, "add_fhirserver")
+    client.force_login(user)
+    response = client.post(url_of(FHIRServer, "add"), server_form(), follow=True)
+    assert response.status_code == 200
+    assert FHIRServer.objects.exists()
+
+
 def test_pages_are_closed_to_those_without_any_permission(rows):
     client = Client()
     client.force_login(User.objects.create_user("nobody", is_staff=True))

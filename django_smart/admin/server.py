@@ -468,8 +468,9 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
     def response_add(
         self, request: HttpRequest, obj: FHIRServer, post_url_continue: Any = None
     ) -> HttpResponse:
-        """Stay with the new server: its page shows what it offers."""
-        if "_addanother" not in request.POST and IS_POPUP_VAR not in request.POST:
+        """Stay with the new server, for those who may: its page shows its offer."""
+        stays = not {"_addanother", IS_POPUP_VAR}.intersection(request.POST)
+        if stays and self.has_view_or_change_permission(request, obj):
             post = request.POST.copy()
             post["_continue"] = "1"
             request.POST = post  # type: ignore[assignment]  # as Django's own UserAdmin
