@@ -363,6 +363,31 @@ def test_preset_fills_in_what_was_not_typed(admin_client, sent):
     assert FHIRServer.objects.get().bearer_boundary == "origin"
 
 
+def test_first_client_of_a_server_is_named_in_the_headers_of_its_preset(
+    admin_client, sent
+):
+    admin_client.post(url_of(FHIRServer, "add"), server_form(preset="epic"))
+    server = FHIRServer.objects.get()
+    assert server.discovery_headers == {}
+    FHIRServer.objects.update(
+        configuration={"token_endpoint": "https://ehr.example.org/token"},
+        configuration_fetched_at=timezone.now(),
+    )
+    data = registration_form(client_secret=SECRET, server=server.pk)
+    add = url_of(ClientRegistration, "add")
+    later = {
+        "client_id": "another",
+        "is_ehr_default": "",
+        "redirect_uri": "https://app.example.org/smart/callback/another/",
+    }
+    for values in ({}, later):
+        response = admin_client.post(add, {**data, **values})
+        assert response.status_code == 302, response.context["errors"]
+        server.refresh_from_db()
+        assert server.discovery_headers == {"Epic-Client-ID": "growth-chart"}
+    assert server.configuration_fetched_at is None
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -20,6 +20,7 @@ from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
 from ..models import ClientRegistration, FHIRServer, Launch
+from ..servers.presets import get_preset_values
 from ..servers.registering import (
     ClientURLs,
     build_client_urls,
@@ -230,6 +231,8 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
                 changed.add("client_secret")
             lock_and_merge(obj, changed)
         super().save_model(request, obj, form, change)
+        if not change:
+            _add_discovery_headers(obj)
         if form.unasked is not None:
             self.message_user(
                 request,
@@ -348,6 +351,23 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
     def jwks_url(self, obj: ClientRegistration) -> SafeString | str:
         """Where the EHR finds this site's public keys."""
         return _show_url(obj, lambda urls: urls.jwks_url)
+
+
+def _add_discovery_headers(registration: ClientRegistration) -> None:
+    """Fill in the preset's headers: the first client ID of the server is known now."""
+    server = registration.server
+    values = get_preset_values(server.preset, client_id=registration.client_id)
+    headers = values.get("discovery_headers")
+    if headers and not server.discovery_headers:
+        server.discovery_headers = headers
+        # The server may answer this client otherwise.
+        server.configuration_fetched_at = server.discovery_failed_at = None
+        server.save(
+            update_fields=[
+                *("discovery_headers", "configuration_fetched_at"),
+                *("discovery_failed_at", "updated_at"),
+            ]
+        )
 
 
 def _choose_callback(site_url: str) -> dict[str, str]:

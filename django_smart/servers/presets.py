@@ -73,12 +73,14 @@ def get_preset_values(preset: str, *, client_id: str) -> ServerColumns:
 
     Args:
         preset: one of ``FHIRServer.Preset``; an unknown one sets nothing.
-        client_id: for servers that respond differently to each client.
+        client_id: for servers that respond differently to each client; without one,
+            they are sent no header.
     """
     values = PRESETS.get(preset, {}).copy()
     if headers := values.get("discovery_headers"):
         values["discovery_headers"] = {
             name: client_id if value == _CLIENT_ID else value
             for name, value in headers.items()
+            if client_id or value != _CLIENT_ID
         }
     return values

@@ -36,6 +36,11 @@ def test_epic_is_told_which_client_asks():
     assert other["discovery_headers"] == {"Epic-Client-ID": "client-2"}
 
 
+def test_epic_is_sent_no_empty_header():
+    values = get_preset_values("epic", client_id="")
+    assert values["discovery_headers"] == {}
+
+
 @pytest.mark.parametrize("preset", ["", "acme"])
 def test_no_vendor_fills_in_nothing(preset):
     assert get_preset_values(preset, client_id="client-1") == {}
