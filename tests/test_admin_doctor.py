@@ -89,7 +89,9 @@ def test_second_server_of_a_host_gets_a_slug_of_its_own(admin_client: Client) ->
     assert FHIRServer.objects.filter(slug="ehr-example-org-2").exists()
 
 
-@pytest.mark.parametrize("base_url", ["", "ehr.example.org", "http://ehr.example.org"])
+@pytest.mark.parametrize(
+    "base_url", ["", "ehr.example.org", "http://ehr.example.org", "https://[ehr/r4"]
+)
 def test_what_is_no_base_url_is_told_at_its_field(
     admin_client: Client, base_url: str
 ) -> None:

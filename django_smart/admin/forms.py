@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import CredentialsError, SMARTError, UnsupportedServerError
 from ..models import ClientRegistration, FHIRServer
-from ..models.server import validate_request_headers
+from ..models.server import validate_base_url, validate_request_headers
 from ..servers.registering import make_name, make_slug
 from ..servers.requirements import ask_and_check, find_problems
 
@@ -67,6 +67,12 @@ class FHIRServerForm(_ServerForm):
                 if name in self.fields:
                     self.fields[name].required = False
                     self.fields[name].help_text = _("Leave empty to use the host name.")
+
+    def clean_base_url(self) -> str:
+        """Refuse what is no base URL before a new server is named by its host."""
+        base_url: str = self.cleaned_data["base_url"]
+        validate_base_url(base_url)
+        return base_url
 
     def clean(self) -> dict[str, Any]:
         """Name a new server by its host, where nobody has named it."""
