@@ -667,6 +667,10 @@ def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows
         ({"ehr_scope": "patient/Patient.sr"}, "ehr_scope", "not a SMART scope"),
         ({"ehr_scope": ""}, "ehr_scope", "scopes for at least one use"),
         ({"redirect_uri": ""}, "redirect_uri", "requires a redirect URI"),
+        ({"redirect_uri": "foo"}, "redirect_uri", "not an absolute http"),
+        ({"redirect_uri": "javascript:alert(1)"}, "redirect_uri", "not an absolute"),
+        ({"redirect_uri": "https://[abc/callback/"}, "redirect_uri", "invalid host"),
+        ({"redirect_uri": "https://a.example:99999/"}, "redirect_uri", "invalid host"),
         (
             {
                 "system_scope": "system/Patient.rs",

@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_slug
@@ -20,11 +20,12 @@ from ..protocol.scopes import ScopeSet
 from ..protocol.urls import normalize_base_url
 from .clock import DatabaseNow
 from .joined_row import JoinedRow
-from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH, FHIRServer
+from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH, FHIRServer, validate_url
 
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
 
-_CALLBACK = re.compile(r"/callback/([A-Za-z0-9_-]+)/\Z")
+# The end of a URL's path; also of one that is not valid.
+_CALLBACK = re.compile(r"\w+://[^?#]*/callback/([A-Za-z0-9_-]+)/(?:[?#]|\Z)")
 _CREDENTIALS = (
     "client_id",
     "token_endpoint_auth_method",
@@ -270,6 +271,7 @@ class ClientRegistration(models.Model):
         max_length=MAX_URL_LENGTH,
         blank=True,
         default="",
+        validators=[validate_url],
         help_text=_("Exactly as registered at the EHR."),
     )
     callback_id = models.CharField(
@@ -519,7 +521,7 @@ class ClientRegistration(models.Model):
 
     def _read_callback_id(self) -> None:
         """Take the callback ID from the redirect URI, if it contains one."""
-        found = _CALLBACK.search(urlsplit(self.redirect_uri).path)
+        found = _CALLBACK.match(self.redirect_uri)
         if found and not self.callback_id:
             self.callback_id = found[1]
 
@@ -572,7 +574,7 @@ class ClientRegistration(models.Model):
             raise ValidationError(errors)
 
     def _clean_callback(self, errors: dict[str, list[Any]]) -> None:
-        found = _CALLBACK.search(urlsplit(self.redirect_uri).path)
+        found = _CALLBACK.match(self.redirect_uri)
         if found and found[1] != self.callback_id:
             errors["callback_id"] = [
                 _("The redirect URI ends with %(found)s. Use that as the callback ID.")

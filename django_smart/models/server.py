@@ -39,6 +39,7 @@ __all__ = [
     "validate_overrides",
     "validate_parameters",
     "validate_request_headers",
+    "validate_url",
 ]
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,14 @@ def _validate_url(value: str, *, what: str) -> None:
         validate_https_url(
             value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS, what=what
         )
+    except SMARTError as exc:
+        raise ValidationError(str(exc), code=exc.code) from exc
+
+
+def validate_url(value: str) -> None:
+    """Refuse values that are not an absolute http or https URL."""
+    try:
+        get_origin(value)
     except SMARTError as exc:
         raise ValidationError(str(exc), code=exc.code) from exc
 
@@ -148,7 +157,7 @@ def validate_origins(value: object) -> None:
         )
     for origin in value:
         _validate_url(origin, what="frame origin")
-        if origin.count("/") != 2 or ";" in origin or "," in origin:
+        if origin.count("/") != 2 or set("?;,").intersection(origin):
             raise ValidationError(
                 _(
                     "%(origin)s is not an origin. Enter scheme, host and port "
@@ -680,6 +689,7 @@ class FHIRServer(models.Model):
         max_length=MAX_URL_LENGTH,
         blank=True,
         default="",
+        validators=[validate_url],
         help_text=_("Expected iss of ID tokens, if discovery does not provide it."),
     )
     id_token_algorithms = models.CharField(
