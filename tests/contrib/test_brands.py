@@ -553,6 +553,12 @@ def test_redirect_to_http_is_refused(host):
     assert len(host.requests) == 1
 
 
+def test_redirect_to_what_is_no_url_is_refused(host):
+    host.on(URL, b"", 302, location="https://[brands/new.json")
+    with pytest.raises(BrandStatusError, match="302"):
+        import_brands(URL)
+
+
 def test_redirects_in_circles_end(host):
     host.on(URL, b"", 302, location=URL)
     with pytest.raises(BrandStatusError):

@@ -263,7 +263,10 @@ def fetch_bundle(url: str, *, etag: str, file: BinaryIO) -> Fetched:
         location = response.headers.get("location", "")
         if response.status_code not in _REDIRECTS or not location:
             break
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError:  # not a URL, so not a redirect either
+            break
     if response.status_code == 304 and etag:
         return Fetched(is_new=False, etag=etag)
     if response.status_code != 200:
