@@ -515,6 +515,23 @@ def test_force_sends_no_etag(host):
     assert "If-None-Match" not in host.requests[-1].headers
 
 
+@pytest.mark.compliance("BRAND-02")
+def test_server_is_linked_although_the_bundle_has_not_changed(tmp_path, host):
+    host.on(URL, bundle(identified("a", "Own word")), ETag='"one"')
+    import_brands(URL)
+    read(
+        tmp_path / "1.json",
+        identified("b", "Somebody's word"),
+        timestamp="2026-12-31T00:00:00Z",
+    )
+    assert shown() == ["Somebody's word"]
+    server = make_server(slug="s", name="S", base_url=R4)
+    assert import_brands(URL, server=server).bundle.server == server
+    assert shown() == ["Own word"]
+    import_brands(URL)
+    assert host.requests[-1].headers["If-None-Match"] == '"one"'
+
+
 def test_overlong_etag_is_not_kept(host):
     host.on(URL, bundle(organization("a", "A")), ETag='"' + "x" * 600 + '"')
     import_brands(URL)

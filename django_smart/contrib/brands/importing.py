@@ -81,13 +81,15 @@ def import_brands(
         TransportError, BrandError: as met; what is stored stays as it is.
         ImproperlyConfigured: the extra ``brands`` is not installed.
     """
+    known = BrandBundle.objects.at(url).first()
+    server = server or _find_server(url) or (known.server if known else None)
+    # A bundle that gets another server is stored again: it may show other brands.
+    is_same = known is not None and known.server == server
+    etag = known.etag if known is not None and is_same and not force else ""
     with tempfile.TemporaryFile() as file:
-        known = BrandBundle.objects.at(url).first()
-        etag = known.etag if known is not None and not force else ""
         fetched = fetch_bundle(url, etag=etag, file=file)
         if known is not None and not fetched.is_new:
             return BrandImport(bundle=known, is_new=False)
-        server = server or _find_server(url)
         return _store(url, file, etag=fetched.etag, server=server, force=force)
 
 
