@@ -10,10 +10,11 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.clients import build_fhir_client
+from django_smart.contrib.brands.importing import import_brands
 from django_smart.contrib.style import get_style
 from django_smart.exceptions import AddressRefusedError
 from django_smart.grants.refresh import refresh_grant
-from django_smart.models import FHIRServer
+from django_smart.models import BrandBundle, FHIRServer
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.servers.discovery import fetch_jwks
 from django_smart.servers.egress import build_peer_check
@@ -194,7 +195,9 @@ def test_kinds_of_addresses(evil, names, address, base, is_refused):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("what", ["keys", "token", "style", "bulk", "fhir elsewhere"])
+@pytest.mark.parametrize(
+    "what", ["keys", "token", "style", "bulk", "brands", "fhir elsewhere"]
+)
 def test_each_kind_of_named_url_is_checked(names, what, settings):
     names["evil.example"] = [PUBLIC]
     settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
@@ -209,6 +212,7 @@ def test_each_kind_of_named_url_is_checked(names, what, settings):
             "token": lambda: refresh_grant(grant),
             "style": lambda: get_style(inner.url, server=server, launch_id=1),
             "bulk": lambda: open_anonymously(build_fhir_client(grant), inner.url),
+            "brands": lambda: import_brands(inner.url, server=server),
             "fhir elsewhere": lambda: build_fhir_client(
                 grant, base_url=f"http://127.0.0.1:{inner.port}/fhir"
             ).read("Patient", "1"),
@@ -229,6 +233,35 @@ def test_each_kind_of_named_url_is_checked(names, what, settings):
         else:
             with pytest.raises(AddressRefusedError):
                 uses[what]()
+        assert inner.requests == []
+
+
+@pytest.mark.django_db
+def test_redirect_of_a_brand_bundle_is_checked(names, settings):
+    names["evil.example"] = [PUBLIC]
+    settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1", "localhost"]
+    settings.SMART_PRIVATE_HOSTS = ["127.0.0.1"]
+    server = make_server(base_url="https://evil.example/fhir", slug="evil")
+    with Server(answer()) as inner:
+        target = inner.url.replace("127.0.0.1", "localhost")
+        away = answer(status="302 Found", headers=(f"Location: {target}",))
+        with Server(away) as outer, pytest.raises(AddressRefusedError):
+            import_brands(outer.url, server=server)
+        assert inner.requests == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("still_names", [False, True])
+def test_brand_bundle_of_a_server_is_checked_again(names, still_names):
+    names["evil.example"] = [PUBLIC]
+    server = make_server(base_url="https://evil.example/fhir", slug="evil")
+    with Server(answer()) as inner:
+        if still_names:
+            server.configuration = {"user_access_brand_bundle": inner.url}
+            server.save()
+        BrandBundle.objects.create(location=inner.url, server=server)
+        with pytest.raises(AddressRefusedError):
+            import_brands(inner.url)
         assert inner.requests == []
 
 

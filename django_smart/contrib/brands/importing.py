@@ -25,6 +25,7 @@ from ...fields import digest
 from ...models import Brand, BrandBundle, BrandEndpoint, FHIRServer
 from ...models.server import MAX_URL_LENGTH
 from ...protocol.messages import HTTPRequest, HTTPResponse
+from ...servers.egress import build_peer_check
 from .links import link_brands, refresh_statistics, show_brands
 from .rows import RowWriter, iterate_in_batches
 
@@ -87,7 +88,7 @@ def import_brands(
     is_same = known is not None and known.server == server
     etag = known.etag if known is not None and is_same and not force else ""
     with tempfile.TemporaryFile() as file:
-        fetched = fetch_bundle(url, etag=etag, file=file)
+        fetched = fetch_bundle(url, etag=etag, file=file, server=server)
         if known is not None and not fetched.is_new:
             return BrandImport(bundle=known, is_new=False)
         return _store(url, file, etag=fetched.etag, server=server, force=force)
@@ -245,11 +246,16 @@ class Fetched:
     etag: str
 
 
-def fetch_bundle(url: str, *, etag: str, file: BinaryIO) -> Fetched:
+def fetch_bundle(
+    url: str, *, etag: str, file: BinaryIO, server: FHIRServer | None
+) -> Fetched:
     """
     Fetch a bundle into *file*, unless it is still the one that *etag* names.
 
     No credentials are sent; redirects to other https URLs are followed.
+
+    Args:
+        server: which server named the URL; ``None`` if the operator did.
 
     Raises:
         BrandStatusError: another answer than 200 or 304.
@@ -261,7 +267,8 @@ def fetch_bundle(url: str, *, etag: str, file: BinaryIO) -> Fetched:
     if etag:
         headers["If-None-Match"] = etag
     for _ in range(_MAX_REDIRECTS + 1):
-        response = _send(HTTPRequest(method="GET", url=url, headers=headers), file)
+        request = HTTPRequest(method="GET", url=url, headers=headers)
+        response = _send(request, file, server)
         location = response.headers.get("location", "")
         if response.status_code not in _REDIRECTS or not location:
             break
@@ -280,7 +287,9 @@ def fetch_bundle(url: str, *, etag: str, file: BinaryIO) -> Fetched:
     return Fetched(is_new=True, etag=new_etag if len(new_etag) <= _MAX_ETAG else "")
 
 
-def _send(request: HTTPRequest, file: BinaryIO) -> HTTPResponse:
+def _send(
+    request: HTTPRequest, file: BinaryIO, server: FHIRServer | None
+) -> HTTPResponse:
     file.seek(0)
     file.truncate()
     connect, read, _ = conf.SMART_HTTP_TIMEOUT
@@ -291,6 +300,7 @@ def _send(request: HTTPRequest, file: BinaryIO) -> HTTPResponse:
         ),
         max_body=_MAX_DOWNLOAD,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+        check_peer=build_peer_check(request.url, server) if server else None,
     ) as stream:
         file.writelines(stream.chunks)
     return stream.head
