@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import sync_to_async
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.http import HttpRequest
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -87,6 +87,11 @@ class SMARTContext:
         except PrefixError as exc:
             self._reason = exc.code
             launch = None
+        except SynchronousOnlyOperation as exc:
+            raise SynchronousOnlyOperation(
+                "In an async view, call await request.asmart() before request.smart "
+                "is used."
+            ) from exc
         self._has_launch = launch is not None
         return launch
 

@@ -302,7 +302,7 @@ def test_asynchronous_code_waits_first(ehr):
     chart = open_chart(ehr)
 
     async def use(context: SMARTContext) -> str | None:
-        with pytest.raises(SynchronousOnlyOperation):
+        with pytest.raises(SynchronousOnlyOperation, match="asmart"):
             bool(context)
         assert await context.aload() is context
         assert context.grant == chart.launch.grant
