@@ -42,7 +42,10 @@ _EHR_PORT = 8010
 
 _CLIENT_ID = "django-smart-demo"
 _CLIENT_SECRET = "demo-secret-of-no-value"  # noqa: S105 - known to the simulator alone
-_DATA_SCOPE = "openid fhirUser offline_access patient/Patient.rs patient/Observation.rs"
+_DATA_SCOPE = (
+    "openid fhirUser offline_access "
+    "patient/Patient.rs patient/Observation.rs patient/Condition.rs"
+)
 
 
 class DemoError(Exception):
@@ -224,6 +227,8 @@ class Demo:
             f"\n  The site it opens:               {self.site_url}/"
             "\n"
             "\n  Sign in to the EHR, open a chart and click the app."
+            f"\n  For {self.site_url}/admin/, create an account in another terminal:"
+            f"\n  DEBUG=1 {os.path.relpath(sys.executable)} manage.py createsuperuser"
             "\n  Ctrl-C stops everything.\n",
             flush=True,
         )
