@@ -35,58 +35,17 @@ TEMPLATES = [
 SMART_SITE_URL = "https://app.example.org"
 CELERY_TASK_ALWAYS_EAGER = True
 """
-_CLINIC = """
-from django.http import HttpResponse, JsonResponse
-from django.urls import include, path
-
-from django_smart.decorators import smart_required
-
-
-@smart_required(scopes="patient/Observation.rs")
-def a1c(request):
-    found = request.smart.fhir.search(
-        "Observation", code="4548-4", patient=request.smart.patient_id
-    )
-    return HttpResponse([f"{each['valueQuantity']['value']} % " for each in found])
-
-
-@smart_required(scopes="user/Observation.rs")
-def a1c_as_user(request):
-    found = request.smart.fhir.search(
-        "Observation", code="4548-4", patient=request.smart.patient_id
-    )
-    return HttpResponse([f"{each['valueQuantity']['value']} % " for each in found])
-
-
-@smart_required(scopes="patient/Patient.r")
-def patient(request):
-    read = request.smart.fhir.read("Patient", request.smart.patient_id)
-    return HttpResponse(read["name"][0]["family"])
-
-
-async def whoami(request):
-    return JsonResponse({"launched": bool(await request.asmart())})
-
-
-urlpatterns = [
-    path("smart/", include("django_smart.urls")),
-    path("a1c/", a1c),
-    path("a1c/user/", a1c_as_user),
-    path("patient/", patient),
-    path("whoami/", whoami),
-]
-"""
 
 
 @pytest.mark.process
 def test_tests_of_the_page_pass(tmp_path: Path) -> None:
-    plugin, *tests = [
+    views, plugin, *tests = [
         block.code
         for block in read_blocks("how-to/test-your-app.rst")
         if block.language == "python"
     ]
     (tmp_path / "clinic_settings.py").write_text(_SETTINGS)
-    (tmp_path / "clinic.py").write_text(_CLINIC)
+    (tmp_path / "clinic.py").write_text(views)
     (tmp_path / "conftest.py").write_text(plugin)
     (tmp_path / "test_clinic.py").write_text(
         "import pytest\n\npytestmark = pytest.mark.django_db\n\n" + "\n\n".join(tests)
