@@ -12,6 +12,7 @@ from django.core import checks
 from django.urls import NoReverseMatch, reverse
 from django.utils.http import urlencode
 
+from ...checks.settings import RULES
 from ...conf import DOCS_URL
 from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
 from ...models import SigningKey
@@ -30,6 +31,10 @@ NO_ANSWER = frozenset({"jwks_unreachable", "jwks_wrong"})
 _SHARED_AGE = re.compile(r"s-maxage\s*=\s*\"?([0-9]{1,9})", re.ASCII)
 # What the messages themselves do not say.
 _WHY = {
+    **dict.fromkeys(
+        [*(rule.id for rule in RULES), "django_smart.W021"],
+        "Code that reads the setting fails, or ignores it.",
+    ),
     "django_smart.E020": "No launch is ever found, so no page has one.",
     "django_smart.E021": "Users have to open the app again on every page.",
     "django_smart.E022": "No one can sign in.",
@@ -43,7 +48,6 @@ _WHY = {
         "have to connect again."
     ),
 }
-_WHY_SETTING = "Code that reads the setting fails, or ignores it."
 _WHY_OTHERWISE = "“manage.py check --deploy” reports this too."
 
 
@@ -56,7 +60,6 @@ def find_setting_faults() -> Iterator[Finding]:
         if message.level < checks.WARNING or message.is_silenced():
             continue
         code = str(message.id)
-        is_setting = code < "django_smart.E020" or code == "django_smart.W021"
         yield Finding(
             code=code,
             severity=(
@@ -64,7 +67,7 @@ def find_setting_faults() -> Iterator[Finding]:
             ),
             subject="",
             what=str(message.msg),
-            why=_WHY.get(code, _WHY_SETTING if is_setting else _WHY_OTHERWISE),
+            why=_WHY.get(code, _WHY_OTHERWISE),
             # The finding has the link itself.
             fix=str(message.hint or "").partition(f" See {DOCS_URL}")[0],
         )

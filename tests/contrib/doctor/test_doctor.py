@@ -477,6 +477,22 @@ def test_owner_of_the_grants_is_no_sign_of_a_run(world: World) -> None:
     assert find(world, "beat_missing").severity == "error"
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "code"),
+    [
+        ("SMART_CLOCK_LEEWAY", "60", "django_smart.E006"),
+        ("SMART_LAUNCHES_PER_BROWSER", 0, "django_smart.E029"),
+        ("SMART_ASYNC_THREADS", 0, "django_smart.E058"),
+        ("SMART_CLOCK_LEEWAI", 60, "django_smart.W021"),
+    ],
+)
+def test_wrong_setting_says_what_follows_from_it(
+    world: World, setting: str, value: object, code: str
+) -> None:
+    setattr(world.settings, setting, value)
+    assert "the setting" in find(world, code).why
+
+
 def test_silenced_checks_are_not_told(world: World) -> None:
     encryption_keys_derived(world)
     world.settings.SILENCED_SYSTEM_CHECKS = ["django_smart.W033"]
