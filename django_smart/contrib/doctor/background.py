@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import current_app
 from django.db.models import Count, Max, Min
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from ...conf import conf
 from ...grants.deployment import is_owner
@@ -187,12 +187,13 @@ def _ping_workers() -> list[Any]:
 def _find_stopped_registrations() -> Iterator[Finding]:
     for registration in ClientRegistration.objects.stopped().select_related("server"):
         since = registration.refresh_stopped_at or timezone.now()
+        with translation.override(None):  # Findings are in English.
+            reason = registration.get_refresh_stop_reason_display()
         yield build_finding(
             "refresh_stopped",
             subject=registration.server.slug,
             what=f"Registration {registration.pk} was stopped at "
-            f"{_format(since)}: "
-            f"{registration.get_refresh_stop_reason_display()}.",
+            f"{_format(since)}: {reason}.",
             fix="Fix the cause, then run smart_refresh --resume.",
         )
 

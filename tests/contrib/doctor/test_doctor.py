@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.utils import timezone
+from django.utils import timezone, translation
 from requests import Request
 from werkzeug.wrappers import Response
 
@@ -435,6 +435,15 @@ def test_grants_of_a_stopped_registration_are_not_overdue(world: World) -> None:
     )
     find(world, "refresh_stopped")
     assert "refresh_overdue" not in {each.code for each in examine_world(world)}
+
+
+def test_reason_of_a_stopped_registration_is_in_english(world: World) -> None:
+    world.set_registration(
+        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
+    )
+    english = find(world, "refresh_stopped").what
+    with translation.override("de"):
+        assert find(world, "refresh_stopped").what == english
 
 
 def test_beat_that_stopped_is_an_error_though_workers_answer(world: World) -> None:
