@@ -68,12 +68,20 @@ def _find_ending_keys(now: datetime) -> Iterator[Finding]:
                 f"is due for rotation at {_format(ends_at)}, and there is no next key"
             )
         if what:
+            which = f"--algorithm {key.algorithm}"
+            if key.registration_id is not None:
+                which += f" --registration {key.registration_id}"
+            rotate = f"smart_keys rotate {which}"
+            if not has_next:
+                hours = OVERLAP // timedelta(hours=1)
+                rotate = (
+                    f"smart_keys generate {which}, and {hours} hours later {rotate}"
+                )
             yield build_finding(
                 "key_ending",
                 what=f"The {key.algorithm} key {key.kid} {what}.",
-                fix=f"{_START}, which includes rotate_keys. To rotate manually, "
-                f"run smart_keys generate --algorithm {key.algorithm}, and "
-                f"smart_keys rotate after {OVERLAP} hours.",
+                fix=f"{_START}, which includes rotate_keys. To rotate manually, run "
+                f"{rotate}.",
             )
 
 

@@ -17,7 +17,7 @@ from django_smart.contrib.doctor import KINDS, Finding, examine
 from django_smart.grants.deployment import adopt_grants
 from django_smart.models import FHIRServer, SigningKey, TaskRun, TokenGrant
 from django_smart.models.task_run import ROTATE_KEYS
-from django_smart.servers.signing_keys import ensure_active_key
+from django_smart.servers.signing_keys import ensure_active_key, generate_key
 from django_smart.tasks import refresh_due_grants
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, answer
@@ -228,6 +228,21 @@ def test_key_that_is_missing_is_told(world: World) -> None:
     world.sign()
     SigningKey.objects.all().delete()
     check(world, {"key_missing"}, "smart_keys generate --algorithm RS384")
+
+
+def test_rotation_that_is_due_is_told_with_commands_that_work(world: World) -> None:
+    world.sign()
+    world.settings.SMART_KEY_ROTATION = 30 * 24 * 3600
+    since = timezone.now() - timedelta(days=31)
+    SigningKey.objects.update(activated_at=since, registration=world.registration)
+    which = f"--algorithm RS384 --registration {world.registration.pk}"
+    fix = find(world, "key_ending").fix
+    assert f"smart_keys generate {which}" in fix
+    assert f"smart_keys rotate {which}" in fix
+    generate_key("RS384", world.registration)
+    fix = find(world, "key_ending").fix
+    assert "generate" not in fix
+    assert f"smart_keys rotate {which}" in fix
 
 
 def test_key_the_server_does_not_know_is_told(world: World) -> None:
