@@ -146,7 +146,8 @@ def test_plain_http_of_a_simulator_is_a_warning(world: World) -> None:
         CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
     )
     world.settings.SMART_INSECURE_HTTP_HOSTS = ["ehr.example.org"]
-    world.set_server(base_url=plain.base_url)
+    world.server.base_url = plain.base_url
+    world.server.save()
     with transport.mounted("http://ehr.example.org", plain.adapter()):
         findings = {each.code: each for each in examine_world(world)}
     levels = {code: each.severity for code, each in findings.items()}
