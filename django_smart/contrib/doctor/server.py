@@ -352,17 +352,17 @@ def _ask_for_statement(server: FHIRServer, base_url: str = "") -> HTTPResponse |
 
 def _suggest_base_url(server: FHIRServer) -> str:
     """The base URL of the same host that was probably meant; empty if none answers."""
-    base_url = server.base_url.rstrip("/")
+    origin = get_origin(server.base_url)
+    base_url = asked = origin + urlsplit(server.base_url).path.rstrip("/")
     for ending in _PASTED:
         base_url = base_url.removesuffix(ending)
-    origin = get_origin(base_url)
     above, path = [base_url], base_url.removeprefix(origin)
     while path := path.rpartition("/")[0]:
         above.append(origin + path)
     for candidate in dict.fromkeys(
         [*above, *(each + ending for each in (base_url, origin) for ending in _USUAL)]
     ):
-        if candidate == server.base_url:
+        if candidate == asked:
             continue
         statement = _ask_for_statement(server, candidate)
         if statement is None:

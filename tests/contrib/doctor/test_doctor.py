@@ -102,6 +102,11 @@ def test_host_without_a_fhir_server_is_told_without_a_guess(world: World) -> Non
     check(world, {"base_url_wrong"}, "Compare the base URL")
 
 
+def test_base_url_is_suggested_whatever_the_case_of_its_host(world: World) -> None:
+    world.set_server(base_url=f"{BASE_URL.replace('ehr.', 'EHR.')}/R5")
+    check(world, {"base_url_wrong"}, f"base URL to {BASE_URL},")
+
+
 def test_server_that_is_down_is_told_by_one_finding(world: World) -> None:
     with transport.mounted("https://ehr.example.org/v", Away()):
         check(world, {"server_unreachable"}, "firewall")
