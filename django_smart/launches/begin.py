@@ -43,9 +43,11 @@ __all__ = [
     "LaunchStart",
     "begin_ehr_launch",
     "begin_standalone_launch",
+    "choose_aud",
     "get_ehr_registration",
     "get_standalone_registration",
     "make_room",
+    "uses_pkce",
 ]
 
 logger = logging.getLogger(__name__)
@@ -219,7 +221,7 @@ def begin_ehr_launch(
     launch = Launch(
         kind=Launch.Kind.EHR,
         is_framed=is_framed,
-        aud=_choose_aud(server, received=iss),
+        aud=choose_aud(server, received=iss),
         scope_asked=scope,
     )
     return _begin(
@@ -256,7 +258,7 @@ def begin_standalone_launch(
         intent=Launch.Intent.SIGN_IN if user is None else Launch.Intent.CONNECT,
         is_framed=is_framed,
         may_sign_in=may_sign_in and user is not None,
-        aud=_choose_aud(server, received=server.normalized_base_url),
+        aud=choose_aud(server, received=server.normalized_base_url),
         scope_asked=registration.standalone_scope,
         next_url=next_url,
     )
@@ -287,7 +289,7 @@ def _begin(
         if "openid" in launch.scope_asked.split():
             check_dispute(registration.server)
         _check_support(launch, configuration)
-        if _uses_pkce(registration, configuration):
+        if uses_pkce(registration, configuration):
             launch.code_verifier = _make_code_verifier()
         request = build_authorization_request(
             authorization_endpoint=configuration.authorization_endpoint or "",
@@ -317,7 +319,7 @@ def _begin(
     )
 
 
-def _choose_aud(server: FHIRServer, *, received: str) -> str:
+def choose_aud(server: FHIRServer, *, received: str) -> str:
     """Return the ``aud`` to send; empty for none."""
     if server.aud_rule == server.AudRule.NONE:
         return ""
@@ -339,9 +341,10 @@ def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
         raise
 
 
-def _uses_pkce(
+def uses_pkce(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> bool:
+    """Return whether an authorization request has a ``code_challenge``."""
     rule = registration.server.pkce
     if rule == FHIRServer.PKCE.IF_ADVERTISED:
         return configuration.supports_s256

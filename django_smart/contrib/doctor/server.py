@@ -23,6 +23,7 @@ from ...exceptions import (
     SMARTError,
     TransportError,
 )
+from ...launches.begin import choose_aud, uses_pkce
 from ...models import ClientRegistration, FHIRServer
 from ...protocol.authorization import (
     build_authorization_request,
@@ -415,33 +416,37 @@ def _find_endpoint_fault(
 def _try_authorization(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
-    """Request authorization as a browser does, for a launch that no one approves."""
+    """Request authorization as a standalone launch does, without a browser."""
     endpoint = configuration.authorization_endpoint
     if not (endpoint and registration.standalone_scope and registration.redirect_uri):
         return
+    server = registration.server
     request = build_authorization_request(
         authorization_endpoint=endpoint,
         client_id=registration.client_id,
         redirect_uri=registration.redirect_uri,
         scope=registration.standalone_scope,
         state=secrets.token_urlsafe(),
-        aud=registration.server.base_url,
-        code_challenge=build_code_challenge(secrets.token_urlsafe(64)),
+        aud=choose_aud(server, received=server.normalized_base_url) or None,
+        code_challenge=(
+            build_code_challenge(secrets.token_urlsafe(64))
+            if uses_pkce(registration, configuration)
+            else None
+        ),
         nonce=(
             secrets.token_urlsafe()
             if "openid" in registration.standalone_scope.split()
             else None
         ),
+        extra=tuple((server.authorization_parameters or {}).items()),
     )
     with suppress(SMARTError):  # Whether it can be reached is already reported.
-        answer = ask(
-            HTTPRequest(method="GET", url=request.url), server=registration.server
-        )
+        answer = ask(HTTPRequest(method="GET", url=request.url), server=server)
         what = _find_authorization_error(answer, registration.redirect_uri)
         if what:
             yield build_finding(
                 "authorization_refused",
-                subject=registration.server.slug,
+                subject=server.slug,
                 what=f"The authorization endpoint {what}.",
                 fix="Compare client ID, scopes and the redirect URI "
                 f"{registration.redirect_uri} with the vendor's form, "

@@ -97,6 +97,16 @@ def test_no_misconfiguration_has_been_lost() -> None:
 # What else it finds
 
 
+def test_authorization_is_requested_with_pkce_only_where_launches_use_it(
+    world: World,
+) -> None:
+    examine_world(world)
+    assert "code_challenge" in dict(world.ehr.requests_to("authorize")[-1].query)
+    world.set_server(pkce="never")
+    examine_world(world)
+    assert "code_challenge" not in dict(world.ehr.requests_to("authorize")[-1].query)
+
+
 def test_host_without_a_fhir_server_is_told_without_a_guess(world: World) -> None:
     world.ehr.interceptors.append(lambda *_: Response("", 404))
     check(world, {"base_url_wrong"}, "Compare the base URL")

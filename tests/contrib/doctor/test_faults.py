@@ -24,7 +24,7 @@ from django_smart.models import TaskRun, TokenGrant
 from django_smart.models.task_run import ROTATE_KEYS
 from tests.contrib.doctor.conftest import World
 from tests.contrib.doctor.faults import MORE, SEEDS, offer
-from tests.ehr import CLIENT_ID, CLIENT_SECRET, SITE
+from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
 
 pytestmark = pytest.mark.django_db
 
@@ -199,6 +199,20 @@ def with_a_secret_in_the_environment(world: World) -> None:
     world.set_registration(client_secret="", client_secret_env="HARBOUR_SECRET")
 
 
+def with_a_server_that_refuses_aud(world: World) -> None:
+    world.ehr.quirks = ["aud_none"]
+    world.set_server(aud_rule="none")
+
+
+def with_a_server_that_wants_a_parameter(world: World) -> None:
+    world.ehr.quirks = ["parameter_wanted"]
+    world.set_server(authorization_parameters={"tenant": "harbour"})
+
+
+def with_a_slash_after_the_base_url(world: World) -> None:
+    world.set_server(base_url=f"{BASE_URL}/")
+
+
 HEALTHY = [
     *(with_cron_alone, with_v1_scopes, with_a_server_that_refuses_codes_as_clients),
     *(with_a_server_that_looks_at_codes_first, with_requests_in_transactions),
@@ -208,6 +222,8 @@ HEALTHY = [
     *(with_a_landing_page_of_a_middleware, without_a_prefix, in_debug, with_a_key),
     *(with_a_public_client, with_a_server_that_says_little),
     *(with_launches_from_the_ehr_alone, with_a_secret_in_the_environment),
+    *(with_a_server_that_refuses_aud, with_a_server_that_wants_a_parameter),
+    with_a_slash_after_the_base_url,
 ]
 
 
