@@ -18,6 +18,7 @@ from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
 from ...models import SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPResponse
+from ...protocol.urls import is_same_origin
 from ...servers.signing_keys import OVERLAP
 from ...views.jwks import PROBE_PARAMETER, SEEN_AS_HEADER, build_probe
 from .asking import ask
@@ -174,7 +175,7 @@ def _find_proxy_faults(url: str, seen_as: str) -> Iterator[Finding]:
             'and set SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", '
             '"https").',
         )
-    if asked.netloc != seen.netloc:
+    if not is_same_origin(url, f"{asked.scheme}://{seen.netloc}"):
         yield build_finding(
             "proxy_host_lost",
             what=f"This site was requested as {asked.netloc}, but Django sees "

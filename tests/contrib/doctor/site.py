@@ -34,7 +34,12 @@ class PublicSite(BaseAdapter):
         parts = urlsplit(request.url)
         self.paths.append(parts.path)
         browser = Client(
-            HTTP_HOST=parts.netloc if self.passes_host else "127.0.0.1:8000",
+            # As clients write it: in lower case, without the default port.
+            HTTP_HOST=(
+                parts.netloc.lower().removesuffix(":443")
+                if self.passes_host
+                else "127.0.0.1:8000"
+            ),
             HTTP_X_FORWARDED_PROTO=parts.scheme,
         )
         page = browser.generic(request.method or "GET", f"{parts.path}?{parts.query}")

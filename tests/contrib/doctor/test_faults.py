@@ -213,6 +213,14 @@ def with_a_slash_after_the_base_url(world: World) -> None:
     world.set_server(base_url=f"{BASE_URL}/")
 
 
+def with_a_capital_letter_in_its_address(world: World) -> None:
+    world.settings.SMART_SITE_URL = "https://App.example.org"
+
+
+def with_the_usual_port_in_its_address(world: World) -> None:
+    world.settings.SMART_SITE_URL = f"{SITE}:443"
+
+
 HEALTHY = [
     *(with_cron_alone, with_v1_scopes, with_a_server_that_refuses_codes_as_clients),
     *(with_a_server_that_looks_at_codes_first, with_requests_in_transactions),
@@ -223,7 +231,8 @@ HEALTHY = [
     *(with_a_public_client, with_a_server_that_says_little),
     *(with_launches_from_the_ehr_alone, with_a_secret_in_the_environment),
     *(with_a_server_that_refuses_aud, with_a_server_that_wants_a_parameter),
-    with_a_slash_after_the_base_url,
+    *(with_a_slash_after_the_base_url, with_a_capital_letter_in_its_address),
+    with_the_usual_port_in_its_address,
 ]
 
 
