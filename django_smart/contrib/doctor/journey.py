@@ -38,6 +38,7 @@ from django.urls import (
 
 from ...conf import conf
 from ...exceptions import SMARTError
+from ...launches.context import SMARTContext
 from ...models import ClientRegistration
 from ...protocol.messages import HTTPRequest
 from ...protocol.urls import LOOPBACK_HOSTS
@@ -128,6 +129,8 @@ def find_page_faults() -> Iterator[Finding]:
     request = HttpRequest()
     request.META.update(SERVER_NAME=_get_host(), SERVER_PORT="80", REMOTE_ADDR="")
     request.user = AnonymousUser()
+    # Templates and context processors of the site may use it on any page.
+    request.smart = SMARTContext(request, None)  # type: ignore[attr-defined]
     request.session = import_module(settings.SESSION_ENGINE).SessionStore()
     try:
         page = render_to_string(

@@ -76,6 +76,11 @@ def redirect_to_sign_in(get_response: Any) -> Any:
     return answer
 
 
+def show_patient(request: Any) -> dict[str, str]:
+    """A context processor that relies on ``SMARTMiddleware``."""
+    return {"patient": request.smart.patient_id or ""}
+
+
 def drop_session_cookie(get_response: Any) -> Any:
     """A middleware that keeps the session's cookie from browsers."""
 

@@ -129,6 +129,17 @@ def test_base_template_without_the_blocks_is_named(
     assert [each.code for each in examine([world.server])] == [code] * bool(code)
 
 
+def test_context_processor_may_rely_on_the_middleware(world: World) -> None:
+    engine = dict(world.settings.TEMPLATES[0])
+    processor = "tests.contrib.doctor.site.show_patient"
+    engine["OPTIONS"] = {
+        **engine["OPTIONS"],
+        "context_processors": [*engine["OPTIONS"]["context_processors"], processor],
+    }
+    world.settings.TEMPLATES = [engine]
+    assert examine([world.server]) == []
+
+
 def test_url_that_something_else_answers_is_named(world: World) -> None:
     world.settings.MIDDLEWARE = [
         *world.settings.MIDDLEWARE,
