@@ -46,9 +46,6 @@ __all__ = [
     "HEALTH_COLUMNS",
     "FHIRServerAdmin",
     "HealthMixin",
-    "show_capabilities",
-    "show_endpoints",
-    "show_methods",
 ]
 
 logger = logging.getLogger(__name__)
@@ -84,83 +81,6 @@ _CAPABILITIES: dict[str, StrOrPromise] = {
     "permission-v2": _("scopes of version 2"),
     "smart-app-state": _("stores app state"),
 }
-
-
-def show_endpoints(server: FHIRServer) -> SafeString | str:
-    """The endpoints; those set manually are marked."""
-    found = _read(server)
-    if not isinstance(found, SMARTConfiguration):
-        return found
-    rows = []
-    overrides = server.overrides or {}
-    for name, words in _ENDPOINTS.items():
-        # The column of the JWK Set's URL holds what was discovered, there or in the
-        # OpenID configuration.
-        url = (server.jwks_uri if name == "jwks_uri" else "") or getattr(found, name)
-        if url:
-            mark = gettext("(set manually)") if name in overrides else ""
-            rows.append((words, url, mark))
-    return format_html(
-        '<dl class="smart-facts">{}</dl>',
-        format_html_join("", "<dt>{}</dt><dd><code>{}</code> {}</dd>", rows),
-    )
-
-
-def show_capabilities(server: FHIRServer) -> SafeString | str:
-    """What it lists, known names in words and in the specification's order."""
-    found = _read(server)
-    if not isinstance(found, SMARTConfiguration):
-        return EMPTY
-    unknown = sorted(found.capabilities - _CAPABILITIES.keys())
-    return as_list(
-        [
-            *(words for name, words in _CAPABILITIES.items() if found.has(name)),
-            *unknown,
-        ]
-    )
-
-
-def show_methods(server: FHIRServer) -> SafeString | str:
-    """How clients authenticate there, with which algorithms, and PKCE."""
-    found = _read(server)
-    if not isinstance(found, SMARTConfiguration):
-        return EMPTY
-    methods = found.token_endpoint_auth_methods_supported
-    algorithms = found.token_endpoint_auth_signing_alg_values_supported
-    lines = [
-        gettext("PKCE with S256")
-        if found.supports_s256
-        else gettext("PKCE with S256 is not advertised")
-    ]
-    if methods:
-        lines.append(", ".join(methods))
-    if algorithms:
-        lines.append(
-            gettext("signed with %(names)s") % {"names": ", ".join(algorithms)}
-        )
-    if found.missing:
-        lines.append(
-            gettext("required but missing: %(names)s")
-            % {"names": ", ".join(sorted(found.missing))}
-        )
-    return as_list(lines)
-
-
-def _read(server: FHIRServer) -> SMARTConfiguration | str:
-    """The stored configuration, or why there is none."""
-    if server.configuration is None:
-        return gettext("Not fetched yet.")
-    try:
-        return SMARTConfiguration.from_json(
-            server.configuration,
-            base_url=server.base_url,
-            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-            overrides=server.overrides,
-        )
-    except SMARTError as exc:
-        return gettext("The stored configuration cannot be used: %(why)s") % {
-            "why": exc
-        }
 
 
 HEALTH_COLUMNS = ("active_grants", "due_grants", "overdue")
@@ -634,15 +554,65 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
 
     @admin.display(description=_("endpoints"))
     def endpoints(self, obj: FHIRServer) -> SafeString | str:
-        """With the overrides applied."""
-        return show_endpoints(obj)
+        """With the overrides applied, which are marked; or why there are none."""
+        if obj.configuration is None:
+            return gettext("Not fetched yet.")
+        overrides = obj.overrides or {}
+        try:
+            found = SMARTConfiguration.from_json(
+                obj.configuration,
+                base_url=obj.base_url,
+                insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+                overrides=overrides,
+            )
+        except SMARTError as exc:
+            return gettext("The stored configuration cannot be used: %(why)s") % {
+                "why": exc
+            }
+        rows = []
+        for name, words in _ENDPOINTS.items():
+            # The column of the JWK Set's URL holds what was discovered, there or in
+            # the OpenID configuration.
+            url = (obj.jwks_uri if name == "jwks_uri" else "") or getattr(found, name)
+            if url:
+                mark = gettext("(set manually)") if name in overrides else ""
+                rows.append((words, url, mark))
+        return format_html(
+            '<dl class="smart-facts">{}</dl>',
+            format_html_join("", "<dt>{}</dt><dd><code>{}</code> {}</dd>", rows),
+        )
 
     @admin.display(description=_("offers"))
     def offers(self, obj: FHIRServer) -> SafeString | str:
-        """Its capabilities, in words."""
-        return show_capabilities(obj)
+        """Its capabilities: known ones in words and in the specification's order."""
+        found = obj.read_configuration()
+        if found is None:
+            return EMPTY
+        known = (words for name, words in _CAPABILITIES.items() if found.has(name))
+        return as_list([*known, *sorted(found.capabilities - _CAPABILITIES.keys())])
 
     @admin.display(description=_("authentication"))
     def methods(self, obj: FHIRServer) -> SafeString | str:
-        """How clients may authenticate, and whether PKCE is offered."""
-        return show_methods(obj)
+        """How clients authenticate there, with which algorithms, and PKCE."""
+        found = obj.read_configuration()
+        if found is None:
+            return EMPTY
+        methods = found.token_endpoint_auth_methods_supported
+        algorithms = found.token_endpoint_auth_signing_alg_values_supported
+        lines = [
+            gettext("PKCE with S256")
+            if found.supports_s256
+            else gettext("PKCE with S256 is not advertised")
+        ]
+        if methods:
+            lines.append(", ".join(methods))
+        if algorithms:
+            lines.append(
+                gettext("signed with %(names)s") % {"names": ", ".join(algorithms)}
+            )
+        if found.missing:
+            lines.append(
+                gettext("required but missing: %(names)s")
+                % {"names": ", ".join(sorted(found.missing))}
+            )
+        return as_list(lines)
