@@ -17,7 +17,6 @@ from ..servers.registering import RegistrationInput
 
 __all__ = [
     "ENTRY_NAMES",
-    "ColumnError",
     "Columns",
     "EntryError",
     "build_input",
@@ -48,8 +47,8 @@ _TRUE = {"1", "on", "true", "yes"}
 _FALSE = {"0", "false", "no", "off"}
 
 
-class ColumnError(ValueError):
-    """No such column, or a value it cannot hold; the message is for people."""
+class EntryError(ValueError):
+    """An entry that cannot be understood; the message is for people, without values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +77,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
     An empty text, or null, empties a column that may be null.
 
     Raises:
-        ColumnError: unknown name, or a value of another type.
+        EntryError: unknown name, or a value of another type.
     """
     fields = _get_fields()
     result = Columns(server={}, registration={})
@@ -86,7 +85,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
         if name not in fields:
             near = get_close_matches(name, fields, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ColumnError(
+            raise EntryError(
                 f"There is no field {name}.{hint} Fields that can be set: "
                 f"{', '.join(get_column_names())}."
             )
@@ -96,7 +95,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
             target[field.name] = _parse(field, value)
         except (OverflowError, TypeError, ValueError, RecursionError):
             # The value is not quoted: it may be a secret that went astray.
-            raise ColumnError(f"{name} must be {_describe(field)}.") from None
+            raise EntryError(f"{name} must be {_describe(field)}.") from None
     return result
 
 
@@ -200,10 +199,6 @@ _OWN = {"base_url", "client_id", "name", "preset", "site_url", "slug"}
 ENTRY_NAMES = tuple(sorted(_OWN | {*_SERVER_OPTIONS, *_REGISTRATION_OPTIONS}))
 
 
-class EntryError(ValueError):
-    """An entry that cannot be understood; the message is for people, without values."""
-
-
 def get_option(column: str) -> str:
     """What *column* is called on the command line, for messages."""
     for name, target in (*_SERVER_OPTIONS.items(), *_REGISTRATION_OPTIONS.items()):
@@ -289,10 +284,7 @@ def build_input(
     for name, value in settings.items():
         if isinstance(value, str) and not _is_storable(value):
             raise EntryError(f"{name} contains characters that cannot be stored.")
-    try:
-        columns = parse_columns(settings)
-    except ColumnError as exc:
-        raise EntryError(str(exc)) from exc
+    columns = parse_columns(settings)
     own = {name: given[name] for name in _OWN & given.keys()}
     return RegistrationInput(
         **{"site_url": site_url, "client_id": "", **own},
