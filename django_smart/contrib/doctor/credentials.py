@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import secrets
 from collections.abc import Iterator
 from datetime import datetime
+from urllib.parse import quote_plus
 
 from django.db.models import Max
 from django.utils import timezone
@@ -19,7 +21,7 @@ from ...exceptions import (
     TokenServerError,
     TransportError,
 )
-from ...models import ClientRegistration, TokenGrant
+from ...models import ClientRegistration, FHIRServer, TokenGrant
 from ...protocol.configuration import SMARTConfiguration
 from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
@@ -33,10 +35,11 @@ from ...servers.registering import get_site_url
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 
-__all__ = ["try_credentials"]
+__all__ = ["try_credentials", "try_other_encoding"]
 
 _NO_CODE = "no-code-the-doctor-is-asking"
 _AuthMethod = ClientRegistration.AuthMethod
+_Basic = FHIRServer.BasicCredentials
 
 
 def try_credentials(
@@ -240,3 +243,55 @@ def _explain_credentials(
         what=f"The client secret is unavailable: {error}",
         fix=fix,
     )
+
+
+def try_other_encoding(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Finding]:
+    """
+    Send the credentials once in the other encoding, if this one is refused.
+
+    Only an answer about the code that nobody gave (``invalid_grant``) shows that a
+    client is accepted; every other answer proves nothing.
+    """
+    url = configuration.token_endpoint
+    other = copy.copy(registration)
+    other.server = copy.copy(registration.server)
+    is_raw = other.server.basic_credentials == _Basic.RAW
+    other.server.basic_credentials = _Basic.FORM_ENCODED if is_raw else _Basic.RAW
+    try:
+        if (
+            _differs(registration)
+            and not _is_accepted(registration, url)
+            and _is_accepted(other, url)
+        ):
+            yield build_finding(
+                "basic_encoding_wrong",
+                subject=registration.server.slug,
+                what="The token endpoint refuses client ID and secret in the "
+                f"current encoding ({registration.server.basic_credentials}) "
+                f"and accepts them as {other.server.basic_credentials}.",
+                fix="Set basic_credentials on the server's admin page to "
+                f"{other.server.basic_credentials}.",
+            )
+    except SMARTError:
+        # Reported where the credentials themselves are tried.
+        return
+
+
+def _differs(registration: ClientRegistration) -> bool:
+    if registration.token_endpoint_auth_method != _AuthMethod.CLIENT_SECRET_BASIC:
+        return False
+    text = registration.client_id + registration.get_client_secret(os.environ)
+    return quote_plus(text) != text
+
+
+def _is_accepted(registration: ClientRegistration, url: str) -> bool:
+    answer = ask(_build_request(registration, url), server=registration.server)
+    try:
+        process_token_response(answer, requested=ScopeSet.parse(""), now=timezone.now())
+    except TokenResponseError as exc:
+        return exc.error == "invalid_grant"
+    except SMARTError:
+        pass
+    return False

@@ -24,8 +24,7 @@ from ...protocol.scopes import ScopeSet
 from ...servers.registering import get_site_url
 from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
-from .credentials import try_credentials
-from .encoding import try_other_encoding
+from .credentials import try_credentials, try_other_encoding
 from .findings import Finding, build_finding, collect
 from .site import answers_at
 
