@@ -832,8 +832,9 @@ class FHIRClient(FHIRConnection):
                 continue
             url = self.build_url(text)
             if self.is_within_boundary(url):
-                resource_type, resource_id, version = parse_target(url)
-                if version is None:
+                resource_type, resource_id, _ = parse_target(url)
+                # The same id at another base is another resource.
+                if url == self.build_url(f"{resource_type}/{resource_id}"):
                     ids.setdefault(resource_type, {})[resource_id] = text
         for resource_type, by_id in ids.items():
             wanted = list(by_id) if len(by_id) > 1 else []

@@ -78,6 +78,19 @@ def test_reference_among_many_that_cannot_be_resolved_raises(grant):
     assert grant.client.resolve_many([]) == []
 
 
+def test_same_id_at_another_base_is_another_resource():
+    grant = Grant(boundary="origin")
+    beside = "https://ehr.example.org/other/Patient"
+    urls = [f"{beside}/p-1", f"{beside}/p-2", f"{BASE}/tenant/Patient/p-1"]
+    patients = [{**PATIENT, "id": url[-3:], "language": url} for url in urls]
+    for url, patient in zip(urls, patients, strict=True):
+        grant.server.on(url, respond(patient))
+    near = [PATIENT, {**PATIENT, "id": "p-2"}]
+    grant.server.on("Patient?_id=p-1%2Cp-2&_count=2", respond(bundle(*near)))
+    found = grant.client.resolve_many([f"{BASE}/Patient/p-1", "Patient/p-2", *urls])
+    assert found == [*near, *patients]
+
+
 @pytest.mark.parametrize("base", ["", f"{BASE}/"])
 def test_version_of_a_reference_is_read(grant, base):
     grant.server.on("Patient/p-1/_history/3", respond(PATIENT))
