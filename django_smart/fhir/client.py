@@ -64,6 +64,7 @@ from django_smart.fhir.typed import convert_resource, find_model
 from django_smart.fhir.values import AnyOf
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet, required_letter
+from django_smart.protocol.urls import is_within_base
 
 if TYPE_CHECKING:
     from fhirclient.client import FHIRClient as SMARTClient
@@ -399,6 +400,8 @@ class FHIRClient(FHIRConnection):
         Raises:
             BearerBoundaryError: the URL is outside the boundary; nothing was sent.
             FHIRRequestError: the path or URL is invalid.
+            ForeignPatientError: under ``patient/`` scopes, also for a URL outside the
+                base URL; pages of a Bundle are read by :meth:`iterate_pages`.
         """
         interaction = Interaction(name="get", method="GET", path=path_or_url)
         return process_resource_response(self.perform(interaction), what="GET request")
@@ -442,8 +445,21 @@ class FHIRClient(FHIRConnection):
         guard = self._build_guard()
         if guard is None:
             return self._perform(interaction, url=url)
-        if url is None or url == self.build_url(interaction.path):
+        own_url = self.build_url(interaction.path)
+        target = own_url if url is None else url
+        is_page = url is not None and interaction.name not in {"read", "vread"}
+        # The host may be in capitals, and there may be a slash at the end.
+        is_own = target == own_url or (not is_page and is_within_base(target, own_url))
+        if is_own and is_within_base(own_url, self.base_url):
             interaction, url = guard.prepare(interaction), None
+        elif (
+            not is_page
+            and self.is_within_boundary(target)
+            and not guard.boundary.is_open(interaction.name, interaction.resource_type)
+        ):
+            raise ForeignPatientError(
+                "The same id at another base URL is another patient's."
+            )
         response = self._perform(interaction, url=url)
         guard.check_response(interaction, response)
         return response
@@ -787,6 +803,8 @@ class FHIRClient(FHIRConnection):
             BearerBoundaryError: the reference leads to another server; nothing was
                 sent.
             FHIRRequestError: the reference has no target that can be resolved.
+            ForeignPatientError: under ``patient/`` scopes, also for a reference to
+                another base URL.
             FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :meth:`read`.
         """

@@ -16,6 +16,7 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
 )
 from django_smart.fhir import Reference
+from django_smart.fhir.guard import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, bundle, respond
 
@@ -231,6 +232,65 @@ def test_bundle_that_holds_nothing_is_passed_over(grant, entry):
     grant.server.on("Patient/p-1", respond(PATIENT))
     odd = {"resourceType": "Bundle", "entry": entry}
     assert grant.client.resolve("Patient/p-1", within=odd) == PATIENT
+
+
+# Under scopes for one patient
+
+
+MINE = {
+    "resourceType": "Observation",
+    "id": "o1",
+    "subject": {"reference": "Patient/p1"},
+}
+
+
+def make_limited_grant(scope: str = "patient/*.rs") -> Grant:
+    return Grant(
+        patient_id="p1",
+        boundary="origin",
+        get_scopes=lambda: ScopeSet.parse(scope),
+        record_rules=RecordRules(),
+    )
+
+
+def test_same_id_at_another_base_is_another_patient():
+    grant = make_limited_grant()
+    fhir = grant.client
+    own = {"resourceType": "Patient", "id": "p1"}
+    beside = "https://ehr.example.org/other/Patient/p1"
+    for url in (beside, f"{beside}/_history/1", f"{BASE}/tenant/Patient/p1"):
+        grant.server.on(url, respond(own))
+        with pytest.raises(ForeignPatientError):
+            fhir.resolve(url)
+        with pytest.raises(ForeignPatientError):
+            fhir.resolve_many([url])
+    with pytest.raises(ForeignPatientError):
+        fhir.get(beside)
+    with pytest.raises(BearerBoundaryError):
+        fhir.get("https://far.example.org/fhir/Patient/p1")
+    assert grant.server.requests == []
+    # The host in capitals is the same server.
+    url = BASE.replace("ehr.", "EHR.")
+    for path in ("Patient/p1", "Patient/p1/_history/1"):
+        grant.server.on(path, respond(own))
+        assert fhir.get(f"{BASE}/{path}") == own
+        assert fhir.resolve(f"{BASE}/{path}/") == own
+        assert fhir.resolve(f"{url}/{path}") == own
+    # Pages may be anywhere within the boundary.
+    page = "https://ehr.example.org/pages/2"
+    grant.server.on(page, respond(bundle({**MINE, "id": "o2"})))
+    first = bundle(MINE, next_url=page)
+    grant.server.on("Observation?patient=p1", respond(first))
+    assert len(fhir.search("Observation")) == 2
+    assert len(list(fhir.iterate_pages(first))) == 2
+
+
+def test_server_decides_on_another_base_for_types_of_other_scopes():
+    grant = make_limited_grant("patient/Patient.rs user/Practitioner.rs")
+    url = "https://ehr.example.org/other/Practitioner/dr"
+    practitioner = {"resourceType": "Practitioner", "id": "dr"}
+    grant.server.on(url, respond(practitioner))
+    assert grant.client.resolve(url) == practitioner
 
 
 # Attachments
