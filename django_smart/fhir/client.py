@@ -6,6 +6,7 @@ import base64
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
@@ -827,7 +828,7 @@ class FHIRClient(FHIRConnection):
         within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     ) -> list[dict[str, Any]]:
         """
-        Return the targets of *references*, with one search per type.
+        Return the targets of *references*, with one search per type where possible.
 
         Args:
             references, within: see :meth:`resolve`.
@@ -859,10 +860,12 @@ class FHIRClient(FHIRConnection):
             for start in range(0, len(wanted), _IDS_AT_ONCE):
                 some = wanted[start : start + _IDS_AT_ONCE]
                 query = {"_id": AnyOf(*some), "_count": len(some)}
-                for resource in self.iterate(resource_type, query):
-                    if (resource_id := resource.get("id", "")) in by_id:
-                        found[by_id[resource_id]] = resource
-        # The only one of its type, with a version, at another server, or not found.
+                # Some types have no search parameter that selects the patient.
+                with suppress(ForeignPatientError):
+                    for resource in self.iterate(resource_type, query):
+                        if (resource_id := resource.get("id", "")) in by_id:
+                            found[by_id[resource_id]] = resource
+        # The only one of its type, with a version, at another base, or not found.
         for text in texts:
             if text not in found:
                 found[text] = self.resolve(text, within=within)

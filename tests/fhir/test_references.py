@@ -293,6 +293,19 @@ def test_server_decides_on_another_base_for_types_of_other_scopes():
     assert grant.client.resolve(url) == practitioner
 
 
+def test_references_that_no_search_finds_are_read():
+    grant = make_limited_grant()
+    binaries = [{"resourceType": "Binary", "id": f"b{number}"} for number in (1, 2)]
+    for binary in binaries:
+        grant.server.on(f"Binary/{binary['id']}", respond(binary))
+    assert grant.client.resolve_many(["Binary/b1", "Binary/b2"]) == binaries
+    grant.server.on("Observation?_id=o1%2Co2&_count=2&patient=p1", respond(bundle()))
+    others = {**MINE, "subject": {"reference": "Patient/p2"}}
+    grant.server.on("Observation/o1", respond(others))
+    with pytest.raises(ForeignPatientError):
+        grant.client.resolve_many(["Observation/o1", "Observation/o2"])
+
+
 # Attachments
 
 
