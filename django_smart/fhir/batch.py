@@ -23,7 +23,7 @@ from django_smart.fhir.interactions import (
     build_search,
     build_update,
 )
-from django_smart.fhir.messages import build_status_error
+from django_smart.fhir.messages import build_status_error, validate_bundle
 from django_smart.fhir.parameters import SearchParams, build_search_query
 
 __all__ = ["Batch", "BatchAnswer"]
@@ -45,7 +45,8 @@ class BatchAnswer:
             server did not send it, or if it is outside the server.
         version_id: the resource's version; empty if the server did not send it.
         error: the error that the interaction alone would have raised, for a status of
-            400 or above or a different resource; otherwise, ``None``.
+            400 or above, a different resource, or a read or search without one;
+            otherwise, ``None``.
     """
 
     status_code: int
@@ -62,7 +63,8 @@ class BatchAnswer:
 
         Raises:
             FHIRStatusError: the server refused this entry.
-            MalformedFHIRResponseError: the server returned a different resource.
+            MalformedFHIRResponseError: the server returned a different resource, or
+                none for a read or search.
         """
         if self.error is not None:
             raise self.error
@@ -233,6 +235,13 @@ class Batch:
                     status_code, what, outcome=response.get("outcome") or resource
                 ),
             )
+        if interaction.name == "search":
+            try:
+                # A copy, because the lists that it lacks are added.
+                found = {"resourceType": "", **(resource or {})}
+                validate_bundle(found, type="searchset", what=what)
+            except MalformedFHIRResponseError as error:
+                return BatchAnswer(status_code=status_code, error=error)
         location = str(response.get("location") or "")
         is_here = "://" not in location or self._is_within_boundary(location)
         told = parse_place(location) if is_here else None
@@ -244,7 +253,8 @@ class Batch:
             return BatchAnswer(
                 status_code=status_code,
                 error=MalformedFHIRResponseError(
-                    f"the {what} returned a different resource", status_code=status_code
+                    f"the {what} returned a different resource, or none",
+                    status_code=status_code,
                 ),
             )
         return BatchAnswer(
@@ -269,9 +279,9 @@ def _choose_place(
     if interaction.name not in _OF_ONE:
         return told or nothing
     is_outcome = (resource or {}).get("resourceType") == "OperationOutcome"
-    if resource is None or (is_outcome and interaction.method != "GET"):
+    if interaction.method != "GET" and (resource is None or is_outcome):
         return (told if _is_meant(interaction, told) else None) if told else nothing
-    kept = _parse_kept(resource)
+    kept = _parse_kept(resource or {})
     if not _is_meant(interaction, kept):
         return None
     if told and (told[:2] == kept[:2] or not kept[1]):

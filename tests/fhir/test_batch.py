@@ -169,6 +169,10 @@ def add_vread(batch: Batch) -> None:
     batch.vread("Patient", "p-1", "1")
 
 
+def add_search(batch: Batch) -> None:
+    batch.search("Patient", name="x")
+
+
 def add_create(batch: Batch) -> None:
     batch.create(PATIENT)
 
@@ -188,13 +192,21 @@ def add_patch(batch: Batch) -> None:
 GROUP = {"resourceType": "Group", "id": "p-1"}
 OTHER = {**KEPT, "id": "p-2"}
 NEWER = {**KEPT, "meta": {"versionId": "2"}}
+FOUND = {"resourceType": "Bundle", "type": "searchset", "entry": []}
+OF_ANOTHER_TYPE = {**FOUND, "type": "history"}
+MALFORMED = {**FOUND, "entry": ["x"]}
 
 
 @pytest.mark.parametrize(
     ("add", "right", "wrong"),
     [
-        (add_read, [KEPT, NEWER, None], [OTHER, GROUP, PATIENT, OUTCOME, {}]),
-        (add_vread, [KEPT, {**PATIENT, "id": "p-1"}], [NEWER, OTHER, GROUP, OUTCOME]),
+        (add_read, [KEPT, NEWER], [None, OTHER, GROUP, PATIENT, OUTCOME, {}]),
+        (
+            add_vread,
+            [KEPT, {**PATIENT, "id": "p-1"}],
+            [None, NEWER, OTHER, GROUP, OUTCOME],
+        ),
+        (add_search, [FOUND], [None, KEPT, OUTCOME, {}, OF_ANOTHER_TYPE, MALFORMED]),
         (add_create, [KEPT, OTHER, PATIENT, OUTCOME, None], [GROUP, {}]),
         (add_update, [KEPT, NEWER, OUTCOME, None], [OTHER, GROUP, PATIENT]),
         (add_conditional_update, [KEPT, OTHER, OUTCOME, None], [GROUP]),
@@ -218,14 +230,13 @@ def test_search_and_delete_bring_what_they_bring(grant):
     batch = grant.client.batch()
     batch.search("Patient", name="x")
     batch.delete("Patient", "p-1")
-    found = {"resourceType": "Bundle", "type": "searchset", "entry": []}
     entries = [
-        {"resource": found, "response": {"status": "200"}},
+        {"resource": FOUND, "response": {"status": "200"}},
         {"resource": OUTCOME, "response": {"status": "200", "etag": 'W/"3"'}},
     ]
     grant.server.on(BASE, respond(answers("batch", *entries)))
     search, delete = batch.send()
-    assert (search.get(), search.reference, search.version_id) == (found, "", "")
+    assert (search.get(), search.reference, search.version_id) == (FOUND, "", "")
     assert (delete.get(), delete.reference, delete.version_id) == (OUTCOME, "", "3")
 
 
