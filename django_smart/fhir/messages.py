@@ -242,8 +242,9 @@ def process_change_response(
         MalformedFHIRResponseError: a status below 400 that is no success, or a body
             that is not FHIR JSON.
     """
-    if response.status_code == 204 or (
-        response.status_code in {200, 201, 202} and not response.body
+    # What comes with 202 is about the request: nothing was done yet.
+    if response.status_code in {202, 204} or (
+        response.status_code in {200, 201} and not response.body
     ):
         return None
     return process_resource_response(response, what=what)

@@ -475,6 +475,17 @@ def test_operation_is_called_on_each_level(grant, arguments, path):
     assert grant.exchanges[-1].interaction == "operation"
 
 
+def test_operation_that_goes_on_later_keeps_its_job(grant):
+    job = f"{BASE}/jobs/1"
+    for answer in (
+        respond(OUTCOME, 202, content_location=job),
+        respond(b"Accepted.", 202, media_type="text/plain", content_location=job),
+    ):
+        grant.server.on("$reindex", answer)
+        [parameter] = grant.client.operation("reindex")["parameter"]
+        assert parameter["valueUrl"] == job
+
+
 def test_operation_takes_a_resource_by_post(grant):
     body = {"resourceType": "Parameters"}
     grant.server.on("Observation/o-1/$validate", respond(b"", 204))
