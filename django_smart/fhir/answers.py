@@ -43,7 +43,8 @@ def process_write_response(
 
     Raises:
         FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: another resource, or none and no ``Location``.
+        MalformedFHIRResponseError: another resource, or none, and nothing says which
+            one was stored.
         BearerBoundaryError: only a ``Location`` says what was made, and it leads out.
     """
     what = f"{interaction.name} of {interaction.resource_type}"
@@ -54,6 +55,12 @@ def process_write_response(
         answer = None
     if answer is None:
         answer = _read_place(response, interaction, is_within_boundary)
+    if answer is None:
+        raise MalformedFHIRResponseError(
+            f"the {what} does not say which resource it stored",
+            status_code=response.status_code,
+            media_type=response.media_type,
+        )
     if (
         answer["resourceType"] != interaction.resource_type
         or not _is_id(answer.get("id"))
@@ -94,21 +101,20 @@ def _read_place(
     response: HTTPResponse,
     interaction: Interaction,
     is_within_boundary: Callable[[str], bool],
-) -> dict[str, Any]:
-    """Build what is known of a resource from the ``Location`` alone."""
-    location = response.headers.get("location", "")
-    if not location:
-        # Not needed where the request itself names the resource.
-        return {"resourceType": interaction.resource_type, "id": interaction.id}
-    url = resolve_url(response.url or location, location)
-    if not is_within_boundary(url):
-        raise BearerBoundaryError(
-            f"the response to the {interaction.name} of "
-            f"{interaction.resource_type} names a location outside the server"
-        )
+) -> dict[str, Any] | None:
+    """Build what is known of a resource from its ``Location``, or the request's URL."""
+    location, url = response.headers.get("location", ""), response.url
+    if location:
+        url = resolve_url(url or location, location)
+        if not is_within_boundary(url):
+            raise BearerBoundaryError(
+                f"the response to the {interaction.name} of "
+                f"{interaction.resource_type} names a location outside the server"
+            )
     place = parse_place(url)
-    if place is None:
-        return {"resourceType": interaction.resource_type, "id": ""}
+    # "FHIR/Patient" is no place, but a base URL and a type.
+    if place is None or not (location or place[0] == interaction.resource_type):
+        return None
     resource: dict[str, Any] = {"resourceType": place[0], "id": place[1]}
     if place[2]:
         resource["meta"] = {"versionId": place[2]}

@@ -229,11 +229,13 @@ class FHIRClient(FHIRConnection):
 
         Returns:
             The resource as stored; if the server sent none, only the members
-            ``resourceType``, ``id`` and ``meta.versionId``.
+            ``resourceType``, ``id`` and, if known, ``meta.versionId``.
 
         Raises:
             FHIRPreconditionFailedError: several resources match *if_none_exist*.
             BearerBoundaryError: the response points to another server.
+            MalformedFHIRResponseError: the response does not say which resource was
+                stored.
         """
         return self._write(
             build_create(resource, if_none_exist=if_none_exist, prefer=prefer)

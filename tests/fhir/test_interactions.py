@@ -23,6 +23,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir import client as client_module
+from django_smart.fhir.guard import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, FHIR_JSON, Grant, bundle, respond
 
@@ -125,6 +126,42 @@ def test_created_resource_that_is_not_sent_is_known_by_its_location(grant):
     assert sent(grant)[2]["Prefer"] == "return=minimal"
     grant.server.on("Observation", respond(b"", 201, location="Observation/o-1"))
     assert grant.client.create(NEW) == {"resourceType": "Observation", "id": "o-1"}
+
+
+@pytest.mark.parametrize(
+    "answer", [respond(b"", 204), respond(b""), respond(OUTCOME, 202)]
+)
+def test_conditional_change_is_known_by_the_url_it_was_sent_to(answer):
+    grant = Grant(
+        patient_id="p-1",
+        get_scopes=lambda: ScopeSet.parse("patient/*.cruds"),
+        record_rules=RecordRules(),
+    )
+    kept = {**KEPT, "subject": {"reference": "Patient/p-1"}}
+    found = "Observation?identifier=x&patient=p-1"
+    grant.server.on(found, respond(bundle(kept)))
+    known = {"resourceType": "Observation", "id": "o-1"}
+    where = {"identifier": "x"}
+    patch = [{"op": "remove", "path": "/status"}]
+    for change in (
+        lambda fhir: fhir.update(kept, where=where),
+        lambda fhir: fhir.patch("Observation", None, patch, where=where),
+    ):
+        grant.server.on("Observation/o-1", respond(kept), answer)
+        assert change(grant.client) == known
+
+
+@pytest.mark.parametrize("base_url", [BASE, "https://ehr.example.org/FHIR"])
+def test_write_that_does_not_say_what_it_stored_is_told_as_such(base_url):
+    grant = Grant(base_url=base_url)
+    for change in (
+        lambda fhir: fhir.create(NEW),
+        lambda fhir: fhir.update(NEW, where={"identifier": "x"}),
+    ):
+        for path in ("Observation", "Observation?identifier=x"):
+            grant.server.on(f"{base_url}/{path}", respond(b"", 202))
+        with pytest.raises(MalformedFHIRResponseError, match="which resource"):
+            change(grant.client)
 
 
 def test_outcome_is_returned_where_it_was_asked_for(grant):
