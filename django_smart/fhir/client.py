@@ -102,7 +102,8 @@ class FHIRClient(FHIRConnection):
     - ``InsufficientScopeError`` for a missing scope, if ``SMART_SCOPE_CHECK`` is
       ``"raise"``; nothing was sent;
     - ``ForeignPatientError`` under ``patient/`` scopes, if the request was not sent or
-      the response was discarded because it may concern another patient;
+      the response was discarded because it may concern another patient; ``request``,
+      ``stream``, ``download`` and ``session`` do not check this;
     - ``BearerBoundaryError`` for a URL to which the token may not be sent;
     - ``FHIRStatusError`` if the server refuses, as a subclass for each status;
     - ``MalformedFHIRResponseError`` for a response that is not FHIR JSON, or is a
@@ -1035,6 +1036,9 @@ class FHIRClient(FHIRConnection):
     ) -> str:
         """
         Write a ``Binary`` or an attachment to *file*, in chunks.
+
+        Under ``patient/`` scopes, it is not checked whose content it is: pass only URLs
+        from a resource that you have read.
 
         Args:
             source: an ``Attachment`` of a resource, or a path or URL such as
