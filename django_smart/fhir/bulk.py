@@ -35,6 +35,7 @@ from django_smart.fhir.messages import (
 from django_smart.fhir.paging import Stream
 from django_smart.fhir.parameters import build_search_query
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.urls import is_same_origin
 from django_smart.transport import ResponseStream
 
 if TYPE_CHECKING:
@@ -119,13 +120,15 @@ def start_export(
     if response.status_code >= 400:
         raise_for_status(response, "export")
     location = response.headers.get("content-location", "")
-    if response.status_code != 202 or not location:
+    status_url = resolve_url(response.url or f"{client.base_url}/", location)
+    # Compared with itself: whether it is an absolute http or https URL.
+    is_url = bool(location) and is_same_origin(status_url, status_url)
+    if response.status_code != 202 or not is_url:
         raise MalformedFHIRResponseError(
             f"the export request returned status {response.status_code}, not "
-            "202 with a Content-Location",
+            "202 with a URL as Content-Location",
             status_code=response.status_code,
         )
-    status_url = resolve_url(response.url or f"{client.base_url}/", location)
     export = BulkExport(client, {"status_url": status_url})
     if not client.is_within_boundary(status_url):
         error = BearerBoundaryError(

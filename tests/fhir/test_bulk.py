@@ -565,7 +565,12 @@ def test_export_that_failed_is_an_error(grant, status):
 
 
 def test_acceptance_without_a_place_to_ask_is_refused(grant):
-    for answer in (respond(b"", 202), respond({}, 200, content_location=STATUS)):
+    unusable = ("http://[bad", "mailto:x", r"https://x\y", "https://a@b/c")
+    for answer in (
+        respond(b"", 202),
+        respond({}, 200, content_location=STATUS),
+        *(respond(b"", 202, content_location=location) for location in unusable),
+    ):
         grant.server.on(KICK_OFF, answer)
         with pytest.raises(MalformedFHIRResponseError):
             grant.client.export()
