@@ -103,6 +103,8 @@ def start_export(
         raise FHIRRequestError(
             'The scope of an export is "", "Patient" or "Group/<id>".'
         )
+    if isinstance(types, str):
+        raise FHIRRequestError("types must be a list of names, not a string.")
     path = f"{scope}/$export" if scope else "$export"
     pairs: list[tuple[str, object]] = [("_outputFormat", _NDJSON)]
     if types:

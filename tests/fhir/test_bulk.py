@@ -576,6 +576,12 @@ def test_acceptance_without_a_place_to_ask_is_refused(grant):
             grant.client.export()
 
 
+def test_types_of_an_export_are_a_list(grant):
+    with pytest.raises(FHIRRequestError):
+        grant.client.export(types="Patient")
+    assert grant.server.requests == []
+
+
 def test_line_that_is_no_resource_is_told_by_its_number():
     odd = Odd([line(1) + b'{"c4nary": 1}\n'])
     with pytest.raises(MalformedFHIRResponseError, match="line 2 of a file of Patient"):
