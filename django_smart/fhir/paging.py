@@ -64,11 +64,15 @@ class Page:
         return total if is_number else None
 
     @property
+    def is_cut_off(self) -> bool:
+        """Return whether it announces another page without naming it."""
+        has_next = any(link.get("relation") == "next" for link in self.bundle["link"])
+        return has_next and self.next_url is None
+
+    @property
     def is_odd(self) -> bool:
         """Return whether it reports matches that it neither contains nor links to."""
-        has_next = any(link.get("relation") == "next" for link in self.bundle["link"])
-        is_cut_off = has_next and self.next_url is None
-        return is_cut_off or (self.total or 0) > len(self.matches)
+        return self.is_cut_off or (self.total or 0) > len(self.matches)
 
     @property
     def next_url(self) -> str | None:
@@ -189,7 +193,8 @@ class Results(list[_T]):
 
     Attributes:
         total: number of matches according to the server, or those received if more.
-        is_complete: false if ``limit=`` cut off matches.
+        is_complete: false if ``limit=`` cut off matches, or if the server left some out
+            of a page or named no URL for the next one.
     """
 
     def __init__(self) -> None:
@@ -220,6 +225,7 @@ class Results(list[_T]):
         most = MAX_RESULTS if limit is None else limit
         for page in pages:
             self.total = max(self.total, page.total or 0)
+            self.is_complete = self.is_complete and not page.is_cut_off
             self.extend(read(page))
             if limit is None and len(self) > most:
                 raise TooManyResultsError(
@@ -227,7 +233,8 @@ class Results(list[_T]):
                     "stream them with iterate()."
                 )
             if limit is not None and len(self) >= limit:
-                self.is_complete = len(self) == limit and page.next_url is None
+                if len(self) > limit or page.next_url is not None:
+                    self.is_complete = False
                 break
         self.total = max(self.total, len(self))
         del self[most:]

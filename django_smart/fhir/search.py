@@ -65,11 +65,15 @@ class SearchPage(Page):
         return self.resources
 
     @property
-    def is_odd(self) -> bool:
-        """As for any page; also counts entries without a resource, and errors."""
+    def is_cut_off(self) -> bool:
+        """As for any page; also if there are entries without a resource."""
         read = (*self.resources, *self.included, *self.outcomes)
-        is_short = len(self.bundle["entry"]) > len(read)
-        return super().is_odd or is_short or any(map(_tells_failure, self.outcomes))
+        return super().is_cut_off or len(self.bundle["entry"]) > len(read)
+
+    @property
+    def is_odd(self) -> bool:
+        """As for any page; also if there are errors."""
+        return super().is_odd or any(map(_tells_failure, self.outcomes))
 
 
 class Seen:
@@ -97,7 +101,8 @@ class SearchResult(Results[_T]):
 
     Attributes:
         total: number of matches according to the server, or those received if more.
-        is_complete: false if ``limit=`` cut off matches.
+        is_complete: false if ``limit=`` cut off matches, or if the server left some out
+            of a page or named no URL for the next one.
         included: resources from ``_include`` and ``_revinclude``, each once.
         outcomes: ``OperationOutcome`` resources in the result (FHIR-07).
         resource_type: the searched type; empty for a complete record.

@@ -503,6 +503,37 @@ def test_link_that_leads_nowhere_ends_the_search(grant, link):
     assert ids(grant.client.search("Observation")) == ["o-1"]
 
 
+CUT_OFF = {"link": [{"relation": "next"}]}
+UNREADABLE = {"entry": [{"resource": observation(1)}, {"fullUrl": f"{BASE}/x"}]}
+
+
+@pytest.mark.parametrize(
+    ("members", "is_complete"),
+    [
+        (CUT_OFF, False),
+        ({"link": [{"relation": "next", "url": ""}], "total": 9}, False),
+        (UNREADABLE, False),
+        # A total may be an estimate, or count what the user may not see.
+        ({"total": 9}, True),
+    ],
+)
+def test_result_that_lacks_matches_is_not_complete(grant, members, is_complete):
+    first = bundle(observation(1)) | members
+    grant.server.on("Observation", respond(first))
+    for limit in (None, 1, 5):
+        result = grant.client.search("Observation", limit=limit)
+        assert (ids(result), result.is_complete) == (["o-1"], is_complete)
+
+
+def test_result_stays_incomplete_on_further_pages(grant):
+    first = bundle(next_url="?p=2") | UNREADABLE
+    grant.server.on("Observation", respond(first))
+    grant.server.on("Observation?p=2", respond(bundle(observation(2))))
+    for limit in (None, 2):
+        result = grant.client.search("Observation", limit=limit)
+        assert (ids(result), result.is_complete) == (["o-1", "o-2"], False)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
