@@ -229,8 +229,8 @@ class Results(list[_T]):
             self.extend(read(page))
             if limit is None and len(self) > most:
                 raise TooManyResultsError(
-                    f"The {what} has more than {most} matches: pass limit=, or "
-                    "stream them with iterate()."
+                    f"The {what} has more than {most} matches: pass limit=, or read "
+                    "them with iterate(), iterate_everything() or iterate_pages()."
                 )
             if limit is not None and len(self) >= limit:
                 if len(self) > limit or page.next_url is not None:
