@@ -89,16 +89,7 @@ def start_export(
     by_post: bool = False,
     **parameters: object,
 ) -> BulkExport:
-    """
-    Send the kick-off request; see :meth:`FHIRClient.export`.
-
-    Raises:
-        FHIRRequestError: the scope or a parameter is invalid; nothing was sent.
-        FHIRStatusError: the server refused.
-        MalformedFHIRResponseError: the response does not name a URL to poll.
-        BearerBoundaryError: that URL is outside the boundary; ``export`` can abandon
-            it.
-    """
+    """Send the kick-off request; see :meth:`FHIRClient.export`."""
     if not _SCOPE.fullmatch(scope):
         raise FHIRRequestError(
             'The scope of an export is "", "Patient" or "Group/<id>".'
@@ -170,6 +161,7 @@ class BulkExport(Stream[dict[str, Any]]):
     A running export: the URL to poll, and how far its files have been read.
 
     Iterating yields the resources one by one, and waits for files that are not ready.
+    Iterating again resumes at :attr:`state`; it does not start at the beginning.
 
     Args:
         state: an earlier value of :attr:`state`, possibly from another process.
@@ -407,7 +399,7 @@ class BulkExport(Stream[dict[str, Any]]):
 
 
 def _load_manifest(body: bytes) -> dict[str, Any] | str:
-    """Return the lists of files, or raise."""
+    """Return the manifest, or what is wrong with it."""
     try:
         manifest = json.loads(body)
     except (ValueError, RecursionError):

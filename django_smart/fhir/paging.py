@@ -150,7 +150,8 @@ class Stream(Generic[_T]):
     Items that are read while iterating, so their number is unknown.
 
     It is true, and ``len()`` raises: without ``__len__``, Django's ``length`` would be
-    0.  Its subclasses are not iterators: each iteration starts at the beginning.
+    0.  Its subclasses are not iterators: each iteration of a search sends it again, and
+    that of a bulk export resumes at its state.
     """
 
     _is_opening = False
