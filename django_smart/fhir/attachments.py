@@ -61,9 +61,9 @@ def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attach
     """
     if isinstance(source, str):
         return Attachment(url=source, media_type=accept)
-    media_type = accept or str(source.get("contentType", ""))
+    media_type = accept or str(source.get("contentType") or "")
     data, url = source.get("data"), source.get("url")
-    if isinstance(data, str):
+    if isinstance(data, str) and (data or not url):
         try:
             content = base64.b64decode("".join(data.split()), validate=True)
         except (binascii.Error, ValueError):

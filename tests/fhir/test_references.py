@@ -326,8 +326,18 @@ def test_binary_is_written_piece_by_piece(grant):
     assert (told.interaction, told.resource_type) == ("read", "Binary")
 
 
+def test_attachment_without_data_or_type_is_read_by_its_url(grant):
+    grant.server.on("Binary/b-1", respond(b"%PDF", media_type="application/pdf"))
+    file = io.BytesIO()
+    attachment = {"contentType": None, "data": "", "url": "Binary/b-1"}
+    assert grant.client.download(attachment, file) == "application/pdf"
+    assert file.getvalue() == b"%PDF"
+    assert grant.server.requests[0].headers["Accept"] == "*/*"
+
+
 def test_attachment_with_its_data_needs_no_request(grant):
     file = io.BytesIO()
+    assert grant.client.download({"data": ""}, file) == ""
     attachment = {"contentType": "text/plain", "data": "aGVs\nbG8="}
     assert grant.client.download(attachment, file) == "text/plain"
     assert file.getvalue() == b"hello"
