@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
 from django_smart.fhir.answers import parse_etag, parse_place
@@ -23,8 +23,15 @@ from django_smart.fhir.interactions import (
     build_search,
     build_update,
 )
-from django_smart.fhir.messages import build_status_error, validate_bundle
+from django_smart.fhir.messages import (
+    build_status_error,
+    process_bundle_response,
+    validate_bundle,
+)
 from django_smart.fhir.parameters import SearchParams, build_search_query
+
+if TYPE_CHECKING:
+    from django_smart.fhir.client import FHIRClient
 
 __all__ = ["Batch", "BatchAnswer"]
 
@@ -90,16 +97,10 @@ class Batch:
     def __init__(
         self,
         kind: Literal["batch", "transaction"],
-        *,
-        send: Callable[[Interaction], dict[str, Any]],
-        check: Callable[[Interaction], None],
-        is_within_boundary: Callable[[str], bool],
+        client: FHIRClient,
     ) -> None:
-        """*send* posts the Bundle and returns the response; *check* checks scopes."""
         self._kind = kind
-        self._send = send
-        self._check = check
-        self._is_within_boundary = is_within_boundary
+        self._client = client
         self._interactions: list[Interaction] = []
         self._entries: list[dict[str, Any]] = []
 
@@ -185,14 +186,17 @@ class Batch:
         if not self._entries:
             return []
         for interaction in self._interactions:
-            self._check(interaction)
+            self._client.check_scope(interaction)
         bundle = {
             "resourceType": "Bundle",
             "type": self._kind,
             "entry": self._entries,
         }
-        answer = self._send(
+        response = self._client.perform(
             Interaction(name=self._kind, method="POST", path="", body=bundle)
+        )
+        answer = process_bundle_response(
+            response, type=f"{self._kind}-response", what=self._kind
         )
         entries = answer["entry"]
         if len(entries) != len(self._interactions):
@@ -243,7 +247,7 @@ class Batch:
             except MalformedFHIRResponseError as error:
                 return BatchAnswer(status_code=status_code, error=error)
         location = str(response.get("location") or "")
-        is_here = "://" not in location or self._is_within_boundary(location)
+        is_here = "://" not in location or self._client.is_within_boundary(location)
         told = parse_place(location) if is_here else None
         if not location and interaction.name in {"update", "patch"} and interaction.id:
             # Not told, because the request itself names it.

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
 
 from django_smart.exceptions import (
     BearerBoundaryError,
@@ -767,24 +767,11 @@ class FHIRClient(FHIRConnection):
 
     def batch(self) -> Batch:
         """Collect interactions that succeed or fail independently."""
-        return self._build_batch("batch")
+        return Batch("batch", self)
 
     def transaction(self) -> Batch:
         """Collect interactions that all succeed or all fail."""
-        return self._build_batch("transaction")
-
-    def _build_batch(self, kind: Literal["batch", "transaction"]) -> Batch:
-        def send(interaction: Interaction) -> dict[str, Any]:
-            return process_bundle_response(
-                self.perform(interaction), type=f"{kind}-response", what=kind
-            )
-
-        return Batch(
-            kind,
-            send=send,
-            check=self.check_scope,
-            is_within_boundary=self.is_within_boundary,
-        )
+        return Batch("transaction", self)
 
     def resolve(
         self,
