@@ -52,7 +52,6 @@ from django_smart.fhir.messages import (
     process_delete_response,
     process_read_response,
     process_resource_response,
-    process_search_response,
     validate_bundle,
 )
 from django_smart.fhir.paging import History, Page, iter_pages
@@ -666,7 +665,9 @@ class FHIRClient(FHIRConnection):
                 response = self.perform(as_posted(interaction))
             else:
                 response = self.perform(interaction, url=page_url)
-            return process_search_response(response, resource_type=resource_type)
+            return process_bundle_response(
+                response, type="searchset", what=f"search of {resource_type}"
+            )
 
         return SearchStream(
             fetch_bundle,

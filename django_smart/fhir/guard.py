@@ -31,8 +31,8 @@ from django_smart.fhir.compartment import (
 from django_smart.fhir.interactions import Interaction, build_etag, build_read
 from django_smart.fhir.json import load_json
 from django_smart.fhir.messages import (
+    process_bundle_response,
     process_read_response,
-    process_search_response,
     validate_id,
     validate_resource_type,
 )
@@ -433,7 +433,9 @@ class Guard:
         search = Interaction(
             name="search", method="GET", path=asked.path, resource_type=kind
         )
-        bundle = process_search_response(self.fetch(search), resource_type=kind)
+        bundle = process_bundle_response(
+            self.fetch(search), type="searchset", what=f"search of {kind}"
+        )
         found = [entry.get("resource") for entry in bundle["entry"]]
         found = [one for one in found if one and one.get("resourceType") == kind]
         for resource in found:

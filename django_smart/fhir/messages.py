@@ -36,7 +36,6 @@ __all__ = [
     "process_delete_response",
     "process_read_response",
     "process_resource_response",
-    "process_search_response",
     "raise_for_status",
     "resolve_url",
     "validate_bundle",
@@ -158,15 +157,6 @@ def process_read_response(
             response, f"the read of {resource_type} returned a different resource"
         )
     return resource
-
-
-def process_search_response(
-    response: HTTPResponse, *, resource_type: str
-) -> dict[str, Any]:
-    """:func:`process_bundle_response` for the answer to a search."""
-    return process_bundle_response(
-        response, type="searchset", what=f"search of {resource_type}"
-    )
 
 
 def process_bundle_response(

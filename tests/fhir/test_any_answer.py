@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from django_smart.exceptions import FHIRError
 from django_smart.fhir.messages import (
+    process_bundle_response,
     process_read_response,
     process_resource_response,
-    process_search_response,
     resolve_url,
 )
 from django_smart.fhir.search import SearchStream
@@ -55,7 +55,7 @@ def test_any_bytes_give_a_typed_error(body, status):
     with contextlib.suppress(FHIRError):
         process_read_response(answer, resource_type="Patient", id="1")
     with contextlib.suppress(FHIRError):
-        process_search_response(answer, resource_type="Patient")
+        process_bundle_response(answer, type="searchset", what="test")
 
 
 @example({"resourceType": ""}, 200)
@@ -76,7 +76,7 @@ def test_any_bundle_ends(members):
     def fetch(url: str) -> dict[str, object]:
         # The same page for ever: a link to anywhere is followed once.
         answer = _answer(json.dumps(bundle).encode(), 200)
-        return process_search_response(answer, resource_type="Patient")
+        return process_bundle_response(answer, type="searchset", what="test")
 
     stream: SearchStream[object] = SearchStream(
         fetch, url=f"{BASE_URL}/Patient", resource_type="Patient"
