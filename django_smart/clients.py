@@ -33,7 +33,6 @@ __all__ = [
     "build_async_client",
     "build_fhir_client",
     "fhir_client_for",
-    "note_exchange",
 ]
 
 logger = logging.getLogger(__name__)
@@ -208,9 +207,40 @@ class _Observer:
 
     def on_request(self, exchange: FHIRExchange) -> None:
         grant, launch = self._get_grant(), self._launch
-        note_exchange(exchange, grant=grant, launch=launch, patient_id=self._patient_id)
+        if _audit.isEnabledFor(logging.INFO):
+            self._note(exchange, grant)
         fhir_request_finished.send(
             sender=FHIRClient, exchange=exchange, grant=grant, launch=launch
+        )
+
+    def _note(self, exchange: FHIRExchange, grant: TokenGrant | None) -> None:
+        launch = self._launch
+        user_id = grant.user_id if grant is not None else None
+        grant_id = grant.pk if grant is not None else None
+        launch_id = launch.pk if launch is not None else None
+        _audit.info(
+            "%s %s: %s in %.3f s (user %s, grant %s, launch %s, request %s)",
+            exchange.interaction,
+            exchange.resource_type or "-",
+            exchange.status_code or "no response",
+            exchange.duration,
+            user_id,
+            grant_id,
+            launch_id,
+            exchange.request_id,
+            extra={
+                "user_id": user_id,
+                "grant_id": grant_id,
+                "launch_id": launch_id,
+                "server": grant.registration.server.slug if grant is not None else "",
+                "fhir_user": launch.fhir_user if launch is not None else "",
+                "patient_id": self._patient_id or "",
+                "interaction": exchange.interaction,
+                "resource_type": exchange.resource_type,
+                "status_code": exchange.status_code,
+                "duration": exchange.duration,
+                "request_id": exchange.request_id,
+            },
         )
 
     def on_missing_scope(self, scope: str) -> None:
@@ -246,50 +276,6 @@ def build_async_client(client: FHIRClient) -> AsyncFHIRClient:
 def _get_executor(threads: int, pid: int) -> Executor:
     """The pool of process *pid*; forked children inherit no threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="django_smart")
-
-
-def note_exchange(
-    exchange: FHIRExchange,
-    *,
-    grant: TokenGrant | None,
-    launch: Launch | None,
-    patient_id: str | None,
-) -> None:
-    """
-    Write the audit line of *exchange*.
-
-    Args:
-        grant: whose token was used, or ``None``.
-        launch: whose request it was, or ``None`` in background work.
-        patient_id: of the patient in context, if any.
-    """
-    if not _audit.isEnabledFor(logging.INFO):
-        return
-    user_id = grant.user_id if grant is not None else None
-    _audit.info(
-        "%s %s: %s in %.3f s (user %s, grant %s, launch %s, request %s)",
-        exchange.interaction,
-        exchange.resource_type or "-",
-        exchange.status_code or "no response",
-        exchange.duration,
-        user_id,
-        grant.pk if grant is not None else None,
-        launch.pk if launch is not None else None,
-        exchange.request_id,
-        extra={
-            "user_id": user_id,
-            "grant_id": grant.pk if grant is not None else None,
-            "launch_id": launch.pk if launch is not None else None,
-            "server": grant.registration.server.slug if grant is not None else "",
-            "fhir_user": launch.fhir_user if launch is not None else "",
-            "patient_id": patient_id or "",
-            "interaction": exchange.interaction,
-            "resource_type": exchange.resource_type,
-            "status_code": exchange.status_code,
-            "duration": exchange.duration,
-            "request_id": exchange.request_id,
-        },
-    )
 
 
 def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:

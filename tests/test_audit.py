@@ -7,17 +7,22 @@ from typing import Any
 
 import pytest
 
-from django_smart.clients import build_fhir_client, fhir_client_for, note_exchange
+from django_smart.clients import (
+    backend_client_for,
+    build_fhir_client,
+    fhir_client_for,
+)
 from django_smart.exceptions import (
     FHIRForbiddenError,
     FHIRNotFoundError,
     InsufficientScopeError,
+    TokenResponseError,
 )
-from django_smart.fhir import FHIRExchange
 from django_smart.models import Launch
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT, launch, listening, make_browser
+from tests.factories import SERVICE_ID, make_service
 
 pytestmark = pytest.mark.django_db
 
@@ -85,13 +90,14 @@ def test_refusal_has_a_line_too(opened, ehr, trail):
     assert (line.status_code, line.launch_id) == (403, None)
 
 
-def test_request_of_nobody_and_without_an_answer_has_a_line(trail):
-    exchange = FHIRExchange(
-        interaction="search", resource_type="", status_code=None, duration=20.0
-    )
-    note_exchange(exchange, grant=None, launch=None, patient_id=None)
+def test_request_of_nobody_and_without_an_answer_has_a_line(ehr, trail):
+    fhir = backend_client_for(make_service(ehr))
+    ehr.register_client(SERVICE_ID, auth_method="private_key_jwt", jwks={"keys": []})
+    with pytest.raises(TokenResponseError):
+        list(fhir.search("*", _type="Patient"))
     [line] = lines(trail)
-    assert line.getMessage().startswith("search -: no response in 20.000 s (user None")
+    assert line.getMessage().startswith("search -: no response in ")
+    assert "(user None, grant None, launch None, " in line.getMessage()
     assert (line.patient_id, line.server) == ("", "")
 
 
