@@ -349,6 +349,21 @@ def test_bundle_that_is_malformed_is_the_servers_fault(entry):
     assert send_batch(proxy, asked, answers=[found]).status_code == 502
 
 
+@pytest.mark.parametrize("odd", [[], {}])
+def test_answer_with_an_odd_type_is_refused_or_left_as_it_is(odd):
+    proxy = Proxy(resource_types={"Observation"})
+    path = "Observation/$lastn?patient=p1"
+    for answer, status in [
+        (bundle(OBSERVATION, type=odd, next_url=f"{BASE}?page=2"), 200),
+        ({**OBSERVATION, "resourceType": odd}, 403),
+        (bundle({**OBSERVATION, "resourceType": odd}), 403),
+    ]:
+        proxy.server.on(path, respond(answer))
+        response = proxy("GET", path)
+        assert response.status_code == status
+        assert b"_page" not in response.content
+
+
 # Headers
 
 
@@ -1019,6 +1034,7 @@ def test_search_may_be_sent_as_a_form():
         ("DELETE", "Observation", None, 400),
         ("GET", "Observation/_search", None, 400),
         ("POST", "Observation", PATIENT, 400),
+        ("POST", "", {"type": []}, 400),
         ("POST", "Observation", [OBSERVATION], 400),
         ("POST", "Observation", b"{", 400),
         ("PUT", "Observation/o2", OBSERVATION, 400),

@@ -667,9 +667,9 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
                         raise ValueError("another value")
                 case _:
                     raise ValueError("no such operation")
+        return document[""]
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise FHIRRequestError("The patch does not fit the resource.") from None
-    return document[""]
 
 
 def _measure(value: Any) -> int:
@@ -756,7 +756,7 @@ def _read_entry(entry: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def _is_about_others(entry: Mapping[str, Any]) -> bool:
-    return _read_entry(entry)[0].get("resourceType") in _ABOUT_OTHERS
+    return str(_read_entry(entry)[0].get("resourceType")) in _ABOUT_OTHERS
 
 
 def _get_values(value: Any, path: str) -> Iterator[Any]:

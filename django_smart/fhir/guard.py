@@ -145,9 +145,9 @@ def _find_name(method: str, parts: list[str], body: Any) -> str:
         case "GET", 2:
             return "read"
         case "POST", 0:
-            kind = body.get("type") if isinstance(body, Mapping) else ""
+            kind = str(body.get("type")) if isinstance(body, Mapping) else ""
             if kind in _BUNDLES:
-                return str(kind)
+                return kind
         case "POST", 1:
             return "create"
         case (("PUT" | "PATCH" | "DELETE"), (1 | 2)):
@@ -436,6 +436,7 @@ class Guard:
         bundle = process_bundle_response(
             self.fetch(search), type="searchset", what=f"search of {kind}"
         )
+        _check_bundles(bundle)
         found = [entry.get("resource") for entry in bundle["entry"]]
         found = [one for one in found if one and one.get("resourceType") == kind]
         for resource in found:

@@ -200,6 +200,6 @@ class SearchStream(Stream[_T]):
 def _tells_failure(outcome: dict[str, Any]) -> bool:
     issues = outcome.get("issue")
     return any(
-        isinstance(issue, Mapping) and issue.get("severity") in _FAILED
+        isinstance(issue, Mapping) and str(issue.get("severity")) in _FAILED
         for issue in (issues if isinstance(issues, list) else ())
     )

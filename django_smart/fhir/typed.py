@@ -78,7 +78,8 @@ def convert_resource(
         reason = type(exc).__name__
     # Outside of the except block: the chain would quote the patient's data.
     name = getattr(model, "__name__", "model")
-    text = f"the {resource['resourceType']} does not match {name} ({reason})"
+    kind = resource.get("resourceType", "resource")
+    text = f"the {kind} does not match {name} ({reason})"
     package = getattr(model, "__module__", "").rpartition(".")[0]
     if package in _PACKAGES.values():
         try:

@@ -216,7 +216,7 @@ class FHIRProxyView(View):
         if method not in self.methods:
             raise RefusedError(405, "not-supported", f"{method} is not allowed.")
 
-    def _check_type(self, resource_type: object) -> None:
+    def _check_type(self, resource_type: str) -> None:
         if self.resource_types is not None and resource_type not in self.resource_types:
             raise RefusedError(403, "forbidden", "This resource type is not allowed.")
 
@@ -278,8 +278,8 @@ class FHIRProxyView(View):
         if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
             raise _bad_answer("The server returned a different resource.")
         for one in _get_resources(resource) if asked.name != "capabilities" else ():
-            if one.get("resourceType") not in _HOLDERS:
-                self._check_type(one.get("resourceType"))
+            if (kind := str(one.get("resourceType"))) not in _HOLDERS:
+                self._check_type(kind)
         guard.check_answer(asked, resource)
         return resource
 

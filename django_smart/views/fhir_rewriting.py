@@ -112,7 +112,7 @@ class Rewriter:
         """Sign the links of the Bundles that the server made to answer *asked*."""
         if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
             return
-        if asked.name in _PAGED and value.get("type") in PAGED_TYPES:
+        if asked.name in _PAGED and str(value.get("type")) in PAGED_TYPES:
             self._sign_links(value, url)
 
     def _sign_batch(

@@ -26,7 +26,9 @@ _JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["resource", "relation", "url", "search", "mode", "id"]),
+            st.sampled_from(
+                ["resource", "relation", "url", "search", "mode", "id", "severity"]
+            ),
             inner,
             max_size=3,
         )
@@ -38,6 +40,7 @@ _RESOURCES = st.dictionaries(
     st.sampled_from(_NAMES),
     _JSON | st.sampled_from(["Bundle", "searchset", "Patient", "OperationOutcome"]),
 )
+_FAILURE = {"resourceType": "OperationOutcome", "issue": [{"severity": []}]}
 _STATUSES = st.sampled_from([200, 201, 204, 302, 400, 401, 404, 410, 429, 500, 503])
 
 
@@ -69,6 +72,7 @@ def test_any_json_gives_what_was_asked_for_or_a_typed_error(value, status):
         assert (read["resourceType"], read["id"]) == ("Patient", "1")
 
 
+@example({"entry": [{"resource": _FAILURE, "search": {"mode": "outcome"}}]})
 @given(_RESOURCES)
 def test_any_bundle_ends(members):
     bundle = {**members, "resourceType": "Bundle", "type": "searchset"}

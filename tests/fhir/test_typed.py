@@ -107,6 +107,13 @@ def test_model_of_another_version_is_an_error_that_says_so(server, model, resour
         assert "c4nary" not in str(caught.value)
 
 
+def test_match_without_a_type_is_refused_by_the_model():
+    grant = Grant()
+    grant.server.on("Patient", respond(bundle({"id": "p1"})))
+    with pytest.raises(MalformedFHIRResponseError, match="resource does not match int"):
+        grant.client.search("Patient", model=int)
+
+
 @pytest.mark.parametrize("version", ["4.0.1", None])
 def test_resource_that_is_wrong_in_itself_is_no_matter_of_versions(version):
     odd = {**R4_REQUEST, "status": 7}
