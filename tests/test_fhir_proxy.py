@@ -1076,10 +1076,12 @@ def test_form_of_many_parts_is_refused(path):
     assert proxy.server.requests == []
 
 
-def test_form_that_is_too_large_is_refused(settings):
+def test_form_that_django_does_not_read_is_refused(settings):
     proxy = Proxy(methods=WRITES)
     form = "application/x-www-form-urlencoded"
     path = "Observation/_search"
+    latin = f"{form}; charset=latin-1"
+    assert proxy("POST", path, b"code=1", content_type=latin).status_code == 400
     settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = 2
     response = proxy("POST", path, b"a=1&b=2&c=3", content_type=form)
     assert response.status_code == 400

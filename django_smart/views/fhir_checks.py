@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
 from django.http import HttpRequest, HttpResponse, RawPostDataException
 from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
@@ -59,7 +59,7 @@ def check_csrf(request: HttpRequest) -> None:
         reason = check.process_view(request, lambda request: HttpResponse(), (), {})
     except RequestDataTooBig:
         raise _too_large() from None
-    except (MultiPartParserError, SuspiciousOperation):
+    except (BadRequest, MultiPartParserError, SuspiciousOperation):
         raise RefusedError(400, "invalid", "The form cannot be read.") from None
     if reason is not None:
         raise RefusedError(
