@@ -20,8 +20,11 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
+from ..models import Launch, TokenGrant
+
 __all__ = [
     "EMPTY",
+    "AuthorizationAdmin",
     "BaseAdmin",
     "ReadOnlyAdmin",
     "UnchangeableAdmin",
@@ -65,10 +68,7 @@ def as_list(items: Iterable[str | Promise]) -> SafeString | str:
 
 def as_scopes(scope: str) -> SafeString | str:
     """A scope string, one scope a line."""
-    rows = format_html_join(
-        "", "<li><code>{}</code></li>", ((item,) for item in scope.split())
-    )
-    return format_html('<ul class="smart-list">{}</ul>', rows) if rows else EMPTY
+    return as_list(format_html("<code>{}</code>", each) for each in scope.split())
 
 
 def lock_and_merge(obj: models.Model, changed: Collection[str]) -> None:
@@ -240,3 +240,29 @@ class ReadOnlyAdmin(UnchangeableAdmin):
         names = list(super().get_search_fields(request))
         user_model: Any = get_user_model()
         return [*names, f"user__{user_model.USERNAME_FIELD}"]
+
+
+class AuthorizationAdmin(ReadOnlyAdmin):
+    """Launches and grants: at which server, and how much was requested and granted."""
+
+    list_select_related = ("registration__server", "user")
+
+    @admin.display(description=_("FHIR server"), ordering="registration__server__name")
+    def server(self, obj: Launch | TokenGrant) -> str:
+        """The server of its registration."""
+        return str(obj.registration.server)
+
+    @admin.display(description=_("requested scope"))
+    def asked(self, obj: Launch | TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.scope_asked)
+
+    @admin.display(description=_("granted scope"))
+    def granted(self, obj: Launch | TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.scope_granted)
+
+    @admin.display(description=_("requested but not granted"))
+    def missing(self, obj: Launch | TokenGrant) -> SafeString | str:
+        """One scope a line."""
+        return as_scopes(obj.missing_scope)

@@ -19,7 +19,7 @@ from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
-from .base import ReadOnlyAdmin, as_scopes
+from .base import AuthorizationAdmin, as_scopes
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -53,7 +53,7 @@ class _KnownEndFilter(admin.SimpleListFilter):
 
 
 @admin.register(TokenGrant)
-class TokenGrantAdmin(ReadOnlyAdmin):
+class TokenGrantAdmin(AuthorizationAdmin):
     """
     Who gave this site access to what, and how long it lasts.
 
@@ -79,7 +79,6 @@ class TokenGrantAdmin(ReadOnlyAdmin):
         # In place of date_hierarchy, which reads the date of every row for each page.
         "created_at",
     )
-    list_select_related = ("registration__server", "user")
     search_fields = (
         "registration__server__name",
         "registration__server__slug",
@@ -133,26 +132,6 @@ class TokenGrantAdmin(ReadOnlyAdmin):
         if obj.is_revocation_pending:
             return _("its tokens have not been revoked at the EHR yet")
         return ""
-
-    @admin.display(description=_("FHIR server"), ordering="registration__server__name")
-    def server(self, obj: TokenGrant) -> str:
-        """Where it is good for something."""
-        return str(obj.registration.server)
-
-    @admin.display(description=_("requested scope"))
-    def asked(self, obj: TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope_asked)
-
-    @admin.display(description=_("granted scope"))
-    def granted(self, obj: TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope_granted)
-
-    @admin.display(description=_("requested but not granted"))
-    def missing(self, obj: TokenGrant) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.missing_scope)
 
     @admin.display(description=_("scope after the last refresh"))
     def current(self, obj: TokenGrant) -> SafeString | str:

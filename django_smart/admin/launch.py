@@ -9,14 +9,13 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import end_launches, enqueue_revocations
 from ..launches.parked import end_parked_launches
 from ..models import Launch
-from .base import EMPTY, ReadOnlyAdmin, as_scopes
+from .base import EMPTY, AuthorizationAdmin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -27,7 +26,7 @@ _REASON = "ended_by_staff"
 
 
 @admin.register(Launch)
-class LaunchAdmin(ReadOnlyAdmin):
+class LaunchAdmin(AuthorizationAdmin):
     """What became of each launch.  No page holds its context, key or secrets."""
 
     list_display = (
@@ -42,7 +41,6 @@ class LaunchAdmin(ReadOnlyAdmin):
     # Without date_hierarchy: it reads the date of every row for each page.
     list_display_links = ("id", "created_at")
     list_filter = ("status", "kind", "intent", "created_at")
-    list_select_related = ("registration__server", "user")
     search_fields = (
         "registration__server__name",
         "registration__server__slug",
@@ -93,30 +91,10 @@ class LaunchAdmin(ReadOnlyAdmin):
             return _("its tokens have not been revoked at the EHR yet")
         return ""
 
-    @admin.display(description=_("FHIR server"), ordering="registration__server__name")
-    def server(self, obj: Launch) -> str:
-        """Where it came from."""
-        return str(obj.registration.server)
-
     @admin.display(description=_("outcome"), ordering="error_code")
     def outcome(self, obj: Launch) -> str:
         """How it ended: an error, or a reason such as a sign-out."""
         return obj.error_code or EMPTY
-
-    @admin.display(description=_("requested scope"))
-    def asked(self, obj: Launch) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope_asked)
-
-    @admin.display(description=_("granted scope"))
-    def granted(self, obj: Launch) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.scope_granted)
-
-    @admin.display(description=_("requested but not granted"))
-    def missing(self, obj: Launch) -> SafeString | str:
-        """One scope a line."""
-        return as_scopes(obj.missing_scope)
 
     @admin.action(description=_("End the selected launches"), permissions=["operate"])
     def end(self, request: HttpRequest, queryset: QuerySet[Launch]) -> None:
