@@ -32,7 +32,6 @@ from .rows import RowWriter, iterate_in_batches
 __all__ = [
     "BrandImport",
     "BundleReader",
-    "Fetched",
     "fetch_bundle",
     "import_brand_file",
     "import_brands",
@@ -88,10 +87,10 @@ def import_brands(
     is_same = known is not None and known.server == server
     etag = known.etag if known is not None and is_same and not force else ""
     with tempfile.TemporaryFile() as file:
-        fetched = fetch_bundle(url, etag=etag, file=file, server=server)
-        if known is not None and not fetched.is_new:
+        new_etag = fetch_bundle(url, etag=etag, file=file, server=server)
+        if known is not None and new_etag is None:
             return BrandImport(bundle=known, is_new=False)
-        return _store(url, file, etag=fetched.etag, server=server, force=force)
+        return _store(url, file, etag=new_etag or "", server=server, force=force)
 
 
 def import_brand_file(
@@ -232,23 +231,9 @@ _MAX_EVENTS = 500_000
 _MAX_CHARACTERS = 16 * 1024**2
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fetched:
-    """
-    The answer to a request for a bundle.
-
-    Attributes:
-        is_new: false if the server said that nothing changed.
-        etag: to send the next time, empty if there is none.
-    """
-
-    is_new: bool
-    etag: str
-
-
 def fetch_bundle(
     url: str, *, etag: str, file: BinaryIO, server: FHIRServer | None
-) -> Fetched:
+) -> str | None:
     """
     Fetch a bundle into *file*, unless it is still the one that *etag* names.
 
@@ -256,6 +241,10 @@ def fetch_bundle(
 
     Args:
         server: which server named the URL; ``None`` if the operator did.
+
+    Returns:
+        The ETag to send the next time, empty if there is none; ``None`` if the bundle
+        has not changed.
 
     Raises:
         BrandStatusError: another answer than 200 or 304.
@@ -277,14 +266,14 @@ def fetch_bundle(
         except ValueError:  # not a URL, so not a redirect either
             break
     if response.status_code == 304 and etag:
-        return Fetched(is_new=False, etag=etag)
+        return None
     if response.status_code != 200:
         raise BrandStatusError(
             f"The brand bundle returned status {response.status_code}.",
             status_code=response.status_code,
         )
     new_etag = response.headers.get("etag", "")
-    return Fetched(is_new=True, etag=new_etag if len(new_etag) <= _MAX_ETAG else "")
+    return new_etag if len(new_etag) <= _MAX_ETAG else ""
 
 
 def _send(
