@@ -22,31 +22,7 @@ from ..conf import SMARTSettings
 from ..exceptions import InsecureURLError
 from ..servers.registering import validate_site_url
 
-__all__ = [
-    "KNOWN_SETTINGS",
-    "RULES",
-    "Validator",
-    "check_settings",
-    "check_unknown_settings",
-    "find_fault_in_cookie_name",
-    "find_fault_in_encryption_keys",
-    "find_fault_in_flag",
-    "find_fault_in_hosts",
-    "find_fault_in_launch_prefix",
-    "find_fault_in_launches",
-    "find_fault_in_links",
-    "find_fault_in_max_body",
-    "find_fault_in_redirect_url",
-    "find_fault_in_scope_check",
-    "find_fault_in_servers",
-    "find_fault_in_site_url",
-    "find_fault_in_state_size",
-    "find_fault_in_support_url",
-    "find_fault_in_timeout",
-    "number_between",
-    "whole_number_between",
-    "zero_or",
-]
+__all__ = ["KNOWN_SETTINGS", "RULES", "check_settings", "check_unknown_settings"]
 
 
 #: Takes a value and returns what is wrong with it, or an empty string.
@@ -56,8 +32,6 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _PREFIX = re.compile(r"[A-Za-z0-9_.!~-]{0,20}")
 # RFC 6265 section 4.1.1, RFC 9110 section 5.6.2.
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_LEAST_BODY = 64 * 1024
-_LEAST_STATE = 1024
 _LISTS = (list, tuple, set, frozenset)
 
 
@@ -156,18 +130,6 @@ def find_fault_in_timeout(value: Any) -> str:
     return ""
 
 
-def find_fault_in_max_body(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= _LEAST_BODY:
-        return ""
-    return f"must be a whole number of bytes, at least {_LEAST_BODY:,}"
-
-
-def find_fault_in_launches(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000:
-        return ""
-    return "must be a whole number from 1 to 1,000"
-
-
 def find_fault_in_flag(value: Any) -> str:
     return "" if isinstance(value, bool) else "must be True or False"
 
@@ -205,20 +167,24 @@ def find_fault_in_scope_check(value: Any) -> str:
     return "" if is_known else 'must be "warn", "raise" or "off"'
 
 
-def find_fault_in_state_size(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= _LEAST_STATE:
-        return ""
-    return f"must be a whole number of bytes, at least {_LEAST_STATE:,}"
+def bytes_from(least: int) -> Validator:
+    """Return a validator of whole numbers of bytes from *least*."""
+
+    def find_fault(value: Any) -> str:
+        if _is_whole(value) and value >= least:
+            return ""
+        return f"must be a whole number of bytes, at least {least:,}"
+
+    return find_fault
 
 
 def whole_number_between(least: int, most: int) -> Validator:
     """Return a validator of whole numbers from *least* to *most*."""
 
     def find_fault(value: Any) -> str:
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        if is_whole and least <= value <= most:
+        if _is_whole(value) and least <= value <= most:
             return ""
-        return f"must be a whole number from {least} to {most}"
+        return f"must be a whole number from {least:,} to {most:,}"
 
     return find_fault
 
@@ -239,9 +205,11 @@ def find_fault_in_cookie_name(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, int) or math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_host(host: str) -> bool:
@@ -326,7 +294,7 @@ RULES = (
     Rule(
         id="django_smart.E008",
         name="SMART_MAX_BODY",
-        find_fault=find_fault_in_max_body,
+        find_fault=bytes_from(64 * 1024),
         hint="Set bytes, such as 10 * 1024 * 1024.",
     ),
     Rule(
@@ -387,7 +355,7 @@ RULES = (
     Rule(
         id="django_smart.E018",
         name="SMART_APP_STATE_MAX_SIZE",
-        find_fault=find_fault_in_state_size,
+        find_fault=bytes_from(1024),
         hint="Set the limit in bytes that the EHR documents. If it documents none, "
         "use 256 * 1024.",
     ),
@@ -406,7 +374,7 @@ RULES = (
     Rule(
         id="django_smart.E029",
         name="SMART_LAUNCHES_PER_BROWSER",
-        find_fault=find_fault_in_launches,
+        find_fault=whole_number_between(1, 1000),
         hint="Set how many charts a browser may have open, such as 20.",
     ),
     Rule(
