@@ -201,7 +201,9 @@ def _check_login_page() -> Iterator[checks.CheckMessage]:
         path = "/" + url.path.removeprefix(prefix).lstrip("/")
         # With i18n_patterns(), LocaleMiddleware redirects to the second.
         paths = [path, f"/{settings.LANGUAGE_CODE}{path}"]
-        if url.netloc or any(is_valid_path(each) for each in _add_slashes(paths)):
+        if settings.APPEND_SLASH:
+            paths += [f"{each}/" for each in paths]
+        if url.netloc or any(is_valid_path(each) for each in paths):
             return
     except Exception:  # noqa: BLE001 (E024, E064 and Django's checks report them)
         return
@@ -214,12 +216,6 @@ def _check_login_page() -> Iterator[checks.CheckMessage]:
         ),
         id="django_smart.W065",
     )
-
-
-def _add_slashes(paths: list[str]) -> list[str]:
-    if not settings.APPEND_SLASH:
-        return paths
-    return [*paths, *(f"{each}/" for each in paths)]
 
 
 def _check_cache() -> Iterator[checks.CheckMessage]:

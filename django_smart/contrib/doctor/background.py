@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from celery import current_app
 from django.db.models import Count, Max, Min
@@ -110,7 +109,8 @@ def _find_silence(now: datetime) -> Iterator[Finding]:
     # Cron may not have had its turn yet; what is late has findings of its own.
     if not silent or (is_new and len(silent) < len(needed)):
         return
-    workers = [] if broker else _ping_workers()
+    has_broker = current_app.conf.broker_url and not broker
+    workers = (current_app.control.ping(timeout=_ANSWER) if has_broker else None) or []
     yield _build_silence(
         ", ".join(
             f"{each.task} (since {_format(ran_at)})"
@@ -183,13 +183,6 @@ def _examine_broker() -> list[Finding]:
     else:
         return []
     return [build_finding("broker_unusable", what=f"The broker{reason}.", fix=fix)]
-
-
-def _ping_workers() -> list[Any]:
-    """Return the workers that respond; none without a broker."""
-    if not current_app.conf.broker_url:
-        return []
-    return current_app.control.ping(timeout=_ANSWER) or []
 
 
 def _find_stopped_registrations() -> Iterator[Finding]:
