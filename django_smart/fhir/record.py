@@ -116,7 +116,8 @@ class PatientRecord:
 
     def _check(self, name: str, given: str, value: object) -> None:
         """Refuse a parameter that would search for another patient."""
-        bare = given.partition(":")[0].partition("__")[0]
+        # FHIR is case-sensitive here; not every server is.
+        bare = given.partition(":")[0].partition("__")[0].removesuffix("_").lower()
         if bare == name or (bare in _NAMES and name in _NAMES):
             base_url = self._client.base_url
             mine = {self.id, self.reference, f"{base_url}/{self.reference}"}

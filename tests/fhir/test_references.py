@@ -441,9 +441,11 @@ def test_record_takes_nobody_else(grant, record, resource_type, params):
 
 
 def test_keywords_name_nobody_else_either(record):
-    for keywords in ({"patient": "p-2"}, {"subject__Patient": "p-2"}):
+    for name in ("patient", "subject__Patient", "patient_", "subject_", "Patient"):
         with pytest.raises(ForeignPatientError):
-            record.search("Observation", **keywords)
+            record.search("Observation", **{name: "p-2"})
+    with pytest.raises(ForeignPatientError):
+        record.search("Patient", _ID="p-2")
 
 
 @pytest.mark.parametrize("resource_type", ["Organization", "../x", ""])
