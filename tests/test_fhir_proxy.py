@@ -1009,6 +1009,18 @@ def test_patch_in_a_batch_is_sent_as_it_was_read():
     assert send_batch(proxy, entry, answers=[]).status_code == 400
 
 
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_deletion_is_reported_without_what_the_server_says_about_it(status):
+    proxy = Proxy(methods=WRITES)
+    deleted = respond(b"Deleted.", status, media_type="text/plain")
+    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"3"'), deleted)
+    response = proxy("DELETE", "Observation/o1")
+    assert (response.status_code, response.content) == (status, b"")
+    later = respond(b"", 202)
+    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"3"'), later)
+    assert proxy("PUT", "Observation/o1", OBSERVATION).status_code == 502
+
+
 def test_search_may_be_sent_as_a_form():
     proxy = Proxy(methods=("GET", "POST"))
     proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))
