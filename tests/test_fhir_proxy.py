@@ -1258,6 +1258,25 @@ def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
         assert proxy("GET", "Patient/p1?_of=Patient/p1").status_code == 400
 
 
+@pytest.mark.django_db
+def test_binary_that_is_streamed_is_its_documents_whatever_it_says():
+    other = {"reference": "Patient/p2"}
+    binary = {"resourceType": "Binary", "id": "b1", "securityContext": other}
+    document = {
+        "resourceType": "DocumentReference",
+        "id": "d1",
+        "subject": {"reference": "Patient/p1"},
+        "content": [{"attachment": {"url": "Binary/b1"}}],
+    }
+    for types, status in ((None, 403), ({"Binary", "DocumentReference"}, 200)):
+        proxy = Proxy(resource_types=types)
+        proxy.server.on("DocumentReference/d1", respond(document))
+        proxy.server.on("Binary/b1", respond(binary))
+        response = proxy("GET", "Binary/b1?_of=DocumentReference/d1")
+        assert response.status_code == status
+        response.close()
+
+
 def test_no_change_refers_to_a_binary_that_is_not_the_patients():
     subject = {"reference": "Patient/p1"}
     document = {"resourceType": "DocumentReference", "id": "d1", "subject": subject}

@@ -299,7 +299,8 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
     Refuse a Binary that is not the patient's; return what checks the Binary itself.
 
     It says whose it is by its ``securityContext``, or *source* does: a resource of the
-    patient's that refers to it.
+    patient's that refers to it.  What is streamed shows no ``securityContext``; then
+    *source* alone decides.
     """
     boundary = guard.boundary
     if boundary.is_open("read", "Binary"):
