@@ -6,7 +6,6 @@ import builtins
 import errno
 import io
 import os
-import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -491,8 +490,8 @@ def test_etag_is_sent_and_an_unchanged_bundle_changes_nothing(host):
 
 
 def test_full_disk_is_no_failure_of_the_server(host):
-    class FullDisk(tempfile.SpooledTemporaryFile[bytes]):
-        def writelines(self, lines: object) -> None:
+    class FullDisk(io.BytesIO):
+        def writelines(self, _lines: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     host.on(URL, bundle(organization("a", "A")))
