@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
@@ -18,13 +18,8 @@ from .base import BaseAdmin
 
 __all__ = ["TestConnectionMixin"]
 
-if TYPE_CHECKING:
-    _Base = BaseAdmin
-else:  # A mixin: the class beside it is the admin.
-    _Base = object
 
-
-class TestConnectionMixin(_Base):
+class TestConnectionMixin(BaseAdmin):
     """Runs the doctor on a row's server, as ``smart_doctor`` does."""
 
     def get_tested_server(self, obj: Any) -> FHIRServer:
@@ -39,7 +34,7 @@ class TestConnectionMixin(_Base):
                 "<path:object_id>/test/",
                 # Nothing is written in one piece, and servers are waited for.
                 transaction.non_atomic_requests(view),
-                name=self._test_url_name,
+                name=f"{self.opts.app_label}_{self.opts.model_name}_test",
             ),
             *super().get_urls(),
         ]
@@ -89,7 +84,3 @@ class TestConnectionMixin(_Base):
         return TemplateResponse(
             request, "django_smart/admin/test_connection.html", context
         )
-
-    @property
-    def _test_url_name(self) -> str:
-        return f"{self.opts.app_label}_{self.opts.model_name}_test"

@@ -45,16 +45,12 @@ __all__ = ["ClientRegistrationAdmin", "LiveCheckMixin"]
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-    _Base = BaseAdmin
-else:  # A mixin: the class beside it is the admin.
-    _Base = object
-
 # What is not filled in yet is no fault while somebody types; the secret is not sent.
 _NOT_YET = {"required", "scope_required", "null", "blank"}
 _NOT_SENT = {"client_secret", "client_secret_env", "clear_client_secret"}
 
 
-class LiveCheckMixin(_Base):
+class LiveCheckMixin(BaseAdmin):
     """``admin.js`` sends the form as it stands, and shows the answer in it."""
 
     def get_urls(self) -> list[Any]:
@@ -119,7 +115,7 @@ _SECRET_FIELDS = ("client_secret", "clear_client_secret")
 
 
 @admin.register(ClientRegistration)
-class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin, BaseAdmin):
+class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
     """Who this site is at a server, and what to enter in the vendor's form."""
 
     form = ClientRegistrationForm

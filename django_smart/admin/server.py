@@ -32,7 +32,7 @@ from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import check_dispute, fetch_configuration
 from ..servers.presets import get_preset_values
-from .base import EMPTY, BaseAdmin, as_list, lock_and_merge, shorten
+from .base import EMPTY, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 
@@ -222,7 +222,7 @@ class _RegistrationInline(_Inline):
 
 
 @admin.register(FHIRServer)
-class FHIRServerAdmin(HealthMixin, TestConnectionMixin, BaseAdmin):
+class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
     """Where launches come from: its address, what it offers, and how it is odd."""
 
     form = FHIRServerForm
