@@ -91,4 +91,8 @@ def _get_kinds(host: str) -> set[str]:
 
 
 def _get_host(url: str) -> str:
-    return urlsplit(url).hostname or ""
+    """Return the host of *url*; empty if it has none that could be contacted."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -77,6 +77,13 @@ def test_discovered_host_on_loopback_is_not_asked(evil, names):
     assert "SMART_PRIVATE_HOSTS" in str(caught.value)
 
 
+def test_issuer_that_is_no_url_stops_no_other_request(evil, names):
+    names["evil.example"] = [PUBLIC]
+    evil.id_token_issuer = "https://[evil.example"
+    with Server(answer()) as inner, pytest.raises(AddressRefusedError):
+        get(inner.url, evil)
+
+
 def test_base_url_on_loopback_may_name_others_there(evil):
     with Server(answer()) as inner:
         evil.base_url = "http://localhost/fhir"
