@@ -217,6 +217,7 @@ def _status(exchange: Exchange, export_id: str, number: int = 0) -> Response:
 
 
 def _file(exchange: Exchange, export_id: str, name: str) -> Response:
+    export: Export | None
     if exchange.ehr.bulk.requires_access_token:
         export = _find(exchange, export_id)
     elif exchange.request.headers.get("Authorization"):
