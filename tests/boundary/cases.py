@@ -776,6 +776,7 @@ def _operations() -> Iterator[Case]:
         "Encounter/encounter-other/$everything?_type=Medication",
         "Observation/observation-other/_history?_summary=count",
         "Observation/observation-other/$everything?_count=0",
+        "Patient/mine/$everything?patient=other&_count=0",
     ):
         yield Case(about="operation or history of another's resource", path=path)
     for path in ("$export", "Patient/$export", "Patient/mine/$purge", "$graphql"):
@@ -944,6 +945,12 @@ def _scopes() -> Iterator[Case]:
             media_type=JSON_PATCH,
             scope="patient/Observation.cud",
         )
+    yield Case(
+        about="included resources, with a user/ scope for Bundles",
+        path="Practitioner?_revinclude=Observation:performer",
+        scope="user/Bundle.rs patient/Practitioner.rs patient/Observation.rs",
+        expected="nothing",
+    )
     yield Case(
         about="type without a scope", path="Condition/condition-mine", scope=laboratory
     )
@@ -1146,6 +1153,16 @@ def _legitimate() -> Iterator[Case]:
         "read another's resource that a user/ scope selects",
         "Observation/vital-other",
         scope="patient/Observation.rs user/Observation.rs?category=vital-signs",
+    )
+    yield fine(
+        "search for patients, with a user/ scope",
+        "Patient?_id=other",
+        scope="patient/Observation.rs user/Patient.rs",
+    )
+    yield fine(
+        "search, with a scope for some Bundles",
+        "Observation",
+        scope="patient/Bundle.rs?type=document patient/Observation.rs",
     )
     laboratory = "patient/Observation.cruds?category=laboratory"
     yield fine("read a resource that the scope selects", mine, scope=laboratory)
