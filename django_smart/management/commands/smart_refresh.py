@@ -88,6 +88,8 @@ class Command(BaseCommand):
         for name, paused in (("pause", True), ("unpause", False)):
             if options[name] is not None:
                 _set_paused(options[name], paused=paused)
+                done = "paused until --unpause" if paused else "resumed"
+                self.stdout.write(f"{options[name]}: background refreshes {done}.")
         if options["hold"]:
             hold_grants()
             self.stdout.write(
