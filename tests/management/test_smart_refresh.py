@@ -125,10 +125,10 @@ def test_unknown_grant_is_refused():
 
 @pytest.mark.usefixtures("registration")
 def test_server_is_paused_and_the_grants_held_at_once():
-    told = run("smart_refresh", "--hold", "--pause", "harbour")
+    told = run("smart_refresh", "--hold", "--pause", "harbour").out
     assert "harbour: background refreshes paused until --unpause." in told
     assert FHIRServer.objects.get().paused
-    told = run("smart_refresh", "--hold", "--unpause", "harbour")
+    told = run("smart_refresh", "--hold", "--unpause", "harbour").out
     assert "harbour: background refreshes resumed." in told
     assert not FHIRServer.objects.get().paused
 
