@@ -290,7 +290,7 @@ def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None
     world.set_server(configuration_fetched_at=None)
     text = admin_client.get(url, secure=True).text
     assert text.count("Done: ") == 1
-    assert "To do: Choose" in text
+    assert "To do: Fetch" in text
     admin_client.post(test_url_of(world.registration), secure=True)
     make_launch(world.registration)
     text = admin_client.get(url, secure=True).text
@@ -298,11 +298,21 @@ def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None
     assert "To do: " not in text
 
 
+def test_fetched_configuration_is_not_taken_for_a_test(
+    admin_client: Client, world: World
+) -> None:
+    world.set_server(configuration_fetched_at=timezone.now())
+    url = url_of(ClientRegistration, "change", world.registration.pk)
+    text = admin_client.get(url, secure=True).text
+    assert "<li>Choose “Test connection”" in text
+    assert "Done: Fetch" in text
+
+
 def test_next_steps_are_not_done_while_the_server_is_disputed(
     admin_client: Client, world: World
 ) -> None:
     world.set_server(configuration_fetched_at=timezone.now())
     url = url_of(ClientRegistration, "change", world.registration.pk)
-    assert "To do: Choose" not in admin_client.get(url, secure=True).text
+    assert "To do: Fetch" not in admin_client.get(url, secure=True).text
     world.set_server(disputed={"owners": ["harbour"]})
-    assert "To do: Choose" in admin_client.get(url, secure=True).text
+    assert "To do: Fetch" in admin_client.get(url, secure=True).text

@@ -296,24 +296,29 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
 
     @admin.display(description=_("next steps"))
     def next_steps(self, obj: ClientRegistration) -> SafeString | str:
-        """From the vendor's form to the first launch: what is done, and what is not."""
-        launches = Launch.objects.filter(registration=obj, completed_at__isnull=False)
-        is_launched = launches.exists() if obj.is_for_launches else None
-        has_scopes = bool(obj.is_for_launches or obj.system_scope)
-        is_examined = bool(
-            obj.server.configuration_fetched_at and not obj.server.disputed
-        )
+        """From the vendor's form to the first launch, and what is known to be done."""
+        server = obj.server
+        is_fetched = bool(server.configuration_fetched_at and not server.disputed)
         steps = [
-            (is_launched, _("Enter the URLs below in the vendor's form.")),
-            (has_scopes, _("Enter the scopes to request.")),
-            (is_examined, _("Choose “Test connection”, and fix what it reports.")),
-            (is_launched, _("Launch once, from the EHR or with the login URL.")),
+            _mark(
+                bool(obj.is_for_launches or obj.system_scope),
+                _("Enter the scopes to request."),
+            ),
+            _mark(is_fetched, _("Fetch the server's configuration.")),
+            # Nothing records that somebody tested.
+            _("Choose “Test connection”, and fix what it reports."),
         ]
-        return as_list(
-            (_("Done: %s") if is_done else _("To do: %s")) % words
-            for is_done, words in steps
-            if is_done is not None
-        )
+        if obj.is_for_launches:
+            launches = Launch.objects.filter(registration=obj)
+            is_launched = launches.filter(completed_at__isnull=False).exists()
+            steps = [
+                _mark(is_launched, _("Enter the URLs below in the vendor's form.")),
+                *steps,
+                _mark(
+                    is_launched, _("Launch once, from the EHR or with the login URL.")
+                ),
+            ]
+        return as_list(steps)
 
     @admin.display(description=_("secret"))
     def secret_state(self, obj: ClientRegistration) -> SafeString | str:
@@ -347,6 +352,10 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
     def jwks_url(self, obj: ClientRegistration) -> SafeString | str:
         """Where the EHR finds this site's public keys."""
         return _show_url(obj, lambda urls: urls.jwks_url)
+
+
+def _mark(is_done: bool, step: StrOrPromise) -> StrOrPromise:
+    return (_("Done: %s") if is_done else _("To do: %s")) % step
 
 
 def _add_discovery_headers(registration: ClientRegistration) -> None:
