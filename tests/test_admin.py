@@ -1038,6 +1038,35 @@ def test_launch_page_shows_status_error_and_scopes(admin_client, rows):
         assert words in content
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("token_refused", "Harbour Hospital refused access to this app."),
+        # A code without words of its own has those of its nearest parent class.
+        ("id_token_claim", "Harbour Hospital could not prove who you are."),
+    ],
+)
+def test_page_of_a_failed_launch_explains_its_code(admin_client, rows, code, words):
+    Launch.objects.update(status="failed", error_code=code)
+    page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
+    assert f'reference/errors.html#{code}"' in page.text
+    assert words in page.text
+    registration = rows[ClientRegistration]
+    assert url_of(ClientRegistration, "change", registration.pk) in page.text
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("failed", "ended_by_staff"), ("ended", "signed_out"), ("completed", "")],
+)
+def test_launch_that_no_error_ended_has_no_error_to_explain(
+    admin_client, rows, status, code
+):
+    Launch.objects.update(status=status, error_code=code)
+    page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
+    assert "reference/errors.html" not in page.text
+
+
 @pytest.mark.django_db(transaction=True)
 def test_grants_are_refreshed_by_a_worker(admin_client, rows, sent):
     grant = rows[TokenGrant]

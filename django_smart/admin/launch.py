@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from .. import exceptions
+from ..conf import build_docs_url
+from ..error_pages.words import ENDINGS, WORDS, Words, find_words
+from ..exceptions import SMARTError
 from ..grants.ending import end_launches, enqueue_revocations
 from ..launches.parked import end_parked_launches
 from ..models import Launch
@@ -55,7 +61,8 @@ class LaunchAdmin(AuthorizationAdmin):
                 "fields": (
                     "registration",
                     ("kind", "intent"),
-                    ("status", "question", "outcome"),
+                    ("status", "question"),
+                    "explained_outcome",
                     ("user", "identity"),
                     "grant",
                 )
@@ -80,6 +87,14 @@ class LaunchAdmin(AuthorizationAdmin):
             "code_verifier", "nonce", "held", "context", "next_url"
         )
 
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        """With the help text of the column that the outcome is read from."""
+        help_text = Launch._meta.get_field("error_code").help_text
+        kwargs["help_texts"] = {"explained_outcome": help_text}
+        return super().get_form(request, obj, change, **kwargs)
+
     def get_row_actions(self, obj: Launch) -> dict[str, StrOrPromise]:
         """End it, while there is something to end."""
         over = {Launch.Status.ENDED, Launch.Status.FAILED}
@@ -95,6 +110,25 @@ class LaunchAdmin(AuthorizationAdmin):
     def outcome(self, obj: Launch) -> str:
         """How it ended: an error, or a reason such as a sign-out."""
         return obj.error_code or EMPTY
+
+    @admin.display(description=_("outcome"))
+    def explained_outcome(self, obj: Launch) -> SafeString | str:
+        """An error with a link to the reference, and with what its page says."""
+        code = obj.error_code
+        if obj.status != Launch.Status.FAILED or not code or code in ENDINGS:
+            return code or EMPTY
+        link = format_html(
+            '<a href="{}"><code>{}</code></a>', build_docs_url("errors", code), code
+        )
+        words = _find_words(code)
+        if words is None:
+            return link
+        name = obj.registration.server.name
+        page = gettext("The error page says: “%(title)s. %(turn)s”") % {
+            "title": words.get_title(name),
+            "turn": words.get_turn(name),
+        }
+        return format_html("{}<br>{}", link, page)
 
     @admin.action(description=_("End the selected launches"), permissions=["operate"])
     def end(self, request: HttpRequest, queryset: QuerySet[Launch]) -> None:
@@ -122,3 +156,15 @@ class LaunchAdmin(AuthorizationAdmin):
         else:
             message = gettext("None of the selected launches was open.")
             self.message_user(request, message, messages.WARNING)
+
+
+def _find_words(code: str) -> Words | None:
+    """Those of the error page for *code*; ``None`` if no error has it."""
+    if code in WORDS:
+        return WORDS[code]
+    for each in vars(exceptions).values():
+        is_error = isinstance(each, type) and issubclass(each, SMARTError)
+        if is_error and each.code == code:
+            # Only its class counts; what else it takes to make one is not known.
+            return find_words(each.__new__(each))
+    return None
