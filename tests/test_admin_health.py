@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from django_smart.models import FHIRServer
 from tests.factories import make_grant, make_registration, make_server
 
 pytestmark = pytest.mark.django_db
@@ -78,6 +80,36 @@ def test_page_of_a_server_shows_every_count_and_nothing_of_a_person(operator):
     assert "<dt>last failure</dt><dd>–</dd>" not in page.text
     assert "<dt>last error</dt><dd>server_timeout</dd>" in page.text
     assert "hush" not in page.text
+
+
+def test_pause_is_seen_in_the_list_and_on_the_page(operator):
+    server = make_server()
+    until = timezone.now() + timedelta(minutes=5)
+    page = reverse("admin:django_smart_fhirserver_change", args=[server.pk])
+
+    def read() -> list[str]:
+        shown = (
+            r'<td class="field-paused_until">(.*?)</td>',
+            r"<dt>paused until</dt><dd>(.*?)</dd>",
+        )
+        texts = (operator.get(url).text for url in (reverse(LIST), page))
+        return [
+            found
+            for text, pattern in zip(texts, shown, strict=True)
+            for found in re.findall(pattern, text)
+        ]
+
+    assert read() == ["–", "–"]
+    FHIRServer.objects.update(refresh_paused_until=until)
+    in_list, on_page = read()
+    assert in_list == on_page != "–"
+    # An operator's pause has no end; an outage's ends before it.
+    FHIRServer.objects.update(paused=True)
+    in_list, on_page = read()
+    assert in_list == on_page
+    assert "resumes" in on_page
+    found = operator.get(reverse(LIST), {"paused__exact": "0"})
+    assert page not in found.text
 
 
 def test_form_for_a_new_server_has_no_numbers(operator):

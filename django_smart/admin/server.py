@@ -83,7 +83,7 @@ _CAPABILITIES: dict[str, StrOrPromise] = {
 }
 
 
-HEALTH_COLUMNS = ("active_grants", "due_grants", "overdue")
+HEALTH_COLUMNS = ("paused_until", "active_grants", "due_grants", "overdue")
 
 
 class _HealthChangeList(ChangeList):
@@ -105,6 +105,11 @@ class HealthMixin:
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """A list that knows the health of its rows."""
         return _HealthChangeList
+
+    @admin.display(description=_("paused until"))
+    def paused_until(self, obj: Any) -> str:
+        """Whether an operator or an outage keeps workers from refreshing."""
+        return _end_of_pause(_get_health(obj))
 
     @admin.display(description=_("active grants"))
     def active_grants(self, obj: Any) -> int:
@@ -145,12 +150,18 @@ def _describe(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
     yield _("last success"), _at(health.last_success_at)
     yield _("last failure"), _at(health.last_failure_at)
     yield _("last error"), health.last_error or EMPTY
-    yield _("paused until"), _at(health.paused_until)
+    yield _("paused until"), _end_of_pause(health)
     yield _("stopped registrations"), health.stopped_registrations
 
 
 def _nothing(server: FHIRServer) -> ServerHealth:
     return ServerHealth(slug=server.slug, is_active=server.is_active)
+
+
+def _end_of_pause(health: ServerHealth) -> str:
+    if health.paused:
+        return gettext("somebody resumes it")
+    return _at(health.paused_until)
 
 
 def _ago(moment: datetime | None) -> str:
@@ -234,7 +245,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         "registration_count",
         *HEALTH_COLUMNS,
     )
-    list_filter = ("is_active", "preset")
+    list_filter = ("is_active", "paused", "preset")
     # Said again: the count below takes the model's own ordering away.
     ordering = ("name", "pk")
     search_fields = ("name", "slug", "base_url")
@@ -257,7 +268,10 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         "updated_at",
     )
     fieldsets = (
-        (None, {"fields": ("base_url", "preset", "name", "slug", "is_active")}),
+        (
+            None,
+            {"fields": ("base_url", "preset", "name", "slug", "is_active", "paused")},
+        ),
         (
             _OFFER,
             {
@@ -314,7 +328,6 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
                     "refresh_token_lifetime",
                     "min_refresh_interval",
                     "rate_limit",
-                    "paused",
                 ),
             },
         ),
