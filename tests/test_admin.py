@@ -1088,6 +1088,37 @@ def test_grants_are_due_at_once_though_the_clock_of_the_host_is_fast(
     assert list(TokenGrant.objects.due()) == [grant]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_grants_of_a_paused_server_wait_until_it_is_resumed(admin_client, rows, sent):
+    FHIRServer.objects.update(paused=True)
+    grant = rows[TokenGrant]
+    response = run_action(admin_client, TokenGrant, "refresh", grant)
+    assert levels_of(response) == ["warning"]
+    assert sent == []
+    other = make_grant(make_registration(make_server(1)))
+    response = run_action(admin_client, TokenGrant, "refresh", grant, other)
+    assert sorted(levels_of(response)) == ["success", "warning"]
+    assert sent == [("refresh_grants", ([other.pk],))]
+    FHIRServer.objects.update(paused=False)
+    assert set(TokenGrant.objects.due(timezone.now())) == {grant, other}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_selected_grants_that_end_with_their_sign_in_are_counted(
+    admin_client, rows, sent
+):
+    online = [make_grant(rows[ClientRegistration], is_offline=False) for _ in range(2)]
+    response = run_action(
+        admin_client, TokenGrant, "refresh", rows[TokenGrant], *online
+    )
+    assert sorted(levels_of(response)) == ["success", "warning"]
+    left_out = [
+        each for each in response.context["messages"] if each.level_tag == "warning"
+    ]
+    assert left_out[0].message.startswith("2 ")
+    assert sent == [("refresh_grants", ([rows[TokenGrant].pk],))]
+
+
 @pytest.mark.parametrize("values", [{"is_offline": False}, {"status": "revoked"}])
 def test_grants_that_cannot_be_refreshed_are_left_alone(
     admin_client, rows, sent, values

@@ -143,27 +143,39 @@ class TokenGrantAdmin(AuthorizationAdmin):
     )
     def refresh(self, request: HttpRequest, queryset: QuerySet[TokenGrant]) -> None:
         """Make offline grants due, and have a worker refresh them."""
-        grants = (
-            TokenGrant.objects.usable()
-            .offline()
-            .filter(pk__in=list(queryset.values_list("pk", flat=True)))
-        )
-        grant_ids = list(
+        selected = list(queryset.values_list("pk", flat=True))
+        grants = TokenGrant.objects.usable().offline().filter(pk__in=selected)
+        rows = dict(
             grants.order_by("registration__server_id", "pk").values_list(
-                "pk", flat=True
+                "pk", "registration__server__paused"
             )
         )
-        if not grant_ids:
-            message = gettext(
-                "Only active offline grants can be refreshed in the background."
-            )
+        left_out = len(selected) - len(rows)
+        if left_out:
+            message = ngettext(
+                "%(count)d grant was left out: only active offline grants can be "
+                "refreshed in the background.",
+                "%(count)d grants were left out: only active offline grants can be "
+                "refreshed in the background.",
+                left_out,
+            ) % {"count": left_out}
             self.message_user(request, message, messages.WARNING)
-            return
-        TokenGrant.objects.active().filter(pk__in=grant_ids).update(
+        TokenGrant.objects.active().filter(pk__in=rows).update(
             refresh_due_at=DatabaseNow()
         )
-        # After the transaction: a worker must find them due.
-        transaction.on_commit(partial(self._send_refreshes, request, grant_ids))
+        waiting = sum(rows.values())
+        if waiting:
+            message = ngettext(
+                "%(count)d grant will be refreshed when somebody resumes its server.",
+                "%(count)d grants will be refreshed when somebody resumes their "
+                "servers.",
+                waiting,
+            ) % {"count": waiting}
+            self.message_user(request, message, messages.WARNING)
+        grant_ids = [pk for pk, is_paused in rows.items() if not is_paused]
+        if grant_ids:
+            # After the transaction: a worker must find them due.
+            transaction.on_commit(partial(self._send_refreshes, request, grant_ids))
 
     def _send_refreshes(self, request: HttpRequest, grant_ids: list[int]) -> None:
         from .. import tasks  # loads Celery
