@@ -445,15 +445,17 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         try:
             fetch_configuration(server)
         except SMARTError as exc:
+            asked = FHIRServer.objects.with_base_url(server.base_url)
+            asked.filter(pk=server_id).update(discovery_failed_at=timezone.now())
             found = discover(server)
             if isinstance(found, Finding) and found.code in BASE_URL_WRONG:
                 message = f"{found.what} {found.fix}"
             else:
                 message = gettext(
-                    "The server's configuration could not be fetched: %(why)s "
-                    "(%(code)s) Test the connection to see how to fix it; a worker "
+                    "The server's configuration could not be fetched (%(code)s): "
+                    "%(why)s. Test the connection to see how to fix it; a worker "
                     "will try again as well."
-                ) % {"why": exc, "code": exc.code}
+                ) % {"why": str(exc).removesuffix("."), "code": exc.code}
             self.message_user(request, message, messages.WARNING)
         else:
             message = gettext("The server's configuration is shown below.")
@@ -556,7 +558,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
             self.message_user(request, message, messages.WARNING)
         else:
             message = gettext(
-                "A worker is fetching the configuration; reload the page to see it."
+                "A worker will fetch the configuration; reload the page to see it."
             )
             self.message_user(request, message)
 
