@@ -1405,3 +1405,16 @@ def test_second_registration_of_a_server_starts_as_no_default(admin_client, rows
     assert "is_ehr_default" not in initial
     page = admin_client.get(url, {"server": rows[FHIRServer].pk})
     assert page.context["adminform"].form.initial["is_ehr_default"] is False
+
+
+def test_second_registration_has_a_callback_named_after_its_server(admin_client, rows):
+    initial = (
+        admin_client.get(
+            url_of(ClientRegistration, "add"), {"server": rows[FHIRServer].pk}
+        )
+        .context["adminform"]
+        .form.initial
+    )
+    slug = rows[FHIRServer].slug
+    assert initial["callback_id"] == slug
+    assert initial["redirect_uri"].endswith(f"/callback/{slug}/")

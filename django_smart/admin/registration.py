@@ -196,11 +196,19 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
         site_url = conf.SMART_SITE_URL
         if not site_url and settings.DEBUG:
             site_url = request.build_absolute_uri("/").rstrip("/")
-        initial: dict[str, Any] = dict(_choose_callback(site_url)) if site_url else {}
         given = super().get_changeform_initial_data(request)
         server_id = str(given.get("server", ""))
-        if server_id.isdecimal():
-            planned = ClientRegistration(server_id=int(server_id))
+        server = (
+            FHIRServer.objects.filter(pk=server_id).first()
+            if server_id.isdecimal()
+            else None
+        )
+        planned = ClientRegistration(server=server or FHIRServer())
+        initial: dict[str, Any] = {}
+        if site_url:
+            initial["redirect_uri"] = site_url + choose_callback(planned)
+            initial["callback_id"] = planned.callback_id
+        if server:
             planned.leave_defaults()
             for name in ("is_ehr_default", "is_standalone_default"):
                 initial[name] = getattr(planned, name)
@@ -373,15 +381,6 @@ def _add_discovery_headers(registration: ClientRegistration) -> None:
                 *("discovery_failed_at", "updated_at"),
             ]
         )
-
-
-def _choose_callback(site_url: str) -> dict[str, str]:
-    registration = ClientRegistration(server=FHIRServer())
-    path = choose_callback(registration)
-    return {
-        "redirect_uri": site_url + path,
-        "callback_id": registration.callback_id,
-    }
 
 
 _VENDOR: dict[str, Any] = {
