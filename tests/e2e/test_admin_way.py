@@ -68,6 +68,13 @@ def test_pasted_base_url_leads_to_the_first_launch(
         _type(page, "FHIR base URL:", real_ehr.base_url)
         page.keyboard.press("Enter")
         page.get_by_text("launches from the EHR").wait_for()
+        page.set_viewport_size({"width": 1100, "height": 800})
+        heading = page.locator("#content h2").first.bounding_box()
+        buttons = page.locator(".object-tools").bounding_box()
+        assert heading is not None
+        assert buttons is not None
+        assert heading["y"] + heading["height"] <= buttons["y"]
+        page.set_viewport_size({"width": 1280, "height": 800})
         faults += look(page, "server", exclude=OF_DJANGO)
 
         _press(page.get_by_role("link", name="Register a client"))
