@@ -117,9 +117,7 @@ class LaunchAdmin(AuthorizationAdmin):
         code = obj.error_code
         if obj.status != Launch.Status.FAILED or not code or code in ENDINGS:
             return code or EMPTY
-        link = format_html(
-            '<a href="{}"><code>{}</code></a>', build_docs_url("errors", code), code
-        )
+        link = format_html('<a href="{}">{}</a>', build_docs_url("errors", code), code)
         words = _find_words(code)
         if words is None:
             return link

@@ -83,7 +83,7 @@ _CAPABILITIES: dict[str, StrOrPromise] = {
 }
 
 
-HEALTH_COLUMNS = ("paused_until", "active_grants", "due_grants", "overdue")
+HEALTH_COLUMNS = ("active_grants", "due_grants", "overdue")
 
 
 class _HealthChangeList(ChangeList):
@@ -241,6 +241,7 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         "name",
         "slug",
         "is_active",
+        "paused_until",
         "preset",
         "registration_count",
         *HEALTH_COLUMNS,
