@@ -52,7 +52,8 @@ def find_within(
     Args:
         within: the resource that contains the reference, its Bundle, or a list with
             these and other resources of the server, such as a search's ``included``.
-            Of these, only one may have what a reference with ``#`` means.
+            Only one of them may have a target for a reference with ``#``; the same
+            resource may be in the list twice.
         base_url: base of relative references, unless a Bundle in *within* shows where
             the resource with the reference comes from.
 
@@ -70,11 +71,11 @@ def find_within(
             for each in (source, *_get_contained(source))
             if reference[1:] == ("" if each is source else each.get("id"))
         ]
-        if len(targets) == 1:
+        if targets and all(each == targets[0] for each in targets):
             return dict(targets[0])
         raise FHIRRequestError(
             "The reference is to a contained resource: pass the resource that "
-            "contains it as within=."
+            "contains it, and no other with the same contained id, as within=."
         )
     if not isinstance(within, Mapping):
         bundles.append({"entry": [{"resource": each} for each in sources]})

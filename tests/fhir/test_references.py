@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -160,7 +161,8 @@ def test_contained_resource_is_found_where_it_is(grant):
     for reference in ("#org", "#"):
         with pytest.raises(FHIRRequestError):
             grant.client.resolve(reference, within=[holder, other])
-    assert grant.client.resolve("#org", within=[holder, PATIENT]) == organization
+    for within in ([holder, PATIENT], [holder, PATIENT, deepcopy(holder)]):
+        assert grant.client.resolve("#org", within=within) == organization
     assert grant.server.requests == []
 
 
