@@ -27,7 +27,7 @@ from django_smart.fhir.answers import add_version, process_write_response
 from django_smart.fhir.attachments import read_attachment, write_stream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
-from django_smart.fhir.compartment import PatientBoundary
+from django_smart.fhir.compartment import PatientBoundary, is_shared
 from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.guard import Guard
 from django_smart.fhir.interactions import (
@@ -458,10 +458,11 @@ class FHIRClient(FHIRConnection):
         elif (
             not is_page
             and self.is_within_boundary(target)
+            and not is_shared(interaction.resource_type)
             and not guard.boundary.is_open(interaction.name, interaction.resource_type)
         ):
             raise ForeignPatientError(
-                "The same id at another base URL is another patient's."
+                "The same id at another base URL may be another patient's."
             )
         response = self._perform(interaction, url=url)
         guard.check_response(interaction, response)
@@ -796,7 +797,7 @@ class FHIRClient(FHIRConnection):
                 sent.
             FHIRRequestError: the reference has no target that can be resolved.
             ForeignPatientError: under ``patient/`` scopes, also for a reference to
-                another base URL.
+                another base URL, unless no patient has resources of its type.
             FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :meth:`read`.
         """

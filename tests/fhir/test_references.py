@@ -246,12 +246,13 @@ MINE = {
 }
 
 
-def make_limited_grant(scope: str = "patient/*.rs") -> Grant:
+def make_limited_grant(scope: str = "patient/*.rs", **options: Any) -> Grant:
     return Grant(
         patient_id="p1",
         boundary="origin",
         get_scopes=lambda: ScopeSet.parse(scope),
         record_rules=RecordRules(),
+        **options,
     )
 
 
@@ -287,12 +288,16 @@ def test_same_id_at_another_base_is_another_patient():
     assert len(list(fhir.iterate_pages(first))) == 2
 
 
-def test_server_decides_on_another_base_for_types_of_other_scopes():
-    grant = make_limited_grant("patient/Patient.rs user/Practitioner.rs")
+@pytest.mark.parametrize(
+    "scope", ["patient/Patient.rs user/Practitioner.rs", "patient/*.rs"]
+)
+def test_what_is_nobodys_is_read_at_another_base(scope):
+    grant = make_limited_grant(scope)
     url = "https://ehr.example.org/other/Practitioner/dr"
     practitioner = {"resourceType": "Practitioner", "id": "dr"}
     grant.server.on(url, respond(practitioner))
     assert grant.client.resolve(url) == practitioner
+    assert grant.client.resolve_many([url]) == [practitioner]
 
 
 def test_references_that_no_search_finds_are_read():
