@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
 from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRConflictError,
+    FHIRForbiddenError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
     ForeignPatientError,
+    InsufficientScopeError,
     MalformedFHIRResponseError,
     ResponseTooLargeError,
 )
@@ -797,7 +799,7 @@ class FHIRClient(FHIRConnection):
                 sent.
             FHIRRequestError: the reference has no target that can be resolved.
             ForeignPatientError: under ``patient/`` scopes, also for a reference to
-                another base URL, unless no patient has resources of its type.
+                another base URL, unless resources of its type belong to no patient.
             FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :meth:`read`.
         """
@@ -829,7 +831,8 @@ class FHIRClient(FHIRConnection):
             The targets, in the order of the references.
 
         Raises:
-            BearerBoundaryError, FHIRRequestError: see :meth:`resolve`.
+            BearerBoundaryError, FHIRRequestError, ForeignPatientError: see
+                :meth:`resolve`.
             FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :meth:`resolve`.
         """
@@ -852,8 +855,10 @@ class FHIRClient(FHIRConnection):
             for start in range(0, len(wanted), _IDS_AT_ONCE):
                 some = wanted[start : start + _IDS_AT_ONCE]
                 query = {"_id": AnyOf(*some), "_count": len(some)}
-                # Some types have no search parameter that selects the patient.
-                with suppress(ForeignPatientError):
+                # No scope may allow it, or no parameter may select the patient.
+                with suppress(
+                    FHIRForbiddenError, ForeignPatientError, InsufficientScopeError
+                ):
                     for resource in self.iterate(resource_type, query):
                         if (resource_id := resource.get("id", "")) in by_id:
                             found[by_id[resource_id]] = resource

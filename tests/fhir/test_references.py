@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from copy import deepcopy
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -13,6 +13,7 @@ from django_smart.exceptions import (
     FHIRNotFoundError,
     FHIRRequestError,
     ForeignPatientError,
+    InsufficientScopeError,
     MalformedFHIRResponseError,
     ResponseTooLargeError,
 )
@@ -311,6 +312,21 @@ def test_references_that_no_search_finds_are_read():
     grant.server.on("Observation/o1", respond(others))
     with pytest.raises(ForeignPatientError):
         grant.client.resolve_many(["Observation/o1", "Observation/o2"])
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_references_that_may_not_be_searched_for_are_read(is_asked):
+    def refuse(missing: str) -> NoReturn:
+        raise InsufficientScopeError("no scope", missing=missing)
+
+    options: dict[str, Any] = {} if is_asked else {"on_missing_scope": refuse}
+    grant = make_limited_grant("patient/Practitioner.r", **options)
+    people = [{"resourceType": "Practitioner", "id": f"d{one}"} for one in (1, 2)]
+    for person in people:
+        grant.server.on(f"Practitioner/{person['id']}", respond(person))
+    grant.server.on("Practitioner?_id=d1%2Cd2&_count=2", respond(b"", 403))
+    assert grant.client.resolve_many(["Practitioner/d1", "Practitioner/d2"]) == people
+    assert len(grant.server.requests) == (3 if is_asked else 2)
 
 
 # Attachments
