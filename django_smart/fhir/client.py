@@ -237,7 +237,7 @@ class FHIRClient(FHIRConnection):
             FHIRPreconditionFailedError: several resources match *if_none_exist*.
             BearerBoundaryError: the response points to another server.
             MalformedFHIRResponseError: the response does not say which resource was
-                stored.
+                stored, or only that the request was accepted (202).
         """
         return self._write(
             build_create(resource, if_none_exist=if_none_exist, prefer=prefer)
@@ -760,8 +760,10 @@ class FHIRClient(FHIRConnection):
             name, resource_type, id, query=query, body=body, prefer=prefer
         )
         response = self.perform(interaction)
-        what = f"operation {name}"
-        answer = process_change_response(response, what=what)
+        answer = None
+        # What comes with 202 is about the request: nothing was done yet.
+        if response.status_code != 202:
+            answer = process_change_response(response, what=f"operation {name}")
         if answer is None:
             answer = {"resourceType": "Parameters"}
             if location := response.headers.get("content-location"):

@@ -232,8 +232,7 @@ def process_change_response(
         MalformedFHIRResponseError: a status below 400 that is no success, or a body
             that is not FHIR JSON.
     """
-    # What comes with 202 is about the request: nothing was done yet.
-    if response.status_code in {202, 204} or (
+    if response.status_code == 204 or (
         response.status_code in {200, 201} and not response.body
     ):
         return None
