@@ -69,10 +69,11 @@ _TO_QUOTE = r"(?:(?!(?P=quote))(?:\\.|.))*"
 _ESCAPES = r"\\{0,8}"
 _QUOTE = rf"(?P<quote>{_ESCAPES}[\"'])"
 _BYTES = rf"(?:b(?={_ESCAPES}[\"']))?"
-# In a list, what comes before its last item.
+# In a list, what comes before its last item.  Possessive: a backslash can be read in
+# two ways, and trying both for each would never end.
 _ITEMS = (
     rf"(?(many)(?:(?P<mark_of_item>{_ESCAPES}[\"'])"
-    rf"(?:(?!(?P=mark_of_item))(?:\\.|.))*(?P=mark_of_item),\s*{_BYTES})*)"
+    rf"(?:(?!(?P=mark_of_item))(?:\\.|.))*+(?P=mark_of_item),\s*{_BYTES})*)"
 )
 _FLAGS = re.IGNORECASE | re.DOTALL
 

@@ -227,3 +227,10 @@ def test_white_space_within_a_secret_takes_no_longer_than_its_length(
     started = time.process_time()
     redact(text)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("piece", ["\\", "\\n", "\\'"])
+def test_backslashes_in_a_list_take_no_longer_than_their_number(piece):
+    started = time.process_time()
+    redact("'code': ['" + piece * 20_000)
+    assert time.process_time() - started < 2
