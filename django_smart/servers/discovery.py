@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import transaction
 from django.utils import timezone
 
 from ..conf import conf
@@ -99,7 +98,8 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
     briefly.
 
     Raises:
-        DiscoveryBusyError: another process is fetching it, or has just failed to.
+        DiscoveryBusyError: another process is fetching it, or has just failed to, or
+            the server was changed or deleted while it was fetched.
         TransportError, DiscoveryError: nothing is stored and nothing could be fetched.
     """
     known = server.read_configuration()
@@ -528,13 +528,16 @@ def _store(server: FHIRServer, *columns: str) -> None:
         DiscoveryBusyError: one was, or the server was deleted.
     """
     asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
-    with transaction.atomic():
-        # A conditional UPDATE, which locks the row: the race is with an operator.
-        if not asked.update(updated_at=timezone.now()):
-            raise DiscoveryBusyError(
-                f"Server {server.slug} was changed while its configuration was fetched."
-            )
-        server.save(update_fields=columns)
+    values = {name: getattr(server, name) for name in columns}
+    # Committed before disputes are reviewed: of two servers that name one issuer at the
+    # same time, the later review sees both.
+    if not asked.update(**values, updated_at=timezone.now()):
+        raise DiscoveryBusyError(
+            f"Server {server.slug} was changed while its configuration was fetched."
+        )
+    if "pinned" in columns:
+        FHIRServer.objects.review_disputes()
+        server.refresh_from_db(fields=["disputed"])
 
 
 def _mark_miss(server: FHIRServer) -> None:
@@ -544,7 +547,8 @@ def _mark_miss(server: FHIRServer) -> None:
 
 def _mark_failure(server: FHIRServer) -> None:
     server.discovery_failed_at = timezone.now()
-    server.save(update_fields=["discovery_failed_at"])
+    asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
+    asked.update(discovery_failed_at=server.discovery_failed_at)
 
 
 def _is_fresh(
