@@ -386,6 +386,13 @@ def test_first_client_of_a_server_is_named_in_the_headers_of_its_preset(
         server.refresh_from_db()
         assert server.discovery_headers == {"Epic-Client-ID": "growth-chart"}
     assert server.configuration_fetched_at is None
+    FHIRServer.objects.update(discovery_headers={})
+    third = later["redirect_uri"].replace("another", "third")
+    values = {"client_id": "third", "redirect_uri": third}
+    admin_client.post(add, {**data, **later, **values})
+    server.refresh_from_db()
+    assert ClientRegistration.objects.count() == 3
+    assert server.discovery_headers == {}
 
 
 @pytest.mark.parametrize(

@@ -371,7 +371,8 @@ def _add_discovery_headers(registration: ClientRegistration) -> None:
     server = registration.server
     values = get_preset_values(server.preset, client_id=registration.client_id)
     headers = values.get("discovery_headers")
-    if headers and not server.discovery_headers:
+    others = server.registrations.exclude(pk=registration.pk)
+    if headers and not server.discovery_headers and not others.exists():
         server.discovery_headers = headers
         # The server may answer this client otherwise.
         server.configuration_fetched_at = server.discovery_failed_at = None

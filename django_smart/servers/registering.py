@@ -205,6 +205,10 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
             # They may contain the client id of the server's first registration.
             values.pop("discovery_headers", None)
         _assign(server, values)
+    elif known and not (known.discovery_headers or known.registrations.exists()):
+        # Of the preset that was chosen before, only the client ID was missing.
+        values = get_preset_values(known.preset, client_id=data.client_id)
+        server.discovery_headers = values.get("discovery_headers", {})
     before = server.overrides
     _assign(server, data.server_values)
     if server.overrides != before:

@@ -16,6 +16,7 @@ from django_smart.models import ClientRegistration, FHIRServer, SigningKey
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, answer
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
+from tests.factories import make_server
 from tests.management.running import Ran, run
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("ehr")]
@@ -422,6 +423,13 @@ def test_second_registration_of_a_server_is_no_default_and_takes_no_headers():
     assert row.server.discovery_headers == {"Epic-Client-ID": CLIENT_ID}
     with pytest.raises(CommandError, match="default for EHR launches"):
         run("smart_register", *other, "--set", "is_ehr_default=true")
+
+
+def test_first_client_of_a_server_is_named_in_the_headers_of_its_preset():
+    make_server(base_url=BASE_URL, preset="epic")
+    register(*_SECRET, *_EHR)
+    server = FHIRServer.objects.get()
+    assert server.discovery_headers == {"Epic-Client-ID": CLIENT_ID}
 
 
 def test_slug_of_another_server_is_refused():
