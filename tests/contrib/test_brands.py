@@ -36,6 +36,7 @@ from django_smart.models import (
     BrandBundle,
     BrandEndpoint,
     BrandWord,
+    FHIRServer,
 )
 from tests.bundles import (
     VECTORS,
@@ -527,7 +528,11 @@ def test_server_is_linked_although_the_bundle_has_not_changed(tmp_path, host):
     server = make_server(slug="s", name="S", base_url=R4)
     assert import_brands(URL, server=server).bundle.server == server
     assert shown() == ["Own word"]
-    import_brands(URL)
+    other = make_server(slug="a", name="A", base_url=f"{R4}/other")
+    FHIRServer.objects.update(configuration={"user_access_brand_bundle": URL})
+    for again in (other, server):
+        import_brands(URL, server=again)
+        assert import_brands(URL).bundle.server == again
     assert host.requests[-1].headers["If-None-Match"] == '"one"'
 
 

@@ -73,8 +73,8 @@ def import_brands(
     Import the bundle at *url*, all of it or nothing.
 
     Args:
-        server: whose configuration links to the bundle; found automatically if a stored
-            configuration has this URL.
+        server: whose configuration links to the bundle; by default one whose stored
+            configuration has this URL, if possible the one it is linked to.
         force: read it even if it has not changed.
 
     Raises:
@@ -82,7 +82,7 @@ def import_brands(
         ImproperlyConfigured: the extra ``brands`` is not installed.
     """
     known = BrandBundle.objects.at(url).first()
-    server = server or _find_server(url) or (known.server if known else None)
+    server = server or _find_server(url, linked=known.server if known else None)
     # A bundle that gets another server is stored again: it may show other brands.
     is_same = known is not None and known.server == server
     etag = known.etag if known is not None and is_same and not force else ""
@@ -209,10 +209,12 @@ def _compute_digest(file: BinaryIO) -> str:
     return state.hexdigest()
 
 
-def _find_server(url: str) -> FHIRServer | None:
-    """The server whose stored configuration names *url*, if one does."""
+def _find_server(url: str, *, linked: FHIRServer | None) -> FHIRServer | None:
+    """A server whose stored configuration names *url*: if it does, the linked one."""
     servers = FHIRServer.objects.active()
-    return servers.filter(configuration__user_access_brand_bundle=url).first()
+    naming = servers.filter(configuration__user_access_brand_bundle=url)
+    own = naming.filter(pk=linked.pk).first() if linked else None
+    return own or naming.first() or linked
 
 
 def _get_identifier(server: FHIRServer | None) -> Mapping[str, str] | None:
