@@ -483,7 +483,7 @@ def test_switched_off_organisation_is_not_offered_again(ehr, registration):
             exceptions.LaunchRequestError("x", code="unknown_server"),
             "support team can",
         ),
-        (exceptions.FHIRGoneError("x", status_code=410), "of Harbour can"),
+        (exceptions.FHIRNotFoundError("x", status_code=404), "of Harbour can"),
     ],
 )
 def test_page_says_who_can_put_it_right(error, turn):

@@ -488,7 +488,6 @@ WORDS: Mapping[str, Words] = {
     "fhir_gone": Words(
         title=_("This was deleted at %(server)s"),
         advice=_("If you need it, look for it there."),
-        turn=_EHRS_TURN,
     ),
     "fhir_unavailable": Words(
         title=_("%(Server)s is too busy at the moment"), advice=_TRY_LATER
@@ -502,7 +501,7 @@ WORDS: Mapping[str, Words] = {
     "app_state_unsupported": Words(
         title=_("%(Server)s does not store settings for this app"),
         advice=_("They cannot be saved there. Contact this site's support."),
-        turn=_EHRS_TURN,
+        turn=_SITES_TURN,
     ),
     # Tasks
     "task_launch_invalid": Words(
