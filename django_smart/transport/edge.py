@@ -168,8 +168,8 @@ def send(
         ResponseTooLargeError: the body is larger than *max_body*.
 
     Spec: SMART App Launch 2.2, TLS and "SHALL be authenticated" throughout (TOK-05,
-    TOK-06, FHIR-03, SEC-04).  Only a GET or HEAD is sent twice, if the server had
-    closed the kept-alive connection.
+    TOK-06, FHIR-03, SEC-04).  Once a byte has gone out, only a GET or HEAD is sent
+    again, if the server had closed the kept-alive connection.
     """
     validate_https_url(request.url, insecure_hosts=insecure_hosts, what="URL")
 
@@ -194,7 +194,7 @@ def open_stream(
     check_peer: PeerCheck | None = None,
 ) -> Iterator[ResponseStream]:
     """
-    Send *request* once; the body is read inside the ``with`` block, and ends with it.
+    Send *request*; the body is read inside the ``with`` block, and ends with it.
 
     Args and errors are those of :func:`send`; the limit of the
     whole call goes on while the body is read.
