@@ -404,7 +404,8 @@ class FHIRClient(FHIRConnection):
 
         Raises:
             BearerBoundaryError: the URL is outside the boundary; nothing was sent.
-            FHIRRequestError: the path or URL is invalid.
+            FHIRRequestError: the path or URL is invalid, or under ``patient/`` scopes,
+                is not in a form that can be checked.
             ForeignPatientError: under ``patient/`` scopes, also for a URL outside the
                 base URL; pages of a Bundle are read by :meth:`iterate_pages`.
         """
@@ -712,9 +713,9 @@ class FHIRClient(FHIRConnection):
         def fetch_page(page_url: str) -> Page:
             if page_url == url:
                 return Page(first, url=url)
-            response = self.perform(
-                Interaction(name="get", method="GET", path=page_url), url=page_url
-            )
+            # Without a path: only get() is about what the URL says.
+            interaction = Interaction(name="get", method="GET", path="")
+            response = self.perform(interaction, url=page_url)
             page = process_bundle_response(response, type=type_, what=what)
             return Page(page, url=page_url)
 

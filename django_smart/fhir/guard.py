@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from django_smart.exceptions import (
     FHIRPreconditionFailedError,
@@ -257,10 +257,17 @@ class Guard:
             )
 
     def _prepare_get(self, asked: Interaction, urns: frozenset[str]) -> Interaction:
-        """Return what a path refers to; other paths, such as pages, are kept."""
+        """Return what a path or URL refers to; others, such as pages, are kept."""
+        url, base = urlsplit(asked.path), urlsplit(self.boundary.base_url)
+        # Of an absolute URL, which is known to be below the base.
+        path = unquote(url.path.removeprefix(base.path if url.scheme else ""))
+        path = path.lstrip("/")
         try:
-            parsed = parse_interaction("GET", asked.path.removeprefix("/"))
+            parsed = parse_interaction("GET", f"{path}?{url.query}")
         except FHIRRequestError:
+            # Of a type, in a form that only some servers understand.
+            if path[:1].isupper():
+                raise
             return asked
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
 

@@ -553,6 +553,50 @@ def test_path_is_checked_as_what_it_stands_for():
 
 
 @pytest.mark.parametrize(
+    "prefix", ["", "/", f"{BASE}/", f"{BASE}//", BASE.replace("ehr.", "EHR.") + "/"]
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Observation?patient=p2&_summary=count",
+        "Observation//?patient=p2&_summary=count",
+        "%4Fbservation?patient=p2&_summary=count",
+        "Observation/_search?patient=p2&_summary=count",
+        f"Observation?{'code=1&' * 100}patient=p2&_summary=count",
+        "Practitioner?_has:Observation:performer:patient=p2&_summary=count",
+        "Patient/p2/*?_summary=count",
+        "Patient/p2/$everything?_type=Medication",
+        "Patient/$everything?_type=Medication",
+        "Observation/o2/_history?_summary=count",
+        "Observation/o2/_history/1",
+    ],
+)
+def test_path_is_checked_in_any_spelling(prefix, path):
+    grant = make_grant()
+    others = {**OTHERS, "id": "o2"}
+    grant.server.on("Observation/o2", respond(others))
+    with pytest.raises((FHIRRequestError, ForeignPatientError)):
+        grant.client.get(f"{prefix}{path}")
+    assert set(grant.server.urls) <= {f"{BASE}/Observation/o2"}
+
+
+def test_pages_are_read_as_the_server_links_to_them():
+    grant = make_grant()
+    # Such a search would be narrowed, or refused.
+    pages = [f"{BASE}/Observation?ct=2", f"{BASE}/Observation/_search?ct=3", BASE]
+    first = bundle(MINE, next_url=pages[0])
+    first["link"][0]["url"] = f"{BASE}/Observation"
+    for number, url in enumerate(pages, start=2):
+        page = bundle({**MINE, "id": f"o{number}"}, next_url=[*pages, ""][number - 1])
+        grant.server.on(url, respond(page))
+    assert len(list(grant.client.iterate_pages(first))) == 4
+    assert grant.server.urls == pages
+    for path in ("?_getpages=1", "/pages/1"):
+        grant.server.on(f"{BASE}{path}", respond(bundle(MINE)))
+        assert grant.client.get(path)["entry"] == [{"resource": MINE}]
+
+
+@pytest.mark.parametrize(
     ("method", "path"),
     [
         *(("GET", path) for path in ("", "a/b/c/d/e", "Patient/1/2", "patient/1")),
