@@ -144,6 +144,8 @@ class _Around:
     urns: frozenset[str] = field(default=frozenset(), repr=False)
     """``urn:`` names of other entries."""
     is_written: bool = False
+    is_made: bool = False
+    """Whether an operation made them, so that no Bundle is a stored one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +310,7 @@ class PatientBoundary:
         letters: str = "rs",
         *,
         is_written: bool = False,
+        is_made: bool = False,
         urns: frozenset[str] = frozenset(),
     ) -> None:
         """
@@ -317,12 +320,15 @@ class PatientBoundary:
             resource: as written or received; Bundles and Parameters with all they hold.
             letters: any of which a scope has to have that is not for one patient alone.
             is_written: whether it is the body of a request.
+            is_made: whether an operation made it, so that no Bundle is a stored one.
             urns: of further resources in the same transaction, none of them a Patient.
 
         Raises:
             ForeignPatientError: it is another patient's, names one, or does not say.
         """
-        around = _Around(own=self.own, urns=urns, is_written=is_written)
+        around = _Around(
+            own=self.own, urns=urns, is_written=is_written, is_made=is_made
+        )
         try:
             self._check(resource, letters, around)
         except RecursionError:
@@ -338,7 +344,7 @@ class PatientBoundary:
             return False
         is_stored = name == "Bundle" and str(resource.get("type")) in _STORED
         # Of what carries other resources, each of which has its own scope.
-        is_carrier = name in _CONTAINERS and not is_stored
+        is_carrier = name in _CONTAINERS and (around.is_made or not is_stored)
         granted = [
             scope
             for scope in self._get_scopes(name, letters)

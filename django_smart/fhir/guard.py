@@ -300,7 +300,10 @@ class Guard:
         """
         if asked.name != "capabilities":
             _check_bundles(resource)
-            self.boundary.check(resource, f"rs{get_letters(asked.name)}")
+            path = asked.path.partition("?")[0]
+            is_made = "$" in path and not path.startswith("Bundle/")
+            letters = f"rs{get_letters(asked.name)}"
+            self.boundary.check(resource, letters, is_made=is_made)
 
     def hides_match(self, asked: Interaction, answer: Any) -> bool:
         """

@@ -676,6 +676,26 @@ def test_scope_for_what_carries_resources_is_none_for_them(scope, members):
     assert grant.client.get(path)["entry"] == [{"resource": MINE}]
 
 
+@pytest.mark.parametrize("type_", ["collection", "document", "message"])
+@pytest.mark.parametrize("level", ["user", "patient"])
+def test_bundle_that_an_operation_makes_is_none_that_is_stored(level, type_):
+    grant = make_grant(f"{level}/Bundle.rs patient/Observation.rs")
+    stored = "Bundle/b1"
+    others = bundle(OTHERS, type=type_, id="b1")
+    grant.server.on("Observation/$lastn?patient=p1", respond(others))
+    grant.server.on(stored, respond(others))
+    for call in (
+        lambda: grant.client.operation("lastn", "Observation"),
+        lambda: grant.client.get("Observation/$lastn"),
+    ):
+        with pytest.raises(ForeignPatientError):
+            call()
+    if level == "user":
+        grant.server.on(f"{stored}/$meta", respond(others))
+        assert grant.client.get(stored) == others
+        assert grant.client.get(f"{stored}/$meta") == others
+
+
 @pytest.mark.parametrize(
     "scope",
     ["patient/Bundle.rs?type=x patient/Observation.rs", "patient/*.rs?status=final"],
