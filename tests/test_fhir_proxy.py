@@ -1021,6 +1021,22 @@ def test_deletion_is_reported_without_what_the_server_says_about_it(status):
     assert proxy("PUT", "Observation/o1", OBSERVATION).status_code == 502
 
 
+def test_parameters_of_an_operation_need_no_patient():
+    proxy = Proxy(operations=("lookup",))
+    proxy.smart.patient_id = None
+    proxy.smart.scopes = ScopeSet.parse("user/CodeSystem.rs patient/Observation.rs")
+    named = {"name": "display", "valueString": "Weight"}
+    for parameter, status in (
+        (named, 200),
+        ({"name": "x", "valueReference": {"reference": "Patient/p1"}}, 403),
+        ({"name": "x", "resource": OBSERVATION}, 403),
+    ):
+        parameters = {"resourceType": "Parameters", "parameter": [parameter]}
+        proxy.server.on("CodeSystem/$lookup?code=1", respond(parameters))
+        response = proxy("GET", "CodeSystem/$lookup?code=1")
+        assert response.status_code == status
+
+
 def test_search_may_be_sent_as_a_form():
     proxy = Proxy(methods=("GET", "POST"))
     proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))

@@ -352,7 +352,7 @@ class PatientBoundary:
         ]
         if any(s.level != "patient" and _selects(s, resource) for s in granted):
             return self._is_own_anyway(resource, name, around)
-        if self.patient_id is None and name != "Bundle":
+        if self.patient_id is None and name not in _CONTAINERS:
             _refuse("There is no patient in context.")
         granted = [scope for scope in granted if scope.level == "patient"]
         if granted and not any(_selects(scope, resource) for scope in granted):
