@@ -118,8 +118,8 @@ def start_export(
     is_url = bool(location) and is_same_origin(status_url, status_url)
     if response.status_code != 202 or not is_url:
         raise MalformedFHIRResponseError(
-            f"the export request returned status {response.status_code}, not "
-            "202 with a URL as Content-Location",
+            "the export request must return status 202 and a URL as "
+            f"Content-Location; the status was {response.status_code}",
             status_code=response.status_code,
         )
     export = BulkExport(client, {"status_url": status_url})

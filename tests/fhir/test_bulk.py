@@ -572,7 +572,7 @@ def test_acceptance_without_a_place_to_ask_is_refused(grant):
         *(respond(b"", 202, content_location=location) for location in unusable),
     ):
         grant.server.on(KICK_OFF, answer)
-        with pytest.raises(MalformedFHIRResponseError):
+        with pytest.raises(MalformedFHIRResponseError, match="must return status 202"):
             grant.client.export()
 
 
