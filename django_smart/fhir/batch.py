@@ -95,9 +95,7 @@ class Batch:
     """
 
     def __init__(
-        self,
-        kind: Literal["batch", "transaction"],
-        client: FHIRClient,
+        self, kind: Literal["batch", "transaction"], client: FHIRClient
     ) -> None:
         self._kind = kind
         self._client = client

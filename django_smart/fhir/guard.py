@@ -424,13 +424,12 @@ class Guard:
         if name == "update":
             self.boundary.check(asked.body, letter, is_written=True, urns=urns)
         is_conditional = len(parts) == 1
-        if is_conditional and not any(_is_condition(name) for name, _ in pairs):
-            raise FHIRRequestError("Name the resource by its id or by a search.")
+        # Others are left out, such as _cascade=delete.
+        pairs = [pair for pair in pairs if is_conditional and _is_condition(pair[0])]
         if is_conditional:
-            pairs = [pair for pair in pairs if _is_condition(pair[0])]
+            if not pairs:
+                raise FHIRRequestError("Name the resource by its id or by a search.")
             pairs = self.boundary.narrow(kind, pairs)
-        else:
-            pairs = []  # such as _cascade=delete
         asked = _with_query(asked, "/".join(parts), pairs)
         letters = "rs" if is_conditional else "r"
         missing = self._find_missing(kind, letters)
