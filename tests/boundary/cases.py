@@ -952,6 +952,11 @@ def _scopes() -> Iterator[Case]:
         expected="nothing",
     )
     yield Case(
+        about="document that no scope selects",
+        path="Bundle/document-mine",
+        scope="patient/Bundle.rs?type=collection patient/Composition.rs",
+    )
+    yield Case(
         about="type without a scope", path="Condition/condition-mine", scope=laboratory
     )
     yield Case(
@@ -1158,6 +1163,11 @@ def _legitimate() -> Iterator[Case]:
         "search for patients, with a user/ scope",
         "Patient?_id=other",
         scope="patient/Observation.rs user/Patient.rs",
+    )
+    yield fine(
+        "read another's document, with a user/ scope",
+        "Bundle/document-other",
+        scope="patient/Observation.rs user/Bundle.rs",
     )
     yield fine(
         "search, with a scope for some Bundles",
