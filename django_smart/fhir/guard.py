@@ -265,8 +265,10 @@ class Guard:
         try:
             parsed = parse_interaction("GET", f"{path}?{url.query}")
         except FHIRRequestError:
-            # Of a type, in a form that only some servers understand.
-            if path[:1].isupper():
+            # Of a type, in a form that only some servers understand; or a count, which
+            # does not say whose it is.
+            pairs = _parse_query(url.query)
+            if path[:1].isupper() or any(_asks_for_count(*pair) for pair in pairs):
                 raise
             return asked
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
