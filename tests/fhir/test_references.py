@@ -162,8 +162,9 @@ def test_contained_resource_is_found_where_it_is(grant):
     for reference in ("#org", "#"):
         with pytest.raises(FHIRRequestError):
             grant.client.resolve(reference, within=[holder, other])
-    for within in ([holder, PATIENT], [holder, PATIENT, deepcopy(holder)]):
-        assert grant.client.resolve("#org", within=within) == organization
+    for more in ([PATIENT], [PATIENT, deepcopy(holder)]):
+        found = grant.client.resolve("#org", within=[holder, *more])
+        assert found == organization
     assert grant.server.requests == []
 
 
