@@ -12,8 +12,6 @@ from datetime import datetime, timedelta
 from itertools import islice
 from math import ceil
 
-from django.db import connections, router
-
 from ..models import ClientRegistration, TaskRun, TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
@@ -46,10 +44,10 @@ logger = logging.getLogger(__name__)
 CLAIM_LENGTH = timedelta(seconds=45)
 # Messages whose grants are claimed together: more would delay the first of them.
 _CLAIMED_AT_ONCE = 2
-# How long a tick may take between two claims, which is also how long one whose process
-# was killed keeps out the others, and the pause after it: of ticks that accumulated
-# while no worker ran, most end immediately.  It is shorter than a batch, after which a
-# tick claims the grants that are left.
+# How long a tick may take between two claims, which is also how long one that lost its
+# process or its connection keeps out the others, and the pause after it: of ticks that
+# accumulated while no worker ran, most end immediately.  It is shorter than a batch,
+# after which a tick claims the grants that are left.
 _TICK_LENGTH = timedelta(seconds=30)
 _TICK_PAUSE = timedelta(seconds=0.1)
 # Seconds after which a tick that still runs extends its reservation.
@@ -72,21 +70,17 @@ def run_tick(send: Callable[[list[int], bool], object]) -> None:
             "deployment or are on hold (smart_refresh --adopt)."
         )
         return
-    has_begun = True  # also if only the response to it is lost
+    if not TaskRun.objects.begin(REFRESH, within=_TICK_LENGTH):
+        return
+    held_at = time.monotonic()
     try:
-        has_begun = TaskRun.objects.begin(REFRESH, within=_TICK_LENGTH)
-        if not has_begun:
-            return
-        held_at = time.monotonic()
         for grant_ids, has_more in _claim_in_turn(MOST_CLAIMED):
             send(grant_ids, has_more)
             if time.monotonic() - held_at > _HELD_ANEW:
                 TaskRun.objects.hold(REFRESH, within=_TICK_LENGTH)
                 held_at = time.monotonic()
     finally:
-        if has_begun:
-            connections[router.db_for_write(TaskRun)].close_if_unusable_or_obsolete()
-            TaskRun.objects.hold(REFRESH, within=_TICK_PAUSE)
+        TaskRun.objects.hold(REFRESH, within=_TICK_PAUSE)
 
 
 def claim_due_batches(*, limit: int = MOST_CLAIMED) -> Iterator[list[int]]:

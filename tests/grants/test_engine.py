@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import time_machine
 from django.contrib.auth import get_user_model
-from django.db import OperationalError, connection
 from django.utils import timezone
 
 from django_smart import transport
@@ -224,34 +223,6 @@ def test_tick_that_takes_long_keeps_out_the_next(
 
     run_tick(send)
     assert set(sent) == expected
-
-
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("column", ["busy_until", "claimed_until"])
-def test_tick_that_lost_its_connection_keeps_out_no_other(
-    registration: ClientRegistration, column: str
-) -> None:
-    grant = _make_grant(registration)
-    lost: list[str] = []
-
-    def lose(execute: Any, sql: str, *args: Any) -> Any:
-        result = execute(sql, *args)
-        if sql.startswith("UPDATE") and column in sql and not lost:
-            lost.append(sql)
-            # It was done, and its result is lost.
-            if connection.vendor == "postgresql":
-                connection.connection.close()
-            connection.errors_occurred = True
-            raise OperationalError("the connection broke")
-        return result
-
-    with connection.execute_wrapper(lose), pytest.raises(OperationalError):
-        run_tick(lambda *_: None)
-    TokenGrant.objects.update(claimed_until=None)
-    time.sleep(0.15)
-    batches: list[tuple[list[int], bool]] = []
-    run_tick(lambda *batch: batches.append(batch))
-    assert batches == [([grant.pk], False)]
 
 
 @pytest.mark.django_db(transaction=True)

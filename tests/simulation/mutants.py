@@ -201,4 +201,18 @@ MUTANTS = (
             "faults": (),
         },
     ),
+    Mutant(
+        row="18 a lost tick keeps out the others",
+        seed=2,
+        finding="is due for",
+        patches=((engine, "_TICK_LENGTH", timedelta(minutes=3)),),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 60,
+            "kinds": _FAST,
+            "faults": ("kill", "cut"),
+            "every": 15.0,
+        },
+    ),
 )
