@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import transaction
 from django.utils import timezone
 
 from ..conf import conf
@@ -529,13 +530,16 @@ def _store(server: FHIRServer, *columns: str) -> None:
     """
     asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
     values = {name: getattr(server, name) for name in columns}
-    # Committed before disputes are reviewed: of two servers that name one issuer at the
-    # same time, the later review sees both.
-    if not asked.update(**values, updated_at=timezone.now()):
-        raise DiscoveryBusyError(
-            f"Server {server.slug} was changed while its configuration was fetched."
-        )
+    with transaction.atomic():
+        # A conditional UPDATE: the race is with an operator.
+        if not asked.update(**values, updated_at=timezone.now()):
+            raise DiscoveryBusyError(
+                f"Server {server.slug} was changed while its configuration was fetched."
+            )
+        if "pinned" in columns:
+            FHIRServer.objects.review_disputes()
     if "pinned" in columns:
+        # Of two that name one issuer at the same time, only this review sees both.
         FHIRServer.objects.review_disputes()
         server.refresh_from_db(fields=["disputed"])
 
