@@ -200,15 +200,15 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
         server.name = data.name
     if data.preset is not None:
         server.preset = data.preset
-        values = get_preset_values(data.preset, client_id=data.client_id)
-        if server.discovery_headers:
-            # They may contain the client id of the server's first registration.
-            values.pop("discovery_headers", None)
+        values = get_preset_values(data.preset, client_id="")
+        values.pop("discovery_headers", None)
         _assign(server, values)
-    elif known and not (known.discovery_headers or known.registrations.exists()):
-        # Of the preset that was chosen before, only the client ID was missing.
-        values = get_preset_values(known.preset, client_id=data.client_id)
-        server.discovery_headers = values.get("discovery_headers", {})
+    if not (server.discovery_headers or _has_others(known, data.client_id)):
+        # They may contain the client ID of the server's first registration.
+        values = get_preset_values(server.preset, client_id=data.client_id)
+        if headers := values.get("discovery_headers"):
+            server.discovery_headers = headers
+            server.configuration_fetched_at = server.discovery_failed_at = None
     before = server.overrides
     _assign(server, data.server_values)
     if server.overrides != before:
@@ -217,6 +217,12 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
     server.full_clean()
     server.save()
     return server
+
+
+def _has_others(server: FHIRServer | None, client_id: str) -> bool:
+    if server is None:
+        return False
+    return server.registrations.exclude(client_id=client_id).exists()
 
 
 def make_name(base_url: str) -> str:
