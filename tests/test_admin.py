@@ -1048,7 +1048,8 @@ def test_launch_page_shows_status_error_and_scopes(admin_client, rows):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("token_refused", "Harbour Hospital refused access to this app."),
+        ("token_server_error", "Harbour Hospital is unavailable at the moment."),
+        ("id_token_missing", "Harbour Hospital could not prove who you are."),
         # A code without words of its own has those of its nearest parent class.
         ("id_token_claim", "Harbour Hospital could not prove who you are."),
     ],
@@ -1060,6 +1061,15 @@ def test_page_of_a_failed_launch_explains_its_code(admin_client, rows, code, wor
     assert words in page.text
     registration = rows[ClientRegistration]
     assert url_of(ClientRegistration, "change", registration.pk) in page.text
+
+
+def test_launch_page_does_not_guess_what_depends_on_the_error_of_the_ehr(
+    admin_client, rows
+):
+    Launch.objects.update(status="failed", error_code="token_refused")
+    page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
+    assert 'reference/errors.html#token_refused"' in page.text
+    assert "The error page says" not in page.text
 
 
 @pytest.mark.parametrize(

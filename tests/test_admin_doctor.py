@@ -309,11 +309,11 @@ def test_fetched_configuration_is_not_taken_for_a_test(
     assert "Done: Fetch" in text
 
 
-def test_next_steps_are_not_done_while_the_server_is_disputed(
+def test_configuration_of_a_disputed_server_was_fetched(
     admin_client: Client, world: World
 ) -> None:
     world.set_server(configuration_fetched_at=timezone.now())
     url = url_of(ClientRegistration, "change", world.registration.pk)
-    assert "To do: Fetch" not in admin_client.get(url, secure=True).text
+    assert "Done: Fetch" not in admin_client.get(url, secure=True).text
     world.set_server(disputed={"owners": ["harbour"]})
-    assert "To do: Fetch" in admin_client.get(url, secure=True).text
+    assert "Done: Fetch" in admin_client.get(url, secure=True).text

@@ -144,7 +144,15 @@ class TokenGrantAdmin(AuthorizationAdmin):
     def refresh(self, request: HttpRequest, queryset: QuerySet[TokenGrant]) -> None:
         """Make offline grants due, and have a worker refresh them."""
         selected = list(queryset.values_list("pk", flat=True))
-        grants = TokenGrant.objects.usable().offline().filter(pk__in=selected)
+        grants = (
+            TokenGrant.objects.usable()
+            .offline()
+            .filter(
+                pk__in=selected,
+                registration__is_active=True,
+                registration__server__is_active=True,
+            )
+        )
         rows = dict(
             grants.order_by("registration__server_id", "pk").values_list(
                 "pk", "registration__server__paused"

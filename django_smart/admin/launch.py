@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["LaunchAdmin"]
 
 _REASON = "ended_by_staff"
+# What their page says depends on the OAuth error, which is not stored.
+_BY_ERROR = frozenset({"authorization_refused", "token_refused"})
 
 
 @admin.register(Launch)
@@ -157,12 +159,14 @@ class LaunchAdmin(AuthorizationAdmin):
 
 
 def _find_words(code: str) -> Words | None:
-    """Those of the error page for *code*; ``None`` if no error has it."""
+    """Those of the error page for *code*; ``None`` if they are not known."""
+    if code in _BY_ERROR:
+        return None
     if code in WORDS:
         return WORDS[code]
     for each in vars(exceptions).values():
         is_error = isinstance(each, type) and issubclass(each, SMARTError)
-        if is_error and each.code == code:
+        if is_error and (each.code == code or code in each.codes):
             # Only its class counts; what else it takes to make one is not known.
             return find_words(each.__new__(each))
     return None

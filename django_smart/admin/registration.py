@@ -306,7 +306,7 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
     def next_steps(self, obj: ClientRegistration) -> SafeString | str:
         """From the vendor's form to the first launch, and what is known to be done."""
         server = obj.server
-        is_fetched = bool(server.configuration_fetched_at and not server.disputed)
+        is_fetched = bool(server.configuration_fetched_at)
         steps = [
             _mark(
                 bool(obj.is_for_launches or obj.system_scope),
