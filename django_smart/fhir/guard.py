@@ -303,7 +303,9 @@ class Guard:
         if asked.name != "capabilities":
             _check_bundles(resource)
             path = asked.path.partition("?")[0]
-            is_made = "$" in path and not path.startswith("Bundle/")
+            # A further page, whose path is empty, is no stored Bundle either.
+            is_page = asked.name == "get" and not path
+            is_made = is_page or ("$" in path and not path.startswith("Bundle/"))
             letters = f"rs{get_letters(asked.name)}"
             self.boundary.check(resource, letters, is_made=is_made)
 

@@ -693,6 +693,10 @@ def test_bundle_that_an_operation_makes_is_none_that_is_stored(level, type_):
     ):
         with pytest.raises(ForeignPatientError):
             call()
+    grant.server.on("page", respond(others))
+    first = bundle(next_url=f"{BASE}/page")
+    with pytest.raises(ForeignPatientError):
+        list(grant.client.iterate_pages(first))
     if level == "user":
         grant.server.on(f"{stored}/$meta", respond(others))
         assert grant.client.get(stored) == others
