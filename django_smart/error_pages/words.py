@@ -488,6 +488,7 @@ WORDS: Mapping[str, Words] = {
     "fhir_gone": Words(
         title=_("This was deleted at %(server)s"),
         advice=_("If you need it, look for it there."),
+        turn=_EHRS_TURN,
     ),
     "fhir_unavailable": Words(
         title=_("%(Server)s is too busy at the moment"), advice=_TRY_LATER
