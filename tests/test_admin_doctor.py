@@ -302,18 +302,9 @@ def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None
 def test_fetched_configuration_is_not_taken_for_a_test(
     admin_client: Client, world: World
 ) -> None:
-    world.set_server(configuration_fetched_at=timezone.now())
+    disputed = {"owners": ["other"]}
+    world.set_server(configuration_fetched_at=timezone.now(), disputed=disputed)
     url = url_of(ClientRegistration, "change", world.registration.pk)
     text = admin_client.get(url, secure=True).text
     assert "<li>Choose “Test connection”" in text
     assert "Done: Fetch" in text
-
-
-def test_configuration_of_a_disputed_server_was_fetched(
-    admin_client: Client, world: World
-) -> None:
-    world.set_server(configuration_fetched_at=timezone.now())
-    url = url_of(ClientRegistration, "change", world.registration.pk)
-    assert "Done: Fetch" not in admin_client.get(url, secure=True).text
-    world.set_server(disputed={"owners": ["harbour"]})
-    assert "Done: Fetch" in admin_client.get(url, secure=True).text
