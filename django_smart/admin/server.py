@@ -242,7 +242,6 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         "slug",
         "is_active",
         "paused_until",
-        "preset",
         "registration_count",
         *HEALTH_COLUMNS,
     )
