@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import transaction
+from django.db import router, transaction
 from django.utils import timezone
 
 from ..conf import conf
@@ -530,7 +530,7 @@ def _store(server: FHIRServer, *columns: str) -> None:
     """
     asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
     values = {name: getattr(server, name) for name in columns}
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(FHIRServer)):
         # A conditional UPDATE: the race is with an operator.
         if not asked.update(**values, updated_at=timezone.now()):
             raise DiscoveryBusyError(
