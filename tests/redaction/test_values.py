@@ -43,7 +43,8 @@ CANARY = "c4nary"
 # What anybody may see: names, kinds and numbers.  A new field of a value is hidden
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
-Compartment.parameter Compartment.referring Compartment.subjects _Around.is_made _Around.is_written
+Compartment.parameter Compartment.referring Compartment.subjects _Around.is_made
+_Around.is_written
 Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
 PatientBoundary.other_patients
 PatientBoundary.trusts_binaries RecordRules.may_write_unread RecordRules.reads_first
