@@ -20,12 +20,12 @@ from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
 from ..models import ClientRegistration, FHIRServer, Launch
-from ..servers.presets import get_preset_values
 from ..servers.registering import (
     ClientURLs,
     build_client_urls,
     choose_callback,
     get_site_url,
+    name_first_client,
 )
 from ..servers.signing_keys import ensure_active_key
 from .base import (
@@ -235,8 +235,13 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
                 changed.add("client_secret")
             lock_and_merge(obj, changed)
         super().save_model(request, obj, form, change)
-        if not change:
-            _add_discovery_headers(obj)
+        if not change and name_first_client(obj.server, obj.client_id):
+            obj.server.save(
+                update_fields=[
+                    *("discovery_headers", "configuration_fetched_at"),
+                    *("discovery_failed_at", "updated_at"),
+                ]
+            )
         if form.unasked is not None:
             self.message_user(
                 request,
@@ -364,24 +369,6 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
 
 def _mark(is_done: bool, step: StrOrPromise) -> StrOrPromise:
     return (_("Done: %s") if is_done else _("To do: %s")) % step
-
-
-def _add_discovery_headers(registration: ClientRegistration) -> None:
-    """Fill in the preset's headers: the first client ID of the server is known now."""
-    server = registration.server
-    values = get_preset_values(server.preset, client_id=registration.client_id)
-    headers = values.get("discovery_headers")
-    others = server.registrations.exclude(pk=registration.pk)
-    if headers and not server.discovery_headers and not others.exists():
-        server.discovery_headers = headers
-        # The server may answer this client otherwise.
-        server.configuration_fetched_at = server.discovery_failed_at = None
-        server.save(
-            update_fields=[
-                *("discovery_headers", "configuration_fetched_at"),
-                *("discovery_failed_at", "updated_at"),
-            ]
-        )
 
 
 _VENDOR: dict[str, Any] = {

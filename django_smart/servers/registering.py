@@ -203,12 +203,7 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
         values = get_preset_values(data.preset, client_id="")
         values.pop("discovery_headers", None)
         _assign(server, values)
-    if not (server.discovery_headers or _has_others(known, data.client_id)):
-        # They may contain the client ID of the server's first registration.
-        values = get_preset_values(server.preset, client_id=data.client_id)
-        if headers := values.get("discovery_headers"):
-            server.discovery_headers = headers
-            server.configuration_fetched_at = server.discovery_failed_at = None
+    name_first_client(server, data.client_id)
     before = server.overrides
     _assign(server, data.server_values)
     if server.overrides != before:
@@ -219,10 +214,27 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
     return server
 
 
-def _has_others(server: FHIRServer | None, client_id: str) -> bool:
-    if server is None:
+def name_first_client(server: FHIRServer, client_id: str) -> bool:
+    """
+    Fill in the preset's discovery headers, which may contain the client ID.
+
+    Only for the first client of *server*, and if it has no headers.
+
+    Returns:
+        Whether they were filled in, so that *server* is to be saved.
+    """
+    if server.discovery_headers:
         return False
-    return server.registrations.exclude(client_id=client_id).exists()
+    others = ClientRegistration.objects.exclude(client_id=client_id)
+    if others.filter(server_id=server.pk).exists():
+        return False
+    values = get_preset_values(server.preset, client_id=client_id)
+    headers = values.get("discovery_headers")
+    if headers:
+        server.discovery_headers = headers
+        # The server may answer this client otherwise.
+        server.configuration_fetched_at = server.discovery_failed_at = None
+    return bool(headers)
 
 
 def make_name(base_url: str) -> str:

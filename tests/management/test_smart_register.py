@@ -430,6 +430,10 @@ def test_first_client_of_a_server_is_named_in_the_headers_of_its_preset():
     register(*_SECRET, *_EHR)
     server = FHIRServer.objects.get()
     assert server.discovery_headers == {"Epic-Client-ID": CLIENT_ID}
+    FHIRServer.objects.update(discovery_headers={})
+    other = ("--base-url", BASE_URL, "--client-id", "other", "--preset", "epic")
+    run("smart_register", *other, *_SECRET, *_EHR)
+    assert FHIRServer.objects.get().discovery_headers == {}
 
 
 def test_slug_of_another_server_is_refused():
