@@ -14,10 +14,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from .. import exceptions
 from ..conf import build_docs_url
-from ..error_pages.words import ENDINGS, WORDS, Words, find_words
-from ..exceptions import SMARTError
+from ..error_pages.words import ENDINGS, find_stored_words
 from ..grants.ending import end_launches, enqueue_revocations
 from ..launches.parked import end_parked_launches
 from ..models import Launch
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["LaunchAdmin"]
 
 _REASON = "ended_by_staff"
-# What their page says depends on the OAuth error, which is not stored.
-_BY_ERROR = frozenset({"authorization_refused", "token_refused"})
 
 
 @admin.register(Launch)
@@ -120,7 +116,7 @@ class LaunchAdmin(AuthorizationAdmin):
         if obj.status != Launch.Status.FAILED or not code or code in ENDINGS:
             return code or EMPTY
         link = format_html('<a href="{}">{}</a>', build_docs_url("errors", code), code)
-        words = _find_words(code)
+        words = find_stored_words(code)
         if words is None:
             return link
         name = obj.registration.server.name
@@ -156,17 +152,3 @@ class LaunchAdmin(AuthorizationAdmin):
         else:
             message = gettext("None of the selected launches was open.")
             self.message_user(request, message, messages.WARNING)
-
-
-def _find_words(code: str) -> Words | None:
-    """Those of the error page for *code*; ``None`` if they are not known."""
-    if code in _BY_ERROR:
-        return None
-    if code in WORDS:
-        return WORDS[code]
-    for each in vars(exceptions).values():
-        is_error = isinstance(each, type) and issubclass(each, SMARTError)
-        if is_error and (each.code == code or code in each.codes):
-            # Only its class counts; what else it takes to make one is not known.
-            return find_words(each.__new__(each))
-    return None

@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext
 
+from .. import exceptions
 from ..exceptions import SMARTError
 from ..models import Launch
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-__all__ = ["DEFAULT", "ENDINGS", "WORDS", "ByKind", "Words", "find_words"]
+__all__ = [
+    "DEFAULT",
+    "ENDINGS",
+    "WORDS",
+    "ByKind",
+    "Words",
+    "find_stored_words",
+    "find_words",
+]
 
 ENDINGS: Mapping[str, StrOrPromise] = {
     "context_changed": _(
@@ -100,6 +109,28 @@ def find_words(error: SMARTError, code: str = "") -> Words:
     above = (getattr(each, "code", "") for each in type(error).__mro__)
     codes = [code] if code else [_find_refusal(error), error.code, *above]
     return next((WORDS[each] for each in codes if each in WORDS), DEFAULT)
+
+
+def find_stored_words(code: str) -> Words | None:
+    """
+    Return the words for the code of an error that happened earlier.
+
+    ``None`` if they are not known: no error has the code, or its page depended on the
+    EHR's own error, which is not stored.
+    """
+    if code in _BY_OAUTH_ERROR:
+        return None
+    if code in WORDS:
+        return WORDS[code]
+    for each in vars(exceptions).values():
+        is_error = isinstance(each, type) and issubclass(each, SMARTError)
+        if is_error and (each.code == code or code in each.codes):
+            # Only its class counts; what else it takes to make one is not known.
+            return find_words(each.__new__(each))
+    return None
+
+
+_BY_OAUTH_ERROR = frozenset({"authorization_refused", "token_refused"})
 
 
 def _find_refusal(error: SMARTError) -> str:
