@@ -1136,6 +1136,14 @@ def test_selected_grants_that_end_with_their_sign_in_are_counted(
     assert sent == [("refresh_grants", ([rows[TokenGrant].pk],))]
 
 
+@pytest.mark.parametrize("model", [FHIRServer, ClientRegistration])
+def test_grants_of_what_is_not_active_are_left_out(admin_client, rows, sent, model):
+    model.objects.update(is_active=False)
+    response = run_action(admin_client, TokenGrant, "refresh", rows[TokenGrant])
+    assert levels_of(response) == ["warning"]
+    assert sent == []
+
+
 @pytest.mark.parametrize("values", [{"is_offline": False}, {"status": "revoked"}])
 def test_grants_that_cannot_be_refreshed_are_left_alone(
     admin_client, rows, sent, values
