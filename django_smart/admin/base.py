@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ __all__ = [
     "ReadOnlyAdmin",
     "UnchangeableAdmin",
     "as_copyable",
-    "as_json",
     "as_list",
     "as_scopes",
     "lock_and_merge",
@@ -53,11 +51,6 @@ def as_copyable(value: str) -> SafeString:
         _("Copied"),
         _("Copy"),
     )
-
-
-def as_json(value: Any) -> SafeString:
-    """JSON, indented."""
-    return format_html("<pre>{}</pre>", json.dumps(value, indent=2, sort_keys=True))
 
 
 def as_list(items: Iterable[str | Promise]) -> SafeString | str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -15,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import KeyRotationError
 from ..models import SigningKey
 from ..servers.signing_keys import generate_key, rotate_key
-from .base import UnchangeableAdmin, as_json
+from .base import UnchangeableAdmin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -98,7 +100,8 @@ class SigningKeyAdmin(UnchangeableAdmin):
     @admin.display(description=_("public JWK"))
     def public_key(self, obj: SigningKey) -> SafeString:
         """What EHRs get to see."""
-        return as_json(obj.public_jwk)
+        text = json.dumps(obj.public_jwk, indent=2, sort_keys=True)
+        return format_html("<pre>{}</pre>", text)
 
     @admin.action(
         description=_("Sign with the selected keys from now on"),
