@@ -42,11 +42,7 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 
-__all__ = [
-    "HEALTH_COLUMNS",
-    "FHIRServerAdmin",
-    "HealthMixin",
-]
+__all__ = ["FHIRServerAdmin"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +79,6 @@ _CAPABILITIES: dict[str, StrOrPromise] = {
 }
 
 
-HEALTH_COLUMNS = ("active_grants", "due_grants", "overdue")
-
-
 class _HealthChangeList(ChangeList):
     """Reads the health of all servers of a page at once."""
 
@@ -97,43 +90,6 @@ class _HealthChangeList(ChangeList):
         for server in servers:
             # One that was deleted between the two looks has no grants.
             server.health = health.get(server.pk) or _nothing(server)
-
-
-class HealthMixin:
-    """For the admin of FHIR servers."""
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """A list that knows the health of its rows."""
-        return _HealthChangeList
-
-    @admin.display(description=_("paused until"))
-    def paused_until(self, obj: Any) -> str:
-        """Whether an operator or an outage keeps workers from refreshing."""
-        return _end_of_pause(_get_health(obj))
-
-    @admin.display(description=_("active grants"))
-    def active_grants(self, obj: Any) -> int:
-        """How many are in force."""
-        return _get_health(obj).grants[TokenGrant.Status.ACTIVE]
-
-    @admin.display(description=_("due"))
-    def due_grants(self, obj: Any) -> int:
-        """How many wait for a worker."""
-        return _get_health(obj).due
-
-    @admin.display(description=_("longest wait"))
-    def overdue(self, obj: Any) -> str:
-        """How long the one that is due longest has waited."""
-        due_at = _get_health(obj).oldest_due_at
-        return timesince(due_at) if due_at else EMPTY
-
-    @admin.display(description=_("refresh"))
-    def health(self, obj: Any) -> SafeString | str:
-        """All that is known, as a list."""
-        if obj.pk is None:
-            return EMPTY
-        rows = format_html_join("", "<dt>{}</dt><dd>{}</dd>", _describe(obj))
-        return format_html('<dl class="smart-facts">{}</dl>', rows)
 
 
 def _get_health(server: Any) -> ServerHealth:
@@ -233,7 +189,7 @@ class _RegistrationInline(_Inline):
 
 
 @admin.register(FHIRServer)
-class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
+class FHIRServerAdmin(TestConnectionMixin):
     """Where launches come from: its address, what it offers, and how it is odd."""
 
     form = FHIRServerForm
@@ -243,7 +199,9 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         "is_active",
         "paused_until",
         "registration_count",
-        *HEALTH_COLUMNS,
+        "active_grants",
+        "due_grants",
+        "overdue",
     )
     list_filter = ("is_active", "paused", "preset")
     # Said again: the count below takes the model's own ordering away.
@@ -345,6 +303,10 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
         """With the number of registrations, in the same query."""
         servers: QuerySet[FHIRServer] = super().get_queryset(request)
         return servers.annotate(registration_count=Count("registrations"))
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """A list that knows the health of its rows."""
+        return _HealthChangeList
 
     def get_tested_server(self, obj: FHIRServer) -> FHIRServer:
         """Itself."""
@@ -566,6 +528,34 @@ class FHIRServerAdmin(HealthMixin, TestConnectionMixin):
     def registration_count(self, obj: Any) -> int:
         """How many clients are registered there."""
         return int(obj.registration_count)
+
+    @admin.display(description=_("paused until"))
+    def paused_until(self, obj: Any) -> str:
+        """Whether an operator or an outage keeps workers from refreshing."""
+        return _end_of_pause(_get_health(obj))
+
+    @admin.display(description=_("active grants"))
+    def active_grants(self, obj: Any) -> int:
+        """How many are in force."""
+        return _get_health(obj).grants[TokenGrant.Status.ACTIVE]
+
+    @admin.display(description=_("due"))
+    def due_grants(self, obj: Any) -> int:
+        """How many wait for a worker."""
+        return _get_health(obj).due
+
+    @admin.display(description=_("longest wait"))
+    def overdue(self, obj: Any) -> str:
+        """How long the one that is due longest has waited."""
+        return _ago(_get_health(obj).oldest_due_at)
+
+    @admin.display(description=_("refresh"))
+    def health(self, obj: Any) -> SafeString | str:
+        """All that is known, as a list."""
+        if obj.pk is None:
+            return EMPTY
+        rows = format_html_join("", "<dt>{}</dt><dd>{}</dd>", _describe(obj))
+        return format_html('<dl class="smart-facts">{}</dl>', rows)
 
     @admin.display(description=_("endpoints"))
     def endpoints(self, obj: FHIRServer) -> SafeString | str:
