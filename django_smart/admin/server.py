@@ -491,13 +491,10 @@ class FHIRServerAdmin(TestConnectionMixin):
     def rediscover(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
         """Have a worker fetch configuration and keys now."""
         server_ids = list(queryset.filter(is_active=True).values_list("pk", flat=True))
-        if server_ids:
-            self._discover(request, server_ids)
-        else:
+        if not server_ids:
             message = gettext("None of the selected servers is active.")
             self.message_user(request, message, messages.WARNING)
-
-    def _discover(self, request: HttpRequest, server_ids: list[int]) -> None:
+            return
         # Only the times are dropped: what is stored serves while the server is away,
         # and after a failure, workers would leave the server alone for minutes.
         FHIRServer.objects.filter(pk__in=server_ids).update(
