@@ -28,18 +28,11 @@ from ..servers.registering import (
     name_first_client,
 )
 from ..servers.signing_keys import ensure_active_key
-from .base import (
-    EMPTY,
-    BaseAdmin,
-    as_copyable,
-    as_list,
-    lock_and_merge,
-    shorten,
-)
+from .base import EMPTY, as_copyable, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
 
-__all__ = ["ClientRegistrationAdmin", "LiveCheckMixin"]
+__all__ = ["ClientRegistrationAdmin"]
 
 
 if TYPE_CHECKING:
@@ -49,73 +42,13 @@ if TYPE_CHECKING:
 _NOT_YET = {"required", "scope_required", "null", "blank"}
 _NOT_SENT = {"client_secret", "client_secret_env", "clear_client_secret"}
 
-
-class LiveCheckMixin(BaseAdmin):
-    """``admin.js`` sends the form as it stands, and shows the answer in it."""
-
-    def get_urls(self) -> list[Any]:
-        """Django's, and two that check: a new row, and one that is there."""
-        view = self.admin_site.admin_view(self.check_form)
-        name = f"{self.opts.app_label}_{self.opts.model_name}_check"
-        return [
-            path("check/", view, name=name),
-            path("<path:object_id>/check/", view, name=name),
-            *super().get_urls(),
-        ]
-
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        """With the address that checks."""
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_check"
-        context = {"check_url": reverse(name, args=[object_id] if object_id else [])}
-        return super().changeform_view(
-            request, object_id, form_url, {**context, **(extra_context or {})}
-        )
-
-    def check_form(
-        self, request: HttpRequest, object_id: str | None = None
-    ) -> HttpResponse:
-        """Errors by field as JSON; nothing is stored, and no server is asked."""
-        if request.method != "POST":
-            return HttpResponseNotAllowed(["POST"])
-        obj = self.get_object(request, unquote(object_id)) if object_id else None
-        allowed = (
-            self.has_change_permission(request, obj)
-            if obj is not None
-            else object_id is None and self.has_add_permission(request)
-        )
-        if not allowed:
-            raise PermissionDenied
-        form: Any = self.get_form(request, obj, change=obj is not None)(
-            request.POST, instance=obj
-        )
-        form.asks_server = False
-        errors = {
-            field: [
-                message
-                for error in found
-                if error.code not in _NOT_YET
-                for message in error.messages
-            ]
-            for field, found in form.errors.as_data().items()
-            if field not in _NOT_SENT
-        }
-        errors["__all__"] = [*errors.get("__all__", ()), *form.find_known_problems()]
-        return JsonResponse({"errors": {k: v for k, v in errors.items() if v}})
-
-
 _URL_FIELDS = ("launch_url", "login_url", "redirect_url", "jwks_url")
 _STEPS = ("next_steps",)
 _SECRET_FIELDS = ("client_secret", "clear_client_secret")
 
 
 @admin.register(ClientRegistration)
-class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
+class ClientRegistrationAdmin(TestConnectionMixin):
     """Who this site is at a server, and what to enter in the vendor's form."""
 
     form = ClientRegistrationForm
@@ -145,6 +78,65 @@ class ClientRegistrationAdmin(LiveCheckMixin, TestConnectionMixin):
         "created_at",
         "updated_at",
     )
+
+    def get_urls(self) -> list[Any]:
+        """Django's, and two that check: a new row, and one that is there."""
+        view = self.admin_site.admin_view(self.check_form)
+        name = f"{self.opts.app_label}_{self.opts.model_name}_check"
+        return [
+            path("check/", view, name=name),
+            path("<path:object_id>/check/", view, name=name),
+            *super().get_urls(),
+        ]
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """With the address that checks."""
+        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_check"
+        context = {"check_url": reverse(name, args=[object_id] if object_id else [])}
+        return super().changeform_view(
+            request, object_id, form_url, {**context, **(extra_context or {})}
+        )
+
+    def check_form(
+        self, request: HttpRequest, object_id: str | None = None
+    ) -> HttpResponse:
+        """
+        Errors by field as JSON; nothing is stored, and no server is asked.
+
+        ``admin.js`` sends the form as it stands, and shows the answer in it.
+        """
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        obj = self.get_object(request, unquote(object_id)) if object_id else None
+        allowed = (
+            self.has_change_permission(request, obj)
+            if obj is not None
+            else object_id is None and self.has_add_permission(request)
+        )
+        if not allowed:
+            raise PermissionDenied
+        form: Any = self.get_form(request, obj, change=obj is not None)(
+            request.POST, instance=obj
+        )
+        form.asks_server = False
+        errors = {
+            field: [
+                message
+                for error in found
+                if error.code not in _NOT_YET
+                for message in error.messages
+            ]
+            for field, found in form.errors.as_data().items()
+            if field not in _NOT_SENT
+        }
+        errors["__all__"] = [*errors.get("__all__", ()), *form.find_known_problems()]
+        return JsonResponse({"errors": {k: v for k, v in errors.items() if v}})
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """What the vendor's form needs, what it gave, and what is asked for."""
