@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.views.main import ChangeList
-from django.contrib.auth import get_permission_codename
 from django.db import transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -349,12 +348,9 @@ class FHIRServerAdmin(TestConnectionMixin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """With the way to the next step."""
-        opts = ClientRegistration._meta
         context: dict[str, Any] = {}
-        if request.user.has_perm(
-            f"{opts.app_label}.{get_permission_codename('add', opts)}"
-        ):
-            url = reverse(f"admin:{opts.app_label}_{opts.model_name}_add")
+        if request.user.has_perm("django_smart.add_clientregistration"):
+            url = reverse("admin:django_smart_clientregistration_add")
             context["register_url"] = f"{url}?{urlencode({'server': object_id})}"
         return super().change_view(
             request, object_id, form_url, {**context, **(extra_context or {})}
