@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
-from django.contrib.auth import get_permission_codename, get_user_model
+from django.contrib.auth import get_user_model
 from django.core.paginator import Paginator
 from django.db import models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -139,8 +139,7 @@ class BaseAdmin(_ModelAdmin):
 
         Kept apart from ``has_change_permission``, which says whether there is a form.
         """
-        codename = get_permission_codename("change", self.opts)
-        return request.user.has_perm(f"{self.opts.app_label}.{codename}")
+        return super().has_change_permission(request)
 
     def get_row_actions(self, obj: Any) -> dict[str, StrOrPromise]:
         """Actions with a button on the page of *obj*, with the words on it."""
