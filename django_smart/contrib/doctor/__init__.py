@@ -15,7 +15,7 @@ from ...models import ClientRegistration, FHIRServer
 from ...servers.registering import get_site_url
 from .background import examine_background
 from .database import UNUSABLE, examine_database
-from .findings import KINDS, Finding, Severity, build_finding, build_unexamined, collect
+from .findings import KINDS, Finding, Severity, build_unexamined, collect
 from .journey import (
     find_cookie_faults,
     find_page_faults,
@@ -31,12 +31,10 @@ __all__ = [
     "UNUSABLE",
     "Finding",
     "Severity",
-    "build_finding",
     "build_unexamined",
     "discover",
     "examine",
     "examine_server",
-    "examine_site",
 ]
 
 
@@ -47,14 +45,6 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
     A server that is not stored is asked too; of it, only what it says is judged.  What
     cannot be examined is a finding with its reason: nothing is raised.
     """
-    findings = examine_site()
-    for server in servers:
-        findings += examine_server(server)
-    return findings
-
-
-def examine_site() -> list[Finding]:
-    """This site: settings, database, how it is reached, keys, beat, workers, grants."""
     findings = collect("settings", find_setting_faults)
     findings += collect("database", examine_database)
     if UNUSABLE.isdisjoint(each.code for each in findings):
@@ -62,6 +52,8 @@ def examine_site() -> list[Finding]:
         findings += collect("pages", find_page_faults)
         findings += collect("public address", _probe_addresses)
         findings += examine_background()
+    for server in servers:
+        findings += examine_server(server)
     return findings
 
 
