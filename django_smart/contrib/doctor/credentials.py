@@ -18,7 +18,6 @@ from ...exceptions import (
     RedirectRefusedError,
     SMARTError,
     TokenResponseError,
-    TokenServerError,
     TransportError,
 )
 from ...models import ClientRegistration, FHIRServer, TokenGrant
@@ -38,6 +37,7 @@ from .findings import Finding, Severity, build_finding
 __all__ = ["try_credentials", "try_other_encoding"]
 
 _NO_CODE = "no-code-the-doctor-is-asking"
+_CLIENT_REFUSED = {"invalid_client", "unauthorized_client"}
 _AuthMethod = ClientRegistration.AuthMethod
 _Basic = FHIRServer.BasicCredentials
 
@@ -163,19 +163,21 @@ def _find_last_success(registration: ClientRegistration) -> datetime | None:
     return last
 
 
-def _find_refusal(answer: HTTPResponse) -> str:
-    """How the client itself is refused; empty if it is not."""
+def _read_error(answer: HTTPResponse) -> SMARTError | None:
+    """What a launch would raise for *answer*."""
     try:
         process_token_response(answer, requested=ScopeSet.parse(""), now=timezone.now())
-    except TokenResponseError as exc:
-        if exc.error in {"invalid_client", "unauthorized_client"}:
-            return exc.error
-        return "status 401" if exc.status_code == 401 else ""
-    except TokenServerError as exc:
-        return "status 401" if exc.status_code == 401 else ""
-    except SMARTError:
-        pass
-    return ""
+    except SMARTError as exc:
+        return exc
+    return None
+
+
+def _find_refusal(answer: HTTPResponse) -> str:
+    """How the client itself is refused; empty if it is not."""
+    error = _read_error(answer)
+    if isinstance(error, TokenResponseError) and error.error in _CLIENT_REFUSED:
+        return error.error
+    return "status 401" if answer.status_code == 401 else ""
 
 
 def _find_wrong_answer(answer: HTTPResponse) -> str:
@@ -183,15 +185,12 @@ def _find_wrong_answer(answer: HTTPResponse) -> str:
     status = answer.status_code
     if status in {404, 405} or status >= 500:
         return f"responds with status {status}"
-    try:
-        process_token_response(answer, requested=ScopeSet.parse(""), now=timezone.now())
-    except RedirectRefusedError:
+    error = _read_error(answer)
+    if isinstance(error, RedirectRefusedError):
         return "redirects the request to another URL, as sign-in pages do"
-    except MalformedTokenResponseError:
-        if "html" in answer.headers.get("content-type", ""):
-            return "responds with a web page, such as a sign-in page, instead of JSON"
-    except SMARTError:
-        pass
+    is_html = "html" in answer.headers.get("content-type", "")
+    if isinstance(error, MalformedTokenResponseError) and is_html:
+        return "responds with a web page, such as a sign-in page, instead of JSON"
     return ""
 
 
@@ -287,11 +286,7 @@ def _differs(registration: ClientRegistration) -> bool:
 
 
 def _is_accepted(registration: ClientRegistration, url: str) -> bool:
-    answer = ask(_build_request(registration, url), server=registration.server)
-    try:
-        process_token_response(answer, requested=ScopeSet.parse(""), now=timezone.now())
-    except TokenResponseError as exc:
-        return exc.error == "invalid_grant"
-    except SMARTError:
-        pass
-    return False
+    error = _read_error(
+        ask(_build_request(registration, url), server=registration.server)
+    )
+    return isinstance(error, TokenResponseError) and error.error == "invalid_grant"
