@@ -15,6 +15,7 @@ from django.urls import (
     resolve,
     reverse,
 )
+from django.utils.text import capfirst
 
 from ...conf import conf
 from ...models import ClientRegistration, TokenGrant
@@ -40,7 +41,7 @@ def examine_registration(
             problem.code,
             subject=registration.server.slug,
             what=f"{problem.what}.",
-            fix=f"{problem.fix[:1].upper()}{problem.fix[1:]}.",
+            fix=f"{capfirst(problem.fix)}.",
         )
         for problem in find_problems(registration, configuration)
     ]

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from django.db import DatabaseError
 from django.utils import timezone
+from django.utils.text import capfirst
 
 from ...conf import conf
 from ...exceptions import (
@@ -204,7 +205,7 @@ def _explain_failure(server: FHIRServer, error: TransportError) -> Finding:
         return build_finding(
             "certificate_untrusted",
             subject=server.slug,
-            what=f"{_begin(str(error))}.",
+            what=f"{capfirst(str(error))}.",
             fix="Ask the server's operator to send the complete certificate "
             "chain. If it is signed by a private authority, set the "
             "environment variable REQUESTS_CA_BUNDLE of web processes and "
@@ -274,7 +275,7 @@ def _explain_dispute(server: FHIRServer, error: IssuerDisputedError) -> Finding:
         "issuer_disputed",
         subject=server.slug,
         what=f"{what}.",
-        fix=fix[:1].upper() + fix[1:],
+        fix=capfirst(fix),
     )
 
 
@@ -482,7 +483,3 @@ def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
             fix="Contact the server's operator, or remove openid and fhirUser "
             "from the scopes if no one signs in with its accounts.",
         )
-
-
-def _begin(text: str) -> str:
-    return text[:1].upper() + text[1:]
