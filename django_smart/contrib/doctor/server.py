@@ -84,7 +84,13 @@ def discover(server: FHIRServer) -> SMARTConfiguration | Finding:
 
 def _examine(server: FHIRServer) -> Iterator[Finding]:
     if not server.is_active:
-        yield _build_inactive(server)
+        yield build_finding(
+            "server_inactive",
+            subject=server.slug,
+            what="The server is not active here, so it was not examined.",
+            fix="Check “active” on the server's admin page if you want to use the "
+            "server.",
+        )
         return
     for finding in _find_plain_http(server):
         yield finding
@@ -168,15 +174,6 @@ def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
         severity=severity,
         what="The base URL uses plain http.",
         fix=fix,
-    )
-
-
-def _build_inactive(server: FHIRServer) -> Finding:
-    return build_finding(
-        "server_inactive",
-        subject=server.slug,
-        what="The server is not active here, so it was not examined.",
-        fix="Check “active” on the server's admin page if you want to use the server.",
     )
 
 
