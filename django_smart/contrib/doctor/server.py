@@ -295,7 +295,7 @@ def _explain_discovery(
             fix="Contact the server's operator. On the server's admin page, you "
             "can override values with those that its vendor documents.",
         )
-    statement = _ask_for_statement(server)
+    statement = _ask_for_statement(server, server.base_url)
     if statement is not None and _is_json(statement, kind="CapabilityStatement"):
         return build_finding(
             "configuration_missing",
@@ -338,11 +338,11 @@ def _explain_discovery(
     )
 
 
-def _ask_for_statement(server: FHIRServer, base_url: str = "") -> HTTPResponse | None:
+def _ask_for_statement(server: FHIRServer, base_url: str) -> HTTPResponse | None:
     with suppress(SMARTError):
         return ask(
             build_capability_statement_request(
-                base_url or server.base_url, headers=server.discovery_headers or {}
+                base_url, headers=server.discovery_headers or {}
             ),
             server=server,
         )
