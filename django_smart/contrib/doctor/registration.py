@@ -59,13 +59,6 @@ def examine_registration(
     return findings
 
 
-def _get_scopes(registration: ClientRegistration) -> ScopeSet:
-    return ScopeSet.parse(
-        f"{registration.ehr_scope} {registration.standalone_scope} "
-        f"{registration.system_scope}"
-    )
-
-
 def _find_scopes_not_offered(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
@@ -74,7 +67,11 @@ def _find_scopes_not_offered(
     # has what is granted to every app.
     if not offered.resource_scopes:
         return
-    missing = offered.missing(_get_scopes(registration))
+    wanted = ScopeSet.parse(
+        f"{registration.ehr_scope} {registration.standalone_scope} "
+        f"{registration.system_scope}"
+    )
+    missing = offered.missing(wanted)
     # Reported with refreshing, and more precisely.
     names = [each for each in str(missing).split() if not each.endswith("_access")]
     if names:
