@@ -132,15 +132,9 @@ def _expects_refresh(registration: ClientRegistration) -> str:
 def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
     if not registration.is_for_launches:
         return
+    own = {"callback_id": registration.callback_id} if registration.callback_id else {}
     try:
-        path = reverse(
-            "django_smart:callback",
-            kwargs=(
-                {"callback_id": registration.callback_id}
-                if registration.callback_id
-                else {}
-            ),
-        )
+        path = reverse("django_smart:callback", kwargs=own)
     except NoReverseMatch:
         return  # a system check reports that the URLs are not included
     uri = registration.redirect_uri
