@@ -127,7 +127,8 @@ def find_page_faults() -> Iterator[Finding]:
     """The pages of this package, in the templates of the site."""
     words = {name: f"{name}-{secrets.token_hex(4)}" for name in ("title", "advice")}
     request = HttpRequest()
-    request.META.update(SERVER_NAME=_get_host(), SERVER_PORT="80", REMOTE_ADDR="")
+    host = urlsplit(conf.SMART_SITE_URL).hostname or "localhost"
+    request.META.update(SERVER_NAME=host, SERVER_PORT="80", REMOTE_ADDR="")
     request.user = AnonymousUser()
     # Templates and context processors of the site may use it on any page.
     request.smart = SMARTContext(request, None)  # type: ignore[attr-defined]
@@ -323,7 +324,3 @@ def _is_routed(path: str) -> bool:
     except Resolver404:
         return False
     return True
-
-
-def _get_host() -> str:
-    return urlsplit(conf.SMART_SITE_URL).hostname or "localhost"
