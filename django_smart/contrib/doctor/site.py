@@ -205,7 +205,8 @@ def _find_key_set_faults(
             fix="Make the cache in front of this site respect its Cache-Control, "
             "and clear it. Check that every process uses the same database.",
         )
-    ages = [int(age) for age in _SHARED_AGE.findall(_get_cache_control(answer))]
+    cache_control = answer.headers.get("cache-control", "").lower()
+    ages = [int(age) for age in _SHARED_AGE.findall(cache_control)]
     if answer.max_age is not None:
         ages.append(answer.max_age)
     longest = timedelta(seconds=max(ages, default=0))
@@ -217,7 +218,3 @@ def _find_key_set_faults(
             fix="Configure the proxy or cache in front of this site to leave its "
             "Cache-Control (max-age=3600) unchanged.",
         )
-
-
-def _get_cache_control(answer: HTTPResponse) -> str:
-    return answer.headers.get("cache-control", "").lower()
