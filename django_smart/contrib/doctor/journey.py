@@ -28,11 +28,10 @@ from django.shortcuts import resolve_url
 from django.template.loader import render_to_string
 from django.urls import (
     NoReverseMatch,
-    Resolver404,
     get_resolver,
     get_script_prefix,
+    is_valid_path,
     re_path,
-    resolve,
     reverse,
 )
 
@@ -319,8 +318,4 @@ def _find_landing_page(origin: str, page: str) -> Iterator[Finding]:
 
 
 def _is_routed(path: str) -> bool:
-    try:
-        resolve("/" + path.removeprefix(get_script_prefix()).lstrip("/"))
-    except Resolver404:
-        return False
-    return True
+    return bool(is_valid_path("/" + path.removeprefix(get_script_prefix()).lstrip("/")))

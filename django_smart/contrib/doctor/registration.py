@@ -8,13 +8,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http.request import validate_host
-from django.urls import (
-    NoReverseMatch,
-    Resolver404,
-    get_script_prefix,
-    resolve,
-    reverse,
-)
+from django.urls import NoReverseMatch, get_script_prefix, is_valid_path, reverse
 from django.utils.text import capfirst
 
 from ...conf import conf
@@ -183,9 +177,8 @@ def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]
 
 def _is_routed(registration: ClientRegistration, path: str) -> bool:
     """Whether the site has a callback view with the registration's id at *path*."""
-    try:
-        match = resolve("/" + path.removeprefix(get_script_prefix()))
-    except Resolver404:
+    match = is_valid_path("/" + path.removeprefix(get_script_prefix()))
+    if not match:
         return False
     view = getattr(match.func, "view_class", None)
     if view is None or not issubclass(view, CallbackView):
