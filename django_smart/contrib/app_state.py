@@ -39,12 +39,7 @@ __all__ = [
     "AppState",
     "AppStateClient",
     "build_app_state_scope",
-    "build_basic",
-    "build_token",
     "find_app_state_base",
-    "is_etag",
-    "parse_basic",
-    "resolve_subject",
 ]
 
 _FHIR_JSON = "application/fhir+json"
@@ -103,7 +98,7 @@ class AppStateClient:
         Spec: STATE-05 to STATE-08.
         """
         reference = self._resolve(subject)
-        resource = build_basic(self.system, code, values, reference)
+        resource = _build_basic(self.system, code, values, reference)
         response = self._send("POST", "Basic", "create", body=self._write(resource))
         answer = process_change_response(response, what="creation of app state")
         if answer is None:
@@ -127,7 +122,7 @@ class AppStateClient:
         Spec: STATE-09, STATE-11.
         """
         headers = self._match(state)
-        resource = build_basic(state.system, state.code, values, state.subject)
+        resource = _build_basic(state.system, state.code, values, state.subject)
         resource["id"] = state.id
         path = f"Basic/{validate_id(state.id)}"
         body = self._write(resource)
@@ -169,7 +164,7 @@ class AppStateClient:
         Spec: STATE-13.
         """
         reference = self._resolve(subject)
-        params = [("code", build_token(self.system, code))]
+        params = [("code", _build_token(self.system, code))]
         if reference is None:
             params.append(("subject:missing", "true"))
         else:
@@ -204,7 +199,7 @@ class AppStateClient:
     def _match(self, state: AppState) -> dict[str, str]:
         if state.is_deleted or state.id in self._deleted_ids:
             raise AppStateDeletedError("This state was deleted.")
-        if not is_etag(state.etag):
+        if not _ETAG.fullmatch(state.etag):
             raise AppStateError("The state has no ETag; search for it again.")
         return {"If-Match": state.etag}
 
@@ -221,10 +216,10 @@ class AppStateClient:
         return body
 
     def _parse(self, resource: Mapping[str, Any], *, etag: str = "") -> AppState:
-        return parse_basic(resource, fhir_base_url=self._fhir_base_url, etag=etag)
+        return _parse_basic(resource, fhir_base_url=self._fhir_base_url, etag=etag)
 
     def _resolve(self, subject: str | None) -> str | None:
-        return resolve_subject(subject, fhir_base_url=self._fhir_base_url)
+        return _resolve_subject(subject, fhir_base_url=self._fhir_base_url)
 
 
 def _check(
@@ -244,6 +239,7 @@ GLOBAL = "global"
 # Separators in a search would need escapes, which servers interpret differently.
 _TOKEN_PART = re.compile(r"[!#%-+\--\[\]-{}~]+")
 _URL = re.compile(r"[!-~]+")
+# Weak, as FHIR writes them, or not (STATE-09).
 _ETAG = re.compile(r'(?:W/)?"[!#-~]+"')
 
 
@@ -280,7 +276,7 @@ def build_app_state_scope(
 
     Spec: STATE-16.
     """
-    token = build_token(system, code)
+    token = _build_token(system, code)
     scope = f"{level}/Basic.{letters}?code={token}"
     try:
         parse_scope(scope, strict=True)
@@ -328,12 +324,7 @@ class AppState:
         )
 
 
-def is_etag(text: str) -> bool:
-    """Whether *text* is an ETag, which is weak as FHIR writes them (STATE-09)."""
-    return _ETAG.fullmatch(text) is not None
-
-
-def resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
+def _resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
     """
     Return the absolute reference to a subject, or ``None`` for ``GLOBAL``.
 
@@ -356,7 +347,7 @@ def resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
     return f"{fhir_base_url}/{resource_type}/{resource_id}"
 
 
-def build_token(system: str, code: str) -> str:
+def _build_token(system: str, code: str) -> str:
     """
     Build the value of a search by code.
 
@@ -370,7 +361,7 @@ def build_token(system: str, code: str) -> str:
     return f"{system}|{code}"
 
 
-def build_basic(
+def _build_basic(
     system: str, code: str, values: Mapping[str, object], reference: str | None
 ) -> dict[str, Any]:
     """
@@ -383,7 +374,7 @@ def build_basic(
     Raises:
         AppStateError: a system, code, URL or value is invalid (STATE-08).
     """
-    build_token(system, code)
+    _build_token(system, code)
     for url, value in values.items():
         if not _URL.fullmatch(url):
             raise AppStateError("An extension has no valid URL.")
@@ -425,7 +416,7 @@ def _as_list(value: object) -> list[Any]:
     return value
 
 
-def parse_basic(
+def _parse_basic(
     resource: Mapping[str, Any], *, fhir_base_url: str, etag: str = ""
 ) -> AppState:
     """
@@ -453,7 +444,7 @@ def parse_basic(
     try:
         resource_id = validate_id(resource.get("id"))
         if subject is not None:
-            reference = resolve_subject(
+            reference = _resolve_subject(
                 # In a request, this word would be a reference like any other.
                 None if reference == GLOBAL else reference,
                 fhir_base_url=fhir_base_url,
