@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -391,29 +391,27 @@ def _build_basic(
     return resource
 
 
-def _parse_values(extensions: object) -> Iterator[tuple[str, str]]:
+def _parse_values(extensions: object) -> dict[str, str]:
     """Return strings by URL; refuse anything else, which an update would lose."""
-    seen: set[str] = set()
-    for extension in [] if extensions is None else _as_list(extensions):
-        url = extension.get("url") if isinstance(extension, dict) else None
-        value = extension.get("valueString") if isinstance(extension, dict) else None
+    values: dict[str, str] = {}
+    if extensions is None:
+        return values
+    if not isinstance(extensions, list):
+        raise MalformedFHIRResponseError("the extensions of app state are not a list")
+    for extension in extensions:
+        members = extension if isinstance(extension, dict) else {}
+        url, value = members.get("url"), members.get("valueString")
         if (
             not isinstance(url, str)
             or not isinstance(value, str)
-            or set(extension) - {"id", "url", "valueString"}
-            or url in seen
+            or members.keys() - {"id", "url", "valueString"}
+            or url in values
         ):
             raise MalformedFHIRResponseError(
                 "the app state contains more than plain strings"
             )
-        seen.add(url)
-        yield url, value
-
-
-def _as_list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise MalformedFHIRResponseError("the extensions of app state are not a list")
-    return value
+        values[url] = value
+    return values
 
 
 def _parse_basic(
@@ -460,7 +458,7 @@ def _parse_basic(
     return AppState(
         system=codings[0]["system"],
         code=codings[0]["code"],
-        values=dict(_parse_values(resource.get("extension"))),
+        values=_parse_values(resource.get("extension")),
         subject=reference,
         id=resource_id,
         etag=etag if _ETAG.fullmatch(etag) else "",
