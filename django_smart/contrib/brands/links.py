@@ -129,10 +129,10 @@ def _collect_links(
             parent = parents.get(target)
             if parent is None:
                 problems["A brand is part of a brand that does not exist."] += 1
-            elif not links[pk]:
-                links[pk] = _get_links(parent)
+                continue
+            links[pk] = _get_links(parent)
+            if not links[pk]:
                 above[pk] = parent
-        above = {pk: parent for pk, parent in above.items() if not links[pk]}
     return links
 
 
