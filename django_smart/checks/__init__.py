@@ -29,28 +29,28 @@ def check_settings(**values: Any) -> list[checks.CheckMessage]:
     """Check that each setting has a valid value."""
     from . import settings
 
-    return _add_links(settings.check_settings(**values))
+    return _add_links(settings.check_settings())
 
 
 def check_unknown_settings(**values: Any) -> list[checks.CheckMessage]:
     """Check that no unknown ``SMART_*`` setting is set."""
     from . import settings
 
-    return _add_links(settings.check_unknown_settings(**values))
+    return _add_links(settings.check_unknown_settings())
 
 
 def check_structure(**values: Any) -> list[checks.CheckMessage]:
     """Check that the site has installed what the package needs."""
     from . import structure
 
-    return _add_links(structure.check_structure(**values))
+    return _add_links(structure.check_structure())
 
 
 def check_deployment(**values: Any) -> list[checks.CheckMessage]:
     """Check that settings for development are not deployed."""
     from . import deployment
 
-    return _add_links(deployment.check_deployment(**values))
+    return _add_links(deployment.check_deployment())
 
 
 def _add_links(messages: list[checks.CheckMessage]) -> list[checks.CheckMessage]:

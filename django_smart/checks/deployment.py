@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,9 +32,7 @@ _POOLER_PORT = "6432"
 _OWN_CACHES = ("locmem.LocMemCache", "dummy.DummyCache")
 
 
-def check_deployment(
-    app_configs: Sequence[Any] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
+def check_deployment() -> list[checks.CheckMessage]:
     """``W030`` to ``W065``, ``I035``, ``I062``: what is only safe in development."""
     return [
         *_check_site_url(),

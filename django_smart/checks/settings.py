@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -434,9 +434,7 @@ KNOWN_SETTINGS = tuple(
 )
 
 
-def check_settings(
-    app_configs: Sequence[Any] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
+def check_settings() -> list[checks.CheckMessage]:
     """
     ``E001`` to ``E019``, ``E028`` to ``E030``, ``E045`` to ``E047``, ``E051``,
     ``E055``, ``E056``, ``E058``, ``E063``.
@@ -449,9 +447,7 @@ def check_settings(
     ]
 
 
-def check_unknown_settings(
-    app_configs: Sequence[Any] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
+def check_unknown_settings() -> list[checks.CheckMessage]:
     """``W021``: a setting whose name is probably misspelled."""
     unknown = sorted(
         name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
@@ -31,9 +31,7 @@ _DATABASE_SESSIONS = {
 }
 
 
-def check_structure(
-    app_configs: Sequence[Any] | None = None, **kwargs: Any
-) -> list[checks.CheckMessage]:
+def check_structure() -> list[checks.CheckMessage]:
     """``E020`` to ``E027``, ``E048``, ``E054``, ``E064``, ``W020``, ``W022``: setup."""
     return [
         *_check_middleware(),
