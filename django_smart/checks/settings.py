@@ -58,6 +58,22 @@ def zero_or(validator: Validator) -> Validator:
     return find_fault
 
 
+def list_of(
+    kind: str, is_valid: Callable[[str], object], *, detail: str = ""
+) -> Validator:
+    """Return a validator of lists (tuples, sets) of texts that *is_valid* accepts."""
+
+    def find_fault(value: Any) -> str:
+        if not isinstance(value, _LISTS):
+            return f"must be a list of {kind}"
+        for item in value:
+            if not isinstance(item, str) or not is_valid(item):
+                return f"must contain {kind}{detail}; got {item!r}"
+        return ""
+
+    return find_fault
+
+
 def find_fault_in_site_url(value: Any) -> str:
     if not isinstance(value, str):
         return "must be a string"
@@ -100,15 +116,6 @@ def find_fault_in_encryption_keys(value: Any) -> str:
     return ""
 
 
-def find_fault_in_hosts(value: Any) -> str:
-    if not isinstance(value, _LISTS):
-        return "must be a list of host names"
-    for host in value:
-        if not isinstance(host, str) or not _is_host(host):
-            return f"must contain host names without scheme and port; got {host!r}"
-    return ""
-
-
 def find_fault_in_launch_prefix(value: Any) -> str:
     if isinstance(value, str) and _PREFIX.fullmatch(value):
         return ""
@@ -134,15 +141,6 @@ def find_fault_in_flag(value: Any) -> str:
     return "" if isinstance(value, bool) else "must be True or False"
 
 
-def find_fault_in_links(value: Any) -> str:
-    if not isinstance(value, _LISTS):
-        return "must be a list of URLs"
-    for url in value:
-        if not isinstance(url, str) or not url.startswith(("https://", "http://")):
-            return f"must contain URLs; got {url!r}"
-    return ""
-
-
 def find_fault_in_support_url(value: Any) -> str:
     if not isinstance(value, str | Promise):
         return "must be a string"
@@ -151,15 +149,6 @@ def find_fault_in_support_url(value: Any) -> str:
     if not url or is_path or url.startswith(("https://", "http://", "mailto:")):
         return ""
     return "must be a URL, a path or a mailto: address"
-
-
-def find_fault_in_servers(value: Any) -> str:
-    if not isinstance(value, _LISTS):
-        return "must be a list of slugs"
-    for slug in value:
-        if not isinstance(slug, str) or not slug_re.fullmatch(slug):
-            return f"must contain slugs of servers; got {slug!r}"
-    return ""
 
 
 def find_fault_in_scope_check(value: Any) -> str:
@@ -220,6 +209,10 @@ def _is_host(host: str) -> bool:
     return True
 
 
+def _is_link(url: str) -> bool:
+    return url.startswith(("https://", "http://"))
+
+
 _DAY = 24 * 3600
 
 
@@ -262,14 +255,14 @@ RULES = (
     Rule(
         id="django_smart.E004",
         name="SMART_INSECURE_HTTP_HOSTS",
-        find_fault=find_fault_in_hosts,
+        find_fault=list_of("host names", _is_host, detail=" without scheme and port"),
         hint='Set a list of host names or IP addresses, such as ["localhost", '
         '"127.0.0.1"].',
     ),
     Rule(
         id="django_smart.E051",
         name="SMART_PRIVATE_HOSTS",
-        find_fault=find_fault_in_hosts,
+        find_fault=list_of("host names", _is_host, detail=" without scheme and port"),
         hint="Set a list of host names or IP addresses, such as "
         '["login.hospital.internal"].',
     ),
@@ -343,7 +336,7 @@ RULES = (
     Rule(
         id="django_smart.E016",
         name="SMART_LOGO_LICENSES",
-        find_fault=find_fault_in_links,
+        find_fault=list_of("URLs", _is_link),
         hint="Set a list of URLs, as printed by smart_import_brands.",
     ),
     Rule(
@@ -411,7 +404,7 @@ RULES = (
     Rule(
         id="django_smart.E056",
         name="SMART_STAFF_SIGN_IN_SERVERS",
-        find_fault=find_fault_in_servers,
+        find_fault=list_of("slugs", slug_re.fullmatch, detail=" of servers"),
         hint='Set a list of server slugs, such as ["harbour"].',
     ),
     Rule(
