@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from django.apps import apps
 from django.conf import settings
@@ -48,8 +47,7 @@ def check_structure() -> list[checks.CheckMessage]:
 
 
 def _check_middleware() -> Iterator[checks.CheckMessage]:
-    classes = [_load(path) for path in settings.MIDDLEWARE]
-    ours = [index for index, cls in enumerate(classes) if _is(cls, SMARTMiddleware)]
+    ours = _find(settings.MIDDLEWARE, SMARTMiddleware)
     if not ours:
         yield checks.Error(
             "The middleware of django_smart is missing.",
@@ -66,11 +64,9 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             ),
             id="django_smart.W020",
         )
-    order = [
-        [index for index, cls in enumerate(classes) if _is(cls, middleware)]
-        for middleware in (SessionMiddleware, AuthenticationMiddleware)
-    ]
-    if all(order) and order[0][0] > order[1][0]:
+    sessions = _find(settings.MIDDLEWARE, SessionMiddleware)
+    users = _find(settings.MIDDLEWARE, AuthenticationMiddleware)
+    if sessions and users and sessions[0] > users[0]:
         yield checks.Error(
             "AuthenticationMiddleware comes before SessionMiddleware, so "
             "every request fails.",
@@ -78,7 +74,7 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             id="django_smart.E027",
         )
     for middleware in (SessionMiddleware, AuthenticationMiddleware):
-        if not any(_is(cls, middleware) for cls in classes):
+        if not _find(settings.MIDDLEWARE, middleware):
             path = f"{middleware.__module__}.{middleware.__name__}"
             yield checks.Error(
                 f"{middleware.__name__} is missing.",
@@ -89,17 +85,12 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
 
 def _check_site_cache() -> Iterator[checks.CheckMessage]:
     """Require our second middleware between the two of Django's per-site cache."""
-    classes = [_load(path) for path in settings.MIDDLEWARE]
-    before, ours, after = (
-        [index for index, cls in enumerate(classes) if _is(cls, middleware)]
-        for middleware in (
-            (UpdateCacheMiddleware, AuthenticationMiddleware),
-            SMARTCacheMiddleware,
-            FetchFromCacheMiddleware,
-        )
-    )
-    if not any(_is(cls, UpdateCacheMiddleware) for cls in classes):
+    paths = settings.MIDDLEWARE
+    if not _find(paths, UpdateCacheMiddleware):
         return
+    before = _find(paths, UpdateCacheMiddleware, AuthenticationMiddleware)
+    ours = _find(paths, SMARTCacheMiddleware)
+    after = _find(paths, FetchFromCacheMiddleware)
     if not ours or max(before) > ours[0] or (after and min(after) < ours[-1]):
         yield checks.Error(
             "UpdateCacheMiddleware would cache pages with patient data, and "
@@ -114,8 +105,7 @@ def _check_site_cache() -> Iterator[checks.CheckMessage]:
 
 
 def _check_backend() -> Iterator[checks.CheckMessage]:
-    backends = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
-    if not any(_is(backend, SMARTAuthenticationBackend) for backend in backends):
+    if not _find(settings.AUTHENTICATION_BACKENDS, SMARTAuthenticationBackend):
         yield checks.Error(
             "The authentication backend of django_smart is missing, so no one "
             "stays signed in after a launch.",
@@ -213,13 +203,14 @@ def _check_session_cookie() -> Iterator[checks.CheckMessage]:
         )
 
 
-def _load(path: str) -> Any:
-    """Return the class at *path*, or ``None`` if it fails; Django reports that."""
+def _find(paths: Sequence[str], *classes: type) -> list[int]:
+    """Return the positions of *classes* and their subclasses."""
+    return [index for index, path in enumerate(paths) if _is_a(path, classes)]
+
+
+def _is_a(path: str, classes: tuple[type, ...]) -> bool:
     try:
-        return import_string(path)
-    except Exception:  # noqa: BLE001 (a module of the site can fail in any way)
-        return None
-
-
-def _is(cls: Any, expected: type | tuple[type, ...]) -> bool:
-    return isinstance(cls, type) and issubclass(cls, expected)
+        cls = import_string(path)
+    except Exception:  # noqa: BLE001 (Django reports what cannot be loaded)
+        return False
+    return isinstance(cls, type) and issubclass(cls, classes)
