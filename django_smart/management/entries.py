@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,10 @@ from ..servers.registering import RegistrationInput
 
 __all__ = [
     "ENTRY_NAMES",
-    "Columns",
     "EntryError",
     "build_input",
     "get_column_names",
     "get_option",
-    "parse_columns",
     "parse_file",
     "parse_settings",
 ]
@@ -30,6 +27,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     _Field = models.Field[Any, Any]
+
+# Typed values by name, for each of the two tables.
+_Columns = dict[type[models.Model], dict[str, Any]]
 
 # They say which row it is, or are fetched from the server.
 _NOT_SETTABLE = {
@@ -51,14 +51,6 @@ class EntryError(ValueError):
     """An entry that cannot be understood; the message is for people, without values."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
-    """Typed values by name, for each of the two tables."""
-
-    server: dict[str, Any] = field(repr=False)
-    registration: dict[str, Any] = field(repr=False)
-
-
 def get_column_names() -> list[str]:
     """
     What can be set, sorted.
@@ -69,9 +61,9 @@ def get_column_names() -> list[str]:
     return sorted(_get_fields())
 
 
-def parse_columns(values: Mapping[str, Any]) -> Columns:
+def _parse_columns(values: Mapping[str, Any]) -> _Columns:
     """
-    Turn text, or values as JSON has them, into what the columns hold.
+    Turn text, or values as JSON has them, into what the columns of each table hold.
 
     Durations are seconds; booleans are true or false; what JSON columns hold is JSON.
     An empty text, or null, empties a column that may be null.
@@ -80,7 +72,7 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
         EntryError: unknown name, or a value of another type.
     """
     fields = _get_fields()
-    result = Columns(server={}, registration={})
+    columns: _Columns = {ClientRegistration: {}, FHIRServer: {}}
     for name, value in values.items():
         if name not in fields:
             near = get_close_matches(name, fields, n=1)
@@ -90,13 +82,12 @@ def parse_columns(values: Mapping[str, Any]) -> Columns:
                 f"{', '.join(get_column_names())}."
             )
         model, field = fields[name]
-        target = result.server if model is FHIRServer else result.registration
         try:
-            target[field.name] = _parse(field, value)
+            columns[model][field.name] = _parse(field, value)
         except (OverflowError, TypeError, ValueError, RecursionError):
             # The value is not quoted: it may be a secret that went astray.
             raise EntryError(f"{name} must be {_describe(field)}.") from None
-    return result
+    return columns
 
 
 def _get_fields() -> dict[str, tuple[type[models.Model], _Field]]:
@@ -284,12 +275,14 @@ def build_input(
     for name, value in settings.items():
         if isinstance(value, str) and not _is_storable(value):
             raise EntryError(f"{name} contains characters that cannot be stored.")
-    columns = parse_columns(settings)
+    columns = _parse_columns(settings)
     own = {name: given[name] for name in _OWN & given.keys()}
     return RegistrationInput(
         **{"site_url": site_url, "client_id": "", **own},
-        server_values=_pick(given, _SERVER_OPTIONS) | columns.server,
-        registration_values=_pick(given, _REGISTRATION_OPTIONS) | columns.registration,
+        server_values=_pick(given, _SERVER_OPTIONS) | columns[FHIRServer],
+        registration_values=(
+            _pick(given, _REGISTRATION_OPTIONS) | columns[ClientRegistration]
+        ),
     )
 
 
