@@ -47,7 +47,7 @@ _TRUE = {"1", "on", "true", "yes"}
 _FALSE = {"0", "false", "no", "off"}
 
 
-class EntryError(ValueError):
+class EntryError(Exception):
     """An entry that cannot be understood; the message is for people, without values."""
 
 
@@ -228,8 +228,6 @@ def parse_file(text: str) -> list[dict[str, Any]]:
         raise EntryError(
             f"The file is not JSON: {exc.msg} at line {exc.lineno}, column {exc.colno}."
         ) from None
-    except EntryError:
-        raise
     except (ValueError, RecursionError):
         raise EntryError("The file is not valid JSON.") from None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
