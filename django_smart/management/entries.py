@@ -129,7 +129,7 @@ def _parse(field: _Field, value: Any) -> Any:
     if isinstance(field, models.BooleanField):
         return _parse_boolean(value)
     if isinstance(field, models.IntegerField):
-        return _parse_integer(value)
+        return int(_require(value, int, str))
     if isinstance(field, models.DurationField):
         return timedelta(seconds=_parse_seconds(value))
     if isinstance(field, models.JSONField):
@@ -153,10 +153,6 @@ def _parse_boolean(value: Any) -> bool:
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
     raise ValueError
-
-
-def _parse_integer(value: Any) -> int:
-    return int(_require(value, int, str))
 
 
 def _require(value: Any, *types: type) -> Any:
