@@ -266,7 +266,7 @@ def build_input(
     if isinstance(given.get("frame_origin"), str):
         given["frame_origin"] = [given["frame_origin"]]
     _require_types(given)
-    for name, value in settings.items():
+    for name, value in (*given.items(), *settings.items()):
         if isinstance(value, str) and not _is_storable(value):
             raise EntryError(f"{name} contains characters that cannot be stored.")
     columns = _parse_columns(settings)
@@ -291,8 +291,6 @@ def _require_types(given: Mapping[str, Any]) -> None:
             fits, expected = isinstance(value, str), "text"
         if not fits:
             raise EntryError(f"{name} must be {expected}.")
-        if isinstance(value, str) and not _is_storable(value):
-            raise EntryError(f"{name} contains characters that cannot be stored.")
 
 
 def _is_storable(text: str) -> bool:
