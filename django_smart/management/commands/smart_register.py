@@ -214,7 +214,7 @@ class Command(BaseCommand):
 
     def _handle_dynamic(self, options: dict[str, Any]) -> None:
         try:
-            outcome = _register_dynamically(options, environ=os.environ)
+            outcome = _register_dynamically(options)
             registration = outcome.registration
             answer = _describe(registration, site_url=options["site_url"] or "")
         except (EntryError, ImproperlyConfigured, ValueError) as exc:
@@ -401,9 +401,7 @@ _DYNAMIC_OPTIONS = ("client_name", "initial_access_token_env")
 _REFUSED = ("client_id", "client_secret", "file", "secret_env")
 
 
-def _register_dynamically(
-    options: Mapping[str, Any], *, environ: Mapping[str, str]
-) -> DynamicRegistration:
+def _register_dynamically(options: Mapping[str, Any]) -> DynamicRegistration:
     """
     Register as the *options* of the command say.
 
@@ -428,7 +426,7 @@ def _register_dynamically(
     return register_dynamically(
         data,
         client_name=options["client_name"] or "",
-        initial_access_token=_read_token(options["initial_access_token_env"], environ),
+        initial_access_token=_read_token(options["initial_access_token_env"]),
     )
 
 
@@ -444,10 +442,10 @@ def _describe_outcome(outcome: DynamicRegistration) -> Iterator[str]:
         )
 
 
-def _read_token(variable: str | None, environ: Mapping[str, str]) -> str | None:
+def _read_token(variable: str | None) -> str | None:
     if variable is None:
         return None
-    token = environ.get(variable, "").strip()
+    token = os.environ.get(variable, "").strip()
     if not token:
         raise EntryError(f"The environment variable {variable} is not set.")
     return token
