@@ -209,13 +209,6 @@ class UnchangeableAdmin(BaseAdmin):
         """There is nothing to fill in."""
         return False
 
-    def has_view_permission(
-        self, request: HttpRequest, obj: models.Model | None = None
-    ) -> bool:
-        """Django's: who may view, or run the actions."""
-        may_view = super().has_view_permission(request, obj)
-        return may_view or self.has_operate_permission(request)
-
 
 class ReadOnlyAdmin(UnchangeableAdmin):
     """Rows that launches write, each with a user: millions, at a large site."""
