@@ -105,7 +105,10 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         yield stop.finding
         return
     yield from _find_overruled(server)
-    registrations = _get_registrations(server)
+    registrations: list[ClientRegistration] = []
+    if server.pk:
+        # Django gives each of them this very server, with what was just fetched.
+        registrations = list(server.registrations.filter(is_active=True))
     if any(each.is_for_launches for each in registrations):
         yield from look("endpoints", _find_endpoint_fault, server, configuration)
     if any("openid" in _get_launch_scopes(each) for each in registrations):
@@ -141,15 +144,6 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
             fix="Do nothing if the vendor documents these values; otherwise "
             "remove them from the server's overrides.",
         )
-
-
-def _get_registrations(server: FHIRServer) -> list[ClientRegistration]:
-    if not server.pk:
-        return []
-    registrations = list(server.registrations.filter(is_active=True))
-    for registration in registrations:
-        registration.server = server
-    return registrations
 
 
 def _get_launch_scopes(registration: ClientRegistration) -> list[str]:
