@@ -143,9 +143,7 @@ def _get_servers(slugs: list[str], *, everything: bool) -> list[FHIRServer]:
         raise CommandError("Name servers by slug, or use --all.")
     if everything:
         return list(FHIRServer.objects.active())
-    known = {
-        server.slug: server for server in FHIRServer.objects.filter(slug__in=slugs)
-    }
+    known = FHIRServer.objects.in_bulk(slugs, field_name="slug")
     unknown = [slug for slug in slugs if slug not in known]
     if unknown:
         raise CommandError(f"No server has the slug {', '.join(unknown)}.")
