@@ -32,7 +32,7 @@ from django_smart.testing.simulator import (
     token,
 )
 from django_smart.testing.simulator.errors import FHIRError, OAuthError
-from django_smart.testing.simulator.exchange import Exchange
+from django_smart.testing.simulator.exchange import Exchange, Routes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -56,6 +56,13 @@ def _get(path: str, name: str, handler: Handler) -> Rule:
 
 def _post(path: str, name: str, handler: Handler) -> Rule:
     return Rule(path, endpoint=(name, handler), methods=["POST"])
+
+
+def _rules(name: str, routes: Routes) -> list[Rule]:
+    return [
+        Rule(path, endpoint=(name, handler), methods=[method])
+        for path, method, handler in routes
+    ]
 
 
 def _handle(
@@ -216,13 +223,8 @@ def _protocol_rules(paths: _Paths) -> list[Rule]:
             introspect.introspection_endpoint,
         ),
         _post(f"{root}/auth/register", "register", register.registration_endpoint),
-        *(
-            Rule(path, endpoint=("fhir", handler), methods=[method])
-            for path, method, handler in (
-                *app_state.routes(base),
-                *bulk.routes(base),
-            )
-        ),
+        *_rules("fhir", app_state.routes(base)),
+        *_rules("fhir", bulk.routes(base)),
     ]
 
 
@@ -242,16 +244,14 @@ def _fhir_rules(paths: _Paths) -> list[Rule]:
             rules.append(_get(base, "fhir", _fhir_root))
     base = paths.base
     rules.append(_post(base or "/", "fhir", _answer_bundle))
-    rules += [
-        Rule(path, endpoint=("fhir", handler), methods=[method])
-        for module in (changes, history, operations)
-        for path, method, handler in module.routes(base)
-    ]
+    for module in (changes, history, operations):
+        rules += _rules("fhir", module.routes(base))
     return rules
 
 
 def _page_rules(paths: _Paths) -> list[Rule]:
-    rules = [*pages.rules(), *consent.rules(paths.root)]
+    rules = _rules("page", pages.routes())
+    rules += _rules("consent", consent.routes(paths.root))
     if paths.control:
-        rules += control.rules()
+        rules += _rules("control", control.routes())
     return rules

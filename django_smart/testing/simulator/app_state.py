@@ -6,7 +6,6 @@ Spec: SMART App Launch 2.2, "App State" (experimental).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
@@ -18,7 +17,7 @@ from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.state import new_id
 
 if TYPE_CHECKING:
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
 
 __all__ = ["MAX_SIZE", "routes"]
 
@@ -30,7 +29,7 @@ _SUBJECTS = frozenset(
 )
 
 
-def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
     yield f"{base}/Basic", "GET", _search
     yield f"{base}/Basic", "POST", _create

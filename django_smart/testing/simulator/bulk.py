@@ -7,7 +7,7 @@ Spec: HL7 Bulk Data Access 2.0.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from django_smart.testing.simulator.fhir import authorize
 from django_smart.testing.simulator.state import new_id
 
 if TYPE_CHECKING:
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
 
 __all__ = ["Bulk", "Export", "routes"]
 
@@ -63,7 +63,7 @@ class Bulk:
     exports: dict[str, Export] = field(default_factory=dict)
 
 
-def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+def routes(base: str) -> Routes:
     """Path, method and handler of each step."""
     for path in ("$export", "Patient/$export", "Group/<group_id>/$export"):
         yield f"{base}/{path}", "GET", _start

@@ -7,7 +7,7 @@ Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -20,7 +20,7 @@ from django_smart.testing.simulator.exchange import json_response
 from django_smart.testing.simulator.patches import apply_fhirpath, apply_json_patch
 
 if TYPE_CHECKING:
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.versions import Version
 
 __all__ = ["answer", "routes"]
@@ -30,7 +30,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 _TYPE = "<fhir_type:resource_type>"
 
 
-def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
     yield f"{base}/{_TYPE}", "POST", create
     yield f"{base}/{_TYPE}", "PUT", _update_found

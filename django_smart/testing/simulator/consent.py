@@ -11,7 +11,6 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from werkzeug.routing import Rule
 from werkzeug.utils import redirect
 
 from django_smart.testing.simulator import authorize as authorization
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
 
     from django_smart.testing.simulator.authorize import AuthorizationRequest
     from django_smart.testing.simulator.ehr import EHRSimulator
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.people import User
 
-__all__ = ["PendingConsent", "authorize", "rules"]
+__all__ = ["PendingConsent", "authorize", "routes"]
 
 _LIFETIME = 600  # seconds in which the person has to decide
 
@@ -54,13 +53,10 @@ class PendingConsent:
     patient: str | None = None
 
 
-def rules(root_path: str) -> list[Rule]:
-    """The routes of the consent page."""
-    path = f"{root_path}/auth/consent/<consent_id>"
-    return [
-        Rule(path, endpoint=("consent", _show), methods=["GET"]),
-        Rule(path, endpoint=("consent", _decide), methods=["POST"]),
-    ]
+def routes(root_path: str) -> Routes:
+    """Path, method and handler of the consent page."""
+    yield f"{root_path}/auth/consent/<consent_id>", "GET", _show
+    yield f"{root_path}/auth/consent/<consent_id>", "POST", _decide
 
 
 def authorize(exchange: Exchange) -> Response:

@@ -7,32 +7,24 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.routing import Rule
-
 from django_smart.testing.simulator.exchange import json_response
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
 
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.records import RecordedRequest
 
-__all__ = ["rules"]
+__all__ = ["routes"]
 
 
-def rules() -> list[Rule]:
-    """The routes of the control API."""
-    routes = [
-        ("/_control/requests", "GET", _requests),
-        ("/_control/clear", "POST", _clear),
-        ("/_control/expire", "POST", _expire),
-        ("/_control/faults", "POST", _faults),
-        ("/_control/launch", "POST", _launch),
-    ]
-    return [
-        Rule(path, endpoint=("control", handler), methods=[method])
-        for path, method, handler in routes
-    ]
+def routes() -> Routes:
+    """Path, method and handler of the control API."""
+    yield "/_control/requests", "GET", _requests
+    yield "/_control/clear", "POST", _clear
+    yield "/_control/expire", "POST", _expire
+    yield "/_control/faults", "POST", _faults
+    yield "/_control/launch", "POST", _launch
 
 
 def _requests(exchange: Exchange) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -17,9 +17,12 @@ from django_smart.testing.simulator.records import RecordedRequest
 if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
 
-__all__ = ["Exchange", "browser_request", "json_response"]
+__all__ = ["Exchange", "Routes", "browser_request", "json_response"]
 
 FORM_TYPE = "application/x-www-form-urlencoded"
+
+Routes = Iterator[tuple[str, str, Callable[..., Response]]]
+"""Path, method and handler of what a module answers."""
 
 _DOCUMENTS = {
     "smart-configuration": "discovery",

@@ -6,7 +6,6 @@ Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html#history.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -18,7 +17,7 @@ from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import json_response
 
 if TYPE_CHECKING:
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.versions import Version
 
 __all__ = ["routes"]
@@ -27,7 +26,7 @@ _TYPE = "<fhir_type:resource_type>"
 _STATUS = {"POST": "201 Created", "DELETE": "204 No Content"}
 
 
-def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
     yield f"{base}/_history", "GET", _system
     yield f"{base}/{_TYPE}/_history", "GET", _type

@@ -7,7 +7,6 @@ Spec: FHIR R4, "Operations", http://hl7.org/fhir/R4/operations.html.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
@@ -19,14 +18,14 @@ from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.search import get_parameters
 
 if TYPE_CHECKING:
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
 
 __all__ = ["routes"]
 
 _TYPE = "<fhir_type:resource_type>"
 
 
-def routes(base: str) -> Iterator[tuple[str, str, Callable[..., Response]]]:
+def routes(base: str) -> Routes:
     """Path, method and handler of each operation."""
     yield f"{base}/Patient/<resource_id>/$everything", "GET", _everything
     yield f"{base}/Observation/$lastn", "GET", _lastn

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.exceptions import NotFound
-from werkzeug.routing import Rule
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
@@ -23,10 +22,10 @@ from django_smart.testing.simulator.templating import render
 if TYPE_CHECKING:
     from django_smart.testing.simulator.clients import Client
     from django_smart.testing.simulator.ehr import EHRSimulator
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.people import User
 
-__all__ = ["error_page", "rules", "sign_in_page", "stale_form"]
+__all__ = ["error_page", "routes", "sign_in_page", "stale_form"]
 
 _STATIC = Path(__file__).parent / "static"
 _STATIC_TYPES = {
@@ -35,21 +34,15 @@ _STATIC_TYPES = {
 }
 
 
-def rules() -> list[Rule]:
-    """The routes of these pages."""
-    routes = [
-        ("/", "GET", _home),
-        ("/sign-in", "POST", _sign_in),
-        ("/sign-out", "POST", _sign_out),
-        ("/chart/<patient_id>", "GET", _chart),
-        ("/chart/<patient_id>/open", "POST", _open_app),
-        ("/chart/<patient_id>/frame", "GET", _frame_app),
-        ("/static/<name>", "GET", _static),
-    ]
-    return [
-        Rule(path, endpoint=("page", handler), methods=[method])
-        for path, method, handler in routes
-    ]
+def routes() -> Routes:
+    """Path, method and handler of each page."""
+    yield "/", "GET", _home
+    yield "/sign-in", "POST", _sign_in
+    yield "/sign-out", "POST", _sign_out
+    yield "/chart/<patient_id>", "GET", _chart
+    yield "/chart/<patient_id>/open", "POST", _open_app
+    yield "/chart/<patient_id>/frame", "GET", _frame_app
+    yield "/static/<name>", "GET", _static
 
 
 def error_page(exchange: Exchange, title: str, text: str, *, status: int) -> Response:
