@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
-from django_smart.testing.simulator.fhir import FHIR_JSON, Access, authorize
+from django_smart.testing.simulator.exchange import fhir_response
+from django_smart.testing.simulator.fhir import Access, authorize
 from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.state import new_id
 
@@ -104,9 +104,7 @@ def _search(exchange: Exchange) -> Response:
 
 def _answer(resource: dict[str, Any], status: int) -> Response:
     etag = f'W/"{resource["meta"]["versionId"]}"'
-    return json_response(
-        resource, status=status, content_type=FHIR_JSON, headers={"ETag": etag}
-    )
+    return fhir_response(resource, status=status, headers={"ETag": etag})
 
 
 def _match(

@@ -17,7 +17,7 @@ from werkzeug.wrappers import Request, Response
 from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.digits import dump, load
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -63,7 +63,7 @@ def answer_bundle(exchange: Exchange, dispatch: Dispatch) -> Response:
         "type": f"{kind}-response",
         "entry": answers,
     }
-    return json_response(answer, content_type=fhir.FHIR_JSON)
+    return fhir_response(answer)
 
 
 def _transact(

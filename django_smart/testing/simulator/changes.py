@@ -16,7 +16,7 @@ from werkzeug.wrappers import Response
 from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.digits import load
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.patches import apply_fhirpath, apply_json_patch
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ def answer(exchange: Exchange, version: Version, status: int) -> Response:
     if "return=OperationOutcome" in prefer:
         issue = {"severity": "information", "code": "informational"}
         value = {"resourceType": "OperationOutcome", "issue": [issue]}
-    return json_response(
-        value, status=status, content_type=fhir.FHIR_JSON, headers=headers
-    )
+    return fhir_response(value, status=status, headers=headers)
 
 
 def _answer_current(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django_smart.testing.simulator.assertions import ALGORITHMS
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response, json_response
 from django_smart.testing.simulator.search import get_parameters
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def metadata(exchange: Exchange) -> Response:
             }
         ],
     }
-    return json_response(
-        statement, content_type="application/fhir+json; charset=utf-8", headers=_PUBLIC
-    )
+    return fhir_response(statement, headers=_PUBLIC)
 
 
 def _resource(name: str) -> dict[str, Any]:

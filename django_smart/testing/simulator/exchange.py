@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -17,7 +18,7 @@ from django_smart.testing.simulator.records import RecordedRequest
 if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
 
-__all__ = ["Exchange", "Routes", "browser_request", "json_response"]
+__all__ = ["Exchange", "Routes", "browser_request", "fhir_response", "json_response"]
 
 FORM_TYPE = "application/x-www-form-urlencoded"
 
@@ -120,6 +121,12 @@ def json_response(
         content_type=content_type,
         headers=headers,
     )
+
+
+fhir_response = partial(
+    json_response, content_type="application/fhir+json; charset=utf-8"
+)
+"""An answer whose body is a resource."""
 
 
 def browser_request(url: str, form: Iterable[tuple[str, str]] | None = None) -> Request:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
 from django_smart.testing.simulator.scopes import ResourceScope, parse_scope
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.state import AccessToken
 
 __all__ = [
-    "FHIR_JSON",
     "Access",
     "authorize",
     "fhir_error_response",
@@ -43,8 +42,6 @@ __all__ = [
     "search_compartment",
     "search_type",
 ]
-
-FHIR_JSON = "application/fhir+json; charset=utf-8"
 
 # Parameters of the compartment that say whose a resource is; others say who took part.
 _SUBJECTS = ("patient", "subject", "beneficiary", "individual", "actor", "member")
@@ -191,7 +188,7 @@ def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
         content = base64.b64decode(resource.get("data", ""))
         return Response(content, content_type=resource["contentType"], headers=headers)
     answer = select_elements(resource, exchange.query)
-    return json_response(answer, content_type=FHIR_JSON, headers=headers)
+    return fhir_response(answer, headers=headers)
 
 
 def _wants_json(exchange: Exchange) -> bool:
@@ -329,6 +326,4 @@ def fhir_error_response(error: FHIRError) -> Response:
         ],
     }
     headers = {"WWW-Authenticate": error.challenge} if error.challenge else None
-    return json_response(
-        outcome, status=error.status, content_type=FHIR_JSON, headers=headers
-    )
+    return fhir_response(outcome, status=error.status, headers=headers)

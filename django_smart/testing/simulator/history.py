@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange, Routes
@@ -42,11 +42,7 @@ def _vread(
         if version.version_id == version_id:
             if version.resource is None:
                 raise FHIRError(410, "deleted", "this version is the deletion")
-            return json_response(
-                version.resource,
-                content_type=fhir.FHIR_JSON,
-                headers={"ETag": version.etag},
-            )
+            return fhir_response(version.resource, headers={"ETag": version.etag})
     raise FHIRError(404, "not-found", "there is no such version")
 
 
@@ -130,7 +126,7 @@ def _answer(exchange: Exchange, versions: list[Version]) -> Response:
     }
     if page := versions[offset : offset + count]:
         bundle["entry"] = [_entry(exchange, one) for one in page]
-    return json_response(bundle, content_type=fhir.FHIR_JSON)
+    return fhir_response(bundle)
 
 
 def _entry(exchange: Exchange, version: Version) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.search import get_parameters
 
@@ -103,7 +103,7 @@ def _validate(
         "code": "informational" if is_fine else "structure",
     }
     outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
-    return json_response(outcome, content_type=fhir.FHIR_JSON)
+    return fhir_response(outcome)
 
 
 def _populate(exchange: Exchange, resource_id: str) -> Response:
@@ -128,7 +128,7 @@ def _populate(exchange: Exchange, resource_id: str) -> Response:
     }
     if not access.allows({**answer, "id": ""}, "r"):
         raise fhir.insufficient("this subject is outside of what was granted")
-    return json_response(answer, content_type=fhir.FHIR_JSON)
+    return fhir_response(answer)
 
 
 def _versions(exchange: Exchange) -> Response:
@@ -136,4 +136,4 @@ def _versions(exchange: Exchange) -> Response:
     fhir.authorize(exchange)
     parameters = [{"name": name, "valueCode": "4.0"} for name in ("version", "default")]
     answer = {"resourceType": "Parameters", "parameter": parameters}
-    return json_response(answer, content_type=fhir.FHIR_JSON)
+    return fhir_response(answer)

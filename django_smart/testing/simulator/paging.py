@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django_smart.testing.simulator.errors import FHIRError
-from django_smart.testing.simulator.exchange import json_response
+from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.search import select_elements
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ __all__ = ["DEFAULT_COUNT", "MAX_COUNT", "SavedSearch", "next_page", "searchset"
 
 DEFAULT_COUNT = 50
 MAX_COUNT = 200
-_FHIR_JSON = "application/fhir+json; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +113,7 @@ def _page(
             for one in saved.access.search.find_included(page, saved.pairs)
             if saved.access.allows(one, "r") or saved.access.allows(one, "s")
         ]
-    return json_response(bundle, content_type=_FHIR_JSON)
+    return fhir_response(bundle)
 
 
 def _entry(saved: SavedSearch, resource: dict[str, Any], mode: str) -> dict[str, Any]:
