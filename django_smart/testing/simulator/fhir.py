@@ -175,7 +175,7 @@ def authorize(exchange: Exchange) -> Access:
 def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
     """Answer ``GET [base]/[type]/[id]``."""
     access = authorize(exchange)
-    known_type(exchange, resource_type)
+    known_type(resource_type)
     if not access.has(resource_type, "r"):
         raise insufficient(f"no scope for reading {resource_type}")
     resource = exchange.ehr.versions.get_current(resource_type, resource_id)
@@ -220,7 +220,7 @@ def _search(
     exchange: Exchange, resource_type: str, any_of: list[tuple[str, str]]
 ) -> Response:
     access = authorize(exchange)
-    known_type(exchange, resource_type)
+    known_type(resource_type)
     if not access.has(resource_type, "s"):
         raise insufficient(f"no scope for searching {resource_type}")
     pairs = [*exchange.query, *exchange.form]
@@ -258,7 +258,7 @@ def find(
     ]
 
 
-def known_type(exchange: Exchange, resource_type: str) -> None:
+def known_type(resource_type: str) -> None:
     if resource_type not in RESOURCE_TYPES:
         raise FHIRError(404, "not-supported", f"this server has no {resource_type}")
 

@@ -54,7 +54,7 @@ def _instance(exchange: Exchange, resource_type: str, resource_id: str) -> Respo
 
 def _type(exchange: Exchange, resource_type: str) -> Response:
     access = fhir.authorize(exchange)
-    fhir.known_type(exchange, resource_type)
+    fhir.known_type(resource_type)
     if not access.has(resource_type, "s"):
         raise fhir.insufficient(f"no scope for the history of {resource_type}")
     return _answer(exchange, _visible(exchange, access, resource_type))
@@ -81,7 +81,7 @@ def _visible(
 def _versions(
     exchange: Exchange, access: fhir.Access, resource_type: str, resource_id: str
 ) -> list[Version]:
-    fhir.known_type(exchange, resource_type)
+    fhir.known_type(resource_type)
     if not access.has(resource_type, "r"):
         raise fhir.insufficient(f"no scope for reading {resource_type}")
     versions = exchange.ehr.versions.of(resource_type, resource_id)

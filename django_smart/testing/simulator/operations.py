@@ -91,7 +91,7 @@ def _validate(
 ) -> Response:
     """Validate that the body is a resource of the type; profiles are ignored."""
     fhir.authorize(exchange)
-    fhir.known_type(exchange, resource_type)
+    fhir.known_type(resource_type)
     body = exchange.json
     if isinstance(body, dict) and body.get("resourceType") == "Parameters":
         body = next((one.get("resource") for one in body.get("parameter", [])), None)
