@@ -203,11 +203,7 @@ def _match(
 
 
 def _authorize(exchange: Exchange, resource_type: str, letter: str) -> fhir.Access:
-    access = fhir.authorize(exchange)
-    fhir.known_type(resource_type)
-    if not access.has(resource_type, letter):
-        raise fhir.insufficient(f"no scope for this change of {resource_type}")
-    return access
+    return fhir.authorize_type(exchange, resource_type, letter, "this change of")
 
 
 def _find(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Access",
     "authorize",
+    "authorize_type",
     "fhir_error_response",
     "find",
     "insufficient",
@@ -172,12 +173,20 @@ def authorize(exchange: Exchange) -> Access:
     )
 
 
-def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
-    """Answer ``GET [base]/[type]/[id]``."""
+def authorize_type(
+    exchange: Exchange, resource_type: str, letter: str, doing: str
+) -> Access:
+    """Check the bearer token, and that a scope covers *doing* this with the type."""
     access = authorize(exchange)
     known_type(resource_type)
-    if not access.has(resource_type, "r"):
-        raise insufficient(f"no scope for reading {resource_type}")
+    if not access.has(resource_type, letter):
+        raise insufficient(f"no scope for {doing} {resource_type}")
+    return access
+
+
+def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
+    """Answer ``GET [base]/[type]/[id]``."""
+    access = authorize_type(exchange, resource_type, "r", "reading")
     resource = exchange.ehr.versions.get_current(resource_type, resource_id)
     if not access.allows(resource, "r"):
         raise insufficient("this resource is outside of what was granted")
@@ -219,10 +228,7 @@ def search_compartment(
 def _search(
     exchange: Exchange, resource_type: str, any_of: list[tuple[str, str]]
 ) -> Response:
-    access = authorize(exchange)
-    known_type(resource_type)
-    if not access.has(resource_type, "s"):
-        raise insufficient(f"no scope for searching {resource_type}")
+    access = authorize_type(exchange, resource_type, "s", "searching")
     pairs = [*exchange.query, *exchange.form]
     found = [
         resource

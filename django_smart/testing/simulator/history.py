@@ -37,8 +37,7 @@ def routes(base: str) -> Routes:
 def _vread(
     exchange: Exchange, resource_type: str, resource_id: str, version_id: str
 ) -> Response:
-    access = fhir.authorize(exchange)
-    for version in _versions(exchange, access, resource_type, resource_id):
+    for version in _versions(exchange, resource_type, resource_id):
         if version.version_id == version_id:
             if version.resource is None:
                 raise FHIRError(410, "deleted", "this version is the deletion")
@@ -47,16 +46,12 @@ def _vread(
 
 
 def _instance(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
-    access = fhir.authorize(exchange)
-    versions = _versions(exchange, access, resource_type, resource_id)
+    versions = _versions(exchange, resource_type, resource_id)
     return _answer(exchange, versions[::-1])
 
 
 def _type(exchange: Exchange, resource_type: str) -> Response:
-    access = fhir.authorize(exchange)
-    fhir.known_type(resource_type)
-    if not access.has(resource_type, "s"):
-        raise fhir.insufficient(f"no scope for the history of {resource_type}")
+    access = fhir.authorize_type(exchange, resource_type, "s", "the history of")
     return _answer(exchange, _visible(exchange, access, resource_type))
 
 
@@ -79,11 +74,9 @@ def _visible(
 
 
 def _versions(
-    exchange: Exchange, access: fhir.Access, resource_type: str, resource_id: str
+    exchange: Exchange, resource_type: str, resource_id: str
 ) -> list[Version]:
-    fhir.known_type(resource_type)
-    if not access.has(resource_type, "r"):
-        raise fhir.insufficient(f"no scope for reading {resource_type}")
+    access = fhir.authorize_type(exchange, resource_type, "r", "reading")
     versions = exchange.ehr.versions.of(resource_type, resource_id)
     if not versions:
         raise FHIRError(404, "not-found", f"there is no {resource_type}/{resource_id}")

@@ -63,9 +63,7 @@ def _everything(exchange: Exchange, resource_id: str) -> Response:
 
 def _lastn(exchange: Exchange) -> Response:
     """The last ``max`` observations of each code."""
-    access = fhir.authorize(exchange)
-    if not access.has("Observation", "s"):
-        raise fhir.insufficient("no scope for searching Observation")
+    access = fhir.authorize_type(exchange, "Observation", "s", "searching")
     pairs = [pair for pair in exchange.query if pair[0] != "max"]
     found = fhir.find(exchange, access, "Observation", pairs, letter="s")
     number = dict(exchange.query).get("max", "1")
