@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.versions import Version
 
-__all__ = ["answer", "routes"]
+__all__ = ["routes"]
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -32,7 +32,7 @@ _TYPE = "<fhir_type:resource_type>"
 
 def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
-    yield f"{base}/{_TYPE}", "POST", create
+    yield f"{base}/{_TYPE}", "POST", _create
     yield f"{base}/{_TYPE}", "PUT", _update_found
     yield f"{base}/{_TYPE}", "PATCH", _patch_found
     yield f"{base}/{_TYPE}", "DELETE", _delete_found
@@ -41,7 +41,7 @@ def routes(base: str) -> Routes:
     yield f"{base}/{_TYPE}/<resource_id>", "DELETE", _delete
 
 
-def create(
+def _create(
     exchange: Exchange, resource_type: str, resource_id: str | None = None
 ) -> Response:
     """Answer ``POST [base]/[type]``; a transaction chooses the id in advance."""
@@ -53,13 +53,15 @@ def create(
             pairs = parse_qsl(condition, keep_blank_values=True)
             found = _find(exchange, access, resource_type, pairs, "c")
             if found:
-                return _answer_current(exchange, _one(found), 200)
+                held = _one(found)
+                versions = exchange.ehr.versions.of(resource_type, held["id"])
+                return _answer(exchange, versions[-1], 200)
         if not access.allows({**resource, "id": ""}, "c"):
             raise fhir.insufficient("this resource is outside of what was granted")
         version = exchange.ehr.versions.put(
             resource_type, resource_id or str(uuid.uuid4()), resource, method="POST"
         )
-    return answer(exchange, version, 201)
+    return _answer(exchange, version, 201)
 
 
 def _update(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
@@ -83,7 +85,7 @@ def _update_found(exchange: Exchange, resource_type: str) -> Response:
     with exchange.ehr.store.lock:
         found = _find(exchange, access, resource_type, exchange.query, "u")
         if not found:
-            return create(exchange, resource_type)
+            return _create(exchange, resource_type)
         resource_id = _one(found)["id"]
         if resource.get("id", resource_id) != resource_id:
             raise FHIRError(400, "invalid", "the id is not that of what was found")
@@ -132,7 +134,7 @@ def _delete_found(exchange: Exchange, resource_type: str) -> Response:
     return Response(status=204)
 
 
-def answer(exchange: Exchange, version: Version, status: int) -> Response:
+def _answer(exchange: Exchange, version: Version, status: int) -> Response:
     """Respond with the version, or with as little as the client prefers."""
     base_url = exchange.ehr.base_url
     url = f"{base_url}/{version.resource_type}/{version.resource_id}"
@@ -150,21 +152,14 @@ def answer(exchange: Exchange, version: Version, status: int) -> Response:
     return fhir_response(value, status=status, headers=headers)
 
 
-def _answer_current(
-    exchange: Exchange, resource: dict[str, Any], status: int
-) -> Response:
-    versions = exchange.ehr.versions.of(resource["resourceType"], resource["id"])
-    return answer(exchange, versions[-1], status)
-
-
 def _replace(
     exchange: Exchange,
     access: fhir.Access,
     resource_type: str,
     resource_id: str,
-    change: Change | dict[str, Any],
+    change: Change,
 ) -> Response:
-    """Store *change*, or what it makes of the resource that the request is about."""
+    """Store what *change* makes of the resource that the request is about."""
     versions = exchange.ehr.versions
     held = exchange.ehr.data[resource_type].get(resource_id)
     if held is not None or exchange.request.method == "PATCH":
@@ -172,7 +167,7 @@ def _replace(
         _match(exchange, access, held, "u")
     elif "if_match" in access.checks and "If-Match" in exchange.request.headers:
         raise FHIRError(412, "conflict", "the resource was deleted meanwhile")
-    resource = change(held or {}) if callable(change) else change
+    resource = change(held or {})
     if resource.get("resourceType") != resource_type:
         raise FHIRError(422, "business-rule", "the type of a resource does not change")
     # Not out of the record either.
@@ -181,7 +176,7 @@ def _replace(
     version = versions.put(
         resource_type, resource_id, resource, method=exchange.request.method
     )
-    return answer(exchange, version, 200)
+    return _answer(exchange, version, 200)
 
 
 def _remove(exchange: Exchange, access: fhir.Access, held: dict[str, Any]) -> None:
