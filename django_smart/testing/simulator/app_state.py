@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import fhir_response
-from django_smart.testing.simulator.fhir import Access, authorize
+from django_smart.testing.simulator.fhir import Access, authorize, insufficient
 from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.state import new_id
 
@@ -172,9 +172,4 @@ def _check_scope(access: Access, resource: dict[str, Any], letter: str) -> None:
             )
         ):
             return
-    raise FHIRError(
-        403,
-        "forbidden",
-        "this app state is outside of what was granted",
-        challenge='Bearer realm="fhir", error="insufficient_scope"',
-    )
+    raise insufficient("this app state is outside of what was granted")
