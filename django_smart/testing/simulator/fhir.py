@@ -193,16 +193,13 @@ def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
     headers = {"ETag": f'W/"{resource["meta"]["versionId"]}"'}
     if exchange.request.headers.get("If-None-Match") == headers["ETag"]:
         return Response(status=304, headers=headers)
-    if resource_type == "Binary" and not _wants_json(exchange):
+    accepted = exchange.request.headers.get("Accept", "")
+    if resource_type == "Binary" and "json" not in accepted:
+        # It is sent as it is to whoever does not ask for the resource.
         content = base64.b64decode(resource.get("data", ""))
         return Response(content, content_type=resource["contentType"], headers=headers)
     answer = select_elements(resource, exchange.query)
     return fhir_response(answer, headers=headers)
-
-
-def _wants_json(exchange: Exchange) -> bool:
-    """A Binary is sent as it is to whoever does not ask for the resource."""
-    return "json" in exchange.request.headers.get("Accept", "")
 
 
 def search_type(exchange: Exchange, resource_type: str) -> Response:
