@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.adapters import HTTPAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
@@ -51,7 +51,7 @@ class _Body(io.RawIOBase):
         super().close()
 
 
-class SimulatorAdapter(BaseAdapter):
+class SimulatorAdapter(HTTPAdapter):
     """
     Sends requests to one ``EHRSimulator`` in this process.
 
@@ -63,7 +63,6 @@ class SimulatorAdapter(BaseAdapter):
     def __init__(self, ehr: EHRSimulator) -> None:
         super().__init__()
         self._ehr = ehr
-        self._builder = HTTPAdapter()
 
     def send(
         self,
@@ -92,10 +91,7 @@ class SimulatorAdapter(BaseAdapter):
             decode_content=False,
             request_method=request.method,
         )
-        return self._builder.build_response(request, raw)
-
-    def close(self) -> None:
-        self._builder.close()
+        return self.build_response(request, raw)
 
 
 def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
