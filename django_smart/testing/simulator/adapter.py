@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPHeaderDict, HTTPResponse
-from werkzeug.test import EnvironBuilder, run_wsgi_app
+from werkzeug.test import create_environ, run_wsgi_app
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -97,7 +97,7 @@ class SimulatorAdapter(HTTPAdapter):
 def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
     parts = urlsplit(request.url or "")
     body = request.body or b""
-    builder = EnvironBuilder(
+    return create_environ(
         method=request.method or "GET",
         base_url=f"{parts.scheme}://{parts.netloc}",
         path=parts.path,
@@ -105,7 +105,3 @@ def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
         headers=[(str(name), str(value)) for name, value in request.headers.items()],
         data=body if isinstance(body, bytes) else body.encode(),
     )
-    try:
-        return dict(builder.get_environ())
-    finally:
-        builder.close()

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request, Response
 
 from django_smart.testing.simulator import fhir
@@ -144,7 +143,7 @@ def _build_request(exchange: Exchange, entry: dict[str, Any]) -> Request:
         if told["method"] == "PATCH" and resource.get("contentType") == _JSON_PATCH:
             body, media_type = base64.b64decode(resource["data"]), _JSON_PATCH
     path, _, query = told["url"].partition("?")
-    builder = EnvironBuilder(
+    return Request.from_values(
         base_url=exchange.ehr.origin,
         path=f"{exchange.ehr.base_path}/{path}",
         query_string=query,
@@ -153,7 +152,3 @@ def _build_request(exchange: Exchange, entry: dict[str, Any]) -> Request:
         data=body,
         content_type=media_type if body is not None else None,
     )
-    try:
-        return Request(builder.get_environ())
-    finally:
-        builder.close()

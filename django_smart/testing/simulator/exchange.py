@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from requests.structures import CaseInsensitiveDict
-from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request, Response
 
 from django_smart.testing.simulator.digits import dump, load
@@ -132,7 +131,7 @@ fhir_response = partial(
 def browser_request(url: str, form: Iterable[tuple[str, str]] | None = None) -> Request:
     """A browser's GET of *url*, or its POST of *form* there."""
     parts = urlsplit(url)
-    builder = EnvironBuilder(
+    return Request.from_values(
         base_url=f"{parts.scheme}://{parts.netloc}",
         path=parts.path,
         query_string=parts.query,
@@ -140,7 +139,3 @@ def browser_request(url: str, form: Iterable[tuple[str, str]] | None = None) -> 
         data=None if form is None else urlencode(list(form)).encode(),
         content_type=None if form is None else FORM_TYPE,
     )
-    try:
-        return Request(builder.get_environ())
-    finally:
-        builder.close()
