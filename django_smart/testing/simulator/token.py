@@ -119,7 +119,7 @@ def _exchange_code(
     code.used = True
     grant = code.grant
     exchange.patient = grant.patient
-    answer = _token_answer(ehr, grant, grant.scopes, lifetime=None)
+    answer = _token_answer(ehr, grant, grant.scopes, ehr.access_token_lifetime)
     if not ehr.echo_offline_access:
         echoed = [item for item in grant.scopes if item != "offline_access"]
         answer["scope"] = " ".join(echoed)
@@ -168,7 +168,7 @@ def _refresh(
     grant = token.grant
     asked = _narrowed_scopes(grant, form.get("scope"))
     exchange.patient = grant.patient
-    answer = _token_answer(ehr, grant, asked, lifetime=None)
+    answer = _token_answer(ehr, grant, asked, ehr.access_token_lifetime)
     if ehr.rotate_refresh_tokens:
         token.used = True
         token = _issue_refresh_token(ehr, grant)
@@ -212,7 +212,7 @@ def _client_credentials(
     grant = Grant(
         client_id=client.client_id, user=None, patient=None, scopes=asked, context={}
     )
-    return _token_answer(exchange.ehr, grant, asked, lifetime=BACKEND_LIFETIME)
+    return _token_answer(exchange.ehr, grant, asked, BACKEND_LIFETIME)
 
 
 _GRANTS = {
@@ -223,25 +223,24 @@ _GRANTS = {
 
 
 def _token_answer(
-    ehr: EHRSimulator, grant: Grant, granted: list[str], *, lifetime: int | None
+    ehr: EHRSimulator, grant: Grant, granted: list[str], lifetime: int
 ) -> dict[str, Any]:
     """The members that every successful answer has, and the launch context."""
-    seconds = ehr.access_token_lifetime if lifetime is None else lifetime
     now = ehr.clock()
     is_jwt = "context_in_access_token" in ehr.quirks
     token = AccessToken(
-        value=issue_access_token(ehr, grant, now + seconds) if is_jwt else new_id(),
+        value=issue_access_token(ehr, grant, now + lifetime) if is_jwt else new_id(),
         grant=grant,
         scopes=list(granted),
         issued_at=now,
-        expires_at=now + seconds,
+        expires_at=now + lifetime,
     )
     ehr.store.access_tokens[token.value] = token
     return {
         **({} if is_jwt else grant.context),
         "token_type": "Bearer",
         "scope": " ".join(granted),
-        "expires_in": seconds,
+        "expires_in": lifetime,
         "access_token": token.value,
     }
 
