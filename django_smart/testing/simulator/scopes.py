@@ -7,7 +7,7 @@ Spec: SMART App Launch 2.2, "Scopes and Launch Context".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
 from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
@@ -99,20 +99,8 @@ def covers(granted: list[str], item: str) -> bool:
     if wanted is None:
         return False
     held = [parse_scope(one) for one in granted]
+    # Several scopes may cover it together, a letter each.
     return all(
         any(scope is not None and scope.covers(part) for scope in held)
-        for part in _by_letter(wanted)
+        for part in (replace(wanted, letters=letter) for letter in wanted.letters)
     )
-
-
-def _by_letter(scope: ResourceScope) -> list[ResourceScope]:
-    """The same scope as a union of scopes with one letter each."""
-    return [
-        ResourceScope(
-            level=scope.level,
-            resource_type=scope.resource_type,
-            letters=letter,
-            params=scope.params,
-        )
-        for letter in scope.letters
-    ]
