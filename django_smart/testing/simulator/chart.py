@@ -33,7 +33,6 @@ def display_name(patient: Resource) -> str:
 def summarize(ehr: EHRSimulator, patient_id: str) -> dict[str, Any]:
     """Everything the chart page needs."""
     patient = ehr.data["Patient"][patient_id]
-    reference = f"Patient/{patient_id}"
     home = _get_first(patient, "address")
     town = [f"{home['city']}, {home['state']} {home['postalCode']}"] if home else []
     return {
@@ -42,26 +41,26 @@ def summarize(ehr: EHRSimulator, patient_id: str) -> dict[str, Any]:
         "address": [*home.get("line", ()), *town],
         "conditions": [
             {"text": one["code"]["text"], "since": one["onsetDateTime"][:4]}
-            for one in _of(ehr, "Condition", reference)
+            for one in _of(ehr, "Condition", patient_id)
         ],
         "medications": [
             {
                 "text": one["medicationCodeableConcept"]["text"],
                 "dosage": one["dosageInstruction"][0]["text"],
             }
-            for one in _of(ehr, "MedicationRequest", reference)
+            for one in _of(ehr, "MedicationRequest", patient_id)
         ],
         "allergies": [
             {"text": one["code"]["text"], "severe": one["criticality"] == "high"}
-            for one in _of(ehr, "AllergyIntolerance", reference)
+            for one in _of(ehr, "AllergyIntolerance", patient_id)
         ],
-        "results": _latest_results(ehr, reference),
+        "results": _latest_results(ehr, patient_id),
     }
 
 
 def latest_encounter(ehr: EHRSimulator, patient_id: str) -> str | None:
     """The id of the patient's last visit, if there was one."""
-    visits = _of(ehr, "Encounter", f"Patient/{patient_id}")
+    visits = _of(ehr, "Encounter", patient_id)
     if not visits:
         return None
     return str(max(visits, key=lambda one: str(one["period"]["start"]))["id"])
@@ -95,18 +94,18 @@ def _get_first(resource: Resource, name: str) -> Resource:
     return next(iter(resource.get(name, ())), {})
 
 
-def _of(ehr: EHRSimulator, resource_type: str, reference: str) -> list[Resource]:
+def _of(ehr: EHRSimulator, resource_type: str, patient_id: str) -> list[Resource]:
     return [
         one
         for one in ehr.data[resource_type].values()
-        if is_in_record(one, reference.rpartition("/")[2], ehr.base_url)
+        if is_in_record(one, patient_id, ehr.base_url)
     ]
 
 
-def _latest_results(ehr: EHRSimulator, reference: str) -> list[dict[str, str]]:
+def _latest_results(ehr: EHRSimulator, patient_id: str) -> list[dict[str, str]]:
     """The last value of each kind of Observation."""
     latest: dict[str, Resource] = {}
-    observations = _of(ehr, "Observation", reference)
+    observations = _of(ehr, "Observation", patient_id)
     for one in sorted(observations, key=lambda one: str(one["effectiveDateTime"])):
         latest[one["code"]["text"]] = one
     return [
