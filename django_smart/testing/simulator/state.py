@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["AccessToken", "Code", "Grant", "Launch", "RefreshToken", "Store", "new_id"]
@@ -45,7 +45,6 @@ class Grant:
     """The EHR session it was given in, if any."""
     id_token_issued: bool = False
     revoked: bool = False
-    grant_id: str = field(default_factory=new_id)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,4 +137,4 @@ class Store:
     def grants(self) -> list[Grant]:
         """Each grant that a code was exchanged for, once."""
         held = [token.grant for token in self.access_tokens.values()]
-        return list({grant.grant_id: grant for grant in held}.values())
+        return list({id(grant): grant for grant in held}.values())
