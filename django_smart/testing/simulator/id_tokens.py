@@ -7,7 +7,6 @@ Core 1.0 section 2.
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,9 +57,9 @@ class SigningKey:
         """The public half."""
         public_key = self.private_key.public_key()
         if isinstance(public_key, rsa.RSAPublicKey):
-            members = json.loads(RSAAlgorithm.to_jwk(public_key))
+            members = RSAAlgorithm.to_jwk(public_key, as_dict=True)
         else:
-            members = json.loads(ECAlgorithm.to_jwk(public_key))
+            members = ECAlgorithm.to_jwk(public_key, as_dict=True)
         members.pop("key_ops", None)
         return {**members, "kid": self.kid, "use": "sig", "alg": self.algorithm}
 
