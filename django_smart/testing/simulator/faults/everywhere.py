@@ -1,5 +1,5 @@
 """
-Faults that are the same wherever an app requests JSON.
+Faults that are the same, or nearly, at several exchanges.
 
 A function for each exchange would say the same six times over, so these are registered
 in a loop; the names begin with the exchange, as everywhere.
@@ -63,12 +63,46 @@ _FAULTS: dict[str, tuple[str, _Answer]] = {
     ),
     "late": (f"a response after {answers.LATE} s", answers.late),
 }
+# Exchange, what follows it in the name, status, Retry-After, and in words.
+_BUSY: list[tuple[str, str, int, int | str | None, str]] = [
+    ("token", "429", 429, 1, "429: a code must not be sent again"),
+    ("token", "503", 503, None, "503: a code must not be sent again"),
+    ("refresh", "429", 429, 120, "429, Retry-After 120 s: not final"),
+    ("refresh", "429_for_ever", 429, answers.FOR_EVER, "429, Retry-After too large"),
+    ("refresh", "503", 503, None, "503 every time: not final"),
+    ("client_credentials", "429", 429, 120, "429, Retry-After 120 s"),
+    ("client_credentials", "503", 503, None, "always 503"),
+    ("introspect", "429", 429, 120, "429, Retry-After 120 s"),
+    ("introspect", "503", 503, 1, "503, Retry-After 1 s"),
+    ("revoke", "429", 429, 120, "429, Retry-After 120 s"),
+    ("revoke", "503", 503, 1, "503, Retry-After 1 s: tried again later"),
+    ("fhir", "429", 429, 120, "429, Retry-After 120 s"),
+    ("fhir", "429_for_ever", 429, answers.FOR_EVER, "429, Retry-After too large"),
+    ("fhir", "503", 503, None, "always 503, without Retry-After"),
+]
+# What the first request after the fault was activated gets, where an app tries again.
+_BUSY_ONCE = [(503, 1, "Retry-After 1 s"), (429, None, "no Retry-After")]
 
 
 # Of a success, the body of a revocation has no meaning, and these have the status 200.
 _MEANINGLESS = {
     ("revoke", what) for what in ("not_json", "not_utf8", "empty", "html_200")
 }
+
+
+def _busy(status: int, retry_after: int | str | None) -> _Answer:
+    return lambda _: answers.busy(status, retry_after)
+
+
+def _busy_once(
+    name: str, status: int, retry_after: int | None
+) -> Callable[[Exchange], Response | None]:
+    def answer(exchange: Exchange) -> Response | None:
+        if exchange.ehr.faults.strikes(name) > 1:
+            return None
+        return answers.busy(status, retry_after)
+
+    return answer
 
 
 for _exchange, _companions in _EXCHANGES.items():
@@ -91,3 +125,13 @@ for _exchange, _companions in _EXCHANGES.items():
         f"the response takes {answers.PAUSE} s",
         *_companions,
     )(answers.pause)
+for _exchange, _what, _status, _retry_after, _description in _BUSY:
+    replaces(_exchange, f"{_exchange}_{_what}", "refuse", _description)(
+        _busy(_status, _retry_after)
+    )
+for _exchange in ("refresh", "client_credentials", "fhir"):
+    for _status, _seconds, _words in _BUSY_ONCE:
+        _name = f"{_exchange}_{_status}_once"
+        replaces(_exchange, _name, "tolerate", f"{_status}, {_words}, the first time")(
+            _busy_once(_name, _status, _seconds)
+        )

@@ -15,7 +15,6 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import busy_once
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -206,29 +205,6 @@ def _409(exchange: Exchange) -> Response:
 @replaces("fhir", "fhir_412", "refuse", "412: it was changed in the meantime")
 def _412(exchange: Exchange) -> Response:
     return answers.html("Precondition Failed", 412)
-
-
-@replaces("fhir", "fhir_503", "refuse", "always 503, without Retry-After")
-def _503(exchange: Exchange) -> Response:
-    return answers.busy(503)
-
-
-@replaces("fhir", "fhir_429", "refuse", "429, Retry-After 120 s")
-def _429(exchange: Exchange) -> Response:
-    return answers.busy(429, 120)
-
-
-@replaces("fhir", "fhir_429_for_ever", "refuse", "429, Retry-After too large")
-def _429_for_ever(exchange: Exchange) -> Response:
-    return answers.busy(429, answers.FOR_EVER)
-
-
-replaces("fhir", "fhir_503_once", "tolerate", "503, Retry-After 1 s, the first time")(
-    busy_once("fhir_503_once", 503, 1)
-)
-replaces("fhir", "fhir_429_once", "tolerate", "429, no Retry-After, the first time")(
-    busy_once("fhir_429_once", 429, None)
-)
 
 
 @edits_answer("fhir", "fhir_wrong_media_type", "refuse", "JSON as text/plain")

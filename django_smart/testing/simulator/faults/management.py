@@ -89,16 +89,6 @@ edits_json("introspect", "introspect_missing_active", "refuse", "no active")(
 )
 
 
-@replaces("revoke", "revoke_503", "refuse", "503, Retry-After 1 s: tried again later")
-def _revoke_503(exchange: Exchange) -> Response:
-    return answers.busy(503, 1)
-
-
-@replaces("revoke", "revoke_429", "refuse", "429, Retry-After 120 s")
-def _revoke_429(exchange: Exchange) -> Response:
-    return answers.busy(429, 120)
-
-
 @edits_answer(
     "revoke", "revoke_html_200", "tolerate", "a web page with status 200: success"
 )
@@ -110,16 +100,6 @@ def _revoke_html_200(exchange: Exchange, response: Response) -> Response:
 @edits_answer("revoke", "revoke_204", "tolerate", "status 204: success")
 def _revoke_204(exchange: Exchange, response: Response) -> Response:
     return Response(status=204)
-
-
-@replaces("introspect", "introspect_503", "refuse", "503, Retry-After 1 s")
-def _introspect_503(exchange: Exchange) -> Response:
-    return answers.busy(503, 1)
-
-
-@replaces("introspect", "introspect_429", "refuse", "429, Retry-After 120 s")
-def _introspect_429(exchange: Exchange) -> Response:
-    return answers.busy(429, 120)
 
 
 @edits_json(

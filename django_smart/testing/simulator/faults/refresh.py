@@ -11,15 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jwt
-from werkzeug.wrappers import Response
 
-from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_json,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import busy_once, fail_with, put
+from django_smart.testing.simulator.faults.shapes import fail_with, put
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -71,29 +69,6 @@ for _name, (_verdict, _member, _value) in _VALUES.items():
     edits_json("refresh", f"refresh_{_name}", _verdict, f"{_member} is {_value!r}")(
         put(_member, _value)
     )
-for _name, _status, _seconds in (
-    ("refresh_503_once", 503, 1),
-    ("refresh_429_once", 429, None),
-):
-    _after = "no Retry-After" if _seconds is None else f"Retry-After {_seconds} s"
-    replaces("refresh", _name, "tolerate", f"{_status}, {_after}, the first time")(
-        busy_once(_name, _status, _seconds)
-    )
-
-
-@replaces("refresh", "refresh_429", "refuse", "429, Retry-After 120 s: not final")
-def _429(exchange: Exchange) -> Response:
-    return answers.busy(429, 120)
-
-
-@replaces("refresh", "refresh_429_for_ever", "refuse", "429, Retry-After too large")
-def _429_for_ever(exchange: Exchange) -> Response:
-    return answers.busy(429, answers.FOR_EVER)
-
-
-@replaces("refresh", "refresh_503", "refuse", "503 every time: not final")
-def _503(exchange: Exchange) -> Response:
-    return answers.busy(503)
 
 
 @edits_json(

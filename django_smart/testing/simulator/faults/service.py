@@ -12,7 +12,6 @@ from django_smart.testing.simulator.faults.registry import (
     replaces,
 )
 from django_smart.testing.simulator.faults.shapes import (
-    busy_once,
     fail_with,
     leave_out,
     put,
@@ -72,22 +71,6 @@ for _member, _verdict in _MISSING.items():
     edits_json(_EXCHANGE, f"{_EXCHANGE}_missing_{_member}", _verdict, f"no {_member}")(
         leave_out(_member)
     )
-for _status, _seconds in ((503, 1), (429, None)):
-    _name = f"{_EXCHANGE}_{_status}_once"
-    _after = "no Retry-After" if _seconds is None else f"Retry-After {_seconds} s"
-    replaces(_EXCHANGE, _name, "tolerate", f"{_status}, {_after}, the first time")(
-        busy_once(_name, _status, _seconds)
-    )
-
-
-@replaces(_EXCHANGE, "client_credentials_429", "refuse", "429, Retry-After 120 s")
-def _429(exchange: Exchange) -> Response:
-    return answers.busy(429, 120)
-
-
-@replaces(_EXCHANGE, "client_credentials_503", "refuse", "always 503")
-def _503(exchange: Exchange) -> Response:
-    return answers.busy(503)
 
 
 @edits_json(_EXCHANGE, "client_credentials_array", "refuse", "the response in an array")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from django_smart.testing.simulator.exchange import Exchange
 
-__all__ = ["busy_once", "fail_with", "leave_out", "put", "shorten"]
+__all__ = ["fail_with", "leave_out", "put", "shorten"]
 
 
 def fail_with(error: str, status: int) -> Callable[[Exchange], Response]:
@@ -36,19 +36,6 @@ def leave_out(member: str) -> Callable[[Exchange, dict[str, Any]], None]:
         answer.pop(member, None)
 
     return edit
-
-
-def busy_once(
-    name: str, status: int, retry_after: int | None
-) -> Callable[[Exchange], Response | None]:
-    """Be busy for the first request after the fault *name* was activated."""
-
-    def answer(exchange: Exchange) -> Response | None:
-        if exchange.ehr.faults.strikes(name) > 1:
-            return None
-        return answers.busy(status, retry_after)
-
-    return answer
 
 
 def shorten(value: Any) -> str:

@@ -115,16 +115,6 @@ def _html_400(exchange: Exchange) -> Response:
     return answers.html("Bad request", 400)
 
 
-@replaces("token", "token_429", "refuse", "429: a code must not be sent again")
-def _429(exchange: Exchange) -> Response:
-    return answers.busy(429, 1)
-
-
-@replaces("token", "token_503", "refuse", "503: a code must not be sent again")
-def _503(exchange: Exchange) -> Response:
-    return answers.busy(503)
-
-
 @edits_json("token", "token_array", "refuse", "the response in an array")
 def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
     return [answer]
