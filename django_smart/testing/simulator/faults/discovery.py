@@ -95,11 +95,6 @@ for _name, (_words, _build) in _BROKEN_URLS.items():
     )
 
 
-@edits_json("discovery", "discovery_array", "refuse", "the document in an array")
-def _array(exchange: Exchange, document: dict[str, Any]) -> Any:
-    return [document]
-
-
 @edits_json(
     "discovery",
     "discovery_plain_only",
@@ -168,11 +163,6 @@ def _user_info_authorization(exchange: Exchange, document: dict[str, Any]) -> No
 def _duplicate_member(exchange: Exchange, response: Response) -> Response:
     url = f"{exchange.ehr.foreign_origin}/auth/token"
     return answers.with_duplicate(response.get_json(), "token_endpoint", url)
-
-
-@edits_answer("discovery", "discovery_deep_nesting", "refuse", "100,000 nested lists")
-def _deep_nesting(exchange: Exchange, response: Response) -> Response:
-    return answers.deeply_nested(response.get_json())
 
 
 @edits_json(

@@ -11,7 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from django_smart.testing.simulator.faults import answers
-from django_smart.testing.simulator.faults.registry import replaces
+from django_smart.testing.simulator.faults.registry import (
+    edits_answer,
+    edits_json,
+    replaces,
+)
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -135,3 +139,13 @@ for _exchange in ("refresh", "client_credentials", "fhir"):
         replaces(_exchange, _name, "tolerate", f"{_status}, {_words}, the first time")(
             _busy_once(_name, _status, _seconds)
         )
+for _exchange in ("discovery", "token", "client_credentials", "introspect", "fhir"):
+    _noun = "document" if _exchange == "discovery" else "response"
+    edits_json(_exchange, f"{_exchange}_array", "refuse", f"the {_noun} in an array")(
+        lambda _, answer: [answer]
+    )
+for _exchange in ("discovery", "token", "fhir"):
+    _name = f"{_exchange}_deep_nesting"
+    edits_answer(_exchange, _name, "refuse", "100,000 nested lists")(
+        lambda _, response: answers.deeply_nested(response.get_json(force=True))
+    )

@@ -219,16 +219,6 @@ def _nan(exchange: Exchange, response: Response) -> Response:
     return answers.json_text(f'{text}, "x": NaN}}')
 
 
-@edits_answer("fhir", "fhir_deep_nesting", "refuse", "100,000 nested lists")
-def _deep_nesting(exchange: Exchange, response: Response) -> Response:
-    return answers.deeply_nested(response.get_json(force=True))
-
-
-@edits_json("fhir", "fhir_array", "refuse", "the response in an array")
-def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
-    return [answer]
-
-
 @edits_json("fhir", "fhir_wrong_id", "refuse", "a read returns another resource's id")
 def _wrong_id(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["id"] = "somebody-else"

@@ -110,11 +110,6 @@ def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["patient"] = next(one for one in patients if one != answer["patient"])
 
 
-@edits_json("introspect", "introspect_array", "refuse", "the response in an array")
-def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
-    return [answer]
-
-
 @edits_answer("introspect", "introspect_duplicate_scope", "refuse", "two scopes")
 def _duplicate_scope(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "scope", "")

@@ -73,11 +73,6 @@ for _member, _verdict in _MISSING.items():
     )
 
 
-@edits_json(_EXCHANGE, "client_credentials_array", "refuse", "the response in an array")
-def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
-    return [answer]
-
-
 @edits_answer(
     _EXCHANGE, "client_credentials_duplicate_member", "refuse", "two access tokens"
 )

@@ -115,11 +115,6 @@ def _html_400(exchange: Exchange) -> Response:
     return answers.html("Bad request", 400)
 
 
-@edits_json("token", "token_array", "refuse", "the response in an array")
-def _array(exchange: Exchange, answer: dict[str, Any]) -> Any:
-    return [answer]
-
-
 @edits_answer("token", "token_form_encoded", "refuse", "the response form-encoded")
 def _form_encoded(exchange: Exchange, response: Response) -> Response:
     return Response(
@@ -136,11 +131,6 @@ def _status_201(exchange: Exchange, response: Response) -> Response:
 @edits_answer("token", "token_duplicate_patient", "refuse", "two patients")
 def _duplicate_patient(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "patient", "another-one")
-
-
-@edits_answer("token", "token_deep_nesting", "refuse", "100,000 nested lists")
-def _deep_nesting(exchange: Exchange, response: Response) -> Response:
-    return answers.deeply_nested(response.get_json())
 
 
 @edits_answer("token", "token_nesting", "refuse", "40 nested lists")
