@@ -16,7 +16,7 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import leave_out, put
+from django_smart.testing.simulator.faults.shapes import leave_out_each, put
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -80,10 +80,7 @@ def _replace_endpoint(
     return edit
 
 
-for _member, _verdict in _REQUIRED.items():
-    edits_json("discovery", f"discovery_missing_{_member}", _verdict, f"no {_member}")(
-        leave_out(_member)
-    )
+leave_out_each("discovery", _REQUIRED)
 for _name, (_member, _value) in _WRONG_VALUES.items():
     edits_json("discovery", f"discovery_{_name}", "refuse", f"{_member} is {_value!r}")(
         put(_member, _value)
@@ -256,9 +253,7 @@ def _absent(exchange: Exchange) -> Response:
 # The keys
 
 
-@edits_json("jwks", "jwks_missing_keys", "refuse", "no keys")
-def _missing_keys(exchange: Exchange, document: dict[str, Any]) -> None:
-    del document["keys"]
+leave_out_each("jwks", {"keys": "refuse"})
 
 
 @edits_json("jwks", "jwks_no_keys", "refuse", "an empty list of keys")

@@ -20,9 +20,8 @@ from django_smart.testing.simulator.faults.registry import (
 )
 from django_smart.testing.simulator.faults.shapes import (
     fail_with,
-    leave_out,
-    put,
-    shorten,
+    leave_out_each,
+    put_each,
 )
 
 if TYPE_CHECKING:
@@ -76,17 +75,8 @@ for _error, _status in _INTROSPECTION_ERRORS.items():
     replaces("introspect", f"introspect_{_error}", "refuse", f"the error {_error}")(
         fail_with(_error, _status)
     )
-for _name, (_verdict, _member, _value) in _VALUES.items():
-    edits_json(
-        "introspect",
-        f"introspect_{_name}",
-        _verdict,
-        f"{_member} is {shorten(_value)}",
-    )(put(_member, _value))
-
-edits_json("introspect", "introspect_missing_active", "refuse", "no active")(
-    leave_out("active")
-)
+put_each("introspect", _VALUES)
+leave_out_each("introspect", {"active": "refuse"})
 
 
 @edits_answer(

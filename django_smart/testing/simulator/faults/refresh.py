@@ -17,7 +17,7 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import fail_with, put
+from django_smart.testing.simulator.faults.shapes import fail_with, put_each
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -65,10 +65,7 @@ for _error, (_status, _description) in _ERRORS.items():
     replaces("refresh", f"refresh_{_error}", "refuse", _description)(
         fail_with(_error, _status)
     )
-for _name, (_verdict, _member, _value) in _VALUES.items():
-    edits_json("refresh", f"refresh_{_name}", _verdict, f"{_member} is {_value!r}")(
-        put(_member, _value)
-    )
+put_each("refresh", _VALUES)
 
 
 @edits_json(

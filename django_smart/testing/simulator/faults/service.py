@@ -8,14 +8,12 @@ from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_answer,
-    edits_json,
     replaces,
 )
 from django_smart.testing.simulator.faults.shapes import (
     fail_with,
-    leave_out,
-    put,
-    shorten,
+    leave_out_each,
+    put_each,
 )
 
 if TYPE_CHECKING:
@@ -60,17 +58,8 @@ for _error, _status in _ERRORS.items():
     replaces(_EXCHANGE, f"{_EXCHANGE}_{_error}", "refuse", f"the error {_error}")(
         fail_with(_error, _status)
     )
-for _name, (_verdict, _member, _value) in _VALUES.items():
-    edits_json(
-        _EXCHANGE,
-        f"{_EXCHANGE}_{_name}",
-        _verdict,
-        f"{_member} is {shorten(_value)}",
-    )(put(_member, _value))
-for _member, _verdict in _MISSING.items():
-    edits_json(_EXCHANGE, f"{_EXCHANGE}_missing_{_member}", _verdict, f"no {_member}")(
-        leave_out(_member)
-    )
+put_each(_EXCHANGE, _VALUES)
+leave_out_each(_EXCHANGE, _MISSING)
 
 
 @edits_answer(

@@ -17,8 +17,8 @@ from django_smart.testing.simulator.faults.registry import (
 from django_smart.testing.simulator.faults.shapes import (
     fail_with,
     leave_out,
-    put,
-    shorten,
+    leave_out_each,
+    put_each,
 )
 
 if TYPE_CHECKING:
@@ -86,12 +86,10 @@ for _error, _status in _ERRORS.items():
     replaces("token", f"token_{_error}", "refuse", f"the error {_error}")(
         fail_with(_error, _status)
     )
-for _name, (_verdict, _member, _value) in _VALUES.items():
-    edits_json("token", f"token_{_name}", _verdict, f"{_member} is {shorten(_value)}")(
-        put(_member, _value)
-    )
-for _member, _verdict in _MISSING.items():
-    edits_json("token", f"token_missing_{_member}", _verdict, f"no {_member}")(
+put_each("token", _VALUES)
+leave_out_each("token", _MISSING)
+for _member in ("expires_in", "scope"):
+    edits_json("token", f"token_{_member}_absent", "tolerate", f"no {_member}")(
         leave_out(_member)
     )
 
@@ -164,16 +162,6 @@ def _patient_reference(exchange: Exchange, answer: dict[str, Any]) -> None:
 @edits_json("token", "token_expires_in_string", "tolerate", "expires_in is a string")
 def _expires_in_string(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["expires_in"] = str(answer["expires_in"])
-
-
-@edits_json("token", "token_expires_in_absent", "tolerate", "no expires_in")
-def _expires_in_absent(exchange: Exchange, answer: dict[str, Any]) -> None:
-    del answer["expires_in"]
-
-
-@edits_json("token", "token_scope_absent", "tolerate", "no scope")
-def _scope_absent(exchange: Exchange, answer: dict[str, Any]) -> None:
-    del answer["scope"]
 
 
 @edits_json("token", "token_scope_narrower", "tolerate", "a scope is missing")
