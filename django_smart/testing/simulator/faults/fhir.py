@@ -50,6 +50,18 @@ _PLACES: dict[str, tuple[str, Callable[[Exchange, str], str]]] = {
         lambda one, url: url.replace(one.ehr.base_url, f"{one.ehr.origin}/other", 1),
     ),
 }
+# Status, title of the page, and in words: each is a fault.
+_PAGES = {
+    403: ("Forbidden", "always 403"),
+    409: ("Conflict", "409: something else refers to it"),
+    410: ("Gone", "410: it was deleted"),
+    412: ("Precondition Failed", "412: it was changed in the meantime"),
+    422: ("Unprocessable Content", "422: it violates a rule"),
+}
+
+
+def _show_page(title: str, status: int) -> Callable[[Exchange], Response]:
+    return lambda _: answers.html(title, status)
 
 
 def _lead_next(
@@ -132,6 +144,8 @@ for _place, (_words, _change) in _PLACES.items():
         edits_answer(
             "fhir", f"fhir_{_name}_{_place}", "tolerate", f"{_header} {_words}"
         )(_add_header(_header, _change))
+for _status, (_title, _words) in _PAGES.items():
+    replaces("fhir", f"fhir_{_status}", "refuse", _words)(_show_page(_title, _status))
 
 
 @replaces("fhir", "fhir_redirect_loop", "refuse", "302 to the same URL, endlessly")
@@ -168,21 +182,6 @@ def _204(exchange: Exchange) -> Response:
     return Response(status=204)
 
 
-@replaces("fhir", "fhir_403", "refuse", "always 403")
-def _403(exchange: Exchange) -> Response:
-    return answers.html("Forbidden", 403)
-
-
-@replaces("fhir", "fhir_410", "refuse", "410: it was deleted")
-def _410(exchange: Exchange) -> Response:
-    return answers.html("Gone", 410)
-
-
-@replaces("fhir", "fhir_422", "refuse", "422: it violates a rule")
-def _422(exchange: Exchange) -> Response:
-    return answers.html("Unprocessable Content", 422)
-
-
 @edits("fhir", "fhir_created_nowhere", "refuse", "201 with neither body nor Location")
 def _created_nowhere(exchange: Exchange, response: Response) -> Response:
     if response.status_code == 201:
@@ -195,16 +194,6 @@ def _created_nowhere(exchange: Exchange, response: Response) -> Response:
 def _answer_missing(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("type") == "batch-response":
         answer["entry"].pop()
-
-
-@replaces("fhir", "fhir_409", "refuse", "409: something else refers to it")
-def _409(exchange: Exchange) -> Response:
-    return answers.html("Conflict", 409)
-
-
-@replaces("fhir", "fhir_412", "refuse", "412: it was changed in the meantime")
-def _412(exchange: Exchange) -> Response:
-    return answers.html("Precondition Failed", 412)
 
 
 @edits_answer("fhir", "fhir_wrong_media_type", "refuse", "JSON as text/plain")
