@@ -66,8 +66,10 @@ def sign_in_page(
         "framed": exchange.is_framed,
         "next": next_path,
         "only": only,
-        "clinicians": [one for one in people if one.patient_id is None],
-        "patients": [one for one in people if one.patient_id is not None],
+        "groups": {
+            "Clinicians": [one for one in people if one.patient_id is None],
+            "Patients": [one for one in people if one.patient_id is not None],
+        },
     }
     return set_cookie(ehr, session, render("sign_in.html", context))
 
