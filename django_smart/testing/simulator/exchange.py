@@ -82,18 +82,14 @@ class Exchange:
             return _TOKEN_EXCHANGES.get(dict(self.form).get("grant_type", ""), "token")
         return _DOCUMENTS.get(self.name, self.name)
 
-    @property
-    def _raw_url(self) -> str:
-        # Werkzeug's own ``url`` decodes what came percent-encoded.
-        query = self.request.query_string.decode("latin-1")
-        return self.request.base_url + (f"?{query}" if query else "")
-
     def record(self, status: int) -> RecordedRequest:
         """Return the request as recorded in ``EHRSimulator.requests``."""
+        # Werkzeug's own ``url`` decodes what came percent-encoded.
+        query = self.request.query_string.decode("latin-1")
         return RecordedRequest(
             exchange=self.name,
             method=self.request.method,
-            url=self._raw_url,
+            url=self.request.base_url + (f"?{query}" if query else ""),
             path=self.request.path,
             query=self.query,
             headers=CaseInsensitiveDict(self.request.headers.items()),
