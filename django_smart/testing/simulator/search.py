@@ -175,7 +175,7 @@ class Search:
     ) -> bool:
         pairs = [(item, one) for item in held for one in value.split(",")]
         match parameter.kind, modifier:
-            case "id", "":
+            case (("id" | "uri"), ""):
                 return any(item == one for item, one in pairs)
             case "token", "":
                 return any(_token_matches(*pair) for pair in pairs)
@@ -198,8 +198,6 @@ class Search:
                 return any(_date_matches(*pair) for pair in pairs)
             case (("quantity" | "number"), ""):
                 return any(_number_matches(*pair) for pair in pairs)
-            case "uri", "":
-                return any(item == one for item, one in pairs)
             case "string", ("" | "exact" | "contains"):
                 return any(
                     _string_matches(text, one, modifier)
