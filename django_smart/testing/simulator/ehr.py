@@ -25,7 +25,7 @@ from django_smart.testing.simulator.exchange import Exchange, browser_request
 from django_smart.testing.simulator.faults import FaultSet
 from django_smart.testing.simulator.id_tokens import SigningKey
 from django_smart.testing.simulator.people import users
-from django_smart.testing.simulator.quirks import check_quirks
+from django_smart.testing.simulator.quirks import QUIRKS
 from django_smart.testing.simulator.serving import running_server
 from django_smart.testing.simulator.state import Launch, Store, new_id
 from django_smart.testing.simulator.versions import Version, Versions
@@ -440,4 +440,7 @@ class EHRSimulator(Endpoints):
 
     @quirks.setter
     def quirks(self, names: Iterable[str]) -> None:
-        self._quirks = check_quirks(names)
+        found = frozenset(names)
+        if unknown := sorted(found - QUIRKS.keys()):
+            raise ValueError(f"no such quirk: {', '.join(unknown)}")
+        self._quirks = found

@@ -8,9 +8,7 @@ server.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-__all__ = ["QUIRKS", "check_quirks"]
+__all__ = ["QUIRKS"]
 
 QUIRKS: dict[str, str] = {
     "aud_slash": "accepts only the base URL with a trailing slash as aud",
@@ -27,11 +25,3 @@ QUIRKS: dict[str, str] = {
     "discovery_wrong": "publishes wrong methods and capabilities but no JWK Set URL",
 }
 """Every quirk, by name."""
-
-
-def check_quirks(names: Iterable[str]) -> frozenset[str]:
-    """Return *names* as a set; an unknown one raises ``ValueError``."""
-    found = frozenset(names)
-    if unknown := sorted(found - QUIRKS.keys()):
-        raise ValueError(f"no such quirk: {', '.join(unknown)}")
-    return found
