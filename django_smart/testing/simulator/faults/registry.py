@@ -163,11 +163,7 @@ def edits(
 
 
 def edits_answer(
-    exchange: str,
-    name: str,
-    verdict: Verdict,
-    description: str,
-    *companions: str,
+    exchange: str, name: str, verdict: Verdict, description: str
 ) -> Callable[[Callable[[Exchange, Response], Response]], Any]:
     """Register ``function(exchange, response)``, as ``edits`` for a status of 200."""
 
@@ -175,7 +171,7 @@ def edits_answer(
         def edit(one: Exchange, response: Response) -> Response:
             return function(one, response) if response.status_code == 200 else response
 
-        edits(exchange, name, verdict, description, *companions)(edit)
+        edits(exchange, name, verdict, description)(edit)
         return function
 
     return decorate
