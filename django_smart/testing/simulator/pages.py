@@ -15,7 +15,6 @@ from django_smart.testing.simulator.sessions import (
     end_session,
     get_session,
     set_cookie,
-    sign_in,
 )
 from django_smart.testing.simulator.templating import render
 
@@ -99,7 +98,9 @@ def _sign_in(exchange: Exchange) -> Response:
     path = form.get("next", "/")
     if not path.startswith("/") or path.startswith(("//", "/\\")):
         path = "/"
-    return set_cookie(ehr, sign_in(ehr, session, user), redirect(path, 303))
+    # The ID from before somebody signed in becomes invalid.
+    end_session(ehr, session)
+    return set_cookie(ehr, Session(user=user), redirect(path, 303))
 
 
 def _sign_out(exchange: Exchange) -> Response:

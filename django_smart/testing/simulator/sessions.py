@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
     from django_smart.testing.simulator.people import User
 
-__all__ = ["COOKIE", "Session", "end_session", "get_session", "set_cookie", "sign_in"]
+__all__ = ["COOKIE", "Session", "end_session", "get_session", "set_cookie"]
 
 COOKIE = "harbour_session"
 """Not the app's name: cookies ignore ports, and both may be on one host."""
@@ -50,12 +50,6 @@ def set_cookie(ehr: EHRSimulator, session: Session, response: Response) -> Respo
         secure=ehr.origin.startswith("https:"),
     )
     return response
-
-
-def sign_in(ehr: EHRSimulator, session: Session, user: User) -> Session:
-    """Return a new session for *user*; the previous id becomes invalid."""
-    end_session(ehr, session)
-    return Session(user=user)
 
 
 def end_session(ehr: EHRSimulator, session: Session) -> None:
