@@ -470,15 +470,11 @@ def _exchange_code(
 def _build_refresh_token_only(refresh_token: str, *, now: datetime) -> TokenResponse:
     return TokenResponse(
         access_token="",
-        token_type="Bearer",  # noqa: S106 (no password)
-        expires_in=None,
         expires_at=now,
         refresh_token=refresh_token,
         id_token=None,
         scopes=ScopeSet.parse(""),
-        scope_was_absent=True,
         context=LaunchContext(),
-        authorization_details=(),
         parameters={},
     )
 

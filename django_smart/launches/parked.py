@@ -162,8 +162,6 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
     claims = held["claims"]
     tokens = TokenResponse(
         access_token=held["access_token"],
-        token_type="Bearer",  # noqa: S106 (no password)
-        expires_in=None,
         expires_at=datetime.fromisoformat(held["expires_at"]),
         refresh_token=held["refresh_token"],
         refresh_expires_at=(
@@ -173,11 +171,9 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
         ),
         id_token=None,
         scopes=ScopeSet.parse(held["scope"]),
-        scope_was_absent=False,
         context=LaunchContext.from_parameters(
             held["parameters"], insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
         ),
-        authorization_details=(),
         parameters=held["parameters"],
     )
     return tokens, IDTokenClaims(

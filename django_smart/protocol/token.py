@@ -15,10 +15,6 @@ from django_smart.exceptions import (
     ScopeSyntaxError,
     TokenError,
 )
-from django_smart.protocol.authorization_details import (
-    AuthorizationDetail,
-    parse_authorization_details,
-)
 from django_smart.protocol.client_auth import ClientAuthentication
 from django_smart.protocol.context import LaunchContext, check_length
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
@@ -56,33 +52,25 @@ class TokenResponse:
     Tokens, with the access that they give.
 
     Attributes:
-        expires_in: seconds as sent, ``None`` if absent.
-        expires_at: aware datetime, by *expires_in* or the default lifetime.
+        expires_at: aware datetime, by ``expires_in`` or the default lifetime.
         refresh_token: ``None`` if absent; servers may issue one without
             ``offline_access`` in *scopes* (REF-02).
         refresh_expires_at: when the refresh token expires, if the server says so.
         scopes: what was granted; may be less or more than requested.
-        scope_was_absent: the server omitted ``scope``, so *scopes* is what was
-            requested.
         context: of the launch; updated after a refresh.
         context_changed: a refresh named another or an invalid patient or encounter.
             Store the new tokens first, then end the launch.
-        authorization_details: further FHIR endpoints that accept the token.
         parameters: the response without its tokens.
     """
 
     access_token: str = field(repr=False)
-    token_type: str
-    expires_in: int | None
     expires_at: datetime
     refresh_token: str | None = field(repr=False)
     refresh_expires_at: datetime | None = None
     id_token: str | None = field(repr=False)
     scopes: ScopeSet = field(repr=False)
-    scope_was_absent: bool
     context: LaunchContext = field(repr=False)
     context_changed: bool = False
-    authorization_details: tuple[AuthorizationDetail, ...] = field(repr=False)
     parameters: Mapping[str, Any] = field(repr=False)
 
 
@@ -226,7 +214,6 @@ def process_token_response(
         now=now,
         default_lifetime=default_lifetime,
         context=context,
-        insecure_hosts=insecure_hosts,
     )
 
 
@@ -267,7 +254,6 @@ def process_refresh_response(
         now=now,
         default_lifetime=default_lifetime,
         context=previous_context.updated_by(newer),
-        insecure_hosts=insecure_hosts,
     )
     return replace(
         tokens,
@@ -299,7 +285,6 @@ def _build_token_response(
     now: datetime,
     default_lifetime: timedelta,
     context: LaunchContext,
-    insecure_hosts: frozenset[str],
 ) -> TokenResponse:
     """Validate each member and combine them."""
     access_token = _get_text(members, "access_token", _ACCESS_TOKEN)
@@ -313,26 +298,16 @@ def _build_token_response(
         raise MalformedTokenResponseError("scope is not a string.")
     parameters = {name: value for name, value in members.items() if name not in _TOKENS}
     check_length(parameters)
-    scopes = asked if scope is None else ScopeSet.parse(scope)
     expires_in = _parse_expires_in(members.get("expires_in"))
     lifetime = default_lifetime if expires_in is None else timedelta(seconds=expires_in)
     return TokenResponse(
         access_token=access_token,
-        token_type=token_type,
-        expires_in=expires_in,
         expires_at=now + lifetime,
         refresh_token=_get_text(members, "refresh_token", _VISIBLE),
         refresh_expires_at=_find_refresh_end(members, now),
         id_token=_get_text(members, "id_token", _VISIBLE),
-        scopes=scopes,
-        scope_was_absent=scope is None,
+        scopes=asked if scope is None else ScopeSet.parse(scope),
         context=context,
-        authorization_details=parse_authorization_details(
-            members.get("authorization_details"),
-            scopes=scopes,
-            context=context,
-            insecure_hosts=insecure_hosts,
-        ),
         parameters=parameters,
     )
 

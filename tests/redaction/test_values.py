@@ -55,7 +55,7 @@ associated_endpoints
 authorization_endpoint authorization_response_iss_parameter_supported base_url
 canonical_url capabilities changes client_id client_name client_secret_expires_at
 code_challenge_methods_supported connect context_changed duration end_session_endpoint
-ended_earlier endpoint error etag expires_at expires_in fhir_versions form_encode
+ended_earlier endpoint error etag expires_at fhir_versions form_encode
 generated grant_types grant_types_supported grants_to_revoke host
 id_token_signing_alg_values_supported initiate_login_uri insecure_hosts interaction
 introspection_endpoint_auth_methods_supported
@@ -63,11 +63,11 @@ introspection_endpoint is_deleted issuer jku jwks jwks_uri jwks_url kid kind lab
 launch_url letters level lifetime locations login_url management_endpoint method
 max_size missing name now path port preset problems query read redirect_uri
 redirect_uris refresh_expires_at registration_endpoint removed request_id resource_type
-response_types_supported revocation_endpoint role rotated scheme scope scope_was_absent
+response_types_supported revocation_endpoint role rotated scheme scope
 scopes scopes_supported seconds secret_expires_at server_values signing_algorithm
 site_url slug smart_app_state_endpoint status_code system text token_endpoint
 token_endpoint_auth_method token_endpoint_auth_methods_supported
-token_endpoint_auth_signing_alg_values_supported token_type total type url
+token_endpoint_auth_signing_alg_values_supported total type url
 user_access_brand_bundle user_access_brand_identifier uses_post
 """
 VISIBLE = frozenset(_VISIBLE.split())
