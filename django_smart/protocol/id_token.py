@@ -295,7 +295,6 @@ def read_access_token(
     client_id: str,
     now: datetime,
     leeway: timedelta,
-    algorithms: frozenset[str] = DEFAULT_ALGORITHMS,
 ) -> dict[str, Any]:
     """
     Verify an access token that is a JWT, and return its claims.
@@ -304,8 +303,7 @@ def read_access_token(
     ``azp``, if present.
 
     Args:
-        jwks, issuer, client_id, now, leeway, algorithms: as for
-            :func:`validate_id_token`.
+        jwks, issuer, client_id, now, leeway: as for :func:`validate_id_token`.
 
     Raises:
         IDTokenError: as :func:`validate_id_token`.
@@ -314,7 +312,7 @@ def read_access_token(
     """
     header, claims = _parse(token)
     _check_issuer(claims, issuer)
-    _check_signature(token, header, jwks, algorithms)
+    _check_signature(token, header, jwks, DEFAULT_ALGORITHMS)
     if now - leeway >= _get_time(claims, "exp"):
         raise IDTokenClaimError("The access token has expired.", claim="exp")
     for name in ("client_id", "azp"):
