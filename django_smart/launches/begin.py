@@ -31,7 +31,7 @@ from ..protocol.authorization import (
     build_code_challenge,
 )
 from ..protocol.capabilities import Capability
-from ..protocol.discovery import SMARTConfiguration
+from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import check_dispute, get_configuration
 from ..servers.requirements import check_launch
 from .failure import fail_launch

@@ -40,8 +40,8 @@ from ..grants.storing import insist, store_together
 from ..models import ClientRegistration, FHIRServer, Identity, Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.authorization import get_state, process_authorization_response
+from ..protocol.configuration import SMARTConfiguration
 from ..protocol.context import CONTEXT_MEMBERS, LaunchContext
-from ..protocol.discovery import SMARTConfiguration
 from ..protocol.id_token import IDTokenClaims
 from ..protocol.scopes import ScopeSet
 from ..protocol.token import (

@@ -17,7 +17,7 @@ from urllib.parse import quote_plus
 import jwt
 
 from django_smart.exceptions import CredentialsError
-from django_smart.protocol.jwk import PrivateKey, get_algorithm, load_private_key
+from django_smart.protocol.jwk import PrivateKey, get_algorithm
 from django_smart.protocol.urls import get_origin
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "PrivateKeyJWT",
     "PublicClient",
     "build_client_assertion",
-    "load_private_key",
 ]
 
 CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -138,7 +137,7 @@ class PrivateKeyJWT:
     Build a new one for each request, with an unused ``jti`` (TOK-09).
 
     Attributes:
-        key: as returned by :func:`load_private_key`.
+        key: as returned by :func:`~django_smart.protocol.jwk.load_private_key`.
         algorithm: ``RS384`` or ``ES384``, as the key was registered.
         kid: the key's id in the published JWK Set.
         audience: the ``aud``, if a server requires another than the request's URL.

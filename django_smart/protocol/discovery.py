@@ -11,15 +11,13 @@ from django_smart.exceptions import (
     InsecureURLError,
     MalformedDiscoveryError,
 )
-from django_smart.protocol.configuration import AssociatedEndpoint, SMARTConfiguration
+from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
-    "AssociatedEndpoint",
     "OpenIDConfiguration",
-    "SMARTConfiguration",
     "build_capability_statement_request",
     "build_discovery_request",
     "build_jwks_request",

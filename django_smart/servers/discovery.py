@@ -27,8 +27,8 @@ from ..exceptions import (
 from ..models import FHIRServer
 from ..models.server import MAX_URL_LENGTH
 from ..protocol.capabilities import Capability
+from ..protocol.configuration import SMARTConfiguration
 from ..protocol.discovery import (
-    SMARTConfiguration,
     build_capability_statement_request,
     build_discovery_request,
     build_jwks_request,

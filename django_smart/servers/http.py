@@ -26,9 +26,8 @@ from ..protocol.client_auth import (
     PrivateKeyJWT,
     PublicClient,
     WithHeaders,
-    load_private_key,
 )
-from ..protocol.jwk import PrivateKey
+from ..protocol.jwk import PrivateKey, load_private_key
 from ..protocol.messages import HTTPRequest, HTTPResponse
 from .egress import build_peer_check
 

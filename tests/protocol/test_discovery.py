@@ -19,10 +19,12 @@ from django_smart.protocol.capabilities import (
     CapabilitySet,
     get_capability_sets,
 )
-from django_smart.protocol.configuration import check_overrides
-from django_smart.protocol.discovery import (
+from django_smart.protocol.configuration import (
     AssociatedEndpoint,
     SMARTConfiguration,
+    check_overrides,
+)
+from django_smart.protocol.discovery import (
     build_capability_statement_request,
     build_discovery_request,
     build_jwks_request,
