@@ -30,7 +30,7 @@ from django_smart.fhir.attachments import read_attachment, write_stream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
 from django_smart.fhir.compartment import PatientBoundary, is_shared
-from django_smart.fhir.connection import FHIRConnection
+from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
 from django_smart.fhir.guard import Guard
 from django_smart.fhir.interactions import (
     FHIR_JSON,
@@ -46,7 +46,6 @@ from django_smart.fhir.interactions import (
     build_update,
 )
 from django_smart.fhir.json import dump_json
-from django_smart.fhir.loops import refuse_in_event_loop
 from django_smart.fhir.messages import (
     find_request_id,
     process_bundle_response,

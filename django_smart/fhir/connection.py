@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import time
 import uuid
@@ -17,7 +19,6 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.guard import RecordRules
-from django_smart.fhir.loops import refuse_in_event_loop
 from django_smart.fhir.messages import (
     FHIRExchange,
     find_request_id,
@@ -29,7 +30,13 @@ from django_smart.protocol.urls import get_origin, is_same_origin, is_within_bas
 from django_smart.transport import ResponseStream
 from django_smart.transport.connections import limit_call
 
-__all__ = ["FHIRConnection", "Observer", "TokenSource", "Transport"]
+__all__ = [
+    "FHIRConnection",
+    "Observer",
+    "TokenSource",
+    "Transport",
+    "refuse_in_event_loop",
+]
 
 _ACCEPT = "application/fhir+json"
 _MAX_REDIRECTS = 3
@@ -390,6 +397,28 @@ class FHIRConnection:
         name = path.removeprefix(f"{base}/").partition("/")[0]
         is_below = path.startswith(f"{base}/")
         return name if is_below and name.isalpha() and name[:1].isupper() else ""
+
+
+def refuse_in_event_loop() -> None:
+    """
+    Refuse to send from a thread whose event loop would wait for the answer.
+
+    As Django's models do, and with their way out: ``DJANGO_ALLOW_ASYNC_UNSAFE``.
+
+    Raises:
+        FHIRRequestError: an event loop runs in this thread; nothing was sent.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+        raise FHIRRequestError(
+            "This call would block the event loop, so nothing was sent. In "
+            "async code, await the same method of request.smart.afhir or of "
+            "build_async_client(client).",
+            code="fhir_sync_in_async",
+        )
 
 
 class _Told:
