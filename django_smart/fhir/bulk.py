@@ -26,6 +26,7 @@ from django_smart.exceptions import (
     ServerUnreachableError,
 )
 from django_smart.fhir.attachments import raise_unless_ok
+from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     parse_resource,
     process_delete_response,
@@ -105,7 +106,7 @@ def start_export(
     query = build_search_query(pairs, parameters)
     headers = {"Prefer": "respond-async"}
     if by_post or "patient" in parameters:
-        headers["Content-Type"] = "application/fhir+json"
+        headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)
     else:

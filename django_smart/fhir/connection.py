@@ -19,6 +19,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.guard import RecordRules
+from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     FHIRExchange,
     find_request_id,
@@ -38,7 +39,6 @@ __all__ = [
     "refuse_in_event_loop",
 ]
 
-_ACCEPT = "application/fhir+json"
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({429, 503})
@@ -180,7 +180,7 @@ class FHIRConnection:
         return HTTPRequest(
             method=method,
             url=self.build_url(path_or_url),
-            headers=_merge({"Accept": _ACCEPT}, headers or {}),
+            headers=_merge({"Accept": FHIR_JSON}, headers or {}),
             body=body,
         )
 

@@ -28,7 +28,13 @@ from django_smart.fhir.compartment import (
     get_letters,
     is_shared,
 )
-from django_smart.fhir.interactions import Interaction, build_etag, build_read
+from django_smart.fhir.interactions import (
+    FHIR_JSON,
+    JSON_PATCH,
+    Interaction,
+    build_etag,
+    build_read,
+)
 from django_smart.fhir.json import load_json
 from django_smart.fhir.messages import (
     process_bundle_response,
@@ -47,7 +53,6 @@ __all__ = [
     "parse_interaction",
 ]
 
-_JSON_PATCH = "application/json-patch+json"
 _MAX_PARAMETERS = 100
 # Of one request: each is read first.
 _MAX_BINARIES = 100
@@ -89,7 +94,7 @@ def parse_interaction(
     *,
     headers: Mapping[str, str] | None = None,
     body: Any = None,
-    media_type: str = "application/fhir+json",
+    media_type: str = FHIR_JSON,
 ) -> Interaction:
     """
     Read an HTTP request below the base as an interaction of FHIR.
@@ -570,12 +575,12 @@ def parse_entry(entry: Any) -> Interaction:
         if request.get(name) is not None
     }
     body: Any = None
-    media_type = "application/fhir+json"
+    media_type = FHIR_JSON
     if method in {"PATCH", "POST", "PUT"}:
         body = entry.get("resource")
     is_binary = isinstance(body, Mapping) and body.get("resourceType") == "Binary"
     if is_binary and method == "PATCH":
-        body, media_type = _parse_patch(body.get("data")), _JSON_PATCH
+        body, media_type = _parse_patch(body.get("data")), JSON_PATCH
     asked = parse_interaction(
         method, url, headers=headers, body=body, media_type=media_type
     )

@@ -16,6 +16,7 @@ from django_smart.fhir.parameters import SearchParams, build_search_query
 
 __all__ = [
     "FHIR_JSON",
+    "JSON_PATCH",
     "Interaction",
     "as_posted",
     "build_condition",
@@ -78,8 +79,8 @@ def build_headers(
 
 
 FHIR_JSON = "application/fhir+json"
+JSON_PATCH = "application/json-patch+json"
 
-_JSON_PATCH = "application/json-patch+json"
 _PATCH_OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
 _OPERATION = re.compile(r"\$?([A-Za-z][A-Za-z0-9._-]{0,127})")
 
@@ -120,10 +121,10 @@ class Interaction:
             if header in self.headers:
                 request[name] = self.headers[header]
         entry: dict[str, Any] = {"request": request}
-        if self.media_type == _JSON_PATCH:
+        if self.media_type == JSON_PATCH:
             entry["resource"] = {
                 "resourceType": "Binary",
-                "contentType": _JSON_PATCH,
+                "contentType": JSON_PATCH,
                 "data": base64.b64encode(dump_json(self.body)).decode(),
             }
         elif self.body is not None:
@@ -235,7 +236,7 @@ def build_patch(
         id=id or "",
         headers=build_headers(prefer, if_match),
         body=patch if is_fhirpath else list(patch),
-        media_type=FHIR_JSON if is_fhirpath else _JSON_PATCH,
+        media_type=FHIR_JSON if is_fhirpath else JSON_PATCH,
     )
 
 

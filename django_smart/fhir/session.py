@@ -18,6 +18,7 @@ from django_smart.exceptions import (
     ServerTimeoutError,
     TransportError,
 )
+from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.json import EXACT
 from django_smart.fhir.messages import resolve_url
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
@@ -50,7 +51,7 @@ class FHIRSession(requests.Session):
         # No .netrc; the transport handles proxies and certificates.
         self.trust_env = False
         self._client = client
-        self.headers["Accept"] = "application/fhir+json"
+        self.headers["Accept"] = FHIR_JSON
         del self.headers["User-Agent"]
         adapter = _BearerAdapter(client)
         self.mount("https://", adapter)
