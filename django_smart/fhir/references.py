@@ -11,6 +11,7 @@ from typing import Any
 
 from django_smart.exceptions import FHIRRequestError
 from django_smart.fhir.answers import parse_place
+from django_smart.fhir.names import iter_mappings
 
 __all__ = ["find_within", "get_reference", "parse_target"]
 
@@ -68,7 +69,7 @@ def find_within(
         targets = [
             each
             for source in sources
-            for each in (source, *_get_contained(source))
+            for each in (source, *iter_mappings(source.get("contained")))
             if reference[1:] == ("" if each is source else each.get("id"))
         ]
         if targets and all(each == targets[0] for each in targets):
@@ -88,13 +89,6 @@ def find_within(
             "The reference is to an entry of a Bundle: pass the Bundle as within=."
         )
     return None
-
-
-def _get_contained(source: Mapping[str, Any]) -> list[dict[str, Any]]:
-    contained = source.get("contained")
-    if not isinstance(contained, list):
-        return []
-    return [each for each in contained if isinstance(each, dict)]
 
 
 def _find_entry(
@@ -127,9 +121,8 @@ def _find_entry(
 
 
 def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    entries = bundle.get("entry")
-    for entry in entries if isinstance(entries, list) else ():
-        resource = entry.get("resource") if isinstance(entry, dict) else None
+    for entry in iter_mappings(bundle.get("entry")):
+        resource = entry.get("resource")
         if isinstance(resource, dict):
             yield str(entry.get("fullUrl", "")), resource
 
