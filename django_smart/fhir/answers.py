@@ -6,13 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from django_smart.exceptions import (
-    BearerBoundaryError,
-    FHIRRequestError,
-    MalformedFHIRResponseError,
-)
+from django_smart.exceptions import BearerBoundaryError, FHIRRequestError
 from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.messages import (
+    malformed,
     process_change_response,
     resolve_url,
     validate_id,
@@ -56,21 +53,13 @@ def process_write_response(
     if answer is None:
         answer = _read_place(response, interaction, is_within_boundary)
     if answer is None:
-        raise MalformedFHIRResponseError(
-            f"the {what} does not say which resource it stored",
-            status_code=response.status_code,
-            media_type=response.media_type,
-        )
+        raise malformed(response, f"the {what} does not say which resource it stored")
     if (
         answer["resourceType"] != interaction.resource_type
         or not _is_id(answer.get("id"))
         or interaction.id not in {"", answer["id"]}
     ):
-        raise MalformedFHIRResponseError(
-            f"the {what} returned a different resource",
-            status_code=response.status_code,
-            media_type=response.media_type,
-        )
+        raise malformed(response, f"the {what} returned a different resource")
     return add_version(answer, response)
 
 

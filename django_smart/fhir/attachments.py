@@ -8,14 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-from django_smart.exceptions import (
-    FHIRRequestError,
-    MalformedFHIRResponseError,
-    ResponseTooLargeError,
-)
+from django_smart.exceptions import FHIRRequestError, ResponseTooLargeError
 from django_smart.fhir.answers import parse_place
 from django_smart.fhir.interactions import Interaction
-from django_smart.fhir.messages import raise_for_status
+from django_smart.fhir.messages import malformed, raise_for_status
 from django_smart.transport import ResponseStream
 
 __all__ = ["Attachment", "read_attachment", "write_stream"]
@@ -106,11 +102,7 @@ def raise_unless_ok(stream: ResponseStream, *, what: str) -> None:
         body = b"".join(_limit(stream.chunks, _MAX_REFUSAL))
         raise_for_status(replace(head, body=body), what)
     if head.status_code != 200:
-        raise MalformedFHIRResponseError(
-            f"the {what} returned status {head.status_code}",
-            status_code=head.status_code,
-            media_type=head.media_type,
-        )
+        raise malformed(head, f"the {what} returned status {head.status_code}")
 
 
 def _limit(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:

@@ -28,6 +28,7 @@ from django_smart.exceptions import (
 from django_smart.fhir.attachments import raise_unless_ok
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
+    malformed,
     parse_resource,
     process_delete_response,
     raise_for_status,
@@ -235,10 +236,8 @@ class BulkExport(Stream[dict[str, Any]]):
             self._manifests.append(manifest)
             return None
         if not is_waiting:
-            raise MalformedFHIRResponseError(
-                str(manifest) or f"the export returned status {status}",
-                status_code=status,
-                media_type=response.media_type,
+            raise malformed(
+                response, str(manifest) or f"the export returned status {status}"
             )
         wait = response.retry_after
         if wait is None:

@@ -30,6 +30,7 @@ __all__ = [
     "FHIRExchange",
     "build_status_error",
     "find_request_id",
+    "malformed",
     "parse_resource",
     "process_bundle_response",
     "process_change_response",
@@ -153,7 +154,7 @@ def process_read_response(
     """
     resource = process_resource_response(response, what=f"read of {resource_type}")
     if resource["resourceType"] != resource_type or resource.get("id") != id:
-        raise _malformed(
+        raise malformed(
             response, f"the read of {resource_type} returned a different resource"
         )
     return resource
@@ -185,7 +186,7 @@ def validate_bundle(
 ) -> dict[str, Any]:
     """:func:`process_bundle_response` of what came in *response*."""
     if bundle["resourceType"] != "Bundle" or bundle.get("type") != type:
-        raise _malformed(response, f"the {what} returned no Bundle of type {type}")
+        raise malformed(response, f"the {what} returned no Bundle of type {type}")
     for name in ("entry", "link"):
         items = bundle.get(name)
         if items is None:
@@ -194,7 +195,7 @@ def validate_bundle(
         if not isinstance(items, list) or not all(
             isinstance(item, dict) for item in items
         ):
-            raise _malformed(
+            raise malformed(
                 response, f'"{name}" in the {what} is not a list of objects'
             )
     return bundle
@@ -212,12 +213,12 @@ def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str,
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 201}:
-        raise _malformed(response, f"the {what} returned status {response.status_code}")
+        raise malformed(response, f"the {what} returned status {response.status_code}")
     if response.media_type not in _MEDIA_TYPES:
-        raise _malformed(response, f"the {what} did not return JSON")
+        raise malformed(response, f"the {what} did not return JSON")
     resource = parse_resource(response.body)
     if resource is None:
-        raise _malformed(response, f"the {what} returned no FHIR resource")
+        raise malformed(response, f"the {what} returned no FHIR resource")
     return resource
 
 
@@ -250,7 +251,7 @@ def process_delete_response(response: HTTPResponse, *, what: str) -> None:
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 202, 204}:
-        raise _malformed(response, f"the {what} returned status {response.status_code}")
+        raise malformed(response, f"the {what} returned status {response.status_code}")
 
 
 def parse_resource(body: bytes) -> dict[str, Any] | None:
@@ -326,7 +327,8 @@ def _get_issues(outcome: object) -> list[dict[str, object]]:
     return [issue for issue in issues if isinstance(issue, dict)]
 
 
-def _malformed(response: HTTPResponse, message: str) -> MalformedFHIRResponseError:
+def malformed(response: HTTPResponse, message: str) -> MalformedFHIRResponseError:
+    """Make the error for a *response* that is not what was requested."""
     return MalformedFHIRResponseError(
         message, status_code=response.status_code, media_type=response.media_type
     )
