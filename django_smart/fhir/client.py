@@ -971,8 +971,10 @@ class FHIRClient(FHIRConnection):
         patient_id = self.patient_id if id is None else id
         if patient_id is None:
             raise FHIRRequestError("There is no patient in context; pass one.")
-        scopes = self._tokens.scopes
-        if patient_id != self.patient_id and scopes and _is_for_one_patient(scopes):
+        scopes = self._tokens.scopes or ScopeSet()
+        levels = {scope.level for scope in scopes.resource_scopes}
+        # All access is limited to the patient in context (SCOPE-12).
+        if patient_id != self.patient_id and levels == {"patient"}:
             raise ForeignPatientError(
                 "The access token is for another patient's record."
             )
@@ -1100,9 +1102,3 @@ def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -
         return ""
     level = granted[0].level if granted else "patient"
     return f"{level}/{resource_type or '*'}.{letter}"
-
-
-def _is_for_one_patient(scopes: ScopeSet) -> bool:
-    """Return whether all access is limited to the patient in context (SCOPE-12)."""
-    levels = {scope.level for scope in scopes.resource_scopes}
-    return levels == {"patient"}
