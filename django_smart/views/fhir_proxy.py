@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,41 +12,62 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
+from django.core import signing
+from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    RawPostDataException,
+    StreamingHttpResponse,
+)
+from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.decorators import method_decorator
 from django.views.decorators.csrf import csrf_exempt
 from django.views.generic import View
 
-from ..exceptions import ForeignPatientError, MalformedFHIRResponseError, SMARTError
+from ..conf import conf
+from ..exceptions import (
+    FHIRRequestError,
+    FHIRStatusError,
+    ForeignPatientError,
+    MalformedFHIRResponseError,
+    NoLaunchError,
+    ServerTimeoutError,
+    SMARTError,
+    TokenError,
+    TokenServerError,
+)
+from ..fhir import FHIRClient
 from ..fhir.client import find_missing_scope
 from ..fhir.compartment import PatientBoundary, get_compartment
-from ..fhir.guard import Guard, parse_interaction
-from ..fhir.interactions import Interaction
-from ..fhir.json import dump_json
-from ..fhir.messages import process_read_response
-from ..protocol.json import parse_json_object
+from ..fhir.guard import Guard, check_resource_type, parse_entry, parse_interaction
+from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
+from ..fhir.json import dump_json, load_json
+from ..fhir.messages import process_read_response, resolve_url
+from ..launches.request_state import get_request_state
+from ..protocol.json import parse_json, parse_json_object
 from ..protocol.messages import HTTPResponse
 from ..protocol.scopes import ScopeSet
-from .fhir_checks import check_csrf, get_launch, read_interaction
-from .fhir_outcomes import (
-    FHIR_JSON,
-    JSON_TYPES,
-    MAX_DEPTH,
-    RefusedError,
-    build_fhir_response,
-    build_outcome,
-    get_gateway_status,
-    get_status,
-)
-from .fhir_rewriting import PAGE, PAGED_TYPES, Rewriter, get_objects
 
 __all__ = ["FHIRProxyView"]
 
 logger = logging.getLogger(__name__)
 
+_JSON_TYPES = frozenset({FHIR_JSON, "application/json"})
+# Of JSON: a Questionnaire has groups in groups, each of which is two levels.
+_MAX_DEPTH = 200
+_SALT = "django_smart.fhir_proxy"
+_PAGE = "_page"
+# Types of Bundles that a server makes, page by page, for those who ask.
+_PAGED_TYPES = frozenset({"history", "searchset"})
+_PAGED = frozenset(
+    {"get", "history-instance", "history-system", "history-type"}
+    | {"operation", "search"}
+)
 _READS = {"GET", "HEAD"}
 _BUNDLES = {"batch", "transaction"}
 # A script must not send the server many times as many requests.
@@ -52,7 +75,7 @@ _MAX_ENTRIES = 100
 # What has to come back.
 _BUNDLE_TYPES = {
     "batch": {"batch-response"},
-    "get": PAGED_TYPES,
+    "get": _PAGED_TYPES,
     "history-instance": {"history"},
     "history-type": {"history"},
     "search": {"searchset"},
@@ -83,6 +106,29 @@ _HARMLESS_TYPES = frozenset(
         "text/plain",
     }
 )
+_FORM_TYPE = "application/x-www-form-urlencoded"
+# Nothing of the connection, no cookie and no credentials.  If-None-Match is answered
+# here, and reads have no other condition: which version another patient's resource has
+# is also news.
+_REQUEST_HEADERS = {
+    "DELETE": "If-Match",
+    "PATCH": "If-Match",
+    "POST": "If-None-Exist",
+    "PUT": "If-Match",
+}
+_PREFERENCES = re.compile(r"\s*(?:return|handling)=[A-Za-z]+\s*")
+# 5xx statuses that mean what they say here too; any other fault is a bad gateway.
+_UNAVAILABLE = {503, 504}
+
+
+class _RefusedError(Exception):
+    """The request, or what the server answered to it, is not passed on."""
+
+    def __init__(self, status: int, issue: str, diagnostics: str) -> None:
+        super().__init__(diagnostics)
+        self.status = status
+        self.issue = issue
+        self.diagnostics = diagnostics
 
 
 # Exempt, because methods that are not allowed are refused first, with 405; what may
@@ -130,12 +176,14 @@ class FHIRProxyView(View):
         path = kwargs["path"] if "path" in kwargs else args[0]
         try:
             response = self._answer(request, path)
-        except RefusedError as refused:
-            response = build_outcome(refused.status, refused.issue, refused.diagnostics)
+        except _RefusedError as refused:
+            response = _build_outcome(
+                refused.status, refused.issue, refused.diagnostics
+            )
         except SMARTError as error:
             logger.info("the FHIR proxy responded with %s", error.code)
-            response = build_outcome(
-                get_status(error), "exception", f"{error.code}: {error}"
+            response = _build_outcome(
+                _get_status(error), "exception", f"{error.code}: {error}"
             )
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.methods)
@@ -152,31 +200,33 @@ class FHIRProxyView(View):
         # Content of the EHR must not run as a script of this site.
         destination = request.headers.get("Sec-Fetch-Dest", "empty")
         if destination not in _PASSIVE_DESTINATIONS:
-            raise RefusedError(
+            raise _RefusedError(
                 403,
                 "security",
                 "Use fetch(): no script or style sheet loads from here.",
             )
-        smart = get_launch(request)
+        smart = _get_launch(request)
         if method not in _READS:
-            check_csrf(request)
+            _check_csrf(request)
         proxy_url = request.build_absolute_uri(request.path.removesuffix(path))
         key = smart.launch.key if getattr(smart, "launch", None) else ""
-        rewriter = Rewriter(smart.fhir, proxy_url=proxy_url, key=key)
+        rewriter = _Rewriter(smart.fhir, proxy_url=proxy_url, key=key)
         guard = self._build_guard(smart)
-        if path == PAGE:
+        if path == _PAGE:
             url = rewriter.read_page_url(request)
             asked = Interaction(name="get", method="GET", path=url)
             return self._pass_on(request, guard.fetch(asked), asked, guard, rewriter)
         query, source = _take_source(request)
-        asked = read_interaction(request, path, query)
+        asked = _read_interaction(request, path, query)
         prepared = guard.prepare(asked)
         if asked.resource_type == "Binary" and asked.name == "read":
             guard = _check_binary(guard, asked, source)
             if "Binary" in (self.resource_types or ()):
                 return _stream_binary(request, smart, asked.path)
         elif source:
-            raise RefusedError(400, "invalid", f"{_SOURCE} is only valid for a Binary.")
+            raise _RefusedError(
+                400, "invalid", f"{_SOURCE} is only valid for a Binary."
+            )
         body = prepared.body
         if body is not None and not isinstance(body, bytes):
             # Unchanged, unless something had to be added.
@@ -214,23 +264,23 @@ class FHIRProxyView(View):
 
     def _check_method(self, method: str) -> None:
         if method not in self.methods:
-            raise RefusedError(405, "not-supported", f"{method} is not allowed.")
+            raise _RefusedError(405, "not-supported", f"{method} is not allowed.")
 
     def _check_type(self, resource_type: str) -> None:
         if self.resource_types is not None and resource_type not in self.resource_types:
-            raise RefusedError(403, "forbidden", "This resource type is not allowed.")
+            raise _RefusedError(403, "forbidden", "This resource type is not allowed.")
 
     def _allow(self, asked: Interaction, scopes: ScopeSet) -> None:
         self._check_method(asked.method)
         if asked.name == "operation":
             operation = asked.path.partition("?")[0].rpartition("$")[2]
             if operation not in self.operations:
-                raise RefusedError(403, "forbidden", "This operation is not allowed.")
+                raise _RefusedError(403, "forbidden", "This operation is not allowed.")
         if asked.resource_type:
             self._check_type(asked.resource_type)
         missing = find_missing_scope(scopes, asked.name, asked.resource_type)
         if missing and scopes.resource_scopes:
-            raise RefusedError(403, "forbidden", f"This requires the scope {missing}.")
+            raise _RefusedError(403, "forbidden", f"This requires the scope {missing}.")
 
     def _pass_on(
         self,
@@ -238,7 +288,7 @@ class FHIRProxyView(View):
         answer: HTTPResponse,
         asked: Interaction,
         guard: Guard,
-        rewriter: Rewriter,
+        rewriter: _Rewriter,
     ) -> HttpResponse:
         """Check what came, and answer with it."""
         is_read = asked.method == "GET" or asked.name in {"search", *_BUNDLES}
@@ -253,10 +303,10 @@ class FHIRProxyView(View):
         etag = answer.headers.get("etag", "")
         wanted = request.headers.get("If-None-Match", "")
         if etag and asked.name in {"read", "vread"} and _has_etag(wanted, etag):
-            response = build_fhir_response(304, b"")
+            response = _build_fhir_response(304, b"")
         else:
             body = rewriter.rewrite(answer, asked, guard)
-            response = build_fhir_response(answer.status_code, body)
+            response = _build_fhir_response(answer.status_code, body)
         for name in _RESPONSE_HEADERS if is_known else ():
             if value := answer.headers.get(name.lower()):
                 response.headers[name] = value
@@ -287,6 +337,128 @@ class FHIRProxyView(View):
         return resource
 
 
+# Requests
+
+
+class _CSRFCheck(CsrfViewMiddleware):
+    def _reject(self, request: HttpRequest, reason: str) -> Any:
+        return reason
+
+
+def _get_launch(request: HttpRequest) -> Any:
+    """``request.smart``, if the request came under its launch's prefix."""
+    smart = request.smart  # type: ignore[attr-defined]  # the middleware's
+    state = get_request_state(request)
+    # What did not pass the middleware, as in a test, has had no prefix taken off.
+    is_without = state.context is not None and state.prefix is None
+    if not smart or (is_without and conf.SMART_LAUNCH_PREFIX):
+        raise NoLaunchError("there is no launch for this request; open a chart first")
+    return smart
+
+
+def _check_csrf(request: HttpRequest) -> None:
+    check = _CSRFCheck(lambda request: HttpResponse())
+    check.process_request(request)
+    try:
+        # The token may be in a form, which is parsed for it.
+        reason = check.process_view(request, lambda request: HttpResponse(), (), {})
+    except RequestDataTooBig:
+        raise _too_large() from None
+    except (BadRequest, MultiPartParserError, SuspiciousOperation):
+        raise _RefusedError(400, "invalid", "The form cannot be read.") from None
+    if reason is not None:
+        raise _RefusedError(
+            403, "security", "The CSRF token is missing or wrong; reload the page."
+        )
+
+
+def _read_interaction(request: HttpRequest, path: str, query: str) -> Interaction:
+    """
+    The interaction that a request is, its body as Python has it.
+
+    Raises:
+        _RefusedError: it is none of FHIR's.
+    """
+    method = request.method or ""
+    body = media_type = None
+    if method in {"POST", "PUT", "PATCH"}:
+        body, media_type = _read_value(request, path)
+    try:
+        asked = parse_interaction(
+            method,
+            f"{path}?{query}" if query else path,
+            headers=_get_headers(request),
+            body=body,
+            media_type=media_type or "",
+        )
+        if asked.name in {"create", "update"}:
+            check_resource_type(body, asked.resource_type)
+    except FHIRRequestError as error:
+        raise _RefusedError(400, "invalid", str(error)) from None
+    return asked
+
+
+def _get_headers(request: HttpRequest) -> dict[str, str]:
+    headers = {}
+    name = _REQUEST_HEADERS.get(request.method or "", "")
+    if (value := request.headers.get(name)) is not None:
+        headers[name] = value
+    # An answer that comes later would pass no check.
+    prefer = request.headers.get("Prefer", "")
+    if kept := list(filter(_PREFERENCES.fullmatch, re.split("[;,]", prefer))):
+        headers["Prefer"] = "; ".join(part.strip() for part in kept)
+    return headers
+
+
+def _read_value(request: HttpRequest, path: str) -> tuple[Any, str]:
+    """The body, parsed unless it is a form, and the media type to send it with."""
+    media_type = request.content_type or ""
+    if path.rstrip("/").endswith("_search"):
+        if media_type != _FORM_TYPE:
+            raise _RefusedError(
+                415, "not-supported", "A search must be sent as a form."
+            )
+        return _read_body(request), _FORM_TYPE
+    is_patch = request.method == "PATCH"
+    # The check of the CSRF token has used up what is of many parts.
+    if media_type not in _JSON_TYPES and not (is_patch and media_type == JSON_PATCH):
+        raise _RefusedError(
+            415, "not-supported", "A resource must be sent as FHIR JSON."
+        )
+    try:
+        value = parse_json(
+            _read_body(request),
+            error=MalformedFHIRResponseError,
+            what="request",
+            max_depth=_MAX_DEPTH,
+        )
+    except MalformedFHIRResponseError as error:
+        raise _RefusedError(400, "invalid", str(error)) from None
+    if not isinstance(value, list if media_type == JSON_PATCH else dict):
+        raise _RefusedError(
+            400, "invalid", "The request body does not match its content type."
+        )
+    if isinstance(value, dict):
+        value = load_json(request.body)
+    return value, media_type if is_patch else FHIR_JSON
+
+
+def _read_body(request: HttpRequest) -> bytes:
+    try:
+        return request.body
+    except RequestDataTooBig:
+        raise _too_large() from None
+    except RawPostDataException:
+        # By a middleware of the site.
+        raise _RefusedError(
+            500, "exception", "The request body was already read."
+        ) from None
+
+
+def _too_large() -> _RefusedError:
+    return _RefusedError(413, "too-long", "The request is too large.")
+
+
 def _take_source(request: HttpRequest) -> tuple[str, str]:
     """The query without, and the value of, the name of what refers to a Binary."""
     query = request.META.get("QUERY_STRING", "")
@@ -307,7 +479,7 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
         return guard
     read = parse_interaction("GET", source or f"Binary/{asked.id}")
     if read.name != "read":
-        raise RefusedError(
+        raise _RefusedError(
             400, "invalid", f"{_SOURCE} must be a resource's type and id."
         )
     answer = guard.fetch(guard.prepare(read))
@@ -340,6 +512,9 @@ def _refers(value: Any, references: set[str]) -> bool:
     if isinstance(value, list):
         return any(_refers(item, references) for item in value)
     return isinstance(value, str) and value in references
+
+
+# Responses
 
 
 def _has_etag(wanted: str, etag: str) -> bool:
@@ -393,8 +568,8 @@ def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpRe
     """Pass on a refusal of the server, and report its fault as what it is here."""
     status = answer.status_code
     if not 400 <= status < 500:
-        gateway_status = get_gateway_status(status)
-        raise RefusedError(
+        gateway_status = _get_gateway_status(status)
+        raise _RefusedError(
             gateway_status,
             "exception" if gateway_status == 502 else "transient",
             f"The server returned status {status}.",
@@ -405,12 +580,12 @@ def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpRe
             raise _bad_answer("The server refused with an unexpected type of response.")
         if guard is not None:
             guard.boundary.check(outcome)
-    except (SMARTError, RefusedError):
-        response = build_outcome(
+    except (SMARTError, _RefusedError):
+        response = _build_outcome(
             status, "processing", f"The server returned status {status}."
         )
     else:
-        response = build_fhir_response(status, answer.body)
+        response = _build_fhir_response(status, answer.body)
     if answer.retry_after is not None:
         response.headers["Retry-After"] = str(int(answer.retry_after))
     return response
@@ -418,18 +593,18 @@ def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpRe
 
 def _json_object(answer: HTTPResponse) -> dict[str, Any]:
     """Return the body of *answer*, which has to be a JSON object."""
-    if answer.media_type not in JSON_TYPES:
+    if answer.media_type not in _JSON_TYPES:
         raise _bad_answer("The server returned an unexpected content type.")
     return parse_json_object(
         answer.body,
         error=MalformedFHIRResponseError,
         what="server response",
-        max_depth=MAX_DEPTH,
+        max_depth=_MAX_DEPTH,
     )
 
 
-def _bad_answer(diagnostics: str) -> RefusedError:
-    return RefusedError(502, "exception", diagnostics)
+def _bad_answer(diagnostics: str) -> _RefusedError:
+    return _RefusedError(502, "exception", diagnostics)
 
 
 def _get_resources(value: object) -> Iterator[Mapping[str, Any]]:
@@ -438,15 +613,197 @@ def _get_resources(value: object) -> Iterator[Mapping[str, Any]]:
         return
     yield value
     if value.get("resourceType") == "Bundle":
-        for entry in get_objects(value.get("entry")):
+        for entry in _get_objects(value.get("entry")):
             yield from _get_resources(entry.get("resource"))
-            for response in get_objects([entry.get("response")]):
+            for response in _get_objects([entry.get("response")]):
                 yield from _get_resources(response.get("outcome"))
     elif value.get("resourceType") == "Parameters":
         yield from _get_held(value.get("parameter"))
 
 
 def _get_held(parameters: object) -> Iterator[Mapping[str, Any]]:
-    for parameter in get_objects(parameters):
+    for parameter in _get_objects(parameters):
         yield from _get_resources(parameter.get("resource"))
         yield from _get_held(parameter.get("part"))
+
+
+# Addresses
+
+
+class _Rewriter:
+    """
+    Puts the proxy's address into answers, and reads it from requests.
+
+    Args:
+        proxy_url: absolute URL before ``Patient/1``.
+        key: of the launch: an address of one launch is of no use to another.
+    """
+
+    def __init__(self, client: FHIRClient, *, proxy_url: str, key: str) -> None:
+        self._client = client
+        self._base = f"{client.base_url}/"
+        self._proxy_url = proxy_url
+        self._salt = f"{_SALT}.{key}"
+
+    def rewrite_url(self, url: str) -> str:
+        """*url* below the FHIR base, below the proxy; any other as it is."""
+        is_below = url.startswith(self._base)
+        return self._proxy_url + url.removeprefix(self._base) if is_below else url
+
+    def rewrite(self, answer: HTTPResponse, asked: Interaction, guard: Guard) -> bytes:
+        """
+        Replace the addresses in the body of *answer*; without any, return it unchanged.
+
+        In Bundles: ``fullUrl``, ``location`` and links; only those that the server made
+        to answer *asked* lead to further pages.  In resources: references to
+        the server become relative, which are right at the proxy, and at the server if
+        the resource is sent back.  In a batch, *guard* says what must be left out.
+        """
+        if not answer.body:
+            return b""
+        value = load_json(answer.body)
+        before = dump_json(value)
+        url = answer.url or self._base
+        if asked.name in _BUNDLES:
+            self._sign_batch(value, url, asked, guard)
+        else:
+            self._sign(value, url, asked)
+        self._rewrite(value, url)
+        after = dump_json(value)
+        return after if after != before else answer.body
+
+    def _rewrite(self, value: Any, url: str) -> None:
+        if isinstance(value, list):
+            for item in value:
+                self._rewrite(item, url)
+        elif isinstance(value, dict):
+            if value.get("resourceType") == "Bundle":
+                self._rewrite_bundle(value, url)
+            _replace(value, "reference", self._as_relative)
+            if "contentType" in value:  # of an attachment
+                _replace(value, "url", self._as_relative)
+            for item in value.values():
+                self._rewrite(item, url)
+
+    def _rewrite_bundle(self, bundle: dict[str, Any], url: str) -> None:
+        for link in _get_objects(bundle.get("link")):
+            _replace(link, "url", lambda it: self.rewrite_url(resolve_url(url, it)))
+        for entry in _get_objects(bundle.get("entry")):
+            _replace(entry, "fullUrl", self.rewrite_url)
+            for response in _get_objects([entry.get("response")]):
+                _replace(response, "location", self.rewrite_url)
+
+    def _as_relative(self, url: str) -> str:
+        return url.removeprefix(self._base)
+
+    def read_page_url(self, request: HttpRequest) -> str:
+        """
+        Read the URL of a further page that this launch's proxy has given out.
+
+        Raises:
+            _RefusedError: it has not.
+        """
+        try:
+            url = signing.loads(request.GET.get("url", ""), salt=self._salt)
+        except signing.BadSignature:
+            raise _RefusedError(
+                404, "not-found", "This page link is no longer valid; search again."
+            ) from None
+        return str(url)
+
+    def _sign(self, value: Any, url: str, asked: Interaction) -> None:
+        """Sign the links of the Bundles that the server made to answer *asked*."""
+        if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
+            return
+        if asked.name in _PAGED and str(value.get("type")) in _PAGED_TYPES:
+            self._sign_links(value, url)
+
+    def _sign_batch(
+        self, value: dict[str, Any], url: str, asked: Interaction, guard: Guard
+    ) -> None:
+        entries = [parse_entry(entry) for entry in asked.body.get("entry", [])]
+        answers = _get_objects(value.get("entry"))
+        # An answer is known by its place alone.
+        is_known = len(answers) == len(entries)
+        for number, answer in enumerate(answers):
+            resource = answer.get("resource")
+            possible = [entries[number]] if is_known else entries
+            if any(guard.hides_match(one, resource) for one in possible):
+                _hide_match(answer)
+            if is_known:
+                self._sign(resource, url, entries[number])
+
+    def _sign_links(self, bundle: dict[str, Any], url: str) -> None:
+        # A server may keep its pages anywhere; what it named is signed, so that a
+        # script cannot name another place itself, nor in a Bundle that it stored.
+        for link in _get_objects(bundle.get("link")):
+            target = link.get("url")
+            if link.get("relation") == "self" or not isinstance(target, str):
+                continue
+            target = resolve_url(url, target)
+            if self._client.is_within_boundary(target):
+                signed = signing.dumps(target, salt=self._salt, compress=True)
+                link["url"] = f"{self._proxy_url}{_PAGE}?url={signed}"
+
+
+def _hide_match(entry: dict[str, Any]) -> None:
+    """Leave out the address of what a create has found."""
+    response = entry.get("response") or {}
+    if str(response.get("status")).split()[:1] != ["201"]:
+        entry.pop("fullUrl", None)
+        for name in ("etag", "lastModified", "location"):
+            response.pop(name, None)
+
+
+def _get_objects(items: object) -> list[dict[str, Any]]:
+    """The objects of a list, or of what should have been one."""
+    if not isinstance(items, list):
+        return []
+    return [item for item in items if isinstance(item, dict)]
+
+
+def _replace(item: dict[str, Any], name: str, rewrite: Any) -> None:
+    if isinstance(item.get(name), str):
+        item[name] = rewrite(item[name])
+
+
+# Refusals
+
+
+def _get_gateway_status(status: int) -> int:
+    """What a status of the FHIR server that is neither a success nor 4xx becomes."""
+    return status if status in _UNAVAILABLE else 502
+
+
+def _get_status(error: SMARTError) -> int:
+    """Return the HTTP status that tells a script what went wrong."""
+    match error:
+        case FHIRStatusError(status_code=status) if status < 500:
+            return status
+        case FHIRStatusError(status_code=status):
+            return _get_gateway_status(status)
+        case ServerTimeoutError():
+            return 504
+        case TokenServerError():
+            return 503
+        case TokenError():  # of a refresh: not the caller's fault
+            return 502
+        case _:
+            return error.http_status
+
+
+def _build_outcome(status: int, issue: str, diagnostics: str) -> HttpResponse:
+    """An ``OperationOutcome`` with one issue."""
+    outcome = {
+        "resourceType": "OperationOutcome",
+        "issue": [{"severity": "error", "code": issue, "diagnostics": diagnostics}],
+    }
+    return _build_fhir_response(status, json.dumps(outcome).encode())
+
+
+def _build_fhir_response(status: int, body: bytes) -> HttpResponse:
+    """FHIR JSON for scripts; what a person opens of it does nothing."""
+    response = HttpResponse(body, status=status, content_type=FHIR_JSON)
+    if not body:
+        del response.headers["Content-Type"]
+    return response
