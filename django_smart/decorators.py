@@ -131,8 +131,6 @@ def get_launch_refusal(
             code=code,
             # The missing scopes may be granted when they are requested again.
             retry=connect_again(launch, next_url=get_page(request)),
-            server_name=launch.registration.server.name if launch else "",
-            kind=launch.kind if launch else "",
             launch=launch,
         )
 

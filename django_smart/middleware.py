@@ -302,8 +302,6 @@ def _render_ending(
         request,
         error,
         retry=connect_again(launch, next_url=get_page(request)),
-        server_name=launch.registration.server.name,
-        kind=launch.kind,
         launch=launch,
         extra={"reason": ENDINGS.get(launch.why_ended(timezone.now()), "")},
     )

@@ -64,9 +64,12 @@ def render_error(
         retry: the page's button, or ``None`` for none.
         server_name: the organization that the page names, if it is known.
         kind: how the launch began (``Launch.Kind``), for advice that differs.
-        launch: whose number is shown beside the code, for support staff.
+        launch: whose number is shown beside the code, for support staff; it also has
+            the organization and the kind.
         extra: additional values for the template context.
     """
+    if launch is not None:
+        server_name, kind = launch.registration.server.name, launch.kind
     words = find_words(error, code)
     context = {
         "code": code or error.code,
@@ -98,14 +101,7 @@ def render_trouble(
         retry = try_again(page) if page else None
     else:
         retry = connect_again(launch, next_url=page)
-    return render_error(
-        request,
-        error,
-        retry=retry,
-        server_name=launch.registration.server.name,
-        kind=launch.kind,
-        launch=launch,
-    )
+    return render_error(request, error, retry=retry, launch=launch)
 
 
 def is_trouble(error: SMARTError) -> bool:
