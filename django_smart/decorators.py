@@ -56,10 +56,9 @@ def smart_required(
     required = (
         ScopeSet.parse(scopes, strict=True) if isinstance(scopes, str) else scopes
     )
-    names = (context,) if isinstance(context, str) else context
 
     def refuse(request: HttpRequest) -> HttpResponseBase | None:
-        return get_launch_refusal(request, scopes=required, context=names)
+        return get_launch_refusal(request, scopes=required, context=context)
 
     def decorate(view: _View) -> _View:
         @wraps(view)
@@ -100,7 +99,7 @@ def _is_async(view: Any) -> bool:
 
 
 def get_launch_refusal(
-    request: HttpRequest, *, scopes: ScopeSet, context: tuple[str, ...] = ()
+    request: HttpRequest, *, scopes: ScopeSet, context: str | tuple[str, ...]
 ) -> HttpResponseBase | None:
     """
     Return the page to respond with if the request's launch is insufficient, or
@@ -143,7 +142,7 @@ def get_launch_refusal(
                 "The granted scopes are insufficient.", missing=str(missing)
             )
         )
-    for name in context:
+    for name in (context,) if isinstance(context, str) else context:
         if getattr(smart, f"{name}_id") is None:
             return refuse(
                 NoLaunchError(f"The launch context has no {name}."),

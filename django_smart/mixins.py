@@ -61,6 +61,4 @@ class SMARTRequiredMixin(_View):
         scopes = self.smart_scopes
         if isinstance(scopes, str):
             scopes = ScopeSet.parse(scopes, strict=True)
-        context = self.smart_context
-        names = (context,) if isinstance(context, str) else context
-        return get_launch_refusal(request, scopes=scopes, context=names)
+        return get_launch_refusal(request, scopes=scopes, context=self.smart_context)
