@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,8 +135,8 @@ def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
         if grant is None or patient_id is None or not _can_be_used(grant):
             continue
         grant.registration = launch.registration
-        fetch = partial(_fetch_person, launch, grant, patient_id, deadline)
-        futures[executor.submit(_run, fetch)] = launch
+        future = executor.submit(_fetch_person, launch, grant, patient_id, deadline)
+        futures[future] = launch
     try:
         done, _ = wait(futures, timeout=_PATIENCE)
     finally:
@@ -170,20 +169,16 @@ def _can_be_used(grant: TokenGrant) -> bool:
     return not grant.is_stale(timezone.now()) or can_store_tokens()
 
 
-def _run(function: Callable[[], _Person | None]) -> _Person | None:
-    try:
-        return function()
-    finally:
-        # Connections that a refresh or signal receiver opened in this thread.
-        connections.close_all()
-
-
 def _fetch_person(
     launch: Launch, grant: TokenGrant, patient_id: str, deadline: float
 ) -> _Person | None:
-    transport = EHRTransport(grant.registration.server, deadline=deadline)
-    fhir = build_fhir_client(grant, launch=launch, transport=transport)
-    patient = fhir.read("Patient", patient_id)
+    try:
+        transport = EHRTransport(grant.registration.server, deadline=deadline)
+        fhir = build_fhir_client(grant, launch=launch, transport=transport)
+        patient = fhir.read("Patient", patient_id)
+    finally:
+        # Connections that a refresh or signal receiver opened in this thread.
+        connections.close_all()
     name = get_name(patient, today=timezone.localdate())
     return _Person(name=name, birth_date=_read_birth_date(patient)) if name else None
 
