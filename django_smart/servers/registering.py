@@ -266,11 +266,10 @@ def _store_registration(
     registration = known or ClientRegistration(client_id=data.client_id)
     registration.server = server
     values = dict(data.registration_values)
-    if known is None and "token_endpoint_auth_method" not in values:
-        _choose_method(values)
-    _clear_replaced_credentials(registration, values)
     if known is None:
+        values.setdefault("token_endpoint_auth_method", _choose_method(values))
         registration.leave_defaults()
+    _clear_replaced_credentials(registration, values)
     _assign(registration, values)
     if "redirect_uri" not in values and (
         data.site_url or not registration.redirect_uri
@@ -281,12 +280,15 @@ def _store_registration(
     return registration
 
 
-def _choose_method(values: dict[str, Any]) -> None:
+def _choose_method(values: Mapping[str, Any]) -> str:
     """Return the given method, the only one for backend services, or the default."""
+    if method := values.get("token_endpoint_auth_method"):
+        return str(method)
     launches = values.get("ehr_scope") or values.get("standalone_scope")
     secret = any(values.get(name) for name in _CREDENTIALS)
     if values.get("system_scope") and not launches and not secret:
-        values["token_endpoint_auth_method"] = _AuthMethod.PRIVATE_KEY_JWT
+        return _AuthMethod.PRIVATE_KEY_JWT
+    return _AuthMethod.CLIENT_SECRET_BASIC
 
 
 def _clear_replaced_credentials(
@@ -388,7 +390,7 @@ def register_dynamically(
         initial_access_token: if the server's operator issued one.
 
     Raises:
-        ValidationError, ImproperlyConfigured: as :func:`.register.register_client`.
+        ValidationError, ImproperlyConfigured: as :func:`register_client`.
         TransportError, DiscoveryError: the server could not be asked.
         UnsupportedServerError: it has no registration endpoint, or lacks a required
             feature.
@@ -441,7 +443,7 @@ def _plan(data: RegistrationInput) -> ClientRegistration:
     """
     stand_in = secrets.token_urlsafe()
     values = dict(data.registration_values)
-    if _gets_secret(data):
+    if _choose_method(values).startswith("client_secret_"):
         values["client_secret"] = stand_in
     with transaction.atomic():
         planned = register_client(
@@ -456,17 +458,6 @@ def _plan(data: RegistrationInput) -> ClientRegistration:
         if value != stand_in
     }
     return planned
-
-
-def _gets_secret(data: RegistrationInput) -> bool:
-    values = data.registration_values
-    launches = values.get("ehr_scope") or values.get("standalone_scope")
-    method = values.get("token_endpoint_auth_method") or (
-        _AuthMethod.PRIVATE_KEY_JWT
-        if values.get("system_scope") and not launches
-        else _AuthMethod.CLIENT_SECRET_BASIC
-    )
-    return str(method).startswith("client_secret_")
 
 
 def _build_metadata(
