@@ -161,13 +161,14 @@ def rotate_key(
     if following is None:
         raise KeyRotationError(
             f"There is no next {algorithm} key to rotate to: run smart_keys "
-            f"generate, and rotate {_hours(OVERLAP)} hours later."
+            f"generate, and rotate {OVERLAP // timedelta(hours=1)} hours later."
         )
     now = timezone.now()
     ready_at = get_ready_at(following)
     if now < ready_at and not at_once:
+        ready = timezone.localtime(ready_at).strftime("%Y-%m-%d %H:%M %Z")
         raise KeyRotationError(
-            f"The next {algorithm} key may sign from {_format(ready_at)}. "
+            f"The next {algorithm} key may sign from {ready}. "
             "Until then, EHRs may have a cached JWK Set without it, and would "
             "refuse it."
         )
@@ -277,11 +278,3 @@ def _retire_active(key: SigningKey) -> None:
             "to another key, or change their signing algorithm first."
         )
     SigningKey.objects.retire(key, now=timezone.now())
-
-
-def _format(moment: datetime) -> str:
-    return timezone.localtime(moment).strftime("%Y-%m-%d %H:%M %Z")
-
-
-def _hours(length: timedelta) -> int:
-    return int(length / timedelta(hours=1))
