@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -244,7 +244,7 @@ class EncryptedTextField(_TextField):
 
     def get_lookup(self, lookup_name: str) -> Any:
         if lookup_name not in {"isnull", "exact"}:
-            self._refuse_lookup()
+            raise FieldError(f"{self.name} is encrypted and cannot be used in filters.")
         return super().get_lookup(lookup_name)
 
     def to_python(self, value: Any) -> Any:
@@ -255,9 +255,6 @@ class EncryptedTextField(_TextField):
 
     def value_to_string(self, obj: models.Model) -> str:
         return str(self.get_prep_value(obj.__dict__.get(self.attname)) or "")
-
-    def _refuse_lookup(self) -> NoReturn:
-        raise FieldError(f"{self.name} is encrypted and cannot be used in filters.")
 
 
 class DigestField(_CharField):
