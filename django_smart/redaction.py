@@ -295,7 +295,7 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         """Extend Django's: hide parameters of OAuth and of this package's URLs."""
         cleansed = super().get_cleansed_multivaluedict(request, multivaluedict).copy()
         for name in list(cleansed):
-            if self._is_hidden_parameter(request, name):
+            if name in PARAMETERS or _is_protocol(request):
                 cleansed[name] = self.cleansed_substitute
         return cleansed
 
@@ -331,10 +331,6 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
                 yield name, _describe(value)
             else:
                 yield name, _Text(redact(text))
-
-    @staticmethod
-    def _is_hidden_parameter(request: Any, name: str) -> bool:
-        return name in PARAMETERS or _is_protocol(request)
 
 
 class SMARTExceptionReporter(ExceptionReporter):
