@@ -117,14 +117,12 @@ def _log_nearest(iss: str) -> None:
     # few servers.
     try:
         parts = urlsplit(iss[:_LONGEST_LOGGED])
-        host, shown = (
-            parts.hostname or "",
-            f"{parts.scheme}://{parts.netloc}{parts.path}",
-        )
+        host = parts.hostname or ""
     except ValueError:
         return
     if "@" in parts.netloc or not host:
         return
+    shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
     known = FHIRServer.objects.active().order_by("pk")
     near = (
         known.filter(base_url__icontains=f"//{host}")[:_COMPARED] or known[:_COMPARED]
@@ -290,7 +288,8 @@ def _begin(
             check_dispute(registration.server)
         _check_support(launch, configuration)
         if uses_pkce(registration, configuration):
-            launch.code_verifier = _make_code_verifier()
+            # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
+            launch.code_verifier = secrets.token_urlsafe(64)
         request = build_authorization_request(
             authorization_endpoint=configuration.authorization_endpoint or "",
             client_id=registration.client_id,
@@ -365,8 +364,3 @@ def _uses_post(
 def _make_random() -> str:
     # 256 bits; at least 122 are required (AUTH-06).
     return secrets.token_urlsafe(32)
-
-
-def _make_code_verifier() -> str:
-    # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
-    return secrets.token_urlsafe(64)
