@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from django import template
 from django.utils.translation import gettext_lazy as _
 
-from ..protocol.scopes import OtherScope, ResourceScope, ScopeSet
+from ..protocol.scopes import OtherScope, ScopeSet
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -85,15 +85,12 @@ def _tell_resources(scopes: ScopeSet) -> Iterator[str]:
         names = [
             str(_TYPES.get(scope.type, scope.type))
             for scope in scopes.resource_scopes
-            if _is_wide(scope) is is_wide and letters.intersection(scope.letters)
+            if (scope.level != "patient") is is_wide
+            and letters.intersection(scope.letters)
         ]
         if names:
             # Not with commas: some of the names have one.
             yield str(sentence) % {"what": "; ".join(dict.fromkeys(names))}
-
-
-def _is_wide(scope: ResourceScope) -> bool:
-    return scope.level != "patient"
 
 
 def _tell_others(scopes: ScopeSet) -> Iterator[str]:
