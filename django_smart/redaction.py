@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import ItemsView, Mapping
 from copy import copy
 from functools import lru_cache
 from types import FrameType, FunctionType, ModuleType
@@ -317,20 +317,15 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         if _is_of_launch(request) or _is_protocol(request) or _is_ours(tb_frame):
             variables = tb_frame.f_locals.items()
             return {name: _describe(value) for name, value in variables}.items()
-        return dict(self._cleanse(super(), request, tb_frame)).items()
-
-    def _cleanse(
-        self, upstream: Any, request: Any, tb_frame: FrameType
-    ) -> Iterator[tuple[str, Any]]:
-        for name, value in upstream.get_traceback_frame_variables(request, tb_frame):
+        cleansed: dict[str, Any] = {}
+        for name, value in super().get_traceback_frame_variables(request, tb_frame):
             if name in PARAMETERS or _SECRET_NAME.search(name):
-                yield name, self.cleansed_substitute
+                cleansed[name] = self.cleansed_substitute
                 continue
             text = pprint(value)
-            if "resourceType" in text:
-                yield name, _describe(value)
-            else:
-                yield name, _Text(redact(text))
+            is_resource = "resourceType" in text
+            cleansed[name] = _describe(value) if is_resource else _Text(redact(text))
+        return cleansed.items()
 
 
 class SMARTExceptionReporter(ExceptionReporter):
