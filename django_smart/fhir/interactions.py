@@ -266,23 +266,14 @@ def build_history(
     count: int | None = None,
 ) -> Interaction:
     """List versions: of a resource, a type or everything."""
-    parts = []
-    name = "history-system"
-    if resource_type is not None:
-        parts.append(validate_resource_type(resource_type))
-        name = "history-type"
-    if id is not None:
-        if resource_type is None:
-            raise FHIRRequestError("An id requires a resource type.")
-        parts.append(validate_id(id))
-        name = "history-instance"
+    parts = _build_place(resource_type, id)
     params: list[tuple[str, object]] = [
         (name, value)
         for name, value in (("_since", since), ("_at", at), ("_count", count))
         if value is not None
     ]
     return Interaction(
-        name=name,
+        name=("history-system", "history-type", "history-instance")[len(parts)],
         method="GET",
         path=_with_query("/".join([*parts, "_history"]), params),
         resource_type=resource_type or "",
@@ -340,13 +331,7 @@ def build_operation(
     match = _OPERATION.fullmatch(name)
     if match is None:
         raise FHIRRequestError("This is not a valid operation name.")
-    parts = []
-    if resource_type is not None:
-        parts.append(validate_resource_type(resource_type))
-    if id is not None:
-        if resource_type is None:
-            raise FHIRRequestError("An id requires a resource type.")
-        parts.append(validate_id(id))
+    parts = _build_place(resource_type, id)
     if body is not None:
         _get_type(body)
     path = "/".join([*parts, f"${match[1]}"])
@@ -358,6 +343,18 @@ def build_operation(
         headers=build_headers(prefer),
         body=body,
     )
+
+
+def _build_place(resource_type: str | None, resource_id: str | None) -> list[str]:
+    """Parts of the path of the server, a type or one resource."""
+    if resource_type is None:
+        if resource_id is not None:
+            raise FHIRRequestError("An id requires a resource type.")
+        return []
+    parts = [validate_resource_type(resource_type)]
+    if resource_id is not None:
+        parts.append(validate_id(resource_id))
+    return parts
 
 
 def _get_type(resource: object) -> str:
