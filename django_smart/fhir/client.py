@@ -653,9 +653,9 @@ class FHIRClient(FHIRConnection):
         Args:
             params, prefer, compartment, by_post, keywords: see :meth:`search`.
         """
-        model = keywords.get("model")
-        if isinstance(model, type):
-            del keywords["model"]
+        convert = None
+        if isinstance(keywords.get("model"), type):
+            convert = partial(self._convert, model=keywords.pop("model"))
         query = build_search_query(params, keywords)
         interaction = build_search(
             resource_type, query, prefer=prefer, compartment=compartment
@@ -676,9 +676,7 @@ class FHIRClient(FHIRConnection):
             fetch_bundle,
             url=url,
             resource_type=resource_type,
-            convert=partial(self._convert, model=model)
-            if isinstance(model, type)
-            else None,
+            convert=convert,
         )
 
     def iterate_pages(self, bundle: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
