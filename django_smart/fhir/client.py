@@ -653,7 +653,7 @@ class FHIRClient(FHIRConnection):
         Args:
             params, prefer, compartment, by_post, keywords: see :meth:`search`.
         """
-        convert = None
+        convert: Callable[[dict[str, Any]], Any] | None = None
         if isinstance(keywords.get("model"), type):
             convert = partial(self._convert, model=keywords.pop("model"))
         query = build_search_query(params, keywords)
