@@ -100,13 +100,11 @@ def get_algorithm(key: PrivateKey) -> str:
     return "ES384"
 
 
-def public_jwk(private_key: PrivateKey, *, kid: str | None = None) -> dict[str, str]:
+def public_jwk(private_key: PrivateKey) -> dict[str, str]:
     """
     Return the public key of *private_key* for a JWK Set.
 
-    Args:
-        kid: ``None`` for the RFC 7638 thumbprint, which is unique by construction
-            (JWKS-07).
+    Its ``kid`` is the RFC 7638 thumbprint, which is unique by construction (JWKS-07).
 
     Raises:
         CredentialsError: the key is unsuitable.
@@ -133,12 +131,7 @@ def public_jwk(private_key: PrivateKey, *, kid: str | None = None) -> dict[str, 
         }
     canonical = json.dumps(members, separators=(",", ":")).encode()
     thumbprint = _encode_bytes(hashlib.sha256(canonical).digest())
-    return {
-        **members,
-        "alg": algorithm,
-        "kid": thumbprint if kid is None else kid,
-        "use": "sig",
-    }
+    return {**members, "alg": algorithm, "kid": thumbprint, "use": "sig"}
 
 
 def _encode(number: int, length: int | None = None) -> str:
