@@ -47,7 +47,8 @@ def check_structure() -> list[checks.CheckMessage]:
 
 
 def _check_middleware() -> Iterator[checks.CheckMessage]:
-    ours = _find(settings.MIDDLEWARE, SMARTMiddleware)
+    loaded = [_load(path) for path in settings.MIDDLEWARE]
+    ours = _find(loaded, SMARTMiddleware)
     if not ours:
         yield checks.Error(
             "The middleware of django_smart is missing.",
@@ -64,8 +65,8 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             ),
             id="django_smart.W020",
         )
-    sessions = _find(settings.MIDDLEWARE, SessionMiddleware)
-    users = _find(settings.MIDDLEWARE, AuthenticationMiddleware)
+    sessions = _find(loaded, SessionMiddleware)
+    users = _find(loaded, AuthenticationMiddleware)
     if sessions and users and sessions[0] > users[0]:
         yield checks.Error(
             "AuthenticationMiddleware comes before SessionMiddleware, so "
@@ -73,8 +74,11 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             hint="Put SessionMiddleware before AuthenticationMiddleware.",
             id="django_smart.E027",
         )
-    for middleware in (SessionMiddleware, AuthenticationMiddleware):
-        if not _find(settings.MIDDLEWARE, middleware):
+    for middleware, found in (
+        (SessionMiddleware, sessions),
+        (AuthenticationMiddleware, users),
+    ):
+        if not found:
             path = f"{middleware.__module__}.{middleware.__name__}"
             yield checks.Error(
                 f"{middleware.__name__} is missing.",
@@ -85,12 +89,12 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
 
 def _check_site_cache() -> Iterator[checks.CheckMessage]:
     """Require our second middleware between the two of Django's per-site cache."""
-    paths = settings.MIDDLEWARE
-    if not _find(paths, UpdateCacheMiddleware):
+    loaded = [_load(path) for path in settings.MIDDLEWARE]
+    if not _find(loaded, UpdateCacheMiddleware):
         return
-    before = _find(paths, UpdateCacheMiddleware, AuthenticationMiddleware)
-    ours = _find(paths, SMARTCacheMiddleware)
-    after = _find(paths, FetchFromCacheMiddleware)
+    before = _find(loaded, UpdateCacheMiddleware, AuthenticationMiddleware)
+    ours = _find(loaded, SMARTCacheMiddleware)
+    after = _find(loaded, FetchFromCacheMiddleware)
     if not ours or max(before) > ours[0] or (after and min(after) < ours[-1]):
         yield checks.Error(
             "UpdateCacheMiddleware would cache pages with patient data, and "
@@ -105,7 +109,8 @@ def _check_site_cache() -> Iterator[checks.CheckMessage]:
 
 
 def _check_backend() -> Iterator[checks.CheckMessage]:
-    if not _find(settings.AUTHENTICATION_BACKENDS, SMARTAuthenticationBackend):
+    loaded = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
+    if not _find(loaded, SMARTAuthenticationBackend):
         yield checks.Error(
             "The authentication backend of django_smart is missing, so no one "
             "stays signed in after a launch.",
@@ -203,14 +208,17 @@ def _check_session_cookie() -> Iterator[checks.CheckMessage]:
         )
 
 
-def _find(paths: Sequence[str], *classes: type) -> list[int]:
-    """Return the positions of *classes* and their subclasses."""
-    return [index for index, path in enumerate(paths) if _is_a(path, classes)]
-
-
-def _is_a(path: str, classes: tuple[type, ...]) -> bool:
+def _load(path: str) -> object:
     try:
-        cls = import_string(path)
+        return import_string(path)
     except Exception:  # noqa: BLE001 (Django reports what cannot be loaded)
-        return False
-    return isinstance(cls, type) and issubclass(cls, classes)
+        return None
+
+
+def _find(loaded: Sequence[object], *classes: type) -> list[int]:
+    """Return the positions of *classes* and their subclasses."""
+    return [
+        index
+        for index, each in enumerate(loaded)
+        if isinstance(each, type) and issubclass(each, classes)
+    ]

@@ -64,8 +64,8 @@ def render_error(
         retry: the page's button, or ``None`` for none.
         server_name: the organization that the page names, if it is known.
         kind: how the launch began (``Launch.Kind``), for advice that differs.
-        launch: whose number is shown beside the code, for support staff; it also has
-            the organization and the kind.
+        launch: whose number is shown beside the code, for support staff; its
+            organization and kind replace *server_name* and *kind*.
         extra: additional values for the template context.
     """
     if launch is not None:

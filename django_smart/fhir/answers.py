@@ -9,7 +9,7 @@ from typing import Any
 from django_smart.exceptions import BearerBoundaryError, FHIRRequestError
 from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.messages import (
-    malformed,
+    build_malformed_error,
     process_change_response,
     resolve_url,
     validate_id,
@@ -53,13 +53,17 @@ def process_write_response(
     if answer is None:
         answer = _read_place(response, interaction, is_within_boundary)
     if answer is None:
-        raise malformed(response, f"the {what} does not say which resource it stored")
+        raise build_malformed_error(
+            response, f"the {what} does not say which resource it stored"
+        )
     if (
         answer["resourceType"] != interaction.resource_type
         or not _is_id(answer.get("id"))
         or interaction.id not in {"", answer["id"]}
     ):
-        raise malformed(response, f"the {what} returned a different resource")
+        raise build_malformed_error(
+            response, f"the {what} returned a different resource"
+        )
     return add_version(answer, response)
 
 

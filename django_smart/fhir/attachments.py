@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from django_smart.exceptions import FHIRRequestError, ResponseTooLargeError
 from django_smart.fhir.answers import parse_place
 from django_smart.fhir.interactions import Interaction
-from django_smart.fhir.messages import malformed, raise_for_status
+from django_smart.fhir.messages import build_malformed_error, raise_for_status
 from django_smart.transport import ResponseStream
 
 __all__ = ["Attachment", "read_attachment", "write_stream"]
@@ -102,7 +102,9 @@ def raise_unless_ok(stream: ResponseStream, *, what: str) -> None:
         body = b"".join(_limit(stream.chunks, _MAX_REFUSAL))
         raise_for_status(replace(head, body=body), what)
     if head.status_code != 200:
-        raise malformed(head, f"the {what} returned status {head.status_code}")
+        raise build_malformed_error(
+            head, f"the {what} returned status {head.status_code}"
+        )
 
 
 def _limit(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:

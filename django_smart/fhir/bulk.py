@@ -28,7 +28,7 @@ from django_smart.exceptions import (
 from django_smart.fhir.attachments import raise_unless_ok
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
-    malformed,
+    build_malformed_error,
     parse_resource,
     process_delete_response,
     raise_for_status,
@@ -236,7 +236,7 @@ class BulkExport(Stream[dict[str, Any]]):
             self._manifests.append(manifest)
             return None
         if not is_waiting:
-            raise malformed(
+            raise build_malformed_error(
                 response, str(manifest) or f"the export returned status {status}"
             )
         wait = response.retry_after

@@ -28,9 +28,9 @@ from django_smart.protocol.messages import HTTPResponse
 
 __all__ = [
     "FHIRExchange",
+    "build_malformed_error",
     "build_status_error",
     "find_request_id",
-    "malformed",
     "parse_resource",
     "process_bundle_response",
     "process_change_response",
@@ -154,7 +154,7 @@ def process_read_response(
     """
     resource = process_resource_response(response, what=f"read of {resource_type}")
     if resource["resourceType"] != resource_type or resource.get("id") != id:
-        raise malformed(
+        raise build_malformed_error(
             response, f"the read of {resource_type} returned a different resource"
         )
     return resource
@@ -186,7 +186,9 @@ def validate_bundle(
 ) -> dict[str, Any]:
     """:func:`process_bundle_response` of what came in *response*."""
     if bundle["resourceType"] != "Bundle" or bundle.get("type") != type:
-        raise malformed(response, f"the {what} returned no Bundle of type {type}")
+        raise build_malformed_error(
+            response, f"the {what} returned no Bundle of type {type}"
+        )
     for name in ("entry", "link"):
         items = bundle.get(name)
         if items is None:
@@ -195,7 +197,7 @@ def validate_bundle(
         if not isinstance(items, list) or not all(
             isinstance(item, dict) for item in items
         ):
-            raise malformed(
+            raise build_malformed_error(
                 response, f'"{name}" in the {what} is not a list of objects'
             )
     return bundle
@@ -213,12 +215,14 @@ def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str,
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 201}:
-        raise malformed(response, f"the {what} returned status {response.status_code}")
+        raise build_malformed_error(
+            response, f"the {what} returned status {response.status_code}"
+        )
     if response.media_type not in _MEDIA_TYPES:
-        raise malformed(response, f"the {what} did not return JSON")
+        raise build_malformed_error(response, f"the {what} did not return JSON")
     resource = parse_resource(response.body)
     if resource is None:
-        raise malformed(response, f"the {what} returned no FHIR resource")
+        raise build_malformed_error(response, f"the {what} returned no FHIR resource")
     return resource
 
 
@@ -251,7 +255,9 @@ def process_delete_response(response: HTTPResponse, *, what: str) -> None:
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 202, 204}:
-        raise malformed(response, f"the {what} returned status {response.status_code}")
+        raise build_malformed_error(
+            response, f"the {what} returned status {response.status_code}"
+        )
 
 
 def parse_resource(body: bytes) -> dict[str, Any] | None:
@@ -327,7 +333,9 @@ def _get_issues(outcome: object) -> list[dict[str, object]]:
     return [issue for issue in issues if isinstance(issue, dict)]
 
 
-def malformed(response: HTTPResponse, message: str) -> MalformedFHIRResponseError:
+def build_malformed_error(
+    response: HTTPResponse, message: str
+) -> MalformedFHIRResponseError:
     """Make the error for a *response* that is not what was requested."""
     return MalformedFHIRResponseError(
         message, status_code=response.status_code, media_type=response.media_type

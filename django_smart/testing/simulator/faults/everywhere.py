@@ -1,8 +1,8 @@
 """
-Faults that are the same, or nearly, at several exchanges.
+Faults that are the same, or only another status, at several exchanges.
 
 A function for each exchange would say the same six times over, so these are registered
-in a loop; the names begin with the exchange, as everywhere.
+from tables; the names begin with the exchange, as everywhere.
 """
 
 from __future__ import annotations
