@@ -14,7 +14,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
 from django.core.exceptions import SuspiciousOperation
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, router, transaction
 from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
@@ -346,7 +346,7 @@ class _Decision(OIDCAuthenticationBackend):
 
     def create_user(self, claims: Mapping[str, Any]) -> AbstractBaseUser:
         try:
-            with transaction.atomic():
+            with transaction.atomic(using=router.db_for_write(self.backend.UserModel)):
                 return self.backend.create_user(claims)
         except IntegrityError as exc:
             # If another callback of this identity was faster, the next attempt finds

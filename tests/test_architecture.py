@@ -309,6 +309,22 @@ def test_help_for_tests_needs_no_test_runner(name):
     assert name == _PYTEST_PLUGIN or "pytest" not in _foreign_imports(name)
 
 
+@pytest.mark.parametrize("name", [each for each in _MODULES if _room(each) != _BESIDE])
+def test_transaction_names_the_database_that_a_router_chose(name):
+    calls = [
+        node
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"atomic", "on_commit", "set_rollback"}
+    ]
+    assert [
+        call.lineno
+        for call in calls
+        if "using" not in {each.arg for each in call.keywords}
+    ] == []
+
+
 def test_package_itself_holds_the_version_alone():
     body = _tree("").body
     assert [type(node) for node in body] == [ast.Expr, ast.ImportFrom, ast.Assign]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from django.contrib import admin, messages
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
@@ -183,7 +183,10 @@ class TokenGrantAdmin(AuthorizationAdmin):
         grant_ids = [pk for pk, is_paused in rows.items() if not is_paused]
         if grant_ids:
             # After the transaction: a worker must find them due.
-            transaction.on_commit(partial(self._send_refreshes, request, grant_ids))
+            transaction.on_commit(
+                partial(self._send_refreshes, request, grant_ids),
+                using=router.db_for_write(TokenGrant),
+            )
 
     def _send_refreshes(self, request: HttpRequest, grant_ids: list[int]) -> None:
         from .. import tasks  # loads Celery
@@ -214,7 +217,7 @@ class TokenGrantAdmin(AuthorizationAdmin):
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
     def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:
         """End grants, also lost ones, and the launches that use them."""
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(TokenGrant)):
             ended = [
                 grant_id
                 for grant in queryset.endable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
@@ -133,7 +133,7 @@ class LaunchAdmin(AuthorizationAdmin):
         launches = Launch.objects.filter(
             pk__in=list(queryset.values_list("pk", flat=True))
         )
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(Launch)):
             count = launches.fail(error_code=_REASON, now=now)
             count += launches.open().count() + launches.parked().count()
             enqueue_revocations(

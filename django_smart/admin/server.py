@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin, messages
 from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.admin.views.main import ChangeList
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import date
@@ -396,7 +396,10 @@ class FHIRServerAdmin(TestConnectionMixin):
         asked_otherwise = {"base_url", "discovery_headers", "overrides"}
         if obj.is_active and asked_otherwise.intersection(form.changed_data):
             # After the transaction: an EHR is not waited for in one.
-            transaction.on_commit(partial(self._ask, request, obj.pk))
+            transaction.on_commit(
+                partial(self._ask, request, obj.pk),
+                using=router.db_for_write(FHIRServer),
+            )
 
     def _ask(self, request: HttpRequest, server_id: int) -> None:
         server = FHIRServer.objects.get(pk=server_id)
@@ -496,7 +499,10 @@ class FHIRServerAdmin(TestConnectionMixin):
         FHIRServer.objects.filter(pk__in=server_ids).update(
             configuration_fetched_at=None, discovery_failed_at=None
         )
-        transaction.on_commit(lambda: self._send_discovery(request))
+        transaction.on_commit(
+            lambda: self._send_discovery(request),
+            using=router.db_for_write(FHIRServer),
+        )
 
     def _send_discovery(self, request: HttpRequest) -> None:
         from .. import tasks  # loads Celery

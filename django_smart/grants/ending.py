@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
@@ -209,7 +209,10 @@ def enqueue_revocations(grant_ids: Sequence[int]) -> None:
     Without a broker nothing is lost: ``purge`` finds the open revocations.
     """
     if grant_ids:
-        transaction.on_commit(lambda: _hand_to_worker(list(grant_ids)))
+        transaction.on_commit(
+            lambda: _hand_to_worker(list(grant_ids)),
+            using=router.db_for_write(TokenGrant),
+        )
 
 
 def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool:
@@ -316,7 +319,8 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
             grant.status = TokenGrant.Status.REVOKED
             # Robust: the others end as well if a receiver of the site fails.
             transaction.on_commit(
-                partial(grant_revoked.send_robust, sender=TokenGrant, grant=grant)
+                partial(grant_revoked.send_robust, sender=TokenGrant, grant=grant),
+                using=router.db_for_write(TokenGrant),
             )
             ended.append(grant.pk)
     return ended

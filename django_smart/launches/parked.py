@@ -16,7 +16,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.db import transaction
+from django.db import router, transaction
 from django.utils import timezone
 
 from ..conf import conf
@@ -195,7 +195,7 @@ def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:
     """
     to_revoke = []
     for launch in launches.parked().select_related("registration"):
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(Launch)):
             # One by one: a simultaneous decision may have used the tokens.
             ended = Launch.objects.filter(pk=launch.pk).fail_parked(
                 error_code=reason, now=timezone.now()

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, router, transaction
 from django.urls import NoReverseMatch, reverse
 from django.utils.text import slugify
 
@@ -104,7 +104,7 @@ def register_client(data: RegistrationInput) -> ClientRegistration:
         ImproperlyConfigured: the package's URLs are not included in the site's.
     """
     try:
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(ClientRegistration)):
             server = _store_server(data)
             registration = _store_registration(data, server)
             if registration.uses_private_key:
@@ -445,11 +445,11 @@ def _plan(data: RegistrationInput) -> ClientRegistration:
     values = dict(data.registration_values)
     if _choose_method(values).startswith("client_secret_"):
         values["client_secret"] = stand_in
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(ClientRegistration)):
         planned = register_client(
             replace(data, client_id=stand_in, registration_values=values)
         )
-        transaction.set_rollback(True)
+        transaction.set_rollback(True, using=router.db_for_write(ClientRegistration))
     server = planned.server
     # If a vendor's server requires the client id, there is none to send yet.
     server.discovery_headers = {

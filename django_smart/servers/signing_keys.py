@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, router, transaction
 from django.utils import timezone
 
 from ..conf import conf
@@ -173,7 +173,7 @@ def rotate_key(
             "refuse it."
         )
     active = keys.active().first()
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(SigningKey)):
         # If the conditional UPDATEs find other rows than read above, another rotation
         # won.
         retired = active is None or SigningKey.objects.retire(active, now=now)
@@ -249,7 +249,7 @@ def _ensure_key(
     if key := keys.first():
         return key, False
     try:
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(SigningKey)):
             key = create_signing_key(
                 algorithm, status=status, registration=registration
             )

@@ -1,12 +1,14 @@
 """
 A site whose database router sends every model to another database than the default.
 
-``python -m tests.grants.routed FOLDER`` refreshes grants there, in each of the ways.
+``python -m tests.grants.routed FOLDER`` registers clients, rotates keys, imports brands
+and refreshes grants there, in each of the ways.
 """
 
 from __future__ import annotations
 
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ def main(folder: Path) -> None:
     from tests.known import BASE_URL, CLIENT_ID, CLIENT_SECRET
 
     call_command("migrate", database="smart", verbosity=0)
+    _administer(folder)
+    assert connections["default"].connection is None
     ehr = EHRSimulator(BASE_URL)
     ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
     with transport.mounted("https://ehr.example.org", ehr.adapter()):
@@ -76,6 +80,41 @@ def main(folder: Path) -> None:
         TokenGrant.objects.active().end_pending_revocation(now=timezone.now())
         assert purge().revocations_finished == 2
     assert connections["default"].connection is None
+
+
+def _administer(folder: Path) -> None:
+    """What must be stored as a whole or not at all."""
+    from django.core.management import CommandError, call_command
+
+    from django_smart import transport
+    from django_smart.contrib.brands.importing import import_brand_file, remove_brands
+    from django_smart.models import ClientRegistration, FHIRServer
+    from django_smart.testing import EHRSimulator
+
+    ehr = EHRSimulator("https://other.example.org/fhir")
+    where = ["--base-url", ehr.base_url, "--ehr-scope", "launch openid fhirUser"]
+    ehr.faults = ["discovery_404"]
+    with transport.mounted("https://other.example.org", ehr.adapter()):
+        try:
+            call_command("smart_register", *where, "--client-id", "c")
+        except CommandError:
+            assert not FHIRServer.objects.exists()
+        else:
+            raise AssertionError("a server without a configuration was stored")
+        ehr.faults = []
+        call_command("smart_register", *where, "--dynamic", stdout=StringIO())
+        assert ClientRegistration.objects.get().client_id in ehr.clients
+    for _ in ("the first", "the next"):
+        call_command(
+            "smart_keys", "generate", "--algorithm", "ES384", stdout=StringIO()
+        )
+    call_command("smart_keys", "rotate", "--now", stdout=StringIO())
+    bundle = folder / "brands.json"
+    bundle.write_text('{"resourceType": "Bundle", "type": "collection", "entry": []}')
+    import_brand_file(bundle, name="brands")
+    assert remove_brands("brands") == 0
+    ClientRegistration.objects.all().delete()
+    FHIRServer.objects.all().delete()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import urljoin
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import transaction
+from django.db import router, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -123,7 +123,7 @@ def remove_brands(location: str) -> int:
         BrandBundle.DoesNotExist: nothing did.
     """
     removed = 0
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(BrandBundle)):
         bundle = BrandBundle.objects.select_for_update().at(location).get()
         freed: set[str] = set()
         rows = Brand.objects.filter(bundle=bundle).only("merge_digest")
@@ -152,7 +152,7 @@ def _store(
             f"The location is longer than {MAX_URL_LENGTH} characters."
         )
     content_digest = _compute_digest(file)
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(BrandBundle)):
         BrandBundle.objects.get_or_create(
             location_digest=digest(location), defaults={"location": location}
         )

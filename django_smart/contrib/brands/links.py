@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from django.db import connection
+from django.db import connections, router
 from django.db.models import F, OuterRef, QuerySet, Subquery
 
 from ...fields import digest
@@ -101,6 +101,7 @@ def refresh_statistics() -> None:
 
     It does so automatically about a minute later; until then a search can take seconds.
     """
+    connection = connections[router.db_for_write(Brand)]
     if connection.vendor == "postgresql":
         models = (Brand, BrandAccess, BrandEndpoint, BrandWord)
         tables = ", ".join(model._meta.db_table for model in models)

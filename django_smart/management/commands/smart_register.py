@@ -17,7 +17,7 @@ from django.core.exceptions import (
     ValidationError,
 )
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, router, transaction
 
 from django_smart.contrib.doctor import BASE_URL_WRONG, Finding, discover
 from django_smart.exceptions import SMARTError
@@ -233,9 +233,11 @@ class Command(BaseCommand):
 
     def _remark_on_server(self, data: RegistrationInput) -> None:
         """Refuse a new server whose base URL is wrong; one that is down is stored."""
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(ClientRegistration)):
             (registration,) = _store([data])
-            transaction.set_rollback(True)
+            transaction.set_rollback(
+                True, using=router.db_for_write(ClientRegistration)
+            )
         server = registration.server
         if FHIRServer.objects.filter(pk=server.pk).exists():
             return
@@ -322,13 +324,13 @@ def _register(
     A check happens between two runs, the first of which is rolled back: no request is
     made inside a transaction, and nothing is stored that the server refuses.
     """
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(ClientRegistration)):
         registrations = _store(entries)
-        transaction.set_rollback(check)
+        transaction.set_rollback(check, using=router.db_for_write(ClientRegistration))
     if not check:
         return registrations
     _check(registrations)
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(ClientRegistration)):
         stored = _store(entries)
         for registration, checked in zip(stored, registrations, strict=True):
             server = registration.server
