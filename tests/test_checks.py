@@ -474,6 +474,24 @@ def test_times_that_a_database_reads_from_its_clock_are_in_its_time_zone(
     assert all("'default'" in str(each.hint) for each in messages)
 
 
+class ReadsFromReplica:
+    """Django's own example of a router, for some apps."""
+
+    apps = ("auth", "django_smart")
+
+    def db_for_read(self, model, **hints):
+        return "replica" if model._meta.app_label in self.apps else None
+
+
+def test_models_are_read_where_they_are_written(settings):
+    settings.DATABASE_ROUTERS = [ReadsFromReplica()]
+    (message,) = check_structure()
+    assert message.id == "django_smart.W066"
+    assert "'replica'" in message.msg
+    settings.DATABASE_ROUTERS[0].apps = ("auth",)
+    assert check_structure() == []
+
+
 def test_templates_are_required(settings):
     (engine,) = settings.TEMPLATES
     settings.TEMPLATES = [{**engine, "APP_DIRS": False}]

@@ -31,7 +31,7 @@ _DATABASE_SESSIONS = {
 
 
 def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048``, ``E054``, ``E064``, ``W020``, ``W022``: setup."""
+    """``E020`` to ``E027``, ``E048`` to ``E064``, ``W020`` to ``W066``: what is set up."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
@@ -182,6 +182,17 @@ def _check_database() -> Iterator[checks.CheckMessage]:
             hint=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or '
             "remove it, and convert the times that are already stored.",
             id="django_smart.E048",
+        )
+    replica = router.db_for_read(TokenGrant)
+    if replica != connection.alias:
+        yield checks.Warning(
+            f"The database router reads this package's models from {replica!r} and "
+            f"writes them to {connection.alias!r}. A replica that lags behind does "
+            "not have a launch or a lease that was just stored: pages say that no "
+            "chart is open, and workers refresh nothing.",
+            hint="Let db_for_read() return the database that is written to if "
+            'model._meta.app_label == "django_smart".',
+            id="django_smart.W066",
         )
 
 
