@@ -31,7 +31,7 @@ _DATABASE_SESSIONS = {
 
 
 def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048`` to ``E064``, ``W020`` to ``W066``: what is set up."""
+    """``E020`` to ``E027``, ``E048`` to ``E064``, ``W020`` to ``W066``: the setup."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
