@@ -238,7 +238,8 @@ def _redact_traceback(record: logging.LogRecord) -> None:
 _PACKAGE = __name__.partition(".")[0]
 # They call the site's own code, whose variables are the site's.
 _AROUND = frozenset(
-    f"{_PACKAGE}.{name}" for name in ("decorators", "middleware", "mixins", "prefix")
+    f"{_PACKAGE}.{name}"
+    for name in ("decorators", "launches.prefix", "middleware", "mixins")
 )
 _QUERIES = ("QUERY_STRING", "RAW_URI", "REQUEST_URI")
 _SECRET_NAME = re.compile(

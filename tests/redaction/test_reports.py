@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.core import mail
-from django.http import HttpRequest, QueryDict
+from django.http import HttpRequest, QueryDict, StreamingHttpResponse
 from django.test import Client, RequestFactory
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -16,6 +16,7 @@ from django.views.debug import (
     SafeExceptionReporterFilter,
 )
 
+from django_smart.launches.prefix import LaunchPrefix
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.redaction import (
     SMARTExceptionReporter,
@@ -227,6 +228,21 @@ def test_request_that_never_reached_our_view_is_hidden(path):
     text = report_with(request).get_traceback_text()
     assert "s3cret" not in text
     assert "ZeroDivisionError" in text
+
+
+def test_site_code_behind_a_part_of_a_streamed_page_is_shown():
+    def make_part():
+        tab = "-".join(("labs", "today"))
+        return tab[20]
+
+    response = StreamingHttpResponse(iter(make_part, ""))
+    inner = RequestFactory().get("/smart/at/key/page/")
+    LaunchPrefix(inner, "key", "/page/").keep_for(response)
+    with pytest.raises(IndexError) as caught:
+        list(response)
+    reporter = SMARTExceptionReporter(None, caught.type, caught.value, caught.tb)
+    reporter.filter = SMARTExceptionReporterFilter()
+    assert "labs-today" in reporter.get_traceback_html()
 
 
 def report_with(request: HttpRequest | None) -> SMARTExceptionReporter:
