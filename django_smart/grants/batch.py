@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from django.db.models import Exists, OuterRef
 
 from ..conf import conf
-from ..exceptions import SMARTError, TokenResponseError
+from ..exceptions import RefreshInTransactionError, SMARTError, TokenResponseError
 from ..models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..protocol.client_auth import ClientAuthentication
@@ -37,8 +37,10 @@ from .due_times import get_retry_at
 from .lease import get_failure_code, lease_length, new_owner, note_failure
 from .refresh import build_request
 from .refresh_response import take_answer, take_refusal
+from .separate_connection import is_in_transaction
 from .server_limits import Pace, get_rank, is_outage, is_to_blame, may_refresh
 from .storing import insist
+from .uninterrupted import uninterrupted
 
 __all__ = ["RefreshResult", "refresh_grants"]
 
@@ -71,7 +73,16 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
     Refresh those of *grant_ids* that are still due.
 
     Idempotent: a message that is delivered twice finds nothing to do the second time.
+
+    Raises:
+        RefreshInTransactionError: called inside ``atomic()``, which could roll back the
+            tokens of all of them; nothing was sent.
     """
+    if is_in_transaction():
+        raise RefreshInTransactionError(
+            "Due grants are refreshed outside transactions only: have no base class of "
+            "Celery's tasks open one around django_smart's."
+        )
     asked = list(grant_ids)
     wanted = list(dict.fromkeys(asked))
     owner = new_owner()
@@ -152,14 +163,15 @@ class _Batch:
 
     def run(self) -> None:
         """Refresh what can be refreshed now, and release the other leases."""
-        try:
-            if not self._pace.is_stopped:
-                self._refresh()
-                self._pace.finish()
-        finally:
-            self._give_back([grant.pk for grant in self._todo])
-            self._todo.clear()
-            self._outcomes.write()
+        with uninterrupted():
+            try:
+                if not self._pace.is_stopped:
+                    self._refresh()
+                    self._pace.finish()
+            finally:
+                self._give_back([grant.pk for grant in self._todo])
+                self._todo.clear()
+                self._outcomes.write()
 
     def _refresh(self) -> None:
         try:

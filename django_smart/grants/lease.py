@@ -34,6 +34,7 @@ from .separate_connection import (
     run_on_own_connection,
     waiting_for_locks,
 )
+from .uninterrupted import uninterrupted
 
 __all__ = [
     "can_store_tokens",
@@ -112,7 +113,13 @@ def exchange_with_lease(
     Returns:
         What *exchange* returns, or ``False`` if somebody else holds the lease.
     """
-    owner = new_owner()
+    with uninterrupted():
+        return _exchange(grant, exchange, owner=new_owner())
+
+
+def _exchange(
+    grant: TokenGrant, exchange: Callable[[TokenGrant], bool], *, owner: str
+) -> bool:
     if not TokenGrant.objects.take_lease(grant, owner=owner, length=lease_length()):
         return False
     note_exchange()

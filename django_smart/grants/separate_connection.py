@@ -18,6 +18,7 @@ from django.db import Error, OperationalError, connections, router
 
 from ..exceptions import RefreshInTransactionError
 from ..models import TokenGrant
+from .uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -94,8 +95,9 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
             connections.close_all()
 
     thread = threading.Thread(target=run, name="django_smart-token", daemon=True)
-    thread.start()
-    thread.join()
+    with uninterrupted():
+        thread.start()
+        thread.join()
     if not failure:
         return outcome[0]
     if _is_about_a_lock(failure[0]):
