@@ -399,9 +399,23 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     @staticmethod
     def store_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
-        names = ("refresh_token", "refresh_token_digest")
-        changes = {name: getattr(grant, name) for name in names}
+        changes = {name: getattr(grant, name) for name in _ROTATED}
         return _set_if_unchanged(grant, changes, used_digest)
+
+    @staticmethod
+    def store_in_lost(grant: TokenGrant, *, used_digest: str) -> bool:
+        """
+        Store the refresh token in a grant that was lost meanwhile (:meth:`lose`).
+
+        A restored grant must not send the token that this one has replaced.
+        """
+        return compare_and_set(
+            grant,
+            {name: getattr(grant, name) for name in _ROTATED},
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            # The new one, if this is tried again.
+            refresh_token_digest=(used_digest, grant.refresh_token_digest),
+        )
 
     def postpone(
         self,
@@ -586,9 +600,10 @@ def _is_free() -> Q:
     return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
 
 
+_ROTATED = ("refresh_token", "refresh_token_digest")
 # What each refresh stores.
 _REFRESHED = (
-    *("access_token", "refresh_token", "refresh_token_digest"),
+    *("access_token", *_ROTATED),
     *("received_at", "expires_at", "refresh_due_at"),
 )
 _LOST_TOKENS_KEPT = timedelta(days=1)

@@ -234,6 +234,35 @@ def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
     )
 
 
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_grant_lost_meanwhile_keeps_the_token_that_arrives_later(
+    ehr: EHRSimulator, registration: ClientRegistration, on_demand: bool
+) -> None:
+    # This process was suspended with the response; another one sent the old token,
+    # which the EHR refused as it refused all others, because its backup was restored.
+    (grant_id,) = make_grants(ehr, registration, 1)
+    lost: list[int] = []
+
+    def lose_first(execute: Any, sql: str, *args: Any) -> Any:
+        if _writes_tokens(sql) and not lost:
+            lost.append(grant_id)
+            TokenGrant.objects.filter(pk=grant_id).lose(error="invalid_grant")
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(lose_first):
+        if on_demand:
+            with pytest.raises(ReauthorizationRequiredError):
+                get_access_token(reload_grant(grant_id))
+        else:
+            assert refresh_grants([grant_id]) == RefreshResult(failed=1)
+    assert reload_grant(grant_id).status == TokenGrant.Status.NEEDS_REAUTHORIZATION
+    assert not ehr.requests_to("revoke")
+    assert TokenGrant.objects.count() == 1
+    assert TokenGrant.objects.restore_lost() == 1
+    assert refresh_due() == RefreshResult(refreshed=1)
+    assert ehr.reused_refresh_tokens == 0
+
+
 def test_batch_at_a_slow_server_ends_and_gives_back_what_it_did_not_start(
     ehr: EHRSimulator,
     registration: ClientRegistration,
