@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Q, QuerySet
+from django.db import IntegrityError
+from django.db.models import Model, Q, QuerySet
 from django.utils import timezone
 
 from ..conf import conf
@@ -21,6 +24,8 @@ from ..models import Launch, TokenGrant
 from .parked import end_expired_launches
 
 __all__ = ["PurgeResult", "purge"]
+
+logger = logging.getLogger(__name__)
 
 # How long the row of a backend service is kept after its last token expired.
 _IDLE = timedelta(days=1)
@@ -76,13 +81,18 @@ def purge() -> PurgeResult:
     never_completed = Launch.objects.filter(
         status=Launch.Status.FAILED, ended_at__lte=failed_until
     )
-    launches = _delete(ended) + _delete(never_completed)
     old = TokenGrant.objects.filter(ended_at__lte=limit)
     revoked = old.filter(is_revocation_pending=False)
-    closed = _delete(revoked)
-    # EHRs last: they can be slow or unavailable.
-    finished = revoke_pending(TokenGrant.objects.all())
-    tried = _delete(revoked) + _delete(old.awaiting_revocation())
+    try:
+        launches, protected = _delete(ended, never_completed)
+        _log_protected(Launch, protected)
+        closed, _ = _delete(revoked)
+    finally:
+        # EHRs last: they can be slow or unavailable. But in any case: no row that a
+        # site keeps from being deleted may keep tokens valid.
+        finished = revoke_pending(TokenGrant.objects.all())
+    tried, protected = _delete(revoked, old.awaiting_revocation())
+    _log_protected(TokenGrant, protected)
     return PurgeResult(
         launches_failed=failed + undecided,
         launches_deleted=launches,
@@ -91,10 +101,44 @@ def purge() -> PurgeResult:
     )
 
 
-def _delete(rows: QuerySet[Any]) -> int:
-    """Delete *rows* a thousand at a time, since Django reads what it deletes."""
-    number = 0
-    while pks := list(rows.order_by().values_list("pk", flat=True)[:_CHUNK]):
-        rows.model._default_manager.filter(pk__in=pks).delete()
-        number += len(pks)
-    return number
+def _delete(*querysets: QuerySet[Any]) -> tuple[int, int]:
+    """
+    Delete rows a thousand at a time, since Django reads what it deletes.
+
+    Returns:
+        How many were deleted, and how many the site protects.
+    """
+    deleted = protected = 0
+    for rows in querysets:
+        pks_by_end = rows.order_by("ended_at", "pk").values_list("pk", flat=True)
+        # Those that could not be deleted come first again.
+        skip = 0
+        while pks := list(pks_by_end[skip : skip + _CHUNK]):
+            number = _delete_unprotected(rows.model, pks)
+            deleted += number
+            skip += len(pks) - number
+        protected += skip
+    return deleted, protected
+
+
+def _delete_unprotected(model: type[Model], pks: Sequence[int]) -> int:
+    """Delete rows, but not those that the site protects; return how many."""
+    try:
+        model._default_manager.filter(pk__in=pks).delete()
+    except IntegrityError:  # such as ProtectedError and RestrictedError
+        if len(pks) == 1:
+            return 0
+    else:
+        return len(pks)
+    half = len(pks) // 2
+    return sum(_delete_unprotected(model, each) for each in (pks[:half], pks[half:]))
+
+
+def _log_protected(model: type[Model], number: int) -> None:
+    if number:
+        logger.warning(
+            "Not deleted, because the site protects them: %s of %s; use SET_NULL in "
+            "foreign keys to it",
+            number,
+            model._meta.label,
+        )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import time_machine
 from django.contrib.auth import get_user_model
+from django.db.models import ProtectedError, RestrictedError
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from django_smart.clients import fhir_client_for
@@ -236,3 +241,110 @@ def test_memory_of_a_purge_does_not_grow_with_what_it_deletes() -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def _make_old(registration: ClientRegistration, number: int) -> list[int]:
+    """Launches with their grants, as many of each, that ended a year ago."""
+    over = timezone.now() - timedelta(days=365)
+    times = {"received_at": over, "expires_at": over, "ended_at": over}
+    TokenGrant.objects.bulk_create(
+        TokenGrant(registration=registration, status="revoked", **times)
+        for _ in range(number)
+    )
+    for grant in (found := list(TokenGrant.objects.order_by("-pk")[:number])):
+        Launch.objects.create(
+            registration=registration,
+            grant=grant,
+            status="ended",
+            expires_at=over,
+            ended_at=over,
+            state_digest=str(grant.pk),
+        )
+    return [grant.pk for grant in found]
+
+
+@contextmanager
+def _refusing(sender: Any, pks: set[int], error: Exception) -> Iterator[None]:
+    """A site that lets nobody delete these rows."""
+
+    def refuse(instance: Any, **_: Any) -> None:
+        if instance.pk in pks:
+            raise error
+
+    pre_delete.connect(refuse, sender)
+    try:
+        yield
+    finally:
+        pre_delete.disconnect(refuse, sender)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("error", [ProtectedError, RestrictedError])
+def test_rows_that_a_site_protects_are_left_out_and_counted(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    caplog: pytest.LogCaptureFixture,
+    error: type[ProtectedError | RestrictedError],
+) -> None:
+    first, second, *_ = _make_old(registration, 5)
+    (pending,) = make_grants(ehr, registration, 1)
+    TokenGrant.objects.filter(pk=pending).end_pending_revocation(now=timezone.now())
+    grants, launches = {first, second}, set(Launch.objects.values_list("pk")[0])
+    refused = error("Notes refer to it.", set())
+    with (
+        caplog.at_level(logging.WARNING, "django_smart.launches.purge"),
+        _refusing(TokenGrant, grants, refused),
+        _refusing(Launch, launches, refused),
+    ):
+        result = purge()
+    assert (result.launches_deleted, result.grants_deleted) == (4, 3)
+    assert result.revocations_finished == 1
+    assert set(TokenGrant.objects.values_list("pk", flat=True)) == {*grants, pending}
+    assert set(Launch.objects.values_list("pk", flat=True)) == launches
+    messages = sorted(each.getMessage() for each in caplog.records)
+    assert [each.partition(";")[0] for each in messages] == [
+        "Not deleted, because the site protects them: 1 of django_smart.Launch",
+        "Not deleted, because the site protects them: 2 of django_smart.TokenGrant",
+    ]
+    # Once the site lets them go.
+    result = purge()
+    assert (result.launches_deleted, result.grants_deleted) == (1, 2)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_purge_gets_past_more_protected_rows_than_it_deletes_at_once(
+    registration: ClientRegistration,
+) -> None:
+    over = timezone.now() - timedelta(days=365)
+    TokenGrant.objects.bulk_create(
+        TokenGrant(
+            registration=registration,
+            status="revoked",
+            received_at=over,
+            expires_at=over,
+            ended_at=over + timedelta(seconds=number),
+        )
+        for number in range(1_003)
+    )
+    *protected, _, _ = TokenGrant.objects.order_by("ended_at").values_list(
+        "pk", flat=True
+    )
+    refused = ProtectedError("Notes refer to it.", set())
+    with _refusing(TokenGrant, set(protected), refused):
+        assert purge().grants_deleted == 2
+    assert TokenGrant.objects.count() == len(protected)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_revocations_do_not_depend_on_what_a_site_does_when_rows_are_deleted(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    old = set(_make_old(registration, 1))
+    (pending,) = make_grants(ehr, registration, 1)
+    TokenGrant.objects.filter(pk=pending).end_pending_revocation(now=timezone.now())
+    with (
+        _refusing(TokenGrant, old, RuntimeError("The archive is full.")),
+        pytest.raises(RuntimeError, match="archive"),
+    ):
+        purge()
+    assert not TokenGrant.objects.awaiting_revocation().exists()
