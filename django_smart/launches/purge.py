@@ -90,9 +90,12 @@ def purge() -> PurgeResult:
     finally:
         # EHRs last: they can be slow or unavailable. But in any case: no row that a
         # site keeps from being deleted may keep tokens valid.
-        finished = revoke_pending(TokenGrant.objects.all())
-    tried, protected = _delete(revoked, old.awaiting_revocation())
-    _log_protected(TokenGrant, protected)
+        try:
+            finished = revoke_pending(TokenGrant.objects.all())
+        finally:
+            # Also if a worker's time limit ends the revocations.
+            tried, protected = _delete(revoked, old.awaiting_revocation())
+            _log_protected(TokenGrant, protected)
     return PurgeResult(
         launches_failed=failed + undecided,
         launches_deleted=launches,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import time_machine
+from celery.exceptions import SoftTimeLimitExceeded
 from django.contrib.auth import get_user_model
 from django.db.models import ProtectedError, RestrictedError
 from django.db.models.signals import pre_delete
@@ -348,3 +349,21 @@ def test_revocations_do_not_depend_on_what_a_site_does_when_rows_are_deleted(
     ):
         purge()
     assert not TokenGrant.objects.awaiting_revocation().exists()
+
+
+def test_time_limit_of_a_worker_does_not_keep_tokens_that_were_never_revoked(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    old, recent = make_grants(ehr, registration, 2)
+    TokenGrant.objects.all().end_pending_revocation(now=timezone.now())
+    TokenGrant.objects.filter(pk=old).update(
+        ended_at=timezone.now() - timedelta(days=31)
+    )
+
+    def exceed(respond: Any, request: Any) -> Any:
+        raise SoftTimeLimitExceeded
+
+    ehr.interceptors.append(exceed)
+    with pytest.raises(SoftTimeLimitExceeded):
+        purge()
+    assert TokenGrant.objects.get().pk == recent
