@@ -81,7 +81,7 @@ def purge() -> PurgeResult:
     never_completed = Launch.objects.filter(
         status=Launch.Status.FAILED, ended_at__lte=failed_until
     )
-    old = TokenGrant.objects.filter(ended_at__lte=limit)
+    old = TokenGrant.objects.ended_by(limit)
     revoked = old.filter(is_revocation_pending=False)
     try:
         launches, protected = _delete(ended, never_completed)

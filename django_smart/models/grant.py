@@ -530,6 +530,13 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             ended_at__lte=DatabaseNow(-_LOST_TOKENS_KEPT),
         ).exclude(refresh_token_digest="")
 
+    def ended_by(self, moment: datetime) -> Self:
+        """Return grants that had ended at *moment* and that nobody can restore."""
+        return self.filter(ended_at__lte=moment).exclude(
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            ended_at__gt=DatabaseNow(-_LOST_TOKENS_KEPT),
+        )
+
     def restore_lost(self) -> int:
         """
         Reactivate lost grants whose owner has not connected again.

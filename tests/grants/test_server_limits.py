@@ -626,6 +626,22 @@ def test_operator_gets_back_what_such_a_server_took(
     assert reload_grant(lost[0].pk).refresh_token == ""
 
 
+def test_lost_grants_are_not_purged_while_an_operator_can_restore_them(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    settings.SMART_PURGE_AFTER = 3600
+    lost, expired = make_grants(ehr, registration, 2)
+    grants = TokenGrant.objects.all()
+    grants.filter(pk=lost).lose(error="invalid_grant")
+    grants.filter(pk=expired).end("expired", now=timezone.now())
+    grants.update(ended_at=timezone.now() - timedelta(hours=23))
+    assert purge().grants_deleted == 1
+    assert grants.restore_lost() == 1
+    grants.lose(error="invalid_grant")
+    grants.update(ended_at=timezone.now() - timedelta(hours=25))
+    assert purge().grants_deleted == 1
+
+
 @pytest.mark.parametrize(
     ("is_offline", "status", "is_newer", "is_restored"),
     [
