@@ -36,5 +36,5 @@ BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
 }
 """
 Runs refreshes every 10 seconds, discovery every 2 minutes, the rotation of keys every
-15 minutes, and the purge every hour.
+15 minutes, and the purge every hour. Launches that nobody decided end with discovery.
 """

@@ -1,5 +1,5 @@
 """
-Celery tasks: each takes at most primary keys, makes one call, and is idempotent.
+Celery tasks: each takes at most primary keys, and is idempotent.
 
 No task carries a token, because brokers and result stores keep messages.
 """
@@ -18,7 +18,6 @@ from .models import Launch
 from .servers import discovery, signing_keys
 
 __all__ = [
-    "end_parked_launches",
     "purge",
     "refresh_due_grants",
     "refresh_grants",
@@ -57,15 +56,15 @@ def revoke_grants(grant_ids: Sequence[int]) -> None:
 
 
 @shared_task(ignore_result=True)
-def end_parked_launches(launch_ids: Sequence[int]) -> None:
-    """End launches that were not decided in time, and revoke their tokens."""
-    launches = Launch.objects.filter(pk__in=launch_ids)
-    enqueue_revocations(end_expired_launches(launches))
-
-
-@shared_task(ignore_result=True)
 def refresh_servers() -> None:
-    """Fetch configurations and keys again before they expire."""
+    """
+    Fetch configurations and keys again before they expire.
+
+    First, end launches that nobody decided in time, and have their tokens revoked.
+    """
+    # No message per launch with a countdown: a worker holds it until its time, and with
+    # RabbitMQ's quorum queues, two of them can keep it from taking others.
+    enqueue_revocations(end_expired_launches(Launch.objects.all()))
     discovery.refresh_servers()
 
 

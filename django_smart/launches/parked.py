@@ -3,7 +3,8 @@ Parked launches, which wait until the user has signed in here or decided.
 
 The EHR has identified the user, but that alone must neither replace a signed-in user
 nor sign in one who only connected records or has staff rights. The tokens stay
-encrypted on the launch for five minutes.
+encrypted on the launch until somebody decides, or a task finds after five minutes that
+nobody did.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 __all__ = [
-    "LIFETIME",
     "UndecidedError",
     "end_expired_launches",
     "end_parked_launches",
@@ -48,8 +48,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: How long tokens are held for a decision.
-LIFETIME = timedelta(minutes=5)
+# How long a decision may take. The tokens are held until the next task after it.
+_LIFETIME = timedelta(minutes=5)
 _LONGEST_NAME = 100
 # Generated usernames, which are not names of people.
 _MADE = re.compile(r"smart-[a-z2-7]{26}")
@@ -117,7 +117,7 @@ def park_launch(
     user: AbstractBaseUser | None,
 ) -> None:
     """
-    Keep *tokens* until the question is answered, for at most five minutes.
+    Keep *tokens* until the question is answered, which must be within five minutes.
 
     Args:
         user: who is signed in; only they can answer, unless the question is to sign in.
@@ -130,7 +130,7 @@ def park_launch(
     launch.held = _write(tokens, claims)
     launch.code_verifier = ""
     launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
-    launch.expires_at = timezone.now() + LIFETIME
+    launch.expires_at = timezone.now() + _LIFETIME
     if not Launch.objects.park(launch):
         raise StateUsedError("The launch was ended before it was completed.")
     logger.info("Launch %s is waiting: %s", launch.pk, question)

@@ -68,7 +68,6 @@ from ..launches.failure import fail_launch
 from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
 from ..launches.messages import keep_messages_apart
 from ..launches.parked import (
-    LIFETIME,
     UndecidedError,
     get_display_name,
     get_own_name,
@@ -439,7 +438,6 @@ class CallbackView(_CompletingView):
 
     def _ask(self, request: HttpRequest, launch: Launch) -> HttpResponse:
         """Go where the launch's question is answered."""
-        _enqueue_ending(launch)
         self._set_frame(launch)
         url = _build_decide_url(launch)
         if (
@@ -746,22 +744,6 @@ def _get_file_origins() -> list[str]:
     if url.startswith("//"):
         return ["'self'", url.split("/")[2]]
     return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
-
-
-def _enqueue_ending(launch: Launch) -> None:
-    """Have a worker end *launch* if it is still parked when its time is over."""
-    from ..tasks import end_parked_launches  # Celery is loaded when it is needed
-
-    try:
-        # No retry: a person is waiting for the page that asks.
-        end_parked_launches.apply_async(
-            ([launch.pk],), countdown=LIFETIME.total_seconds() + 1, retry=False
-        )
-    except Exception as exc:  # noqa: BLE001 (any broker, any client library)
-        logger.warning(
-            "Parked launches are left to the next purge: no broker (%s)",
-            type(exc).__name__,
-        )
 
 
 def _may_be_chosen(

@@ -418,7 +418,8 @@ def test_whoever_waits_too_long_has_to_start_again(
             if by == "purge":
                 purge()
             elif by == "task":
-                tasks.end_parked_launches([parked.pk])
+                tasks.refresh_servers()
+            assert Launch.objects.parked().exists() is (by == "page")
             response = browser.post(page, {"choice": "switch"})
         assert (response.status_code, get_code(response)) == (410, "decision_expired")
     parked.refresh_from_db()
@@ -456,16 +457,12 @@ def test_tokens_of_a_question_that_was_stored_are_kept_until_its_end(
     assert len(ehr.requests_to("revoke")) <= 2
 
 
-def test_worker_is_told_when_to_end_what_nobody_decides(
+def test_question_leaves_no_message_that_a_worker_would_hold_until_its_end(
     ehr: EHRSimulator, broker: Broker
 ) -> None:
     browser, _ = _open_as_first(ehr)
-    parked, _ = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    assert broker.messages == [("end_parked_launches", ([parked.pk],))]
-    assert broker.options[0]["countdown"] > 300
-    # Without a broker the purge does it.
-    broker.error = ConnectionError("no broker")
     _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    assert broker.messages == []
 
 
 def test_answer_needs_the_csrf_token_of_the_session(ehr: EHRSimulator) -> None:
