@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib.auth import get_user_model
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
 from django.core.exceptions import SuspiciousOperation
@@ -90,9 +91,9 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         proved them, and matches no user.
         """
         if not isinstance(claims, Claims):
-            return self.UserModel.objects.none()
+            return self.UserModel._default_manager.none()
         owners = {each.user_id for each in claims._identities}
-        return self.UserModel.objects.filter(pk__in=owners)
+        return self.UserModel._default_manager.filter(pk__in=owners)
 
     def find_user_to_link(
         self,
@@ -218,7 +219,8 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 identity, it is unknown and the registration does not create users, the
                 name from the site's ``get_username`` is already taken, or a hook raised
                 ``SuspiciousOperation``.
-            UserInactiveError: the user is deactivated.
+            UserInactiveError: the user is deactivated, or hidden by the user model's
+                default manager.
         """
         values = _build_values(claims, registration)
         decision = _Decision(self, registration, check)
@@ -286,9 +288,12 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
             logger.warning("User %s: group %s does not exist", user.pk, wanted)
 
     def get_user(self, user_id: Any) -> Any:
-        """Return the signed-in user, or ``None`` if the user is deactivated."""
-        user = super().get_user(user_id)  # type: ignore[no-untyped-call]  # upstream's
-        return user if user is not None and user.is_active else None
+        """
+        Return the signed-in user, or ``None`` if the user is deactivated.
+
+        Replaces upstream's, which needs a manager called ``objects``.
+        """
+        return ModelBackend.get_user(self, user_id)
 
 
 class _Decision(OIDCAuthenticationBackend):
@@ -331,11 +336,13 @@ class _Decision(OIDCAuthenticationBackend):
         Return the users that upstream chooses from: known ones, or the one to link.
 
         Raises:
-            UserInactiveError: one is deactivated; if it were left out of the list,
-                upstream would create another user.
+            UserInactiveError: one is deactivated, or hidden by the site's manager; if
+                it were left out of the list, upstream would create another user.
         """
         users = list(self.backend.filter_users_by_claims(claims))
         if not users:
+            if claims._identities:
+                raise UserInactiveError("The user model's manager hides this user.")
             linked = self.backend.find_user_to_link(claims)
             users = [] if linked is None else [linked]
         if not all(user.is_active for user in users):

@@ -461,7 +461,7 @@ class IdentityInUseError(IdentityError):
 
 
 class UserInactiveError(IdentityError):
-    """The user of this identity is deactivated."""
+    """The user of this identity is deactivated, or hidden by the site's manager."""
 
     code = "user_inactive"
 

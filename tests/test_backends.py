@@ -214,6 +214,47 @@ def test_no_second_user_is_created_beside_an_inactive_one(
     assert "_auth_user_id" not in browser.session
 
 
+def _hide(user: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave *user* out of the users that the site's manager selects."""
+    shown = User._default_manager.exclude(pk=user.pk)
+    monkeypatch.setattr(User._default_manager, "get_queryset", shown.all)
+
+
+@pytest.mark.parametrize("creates_users", [True, False])
+@pytest.mark.parametrize("is_signed_in", [False, True])
+def test_user_whom_the_site_s_manager_hides_is_refused(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    is_signed_in: bool,
+    creates_users: bool,
+) -> None:
+    user: Any = launch(make_browser(), ehr).user
+    registration.create_users = creates_users
+    registration.save()
+    browser = make_browser()
+    if is_signed_in:
+        browser.force_login(User.objects.create_user("ada"))
+    before = User._base_manager.count()
+    _hide(user, monkeypatch)
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    assert (response.status_code, get_code(response)) == (403, "user_inactive")
+    assert User._base_manager.count() == before
+    assert Identity.objects.get().user_id == user.pk
+    assert SMARTAuthenticationBackend().get_user(user.pk) is None
+
+
+def test_identity_of_a_hidden_user_is_not_linked(
+    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    User.objects.create(username="ada")
+    _hide(_link(User.objects.create(username="maria")), monkeypatch)
+    backend = LinkingBackend()
+    with pytest.raises(UserInactiveError):
+        backend.resolve_user(_claims(staff="ada"), registration)
+    assert "find_user_to_link" not in backend.calls
+
+
 class LinkingBackend(SMARTAuthenticationBackend):
     """A site with users of its own, and a look-up that may find several."""
 

@@ -44,7 +44,7 @@ def test_tables_refer_to_the_site_s_users():
 
 def test_everything_on_the_site_stays_in_its_launch(ehr):
     visit(Visitor(make_browser()), Visitor(make_browser()), ehr)
-    (person,) = Person.objects.all()
+    (person,) = Person.people.all()
     assert isinstance(person.pk, uuid.UUID)
     assert person.email.startswith("smart-")
     assert not person.has_usable_password()
@@ -53,7 +53,7 @@ def test_everything_on_the_site_stays_in_its_launch(ehr):
 
 def test_person_who_is_signed_in_connects_records(ehr, registration):
     browser = make_browser()
-    person = Person.objects.create_user("maria@clinic.example", "secret")
+    person = Person.people.create_user("maria@clinic.example", "secret")
     browser.force_login(person)
     opened = connect(browser, ehr, patient=PATIENT)
     assert opened.user == person
@@ -62,7 +62,7 @@ def test_person_who_is_signed_in_connects_records(ehr, registration):
     assert PATIENT not in browser.get("/smart/connections/").content.decode()
     # What belongs to Maria is not another person's to connect.
     other = make_browser()
-    other.force_login(Person.objects.create_user("sam@clinic.example", "secret"))
+    other.force_login(Person.people.create_user("sam@clinic.example", "secret"))
     response = get_callback(other, ehr.authorize(start_login(other), patient=PATIENT))
     assert b"<code>identity_in_use</code>" in response.content
 
@@ -71,7 +71,7 @@ def test_grants_of_users_who_cannot_be_deactivated_are_refreshed_and_purged(
     ehr, registration
 ):
     browser = make_browser()
-    browser.force_login(Person.objects.create_user("maria@clinic.example", "secret"))
+    browser.force_login(Person.people.create_user("maria@clinic.example", "secret"))
     connect(browser, ehr, patient=PATIENT)
     grant = TokenGrant.objects.get()
     TokenGrant.objects.update(refresh_due_at=timezone.now())
@@ -85,7 +85,7 @@ def test_admin_finds_launches_by_person(ehr):
     opened = connect(make_browser(), ehr, patient=PATIENT)
     admin = make_browser()
     admin.force_login(
-        Person.objects.create_user("ada", is_staff=True, is_superuser=True)
+        Person.people.create_user("ada", is_staff=True, is_superuser=True)
     )
     for model in ("launch", "tokengrant", "identity"):
         url = f"/admin/django_smart/{model}/"

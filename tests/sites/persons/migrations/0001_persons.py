@@ -70,5 +70,8 @@ class Migration(migrations.Migration):
             options={
                 "abstract": False,
             },
+            managers=[
+                ("people", models.Manager()),
+            ],
         ),
     ]
