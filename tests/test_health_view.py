@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils import timezone
 
@@ -196,6 +197,13 @@ def test_staff_who_may_view_servers_get_the_counts(address):
 def test_others_who_are_signed_in_are_refused(is_staff, may_view):
     browser = sign_in(is_staff=is_staff, may_view=may_view)
     assert browser.get("/staff/").status_code == 403
+
+
+@pytest.mark.parametrize("values", [{}, {"is_staff": True}])
+def test_users_of_a_model_without_staff_or_permissions_are_refused(values):
+    request: Any = RequestFactory().get("/staff/")
+    request.user = SimpleNamespace(is_active=True, **values)
+    assert HealthView.as_view()(request).status_code == 403
 
 
 def test_short_token_is_a_mistake_of_the_configuration():

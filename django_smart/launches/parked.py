@@ -223,8 +223,10 @@ def _keep_held(launch: Launch) -> list[int]:
 def get_own_name(user: AbstractBaseUser | None) -> str:
     """Return the display name of the signed-in user; empty if it is generated."""
     name = _get_full_name(user)
-    if not name and user is not None and not _MADE.fullmatch(user.get_username()):
-        name = user.get_username()
+    if not name and user is not None:
+        # Not every USERNAME_FIELD is text.
+        username = str(user.get_username())
+        name = "" if _MADE.fullmatch(username) else username
     return _shorten(name)
 
 
@@ -238,7 +240,7 @@ def get_display_name(
 def _get_full_name(user: AbstractBaseUser | None) -> str:
     # Not every user model has one.
     get_full_name: Any = getattr(user, "get_full_name", str)
-    return str(get_full_name())
+    return str(get_full_name() or "")
 
 
 def _get_claimed_name(claims: IDTokenClaims | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -753,3 +754,16 @@ def test_names_are_not_needed(ehr: EHRSimulator) -> None:
     assert made.startswith("smart-")
     assert made not in text
     assert made not in browser.get("/smart/login/?server=harbour").content.decode()
+
+
+@pytest.mark.parametrize("full_name", ["", None])
+@pytest.mark.usefixtures("registration")
+def test_username_that_is_no_string_is_shown(
+    monkeypatch: pytest.MonkeyPatch, full_name: str | None
+) -> None:
+    username = uuid.uuid4()
+    monkeypatch.setattr(User, "get_full_name", lambda _: full_name)
+    browser = _signed_in_browser(make_user("maria"))
+    monkeypatch.setattr(User, "get_username", lambda _: username)
+    text = browser.get("/smart/login/?server=harbour").content.decode()
+    assert str(username) in text
