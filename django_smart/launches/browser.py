@@ -214,10 +214,10 @@ class Browser:
         found: list[str] = []
         replaced: list[str] = []
         for name, text in self._cookies.items():
-            if name.startswith(f"{self._name}_"):
-                value, *_ = self._read(text.removesuffix(_REPLACED))
-                if value:
-                    (replaced if text.endswith(_REPLACED) else found).append(value)
+            value, *_ = self._read(text.removesuffix(_REPLACED))
+            # Another site on this host may use a name that only begins alike.
+            if value and name == self._name_beside(value):
+                (replaced if text.endswith(_REPLACED) else found).append(value)
         # Otherwise, the browser's own cookie existed before them.
         return (found if self._value in found else []), replaced
 

@@ -187,6 +187,16 @@ def test_cookie_of_another_launch_proves_nothing(ehr: EHRSimulator) -> None:
     assert get_callback(attacker, url).status_code == 403
 
 
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("ending", ["portal", "0123456789abcdef"])
+def test_cookie_of_another_site_on_this_host_is_not_ours(ehr, ending):
+    browser = make_browser()
+    browser.cookies[f"{SECURE}_{ending}"] = "x" * 43
+    opened = launch(browser, ehr)
+    # It is the only launch of this browser, so no page has to ask which one is meant.
+    assert browser.get("/whoami/").json()["patient"] == opened.context["patient"]
+
+
 @pytest.mark.parametrize("last", [0, 1])
 def test_two_callbacks_at_one_moment_of_another_user_both_complete(ehr, last):
     make_registration(user_switch="switch")
