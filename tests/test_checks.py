@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import base64
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from django.apps import apps
 from django.core.checks import run_checks
 from django.db import connections
+from django.db.models import Model
 from django.test.utils import override_script_prefix
 from django.urls import reverse_lazy
 
@@ -25,6 +28,7 @@ from django_smart.checks import (
 from django_smart.checks.settings import KNOWN_SETTINGS, RULES
 from django_smart.conf import build_docs_url, conf
 from django_smart.middleware import SMARTMiddleware
+from django_smart.models import FHIRServer, TokenGrant
 from django_smart.redaction import (
     RedactionFilter,
     SMARTExceptionReporter,
@@ -489,6 +493,76 @@ def test_models_are_read_where_they_are_written(settings):
     assert message.id == "django_smart.W066"
     assert "'replica'" in message.msg
     settings.DATABASE_ROUTERS[0].apps = ("auth",)
+    assert check_structure() == []
+
+
+class AuditLog(dict[type[Model], dict[str, list[str]]]):
+    """The registry of django-auditlog: models, and what was given with them."""
+
+    def contains(self, model):
+        return model in self
+
+    def get_model_fields(self, model):
+        return {"include_fields": [], "exclude_fields": [], **self[model]}
+
+
+@pytest.fixture
+def audit_log(settings, monkeypatch, tmp_path):
+    """A site with django-auditlog, which is not installed here."""
+    package = ModuleType("auditlog")
+    module: Any = ModuleType("auditlog.registry")
+    package.__path__ = [str(tmp_path)]
+    module.auditlog = AuditLog()
+    monkeypatch.setitem(sys.modules, "auditlog", package)
+    monkeypatch.setitem(sys.modules, "auditlog.registry", module)
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "auditlog"]
+    return module.auditlog
+
+
+def find_logged(messages: list[Any]) -> set[str]:
+    """The fields that the check of the audit log names."""
+    assert ids(messages) in ([], ["E067"])
+    text = "".join(message.msg for message in messages)
+    return set(re.findall(r"django_smart\.(\w+\.\w+)", text))
+
+
+def test_audit_log_of_every_model_would_hold_the_secrets(audit_log):
+    audit_log.update((model, {}) for model in apps.get_models())
+    assert find_logged(check_structure()) == {
+        "ClientRegistration.client_secret",
+        "FHIRServer.request_headers",
+        "Launch.code_verifier",
+        "Launch.held",
+        "SigningKey.private_key",
+        "TokenGrant.access_token",
+        "TokenGrant.refresh_token",
+    }
+
+
+_TOKENS = ["access_token", "refresh_token"]
+
+
+@pytest.mark.parametrize(
+    ("values", "logged"),
+    [
+        ({}, _TOKENS),
+        ({"exclude_fields": ["access_token"]}, ["refresh_token"]),
+        ({"exclude_fields": _TOKENS}, []),
+        # Half of the text would still be logged.
+        ({"mask_fields": _TOKENS}, _TOKENS),
+        ({"include_fields": ["status"]}, []),
+        ({"include_fields": ["status", "access_token"]}, ["access_token"]),
+        ({"include_fields": _TOKENS, "exclude_fields": _TOKENS}, []),
+    ],
+)
+def test_audit_log_may_hold_what_is_not_secret(audit_log, values, logged):
+    audit_log[TokenGrant] = values
+    audit_log[FHIRServer] = {"include_fields": ["name"]}
+    assert find_logged(check_structure()) == {f"TokenGrant.{name}" for name in logged}
+
+
+def test_app_that_is_only_called_like_an_audit_log_is_not_asked(audit_log, monkeypatch):
+    monkeypatch.delitem(sys.modules, "auditlog.registry")
     assert check_structure() == []
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from django.apps import apps
 from django.conf import settings
@@ -18,6 +19,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
 from ..backends import SMARTAuthenticationBackend
+from ..fields import EncryptedTextField
 from ..middleware import SMARTCacheMiddleware, SMARTMiddleware
 from ..models import TokenGrant
 
@@ -31,7 +33,7 @@ _DATABASE_SESSIONS = {
 
 
 def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048`` to ``E064``, ``W020`` to ``W066``: the setup."""
+    """``E020`` to ``E027``, ``E048`` to ``E067``, ``W020`` to ``W066``: the setup."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
@@ -43,6 +45,7 @@ def check_structure() -> list[checks.CheckMessage]:
         *_check_database(),
         *_check_templates(),
         *_check_session_cookie(),
+        *_check_audit_log(),
     ]
 
 
@@ -217,6 +220,39 @@ def _check_session_cookie() -> Iterator[checks.CheckMessage]:
             hint='Set SESSION_COOKIE_SAMESITE = "Lax", Django\'s default.',
             id="django_smart.W022",
         )
+
+
+def _check_audit_log() -> Iterator[checks.CheckMessage]:
+    """Require that django-auditlog, which logs text as it reads, gets no secrets."""
+    if not apps.is_installed("auditlog"):
+        return
+    registry: Any = _load("auditlog.registry.auditlog")
+    if registry is None:
+        return  # Another app of this name.
+    logged = [
+        field.full_name
+        for model in apps.get_models()
+        if registry.contains(model)
+        for field in model._meta.fields
+        if isinstance(field, EncryptedTextField)
+        and _is_logged(field.name, registry.get_model_fields(model))
+    ]
+    if logged:
+        yield checks.Error(
+            "django-auditlog stores encrypted fields in plain text: "
+            f"{', '.join(logged)}.",
+            hint=(
+                "Add the fields to AUDITLOG_EXCLUDE_TRACKING_FIELDS, or to "
+                "exclude_fields where the model is registered. Delete the log entries "
+                "that contain them."
+            ),
+            id="django_smart.E067",
+        )
+
+
+def _is_logged(name: str, fields: Mapping[str, Collection[str]]) -> bool:
+    included, excluded = fields["include_fields"], fields["exclude_fields"]
+    return (name in included or not included) and name not in excluded
 
 
 def _load(path: str) -> object:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
 
 from django_smart.clients import build_fhir_client
 from django_smart.exceptions import FHIRForbiddenError, FHIRPreconditionFailedError
 from django_smart.fhir import FHIRClient
+from django_smart.fields import EncryptedTextField
 from django_smart.models import ClientRegistration
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
@@ -133,3 +135,14 @@ def test_trail_of_the_page_tells_who_and_whom_and_nothing_more(
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
+
+
+def test_page_excludes_every_encrypted_field_from_a_log_of_all_models() -> None:
+    page: dict[str, Any] = {}
+    exec(read_blocks("how-to/audit-trail.rst")[-1].code, page)
+    assert page["AUDITLOG_EXCLUDE_TRACKING_FIELDS"] == sorted(
+        field.name
+        for model in apps.get_models()
+        for field in model._meta.fields
+        if isinstance(field, EncryptedTextField)
+    )
