@@ -277,6 +277,14 @@ class DigestField(_CharField):
         return name, path, args, {**kwargs, "sources": self.sources}
 
     def pre_save(self, model_instance: models.Model, add: bool) -> str | None:
+        for source in self.sources:
+            if not hasattr(type(model_instance), source):
+                raise FieldError(
+                    f"{model_instance._meta.label}.{self.name} cannot be computed "
+                    f"without {source}, which models in migrations do not have. Use "
+                    "smart_register --from to add servers and registrations, and "
+                    "queryset.update() to change other columns."
+                )
         values = [getattr(model_instance, source) for source in self.sources]
         value = None if None in values else digest(*cast("list[str]", values))
         setattr(model_instance, self.attname, value)

@@ -11,6 +11,7 @@ from cryptography.fernet import Fernet
 from django.core import serializers
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import connection
+from django.db.migrations.loader import MigrationLoader
 
 from django_smart.exceptions import CredentialsError
 from django_smart.fields import digest, get_fernet
@@ -321,3 +322,38 @@ def test_identities_that_differ_in_case_or_spaces_live_beside_each_other(
     assert not find("https://ehr.example.org", "aBC")
     assert not find("https://EHR.example.org", "abc")
     assert not TokenGrant.objects.exists()
+
+
+def _get_historical_model(name: str) -> Any:
+    """The model as a migration gets it."""
+    return (
+        MigrationLoader(connection).project_state().apps.get_model("django_smart", name)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("FHIRServer", "normalized_base_url"), ("ClientRegistration", "_ehr_slot")],
+)
+def test_digest_that_a_migration_cannot_compute_says_what_to_do(
+    name: str, source: str
+) -> None:
+    make_registration()
+    row = _get_historical_model(name).objects.get()
+    with pytest.raises(FieldError, match=f"{source}.*smart_register --from"):
+        row.save()
+
+
+def test_migration_may_save_rows_with_digests_of_columns(
+    django_user_model: Any,
+) -> None:
+    server = make_registration().server
+    _get_historical_model("Identity").objects.create(
+        server_id=server.pk,
+        issuer="https://ehr.example.org",
+        subject="abc",
+        user_id=django_user_model.objects.create(username="ada").pk,
+    )
+    assert Identity.objects.with_subject(
+        "https://ehr.example.org", "abc", server=server
+    ).exists()
