@@ -213,6 +213,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     monkeypatch.setattr(celery_app, "send_task", broker.send_task)
     celery_app.conf.task_always_eager = False
     yield broker
+    broker.thaw()
     celery_app.conf.task_always_eager = True
 
 

@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..grants.engine import BATCH_SIZE
+from ..grants.workers import hand_to_worker
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
@@ -194,10 +195,8 @@ class TokenGrantAdmin(AuthorizationAdmin):
         count = len(grant_ids)
         try:
             for start in range(0, count, BATCH_SIZE):
-                # No retry: a person is waiting for the page.
-                tasks.refresh_grants.apply_async(
-                    (grant_ids[start : start + BATCH_SIZE],), retry=False
-                )
+                batch = grant_ids[start : start + BATCH_SIZE]
+                hand_to_worker(tasks.refresh_grants, batch)
         except Exception as exc:  # noqa: BLE001 (any broker, any client library)
             logger.warning("Refreshes not sent: no broker (%s)", type(exc).__name__)
             message = gettext(

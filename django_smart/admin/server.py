@@ -27,6 +27,7 @@ from ..conf import conf
 from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import IssuerDisputedError, SMARTError
+from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import check_dispute, fetch_configuration
@@ -508,8 +509,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         from .. import tasks  # loads Celery
 
         try:
-            # No retry: a person is waiting for the page.
-            tasks.refresh_servers.apply_async(retry=False)
+            hand_to_worker(tasks.refresh_servers)
         except Exception as exc:  # noqa: BLE001 (any broker, any client library)
             logger.warning("Discovery not sent: no broker (%s)", type(exc).__name__)
             message = gettext(

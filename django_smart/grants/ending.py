@@ -25,6 +25,7 @@ from ..servers.http import build_client_authentication, send
 from ..signals import grant_ending, grant_revoked
 from .deployment import belong_elsewhere
 from .server_limits import is_outage
+from .workers import hand_to_worker
 
 __all__ = [
     "announce_ends",
@@ -210,7 +211,7 @@ def enqueue_revocations(grant_ids: Sequence[int]) -> None:
     """
     if grant_ids:
         transaction.on_commit(
-            lambda: _hand_to_worker(list(grant_ids)),
+            lambda: _enqueue(list(grant_ids)),
             using=router.db_for_write(TokenGrant),
         )
 
@@ -332,12 +333,11 @@ def _is_in_use(now: datetime) -> Exists:
     return Exists(Launch.objects.live(now).filter(grant=OuterRef("pk")))
 
 
-def _hand_to_worker(grant_ids: list[int]) -> None:
+def _enqueue(grant_ids: list[int]) -> None:
     from ..tasks import revoke_grants
 
     try:
-        # No retry: a user is waiting for the page that ended the grants.
-        revoke_grants.apply_async((grant_ids,), retry=False)
+        hand_to_worker(revoke_grants, grant_ids)
     except Exception as exc:  # noqa: BLE001 (any broker, any client library)
         logger.warning(
             "Revocations are left to the next purge: no broker (%s)", type(exc).__name__

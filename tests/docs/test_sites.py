@@ -23,6 +23,7 @@ from django.test import Client, RequestFactory
 from django.urls import include, path
 from django.utils import timezone
 from gunicorn.config import Config
+from kombu.transport.redis import Channel as RedisChannel
 from prometheus_client import REGISTRY
 
 import tests
@@ -249,6 +250,8 @@ def test_celery(settings, monkeypatch):
     assert (worker, beat) == ({"concurrency": "2"}, {})
     ((*words,),) = queue.commands
     assert parse_celery(words) == {"queues": "smart", "concurrency": "2"}
+    options = execute(redis)["CELERY_BROKER_TRANSPORT_OPTIONS"]
+    assert options.keys() <= set(RedisChannel.from_transport_options)
     for block, transport_name in ((redis, "redis"), (rabbitmq, "amqp")):
         url = execute(block)["CELERY_BROKER_URL"]
         broker = module.app.connection_for_write(url)

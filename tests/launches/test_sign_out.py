@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from django.contrib.auth import get_user_model, user_logged_in, user_logged_out
 from django.http import HttpRequest
 from django.test import Client
 
-from django_smart.models import Launch
+from django_smart.models import Launch, TokenGrant
 from django_smart.testing import EHRSimulator
+from tests.celery import Broker
 from tests.ehr import connect, launch, make_browser
 from tests.factories import make_registration
 from tests.launch_urls import open_page
@@ -76,6 +78,30 @@ def test_sign_in_and_out_in_a_browser_without_launches_sets_no_cookie() -> None:
     _sign_in(browser)
     browser.post("/sign-out/")
     assert _COOKIE not in browser.cookies
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("error", [None, ConnectionError("refused")])
+def test_sign_out_does_not_depend_on_the_broker(
+    ehr: EHRSimulator,
+    broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception | None,
+) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    assert "_auth_user_id" in browser.session
+    broker.error = error
+    if error is None:
+        broker.answers.clear()
+    # A web server ends a request that takes long, before the session has ended.
+    started = time.monotonic()
+    assert browser.post("/sign-out/").status_code == 302
+    assert time.monotonic() - started < 15
+    assert "_auth_user_id" not in browser.session
+    assert "left to the next purge" in caplog.text
+    assert TokenGrant.objects.get().is_revocation_pending
 
 
 def test_signals_without_a_request_are_harmless() -> None:
