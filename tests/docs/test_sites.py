@@ -176,7 +176,7 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
     secure, name, cache, keys, make, private, compose, check = read_blocks(
         "how-to/deploy-behind-a-proxy.rst"
     )
-    logs, _, reports = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    logs, _, reports, _ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
     ((_, *words),) = make.commands
     made = subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, check=True
@@ -196,7 +196,7 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
 
 
 def test_keep_secrets_out_of_logs(settings):
-    logs, access, reports = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    logs, access, reports, _ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
     settings.LOGGING = {}
 
     def told() -> set[str]:
@@ -219,6 +219,37 @@ def test_keep_secrets_out_of_logs(settings):
         "-",
         ["clinic.wsgi"],
     )
+
+
+def test_sentry_sees_no_url_of_the_ehr(monkeypatch):
+    *_, block = read_blocks("how-to/keep-secrets-out-of-logs.rst")
+    options: dict[str, Any] = {}
+    sdk: Any = ModuleType("sentry_sdk")
+    sdk.init = options.update
+    monkeypatch.setitem(sys.modules, "sentry_sdk", sdk)
+    execute(block)
+    # As version 2.75 records them.
+    data = {
+        "http.method": "GET",
+        "http.fragment": "",
+        "url": "https://ehr.example.org/fhir/Patient/7",
+        "http.query": "patient=7",
+        "http.response.status_code": 200,
+        "reason": "OK",
+    }
+    request = {"op": "http.client", "description": f"GET {data['url']}", "data": data}
+    query = {"op": "db", "description": "SELECT 1", "data": {"db.system": "sqlite"}}
+    event = {"spans": [dict(request), dict(query)]}
+    kept = {"http.method": "GET", "http.response.status_code": 200, "reason": "OK"}
+    assert options["before_send_transaction"](event, {})["spans"] == [
+        {**request, "description": "GET https://ehr.example.org", "data": kept},
+        query,
+    ]
+    crumb = {"category": "httplib", "data": data}
+    assert options["before_breadcrumb"](crumb, {})["data"] == kept
+    crumb = {"category": "auth", "data": {"user": 5}}
+    assert options["before_breadcrumb"](dict(crumb), {}) == crumb
+    assert options["trace_propagation_targets"] == []
 
 
 @pytest.mark.usefixtures("_own_celery")
