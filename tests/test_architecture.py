@@ -325,6 +325,17 @@ def test_transaction_names_the_database_that_a_router_chose(name):
     ] == []
 
 
+def test_views_leave_the_transactions_of_every_database():
+    # Without an alias, Django's decorator names the default database alone.
+    users = [
+        name
+        for name in _MODULES
+        for dotted in _used_names(_tree(name), name)
+        if dotted == "django.db.transaction.non_atomic_requests"
+    ]
+    assert users == ["views.base"]
+
+
 def test_package_itself_holds_the_version_alone():
     body = _tree("").body
     assert [type(node) for node in body] == [ast.Expr, ast.ImportFrom, ast.Assign]

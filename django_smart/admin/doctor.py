@@ -6,7 +6,6 @@ from typing import Any
 
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
@@ -14,6 +13,7 @@ from django.utils.translation import gettext as _
 
 from ..contrib.doctor import examine
 from ..models import FHIRServer
+from ..views.base import outside_transactions
 from .base import BaseAdmin
 
 __all__ = ["TestConnectionMixin"]
@@ -33,7 +33,7 @@ class TestConnectionMixin(BaseAdmin):
             path(
                 "<path:object_id>/test/",
                 # Nothing is written in one piece, and servers are waited for.
-                transaction.non_atomic_requests(view),
+                outside_transactions(view),
                 name=f"{self.opts.app_label}_{self.opts.model_name}_test",
             ),
             *super().get_urls(),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from django.contrib.auth.decorators import login_not_required
-from django.db import transaction
+from django.db import connections, transaction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.decorators import method_decorator
@@ -22,12 +23,27 @@ from ..exceptions import MissingParameterError, SMARTError
 from ..models import ClientRegistration, Launch
 from ..redaction import hide_parameters
 
-__all__ = ["ProtocolView", "get_next_url", "get_single", "get_user"]
+__all__ = [
+    "ProtocolView",
+    "get_next_url",
+    "get_single",
+    "get_user",
+    "outside_transactions",
+]
+
+_View = TypeVar("_View", bound=Callable[..., Any])
 
 # A value that can be stored and sent in a URL: no control characters.
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]{1,8192}")
 # Length of a page's URL, which is stored with each launch that leads to it.
 _MAX_NEXT = 2000
+
+
+def outside_transactions(view: _View) -> _View:
+    """Exempt *view* from ``ATOMIC_REQUESTS`` of every database, not just the default."""
+    for alias in connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
 
 
 class ProtocolView(View):
@@ -47,7 +63,7 @@ class ProtocolView(View):
 
     # Reached before anyone is signed in, because a launch is the way to sign in.
     @login_not_required
-    @transaction.non_atomic_requests
+    @outside_transactions
     # Codes, tokens and claims pass through here; error reports get none of them,
     # whatever filter the site uses.
     @method_decorator(sensitive_post_parameters())

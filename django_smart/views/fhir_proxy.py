@@ -15,7 +15,6 @@ from django.contrib.auth.decorators import login_not_required
 from django.core import signing
 from django.core.exceptions import BadRequest, RequestDataTooBig, SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
-from django.db import transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
@@ -52,6 +51,7 @@ from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json, parse_json_object
 from ..protocol.messages import HTTPResponse
 from ..protocol.scopes import ScopeSet
+from .base import outside_transactions
 
 __all__ = ["FHIRProxyView"]
 
@@ -137,7 +137,7 @@ class _RefusedError(Exception):
 # Launches can be anonymous; scripts get status 403, not a redirect to sign in.
 @method_decorator(login_not_required, name="dispatch")
 # A refresh must not be rolled back.
-@method_decorator(transaction.non_atomic_requests, name="dispatch")
+@method_decorator(outside_transactions, name="dispatch")
 class FHIRProxyView(View):
     """
     Forwards FHIR requests of a page's script to the launch's FHIR server.

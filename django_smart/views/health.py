@@ -10,7 +10,7 @@ from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError
 from django.http import HttpRequest, JsonResponse
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
@@ -20,6 +20,7 @@ from ..contrib.monitoring import ServerHealth, read_health
 from ..grants.deployment import is_owner
 from ..models import TaskRun
 from ..models.task_run import REFRESH
+from .base import outside_transactions
 
 __all__ = ["HealthView"]
 
@@ -32,7 +33,7 @@ _WORST_FIRST = ("many_lost", "stopped", "overdue", "ehr_paused")
 
 # A monitor has no session; who may see the page is checked below.
 @method_decorator(login_not_required, name="dispatch")
-@method_decorator(transaction.non_atomic_requests, name="dispatch")
+@method_decorator(outside_transactions, name="dispatch")
 @method_decorator(never_cache, name="dispatch")
 class HealthView(View):
     """

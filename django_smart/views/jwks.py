@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from django.contrib.auth.decorators import login_not_required
 from django.core import signing
-from django.db import transaction
 from django.http import HttpRequest, JsonResponse
 from django.shortcuts import get_object_or_404
 from django.utils.decorators import method_decorator
@@ -14,6 +13,7 @@ from django.views.generic import View
 
 from ..models import ClientRegistration, SigningKey
 from ..servers.signing_keys import JWKS_MAX_AGE
+from .base import outside_transactions
 
 __all__ = ["PROBE_PARAMETER", "SEEN_AS_HEADER", "JWKSView", "build_probe"]
 
@@ -28,7 +28,7 @@ _PROBE_LIFETIME = timedelta(minutes=1)
 # Public: EHRs fetch it without credentials, and need neither session nor cookie.  The
 # middleware looks for a launch before a transaction opens, so there is none.
 @method_decorator(login_not_required, name="dispatch")
-@method_decorator(transaction.non_atomic_requests, name="dispatch")
+@method_decorator(outside_transactions, name="dispatch")
 class JWKSView(View):
     """
     This site's public keys: ``GET jwks.json`` (JWKS-04).

@@ -2,7 +2,7 @@
 A site whose database router sends every model to another database than the default.
 
 ``python -m tests.grants.routed FOLDER`` registers clients, rotates keys, imports brands
-and refreshes grants there, in each of the ways.
+and refreshes grants there, in each of the ways, and completes a launch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ def main(folder: Path) -> None:
     sqlite = {"ENGINE": "django.db.backends.sqlite3"}
     settings.DATABASES = {
         "default": {**sqlite, "NAME": folder / "nothing.sqlite3"},
-        "smart": {**sqlite, "NAME": folder / "smart.sqlite3"},
+        "smart": {
+            **sqlite,
+            "NAME": folder / "smart.sqlite3",
+            "ATOMIC_REQUESTS": True,
+        },
     }
     settings.DATABASE_ROUTERS = ["tests.grants.routed.Router"]
     django.setup()
@@ -49,13 +53,15 @@ def main(folder: Path) -> None:
     from django_smart.testing import EHRSimulator
     from tests.celery import app  # the tasks run where they are called
     from tests.factories import make_grants, make_registration, reload_grant
-    from tests.known import BASE_URL, CLIENT_ID, CLIENT_SECRET
+    from tests.known import BASE_URL, CLIENT_ID, CLIENT_SECRET, REDIRECT_URI
 
     call_command("migrate", database="smart", verbosity=0)
     _administer(folder)
     assert connections["default"].connection is None
     ehr = EHRSimulator(BASE_URL)
-    ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
+    ehr.register_client(
+        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
+    )
     with transport.mounted("https://ehr.example.org", ehr.adapter()):
         first, *others = make_grants(ehr, make_registration(), 3)
         assert app.conf.task_always_eager
@@ -79,6 +85,7 @@ def main(folder: Path) -> None:
         assert reload_grant(first).status == "needs_reauthorization"
         TokenGrant.objects.active().end_pending_revocation(now=timezone.now())
         assert purge().revocations_finished == 2
+        _launch(ehr)
     assert connections["default"].connection is None
 
 
@@ -115,6 +122,26 @@ def _administer(folder: Path) -> None:
     assert remove_brands("brands") == 0
     ClientRegistration.objects.all().delete()
     FHIRServer.objects.all().delete()
+
+
+def _launch(ehr: Any) -> None:
+    """What the EHR has granted is kept, although the site's code fails."""
+    from django_smart.models import Launch
+    from django_smart.signals import launch_completed
+    from tests.ehr import get_callback, make_browser, start_ehr_launch
+
+    def fail(**_values: Any) -> None:
+        raise RuntimeError("a bug in the site's receiver")
+
+    browser = make_browser()
+    browser.raise_request_exception = False
+    launch_completed.connect(fail)
+    callback_url = ehr.authorize(start_ehr_launch(browser, ehr))
+    assert get_callback(browser, callback_url).status_code == 500
+    launch = Launch.objects.with_related().get()
+    assert launch.status == "completed", "the request's transaction was rolled back"
+    assert launch.user is not None
+    assert launch.grant is not None
 
 
 if __name__ == "__main__":
