@@ -40,7 +40,7 @@ _MAX_NEXT = 2000
 
 
 def outside_transactions(view: _View) -> _View:
-    """Exempt *view* from ``ATOMIC_REQUESTS`` of every database, not just the default."""
+    """Exempt *view* from ``ATOMIC_REQUESTS``, whichever database has it."""
     for alias in connections:
         view = transaction.non_atomic_requests(using=alias)(view)
     return view
