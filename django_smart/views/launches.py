@@ -179,7 +179,7 @@ class LoginView(ProtocolView):
         url = build_login_url(**chosen, next_url=next_url)
         if "connect" in request.POST and get_user(request) is None:
             # The session ran out: the launch would sign in, perhaps a new user.
-            return self._sign_in_again(url)
+            return self._sign_in_again(request, url)
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
             return first
@@ -206,16 +206,16 @@ class LoginView(ProtocolView):
         return get_standalone_registration(chosen["server"], chosen["registration"])
 
     @staticmethod
-    def _sign_in_again(url: str) -> HttpResponse:
+    def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
         """Lead whoever confirmed to the site's login, and from there to *url*."""
-        if _is_own_url(resolve_url(settings.LOGIN_URL)):
+        if _is_own_url(request, resolve_url(settings.LOGIN_URL)):
             error = IdentityError(
                 "Whoever confirmed to connect is no longer signed in.",
                 code="user_changed",
             )
             fail_launch(None, error)
             raise error
-        return harden(HttpResponseRedirect(_build_sign_in_url(url)))
+        return harden(HttpResponseRedirect(_build_sign_in_url(request, url)))
 
     def _begin(
         self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
@@ -443,9 +443,9 @@ class CallbackView(_CompletingView):
         if (
             launch.question == Launch.Question.SIGN_IN
             and get_user(request) is None
-            and not _is_own_url(resolve_url(settings.LOGIN_URL))
+            and not _is_own_url(request, resolve_url(settings.LOGIN_URL))
         ):
-            url = _build_sign_in_url(url)
+            url = _build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
 
     @staticmethod
@@ -508,7 +508,7 @@ class DecideView(_CompletingView):
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
             "decide_url": _build_decide_url(launch),
-            "sign_in_url": _build_sign_in_url(_build_decide_url(launch)),
+            "sign_in_url": _build_sign_in_url(request, _build_decide_url(launch)),
         }
         return harden(render(request, "django_smart/decide.html", context))
 
@@ -608,7 +608,7 @@ class DecideView(_CompletingView):
         )
         # Its receiver ends what the other had open, and sets the new cookie.
         logout(request)
-        url = _build_sign_in_url(_build_decide_url(launch))
+        url = _build_sign_in_url(request, _build_decide_url(launch))
         return harden(HttpResponseRedirect(url))
 
     @staticmethod
@@ -757,14 +757,22 @@ def _build_decide_url(launch: Launch) -> str:
     return get_protocol_url("decide", key=launch.key)
 
 
-def _build_sign_in_url(next_url: str) -> str:
+def _build_sign_in_url(request: HttpRequest, next_url: str) -> str:
     """``LOGIN_URL``, which leads back to *next_url*."""
-    return redirect_to_login(next_url, resolve_url(settings.LOGIN_URL)).url
+    login_url = resolve_url(settings.LOGIN_URL)
+    scheme, host = urlsplit(login_url)[:2]
+    # As login_required: from another origin, a path would not lead back here.
+    if (scheme and scheme != request.scheme) or (host and host != request.get_host()):
+        next_url = request.build_absolute_uri(next_url)
+    return redirect_to_login(next_url, login_url).url
 
 
-def _is_own_url(url: str) -> bool:
+def _is_own_url(request: HttpRequest, url: str) -> bool:
     """Whether *url* signs in by the EHR again, which would park the launch again."""
-    path = urlsplit(url).path.removeprefix(get_script_prefix())
+    parts = urlsplit(url)
+    if parts.netloc and parts.netloc != request.get_host():
+        return False
+    path = parts.path.removeprefix(get_script_prefix())
     try:
         return "django_smart" in resolve("/" + path.lstrip("/")).app_names
     except Resolver404:

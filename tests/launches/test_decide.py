@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 
 import pytest
 import time_machine
@@ -16,6 +17,7 @@ from django.http import HttpResponseBase
 from django.test import Client
 from django.test.utils import override_script_prefix
 from django.utils import timezone
+from django.utils.html import escape
 
 from django_smart import tasks
 from django_smart.backends import SMARTAuthenticationBackend
@@ -266,6 +268,32 @@ def test_sign_in_by_the_ehr_alone_does_not_go_round_in_circles(
         response = _launch(browser, ehr)
     _, page = _get_parked(response)
     assert response["Location"] == root + page
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize(
+    ("login_url", "site"),
+    [
+        ("https://id.example.org/login/?app=1", "https://app.example.org"),
+        # The same package, at another host.
+        ("//id.example.org/smart/login/?app=1", "https://app.example.org"),
+        ("https://app.example.org/login/?app=1", ""),
+    ],
+)
+def test_sign_in_at_another_host_leads_back_to_this_one(
+    ehr: EHRSimulator, settings: Any, login_url: str, site: str
+) -> None:
+    settings.LOGIN_URL = login_url
+    connect(_signed_in_browser(make_user("maria")), ehr)
+    browser = make_browser()
+    response = _launch(browser, ehr)
+    _, page = _get_parked(response)
+    sign_in_url = f"{login_url}&{urlencode({'next': site + page}, safe='/')}"
+    assert response["Location"] == sign_in_url
+    assert f'href="{escape(sign_in_url)}"' in browser.get(page).content.decode()
+    _sign_in(browser, make_user("sam"))
+    response = browser.post(page, {"choice": "sign_in"})
+    assert response["Location"] == sign_in_url
 
 
 # Staff

@@ -240,6 +240,19 @@ def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
 
 
 @pytest.mark.usefixtures("registration")
+def test_connecting_after_the_session_ran_out_leads_back_from_another_host(
+    settings: Any,
+) -> None:
+    settings.LOGIN_URL = "https://id.example.org/smart/login/"
+    browser = make_browser()
+    _sign_in(browser)
+    response = _press_connect(browser)
+    assert response["Location"].startswith("https://id.example.org/smart/login/?")
+    (page,) = parse_qs(urlsplit(response["Location"]).query)["next"]
+    assert page.startswith("https://app.example.org/smart/login/?server=harbour")
+
+
+@pytest.mark.usefixtures("registration")
 def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
     settings: Any,
 ) -> None:
