@@ -189,6 +189,58 @@ def test_nobody_waits_for_a_server_inside_a_transaction(
     assert not any(seen)
 
 
+# In another admin than the default one
+
+
+@pytest.mark.urls("tests.site.second_admin_urls")
+def test_pages_of_another_admin_lead_to_each_other(
+    admin_client: Client, world: World
+) -> None:
+    root = "/ops/django_smart"
+    server = f"{root}/fhirserver/{world.server.pk}"
+    registration = f"{root}/clientregistration/{world.registration.pk}"
+    linked = {
+        f"{root}/clientregistration/add/": f"{root}/clientregistration/check/",
+        f"{registration}/change/": f"{registration}/check/",
+        f"{server}/change/": f"{root}/clientregistration/add/?server=",
+    }
+    for page, link in linked.items():
+        content = admin_client.get(page, secure=True).content.decode()
+        assert f'"{link}' in content
+        assert '"/admin/' not in content
+    report = admin_client.post(f"{server}/test/", secure=True).content.decode()
+    assert f'"{server}/change/"' in report
+    assert '"/admin/' not in report
+
+
+@pytest.mark.urls("tests.site.second_admin_urls")
+def test_redirects_of_another_admin_stay_there(
+    admin_client: Client, world: World
+) -> None:
+    root = "/ops/django_smart/fhirserver"
+    page = f"{root}/{world.server.pk}/change/"
+    paused = admin_client.post(
+        f"{root}/",
+        {"action": "pause", "_selected_action": world.server.pk, "_row": "1"},
+        secure=True,
+    )
+    assert paused["Location"] == page
+    link = admin_client.get(f"{root}/{world.server.pk}/test/", secure=True)
+    assert link["Location"] == page
+    nothing = admin_client.post(f"{root}/999999/test/", secure=True)
+    assert nothing["Location"] == "/ops/"
+
+
+@pytest.mark.urls("tests.site.second_admin_urls")
+def test_admin_without_registrations_offers_none(
+    admin_client: Client, world: World
+) -> None:
+    page = f"/servers/django_smart/fhirserver/{world.server.pk}/change/"
+    response = admin_client.get(page, secure=True)
+    assert response.status_code == 200
+    assert "register_url" not in response.context
+
+
 # While somebody types
 
 

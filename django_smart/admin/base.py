@@ -133,6 +133,10 @@ class BaseAdmin(_ModelAdmin):
             field.help_text = escape(field.help_text)
         return field
 
+    def get_admin_url(self, name: str, *args: object) -> str:
+        """The URL of a page of this admin, which need not be the default one."""
+        return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
+
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """
         Whether an action may be run: Django's permission to change the model.
@@ -179,7 +183,7 @@ class BaseAdmin(_ModelAdmin):
         if "_row" in request.POST and isinstance(response, HttpResponseRedirect):
             name = f"{self.opts.app_label}_{self.opts.model_name}_change"
             return HttpResponseRedirect(
-                reverse(f"admin:{name}", args=[request.POST[ACTION_CHECKBOX_NAME]])
+                self.get_admin_url(name, request.POST[ACTION_CHECKBOX_NAME])
             )
         return response
 

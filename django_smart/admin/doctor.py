@@ -8,7 +8,7 @@ from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
+from django.urls import path
 from django.utils.translation import gettext as _
 
 from ..contrib.doctor import examine
@@ -58,14 +58,10 @@ class TestConnectionMixin(BaseAdmin):
             raise PermissionDenied
         obj = self.get_object(request, unquote(object_id))
         if obj is None:
-            return HttpResponseRedirect(reverse("admin:index"))
+            return HttpResponseRedirect(self.get_admin_url("index"))
         if request.method != "POST":
-            return HttpResponseRedirect(
-                reverse(
-                    f"admin:{self.opts.app_label}_{self.opts.model_name}_change",
-                    args=[obj.pk],
-                )
-            )
+            name = f"{self.opts.app_label}_{self.opts.model_name}_change"
+            return HttpResponseRedirect(self.get_admin_url(name, obj.pk))
         server = self.get_tested_server(obj)
         findings = examine([server])
         parts = [

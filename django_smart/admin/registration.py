@@ -11,7 +11,7 @@ from django.contrib.admin.utils import unquote
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
-from django.urls import path, reverse
+from django.urls import path
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -97,8 +97,9 @@ class ClientRegistrationAdmin(TestConnectionMixin):
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
         """With the address that checks."""
-        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_check"
-        context = {"check_url": reverse(name, args=[object_id] if object_id else [])}
+        name = f"{self.opts.app_label}_{self.opts.model_name}_check"
+        args = [object_id] if object_id else []
+        context = {"check_url": self.get_admin_url(name, *args)}
         return super().changeform_view(
             request, object_id, form_url, {**context, **(extra_context or {})}
         )

@@ -14,7 +14,6 @@ from django.db import router, transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import date
-from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.http import urlencode
@@ -350,8 +349,9 @@ class FHIRServerAdmin(TestConnectionMixin):
     ) -> HttpResponse:
         """With the way to the next step."""
         context: dict[str, Any] = {}
-        if request.user.has_perm("django_smart.add_clientregistration"):
-            url = reverse("admin:django_smart_clientregistration_add")
+        may_register = request.user.has_perm("django_smart.add_clientregistration")
+        if may_register and self.admin_site.is_registered(ClientRegistration):
+            url = self.get_admin_url("django_smart_clientregistration_add")
             context["register_url"] = f"{url}?{urlencode({'server': object_id})}"
         return super().change_view(
             request, object_id, form_url, {**context, **(extra_context or {})}
