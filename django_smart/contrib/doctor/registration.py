@@ -10,6 +10,7 @@ from django.conf import settings
 from django.http.request import validate_host
 from django.urls import NoReverseMatch, get_script_prefix, is_valid_path, reverse
 from django.utils.text import capfirst
+from django.utils.translation import get_language_from_path, override
 
 from ...conf import conf
 from ...models import ClientRegistration, TokenGrant
@@ -177,7 +178,10 @@ def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]
 
 def _is_routed(registration: ClientRegistration, path: str) -> bool:
     """Whether the site has a callback view with the registration's id at *path*."""
-    match = is_valid_path("/" + path.removeprefix(get_script_prefix()))
+    path = "/" + path.removeprefix(get_script_prefix())
+    # With i18n_patterns(), LocaleMiddleware routes a path in its own language.
+    with override(get_language_from_path(path) or settings.LANGUAGE_CODE):
+        match = is_valid_path(path)
     if not match:
         return False
     view = getattr(match.func, "view_class", None)

@@ -327,6 +327,27 @@ def test_redirect_uri_that_is_not_ours_is_told(
     assert what in finding.what
 
 
+@pytest.mark.parametrize(
+    ("path", "is_wrong"),
+    [
+        ("/en/smart/callback/", False),
+        ("/de/smart/callback/", False),
+        ("/smart/callback/", True),
+        ("/xx/smart/callback/", True),
+        ("/en/smart/jwks.json", True),
+    ],
+)
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_redirect_uri_may_be_in_any_language_of_this_site(
+    world: World, language: str, path: str, is_wrong: bool
+) -> None:
+    world.settings.ROOT_URLCONF = "tests.site.i18n_package_urls"
+    world.set_registration(redirect_uri=SITE + path)
+    with translation.override(language):
+        codes = {each.code for each in examine_world(world)}
+    assert ("redirect_uri_wrong" in codes) is is_wrong
+
+
 def test_second_address_of_this_site_is_fine(world: World) -> None:
     world.settings.ALLOWED_HOSTS = ["app.example.org", "b.example.org"]
     world.ehr.register_client(
