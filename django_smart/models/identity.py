@@ -23,13 +23,17 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
         """
         Return the identities of this (issuer, sub), compared exactly (IDT-09).
 
-        Only those that *server* or another server of its login group proved: one
-        server's statement about an issuer does not count for other servers.
+        Only those known to *server*: one server's statement about an issuer does not
+        count for other servers.
         """
+        return self.known_to(server).filter(digest=digest(issuer, subject))
+
+    def known_to(self, server: FHIRServer) -> IdentityQuerySet:
+        """Return those that *server* or another server of its login group proved."""
         at_server = models.Q(server=server)
         if server.login_group:
             at_server |= models.Q(server__login_group=server.login_group)
-        return self.filter(at_server, digest=digest(issuer, subject))
+        return self.filter(at_server)
 
 
 class Identity(models.Model):

@@ -24,7 +24,7 @@ from ..exceptions import (
     TransportError,
     UnsupportedServerError,
 )
-from ..models import FHIRServer
+from ..models import FHIRServer, Identity
 from ..models.server import MAX_URL_LENGTH
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
@@ -71,6 +71,7 @@ DISCOVERED_COLUMNS = (
     "jwks_uri",
     "pinned",
 )
+_LEARNED_COLUMNS = ("configuration", "disputed", "issuer", "jwks_uri", "pinned")
 # A server may request more frequent discovery, but not at each launch.
 _LEAST_LIFETIME = timedelta(minutes=5)
 # While a server is down, it is retried this often, and less in the background.
@@ -383,10 +384,11 @@ def check_dispute(server: FHIRServer) -> None:
         IssuerDisputedError: the message names the values, or the other servers.
     """
     if moved := server.disputed.get("moved"):
+        carry_over = "carry its identities over, " if "issuer" in moved else ""
         raise IssuerDisputedError(
             f"Server {server.slug} now names a different "
-            f"{' and '.join(sorted(moved))} at another origin: if that is "
-            "correct, clear its pinned values and run discovery again."
+            f"{' and '.join(sorted(moved))}: if that is correct, {carry_over}"
+            "clear its pinned values and run discovery again."
         )
     if owners := server.disputed.get("owners"):
         raise IssuerDisputedError(
@@ -398,36 +400,55 @@ def check_dispute(server: FHIRServer) -> None:
 
 def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
     """
-    Pin issuer, key URL and token endpoint, except for changes within one origin.
+    Pin issuer, key URL and token endpoint, unless an operator has to approve them.
 
     Raises:
-        IssuerDisputedError: one of them has moved to another origin; only that fact is
-            stored.
+        IssuerDisputedError: if one of them moved to another origin, only that fact is
+            stored; if only the issuer of known identities changed, so is all else.
     """
     found = _find_pinned(server)
-    moved = {
-        name: url
-        for name, url in found.items()
-        if name in server.pinned and get_origin(url) != get_origin(server.pinned[name])
-    }
+    moved = {name: url for name, url in found.items() if _has_moved(server, name, url)}
     if not moved:
         server.pinned = {**server.pinned, **found}
         server.disputed = {
             name: value for name, value in server.disputed.items() if name != "moved"
         }
         return
-    for name, value in before.items():
-        setattr(server, name, value)
+    if any(_is_elsewhere(server, name, url) for name, url in moved.items()):
+        changed: tuple[str, ...] = ("disputed",)
+        for name, value in before.items():
+            setattr(server, name, value)
+    else:
+        # The token endpoint may have changed with the issuer, and refreshes need it.
+        changed = _LEARNED_COLUMNS
+        server.issuer = server.pinned["issuer"]
+        server.pinned = {**server.pinned, **found, "issuer": server.issuer}
     server.disputed = {**server.disputed, "moved": moved}
     if save:
-        _store(server, "disputed")
+        _store(server, *changed)
     logger.error(
-        "Server %s: %s moved to another origin; the known values stay in use, "
+        "Server %s: %s changed; the known values stay in use, "
         "and no one can sign in until its pinned values are cleared.",
         server.slug,
         ", ".join(sorted(moved)),
     )
     check_dispute(server)
+
+
+def _has_moved(server: FHIRServer, name: str, url: str) -> bool:
+    """Return whether an operator has to approve *url*."""
+    known = server.pinned.get(name, url)
+    if url == known:
+        return False
+    # Under another issuer, nobody would be found by the identities that are stored.
+    return _is_elsewhere(server, name, url) or (
+        name == "issuer"
+        and Identity.objects.known_to(server).filter(issuer=known).exists()
+    )
+
+
+def _is_elsewhere(server: FHIRServer, name: str, url: str) -> bool:
+    return get_origin(url) != get_origin(server.pinned[name])
 
 
 def _find_pinned(server: FHIRServer) -> dict[str, str]:
@@ -452,8 +473,7 @@ def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
 
 def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
     """Find issuer and key URL of a server whose configuration lacks one of them."""
-    columns = ("configuration", "disputed", "issuer", "jwks_uri", "pinned")
-    before = {name: getattr(server, name) for name in columns}
+    before = {name: getattr(server, name) for name in _LEARNED_COLUMNS}
     try:
         _fill_in_openid(server)
     except DiscoveryStatusError as exc:
@@ -465,7 +485,7 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
         ) from exc
     _pin(server, before, save=save)
     if save:
-        _store(server, *columns)
+        _store(server, *_LEARNED_COLUMNS)
 
 
 def _check_lengths(**urls: str | None) -> None:

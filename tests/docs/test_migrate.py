@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 
-from django_smart.models import Identity
+from django_smart.models import FHIRServer, Identity
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
 from tests.ehr import launch, make_browser
@@ -41,6 +43,24 @@ def test_linked_user_is_the_one_who_is_signed_in(
     for _ in range(2):
         page["link_users"]("harbour", [(user, subject)])
     assert launch(make_browser(), ehr).user == user
+
+
+def test_user_is_still_known_after_the_ehr_changed_its_issuer(
+    page: dict[str, Any], ehr: EHRSimulator, registration: Any
+) -> None:
+    user = launch(make_browser(), ehr).user
+    old, new = ehr.issuer, "https://ehr.example.org/v"
+    ehr._issuer = new
+    browser = make_browser()
+    FHIRServer.objects.update(configuration_fetched_at=None)
+    response = browser.get("/smart/login/", {"server": "harbour"})
+    assert response.context["code"] == "issuer_disputed"
+    page["carry_over"]("harbour", old=old, new=new)
+    server = FHIRServer.objects.get()
+    server.pinned = {}
+    server.save()
+    call_command("smart_discover", "harbour", stdout=io.StringIO())
+    assert launch(browser, ehr).user == user
 
 
 def test_sign_in_by_mozilla_django_oidc_records_the_identity(

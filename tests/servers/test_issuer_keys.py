@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response
 from django_smart import transport
 from django_smart.exceptions import IssuerDisputedError
 from django_smart.models import FHIRServer, Identity, Launch
-from django_smart.servers.discovery import fetch_configuration
+from django_smart.servers.discovery import fetch_configuration, get_configuration
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import (
@@ -25,12 +25,18 @@ from tests.ehr import (
     launch,
     make_browser,
 )
-from tests.factories import make_registration, make_server
+from tests.factories import (
+    make_identity,
+    make_registration,
+    make_server,
+    make_user,
+)
 
 pytestmark = pytest.mark.django_db
 
 SMART = "/smart-configuration"
 OPENID = "/openid-configuration"
+OTHER = "https://other.example.org"
 
 
 @contextmanager
@@ -162,6 +168,89 @@ def test_value_that_moves_within_its_origin_is_taken(
     fetch_configuration(server)
     assert server.pinned[name] == moved
     assert server.disputed == {}
+
+
+@pytest.mark.parametrize("moved", [f"{OTHER}/realms/x", f"{OTHER}/auth/realms/x/"])
+def test_issuer_of_known_identities_changes_only_if_the_operator_approves(
+    moved: str, caplog: Any
+) -> None:
+    known = f"{OTHER}/auth/realms/x"
+    with mounted(known) as other:
+        server = register(other)
+        user = launch(make_browser(), other).user
+        server.refresh_from_db()
+    with mounted(moved) as other:
+        with pytest.raises(IssuerDisputedError):
+            fetch_configuration(server)
+        assert "issuer" in caplog.text
+        refuse(other)
+        server.refresh_from_db()
+        assert (server.issuer, server.pinned["issuer"]) == (known, known)
+        assert server.disputed == {"moved": {"issuer": moved}}
+        # Once the identities have the new issuer, nobody gets a second account.
+        for identity in Identity.objects.filter(server=server, issuer=known):
+            identity.issuer = moved
+            identity.save()
+        fetch_configuration(server)
+        assert (server.pinned["issuer"], server.disputed) == (moved, {})
+        assert launch(make_browser(), other).user == user
+    assert Identity.objects.get().issuer == moved
+
+
+def test_operator_may_approve_an_issuer_without_its_identities() -> None:
+    known, moved = f"{OTHER}/auth", OTHER
+    with mounted(known) as other:
+        server = register(other)
+        assert launch(make_browser(), other).identity is not None
+        server.refresh_from_db()
+    with mounted(moved):
+        with pytest.raises(IssuerDisputedError):
+            fetch_configuration(server)
+        server.pinned = {}
+        server.save()
+        fetch_configuration(server)
+        assert (server.issuer, server.disputed) == (moved, {})
+
+
+def test_issuer_of_identities_in_its_login_group_is_disputed(ehr: EHRSimulator) -> None:
+    server = make_registration(server__login_group="vendor").server
+    fetch_configuration(server)
+    branch = make_server(
+        slug="branch", base_url="https://branch.example.org/r4", login_group="vendor"
+    )
+    make_identity(make_user(), server=branch, issuer=server.issuer)
+    answer(ehr, SMART, issuer=f"{server.issuer}/")
+    with pytest.raises(IssuerDisputedError):
+        fetch_configuration(server)
+
+
+def test_issuer_without_identities_moves_within_its_origin(
+    ehr: EHRSimulator, registration: Any
+) -> None:
+    server = registration.server
+    fetch_configuration(server)
+    moved = f"{server.issuer}/"
+    answer(ehr, SMART, issuer=moved)
+    fetch_configuration(server)
+    assert (server.issuer, server.pinned["issuer"]) == (moved, moved)
+    assert server.disputed == {}
+
+
+def test_refreshes_use_the_endpoint_that_moved_together_with_the_issuer(
+    ehr: EHRSimulator, registration: Any
+) -> None:
+    server = registration.server
+    grant = launch(make_browser(), ehr).grant
+    assert grant is not None
+    endpoint = get_configuration(server).token_endpoint
+    moved = f"{endpoint}/v2"
+    answer(ehr, SMART, issuer=f"{ehr.issuer}/", token_endpoint=moved)
+    with pytest.raises(IssuerDisputedError):
+        fetch_configuration(server)
+    server.refresh_from_db()
+    assert get_configuration(server).token_endpoint == moved
+    assert server.pinned["token_endpoint"] == moved
+    assert server.issuer == ehr.issuer
 
 
 def test_token_endpoint_that_moves_to_another_origin_is_not_used(
