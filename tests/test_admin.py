@@ -636,6 +636,22 @@ def test_new_secret_replaces_the_stored_one_and_stays_out_of_the_history(
     assert "Client secret" in entry.get_change_message()
 
 
+@pytest.mark.parametrize("has_grants", [True, False])
+def test_client_id_can_be_changed_until_there_are_grants(
+    admin_client, rows, has_grants
+):
+    registration = rows[ClientRegistration]
+    if not has_grants:
+        TokenGrant.objects.all().delete()
+    url = url_of(ClientRegistration, "change", registration.pk)
+    data = registration_form(client_id="another", landing_page="/start/")
+    response = admin_client.post(url, data)
+    assert response.status_code == 302, response.context["errors"]
+    registration.refresh_from_db()
+    assert registration.landing_page == "/start/"
+    assert (registration.client_id == "another") is not has_grants
+
+
 def test_secret_is_removed(admin_client, rows):
     registration = rows[ClientRegistration]
     data = registration_form(

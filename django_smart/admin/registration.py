@@ -180,9 +180,13 @@ class ClientRegistrationAdmin(TestConnectionMixin):
         return obj.server
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """A client belongs to its server: its secret is not sent to another one."""
+        """A client belongs to its server, and its tokens belong to the client."""
         fields = super().get_readonly_fields(request, obj)
-        return fields if obj is None else (*fields, "server")
+        if obj is None:
+            return fields
+        # Its secret is not sent to another server.
+        bound = ("client_id",) if obj.has_bound_grants() else ()
+        return (*fields, "server", *bound)
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         """The redirect URI that this site answers at."""

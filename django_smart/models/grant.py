@@ -106,6 +106,13 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """Return active grants, and those that an operator may restore."""
         return self.filter(status__in=TokenGrant.ENDABLE)
 
+    def bound_to_client(self) -> Self:
+        """Return grants whose tokens only the client that received them may send."""
+        endable = Q(
+            kind=TokenGrant.Kind.AUTHORIZATION_CODE, status__in=TokenGrant.ENDABLE
+        )
+        return self.filter(endable | Q(is_revocation_pending=True))
+
     def usable(self) -> Self:
         """Return active grants whose owner, if any, is not deactivated."""
         if not can_be_deactivated():

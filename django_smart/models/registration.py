@@ -456,6 +456,11 @@ class ClientRegistration(models.Model):
         grants: Any = self.grants
         grants.waiting_after([self.pk], error_codes=self.StopReason.values).wake()
 
+    def has_bound_grants(self) -> bool:
+        """Return whether tokens are kept that belong to the stored client ID."""
+        grants: Any = self.grants
+        return bool(grants.bound_to_client().exists())
+
     @property
     def is_for_launches(self) -> bool:
         """Whether it is used for launches."""
@@ -540,11 +545,13 @@ class ClientRegistration(models.Model):
         Refuse errors that are visible in the row itself (REG-04).
 
         Raises:
-            ValidationError: the method does not match the credentials, or the scopes or
-                the redirect URI do not match the use.
+            ValidationError: the method does not match the credentials, the scopes or
+                the redirect URI do not match the use, or tokens are kept that belong to
+                another client ID.
         """
         errors: dict[str, list[Any]] = {}
         self._read_callback_id()
+        self._clean_client_id(errors)
         self._clean_credentials(errors)
         self._clean_callback(errors)
         self._clean_scopes(errors)
@@ -572,6 +579,17 @@ class ClientRegistration(models.Model):
             errors.setdefault("ehr_scope", []).append(missing)
         if errors:
             raise ValidationError(errors)
+
+    def _clean_client_id(self, errors: dict[str, list[Any]]) -> None:
+        # The digest is that of the stored one: only a change costs a statement.
+        is_changed = self.pk and digest(self.client_id) != self.client_id_digest
+        if is_changed and self.has_bound_grants():
+            errors["client_id"] = [
+                _(
+                    "This registration has grants, which the EHR issued to its "
+                    "client ID. Add a second registration for the new client ID."
+                )
+            ]
 
     def _clean_callback(self, errors: dict[str, list[Any]]) -> None:
         found = _CALLBACK.match(self.redirect_uri)

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from django_smart.exceptions import InsecureURLError
 from django_smart.models import ClientRegistration, FHIRServer
 from tests.ehr import CLIENT_SECRET, REDIRECT_URI
-from tests.factories import make_registration
+from tests.factories import make_grant, make_registration
 
 pytestmark = pytest.mark.django_db
 
@@ -100,6 +101,39 @@ def test_client_id_is_unique_at_its_server_and_compared_exactly() -> None:
         server__base_url="https://elsewhere.example.net/fhir",
         client_id="abc",
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "is_refused"),
+    [
+        ({}, True),
+        ({"status": "needs_reauthorization"}, True),
+        ({"status": "revoked", "is_revocation_pending": True}, True),
+        ({"status": "revoked"}, False),
+        # It asks for its next token with the new client ID.
+        ({"kind": "client_credentials"}, False),
+    ],
+)
+def test_client_id_stays_while_tokens_of_it_are_kept(
+    values: dict[str, Any], is_refused: bool
+) -> None:
+    registration = make_registration()
+    make_grant(registration, **values)
+    registration = ClientRegistration.objects.get()
+    registration.landing_page = "/chart/"
+    registration.full_clean()
+    registration.client_id = "another"
+    if is_refused:
+        assert list(_messages(registration)) == ["client_id"]
+    else:
+        registration.full_clean()
+
+
+def test_only_a_new_client_id_asks_for_grants() -> None:
+    registration = make_registration()
+    with CaptureQueriesContext(connection) as queries:
+        registration.clean()
+    assert not any("django_smart_tokengrant" in each["sql"] for each in queries)
 
 
 @pytest.mark.compliance("REG-04", "AUTH-12", "SAL-02", "REF-01")
