@@ -28,7 +28,7 @@ from django_smart.exceptions import (
     ReauthorizationRequiredError,
 )
 from django_smart.fhir import AsyncFHIRClient
-from django_smart.grants.ending import disconnect_grant
+from django_smart.grants.ending import disconnect_grant, supersede_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests import factories
 from tests.ehr import PATIENT
@@ -124,6 +124,15 @@ def test_two_grants_of_one_patient_stay_a_guess(user, server):
     with pytest.raises(AmbiguousGrantError):
         fhir_client_for(user, server, patient_id=PATIENT)
     assert token_of(fhir_client_for(grant=second)) == second.access_token
+
+
+def test_two_accounts_of_one_user_at_the_ehr_are_no_guess(user, server):
+    for _ in range(2):
+        identity = factories.make_identity(user, server=server)
+        grant = make_grant(user, server, patient_id="", identity=identity)
+    supersede_grants(grant, now=timezone.now())
+    with pytest.raises(AmbiguousGrantError):
+        fhir_client_for(user, server)
 
 
 def test_grants_for_one_visit_are_not_offered(user, server):

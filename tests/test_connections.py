@@ -16,6 +16,7 @@ from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.views import ConnectionsView
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser
+from tests.factories import make_grant, make_identity
 from tests.site.browsers import open_chart
 
 pytestmark = [
@@ -185,6 +186,22 @@ def test_connection_that_ended_is_not_renewed_by_another(
     response = browser.get("/smart/connections/")
     assert (ended.grant_id, "needs_reauthorization") in listed(response)
     assert text_of(response).count("<h2") == (1 if other == "user" else 2)
+
+
+@pytest.mark.parametrize("is_of_another", [True, False])
+def test_connection_of_another_account_at_the_ehr_renews_none(
+    user, registration, is_of_another
+):
+    own = make_identity(user)
+    other = make_identity(user) if is_of_another else own
+    values = {"user": user, "scope": "user/*.rs offline_access"}
+    ended = make_grant(registration, identity=own, **values)
+    TokenGrant.objects.all().lose(error="invalid_grant")
+    make_grant(registration, identity=other, **values)
+    browser = make_browser()
+    browser.force_login(user)
+    shown = listed(browser.get("/smart/connections/"))
+    assert ((ended.pk, "needs_reauthorization") in shown) is is_of_another
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,13 @@ def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
             user_id=grant.user_id,
             registration_id=grant.registration_id,
             patient_id=grant.patient_id,
+            pk__lt=grant.pk,
         )
-        .exclude(pk=grant.pk)
         .exclude(_is_in_use(now))
-        .values_list("pk", "patient_id")
+        .only("user", "registration", "patient_id", "identity")
     )
     # Patient ids differ in case; not every database's comparison does.
-    same = [pk for pk, patient_id in older if patient_id == grant.patient_id]
+    same = [each.pk for each in older if each.is_same_connection_as(grant)]
     return _end_grants(same, now=now)
 
 

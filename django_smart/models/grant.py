@@ -25,7 +25,7 @@ from django.db.models import (
     Subquery,
     When,
 )
-from django.db.models.functions import Greatest, Least
+from django.db.models.functions import Coalesce, Greatest, Least
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -149,17 +149,23 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.active().filter(user__is_active=False)
 
     def newest_of_several(self) -> Self:
-        """Return each user's newest offline grant per server and patient."""
-        several = (
-            self.active()
-            .offline()
-            .filter(user__isnull=False)
-            .order_by()
-            .values("user_id", "registration_id", "patient_id")
-            .annotate(newest=Max("pk"), number=Count("pk"))
-            .filter(number__gt=1)
-        )
-        return self.filter(pk__in=[row["newest"] for row in several])
+        """
+        Return each user's newest offline grant per client and patient, if of several.
+
+        The same for each EHR account of the user, because none replaces another's
+        grants without a patient (:meth:`TokenGrant.is_same_connection_as`).
+        """
+        grants = self.active().offline().filter(user__isnull=False).order_by()
+        columns = ("user_id", "registration_id", "patient_id")
+        newest: set[int] = set()
+        for names in (columns, (*columns, "identity_id")):
+            several = (
+                grants.values(*names)
+                .annotate(newest=Max("pk"), number=Count("pk"))
+                .filter(number__gt=1)
+            )
+            newest.update(row["newest"] for row in several)
+        return self.filter(pk__in=newest)
 
     def idle_services(self, since: datetime) -> Self:
         """Return active grants of backend services that were not used since then."""
@@ -552,10 +558,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         has ended since, because its owner may have disconnected it.
         """
         newer = TokenGrant.objects.offline().filter(
-            user=OuterRef("user"),
-            registration=OuterRef("registration"),
-            patient_id=OuterRef("patient_id"),
-            created_at__gt=OuterRef("created_at"),
+            _is_same_connection(), created_at__gt=OuterRef("created_at")
         )
         lost = (
             self.lost_early(within=_LOST_TOKENS_KEPT)
@@ -612,6 +615,17 @@ def _is_unclaimed() -> Q:
 
 def _is_free() -> Q:
     return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
+
+
+def _is_same_connection() -> Q:
+    """As ``TokenGrant.is_same_connection_as``, for the rows of a subquery."""
+    own = Coalesce(OuterRef("identity_id"), F("identity_id"))
+    return Q(
+        ~Q(patient_id="") | Q(identity_id__isnull=True) | Q(identity_id=own),
+        user=OuterRef("user"),
+        registration=OuterRef("registration"),
+        patient_id=OuterRef("patient_id"),
+    )
 
 
 _ROTATED = ("refresh_token", "refresh_token_digest")
@@ -937,6 +951,18 @@ class TokenGrant(models.Model):
         self.access_token = access_token
         self.refresh_token = refresh_token
         self.refresh_token_digest = digest(refresh_token) if refresh_token else ""
+
+    def is_same_connection_as(self, other: TokenGrant) -> bool:
+        """
+        Return whether the newer one of both replaces the older one.
+
+        Without a patient, what two accounts at the EHR may read can differ.
+        """
+        names = ("user_id", "registration_id", "patient_id")
+        if any(getattr(self, name) != getattr(other, name) for name in names):
+            return False
+        accounts = {self.identity_id, other.identity_id}
+        return bool(self.patient_id) or None in accounts or len(accounts) == 1
 
     def is_stale(self, now: datetime) -> bool:
         """Return whether the access token has expired or is about to (REF-09)."""

@@ -147,13 +147,10 @@ def _is_active(grant: TokenGrant) -> bool:
 def _leave_out_renewed(grants: Collection[TokenGrant]) -> list[TokenGrant]:
     """Leave out grants that ended at the EHR and were replaced by a newer one."""
     # Compared here, because not every database compares exactly.
-    active = {
-        (grant.registration_id, grant.patient_id)
-        for grant in grants
-        if _is_active(grant) and grant.is_offline
-    }
+    active = [grant for grant in grants if _is_active(grant) and grant.is_offline]
     return [
         grant
         for grant in grants
-        if _is_active(grant) or (grant.registration_id, grant.patient_id) not in active
+        if _is_active(grant)
+        or not any(grant.is_same_connection_as(each) for each in active)
     ]

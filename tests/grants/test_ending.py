@@ -20,11 +20,11 @@ from django_smart.grants.ending import (
     supersede_grants,
 )
 from django_smart.launches.purge import purge
-from django_smart.models import FHIRServer, Launch, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_revoked
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT, connect, launch, listening, make_browser
-from tests.factories import make_registration
+from tests.factories import make_grant, make_identity, make_registration, make_user
 from tests.launch_urls import open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
@@ -289,6 +289,44 @@ def test_only_grants_of_the_same_user_registration_and_patient_are_superseded(
         patient_id=grant.patient_id.upper(), user=grant.user
     )
     assert supersede_grants(grant, now=timezone.now()) == []
+
+
+@pytest.mark.parametrize(
+    ("patient_id", "accounts", "left"),
+    [
+        ("", ["clinic", "hospital"], [0, 1]),
+        ("", ["clinic", "clinic"], [1]),
+        ("", ["clinic", "hospital", "clinic", "hospital"], [2, 3]),
+        # Nothing says that it was another account.
+        ("", [None, "clinic"], [1]),
+        ("", ["clinic", None], [1]),
+        ("", ["clinic", "clinic", None, "hospital"], [1, 3]),
+        # The record is the same for everybody who may read it.
+        ("p", ["clinic", "hospital"], [1]),
+        ("p", ["clinic", "hospital", "clinic"], [2]),
+    ],
+)
+def test_without_a_patient_a_grant_supersedes_only_those_of_its_ehr_account(
+    registration: ClientRegistration,
+    patient_id: str,
+    accounts: list[str | None],
+    left: list[int],
+) -> None:
+    user = make_user()
+    known = {name: make_identity(user, subject=name) for name in set(accounts) if name}
+    grants = [
+        make_grant(
+            registration,
+            user=user,
+            patient_id=patient_id,
+            identity=known.get(name or ""),
+        )
+        for name in accounts
+    ]
+    for newest in TokenGrant.objects.newest_of_several():
+        supersede_grants(newest, now=timezone.now())
+    found = set(TokenGrant.objects.active())
+    assert [grants.index(each) for each in grants if each in found] == left
 
 
 # Disconnecting and telling the EHR

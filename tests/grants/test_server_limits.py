@@ -32,7 +32,13 @@ from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer
 from tests.ehr import listening
-from tests.factories import make_grants, make_registration, make_user, reload_grant
+from tests.factories import (
+    make_grants,
+    make_identity,
+    make_registration,
+    make_user,
+    reload_grant,
+)
 from tests.grants.working import refresh_due
 from tests.threads import run_together
 
@@ -667,6 +673,32 @@ def test_what_its_owner_has_replaced_is_not_restored(
     TokenGrant.objects.filter(pk=other).update(is_offline=is_offline, status=status)
     assert TokenGrant.objects.restore_lost() == is_restored
     assert (reload_grant(lost).status == "active") is is_restored
+
+
+@pytest.mark.parametrize(
+    ("accounts", "is_restored"),
+    [
+        (["clinic", "hospital"], True),
+        (["clinic", "clinic"], False),
+        # Nothing says that it was another account.
+        ([None, "clinic"], False),
+        (["clinic", None], False),
+    ],
+)
+def test_grant_of_another_account_at_the_ehr_has_replaced_nothing(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    accounts: list[str | None],
+    is_restored: bool,
+) -> None:
+    user = make_user()
+    known = {name: make_identity(user, subject=name) for name in set(accounts) if name}
+    lost, newer = make_grants(ehr, registration, 2, user=user)
+    for pk, name in zip((lost, newer), accounts, strict=True):
+        grants = TokenGrant.objects.filter(pk=pk)
+        grants.update(identity=known.get(name or ""))
+    TokenGrant.objects.filter(pk=lost).lose(error="invalid_grant")
+    assert TokenGrant.objects.restore_lost() == is_restored
 
 
 def test_grant_that_is_disconnected_during_a_resume_stays_ended(
