@@ -92,7 +92,7 @@ def get_finding(printed: str) -> str:
 
 _SCOPED = (
     "models/identity.py",
-    "return self.filter(at_server, digest=digest(issuer, subject))",
+    "return self.known_to(server).filter(digest=digest(issuer, subject))",
     "return self.filter(digest=digest(issuer, subject))",
 )
 
