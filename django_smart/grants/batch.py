@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from django.db.models import Exists, OuterRef
 
 from ..conf import conf
-from ..exceptions import RefreshInTransactionError, SMARTError, TokenResponseError
+from ..exceptions import SMARTError, TokenResponseError
 from ..models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..protocol.client_auth import ClientAuthentication
@@ -37,10 +37,10 @@ from .due_times import get_retry_at
 from .lease import get_failure_code, lease_length, new_owner, note_failure
 from .refresh import build_request
 from .refresh_response import take_answer, take_refusal
-from .separate_connection import is_in_transaction
+from .separate_connection import refuse_in_transaction
 from .server_limits import Pace, get_rank, is_outage, is_to_blame, may_refresh
 from .storing import insist
-from .uninterrupted import uninterrupted
+from .uninterrupted import is_asked_to_stop, uninterrupted
 
 __all__ = ["RefreshResult", "refresh_grants"]
 
@@ -78,11 +78,7 @@ def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
         RefreshInTransactionError: called inside ``atomic()``, which could roll back the
             tokens of all of them; nothing was sent.
     """
-    if is_in_transaction():
-        raise RefreshInTransactionError(
-            "Due grants are refreshed outside transactions only: have no base class of "
-            "Celery's tasks open one around django_smart's."
-        )
+    refuse_in_transaction()
     asked = list(grant_ids)
     wanted = list(dict.fromkeys(asked))
     owner = new_owner()
@@ -237,7 +233,8 @@ class _Batch:
             # Free threads, and a few that will be free in a moment.
             ready = max(size - len(self._running), size // 4)
             wait = self._pace.get_wait(min(ready, len(self._todo)))
-            if self._pace.is_stopped or time.monotonic() > self._ends_at:
+            is_over = time.monotonic() > self._ends_at or is_asked_to_stop()
+            if self._pace.is_stopped or is_over:
                 self._give_back([grant.pk for grant in self._todo])
                 self._todo.clear()
                 return None

@@ -38,7 +38,11 @@ from ..servers.http import (
 from .deployment import check_owner
 from .lease import exchange_with_lease, get_fresh_grant, lease_length, note_failure
 from .refresh_response import take_answer, take_refusal
-from .separate_connection import is_in_transaction, unless_locked
+from .separate_connection import (
+    is_in_transaction,
+    refuse_in_transaction,
+    unless_locked,
+)
 from .server_limits import may_refresh
 
 __all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
@@ -107,8 +111,9 @@ def refresh_grant(grant: TokenGrant) -> bool:
     Returns:
         ``True`` if a request was sent.
 
-    Raises: as :func:`get_access_token`.
+    Raises: as :func:`get_access_token`; also inside ``atomic()`` on any database.
     """
+    refuse_in_transaction()
     # The worker retries later anyway, so it does not wait for a busy server.
     return _try_refresh(
         grant, send=lambda build_request, server: send(build_request(), server=server)

@@ -85,14 +85,7 @@ def take_answer(
     changed = _put(tokens, grant, now=now)
     # Before the new access token is used: a crash must not lose the refresh token.
     stored = _store(grant, used_digest=used_digest, changed=changed)
-    finish = partial(
-        _finish,
-        grant,
-        tokens,
-        stored=stored,
-        used_digest=used_digest,
-        is_launched=is_launched,
-    )
+    finish = partial(_finish, grant, tokens, stored=stored, is_launched=is_launched)
     if tokens.context_changed:
         # No wait may keep a chart open with another patient's tokens.
         finish()
@@ -147,15 +140,12 @@ def _tell_lost(grant: TokenGrant, error: TokenResponseError, *, reason: str) -> 
 
 
 def _finish(
-    grant: TokenGrant,
-    tokens: TokenResponse,
-    *,
-    stored: bool,
-    used_digest: str,
-    is_launched: bool,
+    grant: TokenGrant, tokens: TokenResponse, *, stored: bool, is_launched: bool
 ) -> bool:
     if not (stored or TokenGrant.objects.active().filter(pk=grant.pk).exists()):
-        _keep_of_ended(grant, tokens, used_digest=used_digest)
+        # Disconnected while the response was on its way.
+        keep = partial(keep_for_revocation, grant.registration, tokens)
+        enqueue_revocations([insist(keep, grant_id=grant.pk)])
         raise ReauthorizationRequiredError("The grant was ended during its refresh.")
     if tokens.context_changed or (
         stored and names_another_person(grant, tokens.id_token)
@@ -179,31 +169,19 @@ def _finish(
     return True
 
 
-def _keep_of_ended(
-    grant: TokenGrant, tokens: TokenResponse, *, used_digest: str
-) -> None:
-    """Keep tokens of a grant that ended while they were on their way."""
-    is_same = not (
-        tokens.context_changed or names_another_person(grant, tokens.id_token)
-    )
-    if is_same and insist(
-        lambda: TokenGrant.objects.store_in_lost(grant, used_digest=used_digest)
-    ):
-        # This process was suspended, and the EHR refused another one the old token.
-        return
-    # Disconnected, or of somebody else.
-    keep = partial(keep_for_revocation, grant.registration, tokens)
-    enqueue_revocations([insist(keep)])
-
-
 def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> bool:
+    def store(write: Callable[..., bool]) -> bool:
+        values = {"used_digest": used_digest, "changed": changed}
+        return insist(lambda: write(grant, **values), grant_id=grant.pk)
+
+    grants = TokenGrant.objects
     try:
-        return insist(
-            lambda: TokenGrant.objects.store_refreshed(
-                grant, used_digest=used_digest, changed=changed
-            ),
-            grant_id=grant.pk,
-        ) or insist(lambda: _is_stored(grant), grant_id=grant.pk)
+        return (
+            store(grants.store_refreshed)
+            or insist(lambda: _is_stored(grant), grant_id=grant.pk)
+            # While this process was suspended, the EHR refused the old token.
+            or (grant.status == TokenGrant.Status.ACTIVE and store(grants.revive))
+        )
     except DatabaseError as exc:
         # A value that does not fit, or a column that a deployment dropped.
         is_kept = _keep_rotated(grant, used_digest=used_digest)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "is_in_transaction",
     "note_exchange",
+    "refuse_in_transaction",
     "run_on_own_connection",
     "unless_locked",
     "waiting_for_locks",
@@ -65,6 +66,21 @@ def is_in_transaction() -> bool:
     # Ignore the transaction that django.test.TestCase wraps around a test.
     outermost_of_test = getattr(connection.atomic_blocks[-1], "_from_testcase", False)
     return not outermost_of_test
+
+
+def refuse_in_transaction() -> None:
+    """
+    Refuse what is not worth a connection of its own.
+
+    Raises:
+        RefreshInTransactionError: the caller could roll back new tokens.
+    """
+    if is_in_transaction():
+        raise RefreshInTransactionError(
+            "Grants that are due must be refreshed outside of a transaction: make the "
+            "call before atomic() begins, and wrap no Celery task of django_smart in "
+            "one."
+        )
 
 
 def run_on_own_connection(function: Callable[[], _Result]) -> _Result:

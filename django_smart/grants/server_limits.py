@@ -13,7 +13,7 @@ import time
 from datetime import datetime, timedelta
 from statistics import mean
 
-from django.db import transaction
+from django.db import router, transaction
 
 from ..conf import conf
 from ..exceptions import (
@@ -482,7 +482,7 @@ def resume_refreshes(
         # This grant was valid; the next attempt shows whether the others are.
         rows.update(refresh_probe_at=DatabaseNow())
         return False
-    with transaction.atomic(using=rows.db):
+    with transaction.atomic(using=router.db_for_write(ClientRegistration)):
         if not rows.update(
             refresh_stopped_at=None, refresh_stop_reason="", refresh_probe_at=None
         ):

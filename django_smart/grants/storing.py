@@ -20,6 +20,7 @@ from django.db import (
 
 from ..models import TokenGrant
 from .separate_connection import waiting_for_locks
+from .uninterrupted import is_asked_to_stop
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -49,11 +50,11 @@ def insist(write: Callable[[], _Result], *, grant_id: int | None = None) -> _Res
 
     For new tokens: the EHR may have revoked the old ones, and these exist nowhere else.
     Retries without limit while the database cannot be reached, and for a minute while
-    it is reachable but refuses.
+    it is reachable but refuses.  What holds no tokens ends once the process should.
 
     Args:
         write: compare-and-set; it may have succeeded despite an error.
-        grant_id: the grant of the tokens, for the log.
+        grant_id: the grant of the tokens, for the log; ``None`` if there are none.
 
     Raises:
         OperationalError, InterfaceError, InternalError: from the last attempt, or from
@@ -70,6 +71,8 @@ def insist(write: Callable[[], _Result], *, grant_id: int | None = None) -> _Res
         except (InterfaceError, InternalError, OperationalError) as exc:
             connection = connections[using]
             if connection.in_atomic_block or _is_about_schema(exc):
+                raise
+            if grant_id is None and is_asked_to_stop():
                 raise
             now = time.monotonic()
             if connection.connection is not None and connection.is_usable():

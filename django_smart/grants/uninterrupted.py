@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
 
-__all__ = ["uninterrupted"]
+__all__ = ["is_asked_to_stop", "uninterrupted"]
 
-# Time limits of workers, and what ends a process; not all exist on Windows.
+# Time limits of tasks and requests, and what ends a process; Windows has few of them.
 _SIGNALS = [
     getattr(signal, name)
-    for name in ("SIGALRM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1")
+    for name in (
+        *("SIGUSR1", "SIGALRM", "SIGABRT"),
+        *("SIGTERM", "SIGQUIT", "SIGHUP", "SIGINT"),
+    )
     if hasattr(signal, name)
 ]
+
+_Handler = Callable[[int, FrameType | None], object]
+
+# While a block runs, in the main thread: the signals that wait for its end.
+_waiting: list[int] | None = None
 
 
 @contextmanager
@@ -24,35 +31,54 @@ def uninterrupted() -> Iterator[None]:
     """
     Let signals wait until the end of the block; one that comes twice does not wait.
 
-    Their handlers run in the main thread, at any line of it, and can raise: a time
-    limit between a response and its UPDATE would lose the tokens, which exist nowhere
-    else.  In other threads there is nothing to do.
+    Python calls their handlers in the main thread, at any line of it, and they can
+    raise: a time limit between a response and its UPDATE would lose the tokens, which
+    exist nowhere else.  In other threads, and in a block within a block, there is
+    nothing to do.
     """
-    if threading.current_thread() is not threading.main_thread():
+    global _waiting
+    if (
+        _waiting is not None
+        or threading.current_thread() is not threading.main_thread()
+    ):
         yield
         return
-    waiting: list[int] = []
-    handlers: dict[int, Any] = {}
+    waiting = _waiting = []
+    handlers: dict[int, _Handler] = {}
 
-    def wait(number: int, _: FrameType | None) -> None:
+    def wait(number: int, frame: FrameType | None) -> None:
         if number in waiting:
-            waiting.remove(number)
-            signal.signal(number, handlers[number])
-            signal.raise_signal(number)
+            handlers[number](number, frame)
         else:
             waiting.append(number)
 
     with ExitStack() as stack:
         stack.callback(_deliver, waiting)
+        stack.callback(_forget)
         for number in _SIGNALS:
-            handler = handlers[number] = signal.getsignal(number)
-            # Others are ignored, or are not Python's.
-            if callable(handler) or handler is signal.SIG_DFL:
-                signal.signal(number, wait)
+            handler = signal.getsignal(number)
+            # Only Python's own: what C code installed could not be put back.
+            if callable(handler) and handler is not signal.default_int_handler:
+                handlers[number] = handler
+                # The first is put back last: it may be the next to raise.
                 stack.callback(signal.signal, number, handler)
+                signal.signal(number, wait)
         yield
 
 
+def is_asked_to_stop() -> bool:
+    """Return whether a signal waits, so that nothing more should begin."""
+    return bool(_waiting)
+
+
+def _forget() -> None:
+    global _waiting
+    _waiting = None
+
+
 def _deliver(waiting: list[int]) -> None:
-    while waiting:
-        signal.raise_signal(waiting.pop(0))
+    if waiting:
+        try:
+            signal.raise_signal(waiting.pop(0))
+        finally:
+            _deliver(waiting)

@@ -10,7 +10,7 @@ from typing import Any, Self
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db import models, transaction
+from django.db import models, router, transaction
 from django.db.models import (
     BooleanField,
     Case,
@@ -289,11 +289,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         )
         found = list(pks)
         until: datetime | DatabaseNow = DatabaseNow(length)
-        features = transaction.get_connection(self.db).features
+        using = router.db_for_write(TokenGrant)
+        features = transaction.get_connection(using).features
         if not features.has_select_for_update:
             # Without locks (SQLite), the time of a claim shows whose it is.
             until = timezone.now() + length + timedelta(microseconds=randbelow(10**6))
-        with transaction.atomic(using=self.db):
+        with transaction.atomic(using=using):
             if features.has_select_for_update:
                 free = free.select_for_update(
                     skip_locked=features.has_select_for_update_skip_locked
@@ -402,33 +403,41 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Args:
             changed: names of further fields to store, which a refresh seldom changes.
         """
-        changes: dict[str, object] = {
-            name: getattr(grant, name) for name in (*_REFRESHED, *changed)
-        }
-        changes |= {"refresh_failures": 0, "was_restored": False, "last_error": ""}
-        changes |= {"lease_owner": "", "lease_expires_at": None}
-        return _set_if_unchanged(grant, changes, used_digest)
+        return _set_if_unchanged(grant, _get_refreshed(grant, changed), used_digest)
+
+    @staticmethod
+    def revive(
+        grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
+    ) -> bool:
+        """
+        Store the tokens of *grant*, which was lost while they were on their way.
+
+        The EHR may have refused the old token because it had issued these.  Not if the
+        owner has connected again; a second refusal is final.
+
+        Args:
+            changed: as for :meth:`store_refreshed`.
+        """
+        if not TokenGrant.objects.filter(pk=grant.pk).not_replaced().exists():
+            return False
+        return compare_and_set(
+            grant,
+            _get_refreshed(grant, changed)
+            | {
+                "status": TokenGrant.Status.ACTIVE,
+                "ended_at": None,
+                "was_restored": True,
+            },
+            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+            refresh_token_digest=used_digest,
+        )
 
     @staticmethod
     def store_rotated(grant: TokenGrant, *, used_digest: str) -> bool:
         """Store only the refresh token, by the same compare-and-set."""
-        changes = {name: getattr(grant, name) for name in _ROTATED}
+        names = ("refresh_token", "refresh_token_digest")
+        changes = {name: getattr(grant, name) for name in names}
         return _set_if_unchanged(grant, changes, used_digest)
-
-    @staticmethod
-    def store_in_lost(grant: TokenGrant, *, used_digest: str) -> bool:
-        """
-        Store the refresh token in a grant that was lost meanwhile (:meth:`lose`).
-
-        A restored grant must not send the token that this one has replaced.
-        """
-        return compare_and_set(
-            grant,
-            {name: getattr(grant, name) for name in _ROTATED},
-            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
-            # The new one, if this is tried again.
-            refresh_token_digest=(used_digest, grant.refresh_token_digest),
-        )
 
     def postpone(
         self,
@@ -550,20 +559,28 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             ended_at__gt=DatabaseNow(-_LOST_TOKENS_KEPT),
         )
 
-    def restore_lost(self) -> int:
+    def not_replaced(self) -> Self:
         """
-        Reactivate lost grants whose owner has not connected again.
+        Return grants whose owner has not connected again.
 
-        Those past their known end stay lost. A newer offline grant counts even if it
-        has ended since, because its owner may have disconnected it.
+        A newer offline grant counts even if it has ended since, because its owner may
+        have disconnected it.
         """
         newer = TokenGrant.objects.offline().filter(
             _is_same_connection(), created_at__gt=OuterRef("created_at")
         )
+        return self.exclude(Exists(newer))
+
+    def restore_lost(self) -> int:
+        """
+        Reactivate lost grants whose owner has not connected again.
+
+        Those past their known end stay lost.
+        """
         lost = (
             self.lost_early(within=_LOST_TOKENS_KEPT)
             .exclude(refresh_token_digest="")
-            .exclude(Exists(newer))
+            .not_replaced()
         )
         # By primary key: MariaDB updates no table that the same statement reads. The
         # owner may have disconnected one since.
@@ -598,6 +615,13 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.update(is_revocation_pending=False, **_NO_TOKENS)
 
 
+def _get_refreshed(grant: TokenGrant, changed: Collection[str]) -> dict[str, object]:
+    """What a refresh stores."""
+    values = {name: getattr(grant, name) for name in (*_REFRESHED, *changed)}
+    values |= {"refresh_failures": 0, "was_restored": False, "last_error": ""}
+    return values | {"lease_owner": "", "lease_expires_at": None}
+
+
 def _set_if_unchanged(
     grant: TokenGrant, changes: Mapping[str, object], used_digest: str
 ) -> bool:
@@ -628,10 +652,9 @@ def _is_same_connection() -> Q:
     )
 
 
-_ROTATED = ("refresh_token", "refresh_token_digest")
 # What each refresh stores.
 _REFRESHED = (
-    *("access_token", *_ROTATED),
+    *("access_token", "refresh_token", "refresh_token_digest"),
     *("received_at", "expires_at", "refresh_due_at"),
 )
 _LOST_TOKENS_KEPT = timedelta(days=1)

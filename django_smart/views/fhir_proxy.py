@@ -337,7 +337,7 @@ class FHIRProxyView(View):
         return resource
 
 
-# Requests: what a script of this site may send, before anybody asks whose data it is
+# Requests: checks that do not depend on the patient
 
 
 class _CSRFCheck(CsrfViewMiddleware):
@@ -627,7 +627,7 @@ def _get_held(parameters: object) -> Iterator[Mapping[str, Any]]:
         yield from _get_held(parameter.get("part"))
 
 
-# Addresses of the FHIR server, as the page's script may use them: through our own
+# Addresses of the FHIR server, replaced by addresses of this site
 
 
 class _Rewriter:
@@ -767,7 +767,7 @@ def _replace(item: dict[str, Any], name: str, rewrite: Any) -> None:
         item[name] = rewrite(item[name])
 
 
-# Refusals: an OperationOutcome with the status that says why
+# Refusals: an OperationOutcome and a status
 
 
 def _get_gateway_status(status: int) -> int:

@@ -235,30 +235,49 @@ def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
 
 
 @pytest.mark.parametrize("on_demand", [False, True])
-def test_grant_lost_meanwhile_keeps_the_token_that_arrives_later(
-    ehr: EHRSimulator, registration: ClientRegistration, on_demand: bool
+@pytest.mark.parametrize("has_connected_again", [False, True])
+def test_grant_lost_meanwhile_is_revived_by_the_token_that_arrives_later(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    on_demand: bool,
+    has_connected_again: bool,
 ) -> None:
     # This process was suspended with the response; another one sent the old token,
-    # which the EHR refused as it refused all others, because its backup was restored.
-    (grant_id,) = make_grants(ehr, registration, 1)
+    # which the EHR refused.
+    user = get_user_model().objects.create(username="maria")
+    (grant_id,) = make_grants(ehr, registration, 1, user=user)
     lost: list[int] = []
 
     def lose_first(execute: Any, sql: str, *args: Any) -> Any:
         if _writes_tokens(sql) and not lost:
             lost.append(grant_id)
             TokenGrant.objects.filter(pk=grant_id).lose(error="invalid_grant")
+            if has_connected_again:
+                make_grants(ehr, registration, 1, user=user)
         return execute(sql, *args)
 
-    with connection.execute_wrapper(lose_first):
+    def refresh_it() -> object:
         if on_demand:
+            return get_access_token(reload_grant(grant_id))
+        return refresh_grants([grant_id])
+
+    with connection.execute_wrapper(lose_first):
+        if has_connected_again and on_demand:
             with pytest.raises(ReauthorizationRequiredError):
-                get_access_token(reload_grant(grant_id))
+                refresh_it()
         else:
-            assert refresh_grants([grant_id]) == RefreshResult(failed=1)
-    assert reload_grant(grant_id).status == TokenGrant.Status.NEEDS_REAUTHORIZATION
-    assert not ehr.requests_to("revoke")
-    assert TokenGrant.objects.count() == 1
-    assert TokenGrant.objects.restore_lost() == 1
+            refresh_it()
+    grant = reload_grant(grant_id)
+    assert not has_connected_again or _lost_answers(ehr) == 1
+    if has_connected_again:
+        # Its tokens are revoked.
+        assert grant.status == TokenGrant.Status.NEEDS_REAUTHORIZATION
+        assert TokenGrant.objects.filter(is_revocation_pending=True).count() == 1
+        return
+    assert grant.status == TokenGrant.Status.ACTIVE
+    assert grant.was_restored
+    assert _lost_answers(ehr) == 0
+    TokenGrant.objects.update(refresh_due_at=timezone.now())
     assert refresh_due() == RefreshResult(refreshed=1)
     assert ehr.reused_refresh_tokens == 0
 

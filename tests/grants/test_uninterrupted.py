@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
+from django.utils import timezone
 
 from django_smart.exceptions import RefreshInTransactionError
 from django_smart.grants.batch import refresh_grants
 from django_smart.grants.refresh import get_access_token, refresh_grant
-from django_smart.grants.uninterrupted import uninterrupted
+from django_smart.grants.uninterrupted import is_asked_to_stop, uninterrupted
 from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
 from tests.factories import make_grants, reload_grant
 
@@ -93,6 +97,8 @@ def test_time_limit_waits_for_the_connection_that_no_rollback_reaches(
     ehr: EHRSimulator, registration: ClientRegistration, limit: Callable[[], None]
 ) -> None:
     (grant_id,) = make_grants(ehr, registration, 1)
+    get_configuration(registration.server)
+    TokenGrant.objects.update(expires_at=timezone.now())
     grant = reload_grant(grant_id)
 
     def strike(respond: Any, request: Any) -> Any:
@@ -101,21 +107,28 @@ def test_time_limit_waits_for_the_connection_that_no_rollback_reaches(
 
     ehr.interceptors.append(strike)
     with pytest.raises(SoftTimeLimitExceeded), transaction.atomic():
-        refresh_grant(grant)
-    connections.close_all()
+        get_access_token(grant)
+    assert len(ehr.requests_to("refresh")) == 1
     assert _count_lost(ehr) == 0
 
 
 @pytest.mark.django_db(transaction=True)
-def test_batch_inside_a_transaction_sends_nothing(
-    ehr: EHRSimulator, registration: ClientRegistration
+@pytest.mark.parametrize(
+    "refresh",
+    [refresh_grants, lambda grant_ids: refresh_grant(reload_grant(grant_ids[0]))],
+    ids=["batch", "one"],
+)
+def test_background_refresh_inside_a_transaction_sends_nothing(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    refresh: Callable[[list[int]], object],
 ) -> None:
     grant_ids = make_grants(ehr, registration, 2)
     with (
-        pytest.raises(RefreshInTransactionError, match="outside transactions"),
+        pytest.raises(RefreshInTransactionError, match="outside of a transaction"),
         transaction.atomic(),
     ):
-        refresh_grants(grant_ids)
+        refresh(grant_ids)
     assert ehr.requests_to("refresh") == []
     assert refresh_grants(grant_ids).refreshed == 2
 
@@ -147,17 +160,89 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_process_that_is_asked_to_end_does_so_afterward() -> None:
+def test_what_c_code_may_have_installed_is_left_alone() -> None:
+    # getsignal() reports the default then: faulthandler.register(SIGUSR1), uWSGI.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    try:
+        with uninterrupted():
+            assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_each_of_several_signals_is_delivered(limit: Callable[[], None]) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+
+    def strike() -> None:
+        with uninterrupted():
+            limit()
+            signal.raise_signal(signal.SIGTERM)
+            assert (seen, is_asked_to_stop()) == ([], True)
+
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            strike()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+    assert not is_asked_to_stop()
+
+
+@pytest.mark.django_db
+def test_batch_that_is_asked_to_stop_sends_no_more(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    limit: Callable[[], None],
+    settings: Any,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    grant_ids = make_grants(ehr, registration, 4)
+    with pytest.raises(SoftTimeLimitExceeded), _struck(limit):
+        refresh_grants(grant_ids)
+    assert len(ehr.requests_to("refresh")) < 4
+    assert _count_lost(ehr) == 0
+    assert not TokenGrant.objects.exclude(lease_owner="").exists()
+
+
+@pytest.mark.process
+def test_smart_refresh_that_is_asked_to_end_stores_what_arrives(
+    tmp_path: Path,
+) -> None:
     code = """
-import signal
-from django_smart.grants.uninterrupted import uninterrupted
-with uninterrupted():
-    signal.raise_signal(signal.SIGTERM)
-    print("stored", flush=True)
-print("too late")
+import os, signal, sys
+import django
+django.setup()
+from django.core.management import call_command, execute_from_command_line
+from django.db import connection
+from django_smart import transport
+from django_smart.testing import EHRSimulator
+from tests.factories import make_grants, make_registration
+from tests.known import BASE_URL, CLIENT_ID, CLIENT_SECRET
+from tests.grants.test_uninterrupted import _count_lost
+call_command("migrate", verbosity=0)
+ehr = EHRSimulator(BASE_URL)
+ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
+with transport.mounted("https://ehr.example.org", ehr.adapter()):
+    make_grants(ehr, make_registration(), 1)
+    ehr.on_request = lambda _: (
+        os.kill(os.getpid(), signal.SIGTERM) if ehr.requests_to("refresh") else None
+    )
+    try:
+        execute_from_command_line(["manage.py", "smart_refresh"])
+    except SystemExit as exc:
+        print(exc.code, len(ehr.requests_to("refresh")), _count_lost(ehr))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "DATABASE_URL": f"sqlite:///{tmp_path}/db.sqlite3",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.stdout == "stored\n"
-    assert done.returncode == -signal.SIGTERM
+    assert done.stdout.splitlines()[-1:] == ["143 1 0"], done.stderr

@@ -140,7 +140,7 @@ class World:
                 stack.enter_context(
                     mock.patch.object(celery_app, "send_task", self.broker.send_task)
                 )
-                # Its thread would be none of the scheduler's.
+                # Its thread would not be one of the scheduler's.
                 stack.enter_context(mock.patch.object(ending, "hand_to_worker", _send))
                 named = {each.slug: each for each in self.servers}
                 adapter = Servers(self, named)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -83,6 +86,13 @@ class Command(BaseCommand):
             "--unpause", metavar="SLUG", help="Resume refreshes at this server."
         )
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Let a signal that ends the process wait until new tokens are stored."""
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _exit)
+        super().run_from_argv(argv)
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Refresh, and print the counts."""
         for name, paused in (("pause", True), ("unpause", False)):
@@ -110,6 +120,10 @@ class Command(BaseCommand):
             f"refreshed: {result.refreshed}, skipped: {result.skipped}, "
             f"failed: {result.failed}"
         )
+
+
+def _exit(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _set_paused(slug: str, *, paused: bool) -> None:
