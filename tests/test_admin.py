@@ -796,6 +796,21 @@ def test_key_is_made_for_a_registration_that_signs(admin_client):
     assert key.kid in response.content.decode()
 
 
+def test_registration_with_a_key_of_its_own_is_told_of_that_one(admin_client, rows):
+    registration = rows[ClientRegistration]
+    SigningKey.objects.all().delete()
+    own = create_signing_key("ES384", registration=registration)
+    data = registration_form(
+        token_endpoint_auth_method="private_key_jwt",
+        signing_algorithm="ES384",
+        clear_client_secret="on",
+    )
+    url = url_of(ClientRegistration, "change", registration.pk)
+    response = admin_client.post(url, data, follow=True)
+    assert f"signed with the key {own.kid}" in response.content.decode()
+    assert SigningKey.objects.get() == own
+
+
 @pytest.fixture
 def lost_encryption_key(rows: Any, settings: Any) -> None:
     settings.SECRET_KEY = "another key, which nothing was encrypted with: 0123456789"

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
-from ..models import ClientRegistration, FHIRServer, Launch
+from ..models import ClientRegistration, FHIRServer, Launch, SigningKey
 from ..servers.registering import (
     ClientURLs,
     build_client_urls,
@@ -259,7 +259,9 @@ class ClientRegistrationAdmin(TestConnectionMixin):
                 messages.WARNING,
             )
         if obj.uses_private_key:
-            key = ensure_active_key(obj.signing_algorithm)
+            own = SigningKey.objects.of(obj).active()
+            key = own.filter(algorithm=obj.signing_algorithm).first()
+            key = key or ensure_active_key(obj.signing_algorithm)
             self.message_user(
                 request,
                 _("Token requests are signed with the key %(kid)s.") % {"kid": key.kid},
