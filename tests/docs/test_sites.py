@@ -173,7 +173,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_clean_environment")
 def test_deploy_behind_a_proxy(settings, monkeypatch):
-    secure, name, cache, keys, make, private, compose, check = read_blocks(
+    secure, name, cookie, cache, keys, make, private, compose, check = read_blocks(
         "how-to/deploy-behind-a-proxy.rst"
     )
     logs, _, reports, _ = read_blocks("how-to/keep-secrets-out-of-logs.rst")
@@ -187,7 +187,7 @@ def test_deploy_behind_a_proxy(settings, monkeypatch):
     settings.LOGGING = {}
     before = {each.id for each in run_checks(include_deployment_checks=True)}
     assert {"django_smart.W033", "django_smart.W041"} <= before
-    apply(settings, secure, name, cache, keys, logs, reports, private)
+    apply(settings, secure, name, cookie, cache, keys, logs, reports, private)
     assert settings.SMART_SITE_URL == SITE
     after = {str(each.id) for each in run_checks(include_deployment_checks=True)}
     assert {each for each in after if each.startswith("django_smart")} == set()
