@@ -64,8 +64,10 @@ def refresh_servers() -> None:
     """
     # No message per launch with a countdown: a worker holds it until its time, and with
     # RabbitMQ's quorum queues, two of them can keep it from taking others.
-    enqueue_revocations(end_expired_launches(Launch.objects.all()))
-    discovery.refresh_servers()
+    try:
+        enqueue_revocations(end_expired_launches(Launch.objects.all()))
+    finally:
+        discovery.refresh_servers()
 
 
 @shared_task(ignore_result=True)

@@ -62,7 +62,7 @@ def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> lis
     )
     launches.end(reason=reason, now=now)
     grants = TokenGrant.objects.filter(pk__in=grant_ids).exclude(_is_in_use(now))
-    return _end_grants(grants.active().values_list("pk", flat=True), now=now)
+    return _end_grants(grants.values_list("pk", flat=True), now=now)
 
 
 def end_browser(browser_digests: Collection[str], *, reason: str) -> list[int]:

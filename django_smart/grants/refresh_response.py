@@ -175,12 +175,14 @@ def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> 
         return insist(lambda: write(grant, **values), grant_id=grant.pk)
 
     grants = TokenGrant.objects
+    is_rotated = grant.refresh_token_digest != used_digest
+    may_revive = is_rotated and grant.status == TokenGrant.Status.ACTIVE
     try:
         return (
             store(grants.store_refreshed)
-            or insist(lambda: _is_stored(grant), grant_id=grant.pk)
             # While this process was suspended, the EHR refused the old token.
-            or (grant.status == TokenGrant.Status.ACTIVE and store(grants.revive))
+            or (may_revive and store(grants.revive))
+            or insist(lambda: _is_stored(grant), grant_id=grant.pk)
         )
     except DatabaseError as exc:
         # A value that does not fit, or a column that a deployment dropped.

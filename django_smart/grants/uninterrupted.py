@@ -43,11 +43,12 @@ def uninterrupted() -> Iterator[None]:
     ):
         yield
         return
-    waiting = _waiting = []
+    waiting: list[int] = []
     handlers: dict[int, _Handler] = {}
 
     def wait(number: int, frame: FrameType | None) -> None:
         if number in waiting:
+            waiting.remove(number)
             handlers[number](number, frame)
         else:
             waiting.append(number)
@@ -55,6 +56,7 @@ def uninterrupted() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_deliver, waiting)
         stack.callback(_forget)
+        _waiting = waiting
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             # Only Python's own: what C code installed could not be put back.

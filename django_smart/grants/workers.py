@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,14 @@ __all__ = ["hand_to_worker"]
 # Seconds.  Not every client library has a limit of its own: to a Redis that does not
 # respond, the operating system connects for two minutes, and a read never ends.
 _MAX_WAIT = 2.0
+# One thread a minute, while they do not come back.
+_PAUSE = 60.0
 
-# Threads that were not waited for any longer.
-_late: list[Thread] = []
+# The last thread that was not waited for any longer, and when that was.
+_late: tuple[Thread, float] | None = None
 
 
-def hand_to_worker(task: Task[..., Any], *args: Any, **options: Any) -> None:
+def hand_to_worker(task: Task[..., Any], *args: Any) -> None:
     """
     Send *task* to the broker once, and wait for two seconds at most.
 
@@ -31,29 +35,31 @@ def hand_to_worker(task: Task[..., Any], *args: Any, **options: Any) -> None:
 
     Args:
         args: of the task.
-        options: of ``apply_async()``.
 
     Raises:
-        TimeoutError: the broker takes no messages; nothing is sent while an earlier
-            message waits for it.
+        TimeoutError: the broker takes no messages; while an earlier one waits for it,
+            nothing is sent for a minute.
         Exception: of Celery or the broker's client library.
     """
+    global _late
     # Looked up here: Celery's current app is that of a thread.
-    send = partial(task.apply_async, args, retry=False, **options)
+    send = partial(task.apply_async, args, retry=False)
     if task.app.conf.task_always_eager:
         send()
         return
-    if any(thread.is_alive() for thread in _late):
-        raise TimeoutError("the broker has not taken an earlier message")
-    _late.clear()
+    if _late is not None:
+        thread, since = _late
+        if thread.is_alive() and time.monotonic() - since < _PAUSE:
+            raise TimeoutError("the broker has not taken an earlier message")
     sent: Future[None] = Future()
     # A daemon, which does not keep the process from ending.
-    thread = Thread(target=_send, args=(send, sent), daemon=True)
+    run = partial(copy_context().run, _send, send, sent)
+    thread = Thread(target=run, daemon=True)
     thread.start()
     try:
         sent.result(_MAX_WAIT)
     except TimeoutError:
-        _late.append(thread)
+        _late = thread, time.monotonic()
         raise
 
 

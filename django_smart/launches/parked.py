@@ -225,7 +225,7 @@ def get_own_name(user: AbstractBaseUser | None) -> str:
     name = _get_full_name(user)
     if not name and user is not None:
         # Not every USERNAME_FIELD is text.
-        username = str(user.get_username())
+        username = str(user.get_username() or "")
         name = "" if _MADE.fullmatch(username) else username
     return _shorten(name)
 

@@ -83,19 +83,15 @@ def purge() -> PurgeResult:
     )
     old = TokenGrant.objects.ended_by(limit)
     revoked = old.filter(is_revocation_pending=False)
-    try:
-        launches, protected = _delete(ended, never_completed)
-        _log_protected(Launch, protected)
-        closed, _ = _delete(revoked)
-    finally:
-        # EHRs last: they can be slow or unavailable. But in any case: no row that a
-        # site keeps from being deleted may keep tokens valid.
-        try:
-            finished = revoke_pending(TokenGrant.objects.all())
-        finally:
-            # Also if a worker's time limit ends the revocations.
-            tried, protected = _delete(revoked, old.awaiting_revocation())
-            _log_protected(TokenGrant, protected)
+    launches, protected = _delete(ended, never_completed)
+    _log_protected(Launch, protected)
+    closed, _ = _delete(revoked)
+    # EHRs last: they can be slow or unavailable.
+    finished = revoke_pending(TokenGrant.objects.all())
+    tried, protected = _delete(revoked, old.awaiting_revocation())
+    _log_protected(TokenGrant, protected)
+    # Of those that the site protects.
+    old.awaiting_revocation().forget_tokens()
     return PurgeResult(
         launches_failed=failed + undecided,
         launches_deleted=launches,

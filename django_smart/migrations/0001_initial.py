@@ -2282,7 +2282,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         default="",
                         editable=False,
-                        help_text="Tokens of a parked launch, stored encrypted for at most five minutes.",
+                        help_text="Tokens of a parked launch, stored encrypted until the decision.",
                         verbose_name="held tokens",
                     ),
                 ),

@@ -357,9 +357,7 @@ class Launch(models.Model):
         blank=True,
         default="",
         editable=False,
-        help_text=(
-            "Tokens of a parked launch, stored encrypted for at most five minutes."
-        ),
+        help_text=("Tokens of a parked launch, stored encrypted until the decision."),
     )
     may_sign_in = models.BooleanField(
         _("can sign in"),

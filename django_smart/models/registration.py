@@ -581,9 +581,9 @@ class ClientRegistration(models.Model):
             raise ValidationError(errors)
 
     def _clean_client_id(self, errors: dict[str, list[Any]]) -> None:
-        # The digest is that of the stored one: only a change costs a statement.
-        is_changed = self.pk and digest(self.client_id) != self.client_id_digest
-        if is_changed and self.has_bound_grants():
+        if not self.pk or digest(self.client_id) == self.client_id_digest:
+            return  # Only a change costs statements.
+        if self.has_bound_grants():
             errors["client_id"] = [
                 _(
                     "This registration has grants, which the EHR issued to its "

@@ -121,7 +121,7 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
         if known is None:
             raise
         logger.warning("Server %s: stale configuration used (%s)", server.pk, exc.code)
-        return known
+        return server.read_configuration() or known
 
 
 def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfiguration:
@@ -168,6 +168,8 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     _let_go_of_keys(server, before)
     if save:
         _store(server, *DISCOVERED_COLUMNS)
+    if "moved" in server.disputed:
+        check_dispute(server)
     return server.read_configuration() or configuration
 
 
@@ -403,8 +405,9 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
     Pin issuer, key URL and token endpoint, unless an operator has to approve them.
 
     Raises:
-        IssuerDisputedError: if one of them moved to another origin, only that fact is
-            stored; if only the issuer of known identities changed, so is all else.
+        IssuerDisputedError: one of them moved to another origin; only that fact is
+            stored. If only the issuer of known identities changed, so is all else, and
+            the caller raises it afterward.
     """
     found = _find_pinned(server)
     moved = {name: url for name, url in found.items() if _has_moved(server, name, url)}
@@ -414,25 +417,25 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
             name: value for name, value in server.disputed.items() if name != "moved"
         }
         return
-    if any(_is_elsewhere(server, name, url) for name, url in moved.items()):
-        changed: tuple[str, ...] = ("disputed",)
-        for name, value in before.items():
-            setattr(server, name, value)
-    else:
-        # The token endpoint may have changed with the issuer, and refreshes need it.
-        changed = _LEARNED_COLUMNS
-        server.issuer = server.pinned["issuer"]
-        server.pinned = {**server.pinned, **found, "issuer": server.issuer}
-    server.disputed = {**server.disputed, "moved": moved}
-    if save:
-        _store(server, *changed)
     logger.error(
         "Server %s: %s changed; the known values stay in use, "
         "and no one can sign in until its pinned values are cleared.",
         server.slug,
         ", ".join(sorted(moved)),
     )
-    check_dispute(server)
+    is_elsewhere = any(_is_elsewhere(server, *each) for each in moved.items())
+    if is_elsewhere:
+        for name, value in before.items():
+            setattr(server, name, value)
+    else:
+        # The token endpoint may have changed with the issuer, and refreshes need it.
+        server.issuer = server.pinned["issuer"]
+        server.pinned = {**server.pinned, **found, "issuer": server.issuer}
+    server.disputed = {**server.disputed, "moved": moved}
+    if is_elsewhere:
+        if save:
+            _store(server, "disputed")
+        check_dispute(server)
 
 
 def _has_moved(server: FHIRServer, name: str, url: str) -> bool:
@@ -486,6 +489,8 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
     _pin(server, before, save=save)
     if save:
         _store(server, *_LEARNED_COLUMNS)
+    if "moved" in server.disputed:
+        check_dispute(server)
 
 
 def _check_lengths(**urls: str | None) -> None:

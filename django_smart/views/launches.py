@@ -760,9 +760,8 @@ def _build_decide_url(launch: Launch) -> str:
 def _build_sign_in_url(request: HttpRequest, next_url: str) -> str:
     """``LOGIN_URL``, which leads back to *next_url*."""
     login_url = resolve_url(settings.LOGIN_URL)
-    scheme, host = urlsplit(login_url)[:2]
-    # As login_required: from another origin, a path would not lead back here.
-    if (scheme and scheme != request.scheme) or (host and host != request.get_host()):
+    # As login_required: from another host, a path would not lead back here.
+    if not _is_own_host(request, urlsplit(login_url).netloc):
         next_url = request.build_absolute_uri(next_url)
     return redirect_to_login(next_url, login_url).url
 
@@ -770,13 +769,18 @@ def _build_sign_in_url(request: HttpRequest, next_url: str) -> str:
 def _is_own_url(request: HttpRequest, url: str) -> bool:
     """Whether *url* signs in by the EHR again, which would park the launch again."""
     parts = urlsplit(url)
-    if parts.netloc and parts.netloc != request.get_host():
+    if not _is_own_host(request, parts.netloc):
         return False
     path = parts.path.removeprefix(get_script_prefix())
     try:
         return "django_smart" in resolve("/" + path.lstrip("/")).app_names
     except Resolver404:
         return False
+
+
+def _is_own_host(request: HttpRequest, host: str) -> bool:
+    # A proxy may change the request's.
+    return host in {"", request.get_host(), urlsplit(conf.SMART_SITE_URL).netloc}
 
 
 def _find_path(backend: type[SMARTAuthenticationBackend]) -> str:

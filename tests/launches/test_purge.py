@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import time_machine
-from celery.exceptions import SoftTimeLimitExceeded
 from django.contrib.auth import get_user_model
 from django.db.models import ProtectedError, RestrictedError
 from django.db.models.signals import pre_delete
@@ -334,36 +333,3 @@ def test_purge_gets_past_more_protected_rows_than_it_deletes_at_once(
     with _refusing(TokenGrant, set(protected), refused):
         assert purge().grants_deleted == 2
     assert TokenGrant.objects.count() == len(protected)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_revocations_do_not_depend_on_what_a_site_does_when_rows_are_deleted(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    old = set(_make_old(registration, 1))
-    (pending,) = make_grants(ehr, registration, 1)
-    TokenGrant.objects.filter(pk=pending).end_pending_revocation(now=timezone.now())
-    with (
-        _refusing(TokenGrant, old, RuntimeError("The archive is full.")),
-        pytest.raises(RuntimeError, match="archive"),
-    ):
-        purge()
-    assert not TokenGrant.objects.awaiting_revocation().exists()
-
-
-def test_time_limit_of_a_worker_does_not_keep_tokens_that_were_never_revoked(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    old, recent = make_grants(ehr, registration, 2)
-    TokenGrant.objects.all().end_pending_revocation(now=timezone.now())
-    TokenGrant.objects.filter(pk=old).update(
-        ended_at=timezone.now() - timedelta(days=31)
-    )
-
-    def exceed(respond: Any, request: Any) -> Any:
-        raise SoftTimeLimitExceeded
-
-    ehr.interceptors.append(exceed)
-    with pytest.raises(SoftTimeLimitExceeded):
-        purge()
-    assert TokenGrant.objects.get().pk == recent

@@ -89,8 +89,9 @@ class Command(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         """Let a signal that ends the process wait until new tokens are stored."""
         for name in ("SIGTERM", "SIGHUP", "SIGINT"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _exit)
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, _exit)
         super().run_from_argv(argv)
 
     def handle(self, *args: Any, **options: Any) -> None:
