@@ -27,6 +27,11 @@ __all__ = [
 ]
 
 
+# In place of a site's limits, which are for its own tasks: a minute ends a purge that
+# waits for EHRs, and loses tokens that wait for the database.
+_SOFT_LIMIT, _LIMIT = 3600, 3900
+
+
 @shared_task(ignore_result=True)
 def refresh_due_grants() -> None:
     """Send the due grants to the workers, in batches for one server each."""
@@ -34,7 +39,13 @@ def refresh_due_grants() -> None:
 
 
 # Safe to run twice, and to retry after a worker was killed: its leases expire.
-@shared_task(ignore_result=True, acks_late=True, reject_on_worker_lost=True)
+@shared_task(
+    ignore_result=True,
+    acks_late=True,
+    reject_on_worker_lost=True,
+    soft_time_limit=_SOFT_LIMIT,
+    time_limit=_LIMIT,
+)
 def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
     """
     Refresh those of the grants that are still due.
@@ -49,7 +60,9 @@ def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
         refresh_due_grants.delay()
 
 
-@shared_task(ignore_result=True, acks_late=True)
+@shared_task(
+    ignore_result=True, acks_late=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT
+)
 def revoke_grants(grant_ids: Sequence[int]) -> None:
     """Revoke grants that have ended here at their EHRs."""
     engine.revoke_grants(grant_ids)
@@ -76,7 +89,7 @@ def rotate_keys() -> None:
     signing_keys.rotate_due_keys()
 
 
-@shared_task(ignore_result=True)
+@shared_task(ignore_result=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT)
 def purge() -> None:
     """
     End expired launches, announce ends of grants, revoke tokens and delete old rows.

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import Celery
 from django.utils import timezone
 
 from django_smart import tasks
@@ -59,6 +60,16 @@ def test_after_a_batch_of_a_backlog_there_is_a_tick(broker: Broker) -> None:
 @pytest.mark.parametrize("name", ["refresh_grants", "revoke_grants"])
 def test_batches_are_acknowledged_late_as_they_may_run_twice(name: str) -> None:
     assert getattr(tasks, name).acks_late is True
+
+
+@pytest.mark.parametrize("name", ["refresh_grants", "revoke_grants", "purge"])
+def test_time_limits_of_the_site_are_not_for_tasks_that_wait(name: str) -> None:
+    site = Celery("clinic", set_as_current=False)
+    site.conf.update(task_soft_time_limit=60, task_time_limit=300)
+    others = site.tasks["django_smart.tasks.rotate_keys"]
+    assert (others.soft_time_limit, others.time_limit) == (60, 300)
+    waiting = site.tasks[f"django_smart.tasks.{name}"]
+    assert (waiting.soft_time_limit, waiting.time_limit) == (3600, 3900)
 
 
 def test_batch_of_a_worker_that_was_killed_goes_to_another() -> None:
