@@ -282,6 +282,26 @@ def test_grant_lost_meanwhile_is_revived_by_the_token_that_arrives_later(
     assert ehr.reused_refresh_tokens == 0
 
 
+def test_token_that_was_not_replaced_revives_no_grant(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    # The EHR has refused this very token since.
+    ehr.rotate_refresh_tokens = False
+    (grant_id,) = make_grants(ehr, registration, 1)
+    lost: list[int] = []
+
+    def lose_first(execute: Any, sql: str, *args: Any) -> Any:
+        if _writes_tokens(sql) and not lost:
+            lost.append(grant_id)
+            TokenGrant.objects.filter(pk=grant_id).lose(error="invalid_grant")
+        return execute(sql, *args)
+
+    with connection.execute_wrapper(lose_first):
+        assert refresh_grants([grant_id]).refreshed == 0
+    assert lost
+    assert reload_grant(grant_id).status == TokenGrant.Status.NEEDS_REAUTHORIZATION
+
+
 def test_batch_at_a_slow_server_ends_and_gives_back_what_it_did_not_start(
     ehr: EHRSimulator,
     registration: ClientRegistration,

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from django_smart.exceptions import RefreshInTransactionError
 from django_smart.grants.batch import refresh_grants
 from django_smart.grants.refresh import get_access_token, refresh_grant
+from django_smart.grants.storing import insist
 from django_smart.grants.uninterrupted import is_asked_to_stop, uninterrupted
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.servers.discovery import get_configuration
@@ -204,6 +205,28 @@ def test_batch_that_is_asked_to_stop_sends_no_more(
     assert len(ehr.requests_to("refresh")) < 4
     assert _count_lost(ehr) == 0
     assert not TokenGrant.objects.exclude(lease_owner="").exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("grant_id", "tries"), [(None, 1), (7, 3)])
+def test_only_tokens_wait_for_the_database_of_a_process_that_ends(
+    limit: Callable[[], None], grant_id: int | None, tries: int
+) -> None:
+    tried: list[int] = []
+
+    def write() -> None:
+        tried.append(1)
+        if len(tried) < 3:
+            raise OperationalError("the server closed the connection")
+
+    def store() -> None:
+        with uninterrupted():
+            limit()
+            insist(write, grant_id=grant_id)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        store()
+    assert len(tried) == tries
 
 
 @pytest.mark.process
