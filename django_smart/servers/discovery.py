@@ -162,7 +162,9 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
                 raise
             logger.warning("Server %s: cannot sign out there (%s)", server.pk, exc)
     _pin(server, before, save=save)
-    server.configuration_fetched_at = timezone.now()
+    # Not fresh while an operator has to approve it: the EHR may take it back.
+    is_approved = "moved" not in server.disputed
+    server.configuration_fetched_at = timezone.now() if is_approved else None
     server.configuration_max_age = answer.max_age
     server.discovery_failed_at = None
     _let_go_of_keys(server, before)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+import time_machine
+from django.utils import timezone
 from werkzeug.wrappers import Response
 
 from django_smart import transport
 from django_smart.exceptions import IssuerDisputedError
 from django_smart.models import FHIRServer, Identity, Launch
-from django_smart.servers.discovery import fetch_configuration, get_configuration
+from django_smart.servers.discovery import (
+    fetch_configuration,
+    get_configuration,
+    refresh_servers,
+)
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import (
@@ -195,6 +202,23 @@ def test_issuer_of_known_identities_changes_only_if_the_operator_approves(
         assert (server.pinned["issuer"], server.disputed) == (moved, {})
         assert launch(make_browser(), other).user == user
     assert Identity.objects.get().issuer == moved
+
+
+def test_issuer_that_comes_back_ends_the_dispute(
+    ehr: EHRSimulator, registration: Any
+) -> None:
+    assert launch(make_browser(), ehr).identity is not None
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        answer(ehr, SMART, issuer=f"{ehr.issuer}/")
+        registration.server.refresh_from_db()
+        with pytest.raises(IssuerDisputedError):
+            fetch_configuration(registration.server)
+        ehr.interceptors.pop()
+        clock.shift(timedelta(minutes=11))
+        refresh_servers()
+    registration.server.refresh_from_db()
+    assert registration.server.disputed == {}
+    assert registration.server.configuration_fetched_at is not None
 
 
 def test_operator_may_approve_an_issuer_without_its_identities() -> None:
