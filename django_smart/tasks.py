@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 
-# In place of a site's limits, which are for its own tasks: a minute ends a purge that
-# waits for EHRs, and loses tokens that wait for the database.
-_SOFT_LIMIT, _LIMIT = 3600, 3900
+# In place of a site's limits, in seconds, which are for its own tasks: a minute ends a
+# purge that waits for EHRs.
+_LIMITS = {"soft_time_limit": 3600, "time_limit": 3900}
 
 
 @shared_task(ignore_result=True)
@@ -38,13 +38,13 @@ def refresh_due_grants() -> None:
     engine.run_tick(refresh_grants.delay)
 
 
-# Safe to run twice, and to retry after a worker was killed: its leases expire.
+# Safe to run twice, and to retry after a worker was killed: its leases expire.  The
+# soft limit waits for tokens that the database cannot take; the other would lose them.
 @shared_task(
     ignore_result=True,
     acks_late=True,
     reject_on_worker_lost=True,
-    soft_time_limit=_SOFT_LIMIT,
-    time_limit=_LIMIT,
+    **_LIMITS | {"time_limit": 86400},
 )
 def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
     """
@@ -60,9 +60,7 @@ def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
         refresh_due_grants.delay()
 
 
-@shared_task(
-    ignore_result=True, acks_late=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT
-)
+@shared_task(ignore_result=True, acks_late=True, **_LIMITS)
 def revoke_grants(grant_ids: Sequence[int]) -> None:
     """Revoke grants that have ended here at their EHRs."""
     engine.revoke_grants(grant_ids)
@@ -89,7 +87,7 @@ def rotate_keys() -> None:
     signing_keys.rotate_due_keys()
 
 
-@shared_task(ignore_result=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT)
+@shared_task(ignore_result=True, **_LIMITS)
 def purge() -> None:
     """
     End expired launches, announce ends of grants, revoke tokens and delete old rows.
