@@ -108,9 +108,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def bound_to_client(self) -> Self:
         """Return grants whose tokens only the client that received them may send."""
+        lost = Q(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
         endable = Q(
             kind=TokenGrant.Kind.AUTHORIZATION_CODE, status__in=TokenGrant.ENDABLE
-        )
+        ) & ~(lost & Q(refresh_token_digest=""))
         return self.filter(endable | Q(is_revocation_pending=True))
 
     def usable(self) -> Self:

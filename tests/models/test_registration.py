@@ -108,6 +108,8 @@ def test_client_id_is_unique_at_its_server_and_compared_exactly() -> None:
     [
         ({}, True),
         ({"status": "needs_reauthorization"}, True),
+        # Lost for good: its tokens were deleted a day later.
+        ({"status": "needs_reauthorization", "refresh_token": ""}, False),
         ({"status": "revoked", "is_revocation_pending": True}, True),
         ({"status": "revoked"}, False),
         # It asks for its next token with the new client ID.
