@@ -28,12 +28,14 @@ from django.shortcuts import resolve_url
 from django.template.loader import render_to_string
 from django.urls import (
     NoReverseMatch,
+    ResolverMatch,
     get_resolver,
     get_script_prefix,
     is_valid_path,
     re_path,
     reverse,
 )
+from django.utils.translation import get_language_from_path, override
 
 from ...conf import conf
 from ...exceptions import SMARTError
@@ -45,7 +47,13 @@ from ...servers.registering import get_site_url
 from .asking import ask
 from .findings import Finding, Severity, build_finding
 
-__all__ = ["find_cookie_faults", "find_page_faults", "find_session_faults", "walk"]
+__all__ = [
+    "find_cookie_faults",
+    "find_page_faults",
+    "find_route",
+    "find_session_faults",
+    "walk",
+]
 
 # What a proxy answers that does not pass on OPTIONS proves nothing of the view.
 _NOT_PASSED_ON = {403, 405, 501}
@@ -298,7 +306,7 @@ def _find_landing_page(origin: str, page: str) -> Iterator[Finding]:
         path = urlsplit(resolve_url(page)).path
     except NoReverseMatch:
         path = page
-    if _is_routed(path) or (settings.APPEND_SLASH and _is_routed(f"{path}/")):
+    if find_route(path) or (settings.APPEND_SLASH and find_route(f"{path}/")):
         return
     severity = None if origin else Severity.WARNING
     try:
@@ -317,5 +325,9 @@ def _find_landing_page(origin: str, page: str) -> Iterator[Finding]:
     )
 
 
-def _is_routed(path: str) -> bool:
-    return bool(is_valid_path("/" + path.removeprefix(get_script_prefix()).lstrip("/")))
+def find_route(path: str) -> ResolverMatch | None:
+    """Return the view that the site has at *path*."""
+    path = "/" + path.removeprefix(get_script_prefix()).lstrip("/")
+    # With i18n_patterns(), LocaleMiddleware routes a path in its own language.
+    with override(get_language_from_path(path) or settings.LANGUAGE_CODE):
+        return is_valid_path(path) or None

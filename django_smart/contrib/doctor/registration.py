@@ -8,9 +8,8 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http.request import validate_host
-from django.urls import NoReverseMatch, get_script_prefix, is_valid_path, reverse
+from django.urls import NoReverseMatch, reverse
 from django.utils.text import capfirst
-from django.utils.translation import get_language_from_path, override
 
 from ...conf import conf
 from ...models import ClientRegistration, TokenGrant
@@ -22,6 +21,7 @@ from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
 from .credentials import try_credentials, try_other_encoding
 from .findings import Finding, build_finding, collect
+from .journey import find_route
 from .site import answers_at
 
 __all__ = ["examine_registration"]
@@ -178,11 +178,8 @@ def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]
 
 def _is_routed(registration: ClientRegistration, path: str) -> bool:
     """Whether the site has a callback view with the registration's id at *path*."""
-    path = "/" + path.removeprefix(get_script_prefix())
-    # With i18n_patterns(), LocaleMiddleware routes a path in its own language.
-    with override(get_language_from_path(path) or settings.LANGUAGE_CODE):
-        match = is_valid_path(path)
-    if not match:
+    match = find_route(path)
+    if match is None:
         return False
     view = getattr(match.func, "view_class", None)
     if view is None or not issubclass(view, CallbackView):

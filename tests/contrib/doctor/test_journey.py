@@ -60,6 +60,17 @@ def test_landing_page_that_is_missing_is_named(world: World) -> None:
     assert find(world, "landing_page_missing").severity == "warning"
 
 
+@pytest.mark.parametrize(("language", "is_missing"), [("de", False), ("xx", True)])
+def test_landing_page_may_be_in_any_language_of_this_site(
+    world: World, language: str, is_missing: bool
+) -> None:
+    world.settings.ROOT_URLCONF = "tests.site.i18n_package_urls"
+    world.set_registration(landing_page=f"/{language}/smart/jwks.json")
+    transport.mount(SITE, Away())
+    codes = {each.code for each in examine([world.server])}
+    assert ("landing_page_missing" in codes) is is_missing
+
+
 def test_page_that_something_before_django_serves_is_a_landing_page(
     world: World,
 ) -> None:
