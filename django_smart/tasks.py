@@ -29,7 +29,7 @@ __all__ = [
 
 # In place of a site's limits, in seconds, which are for its own tasks: a minute ends a
 # purge that waits for EHRs.
-_LIMITS = {"soft_time_limit": 3600, "time_limit": 3900}
+_SOFT_LIMIT, _LIMIT = 3600, 3900
 
 
 @shared_task(ignore_result=True)
@@ -44,7 +44,8 @@ def refresh_due_grants() -> None:
     ignore_result=True,
     acks_late=True,
     reject_on_worker_lost=True,
-    **_LIMITS | {"time_limit": 86400},
+    soft_time_limit=_SOFT_LIMIT,
+    time_limit=86400,
 )
 def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
     """
@@ -60,7 +61,9 @@ def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
         refresh_due_grants.delay()
 
 
-@shared_task(ignore_result=True, acks_late=True, **_LIMITS)
+@shared_task(
+    ignore_result=True, acks_late=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT
+)
 def revoke_grants(grant_ids: Sequence[int]) -> None:
     """Revoke grants that have ended here at their EHRs."""
     engine.revoke_grants(grant_ids)
@@ -87,7 +90,7 @@ def rotate_keys() -> None:
     signing_keys.rotate_due_keys()
 
 
-@shared_task(ignore_result=True, **_LIMITS)
+@shared_task(ignore_result=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT)
 def purge() -> None:
     """
     End expired launches, announce ends of grants, revoke tokens and delete old rows.
