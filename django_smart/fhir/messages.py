@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote, urldefrag, urljoin
@@ -38,6 +38,7 @@ __all__ = [
     "process_read_response",
     "process_resource_response",
     "raise_for_status",
+    "reports_error",
     "resolve_url",
     "validate_bundle",
     "validate_id",
@@ -318,6 +319,20 @@ def build_status_error(
         media_type=media_type,
         retry_after=retry_after,
         request_id=request_id,
+    )
+
+
+def reports_error(outcome: object, *, codes: Collection[str] = ()) -> bool:
+    """
+    Return whether *outcome* is an ``OperationOutcome`` with an error.
+
+    Args:
+        codes: issue types that are errors unless they are mere information.
+    """
+    return any(
+        issue.get("severity") in ("error", "fatal")
+        or (issue.get("code") in codes and issue.get("severity") != "information")
+        for issue in _get_issues(outcome)
     )
 
 

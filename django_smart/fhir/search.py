@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
+from django_smart.exceptions import MalformedFHIRResponseError
+from django_smart.fhir.messages import reports_error
 from django_smart.fhir.paging import WHOLE, Page, Results, Stream, iter_pages
 
 __all__ = ["SearchPage", "SearchResult", "SearchStream"]
@@ -14,7 +16,12 @@ _T = TypeVar("_T")
 # Resources to remember for finding duplicates.  They occur if data changes between
 # two pages, so neighboring pages suffice and memory use stays small.
 _REMEMBERED = 2_000
-_FAILED = frozenset({"error", "fatal"})
+# Issue types that say that a search stopped early: FHIR's group "transient", and
+# "too-costly".  Some servers send them as warnings.
+_STOPPED = (
+    *("transient", "lock-error", "no-store", "exception", "timeout", "incomplete"),
+    *("throttled", "too-costly"),
+)
 
 
 class SearchPage(Page):
@@ -66,14 +73,13 @@ class SearchPage(Page):
 
     @property
     def is_cut_off(self) -> bool:
-        """As for any page; also if there are entries without a resource."""
+        """As for any page; also if there are errors, or entries without a resource."""
         read = (*self.resources, *self.included, *self.outcomes)
-        return super().is_cut_off or len(self.bundle["entry"]) > len(read)
-
-    @property
-    def is_odd(self) -> bool:
-        """As for any page; also if there are errors."""
-        return super().is_odd or any(map(_tells_failure, self.outcomes))
+        return (
+            super().is_cut_off
+            or len(self.bundle["entry"]) > len(read)
+            or any(reports_error(each, codes=_STOPPED) for each in self.outcomes)
+        )
 
 
 class Seen:
@@ -101,8 +107,8 @@ class SearchResult(Results[_T]):
 
     Attributes:
         total: number of matches according to the server, or those received if more.
-        is_complete: false if ``limit=`` cut off matches, or if the server left some out
-            of a page or named no URL for the next one.
+        is_complete: false if ``limit=`` cut off matches, or if the server reported an
+            error, left some out of a page or named no URL for the next one.
         included: resources from ``_include`` and ``_revinclude``, each once.
         outcomes: ``OperationOutcome`` resources in the result (FHIR-07).
         resource_type: the searched type; empty for a complete record.
@@ -138,8 +144,9 @@ class SearchStream(Stream[_T]):
     Raises:
         BearerBoundaryError: a ``next`` link leads outside the boundary.
         FHIRStatusError: the server refused a page.
-        MalformedFHIRResponseError: not a searchset, endless pages, the wrong model, or
-            only an error from the server.
+        MalformedFHIRResponseError: not a searchset, endless pages or the wrong model;
+            after the last match, if the server left out others (see ``is_complete`` of
+            :class:`SearchResult`).
     """
 
     def __init__(
@@ -177,7 +184,14 @@ class SearchStream(Stream[_T]):
                 status 200 that the search failed or has matches; otherwise as when
                 iterating.
         """
-        return iter_pages(self._fetch_page, self._url, what=self._what)
+        is_cut_off = False
+        for page in iter_pages(self._fetch_page, self._url, what=self._what):
+            is_cut_off = is_cut_off or page.is_cut_off
+            yield page
+            # Before the next page is built, which then replaces it in memory.
+            del page
+        if is_cut_off:
+            raise MalformedFHIRResponseError(f"the {self._what} is incomplete")
 
     def load(self, limit: int | None = None) -> SearchResult[_T]:
         """Load everything, like ``FHIRClient.search``."""
@@ -195,11 +209,3 @@ class SearchStream(Stream[_T]):
     def _fetch_page(self, url: str) -> SearchPage:
         bundle = self._fetch_bundle(url)
         return SearchPage(bundle, resource_type=self.resource_type, url=url)
-
-
-def _tells_failure(outcome: dict[str, Any]) -> bool:
-    issues = outcome.get("issue")
-    return any(
-        isinstance(issue, Mapping) and str(issue.get("severity")) in _FAILED
-        for issue in (issues if isinstance(issues, list) else ())
-    )

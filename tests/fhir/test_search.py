@@ -208,6 +208,9 @@ def test_no_value_breaks_out_of_its_place(params):
 
 # Results
 
+CUT_OFF = {"link": [{"relation": "next"}]}
+UNREADABLE = {"entry": [{"resource": observation(1)}, {"fullUrl": f"{BASE}/x"}]}
+
 
 def test_search_sends_when_it_is_called_and_never_again(grant):
     first = bundle(observation(1), next_url=f"{BASE}?p=2", total=7)
@@ -294,21 +297,73 @@ def test_nothing_is_sent_until_the_stream_is_iterated(grant):
     assert len(grant.server.requests) == 2
 
 
-@pytest.mark.parametrize("severity", ["error", "fatal", "warning"])
-def test_failure_that_comes_with_200_is_no_empty_result(grant, severity):
-    outcome = {"resourceType": "OperationOutcome", "issue": [{"severity": severity}]}
-    grant.server.on("Observation", respond(bundle(outcome)))
-    if severity == "warning":
-        assert grant.client.search("Observation").outcomes == [outcome]
-        assert list(grant.client.iterate("Observation")) == []
-    else:
-        with pytest.raises(MalformedFHIRResponseError, match="an error"):
-            grant.client.search("Observation")
-        with pytest.raises(MalformedFHIRResponseError, match="an error"):
-            list(grant.client.iterate("Observation"))
-    grant.server.on("Observation", respond(bundle(outcome, observation(1))))
+def outcome(severity: str, code: str = "processing") -> dict[str, Any]:
+    issue = {"severity": severity, "code": code}
+    return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
+FAILURES = [
+    ("error", "processing"),
+    ("fatal", "exception"),
+    ("warning", "incomplete"),
+    ("warning", "timeout"),
+]
+NOTES = [
+    ("warning", "processing"),
+    ("warning", "suppressed"),
+    ("information", "incomplete"),
+]
+
+
+@pytest.mark.parametrize(("severity", "code"), FAILURES)
+def test_failure_that_comes_with_200_is_no_empty_result(grant, severity, code):
+    failure = outcome(severity, code)
+    grant.server.on("Observation", respond(bundle(failure)))
+    with pytest.raises(MalformedFHIRResponseError, match="an error"):
+        grant.client.search("Observation")
+    with pytest.raises(MalformedFHIRResponseError, match="an error"):
+        list(grant.client.iterate("Observation"))
+    grant.server.on("Observation", respond(bundle(failure, observation(1))))
     found = grant.client.search("Observation")
-    assert (found, found.outcomes) == ([observation(1)], [outcome])
+    assert (found, found.outcomes) == ([observation(1)], [failure])
+    assert not found.is_complete
+
+
+@pytest.mark.parametrize(("severity", "code"), NOTES)
+def test_note_leaves_a_result_complete(grant, severity, code):
+    note = outcome(severity, code)
+    for expected in ([], [observation(1)]):
+        grant.server.on("Observation", respond(bundle(note, *expected)))
+        found = grant.client.search("Observation")
+        assert (found, found.outcomes) == (expected, [note])
+        assert found.is_complete
+        assert list(grant.client.iterate("Observation")) == expected
+
+
+@pytest.mark.parametrize("severity", ["error", "information"])
+def test_failure_of_a_later_page_is_raised_after_what_came(grant, severity):
+    first = bundle(observation(1), next_url="?p=2")
+    grant.server.on("Observation", respond(first))
+    grant.server.on("Observation?p=2", respond(bundle(outcome(severity, "timeout"))))
+    is_failed = severity == "error"
+    assert grant.client.search("Observation").is_complete is not is_failed
+    for read in (iter, SearchStream.pages):
+        found = read(grant.client.iterate("Observation"))
+        assert next(found)
+        if is_failed:
+            with pytest.raises(MalformedFHIRResponseError, match="incomplete"):
+                list(found)
+        else:
+            list(found)
+
+
+@pytest.mark.parametrize("members", [CUT_OFF, UNREADABLE])
+def test_stream_that_lacks_matches_raises_at_its_end(grant, members):
+    grant.server.on("Observation", respond(bundle(observation(1)) | members))
+    found = iter(grant.client.iterate("Observation"))
+    assert next(found) == observation(1)
+    with pytest.raises(MalformedFHIRResponseError, match="incomplete"):
+        next(found)
 
 
 def test_pages_are_followed_one_at_a_time(grant):
@@ -427,7 +482,7 @@ def test_pages_give_matches_inclusions_and_outcomes_apart(grant):
     ]
     grant.server.on("Observation", respond(answer))
     result = grant.client.search("Observation")
-    [page] = grant.client.iterate("Observation").pages()
+    page = next(grant.client.iterate("Observation").pages())
     assert page.resources == [observation(1), observation(2), {"id": "typeless"}]
     assert page.included == [patient, {**patient, "id": "q"}]
     assert page.outcomes == result.outcomes == [outcome, outcome]
@@ -501,10 +556,6 @@ def test_link_that_leads_nowhere_ends_the_search(grant, link):
     answer["link"] = [link]
     grant.server.on("Observation", respond(answer))
     assert ids(grant.client.search("Observation")) == ["o-1"]
-
-
-CUT_OFF = {"link": [{"relation": "next"}]}
-UNREADABLE = {"entry": [{"resource": observation(1)}, {"fullUrl": f"{BASE}/x"}]}
 
 
 @pytest.mark.parametrize(
