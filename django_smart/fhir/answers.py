@@ -11,6 +11,7 @@ from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.messages import (
     build_malformed_error,
     process_change_response,
+    refuse_error,
     resolve_url,
     validate_id,
 )
@@ -40,12 +41,13 @@ def process_write_response(
 
     Raises:
         FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: another resource, or none, and nothing says which
-            one was stored.
+        MalformedFHIRResponseError: an error; another resource, or none, and nothing
+            says which one was stored.
         BearerBoundaryError: only a ``Location`` says what was made, and it leads out.
     """
     what = f"{interaction.name} of {interaction.resource_type}"
     answer = process_change_response(response, what=what)
+    refuse_error(response, answer, what=what)
     if answer is not None and answer["resourceType"] == "OperationOutcome":
         if interaction.headers.get("Prefer") == "return=OperationOutcome":
             return answer

@@ -26,6 +26,7 @@ from django_smart.fhir.interactions import (
 from django_smart.fhir.messages import (
     build_status_error,
     process_bundle_response,
+    reports_error,
     validate_bundle,
 )
 from django_smart.fhir.parameters import SearchParams, build_search_query
@@ -52,8 +53,8 @@ class BatchAnswer:
             server did not send it, or if it is outside the server.
         version_id: the resource's version; empty if the server did not send it.
         error: the error that the interaction alone would have raised, for a status of
-            400 or above, a different resource, or a read or search without one;
-            otherwise, ``None``.
+            400 or above, a write with an error, a different resource, or a read or
+            search without one; otherwise, ``None``.
     """
 
     status_code: int
@@ -71,7 +72,7 @@ class BatchAnswer:
         Raises:
             FHIRStatusError: the server refused this entry.
             MalformedFHIRResponseError: the server returned a different resource, or
-                none for a read or search.
+                none for a read or search, or reported an error with a status below 400.
         """
         if self.error is not None:
             raise self.error
@@ -244,6 +245,16 @@ class Batch:
                 validate_bundle(found, type="searchset", what=what)
             except MalformedFHIRResponseError as error:
                 return BatchAnswer(status_code=status_code, error=error)
+        outcomes = resource, response.get("outcome")
+        if interaction.method != "GET" and any(map(reports_error, outcomes)):
+            return BatchAnswer(
+                status_code=status_code,
+                resource=resource,
+                error=MalformedFHIRResponseError(
+                    f"the {what} reported an error with status {status_code}",
+                    status_code=status_code,
+                ),
+            )
         location = str(response.get("location") or "")
         is_here = "://" not in location or self._client.is_within_boundary(location)
         told = parse_place(location) if is_here else None

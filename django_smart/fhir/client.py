@@ -236,7 +236,8 @@ class FHIRClient(FHIRConnection):
             FHIRPreconditionFailedError: several resources match *if_none_exist*.
             BearerBoundaryError: the response points to another server.
             MalformedFHIRResponseError: the response does not say which resource was
-                stored, or only that the request was accepted (202).
+                stored, or only that the request was accepted (202), or reports an error
+                with a status of success.
         """
         return self._write(
             build_create(resource, if_none_exist=if_none_exist, prefer=prefer)
@@ -317,6 +318,7 @@ class FHIRClient(FHIRConnection):
         Raises:
             FHIRNotFoundError, FHIRGoneError: it does not exist or was already deleted;
                 other servers report success.
+            MalformedFHIRResponseError: an error with a status of success.
         """
         interaction = build_delete(resource_type, id, where=where, if_match=if_match)
         response = self.perform(interaction)

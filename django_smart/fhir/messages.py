@@ -38,6 +38,7 @@ __all__ = [
     "process_read_response",
     "process_resource_response",
     "raise_for_status",
+    "refuse_error",
     "reports_error",
     "resolve_url",
     "validate_bundle",
@@ -251,13 +252,28 @@ def process_delete_response(response: HTTPResponse, *, what: str) -> None:
 
     Raises:
         FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: a status below 400 that is no success.
+        MalformedFHIRResponseError: a status below 400 that is no success, or that comes
+            with an error.
     """
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 202, 204}:
         raise build_malformed_error(
             response, f"the {what} returned status {response.status_code}"
+        )
+    refuse_error(response, parse_resource(response.body), what=what)
+
+
+def refuse_error(response: HTTPResponse, outcome: object, *, what: str) -> None:
+    """
+    Make sure that *outcome* reports no error, which by FHIR's definition is a failure.
+
+    Raises:
+        MalformedFHIRResponseError: it does, although the status is no error.
+    """
+    if reports_error(outcome):
+        raise build_malformed_error(
+            response, f"the {what} reported an error with status {response.status_code}"
         )
 
 

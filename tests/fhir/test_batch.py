@@ -226,6 +226,28 @@ def test_entry_brings_what_was_meant(grant, add, right, wrong):
             assert isinstance(answer.error, MalformedFHIRResponseError)
 
 
+@pytest.mark.parametrize("severity", ["error", "warning"])
+@pytest.mark.parametrize("place", ["resource", "outcome"])
+def test_write_with_an_error_is_not_reported_as_done(grant, place, severity):
+    outcome = {**OUTCOME, "issue": [{"severity": severity}]}
+    response: dict[str, Any] = {"status": "200"}
+    entry = {"response": response}
+    (entry if place == "resource" else response)[place] = outcome
+    batch = grant.client.batch()
+    batch.create(PATIENT)
+    batch.update(KEPT)
+    batch.patch("Patient", "p-1", [{"op": "remove", "path": "/gender"}])
+    batch.delete("Patient", "p-1")
+    grant.server.on(BASE, respond(answers("batch", *[entry] * 4)))
+    for answer in batch.send():
+        assert answer.status_code == 200
+        if severity == "warning":
+            assert answer.error is None
+        else:
+            assert isinstance(answer.error, MalformedFHIRResponseError)
+            assert not answer.reference
+
+
 def test_search_and_delete_bring_what_they_bring(grant):
     batch = grant.client.batch()
     batch.search("Patient", name="x")

@@ -31,6 +31,7 @@ NEW = {"resourceType": "Observation", "status": "final"}
 KEPT = {**NEW, "id": "o-1", "meta": {"versionId": "1"}}
 PERSON = {"resourceType": "Patient", "id": "p-1"}
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"code": "informational"}]}
+FAILURE = {"resourceType": "OperationOutcome", "issue": [{"severity": "error"}]}
 
 
 def sent(grant: Grant) -> tuple[str, str, dict[str, str], Any]:
@@ -362,6 +363,32 @@ def test_what_is_no_patch_is_not_sent(grant, patch):
     assert grant.server.requests == []
 
 
+@pytest.mark.parametrize("status", [200, 201])
+@pytest.mark.parametrize("severity", ["fatal", "error", "warning"])
+def test_write_with_an_error_is_not_reported_as_done(grant, severity, status):
+    issue = {"severity": severity, "code": "processing"}
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    patch = [{"op": "remove", "path": "/status"}]
+    answer = respond(outcome, status, location=f"{BASE}/Observation/o-1")
+    for path in ("Observation", "Observation/o-1"):
+        grant.server.on(path, answer)
+    for change in (
+        lambda fhir: fhir.create(NEW),
+        lambda fhir: fhir.create(NEW, prefer="OperationOutcome"),
+        lambda fhir: fhir.update(KEPT),
+        lambda fhir: fhir.patch("Observation", "o-1", patch),
+    ):
+        if severity == "warning":
+            assert change(grant.client)
+            continue
+        with pytest.raises(MalformedFHIRResponseError, match="an error") as caught:
+            change(grant.client)
+        assert caught.value.status_code == status
+    # An operation such as $validate succeeds when it returns errors.
+    grant.server.on("Observation/$validate", respond(outcome))
+    assert grant.client.operation("validate", "Observation", body=KEPT) == outcome
+
+
 # Deleting
 
 
@@ -386,6 +413,8 @@ def test_resource_is_deleted(grant, answer):
         (respond(b"", 410), FHIRGoneError),
         (respond(OUTCOME, 412), FHIRPreconditionFailedError),
         (respond(b"", 304), MalformedFHIRResponseError),
+        (respond(FAILURE), MalformedFHIRResponseError),
+        (respond(FAILURE, 202), MalformedFHIRResponseError),
     ],
 )
 def test_refused_deletion_is_an_error(grant, answer, error):
