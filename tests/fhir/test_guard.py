@@ -218,6 +218,19 @@ def test_change_of_an_older_version_is_refused_before_it_is_sent():
     assert [request.method for request in grant.server.requests][-1] == "PUT"
 
 
+def test_version_in_the_resource_decides_if_a_proxy_changes_the_etag():
+    grant = make_grant()
+    current = {**MINE, "meta": {"versionId": "3"}}
+    # As Apache's mod_deflate writes it.
+    grant.server.on("Observation/o1", respond(current, etag='W/"3-gzip"'))
+    grant.client.modify("Observation", "o1", lambda one: one.update(status="amended"))
+    assert grant.server.requests[-1].method == "PUT"
+    assert grant.server.requests[-1].headers["If-Match"] == 'W/"3"'
+    with pytest.raises(FHIRPreconditionFailedError):
+        grant.client.update(current, if_match="2")
+    assert grant.server.requests[-1].method == "GET"
+
+
 def test_condition_finds_what_is_changed():
     grant = make_grant()
     search = "Observation?identifier=1&patient=p1"
