@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.fhir.dates import PartialDate, parse_date
-from django_smart.templatetags.fhir import codeable_concept, fhir_date, fhir_status
+from django_smart.templatetags.fhir import (
+    codeable_concept,
+    fhir_date,
+    fhir_status,
+    fhir_value,
+)
 from example_project.fhirtext import objects
 
 __all__ = ["LOINC_CODE", "Result", "Series", "build_series", "search_parameters"]
@@ -46,7 +51,7 @@ class Result:
         date: when it was taken, as precise as it was written; ``None`` if nowhere said.
         value: the number, in *unit*; ``None`` if there is none.
         comparator: ``<``, ``<=``, ``>=`` or ``>`` before the value, mostly empty.
-        note: why there is no number, or that the result is not final.
+        note: why there is no value, or that the result is not final.
         text: the value as it is shown, with its unit.
     """
 
@@ -190,8 +195,14 @@ def build_series(
 def _result(resource: Mapping[str, Any]) -> Result:
     value, unit, comparator = _quantity(resource.get("valueQuantity"))
     note = fhir_status(resource).removeprefix("final").removeprefix(", ")
+    text = ""
     if value is None:
-        reason = codeable_concept(resource.get("dataAbsentReason")) or "no value given"
+        # Such as a string; status, reason and extensions are in the note.
+        notes = {"status": "final", "dataAbsentReason": None, "modifierExtension": None}
+        text = fhir_value({**resource, **notes})
+        reason = codeable_concept(resource.get("dataAbsentReason"))
+        if not reason and not text:
+            reason = "no value given"
         note = ", ".join(filter(None, (reason, note)))
     return Result(
         date=_date(resource),
@@ -199,6 +210,7 @@ def _result(resource: Mapping[str, Any]) -> Result:
         unit=unit,
         comparator=comparator,
         note=note,
+        text=text,
     )
 
 

@@ -162,6 +162,27 @@ def test_a_value_that_is_no_number_is_none(value):
     assert build_series([observation(value=value)]).results[0].value is None
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"valueQuantity": None, "valueString": ">14.0 %"},
+        {"valueQuantity": {"value": ">14.0", "unit": "%"}, "status": "amended"},
+        {"valueQuantity": None, "valueCodeableConcept": {"text": ">14.0 %"}},
+    ],
+)
+def test_a_value_in_words_is_shown_and_not_drawn(more):
+    series = build_series([observation(**more)])
+    [result] = series.results
+    assert (result.text, result.value) == (">14.0 %", None)
+    assert result.note == more.get("status", "")
+    assert series.left_out == 1
+
+
+def test_a_value_that_is_missing_says_so():
+    [result] = build_series([observation(valueQuantity=None)]).results
+    assert (result.text, result.note) == ("", "no value given")
+
+
 def test_no_observations_give_an_empty_series():
     series = build_series([{"resourceType": "OperationOutcome"}])
     assert (series.results, series.latest, series.lowest) == ([], None, None)
