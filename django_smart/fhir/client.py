@@ -6,7 +6,6 @@ import base64
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
 from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRConflictError,
-    FHIRForbiddenError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
+    FHIRStatusError,
     ForeignPatientError,
     InsufficientScopeError,
     MalformedFHIRResponseError,
@@ -89,6 +88,8 @@ _PEOPLE = frozenset(
 # Length of a URL that every server and proxy accepts (IIS: 2,048 for the query).
 _LONGEST_URL = 2000
 _IDS_AT_ONCE = 50
+# Statuses of servers that let resources of a type be read, but not found by their id.
+_NOT_SEARCHABLE = frozenset({400, 403, 404, 405, 422, 501})
 
 
 class FHIRClient(FHIRConnection):
@@ -856,19 +857,29 @@ class FHIRClient(FHIRConnection):
             wanted = list(by_id) if len(by_id) > 1 else []
             for start in range(0, len(wanted), _IDS_AT_ONCE):
                 some = wanted[start : start + _IDS_AT_ONCE]
-                query = {"_id": AnyOf(*some), "_count": len(some)}
-                # No scope may allow it, or no parameter may select the patient.
-                with suppress(
-                    FHIRForbiddenError, ForeignPatientError, InsufficientScopeError
-                ):
-                    for resource in self.iterate(resource_type, query):
-                        if (resource_id := resource.get("id", "")) in by_id:
-                            found[by_id[resource_id]] = resource
+                for resource in self._find_by_id(resource_type, some):
+                    if (resource_id := resource.get("id", "")) in by_id:
+                        found[by_id[resource_id]] = resource
         # The only one of its type, with a version, at another base, or not found.
         for text in texts:
             if text not in found:
                 found[text] = self.resolve(text, within=within)
         return [found[text] for text in texts]
+
+    def _find_by_id(self, resource_type: str, ids: list[str]) -> list[dict[str, Any]]:
+        """Search for resources; without a result where they may only be read."""
+        query = {"_id": AnyOf(*ids), "_count": len(ids)}
+        try:
+            # With a limit, because a server may ignore _id.
+            return self.search(resource_type, query, limit=len(ids))
+        except FHIRStatusError as error:
+            if error.status_code not in _NOT_SEARCHABLE:
+                raise
+        except (ForeignPatientError, InsufficientScopeError):
+            pass  # no scope allows it, or no parameter selects the patient
+        except MalformedFHIRResponseError:
+            pass  # such as an error with status 200
+        return []
 
     def modify(
         self,

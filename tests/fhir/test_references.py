@@ -12,6 +12,7 @@ from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRNotFoundError,
     FHIRRequestError,
+    FHIRStatusError,
     ForeignPatientError,
     InsufficientScopeError,
     MalformedFHIRResponseError,
@@ -328,6 +329,34 @@ def test_references_that_may_not_be_searched_for_are_read(is_asked):
     grant.server.on("Practitioner?_id=d1%2Cd2&_count=2", respond(b"", 403))
     assert grant.client.resolve_many(["Practitioner/d1", "Practitioner/d2"]) == people
     assert len(grant.server.requests) == (3 if is_asked else 2)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 422, 501, 200, 410, 503])
+def test_references_are_read_if_the_server_refuses_the_search(grant, status):
+    others = [{**PATIENT, "id": f"p-{number}"} for number in (1, 2)]
+    for each in others:
+        grant.server.on(f"Patient/{each['id']}", respond(each))
+    issue = {"severity": "warning", "code": "incomplete"}
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    answer = bundle(outcome) if status == 200 else outcome
+    grant.server.on("Patient?_id=p-1%2Cp-2&_count=2", respond(answer, status))
+    references = ["Patient/p-1", "Patient/p-2"]
+    if status in {410, 503}:
+        with pytest.raises(FHIRStatusError):
+            grant.client.resolve_many(references)
+    else:
+        assert grant.client.resolve_many(references) == others
+
+
+def test_search_that_ignores_the_ids_is_not_followed(grant):
+    query = "Patient?_id=p-1%2Cp-2&_count=2"
+    some = [{**PATIENT, "id": one} for one in ("p-8", "p-1")]
+    grant.server.on(query, respond(bundle(*some, next_url="?p=2")))
+    for one in ("p-1", "p-2"):
+        grant.server.on(f"Patient/{one}", respond({**PATIENT, "id": one}))
+    found = grant.client.resolve_many(["Patient/p-1", "Patient/p-2"])
+    assert [each["id"] for each in found] == ["p-1", "p-2"]
+    assert len(grant.server.requests) == 2
 
 
 # Attachments
