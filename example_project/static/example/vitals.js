@@ -8,6 +8,11 @@
   // As Django writes the other dates of the page in US English.
   const months = ["Jan.", "Feb.", "March", "April", "May", "June", "July", "Aug.", "Sept.", "Oct.", "Nov.", "Dec."];
 
+  // Observations that were wrong or never made are no results.
+  const notResults = ["entered-in-error", "cancelled", "registered", "unknown"];
+  // Issue types of a search that stopped early, which may come as a warning.
+  const stopped = ["transient", "lock-error", "no-store", "exception", "timeout", "incomplete", "throttled", "too-costly"];
+
   const client = FHIR.client({
     serverUrl: new URL(card.dataset.fhir, location.href).href,
     tokenResponse: { patient: card.dataset.patient },
@@ -31,8 +36,22 @@
     if (!quantities.length) {
       return "";
     }
-    const values = quantities.map((quantity) => quantity.value).join("/");
+    const values = quantities.map((quantity) => `${quantity.comparator || ""}${quantity.value}`).join("/");
     return `${values} ${quantities[0].unit || ""}`.trim();
+  }
+
+  // A server may report with status 200 that the search failed: that is not an empty result.
+  function readObservations(pages) {
+    const resources = pages.flatMap((page) => page.entry || []).map((entry) => entry.resource);
+    const observations = resources.filter((resource) => resource.resourceType === "Observation");
+    const issues = resources.flatMap((resource) => resource.resourceType === "OperationOutcome" ? resource.issue || [] : []);
+    const failed = issues.some(({ severity, code }) =>
+      severity === "error" || severity === "fatal" || (severity !== "information" && stopped.includes(code)));
+    const missing = !observations.length && pages.some((page) => page.total > 0);
+    if (failed || missing || pages.some((page) => page.resourceType !== "Bundle")) {
+      throw new Error("The search failed.");
+    }
+    return observations.filter((observation) => !notResults.includes(observation.status));
   }
 
   function add(observation) {
@@ -59,12 +78,13 @@
       _sort: "-date",
       _count: "25",
     });
-    const [patient, observations] = await Promise.all([
+    const [patient, pages] = await Promise.all([
       client.patient.read(),
-      client.request(`Observation?${search}`, { flat: true, pageLimit: 4 }),
+      // Without "flat", which would drop the total.
+      client.request(`Observation?${search}`, { pageLimit: 4 }),
     ]);
     const latest = new Map();
-    for (const observation of observations) {
+    for (const observation of readObservations([].concat(pages))) {
       const label = labelOf(observation.code);
       if (!latest.has(label) && valueOf(observation)) {
         latest.set(label, observation);

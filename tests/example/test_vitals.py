@@ -1,0 +1,123 @@
+"""The script of the chart that reads vital signs, with an EHR that answers oddly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Route, expect
+
+from tests.chromium import chromium
+
+__all__ = ["chromium"]
+
+pytestmark = pytest.mark.browser
+
+_SITE = "https://testserver"
+_STATIC = Path(__file__).parents[2] / "example_project/static/example"
+_PAGE = """
+    <!doctype html>
+    <section id="vitals" data-fhir="/fhir/" data-patient="p1" hidden>
+      <p role="status"></p><dl></dl>
+    </section>
+"""
+_PATIENT = {"resourceType": "Patient", "id": "p1", "name": [{"text": "Ada Byron"}]}
+FAILED = "could not be read"
+NONE = "has no vital signs"
+
+
+def observation(text: str = "Pulse", **values: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"text": text},
+        "effectiveDateTime": "2026-03-04",
+        "valueQuantity": {"value": 60, "unit": "/min"},
+        **values,
+    }
+
+
+def outcome(severity: str, code: str = "processing") -> dict[str, Any]:
+    issue = {"severity": severity, "code": code}
+    return {"resourceType": "OperationOutcome", "issue": [issue]}
+
+
+def bundle(*resources: dict[str, Any], **members: Any) -> dict[str, Any]:
+    entries = [{"resource": resource} for resource in resources]
+    return {"resourceType": "Bundle", "type": "searchset", "entry": entries, **members}
+
+
+def show(chromium: Browser, *answers: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return what the script says and shows if the search has these pages."""
+    pages = list(answers)
+
+    def answer(route: Route) -> None:
+        path = route.request.url.removeprefix(_SITE)
+        if not path.startswith("/fhir/"):
+            route.fulfill(body=_PAGE, content_type="text/html")
+            return
+        resource = _PATIENT if "/Patient/" in path else pages.pop(0)
+        if pages and resource is not _PATIENT:
+            resource["link"] = [{"relation": "next", "url": f"{_SITE}/fhir/next"}]
+        route.fulfill(body=json.dumps(resource), content_type="application/fhir+json")
+
+    page = chromium.new_page()
+    page.route("**/*", answer)
+    page.goto(_SITE)
+    page.add_script_tag(
+        path=_STATIC / "vendor/fhirclient-2.6.3/fhir-client.pure.min.js"
+    )
+    page.add_script_tag(path=_STATIC / "vitals.js")
+    status = page.get_by_role("status")
+    expect(status).not_to_be_empty()
+    assert pages == []
+    return status.inner_text(), page.locator("dd .number").all_inner_texts()
+
+
+def test_failure_is_not_shown_as_a_patient_without_vital_signs(
+    chromium: Browser,
+) -> None:
+    for failure in (
+        [outcome("error")],
+        [bundle(outcome("fatal"))],
+        [bundle(outcome("warning", "incomplete"))],
+        [bundle(total=12)],
+        [bundle() | {"entry": [{"fullUrl": "urn:uuid:1"}]}],
+        [bundle(observation()), bundle(outcome("error", "timeout"))],
+    ):
+        status, values = show(chromium, *failure)
+        assert (FAILED in status, values) == (True, []), failure
+
+
+def test_patient_without_vital_signs_is_shown_as_that(chromium: Browser) -> None:
+    for page in (
+        bundle(),
+        bundle(outcome("warning")),
+        bundle(outcome("information", "incomplete"), total=0),
+        bundle(observation(status="entered-in-error"), total=1),
+    ):
+        status, values = show(chromium, page)
+        assert (NONE in status, values) == (True, []), page
+
+
+def test_what_is_no_result_does_not_hide_the_latest_one(chromium: Browser) -> None:
+    wrong = [
+        observation(status=status, valueQuantity={"value": 999})
+        for status in ("entered-in-error", "cancelled", "registered", "unknown")
+    ]
+    included = {"resourceType": "Device", "code": {"text": "Pulse"}}
+    pages = bundle(outcome("warning"), included, *wrong), bundle(observation())
+    assert show(chromium, *pages)[1] == ["60 /min"]
+
+
+def test_comparator_is_shown_before_the_value(chromium: Browser) -> None:
+    pressures = [{"value": 250, "comparator": ">", "unit": "mmHg"}, {"value": 90}]
+    parts = [{"valueQuantity": pressure} for pressure in pressures]
+    quantity = {"value": 40, "comparator": "<", "unit": "/min"}
+    page = bundle(
+        observation(valueQuantity=quantity),
+        observation("Blood pressure", valueQuantity=None, component=parts),
+    )
+    assert show(chromium, page)[1] == ["<40 /min", ">250/90 mmHg"]
