@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import Executor
 from contextvars import copy_context
 from functools import partial, wraps
+from threading import Event
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from django_smart.exceptions import ServerTimeoutError
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, ExportedFile
 from django_smart.fhir.client import FHIRClient
+from django_smart.fhir.connection import CANCELED
 from django_smart.fhir.paging import Stream
 from django_smart.fhir.parameters import SearchParams
 from django_smart.fhir.record import PatientRecord
@@ -52,8 +54,11 @@ class _Threads:
     ) -> _T:
         # As asyncio.to_thread, which knows no executor but the loop's.
         call = partial(function, *args, **kwargs)
-        loop, context = asyncio.get_running_loop(), copy_context()
-        return await loop.run_in_executor(self._executor, context.run, self._call, call)
+        loop, context, canceled = asyncio.get_running_loop(), copy_context(), Event()
+        context.run(CANCELED.set, canceled)
+        future = loop.run_in_executor(self._executor, context.run, self._call, call)
+        future.add_done_callback(lambda f: canceled.set() if f.cancelled() else None)
+        return await future
 
     async def step_through(self, items: Iterable[_T]) -> AsyncIterator[_T]:
         """Yield *items*, none of them ``None``, each of which comes from a thread."""

@@ -9,7 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from threading import Event
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRRequestError,
     MalformedFHIRResponseError,
+    ServerTimeoutError,
 )
 from django_smart.fhir.guard import RecordRules
 from django_smart.fhir.interactions import FHIR_JSON
@@ -32,12 +35,16 @@ from django_smart.transport import ResponseStream
 from django_smart.transport.connections import limit_call
 
 __all__ = [
+    "CANCELED",
     "FHIRConnection",
     "Observer",
     "TokenSource",
     "Transport",
     "refuse_in_event_loop",
 ]
+
+CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
+"Set when nobody awaits a call in a thread any longer."
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -246,6 +253,8 @@ class FHIRConnection:
     ) -> Iterator[_Told]:
         """Refuse a URL outside the boundary, set a request id, and log the request."""
         refuse_in_event_loop()
+        if (canceled := CANCELED.get()) and canceled.is_set():
+            raise ServerTimeoutError("The request was canceled.")
         if not self.is_within_boundary(request.url):
             raise BearerBoundaryError(
                 f"the access token for {get_origin(self.base_url)} may not be "
