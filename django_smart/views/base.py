@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from django.contrib.auth.decorators import login_not_required
 from django.db import connections, transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseForbidden
 from django.http.response import HttpResponseBase
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -18,7 +18,7 @@ from django.views.decorators.debug import (
 )
 from django.views.generic import View
 
-from ..error_pages import Retry, render_error
+from ..error_pages import Retry, harden, render_error
 from ..exceptions import MissingParameterError, SMARTError
 from ..models import ClientRegistration, Launch
 from ..redaction import hide_parameters
@@ -72,6 +72,11 @@ class ProtocolView(View):
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
         """Call Django's, and render :class:`SMARTError` as a page."""
+        if "prefetch" in request.headers.get(
+            "Sec-Purpose", request.headers.get("Purpose", "")
+        ):
+            # Nobody has clicked yet.  Not 503, which Django reports as an error.
+            return harden(HttpResponseForbidden())
         try:
             return super().dispatch(request, *args, **kwargs)
         except SMARTError as exc:

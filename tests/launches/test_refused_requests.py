@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.parse import urlsplit
+
 import pytest
 
 from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     BASE_URL,
+    CLIENT_ID,
+    PATIENT,
     get_callback,
     get_launch,
     make_browser,
@@ -44,6 +49,41 @@ def test_refused_request_leaves_a_log_line_and_no_row(
     assert not Launch.objects.exists()
     assert any(code in record.getMessage() for record in caplog.records)
     assert not ehr.requests
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-purpose": "prefetch"},
+        {"sec-purpose": "prefetch;prerender"},
+        {"purpose": "prefetch"},
+    ],
+)
+def test_prefetched_link_starts_and_completes_nothing(
+    ehr: EHRSimulator, headers: dict[str, str], mailoutbox: list[Any], settings: Any
+) -> None:
+    settings.ADMINS = [("Ada", "ada@example.org")]
+    browser, sign_in = make_browser(), "/smart/login/?server=harbour"
+    launch_id = ehr.create_launch(CLIENT_ID, patient=PATIENT)
+    chart = f"/smart/launch/?iss={BASE_URL}&launch={launch_id}"
+    for url in (sign_in, chart):
+        response = browser.get(url, headers=headers)
+        assert (response.status_code, response.content) == (403, b"")
+        assert "no-store" in response["Cache-Control"]
+    assert not Launch.objects.exists()
+    assert not browser.cookies
+
+    callback = urlsplit(ehr.authorize(browser.get(sign_in)["Location"]))
+    url = f"{callback.path}?{callback.query}"
+    assert browser.get(url, headers=headers).status_code == 403
+    assert Launch.objects.get().status == "pending"
+    # The click that follows is answered as if nothing had been prefetched.
+    assert get_launch(browser.get(url)).status == "completed"
+    assert browser.get(chart).status_code == 302
+    assert browser.get("/smart/jwks.json", headers=headers).status_code == 200
+    # Nor does Django report an error of the server for each link.
+    assert mailoutbox == []
 
 
 @pytest.mark.usefixtures("registration")
