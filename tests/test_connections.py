@@ -15,7 +15,7 @@ from django.utils.formats import date_format
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.views import ConnectionsView
-from tests.ehr import PATIENT, get_callback, get_launch, make_browser
+from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
 from tests.factories import make_grant, make_identity
 from tests.site.browsers import open_chart
 
@@ -35,8 +35,9 @@ def text_of(response: Any) -> str:
 
 def connect(browser: Client, ehr: Any, **values: Any) -> Launch:
     """Connect the records of the signed-in user."""
-    started = browser.post("/smart/login/", {"server": "harbour"})
-    url = ehr.authorize(started["Location"], **{"user": f"Patient/{PATIENT}", **values})
+    url = ehr.authorize(
+        start_login(browser), **{"user": f"Patient/{PATIENT}", **values}
+    )
     return get_launch(get_callback(browser, url))
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from django_smart.models import ClientRegistration
-from tests.ehr import PATIENT, get_callback, get_launch, make_browser
+from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
 from tests.site.browsers import open_chart
 
 pytestmark = [
@@ -102,8 +102,7 @@ def test_next_of_the_button_never_leaves_the_site(ehr, django_user_model):
         page = browser.get(LOGIN, {"server": "harbour", "next": value}).content.decode()
         kept = re.findall(r'name="next" value="([^"]*)"', page)
         assert len(kept) == 1
-        started = browser.post(LOGIN, {"server": "harbour", "next": value})
-        url = ehr.authorize(started["Location"], user=f"Patient/{PATIENT}")
+        url = ehr.authorize(start_login(browser, next=value), user=f"Patient/{PATIENT}")
         assert follow(get_callback(browser, url)).netloc == "app.example.org", value
 
 

@@ -171,7 +171,8 @@ def test_signed_in_user_has_to_press_a_button(ehr, user):
     assert not Launch.objects.exists()
 
     (token,) = re.findall(r'csrfmiddlewaretoken" value="(\w+)"', text_of(page))
-    data = {"server": "harbour", "next": "/links/", "csrfmiddlewaretoken": token}
+    data = {"server": "harbour", "next": "/links/", "user": user.pk}
+    data["csrfmiddlewaretoken"] = token
     origin = {"origin": "https://app.example.org"}
     started = browser.post("/smart/login/", data, headers=origin)
     assert started.status_code == 302

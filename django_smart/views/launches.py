@@ -167,6 +167,7 @@ class LoginView(ProtocolView):
         context = {
             "registration": registration,
             "next": next_url,
+            "user_pk": str(user.pk),
             "user_name": get_own_name(user),
             "may_be_chosen": _may_be_chosen(user, registration),
         }
@@ -177,9 +178,13 @@ class LoginView(ProtocolView):
         chosen, next_url = self._read(request.POST)
         self.registration = registration = self._find(chosen)
         url = build_login_url(**chosen, next_url=next_url)
-        if "connect" in request.POST and get_user(request) is None:
+        user = get_user(request)
+        if user is None and "connect" in request.POST:
             # The session ran out: the launch would sign in, perhaps a new user.
             return self._sign_in_again(request, url)
+        if user is not None and request.POST.get("user") != str(user.pk):
+            # The page named somebody else, as when support staff impersonate a user.
+            return harden(HttpResponseRedirect(url))
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
             return first

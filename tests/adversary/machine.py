@@ -209,7 +209,8 @@ class Adversary(RuleBasedStateMachine):
         browser = self.world.browsers[name]
         user = browser.user
         if posts:
-            values = {"server": server} | ({"may_sign_in": "on"} if lends else {})
+            values = {"server": server, "user": user or ""}
+            values |= {"may_sign_in": "on"} if lends else {}
             response = self.world.post(browser, "/smart/login/", **values)
         else:
             response = self.world.get(browser, f"/smart/login/?server={server}")

@@ -32,6 +32,7 @@ from tests.ehr import (
     launch,
     make_browser,
     start_ehr_launch,
+    start_login,
 )
 from tests.factories import make_registration
 
@@ -255,12 +256,8 @@ def test_signed_in_user_connects_by_a_button(ehr: EHRSimulator) -> None:
     page = browser.get("/smart/login/?server=harbour")
     assert page.status_code == 200
     assert not ehr.requests
-    started = browser.post("/smart/login/", {"server": "harbour"})
-    opened = get_launch(
-        get_callback(
-            browser, ehr.authorize(started["Location"], user=f"Patient/{PATIENT}")
-        )
-    )
+    callback = ehr.authorize(start_login(browser), user=f"Patient/{PATIENT}")
+    opened = get_launch(get_callback(browser, callback))
 
     assert opened.user == user
     assert Identity.objects.get().user == user

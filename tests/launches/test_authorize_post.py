@@ -19,6 +19,7 @@ from tests.ehr import (
     get_callback,
     get_launch,
     make_browser,
+    post_login,
     start_ehr_launch,
 )
 from tests.factories import make_registration
@@ -78,7 +79,7 @@ def test_confirmed_connection_goes_by_post_too(
         django_user_model.objects.create_user("ada"),
         "django.contrib.auth.backends.ModelBackend",
     )
-    response = browser.post("/smart/login/", {"server": "harbour"})
+    response = post_login(browser)
     form = Form(response.content)
     callback = ehr.authorize(form.action, form=form.inputs)
     launch = get_launch(get_callback(browser, callback))

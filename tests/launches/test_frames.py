@@ -371,7 +371,8 @@ def test_login_in_a_frame_goes_on_if_it_is_the_same_server_s(ehr, server):
     confirm = chart.browser.get(url, headers=IN_FRAME)
     assert confirm["Content-Security-Policy"] == ANCESTORS
     values = {"server": "harbour", "next": "/links/"}
-    started = chart.browser.post("/smart/login/", values, headers=IN_FRAME)
+    form = {**values, "user": chart.launch.user_id}
+    started = chart.browser.post("/smart/login/", form, headers=IN_FRAME)
     assert started["Location"].startswith(EHR)
     assert Launch.objects.order_by("-pk")[0].is_framed is True
     # Another server's page would not be shown in this one's frame.
@@ -379,8 +380,8 @@ def test_login_in_a_frame_goes_on_if_it_is_the_same_server_s(ehr, server):
     chart.browser.cookies[BROWSER] = re.sub(
         r"~\d+$", "~999", chart.browser.cookies[BROWSER].value
     )
-    for method in ("get", "post"):
-        page = getattr(chart.browser, method)("/smart/login/", values, headers=IN_FRAME)
+    for method, sent in (("get", values), ("post", form)):
+        page = getattr(chart.browser, method)("/smart/login/", sent, headers=IN_FRAME)
         link = "/smart/login/?server=harbour&amp;next=%2Flinks%2F"
         assert f'href="{link}" target="_blank"' in page.content.decode()
 

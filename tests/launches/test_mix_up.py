@@ -23,6 +23,7 @@ from tests.ehr import (
     get_callback,
     make_browser,
     make_registration,
+    start_login,
 )
 
 pytestmark = pytest.mark.django_db
@@ -47,12 +48,6 @@ def evil() -> Iterator[EHRSimulator]:
             redirect_uri=_EVIL_CALLBACK,
         )
         yield ehr
-
-
-def _start(browser: Any, slug: str) -> str:
-    response = browser.post("/smart/login/", {"server": slug})
-    assert response.status_code == 302
-    return str(response["Location"])
 
 
 def _mix(evil_url: str, honest_url: str) -> str:
@@ -85,8 +80,8 @@ def test_code_of_another_server_is_sent_nowhere(
     if connects:
         _sign_in(victim)
     # The attacker's own request at the honest server: their challenge, their nonce.
-    theirs = _start(attacker, "harbour")
-    mixed = _mix(_start(victim, "evil"), theirs)
+    theirs = start_login(attacker)
+    mixed = _mix(start_login(victim, server="evil"), theirs)
     callback = urlsplit(ehr.authorize(mixed))
     query = {name: values[0] for name, values in parse_qs(callback.query).items()}
     if not sends_iss:
@@ -107,7 +102,7 @@ def test_each_server_completes_at_its_own_callback(
 ) -> None:
     browser = make_browser()
     for slug, simulator in (("harbour", ehr), ("evil", evil)):
-        callback = simulator.authorize(_start(browser, slug))
+        callback = simulator.authorize(start_login(browser, server=slug))
         assert get_callback(browser, callback).status_code == 302
         browser = make_browser()
 
@@ -116,7 +111,7 @@ def test_code_at_the_callback_of_nobody_is_refused(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     browser = make_browser()
-    callback = urlsplit(ehr.authorize(_start(browser, "harbour")))
+    callback = urlsplit(ehr.authorize(start_login(browser)))
     wrong = callback._replace(path="/smart/callback/nobody/").geturl()
     response = get_callback(browser, wrong)
     assert (response.status_code, response.context["code"]) == (

@@ -213,12 +213,42 @@ def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
     assert not Identity.objects.get().may_sign_in
 
 
+def _read_connect_form(browser: Client) -> dict[str, str]:
+    """Open the page that asks; returns what its button sends."""
+    page = browser.get("/smart/login/?server=harbour&next=/page/").content.decode()
+    return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+
+
 def _press_connect(browser: Client) -> Any:
     """Open the page that asks; press its button when the session has run out."""
-    page = browser.get("/smart/login/?server=harbour&next=/page/").content.decode()
-    inputs = re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page)
+    inputs = _read_connect_form(browser)
     browser.session.flush()
-    return browser.post("/smart/login/", dict(inputs))
+    return browser.post("/smart/login/", inputs)
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("is_named", [True, False])
+def test_connecting_for_another_user_than_the_page_named_asks_again(
+    ehr: EHRSimulator, is_named: bool
+) -> None:
+    """Without a new session, as a middleware that impersonates a user does it."""
+    browser = make_browser()
+    _sign_in(browser, "support")
+    form = _read_connect_form(browser)
+    patient = _sign_in(browser, "maria")
+    if not is_named:
+        # As the template of a site does that has not added the field.
+        del form["user"]
+    response = browser.post("/smart/login/", form)
+    page = "/smart/login/?server=harbour&next=%2Fpage%2F"
+    assert (response.status_code, response["Location"]) == (302, page)
+    assert not Launch.objects.exists()
+
+    form = _read_connect_form(browser)
+    assert form["user"] == str(patient.pk)
+    started = browser.post("/smart/login/", form)
+    finished = get_launch(get_callback(browser, ehr.authorize(started["Location"])))
+    assert (finished.intent, finished.user) == ("connect", patient)
 
 
 @pytest.mark.usefixtures("registration")

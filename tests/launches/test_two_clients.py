@@ -81,12 +81,13 @@ def test_each_client_is_started_by_its_own_url(query: str, client_id: str) -> No
         client_id
     )
     browser = make_browser()
-    browser.force_login(make_user())
+    user = make_user()
+    browser.force_login(user)
     page = browser.get(f"/smart/login/?{query}").content.decode()
     slug = query.partition("=")[2]
     assert f'value="{slug}"' in page
     name = query.partition("=")[0]
-    started = browser.post("/smart/login/", {name: slug})
+    started = browser.post("/smart/login/", {name: slug, "user": user.pk})
     assert _get_client(started["Location"]) == client_id
 
 
