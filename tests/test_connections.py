@@ -93,9 +93,9 @@ def test_own_connections_are_listed_and_can_be_ended(
     assert len(ehr.requests_to("revoke")) == 2
     assert browser.get(f"/~{launch.key}/links/").status_code == 410
     assert "Disconnect" not in text_of(browser.get("/smart/connections/"))
-    # Again: it is over, and nothing is sent.
+    # A second click: it is over, and nothing is sent.
     again = browser.post("/smart/connections/", {"grant": launch.grant_id})
-    assert again.status_code == 404
+    assert (again.status_code, again["Location"]) == (302, "/smart/connections/")
     assert len(ehr.requests_to("revoke")) == 2
 
 
@@ -110,9 +110,17 @@ def test_connections_of_others_are_neither_shown_nor_ended(
         if signed_in:
             other.force_login(django_user_model.objects.create_user("sam"))
         assert "Harbour" not in text_of(other.get("/smart/connections/"))
-        response = other.post("/smart/connections/", {"grant": launch.grant_id})
-        assert response.status_code == 404
+        # The page of someone else's connection is that of an unknown one.
+        for grant in (launch.grant_id, 10**9):
+            response = other.post("/smart/connections/", {"grant": grant})
+            assert response.status_code == 404
+            assert listed(response) == []
+            assert get_levels(response) == ["warning"]
     assert launch.grant is not None
+    TokenGrant.objects.update(status=TokenGrant.Status.REVOKED)
+    gone = other.post("/smart/connections/", {"grant": launch.grant_id})
+    assert (gone.status_code, get_levels(gone)) == (404, ["warning"])
+    TokenGrant.objects.update(status=TokenGrant.Status.ACTIVE)
     launch.grant.refresh_from_db()
     assert launch.grant.status == "active"
     assert browser.get(f"/~{launch.key}/links/").status_code == 200
@@ -124,11 +132,37 @@ def test_connections_that_cannot_be_are_not_found(user, grant):
     browser.force_login(user)
     response = browser.post("/smart/connections/", {"grant": grant})
     assert response.status_code == 404
+    assert get_levels(response) == ["warning"]
+
+
+def test_disconnecting_after_the_session_ran_out_says_that_nothing_was_done(ehr, user):
+    browser = make_browser()
+    browser.force_login(user)
+    launch = connect(browser, ehr)
+    browser.session.flush()
+    response = browser.post("/smart/connections/", {"grant": launch.grant_id})
+    assert (response.status_code, listed(response)) == (404, [])
+    assert "no-store" in response["Cache-Control"]
+    assert get_levels(response) == ["warning"]
+    assert "smart-message" in text_of(response)
+    assert 'href="/smart/login/"' in text_of(response)
+    grant = TokenGrant.objects.get()
+    assert grant.status == "active"
+    # After signing in again, the same button works.
+    browser.force_login(user)
+    browser.post("/smart/connections/", {"grant": grant.pk})
+    grant.refresh_from_db()
+    assert grant.status == "revoked"
 
 
 def listed(response: Any) -> list[tuple[Any, str]]:
     """The connections that a page shows, and how each is doing."""
     return [(grant.pk, grant.status) for grant in response.context["grants"]]
+
+
+def get_levels(response: Any) -> list[str]:
+    """Those of the messages that a page shows."""
+    return [each.level_tag for each in response.context["messages"]]
 
 
 def end_at_the_ehr(launch: Launch) -> None:

@@ -10,12 +10,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
 from django.db.models import OuterRef, Subquery
-from django.http import (
-    HttpRequest,
-    HttpResponse,
-    HttpResponseNotFound,
-    HttpResponseRedirect,
-)
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -60,9 +55,12 @@ class ConnectionsView(ProtocolView):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         """List the connected organizations, with scopes and dates."""
+        return self._list(request)
+
+    def _list(self, request: HttpRequest, *, status: int = 200) -> HttpResponse:
         launches = Launch.objects.filter(grant=OuterRef("pk")).order_by("pk")
         grants = (
-            self._get_grants(request)
+            self._get_shown(request)
             .select_related("registration__server", "identity")
             .annotate(launch_kind=Subquery(launches.values("kind")[:1]))
             .order_by("registration__server__name", "-created_at")
@@ -85,7 +83,7 @@ class ConnectionsView(ProtocolView):
             "can_connect_again": set(startable.values_list("pk", flat=True)),
             "can_connect": ClientRegistration.objects.standalone().exists(),
         }
-        return render(request, "django_smart/connections.html", context)
+        return render(request, "django_smart/connections.html", context, status=status)
 
     def get_label(self, grant: TokenGrant) -> str:
         """
@@ -114,10 +112,19 @@ class ConnectionsView(ProtocolView):
         """End one grant of this user; a worker revokes it at the EHR."""
         grant_id = request.POST.get("grant", "")
         is_id = grant_id.isdecimal() and len(grant_id) <= 18
-        grants = self._get_grants(request).select_related("registration__server")
-        grant = grants.filter(pk=int(grant_id)).first() if is_id else None
+        pk = int(grant_id) if is_id else 0
+        shown = self._get_shown(request).select_related("registration__server")
+        grant = shown.filter(pk=pk).first()
         if grant is None:
-            return HttpResponseNotFound()
+            ended = self._get_own(request).exclude(status__in=TokenGrant.ENDABLE)
+            if ended.filter(pk=pk).exists():
+                # A second click.
+                return HttpResponseRedirect(get_protocol_url("connections"))
+            # The session ran out, or nothing of this user's was chosen.
+            messages.warning(
+                request, gettext("Nothing was disconnected."), fail_silently=True
+            )
+            return self._list(request, status=404)
         enqueue_revocations(disconnect_grant(grant))
         messages.success(
             request,
@@ -128,16 +135,15 @@ class ConnectionsView(ProtocolView):
         return HttpResponseRedirect(get_protocol_url("connections"))
 
     @staticmethod
-    def _get_grants(request: HttpRequest) -> Any:
+    def _get_own(request: HttpRequest) -> Any:
         user = get_user(request)
         if user is None:
             return TokenGrant.objects.none()
-        shown = (
-            TokenGrant.Status.ACTIVE,
-            TokenGrant.Status.NEEDS_REAUTHORIZATION,
-        )
-        connected = TokenGrant.objects.connected(timezone.now())
-        return connected.filter(user_id=user.pk, status__in=shown)
+        return TokenGrant.objects.filter(user_id=user.pk)
+
+    def _get_shown(self, request: HttpRequest) -> Any:
+        connected = self._get_own(request).connected(timezone.now())
+        return connected.filter(status__in=TokenGrant.ENDABLE)
 
 
 def _is_active(grant: TokenGrant) -> bool:
