@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 from playwright.sync_api import Browser, expect
 
 from django_smart.testing import EHRSimulator
-from tests.e2e.clicks import NAME, click_app, open_chart
+from tests.e2e.clicks import CLINICIAN, NAME, click_app, open_chart
 from tests.known import PATIENT
 from tests.processes import ExampleSite
 
@@ -61,6 +64,34 @@ def test_form_of_an_error_page_can_be_sent(
     expect(app.locator('a[href="/smart/login/"]').first).to_be_visible()
     status = app.request.get(f"{site.url}/status.json").json()
     assert (status["launched"], status["user"]) == (False, None)
+
+
+def test_double_click_on_the_answer_opens_the_chart(
+    chromium: Browser, real_ehr: EHRSimulator, site: ExampleSite
+) -> None:
+    page = chromium.new_page()
+    open_chart(page, real_ehr)
+    page.goto(real_ehr.origin)
+    page.get_by_role("button", name="Sign out").click()
+    names = (each.name for each in real_ehr.users.values() if each.name != CLINICIAN)
+    app = click_app(page, real_ehr, clinician=next(names))
+    app.get_by_role("button", name="Approve").click()
+    button = app.get_by_role("button", name="Continue as a new user")
+    button.scroll_into_view_if_needed()
+    box = button.bounding_box()
+    assert box is not None
+
+    def delay(respond: Any, request: Any) -> Any:
+        time.sleep(1)
+        return respond(request)
+
+    # The site asks the EHR for the new user's name before it answers.
+    real_ehr.interceptors.append(delay)
+    for _ in range(2):
+        app.mouse.click(box["x"] + 5, box["y"] + 5)
+        time.sleep(0.2)
+    app.wait_for_url("**/~*/patient/")
+    expect(app.get_by_role("heading", name=NAME)).to_be_visible()
 
 
 def test_page_and_pass_through_outlive_the_access_token(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect
+from playwright.sync_api import Browser, BrowserContext, Route, expect
 
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
@@ -86,6 +86,31 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
     app.get_by_role("button", name="Continue as a new user").press("Enter")
     app.wait_for_url("**/~*/patient/")
     context.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["/pages/decide/switch/named/", "/smart/login/?server=harbour"]
+)
+def test_form_is_sent_once_until_the_page_is_shown_again(
+    context: BrowserContext, path: str
+) -> None:
+    page = context.new_page()
+    page.goto(path)
+    sent: list[str] = []
+
+    def keep(route: Route) -> None:
+        sent.append(route.request.method)
+        route.fulfill(status=204)
+
+    page.route("**/*", keep)
+    button = page.get_by_role("button", name="Continue")
+    for expected in (1, 2):
+        with page.expect_request("**/*"):
+            button.click()
+        button.click()
+        page.wait_for_timeout(100)
+        assert sent == ["POST"] * expected
+        page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow'))")
 
 
 def test_longer_words_fit_a_phone(
