@@ -126,6 +126,21 @@ def test_connections_of_others_are_neither_shown_nor_ended(
     assert browser.get(f"/~{launch.key}/links/").status_code == 200
 
 
+def test_connection_can_be_ended_where_numbers_have_separators(
+    user, registration, settings, admin_client
+):
+    settings.USE_THOUSAND_SEPARATOR = True
+    make_grant(registration, user=user, pk=12345, scope="user/*.rs offline_access")
+    page = text_of(admin_client.get("/admin/django_smart/tokengrant/12345/change/"))
+    assert 'name="_selected_action" value="12345"' in page
+    browser = make_browser()
+    browser.force_login(user)
+    page = text_of(browser.get("/smart/connections/"))
+    (pk,) = re.findall(r'name="grant" value="([^"]*)"', page)
+    browser.post("/smart/connections/", {"grant": pk})
+    assert TokenGrant.objects.get().status == "revoked"
+
+
 @pytest.mark.parametrize("grant", ["", "x", "-1", "0", "1.5", "9" * 40, "²", "\x00"])
 def test_connections_that_cannot_be_are_not_found(user, grant):
     browser = make_browser()
