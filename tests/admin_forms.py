@@ -72,7 +72,7 @@ def read_form(page: Any) -> dict[str, Any]:
             data[field.html_name] = "on" if value is True else value
         if field.field.show_hidden_initial:
             assert f'name="{field.html_initial_name}"' in page.text
-            data[field.html_initial_name] = value
+            data[field.html_initial_name] = "" if value is None else value
     return data
 
 

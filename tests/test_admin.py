@@ -852,23 +852,65 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
         "pinned": {"token_endpoint": "https://ehr.example.org/token"},
         "disputed": {"moved": moved},
         "overrides": {"token_endpoint": "https://ehr.example.org/token"},
+        "preset": "athenahealth",
+        "introspection_mode": "client",
+        "login_group": "harbours",
+        "patient_from_fhir_user": True,
+        "nonce_required": False,
+        "frame_origins": ["https://ehr.example.org"],
+        "min_refresh_interval": timedelta(minutes=5),
+        "rate_limit": None,
     }
     FHIRServer.objects.update(**newer)
     response = admin_client.post(url, {**data, "name": "Renamed"})
     assert response.status_code == 302, response.context["errors"]
     stored = FHIRServer.objects.values("name", "search_text", *newer).get()
     assert stored == {"name": "Renamed", "search_text": " renamed", **newer}
+    (change,) = json.loads(LogEntry.objects.get().change_message)
+    assert change["changed"]["fields"] == ["Name"]
 
 
-def test_registration_page_that_was_opened_earlier_turns_nothing_on(admin_client):
-    registration = make_registration(make_server())
+def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):
+    server = make_server(rate_limit=5, frame_origins=["https://ehr.example.org"])
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    del data["nonce_required"]
+    typed = {
+        "rate_limit": "",
+        "frame_origins": "[]",
+        "min_refresh_interval": "0:05:00",
+        "login_group": "harbours",
+        "pkce": "never",
+    }
+    response = admin_client.post(url, {**data, **typed})
+    assert response.status_code == 302, response.context["errors"]
+    stored = FHIRServer.objects.get()
+    assert stored.rate_limit is None
+    assert stored.frame_origins == []
+    assert stored.min_refresh_interval == timedelta(minutes=5)
+    assert (stored.login_group, stored.pkce) == ("harbours", "never")
+    assert not stored.nonce_required
+
+
+def test_registration_page_that_was_opened_earlier_undoes_nothing(admin_client):
+    registration = make_registration(
+        make_server(), client_secret="", client_secret_file="/run/secrets/old"
+    )
     url = url_of(ClientRegistration, "change", registration.pk)
     data = read_form(admin_client.get(url))
-    ClientRegistration.objects.update(is_active=False)
+    newer = {
+        "is_active": False,
+        "create_users": False,
+        "client_secret_file": "/run/secrets/new",
+        "standalone_scope": "launch/patient patient/Patient.rs",
+    }
+    ClientRegistration.objects.update(**newer)
     response = admin_client.post(url, {**data, "landing_page": "/chart/"})
     assert response.status_code == 302, response.context["errors"]
-    stored = ClientRegistration.objects.get()
-    assert (stored.is_active, stored.landing_page) == (False, "/chart/")
+    stored = ClientRegistration.objects.values("landing_page", *newer).get()
+    assert stored == {"landing_page": "/chart/", **newer}
+    (change,) = json.loads(LogEntry.objects.get().change_message)
+    assert change["changed"]["fields"] == ["Landing page"]
 
 
 def read_ciphertext(registration: ClientRegistration) -> str:

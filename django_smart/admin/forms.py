@@ -61,7 +61,7 @@ class FHIRServerForm(_ServerForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _compare_with_page(self, "is_active", "paused")
+        _compare_with_page(self)
         if self.instance._state.adding:
             for name in ("name", "slug"):
                 if name in self.fields:
@@ -109,15 +109,15 @@ class FHIRServerForm(_ServerForm):
             )
 
 
-def _compare_with_page(form: forms.BaseForm, *names: str) -> None:
+def _compare_with_page(form: _RegistrationForm | _ServerForm) -> None:
     """
-    Let what was switched since the page was opened stay as it is.
+    Let what others saved since the page was opened stay as it is.
 
-    Compared with the row, the page's older value would be a change. JSON fields are
-    compared with the page anyway.
+    Compared with the row, the page's older value would be a change.
     """
-    for name in set(names).intersection(form.fields):
-        form.fields[name].show_hidden_initial = True
+    if not form.instance._state.adding:
+        for name in form.fields.keys() - {"client_secret", "request_headers"}:
+            form.fields[name].show_hidden_initial = True
 
 
 class ClientRegistrationForm(_RegistrationForm):
@@ -160,7 +160,7 @@ class ClientRegistrationForm(_RegistrationForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _compare_with_page(self, "is_active")
+        _compare_with_page(self)
 
     def clean(self) -> dict[str, Any]:
         """Put the secret into the row before the row's own rules are checked."""
