@@ -918,6 +918,31 @@ class FHIRServer(models.Model):
             type(self)._default_manager.review_disputes()
             self.refresh_from_db(fields=["disputed"])
 
+    def clean(self) -> None:
+        """Refuse another issuer while identities are stored with the current one."""
+        from .identity import Identity  # which imports this module
+
+        super().clean()
+        rows = type(self)._default_manager.filter(pk=self.pk)
+        stored = rows.first() if self.pk else None
+        if stored is None or not isinstance(self.overrides, dict):
+            return
+        known = stored.id_token_issuer or stored.issuer
+        issuer, field = self.id_token_issuer or self.issuer, "id_token_issuer"
+        entered = self.overrides.get("issuer")
+        if not self.id_token_issuer and entered != stored.overrides.get("issuer"):
+            found = {**(self.configuration or {}), **self.overrides}
+            issuer, field = found.get("issuer") or issuer, "overrides"
+        identities = Identity.objects.known_to(self)
+        if issuer != known and identities.filter(issuer=known).exists():
+            message = _(
+                "Users are known by the issuer %(issuer)s and would all get second "
+                "accounts. Carry their identities over first."
+            )
+            raise ValidationError(
+                {field: ValidationError(message, "issuer", {"issuer": known})}
+            )
+
     @property
     def normalized_base_url(self) -> str:
         """The base URL in the form used for lookups: without a trailing slash."""

@@ -12,7 +12,7 @@ from django_smart.models import FHIRServer, Identity
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
 from tests.ehr import launch, make_browser
-from tests.factories import make_user
+from tests.factories import make_identity, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -61,6 +61,27 @@ def test_user_is_still_known_after_the_ehr_changed_its_issuer(
     server.save()
     call_command("smart_discover", "harbour", stdout=io.StringIO())
     assert launch(browser, ehr).user == user
+
+
+def test_carry_over_changes_nothing_if_people_have_both_issuers(
+    page: dict[str, Any], registration: Any
+) -> None:
+    old, new = "https://ehr.example.org/u", "https://ehr.example.org/v"
+    known = [
+        make_identity(make_user(f"{issuer}/{subject}"), issuer=issuer, subject=subject)
+        for issuer in (old, new)
+        for subject in ("1", "2")
+    ]
+    alone = make_identity(make_user("maria"), issuer=old, subject="3")
+    with pytest.raises(ValueError, match="issuers") as raised:
+        page["carry_over"]("harbour", old=old, new=new)
+    assert all(str(each.pk) in str(raised.value) for each in known[2:])
+    assert Identity.objects.filter(issuer=old).count() == 3
+    Identity.objects.filter(pk__in=[each.pk for each in known[2:]]).delete()
+    page["carry_over"]("harbour", old=old, new=new)
+    assert Identity.objects.filter(issuer=new).count() == 3
+    found = Identity.objects.with_subject(new, "3", server=alone.server)
+    assert found.get().user == alone.user
 
 
 def test_sign_in_by_mozilla_django_oidc_records_the_identity(

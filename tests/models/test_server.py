@@ -9,8 +9,9 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from django_smart.exceptions import InsecureURLError
-from django_smart.models import FHIRServer
+from django_smart.models import FHIRServer, Identity
 from tests.ehr import BASE_URL
+from tests.factories import make_identity, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -123,3 +124,74 @@ def test_defaults_are_the_safe_ones() -> None:
     assert (server.bearer_boundary, server.allow_embedding) == ("base", False)
     assert (server.aud_rule, server.send_scope_on_refresh) == ("as_received", False)
     assert str(server) == "Harbour"
+
+
+OLD, NEW = "https://ehr.example.org/oauth2", "https://ehr.example.org/oauth2/"
+
+
+def _server_with_identity(**values: Any) -> FHIRServer:
+    server = _server(issuer=OLD, **values)
+    server.save()
+    make_identity(make_user(), server=server, issuer=OLD)
+    return server
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("id_token_issuer", NEW), ("overrides", {"issuer": NEW})],
+)
+def test_issuer_is_not_changed_while_identities_have_the_old_one(
+    field: str, value: object
+) -> None:
+    server = _server_with_identity()
+    setattr(server, field, value)
+    with pytest.raises(ValidationError) as raised:
+        server.full_clean()
+    assert field in raised.value.message_dict
+    # Those of another server do not count.
+    Identity.objects.update(server=_make_twin())
+    server.full_clean()
+    # Those of its login group do: they sign in at this server as well.
+    FHIRServer.objects.update(login_group="harbours")
+    server.login_group = "harbours"
+    with pytest.raises(ValidationError):
+        server.full_clean()
+    for identity in Identity.objects.all():
+        identity.issuer = NEW
+        identity.save()
+    server.full_clean()
+
+
+def _make_twin() -> FHIRServer:
+    twin = _server(slug="twin", base_url=f"{BASE_URL}/twin")
+    twin.save()
+    return twin
+
+
+@pytest.mark.parametrize(
+    "values", [{"id_token_issuer": OLD}, {"overrides": {"issuer": OLD}}]
+)
+def test_entered_issuer_is_removed_only_if_the_server_has_the_same(
+    values: dict[str, Any],
+) -> None:
+    server = _server_with_identity(configuration={"issuer": OLD}, **values)
+    (name,) = values
+    setattr(server, name, "" if name == "id_token_issuer" else {})
+    server.full_clean()
+    FHIRServer.objects.update(configuration={"issuer": NEW})
+    if name == "id_token_issuer":
+        FHIRServer.objects.update(issuer=NEW)
+    server = FHIRServer.objects.get()
+    setattr(server, name, "" if name == "id_token_issuer" else {})
+    with pytest.raises(ValidationError) as raised:
+        server.full_clean()
+    assert name in raised.value.message_dict
+
+
+def test_disputed_issuer_keeps_no_other_value_from_being_changed() -> None:
+    server = _server_with_identity(configuration={"issuer": NEW})
+    server.name = "Renamed"
+    server.overrides = {"token_endpoint": "https://ehr.example.org/token"}
+    server.full_clean()
+    server.id_token_issuer = OLD
+    server.full_clean()
