@@ -811,6 +811,28 @@ def test_registration_with_a_key_of_its_own_is_told_of_that_one(admin_client, ro
     assert SigningKey.objects.get() == own
 
 
+@pytest.mark.parametrize("is_separate", [False, True])
+def test_algorithm_whose_key_no_ehr_knows_yet_is_warned_of(admin_client, is_separate):
+    registration = make_registration(
+        make_server(), token_endpoint_auth_method="private_key_jwt", client_secret=""
+    )
+    create_signing_key("RS384", registration=registration if is_separate else None)
+
+    def change_to(algorithm: str) -> list[str]:
+        url = url_of(ClientRegistration, "change", registration.pk)
+        data = read_form(admin_client.get(url))
+        data["signing_algorithm"] = algorithm
+        return levels_of(admin_client.post(url, data, follow=True))
+
+    # The fixture's server cannot be asked either.
+    assert change_to("ES384").count("warning") == 2
+    assert change_to("ES384").count("warning") == 1
+    SigningKey.objects.update(created_at=timezone.now() - OVERLAP)
+    assert change_to("RS384").count("warning") == 1
+    # The set of its separate keys contained no shared one.
+    assert change_to("ES384").count("warning") == 1 + is_separate
+
+
 @pytest.fixture
 def lost_encryption_key(rows: Any, settings: Any) -> None:
     settings.SECRET_KEY = "another key, which nothing was encrypted with: 0123456789"

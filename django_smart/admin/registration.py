@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.urls import path
+from django.utils import timezone
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -27,7 +28,7 @@ from ..servers.registering import (
     get_site_url,
     name_first_client,
 )
-from ..servers.signing_keys import ensure_active_key
+from ..servers.signing_keys import ensure_active_key, get_ready_at
 from .base import EMPTY, as_copyable, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
@@ -266,6 +267,20 @@ class ClientRegistrationAdmin(TestConnectionMixin):
                 request,
                 _("Token requests are signed with the key %(kid)s.") % {"kid": key.kid},
             )
+            # The JWK Set of separate keys contained no shared one.
+            is_new = key.registration_id is None and own.exists()
+            is_new = is_new or timezone.now() < get_ready_at(key)
+            if change and is_new and "signing_algorithm" in form.changed_data:
+                self.message_user(
+                    request,
+                    _(
+                        "The EHR may refuse this key until it fetches the JWK Set "
+                        "again, for up to an hour. To avoid that, set the previous "
+                        "algorithm again, publish a key of the new one, and change "
+                        "the algorithm two hours later."
+                    ),
+                    messages.WARNING,
+                )
 
     def get_row_actions(self, obj: ClientRegistration) -> dict[str, StrOrPromise]:
         """Resume its refreshes, if they were stopped."""

@@ -195,7 +195,8 @@ def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
 
     Args:
         at_once: remove a retired key from the set now, although EHRs may still need it
-            to verify signatures. For a compromised key.
+            to verify signatures, or may not know the shared key that replaces a
+            separate one. For a compromised key.
 
     Raises:
         KeyRotationError: there is no such key, or it is in use.
@@ -204,7 +205,7 @@ def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
     if key is None:
         raise KeyRotationError(f"No key has the id {kid}.")
     if key.status == _Status.ACTIVE:
-        _retire_active(key)
+        _retire_active(key, at_once=at_once)
     if key.status == _Status.NEXT or at_once:
         SigningKey.objects.filter(pk=key.pk).remove()
     key.refresh_from_db()
@@ -259,7 +260,7 @@ def _ensure_key(
         return keys.get(), False
 
 
-def _retire_active(key: SigningKey) -> None:
+def _retire_active(key: SigningKey, *, at_once: bool) -> None:
     signing = SigningKey.objects.active().filter(algorithm=key.algorithm)
     registrations = ClientRegistration.objects.active().filter(
         token_endpoint_auth_method=ClientRegistration.AuthMethod.PRIVATE_KEY_JWT,
@@ -268,10 +269,18 @@ def _retire_active(key: SigningKey) -> None:
     if key.registration_id is None:
         owners = signing.exclude(registration=None).values("registration")
         users = registrations.exclude(pk__in=owners).count()
-    elif signing.of(None).exists():
-        users = 0  # its registration signs with the shared key again
     else:
         users = registrations.filter(pk=key.registration_id).count()
+        if users and signing.of(None).exists():
+            # The registration signs with the shared key again.
+            if not at_once:
+                raise KeyRotationError(
+                    f"Registration {key.registration_id} signs with {key.kid}. Its EHR "
+                    "may have a cached JWK Set without the shared key, and would "
+                    "refuse that one for up to an hour: rotate to another separate "
+                    "key, or retire this one with --now when nobody needs the EHR."
+                )
+            users = 0
     if users:
         raise KeyRotationError(
             f"{users} active registrations sign with {key.algorithm}: rotate "

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError
 
 from django_smart.models import SigningKey
-from django_smart.servers.signing_keys import OVERLAP
+from django_smart.servers.signing_keys import OVERLAP, create_signing_key
 from tests.factories import make_registration
 from tests.management.running import run
 
@@ -190,6 +190,29 @@ def test_keys_of_one_registration_are_made_and_rotated_by_its_id():
     assert json.loads(run("smart_keys", "export").out) == shared
     run("smart_keys", "rotate", "--now", *which)
     assert SigningKey.objects.of(registration).active().get() == own
+
+
+def test_separate_keys_are_not_counted_as_shared():
+    registration = make_registration(
+        token_endpoint_auth_method="private_key_jwt",
+        client_secret="",
+        signing_algorithm="ES384",
+    )
+    create_signing_key("ES384", registration=registration)
+    with pytest.raises(CommandError, match="No shared signing key"):
+        run("smart_keys", "rotate")
+    for _ in range(2):
+        run("smart_keys", "generate", "--algorithm", "RS384")
+    age()
+    run("smart_keys", "rotate")
+    run("smart_keys", "rotate", "--now")
+    assert not SigningKey.objects.of(None).filter(algorithm="ES384").exists()
+    # A key of its own for another algorithm does not help.
+    registration.signing_algorithm = "RS384"
+    registration.save()
+    SigningKey.objects.of(None).delete()
+    run("smart_keys", "generate")
+    assert SigningKey.objects.of(None).get().algorithm == "RS384"
 
 
 @pytest.mark.parametrize("action", ["generate", "rotate", "export"])

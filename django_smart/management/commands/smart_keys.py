@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from django_smart.exceptions import KeyRotationError
@@ -181,16 +182,21 @@ def _choose_algorithms(options: dict[str, Any]) -> list[str]:
         return [options["algorithm"]]
     if registration := _find_registration(options):
         return [registration.signing_algorithm]
+    active = SigningKey.objects.active()
+    own = active.filter(
+        registration=OuterRef("pk"), algorithm=OuterRef("signing_algorithm")
+    )
     signing = ClientRegistration.objects.active().filter(
-        token_endpoint_auth_method=ClientRegistration.AuthMethod.PRIVATE_KEY_JWT
+        ~Exists(own),
+        token_endpoint_auth_method=ClientRegistration.AuthMethod.PRIVATE_KEY_JWT,
     )
     used = {
-        *SigningKey.objects.active().values_list("algorithm", flat=True),
+        *active.of(None).values_list("algorithm", flat=True),
         *signing.values_list("signing_algorithm", flat=True),
     }
     if not used:
         raise CommandError(
-            "No signing key yet: run smart_keys generate --algorithm ES384."
+            "No shared signing key yet: run smart_keys generate --algorithm ES384."
         )
     return [name for name in SIGNING_ALGORITHMS if name in used]
 
