@@ -19,6 +19,7 @@ class DjangoSMARTConfig(AppConfig):
 
     def ready(self) -> None:
         from django.contrib.auth.signals import user_logged_in, user_logged_out
+        from django.db.models.signals import pre_save
 
         from . import checks
 
@@ -29,6 +30,21 @@ class DjangoSMARTConfig(AppConfig):
         user_logged_in.connect(
             _end_launches_of_others, dispatch_uid="django_smart.user_logged_in"
         )
+        for model in self.get_models():
+            pre_save.connect(
+                _compute_fields, sender=model, dispatch_uid="django_smart.pre_save"
+            )
+
+
+def _compute_fields(instance: Any, raw: bool, **values: Any) -> None:
+    """Compute what ``loaddata`` would store as an edited fixture has it."""
+    from .fields import DigestField
+    from .models.search_words import SearchTextField
+
+    if raw:
+        for field in instance._meta.concrete_fields:
+            if isinstance(field, DigestField | SearchTextField):
+                field.pre_save(instance, add=False)
 
 
 # Receivers import their module when they run, because in most commands nobody signs in

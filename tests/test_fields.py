@@ -16,10 +16,16 @@ from django.db.migrations.loader import MigrationLoader
 from django_smart.exceptions import CredentialsError
 from django_smart.fields import digest, get_fernet
 from django_smart.grants.refresh import get_access_token
-from django_smart.models import ClientRegistration, Identity, SigningKey, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    SigningKey,
+    TokenGrant,
+)
 from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
-from tests.ehr import CLIENT_SECRET, connect, make_browser
+from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, connect, make_browser
 from tests.factories import expire, make_registration
 
 pytestmark = pytest.mark.django_db
@@ -184,6 +190,29 @@ def test_fixture_carries_ciphertext() -> None:
     for loaded in serializers.deserialize("json", dumped):
         loaded.save()
     assert ClientRegistration.objects.get().client_secret == CLIENT_SECRET
+
+
+def test_edited_fixture_is_found_by_its_new_values() -> None:
+    make_registration()
+    dumped = serializers.serialize(
+        "json", [*FHIRServer.objects.all(), *ClientRegistration.objects.all()]
+    )
+    ClientRegistration.objects.all().delete()
+    FHIRServer.objects.all().delete()
+    edited = dumped.replace("ehr.example.org", "prod.example.org")
+    edited = edited.replace(CLIENT_ID, "another-client")
+    edited = edited.replace("Harbour Hospital", "Hill Clinic")
+    for loaded in serializers.deserialize("json", edited):
+        loaded.save()
+    server = FHIRServer.objects.get()
+    assert list(FHIRServer.objects.with_base_url(server.base_url)) == [server]
+    assert not FHIRServer.objects.with_base_url(BASE_URL).exists()
+    assert server.search_text == " hill clinic"
+    registration = ClientRegistration.objects.get()
+    assert registration.client_id_digest == digest("another-client")
+    assert ClientRegistration.objects.find_ehr(server.base_url) == registration
+    assert ClientRegistration.objects.find_ehr(BASE_URL) is None
+    assert registration.client_secret == CLIENT_SECRET
 
 
 @pytest.mark.parametrize(
