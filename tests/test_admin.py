@@ -363,6 +363,55 @@ def test_preset_fills_in_what_was_not_typed(admin_client, sent):
     assert FHIRServer.objects.get().bearer_boundary == "origin"
 
 
+def test_values_of_the_preset_before_are_reset_unless_somebody_changed_them(
+    admin_client, sent
+):
+    admin_client.post(url_of(FHIRServer, "add"), server_form(preset="smart_launcher"))
+    server = FHIRServer.objects.get()
+    make_registration(server)
+    url = url_of(FHIRServer, "change", server.pk)
+
+    def choose(preset: str, **values: Any) -> FHIRServer:
+        data = {**read_form(admin_client.get(url)), "preset": preset, **values}
+        response = admin_client.post(url, data)
+        assert response.status_code == 302, response.context["errors"]
+        return FHIRServer.objects.get()
+
+    assert choose("epic").discovery_headers == {"Epic-Client-ID": "growth-chart"}
+    stored = choose("oracle_health")
+    assert (stored.bearer_boundary, stored.discovery_headers) == ("base", {})
+    assert choose("athenahealth").introspection_mode == "client"
+    # What was typed counts, and what the preset had not filled in stays.
+    stored = choose("smart_launcher", introspection_mode="bearer", pkce="never")
+    assert (stored.bearer_boundary, stored.introspection_mode) == ("origin", "bearer")
+    stored = choose("athenahealth", bearer_boundary="base")
+    stored = choose("epic", discovery_headers='{"X": "y"}')
+    stored = choose("", introspection_mode="bearer")
+    assert (stored.discovery_headers, stored.pkce) == ({"X": "y"}, "never")
+    assert (stored.bearer_boundary, stored.introspection_mode) == ("base", "bearer")
+
+
+def test_header_of_the_preset_names_a_changed_client(admin_client, sent):
+    registration = make_registration(make_server(preset="epic"))
+    headers = {"Epic-Client-ID": registration.client_id, "X": "y"}
+    FHIRServer.objects.update(
+        discovery_headers=headers, configuration_fetched_at=timezone.now()
+    )
+    url = url_of(ClientRegistration, "change", registration.pk)
+
+    def rename(client_id: str) -> FHIRServer:
+        data = {**read_form(admin_client.get(url)), "client_id": client_id}
+        response = admin_client.post(url, data)
+        assert response.status_code == 302, response.context["errors"]
+        return FHIRServer.objects.get()
+
+    server = rename("production")
+    assert server.discovery_headers == {"Epic-Client-ID": "production", "X": "y"}
+    assert server.configuration_fetched_at is None
+    FHIRServer.objects.update(discovery_headers={"Epic-Client-ID": "another"})
+    assert rename("newer").discovery_headers == {"Epic-Client-ID": "another"}
+
+
 def test_first_client_of_a_server_is_named_in_the_headers_of_its_preset(
     admin_client, sent
 ):

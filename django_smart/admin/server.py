@@ -30,7 +30,7 @@ from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import check_dispute, fetch_configuration
-from ..servers.presets import get_preset_values
+from ..servers.registering import apply_preset
 from .base import EMPTY, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
@@ -386,7 +386,8 @@ class FHIRServerAdmin(TestConnectionMixin):
         if change:
             lock_and_merge(obj, form.changed_data)
         if "preset" in form.changed_data:
-            self._apply_preset(obj, typed=form.changed_data)
+            before = form.initial.get("preset", "")
+            apply_preset(obj, before=before, keep=form.changed_data)
         moved = "base_url" in form.changed_data
         if moved:
             for name, value in _NOTHING_DISCOVERED.items():
@@ -422,19 +423,6 @@ class FHIRServerAdmin(TestConnectionMixin):
         else:
             message = gettext("The server's configuration is shown below.")
             self.message_user(request, message, messages.SUCCESS)
-
-    @staticmethod
-    def _apply_preset(server: FHIRServer, *, typed: list[str]) -> None:
-        client_id = (
-            server.registrations.values_list("client_id", flat=True).first()
-            if server.pk
-            else None
-        )
-        values = get_preset_values(server.preset, client_id=client_id or "")
-        for name, value in values.items():
-            # What was typed just now counts.
-            if name not in typed:
-                setattr(server, name, value)
 
     def get_row_actions(self, obj: FHIRServer) -> dict[str, StrOrPromise]:
         """Ask it again; pause it, or end its pause."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -199,10 +199,8 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
     if data.name is not None:
         server.name = data.name
     if data.preset is not None:
-        server.preset = data.preset
-        values = get_preset_values(data.preset, client_id="")
-        values.pop("discovery_headers", None)
-        _assign(server, values)
+        before, server.preset = server.preset, data.preset
+        apply_preset(server, before=before)
     name_first_client(server, data.client_id)
     before = server.overrides
     _assign(server, data.server_values)
@@ -212,6 +210,36 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
     server.full_clean()
     server.save()
     return server
+
+
+def apply_preset(
+    server: FHIRServer, *, before: str, keep: Collection[str] = ()
+) -> None:
+    """
+    Fill in the preset of *server*.
+
+    Discovery headers are kept, if there are any, and contain the client ID of the first
+    registration; without one, :func:`name_first_client` fills them in later.
+
+    Args:
+        before: its previous preset; fields that still have a value of that one are
+            reset to their defaults first.
+        keep: fields that an operator has just entered.
+    """
+    rows = ClientRegistration.objects.filter(server_id=server.pk)
+    client_ids = list(rows.values_list("client_id", flat=True))
+    values: dict[str, Any] = {}
+    if before != server.preset:
+        for client_id in client_ids or [""]:
+            for name, value in get_preset_values(before, client_id=client_id).items():
+                if getattr(server, name) == value:
+                    values[name] = getattr(FHIRServer(), name)
+    chosen = get_preset_values(server.preset, client_id=(client_ids or [""])[0])
+    headers = values.get("discovery_headers", server.discovery_headers)
+    if headers or before == server.preset:
+        chosen.pop("discovery_headers", None)
+    values.update(chosen)
+    _assign(server, {name: values[name] for name in values.keys() - {*keep}})
 
 
 def name_first_client(server: FHIRServer, client_id: str) -> bool:
@@ -235,6 +263,24 @@ def name_first_client(server: FHIRServer, client_id: str) -> bool:
         # The server may answer this client otherwise.
         server.configuration_fetched_at = server.discovery_failed_at = None
     return bool(headers)
+
+
+def rename_client(server: FHIRServer, *, old: str, new: str) -> bool:
+    """
+    Replace the client ID in the discovery headers of *server*.
+
+    Returns:
+        Whether one contained it, so that *server* is to be saved.
+    """
+    headers = {
+        name: new if value == old else value
+        for name, value in server.discovery_headers.items()
+    }
+    if headers == server.discovery_headers:
+        return False
+    server.discovery_headers = headers
+    server.configuration_fetched_at = server.discovery_failed_at = None
+    return True
 
 
 def make_name(base_url: str) -> str:

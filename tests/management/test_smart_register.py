@@ -287,6 +287,24 @@ def test_set_reaches_columns_of_both_tables_typed():
     assert (row.server.rate_limit, row.server.min_refresh_interval) == (None, None)
 
 
+def test_values_of_a_wrong_preset_are_reset():
+    register(*_SECRET, *_EHR, "--preset", "smart_launcher")
+    register("--preset", "oracle_health")
+    assert the_registration().server.bearer_boundary == "base"
+    register("--preset", "epic")
+    headers = {"Epic-Client-ID": CLIENT_ID}
+    assert the_registration().server.discovery_headers == headers
+    register("--preset", "epic")
+    assert the_registration().server.discovery_headers == headers
+    register("--preset", "athenahealth", "--set", "pkce=never")
+    server = the_registration().server
+    assert (server.discovery_headers, server.introspection_mode) == ({}, "client")
+    register("--set", "introspection_mode=bearer")
+    register("--preset", "")
+    server = the_registration().server
+    assert (server.introspection_mode, server.pkce) == ("bearer", "never")
+
+
 def test_set_wins_over_the_preset():
     register(
         *(*_SECRET, *_EHR, "--preset", "smart_launcher"),
