@@ -576,6 +576,26 @@ def test_server_without_registrations_is_deleted(admin_client):
     assert not FHIRServer.objects.exists()
 
 
+@pytest.mark.parametrize("make", [make_grant, make_launch])
+def test_registration_that_was_used_is_deactivated_and_not_deleted(admin_client, make):
+    registration = make_registration(make_server())
+    for _ in range(20):
+        make(registration, status="revoked" if make is make_grant else "ended")
+    url = url_of(ClientRegistration, "delete", registration.pk)
+    with CaptureQueriesContext(connection) as queries:
+        response = admin_client.get(url)
+    # The grants are neither read nor listed.
+    (reason,) = response.context["protected"]
+    assert "deactivate" in str(reason)
+    assert len(queries) < 10
+    admin_client.post(url, {"post": "yes"})
+    assert ClientRegistration.objects.get() == registration
+    TokenGrant.objects.all().delete()
+    Launch.objects.all().delete()
+    admin_client.post(url, {"post": "yes"})
+    assert not ClientRegistration.objects.exists()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_servers_are_asked_again(admin_client, rows, sent):
     server = rows[FHIRServer]

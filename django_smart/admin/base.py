@@ -194,14 +194,15 @@ class BaseAdmin(_ModelAdmin):
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[Any], dict[Any, Any], set[Any], list[Any]]:
-        """Django's, with the obstacles among what protects the rows."""
-        found, counts, missing, protected = super().get_deleted_objects(objs, request)
+        """Django's, or the obstacles if there are any: it reads all related rows."""
         obstacles = [
             format_html("{}: {}", obj, obstacle)
             for obj in objs
             if (obstacle := self.get_obstacle(obj))
         ]
-        return found, counts, missing, [*protected, *obstacles]
+        if obstacles:
+            return [], {}, set(), obstacles
+        return super().get_deleted_objects(objs, request)
 
 
 class UnchangeableAdmin(BaseAdmin):

@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
-from ..models import ClientRegistration, FHIRServer, Launch, SigningKey
+from ..models import ClientRegistration, FHIRServer, Launch, SigningKey, TokenGrant
 from ..servers.registering import (
     ClientURLs,
     build_client_urls,
@@ -189,6 +189,13 @@ class ClientRegistrationAdmin(TestConnectionMixin):
         # Its secret is not sent to another server.
         bound = ("client_id",) if obj.has_bound_grants() else ()
         return (*fields, "server", *bound)
+
+    def get_obstacle(self, obj: ClientRegistration) -> StrOrPromise:
+        """Its grants and launches, of which there may be very many."""
+        grants = TokenGrant.objects.filter(registration=obj)
+        if grants.exists() or Launch.objects.filter(registration=obj).exists():
+            return _("it has grants or launches; deactivate it instead")
+        return ""
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         """The redirect URI that this site answers at."""

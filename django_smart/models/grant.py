@@ -946,7 +946,7 @@ class TokenGrant(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.registration.server} #{self.pk} ({self.get_status_display()})"
+        return f"#{self.pk} ({self.get_status_display()})"
 
     @property
     def is_for_service(self) -> bool:
