@@ -852,6 +852,14 @@ def test_registration_keeps_its_server(admin_client, rows):
     assert registration.server == rows[FHIRServer]
 
 
+@pytest.mark.parametrize("server", ["9" * 23, "12345", "x", "\0", ""])
+def test_link_to_a_server_that_does_not_exist_opens_an_empty_form(admin_client, server):
+    url = url_of(ClientRegistration, "add")
+    response = admin_client.get(url, {"server": server})
+    assert response.status_code == 200
+    assert response.context["adminform"].form["callback_id"].value() == ""
+
+
 def test_key_is_made_for_a_registration_that_signs(admin_client):
     server = make_server()
     data = registration_form(
@@ -1145,6 +1153,26 @@ def test_of_each_algorithm_one_key_is_published_as_next(admin_client):
     assert response.context["adminform"].form.errors
     assert admin_client.post(url, {"algorithm": "RS384"}).status_code == 302
     assert SigningKey.objects.count() == 3
+
+
+def test_second_click_that_adds_a_key_shows_the_key_of_the_first(admin_client):
+    create_signing_key("ES384")
+    made: list[SigningKey | None] = []
+
+    def click_again(execute: Any, sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if "django_smart_signingkey" in sql and not made:
+            made.append(None)
+            made.append(create_signing_key("ES384", status="next"))
+        return result
+
+    with connection.execute_wrapper(click_again):
+        url = url_of(SigningKey, "add")
+        response = admin_client.post(url, {"algorithm": "ES384"}, follow=True)
+    assert response.status_code == 200
+    assert "warning" in levels_of(response)
+    assert SigningKey.objects.following().get() == made[-1]
+    assert SigningKey.objects.count() == 2
 
 
 def test_keys_that_do_not_sign_are_taken_out_of_the_key_set(admin_client):

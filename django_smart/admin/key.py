@@ -93,8 +93,13 @@ class SigningKeyAdmin(UnchangeableAdmin):
     def save_model(
         self, request: HttpRequest, obj: SigningKey, form: Any, change: bool
     ) -> None:
-        """Make the key pair."""
-        obj.pk = generate_key(obj.algorithm, obj.registration).pk
+        """Make the key pair, or take the one that a second click has just made."""
+        try:
+            obj.pk = generate_key(obj.algorithm, obj.registration).pk
+        except KeyRotationError as exc:
+            self.message_user(request, str(exc), messages.WARNING)
+            keys = SigningKey.objects.of(obj.registration).published()
+            obj.pk = keys.filter(algorithm=obj.algorithm).latest("pk").pk
         obj.refresh_from_db()
 
     @admin.display(description=_("public JWK"))

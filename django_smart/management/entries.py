@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from difflib import get_close_matches
@@ -266,10 +267,11 @@ def build_input(
     if isinstance(given.get("frame_origin"), str):
         given["frame_origin"] = [given["frame_origin"]]
     _require_types(given)
-    for name, value in (*given.items(), *settings.items()):
-        if isinstance(value, str) and not _is_storable(value):
-            raise EntryError(f"{name} contains characters that cannot be stored.")
     columns = _parse_columns(settings)
+    parsed = (pair for values in columns.values() for pair in values.items())
+    for name, value in (*given.items(), *parsed):
+        if not _is_storable(value):
+            raise EntryError(f"{name} contains characters that cannot be stored.")
     own = {name: given[name] for name in _OWN & given.keys()}
     return RegistrationInput(
         **{"site_url": site_url, "client_id": "", **own},
@@ -293,9 +295,18 @@ def _require_types(given: Mapping[str, Any]) -> None:
             raise EntryError(f"{name} must be {expected}.")
 
 
-def _is_storable(text: str) -> bool:
+def _is_storable(value: Any) -> bool:
     """Whether every database takes it: no NUL, no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+        elif isinstance(each, str) and re.search("[\0\ud800-\udfff]", each):
+            return False
+    return True
 
 
 def _as_option(name: str) -> str:

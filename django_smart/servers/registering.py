@@ -16,7 +16,12 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.text import slugify
 
 from ..conf import conf
-from ..exceptions import InsecureURLError, RegistrationError, UnsupportedServerError
+from ..exceptions import (
+    CredentialsError,
+    InsecureURLError,
+    RegistrationError,
+    UnsupportedServerError,
+)
 from ..fields import digest
 from ..models import ClientRegistration, FHIRServer, SigningKey
 from ..protocol.client_registration import (
@@ -207,6 +212,7 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
     if server.overrides != before:
         # Issuer and keys are fetched again.
         server.configuration_fetched_at = server.discovery_failed_at = None
+    _check_secret(server, "request_headers")
     server.full_clean()
     server.save()
     return server
@@ -321,9 +327,18 @@ def _store_registration(
         data.site_url or not registration.redirect_uri
     ):
         _set_redirect_uri(registration, data.site_url or conf.SMART_SITE_URL)
+    _check_secret(registration, "client_secret")
     registration.full_clean()
     registration.save()
     return registration
+
+
+def _check_secret(row: FHIRServer | ClientRegistration, name: str) -> None:
+    """Refuse a stored value that cannot be decrypted, unless it is replaced."""
+    try:
+        getattr(row, name)
+    except CredentialsError as exc:
+        raise ValidationError({name: f"{exc} Or enter the value again."}) from exc
 
 
 def _choose_method(values: Mapping[str, Any]) -> str:

@@ -305,6 +305,35 @@ def test_values_of_a_wrong_preset_are_reset():
     assert (server.introspection_mode, server.pkce) == ("bearer", "never")
 
 
+def test_json_with_characters_that_no_database_takes_is_refused():
+    pair = 'overrides={"scopes_supported": ["%s"]}'
+    for text in ("\\u0000", "\\ud800"):
+        with pytest.raises(CommandError, match="overrides contains characters"):
+            register(*_SECRET, *_EHR, "--offline", "--set", pair % text)
+    assert_nothing_is_stored()
+    register(*_SECRET, *_EHR, "--offline", "--set", pair % "\\\\u0000")
+    assert the_registration().server.overrides["scopes_supported"] == ["\\u0000"]
+
+
+def test_secrets_that_cannot_be_decrypted_are_entered_again(settings):
+    headers = ("--set", 'request_headers={"X-Api-Key": "k"}')
+    register(*_SECRET, *_EHR, *headers)
+    settings.SECRET_KEY = "another key, which nothing was encrypted with: 0123456789"
+    with pytest.raises(CommandError, match="--set request_headers: "):
+        register("--standalone-scope", STANDALONE_SCOPE)
+    with pytest.raises(CommandError, match="--client-secret: "):
+        register("--standalone-scope", STANDALONE_SCOPE, *headers)
+    register("--client-secret", "newer", *headers)
+    row = the_registration()
+    assert (row.client_secret, row.server.get_request_headers()["X-Api-Key"]) == (
+        "newer",
+        "k",
+    )
+    settings.SECRET_KEY = "yet another key, which encrypted nothing: 0123456789"
+    register("--auth-method", "private_key_jwt", "--set", "request_headers=")
+    assert the_registration().client_secret == ""
+
+
 def test_set_wins_over_the_preset():
     register(
         *(*_SECRET, *_EHR, "--preset", "smart_launcher"),
@@ -559,6 +588,10 @@ def test_one_bad_entry_refuses_the_whole_file(tmp_path):
         (_entry(1, set={"name": "a\0b"}), "characters that cannot be stored"),
         (_entry(1, client_id="a\0b"), "characters that cannot be stored"),
         (_entry(1, client_id="\ud800"), "characters that cannot be stored"),
+        (
+            _entry(1, set={"overrides": {"scopes_supported": ["a\0b"]}}),
+            "overrides contains characters that cannot be stored",
+        ),
         (_entry(1, preset="acme"), "--preset"),
         ("text", "list of objects"),
     ],
