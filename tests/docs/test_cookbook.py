@@ -10,11 +10,17 @@ import pytest
 from django.urls import include, path
 from django.utils import timezone
 
-from django_smart.models import Launch, TokenGrant
+from django_smart.models import Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import read_blocks
 from tests.ehr import PATIENT, connect, launch, make_browser
-from tests.factories import make_registration
+from tests.factories import (
+    make_grant,
+    make_identity,
+    make_launch,
+    make_registration,
+    make_user,
+)
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -181,3 +187,33 @@ def test_what_is_stored_of_a_patient_is_deleted_once_revoked(
     names["delete_patient"](row.registration.server, PATIENT)
     assert not Launch.objects.exists()
     assert not TokenGrant.objects.exists()
+
+
+def test_account_of_a_patient_is_deleted_with_what_it_read_of_others() -> None:
+    registration = make_registration()
+    own, other = (
+        make_identity(
+            make_user(who), server=registration.server, fhir_user=f"Patient/{who}"
+        )
+        for who in (PATIENT, "another")
+    )
+    grant = make_grant(registration, identity=own, user=own.user, patient_id="child")
+    for identity in (own, other):
+        make_launch(
+            registration,
+            context={"patient": "child"},
+            fhir_user=identity.fhir_user,
+            identity=identity,
+        )
+    (block,) = read_blocks("explanation/security-questionnaire.rst")
+    names: dict[str, Any] = {}
+    exec(block.code, names)
+    with pytest.raises(ValueError, match="Revoke"):
+        names["delete_patient"](registration.server, PATIENT)
+    TokenGrant.objects.filter(pk=grant.pk).update(
+        status="revoked", ended_at=timezone.now()
+    )
+    names["delete_patient"](registration.server, PATIENT)
+    assert not TokenGrant.objects.exists()
+    assert Identity.objects.get() == other
+    assert Launch.objects.get().fhir_user == other.fhir_user
