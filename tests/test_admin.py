@@ -779,7 +779,8 @@ def test_fault_of_a_registration_stands_beside_its_field(
     admin_client, rows, values, field, message
 ):
     url = url_of(ClientRegistration, "change", rows[ClientRegistration].pk)
-    response = admin_client.post(url, registration_form(**values))
+    data = read_form(admin_client.get(url))
+    response = admin_client.post(url, {**data, **values})
     assert response.status_code == 200
     errors = response.context["adminform"].form.errors
     assert list(errors) == [field]
@@ -967,6 +968,40 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
     assert stored == {"name": "Renamed", "search_text": " renamed", **newer}
     (change,) = json.loads(LogEntry.objects.get().change_message)
     assert change["changed"]["fields"] == ["Name"]
+
+
+def test_page_that_was_opened_earlier_is_checked_with_the_newer_values(
+    admin_client, admin_user
+):
+    server = make_server(issuer="https://ehr.example.org/old")
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    newer = "https://ehr.example.org/newer"
+    FHIRServer.objects.update(id_token_issuer=newer)
+    make_identity(admin_user, server=server, issuer=newer)
+    response = admin_client.post(url, {**data, "name": "Renamed"})
+    assert response.status_code == 302, response.context["errors"]
+    stored = FHIRServer.objects.get()
+    assert (stored.name, stored.id_token_issuer) == ("Renamed", newer)
+    data["id_token_issuer"] = "https://ehr.example.org/old"
+    response = admin_client.post(url, data)
+    assert "id_token_issuer" in response.context["adminform"].form.errors
+
+
+def test_registration_page_that_was_opened_earlier_is_checked_likewise(admin_client):
+    registration = make_registration(make_server())
+    url = url_of(ClientRegistration, "change", registration.pk)
+    data = read_form(admin_client.get(url))
+    ClientRegistration.objects.update(
+        token_endpoint_auth_method="none", client_secret=""
+    )
+    response = admin_client.post(url, {**data, "landing_page": "/chart/"})
+    assert response.status_code == 302, response.context["errors"]
+    stored = ClientRegistration.objects.get()
+    assert (stored.token_endpoint_auth_method, stored.landing_page) == (
+        "none",
+        "/chart/",
+    )
 
 
 def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):

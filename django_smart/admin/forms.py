@@ -94,7 +94,7 @@ class FHIRServerForm(_ServerForm):
                 data["name"] = make_name(base_url)
             if not data.get("slug") and "slug" not in self.errors:
                 data["slug"] = make_slug(base_url)
-        return data
+        return _keep_changes(self, data)
 
     def validate_unique(self) -> None:
         """Check the digest as well, which Django leaves out: it is no form field."""
@@ -118,6 +118,15 @@ def _compare_with_page(form: _RegistrationForm | _ServerForm) -> None:
     if not form.instance._state.adding:
         for name in form.fields.keys() - {"client_secret", "request_headers"}:
             form.fields[name].show_hidden_initial = True
+
+
+def _keep_changes(
+    form: _RegistrationForm | _ServerForm, data: dict[str, Any]
+) -> dict[str, Any]:
+    """Leave out what was not changed, so that the row is checked as it is now."""
+    if form.instance._state.adding:
+        return data
+    return {name: data[name] for name in data.keys() & {*form.changed_data}}
 
 
 class ClientRegistrationForm(_RegistrationForm):
@@ -176,7 +185,7 @@ class ClientRegistrationForm(_RegistrationForm):
             self.instance.client_secret = ""
         else:
             self._check_stored_secret()
-        return data
+        return _keep_changes(self, data)
 
     def validate_unique(self) -> None:
         """Check the digests as well, which Django leaves out: they are no fields."""
