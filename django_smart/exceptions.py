@@ -256,6 +256,10 @@ class StateError(AuthorizationResponseError):
             "The browser started too many launches, so the oldest were dropped.",
         ),
         "state_expired": (400, "The launch was started too long ago."),
+        "state_withdrawn": (
+            409,
+            "The user signed out before the launch was completed.",
+        ),
         "callback_mismatch": (
             400,
             "The response arrived at another registration's redirect URI (CALL-09).",
@@ -272,6 +276,9 @@ class StateUsedError(StateError):
 
     code = "state_used"
     http_status = 409
+    codes = {
+        "state_failed": (409, "The ``state`` was already used, and the launch failed."),
+    }
 
 
 class AuthorizationDeniedError(AuthorizationResponseError):

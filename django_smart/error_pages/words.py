@@ -319,6 +319,10 @@ WORDS: Mapping[str, Words] = {
             "or connect your records again."
         ),
     ),
+    "state_failed": Words(title=_("This sign-in did not succeed"), advice=_AGAIN),
+    "state_withdrawn": Words(
+        title=_("You signed out, so this was canceled"), advice=_AGAIN
+    ),
     "too_many_pending": Words(
         title=_("Too many apps were opened at once, so this one was closed"),
         advice=_AGAIN,

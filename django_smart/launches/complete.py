@@ -53,7 +53,7 @@ from ..protocol.token import (
 from ..servers.discovery import check_dispute, get_configuration, get_issuer
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
-from .failure import fail_launch
+from .failure import build_used_error, fail_launch
 from .parked import (
     UndecidedError,
     end_parked_launches,
@@ -272,15 +272,7 @@ def _find_launch(state: str) -> Launch:
 
 def _consume(launch: Launch, *, digests: Collection[str]) -> None:
     if launch.status != Launch.Status.PENDING or launch.consumed_at is not None:
-        if launch.error_code == "too_many_pending":
-            raise StateError(
-                "The browser has started many launches after the one of this callback.",
-                code="too_many_pending",
-            )
-        if launch.error_code == "state_expired":
-            # Failed by the purge, or by an earlier callback that was late as well.
-            raise _build_expired()
-        raise StateUsedError("The state of this callback was already used.")
+        raise build_used_error(launch)
     if not any(secrets.compare_digest(launch.browser_digest, each) for each in digests):
         raise StateError(
             "The launch of this callback was started by another browser.",
@@ -288,17 +280,14 @@ def _consume(launch: Launch, *, digests: Collection[str]) -> None:
         )
     now = timezone.now()
     if now >= launch.expires_at:
-        raise _build_expired()
+        raise StateError(
+            "The launch of this callback was started too long ago.",
+            code="state_expired",
+        )
     if not Launch.objects.consume(launch, now=now):
-        # Another callback with this state arrived between the read and the write.
-        raise StateUsedError("The state of this callback was already used.")
+        # Another callback, or a sign-out, came between the read and the write.
+        raise build_used_error(launch)
     launch.consumed_at = now
-
-
-def _build_expired() -> StateError:
-    return StateError(
-        "The launch of this callback was started too long ago.", code="state_expired"
-    )
 
 
 def _check_callback(launch: Launch, callback_id: str) -> None:
@@ -582,7 +571,7 @@ def _store(
     launch.code_verifier = launch.held = launch.question = ""
     if not Launch.objects.complete(launch):
         # Its browser signed out, or it expired, while the tokens were fetched.
-        raise StateUsedError("The launch was ended before it was completed.")
+        raise build_used_error(launch)
     if len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER:
         digests = [launch.browser_digest, *visitor.browser_digests]
         to_revoke += end_idlest_launches(launch, digests, now=now)

@@ -1,18 +1,27 @@
-"""Record a failed launch: a row, a log line and a signal."""
+"""Record a failed launch, and tell a later callback why it cannot be completed."""
 
 from __future__ import annotations
 
 import logging
 
+from django.db import router
 from django.utils import timezone
 
-from ..exceptions import SMARTError
+from ..exceptions import SMARTError, StateError, StateUsedError
 from ..models import Launch
 from ..signals import launch_failed
 
-__all__ = ["fail_launch"]
+__all__ = ["build_used_error", "fail_launch"]
 
 logger = logging.getLogger(__name__)
+
+# What a callback is told, by the code of a launch that failed without one.
+_FAILED_BEFORE = {
+    "signed_out": "state_withdrawn",
+    # By the purge, or by an earlier callback that was late as well.
+    "state_expired": "state_expired",
+    "too_many_pending": "too_many_pending",
+}
 
 
 def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
@@ -38,3 +47,18 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
     reason = "" if error is None else f" ({error})"
     logger.warning("Launch %s failed: %s%s", name, code, reason)
     launch_failed.send(sender=Launch, launch=launch, error=error)
+
+
+def build_used_error(launch: Launch) -> StateError:
+    """Return the error for a callback whose *launch* is no longer pending."""
+    # Not from a replica, which may not have the change yet.
+    failed = Launch.objects.using(router.db_for_write(Launch)).filter(
+        pk=launch.pk, status=Launch.Status.FAILED
+    )
+    reason = failed.values_list("error_code", flat=True).first()
+    if reason is None:
+        return StateUsedError("The state of this callback was already used.")
+    message = f"The launch of this callback has failed ({reason})."
+    if reason in _FAILED_BEFORE:
+        return StateError(message, code=_FAILED_BEFORE[reason])
+    return StateUsedError(message, code="state_failed")

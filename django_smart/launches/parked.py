@@ -21,7 +21,7 @@ from django.db import router, transaction
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import CredentialsError, StateUsedError
+from ..exceptions import CredentialsError
 from ..grants.ending import keep_for_revocation
 from ..models import ClientRegistration, FHIRServer, Identity, Launch
 from ..models.launch import LaunchQuerySet
@@ -29,6 +29,7 @@ from ..protocol.context import LaunchContext
 from ..protocol.id_token import IDTokenClaims
 from ..protocol.scopes import ScopeSet
 from ..protocol.token import TokenResponse
+from .failure import build_used_error
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -123,7 +124,7 @@ def park_launch(
         user: who is signed in; only they can answer, unless the question is to sign in.
 
     Raises:
-        StateUsedError: the launch was ended in the meantime.
+        StateError: the launch was ended in the meantime.
     """
     launch.status = Launch.Status.PARKED
     launch.question = question
@@ -132,7 +133,7 @@ def park_launch(
     launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
     launch.expires_at = timezone.now() + _LIFETIME
     if not Launch.objects.park(launch):
-        raise StateUsedError("The launch was ended before it was completed.")
+        raise build_used_error(launch)
     logger.info("Launch %s is waiting: %s", launch.pk, question)
 
 

@@ -436,7 +436,7 @@ class CallbackView(_CompletingView):
         is_stored = launch is not None and launch.status == Launch.Status.COMPLETED
         return {
             "clean_address": True,
-            "nothing_done": not (is_stored or isinstance(error, StateUsedError)),
+            "nothing_done": not (is_stored or error.code == StateUsedError.code),
         }
 
     # Not meant to be overridden

@@ -19,6 +19,7 @@ from django_smart import transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
+from django_smart.signals import launch_failed
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     CLIENT_ID,
@@ -28,6 +29,7 @@ from tests.ehr import (
     get_callback,
     get_launch,
     launch,
+    listening,
     make_browser,
     start_ehr_launch,
     start_login,
@@ -55,6 +57,7 @@ def test_state_is_used_once_and_the_finished_launch_is_left_alone(
     finished = get_launch(get_callback(browser, callback))
     again = get_callback(browser, callback)
     assert (again.status_code, get_code(again)) == (409, "state_used")
+    assert again.context["nothing_done"] is False
     assert len(ehr.requests_to("token")) == 1
     finished.refresh_from_db()
     assert (finished.status, finished.error_code) == ("completed", "")
@@ -316,10 +319,14 @@ def test_launch_of_what_was_switched_off_meanwhile_is_not_completed(
     assert "_auth_user_id" not in browser.session
     assert not TokenGrant.objects.active().exists()
     assert not User.objects.exists()
-    # On again, the state is used all the same.
+    # On again, the state is used all the same, but nothing was completed with it.
     row.is_active = True
     row.save()
-    assert get_code(get_callback(browser, callback)) == "state_used"
+    with listening(launch_failed) as reported:
+        again = get_callback(browser, callback)
+    assert (again.status_code, get_code(again)) == (409, "state_failed")
+    assert again.context["nothing_done"] is True
+    assert [each["launch"] for each in reported] == [None]
 
 
 @pytest.mark.parametrize("what", ["registration", "server"])
@@ -501,7 +508,7 @@ def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
 
     ehr.interceptors.append(sign_out_first)
     response = get_callback(browser, callback)
-    assert (response.status_code, get_code(response)) == (409, "state_used")
+    assert (response.status_code, get_code(response)) == (409, "state_withdrawn")
     row = Launch.objects.get()
     assert (row.status, row.error_code) == ("failed", "signed_out")
     assert not TokenGrant.objects.active().exists()

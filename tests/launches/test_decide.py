@@ -721,7 +721,7 @@ def test_tokens_that_come_after_a_sign_out_are_revoked(
     pending = Launch.objects.filter(status="pending")
     after_answer(ehr, lambda: pending.fail(error_code="signed_out", now=timezone.now()))
     with commit():
-        assert get_code(get_callback(browser, callback)) == "state_used"
+        assert get_code(get_callback(browser, callback)) == "state_withdrawn"
     assert len(ehr.requests_to("revoke")) >= 1
 
 

@@ -13,9 +13,16 @@ from django.test import Client
 from django_smart.models import Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.celery import Broker
-from tests.ehr import connect, launch, make_browser
+from tests.ehr import (
+    connect,
+    get_callback,
+    get_launch,
+    launch,
+    make_browser,
+    start_login,
+)
 from tests.factories import make_registration
-from tests.launch_urls import open_page
+from tests.launch_urls import get_code, open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
 
@@ -78,6 +85,26 @@ def test_sign_in_and_out_in_a_browser_without_launches_sets_no_cookie() -> None:
     _sign_in(browser)
     browser.post("/sign-out/")
     assert _COOKIE not in browser.cookies
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("signs_out", [False, True])
+def test_sign_out_while_at_the_ehr_is_the_reason_that_the_callback_names(
+    ehr: EHRSimulator, *, signs_out: bool
+) -> None:
+    browser = make_browser()
+    user = _sign_in(browser)
+    callback = ehr.authorize(start_login(browser))
+    if not signs_out:
+        assert get_launch(get_callback(browser, callback)).user == user
+        return
+    browser.post("/sign-out/")
+    response = get_callback(browser, callback)
+    assert (response.status_code, get_code(response)) == (409, "state_withdrawn")
+    assert response.context["nothing_done"] is True
+    assert not TokenGrant.objects.exists()
+    # Also when it is opened again.
+    assert get_code(get_callback(browser, callback)) == "state_withdrawn"
 
 
 @pytest.mark.django_db(transaction=True)
