@@ -71,6 +71,7 @@ __all__ = [
     "Completion",
     "UserResolver",
     "Visitor",
+    "check_sign_out",
     "complete_launch",
     "complete_parked_launch",
     "look_at_parked_launch",
@@ -231,6 +232,21 @@ def refuse_parked_launch(launch: Launch, error: SMARTError) -> None:
     if ended:
         enqueue_revocations(ended)
         fail_launch(launch, error)
+
+
+def check_sign_out(launch: Launch) -> None:
+    """
+    Check that no sign-out in another tab has ended *launch* since it was completed.
+
+    Raises:
+        StateError: it was ended, so nobody may be signed in.
+    """
+    if _get_stored(launch).filter(error_code="signed_out").exists():
+        launch.status = Launch.Status.ENDED
+        raise StateError(
+            "The user signed out while the launch was being completed.",
+            code="state_withdrawn",
+        )
 
 
 def look_at_parked_launch(
@@ -560,7 +576,9 @@ def _store(
     if others is not None:
         to_revoke += end_launches(others, reason="user_changed", now=now)
     # Without a user, only the cookie protects the chart, so it must be a new one.
-    if renews := others is not None or changes or claims is None or not opened:
+    renews = others is not None or changes or claims is None or not opened
+    launch.replaced_digest = launch.browser_digest if renews else ""
+    if renews:
         launch.browser_digest = visitor.new_browser_digest
     launch.user = cast("Any", owner)
     launch.grant = _create_grant(launch, tokens, now=now)

@@ -77,9 +77,13 @@ def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None
         return
     browser = get_browser(request)
     if browser.digests:
-        parked = Launch.objects.filter(browser_digest__in=browser.digests_at_start)
+        digests, now = browser.digests_at_start, timezone.now()
+        parked = Launch.objects.filter(browser_digest__in=digests)
+        # The browser may not have received the new cookie of these yet.
+        completing = Launch.objects.filter(replaced_digest__in=digests)
         enqueue_revocations(
-            end_browser(browser.digests_at_start, reason="signed_out")
+            end_browser(digests, reason="signed_out")
+            + end_launches(completing, reason="signed_out", now=now)
             + end_parked_launches(parked, reason="signed_out")
         )
         browser.rotate()

@@ -2305,6 +2305,17 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "replaced_digest",
+                    models.CharField(
+                        blank=True,
+                        default="",
+                        editable=False,
+                        help_text="SHA-256 of the cookie that the completion replaced, if any; a sign-out with that cookie ends the launch, too.",
+                        max_length=64,
+                        verbose_name="replaced cookie digest",
+                    ),
+                ),
+                (
                     "aud",
                     models.CharField(
                         editable=False,
@@ -2635,6 +2646,12 @@ class Migration(migrations.Migration):
             model_name="launch",
             index=models.Index(
                 fields=["browser_digest"], name="django_smart_launch_browser"
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="launch",
+            index=models.Index(
+                fields=["replaced_digest"], name="django_smart_launch_replaced"
             ),
         ),
         migrations.AddIndex(

@@ -189,6 +189,7 @@ _COMPLETED_FIELDS = (
     "intent",
     "last_used_at",
     "question",
+    "replaced_digest",
     "scope_granted",
     "status",
     "user_id",
@@ -373,6 +374,17 @@ class Launch(models.Model):
             "SHA-256 of the browser's cookie; only that browser can use the launch."
         ),
     )
+    replaced_digest = models.CharField(
+        _("replaced cookie digest"),
+        max_length=64,
+        blank=True,
+        default="",
+        editable=False,
+        help_text=(
+            "SHA-256 of the cookie that the completion replaced, if any; a sign-out "
+            "with that cookie ends the launch, too."
+        ),
+    )
     aud = models.CharField(
         _("aud"),
         max_length=MAX_URL_LENGTH,
@@ -476,6 +488,9 @@ class Launch(models.Model):
         indexes = (
             # With db_index=True, PostgreSQL would get a second one, for LIKE.
             models.Index(fields=["browser_digest"], name="django_smart_launch_browser"),
+            models.Index(
+                fields=["replaced_digest"], name="django_smart_launch_replaced"
+            ),
             # For the purge: those under way are few, and of the others few are old.
             models.Index(
                 fields=["status", "ended_at"], name="django_smart_launch_ended"

@@ -44,6 +44,7 @@ from ..exceptions import (
     IdentityError,
     MissingParameterError,
     SMARTError,
+    StateError,
     StateUsedError,
 )
 from ..grants.ending import enqueue_revocations
@@ -59,6 +60,7 @@ from ..launches.browser import get_browser
 from ..launches.complete import (
     Completion,
     Visitor,
+    check_sign_out,
     complete_launch,
     complete_parked_launch,
     look_at_parked_launch,
@@ -294,7 +296,15 @@ class _CompletingView(ProtocolView):
             request=request,
             missing_scope=completion.launch.missing_scope,
         )
-        return harden(HttpResponseRedirect(self.get_success_url(completion)))
+        response = HttpResponseRedirect(self.get_success_url(completion))
+        if _runs_code_of_site(backend):
+            try:
+                check_sign_out(completion.launch)
+            except StateError:
+                # No earlier check is needed: the browser has nothing of this session.
+                logout(request)
+                raise
+        return harden(response)
 
     def _name_launch(self, launch: Launch) -> None:
         """Let an error page name *launch*."""
@@ -330,6 +340,18 @@ class _CompletingView(ProtocolView):
         path = _find_path(type(backend))
         login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
         request.session["oidc_id_token_expiration"] = _NEVER
+
+
+def _runs_code_of_site(backend: SMARTAuthenticationBackend) -> bool:
+    """
+    Whether code of the site delays the response to a launch that has completed.
+
+    Nothing else takes long enough for a sign-out in another tab.
+    """
+    return (
+        type(backend).fill_user is not SMARTAuthenticationBackend.fill_user
+        or launch_completed.has_listeners(Launch)
+    )
 
 
 def _get_visitor(request: HttpRequest, backend: SMARTAuthenticationBackend) -> Visitor:

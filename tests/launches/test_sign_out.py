@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 from django.contrib.auth import get_user_model, user_logged_in, user_logged_out
 from django.http import HttpRequest
 from django.test import Client
 
+from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.models import Launch, TokenGrant
+from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
 from tests.celery import Broker
 from tests.ehr import (
@@ -19,6 +22,7 @@ from tests.ehr import (
     get_launch,
     launch,
     make_browser,
+    start_ehr_launch,
     start_login,
 )
 from tests.factories import make_registration
@@ -28,6 +32,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
 
 _COOKIE = "__Host-smart_browser"
 _PLAIN_SCOPE = "launch/patient patient/Patient.rs"
+_ONLINE_SCOPE = "launch openid fhirUser patient/Patient.rs online_access"
 
 
 def _sign_in(browser: Client, username: str = "ada") -> Any:
@@ -105,6 +110,87 @@ def test_sign_out_while_at_the_ehr_is_the_reason_that_the_callback_names(
     assert not TokenGrant.objects.exists()
     # Also when it is opened again.
     assert get_code(get_callback(browser, callback)) == "state_withdrawn"
+
+
+class _Filling(SMARTAuthenticationBackend):
+    """Of a site whose ``fill_user`` takes its time."""
+
+    meanwhile: ClassVar[list[Callable[[], None]]] = []
+
+    def fill_user(self, *_args: Any) -> None:
+        if self.meanwhile:
+            self.meanwhile.pop()()
+
+
+def _open_beside(
+    browser: Client, ehr: EHRSimulator, *, signs_out: bool
+) -> Callable[[], None]:
+    """What happens in a second tab: a launch that began before, and a sign-out."""
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    tab = make_browser()
+    tab.cookies = browser.cookies
+
+    def act() -> None:
+        opened = get_launch(get_callback(tab, callback))
+        assert open_page(tab, opened) == 200
+        if signs_out:
+            tab.post("/sign-out/")
+
+    return act
+
+
+@pytest.mark.parametrize("signs_out", [False, True])
+@pytest.mark.parametrize("where", ["fill_user", "launch_completed"])
+def test_launch_that_completes_during_a_sign_out_signs_nobody_in(
+    ehr: EHRSimulator, settings: Any, where: str, *, signs_out: bool
+) -> None:
+    make_registration(ehr_scope=_ONLINE_SCOPE)
+    browser = make_browser()
+    callback = ehr.authorize(start_ehr_launch(browser, ehr))
+    act = _open_beside(browser, ehr, signs_out=signs_out)
+
+    _Filling.meanwhile.append(act)
+
+    def receive(**_values: Any) -> None:
+        if _Filling.meanwhile:
+            _Filling.meanwhile.pop()()
+
+    if where == "fill_user":
+        settings.AUTHENTICATION_BACKENDS = [f"{__name__}._Filling"]
+    else:
+        launch_completed.connect(receive)
+    response = get_callback(browser, callback)
+    launch_completed.disconnect(receive)
+    first = Launch.objects.earliest("pk")
+    if not signs_out:
+        assert get_launch(response) == first
+        assert open_page(browser, first) == 200
+        return
+    assert (response.status_code, get_code(response)) == (409, "state_withdrawn")
+    assert response.context["nothing_done"] is True
+    assert "_auth_user_id" not in browser.session
+    assert (first.status, first.error_code) == ("ended", "signed_out")
+    assert open_page(browser, first) == 410
+    assert not TokenGrant.objects.active().exists()
+
+
+@pytest.mark.parametrize("signs_out", [False, True])
+def test_sign_out_ends_a_launch_whose_cookie_the_browser_does_not_have_yet(
+    ehr: EHRSimulator, *, signs_out: bool
+) -> None:
+    make_registration(standalone_scope=_PLAIN_SCOPE)
+    browser = make_browser()
+    _sign_in(browser)
+    tab = make_browser()
+    callback = ehr.authorize(start_login(browser))
+    tab.cookies.load(browser.cookies.output(header=""))
+    # Its response arrives after the other tab's request was sent.
+    opened = get_launch(get_callback(browser, callback))
+    if signs_out:
+        tab.post("/sign-out/")
+    opened.refresh_from_db()
+    assert opened.status == ("ended" if signs_out else "completed")
+    assert TokenGrant.objects.active().exists() is not signs_out
 
 
 @pytest.mark.django_db(transaction=True)
