@@ -36,7 +36,7 @@ from .exceptions import (
 from .grants.refresh import get_access_token
 from .launches.context import SMARTContext, has_found_launch
 from .launches.frames import adapt_response, may_be_framed
-from .launches.messages import keep_messages_apart
+from .launches.messages import delete_cookies, keep_messages_apart
 from .launches.prefix import LaunchPrefix
 from .launches.request_state import RequestState, get_request_state
 from .models import Launch
@@ -329,6 +329,7 @@ def _finish(state: RequestState, response: HttpResponseBase) -> None:
         _keep_from_caches(state, response)
     if state.browser is not None:
         state.browser.apply(response)
+        delete_cookies(response, state.unneeded_cookies)
         patch_vary_headers(response, ["Cookie"])
 
 

@@ -14,9 +14,16 @@ from django.urls import get_script_prefix, reverse, set_script_prefix
 
 from ..conf import conf
 
-__all__ = ["LaunchPrefix", "build_launch_path", "get_protocol_url", "split_launch_key"]
+__all__ = [
+    "KEY",
+    "LaunchPrefix",
+    "build_launch_path",
+    "get_protocol_url",
+    "split_launch_key",
+]
 
-_KEY = r"[A-Za-z0-9_-]{22,64}"
+#: Pattern of a launch's public key.
+KEY = r"[A-Za-z0-9_-]{22,64}"
 
 
 class LaunchPrefix:
@@ -108,7 +115,7 @@ def split_launch_key(path_info: str) -> tuple[str | None, str]:
     mark = conf.SMART_LAUNCH_PREFIX
     if not mark or not path_info.startswith(f"/{mark}"):
         return None, path_info
-    match = re.fullmatch(rf"/{re.escape(mark)}({_KEY})(/.*)?", path_info, re.DOTALL)
+    match = re.fullmatch(rf"/{re.escape(mark)}({KEY})(/.*)?", path_info, re.DOTALL)
     if match is None:
         return None, path_info
     return match[1], match[2] or "/"
@@ -140,7 +147,7 @@ def get_protocol_url(name: str, **kwargs: str) -> str:
     inner = get_script_prefix()
     path = reverse(f"django_smart:{name}", kwargs=kwargs)
     mark = conf.SMART_LAUNCH_PREFIX
-    match = mark and re.fullmatch(rf"(.*/){re.escape(mark)}{_KEY}/", inner)
+    match = mark and re.fullmatch(rf"(.*/){re.escape(mark)}{KEY}/", inner)
     if not match:
         return path
     return match[1] + path.removeprefix(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class RequestState:
             and the response is for a frame.
         taken_over_by: primary key of the user whom a launch signs in after ending other
             users' launches in this browser.
+        unneeded_cookies: names of cookies that the response deletes.
     """
 
     context: SMARTContext | None = None
@@ -43,6 +45,7 @@ class RequestState:
     is_frame_known: bool = False
     frame_server: FHIRServer | None = None
     taken_over_by: Any = None
+    unneeded_cookies: Collection[str] = ()
 
 
 def get_request_state(request: HttpRequest) -> RequestState:

@@ -18,6 +18,7 @@ from ..models import Launch
 from ..protocol.logout import build_end_session_url
 from ..protocol.urls import get_origin
 from .browser import get_browser
+from .messages import forget_messages
 from .parked import end_parked_launches
 from .request_state import get_request_state
 
@@ -87,6 +88,7 @@ def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None
             + end_parked_launches(parked, reason="signed_out")
         )
         browser.rotate()
+        forget_messages(request)
         _leave_prefix(request)
 
 

@@ -68,7 +68,7 @@ from ..launches.complete import (
 )
 from ..launches.failure import fail_launch
 from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
-from ..launches.messages import keep_messages_apart
+from ..launches.messages import forget_messages, keep_messages_apart
 from ..launches.parked import (
     UndecidedError,
     get_display_name,
@@ -282,6 +282,7 @@ class _CompletingView(ProtocolView):
             browser.renew(completion.open_digests)
         browser.note_launch()
         self._fill_user(completion, backend)
+        forget_messages(request)
         # Messages of the sign-in's signals are for the page the browser goes on to.
         keep_messages_apart(request, key=completion.launch.key)
         if completion.user is not None:

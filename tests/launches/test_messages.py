@@ -8,7 +8,9 @@ from django.contrib.auth.signals import user_logged_in
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
+from django.utils import timezone
 
+from django_smart.models import Launch
 from tests.ehr import make_browser
 from tests.site.browsers import Chart, open_chart
 from tests.site.urls import urlpatterns as site
@@ -125,3 +127,50 @@ def test_messages_of_a_stranger_s_pages_work_as_ever():
     browser.get("/queue/", {"text": "hello"})
     assert browser.get("/show/").content == b"hello"
     assert not any("messages_" in name for name in browser.cookies)
+
+
+# Cookies of charts whose pages never show their messages
+
+
+def _get_cookies(browser: Client) -> set[str]:
+    """The browser's cookies with messages, except that of pages without a launch."""
+    return {
+        name
+        for name, morsel in browser.cookies.items()
+        if name.startswith("messages_") and morsel.value
+    }
+
+
+def test_change_of_user_deletes_messages_of_the_charts_it_closes(ehr, registration):
+    registration.user_switch = registration.UserSwitch.SWITCH
+    registration.save()
+    clinicians = [each for each in ehr.users if each.startswith("Practitioner/")]
+    browser = make_browser()
+    for user in clinicians[:2] * 2:
+        # From the second on, the launch has a message: who is signed in now.
+        chart = open_chart(ehr, browser, user=user)
+        assert chart.get("/links/").status_code == 200
+        assert _get_cookies(browser) <= {f"messages_{chart.launch.key}"}
+    assert "signed in" in shown(chart)
+
+
+@pytest.mark.parametrize("signs_out", [False, True])
+def test_only_messages_of_closed_charts_are_deleted(ehr, *, signs_out):
+    browser = make_browser()
+    charts = [open_chart(ehr, browser) for _ in range(3)]
+    for chart in charts:
+        queue(chart, "saved")
+    # Of the site itself, which may use any name.
+    browser.cookies["messages_theme"] = "dark"
+    own = {"messages_theme"}
+    Launch.objects.filter(pk=charts[0].launch.pk).end(
+        reason="too_many_open", now=timezone.now()
+    )
+    if signs_out:
+        browser.post("/smart/logout/")
+        assert _get_cookies(browser) == own
+        return
+    open_chart(ehr, browser)
+    kept = {f"messages_{chart.launch.key}" for chart in charts[1:]}
+    assert _get_cookies(browser) == own | kept
+    assert [shown(chart) for chart in charts[1:]] == ["saved", "saved"]
