@@ -23,7 +23,12 @@ from django.utils.http import escape_leading_slashes
 
 from .conf import conf
 from .error_pages import is_trouble, render_error, render_trouble
-from .error_pages.retry import connect_again, connect_records, get_page
+from .error_pages.retry import (
+    connect_again,
+    connect_records,
+    get_page,
+    sign_in_again,
+)
 from .error_pages.words import ENDINGS
 from .exceptions import (
     ContextChangedError,
@@ -49,6 +54,7 @@ _Response = HttpResponseBase | Awaitable[HttpResponseBase]
 
 # Pages that are the same for every launch, with forms that post to fixed paths.
 _APPS_OUTSIDE = frozenset({"admin", "django_smart"})
+_SIGNED_OUT = "launch_signed_out"
 
 
 class _Middleware:
@@ -285,9 +291,10 @@ def _check_key(request: HttpRequest, state: RequestState) -> HttpResponseBase | 
     except PrefixError as exc:
         # Links on the page must not carry the refused key.
         set_script_prefix(prefix.outer)
-        # Only for an ended launch, the page may explain how to start again.
-        is_ended = isinstance(exc, EndedLaunchError)
-        return _render_ending(request, exc, context.named_launch if is_ended else None)
+        # Only for an ended launch, and to its own browser, the page may explain how to
+        # start again.
+        is_named = isinstance(exc, EndedLaunchError) or exc.code == _SIGNED_OUT
+        return _render_ending(request, exc, context.named_launch if is_named else None)
     return None
 
 
@@ -298,10 +305,14 @@ def _render_ending(
         return render_error(
             request, error, retry=connect_records(next_url=get_page(request))
         )
+    retry = None
+    if error.code == _SIGNED_OUT:
+        # As login_required, whatever the method.
+        retry = sign_in_again(request, next_url=request.get_full_path())
     return render_error(
         request,
         error,
-        retry=connect_again(launch, next_url=get_page(request)),
+        retry=retry or connect_again(launch, next_url=get_page(request)),
         launch=launch,
         extra={"reason": ENDINGS.get(launch.why_ended(timezone.now()), "")},
     )

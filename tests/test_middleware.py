@@ -6,6 +6,7 @@ import asyncio
 import threading
 from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -194,6 +195,31 @@ def test_key_is_no_credential(ehr, method):
     assert b"<code>launch_foreign</code>" in response.content
     chart.browser = owner
     assert chart.get("/links/").status_code == 200
+
+
+@pytest.mark.parametrize("method", STACKS)
+def test_expired_session_leads_to_the_site_s_sign_in_and_back(ehr, settings, method):
+    settings.LOGIN_URL = "/admin/login/"
+    chart = open_chart(ehr)
+    session = chart.browser.cookies.pop("sessionid")
+    response = getattr(chart, method)("/links/?page=2")
+    assert response.status_code == 403
+    assert b"<code>launch_signed_out</code>" in response.content
+    login = urlsplit(response.context["retry"].url)
+    assert login.path == "/admin/login/"
+    assert parse_qs(login.query) == {"next": [f"{chart.landing}links/?page=2"]}
+    # Back in a session of the same user.
+    chart.browser.cookies["sessionid"] = session.value
+    assert getattr(chart, method)("/links/?page=2").status_code == 200
+
+
+def test_expired_session_has_no_button_to_a_sign_in_through_the_ehr(ehr, settings):
+    settings.LOGIN_URL = "/smart/login/"
+    chart = open_chart(ehr)
+    del chart.browser.cookies["sessionid"]
+    response = chart.get("/links/")
+    assert b"<code>launch_signed_out</code>" in response.content
+    assert response.context["retry"] is None
 
 
 def test_another_user_in_the_same_browser_is_refused(ehr):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from django.conf import settings
 from django.http import HttpRequest
+from django.shortcuts import resolve_url
+from django.urls import Resolver404, get_script_prefix, resolve
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
+from ..conf import conf
 from ..exceptions import (
     DiscoveryBusyError,
     DiscoveryStatusError,
@@ -29,11 +34,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Retry",
     "build_login_url",
+    "build_sign_in_url",
     "can_pass",
     "choose_organization",
     "connect_again",
     "connect_records",
     "get_page",
+    "sign_in_again",
+    "signs_in_through_ehr",
     "try_again",
 ]
 
@@ -96,6 +104,13 @@ def choose_organization(*, next_url: str = "") -> Retry:
     )
 
 
+def sign_in_again(request: HttpRequest, *, next_url: str) -> Retry | None:
+    """Return a button to the site's own sign-in, or ``None`` if it has none."""
+    if signs_in_through_ehr(request):
+        return None
+    return Retry(url=build_sign_in_url(request, next_url), label=_("Sign in"))
+
+
 def can_pass(error: SMARTError) -> bool:
     """Return whether the same request may succeed a little later."""
     return isinstance(error, _PASSING)
@@ -114,3 +129,32 @@ def build_login_url(
 def get_page(request: HttpRequest) -> str:
     """Return the current page's URL, or "" if it was not requested with GET."""
     return request.get_full_path() if request.method == "GET" else ""
+
+
+def build_sign_in_url(request: HttpRequest, next_url: str) -> str:
+    """``LOGIN_URL``, which leads back to *next_url*."""
+    # Importable only when all models are loaded.
+    from django.contrib.auth.views import redirect_to_login
+
+    login_url = resolve_url(settings.LOGIN_URL)
+    # As login_required: from another host, a path would not lead back here.
+    if not _is_own_host(request, urlsplit(login_url).netloc):
+        next_url = request.build_absolute_uri(next_url)
+    return redirect_to_login(next_url, login_url).url
+
+
+def signs_in_through_ehr(request: HttpRequest) -> bool:
+    """Return whether ``LOGIN_URL`` is this package's, which starts another launch."""
+    parts = urlsplit(resolve_url(settings.LOGIN_URL))
+    if not _is_own_host(request, parts.netloc):
+        return False
+    path = parts.path.removeprefix(get_script_prefix())
+    try:
+        return "django_smart" in resolve("/" + path.lstrip("/")).app_names
+    except Resolver404:
+        return False
+
+
+def _is_own_host(request: HttpRequest, host: str) -> bool:
+    # A proxy may change the request's.
+    return host in {"", request.get_host(), urlsplit(conf.SMART_SITE_URL).netloc}

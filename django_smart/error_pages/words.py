@@ -218,6 +218,17 @@ WORDS: Mapping[str, Words] = {
             ),
         ),
     ),
+    "launch_signed_out": Words(
+        title=_("You were signed out"),
+        advice=ByKind(
+            ehr=_(
+                "Sign in again to continue. If you sign in through your EHR, go back "
+                "to the patient's chart and open the app again."
+            ),
+            standalone=_("Sign in again to continue."),
+            unknown=_("Sign in again to continue."),
+        ),
+    ),
     "launch_ended": Words(title=_("This page was closed"), advice=_AGAIN),
     "no_launch": Words(
         title=_("No patient's chart is open here"),

@@ -329,9 +329,16 @@ class SMARTContext:
         now = timezone.now()
         if not launch.is_live(now):
             raise EndedLaunchError("This launch has ended.")
-        if not launch.belongs_to(
-            browser_digests=get_browser(self._request).digests, user_id=self._user_id
-        ):
+        digests = get_browser(self._request).digests
+        if not launch.belongs_to(browser_digests=digests, user_id=self._user_id):
+            if self._user_id is None and launch.belongs_to(
+                browser_digests=digests, user_id=launch.user_id
+            ):
+                # An expired session; a sign-out would have ended the launch.
+                raise PrefixError(
+                    "The user of this launch is no longer signed in.",
+                    code="launch_signed_out",
+                )
             raise PrefixError(
                 "The launch in this URL was opened by another browser or user.",
                 code="launch_foreign",

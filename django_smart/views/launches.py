@@ -13,12 +13,10 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import get_backends, login, logout
 from django.contrib.auth.base_user import AbstractBaseUser
-from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.templatetags.static import static
-from django.urls import Resolver404, get_script_prefix, resolve
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.module_loading import import_string
@@ -33,10 +31,12 @@ from ..conf import conf
 from ..error_pages import Retry, harden
 from ..error_pages.retry import (
     build_login_url,
+    build_sign_in_url,
     can_pass,
     choose_organization,
     connect_again,
     connect_records,
+    signs_in_through_ehr,
     try_again,
 )
 from ..exceptions import (
@@ -215,14 +215,14 @@ class LoginView(ProtocolView):
     @staticmethod
     def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
         """Lead whoever confirmed to the site's login, and from there to *url*."""
-        if _is_own_url(request, resolve_url(settings.LOGIN_URL)):
+        if signs_in_through_ehr(request):
             error = IdentityError(
                 "Whoever confirmed to connect is no longer signed in.",
                 code="user_changed",
             )
             fail_launch(None, error)
             raise error
-        return harden(HttpResponseRedirect(_build_sign_in_url(request, url)))
+        return harden(HttpResponseRedirect(build_sign_in_url(request, url)))
 
     def _begin(
         self, request: HttpRequest, registration: ClientRegistration, *, next_url: str
@@ -471,9 +471,9 @@ class CallbackView(_CompletingView):
         if (
             launch.question == Launch.Question.SIGN_IN
             and get_user(request) is None
-            and not _is_own_url(request, resolve_url(settings.LOGIN_URL))
+            and not signs_in_through_ehr(request)
         ):
-            url = _build_sign_in_url(request, url)
+            url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
 
     @staticmethod
@@ -536,7 +536,7 @@ class DecideView(_CompletingView):
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
             "decide_url": _build_decide_url(launch),
-            "sign_in_url": _build_sign_in_url(request, _build_decide_url(launch)),
+            "sign_in_url": build_sign_in_url(request, _build_decide_url(launch)),
         }
         return harden(render(request, "django_smart/decide.html", context))
 
@@ -636,7 +636,7 @@ class DecideView(_CompletingView):
         )
         # Its receiver ends what the other had open, and sets the new cookie.
         logout(request)
-        url = _build_sign_in_url(request, _build_decide_url(launch))
+        url = build_sign_in_url(request, _build_decide_url(launch))
         return harden(HttpResponseRedirect(url))
 
     @staticmethod
@@ -783,32 +783,6 @@ def _may_be_chosen(
 
 def _build_decide_url(launch: Launch) -> str:
     return get_protocol_url("decide", key=launch.key)
-
-
-def _build_sign_in_url(request: HttpRequest, next_url: str) -> str:
-    """``LOGIN_URL``, which leads back to *next_url*."""
-    login_url = resolve_url(settings.LOGIN_URL)
-    # As login_required: from another host, a path would not lead back here.
-    if not _is_own_host(request, urlsplit(login_url).netloc):
-        next_url = request.build_absolute_uri(next_url)
-    return redirect_to_login(next_url, login_url).url
-
-
-def _is_own_url(request: HttpRequest, url: str) -> bool:
-    """Whether *url* signs in by the EHR again, which would park the launch again."""
-    parts = urlsplit(url)
-    if not _is_own_host(request, parts.netloc):
-        return False
-    path = parts.path.removeprefix(get_script_prefix())
-    try:
-        return "django_smart" in resolve("/" + path.lstrip("/")).app_names
-    except Resolver404:
-        return False
-
-
-def _is_own_host(request: HttpRequest, host: str) -> bool:
-    # A proxy may change the request's.
-    return host in {"", request.get_host(), urlsplit(conf.SMART_SITE_URL).netloc}
 
 
 def _find_path(backend: type[SMARTAuthenticationBackend]) -> str:

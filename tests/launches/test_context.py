@@ -239,12 +239,13 @@ def test_every_refusal_of_a_key_has_a_code_and_a_reason(ehr, django_user_model):
     assert caught.value.code == "launch_unknown"
     assert (bool(unknown), unknown.reason) == (False, "launch_unknown")
 
-    for other in (AnonymousUser(), django_user_model.objects.create_user("sam")):
-        foreign = make_context(chart, user=other, key=key)
+    sam = django_user_model.objects.create_user("sam")
+    for other, code in ((AnonymousUser(), "signed_out"), (sam, "foreign")):
+        refused = make_context(chart, user=other, key=key)
         with pytest.raises(PrefixError) as caught:
-            foreign.check_prefix()
-        assert caught.value.code == "launch_foreign"
-        assert (bool(foreign), foreign.reason) == (False, "launch_foreign")
+            refused.check_prefix()
+        assert caught.value.code == f"launch_{code}"
+        assert (bool(refused), refused.reason) == (False, f"launch_{code}")
 
     Launch.objects.end(reason="test", now=timezone.now())
     ended = make_context(chart, user=user, key=key)
