@@ -458,6 +458,7 @@ class IdentityError(SMARTError):
     http_status = 403
     codes = {
         "user_changed": (409, "The signed-in user changed in the meantime."),
+        "user_signed_out": (409, "The user's session expired in the meantime."),
     }
 
 

@@ -420,6 +420,10 @@ WORDS: Mapping[str, Words] = {
         title=_("Another user signed in meanwhile"),
         advice=_("Check who is signed in here, then start again."),
     ),
+    "user_signed_out": Words(
+        title=_("You were signed out"),
+        advice=_("Sign in again, then open the app or connect your records again."),
+    ),
     "user_inactive": Words(
         title=_("Your account here is deactivated"), advice=_ASK_ADMINISTRATOR
     ),

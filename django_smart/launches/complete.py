@@ -346,10 +346,7 @@ def _complete(
     if launch.intent == Launch.Intent.CONNECT and not _is_same(
         visitor.user, launch.user
     ):
-        raise IdentityError(
-            "The signed-in user is not the one who started to connect.",
-            code="user_changed",
-        )
+        raise _build_user_error(visitor)
     tokens = _exchange_code(launch, configuration, code=answer.code)
     try:
         return _use_tokens(launch, tokens, visitor)
@@ -370,10 +367,7 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
     _check_patient(tokens)
     if claims is None and not _is_same(visitor.user, launch.user):
         # Without an identity, the launch belongs to the user who started it.
-        raise IdentityError(
-            "The signed-in user changed during the launch.",
-            code="user_changed",
-        )
+        raise _build_user_error(visitor)
     try:
         return _store_together(launch, tokens, claims, visitor)
     except UndecidedError as exc:
@@ -387,6 +381,13 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
             launch=launch,
             open_digests=set(opened.values_list("browser_digest", flat=True)),
         )
+
+
+def _build_user_error(visitor: Visitor) -> IdentityError:
+    return IdentityError(
+        "The signed-in user is not the one who started the launch.",
+        code="user_signed_out" if visitor.user is None else "user_changed",
+    )
 
 
 def _store_together(

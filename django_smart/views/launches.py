@@ -36,6 +36,7 @@ from ..error_pages.retry import (
     choose_organization,
     connect_again,
     connect_records,
+    sign_in_again,
     signs_in_through_ehr,
     try_again,
 )
@@ -218,7 +219,7 @@ class LoginView(ProtocolView):
         if signs_in_through_ehr(request):
             error = IdentityError(
                 "Whoever confirmed to connect is no longer signed in.",
-                code="user_changed",
+                code="user_signed_out",
             )
             fail_launch(None, error)
             raise error
@@ -439,7 +440,8 @@ class CallbackView(_CompletingView):
         launch, user = self.launch, get_user(self.request)
         if launch is None:
             return connect_records()
-        if isinstance(error, IdentityError):
+        is_signed_out = error.code == "user_signed_out"
+        if isinstance(error, IdentityError) and not is_signed_out:
             return None
         if launch.status == Launch.Status.PARKED:
             return Retry(url=_build_decide_url(launch), label=_("Continue"))
@@ -451,7 +453,11 @@ class CallbackView(_CompletingView):
             return Retry(
                 url=self.get_launch_url(launch), label=_("Continue to the page")
             )
-        return connect_again(launch, next_url=launch.next_url)
+        again = connect_again(launch, next_url=launch.next_url)
+        if again is not None and is_signed_out:
+            # Without a user, it would sign in through the EHR instead of connecting.
+            return sign_in_again(self.request, next_url=again.url) or again
+        return again
 
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
         """Remove the code from the address bar, and say whether anything was done."""
@@ -609,8 +615,9 @@ class DecideView(_CompletingView):
             user is None or (user != asked.owner and user.pk != launch.user_id)
         ):
             # Only whoever was asked can answer: the question was about them.
-            changed = "The signed-in user is not the one who was asked."
-            self._end(launch, IdentityError(changed, code="user_changed"))
+            changed = "The user who was asked is no longer signed in."
+            code = "user_signed_out" if user is None else "user_changed"
+            self._end(launch, IdentityError(changed, code=code))
         return asked
 
     def _complete(

@@ -512,18 +512,24 @@ def test_answer_needs_the_csrf_token_of_the_session(ehr: EHRSimulator) -> None:
     assert _signed_in(browser) != str(opened.user_id)
 
 
+@pytest.mark.parametrize("is_signed_in", [False, True])
 def test_question_about_one_user_is_not_another_one_s(
-    ehr: EHRSimulator, commit: Callable[[], Any]
+    ehr: EHRSimulator, commit: Callable[[], Any], *, is_signed_in: bool
 ) -> None:
     browser, _ = _open_as_first(ehr)
     launch(make_browser(), ehr, user=_second_clinician(ehr))
     parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
     token = _get_access_token(parked)
-    third = _sign_in(browser, make_user("sam"))
+    third = make_user("sam")
+    if is_signed_in:
+        _sign_in(browser, third)
+    else:
+        del browser.cookies["sessionid"]
     with commit():
         response = browser.post(page, {"choice": "switch"})
-    assert (response.status_code, get_code(response)) == (409, "user_changed")
-    assert _signed_in(browser) == str(third.pk)
+    code = "user_changed" if is_signed_in else "user_signed_out"
+    assert (response.status_code, get_code(response)) == (409, code)
+    assert _signed_in(browser) == (str(third.pk) if is_signed_in else None)
     assert _is_revoked(ehr, token)
 
 

@@ -291,7 +291,7 @@ def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
     _sign_in(browser)
     with listening(launch_failed) as failed:
         response = _press_connect(browser)
-    assert (response.status_code, get_code(response)) == (409, "user_changed")
+    assert (response.status_code, get_code(response)) == (409, "user_signed_out")
     assert not Launch.objects.exists()
     assert len(failed) == 1
 
@@ -336,20 +336,32 @@ def test_advice_on_an_identity_of_someone_else_helps(
 
 
 @pytest.mark.parametrize("change", ["another", "nobody"])
+@pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/"])
 @pytest.mark.usefixtures("registration")
 def test_connecting_is_refused_when_the_user_changed_meanwhile(
-    ehr: EHRSimulator, change: str
+    ehr: EHRSimulator, settings: Any, change: str, login_url: str
 ) -> None:
+    settings.LOGIN_URL = login_url
     browser = make_browser()
     _sign_in(browser)
-    callback = ehr.authorize(start_login(browser))
+    callback = ehr.authorize(start_login(browser, next="/page/"))
     if change == "another":
         _sign_in(browser, "grace")
     else:
         # A session that ran out: unlike a sign-out, it tells nobody.
         del browser.cookies["sessionid"]
     response = get_callback(browser, callback)
-    assert (response.status_code, get_code(response)) == (409, "user_changed")
+    retry = response.context["retry"]
+    if change == "another":
+        assert (response.status_code, get_code(response)) == (409, "user_changed")
+        assert retry is None
+    else:
+        assert (response.status_code, get_code(response)) == (409, "user_signed_out")
+        again = "/smart/login/?server=harbour&next=%2Fpage%2F"
+        # While nobody is signed in, that would not connect, but sign in by the EHR.
+        url = urlsplit(retry.url)
+        leads_to = parse_qs(url.query)["next"][0] if "admin" in login_url else retry.url
+        assert (url.path, leads_to) == (login_url, again)
     assert not ehr.requests_to("token")
     assert not Identity.objects.exists()
     assert not TokenGrant.objects.active().exists()
