@@ -970,6 +970,20 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
     assert change["changed"]["fields"] == ["Name"]
 
 
+def test_form_without_its_first_values_is_compared_with_the_row(admin_client):
+    server = make_server(nonce_required=True, rate_limit=5)
+    url = url_of(FHIRServer, "change", server.pk)
+    data = read_form(admin_client.get(url))
+    given = {
+        name: value for name, value in data.items() if not name.startswith("initial-")
+    }
+    del given["nonce_required"]
+    response = admin_client.post(url, {**given, "rate_limit": ""})
+    assert response.status_code == 302, response.context["errors"]
+    stored = FHIRServer.objects.get()
+    assert (stored.nonce_required, stored.rate_limit) == (False, None)
+
+
 def test_page_that_was_opened_earlier_is_checked_with_the_newer_values(
     admin_client, admin_user
 ):

@@ -117,7 +117,9 @@ def _compare_with_page(form: _RegistrationForm | _ServerForm) -> None:
     """
     if not form.instance._state.adding:
         for name in form.fields.keys() - {"client_secret", "request_headers"}:
-            form.fields[name].show_hidden_initial = True
+            # A page that does not say what it was opened with is compared with the row.
+            if not form.is_bound or form.add_initial_prefix(name) in form.data:
+                form.fields[name].show_hidden_initial = True
 
 
 def _keep_changes(

@@ -292,8 +292,9 @@ class ClientRegistrationAdmin(TestConnectionMixin):
                     _(
                         "The EHR may refuse this key until it fetches the JWK Set "
                         "again, for up to an hour. To avoid that, set the previous "
-                        "algorithm again, publish a key of the new one, and change "
-                        "the algorithm two hours later."
+                        "algorithm again, publish a key of the new one, wait two "
+                        "hours, activate it if it is a separate key, and change the "
+                        "algorithm then."
                     ),
                     messages.WARNING,
                 )

@@ -47,7 +47,8 @@ def process_write_response(
     """
     what = f"{interaction.name} of {interaction.resource_type}"
     answer = process_change_response(response, what=what)
-    refuse_error(response, answer, what=what)
+    if response.status_code != 201:  # which says that it was stored
+        refuse_error(response, answer, what=what)
     if answer is not None and answer["resourceType"] == "OperationOutcome":
         if interaction.headers.get("Prefer") == "return=OperationOutcome":
             return answer

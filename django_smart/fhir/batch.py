@@ -246,7 +246,9 @@ class Batch:
             except MalformedFHIRResponseError as error:
                 return BatchAnswer(status_code=status_code, error=error)
         outcomes = resource, response.get("outcome")
-        if interaction.method != "GET" and any(map(reports_error, outcomes)):
+        # 201 says that it was stored.
+        is_unsure = interaction.method != "GET" and status_code != 201
+        if is_unsure and any(map(reports_error, outcomes)):
             return BatchAnswer(
                 status_code=status_code,
                 resource=resource,

@@ -253,8 +253,7 @@ class FHIRConnection:
     ) -> Iterator[_Told]:
         """Refuse a URL outside the boundary, set a request id, and log the request."""
         refuse_in_event_loop()
-        if (canceled := CANCELED.get()) and canceled.is_set():
-            raise ServerTimeoutError("The request was canceled.")
+        _refuse_canceled()
         if not self.is_within_boundary(request.url):
             raise BearerBoundaryError(
                 f"the access token for {get_origin(self.base_url)} may not be "
@@ -360,6 +359,7 @@ class FHIRConnection:
         if left <= 0:
             return response
         self._sleep(wait)
+        _refuse_canceled()
         with limit_call(left):
             return self._transport.send(_authorize(request, access_token))
 
@@ -406,6 +406,11 @@ class FHIRConnection:
         name = path.removeprefix(f"{base}/").partition("/")[0]
         is_below = path.startswith(f"{base}/")
         return name if is_below and name.isalpha() and name[:1].isupper() else ""
+
+
+def _refuse_canceled() -> None:
+    if (canceled := CANCELED.get()) and canceled.is_set():
+        raise ServerTimeoutError("The request was canceled.")
 
 
 def refuse_in_event_loop() -> None:

@@ -419,7 +419,9 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
             name: value for name, value in server.disputed.items() if name != "moved"
         }
         return
-    logger.error(
+    is_new = server.disputed.get("moved") != moved
+    logger.log(
+        logging.ERROR if is_new else logging.INFO,
         "Server %s: %s changed; the known values stay in use, "
         "and no one can sign in until its pinned values are cleared.",
         server.slug,

@@ -82,6 +82,34 @@ def test_canceled_call_requests_no_further_pages(is_canceled):
     assert len(urls) == (1 if is_canceled else 5)
 
 
+def test_canceled_call_is_not_repeated_after_a_pause():
+    waiting, may_go_on = threading.Event(), threading.Event()
+    urls: list[str] = []
+
+    def send(request):
+        urls.append(request.url)
+        return respond(b"", 503, **{"Retry-After": "1"})
+
+    def wait(seconds):
+        waiting.set()
+        may_go_on.wait(10)
+
+    async def main(executor):
+        client = Grant(send=send, sleep=wait).client
+        task = asyncio.ensure_future(
+            AsyncFHIRClient(client, executor=executor).read("Patient", "p-1")
+        )
+        await asyncio.to_thread(waiting.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        may_go_on.set()
+
+    with ThreadPoolExecutor(1) as executor:
+        asyncio.run(main(executor))
+    assert len(urls) == 1
+
+
 def test_search_is_awaited_and_iterate_is_for_async_for(grant, afhir):
     first = bundle(observation(1), observation(2), next_url="?p=2", total=3)
     grant.server.on("Observation", respond(first))

@@ -226,11 +226,16 @@ def test_entry_brings_what_was_meant(grant, add, right, wrong):
             assert isinstance(answer.error, MalformedFHIRResponseError)
 
 
-@pytest.mark.parametrize("severity", ["error", "warning"])
+@pytest.mark.parametrize(
+    ("severity", "status", "is_done"),
+    [("error", 200, False), ("warning", 200, True), ("error", 201, True)],
+)
 @pytest.mark.parametrize("place", ["resource", "outcome"])
-def test_write_with_an_error_is_not_reported_as_done(grant, place, severity):
+def test_write_with_an_error_is_not_reported_as_done(
+    grant, place, severity, status, is_done
+):
     outcome = {**OUTCOME, "issue": [{"severity": severity}]}
-    response: dict[str, Any] = {"status": "200"}
+    response: dict[str, Any] = {"status": str(status)}
     entry = {"response": response}
     (entry if place == "resource" else response)[place] = outcome
     batch = grant.client.batch()
@@ -240,8 +245,8 @@ def test_write_with_an_error_is_not_reported_as_done(grant, place, severity):
     batch.delete("Patient", "p-1")
     grant.server.on(BASE, respond(answers("batch", *[entry] * 4)))
     for answer in batch.send():
-        assert answer.status_code == 200
-        if severity == "warning":
+        assert answer.status_code == status
+        if is_done:
             assert answer.error is None
         else:
             assert isinstance(answer.error, MalformedFHIRResponseError)
