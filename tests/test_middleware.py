@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from django_smart.middleware import SMARTMiddleware
 from django_smart.models import ClientRegistration, Launch, TokenGrant
-from tests.ehr import EHR_SCOPE, PATIENT, make_browser
+from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_login
 from tests.site.browsers import Chart, make_async_browser, open_chart
 from tests.site.urls import urlpatterns as site
 
@@ -220,6 +220,26 @@ def test_expired_session_has_no_button_to_a_sign_in_through_the_ehr(ehr, setting
     response = chart.get("/links/")
     assert b"<code>launch_signed_out</code>" in response.content
     assert response.context["retry"] is None
+
+
+def test_expired_session_has_no_button_to_a_page_that_is_missing(ehr, settings):
+    settings.LOGIN_URL = "/no-such-page/"
+    chart = open_chart(ehr)
+    del chart.browser.cookies["sessionid"]
+    assert chart.get("/links/").context["retry"] is None
+
+
+def test_expired_session_of_a_sign_in_through_the_ehr_leads_there(ehr, settings):
+    settings.LOGIN_URL = "/admin/login/"
+    ClientRegistration.objects.update(standalone_scope="openid fhirUser launch/patient")
+    browser = make_browser()
+    landing = get_callback(browser, ehr.authorize(start_login(browser)))["Location"]
+    landing += "links/"
+    assert browser.get(landing).status_code == 200
+    del browser.cookies["sessionid"]
+    response = browser.get(landing)
+    assert b"<code>launch_signed_out</code>" in response.content
+    assert "/smart/login/?server=" in response.context["retry"].url
 
 
 def test_another_user_in_the_same_browser_is_refused(ehr):

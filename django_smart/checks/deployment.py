@@ -11,11 +11,10 @@ from django.conf import settings
 from django.core import checks
 from django.db import router
 from django.http.request import validate_host
-from django.shortcuts import resolve_url
-from django.urls import get_script_prefix, is_valid_path
 from django.utils.module_loading import import_string
 from django.views.debug import ExceptionReporter, SafeExceptionReporterFilter
 
+from ..error_pages.retry import has_login_page
 from ..models import TokenGrant
 from ..redaction import (
     RedactionFilter,
@@ -194,14 +193,7 @@ def _check_allowed_hosts() -> Iterator[checks.CheckMessage]:
 
 def _check_login_page() -> Iterator[checks.CheckMessage]:
     try:
-        url = urlsplit(resolve_url(settings.LOGIN_URL))
-        prefix = get_script_prefix()
-        path = "/" + url.path.removeprefix(prefix).lstrip("/")
-        # With i18n_patterns(), LocaleMiddleware redirects to the second.
-        paths = [path, f"/{settings.LANGUAGE_CODE}{path}"]
-        if settings.APPEND_SLASH:
-            paths += [f"{each}/" for each in paths]
-        if url.netloc or any(is_valid_path(each) for each in paths):
+        if has_login_page():
             return
     except Exception:  # noqa: BLE001 (E024, E064 and Django's checks report them)
         return

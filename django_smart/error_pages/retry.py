@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
-from django.urls import Resolver404, get_script_prefix, resolve
+from django.urls import Resolver404, get_script_prefix, is_valid_path, resolve
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
@@ -40,6 +40,7 @@ __all__ = [
     "connect_again",
     "connect_records",
     "get_page",
+    "has_login_page",
     "sign_in_again",
     "signs_in_through_ehr",
     "try_again",
@@ -106,7 +107,7 @@ def choose_organization(*, next_url: str = "") -> Retry:
 
 def sign_in_again(request: HttpRequest, *, next_url: str) -> Retry | None:
     """Return a button to the site's own sign-in, or ``None`` if it has none."""
-    if signs_in_through_ehr(request):
+    if signs_in_through_ehr(request) or not has_login_page():
         return None
     return Retry(url=build_sign_in_url(request, next_url), label=_("Sign in"))
 
@@ -141,6 +142,17 @@ def build_sign_in_url(request: HttpRequest, next_url: str) -> str:
     if not _is_own_host(request, urlsplit(login_url).netloc):
         next_url = request.build_absolute_uri(next_url)
     return redirect_to_login(next_url, login_url).url
+
+
+def has_login_page() -> bool:
+    """Return whether ``LOGIN_URL`` is a page of this site, or at another host."""
+    url = urlsplit(resolve_url(settings.LOGIN_URL))
+    path = "/" + url.path.removeprefix(get_script_prefix()).lstrip("/")
+    # With i18n_patterns(), LocaleMiddleware redirects to the second.
+    paths = [path, f"/{settings.LANGUAGE_CODE}{path}"]
+    if settings.APPEND_SLASH:
+        paths += [f"{each}/" for each in paths]
+    return bool(url.netloc) or any(is_valid_path(each) for each in paths)
 
 
 def signs_in_through_ehr(request: HttpRequest) -> bool:

@@ -7,6 +7,7 @@ A change of user without a sign-out ends what the other user had open, too.
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urljoin
 
@@ -23,6 +24,9 @@ from .parked import end_parked_launches
 from .request_state import get_request_state
 
 __all__ = ["end_launches_of_browser", "end_launches_of_others", "find_end_session_url"]
+
+# How long the response with a new cookie may be on its way.
+_LONGEST_RESPONSE = timedelta(minutes=5)
 
 
 def find_end_session_url(
@@ -81,7 +85,9 @@ def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None
         digests, now = browser.digests_at_start, timezone.now()
         parked = Launch.objects.filter(browser_digest__in=digests)
         # The browser may not have received the new cookie of these yet.
-        completing = Launch.objects.filter(replaced_digest__in=digests)
+        completing = Launch.objects.filter(
+            replaced_digest__in=digests, completed_at__gt=now - _LONGEST_RESPONSE
+        )
         enqueue_revocations(
             end_browser(digests, reason="signed_out")
             + end_launches(completing, reason="signed_out", now=now)

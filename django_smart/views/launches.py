@@ -101,6 +101,8 @@ logger = logging.getLogger(__name__)
 _TRIED = "cookies"
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
 _NEVER = 2**40
+# Code of an error: the session ended, so that nobody is signed in any more.
+_SIGNED_OUT = "user_signed_out"
 
 
 class LaunchView(ProtocolView):
@@ -308,6 +310,15 @@ class _CompletingView(ProtocolView):
                 raise
         return harden(response)
 
+    def _connect_again(self, error: SMARTError) -> Retry | None:
+        """A button that starts again, if the launch started on this site."""
+        next_url = self.launch.next_url if self.launch else ""
+        again = connect_again(self.launch, next_url=next_url)
+        if again is not None and error.code == _SIGNED_OUT:
+            # Without a user, it would sign in through the EHR instead of connecting.
+            return sign_in_again(self.request, next_url=again.url) or again
+        return again
+
     def _name_launch(self, launch: Launch) -> None:
         """Let an error page name *launch*."""
         self.launch, self.registration = launch, launch.registration
@@ -348,7 +359,7 @@ def _runs_code_of_site(backend: SMARTAuthenticationBackend) -> bool:
     """
     Whether code of the site delays the response to a launch that has completed.
 
-    Nothing else takes long enough for a sign-out in another tab.
+    Without it, there is hardly time for a sign-out in another tab.
     """
     return (
         type(backend).fill_user is not SMARTAuthenticationBackend.fill_user
@@ -440,8 +451,7 @@ class CallbackView(_CompletingView):
         launch, user = self.launch, get_user(self.request)
         if launch is None:
             return connect_records()
-        is_signed_out = error.code == "user_signed_out"
-        if isinstance(error, IdentityError) and not is_signed_out:
+        if isinstance(error, IdentityError) and error.code != _SIGNED_OUT:
             return None
         if launch.status == Launch.Status.PARKED:
             return Retry(url=_build_decide_url(launch), label=_("Continue"))
@@ -453,16 +463,12 @@ class CallbackView(_CompletingView):
             return Retry(
                 url=self.get_launch_url(launch), label=_("Continue to the page")
             )
-        again = connect_again(launch, next_url=launch.next_url)
-        if again is not None and is_signed_out:
-            # Without a user, it would sign in through the EHR instead of connecting.
-            return sign_in_again(self.request, next_url=again.url) or again
-        return again
+        return self._connect_again(error)
 
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
         """Remove the code from the address bar, and say whether anything was done."""
         launch = self.launch
-        is_stored = launch is not None and launch.status == Launch.Status.COMPLETED
+        is_stored = launch is not None and launch.completed_at is not None
         return {
             "clean_address": True,
             "nothing_done": not (is_stored or error.code == StateUsedError.code),
@@ -576,8 +582,7 @@ class DecideView(_CompletingView):
 
     def get_retry(self, error: SMARTError) -> Retry | None:
         """Offer to start again, if the launch started on this site."""
-        next_url = self.launch.next_url if self.launch else ""
-        return connect_again(self.launch, next_url=next_url)
+        return self._connect_again(error)
 
     # Not meant to be overridden
 

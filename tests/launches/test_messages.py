@@ -162,7 +162,10 @@ def test_only_messages_of_closed_charts_are_deleted(ehr, *, signs_out):
         queue(chart, "saved")
     # Of the site itself, which may use any name.
     browser.cookies["messages_theme"] = "dark"
-    own = {"messages_theme"}
+    # Of another site on the same host.
+    other = f"messages_{'k' * 32}"
+    browser.cookies[other] = "saved there"
+    own = {"messages_theme", other}
     Launch.objects.filter(pk=charts[0].launch.pk).end(
         reason="too_many_open", now=timezone.now()
     )

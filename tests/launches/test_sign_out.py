@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, ClassVar
 
 import pytest
 from django.contrib.auth import get_user_model, user_logged_in, user_logged_out
 from django.http import HttpRequest
 from django.test import Client
+from django.utils import timezone
 
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.models import Launch, TokenGrant
@@ -167,16 +169,20 @@ def test_launch_that_completes_during_a_sign_out_signs_nobody_in(
         assert open_page(browser, first) == 200
         return
     assert (response.status_code, get_code(response)) == (409, "state_withdrawn")
-    assert response.context["nothing_done"] is True
+    # A user was stored, and would be a grant with offline_access.
+    assert response.context["nothing_done"] is False
     assert "_auth_user_id" not in browser.session
     assert (first.status, first.error_code) == ("ended", "signed_out")
     assert open_page(browser, first) == 410
     assert not TokenGrant.objects.active().exists()
 
 
-@pytest.mark.parametrize("signs_out", [False, True])
+@pytest.mark.parametrize(
+    ("signs_out", "minutes", "is_ended"),
+    [(False, 0, False), (True, 0, True), (True, 6, False)],
+)
 def test_sign_out_ends_a_launch_whose_cookie_the_browser_does_not_have_yet(
-    ehr: EHRSimulator, *, signs_out: bool
+    ehr: EHRSimulator, *, signs_out: bool, minutes: int, is_ended: bool
 ) -> None:
     make_registration(standalone_scope=_PLAIN_SCOPE)
     browser = make_browser()
@@ -186,11 +192,14 @@ def test_sign_out_ends_a_launch_whose_cookie_the_browser_does_not_have_yet(
     tab.cookies.load(browser.cookies.output(header=""))
     # Its response arrives after the other tab's request was sent.
     opened = get_launch(get_callback(browser, callback))
+    # Later, only somebody else still has the old cookie.
+    completed_at = timezone.now() - timedelta(minutes=minutes)
+    Launch.objects.filter(pk=opened.pk).update(completed_at=completed_at)
     if signs_out:
         tab.post("/sign-out/")
     opened.refresh_from_db()
-    assert opened.status == ("ended" if signs_out else "completed")
-    assert TokenGrant.objects.active().exists() is not signs_out
+    assert opened.status == ("ended" if is_ended else "completed")
+    assert TokenGrant.objects.active().exists() is not is_ended
 
 
 @pytest.mark.django_db(transaction=True)
