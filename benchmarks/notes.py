@@ -74,7 +74,7 @@ _SAME_WORK = (
     "The package keeps a launch and a grant, since tokens can outlive a launch; it looks "
     "up what else is open in the browser, and each server has options of its own. "
     "The processes of the site take as long for both; PostgreSQL takes 1.3 times as "
-    "long, of which eleven indexes of launches and grants are a third, foreign keys a "
+    "long, of which twelve indexes of launches and grants are a third, foreign keys a "
     "tenth, and statements of up to 77 columns the rest. Ratios of single runs differ "
     "by a twentieth, as processes differ from start to start. "
     "Tried: writing out the statements that read and change a launch, which saved an "
