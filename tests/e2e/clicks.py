@@ -64,3 +64,13 @@ def open_chart(page: Page, ehr: EHRSimulator) -> Page:
     app.get_by_role("button", name="Approve").click()
     app.wait_for_url("**/~*/patient/")
     return app
+
+
+def open_as_another(page: Page, ehr: EHRSimulator) -> Page:
+    """Change the EHR's user, click the app and approve; returns the app's tab."""
+    page.goto(ehr.origin)
+    page.get_by_role("button", name="Sign out").click()
+    names = (each.name for each in ehr.users.values() if each.name != CLINICIAN)
+    app = click_app(page, ehr, clinician=next(names))
+    app.get_by_role("button", name="Approve").click()
+    return app

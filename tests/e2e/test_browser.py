@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from django_smart.testing import EHRSimulator
-from tests.e2e.clicks import CLINICIAN, NAME, click_app, open_chart
+from tests.e2e.clicks import NAME, click_app, open_as_another, open_chart
 from tests.known import PATIENT
 from tests.processes import ExampleSite
 
@@ -71,11 +71,7 @@ def test_double_click_on_the_answer_opens_the_chart(
 ) -> None:
     page = chromium.new_page()
     open_chart(page, real_ehr)
-    page.goto(real_ehr.origin)
-    page.get_by_role("button", name="Sign out").click()
-    names = (each.name for each in real_ehr.users.values() if each.name != CLINICIAN)
-    app = click_app(page, real_ehr, clinician=next(names))
-    app.get_by_role("button", name="Approve").click()
+    app = open_as_another(page, real_ehr)
     button = app.get_by_role("button", name="Continue as a new user")
     button.scroll_into_view_if_needed()
     box = button.bounding_box()

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Route, expect
 
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.e2e.clicks import CLINICIAN, click_app, open_chart
+from tests.e2e.clicks import click_app, open_as_another, open_chart
 from tests.processes import ExampleSite
 
 pytestmark = [
@@ -69,11 +69,7 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
     )
     page = context.new_page()
     open_chart(page, real_ehr)
-    page.goto(real_ehr.origin)
-    page.get_by_role("button", name="Sign out").click()
-    names = (each.name for each in real_ehr.users.values() if each.name != CLINICIAN)
-    app = click_app(page, real_ehr, clinician=next(names))
-    app.get_by_role("button", name="Approve").click()
+    app = open_as_another(page, real_ehr)
     app.wait_for_url("**/smart/decide/*/")
     app.get_by_role("button", name="Cancel").press("Enter")
     app.get_by_text("decision_declined").wait_for()
@@ -91,10 +87,11 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
 @pytest.mark.parametrize(
     "path", ["/pages/decide/switch/named/", "/smart/login/?server=harbour"]
 )
-def test_form_is_sent_once_until_the_page_is_shown_again(
+def test_form_is_sent_once_until_ten_seconds_later_or_the_page_is_shown_again(
     context: BrowserContext, path: str
 ) -> None:
     page = context.new_page()
+    page.clock.install()
     page.goto(path)
     sent: list[str] = []
 
@@ -104,13 +101,25 @@ def test_form_is_sent_once_until_the_page_is_shown_again(
 
     page.route("**/*", keep)
     button = page.get_by_role("button", name="Continue")
-    for expected in (1, 2):
+
+    def click_twice() -> None:
         with page.expect_request("**/*"):
             button.click()
         button.click()
         page.wait_for_timeout(100)
-        assert sent == ["POST"] * expected
-        page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow'))")
+
+    click_twice()
+    assert sent == ["POST"]
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow'))")
+    click_twice()
+    assert sent == ["POST"] * 2
+    page.clock.fast_forward(9_000)
+    button.click()
+    page.wait_for_timeout(100)
+    assert sent == ["POST"] * 2
+    page.clock.fast_forward(2_000)
+    click_twice()
+    assert sent == ["POST"] * 3
 
 
 def test_longer_words_fit_a_phone(
