@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
+from urllib.parse import urljoin
 
 import pytest
 import time_machine
@@ -219,6 +220,33 @@ def test_issuer_that_comes_back_ends_the_dispute(
     registration.server.refresh_from_db()
     assert registration.server.disputed == {}
     assert registration.server.configuration_fetched_at is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"),
+    [("issuer", "/"), ("token_endpoint", "https://elsewhere.example/token")],
+)
+def test_dispute_is_an_error_in_the_log_once(
+    ehr: EHRSimulator, registration: Any, caplog: Any, name: str, moved: str
+) -> None:
+    caplog.set_level("INFO")
+    server = registration.server
+    assert launch(make_browser(), ehr).identity is not None
+    values: dict[str, Any] = {name: urljoin(f"{ehr.issuer}/", moved)}
+    answer(ehr, SMART, **values)
+    for _ in range(3):
+        with pytest.raises(IssuerDisputedError):
+            fetch_configuration(FHIRServer.objects.get(pk=server.pk))
+    told = [
+        (each.levelname, each.getMessage())
+        for each in caplog.records
+        if f"{name} changed" in each.getMessage()
+    ]
+    assert [level for level, _ in told] == ["ERROR", "INFO", "INFO"]
+    assert {text for _, text in told} == {
+        f"Server {server.slug}: {name} changed; the known values stay in use, and no "
+        "one can sign in until its pinned values are cleared."
+    }
 
 
 def test_operator_may_approve_an_issuer_without_its_identities() -> None:
