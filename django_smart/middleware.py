@@ -306,13 +306,8 @@ def _render_ending(
             request, error, retry=connect_records(next_url=get_page(request))
         )
     retry = None
-    is_sign_in = (
-        launch.kind == Launch.Kind.STANDALONE
-        and launch.intent == Launch.Intent.SIGN_IN
-        and launch.identity_id is not None
-    )
     # Those who sign in through the EHR may have no password here.
-    if error.code == _SIGNED_OUT and not is_sign_in:
+    if error.code == _SIGNED_OUT and not launch.signs_in_here:
         # As login_required, whatever the method.
         retry = sign_in_again(request, next_url=request.get_full_path())
     return render_error(

@@ -205,8 +205,8 @@ def begin_ehr_launch(
     Args:
         iss: as received; the request's ``aud``, character for character (EHRL-05),
             unless the server's ``aud_rule`` says otherwise.
-        user: who is signed in, or ``None``. is_framed: whether its pages are shown in a
-        frame of the server.
+        user: who is signed in, or ``None``.
+        is_framed: whether its pages are shown in a frame of the server.
 
     Raises:
         TransportError, DiscoveryError: the server's configuration is unavailable.

@@ -514,6 +514,15 @@ class Launch(models.Model):
             ),
         )
 
+    @property
+    def signs_in_here(self) -> bool:
+        """Whether it was started on this site, to sign in through the EHR."""
+        return (
+            self.kind == self.Kind.STANDALONE
+            and self.intent == self.Intent.SIGN_IN
+            and self.identity_id is not None
+        )
+
     def is_live(self, now: datetime) -> bool:
         """Whether the launch can be used: completed, not ended, not out of time."""
         return self.status == self.Status.COMPLETED and not self.why_ended(now)
