@@ -242,7 +242,6 @@ def check_sign_out(launch: Launch) -> None:
         StateError: it was ended, so nobody may be signed in.
     """
     if _get_stored(launch).filter(error_code="signed_out").exists():
-        launch.status = Launch.Status.ENDED
         raise StateError(
             "The user signed out while the launch was being completed.",
             code="state_withdrawn",
