@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
-from django.urls import Resolver404, get_script_prefix, is_valid_path, resolve
 from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
@@ -25,7 +24,7 @@ from ..exceptions import (
     TokenServerError,
     UnknownSigningKeyError,
 )
-from ..launches.prefix import get_protocol_url
+from ..launches.prefix import find_route, get_protocol_url
 from ..models import ClientRegistration, Launch
 
 if TYPE_CHECKING:
@@ -147,24 +146,16 @@ def build_sign_in_url(request: HttpRequest, next_url: str) -> str:
 def has_login_page() -> bool:
     """Return whether ``LOGIN_URL`` is a page of this site, or at another host."""
     url = urlsplit(resolve_url(settings.LOGIN_URL))
-    path = "/" + url.path.removeprefix(get_script_prefix()).lstrip("/")
-    # With i18n_patterns(), LocaleMiddleware redirects to the second.
-    paths = [path, f"/{settings.LANGUAGE_CODE}{path}"]
-    if settings.APPEND_SLASH:
-        paths += [f"{each}/" for each in paths]
-    return bool(url.netloc) or any(is_valid_path(each) for each in paths)
+    return bool(url.netloc) or find_route(url.path, follow=True) is not None
 
 
 def signs_in_through_ehr(request: HttpRequest) -> bool:
     """Return whether ``LOGIN_URL`` is this package's, which starts another launch."""
-    parts = urlsplit(resolve_url(settings.LOGIN_URL))
-    if not _is_own_host(request, parts.netloc):
+    url = urlsplit(resolve_url(settings.LOGIN_URL))
+    if not _is_own_host(request, url.netloc):
         return False
-    path = parts.path.removeprefix(get_script_prefix())
-    try:
-        return "django_smart" in resolve("/" + path.lstrip("/")).app_names
-    except Resolver404:
-        return False
+    match = find_route(url.path, follow=True)
+    return match is not None and "django_smart" in match.app_names
 
 
 def _is_own_host(request: HttpRequest, host: str) -> bool:

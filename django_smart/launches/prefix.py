@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.http import FileResponse, HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.urls import get_script_prefix, reverse, set_script_prefix
+from django.urls import (
+    ResolverMatch,
+    get_script_prefix,
+    is_valid_path,
+    reverse,
+    set_script_prefix,
+)
+from django.utils.translation import get_language_from_path, override
 
 from ..conf import conf
 
@@ -18,6 +25,7 @@ __all__ = [
     "KEY",
     "LaunchPrefix",
     "build_launch_path",
+    "find_route",
     "get_protocol_url",
     "split_launch_key",
 ]
@@ -151,3 +159,24 @@ def get_protocol_url(name: str, **kwargs: str) -> str:
     if not match:
         return path
     return match[1] + path.removeprefix(inner)
+
+
+def find_route(path: str, *, follow: bool = False) -> ResolverMatch | None:
+    """
+    Return the view that the site has at *path*, or ``None``.
+
+    Args:
+        follow: also look where ``LocaleMiddleware`` and ``APPEND_SLASH`` redirect to.
+    """
+    path = "/" + path.removeprefix(get_script_prefix()).lstrip("/")
+    paths = [path]
+    if follow:
+        paths.append(f"/{settings.LANGUAGE_CODE}{path}")
+        if settings.APPEND_SLASH:
+            paths += [f"{each}/" for each in paths]
+    for each in paths:
+        # With i18n_patterns(), LocaleMiddleware routes a path in its own language.
+        with override(get_language_from_path(each) or settings.LANGUAGE_CODE):
+            if match := is_valid_path(each):
+                return match
+    return None

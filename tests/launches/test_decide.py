@@ -257,11 +257,13 @@ def test_parked_launch_follows_the_cookie_that_a_sign_in_replaces(
 
 
 @pytest.mark.usefixtures("registration")
+# Django adds the slash.
+@pytest.mark.parametrize("slash", ["/", ""])
 @pytest.mark.parametrize("root", ["", "/app"])
 def test_sign_in_by_the_ehr_alone_does_not_go_round_in_circles(
-    ehr: EHRSimulator, settings: Any, root: str
+    ehr: EHRSimulator, settings: Any, root: str, slash: str
 ) -> None:
-    settings.LOGIN_URL = f"{root}/smart/login/?server=harbour"
+    settings.LOGIN_URL = f"{root}/smart/login{slash}?server=harbour"
     connect(_signed_in_browser(make_user("maria")), ehr)
     browser = make_browser()
     with override_script_prefix(f"{root}/"):

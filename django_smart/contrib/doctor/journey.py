@@ -28,18 +28,16 @@ from django.shortcuts import resolve_url
 from django.template.loader import render_to_string
 from django.urls import (
     NoReverseMatch,
-    ResolverMatch,
     get_resolver,
     get_script_prefix,
-    is_valid_path,
     re_path,
     reverse,
 )
-from django.utils.translation import get_language_from_path, override
 
 from ...conf import conf
 from ...exceptions import SMARTError
 from ...launches.context import SMARTContext
+from ...launches.prefix import find_route
 from ...models import ClientRegistration
 from ...protocol.messages import HTTPRequest
 from ...protocol.urls import LOOPBACK_HOSTS
@@ -50,7 +48,6 @@ from .findings import Finding, Severity, build_finding
 __all__ = [
     "find_cookie_faults",
     "find_page_faults",
-    "find_route",
     "find_session_faults",
     "walk",
 ]
@@ -306,7 +303,7 @@ def _find_landing_page(origin: str, page: str) -> Iterator[Finding]:
         path = urlsplit(resolve_url(page)).path
     except NoReverseMatch:
         path = page
-    if find_route(path) or (settings.APPEND_SLASH and find_route(f"{path}/")):
+    if find_route(path, follow=True):
         return
     severity = None if origin else Severity.WARNING
     try:
@@ -323,11 +320,3 @@ def _find_landing_page(origin: str, page: str) -> Iterator[Finding]:
         fix="Set SMART_LAUNCH_REDIRECT_URL, or the registration's landing page, "
         "to a path or URL name of this site, or add a view for that path.",
     )
-
-
-def find_route(path: str) -> ResolverMatch | None:
-    """Return the view that the site has at *path*."""
-    path = "/" + path.removeprefix(get_script_prefix()).lstrip("/")
-    # With i18n_patterns(), LocaleMiddleware routes a path in its own language.
-    with override(get_language_from_path(path) or settings.LANGUAGE_CODE):
-        return is_valid_path(path) or None

@@ -12,6 +12,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.text import capfirst
 
 from ...conf import conf
+from ...launches.prefix import find_route
 from ...models import ClientRegistration, TokenGrant
 from ...protocol.capabilities import Capability
 from ...protocol.configuration import SMARTConfiguration
@@ -21,7 +22,6 @@ from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
 from .credentials import try_credentials, try_other_encoding
 from .findings import Finding, build_finding, collect
-from .journey import find_route
 from .site import answers_at
 
 __all__ = ["examine_registration"]
