@@ -59,7 +59,7 @@ def run(report: Report) -> None:
             _running(folder, "ours", _UVICORN) as uvicorn,
             _running(folder, "ours", _GUNICORN) as gunicorn,
         ):
-            for round_number in range(report.rounds(10) + 1):
+            for round_number in range(report.rounds(8) + 1):
                 order = list(_PAGES)
                 chance.shuffle(order)
                 for name in order:

@@ -117,7 +117,7 @@ def _measure(
                 operations=1,
             )
         )
-    times = measure(variants, rounds=report.rounds(80), operations=1, warm_up=5)
+    times = measure(variants, rounds=report.rounds(60), operations=1, warm_up=5)
     base, last = f"{sizes[0]:,} grants", f"{sizes[-1]:,} grants"
     report.add_table(kind, _TITLES[kind], times, base=base, operations=1, unit="claim")
     report.check_ratio(

@@ -50,7 +50,7 @@ def run(report: Report) -> None:
                 )
                 for name, open_stream in streams.items()
             ],
-            rounds=report.rounds(40),
+            rounds=report.rounds(30),
             operations=operations,
         )
         report.add_table(

@@ -29,7 +29,7 @@ def run(report: Report) -> None:
         base, ours = pages["plain-user"], pages["prefixed-fhir"]
         times = measure(
             [Variant(name=_BASE, run=base.run), Variant(name=_OURS, run=ours.run)],
-            rounds=report.rounds(120),
+            rounds=report.rounds(80),
             operations=50,
         )
         report.add_table(

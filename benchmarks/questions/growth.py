@@ -40,7 +40,7 @@ def run(report: Report) -> None:
                     Variant(name=name, run=action, operations=number)
                     for name, (action, number) in actions.items()
                 ],
-                rounds=report.rounds(40),
+                rounds=report.rounds(30),
                 operations=10,
             )
             for name, values in times.items():

@@ -41,7 +41,7 @@ def run(report: Report) -> None:
                         run=_repeat(partial(find_choices, query)),
                     ),
                 ],
-                rounds=report.rounds(24),
+                rounds=report.rounds(16),
                 operations=_IN_A_ROUND,
             )
             report.add_table(

@@ -116,7 +116,7 @@ def run(report: Report) -> None:
                 Variant(name=name, run=_start(setup + further))
                 for name, setup in setups.items()
             ],
-            rounds=report.rounds(30),
+            rounds=report.rounds(20),
             operations=1,
         )
         report.add_table(key, title, times, base=_WITHOUT, operations=1, unit="start")

@@ -57,9 +57,9 @@ def run(report: Report) -> None:
             pairs = [make(*each) for each in registrations.items()]
             _compare(report, tls, what, *pairs, **sizes)
 
-        compare("read", _make_reads, rounds=60, number=20)
-        compare("page", _make_pages, rounds=60, number=10)
-        compare("login", _make_logins, rounds=30, number=10)
+        compare("read", _make_reads, rounds=40, number=20)
+        compare("page", _make_pages, rounds=40, number=10)
+        compare("login", _make_logins, rounds=20, number=10)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         from benchmarks.worker import running_worker
 
