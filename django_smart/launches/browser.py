@@ -93,7 +93,8 @@ class Browser:
         Whether tabs may still show what another launch or user opened.
 
         This is so if, since the browser was started, there was a sign-out, a change of
-        user, a second launch, or several launches at the same moment.
+        user, a second launch, or several launches at the same moment. Without a launch
+        prefix, the count starts again with a sign-out or a change of user.
         """
         return self._launches >= _SEVERAL or len(self._beside) > 1
 
@@ -137,7 +138,8 @@ class Browser:
             keeps_starts: pending launches can still be completed.
         """
         values = {self._value, *self._beside, *self._replaced}
-        self._launches = _SEVERAL
+        # Without a prefix, no other launch could be used any more.
+        self._launches = _SEVERAL if conf.SMART_LAUNCH_PREFIX else 0
         self._change(values, mark=_REPLACED if keeps_starts else "")
 
     def renew(self, open_digests: Collection[str]) -> None:

@@ -359,7 +359,7 @@ class SMARTContext:
         # patient.
         if (
             len(launches) > 1
-            or (browser.was_used_before and conf.SMART_LAUNCH_PREFIX)
+            or browser.was_used_before
             or self._comes_from_another(launches[0])
         ):
             self._reason = "ambiguous"

@@ -132,6 +132,26 @@ def test_site_without_prefixes_can_be_used_after_a_sign_out(ehr, settings):
     assert chart.browser.get("/whoami/").json()["patient"] == OTHER_PATIENT
 
 
+def test_site_without_prefixes_uses_one_launch_until_then(ehr, settings):
+    # A tab that still shows the first patient would write to the second one.
+    settings.SMART_LAUNCH_PREFIX = ""
+    chart = open_chart(ehr)
+    Launch.objects.end(reason="idle", now=timezone.now())
+    open_chart(ehr, chart.browser, patient=OTHER_PATIENT)
+    assert whoami(chart) == refused("ambiguous")
+
+
+def test_site_without_prefixes_can_be_used_after_a_change_of_user(
+    ehr, registration, settings
+):
+    settings.SMART_LAUNCH_PREFIX = ""
+    registration.user_switch = "switch"
+    registration.save()
+    chart = open_chart(ehr)
+    open_chart(ehr, chart.browser, patient=OTHER_PATIENT, user=list(ehr.users)[1])
+    assert chart.browser.get("/whoami/").json()["patient"] == OTHER_PATIENT
+
+
 def test_launch_that_did_not_succeed_is_not_counted(ehr):
     chart = open_chart(ehr)
     denied = ehr.authorize(start_ehr_launch(chart.browser, ehr), approve=False)
