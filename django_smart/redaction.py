@@ -253,10 +253,11 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
     """
     Django's filter, extended for launches.
 
-    The values of a launch's variables are replaced by their types: in code of this
-    package and the code that it calls, and in requests of a launch or for this
-    package's URLs. Elsewhere, this hides variables that are named like secrets or
-    contain FHIR resources. This package's parameters, cookies and settings are hidden.
+    Private requests are those of a launch and for this package's URLs. Their queries,
+    forms and files are hidden, and variables are replaced by their types, as they are
+    in code of this package and the code that it calls. Elsewhere, this hides variables
+    that are named like secrets or contain FHIR resources. This package's parameters,
+    cookies and settings are hidden everywhere.
 
     It is also active under ``DEBUG``, because debug pages are copied into tickets.
     """
@@ -271,9 +272,9 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         return redact(cleansed) if isinstance(cleansed, str) else cleansed
 
     def get_safe_request_meta(self, request: Any) -> dict[str, Any]:
-        """Extend Django's: remove the queries of this package's URLs."""
+        """Extend Django's: remove the queries of private requests."""
         meta: dict[str, Any] = super().get_safe_request_meta(request)
-        if _is_protocol(request):
+        if _is_private(request):
             for name in _QUERIES:
                 if meta.get(name):
                     meta[name] = self.cleansed_substitute
@@ -293,15 +294,15 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
     def get_cleansed_multivaluedict(
         self, request: HttpRequest, multivaluedict: QueryDict
     ) -> QueryDict:
-        """Extend Django's: hide parameters of OAuth and of this package's URLs."""
+        """Extend Django's: hide parameters of OAuth, and all of private requests."""
         cleansed = super().get_cleansed_multivaluedict(request, multivaluedict).copy()
         for name in list(cleansed):
-            if name in PARAMETERS or _is_protocol(request):
+            if name in PARAMETERS or _is_private(request):
                 cleansed[name] = self.cleansed_substitute
         return cleansed
 
     def get_post_parameters(self, request: HttpRequest | None) -> Any:
-        """Extend Django's: hide parameters of OAuth and of this package's URLs."""
+        """Extend Django's: hide parameters of OAuth, and all of private requests."""
         if request is None:
             return super().get_post_parameters(request)
         cleansed = cast("QueryDict", super().get_post_parameters(request))
@@ -315,7 +316,7 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         self, request: Any, tb_frame: FrameType
     ) -> ItemsView[str, Any]:
         """Show types instead of a launch's values; else only hide secrets."""
-        if _is_of_launch(request) or _is_protocol(request) or _is_ours(tb_frame):
+        if _is_private(request) or _is_ours(tb_frame):
             variables = tb_frame.f_locals.items()
             return {name: _describe(value) for name, value in variables}.items()
         cleansed: dict[str, Any] = {}
@@ -338,6 +339,11 @@ class SMARTExceptionReporter(ExceptionReporter):
         if self.request is not None:
             data["request_insecure_uri"] = redact(data["request_insecure_uri"])
             if isinstance(self.filter, SMARTExceptionReporterFilter):
+                if _is_private(self.request):
+                    path, *_ = data["request_insecure_uri"].partition("?")
+                    data["request_insecure_uri"] = path
+                    files = data["request_FILES_items"]
+                    data["request_FILES_items"] = [(name, HIDDEN) for name, _ in files]
                 data["request_GET_items"] = self.filter.get_get_parameters(self.request)
         for name in ("exception_value", "exception_notes"):
             if name in data:
@@ -390,13 +396,14 @@ def _describe(value: Any) -> Any:
     return _Text(f"<{name}>")
 
 
-def _is_of_launch(request: Any) -> bool:
-    """Return whether *request* has a launch, without looking one up."""
-    return bool(getattr(getattr(request, "smart", None), "_has_launch", False))
+def _is_private(request: Any) -> bool:
+    """
+    Return whether *request* has a launch, or is for one of this package's URLs.
 
-
-def _is_protocol(request: Any) -> bool:
-    """Return whether *request* is for one of our URLs, even before it is resolved."""
+    No launch is looked up, and the request need not be resolved.
+    """
+    if getattr(getattr(request, "smart", None), "_has_launch", False):
+        return True
     match = getattr(request, "resolver_match", None)
     if match is not None:
         # Sites can use our views, or subclasses, at URLs of their own.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core import mail
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.http import HttpRequest, QueryDict, StreamingHttpResponse
 from django.test import Client, RequestFactory
 from django.utils import timezone
@@ -37,7 +38,7 @@ from tests.redaction.views import NAME
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.redaction.views")]
 
-Report = Callable[[Client, str], str]
+Report = Callable[..., str]
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def report(request: Any, settings: Any) -> Report:
     settings.DEBUG = request.param == "page"
     settings.ADMINS = ADMINS
 
-    def get(browser: Client, url: str) -> str:
+    def get(browser: Client, url: str, form: dict[str, Any] | None = None) -> str:
         browser.raise_request_exception = False
         mail.outbox.clear()
-        response = browser.get(url)
+        response = browser.post(url, form) if form else browser.get(url)
         assert response.status_code == 500
         if settings.DEBUG:
             assert not mail.outbox
@@ -89,6 +90,20 @@ def test_report_of_a_view_in_a_launch_has_neither_patient_nor_token(ehr, report)
     # Types are told: without any a report would be of little use.
     assert "&lt;dict of " in text
     assert f"&lt;str of {len(NAME)}&gt;" in text
+
+
+@pytest.mark.usefixtures("_redacting", "registration")
+def test_report_of_a_view_in_a_launch_has_nothing_that_a_person_has_entered(
+    ehr, report
+):
+    browser, prefix = open_chart(ehr)
+    url = f"{prefix}/fail/launch/?search=s3arched"
+    scan = SimpleUploadedFile("sc4nned.pdf", b"%PDF")
+    text = report(browser, url, {"note": "wr1tten", "scan": scan})
+    for name in ("search", "note", "scan"):
+        assert name in text
+    for value in ("s3arched", "wr1tten", "sc4nned"):
+        assert value not in text
 
 
 @pytest.mark.usefixtures("_redacting", "registration")
