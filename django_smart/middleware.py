@@ -338,11 +338,10 @@ def _came_without_a_view(state: RequestState, response: HttpResponseBase) -> boo
 def _finish(state: RequestState, response: HttpResponseBase) -> None:
     if state.prefix is not None:
         state.prefix.keep_for(response)
-        _keep_from_caches(state, response)
+    _keep_from_caches(state, response)
     if state.browser is not None:
         state.browser.apply(response)
         delete_cookies(response, state.unneeded_cookies)
-        patch_vary_headers(response, ["Cookie"])
 
 
 def _opens_transaction(view: Callable[..., Any]) -> bool:

@@ -79,7 +79,9 @@ def test_page_of_a_launch_is_kept_by_nobody(ehr: EHRSimulator) -> None:
     browser = make_browser()
     opened = launch(browser, ehr)
     assert _read(browser, opened)["Cache-Control"] == "private, no-store"
-    assert "Cache-Control" not in browser.get("/shown/")
+    assert browser.get("/shown/")["Cache-Control"] == "private, no-store"
+    # Without a patient, it is the site's.
+    assert "Cache-Control" not in make_browser().get("/shown/")
 
 
 def test_view_may_say_otherwise(ehr: EHRSimulator) -> None:
