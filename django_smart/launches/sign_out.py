@@ -50,11 +50,12 @@ def find_end_session_url(
     launch = (
         Launch.objects.with_related()
         .of_browser(browser_digests)
-        .live(timezone.now())
+        # Ended ones, too: that leaves the EHR's session open.
         .filter(
             user_id=user_id,
             identity__isnull=False,
             intent=Launch.Intent.SIGN_IN,
+            completed_at__isnull=False,
         )
         .order_by("-completed_at", "-pk")
         .first()

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
+from django.utils import timezone
 
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.servers.discovery import fetch_configuration
@@ -51,6 +52,17 @@ def test_sign_out_goes_on_to_the_ehr(ehr: EHRSimulator, settings: Any) -> None:
     opened.refresh_from_db()
     assert opened.status == Launch.Status.ENDED
     assert ehr.requests_to("smart-configuration") == []
+
+
+@pytest.mark.usefixtures("server")
+def test_sign_out_goes_on_to_the_ehr_after_the_launch_has_ended(
+    ehr: EHRSimulator,
+) -> None:
+    browser = make_browser()
+    launch(browser, ehr)
+    # Such as by "Disconnect"; the session at the EHR is open all the same.
+    Launch.objects.end(reason="disconnected", now=timezone.now())
+    assert sign_out(browser).startswith(END_SESSION)
 
 
 @pytest.mark.usefixtures("server")
