@@ -202,19 +202,21 @@ WORDS: Mapping[str, Words] = {
     "launch_unavailable": Words(title=_("This page cannot be opened"), advice=_AGAIN),
     "launch_unknown": Words(title=_("This page does not exist"), advice=_AGAIN),
     "launch_foreign": Words(
-        title=_("This page was opened by someone else"),
+        title=_("This page is not open in this browser"),
         advice=ByKind(
             ehr=_(
-                "It belongs to another browser or another user. Go back to the "
-                "patient's chart and open the app yourself."
+                "It was opened by another user, in another browser, or before this "
+                "browser was restarted. Go back to the patient's chart and open the "
+                "app yourself."
             ),
             standalone=_(
-                "It belongs to another browser or another user. Connect your own "
-                "records."
+                "It was opened by another user, in another browser, or before this "
+                "browser was restarted. Connect your own records."
             ),
             unknown=_(
-                "It belongs to another browser or another user. Open the app yourself "
-                "from the patient's chart, or connect your records on this site."
+                "It was opened by another user, in another browser, or before this "
+                "browser was restarted. Open the app yourself from the patient's "
+                "chart, or connect your records on this site."
             ),
         ),
     ),
