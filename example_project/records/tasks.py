@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import shared_task
 from django.db import transaction
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -34,7 +35,8 @@ FILL_EVERY = timedelta(days=7)
 
 @shared_task
 def sync_all_records() -> None:
-    """Queue a task for each connection that outlives the sign-in."""
+    """Delete orphaned copies, and queue a task for each lasting connection."""
+    _delete_orphans()
     grants = TokenGrant.objects.filter(
         status=TokenGrant.Status.ACTIVE, is_offline=True, user__isnull=False
     ).exclude(patient_id="")
@@ -108,6 +110,23 @@ def _sync(fhir: FHIRClient, grant: TokenGrant, resource_type: str) -> None:
         moments = [each.get("meta", {}).get("lastUpdated", "") for each in resources]
         progress.changed_at = _find_newest([progress.changed_at, *moments])
         progress.save()
+        # The user may have disconnected during the requests. If they do so now, the
+        # lock makes them wait for the commit, and on_disconnected() deletes the copies.
+        # It is taken last, because a refresh would wait for it, too.
+        active = TokenGrant.objects.active().select_for_update()
+        if not active.filter(pk=grant.pk).exists():
+            transaction.set_rollback(True)
+
+
+def _delete_orphans() -> None:
+    """Delete the copies of records for which no grant is left, not even a lost one."""
+    grants = TokenGrant.objects.endable().filter(
+        user_id=OuterRef("owner_id"),
+        registration__server__slug=OuterRef("server"),
+        patient_id=OuterRef("patient_id"),
+    )
+    for model in (Copy, Progress):
+        model.objects.exclude(Exists(grants)).delete()
 
 
 def _get_connection(grant: TokenGrant) -> dict[str, Any]:

@@ -10,9 +10,15 @@ import pytest
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from django_smart.conf import conf
 from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, Launch, TokenGrant
-from django_smart.signals import grant_revoked, launch_completed
+from django_smart.signals import (
+    fhir_request_finished,
+    grant_revoked,
+    launch_completed,
+)
+from django_smart.tasks import purge
 from django_smart.testing import EHRSimulator
 from example_project.records import tasks
 from example_project.records.models import Copy, Progress
@@ -165,6 +171,42 @@ def test_disconnecting_deletes_the_copies(
     with django_capture_on_commit_callbacks(execute=True):
         disconnect_grant(grant)
     assert Copy.objects.count() == Progress.objects.count() == 0
+
+
+def test_disconnecting_during_the_fill_leaves_no_copies(
+    grant: TokenGrant, django_capture_on_commit_callbacks: Any
+) -> None:
+    for model in (Copy, Progress):
+        model.objects.all().delete()
+
+    def disconnect(**values: Any) -> None:
+        with django_capture_on_commit_callbacks(execute=True):
+            disconnect_grant(grant)
+
+    fhir_request_finished.connect(disconnect)
+    try:
+        sync_records(grant.pk)
+    finally:
+        fhir_request_finished.disconnect(disconnect)
+    assert Copy.objects.count() == Progress.objects.count() == 0
+
+
+def test_copies_are_deleted_after_the_purge_of_a_lost_grant(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    other = min(set(ehr.data["Patient"]) - {PATIENT})
+    connect(make_browser(), ehr, patient=other)
+    lost = TokenGrant.objects.filter(pk=grant.pk)
+    lost.end(TokenGrant.Status.NEEDS_REAUTHORIZATION, now=timezone.now())
+    sync_all_records()
+    assert Copy.objects.filter(patient_id=PATIENT).exists()
+    lost.update(ended_at=timezone.now() - conf.SMART_PURGE_AFTER)
+    purge()
+    assert not lost.exists()
+    sync_all_records()
+    for model in (Copy, Progress):
+        left = model.objects.values_list("patient_id", flat=True)
+        assert set(left) == {other}
 
 
 def test_connecting_again_keeps_them(
