@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
@@ -97,8 +99,8 @@ class SMARTMiddleware(_Middleware):
         finally:
             errors.forget()
             _leave(state)
-        if _came_without_a_view(state, response):
-            response = _check_key(request, state) or response
+        if _came_without_a_view(request, state, response):
+            response = self._check_late(request, state) or response
         _finish(state, response)
         if may_be_framed(request, response):
             adapt_response(request, response)
@@ -114,8 +116,9 @@ class SMARTMiddleware(_Middleware):
         finally:
             errors.forget()
             _leave(state)
-        if _came_without_a_view(state, response):
-            response = await sync_to_async(_check_key)(request, state) or response
+        if _came_without_a_view(request, state, response):
+            refusal = await sync_to_async(self._check_late)(request, state)
+            response = refusal or response
         _finish(state, response)
         if may_be_framed(request, response):
             await sync_to_async(adapt_response)(request, response)
@@ -173,6 +176,17 @@ class SMARTMiddleware(_Middleware):
         if response is None:
             raise error
         return response
+
+    def _check_late(
+        self, request: HttpRequest, state: RequestState
+    ) -> HttpResponseBase | None:
+        """Check the key after a middleware has responded instead of a view."""
+        if not hasattr(request, "user"):
+            # It is in front of those that load session and user.
+            get_response = cast("Any", self.get_response)
+            SessionMiddleware(get_response).process_request(request)
+            AuthenticationMiddleware(get_response).process_request(request)
+        return _check_key(request, state)
 
     @staticmethod
     def _leave_prefix(request: HttpRequest, prefix: LaunchPrefix) -> HttpResponseBase:
@@ -329,9 +343,19 @@ def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:
         response.headers["Cache-Control"] = "private, no-store"
 
 
-def _came_without_a_view(state: RequestState, response: HttpResponseBase) -> bool:
+def _came_without_a_view(
+    request: HttpRequest, state: RequestState, response: HttpResponseBase
+) -> bool:
+    # Browsers send no cookies with a CORS preflight.
+    is_preflight = (
+        request.method == "OPTIONS"
+        and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in request.META
+    )
     return (
-        state.prefix is not None and not state.is_checked and response.status_code < 300
+        state.prefix is not None
+        and not state.is_checked
+        and response.status_code < 300
+        and not is_preflight
     )
 
 
