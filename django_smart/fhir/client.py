@@ -62,6 +62,7 @@ from django_smart.fhir.search import SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 from django_smart.fhir.typed import convert_resource, find_model
 from django_smart.fhir.values import AnyOf
+from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet, required_letter
 from django_smart.protocol.urls import is_within_base
@@ -80,11 +81,6 @@ Patch = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 # By base URL: when it was read, and the statement.
 _capabilities: dict[str, tuple[float, dict[str, Any]]] = {}
 _MAX_CAPABILITIES = 64
-# Resource types that ``fhirUser`` may refer to (IDT-07).
-_PEOPLE = frozenset(
-    {"Patient", "Person", "Practitioner", "PractitionerRole", "RelatedPerson"}
-)
-
 # Length of a URL that every server and proxy accepts (IIS: 2,048 for the query).
 _LONGEST_URL = 2000
 _IDS_AT_ONCE = 50
@@ -1108,8 +1104,9 @@ def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -
             not resource_type or scope.type.lower() in names
         ):
             return ""
-    if interaction == "read" and resource_type in _PEOPLE and "fhirUser" in scopes:
-        # Possibly the signed-in person, whom this scope lets an app read.
+    is_person = interaction == "read" and resource_type in FHIR_USER_TYPES
+    if is_person and "fhirUser" in scopes:
+        # Possibly the signed-in person, whom this scope lets an app read (IDT-07).
         return ""
     level = granted[0].level if granted else "patient"
     return f"{level}/{resource_type or '*'}.{letter}"
