@@ -693,8 +693,6 @@ class FHIRClient(FHIRConnection):
 
         Raises:
             FHIRRequestError: *bundle* is not a ``Bundle``.
-            BearerBoundaryError, FHIRStatusError: see :meth:`iterate`.
-            MalformedFHIRResponseError, TransportError: see :meth:`iterate`.
         """
         if bundle.get("resourceType") != "Bundle":
             raise FHIRRequestError("Only a Bundle has pages.")
@@ -747,10 +745,6 @@ class FHIRClient(FHIRConnection):
             The returned resource.  If there is none, ``Parameters``, which contain the
             ``Content-Location`` of an asynchronous operation (202).  To read all pages
             of a Bundle, use :meth:`iterate_pages`.
-
-        Raises:
-            FHIRRequestError, FHIRStatusError: see :meth:`read`.
-            MalformedFHIRResponseError, TransportError: see :meth:`read`.
         """
         query = build_search_query(params, keywords)
         interaction = build_operation(
@@ -799,8 +793,6 @@ class FHIRClient(FHIRConnection):
             FHIRRequestError: the reference has no target that can be resolved.
             ForeignPatientError: under ``patient/`` scopes, also for a reference to
                 another base URL, unless resources of its type belong to no patient.
-            FHIRStatusError, MalformedFHIRResponseError, TransportError: see
-                :meth:`read`.
         """
         text = get_reference(reference)
         found = find_within(text, within, base_url=self.base_url)
@@ -831,8 +823,6 @@ class FHIRClient(FHIRConnection):
 
         Raises:
             BearerBoundaryError, FHIRRequestError, ForeignPatientError: see
-                :meth:`resolve`.
-            FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :meth:`resolve`.
         """
         texts = [get_reference(each) for each in references]
