@@ -183,7 +183,6 @@ def process_token_response(
     *,
     requested: ScopeSet,
     now: datetime,
-    default_lifetime: timedelta = DEFAULT_LIFETIME,
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> TokenResponse:
     """
@@ -194,7 +193,6 @@ def process_token_response(
         requested: requested scopes, which count as granted if ``scope`` is absent (RFC
             6749 section 5.1; SMART requires the member, but some servers omit it).
         now: aware datetime at receipt; ``expires_in`` (seconds) is counted from it.
-        default_lifetime: for a response without ``expires_in``.
         insecure_hosts: hosts for which http is accepted in ``smart_style_url``.
 
     Raises:
@@ -208,13 +206,7 @@ def process_token_response(
     """
     members = parse_token_body(response)
     context = LaunchContext.from_parameters(members, insecure_hosts=insecure_hosts)
-    return _build_token_response(
-        members,
-        asked=requested,
-        now=now,
-        default_lifetime=default_lifetime,
-        context=context,
-    )
+    return _build_token_response(members, asked=requested, now=now, context=context)
 
 
 def process_refresh_response(
@@ -223,7 +215,6 @@ def process_refresh_response(
     granted: ScopeSet,
     now: datetime,
     previous_context: LaunchContext,
-    default_lifetime: timedelta = DEFAULT_LIFETIME,
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> TokenResponse:
     """
@@ -252,7 +243,6 @@ def process_refresh_response(
         members,
         asked=granted,
         now=now,
-        default_lifetime=default_lifetime,
         context=previous_context.updated_by(newer),
     )
     return replace(
@@ -279,12 +269,7 @@ def find_refresh_token(response: HTTPResponse) -> str | None:
 
 
 def _build_token_response(
-    members: dict[str, Any],
-    *,
-    asked: ScopeSet,
-    now: datetime,
-    default_lifetime: timedelta,
-    context: LaunchContext,
+    members: dict[str, Any], *, asked: ScopeSet, now: datetime, context: LaunchContext
 ) -> TokenResponse:
     """Validate each member and combine them."""
     access_token = _get_text(members, "access_token", _ACCESS_TOKEN)
@@ -299,7 +284,7 @@ def _build_token_response(
     parameters = {name: value for name, value in members.items() if name not in _TOKENS}
     check_length(parameters)
     expires_in = _parse_expires_in(members.get("expires_in"))
-    lifetime = default_lifetime if expires_in is None else timedelta(seconds=expires_in)
+    lifetime = DEFAULT_LIFETIME if expires_in is None else timedelta(seconds=expires_in)
     return TokenResponse(
         access_token=access_token,
         expires_at=now + lifetime,
