@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from django_smart.exceptions import CredentialsError
 
@@ -31,7 +32,6 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 SIGNING_ALGORITHMS = ("RS384", "ES384")
 
 _MIN_RSA_BITS = 2048
-_P384_BYTES = 48
 
 
 def generate_private_key_pem(algorithm: str) -> str:
@@ -113,34 +113,14 @@ def public_jwk(private_key: PrivateKey) -> dict[str, str]:
     section 6; RFC 7638.
     """
     algorithm = get_algorithm(private_key)
-    # Members in alphabetical order, as the thumbprint requires.
-    if isinstance(private_key, rsa.RSAPrivateKey):
-        rsa_numbers = private_key.public_key().public_numbers()
-        members = {
-            "e": _encode(rsa_numbers.e),
-            "kty": "RSA",
-            "n": _encode(rsa_numbers.n),
-        }
+    public_key = private_key.public_key()
+    if isinstance(public_key, rsa.RSAPublicKey):
+        members = RSAAlgorithm.to_jwk(public_key, as_dict=True)
     else:
-        ec_numbers = private_key.public_key().public_numbers()
-        members = {
-            "crv": "P-384",
-            "kty": "EC",
-            "x": _encode(ec_numbers.x, _P384_BYTES),
-            "y": _encode(ec_numbers.y, _P384_BYTES),
-        }
-    canonical = json.dumps(members, separators=(",", ":")).encode()
-    thumbprint = _encode_bytes(hashlib.sha256(canonical).digest())
+        members = ECAlgorithm.to_jwk(public_key, as_dict=True)
+    members.pop("key_ops", None)
+    # For the thumbprint, in alphabetical order.
+    canonical = json.dumps(members, separators=(",", ":"), sort_keys=True).encode()
+    digest = hashlib.sha256(canonical).digest()
+    thumbprint = urlsafe_b64encode(digest).rstrip(b"=").decode()
     return {**members, "alg": algorithm, "kid": thumbprint, "use": "sig"}
-
-
-def _encode(number: int, length: int | None = None) -> str:
-    """
-    Return *number* as base64url, big-endian, padded on the left to *length* bytes.
-    """
-    size = (number.bit_length() + 7) // 8 if length is None else length
-    return _encode_bytes(number.to_bytes(size, "big"))
-
-
-def _encode_bytes(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
