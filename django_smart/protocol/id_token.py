@@ -28,7 +28,6 @@ __all__ = [
     "DEFAULT_ALGORITHMS",
     "FHIR_USER_TYPES",
     "MAX_ID_TOKEN_LENGTH",
-    "SUPPORTED_ALGORITHMS",
     "IDTokenClaims",
     "VerificationKey",
     "parse_fhir_user",
@@ -91,8 +90,8 @@ def parse_fhir_user(value: str, *, base_url: str) -> str:
 
 VerificationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
-#: Algorithm to key type and curve.
-SUPPORTED_ALGORITHMS: dict[str, tuple[str, str | None]] = {
+# By algorithm: key type and curve.
+_KEY_TYPES: dict[str, tuple[str, str | None]] = {
     "RS256": ("RSA", None),
     "RS384": ("RSA", None),
     "RS512": ("RSA", None),
@@ -118,7 +117,7 @@ def select_verification_key(
     Args:
         jwks: JWK Set as received; keys for encryption, of another type or curve, for
             another algorithm, and weak, oversized or broken keys are ignored.
-        algorithm: one of ``SUPPORTED_ALGORITHMS``.
+        algorithm: one of ``DEFAULT_ALGORITHMS``.
         kid: from the header; without one, only one key may match (IDT-06).
 
     Raises:
@@ -145,7 +144,7 @@ def select_verification_key(
 
 def _fits(jwk: Mapping[str, Any], algorithm: str) -> bool:
     """Return whether *jwk* is meant to verify signatures of *algorithm*."""
-    key_type, curve = SUPPORTED_ALGORITHMS[algorithm]
+    key_type, curve = _KEY_TYPES[algorithm]
     key_ops = jwk.get("key_ops")
     return (
         jwk.get("kty") == key_type
@@ -186,7 +185,7 @@ def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
 
 
 #: Servers must support RS256 (IDT-06); never ``none``, never HMAC.
-DEFAULT_ALGORITHMS = frozenset(SUPPORTED_ALGORITHMS)
+DEFAULT_ALGORITHMS = frozenset(_KEY_TYPES)
 #: Maximum length of a token.
 MAX_ID_TOKEN_LENGTH = 64 * 1024
 
@@ -383,9 +382,8 @@ def _check_signature(
     Verify with a key of *jwks* and an accepted algorithm, never one from the token.
     """
     algorithm = header.get("alg")
-    if not isinstance(algorithm, str) or algorithm not in algorithms.intersection(
-        SUPPORTED_ALGORITHMS
-    ):
+    accepted = algorithms & DEFAULT_ALGORITHMS
+    if not isinstance(algorithm, str) or algorithm not in accepted:
         raise IDTokenSignatureError(
             "The algorithm of the ID token is not accepted; expected one of "
             f"{', '.join(sorted(algorithms))}."
