@@ -11,7 +11,6 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_decode
 
 from django_smart.exceptions import (
@@ -161,27 +160,23 @@ def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
     """
     names = ("n", "e") if jwk["kty"] == "RSA" else ("crv", "x", "y")
     # Private members, which do not belong in the set, are dropped.
-    members = {name: jwk.get(name) for name in names}
+    members: dict[str, Any] = {name: jwk.get(name) for name in names}
     if not all(isinstance(value, str) for value in members.values()):
         return None
+    if (
+        len(members.get("n", "")) > _MAX_MODULUS_LENGTH
+        or len(members.get("e", "")) > _MAX_EXPONENT_LENGTH
+    ):
+        return None
     try:
-        if jwk["kty"] == "EC":
-            ec_key = ECAlgorithm.from_jwk({"kty": "EC", **members})
-            return ec_key if isinstance(ec_key, ec.EllipticCurvePublicKey) else None
-        if (
-            len(members["n"] or "") > _MAX_MODULUS_LENGTH
-            or len(members["e"] or "") > _MAX_EXPONENT_LENGTH
-        ):
-            return None
-        key = RSAAlgorithm.from_jwk({"kty": "RSA", **members})
+        key: VerificationKey = jwt.PyJWK({"kty": jwk["kty"], **members}).key
     except (jwt.PyJWTError, ValueError):
         return None
-    if (
-        isinstance(key, rsa.RSAPublicKey)
-        and _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS
+    if isinstance(key, rsa.RSAPublicKey) and not (
+        _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS
     ):
-        return key
-    return None
+        return None
+    return key
 
 
 #: Servers must support RS256 (IDT-06); never ``none``, never HMAC.
