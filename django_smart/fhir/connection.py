@@ -48,11 +48,8 @@ CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_BUSY = frozenset({429, 503})
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _SAFE_INTERACTIONS = frozenset({"search"})  # by POST, too
-# Seconds before the second try when a busy server names no time.
-_DEFAULT_WAIT = 0.5
 _METHOD = re.compile(r"[A-Z]{1,16}")
 # Visible ASCII without "#" and the backslash.
 _PATH = re.compile(r"[!\"$-\[\]-~]*")
@@ -352,7 +349,7 @@ class FHIRConnection:
             if access_token != used_token:
                 started = time.monotonic()
                 response = self._transport.send(_authorize(request, access_token))
-        wait = self._get_wait(response) if is_safe else None
+        wait = response.get_wait(self._max_retry_wait) if is_safe else None
         if wait is None:
             return response
         left = self._transport.call_limit - (time.monotonic() - started) - wait
@@ -362,15 +359,6 @@ class FHIRConnection:
         _refuse_canceled()
         with limit_call(left):
             return self._transport.send(_authorize(request, access_token))
-
-    def _get_wait(self, response: HTTPResponse) -> float | None:
-        """Seconds to wait before the second try, ``None`` for no second try."""
-        if response.status_code not in _BUSY:
-            return None
-        if "retry-after" not in response.headers:
-            return min(_DEFAULT_WAIT, self._max_retry_wait)
-        wait = response.retry_after
-        return wait if wait is not None and wait <= self._max_retry_wait else None
 
     def _follow(
         self,

@@ -12,6 +12,9 @@ __all__ = ["HTTPRequest", "HTTPResponse", "HiddenBytes", "HiddenText"]
 
 # Seconds. Some servers send a time in milliseconds since 1970 instead.
 _LONGEST_WAIT = 24 * 3600.0
+_BUSY = frozenset({429, 503})
+# Seconds before a second attempt, if a busy server names no time.
+_DEFAULT_WAIT = 0.5
 # More digits would be more seconds than any column can store.
 _MAX_AGE = re.compile(r"max-age\s*=\s*\"?([0-9]{1,9})\"?", re.ASCII)
 
@@ -91,6 +94,19 @@ class HTTPResponse:
         if moment is None or sent is None:
             return None
         return min(max((moment - sent).total_seconds(), 0.0), _LONGEST_WAIT)
+
+    def get_wait(self, longest: float) -> float | None:
+        """
+        Return the seconds before a second attempt, or ``None`` for none.
+
+        Only a busy server gets one (429, 503), and only within *longest* seconds.
+        """
+        if self.status_code not in _BUSY:
+            return None
+        if "retry-after" not in self.headers:
+            return min(_DEFAULT_WAIT, longest)
+        wait = self.retry_after
+        return wait if wait is not None and wait <= longest else None
 
     @property
     def max_age(self) -> int | None:

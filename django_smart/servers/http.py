@@ -40,9 +40,7 @@ __all__ = [
     "whole_call_seconds",
 ]
 
-_BUSY = frozenset({429, 503})
 # As for FHIR requests, in seconds.
-_DEFAULT_WAIT = 0.5
 _LONGEST_WAIT = 5.0
 _LONGEST_STREAM = 3600.0
 
@@ -151,7 +149,7 @@ def send_patiently(
     """
     started = time.monotonic()
     response = send(build_request(), server=server)
-    wait = _get_wait(response) if response.status_code in _BUSY else None
+    wait = response.get_wait(_LONGEST_WAIT)
     if wait is None:
         return response
     ends_at = started + whole_call_seconds()
@@ -163,14 +161,6 @@ def send_patiently(
     # The process may have been suspended in the meantime.
     left = min(left, ends_at - time.monotonic())
     return send(again, server=server, within=left) if left > 0 else response
-
-
-def _get_wait(response: HTTPResponse) -> float | None:
-    """Return the seconds until the second attempt, or ``None`` for none."""
-    if "retry-after" not in response.headers:
-        return _DEFAULT_WAIT
-    wait = response.retry_after
-    return wait if wait is not None and wait <= _LONGEST_WAIT else None
 
 
 def whole_call_seconds() -> float:

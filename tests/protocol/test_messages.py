@@ -42,6 +42,21 @@ def test_retry_after_is_read_if_it_is_a_number_of_seconds(value, seconds):
     assert build_answer().retry_after is None
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {}, 0.5),
+        (503, {"retry_after": "2"}, 2),
+        (503, {"retry_after": "6"}, None),
+        (503, {"retry_after": "soon"}, None),
+        (500, {"retry_after": "2"}, None),
+    ],
+)
+def test_only_a_briefly_busy_server_is_asked_again(status, headers, seconds):
+    answer = build_answer(status_code=status, **headers)
+    assert answer.get_wait(5.0) == seconds
+
+
 NOW = "Wed, 21 Oct 2026 07:28:00 GMT"
 
 
