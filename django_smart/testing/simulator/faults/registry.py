@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, MutableSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
 
-    from django_smart.testing.simulator.ehr import EHRSimulator
     from django_smart.testing.simulator.exchange import Exchange
-    from django_smart.testing.simulator.id_tokens import IDTokenDraft
 
 __all__ = [
     "FAULTS",
@@ -33,7 +32,6 @@ __all__ = [
     "replaces",
 ]
 
-Pairs = list[tuple[str, str]]
 Verdict = Literal["refuse", "tolerate"]
 
 
@@ -116,7 +114,7 @@ def _register(
     name: str,
     verdict: Verdict,
     description: str,
-    companions: tuple[str, ...] = (),
+    *companions: str,
 ) -> Callable[[Any], Any]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in FAULTS:
@@ -135,89 +133,45 @@ def _register(
     return decorate
 
 
-def replaces(
-    exchange: str,
-    name: str,
-    verdict: Verdict,
-    description: str,
-    *companions: str,
-) -> Callable[
-    [Callable[[Exchange], Response | None]], Callable[[Exchange], Response | None]
-]:
-    """Register ``function(exchange)``: a response, or ``None`` for the server's own."""
-    return _register("replaces", exchange, name, verdict, description, companions)
+replaces = partial(_register, "replaces")
+"""Register ``function(exchange)``: a response, or ``None`` for the server's own."""
+edits = partial(_register, "edits")
+"""Register ``function(exchange, response)``, which returns what is sent instead."""
+redirects = partial(_register, "redirects", "authorize")
+"""Register ``function(ehr, pairs)``: the parameters sent to the redirect URI."""
+drafts = partial(_register, "drafts", "id_token")
+"""Register ``function(draft)``, which changes an ID token before it is signed."""
 
 
-def edits(
-    exchange: str,
-    name: str,
-    verdict: Verdict,
-    description: str,
-    *companions: str,
-) -> Callable[
-    [Callable[[Exchange, Response], Response]],
-    Callable[[Exchange, Response], Response],
-]:
-    """Register ``function(exchange, response)``, which returns what is sent instead."""
-    return _register("edits", exchange, name, verdict, description, companions)
-
-
-def edits_answer(
-    exchange: str, name: str, verdict: Verdict, description: str
-) -> Callable[[Callable[[Exchange, Response], Response]], Any]:
-    """Register ``function(exchange, response)``, as ``edits`` for a status of 200."""
+def edits_answer(*fault: Any, status: int = 200) -> Callable[[Any], Any]:
+    """Register ``function(exchange, response)``, as ``edits`` for one *status*."""
 
     def decorate(function: Callable[[Exchange, Response], Response]) -> Any:
         def edit(one: Exchange, response: Response) -> Response:
-            return function(one, response) if response.status_code == 200 else response
+            is_meant = response.status_code == status
+            return function(one, response) if is_meant else response
 
-        edits(exchange, name, verdict, description)(edit)
+        edits(*fault)(edit)
         return function
 
     return decorate
 
 
-def edits_json(
-    exchange: str,
-    name: str,
-    verdict: Verdict,
-    description: str,
-    *companions: str,
-    status: int = 200,
-) -> Callable[[Callable[[Exchange, Any], Any]], Callable[[Exchange, Any], Any]]:
+def edits_json(*fault: Any, status: int = 200) -> Callable[[Any], Any]:
     """
     Register ``function(exchange, answer)``, which changes a JSON response of *status*.
 
     It changes *answer* in place, or returns a replacement.
     """
 
-    def decorate(
-        function: Callable[[Exchange, Any], Any],
-    ) -> Callable[[Exchange, Any], Any]:
+    def decorate(function: Callable[[Exchange, Any], Any]) -> Any:
         def edit(one: Exchange, response: Response) -> Response:
-            if response.status_code == status:
-                answer = json.loads(response.get_data())
-                result = function(one, answer)
-                response.set_data(json.dumps(answer if result is None else result))
+            answer = json.loads(response.get_data())
+            result = function(one, answer)
+            response.set_data(json.dumps(answer if result is None else result))
             return response
 
-        edits(exchange, name, verdict, description, *companions)(edit)
+        edits_answer(*fault, status=status)(edit)
         return function
 
     return decorate
-
-
-def redirects(
-    name: str, verdict: Verdict, description: str
-) -> Callable[
-    [Callable[[EHRSimulator, Pairs], Pairs]], Callable[[EHRSimulator, Pairs], Pairs]
-]:
-    """Register ``function(ehr, pairs)``: the parameters sent to the redirect URI."""
-    return _register("redirects", "authorize", name, verdict, description)
-
-
-def drafts(
-    name: str, verdict: Verdict, description: str, *companions: str
-) -> Callable[[Callable[[IDTokenDraft], None]], Callable[[IDTokenDraft], None]]:
-    """Register ``function(draft)``, which changes an ID token before it is signed."""
-    return _register("drafts", "id_token", name, verdict, description, companions)
