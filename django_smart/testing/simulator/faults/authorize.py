@@ -25,6 +25,29 @@ _ERRORS = (
     "unauthorized_client",
     "unsupported_response_type",
 )
+# Parameter, what it is set to (or that it is left out), and in words.
+_VALUES: dict[str, tuple[str, str | None, str]] = {
+    "missing_code": ("code", None, "neither code nor error"),
+    "empty_code": ("code", "", "an empty code"),
+    "long_code": ("code", "c" * 100_000, "a code of 100,000 characters"),
+    "malformed_code": ("code", "a\r\nb\0c", "a code with control characters"),
+    "missing_state": ("state", None, "no state"),
+    "empty_state": ("state", "", "an empty state"),
+    "unknown_state": ("state", "a-state-that-nobody-sent", "an unknown state"),
+    "long_state": ("state", "s" * 100_000, "a state of 100,000 characters"),
+    "missing_iss": ("iss", None, "no iss, although discovery promised it"),
+}
+# What is added to the response, and in words.
+_ADDED = {
+    "code_and_error": ("error", "server_error", "code together with error"),
+    "code_twice": ("code", "another-code", "two codes"),
+    "state_twice": ("state", "another-state", "two states"),
+    "long_parameter": (
+        "session_state",
+        "s" * 100_000,
+        "a parameter of 100,000 characters",
+    ),
+}
 
 
 def _without(pairs: Pairs, *names: str) -> Pairs:
@@ -43,10 +66,27 @@ def _fail_with(error: str) -> Callable[[EHRSimulator, Pairs], Pairs]:
     return lambda _, pairs: _failed(pairs, error)
 
 
+def _put(name: str, value: str | None) -> Callable[[EHRSimulator, Pairs], Pairs]:
+    given = [] if value is None else [(name, value)]
+    return lambda _, pairs: [*_without(pairs, name), *given]
+
+
+def _add(name: str, value: str) -> Callable[[EHRSimulator, Pairs], Pairs]:
+    return lambda _, pairs: [*pairs, (name, value)]
+
+
 for _error in _ERRORS:
     redirects(f"authorize_{_error}", "refuse", f"the error {_error}")(
         _fail_with(_error)
     )
+for _name, (_parameter, _value, _words) in _VALUES.items():
+    redirects(f"authorize_{_name}", "refuse", _words)(_put(_parameter, _value))
+for _name, (_parameter, _further, _words) in _ADDED.items():
+    redirects(f"authorize_{_name}", "refuse", _words)(_add(_parameter, _further))
+redirects("authorize_error_malformed", "refuse", "an error of control characters")(
+    _fail_with("server\nerror")
+)
+redirects("authorize_error_empty", "refuse", "an empty error")(_fail_with(""))
 
 
 @redirects(
@@ -57,89 +97,14 @@ def _error_markup(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return _failed(pairs, "server_error", description)
 
 
-@redirects("authorize_error_malformed", "refuse", "an error of control characters")
-def _error_malformed(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return _failed(pairs, "server\nerror")
-
-
-@redirects("authorize_error_empty", "refuse", "an empty error")
-def _error_empty(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return _failed(pairs, "")
-
-
-@redirects("authorize_code_and_error", "refuse", "code together with error")
-def _code_and_error(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*pairs, ("error", "server_error")]
-
-
-@redirects("authorize_missing_code", "refuse", "neither code nor error")
-def _missing_code(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return _without(pairs, "code")
-
-
-@redirects("authorize_empty_code", "refuse", "an empty code")
-def _empty_code(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [("code", ""), *_without(pairs, "code")]
-
-
-@redirects("authorize_code_twice", "refuse", "two codes")
-def _code_twice(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*pairs, ("code", "another-code")]
-
-
-@redirects("authorize_long_code", "refuse", "a code of 100,000 characters")
-def _long_code(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [("code", "c" * 100_000), *_without(pairs, "code")]
-
-
-@redirects("authorize_malformed_code", "refuse", "a code with control characters")
-def _malformed_code(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [("code", "a\r\nb\0c"), *_without(pairs, "code")]
-
-
-@redirects("authorize_long_parameter", "refuse", "a parameter of 100,000 characters")
-def _long_parameter(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*pairs, ("session_state", "s" * 100_000)]
-
-
 @redirects("authorize_parameter_twice", "refuse", "a repeated parameter")
 def _parameter_twice(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*pairs, ("iss", ehr.issuer), ("iss", ehr.foreign_origin)]
 
 
-@redirects("authorize_missing_state", "refuse", "no state")
-def _missing_state(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return _without(pairs, "state")
-
-
-@redirects("authorize_empty_state", "refuse", "an empty state")
-def _empty_state(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*_without(pairs, "state"), ("state", "")]
-
-
-@redirects("authorize_state_twice", "refuse", "two states")
-def _state_twice(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*pairs, ("state", "another-state")]
-
-
-@redirects("authorize_unknown_state", "refuse", "an unknown state")
-def _unknown_state(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*_without(pairs, "state"), ("state", "a-state-that-nobody-sent")]
-
-
-@redirects("authorize_long_state", "refuse", "a state of 100,000 characters")
-def _long_state(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return [*_without(pairs, "state"), ("state", "s" * 100_000)]
-
-
 @redirects("authorize_wrong_iss", "refuse", "iss of another server (RFC 9207)")
 def _wrong_iss(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
     return [*_without(pairs, "iss"), ("iss", ehr.foreign_origin)]
-
-
-@redirects("authorize_missing_iss", "refuse", "no iss, although discovery promised it")
-def _missing_iss(ehr: EHRSimulator, pairs: Pairs) -> Pairs:
-    return _without(pairs, "iss")
 
 
 @redirects("authorize_unknown_parameters", "tolerate", "unknown parameters")
