@@ -16,7 +16,7 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import leave_out_each, put
+from django_smart.testing.simulator.faults.shapes import leave_out, leave_out_each, put
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -92,22 +92,16 @@ for _name, (_words, _build) in _BROKEN_URLS.items():
     )
 
 
-@edits_json(
+edits_json(
     "discovery",
     "discovery_plain_only",
     "refuse",
     "code_challenge_methods_supported lists only plain",
-)
-def _plain_only(exchange: Exchange, document: dict[str, Any]) -> None:
-    document["code_challenge_methods_supported"] = ["plain"]
-
-
-@edits_json(
+)(put("code_challenge_methods_supported", ["plain"]))
+# Another host: the app may accept plain http for the EHR's own, in development.
+edits_json(
     "discovery", "discovery_http_endpoint", "refuse", "token_endpoint on plain http"
-)
-def _http_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
-    # Another host: the app may accept plain http for the EHR's own, in development.
-    document["token_endpoint"] = "http://plain.example.net/auth/token"  # noqa: S105
+)(put("token_endpoint", "http://plain.example.net/auth/token"))
 
 
 @edits_json(
@@ -206,26 +200,20 @@ def _other_issuer(exchange: Exchange, document: dict[str, Any]) -> None:
     document["issuer"] = exchange.ehr.foreign_origin
 
 
-@edits_json(
+edits_json(
     "openid",
     "openid_missing_jwks_uri",
     "refuse",
     "no jwks_uri in either document",
     "discovery_missing_jwks_uri",
-)
-def _openid_missing_jwks_uri(exchange: Exchange, document: dict[str, Any]) -> None:
-    del document["jwks_uri"]
-
-
-@edits_json(
+)(leave_out("jwks_uri"))
+edits_json(
     "openid",
     "openid_http_jwks_uri",
     "refuse",
     "jwks_uri on plain http",
     "discovery_missing_jwks_uri",
-)
-def _http_jwks_uri(exchange: Exchange, document: dict[str, Any]) -> None:
-    document["jwks_uri"] = "http://plain.example.net/auth/jwks"
+)(put("jwks_uri", "http://plain.example.net/auth/jwks"))
 
 
 @edits_json(
@@ -254,11 +242,7 @@ def _absent(exchange: Exchange) -> Response:
 
 
 leave_out_each("jwks", {"keys": "refuse"})
-
-
-@edits_json("jwks", "jwks_no_keys", "refuse", "an empty list of keys")
-def _no_keys(exchange: Exchange, document: dict[str, Any]) -> None:
-    document["keys"] = []
+edits_json("jwks", "jwks_no_keys", "refuse", "an empty list of keys")(put("keys", []))
 
 
 @edits_json("jwks", "jwks_use_enc", "refuse", "the key is marked use: enc")

@@ -15,6 +15,7 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     replaces,
 )
+from django_smart.testing.simulator.faults.shapes import leave_out, put
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -146,6 +147,13 @@ for _place, (_words, _change) in _PLACES.items():
         )(_add_header(_header, _change))
 for _status, (_title, _words) in _PAGES.items():
     replaces("fhir", f"fhir_{_status}", "refuse", _words)(_show_page(_title, _status))
+for _name, _words, _edit in (
+    ("wrong_id", "a read returns another resource's id", put("id", "somebody-else")),
+    ("wrong_type", "a resource of another type", put("resourceType", "Basic")),
+    ("missing_type", "no resourceType", leave_out("resourceType")),
+    ("missing_id", "a resource without its id", leave_out("id")),
+):
+    edits_json("fhir", f"fhir_{_name}", "refuse", _words)(_edit)
 
 
 @replaces("fhir", "fhir_redirect_loop", "refuse", "302 to the same URL, endlessly")
@@ -206,26 +214,6 @@ def _wrong_media_type(exchange: Exchange, response: Response) -> Response:
 def _nan(exchange: Exchange, response: Response) -> Response:
     text = response.get_data(as_text=True).rstrip().removesuffix("}")
     return answers.json_text(f'{text}, "x": NaN}}')
-
-
-@edits_json("fhir", "fhir_wrong_id", "refuse", "a read returns another resource's id")
-def _wrong_id(exchange: Exchange, answer: dict[str, Any]) -> None:
-    answer["id"] = "somebody-else"
-
-
-@edits_json("fhir", "fhir_wrong_type", "refuse", "a resource of another type")
-def _wrong_type(exchange: Exchange, answer: dict[str, Any]) -> None:
-    answer["resourceType"] = "Basic"
-
-
-@edits_json("fhir", "fhir_missing_type", "refuse", "no resourceType")
-def _missing_type(exchange: Exchange, answer: dict[str, Any]) -> None:
-    del answer["resourceType"]
-
-
-@edits_json("fhir", "fhir_missing_id", "refuse", "a resource without its id")
-def _missing_id(exchange: Exchange, answer: dict[str, Any]) -> None:
-    answer.pop("id", None)
 
 
 @edits_json("fhir", "fhir_bundle_type", "refuse", "a search returns a collection")
