@@ -289,11 +289,11 @@ class ScopeSet:
 
         Spec: SMART App Launch 2.2, "Scopes and Launch Context".
         """
-        return cls(
-            tuple(
-                parse_scope(item, strict=strict) for item in dict.fromkeys(text.split())
-            )
-        )
+        return cls._unique(parse_scope(item, strict=strict) for item in text.split())
+
+    @classmethod
+    def _unique(cls, scopes: Iterable[Scope]) -> ScopeSet:
+        return cls(tuple(dict.fromkeys(scopes)))
 
     def __str__(self) -> str:
         return " ".join(scope.text for scope in self.scopes)
@@ -316,7 +316,7 @@ class ScopeSet:
         return hash(frozenset(self.scopes))
 
     def __or__(self, other: ScopeSet) -> ScopeSet:
-        return ScopeSet(tuple(dict.fromkeys((*self.scopes, *other.scopes))))
+        return ScopeSet._unique((*self.scopes, *other.scopes))
 
     @property
     def resource_scopes(self) -> tuple[ResourceScope, ...]:
@@ -369,15 +369,11 @@ class ScopeSet:
         """
         Return the same access with letters instead of ``read``, ``write`` and ``*``.
         """
-        return ScopeSet(
-            tuple(
-                dict.fromkeys(
-                    scope.with_letters(scope.letters)
-                    if isinstance(scope, ResourceScope) and scope.is_v1
-                    else scope
-                    for scope in self.scopes
-                )
-            )
+        return ScopeSet._unique(
+            scope.with_letters(scope.letters)
+            if isinstance(scope, ResourceScope) and scope.is_v1
+            else scope
+            for scope in self.scopes
         )
 
     def to_v1(self) -> ScopeSet:
@@ -390,13 +386,9 @@ class ScopeSet:
         Raises:
             ScopeSyntaxError: a scope is narrowed by parameters, which v1 cannot say.
         """
-        return ScopeSet(
-            tuple(
-                dict.fromkeys(
-                    scope.to_v1() if isinstance(scope, ResourceScope) else scope
-                    for scope in self.scopes
-                )
-            )
+        return ScopeSet._unique(
+            scope.to_v1() if isinstance(scope, ResourceScope) else scope
+            for scope in self.scopes
         )
 
 
