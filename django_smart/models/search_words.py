@@ -9,7 +9,6 @@ same on every database, whatever its collation says of text.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 
 from django.db import models
 
@@ -75,14 +74,13 @@ def build_key_range(prefix: str) -> tuple[int, int]:
     return low, low + (_BASE**rest - 1 if rest > 0 else 0)
 
 
-def build_search_text(texts: Iterable[str]) -> str:
+def build_search_text(text: str) -> str:
     """
-    Every word of *texts* after a space, to look for beginnings within one column.
+    Every word of *text* after a space, to look for beginnings within one column.
 
     ``" harb"`` is in it if and only if a word begins with "harb".
     """
-    words = dict.fromkeys(word for text in texts for word in split_words(text))
-    return "".join(f" {word}" for word in words)
+    return "".join(f" {word}" for word in split_words(text))
 
 
 class SearchTextField(models.TextField):  # type: ignore[type-arg]  # in the stubs alone
@@ -106,7 +104,7 @@ class SearchTextField(models.TextField):  # type: ignore[type-arg]  # in the stu
 
     def pre_save(self, model_instance: models.Model, add: bool) -> str:
         """The words as they are now."""
-        text = build_search_text([str(getattr(model_instance, self.source))])
+        text = build_search_text(str(getattr(model_instance, self.source)))
         setattr(model_instance, self.attname, text)
         return text
 

@@ -70,8 +70,8 @@ def test_any_text_has_words_of_ascii(text):
 
 
 def test_search_text_has_a_space_before_each_word():
-    assert build_search_text(["Harbour Hospital", "Hospital"]) == " harbour hospital"
-    assert build_search_text([]) == ""
+    assert build_search_text("Harbour Hospital, Hospital") == " harbour hospital"
+    assert build_search_text("") == ""
 
 
 @pytest.mark.django_db
