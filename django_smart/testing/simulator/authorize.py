@@ -65,6 +65,12 @@ class AuthorizationRequest:
             asks & {"launch/patient", "launch/encounter"}
         )
 
+    def refuse(self, error: str, description: str) -> AuthorizationError:
+        """Return the error for a request that was valid."""
+        return AuthorizationError(
+            error, description, redirect_uri=self.redirect_uri, state=self.state
+        )
+
 
 def validate(ehr: EHRSimulator, pairs: list[tuple[str, str]]) -> AuthorizationRequest:
     """
@@ -232,12 +238,7 @@ def approve(
     with ehr.store.lock:
         if request.launch is not None:
             if request.launch.used:
-                error = AuthorizationError(
-                    "invalid_request",
-                    "launch has been used",
-                    redirect_uri=request.redirect_uri,
-                    state=request.state,
-                )
+                error = request.refuse("invalid_request", "launch has been used")
                 return error_redirect(ehr, error)
             request.launch.used = True
         ehr.store.codes[code] = Code(
@@ -301,15 +302,8 @@ def _standalone_context(
 
 def deny(ehr: EHRSimulator, request: AuthorizationRequest) -> str:
     """Return where the browser is redirected if the user denies."""
-    return error_redirect(
-        ehr,
-        AuthorizationError(
-            "access_denied",
-            "The person did not allow the app to use the record.",
-            redirect_uri=request.redirect_uri,
-            state=request.state,
-        ),
-    )
+    text = "The person did not allow the app to use the record."
+    return error_redirect(ehr, request.refuse("access_denied", text))
 
 
 def error_redirect(ehr: EHRSimulator, error: AuthorizationError) -> str:
