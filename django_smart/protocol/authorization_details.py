@@ -50,7 +50,6 @@ def parse_authorization_details(
     token is valid for the launch's FHIR server in any case.
 
     Args:
-        value: as received.
         scopes, context: of the whole response, for what an entry omits.
 
     Spec: SMART App Launch 2.2, "Obtain access token", Response,

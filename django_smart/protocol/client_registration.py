@@ -133,9 +133,6 @@ def process_registration_response(
     A server may replace requested values; if they make the client unusable, it is
     refused.
 
-    Args:
-        metadata: the requested values.
-
     Raises:
         RegistrationRefusedError: a status other than 200 or 201.
         MalformedRegistrationResponseError: no ``client_id``, a secret that does not

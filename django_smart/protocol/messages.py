@@ -61,7 +61,6 @@ class HTTPResponse:
     A response, with its body read, decompressed and within the size limit.
 
     Attributes:
-        status_code: HTTP status.
         headers: names in lower case (DISC-05).
         body: bytes after content decoding.
         url: the requested URL, since redirects are never followed.

@@ -116,9 +116,6 @@ def parse_style(body: bytes) -> SMARTStyle:
 
     Does not raise: invalid values are omitted and listed in ``problems``.
 
-    Args:
-        body: as received.
-
     Spec: SMART App Launch 2.2, "Scopes and Launch Context", Styling (RESP-15).
     """
     try:

@@ -189,7 +189,6 @@ def process_token_response(
     Turn the token endpoint's response into a ``TokenResponse``.
 
     Args:
-        response: as received.
         requested: requested scopes, which count as granted if ``scope`` is absent (RFC
             6749 section 5.1; SMART requires the member, but some servers omit it).
         now: aware datetime at receipt; ``expires_in`` (seconds) is counted from it.

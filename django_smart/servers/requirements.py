@@ -68,7 +68,7 @@ def check_registration(
 def find_problems(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> list[Problem]:
-    """Yield the reasons for which :func:`check_registration` refuses *registration*."""
+    """Return why :func:`check_registration` refuses *registration*, if it does."""
     problems = list(_find_client_problems(registration, configuration))
     if registration.is_for_launches:
         problems += _find_authorization_problems(registration, configuration)

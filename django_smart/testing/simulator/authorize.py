@@ -77,7 +77,6 @@ def validate(ehr: EHRSimulator, pairs: list[tuple[str, str]]) -> AuthorizationRe
     Check an authorization request.
 
     Args:
-        ehr: the server it came to.
         pairs: its parameters, decoded, in order.
 
     Raises:
@@ -212,8 +211,6 @@ def approve(
     Record the person's consent, and return where the browser is sent.
 
     Args:
-        ehr: the server.
-        request: what was asked.
         user: reference of the person, such as ``Practitioner/1``.
         patient: id of the patient they picked, for a standalone launch.
         scope: what they allow, within what was asked; all of it by default.
