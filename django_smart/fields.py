@@ -64,7 +64,7 @@ def reencrypt(stored: Any) -> Any:
     Re-encrypt a value that ``values()`` returned from an encrypted column.
 
     This is the only place that accepts a secret without a column name: it is bound to
-        the column that contains it.
+    the column that contains it.
 
     Returns:
         *stored* itself if it is already current, or if there is nothing to encrypt.

@@ -165,8 +165,7 @@ def fhir_datetime(value: object) -> str:
     Return :func:`fhir_date` with the time, if any: ``{{ when|fhir_datetime }}``.
 
     The time is shown as written.  If its time zone differs from the active one, the
-    zone
-    is added: ``March 4, 2021, 2:30 p.m. (UTC-05:00)``.
+    zone is added: ``March 4, 2021, 2:30 p.m. (UTC-05:00)``.
     """
     date = value if isinstance(value, PartialDate) else parse_date(value)
     if date is None:
@@ -422,8 +421,7 @@ def address(value: object) -> str:
 
     From a list, it chooses the first current one.  City, state and postal code have the
     country's order.  Without a country, an address with a ZIP code and a state is taken
-    as
-    one in the United States: ``49 Meadow St, Mounds, OK 74047``.
+    as one in the United States: ``49 Meadow St, Mounds, OK 74047``.
 
     Args:
         value: an ``Address``, a list of them, or a resource with addresses.
