@@ -42,7 +42,7 @@ class TaskRunQuerySet(models.QuerySet["TaskRun"]):
         Return whether the caller may run *name* now, and reserve it.
 
         One conditional UPDATE.  The reservation lasts *within*, unless :meth:`hold`
-        extends or :meth:`finish` ends it.
+        moves its end.
         """
         self.get_or_create(name=name)
         free = Q(busy_until__isnull=True) | Q(busy_until__lte=DatabaseNow())
@@ -52,7 +52,7 @@ class TaskRunQuerySet(models.QuerySet["TaskRun"]):
         return begun == 1
 
     def hold(self, name: str, *, within: timedelta) -> None:
-        """Extend the reservation of *name* by *within* from now."""
+        """Let the reservation of *name* end *within* from now."""
         self.filter(name=name).update(busy_until=DatabaseNow(within))
 
     def get_owner(self, name: str) -> str:
