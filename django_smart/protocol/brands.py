@@ -44,7 +44,6 @@ _SIGNATURES = {
     "image/gif": (b"GIF87a", b"GIF89a"),
     "image/webp": (b"RIFF",),
 }
-_SVG = "image/svg+xml"
 # An <img> does not run scripts; an image with one was not made to be a logo.
 _ACTIVE = re.compile(
     rb"<\s*(?:script|foreignobject|iframe|object|embed)\b"
@@ -100,7 +99,7 @@ def _decode(payload: str, *, is_base64: bool) -> bytes:
 
 
 def _is_picture(media_type: str, picture: bytes) -> bool:
-    if media_type == _SVG:
+    if media_type == "image/svg+xml":
         try:
             text = picture.decode()
         except UnicodeDecodeError:

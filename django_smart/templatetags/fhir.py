@@ -225,8 +225,6 @@ _STATUSES = {
     "unconfirmed": gettext_lazy("unconfirmed"),
     "unknown": gettext_lazy("unknown"),
 }
-# Values that a reader does not need to know.
-_PLAIN_STATUSES = frozenset({"final"})
 
 
 @register.filter
@@ -252,7 +250,7 @@ def fhir_value(value: object) -> str:
         texts.append(f"{name}: {text}" if name else text)
     if not texts and "resourceType" not in value:
         return _tell_value("", value)
-    notes = [note for note in _iter_statuses(value) if note not in _PLAIN_STATUSES]
+    notes = [note for note in _iter_statuses(value) if note != "final"]
     if notes:
         texts = [f"{'; '.join(texts)} ({', '.join(notes)})".strip()]
     return "; ".join(texts)
