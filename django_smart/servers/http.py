@@ -85,7 +85,7 @@ def send(
 
 class EHRTransport:
     """
-    Build the function that sends a FHIR client's requests within the settings' limits.
+    Sends a FHIR client's requests within the limits of the settings.
 
     A stream may take an hour and has no size limit.
 
