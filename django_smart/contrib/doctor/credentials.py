@@ -51,7 +51,6 @@ def try_credentials(
     Most servers look at the client first: they refuse a client that does not exist, and
     of this one only the code.  What they answer to both alike proves nothing.
     """
-    subject = registration.server.slug
     url = configuration.token_endpoint
     try:
         request = _build_request(registration, url)
@@ -63,7 +62,6 @@ def try_credentials(
         if what := _find_wrong_answer(answer):
             yield build_finding(
                 "endpoint_wrong",
-                subject=subject,
                 what=f"The token endpoint {what}.",
                 fix="Try again later. If the problem remains, contact the "
                 "server's operator, or correct the token endpoint on the "
@@ -74,7 +72,6 @@ def try_credentials(
     except TransportError as exc:
         yield build_finding(
             "endpoint_unreachable",
-            subject=subject,
             what=f"The token endpoint cannot be reached: {exc}.",
             fix="Check that this machine can connect to its host, which may "
             "differ from the FHIR server's. If it can, contact the server's "
@@ -92,7 +89,6 @@ def _judge(
             return
         yield build_finding(
             "credentials_unproven",
-            subject=registration.server.slug,
             what="The token endpoint responds to a nonexistent client exactly as "
             "to this one, so it is unknown whether it accepts this client.",
             fix="Launch once. If the server refuses the client, the error code is "
@@ -111,7 +107,6 @@ def _judge(
     )
     yield build_finding(
         "credentials_refused",
-        subject=registration.server.slug,
         severity=Severity.NOTE if worked_at else None,
         what=f"The token endpoint responds with {refusal} to a request of this "
         f"client (authentication: {registration.token_endpoint_auth_method}) "
@@ -217,11 +212,9 @@ def _get_credentials_fix(registration: ClientRegistration) -> str:
 def _explain_credentials(
     registration: ClientRegistration, error: CredentialsError
 ) -> Finding:
-    subject = registration.server.slug
     if registration.uses_private_key:
         return build_finding(
             "key_missing",
-            subject=subject,
             what=f"Token requests cannot be signed: {error}",
             fix="Run smart_keys generate --algorithm "
             f"{registration.signing_algorithm}, and let the server read the "
@@ -238,7 +231,6 @@ def _explain_credentials(
         fix = "Enter the client secret on the registration's admin page."
     return build_finding(
         "secret_missing",
-        subject=subject,
         what=f"The client secret is unavailable: {error}",
         fix=fix,
     )
@@ -266,7 +258,6 @@ def try_other_encoding(
         ):
             yield build_finding(
                 "basic_encoding_wrong",
-                subject=registration.server.slug,
                 what="The token endpoint refuses client ID and secret in the "
                 f"current encoding ({registration.server.basic_credentials}) "
                 f"and accepts them as {other.server.basic_credentials}.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from ...conf import build_docs_url
@@ -301,23 +301,22 @@ def collect(
 
     Args:
         part: name of the examined part, for people.
-        subject: the server's slug; empty for the site.
+        subject: the slug of the server that all of it is about; empty otherwise.
     """
     findings: list[Finding] = []
     try:
         findings.extend(look(*args))
     except Exception as exc:  # noqa: BLE001 (whatever is wrong is to be told)
-        findings.append(build_unexamined(part, exc, subject=subject))
-    return findings
+        findings.append(build_unexamined(part, exc))
+    return [replace(each, subject=subject or each.subject) for each in findings]
 
 
-def build_unexamined(part: str, error: Exception, *, subject: str = "") -> Finding:
+def build_unexamined(part: str, error: Exception) -> Finding:
     """The finding that *error* kept the doctor from examining *part*."""
     logger.debug("The doctor cannot examine the %s", part, exc_info=error)
     text = redact(str(error)).strip().partition("\n")[0][:300]
     return build_finding(
         "not_examined",
-        subject=subject,
         what=f"The {part} could not be examined: {type(error).__name__}"
         f"{f': {text}' if text else ''}.",
         fix="Fix the other reported problems, then run smart_doctor again. If "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -34,7 +33,6 @@ def examine_registration(
     findings = [
         build_finding(
             problem.code,
-            subject=registration.server.slug,
             what=f"{problem.what}.",
             fix=f"{capfirst(problem.fix)}.",
         )
@@ -42,15 +40,14 @@ def examine_registration(
     ]
     codes = {each.code for each in findings}
     both = registration, configuration
-    look = partial(collect, subject=registration.server.slug)
-    findings += look("scopes", _find_scopes_not_offered, *both)
-    findings += look("refresh", _find_refresh_faults, *both)
-    findings += look("redirect URI", _find_redirect_fault, registration)
-    findings += look("callback", _find_shared_callback, registration)
-    findings += look("cookies", _find_cookie_faults, registration)
+    findings += collect("scopes", _find_scopes_not_offered, *both)
+    findings += collect("refresh", _find_refresh_faults, *both)
+    findings += collect("redirect URI", _find_redirect_fault, registration)
+    findings += collect("callback", _find_shared_callback, registration)
+    findings += collect("cookies", _find_cookie_faults, registration)
     if not codes & {"method_not_offered", "algorithm_not_offered"}:
-        findings += look("credentials", try_credentials, *both)
-        findings += look("encoding of credentials", try_other_encoding, *both)
+        findings += collect("credentials", try_credentials, *both)
+        findings += collect("encoding of credentials", try_other_encoding, *both)
     return findings
 
 
@@ -72,7 +69,6 @@ def _find_scopes_not_offered(
     if names:
         yield build_finding(
             "scopes_not_offered",
-            subject=registration.server.slug,
             what="The server does not list these scopes of the registration as "
             f"supported: {', '.join(names)}.",
             fix="Remove them, correct their spelling, or enable them for this client "
@@ -85,7 +81,6 @@ def _find_refresh_faults(
 ) -> Iterator[Finding]:
     if not registration.is_for_launches:
         return
-    server = registration.server
     scopes = f"{registration.ehr_scope} {registration.standalone_scope}".split()
     if "offline_access" in scopes:
         # SMART App Launch lists no refresh_token in grant_types_supported.
@@ -93,7 +88,6 @@ def _find_refresh_faults(
         if configuration.capabilities and not offers:
             yield build_finding(
                 "refresh_not_offered",
-                subject=server.slug,
                 what="The registration requests offline_access, but the server "
                 "does not support it: its capabilities do not include "
                 "permission-offline.",
@@ -103,7 +97,6 @@ def _find_refresh_faults(
     elif "online_access" not in scopes and (reason := _expects_refresh(registration)):
         yield build_finding(
             "offline_access_missing",
-            subject=server.slug,
             what=f"A refresh is expected because {reason}, but the registration "
             "does not request offline_access.",
             fix="Add offline_access to the scope for standalone launch or EHR "
@@ -148,7 +141,6 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
     expected = f"{site or origin}{path}"
     yield build_finding(
         "redirect_uri_wrong",
-        subject=registration.server.slug,
         what=f"The redirect URI {uri} does not belong to this site: {what}.",
         fix=f"Enter {expected} as the redirect URI in the vendor's form and here, "
         "or correct SMART_SITE_URL and ALLOWED_HOSTS.",
@@ -167,7 +159,6 @@ def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]
     if others:
         yield build_finding(
             "callback_shared",
-            subject=registration.server.slug,
             what="The registration shares its redirect URI with those at "
             f"{', '.join(sorted(others))} (callback group "
             f"{registration.callback_group}).",
@@ -207,7 +198,6 @@ def _find_cookie_faults(registration: ClientRegistration) -> Iterator[Finding]:
     if faults:
         yield build_finding(
             "cookies_unfit_for_frames",
-            subject=registration.server.slug,
             what="The server may show this site in a frame, but "
             f"{', and '.join(faults)}.",
             fix="Serve this site over https, and set SESSION_COOKIE_SECURE = True "

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import partial
 from urllib.parse import parse_qsl, urlsplit
 
 from django.db import DatabaseError
@@ -86,7 +85,6 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
     if not server.is_active:
         yield build_finding(
             "server_inactive",
-            subject=server.slug,
             what="The server is not active here, so it was not examined.",
             fix="Check “active” on the server's admin page if you want to use the "
             "server.",
@@ -96,10 +94,9 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         yield finding
         if finding.severity == Severity.ERROR:
             return
-    look = partial(collect, subject=server.slug)
     try:
         answer = _ask(server)
-        yield from look("clock", _find_clock_fault, server, answer)
+        yield from collect("clock", _find_clock_fault, answer)
         configuration = _discover(server, answer, save=server.pk is not None)
     except _StopError as stop:
         yield stop.finding
@@ -110,21 +107,20 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         # Django gives each of them this very server, with what was just fetched.
         registrations = list(server.registrations.filter(is_active=True))
     if any(each.is_for_launches for each in registrations):
-        yield from look("endpoints", _find_endpoint_fault, server, configuration)
+        yield from collect("endpoints", _find_endpoint_fault, server, configuration)
     if any("openid" in _get_launch_scopes(each) for each in registrations):
-        yield from look("ID token keys", _find_key_fault, server)
+        yield from collect("ID token keys", _find_key_fault, server)
     if server.pk and not registrations:
         yield build_finding(
             "registration_missing",
-            subject=server.slug,
             what="The server has no active client registration.",
             fix="Register this site at the vendor and enter its client ID, in the "
             "admin or with smart_register.",
         )
     for registration in registrations:
         both = registration, configuration
-        yield from look("authorization", _try_authorization, *both)
-        yield from look("registration", examine_registration, *both)
+        yield from collect("authorization", _try_authorization, *both)
+        yield from collect("registration", examine_registration, *both)
 
 
 def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
@@ -138,7 +134,6 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
     if differing:
         yield build_finding(
             "configuration_overruled",
-            subject=server.slug,
             what="Values entered here replace values in the server's SMART "
             f"configuration. {'; '.join(differing)}.",
             fix="Do nothing if the vendor documents these values; otherwise "
@@ -164,7 +159,6 @@ def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
         )
     yield build_finding(
         "plain_http",
-        subject=server.slug,
         severity=severity,
         what="The base URL uses plain http.",
         fix=fix,
@@ -181,21 +175,19 @@ def _ask(server: FHIRServer) -> HTTPResponse:
             server=server,
         )
     except TransportError as exc:
-        raise _StopError(_explain_failure(server, exc)) from exc
+        raise _StopError(_explain_failure(exc)) from exc
 
 
-def _explain_failure(server: FHIRServer, error: TransportError) -> Finding:
+def _explain_failure(error: TransportError) -> Finding:
     if isinstance(error, InsecureURLError):
         return build_finding(
             "base_url_wrong",
-            subject=server.slug,
             what=f"Nothing can be sent to the base URL: {error}",
             fix="Enter the server's https URL as its base URL.",
         )
     if isinstance(error, ServerUnreachableError) and error.is_untrusted:
         return build_finding(
             "certificate_untrusted",
-            subject=server.slug,
             what=f"{capfirst(str(error))}.",
             fix="Ask the server's operator to send the complete certificate "
             "chain. If it is signed by a private authority, set the "
@@ -204,7 +196,6 @@ def _explain_failure(server: FHIRServer, error: TransportError) -> Finding:
         )
     return build_finding(
         "server_unreachable",
-        subject=server.slug,
         what=f"The server cannot be reached: {error}.",
         fix="Check that the host in the base URL is correct, that this machine "
         "can connect to it (firewall, proxy in HTTPS_PROXY), and that the "
@@ -212,7 +203,7 @@ def _explain_failure(server: FHIRServer, error: TransportError) -> Finding:
     )
 
 
-def _find_clock_fault(server: FHIRServer, answer: HTTPResponse) -> Iterator[Finding]:
+def _find_clock_fault(answer: HTTPResponse) -> Iterator[Finding]:
     there = _read_date(answer)
     if there is None:
         return
@@ -221,7 +212,6 @@ def _find_clock_fault(server: FHIRServer, answer: HTTPResponse) -> Iterator[Find
     if abs(seconds) > leeway:
         yield build_finding(
             "clock_off",
-            subject=server.slug,
             what=f"The clock of this machine is {abs(seconds):.0f} s "
             f"{'ahead of' if seconds > 0 else 'behind'} the server's; the "
             f"leeway is {leeway:.0f} s.",
@@ -252,19 +242,18 @@ def _discover(
             configuration = fetch_configuration(server, save=False)
         check_dispute(server)
     except TransportError as exc:
-        raise _StopError(_explain_failure(server, exc)) from exc
+        raise _StopError(_explain_failure(exc)) from exc
     except IssuerDisputedError as exc:
-        raise _StopError(_explain_dispute(server, exc)) from exc
+        raise _StopError(_explain_dispute(exc)) from exc
     except DiscoveryError as exc:
         raise _StopError(_explain_discovery(server, answer, exc)) from exc
     return configuration
 
 
-def _explain_dispute(server: FHIRServer, error: IssuerDisputedError) -> Finding:
+def _explain_dispute(error: IssuerDisputedError) -> Finding:
     what, _, fix = str(error).partition(": ")
     return build_finding(
         "issuer_disputed",
-        subject=server.slug,
         what=f"{what}.",
         fix=capfirst(fix),
     )
@@ -276,7 +265,6 @@ def _explain_discovery(
     if answer.status_code >= 500:
         return build_finding(
             "server_failing",
-            subject=server.slug,
             what=f"The server responds with status {answer.status_code}.",
             fix="Try again later. If the problem remains, contact the server's "
             "operator.",
@@ -284,7 +272,6 @@ def _explain_discovery(
     if answer.status_code == 200 and _is_json(answer):
         return build_finding(
             "configuration_unusable",
-            subject=server.slug,
             what=f"The server's SMART configuration is unusable: {error}",
             fix="Contact the server's operator. On the server's admin page, you "
             "can override values with those that its vendor documents.",
@@ -293,7 +280,6 @@ def _explain_discovery(
     if statement is not None and _is_json(statement, kind="CapabilityStatement"):
         return build_finding(
             "configuration_missing",
-            subject=server.slug,
             what="There is a FHIR server, but it has no SMART configuration: "
             + (
                 "a web page is in its place."
@@ -314,7 +300,6 @@ def _explain_discovery(
     ):
         return build_finding(
             "base_url_wrong",
-            subject=server.slug,
             what="The host responds, but there is nothing at the base URL (status "
             "404).",
             fix=fix
@@ -323,7 +308,6 @@ def _explain_discovery(
         )
     return build_finding(
         "base_url_not_fhir",
-        subject=server.slug,
         what="There is no FHIR server at the base URL.",
         fix=fix
         or "Enter the FHIR base URL, not the URL of a portal or of the "
@@ -387,7 +371,6 @@ def _find_endpoint_fault(
     except SMARTError as exc:
         yield build_finding(
             "endpoint_unreachable",
-            subject=server.slug,
             # Browsers may get there by another way than this machine.
             severity=Severity.WARNING,
             what=f"The authorization endpoint cannot be reached from here: {exc}.",
@@ -398,7 +381,6 @@ def _find_endpoint_fault(
     if answer.status_code == 404:
         yield build_finding(
             "endpoint_wrong",
-            subject=server.slug,
             what="There is nothing at the authorization endpoint (status 404).",
             fix="Contact the server's operator, or correct the authorization "
             "endpoint on the server's admin page if it was set manually.",
@@ -438,7 +420,6 @@ def _try_authorization(
         if what:
             yield build_finding(
                 "authorization_refused",
-                subject=server.slug,
                 what=f"The authorization endpoint {what}.",
                 fix="Compare client ID, scopes and the redirect URI "
                 f"{registration.redirect_uri} with the vendor's form, "
@@ -469,7 +450,6 @@ def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
     except SMARTError as exc:
         yield build_finding(
             "id_token_keys_unusable",
-            subject=server.slug,
             what=f"The keys that sign the server's ID tokens are unavailable: {exc}",
             fix="Contact the server's operator, or remove openid and fhirUser "
             "from the scopes if no one signs in with its accounts.",
