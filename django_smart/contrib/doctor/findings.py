@@ -63,6 +63,10 @@ class Finding:
 
 _E, _W, _N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 _NO_LAUNCH = "Launches and sign-in at this server fail until this is fixed."
+_WRONG_BASE_URL = (
+    "An EHR launch sends its base URL, which must match exactly, and all other URLs "
+    "are derived from it."
+)
 _REFUSED = "The server refuses the launch, or grants less than the app needs."
 _DATA_IN_THE_CLEAR = (
     "Codes, tokens and patient data can be read and modified in transit."
@@ -80,16 +84,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "server_unreachable": (_E, _NO_LAUNCH),
     "server_failing": (_E, _NO_LAUNCH),
-    "base_url_wrong": (
-        _E,
-        "An EHR launch sends its base URL, which must match exactly, and all "
-        "other URLs are derived from it.",
-    ),
-    "base_url_not_fhir": (
-        _E,
-        "An EHR launch sends its base URL, which must match exactly, and all "
-        "other URLs are derived from it.",
-    ),
+    "base_url_wrong": (_E, _WRONG_BASE_URL),
+    "base_url_not_fhir": (_E, _WRONG_BASE_URL),
     "configuration_missing": (
         _E,
         "Without it, the endpoints for authorization and tokens are unknown.",

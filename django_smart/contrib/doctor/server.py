@@ -108,7 +108,8 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         registrations = list(server.registrations.filter(is_active=True))
     if any(each.is_for_launches for each in registrations):
         yield from collect("endpoints", _find_endpoint_fault, server, configuration)
-    if any("openid" in _get_launch_scopes(each) for each in registrations):
+    scopes = [f"{each.ehr_scope} {each.standalone_scope}" for each in registrations]
+    if any("openid" in each.split() for each in scopes):
         yield from collect("ID token keys", _find_key_fault, server)
     if server.pk and not registrations:
         yield build_finding(
@@ -139,10 +140,6 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
             fix="Do nothing if the vendor documents these values; otherwise "
             "remove them from the server's overrides.",
         )
-
-
-def _get_launch_scopes(registration: ClientRegistration) -> list[str]:
-    return f"{registration.ehr_scope} {registration.standalone_scope}".split()
 
 
 def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
@@ -244,19 +241,13 @@ def _discover(
     except TransportError as exc:
         raise _StopError(_explain_failure(exc)) from exc
     except IssuerDisputedError as exc:
-        raise _StopError(_explain_dispute(exc)) from exc
+        what, _, fix = str(exc).partition(": ")
+        raise _StopError(
+            build_finding("issuer_disputed", what=f"{what}.", fix=capfirst(fix))
+        ) from exc
     except DiscoveryError as exc:
         raise _StopError(_explain_discovery(server, answer, exc)) from exc
     return configuration
-
-
-def _explain_dispute(error: IssuerDisputedError) -> Finding:
-    what, _, fix = str(error).partition(": ")
-    return build_finding(
-        "issuer_disputed",
-        what=f"{what}.",
-        fix=capfirst(fix),
-    )
 
 
 def _explain_discovery(

@@ -364,15 +364,11 @@ def _check(registrations: Sequence[ClientRegistration]) -> None:
             if server.pk not in configurations:
                 configurations[server.pk] = fetch_configuration(server, save=False)
             check_registration(registration, configurations[server.pk])
-            if _uses_openid(registration):
+            scopes = f"{registration.ehr_scope} {registration.standalone_scope}"
+            if "openid" in scopes.split():
                 fetch_jwks(server, save=False)
         except SMARTError as exc:
             raise CommandError(f"{server.slug}: {exc} ({exc.code})") from exc
-
-
-def _uses_openid(registration: ClientRegistration) -> bool:
-    scopes = f"{registration.ehr_scope} {registration.standalone_scope}".split()
-    return "openid" in scopes
 
 
 def _explain(error: ValidationError) -> str:
