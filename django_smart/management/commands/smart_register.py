@@ -233,11 +233,7 @@ class Command(BaseCommand):
 
     def _remark_on_server(self, data: RegistrationInput) -> None:
         """Refuse a new server whose base URL is wrong; one that is down is stored."""
-        with transaction.atomic(using=router.db_for_write(ClientRegistration)):
-            (registration,) = _store([data])
-            transaction.set_rollback(
-                True, using=router.db_for_write(ClientRegistration)
-            )
+        (registration,) = _store([data], keep=False)
         server = registration.server
         if FHIRServer.objects.filter(pk=server.pk).exists():
             return
@@ -324,9 +320,7 @@ def _register(
     A check happens between two runs, the first of which is rolled back: no request is
     made inside a transaction, and nothing is stored that the server refuses.
     """
-    with transaction.atomic(using=router.db_for_write(ClientRegistration)):
-        registrations = _store(entries)
-        transaction.set_rollback(check, using=router.db_for_write(ClientRegistration))
+    registrations = _store(entries, keep=not check)
     if not check:
         return registrations
     _check(registrations)
@@ -340,14 +334,19 @@ def _register(
     return stored
 
 
-def _store(entries: Sequence[RegistrationInput]) -> list[ClientRegistration]:
+def _store(
+    entries: Sequence[RegistrationInput], *, keep: bool = True
+) -> list[ClientRegistration]:
     registrations = []
-    for number, data in enumerate(entries, start=1):
-        try:
-            registrations.append(register_client(data))
-        except ValidationError as exc:
-            place = f"Entry {number}: " if len(entries) > 1 else ""
-            raise CommandError(place + _explain(exc)) from exc
+    using = router.db_for_write(ClientRegistration)
+    with transaction.atomic(using=using):
+        for number, data in enumerate(entries, start=1):
+            try:
+                registrations.append(register_client(data))
+            except ValidationError as exc:
+                place = f"Entry {number}: " if len(entries) > 1 else ""
+                raise CommandError(place + _explain(exc)) from exc
+        transaction.set_rollback(not keep, using=using)
     # One object for each server, as the last of its entries left it.
     servers = {each.server_id: each.server for each in registrations}
     for registration in registrations:
