@@ -22,6 +22,7 @@ from django_smart.exceptions import (
     ScopeSyntaxError,
 )
 from django_smart.fhir.client import FHIRClient
+from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     process_change_response,
     process_delete_response,
@@ -41,8 +42,6 @@ __all__ = [
     "build_app_state_scope",
     "find_app_state_base",
 ]
-
-_FHIR_JSON = "application/fhir+json"
 
 
 class AppStateClient:
@@ -185,11 +184,11 @@ class AppStateClient:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> HTTPResponse:
-        content = {"Content-Type": _FHIR_JSON} if body is not None else {}
+        content = {"Content-Type": FHIR_JSON} if body is not None else {}
         request = HTTPRequest(
             method=method,
             url=self._client.build_url(path),
-            headers={"Accept": _FHIR_JSON, **content, **(headers or {})},
+            headers={"Accept": FHIR_JSON, **content, **(headers or {})},
             body=body,
         )
         return self._client.send_authorized(
