@@ -105,9 +105,8 @@ class AppStateClient:
             parts = response.headers.get("location", "").split("/")
             place = len(parts) - parts[::-1].index("Basic") if "Basic" in parts else 0
             answer = {**resource, "id": parts[place] if place < len(parts) else ""}
-        state = self._parse(answer, etag=response.headers.get("etag", ""))
-        _check(state, key=(self.system, code, reference))
-        return state
+        etag = response.headers.get("etag", "")
+        return self._parse(answer, key=(self.system, code, reference), etag=etag)
 
     def update(self, state: AppState, values: Mapping[str, str]) -> AppState:
         """
@@ -128,9 +127,8 @@ class AppStateClient:
         response = self._send("PUT", path, "update", headers=headers, body=body)
         answer = process_change_response(response, what="update of app state")
         etag = response.headers.get("etag", "")
-        changed = self._parse(answer or resource, etag=etag)
-        _check(changed, key=(state.system, state.code, state.subject), id=state.id)
-        return changed
+        key = (state.system, state.code, state.subject)
+        return self._parse(answer or resource, key=key, id=state.id, etag=etag)
 
     def delete(self, state: AppState) -> None:
         """
@@ -168,12 +166,9 @@ class AppStateClient:
             params.append(("subject:missing", "true"))
         else:
             params.append(("subject", reference))
-        states = []
-        for resource in self._client.iterate("Basic", params):
-            state = self._parse(resource)
-            _check(state, key=(self.system, code, reference))
-            states.append(state)
-        return states
+        key = (self.system, code, reference)
+        found = self._client.iterate("Basic", params)
+        return [self._parse(resource, key=key) for resource in found]
 
     def _send(
         self,
@@ -214,22 +209,87 @@ class AppStateClient:
             )
         return body
 
-    def _parse(self, resource: Mapping[str, Any], *, etag: str = "") -> AppState:
-        return _parse_basic(resource, fhir_base_url=self._fhir_base_url, etag=etag)
+    def _parse(
+        self,
+        resource: Mapping[str, Any],
+        *,
+        key: tuple[str, str, str | None],
+        id: str | None = None,  # noqa: A002  # FHIR's own name
+        etag: str = "",
+    ) -> AppState:
+        """
+        Read a ``Basic`` resource, which anyone may have written.
 
-    def _resolve(self, subject: str | None) -> str | None:
-        return _resolve_subject(subject, fhir_base_url=self._fhir_base_url)
+        Args:
+            key: system, code and subject that it has to have.
+            id: what its id has to be, if that is known.
+            etag: of the response; by default, the version in the resource.
 
+        Raises:
+            MalformedFHIRResponseError: it is not app state (STATE-14), or not this one.
+        """
+        concept, subject = resource.get("code"), resource.get("subject")
+        codings = concept.get("coding") if isinstance(concept, dict) else None
+        reference = subject.get("reference") if isinstance(subject, dict) else None
+        if resource.get("resourceType") != "Basic" or (
+            not isinstance(codings, list)
+            or len(codings) != 1
+            or not isinstance(codings[0], dict)
+            or not isinstance(codings[0].get("system"), str)
+            or not isinstance(codings[0].get("code"), str)
+        ):
+            raise MalformedFHIRResponseError(
+                "the app state does not have exactly one coding"
+            )
+        try:
+            resource_id = validate_id(resource.get("id"))
+            if subject is not None:
+                # In a request, this word would be a reference like any other.
+                reference = self._resolve(None if reference == GLOBAL else reference)
+        except FHIRRequestError:
+            raise MalformedFHIRResponseError(
+                "the app state has no valid id or subject"
+            ) from None
+        meta = resource.get("meta")
+        version = meta.get("versionId") if isinstance(meta, dict) else None
+        if not etag and isinstance(version, str):
+            etag = f'W/"{version}"'
+        state = AppState(
+            system=codings[0]["system"],
+            code=codings[0]["code"],
+            values=_parse_values(resource.get("extension")),
+            subject=reference,
+            id=resource_id,
+            etag=etag if _ETAG.fullmatch(etag) else "",
+        )
+        is_wanted = (state.system, state.code, state.subject) == key
+        if not is_wanted or id not in {None, state.id}:
+            raise MalformedFHIRResponseError(
+                "the server returned a different app state"
+            )
+        return state
 
-def _check(
-    state: AppState,
-    *,
-    key: tuple[str, str, str | None],
-    id: str | None = None,  # noqa: A002  # FHIR's own name
-) -> None:
-    """Refuse another subject's state in the response."""
-    if (state.system, state.code, state.subject) != key or id not in {None, state.id}:
-        raise MalformedFHIRResponseError("the server returned a different app state")
+    def _resolve(self, subject: object) -> str | None:
+        """
+        Return the absolute reference to a subject, or ``None`` for ``GLOBAL``.
+
+        Raises:
+            AppStateError: not a reference within the FHIR base URL (STATE-07).
+        """
+        if subject == GLOBAL:
+            return None
+        if not isinstance(subject, str):
+            raise AppStateError("There is no subject; pass GLOBAL for global state.")
+        parts = subject.removeprefix(f"{self._fhir_base_url}/").split("/")
+        try:
+            resource_type, resource_id = parts
+            validate_resource_type(resource_type)
+            validate_id(resource_id)
+        except (ValueError, FHIRRequestError):
+            raise AppStateError(
+                "The subject is not a reference within the server's FHIR base URL."
+            ) from None
+        return f"{self._fhir_base_url}/{resource_type}/{resource_id}"
 
 
 #: Subject of state that belongs to the whole organization.
@@ -323,29 +383,6 @@ class AppState:
         )
 
 
-def _resolve_subject(subject: object, *, fhir_base_url: str) -> str | None:
-    """
-    Return the absolute reference to a subject, or ``None`` for ``GLOBAL``.
-
-    Raises:
-        AppStateError: not a reference within the FHIR base URL (STATE-07).
-    """
-    if subject == GLOBAL:
-        return None
-    if not isinstance(subject, str):
-        raise AppStateError("There is no subject; pass GLOBAL for global state.")
-    parts = subject.removeprefix(f"{fhir_base_url}/").split("/")
-    try:
-        resource_type, resource_id = parts
-        validate_resource_type(resource_type)
-        validate_id(resource_id)
-    except (ValueError, FHIRRequestError):
-        raise AppStateError(
-            "The subject is not a reference within the server's FHIR base URL."
-        ) from None
-    return f"{fhir_base_url}/{resource_type}/{resource_id}"
-
-
 def _build_token(system: str, code: str) -> str:
     """
     Build the value of a search by code.
@@ -411,54 +448,3 @@ def _parse_values(extensions: object) -> dict[str, str]:
             )
         values[url] = value
     return values
-
-
-def _parse_basic(
-    resource: Mapping[str, Any], *, fhir_base_url: str, etag: str = ""
-) -> AppState:
-    """
-    Read a ``Basic`` resource, which anyone may have written.
-
-    Args:
-        etag: of the response; by default, the version in the resource.
-
-    Raises:
-        MalformedFHIRResponseError: it is not app state (STATE-14).
-    """
-    concept, subject = resource.get("code"), resource.get("subject")
-    codings = concept.get("coding") if isinstance(concept, dict) else None
-    reference = subject.get("reference") if isinstance(subject, dict) else None
-    if resource.get("resourceType") != "Basic" or (
-        not isinstance(codings, list)
-        or len(codings) != 1
-        or not isinstance(codings[0], dict)
-        or not isinstance(codings[0].get("system"), str)
-        or not isinstance(codings[0].get("code"), str)
-    ):
-        raise MalformedFHIRResponseError(
-            "the app state does not have exactly one coding"
-        )
-    try:
-        resource_id = validate_id(resource.get("id"))
-        if subject is not None:
-            reference = _resolve_subject(
-                # In a request, this word would be a reference like any other.
-                None if reference == GLOBAL else reference,
-                fhir_base_url=fhir_base_url,
-            )
-    except FHIRRequestError:
-        raise MalformedFHIRResponseError(
-            "the app state has no valid id or subject"
-        ) from None
-    meta = resource.get("meta")
-    version = meta.get("versionId") if isinstance(meta, dict) else None
-    if not etag and isinstance(version, str):
-        etag = f'W/"{version}"'
-    return AppState(
-        system=codings[0]["system"],
-        code=codings[0]["code"],
-        values=_parse_values(resource.get("extension")),
-        subject=reference,
-        id=resource_id,
-        etag=etag if _ETAG.fullmatch(etag) else "",
-    )
