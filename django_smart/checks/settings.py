@@ -35,15 +35,17 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _LISTS = (list, tuple, set, frozenset)
 
 
+def require(is_valid: Callable[[Any], object], fault: str) -> Validator:
+    """Return a validator of values that *is_valid* accepts."""
+    return lambda value: "" if is_valid(value) else fault
+
+
 def number_between(low: float, high: float) -> Validator:
     """Return a validator of numbers from *low* to *high*."""
-
-    def find_fault(value: Any) -> str:
-        if _is_number(value) and low <= value <= high:
-            return ""
-        return f"must be a number from {low:,g} to {high:,.10g}"
-
-    return find_fault
+    return require(
+        lambda value: _is_number(value) and low <= value <= high,
+        f"must be a number from {low:,g} to {high:,.10g}",
+    )
 
 
 def zero_or(validator: Validator) -> Validator:
@@ -95,7 +97,7 @@ def find_fault_in_redirect_url(value: Any) -> str:
     try:
         url = resolve_url(str(value))
     except NoReverseMatch:
-        return "must be a path or the name of a URL of this site"
+        url = ""
     except Exception:  # noqa: BLE001 (the site's URLs can fail in any way)
         return ""  # Django's own checks report it.
     if not url.startswith("/") or url.startswith("//"):
@@ -116,12 +118,6 @@ def find_fault_in_encryption_keys(value: Any) -> str:
     return ""
 
 
-def find_fault_in_launch_prefix(value: Any) -> str:
-    if isinstance(value, str) and _PREFIX.fullmatch(value):
-        return ""
-    return "must be at most 20 letters, digits or characters of _.!~-"
-
-
 def find_fault_in_timeout(value: Any) -> str:
     if not isinstance(value, list | tuple) or len(value) != 3:
         return (
@@ -137,10 +133,6 @@ def find_fault_in_timeout(value: Any) -> str:
     return ""
 
 
-def find_fault_in_flag(value: Any) -> str:
-    return "" if isinstance(value, bool) else "must be True or False"
-
-
 def find_fault_in_support_url(value: Any) -> str:
     if not isinstance(value, str | Promise):
         return "must be a string"
@@ -151,31 +143,20 @@ def find_fault_in_support_url(value: Any) -> str:
     return "must be a URL, a path or a mailto: address"
 
 
-def find_fault_in_scope_check(value: Any) -> str:
-    is_known = value in ("warn", "raise", "off")
-    return "" if is_known else 'must be "warn", "raise" or "off"'
-
-
 def bytes_from(least: int) -> Validator:
     """Return a validator of whole numbers of bytes from *least*."""
-
-    def find_fault(value: Any) -> str:
-        if _is_whole(value) and value >= least:
-            return ""
-        return f"must be a whole number of bytes, at least {least:,}"
-
-    return find_fault
+    return require(
+        lambda value: _is_whole(value) and value >= least,
+        f"must be a whole number of bytes, at least {least:,}",
+    )
 
 
 def whole_number_between(least: int, most: int) -> Validator:
     """Return a validator of whole numbers from *least* to *most*."""
-
-    def find_fault(value: Any) -> str:
-        if _is_whole(value) and least <= value <= most:
-            return ""
-        return f"must be a whole number from {least:,} to {most:,}"
-
-    return find_fault
+    return require(
+        lambda value: _is_whole(value) and least <= value <= most,
+        f"must be a whole number from {least:,} to {most:,}",
+    )
 
 
 def find_fault_in_cookie_name(value: Any) -> str:
@@ -207,10 +188,6 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return bool(_HOST.fullmatch(host))
     return True
-
-
-def _is_link(url: str) -> bool:
-    return url.startswith(("https://", "http://"))
 
 
 _DAY = 24 * 3600
@@ -269,7 +246,10 @@ RULES = (
     Rule(
         id="django_smart.E005",
         name="SMART_LAUNCH_PREFIX",
-        find_fault=find_fault_in_launch_prefix,
+        find_fault=require(
+            lambda value: isinstance(value, str) and _PREFIX.fullmatch(value),
+            "must be at most 20 letters, digits or characters of _.!~-",
+        ),
         hint='Remove it to use the default, "~". An empty string disables prefixes.',
     ),
     Rule(
@@ -330,13 +310,15 @@ RULES = (
     Rule(
         id="django_smart.E015",
         name="SMART_PICKER_SHOW_UNREGISTERED",
-        find_fault=find_fault_in_flag,
+        find_fault=require(
+            lambda value: isinstance(value, bool), "must be True or False"
+        ),
         hint="Set True or False.",
     ),
     Rule(
         id="django_smart.E016",
         name="SMART_LOGO_LICENSES",
-        find_fault=list_of("URLs", _is_link),
+        find_fault=list_of("URLs", lambda url: url.startswith(("https://", "http://"))),
         hint="Set a list of URLs, as printed by smart_import_brands.",
     ),
     Rule(
@@ -373,7 +355,10 @@ RULES = (
     Rule(
         id="django_smart.E030",
         name="SMART_SCOPE_CHECK",
-        find_fault=find_fault_in_scope_check,
+        find_fault=require(
+            lambda value: value in ("warn", "raise", "off"),
+            'must be "warn", "raise" or "off"',
+        ),
         hint='Set "warn" to log missing scopes, "raise" to refuse the request, or '
         '"off".',
     ),
