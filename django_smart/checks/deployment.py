@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from django.conf import settings
 from django.core import checks
@@ -50,7 +50,7 @@ def check_deployment() -> list[checks.CheckMessage]:
 
 
 def _check_site_url() -> Iterator[checks.CheckMessage]:
-    if not _is_https():
+    if _split_site_url().scheme != "https":
         yield checks.Warning(
             "SMART_SITE_URL is not https, so codes and launches are sent "
             'unencrypted (SMART App Launch 2.2, "App protection").',
@@ -103,7 +103,7 @@ def _check_insecure_hosts() -> Iterator[checks.CheckMessage]:
 def _check_proxy_header() -> Iterator[checks.CheckMessage]:
     header = settings.SECURE_PROXY_SSL_HEADER
     if header is None:
-        if _is_https():
+        if _split_site_url().scheme == "https":
             yield checks.Info(
                 "SECURE_PROXY_SSL_HEADER is not set. Behind a proxy that "
                 "terminates TLS, Django treats every request as plain http "
@@ -181,7 +181,9 @@ def _check_pooler() -> Iterator[checks.CheckMessage]:
 
 
 def _check_allowed_hosts() -> Iterator[checks.CheckMessage]:
-    host = _get_site_host()
+    host = _split_site_url().hostname or ""
+    # The format that Django compares with.
+    host = f"[{host}]" if ":" in host else host
     if host and not validate_host(host, settings.ALLOWED_HOSTS):
         yield checks.Warning(
             f"ALLOWED_HOSTS does not contain {host!r}, the host of "
@@ -278,13 +280,11 @@ def _get_parts(kind: str) -> list[tuple[Any, dict[str, Any]]]:
     return [(name, part) for name, part in items if isinstance(part, dict)]
 
 
-def _get_site_host() -> str:
+def _split_site_url() -> SplitResult:
     try:
-        host = urlsplit(str(getattr(settings, "SMART_SITE_URL", ""))).hostname or ""
+        return urlsplit(str(getattr(settings, "SMART_SITE_URL", "")))
     except ValueError:
-        return ""
-    # The format that Django compares with.
-    return f"[{host}]" if ":" in host else host
+        return urlsplit("")
 
 
 def _is_a(path: Any, expected: type) -> bool:
@@ -296,20 +296,8 @@ def _is_a(path: Any, expected: type) -> bool:
     return isinstance(cls, type) and issubclass(cls, expected)
 
 
-def _is_https() -> bool:
-    url = getattr(settings, "SMART_SITE_URL", "")
-    try:
-        return isinstance(url, str) and urlsplit(url).scheme == "https"
-    except ValueError:
-        return False
-
-
 def _is_proxy_header(header: Any) -> bool:
-    if not isinstance(header, list | tuple) or len(header) != 2:
-        return False
-    name, value = header
-    return (
-        isinstance(name, str)
-        and isinstance(value, str)
-        and bool(_ENVIRONMENT_HEADER.fullmatch(name))
-    )
+    match header:
+        case [str(name), str()]:
+            return bool(_ENVIRONMENT_HEADER.fullmatch(name))
+    return False
