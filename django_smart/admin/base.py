@@ -150,23 +150,17 @@ class BaseAdmin(_ModelAdmin):
         return {}
 
     def render_change_form(
-        self,
-        request: HttpRequest,
-        context: dict[str, Any],
-        add: bool = False,
-        change: bool = False,
-        form_url: str = "",
-        obj: Any = None,
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
         """With the buttons for those who may run the actions."""
-        if obj is not None:
+        if obj := context["original"]:
             allowed = self.get_actions(request)
             context["row_actions"] = [
                 (name, words)
                 for name, words in self.get_row_actions(obj).items()
                 if name in allowed
             ]
-        return super().render_change_form(request, context, add, change, form_url, obj)
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def response_action(
         self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any

@@ -20,11 +20,7 @@ __all__ = ["TestConnectionMixin"]
 
 
 class TestConnectionMixin(BaseAdmin):
-    """Runs the doctor on a row's server, as ``smart_doctor`` does."""
-
-    def get_tested_server(self, obj: Any) -> FHIRServer:
-        """The server that belongs to the row *obj*."""
-        raise NotImplementedError  # each admin that mixes this in says which
+    """Runs the doctor on a server, or that of a row, as ``smart_doctor`` does."""
 
     def get_urls(self) -> list[Any]:
         """Django's, and that of the report."""
@@ -39,18 +35,13 @@ class TestConnectionMixin(BaseAdmin):
             *super().get_urls(),
         ]
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
         """With the button for those who may press it."""
-        context = {"may_test": self.has_operate_permission(request)}
-        return super().change_view(
-            request, object_id, form_url, {**context, **(extra_context or {})}
-        )
+        if context["original"]:
+            context["may_test"] = self.has_operate_permission(request)
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def test_connection(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask, and show what is wrong, why it matters and what to do."""
@@ -62,7 +53,7 @@ class TestConnectionMixin(BaseAdmin):
         if request.method != "POST":
             name = f"{self.opts.app_label}_{self.opts.model_name}_change"
             return HttpResponseRedirect(self.get_admin_url(name, obj.pk))
-        server = self.get_tested_server(obj)
+        server = obj if isinstance(obj, FHIRServer) else obj.server
         findings = examine([server])
         parts = [
             (name, [each for each in findings if each.subject == subject])

@@ -91,21 +91,6 @@ class ClientRegistrationAdmin(TestConnectionMixin):
             *super().get_urls(),
         ]
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        """With the address that checks."""
-        name = f"{self.opts.app_label}_{self.opts.model_name}_check"
-        args = [object_id] if object_id else []
-        context = {"check_url": self.get_admin_url(name, *args)}
-        return super().changeform_view(
-            request, object_id, form_url, {**context, **(extra_context or {})}
-        )
-
     def check_form(
         self, request: HttpRequest, object_id: str | None = None
     ) -> HttpResponse:
@@ -177,10 +162,6 @@ class ClientRegistrationAdmin(TestConnectionMixin):
             *([] if obj is None else [(None, {"fields": _times(obj)})]),
         ]
 
-    def get_tested_server(self, obj: ClientRegistration) -> FHIRServer:
-        """The one it is registered at."""
-        return obj.server
-
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """A client belongs to its server, and its tokens belong to the client."""
         fields = super().get_readonly_fields(request, obj)
@@ -226,7 +207,10 @@ class ClientRegistrationAdmin(TestConnectionMixin):
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        """The URLs for the vendor's form are those of the redirect URI in the form."""
+        """With the address that checks; other URLs follow the form's redirect URI."""
+        name = f"{self.opts.app_label}_{self.opts.model_name}_check"
+        pks = [context["original"].pk] if context["original"] else []
+        context["check_url"] = self.get_admin_url(name, *pks)
         form = context["adminform"].form
         if form.instance._state.adding and not form.is_bound:
             for name in ("redirect_uri", "callback_id"):

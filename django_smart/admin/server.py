@@ -16,7 +16,6 @@ from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import date
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
-from django.utils.http import urlencode
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
@@ -307,10 +306,6 @@ class FHIRServerAdmin(TestConnectionMixin):
         """A list that knows the health of its rows."""
         return _HealthChangeList
 
-    def get_tested_server(self, obj: FHIRServer) -> FHIRServer:
-        """Itself."""
-        return obj
-
     @admin.display(description=_("extra headers"))
     def request_headers_state(self, obj: FHIRServer) -> str:
         """Whether there are some; never which."""
@@ -340,22 +335,20 @@ class FHIRServerAdmin(TestConnectionMixin):
         """A new server has no registrations."""
         return super().get_inlines(request, obj) if obj else ()
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
         """With the way to the next step."""
-        context: dict[str, Any] = {}
+        server = context["original"]
         may_register = request.user.has_perm("django_smart.add_clientregistration")
-        if may_register and self.admin_site.is_registered(ClientRegistration):
+        if (
+            server
+            and may_register
+            and self.admin_site.is_registered(ClientRegistration)
+        ):
             url = self.get_admin_url("django_smart_clientregistration_add")
-            context["register_url"] = f"{url}?{urlencode({'server': object_id})}"
-        return super().change_view(
-            request, object_id, form_url, {**context, **(extra_context or {})}
-        )
+            context["register_url"] = f"{url}?server={server.pk}"
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def response_add(
         self, request: HttpRequest, obj: FHIRServer, post_url_continue: Any = None
