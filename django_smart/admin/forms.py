@@ -18,17 +18,39 @@ from ..servers.requirements import ask_and_check, find_problems
 __all__ = ["ClientRegistrationForm", "FHIRServerForm"]
 
 if TYPE_CHECKING:
-    _RegistrationForm = forms.ModelForm[ClientRegistration]
-    _ServerForm = forms.ModelForm[FHIRServer]
+    _ModelForm = forms.ModelForm[Any]
 else:  # Django's class takes type arguments in the stubs alone.
-    _RegistrationForm = _ServerForm = forms.ModelForm
+    _ModelForm = forms.ModelForm
 
 
 # Fields that are held against what a server offers.
 _OFFERED = frozenset({"ehr_scope", "standalone_scope", "system_scope", "server"})
 
 
-class FHIRServerForm(_ServerForm):
+class _RowForm(_ModelForm):
+    """
+    Lets what others saved since the page was opened stay as it is.
+
+    Compared with the row, the page's older value would be a change.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.instance._state.adding:
+            for name in self.fields.keys() - {"client_secret", "request_headers"}:
+                # A page that does not say what it was opened with is compared with
+                # the row.
+                if not self.is_bound or self.add_initial_prefix(name) in self.data:
+                    self.fields[name].show_hidden_initial = True
+
+    def keep_changes(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what was not changed, so that the row is checked as it is now."""
+        if self.instance._state.adding:
+            return data
+        return {name: data[name] for name in data.keys() & {*self.changed_data}}
+
+
+class FHIRServerForm(_RowForm):
     """
     A server whose base URL is not registered twice, and is enough to begin with.
 
@@ -61,7 +83,6 @@ class FHIRServerForm(_ServerForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _compare_with_page(self)
         if self.instance._state.adding:
             for name in ("name", "slug"):
                 if name in self.fields:
@@ -94,7 +115,7 @@ class FHIRServerForm(_ServerForm):
                 data["name"] = make_name(base_url)
             if not data.get("slug") and "slug" not in self.errors:
                 data["slug"] = make_slug(base_url)
-        return _keep_changes(self, data)
+        return self.keep_changes(data)
 
     def validate_unique(self) -> None:
         """Check the digest as well, which Django leaves out: it is no form field."""
@@ -109,29 +130,7 @@ class FHIRServerForm(_ServerForm):
             )
 
 
-def _compare_with_page(form: _RegistrationForm | _ServerForm) -> None:
-    """
-    Let what others saved since the page was opened stay as it is.
-
-    Compared with the row, the page's older value would be a change.
-    """
-    if not form.instance._state.adding:
-        for name in form.fields.keys() - {"client_secret", "request_headers"}:
-            # A page that does not say what it was opened with is compared with the row.
-            if not form.is_bound or form.add_initial_prefix(name) in form.data:
-                form.fields[name].show_hidden_initial = True
-
-
-def _keep_changes(
-    form: _RegistrationForm | _ServerForm, data: dict[str, Any]
-) -> dict[str, Any]:
-    """Leave out what was not changed, so that the row is checked as it is now."""
-    if form.instance._state.adding:
-        return data
-    return {name: data[name] for name in data.keys() & {*form.changed_data}}
-
-
-class ClientRegistrationForm(_RegistrationForm):
+class ClientRegistrationForm(_RowForm):
     """
     A registration with a secret that can be set and removed, and never read.
 
@@ -169,10 +168,6 @@ class ClientRegistrationForm(_RegistrationForm):
             "client_id": AdminTextInputWidget(attrs={"class": "vLargeTextField"})
         }
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _compare_with_page(self)
-
     def clean(self) -> dict[str, Any]:
         """Put the secret into the row before the row's own rules are checked."""
         data = super().clean() or self.cleaned_data
@@ -187,7 +182,7 @@ class ClientRegistrationForm(_RegistrationForm):
             self.instance.client_secret = ""
         else:
             self._check_stored_secret()
-        return _keep_changes(self, data)
+        return self.keep_changes(data)
 
     def validate_unique(self) -> None:
         """Check the digests as well, which Django leaves out: they are no fields."""
