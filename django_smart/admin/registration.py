@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -22,7 +21,6 @@ from ..exceptions import InsecureURLError
 from ..grants.server_limits import resume_refreshes
 from ..models import ClientRegistration, FHIRServer, Launch, SigningKey, TokenGrant
 from ..servers.registering import (
-    ClientURLs,
     build_client_urls,
     choose_callback,
     get_site_url,
@@ -45,8 +43,7 @@ _NOT_YET = {"required", "scope_required", "null", "blank"}
 _NOT_SENT = {"client_secret", "client_secret_env", "clear_client_secret"}
 
 _URL_FIELDS = ("launch_url", "login_url", "redirect_url", "jwks_url")
-_STEPS = ("next_steps",)
-_SECRET_FIELDS = ("client_secret", "clear_client_secret")
+_STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
 
 
 @admin.register(ClientRegistration)
@@ -74,9 +71,7 @@ class ClientRegistrationAdmin(TestConnectionMixin):
         *_URL_FIELDS,
         "next_steps",
         "secret_state",
-        "refresh_stopped_at",
-        "refresh_stop_reason",
-        "refresh_probe_at",
+        *_STOP,
         "created_at",
         "updated_at",
     )
@@ -134,14 +129,16 @@ class ClientRegistrationAdmin(TestConnectionMixin):
             else self.has_change_permission(request, obj)
         )
         # Who may only look gets every field as it is read from the row: no secret.
-        secrets = list(_SECRET_FIELDS) if may_edit else []
-        if obj is None:
-            secrets = secrets[:1]
+        secrets = ["client_secret"] if may_edit else []
+        steps: list[str] = []
+        times: list[Any] = []
+        if obj is not None:
+            secrets += ["clear_client_secret"] if may_edit else []
+            steps = ["next_steps"]
+            stopped = [_STOP] if obj.refresh_stopped_at else []
+            times = [(None, {"fields": [*stopped, ("created_at", "updated_at")]})]
         return [
-            (
-                None,
-                {"fields": ["server", "is_active", *([] if obj is None else _STEPS)]},
-            ),
+            (None, {"fields": ["server", "is_active", *steps]}),
             (_("For the vendor's form"), _VENDOR),
             (
                 _("Client"),
@@ -159,7 +156,7 @@ class ClientRegistrationAdmin(TestConnectionMixin):
             ),
             (_("Scopes to request"), _SCOPES),
             (_("This site"), _SITE),
-            *([] if obj is None else [(None, {"fields": _times(obj)})]),
+            *times,
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -364,22 +361,22 @@ class ClientRegistrationAdmin(TestConnectionMixin):
     @admin.display(description=_("launch URL"))
     def launch_url(self, obj: ClientRegistration) -> SafeString | str:
         """Where the EHR sends a browser."""
-        return _show_url(obj, lambda urls: urls.launch_url)
+        return _show_url(obj, "launch_url")
 
     @admin.display(description=_("login URL"))
     def login_url(self, obj: ClientRegistration) -> SafeString | str:
         """Where a person starts without the EHR, if there is a scope for that."""
-        return _show_url(obj, lambda urls: urls.login_url or "")
+        return _show_url(obj, "login_url")
 
     @admin.display(description=_("redirect URI"))
     def redirect_url(self, obj: ClientRegistration) -> SafeString | str:
         """Where the authorization server sends the browser back."""
-        return _show_url(obj, lambda urls: urls.redirect_uri)
+        return _show_url(obj, "redirect_uri")
 
     @admin.display(description=_("JWK Set URL"))
     def jwks_url(self, obj: ClientRegistration) -> SafeString | str:
         """Where the EHR finds this site's public keys."""
-        return _show_url(obj, lambda urls: urls.jwks_url)
+        return _show_url(obj, "jwks_url")
 
 
 def _mark(is_done: bool, step: StrOrPromise) -> StrOrPromise:
@@ -412,18 +409,7 @@ _SITE: dict[str, Any] = {
 }
 
 
-_STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
-
-
-def _times(registration: ClientRegistration) -> list[Any]:
-    """Also since when nothing is refreshed, if that is so."""
-    stopped = [_STOP] if registration.refresh_stopped_at else []
-    return [*stopped, ("created_at", "updated_at")]
-
-
-def _show_url(
-    registration: ClientRegistration, choose: Callable[[ClientURLs], str]
-) -> SafeString | str:
+def _show_url(registration: ClientRegistration, name: str) -> SafeString | str:
     if not registration.pk:
         # A new one: the addresses are wanted before the vendor gives a client id.
         registration = ClientRegistration(
@@ -434,9 +420,8 @@ def _show_url(
     try:
         site_url = get_site_url(registration)
         if site_url:
-            return as_copyable(
-                choose(build_client_urls(registration, site_url=site_url))
-            )
+            urls = build_client_urls(registration, site_url=site_url)
+            return as_copyable(getattr(urls, name) or "")
     except (ImproperlyConfigured, InsecureURLError):
         pass
     return str(_("Set SMART_SITE_URL, or enter the redirect URI below."))
