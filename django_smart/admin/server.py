@@ -90,10 +90,6 @@ class _HealthChangeList(ChangeList):
             server.health = health.get(server.pk) or _nothing(server)
 
 
-def _get_health(server: Any) -> ServerHealth:
-    return server.health  # type: ignore[no-any-return]  # put there by the list
-
-
 def _describe(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
     health = read_health([server.pk]).get(server.pk) or _nothing(server)
     for status in TokenGrant.Status:
@@ -512,22 +508,22 @@ class FHIRServerAdmin(TestConnectionMixin):
     @admin.display(description=_("paused until"))
     def paused_until(self, obj: Any) -> str:
         """Whether an operator or an outage keeps workers from refreshing."""
-        return _end_of_pause(_get_health(obj))
+        return _end_of_pause(obj.health)
 
     @admin.display(description=_("active grants"))
     def active_grants(self, obj: Any) -> int:
         """How many are in force."""
-        return _get_health(obj).grants[TokenGrant.Status.ACTIVE]
+        return int(obj.health.grants[TokenGrant.Status.ACTIVE])
 
     @admin.display(description=_("due"))
     def due_grants(self, obj: Any) -> int:
         """How many wait for a worker."""
-        return _get_health(obj).due
+        return int(obj.health.due)
 
     @admin.display(description=_("longest wait"))
     def overdue(self, obj: Any) -> str:
         """How long the one that is due longest has waited."""
-        return _ago(_get_health(obj).oldest_due_at)
+        return _ago(obj.health.oldest_due_at)
 
     @admin.display(description=_("refresh"))
     def health(self, obj: Any) -> SafeString | str:

@@ -124,12 +124,7 @@ def read_health(
     reason = ClientRegistration.StopReason.GRANTS_REFUSED
     refused = stopped & Q(registrations__refresh_stop_reason=reason)
     health = {
-        server.pk: _build(
-            server,
-            now or server.database_now,  # type: ignore[attr-defined]  # annotated
-            stopped=server.stopped,  # type: ignore[attr-defined]  # annotated
-            refused=server.refused,  # type: ignore[attr-defined]  # annotated
-        )
+        server.pk: _build(server, now)
         for server in servers.only(*_COLUMNS).annotate(
             stopped=Count("registrations", filter=stopped),
             refused=Count("registrations", filter=refused),
@@ -137,15 +132,17 @@ def read_health(
         )
     }
     wanted = grants.active() if active_only else grants
+    by_now = now or DatabaseNow()
+    ending = Q(status=_ACTIVE, is_offline=True, ends_soon_at__lte=by_now)
     counted = wanted.values("registration__server_id", "status").annotate(
         number=Count("pk"),
         failing=Count("pk", filter=Q(status=_ACTIVE, refresh_failures__gt=0)),
         lost=Count("pk", filter=_is_lost(now)),
-        ending=Count("pk", filter=_is_ending(now)),
+        ending=Count("pk", filter=ending),
     )
     due = (
         grants.refreshable()
-        .filter(refresh_due_at__lte=now or DatabaseNow())
+        .filter(refresh_due_at__lte=by_now)
         .values("registration__server_id")
         .annotate(number=Count("pk"), oldest=Min("refresh_due_at"))
     )
@@ -169,23 +166,18 @@ def _is_lost(at: datetime | None) -> Q:
     return early & Q(status=status, ended_at__gt=since)
 
 
-def _is_ending(at: datetime | None) -> Q:
-    return Q(status=_ACTIVE, is_offline=True, ends_soon_at__lte=at or DatabaseNow())
-
-
-def _build(
-    server: FHIRServer, now: datetime, *, stopped: int, refused: int
-) -> ServerHealth:
+def _build(server: Any, now: datetime | None) -> ServerHealth:
+    read_at = now or server.database_now
     paused_until = server.refresh_paused_until
     return ServerHealth(
         slug=server.slug,
         is_active=server.is_active,
-        read_at=now,
+        read_at=read_at,
         paused=server.paused,
-        paused_until=paused_until if paused_until and paused_until > now else None,
+        paused_until=paused_until if paused_until and paused_until > read_at else None,
         is_failing=server.refresh_failures > 0,
-        stopped_registrations=stopped,
-        refused_registrations=refused,
+        stopped_registrations=server.stopped,
+        refused_registrations=server.refused,
         last_success_at=server.last_refresh_at,
         last_failure_at=server.last_refresh_failure_at,
         last_error=server.last_refresh_error,
