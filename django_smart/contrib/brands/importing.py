@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urljoin
@@ -39,8 +40,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +140,7 @@ def remove_brands(location: str) -> int:
 
 def _store(
     location: str,
-    file: BinaryIO,
+    file: BufferedRandom | BufferedReader,
     *,
     etag: str,
     server: FHIRServer | None,
@@ -151,7 +150,8 @@ def _store(
         raise MalformedBrandError(
             f"The location is longer than {MAX_URL_LENGTH} characters."
         )
-    content_digest = _compute_digest(file)
+    file.seek(0)
+    content_digest = hashlib.file_digest(file, "sha256").hexdigest()
     with transaction.atomic(using=router.db_for_write(BrandBundle)):
         BrandBundle.objects.get_or_create(
             location_digest=digest(location), defaults={"location": location}
@@ -173,7 +173,8 @@ def _store(
 
 def _write(bundle: BrandBundle, file: BinaryIO) -> BrandImport:
     """Store the bundle and all that follows from it."""
-    identifier = _get_identifier(bundle.server)
+    configuration = bundle.server.read_configuration() if bundle.server else None
+    identifier = configuration.user_access_brand_identifier if configuration else None
     writer = RowWriter(bundle, identifier=identifier)
     reader = BundleReader(file)
     writer.write(reader)
@@ -201,25 +202,12 @@ def _write(bundle: BrandBundle, file: BinaryIO) -> BrandImport:
     )
 
 
-def _compute_digest(file: BinaryIO) -> str:
-    file.seek(0)
-    state = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        state.update(chunk)
-    return state.hexdigest()
-
-
 def _find_server(url: str, *, linked: FHIRServer | None) -> FHIRServer | None:
     """A server whose stored configuration names *url*: if it does, the linked one."""
     servers = FHIRServer.objects.active()
     naming = servers.filter(configuration__user_access_brand_bundle=url)
     own = naming.filter(pk=linked.pk).first() if linked else None
     return own or naming.first() or linked
-
-
-def _get_identifier(server: FHIRServer | None) -> Mapping[str, str] | None:
-    configuration = server.read_configuration() if server is not None else None
-    return configuration.user_access_brand_identifier if configuration else None
 
 
 # A national bundle has hundreds of megabytes.
@@ -369,6 +357,4 @@ def _read_timestamp(value: object) -> datetime | None:
         moment = parse_datetime(value) if isinstance(value, str) else None
     except ValueError:
         return None
-    if moment is not None and timezone.is_naive(moment):
-        return None
-    return moment
+    return moment if moment and timezone.is_aware(moment) else None

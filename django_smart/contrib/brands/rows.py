@@ -28,6 +28,7 @@ _MAX_LOGOS = 4 * 1024**2
 # Of a laboratory with thousands of places; more would find it by everything.
 _MAX_WORDS = 2000
 _MAX_SORT_NAME = 100
+_PORTAL_MEMBERS = ("name", "description", "url", "logo", "logo_license")
 _TAIL = re.compile(r"[A-Z][A-Za-z]{0,63}/[A-Za-z0-9\-.]{1,64}\Z")
 
 _Row = Brand | BrandEndpoint
@@ -129,13 +130,19 @@ class RowWriter:
             name_key=build_key(words[0] if words else ""),
             sort_name=" ".join(words)[:_MAX_SORT_NAME],
             aliases=list(brand.aliases),
-            places=[_drop_empty(asdict(place)) for place in brand.places],
+            places=[
+                {name: text for name, text in asdict(place).items() if text}
+                for place in brand.places
+            ],
             categories=f" {' '.join(brand.categories)} " if brand.categories else "",
             website=brand.website,
             logo=brand.logo,
             logo_license=brand.logo_license,
             brand_bundle=brand.brand_bundle,
-            portals=[_build_portal(portal) for portal in brand.portals],
+            portals=[
+                {name: getattr(portal, name) for name in _PORTAL_MEMBERS}
+                for portal in brand.portals
+            ],
             endpoint_references=list(_collect_references(brand)),
             part_of=brand.part_of,
         )
@@ -213,16 +220,6 @@ def _forget_queries() -> None:
         reset_queries()
 
 
-def _build_portal(portal: wire.BrandPortal) -> dict[str, str]:
-    return {
-        "name": portal.name,
-        "description": portal.description,
-        "url": portal.url,
-        "logo": portal.logo,
-        "logo_license": portal.logo_license,
-    }
-
-
 def _collect_references(brand: wire.Brand) -> Iterator[dict[str, str]]:
     """Each endpoint once, with the portal that names it if one does."""
     named = set()
@@ -262,10 +259,6 @@ def _read_names(
     if not full_url or len(full_url) > MAX_URL_LENGTH or not full_url.isprintable():
         raise MalformedBrandError("An entry has no valid fullUrl and no id.")
     return full_url, reference
-
-
-def _drop_empty(values: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value}
 
 
 def _get_columns(model: type[models.Model]) -> list[str]:
