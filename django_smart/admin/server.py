@@ -28,7 +28,11 @@ from ..exceptions import IssuerDisputedError, SMARTError
 from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
-from ..servers.discovery import check_dispute, fetch_configuration
+from ..servers.discovery import (
+    DISCOVERED_COLUMNS,
+    check_dispute,
+    fetch_configuration,
+)
 from ..servers.registering import apply_preset
 from .base import EMPTY, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
@@ -128,21 +132,6 @@ else:  # Django's class takes type arguments in the stubs alone.
     _Inline = admin.TabularInline
 
 _OFFER = _("Server configuration")
-
-# What was found at one base URL says nothing of another one.
-_NOTHING_DISCOVERED: dict[str, Any] = {
-    "configuration": None,
-    "configuration_fetched_at": None,
-    "configuration_max_age": None,
-    "discovery_failed_at": None,
-    "jwks": None,
-    "jwks_fetched_at": None,
-    "jwks_max_age": None,
-    "jwks_missed_at": None,
-    "issuer": "",
-    "jwks_uri": "",
-    "pinned": {},
-}
 
 
 def _without(fieldset: Any, name: str) -> Any:
@@ -377,12 +366,13 @@ class FHIRServerAdmin(TestConnectionMixin):
         if "preset" in form.changed_data:
             before = form.initial.get("preset", "")
             apply_preset(obj, before=before, keep=form.changed_data)
-        moved = "base_url" in form.changed_data
-        if moved:
-            for name, value in _NOTHING_DISCOVERED.items():
+        if "base_url" in form.changed_data:
+            # What was found at one base URL says nothing of another one.
+            fresh = FHIRServer()
+            for name in (*DISCOVERED_COLUMNS, "jwks_missed_at"):
                 # What was pinned just now belongs to the new address.
                 if name not in form.changed_data:
-                    setattr(obj, name, value)
+                    setattr(obj, name, getattr(fresh, name))
         super().save_model(request, obj, form, change)
         asked_otherwise = {"base_url", "discovery_headers", "overrides"}
         if obj.is_active and asked_otherwise.intersection(form.changed_data):
