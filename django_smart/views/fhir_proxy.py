@@ -87,8 +87,7 @@ _HOLDERS = {"Bundle", "OperationOutcome", "Parameters"}
 _SOURCE = "_of"
 # All that is passed on of an answer: nothing of the connection, no cookie and no
 # challenge, which a browser would answer with a dialogue.
-_RESPONSE_HEADERS = ("ETag", "Last-Modified")
-_ADDRESS_HEADERS = ("Location", "Content-Location")
+_RESPONSE_HEADERS = ("ETag", "Last-Modified", "Location", "Content-Location")
 # What a browser asks for (Sec-Fetch-Dest) to read, show or store it; all else, such as
 # "script", "style" and "serviceworker", would run it.
 _PASSIVE_DESTINATIONS = frozenset(
@@ -246,15 +245,11 @@ class FHIRProxyView(View):
             self._allow(asked, smart.scopes)
 
         def fetch(asked: Interaction) -> HTTPResponse:
-            options: dict[str, Any] = {}
             headers = dict(asked.headers)
             if asked.body is not None:
                 headers["Content-Type"] = asked.media_type
-                options["body"] = asked.body
-            if headers:
-                options["headers"] = headers
             answer: HTTPResponse = smart.fhir.request(
-                asked.method, asked.path, **options
+                asked.method, asked.path, headers=headers, body=asked.body
             )
             return answer
 
@@ -309,9 +304,7 @@ class FHIRProxyView(View):
             response = _build_fhir_response(answer.status_code, body)
         for name in _RESPONSE_HEADERS if is_known else ():
             if value := answer.headers.get(name.lower()):
-                response.headers[name] = value
-        for name in _ADDRESS_HEADERS if is_known else ():
-            if value := answer.headers.get(name.lower()):
+                # What is no address of the server stays as it is.
                 response.headers[name] = rewriter.rewrite_url(value)
         return response
 
@@ -715,8 +708,18 @@ class _Rewriter:
         """Sign the links of the Bundles that the server made to answer *asked*."""
         if not isinstance(value, dict) or value.get("resourceType") != "Bundle":
             return
-        if asked.name in _PAGED and str(value.get("type")) in _PAGED_TYPES:
-            self._sign_links(value, url)
+        if asked.name not in _PAGED or str(value.get("type")) not in _PAGED_TYPES:
+            return
+        # A server may keep its pages anywhere; what it named is signed, so that a
+        # script cannot name another place itself, nor in a Bundle that it stored.
+        for link in _get_objects(value.get("link")):
+            target = link.get("url")
+            if link.get("relation") == "self" or not isinstance(target, str):
+                continue
+            target = resolve_url(url, target)
+            if self._client.is_within_boundary(target):
+                signed = signing.dumps(target, salt=self._salt, compress=True)
+                link["url"] = f"{self._proxy_url}{_PAGE}?url={signed}"
 
     def _sign_batch(
         self, value: dict[str, Any], url: str, asked: Interaction, guard: Guard
@@ -732,18 +735,6 @@ class _Rewriter:
                 _hide_match(answer)
             if is_known:
                 self._sign(resource, url, entries[number])
-
-    def _sign_links(self, bundle: dict[str, Any], url: str) -> None:
-        # A server may keep its pages anywhere; what it named is signed, so that a
-        # script cannot name another place itself, nor in a Bundle that it stored.
-        for link in _get_objects(bundle.get("link")):
-            target = link.get("url")
-            if link.get("relation") == "self" or not isinstance(target, str):
-                continue
-            target = resolve_url(url, target)
-            if self._client.is_within_boundary(target):
-                signed = signing.dumps(target, salt=self._salt, compress=True)
-                link["url"] = f"{self._proxy_url}{_PAGE}?url={signed}"
 
 
 def _hide_match(entry: dict[str, Any]) -> None:
