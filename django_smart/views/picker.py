@@ -140,7 +140,7 @@ def find_choices(query: str = "", *, page: int = 1, category: str = "") -> Choic
     words = split_words(query)[:_MAX_WORDS]
     if query.strip() and not words:
         return ChoicePage(choices=(), has_next=False)
-    start = PAGE_SIZE * (min(max(page, 1), MAX_PAGE) - 1)
+    start = PAGE_SIZE * (page - 1)
     registrations = _find_registrations(words)
     if category:
         registrations = registrations.none()
@@ -224,15 +224,12 @@ def _find_links(cards: list[int]) -> dict[int | None, dict[str, str]]:
         .order_by("brand", "position")
         .values_list("card", "endpoint__address_digest", "portal_name")
     )
-    rows = list(accesses) if cards else []
     registrations = ClientRegistration.objects.standalone().filter(
-        server__base_url_digest__in={digest for _, digest, _ in rows}
+        server__base_url_digest__in={digest for _, digest, _ in accesses}
     )
-    servers = {
-        each.server.base_url_digest: each.server for each in registrations if rows
-    }
+    servers = {each.server.base_url_digest: each.server for each in registrations}
     links: dict[int | None, dict[str, str]] = defaultdict(dict)
-    for card, address_digest, portal in rows:
+    for card, address_digest, portal in accesses:
         server = servers.get(address_digest)
         if server is not None:
             links[card].setdefault(server.slug, portal or server.name)
