@@ -102,12 +102,8 @@ def _get_fields() -> dict[str, tuple[type[models.Model], _Field]]:
                 and column.name not in _NOT_SETTABLE
             )
             if settable:
-                name = (
-                    column.name
-                    if column.name not in fields
-                    else f"server.{column.name}"
-                )
-                fields[name] = (model, column)
+                prefix = "server." if column.name in fields else ""
+                fields[prefix + column.name] = (model, column)
     return fields
 
 
@@ -134,17 +130,13 @@ def _parse(field: _Field, value: Any) -> Any:
     if isinstance(field, models.DurationField):
         return timedelta(seconds=_parse_seconds(value))
     if isinstance(field, models.JSONField):
-        return _parse_json(value, type(field.get_default()))
+        parsed = json.loads(value) if isinstance(value, str) else value
+        # An empty value of another kind would pass the validators of the column.
+        return _require(parsed, type(field.get_default()))
     if isinstance(field, EncryptedTextField) and isinstance(value, Mapping):
         # Headers, in a file.
         return json.dumps(value)
     return _require(value, str)
-
-
-def _parse_json(value: Any, kind: type) -> Any:
-    parsed = json.loads(value) if isinstance(value, str) else value
-    # An empty value of another kind would pass the validators of the column.
-    return _require(parsed, kind)
 
 
 def _parse_boolean(value: Any) -> bool:

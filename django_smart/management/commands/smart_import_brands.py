@@ -118,11 +118,10 @@ class Command(BaseCommand):
             self.stdout.write(f"{location}: unchanged")
             return
         self.stdout.write(f"{location}:")
-        for name, counts in (
+        for name, (added, changed, removed) in (
             ("brands", result.brands),
             ("endpoints", result.endpoints),
         ):
-            added, changed, removed = counts
             self.stdout.write(
                 f"  {name}: {added} added, {changed} changed, {removed} removed"
             )
