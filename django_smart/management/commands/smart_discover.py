@@ -42,13 +42,7 @@ _TOPICS = {
         "permission-v2": "version 2 scopes",
     },
 }
-_ENDPOINTS = (
-    ("authorization", "authorization_endpoint"),
-    ("token", "token_endpoint"),
-    ("revocation", "revocation_endpoint"),
-    ("introspection", "introspection_endpoint"),
-    ("registration", "registration_endpoint"),
-)
+_ENDPOINTS = ("authorization", "token", "revocation", "introspection", "registration")
 
 
 def describe_configuration(
@@ -67,8 +61,9 @@ def describe_configuration(
     yield f"authentication: {_join(methods or ())}"
     yield f"PKCE: {_join(configuration.code_challenge_methods_supported)}"
     yield f"sign-in: {_describe_sign_in(configuration, jwks)}"
-    for name, member in _ENDPOINTS:
-        yield f"{name} endpoint: {getattr(configuration, member) or 'none'}"
+    for name in _ENDPOINTS:
+        url = getattr(configuration, f"{name}_endpoint")
+        yield f"{name} endpoint: {url or 'none'}"
     yield f"complete capability sets: {_join(sorted(configuration.capability_sets))}"
     if configuration.missing:
         yield f"required but missing: {_join(sorted(configuration.missing))}"
