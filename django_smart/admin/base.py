@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
@@ -25,7 +26,9 @@ __all__ = [
     "EMPTY",
     "AuthorizationAdmin",
     "BaseAdmin",
+    "ModelForm",
     "ReadOnlyAdmin",
+    "TabularInline",
     "UnchangeableAdmin",
     "as_copyable",
     "as_list",
@@ -87,9 +90,13 @@ def shorten(text: str) -> str:
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
+    ModelForm = forms.ModelForm[Any]
+    TabularInline = admin.TabularInline[Any, Any]
     _ModelAdmin = admin.ModelAdmin[Any]
     _BasePaginator = Paginator[Any]
 else:  # Django's classes take type arguments in the stubs alone.
+    ModelForm = forms.ModelForm
+    TabularInline = admin.TabularInline
     _ModelAdmin = admin.ModelAdmin
     _BasePaginator = Paginator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django import forms
 from django.contrib.admin.widgets import AdminTextInputWidget
@@ -14,20 +14,15 @@ from ..models import ClientRegistration, FHIRServer
 from ..models.server import validate_base_url, validate_request_headers
 from ..servers.registering import make_name, make_slug
 from ..servers.requirements import ask_and_check, find_problems
+from .base import ModelForm
 
 __all__ = ["ClientRegistrationForm", "FHIRServerForm"]
-
-if TYPE_CHECKING:
-    _ModelForm = forms.ModelForm[Any]
-else:  # Django's class takes type arguments in the stubs alone.
-    _ModelForm = forms.ModelForm
-
 
 # Fields that are held against what a server offers.
 _OFFERED = frozenset({"ehr_scope", "standalone_scope", "system_scope", "server"})
 
 
-class _RowForm(_ModelForm):
+class _RowForm(ModelForm):
     """
     Lets what others saved since the page was opened stay as it is.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from django import forms
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -17,21 +16,17 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import KeyRotationError
 from ..models import SigningKey
 from ..servers.signing_keys import generate_key, rotate_key
-from .base import UnchangeableAdmin
+from .base import ModelForm, UnchangeableAdmin
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
-
-    _KeyForm = forms.ModelForm[SigningKey]
-else:  # Django's class takes type arguments in the stubs alone.
-    _KeyForm = forms.ModelForm
 
 __all__ = ["SigningKeyAdmin"]
 
 _Status = SigningKey.Status
 
 
-class _SigningKeyForm(_KeyForm):
+class _SigningKeyForm(ModelForm):
     """A key that is wanted: of each algorithm one is published as next."""
 
     def clean(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from ..servers.discovery import (
     fetch_configuration,
 )
 from ..servers.registering import apply_preset
-from .base import EMPTY, as_list, lock_and_merge, shorten
+from .base import EMPTY, TabularInline, as_list, lock_and_merge, shorten
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 
@@ -126,11 +126,6 @@ def _at(moment: datetime | None) -> str:
     return date(timezone.localtime(moment), "DATETIME_FORMAT") if moment else EMPTY
 
 
-if TYPE_CHECKING:
-    _Inline = admin.TabularInline[ClientRegistration, FHIRServer]
-else:  # Django's class takes type arguments in the stubs alone.
-    _Inline = admin.TabularInline
-
 _OFFER = _("Server configuration")
 
 
@@ -140,7 +135,7 @@ def _without(fieldset: Any, name: str) -> Any:
     return title, {**options, "fields": fields}
 
 
-class _RegistrationInline(_Inline):
+class _RegistrationInline(TabularInline):
     """Links to a server's registrations."""
 
     model = ClientRegistration
