@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import time_machine
 from django.contrib import admin
-from django.contrib.admin.models import LogEntry
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -174,6 +175,17 @@ def viewer(rows: dict[type[Any], Any]) -> Client:
     client = Client()
     client.force_login(user)
     return client
+
+
+def changed_by(client: Client, row: Any) -> list[str]:
+    """What the admin has on record of changes of *row* by the client's user."""
+    entries = LogEntry.objects.filter(
+        user=client.session["_auth_user_id"],
+        content_type=ContentType.objects.get_for_model(row),
+        object_id=row.pk,
+        action_flag=CHANGE,
+    )
+    return [each.get_change_message() for each in entries]
 
 
 def run_action(
@@ -1170,12 +1182,14 @@ def test_later_key_is_published_before_it_signs(admin_client):
     response = run_action(admin_client, SigningKey, "activate", new)
     assert levels_of(response)[-1] == "error"
     assert SigningKey.objects.active().get() == old
+    assert changed_by(admin_client, new) == []
     SigningKey.objects.filter(pk=new.pk).update(created_at=timezone.now() - OVERLAP)
     response = run_action(admin_client, SigningKey, "activate", new)
     assert levels_of(response) == ["success"]
     for key in (old, new):
         key.refresh_from_db()
     assert (old.status, new.status) == ("retired", "active")
+    assert changed_by(admin_client, new) == ["Changed status."]
     assert old.retired_at is not None
     assert new.activated_at is not None
 
@@ -1232,6 +1246,8 @@ def test_keys_that_do_not_sign_are_taken_out_of_the_key_set(admin_client):
     response = run_action(admin_client, SigningKey, "withdraw", active, retired)
     assert levels_of(response) == ["success"]
     assert [key["kid"] for key in SigningKey.objects.as_jwks()["keys"]] == [active.kid]
+    assert changed_by(admin_client, retired) == ["Changed status."]
+    assert changed_by(admin_client, active) == []
 
 
 def test_key_is_deleted_only_once_it_is_out_of_the_key_set(admin_client):
@@ -1415,6 +1431,7 @@ def test_grants_are_revoked_with_their_launches(admin_client, rows, sent):
     assert (grant.status, rows[Launch].status) == ("revoked", "ended")
     response = run_action(admin_client, TokenGrant, "revoke", grant)
     assert levels_of(response) == ["warning"]
+    assert len(changed_by(admin_client, grant)) == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -1435,9 +1452,11 @@ def test_launches_are_ended_with_the_grants_that_do_not_outlive_them(
     for row in (launch, pending):
         row.refresh_from_db()
         assert row.error_code == "ended_by_staff"
+        assert changed_by(admin_client, row) == ["Changed status."]
     assert (launch.status, pending.status) == ("ended", "failed")
     response = run_action(admin_client, Launch, "end", launch)
     assert levels_of(response) == ["warning"]
+    assert len(changed_by(admin_client, launch)) == 1
 
 
 @pytest.mark.django_db(transaction=True)
@@ -1456,6 +1475,8 @@ def test_row_is_ended_on_its_own_page(admin_client, rows, sent, model, name, sta
     assert levels_of(response) == ["success"]
     row.refresh_from_db()
     assert row.status == status
+    # An auditor can tell who ended a patient's access, and when.
+    assert changed_by(admin_client, row) == ["Changed status."]
     assert f'name="action" value="{name}"' not in response.text
 
 
@@ -1471,7 +1492,7 @@ def test_server_is_paused_on_its_own_page_and_goes_on(admin_client, rows):
         assert f'name="action" value="{other}"' in response.text
         server.refresh_from_db()
         assert (server.paused, server.pkce) == (paused, "never")
-    assert LogEntry.objects.filter(object_id=server.pk).count() == 2
+    assert changed_by(admin_client, server) == ["Changed paused."] * 2
     assert levels_of(run_action(admin_client, FHIRServer, "unpause", server)) == [
         "warning"
     ]
@@ -1662,6 +1683,7 @@ def test_registration_that_was_refused_is_seen_and_can_be_tried_again(
     assert levels_of(response) == ["success"]
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is None
+    assert changed_by(admin_client, registration) == ["Changed refresh stopped at."]
 
 
 def test_second_registration_of_a_server_starts_as_no_default(admin_client, rows):

@@ -217,11 +217,9 @@ class TokenGrantAdmin(AuthorizationAdmin):
     def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:
         """End grants, also lost ones, and the launches that use them."""
         with transaction.atomic(using=router.db_for_write(TokenGrant)):
-            ended = [
-                grant_id
-                for grant in queryset.endable()
-                for grant_id in disconnect_grant(grant)
-            ]
+            grants = list(queryset.endable())
+            ended = [pk for grant in grants for pk in disconnect_grant(grant)]
+            self.log_action(request, grants, "status")
             enqueue_revocations(ended)
         if ended:
             message = ngettext(

@@ -114,20 +114,19 @@ class SigningKeyAdmin(UnchangeableAdmin):
             message = gettext("Only published next keys can be activated.")
             self.message_user(request, message, messages.WARNING)
             return
-        count = 0
+        rotated = []
         for key in keys:
             try:
-                rotate_key(key.algorithm, key.registration)
+                rotated.append(rotate_key(key.algorithm, key.registration))
             except KeyRotationError as exc:
                 self.message_user(request, str(exc), messages.ERROR)
-            else:
-                count += 1
-        if count:
+        self.log_action(request, rotated, "status")
+        if rotated:
             message = ngettext(
                 "%(count)d key signs from now on; the one before it stays published.",
                 "%(count)d keys sign from now on; those before them stay published.",
-                count,
-            ) % {"count": count}
+                len(rotated),
+            ) % {"count": len(rotated)}
             self.message_user(request, message, messages.SUCCESS)
 
     @admin.action(
@@ -136,14 +135,15 @@ class SigningKeyAdmin(UnchangeableAdmin):
     )
     def withdraw(self, request: HttpRequest, queryset: QuerySet[SigningKey]) -> None:
         """Take keys that do not sign out of the JWK Set."""
-        pks = list(queryset.values_list("pk", flat=True))
-        count = SigningKey.objects.filter(pk__in=pks).remove()
-        if count:
+        keys = list(queryset.filter(status__in=[_Status.NEXT, _Status.RETIRED]))
+        SigningKey.objects.filter(pk__in=[each.pk for each in keys]).remove()
+        self.log_action(request, keys, "status")
+        if keys:
             message = ngettext(
                 "%(count)d key is no longer published.",
                 "%(count)d keys are no longer published.",
-                count,
-            ) % {"count": count}
+                len(keys),
+            ) % {"count": len(keys)}
             self.message_user(request, message, messages.SUCCESS)
         else:
             message = gettext(

@@ -134,20 +134,22 @@ class LaunchAdmin(AuthorizationAdmin):
             pk__in=list(queryset.values_list("pk", flat=True))
         )
         with transaction.atomic(using=router.db_for_write(Launch)):
-            count = launches.fail(error_code=_REASON, now=now)
-            count += launches.open().count() + launches.parked().count()
+            under_way = [Launch.Status.PENDING, Launch.Status.PARKED]
+            rows = [*launches.open(), *launches.filter(status__in=under_way)]
+            launches.fail(error_code=_REASON, now=now)
             enqueue_revocations(
                 end_launches(launches, reason=_REASON, now=now)
                 + end_parked_launches(launches, reason=_REASON)
             )
-        if count:
+            self.log_action(request, rows, "status")
+        if rows:
             message = ngettext(
                 "%(count)d launch was ended. A worker revokes its tokens at the EHR, "
                 "unless they outlive the sign-in.",
                 "%(count)d launches were ended. A worker revokes their tokens at the "
                 "EHRs, unless they outlive the sign-in.",
-                count,
-            ) % {"count": count}
+                len(rows),
+            ) % {"count": len(rows)}
             self.message_user(request, message, messages.SUCCESS)
         else:
             message = gettext("None of the selected launches was open.")

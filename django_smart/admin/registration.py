@@ -292,13 +292,16 @@ class ClientRegistrationAdmin(TestConnectionMixin):
         self, request: HttpRequest, queryset: QuerySet[ClientRegistration]
     ) -> None:
         """Let the worker refresh the grants of registrations that were stopped."""
-        count = sum(resume_refreshes(each, by_operator=True) for each in queryset)
-        if count:
+        resumed = [
+            each for each in queryset if resume_refreshes(each, by_operator=True)
+        ]
+        self.log_action(request, resumed, "refresh stopped at")
+        if resumed:
             message = ngettext(
                 "The grants of %(count)d registration are refreshed again.",
                 "The grants of %(count)d registrations are refreshed again.",
-                count,
-            ) % {"count": count}
+                len(resumed),
+            ) % {"count": len(resumed)}
             self.message_user(request, message, messages.SUCCESS)
         else:
             message = gettext("None of the selected registrations was stopped.")

@@ -429,8 +429,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         FHIRServer.objects.filter(pk__in=[each.pk for each in servers]).update(
             paused=paused
         )
-        for each in servers:
-            self.log_change(request, each, [{"changed": {"fields": ["paused"]}}])
+        self.log_action(request, servers, "paused")
         if paused:
             message = ngettext(
                 "Workers refresh no grants of %(count)d server until you resume it.",
