@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpResponseBase
 from django.test import AsyncClient, Client
@@ -141,9 +143,11 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         if not patient and fhir_user.startswith("Patient/"):
             patient = fhir_user.removeprefix("Patient/")
         self.smart_launch = None
-        response = self.post(
-            reverse("django_smart:login"), {"server": self.registration.server.slug}
-        )
+        data = {"server": self.registration.server.slug}
+        # Without the cookie, ``self.session`` would create a session.
+        if settings.SESSION_COOKIE_NAME in self.cookies:
+            data["user"] = self.session.get(SESSION_KEY, "")
+        response = self.post(reverse("django_smart:login"), data)
         granted = (
             f"launch/patient openid fhirUser offline_access {scopes}"
             if scopes

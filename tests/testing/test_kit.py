@@ -128,6 +128,22 @@ def test_connecting_leaves_a_grant_for_jobs(
     assert read["resourceType"] == "Patient"
 
 
+def test_signed_in_user_connects(smart_client: SMARTClient) -> None:
+    ada = User.objects.create(username="ada")
+    smart_client.force_login(ada)
+    assert smart_client.connect().user == ada
+
+
+@pytest.mark.parametrize("method", ["launch", "connect"])
+def test_user_who_was_signed_in_by_the_kit_connects(
+    smart_client: SMARTClient, method: str
+) -> None:
+    first = getattr(smart_client, method)()
+    second = smart_client.connect()
+    assert second.user == first.user
+    assert second.kind == Launch.Kind.STANDALONE
+
+
 def test_added_resource_is_read(
     ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]
 ) -> None:
