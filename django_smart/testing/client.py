@@ -14,6 +14,7 @@ from django.urls import Resolver404, get_script_prefix, resolve, reverse
 
 from django_smart.launches.prefix import build_launch_path, split_launch_key
 from django_smart.models import ClientRegistration, Launch
+from django_smart.servers.registering import build_client_urls
 from django_smart.testing.simulator.ehr import EHRSimulator
 from django_smart.testing.site import SITE_URL, link_user
 
@@ -107,8 +108,9 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
             **context,
         )
         self.smart_launch = None
+        urls = build_client_urls(self.registration, site_url=SITE_URL)
         response = self.get(
-            reverse("django_smart:launch"),
+            urlsplit(urls.launch_url).path,
             {"iss": self.ehr.base_url, "launch": launch_id},
         )
         granted = f"launch openid fhirUser {scopes}" if scopes else None
@@ -143,7 +145,7 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         if not patient and fhir_user.startswith("Patient/"):
             patient = fhir_user.removeprefix("Patient/")
         self.smart_launch = None
-        data = {"server": self.registration.server.slug}
+        data = self.registration.login_parameters
         # Without the cookie, ``self.session`` would create a session.
         if settings.SESSION_COOKIE_NAME in self.cookies:
             data["user"] = self.session.get(SESSION_KEY, "")

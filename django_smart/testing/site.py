@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.contrib.auth.base_user import AbstractBaseUser
-from django.urls import reverse
 
 from django_smart import transport
 from django_smart.models import (
@@ -22,7 +21,7 @@ from django_smart.models import (
     Identity,
     SigningKey,
 )
-from django_smart.servers.registering import choose_callback
+from django_smart.servers.registering import build_client_urls, choose_callback
 from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing.simulator.ehr import EHRSimulator
 
@@ -114,7 +113,7 @@ def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
         auth_method=method,
         jwks=SigningKey.objects.as_jwks() if has_key else None,
         redirect_uris=[registration.redirect_uri] if for_launches else [],
-        launch_url=SITE_URL + reverse("django_smart:launch"),
+        launch_url=build_client_urls(registration, site_url=SITE_URL).launch_url,
         name="This site",
     )
     return registration

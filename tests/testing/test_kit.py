@@ -256,6 +256,24 @@ def test_two_servers_have_a_registration_each(
             assert fhir_client_for(grant=launch.grant).base_url == each.base_url
 
 
+@pytest.mark.parametrize("method", ["launch", "connect"])
+def test_registrations_of_one_server_are_told_apart(
+    ehr: EHRSimulator, smart_registration: ClientRegistration, method: str
+) -> None:
+    other = create_registration(
+        ehr,
+        client_id="patient-app",
+        is_ehr_default=False,
+        is_standalone_default=False,
+    )
+    assert other.server == smart_registration.server
+    for registration in (other, smart_registration):
+        launch = getattr(SMARTClient(registration, ehr), method)()
+        assert launch.registration == registration
+    url = ehr.clients[other.client_id].launch_url
+    assert url == f"https://testserver/smart/launch/{other.launch_slug}/"
+
+
 @pytest.mark.django_db(transaction=True)
 def test_asynchronous_client_has_the_same_launch(
     ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]
