@@ -274,6 +274,13 @@ def test_registrations_of_one_server_are_told_apart(
     assert url == f"https://testserver/smart/launch/{other.launch_slug}/"
 
 
+def test_clock_that_a_test_replaces_is_the_clock_of_the_ehr(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    assert ehr.clock() == 1_700_000_000
+
+
 @pytest.mark.django_db(transaction=True)
 def test_asynchronous_client_has_the_same_launch(
     ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]

@@ -58,7 +58,7 @@ class EHRSimulator(Endpoints):
 
     Args:
         base_url: the FHIR base, the ``iss`` and ``aud`` of a launch.
-        clock: returns seconds since the epoch.
+        clock: returns seconds since the epoch; by default, ``time.time``.
         access_token_lifetime: seconds.
         code_lifetime: seconds.
         refresh_token_lifetime: seconds; ``None`` for tokens that do not expire.
@@ -77,7 +77,7 @@ class EHRSimulator(Endpoints):
         self,
         base_url: str = "https://ehr.example.org/v/r4/sim/demo/fhir",
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         access_token_lifetime: int = 3600,
         code_lifetime: int = 60,
         refresh_token_lifetime: int | None = None,
@@ -91,7 +91,8 @@ class EHRSimulator(Endpoints):
         lenient: bool = False,
     ) -> None:
         super().__init__(base_url, issuer=issuer, page_path=page_path)
-        self.clock = clock
+        # Looked up at each call: a test may replace it, as freezegun does.
+        self.clock = clock or (lambda: time.time())
         self.access_token_lifetime = access_token_lifetime
         self.code_lifetime = code_lifetime
         self.refresh_token_lifetime = refresh_token_lifetime
