@@ -69,6 +69,12 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         self.registration = registration
         self.ehr = ehr
 
+    def request(self, **request: Any) -> Any:
+        """Set ``resolver_match``, which Django cannot find under the prefix."""
+        response: Any = super().request(**request)
+        response.resolver_match = response.wsgi_request.resolver_match
+        return response
+
     def launch(
         self,
         patient: str | None = "",
@@ -186,6 +192,12 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
 
 class AsyncSMARTClient(_InLaunch, AsyncClient):  # type: ignore[misc]  # as above
     """The client that :meth:`SMARTClient.as_async` returns."""
+
+    async def request(self, **request: Any) -> Any:
+        """See :meth:`SMARTClient.request`."""
+        response: Any = await super().request(**request)
+        response.resolver_match = response.asgi_request.resolver_match
+        return response
 
 
 def _get_redirect(response: HttpResponseBase) -> str:

@@ -281,6 +281,12 @@ def test_clock_that_a_test_replaces_is_the_clock_of_the_ehr(
     assert ehr.clock() == 1_700_000_000
 
 
+def test_view_of_a_page_in_the_launch_is_known(
+    launched_client: Callable[..., SMARTClient],
+) -> None:
+    assert launched_client().get("/whoami/").resolver_match.view_name == "whoami"
+
+
 @pytest.mark.django_db(transaction=True)
 def test_asynchronous_client_has_the_same_launch(
     ehr: EHRSimulator, launched_client: Callable[..., SMARTClient]
@@ -289,6 +295,7 @@ def test_asynchronous_client_has_the_same_launch(
     client = launched_client(patient).as_async()
     response = async_to_sync(client.get)("/awhoami/")
     assert response.json()["patient"] == patient
+    assert response.resolver_match.route == "awhoami/"
 
 
 class TestsOfAClass(SMARTTestMixin, TestCase):
