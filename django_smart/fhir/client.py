@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from fhirclient.client import FHIRClient as SMARTClient
     from fhirpy import SyncFHIRClient
 
-__all__ = ["FHIRClient", "find_missing_scope"]
+__all__ = ["FHIRClient", "find_missing_scope", "forget_capabilities"]
 
 _T = TypeVar("_T")
 
@@ -1068,6 +1068,11 @@ class FHIRClient(FHIRConnection):
             resource_type=interaction.resource_type,
         ) as stream:
             return write_stream(stream, file, max_size=max_size)
+
+
+def forget_capabilities(base_url: str) -> None:
+    """Make :meth:`FHIRClient.capabilities` read the server's statement again."""
+    _capabilities.pop(base_url.removesuffix("/"), None)
 
 
 def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -> str:

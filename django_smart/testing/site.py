@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from django.contrib.auth.base_user import AbstractBaseUser
 
 from django_smart import transport
+from django_smart.fhir.client import forget_capabilities
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -57,8 +58,12 @@ def mounted_ehr(base_url: str = BASE_URL) -> Iterator[EHRSimulator]:
     """
     ehr = EHRSimulator(base_url=base_url)
     parts = urlsplit(base_url)
-    with transport.mounted(f"{parts.scheme}://{parts.netloc}", ehr.adapter()):
-        yield ehr
+    forget_capabilities(base_url)
+    try:
+        with transport.mounted(f"{parts.scheme}://{parts.netloc}", ehr.adapter()):
+            yield ehr
+    finally:
+        forget_capabilities(base_url)
 
 
 def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
