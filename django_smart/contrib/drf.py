@@ -65,6 +65,9 @@ class SMARTPermission(BasePermission):
 
     - ``smart_scopes``: required scopes, as a scope string or ``ScopeSet``.
     - ``smart_context``: ``"patient"``, ``"encounter"``, both or neither.
+
+    It raises ``PermissionDenied`` instead of returning ``False``: put it last if you
+    combine permissions with ``|``; ``~`` is not supported.
     """
 
     def has_permission(self, request: Request, view: APIView) -> bool:
