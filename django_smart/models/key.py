@@ -10,7 +10,6 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.jwk import SIGNING_ALGORITHMS
 from .registration import ClientRegistration
 
 __all__ = ["SigningKey", "SigningKeyQuerySet"]
@@ -117,6 +116,12 @@ class SigningKey(models.Model):
         RETIRED = "retired", _("retired")
         REMOVED = "removed", _("removed")
 
+    class Algorithm(models.TextChoices):
+        """The algorithms that SMART requires every client to support."""
+
+        RS384 = "RS384", "RS384"
+        ES384 = "ES384", "ES384"
+
     kid = models.CharField(
         _("key ID"),
         max_length=200,
@@ -126,7 +131,7 @@ class SigningKey(models.Model):
     algorithm = models.CharField(
         _("algorithm"),
         max_length=10,
-        choices=[(name, name) for name in SIGNING_ALGORITHMS],
+        choices=Algorithm,
         help_text=_("Signature algorithm of the key."),
     )
     registration = models.ForeignKey(
