@@ -38,7 +38,8 @@ class Launch:
         self.asked: list[tuple[str, str]] = []
         self.fhir = SimpleNamespace(request=self._request, base_url="https://e.org/f")
 
-    def _request(self, method, path):
+    def _request(self, method, path, *, headers, body):
+        assert (headers, body) == ({}, None)
         self.asked.append((method, path))
         if isinstance(self.answer, Exception):
             raise self.answer
