@@ -17,7 +17,7 @@ from django.urls import (
     reverse,
     set_script_prefix,
 )
-from django.utils.translation import get_language_from_path, override
+from django.utils.translation import get_language, get_language_from_path, override
 
 from ..conf import conf
 
@@ -176,7 +176,9 @@ def find_route(path: str, *, follow: bool = False) -> ResolverMatch | None:
             paths += [f"{each}/" for each in paths]
     for each in paths:
         # With i18n_patterns(), LocaleMiddleware routes a path in its own language.
-        with override(get_language_from_path(each) or settings.LANGUAGE_CODE):
-            if match := is_valid_path(each):
-                return match
+        own = get_language_from_path(each) or settings.LANGUAGE_CODE
+        for language in (get_language() or own, own):
+            with override(language):
+                if match := is_valid_path(each):
+                    return match
     return None

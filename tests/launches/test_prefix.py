@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from django.urls import set_script_prefix
+from django.http import HttpResponse
+from django.urls import path, reverse, set_script_prefix
+from django.utils.translation import gettext_lazy, override
 
 from django_smart.launches.prefix import (
     build_launch_path,
+    find_route,
     get_protocol_url,
     split_launch_key,
 )
@@ -94,3 +97,14 @@ def test_protocol_urls_are_never_under_a_launch(outer, settings):
         assert get_protocol_url("callback") == f"{outer}smart/callback/"
     finally:
         set_script_prefix("/")
+
+
+def test_route_is_found_in_the_language_in_which_its_path_was_made(settings):
+    # A word of Django's own catalogs.
+    day = path(gettext_lazy("Monday"), lambda _: HttpResponse(), name="login")
+    settings.ROOT_URLCONF = (day,)
+    for language, expected in (("de", "/Montag"), ("en", "/Monday")):
+        with override(language):
+            assert reverse("login") == expected
+            assert find_route(expected) is not None
+    assert find_route("/Dienstag") is None
