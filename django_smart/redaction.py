@@ -275,7 +275,7 @@ class SMARTExceptionReporterFilter(SafeExceptionReporterFilter):
         """Extend Django's: remove the queries of private requests."""
         meta: dict[str, Any] = super().get_safe_request_meta(request)
         if _is_private(request):
-            for name in _QUERIES:
+            for name in (*_QUERIES, "HTTP_REFERER"):
                 if meta.get(name):
                     meta[name] = self.cleansed_substitute
         return meta
@@ -398,11 +398,12 @@ def _describe(value: Any) -> Any:
 
 def _is_private(request: Any) -> bool:
     """
-    Return whether *request* has a launch, or is for one of this package's URLs.
+    Return whether *request* has or names a launch, or is for this package's URLs.
 
     No launch is looked up, and the request need not be resolved.
     """
-    if getattr(getattr(request, "smart", None), "_has_launch", False):
+    smart = getattr(request, "smart", None)
+    if getattr(smart, "_has_launch", False) or getattr(smart, "_key", None):
         return True
     match = getattr(request, "resolver_match", None)
     if match is not None:

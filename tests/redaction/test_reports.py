@@ -99,11 +99,28 @@ def test_report_of_a_view_in_a_launch_has_nothing_that_a_person_has_entered(
     browser, prefix = open_chart(ehr)
     url = f"{prefix}/fail/launch/?search=s3arched"
     scan = SimpleUploadedFile("sc4nned.pdf", b"%PDF")
+    referer = f"https://app.example.org{prefix}/people/?q=r3ferred"
+    browser.defaults["HTTP_REFERER"] = referer
     text = report(browser, url, {"note": "wr1tten", "scan": scan})
     for name in ("search", "note", "scan"):
         assert name in text
-    for value in ("s3arched", "wr1tten", "sc4nned"):
+    for value in ("s3arched", "wr1tten", "sc4nned", "r3ferred"):
         assert value not in text
+
+
+@pytest.mark.usefixtures("_redacting", "registration")
+def test_report_of_a_middleware_in_a_launch_has_nothing_of_that_either(
+    ehr, report, settings
+):
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "tests.redaction.views.fail_at_searches",
+    ]
+    browser, prefix = open_chart(ehr)
+    text = report(browser, f"{prefix}/page/?search=s3arched", {"note": "wr1tten"})
+    assert "LookupError" in text
+    assert "s3arched" not in text
+    assert "wr1tten" not in text
 
 
 @pytest.mark.usefixtures("_redacting", "registration")

@@ -54,6 +54,17 @@ def fail(request: HttpRequest) -> HttpResponse:
     )
 
 
+def fail_at_searches(get_response: Any) -> Any:
+    """A middleware that fails for some requests."""
+
+    def fail_or_go_on(request: HttpRequest) -> Any:
+        if entered := request.GET.get("search"):
+            raise LookupError(len(entered))
+        return get_response(request)
+
+    return fail_or_go_on
+
+
 def fail_with_cause(request: HttpRequest) -> HttpResponse:
     """Fails because of something that quotes a URL."""
     try:
