@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.contrib.auth.middleware import AuthenticationMiddleware
-from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
@@ -100,7 +98,7 @@ class SMARTMiddleware(_Middleware):
             errors.forget()
             _leave(state)
         if _came_without_a_view(request, state, response):
-            response = self._check_late(request, state) or response
+            response = self._check_late(request, state, response)
         _finish(state, response)
         if may_be_framed(request, response):
             adapt_response(request, response)
@@ -117,8 +115,7 @@ class SMARTMiddleware(_Middleware):
             errors.forget()
             _leave(state)
         if _came_without_a_view(request, state, response):
-            refusal = await sync_to_async(self._check_late)(request, state)
-            response = refusal or response
+            response = await sync_to_async(self._check_late)(request, state, response)
         _finish(state, response)
         if may_be_framed(request, response):
             await sync_to_async(adapt_response)(request, response)
@@ -178,15 +175,23 @@ class SMARTMiddleware(_Middleware):
         return response
 
     def _check_late(
-        self, request: HttpRequest, state: RequestState
-    ) -> HttpResponseBase | None:
-        """Check the key after a middleware has responded instead of a view."""
-        if not hasattr(request, "user"):
-            # It is in front of those that load session and user.
-            get_response = cast("Any", self.get_response)
-            SessionMiddleware(get_response).process_request(request)
-            AuthenticationMiddleware(get_response).process_request(request)
-        return _check_key(request, state)
+        self, request: HttpRequest, state: RequestState, response: HttpResponseBase
+    ) -> HttpResponseBase:
+        """Check the key after a middleware has given *response* instead of a view."""
+        if hasattr(request, "user"):
+            return _check_key(request, state) or response
+        # It is in front of those that load session and user; few sites need them here.
+        from django.contrib.auth.middleware import AuthenticationMiddleware
+        from django.contrib.sessions.middleware import SessionMiddleware
+
+        get_response: Any = self.get_response
+        sessions: Any = SessionMiddleware(get_response)
+        sessions.process_request(request)
+        AuthenticationMiddleware(get_response).process_request(request)
+        response = _check_key(request, state) or response
+        # With SECRET_KEY_FALLBACKS, loading the user replaces the session's key.
+        checked: HttpResponseBase = sessions.process_response(request, response)
+        return checked
 
     @staticmethod
     def _leave_prefix(request: HttpRequest, prefix: LaunchPrefix) -> HttpResponseBase:

@@ -226,6 +226,19 @@ def test_key_is_checked_for_what_is_answered_before_the_user_is_known(
 
 
 @pytest.mark.usefixtures("early_answers")
+def test_user_whose_session_gets_another_key_stays_signed_in(
+    ehr: EHRSimulator, settings: Any
+) -> None:
+    chart = open_chart(ehr)
+    before = chart.browser.cookies["sessionid"].value
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another" * 10
+    assert chart.get("/app.js").content == b"file"
+    assert chart.browser.cookies["sessionid"].value != before
+    assert chart.get("/shown/").status_code == 200
+
+
+@pytest.mark.usefixtures("early_answers")
 def test_preflight_has_no_cookies_and_is_not_refused(ehr: EHRSimulator) -> None:
     chart = open_chart(ehr)
     chart.browser.cookies.clear()
