@@ -1449,6 +1449,7 @@ def test_launches_are_ended_with_the_grants_that_do_not_outlive_them(
     response = run_action(admin_client, Launch, "end", launch, pending)
     assert levels_of(response) == ["success"]
     assert sent == [("revoke_grants", ([grant.pk],))]
+    assert changed_by(admin_client, grant) == ["Changed status."]
     for row in (launch, pending):
         row.refresh_from_db()
         assert row.error_code == "ended_by_staff"

@@ -135,8 +135,10 @@ class SigningKeyAdmin(UnchangeableAdmin):
     )
     def withdraw(self, request: HttpRequest, queryset: QuerySet[SigningKey]) -> None:
         """Take keys that do not sign out of the JWK Set."""
-        keys = list(queryset.filter(status__in=[_Status.NEXT, _Status.RETIRED]))
-        SigningKey.objects.filter(pk__in=[each.pk for each in keys]).remove()
+        published = queryset.filter(status__in=[_Status.NEXT, _Status.RETIRED])
+        pks = list(published.values_list("pk", flat=True))
+        SigningKey.objects.filter(pk__in=pks).remove()
+        keys = list(SigningKey.objects.filter(pk__in=pks, status=_Status.REMOVED))
         self.log_action(request, keys, "status")
         if keys:
             message = ngettext(

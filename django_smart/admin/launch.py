@@ -18,7 +18,7 @@ from ..conf import build_docs_url
 from ..error_pages.words import ENDINGS, find_stored_words
 from ..grants.ending import end_launches, enqueue_revocations
 from ..launches.parked import end_parked_launches
-from ..models import Launch
+from ..models import Launch, TokenGrant
 from .base import EMPTY, AuthorizationAdmin
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LaunchAdmin"]
 
 _REASON = "ended_by_staff"
+_OVER = (Launch.Status.FAILED, Launch.Status.ENDED)
 
 
 @admin.register(Launch)
@@ -134,14 +135,13 @@ class LaunchAdmin(AuthorizationAdmin):
             pk__in=list(queryset.values_list("pk", flat=True))
         )
         with transaction.atomic(using=router.db_for_write(Launch)):
-            under_way = [Launch.Status.PENDING, Launch.Status.PARKED]
-            rows = [*launches.open(), *launches.filter(status__in=under_way)]
+            rows = list(launches.exclude(status__in=_OVER))
             launches.fail(error_code=_REASON, now=now)
-            enqueue_revocations(
-                end_launches(launches, reason=_REASON, now=now)
-                + end_parked_launches(launches, reason=_REASON)
-            )
-            self.log_action(request, rows, "status")
+            ended = end_launches(launches, reason=_REASON, now=now)
+            ended += end_parked_launches(launches, reason=_REASON)
+            enqueue_revocations(ended)
+            grants = TokenGrant.objects.filter(pk__in=ended)
+            self.log_action(request, [*rows, *grants], "status")
         if rows:
             message = ngettext(
                 "%(count)d launch was ended. A worker revokes its tokens at the EHR, "
