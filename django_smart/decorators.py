@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast, overload
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.translation import gettext_lazy as _
 from django.views.generic import View
 
+from .conf import conf
 from .error_pages import render_error
 from .error_pages.retry import connect_again, connect_records, get_page
 from .exceptions import InsufficientScopeError, NoLaunchError, SMARTError
@@ -23,6 +25,10 @@ from .protocol.scopes import ScopeSet
 __all__ = ["get_launch_refusal", "smart_required"]
 
 logger = logging.getLogger(__name__)
+
+_ONE_CHART = _(
+    "This site shows one chart until you sign out. Sign out, then open the app again."
+)
 
 _View = TypeVar("_View", bound=Callable[..., Any])
 
@@ -111,15 +117,21 @@ def get_launch_refusal(
     smart = get_context(request)
     if not smart:
         open_charts = get_open_charts(request)
+        extra: dict[str, object] = {
+            "open_charts": open_charts,
+            "form_was_sent": request.method not in {"GET", "HEAD"},
+        }
+        retry = None if open_charts else connect_records(next_url=get_page(request))
+        if smart.reason == "ambiguous" and not conf.SMART_LAUNCH_PREFIX:
+            # Another launch would be as ambiguous.
+            extra |= {"advice": _ONE_CHART, "signs_out": True}
+            retry = None
         return render_error(
             request,
             NoLaunchError("The view requires a launch."),
             code=smart.reason,
-            retry=None if open_charts else connect_records(next_url=get_page(request)),
-            extra={
-                "open_charts": open_charts,
-                "form_was_sent": request.method not in {"GET", "HEAD"},
-            },
+            retry=retry,
+            extra=extra,
         )
     launch = smart.launch
 

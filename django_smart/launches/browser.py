@@ -94,7 +94,7 @@ class Browser:
 
         This is so if, since the browser was started, there was a sign-out, a change of
         user, a second launch, or several launches at the same moment. Without a launch
-        prefix, the count starts again with a sign-out or a change of user.
+        prefix, the count starts again with the new cookie of a sign-out.
         """
         return self._launches >= _SEVERAL or len(self._beside) > 1
 

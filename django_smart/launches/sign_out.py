@@ -55,7 +55,6 @@ def find_end_session_url(
             user_id=user_id,
             identity__isnull=False,
             intent=Launch.Intent.SIGN_IN,
-            completed_at__isnull=False,
         )
         .order_by("-completed_at", "-pk")
         .first()

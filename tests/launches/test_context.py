@@ -139,6 +139,13 @@ def test_site_without_prefixes_uses_one_launch_until_then(ehr, settings):
     Launch.objects.end(reason="idle", now=timezone.now())
     open_chart(ehr, chart.browser, patient=OTHER_PATIENT)
     assert whoami(chart) == refused("ambiguous")
+    # Nothing but signing out helps, and that is what the page offers.
+    page = chart.browser.get("/chart/")
+    assert (page.context["code"], page.context["retry"]) == ("ambiguous", None)
+    assert 'action="/smart/logout/"' in page.text
+    chart.browser.post("/smart/logout/")
+    open_chart(ehr, chart.browser, patient=OTHER_PATIENT)
+    assert chart.browser.get("/whoami/").json()["patient"] == OTHER_PATIENT
 
 
 def test_site_without_prefixes_can_be_used_after_a_change_of_user(
