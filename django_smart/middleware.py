@@ -351,22 +351,20 @@ def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:
 def _came_without_a_view(
     request: HttpRequest, state: RequestState, response: HttpResponseBase
 ) -> bool:
+    if state.prefix is None or state.is_checked or response.status_code >= 300:
+        return False
     # Browsers send no cookies with a CORS preflight.
-    is_preflight = (
-        request.method == "OPTIONS"
-        and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in request.META
-    )
     return (
-        state.prefix is not None
-        and not state.is_checked
-        and response.status_code < 300
-        and not is_preflight
+        request.method != "OPTIONS"
+        or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in request.META
     )
 
 
 def _finish(state: RequestState, response: HttpResponseBase) -> None:
     if state.prefix is not None:
         state.prefix.keep_for(response)
+    elif state.browser is None:
+        return  # as for most requests; a launch is found by its browser
     _keep_from_caches(state, response)
     if state.browser is not None:
         state.browser.apply(response)
