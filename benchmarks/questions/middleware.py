@@ -35,7 +35,7 @@ def run(report: Report) -> None:
             plain["allauth"] = pages["allauth"]
         times = measure(
             [Variant(name=name, run=page.run) for name, page in plain.items()],
-            rounds=report.rounds(80),
+            rounds=report.rounds(120),
             operations=_OPERATIONS,
         )
         report.add_table(
@@ -72,7 +72,7 @@ def _measure_prefix(report: Report, pages: dict[str, Any]) -> None:
             Variant(name="request.user", run=base.run),
             Variant(name="django_smart, under a prefix", run=ours.run),
         ],
-        rounds=report.rounds(80),
+        rounds=report.rounds(120),
         operations=_OPERATIONS // 4,
     )
     report.add_table(

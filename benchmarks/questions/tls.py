@@ -59,7 +59,7 @@ def run(report: Report) -> None:
 
         compare("read", _make_reads, rounds=40, number=20)
         compare("page", _make_pages, rounds=40, number=10)
-        compare("login", _make_logins, rounds=20, number=10)
+        compare("login", _make_logins, rounds=40, number=10)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         from benchmarks.worker import running_worker
 
