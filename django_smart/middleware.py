@@ -97,7 +97,7 @@ class SMARTMiddleware(_Middleware):
         finally:
             errors.forget()
             _leave(state)
-        if _came_without_a_view(request, state, response):
+        if _needs_late_check(request, state, response):
             response = self._check_late(request, state, response)
         _finish(state, response)
         if may_be_framed(request, response):
@@ -114,7 +114,7 @@ class SMARTMiddleware(_Middleware):
         finally:
             errors.forget()
             _leave(state)
-        if _came_without_a_view(request, state, response):
+        if _needs_late_check(request, state, response):
             response = await sync_to_async(self._check_late)(request, state, response)
         _finish(state, response)
         if may_be_framed(request, response):
@@ -348,7 +348,7 @@ def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:
         response.headers["Cache-Control"] = "private, no-store"
 
 
-def _came_without_a_view(
+def _needs_late_check(
     request: HttpRequest, state: RequestState, response: HttpResponseBase
 ) -> bool:
     if state.prefix is None or state.is_checked or response.status_code >= 300:
