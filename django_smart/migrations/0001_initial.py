@@ -2645,19 +2645,20 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="launch",
             index=models.Index(
-                fields=["browser_digest"], name="django_smart_launch_browser"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="launch",
-            index=models.Index(
-                fields=["replaced_digest"], name="django_smart_launch_replaced"
-            ),
-        ),
-        migrations.AddIndex(
-            model_name="launch",
-            index=models.Index(
                 fields=["status", "ended_at"], name="django_smart_launch_ended"
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="launch",
+            index=models.Index(
+                fields=["browser_digest", "status"], name="django_smart_launch_browser"
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="launch",
+            index=models.Index(
+                fields=["replaced_digest", "status"],
+                name="django_smart_launch_replaced",
             ),
         ),
         migrations.AddConstraint(

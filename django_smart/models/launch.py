@@ -486,14 +486,18 @@ class Launch(models.Model):
             ),
         )
         indexes = (
-            # With db_index=True, PostgreSQL would get a second one, for LIKE.
-            models.Index(fields=["browser_digest"], name="django_smart_launch_browser"),
-            models.Index(
-                fields=["replaced_digest"], name="django_smart_launch_replaced"
-            ),
             # For the purge: those under way are few, and of the others few are old.
             models.Index(
                 fields=["status", "ended_at"], name="django_smart_launch_ended"
+            ),
+            # With the status: without statistics, a database could otherwise use the
+            # index above for the open launches of a browser, and read those of all.
+            models.Index(
+                fields=["browser_digest", "status"], name="django_smart_launch_browser"
+            ),
+            models.Index(
+                fields=["replaced_digest", "status"],
+                name="django_smart_launch_replaced",
             ),
         )
 

@@ -168,3 +168,29 @@ def test_user_that_is_deleted_takes_launches_and_grants_along(
     get_user_model().objects.get().delete()
     assert not Launch.objects.exists()
     assert not type(opened.grant).objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "index"),
+    [
+        ("browser_digest", "django_smart_launch_browser"),
+        ("replaced_digest", "django_smart_launch_replaced"),
+    ],
+)
+def test_open_launches_of_a_browser_are_found_by_its_index(
+    registration: ClientRegistration, column: str, index: str
+) -> None:
+    # A database without statistics, as SQLite always is, prefers an index of the
+    # status alone, and reads every open launch of the site.
+    Launch.objects.bulk_create(
+        Launch(
+            registration=registration,
+            status=Launch.Status.COMPLETED,
+            state_digest=f"state-{number}",
+            expires_at=timezone.now(),
+            **{column: f"digest-{number}"},
+        )
+        for number in range(3000)
+    )
+    opened = Launch.objects.filter(**{f"{column}__in": ["digest-1"]}).open()
+    assert index in opened.order_by().explain()
