@@ -41,7 +41,7 @@ from ..models import ClientRegistration, FHIRServer, Identity, Launch, TokenGran
 from ..models.launch import LaunchQuerySet
 from ..protocol.authorization import get_state, process_authorization_response
 from ..protocol.configuration import SMARTConfiguration
-from ..protocol.context import CONTEXT_MEMBERS, LaunchContext
+from ..protocol.context import LaunchContext, fill_in_context
 from ..protocol.id_token import IDTokenClaims
 from ..protocol.scopes import ScopeSet
 from ..protocol.token import (
@@ -492,8 +492,7 @@ def _fill_in_context(
         claims = get_access_token_claims(tokens.access_token, registration=registration)
     except IDTokenError as exc:
         raise TokenError(f"The access token's context is unusable: {exc}") from exc
-    found = {name: claims[name] for name in CONTEXT_MEMBERS.intersection(claims)}
-    parameters = {**found, **tokens.parameters}
+    parameters = fill_in_context(tokens.parameters, claims)
     context = LaunchContext.from_parameters(
         parameters, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
     )

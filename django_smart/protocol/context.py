@@ -12,13 +12,13 @@ from django_smart.exceptions import InsecureURLError, MalformedTokenResponseErro
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
-    "CONTEXT_MEMBERS",
     "DEFAULT_ROLE",
     "MAX_CONTEXT_LENGTH",
     "FHIRContextItem",
     "FHIRcastHub",
     "LaunchContext",
     "check_length",
+    "fill_in_context",
     "merge_parameters",
 ]
 
@@ -36,7 +36,7 @@ _OAUTH_MEMBERS = {
     "scope",
     "token_type",
 }
-CONTEXT_MEMBERS = {
+_CONTEXT_MEMBERS = {
     "encounter",
     "fhirContext",
     "hub.topic",
@@ -183,7 +183,7 @@ class LaunchContext:
             extra={
                 name: value
                 for name, value in parameters.items()
-                if name not in _OAUTH_MEMBERS and name not in CONTEXT_MEMBERS
+                if name not in _OAUTH_MEMBERS and name not in _CONTEXT_MEMBERS
             },
             problems=tuple(problems),
         )
@@ -227,6 +227,17 @@ class LaunchContext:
     def items_with_role(self, role: str = DEFAULT_ROLE) -> tuple[FHIRContextItem, ...]:
         """Return the items of ``fhirContext`` with *role*."""
         return tuple(item for item in self.fhir_context if item.role == role)
+
+
+def fill_in_context(
+    parameters: Mapping[str, Any], claims: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a token response with the context that only *claims* have."""
+    return {**parameters} | {
+        name: claims[name]
+        for name in _CONTEXT_MEMBERS.intersection(claims)
+        if parameters.get(name) in (None, "")
+    }
 
 
 def merge_parameters(

@@ -31,6 +31,7 @@ __all__ = [
     "VerificationKey",
     "parse_fhir_user",
     "read_access_token",
+    "read_unverified_claims",
     "select_verification_key",
     "validate_id_token",
 ]
@@ -315,6 +316,14 @@ def read_access_token(
                 f"{name} of the access token is another client.", claim=name
             )
     return claims
+
+
+def read_unverified_claims(token: object) -> dict[str, Any]:
+    """Return the claims of a JWT, unverified; none of anything else."""
+    try:
+        return _parse(str(token))[1]
+    except MalformedIDTokenError:
+        return {}
 
 
 def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:

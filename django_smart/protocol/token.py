@@ -16,7 +16,12 @@ from django_smart.exceptions import (
     TokenError,
 )
 from django_smart.protocol.client_auth import ClientAuthentication
-from django_smart.protocol.context import LaunchContext, check_length
+from django_smart.protocol.context import (
+    LaunchContext,
+    check_length,
+    fill_in_context,
+)
+from django_smart.protocol.id_token import read_unverified_claims
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.token_endpoint import build_form_request, parse_token_body
@@ -214,6 +219,7 @@ def process_refresh_response(
     granted: ScopeSet,
     now: datetime,
     previous_context: LaunchContext,
+    context_in_access_token: bool = False,
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> TokenResponse:
     """
@@ -225,6 +231,7 @@ def process_refresh_response(
 
     Args:
         granted: what was granted at the code exchange; applies if ``scope`` is absent.
+        context_in_access_token: whether the access token, a JWT, also has context.
 
     Raises:
         TokenError, RedirectRefusedError: as :func:`process_token_response`.
@@ -232,6 +239,11 @@ def process_refresh_response(
     Spec: SMART App Launch 2.2, "Refresh access token", Response.
     """
     members = parse_token_body(response)
+    if context_in_access_token:
+        # Unverified, like the response itself: the refresh token must be stored before
+        # keys are fetched, and another patient ends the grant whoever signed the token.
+        claims = read_unverified_claims(members.get("access_token"))
+        members = fill_in_context(members, claims)
     changed = False
     try:
         newer = LaunchContext.from_parameters(members, insecure_hosts=insecure_hosts)

@@ -175,6 +175,20 @@ def test_another_patient_or_encounter_ends_launch_and_grant(
     assert get_context(opened) == before
 
 
+@pytest.mark.compliance("REF-06", "REF-14")
+def test_another_patient_in_the_access_token_ends_launch_and_grant(
+    ehr: EHRSimulator, opened: Launch
+) -> None:
+    FHIRServer.objects.update(context_in_access_token=True)
+    ehr.quirks = ["context_in_access_token"]
+    grant = refresh(opened, ehr)
+    assert grant.patient_id == PATIENT
+    granted = ehr.store.grant_of(grant.refresh_token)
+    assert granted is not None
+    granted.context["patient"] = "another"
+    check_it_ends(opened, ehr)
+
+
 def check_it_ends(opened: Launch, ehr: EHRSimulator) -> None:
     """A refresh ends launch and grant, with tokens left to be revoked."""
     used = reload_grant(opened.grant_id).refresh_token

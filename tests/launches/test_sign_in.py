@@ -23,6 +23,7 @@ from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import launch_completed, launch_failed
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import id_tokens
+from tests.answers import answer
 from tests.ehr import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -580,6 +581,8 @@ def test_context_of_a_signed_access_token_counts_where_the_column_says_so(
     url = ehr.authorize(start_ehr_launch(browser, ehr, tenant="north"))
     assert b"<code>patient_missing</code>" in get_callback(browser, url).content
     FHIRServer.objects.update(context_in_access_token=True)
+    # Absent in the response, whatever a server writes for that.
+    answer(ehr, "/auth/token", patient=None, tenant="")
     opened = launch(browser, ehr, tenant="north")
     assert opened.grant is not None
     assert opened.grant.patient_id == opened.context["patient"] == PATIENT

@@ -6,6 +6,7 @@ import contextlib
 import json
 from datetime import timedelta
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
@@ -88,12 +89,19 @@ def process(body=GOOD, *, status_code=200, requested=REQUESTED, headers=None, **
     return process_token_response(answer, requested=requested, now=NOW, **kwargs)
 
 
-def process_refresh(body, *, granted="patient/Observation.rs openid", **previous):
+def process_refresh(
+    body,
+    *,
+    granted="patient/Observation.rs openid",
+    context_in_access_token=False,
+    **previous,
+):
     return process_refresh_response(
         build_answer(body),
         granted=ScopeSet.parse(granted),
         now=NOW,
         previous_context=LaunchContext(**previous),
+        context_in_access_token=context_in_access_token,
     )
 
 
@@ -601,6 +609,28 @@ def test_a_refresh_without_scope_keeps_what_was_granted():
     body = {**GOOD, "scope": None}
     tokens = process_refresh(body, granted="openid patient/*.rs")
     assert str(tokens.scopes) == "openid patient/*.rs"
+
+
+@pytest.mark.compliance("REF-06")
+@pytest.mark.parametrize("token", ["opaque", "a.b.c"])
+def test_a_refresh_reads_no_context_from_an_access_token_that_is_no_jwt(token):
+    tokens = process_refresh(
+        {**GOOD, "access_token": token}, patient="1", context_in_access_token=True
+    )
+    assert (tokens.context.patient, tokens.context_changed) == ("1", False)
+
+
+@pytest.mark.compliance("REF-06")
+@pytest.mark.parametrize("value", ["2", {"reference": "Patient/1"}])
+def test_a_refresh_reads_context_that_only_the_access_token_has(value):
+    token = jwt.encode({"patient": value, "tenant": "t"}, "x" * 32)
+    body = {**GOOD, "access_token": token}
+    tokens = process_refresh(body, patient="1", context_in_access_token=True)
+    assert tokens.context_changed is True
+    assert process_refresh(body, patient="1").context_changed is False
+    body = {**body, "patient": "1", "tenant": ""}
+    tokens = process_refresh(body, patient="1", context_in_access_token=True)
+    assert (tokens.parameters["tenant"], tokens.context_changed) == ("t", False)
 
 
 @pytest.mark.compliance("REF-12")
