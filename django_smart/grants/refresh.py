@@ -114,6 +114,7 @@ def refresh_grant(grant: TokenGrant) -> bool:
     Raises: as :func:`get_access_token`; also inside ``atomic()`` on any database.
     """
     refuse_in_transaction()
+    _check_user(grant)
     # The worker retries later anyway, so it does not wait for a busy server.
     return _try_refresh(
         grant, send=lambda build_request, server: send(build_request(), server=server)
@@ -185,9 +186,13 @@ def _find(grant_id: int) -> TokenGrant:
         )
     if grant.status != TokenGrant.Status.ACTIVE:
         raise _ended(grant)
+    _check_user(grant)
+    return grant
+
+
+def _check_user(grant: TokenGrant) -> None:
     if grant.user is not None and not grant.user.is_active:
         raise ReauthorizationRequiredError("The user of this grant is deactivated.")
-    return grant
 
 
 def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:

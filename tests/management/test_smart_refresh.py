@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import timezone
 
@@ -116,6 +117,23 @@ def test_grant_of_an_inactive_server_is_refused_and_stays(grant):
     with pytest.raises(CommandError, match="registration_inactive"):
         run("smart_refresh", "--grant", str(grant.pk))
     assert TokenGrant.objects.get().refresh_token == grant.refresh_token
+
+
+def test_grant_of_a_deactivated_user_is_refused_and_stays(grant, ehr):
+    get_user_model().objects.update(is_active=False)
+    with pytest.raises(CommandError, match="user of this grant is deactivated"):
+        run("smart_refresh", "--grant", str(grant.pk))
+    assert not ehr.requests_to("refresh")
+    assert TokenGrant.objects.get().status == TokenGrant.Status.ACTIVE
+
+
+@pytest.mark.compliance("REF-11")
+def test_grant_without_offline_access_is_refused_and_stays(grant, ehr):
+    TokenGrant.objects.update(is_offline=False)
+    with pytest.raises(CommandError, match="offline access"):
+        run("smart_refresh", "--grant", str(grant.pk))
+    assert not ehr.requests_to("refresh")
+    assert TokenGrant.objects.get().status == TokenGrant.Status.ACTIVE
 
 
 def test_unknown_grant_is_refused():

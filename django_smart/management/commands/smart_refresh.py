@@ -140,6 +140,11 @@ def _refresh_one(grant_id: int) -> RefreshResult:
         raise CommandError(f"Grant {grant_id} has ended ({grant.status}).")
     if not grant.refresh_token_digest:
         raise CommandError(f"Grant {grant_id} has no refresh token.")
+    if not grant.is_offline:
+        raise CommandError(
+            f"Grant {grant_id} has no offline access: it is refreshed only while its "
+            "user is present."
+        )
     try:
         sent = refresh_grant(grant)
     except SMARTError as exc:
