@@ -241,10 +241,10 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
     """
     Yield the key sets in which to look for a token's key (IDT-06).
 
-    First the known set. Request the next only if the key was missing: then the one that
-    another process stored, and finally the server's current one. If the key is missing
-    there, too, nothing is fetched for a minute: made-up key ids must not cause a
-    request each.
+    First the known set. Request the next only if the key was missing or did not verify
+    the token: then the one that another process stored, and finally the server's
+    current one. If that fails, too, nothing is fetched for a minute: made-up key ids
+    must not cause a request each.
 
     Raises:
         UnsupportedServerError: the server names neither keys nor issuer.

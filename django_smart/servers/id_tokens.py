@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import UnknownSigningKeyError
+from ..exceptions import IDTokenSignatureError
 from ..models import ClientRegistration, FHIRServer
 from ..protocol.id_token import (
     DEFAULT_ALGORITHMS,
@@ -83,13 +83,14 @@ def get_access_token_claims(
 
 
 def _try_keys(server: FHIRServer, validate: Callable[..., _Claims]) -> _Claims:
-    missing = UnknownSigningKeyError("None of the server's keys are known.")
+    refused = IDTokenSignatureError("None of the server's keys are known.")
     for jwks in iter_jwks(server):
         try:
             return validate(jwks=jwks, now=timezone.now())
-        except UnknownSigningKeyError as exc:
-            missing = exc
-    raise missing
+        # Also a wrong signature: without ``kid``, a new key looks like the old one.
+        except IDTokenSignatureError as exc:
+            refused = exc
+    raise refused
 
 
 def _get_algorithms(server: FHIRServer) -> frozenset[str]:

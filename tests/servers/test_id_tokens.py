@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,28 @@ def test_ehr_that_was_restarted_with_new_keys_signs_in_at_once(
     ehr.rotate_signing_key()
     ehr.rotate_signing_key()
     assert launch(browser, ehr).status == Launch.Status.COMPLETED
+
+
+@pytest.mark.compliance("IDT-06")
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("kid", ["none", "reused"])
+def test_new_key_that_its_kid_does_not_tell_from_the_old_one_is_fetched_at_once(
+    ehr: EHRSimulator, kid: str
+) -> None:
+    if kid == "none":
+        ehr.faults.add("id_token_missing_kid")
+    browser = make_browser()
+    launch(browser, ehr)
+    old = ehr.signing_keys[-1].kid
+    ehr.rotate_signing_key()
+    ehr.signing_keys = [dataclasses.replace(ehr.signing_keys[-1], kid=old)]
+    ehr.clear_requests()
+    assert launch(browser, ehr).status == Launch.Status.COMPLETED
+    # A wrong signature meets the same cool-down as an unknown key.
+    ehr.faults.add("id_token_bad_signature")
+    for _ in range(2):
+        assert fail(browser, ehr) == "id_token_signature"
+    assert len(ehr.requests_to("jwks")) == 2
 
 
 @pytest.mark.compliance("IDT-06")
