@@ -253,6 +253,32 @@ def test_each_portal_has_a_link_of_its_own():
     assert [each["server"] for each in links(get_page())] == [["one"], ["two"]]
 
 
+@pytest.mark.compliance("BRAND-02")
+@pytest.mark.parametrize("names", [("A", "Z"), ("Z", "A")])
+def test_portal_is_named_as_the_bundle_of_the_card_names_it(tmp_path, names):
+    add_server("one", R4)
+    identifier = [{"system": "urn:ietf:rfc:3986", "value": "https://harbour.example"}]
+    for name, year in zip(names, (2025, 2026), strict=True):
+        path = tmp_path / f"{year}.json"
+        portal = {
+            "url": "http://hl7.org/fhir/StructureDefinition/organization-portal",
+            "extension": [
+                {"url": "portalName", "valueString": str(year)},
+                {
+                    "url": "portalEndpoint",
+                    "valueReference": {"reference": "Endpoint/e"},
+                },
+            ],
+        }
+        entry = organization("a", name, identifier=identifier, extension=[portal])
+        timestamp = f"{year}-01-01T00:00:00Z"
+        path.write_bytes(bundle(entry, endpoint("e", R4), timestamp=timestamp))
+        import_brand_file(path)
+    (choice,) = find_choices().choices
+    assert choice.name == names[1]
+    assert [each.label for each in choice.links] == ["2026"]
+
+
 def test_ways_of_one_name_are_told_apart(tmp_path):
     add_server("one", f"{R4}/1", name="Same")
     add_server("two", f"{R4}/2", name="Same")

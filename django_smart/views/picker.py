@@ -217,19 +217,20 @@ def _build_brand_choices(brands: list[Brand], words: list[str]) -> list[Choice]:
 
 
 def _find_links(cards: list[int]) -> dict[int | None, dict[str, str]]:
-    """The label of each registered server, by brand; the brand's own order."""
+    """The label of each registered server, by card; the card's own links first."""
     accesses = (
         BrandAccess.objects.registered()
         .filter(card__in=cards)
-        .order_by("brand", "position")
-        .values_list("card", "endpoint__address_digest", "portal_name")
+        .order_by("brand_id", "position")
+        .values_list("card", "brand", "endpoint__address_digest", "portal_name")
     )
     registrations = ClientRegistration.objects.standalone().filter(
-        server__base_url_digest__in={digest for _, digest, _ in accesses}
+        server__base_url_digest__in={each[2] for each in accesses}
     )
     servers = {each.server.base_url_digest: each.server for each in registrations}
     links: dict[int | None, dict[str, str]] = defaultdict(dict)
-    for card, address_digest, portal in accesses:
+    # Its own bundle before others about the same organization (BRAND-02).
+    for card, _, address_digest, portal in sorted(accesses, key=lambda a: a[0] != a[1]):
         server = servers.get(address_digest)
         if server is not None:
             links[card].setdefault(server.slug, portal or server.name)
