@@ -197,6 +197,8 @@ _RESERVED_PARAMETERS = REQUEST_PARAMETERS | {
     *("client_assertion", "client_assertion_type", "client_secret", "code"),
     *("code_verifier", "error", "iss", "registration", "request", "request_uri"),
     "response_mode",
+    # What they ask for is not checked in the ID token.
+    *("claims", "max_age"),
 }
 
 PINNED = ("issuer", "jwks_uri", "token_endpoint")

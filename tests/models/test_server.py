@@ -68,6 +68,8 @@ def test_paths_that_differ_in_case_are_two_servers() -> None:
         ({"discovery_headers": {"X": "a\r\nY: b"}}, "discovery_headers"),
         ({"discovery_headers": {"X": 1}}, "discovery_headers"),
         ({"authorization_parameters": {"state": "x"}}, "authorization_parameters"),
+        ({"authorization_parameters": {"max_age": "0"}}, "authorization_parameters"),
+        ({"authorization_parameters": {"claims": "{}"}}, "authorization_parameters"),
         ({"authorization_parameters": {"tenant": ""}}, "authorization_parameters"),
         ({"authorization_parameters": ["tenant"]}, "authorization_parameters"),
         ({"request_headers": "X-Api-Key: 1"}, "request_headers"),
