@@ -26,13 +26,11 @@ _LAUNCHES = {
         jwks_404 jwks_500 jwks_redirect_302 jwks_redirect_307
     """,
     ("discovery_malformed", 502): """
-        discovery_array discovery_associated_endpoint_no_url discovery_deep_nesting
+        discovery_array discovery_deep_nesting
         discovery_duplicate_member discovery_endpoint_backslash
         discovery_endpoint_fragment discovery_endpoint_no_host
         discovery_endpoint_no_port discovery_endpoint_open_bracket
-        discovery_endpoint_space discovery_ftp_endpoint discovery_number_brand_system
-        discovery_object_associated_endpoints discovery_state_in_endpoint
-        discovery_text_brand_identifier
+        discovery_endpoint_space discovery_ftp_endpoint discovery_state_in_endpoint
         discovery_empty discovery_html_200 discovery_http_endpoint
         discovery_missing_token_endpoint discovery_not_json discovery_not_utf8
         discovery_number_method discovery_number_token_endpoint

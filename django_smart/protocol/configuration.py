@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from django_smart.exceptions import InsecureURLError, MalformedDiscoveryError
@@ -29,6 +29,8 @@ _REQUIRED = (
     "capabilities",
     "code_challenge_methods_supported",
 )
+_Value = TypeVar("_Value")
+
 _WHITE_SPACE = re.compile(r"[\x00-\x20\x7f]")
 # RFC 6749 section 3.1: none may be repeated, so an endpoint cannot include them.
 REQUEST_PARAMETERS = frozenset(
@@ -67,6 +69,7 @@ class SMARTConfiguration:
     Attributes:
         capabilities: as listed, including unknown ones; test with :meth:`has`.
         missing: required members that old servers omit; they are empty.
+        problems: why members that no launch needs were ignored.
         user_access_brand_identifier: FHIR Identifier with ``value``, maybe ``system``.
         raw: the document, which :meth:`from_json` accepts again.
     """
@@ -95,6 +98,7 @@ class SMARTConfiguration:
     associated_endpoints: tuple[AssociatedEndpoint, ...] = ()
     authorization_response_iss_parameter_supported: bool = False
     missing: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -118,8 +122,8 @@ class SMARTConfiguration:
                 ``raw`` does not include them.
 
         Raises:
-            MalformedDiscoveryError: ``token_endpoint`` is missing, or a member has a
-                wrong type or an unsafe URL; the message names it.
+            MalformedDiscoveryError: ``token_endpoint`` is missing, or a member that a
+                launch may need has a wrong type or an unsafe URL; the message names it.
         """
         merged = {**document, **(overrides or {})}
         reader = _Reader(merged, base_url, insecure_hosts)
@@ -132,22 +136,28 @@ class SMARTConfiguration:
             issuer=reader.issuer("issuer"),
             jwks_uri=reader.url("jwks_uri"),
             registration_endpoint=reader.url("registration_endpoint"),
-            management_endpoint=reader.url("management_endpoint"),
+            management_endpoint=reader.optional(reader.url, "management_endpoint"),
             introspection_endpoint=reader.url("introspection_endpoint"),
             revocation_endpoint=reader.url("revocation_endpoint"),
             end_session_endpoint=reader.url("end_session_endpoint"),
-            smart_app_state_endpoint=reader.url("smart_app_state_endpoint"),
-            user_access_brand_bundle=reader.url("user_access_brand_bundle"),
-            user_access_brand_identifier=reader.identifier(
-                "user_access_brand_identifier"
+            smart_app_state_endpoint=reader.optional(
+                reader.url, "smart_app_state_endpoint"
+            ),
+            user_access_brand_bundle=reader.optional(
+                reader.url, "user_access_brand_bundle"
+            ),
+            user_access_brand_identifier=reader.optional(
+                reader.identifier, "user_access_brand_identifier"
             ),
             capabilities=frozenset(reader.strings("capabilities") or ()),
             grant_types_supported=reader.strings("grant_types_supported") or (),
             code_challenge_methods_supported=(
                 reader.strings("code_challenge_methods_supported") or ()
             ),
-            scopes_supported=reader.strings("scopes_supported"),
-            response_types_supported=reader.strings("response_types_supported"),
+            scopes_supported=reader.optional(reader.strings, "scopes_supported"),
+            response_types_supported=reader.optional(
+                reader.strings, "response_types_supported"
+            ),
             token_endpoint_auth_methods_supported=reader.strings(
                 "token_endpoint_auth_methods_supported"
             ),
@@ -160,11 +170,16 @@ class SMARTConfiguration:
             id_token_signing_alg_values_supported=reader.strings(
                 "id_token_signing_alg_values_supported"
             ),
-            associated_endpoints=tuple(reader.associated_endpoints()),
+            associated_endpoints=reader.optional(
+                lambda name: tuple(reader.associated_endpoints(name)),
+                "associated_endpoints",
+            )
+            or (),
             authorization_response_iss_parameter_supported=reader.boolean(
                 "authorization_response_iss_parameter_supported"
             ),
             missing=frozenset(name for name in _REQUIRED if merged.get(name) is None),
+            problems=tuple(reader.problems),
             raw=dict(document),
         )
 
@@ -202,7 +217,8 @@ def check_overrides(
         MalformedDiscoveryError: a member is unknown, has a wrong type, or must be an
             absolute URL; the message names it.
     """
-    known = {each.name for each in fields(SMARTConfiguration)} - {"missing", "raw"}
+    known = {each.name for each in fields(SMARTConfiguration)}
+    known -= {"missing", "problems", "raw"}
     for name in overrides:
         if name not in known:
             raise MalformedDiscoveryError(
@@ -210,12 +226,14 @@ def check_overrides(
                 f"package uses; valid names are: {', '.join(sorted(known))}."
             )
     # Relative URLs stay relative to this base, and are refused.
-    SMARTConfiguration.from_json(
+    configuration = SMARTConfiguration.from_json(
         {"token_endpoint": "https://ehr.invalid/token"},
         base_url="",
         insecure_hosts=insecure_hosts,
         overrides=overrides,
     )
+    for problem in configuration.problems:
+        raise MalformedDiscoveryError(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +245,15 @@ class _Reader:
     document: Mapping[str, Any] = field(repr=False)
     base_url: str
     insecure_hosts: frozenset[str]
+    problems: list[str] = field(default_factory=list)
+
+    def optional(self, read: Callable[[str], _Value], name: str) -> _Value | None:
+        """Read a member that no launch needs; an odd one is ignored."""
+        try:
+            return read(name)
+        except MalformedDiscoveryError as exc:
+            self.problems.append(str(exc))
+            return None
 
     def _text(self, name: str) -> str | None:
         value = self.document.get(name)
@@ -298,8 +325,7 @@ class _Reader:
             raise MalformedDiscoveryError(f"{name}.system is not a string.")
         return {key: value[key] for key in ("system", "value") if key in value}
 
-    def associated_endpoints(self) -> Iterator[AssociatedEndpoint]:
-        name = "associated_endpoints"
+    def associated_endpoints(self, name: str) -> Iterator[AssociatedEndpoint]:
         value = self.document.get(name)
         if value is None:
             return

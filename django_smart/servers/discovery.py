@@ -141,6 +141,8 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
         DiscoveryBusyError: the base URL was changed while it was asked.
     """
     configuration, answer = _fetch_document(server)
+    for problem in configuration.problems:
+        logger.warning("Server %s: member ignored: %s", server.pk, problem)
     _check_lengths(issuer=configuration.issuer, jwks_uri=configuration.jwks_uri)
     before = {name: getattr(server, name) for name in DISCOVERED_COLUMNS}
     server.configuration = configuration.to_json()

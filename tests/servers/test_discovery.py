@@ -275,6 +275,15 @@ def test_servers_are_refreshed_past_half_of_the_lifetime(
     assert server.pk == FHIRServer.objects.get().pk
 
 
+@pytest.mark.compliance("DISC-11")
+def test_odd_member_that_no_launch_needs_is_ignored_and_logged(
+    ehr: EHRSimulator, server: FHIRServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(ehr, "/smart-configuration", management_endpoint="http://ehr.example.org/")
+    assert launch(make_browser(), ehr).status == "completed"
+    assert caplog.text.count("management_endpoint") == 1
+
+
 def test_server_that_cannot_be_reached_does_not_stop_the_others(
     ehr: EHRSimulator, server: FHIRServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,8 @@ _WRONG_VALUES: dict[str, tuple[str, Any]] = {
     "endpoint_open_bracket": ("revocation_endpoint", "https://[::1/auth/revoke"),
     "associated_endpoint_no_url": ("associated_endpoints", [{"capabilities": []}]),
 }
+# Members that no launch needs.
+_DISPENSABLE = {"associated_endpoints", "user_access_brand_identifier"}
 # What comes in place of the token endpoint's URL, and in words; each is a fault.
 _BROKEN_URLS: dict[str, tuple[str, Callable[[SplitResult], str]]] = {
     "endpoint_backslash": (
@@ -82,7 +84,8 @@ def _replace_endpoint(
 
 leave_out_each("discovery", _REQUIRED)
 for _name, (_member, _value) in _WRONG_VALUES.items():
-    edits_json("discovery", f"discovery_{_name}", "refuse", f"{_member} is {_value!r}")(
+    _verdict: Verdict = "tolerate" if _member in _DISPENSABLE else "refuse"
+    edits_json("discovery", f"discovery_{_name}", _verdict, f"{_member} is {_value!r}")(
         put(_member, _value)
     )
 
