@@ -59,8 +59,10 @@ _CONTEXT_FIELDS = (
 )
 
 # "." and ".." are valid ids in FHIR, but path segments everywhere else.
-_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9\-.]{1,64}")
-_REFERENCE = re.compile(rf"([A-Z][A-Za-z]{{0,63}})/({_ID.pattern})")
+_ID = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9\-.]{1,64}")
+_REFERENCE = re.compile(
+    rf"([A-Z][A-Za-z]{{0,63}})/{_ID.pattern}(?:/_history/{_ID.pattern})?"
+)
 _TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}")
 _ABSOLUTE_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:[^\s]+")
 
@@ -71,7 +73,8 @@ class FHIRContextItem:
     One item of ``fhirContext``, with at least one of the first three attributes.
 
     Attributes:
-        reference: relative FHIR reference, on this authorization's server.
+        reference: relative FHIR reference, perhaps with a version, on this
+            authorization's server.
         canonical: canonical URL, perhaps with ``|version``; the access token is not for
             its host (FCTX-07).
         identifier: FHIR Identifier.

@@ -166,7 +166,11 @@ def test_a_style_at_a_host_named_insecure_may_be_http():
 
 
 @pytest.mark.compliance("FCTX-01", "FCTX-02", "FCTX-03")
-@pytest.mark.parametrize("items", FHIR_CONTEXT["valid"], ids=str)
+@pytest.mark.parametrize(
+    "items",
+    [*FHIR_CONTEXT["valid"], [{"reference": "Observation/1/_history/2"}]],
+    ids=str,
+)
 def test_the_published_fhir_contexts_are_read(items):
     context = read(fhirContext=items)
     assert context.problems == ()
@@ -200,6 +204,14 @@ def test_the_published_fhir_contexts_are_read(items):
         ({"reference": "List"}, "has a reference that is not relative"),
         ({"reference": "List/.."}, "has a reference that is not relative"),
         ({"reference": "list/1"}, "has a reference that is not relative"),
+        *(
+            ({"reference": f"List/{each}"}, "has a reference that is not relative")
+            for each in ("../_history/1", "1/_history/..", "1/_history/", "1/2")
+        ),
+        (
+            {"reference": "Patient/1/_history/2"},
+            "names a Patient with the role launch",
+        ),
         (
             {"reference": "List/1", "type": "not a type"},
             "has a type that is not a resource type",
