@@ -42,6 +42,7 @@ def lines(trail: pytest.LogCaptureFixture) -> list[Any]:
     return [one for one in trail.records if one.name == "django_smart.audit"]
 
 
+@pytest.mark.compliance("SEC-11")
 def test_request_has_a_line_that_tells_who_and_what(opened, trail):
     assert opened.grant is not None
     fhir = build_fhir_client(opened.grant, launch=opened)

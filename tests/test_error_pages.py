@@ -256,6 +256,7 @@ def _read_code(page: str) -> str:
     return line
 
 
+@pytest.mark.compliance("SEC-02")
 def test_what_the_ehr_says_is_quoted_and_escaped():
     error = exceptions.AuthorizationDeniedError(
         "for developers", error_description="<script>alert(1)</script>"

@@ -11,6 +11,7 @@ from django.db import connections
 from django.test import Client
 
 from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_ehr_launch
 from tests.factories import make_registration
 from tests.site.browsers import make_mounted_browser, open_chart
@@ -71,11 +72,12 @@ def test_pages_of_the_protocol_are_kept_out_of_caches(user, path, is_signed_in):
 @pytest.mark.compliance("JWKS-04", "JWKS-05")
 def test_keys_are_public_and_cacheable(ehr, monkeypatch, atomic):
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", atomic)
+    key = create_signing_key("ES384")
     # Also for a browser that has every cookie of ours.
     for browser in (make_browser(), open_chart(ehr).browser):
         response = browser.get("/smart/jwks.json")
         assert response.status_code == 200
-        assert response.json() == {"keys": []}
+        assert [each["kid"] for each in response.json()["keys"]] == [key.kid]
         assert response["Content-Type"] == "application/json"
         assert response["Cache-Control"] == "public, max-age=3600"
         assert not response.cookies

@@ -173,7 +173,7 @@ def test_scope_is_never_more_than_was_granted_first(
 # What goes wrong
 
 
-@pytest.mark.compliance("REF-12")
+@pytest.mark.compliance("REF-12", "SEC-11")
 def test_invalid_grant_is_final_and_told(
     ehr: EHRSimulator, grant: TokenGrant, caplog: pytest.LogCaptureFixture
 ) -> None:

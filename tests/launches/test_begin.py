@@ -103,7 +103,7 @@ def test_scope_that_the_server_does_not_list_is_asked_for(ehr: EHRSimulator) -> 
     assert asked["scope"] == scope
 
 
-@pytest.mark.compliance("SAL-01", "SAL-02", "SAL-04")
+@pytest.mark.compliance("SAL-01", "SAL-02", "SAL-03", "SAL-04")
 @pytest.mark.usefixtures("registration")
 def test_standalone_launch_sends_no_launch_value(ehr: EHRSimulator) -> None:
     asked = _query(start_login(make_browser(), next="/page/?a=1"))

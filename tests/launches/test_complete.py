@@ -417,7 +417,6 @@ def test_patient_scope_without_a_patient_is_refused(ehr: EHRSimulator) -> None:
     assert finished.grant.patient_id == ""
 
 
-@pytest.mark.compliance("EHRL-07")
 @pytest.mark.parametrize(
     ("values", "choices", "code", "error"),
     [
@@ -446,6 +445,7 @@ def test_log_has_the_error_of_the_ehr(
     assert error in line
 
 
+@pytest.mark.compliance("EHRL-07")
 def test_launch_works_without_the_context_it_hinted_at(ehr: EHRSimulator) -> None:
     make_registration(
         ehr_scope="launch launch/patient launch/encounter launch/list user/Patient.rs"

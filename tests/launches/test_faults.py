@@ -160,6 +160,7 @@ def test_wider_scope_is_stored_as_granted(ehr: EHRSimulator) -> None:
     assert "patient/*.cruds" not in finished.scope_asked.split()
 
 
+@pytest.mark.compliance("SEC-02")
 @pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("fault", ["authorize_error_markup", "token_error_markup"])
 def test_markup_of_the_ehr_stays_text(ehr: EHRSimulator, fault: str) -> None:

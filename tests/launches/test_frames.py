@@ -112,6 +112,7 @@ def attributes(response: Any) -> dict[str, tuple[str, bool, bool]]:
 FRAMED = ("none", True, True)
 
 
+@pytest.mark.compliance("EHRL-08")
 def test_all_cookies_of_a_framed_launch_come_back_in_the_frame(ehr, server):
     browser = make_browser()
     probe = begin(browser, ehr)
@@ -144,6 +145,7 @@ def test_cookies_of_the_site_s_views_do_so_as_well(ehr, server, method, view, pr
     assert "expires=Thu, 01 Jan 1970" in sound.OutputString()
 
 
+@pytest.mark.compliance("EHRL-08")
 @pytest.mark.parametrize("method", ["get", "aget"])
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_the_server_s_origins_alone_may_frame_the_pages(ehr, server, method, prefixed):

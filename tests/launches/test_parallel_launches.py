@@ -127,6 +127,7 @@ def _launch_in_parallel(ehr: EHRSimulator, url: str, *, times: int) -> None:
     assert set(Launch.objects.values_list("status", flat=True)) == {"completed"}
 
 
+@pytest.mark.compliance("EHRL-09")
 @pytest.mark.parametrize("site_url", BACKENDS, indirect=True)
 def test_launches_of_two_tabs_at_one_moment_both_complete(ehr, site_url):
     _launch_in_parallel(ehr, site_url, times=5)
@@ -139,6 +140,7 @@ def test_launches_of_two_tabs_at_one_moment_both_complete_each_time(ehr, site_ur
     _launch_in_parallel(ehr, site_url, times=50)
 
 
+@pytest.mark.compliance("EHRL-09")
 @pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("late", ["before its callback", "and is left alone"])
 def test_first_answer_that_comes_late_takes_no_launch_away(ehr, late):

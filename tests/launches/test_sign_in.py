@@ -283,6 +283,7 @@ def test_connecting_after_the_session_ran_out_leads_back_from_another_host(
     assert page.startswith("https://app.example.org/smart/login/?server=harbour")
 
 
+@pytest.mark.compliance("SEC-11")
 @pytest.mark.usefixtures("registration")
 def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
     settings: Any,

@@ -765,7 +765,7 @@ def test_fhir_user_at_another_server_is_text_and_no_reference():
 # Discretion
 
 
-@pytest.mark.compliance("SEC-01", "TASK-05")
+@pytest.mark.compliance("SEC-01")
 def test_neither_repr_nor_messages_show_who_it_is():
     assert repr(validate(sign())) == f"IDTokenClaims(issuer={ISSUER!r})"
     for claims in (

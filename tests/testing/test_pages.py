@@ -222,7 +222,6 @@ def test_app_without_a_launch_url_has_no_button(
     assert "No app with a launch URL" in browser.get(f"/chart/{PATIENT}")
 
 
-@pytest.mark.compliance("SAL-01", "SAL-03")
 def test_standalone_launch_signs_in_picks_and_approves(
     browser: Browser, app: App, clinician: str
 ) -> None:
