@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 from django.contrib.auth.models import User
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from django_smart.models import (
@@ -17,6 +18,7 @@ from django_smart.models import (
     SigningKey,
     TokenGrant,
 )
+from django_smart.models.clock import DatabaseNow
 from django_smart.servers.signing_keys import create_signing_key, ensure_active_key
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
@@ -214,6 +216,11 @@ def make_due(grant_id: Any, *, minutes: int = 1) -> int:
         refresh_due_at=timezone.now() - timedelta(minutes=minutes)
     )
     return int(grant_id)
+
+
+def find_due() -> QuerySet[TokenGrant]:
+    """Grants that workers may refresh now, by the database's time."""
+    return TokenGrant.objects.refreshable().filter(refresh_due_at__lte=DatabaseNow())
 
 
 def expire(grant: TokenGrant, ehr: EHRSimulator) -> TokenGrant:

@@ -184,7 +184,8 @@ def _count_idle_tick(report: Report, kind: str) -> None:
     from django_smart.grants.engine import claim_due_batches
     from django_smart.models import TokenGrant
 
-    TokenGrant.objects.due(_now()).update(refresh_due_at=_now() + timedelta(hours=1))
+    due = TokenGrant.objects.refreshable().filter(refresh_due_at__lte=_now())
+    due.update(refresh_due_at=_now() + timedelta(hours=1))
     with CaptureQueriesContext(connections[router.db_for_read(TokenGrant)]) as captured:
         assert not list(claim_due_batches())
     report.check(

@@ -200,21 +200,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         grant.registration = registration
         return grant
 
-    def due(self, now: datetime | None = None) -> Self:
-        """
-        Return offline grants to refresh, in the order their tokens expire (REF-11).
-
-        Args:
-            now: by default, the database's time.
-        """
-        at = now or DatabaseNow()
-        free = Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=at)
-        return (
-            self.refreshable()
-            .filter(free, refresh_due_at__lte=at)
-            .order_by("expires_at", "pk")
-        )
-
     def refreshable(self, *, with_probes: bool = False) -> Self:
         """
         Return offline grants that workers may refresh, without stops and pauses.

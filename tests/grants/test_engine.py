@@ -29,7 +29,13 @@ from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.clocks import HostClock
 from tests.ehr import connect, listening, make_browser
-from tests.factories import make_due, make_grant, make_grants, make_registration
+from tests.factories import (
+    find_due,
+    make_due,
+    make_grant,
+    make_grants,
+    make_registration,
+)
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
@@ -82,10 +88,12 @@ def test_only_usable_offline_grants_without_a_lease_are_due(
     _make_grant(registration, user=user)
     later = _make_grant(registration, due=-1)
     leased = _make_grant(registration, lease_expires_at=now + timedelta(minutes=1))
-    assert list(TokenGrant.objects.due(now)) == [due]
+    assert list(claim_due_batches()) == [[due.pk]]
     # The lease of a dead worker runs out.
-    due_later = TokenGrant.objects.due(now + timedelta(minutes=5))
-    assert set(due_later) == {due, leased, later}
+    TokenGrant.objects.filter(pk=leased.pk).update(lease_expires_at=now)
+    assert list(claim_due_batches()) == [[leased.pk]]
+    make_due(later.pk)
+    assert list(claim_due_batches()) == [[later.pk]]
 
 
 def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
@@ -239,7 +247,7 @@ def test_tick_after_a_batch_of_a_moment_finds_the_others(
     assert has_more
     time.sleep(0.15)
     run_tick(lambda grant_ids, _: refresh_grants(grant_ids))
-    assert not TokenGrant.objects.due().exists()
+    assert not find_due().exists()
 
 
 @pytest.mark.usefixtures("registration")

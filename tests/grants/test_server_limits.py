@@ -33,6 +33,7 @@ from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer
 from tests.ehr import listening
 from tests.factories import (
+    find_due,
     make_grants,
     make_identity,
     make_registration,
@@ -211,7 +212,7 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
     for _ in range(2):
         refresh_due()
         _end_pause()
-    assert not TokenGrant.objects.due().filter(pk__in=others)
+    assert not find_due().filter(pk__in=others)
     assert {grant.last_error for grant in always} == {"token_server_error"}
     for _ in range(3):
         # Each time after an outage, or after a 429, if there was one before.
@@ -220,7 +221,7 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
         for _ in range(2):
             _end_pause()
             refresh_due()
-        assert not TokenGrant.objects.due().filter(pk__in=others)
+        assert not find_due().filter(pk__in=others)
 
 
 def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
@@ -882,7 +883,7 @@ def test_new_credentials_make_what_waited_for_them_due(
     registration.signing_algorithm = "ES256"
     registration.token_endpoint_auth_method = "client_secret_post"
     registration.save()
-    assert TokenGrant.objects.due().count() == len(kept)
+    assert find_due().count() == len(kept)
     assert not TokenGrant.objects.filter(refresh_failures__gt=0).exists()
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_refreshed
 from tests.ehr import connect, make_browser
-from tests.factories import make_due, make_grants, make_registration
+from tests.factories import find_due, make_due, make_grants, make_registration
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -66,7 +66,7 @@ def test_time_limit_is_looked_at_after_each_batch(registration, ehr, host_clock)
         assert run("smart_refresh").out == "refreshed: 1, skipped: 0, failed: 0\n"
     finally:
         grant_refreshed.disconnect(take_a_minute)
-    assert TokenGrant.objects.due().count() == 1
+    assert find_due().count() == 1
 
 
 def test_one_grant_is_refreshed_due_or_not(grant):

@@ -16,6 +16,7 @@ from django_smart.grants.engine import refresh_grants
 from django_smart.launches.purge import purge
 from django_smart.models import Identity, Launch, TokenGrant
 from tests.ehr import PATIENT, connect, get_callback, make_browser, start_login
+from tests.factories import find_due
 from tests.sites.journey import Visitor, visit
 
 pytestmark = [
@@ -75,7 +76,7 @@ def test_grants_of_users_who_cannot_be_deactivated_are_refreshed_and_purged(
     connect(browser, ehr, patient=PATIENT)
     grant = TokenGrant.objects.get()
     TokenGrant.objects.update(refresh_due_at=timezone.now())
-    assert list(TokenGrant.objects.due()) == [grant]
+    assert list(find_due()) == [grant]
     assert refresh_grants([grant.pk]).refreshed == 1
     purge()
     assert TokenGrant.objects.get().status == "active"
