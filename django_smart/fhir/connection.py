@@ -46,6 +46,8 @@ __all__ = [
 CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
 "Set when nobody awaits a call in a thread any longer."
 
+# Seconds to wait before a retry; with a longer Retry-After, there is none.
+_MAX_RETRY_WAIT = 5.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -112,8 +114,6 @@ class FHIRConnection:
         boundary: where the token may be sent: ``"base"`` for *base_url* and below, or
             ``"origin"`` for its whole origin.
         patient_id: id of the patient in context.
-        max_retry_wait: maximum seconds to wait before a request that changes nothing is
-            sent again after 429 or 503; with a longer ``Retry-After``, it is not.
         record_rules: rules that limit requests under ``patient/`` scopes to that
             patient's record; ``None`` relies on the server.
 
@@ -131,7 +131,6 @@ class FHIRConnection:
         observer: Observer | None = None,
         boundary: Literal["base", "origin"] = "base",
         patient_id: str | None = None,
-        max_retry_wait: float = 5.0,
         sleep: Callable[[float], None] = time.sleep,
         record_rules: RecordRules | None = None,
     ) -> None:
@@ -141,7 +140,6 @@ class FHIRConnection:
         self._tokens = tokens
         self._transport = transport
         self._observer = observer
-        self._max_retry_wait = max_retry_wait
         self._sleep = sleep
         self._record_rules = record_rules
         #: Elements that may name other patients, such as ``"Coverage.subscriber"``.
@@ -349,7 +347,7 @@ class FHIRConnection:
             if access_token != used_token:
                 started = time.monotonic()
                 response = self._transport.send(_authorize(request, access_token))
-        wait = response.get_wait(self._max_retry_wait) if is_safe else None
+        wait = response.get_wait(_MAX_RETRY_WAIT) if is_safe else None
         if wait is None:
             return response
         left = self._transport.call_limit - (time.monotonic() - started) - wait

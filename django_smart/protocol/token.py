@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django_smart.exceptions import (
-    InsufficientScopeError,
     MalformedTokenResponseError,
     RedirectRefusedError,
     ScopeSyntaxError,
@@ -117,29 +116,21 @@ def build_refresh_request(
     refresh_token: str,
     client_authentication: ClientAuthentication,
     scope: str | None = None,
-    granted: ScopeSet | None = None,
 ) -> HTTPRequest:
     """
     Build the exchange of a refresh token.
 
     Args:
-        scope: usually ``None``, which requests the same scopes.
-        granted: what was granted originally; *scope* is compared with it.
+        scope: usually ``None``, which requests the same scopes; never more than was
+            granted originally (REF-05).
 
     Raises:
         CredentialsError: the client's secret or key cannot be used.
-        InsufficientScopeError: *scope* exceeds *granted* (REF-05).
 
     Spec: SMART App Launch 2.2, "Refresh access token", Request.
     """
     parameters = [("grant_type", "refresh_token"), ("refresh_token", refresh_token)]
     if scope is not None:
-        missing = ScopeSet() if granted is None else granted.missing(scope)
-        if missing:
-            raise InsufficientScopeError(
-                f"A refresh cannot request scopes that were not granted: {missing}",
-                missing=str(missing),
-            )
         parameters.append(("scope", scope))
     return build_form_request(
         token_endpoint, parameters, client_authentication=client_authentication
@@ -151,7 +142,6 @@ def build_client_credentials_request(
     token_endpoint: str,
     scope: str,
     client_authentication: ClientAuthentication,
-    allow_other_levels: bool = False,
 ) -> HTTPRequest:
     """
     Build a backend service's request for an access token.
@@ -159,7 +149,6 @@ def build_client_credentials_request(
     Args:
         client_authentication: ``PrivateKeyJWT`` (BACK-01), or a secret if the server
             does not accept keys.
-        allow_other_levels: allow ``patient/`` and ``user/``, if agreed with the server.
 
     Raises:
         CredentialsError: the client's key or secret cannot be used.
@@ -171,7 +160,7 @@ def build_client_credentials_request(
     if not scopes:
         raise ScopeSyntaxError("A backend service must request at least one scope.")
     for item in scopes.resource_scopes:
-        if item.level != "system" and not allow_other_levels:
+        if item.level != "system":
             raise ScopeSyntaxError(
                 f"A backend service requires system/ scopes, got {item.text!r}.",
                 scope=item.text,
