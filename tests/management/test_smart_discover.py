@@ -22,7 +22,8 @@ def test_configuration_and_keys_are_stored_and_told(registration, which):
     assert server.issuer in ran.out
     lines = ran.out.splitlines()
     assert lines[0] == f"harbour: Harbour Hospital, {server.base_url}"
-    assert "  launches: from the EHR, from this site" in ran.out
+    capabilities = ", ".join(sorted(server.configuration["capabilities"]))
+    assert f"  capabilities: {capabilities}" in lines
     assert "  PKCE: S256" in lines
     assert f"  token endpoint: {server.configuration['token_endpoint']}" in lines
     assert any(line.startswith("  sign-in: OpenID Connect") for line in lines)

@@ -14,34 +14,6 @@ from django_smart.servers.discovery import fetch_configuration, fetch_jwks
 
 __all__ = ["Command", "describe_configuration"]
 
-_TOPICS = {
-    "launches": {
-        "launch-ehr": "from the EHR",
-        "launch-standalone": "from this site",
-        "authorize-post": "authorization requests by POST",
-    },
-    "clients": {
-        "client-public": "public",
-        "client-confidential-symmetric": "with a secret",
-        "client-confidential-asymmetric": "with a key",
-    },
-    "context": {
-        "context-ehr-patient": "patient (EHR)",
-        "context-ehr-encounter": "encounter (EHR)",
-        "context-standalone-patient": "patient (this site)",
-        "context-standalone-encounter": "encounter (this site)",
-        "context-banner": "banner",
-        "context-style": "style",
-    },
-    "access": {
-        "permission-patient": "one patient",
-        "permission-user": "everything the user can access",
-        "permission-offline": "offline",
-        "permission-online": "online",
-        "permission-v1": "version 1 scopes",
-        "permission-v2": "version 2 scopes",
-    },
-}
 _ENDPOINTS = ("authorization", "token", "revocation", "introspection", "registration")
 
 
@@ -54,9 +26,7 @@ def describe_configuration(
     Args:
         jwks: its JWK Set; ``None`` if it has none.
     """
-    for topic, words in _TOPICS.items():
-        offered = [word for name, word in words.items() if configuration.has(name)]
-        yield f"{topic}: {_join(offered)}"
+    yield f"capabilities: {_join(sorted(configuration.capabilities))}"
     methods = configuration.token_endpoint_auth_methods_supported
     yield f"authentication: {_join(methods or ())}"
     yield f"PKCE: {_join(configuration.code_challenge_methods_supported)}"
