@@ -90,10 +90,6 @@ class MissingParameterError(LaunchRequestError):
 
     code = "missing_parameter"
 
-    def __init__(self, message: str, *, parameter: str) -> None:
-        super().__init__(message)
-        self.parameter = parameter
-
 
 class InactiveRegistrationError(LaunchRequestError):
     """The server or its client registration is inactive or incomplete."""

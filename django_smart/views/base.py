@@ -117,8 +117,7 @@ def get_single(request: HttpRequest, name: str) -> str:
     if len(values) != 1 or not _VALUE.fullmatch(values[0]):
         raise MissingParameterError(
             f"A launch requires exactly one {name}, which must not be empty, "
-            "too long or contain control characters.",
-            parameter=name,
+            "too long or contain control characters."
         )
     return values[0]
 
