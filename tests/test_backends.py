@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -61,15 +60,10 @@ class SiteBackend(SMARTAuthenticationBackend):
 
 
 def _claims(subject: str = "s-1", **claims: Any) -> IDTokenClaims:
-    now = datetime(2030, 1, 1, tzinfo=UTC)
     return IDTokenClaims(
         issuer=_ISSUER,
         subject=subject,
-        audience=("growth-chart",),
         fhir_user=claims.pop("fhirUser", None),
-        expires_at=now,
-        issued_at=now,
-        nonce=None,
         claims=claims,
     )
 

@@ -178,12 +178,11 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
         parameters=held["parameters"],
     )
     return tokens, IDTokenClaims(
-        **{
-            **claims,
-            "audience": tuple(claims["audience"]),
-            "expires_at": datetime.fromisoformat(claims["expires_at"]),
-            "issued_at": datetime.fromisoformat(claims["issued_at"]),
-        }
+        issuer=claims["issuer"],
+        subject=claims["subject"],
+        fhir_user=claims["fhir_user"],
+        foreign_fhir_user=claims["foreign_fhir_user"],
+        claims=claims["claims"],
     )
 
 

@@ -198,21 +198,15 @@ class IDTokenClaims:
     Validated claims; ``repr`` shows only the issuer.
 
     Attributes:
-        audience: all audiences, including the client.
         fhir_user: relative reference such as ``Practitioner/123``, ``None`` if absent.
         foreign_fhir_user: absolute URL on another FHIR server, for which the token is
             not valid; stored, but never requested.
-        expires_at, issued_at: aware datetimes.
         claims: all claims as sent.
     """
 
     issuer: str
     subject: str = field(repr=False)
-    audience: tuple[str, ...] = field(repr=False)
     fhir_user: str | None = field(repr=False)
-    expires_at: datetime = field(repr=False)
-    issued_at: datetime = field(repr=False)
-    nonce: str | None = field(repr=False)
     claims: Mapping[str, Any] = field(repr=False)
     foreign_fhir_user: str = field(default="", repr=False)
 
@@ -257,27 +251,22 @@ def validate_id_token(
     header, claims = _parse(token)
     # Before the signature, so that another issuer's token does not cause a key fetch.
     _check_issuer(claims, issuer)
-    audience = _check_audience(claims, client_id)
+    _check_audience(claims, client_id)
     _check_signature(token, header, jwks, algorithms)
-    expires_at = _get_time(claims, "exp")
-    if now - leeway >= expires_at:
+    if now - leeway >= _get_time(claims, "exp"):
         raise IDTokenClaimError("The ID token has expired.", claim="exp")
-    issued_at = _get_time(claims, "iat")
-    for name in ("iat", "nbf"):
-        if name in claims and _get_time(claims, name) > now + leeway:
+    for name in ("iat", "nbf") if "nbf" in claims else ("iat",):
+        if _get_time(claims, name) > now + leeway:
             raise IDTokenClaimError(
                 f"{name} of the ID token is in the future.", claim=name
             )
+    _check_nonce(claims, nonce, required=nonce_required)
     foreign = _get_foreign_fhir_user(claims, base_url)
     return IDTokenClaims(
         issuer=issuer,
         subject=_get_subject(claims),
-        audience=audience,
         fhir_user=None if foreign else _get_fhir_user(claims, base_url),
         foreign_fhir_user=foreign,
-        expires_at=expires_at,
-        issued_at=issued_at,
-        nonce=_check_nonce(claims, nonce, required=nonce_required),
         claims=claims,
     )
 
@@ -351,7 +340,7 @@ def _check_issuer(claims: Mapping[str, Any], issuer: str) -> None:
         )
 
 
-def _check_audience(claims: Mapping[str, Any], client_id: str) -> tuple[str, ...]:
+def _check_audience(claims: Mapping[str, Any], client_id: str) -> None:
     """Check ``aud`` and ``azp``: the token must have been issued to this client."""
     value = claims.get("aud")
     audience = [value] if isinstance(value, str) else value
@@ -373,7 +362,6 @@ def _check_audience(claims: Mapping[str, Any], client_id: str) -> tuple[str, ...
         )
     if authorized_party not in (None, client_id):
         raise IDTokenClaimError("azp of the ID token is another client.", claim="azp")
-    return tuple(audience)
 
 
 def _check_signature(
@@ -430,20 +418,18 @@ def _get_subject(claims: Mapping[str, Any]) -> str:
 
 def _check_nonce(
     claims: Mapping[str, Any], expected: str | None, *, required: bool
-) -> str | None:
+) -> None:
     value = claims.get("nonce")
     if not isinstance(value, str | None):
         raise IDTokenClaimError("nonce of the ID token is not a string.", claim="nonce")
     if not expected:
-        return value
+        return
     if value is None:
         # Servers need not support it (AUTH-16).
         if required:
             raise IDTokenClaimError("The ID token has no nonce.", claim="nonce")
-        return None
-    if not hmac.compare_digest(value.encode(), expected.encode()):
+    elif not hmac.compare_digest(value.encode(), expected.encode()):
         raise IDTokenClaimError("nonce is not the one that was sent.", claim="nonce")
-    return value
 
 
 def _get_foreign_fhir_user(claims: Mapping[str, Any], base_url: str) -> str:
