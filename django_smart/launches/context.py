@@ -39,6 +39,7 @@ from ..protocol.urls import get_origin, normalize_base_url
 from ..servers.discovery import get_configuration
 from .browser import get_browser
 from .prefix import split_launch_key
+from .request_state import get_user
 
 if TYPE_CHECKING:
     from ..contrib.app_state import AppStateClient
@@ -384,8 +385,8 @@ class SMARTContext:
 
     @property
     def _user_id(self) -> Any:
-        user = getattr(self._request, "user", None)
-        return user.pk if user is not None and user.is_authenticated else None
+        user = get_user(self._request)
+        return None if user is None else user.pk
 
 
 def get_context(request: HttpRequest) -> SMARTContext:

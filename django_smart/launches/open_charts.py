@@ -33,6 +33,7 @@ from ..protocol.context import LaunchContext
 from ..servers.http import EHRTransport
 from .browser import get_browser
 from .prefix import build_launch_path
+from .request_state import get_user
 
 __all__ = ["OpenChart", "get_open_charts"]
 
@@ -74,14 +75,11 @@ def get_open_charts(request: HttpRequest) -> list[OpenChart]:
     # Without a launch prefix, no URL leads to one of several launches.
     if not browser_digests or not conf.SMART_LAUNCH_PREFIX:
         return []
-    user: Any = getattr(request, "user", None)
-    if user is not None and not user.is_authenticated:
-        user = None
     launches = list(
         Launch.objects.with_related()
         .of_browser(browser_digests)
         .live(timezone.now())
-        .filter(user=user)
+        .filter(user=get_user(request))
     )
     # No one sees the response to a script's request, so nothing is fetched for it.
     is_seen = request.headers.get("Sec-Fetch-Dest", "") != "empty"

@@ -1,4 +1,4 @@
-"""The package's state of a request, besides the public ``request.smart``."""
+"""A request's user, and the package's own state besides ``request.smart``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .context import SMARTContext
     from .prefix import LaunchPrefix
 
-__all__ = ["RequestState", "get_request_state"]
+__all__ = ["RequestState", "get_request_state", "get_user"]
 
 _ATTRIBUTE = "_smart_state"
 
@@ -60,3 +60,9 @@ def get_request_state(request: HttpRequest) -> RequestState:
         state = RequestState()
         setattr(request, _ATTRIBUTE, state)
     return state
+
+
+def get_user(request: HttpRequest) -> Any:
+    """Return the signed-in user; ``None`` without one, or without authentication."""
+    user = getattr(request, "user", None)
+    return user if user is not None and user.is_authenticated else None

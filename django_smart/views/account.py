@@ -21,9 +21,10 @@ from django.views.decorators.cache import never_cache
 from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..launches.browser import get_browser
 from ..launches.prefix import get_protocol_url
+from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
 from ..models import ClientRegistration, Launch, TokenGrant
-from .base import ProtocolView, get_user
+from .base import ProtocolView
 
 __all__ = ["ConnectionsView", "LogoutView"]
 

@@ -27,7 +27,6 @@ __all__ = [
     "ProtocolView",
     "get_next_url",
     "get_single",
-    "get_user",
     "outside_transactions",
 ]
 
@@ -105,11 +104,6 @@ class ProtocolView(View):
     def get_error_context(self, error: SMARTError) -> dict[str, object]:
         """Return additional values for the error page's template."""
         return {}
-
-
-def get_user(request: HttpRequest) -> Any:
-    user = getattr(request, "user", None)
-    return user if user is not None and user.is_authenticated else None
 
 
 def get_single(request: HttpRequest, name: str) -> str:

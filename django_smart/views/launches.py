@@ -78,12 +78,12 @@ from ..launches.parked import (
     read_held,
 )
 from ..launches.prefix import build_launch_path, get_protocol_url
-from ..launches.request_state import get_request_state
+from ..launches.request_state import get_request_state, get_user
 from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.urls import get_origin
 from ..signals import launch_completed
 from ..templatetags.scope_words import in_words
-from .base import ProtocolView, get_next_url, get_single, get_user
+from .base import ProtocolView, get_next_url, get_single
 from .picker import render_picker
 
 __all__ = [
