@@ -49,6 +49,7 @@ __all__ = [
     "Guard",
     "RecordRules",
     "check_resource_type",
+    "iter_texts",
     "parse_entry",
     "parse_interaction",
 ]
@@ -517,8 +518,8 @@ class Guard:
         if self.boundary.trusts_binaries:
             return
         base = f"{self.boundary.base_url}/"
-        known = set(_iter_texts(before))
-        texts = set(_iter_texts(resource)) - known
+        known = set(iter_texts(before))
+        texts = set(iter_texts(resource)) - known
         matches = (_BINARY.fullmatch(text.removeprefix(base)) for text in texts)
         ids = {match[1] for match in matches if match is not None} - self.binaries
         if len(ids) + len(self.binaries) > _MAX_BINARIES:
@@ -644,7 +645,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _iter_texts(value: Any) -> Iterator[str]:
+def iter_texts(value: Any) -> Iterator[str]:
     """Every text within *value*, which may be nested deeper than Python's stack."""
     values = [value]
     while values:

@@ -43,7 +43,13 @@ from ..exceptions import (
 from ..fhir import FHIRClient
 from ..fhir.client import find_missing_scope
 from ..fhir.compartment import PatientBoundary, get_compartment
-from ..fhir.guard import Guard, check_resource_type, parse_entry, parse_interaction
+from ..fhir.guard import (
+    Guard,
+    check_resource_type,
+    iter_texts,
+    parse_entry,
+    parse_interaction,
+)
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
 from ..fhir.messages import process_read_response, resolve_url
@@ -494,17 +500,9 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
         raise ForeignPatientError(
             f"A {read.resource_type} does not belong to a patient."
         )
-    if source and not _refers(resource, references):
+    if source and references.isdisjoint(iter_texts(resource)):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")
     return replace(guard, boundary=replace(boundary, trusts_binaries=bool(source)))
-
-
-def _refers(value: Any, references: set[str]) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return any(_refers(item, references) for item in value)
-    return isinstance(value, str) and value in references
 
 
 # Responses
