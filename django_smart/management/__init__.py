@@ -1,3 +1,3 @@
-"""What the commands have in common."""
+"""The management commands; :mod:`.entries` reads the input of ``smart_register``."""
 
 from __future__ import annotations
