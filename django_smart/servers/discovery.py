@@ -46,6 +46,7 @@ from .http import send
 __all__ = [
     "DISCOVERED_COLUMNS",
     "check_dispute",
+    "copy_discovered",
     "fetch_configuration",
     "fetch_jwks",
     "get_configuration",
@@ -175,6 +176,13 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     if "moved" in server.disputed:
         check_dispute(server)
     return server.read_configuration() or configuration
+
+
+def copy_discovered(server: FHIRServer, *, source: FHIRServer) -> None:
+    """Store in the row of *server* what was fetched with *source*, an unsaved copy."""
+    for name in DISCOVERED_COLUMNS:
+        setattr(server, name, getattr(source, name))
+    server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
 
 
 def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..protocol.client_registration import (
 )
 from ..protocol.scopes import ScopeSet
 from ..protocol.urls import get_origin, validate_https_url
-from .discovery import DISCOVERED_COLUMNS, fetch_configuration
+from .discovery import copy_discovered, fetch_configuration
 from .http import send
 from .presets import get_preset_values
 from .requirements import check_registration
@@ -483,9 +483,7 @@ def register_dynamically(
     information = process_registration_response(answer, metadata=metadata)
     registration = _store(data, information)
     server = registration.server
-    for name in DISCOVERED_COLUMNS:
-        setattr(server, name, getattr(planned.server, name))
-    server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
+    copy_discovered(server, source=planned.server)
     logger.info("Registration %s was made by server %s", registration.pk, server.pk)
     return DynamicRegistration(
         registration=registration,

@@ -33,7 +33,7 @@ from django_smart.management.entries import (
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.servers.discovery import (
-    DISCOVERED_COLUMNS,
+    copy_discovered,
     fetch_configuration,
     fetch_jwks,
 )
@@ -327,10 +327,7 @@ def _register(
     with transaction.atomic(using=router.db_for_write(ClientRegistration)):
         stored = _store(entries)
         for registration, checked in zip(stored, registrations, strict=True):
-            server = registration.server
-            for name in DISCOVERED_COLUMNS:
-                setattr(server, name, getattr(checked.server, name))
-            server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
+            copy_discovered(registration.server, source=checked.server)
     return stored
 
 
