@@ -470,10 +470,11 @@ class FHIRClient(FHIRConnection):
         return response
 
     def _build_guard(self) -> Guard | None:
-        """Return the patient boundary, if the scopes are for one patient."""
+        """Return the patient boundary, unless all scopes are for other levels."""
         scopes = self._tokens.scopes or ScopeSet()
         levels = {scope.level for scope in scopes.resource_scopes}
-        if self._record_rules is None or "patient" not in levels or not self.patient_id:
+        is_for_patient = "patient" in levels if levels else bool(self.patient_id)
+        if self._record_rules is None or not is_for_patient:
             return None
         boundary = PatientBoundary(
             patient_id=self.patient_id,

@@ -30,9 +30,11 @@ OTHERS = {**MINE, "subject": {"reference": "Patient/p2"}}
 STATUS = [{"op": "add", "path": "/status", "value": "final"}]
 
 
-def make_grant(scope: str = "patient/*.cruds", **rules: bool) -> Grant:
+def make_grant(
+    scope: str = "patient/*.cruds", *, patient_id: str | None = "p1", **rules: bool
+) -> Grant:
     return Grant(
-        patient_id="p1",
+        patient_id=patient_id,
         get_scopes=lambda: ScopeSet.parse(scope),
         record_rules=RecordRules(**rules),
     )
@@ -48,6 +50,24 @@ def test_search_without_a_patient_is_about_the_launchs():
     with pytest.raises(ForeignPatientError):
         list(grant.client.search("Observation", patient="p2"))
     assert len(grant.server.requests) == 2
+
+
+@pytest.mark.parametrize("scope", ["", "openid launch/patient"])
+def test_patient_without_scopes_for_data_is_guarded_too(scope):
+    grant = make_grant(scope)
+    with pytest.raises(ForeignPatientError):
+        grant.client.read("Patient", "p2")
+    assert grant.server.requests == []
+
+
+def test_patient_scopes_without_a_patient_allow_only_what_others_do():
+    grant = make_grant("patient/*.rs user/Practitioner.r", patient_id=None)
+    with pytest.raises(ForeignPatientError):
+        grant.client.search("Observation", patient="p1")
+    assert grant.server.requests == []
+    own = {"resourceType": "Practitioner", "id": "d1"}
+    grant.server.on("Practitioner/d1", respond(own))
+    assert grant.client.read("Practitioner", "d1") == own
 
 
 @pytest.mark.parametrize(

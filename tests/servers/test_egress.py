@@ -221,7 +221,7 @@ def test_each_kind_of_named_url_is_checked(names, what, settings):
             "bulk": lambda: open_anonymously(build_fhir_client(grant), inner.url),
             "brands": lambda: import_brands(inner.url, server=server),
             "fhir elsewhere": lambda: build_fhir_client(
-                grant, base_url=f"http://127.0.0.1:{inner.port}/fhir"
+                grant, base_url=f"http://127.0.0.1:{inner.port}/fhir", patient_id="1"
             ).read("Patient", "1"),
         }
         server.jwks_uri = inner.url
