@@ -342,10 +342,9 @@ class ScopeSet:
         return _as_set(granted).missing(self)
 
     def limited_to(self, granted: ScopeSet) -> ScopeSet:
-        """
-        Return the part of these scopes that *granted* covers, with the covered letters.
-        """
-        return _select(self, granted, covered=True)
+        """Return the access that both these scopes and *granted* allow (REF-05)."""
+        covered = _select(self, granted, covered=True)
+        return covered | covered.missing(_select(granted, self, covered=True))
 
     def shortest(self) -> ScopeSet:
         """Return the same access in the fewest scopes in v2 syntax (SCOPE-07)."""

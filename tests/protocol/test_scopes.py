@@ -548,5 +548,6 @@ def test_what_is_missing_and_what_is_covered_make_up_the_request(granted, requir
     grant, request = ScopeSet.parse(granted), ScopeSet.parse(required)
     missing, covered = grant.missing(request), request.limited_to(grant)
     assert grant.covers(covered)
+    assert request.covers(covered)
     assert (missing | covered).covers(request)
     assert not missing or not grant.covers(missing)

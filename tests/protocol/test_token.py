@@ -572,10 +572,23 @@ def test_a_refresh_for_another_patient_says_so_and_still_gives_the_tokens(member
         ("patient/Observation.cruds user/*.rs", "patient/Observation.rs"),
         ("openid offline_access", "openid"),
         ("", ""),
+        ("patient/*.rs openid", "openid patient/Observation.rs"),
+        ("patient/*.r", "patient/Observation.r"),
+        (
+            "patient/Observation.r patient/*.rs",
+            "patient/Observation.r patient/Observation.s",
+        ),
     ],
 )
 def test_a_refresh_never_gives_more_than_was_granted_first(scope, expected):
     assert str(process_refresh({**GOOD, "scope": scope}).scopes) == expected
+
+
+@pytest.mark.compliance("REF-05", "SCOPE-10")
+def test_a_wider_scope_in_a_refresh_keeps_the_parameters_that_were_granted():
+    lab = "patient/Observation.rs?category=laboratory"
+    body = {**GOOD, "scope": "patient/Observation.rs"}
+    assert str(process_refresh(body, granted=lab).scopes) == lab
 
 
 def test_a_refresh_without_scope_keeps_what_was_granted():
