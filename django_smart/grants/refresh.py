@@ -290,7 +290,7 @@ def build_request(
     return build_refresh_request(
         token_endpoint=token_endpoint,
         refresh_token=grant.refresh_token,
-        scope=grant.scope if sends_scope else None,
+        scope=grant.scope_granted if sends_scope else None,
         client_authentication=client_authentication,
     )
 

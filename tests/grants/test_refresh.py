@@ -27,7 +27,7 @@ from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.answers import after_answer
+from tests.answers import after_answer, answer
 from tests.ehr import (
     PATIENT,
     REDIRECT_URI,
@@ -149,6 +149,12 @@ def test_scope_is_sent_only_if_the_server_wants_it(
     FHIRServer.objects.update(send_scope_on_refresh=True)
     get_access_token(expire(grant, ehr))
     assert dict(ehr.requests_to("refresh")[0].form)["scope"] == grant.scope
+    # What one response leaves out is requested again.
+    answer(ehr, "/token", scope="")
+    get_access_token(expire(grant, ehr))
+    ehr.interceptors.clear()
+    get_access_token(expire(grant, ehr))
+    assert reload_grant(grant.pk).scopes == grant.scopes
 
 
 @pytest.mark.compliance("REF-05")
