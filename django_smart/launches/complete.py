@@ -43,7 +43,7 @@ from ..protocol.authorization import get_state, process_authorization_response
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.context import LaunchContext, fill_in_context
 from ..protocol.id_token import IDTokenClaims
-from ..protocol.scopes import ScopeSet
+from ..protocol.scopes import LaunchScope, ResourceScope, Scope, ScopeSet
 from ..protocol.token import (
     TokenResponse,
     build_token_request,
@@ -520,13 +520,21 @@ def _fill_in_patient(
 
 def _check_patient(tokens: TokenResponse) -> None:
     if tokens.context.patient is None and any(
-        scope.startswith(("patient/", "launch/patient"))
-        for scope in str(tokens.scopes).split()
+        _is_for_patient(scope) for scope in tokens.scopes
     ):
         raise TokenError(
             "The server granted scopes for one patient but did not name the patient.",
             code="patient_missing",
         )
+
+
+def _is_for_patient(scope: Scope) -> bool:
+    match scope:
+        case ResourceScope():
+            return scope.level == "patient"
+        case LaunchScope():
+            return scope.type == "patient"
+    return scope.name.lower().startswith("patient/")
 
 
 def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims | None:

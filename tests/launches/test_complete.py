@@ -21,6 +21,7 @@ from django_smart.clients import fhir_client_for
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.signals import launch_failed
 from django_smart.testing import EHRSimulator
+from tests.answers import answer
 from tests.ehr import (
     CLIENT_ID,
     PATIENT,
@@ -415,6 +416,25 @@ def test_patient_scope_without_a_patient_is_refused(ehr: EHRSimulator) -> None:
     finished = launch(browser, ehr, patient=None)
     assert finished.grant is not None
     assert finished.grant.patient_id == ""
+
+
+@pytest.mark.compliance("RESP-19")
+@pytest.mark.parametrize(
+    "granted",
+    [
+        "PATIENT/PATIENT.READ",
+        "http://smarthealthit.org/fhir/scopes/patient/Patient.rs",
+        "patient/Patient.unknown",
+    ],
+)
+def test_patient_scope_without_a_patient_is_refused_in_any_spelling(
+    ehr: EHRSimulator, granted: str
+) -> None:
+    make_registration()
+    browser = make_browser()
+    url = start_ehr_launch(browser, ehr, patient=None)
+    answer(ehr, "/token", scope=granted)
+    assert get_code(get_callback(browser, ehr.authorize(url))) == "patient_missing"
 
 
 @pytest.mark.parametrize(
