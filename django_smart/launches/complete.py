@@ -363,7 +363,7 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
         tokens = _fill_in_context(tokens, registration=launch.registration)
     claims = _validate_identity(launch, tokens)
     tokens = _fill_in_patient(tokens, claims, server=launch.registration.server)
-    _check_patient(tokens)
+    _check_patient(launch, tokens)
     if claims is None and not _is_same(visitor.user, launch.user):
         # Without an identity, the launch belongs to the user who started it.
         raise _build_user_error(visitor)
@@ -518,9 +518,9 @@ def _fill_in_patient(
     )
 
 
-def _check_patient(tokens: TokenResponse) -> None:
+def _check_patient(launch: Launch, tokens: TokenResponse) -> None:
     if tokens.context.patient is None and any(
-        _is_for_patient(scope) for scope in tokens.scopes
+        _is_for_patient(scope, kind=launch.kind) for scope in tokens.scopes
     ):
         raise TokenError(
             "The server granted scopes for one patient but did not name the patient.",
@@ -528,12 +528,13 @@ def _check_patient(tokens: TokenResponse) -> None:
         )
 
 
-def _is_for_patient(scope: Scope) -> bool:
+def _is_for_patient(scope: Scope, *, kind: str) -> bool:
     match scope:
         case ResourceScope():
             return scope.level == "patient"
         case LaunchScope():
-            return scope.type == "patient"
+            # The EHR may ignore it in a launch of its own (EHRL-07).
+            return scope.type == "patient" and kind == Launch.Kind.STANDALONE
     return scope.name.lower().startswith("patient/")
 
 

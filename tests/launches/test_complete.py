@@ -466,17 +466,23 @@ def test_log_has_the_error_of_the_ehr(
 
 
 @pytest.mark.compliance("EHRL-07")
-def test_launch_works_without_the_context_it_hinted_at(ehr: EHRSimulator) -> None:
-    make_registration(
-        ehr_scope="launch launch/patient launch/encounter launch/list user/Patient.rs"
-    )
+@pytest.mark.parametrize("hint", ["", "launch/patient"])
+def test_launch_works_without_the_context_it_hinted_at(
+    ehr: EHRSimulator, hint: str
+) -> None:
+    scope = "launch launch/patient launch/encounter launch/list user/Patient.rs"
+    make_registration(ehr_scope=scope, standalone_scope="launch/patient user/*.rs")
     browser = make_browser()
     url = start_ehr_launch(browser, ehr, patient=None)
-    granted = "launch launch/encounter user/Patient.rs"
+    granted = f"launch launch/encounter user/Patient.rs {hint}".strip()
     finished = get_launch(get_callback(browser, ehr.authorize(url, scope=granted)))
     assert finished.grant is not None
     assert "patient" not in finished.context
     assert "encounter" not in finished.context
+    # A launch from this site lets somebody choose one.
+    answer(ehr, "/token", remove=("patient",))
+    response = get_callback(browser, ehr.authorize(start_login(browser)))
+    assert get_code(response) == "patient_missing"
 
 
 @pytest.mark.compliance("RESP-08")
