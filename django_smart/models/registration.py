@@ -34,6 +34,7 @@ _CREDENTIALS = (
     "client_secret_file",
     "signing_algorithm",
 )
+_SCOPES = ("ehr_scope", "standalone_scope", "system_scope")
 _STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
 
 
@@ -435,6 +436,9 @@ class ClientRegistration(models.Model):
 
     def save(self, **kwargs: Any) -> None:
         """Save; resume refreshes that the old credentials stopped."""
+        for name in _SCOPES:
+            # They are sent as stored, but may have been entered on several lines.
+            setattr(self, name, " ".join(getattr(self, name).split()))
         self._read_callback_id()
         if not self.launch_slug:
             self.launch_slug = self._make_launch_slug()
@@ -674,7 +678,7 @@ class ClientRegistration(models.Model):
             self._clean_scope_syntax(errors)
 
     def _clean_scope_syntax(self, errors: dict[str, list[Any]]) -> None:
-        for name in ("ehr_scope", "standalone_scope", "system_scope"):
+        for name in _SCOPES:
             newer = [
                 scope
                 for scope in ScopeSet.parse(getattr(self, name)).resource_scopes

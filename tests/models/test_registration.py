@@ -283,6 +283,20 @@ def test_version_1_scopes_are_fine_at_a_server_of_version_1() -> None:
     registration.full_clean()
 
 
+@pytest.mark.compliance("AUTH-02")
+def test_scopes_of_several_lines_are_stored_as_one() -> None:
+    registration = make_registration(
+        ehr_scope="launch\r\nopenid  fhirUser\n", standalone_scope=" \n launch/patient"
+    )
+    stored = ClientRegistration.objects.get(pk=registration.pk)
+    assert stored.ehr_scope == "launch openid fhirUser"
+    assert stored.standalone_scope == "launch/patient"
+    registration.system_scope = "system/Patient.rs\r\nsystem/Group.rs"
+    registration.save()
+    registration.refresh_from_db()
+    assert registration.system_scope == "system/Patient.rs system/Group.rs"
+
+
 def test_launch_from_the_ehr_finds_its_registration_by_iss_or_slug(
     django_assert_num_queries: Any,
 ) -> None:
