@@ -165,7 +165,7 @@ def get_launch_refusal(
 
 def _log_unasked(launch: Launch, missing: ScopeSet) -> None:
     """Name what no approval can grant; what the EHR declined is logged before."""
-    unasked = missing.missing_from(ScopeSet.parse(launch.scope_asked))
+    unasked = missing.missing_from(launch.scopes_asked)
     if unasked:
         logger.warning(
             "Launch %s: a page needs scopes that the registration does not request: "

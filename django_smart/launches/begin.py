@@ -32,6 +32,7 @@ from ..protocol.authorization import (
 )
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
+from ..protocol.scopes import ScopeSet
 from ..servers.discovery import check_dispute, get_configuration
 from ..servers.requirements import check_launch
 from .failure import fail_launch
@@ -213,7 +214,7 @@ def begin_ehr_launch(
         UnsupportedServerError: it lacks what this launch needs.
     """
     scope = registration.ehr_scope
-    if "launch" not in scope.split():
+    if "launch" not in ScopeSet.parse(scope):
         scope = f"launch {scope}"
     server = registration.server
     launch = Launch(
@@ -284,7 +285,7 @@ def _begin(
     launch.expires_at = timezone.now() + conf.SMART_AUTHORIZATION_LIFETIME
     try:
         configuration = get_configuration(registration.server)
-        if "openid" in launch.scope_asked.split():
+        if "openid" in launch.scopes_asked:
             check_dispute(registration.server)
         _check_support(launch, configuration)
         if uses_pkce(registration, configuration):
@@ -303,7 +304,7 @@ def _begin(
                 else None
             ),
             launch=ehr_launch_id,
-            nonce=launch.nonce if "openid" in launch.scope_asked.split() else None,
+            nonce=launch.nonce if "openid" in launch.scopes_asked else None,
             extra=tuple((registration.server.authorization_parameters or {}).items()),
         )
     except SMARTError as exc:

@@ -436,7 +436,7 @@ def _get_expected_issuer(
         return get_issuer(server)
     except SMARTError:
         # It is needed in any case if an identity is requested.
-        if "openid" in launch.scope_asked.split():
+        if "openid" in launch.scopes_asked:
             raise
         return None
 
@@ -460,7 +460,7 @@ def _exchange_code(
     try:
         return process_token_response(
             response,
-            requested=ScopeSet.parse(launch.scope_asked),
+            requested=launch.scopes_asked,
             now=now,
             insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
         )
@@ -539,7 +539,7 @@ def _is_for_patient(scope: Scope, *, kind: str) -> bool:
 
 
 def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims | None:
-    if "openid" not in launch.scope_asked.split():
+    if "openid" not in launch.scopes_asked:
         return None
     if tokens.id_token is None:
         if "openid" in tokens.scopes:
@@ -708,8 +708,9 @@ def _link_identity(
 def _create_grant(
     launch: Launch, tokens: TokenResponse, *, now: datetime
 ) -> TokenGrant:
-    asked = launch.scope_asked.split()
-    is_offline = "offline_access" in asked and tokens.refresh_token is not None
+    is_offline = (
+        "offline_access" in launch.scopes_asked and tokens.refresh_token is not None
+    )
     grant = TokenGrant(
         registration=launch.registration,
         user=launch.user,

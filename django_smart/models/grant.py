@@ -31,7 +31,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.scopes import ScopeSet
+from ..protocol.scopes import LaunchScope, ScopeSet
 from .clock import DatabaseClock, DatabaseNow
 from .compare_and_set import compare_and_set
 from .identity import Identity
@@ -66,16 +66,10 @@ def find_missing_scope(asked: str, granted: str, *, is_offline: bool) -> str:
     Servers may leave ``launch`` and ``offline_access`` out of their response: the first
     grants no access, and a refresh token implies the second (*is_offline*).
     """
-    settled = {"offline_access", "online_access", *granted.split()}
-    others = [
-        name
-        for name in asked.split()
-        if name not in settled and not name.startswith("launch")
-    ]
-    # Usually there are none, and nothing has to be parsed.
-    missing = ScopeSet.parse(" ".join(others)).missing_from(granted) if others else ""
-    names = str(missing).split()
-    if "offline_access" in asked.split() and not is_offline:
+    scopes = ScopeSet.parse(asked)
+    missing = scopes.missing_from(f"offline_access online_access {granted}")
+    names = [each.text for each in missing if not isinstance(each, LaunchScope)]
+    if "offline_access" in scopes and not is_offline:
         names.append("offline_access")
     return " ".join(names)
 

@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
+from ..protocol.scopes import ScopeSet
 from .compare_and_set import compare_and_set
 from .grant import TokenGrant, find_missing_scope
 from .identity import Identity
@@ -503,6 +504,11 @@ class Launch(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} #{self.pk} ({self.get_status_display()})"
+
+    @property
+    def scopes_asked(self) -> ScopeSet:
+        """The requested scopes."""
+        return ScopeSet.parse(self.scope_asked)
 
     @property
     def missing_scope(self) -> str:

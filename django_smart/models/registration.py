@@ -655,10 +655,10 @@ class ClientRegistration(models.Model):
 
     def _clean_scopes(self, errors: dict[str, list[Any]]) -> None:
         for name in ("ehr_scope", "standalone_scope"):
-            words = getattr(self, name).split()
-            if "fhirUser" in words and "openid" not in words:
+            scopes = ScopeSet.parse(getattr(self, name))
+            if "fhirUser" in scopes and "openid" not in scopes:
                 errors[name] = [_("fhirUser requires openid.")]
-            if "offline_access" in words and "online_access" in words:
+            if "offline_access" in scopes and "online_access" in scopes:
                 errors[name] = [_("Request offline_access or online_access, not both.")]
         for scope in ScopeSet.parse(self.system_scope).resource_scopes:
             if scope.level != "system":
@@ -669,7 +669,7 @@ class ClientRegistration(models.Model):
                     )
                     % {"scope": scope.text}
                 ]
-        if "launch" in self.standalone_scope.split():
+        if "launch" in ScopeSet.parse(self.standalone_scope):
             errors["standalone_scope"] = [
                 _("The scope launch is only for EHR launches. Use launch/patient here.")
             ]

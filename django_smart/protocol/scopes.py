@@ -305,7 +305,10 @@ class ScopeSet:
         return len(self.scopes)
 
     def __contains__(self, item: object) -> bool:
-        return any(item == scope.text for scope in self.scopes)
+        # In any form: "openid" is also in a set that has its URI (SCOPE-18).
+        return isinstance(item, str) and _identity(
+            parse_scope(item, strict=False)
+        ) in map(_identity, self.scopes)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScopeSet):

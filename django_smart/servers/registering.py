@@ -531,7 +531,7 @@ def _build_metadata(
         client_name=client_name or urlsplit(site_url).hostname or "SMART app",
         redirect_uris=[planned.redirect_uri] if planned.is_for_launches else [],
         grant_types=list(_list_grant_types(planned)),
-        scope=" ".join(dict.fromkeys(_list_scopes(planned))),
+        scope=str(_get_scopes(planned)),
         token_endpoint_auth_method=planned.token_endpoint_auth_method,
         signing_algorithm=planned.signing_algorithm if uses_key else None,
         jwks_uri=urls.jwks_url if has_address else None,
@@ -544,18 +544,18 @@ def _build_metadata(
     )
 
 
-def _list_scopes(planned: ClientRegistration) -> Iterator[str]:
-    if planned.ehr_scope:
-        # An EHR launch requests it, whether it was entered or not.
-        yield "launch"
-    for scope in (planned.ehr_scope, planned.standalone_scope, planned.system_scope):
-        yield from scope.split()
+def _get_scopes(planned: ClientRegistration) -> ScopeSet:
+    # An EHR launch requests it, whether it was entered or not.
+    launch = "launch" if planned.ehr_scope else ""
+    every = (planned.ehr_scope, planned.standalone_scope, planned.system_scope)
+    return ScopeSet.parse(" ".join((launch, *every)))
 
 
 def _list_grant_types(planned: ClientRegistration) -> Iterator[str]:
     if planned.is_for_launches:
         yield "authorization_code"
-        if {"offline_access", "online_access"}.intersection(_list_scopes(planned)):
+        scopes = _get_scopes(planned)
+        if "offline_access" in scopes or "online_access" in scopes:
             yield "refresh_token"
     if planned.system_scope:
         yield "client_credentials"

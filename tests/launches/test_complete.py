@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 import pytest
 import time_machine
@@ -42,6 +42,7 @@ from tests.threads import run_together
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
 
 User: Any = get_user_model()
+OPENID_URI = "http://openid.net/specs/openid-connect-core-1_0#"
 PLAIN_SCOPE = "launch/patient patient/Patient.rs offline_access"
 
 
@@ -401,6 +402,26 @@ def test_grant_is_offline_only_if_it_was_asked_and_a_refresh_token_came(
     refused = connect(make_browser(), ehr, scope=granted).grant
     assert refused is not None
     assert (refused.is_offline, refused.refresh_token) == (False, "")
+
+
+@pytest.mark.compliance("SCOPE-18")
+def test_scopes_in_uri_form_work_as_their_short_forms(ehr: EHRSimulator) -> None:
+    smart, openid = "http://smarthealthit.org/fhir/scopes/", OPENID_URI
+    asked = "{1}openid fhirUser {0}launch {0}patient/Patient.rs {0}offline_access"
+    make_registration(ehr_scope=asked.format(smart, openid))
+    browser = make_browser()
+    url = start_ehr_launch(browser, ehr)
+    query = dict(parse_qsl(urlsplit(url).query))
+    assert query["scope"] == asked.format(smart, openid)
+    assert query["nonce"]
+    # The simulated EHR knows only the short forms.
+    for prefix in (smart, openid):
+        url = url.replace(quote(prefix, safe=""), "")
+    finished = get_launch(get_callback(browser, ehr.authorize(url)))
+    assert finished.identity is not None
+    assert finished.grant is not None
+    assert finished.grant.is_offline
+    assert finished.missing_scope == ""
 
 
 @pytest.mark.compliance("RESP-19")

@@ -16,6 +16,9 @@ from tests.factories import make_grant, make_registration
 
 pytestmark = pytest.mark.django_db
 
+OPENID_URI = "http://openid.net/specs/openid-connect-core-1_0#"
+SMART_URI = "http://smarthealthit.org/fhir/scopes/"
+
 
 def _messages(registration: ClientRegistration) -> dict[str, list[str]]:
     with pytest.raises(ValidationError) as raised:
@@ -172,6 +175,12 @@ def test_only_a_new_client_id_asks_for_grants() -> None:
         (
             {"standalone_scope": "offline_access online_access launch/patient"},
             "standalone_scope",
+        ),
+        ({"standalone_scope": f"{SMART_URI}launch patient/*.rs"}, "standalone_scope"),
+        ({"ehr_scope": f"launch {OPENID_URI}fhirUser"}, "ehr_scope"),
+        (
+            {"ehr_scope": f"launch {SMART_URI}offline_access online_access"},
+            "ehr_scope",
         ),
         ({"signing_algorithm": "HS256"}, "signing_algorithm"),
     ],

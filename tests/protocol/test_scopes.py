@@ -231,6 +231,9 @@ def test_launch_and_openid_scopes_have_a_uri_form_too():
     assert granted.covers("openid fhirUser launch/patient")
     assert ScopeSet.parse("openid").covers(f"{openid}openid")
     assert not granted.covers("offline_access")
+    assert "openid" in granted
+    assert f"{SMART_URI}launch/patient" in ScopeSet.parse("launch/patient")
+    assert "offline_access" not in granted
 
 
 @pytest.mark.compliance("SCOPE-04", "SCOPE-05")

@@ -81,7 +81,7 @@ def _find_refresh_faults(
 ) -> Iterator[Finding]:
     if not registration.is_for_launches:
         return
-    scopes = f"{registration.ehr_scope} {registration.standalone_scope}".split()
+    scopes = ScopeSet.parse(f"{registration.ehr_scope} {registration.standalone_scope}")
     if "offline_access" in scopes:
         # SMART App Launch lists no refresh_token in grant_types_supported.
         offers = configuration.has(Capability.PERMISSION_OFFLINE)

@@ -36,6 +36,7 @@ from ...protocol.discovery import (
 )
 from ...protocol.json import parse_json_object
 from ...protocol.messages import HTTPRequest, HTTPResponse
+from ...protocol.scopes import ScopeSet
 from ...protocol.urls import get_origin
 from ...servers.discovery import (
     check_dispute,
@@ -109,7 +110,7 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
     if any(each.is_for_launches for each in registrations):
         yield from collect("endpoints", _find_endpoint_fault, server, configuration)
     scopes = [f"{each.ehr_scope} {each.standalone_scope}" for each in registrations]
-    if any("openid" in each.split() for each in scopes):
+    if any("openid" in ScopeSet.parse(each) for each in scopes):
         yield from collect("ID token keys", _find_key_fault, server)
     if server.pk and not registrations:
         yield build_finding(
@@ -400,7 +401,7 @@ def _try_authorization(
         ),
         nonce=(
             secrets.token_urlsafe()
-            if "openid" in registration.standalone_scope.split()
+            if "openid" in ScopeSet.parse(registration.standalone_scope)
             else None
         ),
         extra=tuple((server.authorization_parameters or {}).items()),

@@ -32,6 +32,7 @@ from django_smart.management.entries import (
 )
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.protocol.scopes import ScopeSet
 from django_smart.servers.discovery import (
     copy_discovered,
     fetch_configuration,
@@ -361,7 +362,7 @@ def _check(registrations: Sequence[ClientRegistration]) -> None:
                 configurations[server.pk] = fetch_configuration(server, save=False)
             check_registration(registration, configurations[server.pk])
             scopes = f"{registration.ehr_scope} {registration.standalone_scope}"
-            if "openid" in scopes.split():
+            if "openid" in ScopeSet.parse(scopes):
                 fetch_jwks(server, save=False)
         except SMARTError as exc:
             raise CommandError(f"{server.slug}: {exc} ({exc.code})") from exc
