@@ -660,8 +660,8 @@ class ClientRegistration(models.Model):
                 errors[name] = [_("fhirUser requires openid.")]
             if "offline_access" in scopes and "online_access" in scopes:
                 errors[name] = [_("Request offline_access or online_access, not both.")]
-        for scope in ScopeSet.parse(self.system_scope).resource_scopes:
-            if scope.level != "system":
+        for scope in ScopeSet.parse(self.system_scope):
+            if not scope.is_for_service:
                 errors["system_scope"] = [
                     _(
                         "A backend service has no user: use a system/ scope "

@@ -97,6 +97,11 @@ class ResourceScope:
     query: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @property
+    def is_for_service(self) -> bool:
+        """Whether a backend service can use it (BACK-04)."""
+        return self.level == "system"
+
+    @property
     def is_v1(self) -> bool:
         """Whether it uses the syntax of SMART App Launch 1."""
         suffix = self.text.partition("?")[0].rpartition(".")[2]
@@ -159,6 +164,8 @@ class LaunchScope:
     type: str = field(default="", compare=False)
     role: str = field(default="", compare=False)
 
+    is_for_service = False
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherScope:
@@ -172,6 +179,11 @@ class OtherScope:
 
     text: str
     name: str = field(default="", compare=False)
+
+    @property
+    def is_for_service(self) -> bool:
+        """Whether a backend service can use it: only extensions (SCOPE-17)."""
+        return self.name not in _KNOWN
 
 
 Scope = ResourceScope | LaunchScope | OtherScope

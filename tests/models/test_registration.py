@@ -182,6 +182,10 @@ def test_only_a_new_client_id_asks_for_grants() -> None:
             {"ehr_scope": f"launch {SMART_URI}offline_access online_access"},
             "ehr_scope",
         ),
+        ({"system_scope": "system/*.rs user/Patient.rs"}, "system_scope"),
+        ({"system_scope": "launch system/*.rs"}, "system_scope"),
+        ({"system_scope": f"system/*.rs {OPENID_URI}openid"}, "system_scope"),
+        ({"system_scope": "offline_access"}, "system_scope"),
         ({"signing_algorithm": "HS256"}, "signing_algorithm"),
     ],
 )  # fmt: skip
@@ -253,6 +257,12 @@ def test_text_of_a_registration_names_its_server() -> None:
     registration = make_registration()
     assert str(registration) == "Harbour Hospital (client_secret_basic)"
     assert registration.client_id not in str(registration)
+
+
+@pytest.mark.compliance("BACK-04", "SCOPE-17")
+def test_backend_service_may_request_scopes_of_the_vendors_own() -> None:
+    scope = "system/*.rs https://ehr.example.org/.default __bulk"
+    make_registration(system_scope=scope)
 
 
 @pytest.mark.compliance("CAPS-08")

@@ -205,6 +205,13 @@ def test_identity_access_and_extension_scopes_are_kept_verbatim(text):
     assert not ScopeSet.parse("launch").covers(text)
 
 
+@pytest.mark.compliance("BACK-04")
+def test_scopes_for_a_backend_service_are_those_of_the_system_and_extensions():
+    usable = "system/*.rs https://ehr.example.org/.default __bulk"
+    scopes = ScopeSet.parse(f"{usable} patient/*.rs user/*.rs launch openid")
+    assert " ".join(each.text for each in scopes if each.is_for_service) == usable
+
+
 @pytest.mark.parametrize("text", ["__", "urn:", "1https://x", "https"])
 def test_what_only_looks_like_an_extension_is_refused(text):
     with pytest.raises(ScopeSyntaxError):
