@@ -134,6 +134,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "Scopes that are not granted are missing later, and pages that need "
         "them are refused.",
     ),
+    "launch_patient_missing": (
+        _W,
+        "Launches from this site fail (patient_missing) if the server chooses no "
+        "patient.",
+    ),
     "refresh_not_offered": (
         _E,
         "Access ends with the first access token, usually within an hour.",

@@ -41,6 +41,7 @@ def examine_registration(
     codes = {each.code for each in findings}
     both = registration, configuration
     findings += collect("scopes", _find_scopes_not_offered, *both)
+    findings += collect("patient", _find_missing_launch_patient, *both)
     findings += collect("refresh", _find_refresh_faults, *both)
     findings += collect("redirect URI", _find_redirect_fault, registration)
     findings += collect("callback", _find_shared_callback, registration)
@@ -73,6 +74,25 @@ def _find_scopes_not_offered(
             f"supported: {', '.join(names)}.",
             fix="Remove them, correct their spelling, or enable them for this client "
             "in the vendor's form.",
+        )
+
+
+def _find_missing_launch_patient(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Finding]:
+    scopes = ScopeSet.parse(registration.standalone_scope)
+    if (
+        any(each.level == "patient" for each in scopes.resource_scopes)
+        and "launch/patient" not in scopes
+        # Others may refuse the scope, and choose a patient in any case.
+        and configuration.has(Capability.CONTEXT_STANDALONE_PATIENT)
+        and not registration.server.patient_from_fhir_user
+    ):
+        yield build_finding(
+            "launch_patient_missing",
+            what="The scope for standalone launch has patient/ scopes, but not "
+            "launch/patient, which the server supports.",
+            fix="Add launch/patient, unless the server names a patient without it.",
         )
 
 

@@ -170,6 +170,11 @@ def v1_scopes_at_a_v2_server(world: World) -> None:
     )
 
 
+def launch_patient_missing(world: World) -> None:
+    """A standalone launch requests a patient's data, but no patient."""
+    world.set_registration(standalone_scope="openid patient/Patient.rs offline_access")
+
+
 def offline_access_missing(world: World) -> None:
     """The server has a refresh token lifetime, but offline_access is not requested."""
     world.set_registration(
@@ -416,6 +421,7 @@ MORE: list[tuple[Callable[[World], None], str, str]] = [
     (keys_of_id_tokens_gone, "id_token_keys_unusable", "remove openid and fhirUser"),
     (token_endpoint_is_a_page, "endpoint_wrong", "correct the token endpoint"),
     (redirect_uri_unknown, "authorization_refused", "with the vendor's form"),
+    (launch_patient_missing, "launch_patient_missing", "Add launch/patient"),
     (configuration_is_a_page, "configuration_missing", "enter the endpoints"),
     (landing_page_missing, "landing_page_missing", "Set SMART_LAUNCH_REDIRECT_URL"),
     (session_cookie_path, "cookie_hidden", "Set SESSION_COOKIE_PATH"),

@@ -107,6 +107,20 @@ def test_authorization_is_requested_with_pkce_only_where_launches_use_it(
     assert "code_challenge" not in dict(world.ehr.requests_to("authorize")[-1].query)
 
 
+@pytest.mark.compliance("SAL-03")
+def test_launch_patient_is_missed_only_where_it_helps(world: World) -> None:
+    def is_missed() -> bool:
+        return "launch_patient_missing" in {one.code for one in examine_world(world)}
+
+    world.set_registration(standalone_scope="openid patient/Patient.rs")
+    assert is_missed()
+    world.set_server(patient_from_fhir_user=True)
+    assert not is_missed()
+    world.set_server(patient_from_fhir_user=False)
+    offer(world, capabilities=["launch-ehr", "launch-standalone"])
+    assert not is_missed()
+
+
 def test_host_without_a_fhir_server_is_told_without_a_guess(world: World) -> None:
     world.ehr.interceptors.append(lambda *_: Response("", 404))
     check(world, {"base_url_wrong"}, "Compare the base URL")
