@@ -175,7 +175,7 @@ def _measure_processes(report: Report, grants: _Grants, folder: str) -> None:
             variants.append(
                 Variant(name=name, run=run, prepare=grants.make_due_for_beat)
             )
-        times = measure(variants, rounds=report.rounds(10), operations=grants.number)
+        times = measure(variants, rounds=report.rounds(6), operations=grants.number)
     report.add_table(
         "processes",
         "Token endpoint that takes 50 ms",
