@@ -167,10 +167,6 @@ def build_fhir_client(
     )
 
 
-# A process sees few different scopes; parsing them once per client would be wasteful.
-_parse = lru_cache(maxsize=64)(ScopeSet.parse)
-
-
 class _GrantTokens:
     """The token of a grant, refreshed when it expires."""
 
@@ -180,7 +176,7 @@ class _GrantTokens:
 
     @property
     def scopes(self) -> ScopeSet:
-        return _parse(self._grant.scope) if self._scopes is None else self._scopes
+        return self._grant.scopes if self._scopes is None else self._scopes
 
     def get(self) -> str:
         return get_access_token(self._grant)

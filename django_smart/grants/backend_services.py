@@ -57,7 +57,9 @@ class BackendService:
     @property
     def scopes(self) -> ScopeSet:
         """Before the first token, only the requested ones are known."""
-        return ScopeSet.parse(self.grant.scope if self.grant else self._system_scope)
+        if self.grant is not None:
+            return self.grant.scopes
+        return ScopeSet.parse(self._system_scope)
 
     # The error report of a site's view that fails here must not show tokens.
     @sensitive_variables()

@@ -203,7 +203,7 @@ class SMARTContext:
     @cached_property
     def scopes(self) -> ScopeSet:
         """The granted scopes, which can differ from the requested ones (RESP-03)."""
-        return ScopeSet.parse(self.grant.scope if self.grant else "")
+        return self.grant.scopes if self.grant else ScopeSet()
 
     @cached_property
     def authorization_details(self) -> tuple[AuthorizationDetail, ...]:

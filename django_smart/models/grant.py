@@ -31,7 +31,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.scopes import LaunchScope, ScopeSet
+from ..protocol.scopes import LaunchScope, ScopeSet, parse_stored_scopes
 from .clock import DatabaseClock, DatabaseNow
 from .compare_and_set import compare_and_set
 from .identity import Identity
@@ -66,8 +66,9 @@ def find_missing_scope(asked: str, granted: str, *, is_offline: bool) -> str:
     Servers may leave ``launch`` and ``offline_access`` out of their response: the first
     grants no access, and a refresh token implies the second (*is_offline*).
     """
-    scopes = ScopeSet.parse(asked)
-    missing = scopes.missing_from(f"offline_access online_access {granted}")
+    scopes = parse_stored_scopes(asked)
+    settled = parse_stored_scopes(f"offline_access online_access {granted}")
+    missing = settled.missing(scopes)
     names = [each.text for each in missing if not isinstance(each, LaunchScope)]
     if "offline_access" in scopes and not is_offline:
         names.append("offline_access")
@@ -940,7 +941,7 @@ class TokenGrant(models.Model):
     @property
     def scopes(self) -> ScopeSet:
         """Scopes of the current access token."""
-        return ScopeSet.parse(self.scope)
+        return parse_stored_scopes(self.scope)
 
     @property
     def missing_scope(self) -> str:

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.scopes import ScopeSet
+from ..protocol.scopes import ScopeSet, parse_stored_scopes
 from .compare_and_set import compare_and_set
 from .grant import TokenGrant, find_missing_scope
 from .identity import Identity
@@ -508,7 +508,7 @@ class Launch(models.Model):
     @property
     def scopes_asked(self) -> ScopeSet:
         """The requested scopes."""
-        return ScopeSet.parse(self.scope_asked)
+        return parse_stored_scopes(self.scope_asked)
 
     @property
     def missing_scope(self) -> str:

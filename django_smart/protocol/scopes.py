@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from urllib.parse import unquote
 
 from django_smart.exceptions import ScopeSyntaxError
@@ -16,6 +17,7 @@ __all__ = [
     "Scope",
     "ScopeSet",
     "parse_scope",
+    "parse_stored_scopes",
     "required_letter",
 ]
 
@@ -404,6 +406,10 @@ class ScopeSet:
             scope.to_v1() if isinstance(scope, ResourceScope) else scope
             for scope in self.scopes
         )
+
+
+# For columns, of which a process sees few different values, again and again.
+parse_stored_scopes = lru_cache(maxsize=64)(ScopeSet.parse)
 
 
 def _as_set(scopes: ScopeSet | str) -> ScopeSet:
