@@ -44,9 +44,9 @@ class Mutant:
         Play against a copy of the package in *folder*; returns what was printed.
 
         Raises:
-            AssertionError: a text is not there once, or nothing was found.
+            AssertionError: as :meth:`copy`, or nothing was found.
         """
-        self._copy(folder)
+        self.copy(folder)
         done = subprocess.run(
             [
                 *(sys.executable, "-W", "ignore", "-m", "tests.adversary.run"),
@@ -71,7 +71,13 @@ class Mutant:
         assert "ViolationError: " in printed, printed
         return printed
 
-    def _copy(self, folder: Path) -> None:
+    def copy(self, folder: Path) -> None:
+        """
+        Copy the package into *folder*, with the hole.
+
+        Raises:
+            AssertionError: a text is not there once.
+        """
         ignored = shutil.ignore_patterns("__pycache__", "locale")
         package = folder / "django_smart"
         shutil.copytree(_ROOT / "django_smart", package, ignore=ignored)
@@ -169,8 +175,8 @@ MUTANTS = (
         patches=[
             (
                 "launches/complete.py",
-                "or changes or claims is None or not opened:",
-                "or changes:",
+                "or changes or claims is None or not opened",
+                "or changes",
             )
         ],
     ),

@@ -46,6 +46,13 @@ def test_hostile_server_gains_nothing_in_the_long_run(machine: type[Adversary]) 
     _check_variety(play(machine, steps=20_000, seed=_get_seed()))
 
 
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_every_hole_can_still_be_made(mutant: Mutant, tmp_path: Path) -> None:
+    mutant.copy(tmp_path)
+    for name, old, _new in mutant.patches:
+        assert old not in (tmp_path / "django_smart" / name).read_text()
+
+
 @pytest.mark.process
 def test_adversary_finds_a_mix_up(tmp_path: Path) -> None:
     mutant = MUTANTS[0]
