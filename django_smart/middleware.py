@@ -1,14 +1,16 @@
 """
 The outermost middleware: launch prefix, ``request.smart`` and the browser cookie.
 
-A second middleware is for sites with Django's per-site cache.  Neither has rules of
-its own: :mod:`.launches.context` decides which launch a request may use.
+A second middleware is for sites with Django's per-site cache, a third for sites that
+use mozilla-django-oidc's.  None has rules of its own: :mod:`.launches.context` decides
+which launch a request may use.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -20,6 +22,7 @@ from django.utils import timezone
 from django.utils.cache import patch_vary_headers
 from django.utils.encoding import escape_uri_path
 from django.utils.http import escape_leading_slashes
+from mozilla_django_oidc import middleware as upstream
 
 from .conf import conf
 from .error_pages import is_trouble, render_error, render_trouble
@@ -42,11 +45,11 @@ from .grants.refresh import get_access_token
 from .launches.context import SMARTContext, has_found_launch
 from .launches.frames import adapt_response, may_be_framed
 from .launches.messages import delete_cookies, keep_messages_apart
-from .launches.prefix import LaunchPrefix
+from .launches.prefix import LaunchPrefix, script_prefix
 from .launches.request_state import RequestState, get_request_state
 from .models import Launch
 
-__all__ = ["SMARTCacheMiddleware", "SMARTMiddleware"]
+__all__ = ["SMARTCacheMiddleware", "SMARTMiddleware", "SessionRefresh"]
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +234,21 @@ class SMARTCacheMiddleware(_Middleware):
             pending = cast("Awaitable[HttpResponseBase]", self.get_response(request))
             response = await pending
         _keep_from_caches(state, response)
+        return response
+
+
+class SessionRefresh(upstream.SessionRefresh):
+    """
+    mozilla-django-oidc's middleware, with URLs that contain no launch key.
+
+    Upstream's sends a redirect URI under the launch prefix, which the identity provider
+    does not know, and keeps the exempt URLs of the first request for all later ones.
+    """
+
+    def process_request(self, request: HttpRequest) -> HttpResponseBase | None:
+        prefix = get_request_state(request).prefix
+        with script_prefix(prefix.outer) if prefix is not None else nullcontext():
+            response: HttpResponseBase | None = super().process_request(request)  # type: ignore[no-untyped-call]  # upstream's
         return response
 
 

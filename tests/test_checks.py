@@ -388,6 +388,17 @@ def test_cache_of_the_site_needs_our_middleware_inside(settings, make):
     assert find(check_structure) == ["E054"]
 
 
+def test_session_refresh_of_the_staff_s_sign_in_has_to_be_ours(settings):
+    middleware = settings.MIDDLEWARE
+    settings.MIDDLEWARE = [*middleware, "django_smart.middleware.SessionRefresh"]
+    assert check_structure() == []
+    theirs = "mozilla_django_oidc.middleware.SessionRefresh"
+    settings.MIDDLEWARE = [*middleware, theirs]
+    assert find(check_structure) == ["E068"]
+    settings.SMART_LAUNCH_PREFIX = ""
+    assert check_structure() == []
+
+
 def test_subclasses_do(settings):
     settings.MIDDLEWARE = ["tests.test_checks.OwnMiddleware", *settings.MIDDLEWARE[1:]]
     settings.AUTHENTICATION_BACKENDS = ["tests.test_checks.OwnBackend"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.auth import BACKEND_SESSION_KEY, authenticate
@@ -10,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from django_smart.backends import SMARTAuthenticationBackend
-from tests.ehr import make_browser
+from tests.ehr import SITE, make_browser
 from tests.known import OURS, THEIRS
 from tests.site.browsers import open_chart
 
@@ -40,7 +42,7 @@ def _staff_server(settings):
     ]
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
-        "mozilla_django_oidc.middleware.SessionRefresh",
+        "django_smart.middleware.SessionRefresh",
     ]
 
 
@@ -88,6 +90,21 @@ def test_staff_s_session_refresh_still_works_for_staff(django_user_model):
     browser.force_login(staff, backend=THEIRS)
     response = browser.get("/links/")
     assert response["Location"].startswith("https://staff.example.org/authorize?")
+
+
+def test_staff_s_session_refresh_knows_no_launch(ehr):
+    chart = open_chart(ehr)
+    # The first request of this process that upstream looks at is under a launch.
+    chart.browser.handler.load_middleware()
+    assert chart.get("/links/").status_code == 200
+    session = chart.browser.session
+    session["oidc_id_token_expiration"] = time.time() - 1
+    session.save()
+    asked = chart.get("/links/")["Location"]
+    assert asked.startswith("https://staff.example.org/authorize?")
+    assert parse_qs(urlsplit(asked).query)["redirect_uri"] == [f"{SITE}/oidc/callback/"]
+    assert chart.browser.session["oidc_login_next"] == chart.url("/links/")
+    assert chart.browser.get("/oidc/callback/")["Location"] == "/"
 
 
 def test_our_backend_reads_none_of_the_staff_s_settings(settings):

@@ -54,7 +54,7 @@ def staff(
     settings.AUTHENTICATION_BACKENDS = request.param
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
-        "mozilla_django_oidc.middleware.SessionRefresh",
+        "django_smart.middleware.SessionRefresh",
     ]
     settings.OIDC_RP_CLIENT_ID = "staff"
     settings.OIDC_RP_CLIENT_SECRET = STAFF_SECRET

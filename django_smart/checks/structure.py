@@ -17,10 +17,12 @@ from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
 from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
+from mozilla_django_oidc import middleware as upstream
 
 from ..backends import SMARTAuthenticationBackend
+from ..conf import conf
 from ..fields import EncryptedTextField
-from ..middleware import SMARTCacheMiddleware, SMARTMiddleware
+from ..middleware import SessionRefresh, SMARTCacheMiddleware, SMARTMiddleware
 from ..models import TokenGrant
 
 __all__ = ["check_structure"]
@@ -33,10 +35,11 @@ _DATABASE_SESSIONS = {
 
 
 def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048`` to ``E067``, ``W020`` to ``W066``: the setup."""
+    """``E020`` to ``E027``, ``E048`` to ``E068``, ``W020`` to ``W066``: the setup."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
+        *_check_session_refresh(),
         *_check_backend(),
         *_check_apps(),
         *_check_urls(),
@@ -108,6 +111,22 @@ def _check_site_cache() -> Iterator[checks.CheckMessage]:
                 "FetchFromCacheMiddleware."
             ),
             id="django_smart.E054",
+        )
+
+
+def _check_session_refresh() -> Iterator[checks.CheckMessage]:
+    loaded = [_load(path) for path in settings.MIDDLEWARE]
+    theirs = _find(loaded, upstream.SessionRefresh)
+    if conf.SMART_LAUNCH_PREFIX and theirs != _find(loaded, SessionRefresh):
+        yield checks.Error(
+            "mozilla-django-oidc's SessionRefresh builds URLs with the launch prefix: "
+            "its identity provider refuses the redirect URI, or users are sent there "
+            "again and again.",
+            hint=(
+                'Put "django_smart.middleware.SessionRefresh" in its place in '
+                "MIDDLEWARE, or derive your own class from that one."
+            ),
+            id="django_smart.E068",
         )
 
 

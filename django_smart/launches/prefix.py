@@ -27,6 +27,7 @@ __all__ = [
     "build_launch_path",
     "find_route",
     "get_protocol_url",
+    "script_prefix",
     "split_launch_key",
 ]
 
@@ -83,19 +84,10 @@ class LaunchPrefix:
             self._stream(parts) if isinstance(parts, Iterable) else self._astream(parts)
         )
 
-    @contextmanager
-    def _as_script_prefix(self) -> Iterator[None]:
-        before = get_script_prefix()
-        set_script_prefix(self._inner)
-        try:
-            yield
-        finally:
-            set_script_prefix(before)
-
     def _stream(self, parts: Iterable[bytes]) -> Iterator[bytes]:
         iterator = iter(parts)
         while True:
-            with self._as_script_prefix():
+            with script_prefix(self._inner):
                 try:
                     part = next(iterator)
                 except StopIteration:
@@ -105,12 +97,23 @@ class LaunchPrefix:
     async def _astream(self, parts: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         iterator = aiter(parts)
         while True:
-            with self._as_script_prefix():
+            with script_prefix(self._inner):
                 try:
                     part = await anext(iterator)
                 except StopAsyncIteration:
                     return
             yield part
+
+
+@contextmanager
+def script_prefix(prefix: str) -> Iterator[None]:
+    """Build URLs with *prefix* inside the block."""
+    before = get_script_prefix()
+    set_script_prefix(prefix)
+    try:
+        yield
+    finally:
+        set_script_prefix(before)
 
 
 def split_launch_key(path_info: str) -> tuple[str | None, str]:
