@@ -57,6 +57,8 @@ _Response = HttpResponseBase | Awaitable[HttpResponseBase]
 
 # Pages that are the same for every launch, with forms that post to fixed paths.
 _APPS_OUTSIDE = frozenset({"admin", "django_smart"})
+# mozilla-django-oidc's view that builds a redirect URI; its URLs have no namespace.
+_VIEW_OUTSIDE = "oidc_authentication_init"
 _SIGNED_OUT = "launch_signed_out"
 
 
@@ -136,7 +138,10 @@ class SMARTMiddleware(_Middleware):
         context, prefix = state.context, state.prefix
         if context is not None and prefix is not None:
             match = request.resolver_match
-            if match is not None and _APPS_OUTSIDE.intersection(match.app_names):
+            if match is not None and (
+                _APPS_OUTSIDE.intersection(match.app_names)
+                or match.view_name == _VIEW_OUTSIDE
+            ):
                 return self._leave_prefix(request, prefix)
             if (refusal := _check_key(request, state)) is not None:
                 return refusal

@@ -107,6 +107,19 @@ def test_staff_s_session_refresh_knows_no_launch(ehr):
     assert chart.browser.get("/oidc/callback/")["Location"] == "/"
 
 
+def test_staff_s_sign_in_starts_outside_of_a_launch(ehr, settings):
+    settings.LOGOUT_REDIRECT_URL = "/"
+    chart = open_chart(ehr)
+    first = chart.get("/oidc/authenticate/", {"next": chart.url("/links/")})
+    assert first["Location"].startswith("/oidc/authenticate/?next=")
+    asked = chart.browser.get(first["Location"])["Location"]
+    assert parse_qs(urlsplit(asked).query)["redirect_uri"] == [f"{SITE}/oidc/callback/"]
+    assert chart.browser.session["oidc_login_next"] == chart.url("/links/")
+    # A form on a page of the launch signs out.
+    assert chart.post("/oidc/logout/").status_code == 302
+    assert BACKEND_SESSION_KEY not in chart.browser.session
+
+
 def test_our_backend_reads_none_of_the_staff_s_settings(settings):
     for name in (
         "OIDC_RP_CLIENT_ID",
