@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.db import connections
+from django.db import connections, router
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
@@ -47,7 +47,7 @@ from .launches.frames import adapt_response, may_be_framed
 from .launches.messages import delete_cookies, keep_messages_apart
 from .launches.prefix import LaunchPrefix, script_prefix
 from .launches.request_state import RequestState, get_request_state
-from .models import Launch
+from .models import Launch, TokenGrant
 
 __all__ = ["SMARTCacheMiddleware", "SMARTMiddleware", "SessionRefresh"]
 
@@ -146,7 +146,7 @@ class SMARTMiddleware(_Middleware):
             if (refusal := _check_key(request, state)) is not None:
                 return refusal
             keep_messages_apart(request, key=prefix.key)
-        if _opens_transaction(view):
+        if _cannot_refresh(view):
             try:
                 _refresh_before_transaction(context)
             except ContextChangedError as exc:
@@ -394,13 +394,14 @@ def _finish(state: RequestState, response: HttpResponseBase) -> None:
         delete_cookies(response, state.unneeded_cookies)
 
 
-def _opens_transaction(view: Callable[..., Any]) -> bool:
-    for alias, values in connections.settings.items():
-        if values["ATOMIC_REQUESTS"] and alias not in getattr(
-            view, "_non_atomic_requests", ()
-        ):
-            return True
-    return False
+def _cannot_refresh(view: Callable[..., Any]) -> bool:
+    """Whether *view* runs in a transaction in which no token can be stored."""
+    connection = connections[router.db_for_write(TokenGrant)]
+    return (
+        connection.vendor == "sqlite"
+        and connection.settings_dict["ATOMIC_REQUESTS"]
+        and connection.alias not in getattr(view, "_non_atomic_requests", ())
+    )
 
 
 def _refresh_before_transaction(context: SMARTContext | None) -> None:

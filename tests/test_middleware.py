@@ -391,8 +391,9 @@ def test_site_that_asks_everyone_to_log_in_can_still_launch(ehr, settings, metho
     assert getattr(open_chart(ehr), method)("/links/").status_code == 200
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("prefixed", [True, False])
-def test_due_token_is_refreshed_before_the_view_s_transaction(
+def test_due_token_is_refreshed_outside_of_the_view_s_transaction(
     ehr, monkeypatch, prefixed
 ):
     chart = _open_refreshable_chart(ehr)

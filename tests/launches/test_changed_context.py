@@ -56,6 +56,7 @@ def open_stale(ehr: Any) -> Chart:
     return chart
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("fault", ["refresh_other_patient", "refresh_other_encounter"])
 @pytest.mark.parametrize(
     ("method", "view", "atomic"),

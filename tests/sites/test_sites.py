@@ -181,6 +181,7 @@ def test_what_a_view_wrote_is_rolled_back_when_the_ehr_fails(ehr, kind):
     assert Group.objects.count() == 1
 
 
+@pytest.mark.django_db(transaction=True)
 @of("atomic")
 @pytest.mark.parametrize(
     ("scope", "fault", "status", "code"),
@@ -191,7 +192,7 @@ def test_what_a_view_wrote_is_rolled_back_when_the_ehr_fails(ehr, kind):
     ],
     ids=["has ended", "cannot be replaced now", "is replaced"],
 )
-def test_token_that_ended_is_seen_to_before_the_transaction(
+def test_token_that_ended_is_seen_to_outside_of_the_transaction(
     ehr, registration, kind, scope, fault, status, code
 ):
     registration.ehr_scope += scope
