@@ -15,7 +15,7 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
 from django.core.exceptions import SuspiciousOperation
-from django.db import IntegrityError, router, transaction
+from django.db import DataError, IntegrityError, router, transaction
 from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
@@ -217,8 +217,8 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         Raises:
             UserRefusedError: ``verify_claims`` returned false, several users have the
                 identity, it is unknown and the registration does not create users, the
-                name from the site's ``get_username`` is already taken, or a hook raised
-                ``SuspiciousOperation``.
+                name from the site's ``get_username`` is already taken, the database
+                refused the user, or a hook raised ``SuspiciousOperation``.
             UserInactiveError: the user is deactivated, or hidden by the user model's
                 default manager.
         """
@@ -351,22 +351,31 @@ class _Decision(OIDCAuthenticationBackend):
             self.check(users[0] if users else None, claims._identities)
         return users
 
-    def create_user(self, claims: Mapping[str, Any]) -> AbstractBaseUser:
+    def create_user(self, claims: Claims) -> AbstractBaseUser:
         try:
             with transaction.atomic(using=router.db_for_write(self.backend.UserModel)):
                 return self.backend.create_user(claims)
-        except IntegrityError as exc:
-            # If another callback of this identity was faster, the next attempt finds
-            # it. On some sites, names must differ in more than case.
+        except (DataError, IntegrityError) as exc:
+            # On some sites, names must differ in more than case.
             name = self.backend.get_username(claims)
-            if not self.backend._is_taken(name, claims, "iexact"):
+            if self.backend._is_taken(name, claims, "iexact"):
+                logger.warning(
+                    "No user created: get_username returned a name that is already "
+                    "taken"
+                )
+                message = "Another user has the name that this identity would get."
+            elif claims._find_identities().exists():
+                # Another callback of this identity was faster: try again, and find it.
                 raise
-            logger.warning(
-                "No user created: get_username returned a name that is already taken"
-            )
-            raise UserRefusedError(
-                "Another user has the name that this identity would get."
-            ) from exc
+            else:
+                # Without the error's message, which may contain personal data.
+                logger.error(  # noqa: TRY400
+                    "No user created (%s). If the user model requires more than a "
+                    "name of 32 characters, override create_user.",
+                    type(exc).__name__,
+                )
+                message = "The database refused the user of this identity."
+            raise UserRefusedError(message) from exc
 
     def update_user(
         self, user: AbstractBaseUser, claims: Mapping[str, Any]

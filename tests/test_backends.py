@@ -15,7 +15,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import aauthenticate, authenticate, get_user_model
 from django.core.exceptions import SuspiciousOperation
-from django.db import IntegrityError
+from django.db import DataError, IntegrityError
 from django.test import RequestFactory
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
@@ -529,15 +529,38 @@ def test_name_of_a_site_that_somebody_has_is_refused(
         assert User.objects.get(username="Practitioner-of-the-ehr").first_name == "new"
 
 
-def test_other_fault_of_a_site_s_own_is_not_taken_for_a_name(
-    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [DataError, IntegrityError])
+def test_user_whom_the_database_refuses_is_not_taken_for_a_name(
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[Exception],
 ) -> None:
     def fail(self: Any, claims: Any) -> None:
-        raise IntegrityError("NOT NULL constraint failed: site_profile.npi")
+        raise error("Key (email)=(maria@example.org) already exists.")
 
     monkeypatch.setattr(NamedBackend, "create_user", fail)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(UserRefusedError):
         NamedBackend().resolve_user(_claims(fhirUser="Practitioner/1"), registration)
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert "override create_user" in record.message
+    assert "maria" not in caplog.text
+
+
+def test_user_whom_a_faster_callback_has_created_is_found_by_the_next_attempt(
+    registration: ClientRegistration,
+) -> None:
+    class Backend(SMARTAuthenticationBackend):
+        def create_user(self, claims: Any) -> Any:
+            raise IntegrityError("UNIQUE constraint failed: auth_user.username")
+
+        def get_username(self, claims: Any) -> str:
+            # Outside of what the error rolls back.
+            _link(User.objects.create_user("created meanwhile"))
+            return super().get_username(claims)
+
+    with pytest.raises(IntegrityError):
+        Backend().resolve_user(_claims(), registration)
 
 
 def test_django_never_signs_anybody_in_by_our_backend(settings: Any) -> None:

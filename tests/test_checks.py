@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib.auth import get_user_model
 from django.core.checks import run_checks
 from django.db import connections
 from django.db.models import Model
@@ -402,6 +403,29 @@ def test_session_refresh_of_the_staff_s_sign_in_has_to_be_ours(settings):
 def test_subclasses_do(settings):
     settings.MIDDLEWARE = ["tests.test_checks.OwnMiddleware", *settings.MIDDLEWARE[1:]]
     settings.AUTHENTICATION_BACKENDS = ["tests.test_checks.OwnBackend"]
+    assert check_structure() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("email", {"unique": True}), ("username", {"max_length": 30})],
+)
+def test_users_need_nothing_but_a_name(settings, monkeypatch, name, values):
+    field = get_user_model()._meta.get_field(name)
+    for attribute, value in values.items():
+        monkeypatch.setattr(field, attribute, value)
+    messages = check_structure()
+    assert ids(messages) == ["W069"]
+    assert name in messages[0].msg
+    settings.AUTHENTICATION_BACKENDS = ["tests.test_backends.SiteBackend"]
+    assert check_structure() == []
+
+
+@pytest.mark.parametrize("values", [{"null": True}, {"default": object}])
+def test_unique_column_that_stays_unique_passes(monkeypatch, values):
+    field = get_user_model()._meta.get_field("email")
+    for attribute, value in {"unique": True, **values}.items():
+        monkeypatch.setattr(field, attribute, value)
     assert check_structure() == []
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
@@ -27,6 +28,7 @@ from ..models import TokenGrant
 
 __all__ = ["check_structure"]
 
+_NAME_LENGTH = 32  # of the names that get_username generates
 _UTC = {None, "UTC", "Etc/UTC"}
 _DATABASE_SESSIONS = {
     "django.contrib.sessions.backends.cached_db",
@@ -35,12 +37,13 @@ _DATABASE_SESSIONS = {
 
 
 def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048`` to ``E068``, ``W020`` to ``W066``: the setup."""
+    """``E020`` to ``E027``, ``E048`` to ``E068``, ``W020`` to ``W069``: the setup."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
         *_check_session_refresh(),
         *_check_backend(),
+        *_check_user_model(),
         *_check_apps(),
         *_check_urls(),
         *_check_login_url(),
@@ -141,6 +144,38 @@ def _check_backend() -> Iterator[checks.CheckMessage]:
                 "AUTHENTICATION_BACKENDS."
             ),
             id="django_smart.E021",
+        )
+
+
+def _check_user_model() -> Iterator[checks.CheckMessage]:
+    """Warn if the default ``create_user`` cannot create several users."""
+    ours, model = SMARTAuthenticationBackend, get_user_model()
+    loaded: list[Any] = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
+    used = [loaded[index] for index in _find(loaded, ours)]
+    if not any(each.create_user is ours.create_user for each in used):
+        return
+    name = model._meta.get_field(model.USERNAME_FIELD)
+    columns = [
+        field.name
+        for field in model._meta.concrete_fields
+        if field.unique
+        and not (field.null or field.primary_key or field is name)
+        and not (field.has_default() and callable(field.default))
+    ]
+    if (name.max_length or _NAME_LENGTH) < _NAME_LENGTH and any(
+        each.get_username is ours.get_username for each in used
+    ):
+        columns.append(name.name)
+    if columns:
+        yield checks.Warning(
+            f"The authentication backend gives new users of {model._meta.label} only "
+            f"a name of {_NAME_LENGTH} characters, which does not fit these columns: "
+            f"{', '.join(columns)}. Sign-ins of new users are refused (user_refused).",
+            hint=(
+                "Override create_user in a subclass of SMARTAuthenticationBackend, or "
+                "make the columns nullable and long enough."
+            ),
+            id="django_smart.W069",
         )
 
 
