@@ -64,7 +64,7 @@ def fhir_client_for(
         TypeError: neither a grant, nor a user and a server.
     """
     if grant is not None:
-        if not TokenGrant.objects.usable().filter(pk=grant.pk).exists():
+        if TokenGrant.objects.find_usable(grant.pk) is None:
             raise NoGrantError("The grant has ended, or its user is deactivated.")
         if grant.is_for_service:
             return backend_client_for(grant.registration)
@@ -73,9 +73,9 @@ def fhir_client_for(
         raise TypeError(
             "fhir_client_for() requires either a user and a server, or a grant."
         )
-    if user.pk is None:
+    if user.pk is None or not user.is_active:
         # An anonymous user would match grants without a user.
-        raise NoGrantError("An anonymous user has no grants.")
+        raise NoGrantError("An anonymous or deactivated user has no usable grants.")
     grants = (
         TokenGrant.objects.usable()
         .offline()

@@ -25,6 +25,7 @@ from ..conf import conf
 from ..fields import EncryptedTextField
 from ..middleware import SessionRefresh, SMARTCacheMiddleware, SMARTMiddleware
 from ..models import TokenGrant
+from ..models.grant import can_be_deactivated
 
 __all__ = ["check_structure"]
 
@@ -37,7 +38,7 @@ _DATABASE_SESSIONS = {
 
 
 def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048`` to ``E068``, ``W020`` to ``W069``: the setup."""
+    """``E020`` to ``E027``, ``E048`` to ``E068``, ``W020`` to ``W070``: the setup."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
@@ -148,8 +149,20 @@ def _check_backend() -> Iterator[checks.CheckMessage]:
 
 
 def _check_user_model() -> Iterator[checks.CheckMessage]:
-    """Warn if the default ``create_user`` cannot create several users."""
-    ours, model = SMARTAuthenticationBackend, get_user_model()
+    """Warn of users who cannot be stored, or whose state has no column."""
+    ours = SMARTAuthenticationBackend
+    model: Any = get_user_model()
+    # Django's base class, without deactivation, has True.
+    if not can_be_deactivated() and model.is_active is not True:
+        yield checks.Warning(
+            f"{model._meta.label}.is_active is not a database column, so workers "
+            "refresh the grants of deactivated users, and the purge does not end them.",
+            hint=(
+                "Make is_active a BooleanField; until then, end the grants of "
+                "deactivated users in the admin."
+            ),
+            id="django_smart.W070",
+        )
     loaded: list[Any] = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
     used = [loaded[index] for index in _find(loaded, ours)]
     if not any(each.create_user is ours.create_user for each in used):

@@ -144,7 +144,7 @@ def _look_again(grant: TokenGrant) -> None:
     # A transaction may be broken, or see outdated rows.
     if is_in_transaction() or _is_in_event_loop():
         return
-    fresh = TokenGrant.objects.usable().filter(pk=grant.pk).first()
+    fresh = TokenGrant.objects.find_usable(grant.pk)
     if fresh is None:
         raise ReauthorizationRequiredError(
             "The grant has ended, or its user is deactivated."

@@ -115,6 +115,17 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             return self.active()
         return self.active().filter(Q(user__isnull=True) | Q(user__is_active=True))
 
+    def find_usable(self, pk: int) -> TokenGrant | None:
+        """
+        Return the usable grant with this primary key.
+
+        Its owner is asked as well, because ``is_active`` need not be a column.
+        """
+        grant = self.usable().filter(pk=pk).select_related("user").first()
+        if grant is None or (grant.user is not None and not grant.user.is_active):
+            return None
+        return grant
+
     def offline(self) -> Self:
         """Return grants that stay valid after sign-out."""
         return self.filter(is_offline=True)

@@ -11,7 +11,9 @@ from django.core.management import call_command
 from django.db import connection
 from django.utils import timezone
 
+from django_smart.checks import check_structure
 from django_smart.clients import fhir_client_for
+from django_smart.exceptions import NoGrantError, ReauthorizationRequiredError
 from django_smart.grants.engine import refresh_grants
 from django_smart.launches.purge import purge
 from django_smart.models import Identity, Launch, TokenGrant
@@ -80,6 +82,30 @@ def test_grants_of_users_who_cannot_be_deactivated_are_refreshed_and_purged(
     assert refresh_grants([grant.pk]).refreshed == 1
     purge()
     assert TokenGrant.objects.get().status == "active"
+
+
+def test_person_who_is_deactivated_by_other_means_than_a_column(
+    ehr, registration, monkeypatch, host_clock
+):
+    browser = make_browser()
+    person = Person.people.create_user("maria@clinic.example", "secret")
+    browser.force_login(person)
+    connect(browser, ehr, patient=PATIENT)
+    client = fhir_client_for(person, registration.server)
+    client.read("Patient", PATIENT)
+    monkeypatch.setattr(Person, "is_active", property(lambda self: False))
+    for values in (
+        {"user": person, "server": registration.server},
+        {"grant": TokenGrant.objects.get()},
+    ):
+        with pytest.raises(NoGrantError):
+            fhir_client_for(**values)
+    host_clock.shift(61)
+    with pytest.raises(ReauthorizationRequiredError):
+        client.read("Patient", PATIENT)
+    # Background work asks the database alone.
+    (message,) = check_structure()
+    assert message.id == "django_smart.W070"
 
 
 def test_admin_finds_launches_by_person(ehr):
