@@ -535,7 +535,7 @@ class DecideView(_CompletingView):
             return harden(HttpResponseRedirect(self.get_launch_url(launch)))
         asked = self._look(request, launch)
         user = get_user(request)
-        if user is not None and user == asked.owner:
+        if _is_owner(user, asked):
             return self._complete(request, launch)
         _, claims = read_held(launch)
         context = {
@@ -562,7 +562,7 @@ class DecideView(_CompletingView):
             self._end(launch, DecisionError("Canceled.", code="decision_declined"))
         asked = self._look(request, launch)
         user = get_user(request)
-        if user is not None and user == asked.owner:
+        if _is_owner(user, asked):
             return self._complete(request, launch)
         question = asked.question
         if question == Launch.Question.SIGN_IN and choice == "sign_in":
@@ -617,7 +617,7 @@ class DecideView(_CompletingView):
         except SMARTError as exc:
             self._end(launch, exc)
         if asked.question != Launch.Question.SIGN_IN and (
-            user is None or (user != asked.owner and user.pk != launch.user_id)
+            user is None or not (_is_owner(user, asked) or user.pk == launch.user_id)
         ):
             # Only whoever was asked can answer: the question was about them.
             changed = "The user who was asked is no longer signed in."
@@ -791,6 +791,11 @@ def _may_be_chosen(
 ) -> bool:
     """Whether *user* can let an account of this EHR sign them in."""
     return user is not None and not is_protected(user, registration.server)
+
+
+def _is_owner(user: AbstractBaseUser | None, asked: UndecidedError) -> bool:
+    """Whether *user* is whom the question is about, also as an object of a subclass."""
+    return user is not None and asked.owner is not None and user.pk == asked.owner.pk
 
 
 def _build_decide_url(launch: Launch) -> str:

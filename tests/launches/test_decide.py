@@ -202,6 +202,21 @@ def test_only_the_user_of_the_account_goes_on(ehr: EHRSimulator) -> None:
 
 
 @pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_user_of_the_account_may_be_an_object_of_another_class(
+    ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    # As Django compares a parent with its child of multi-table inheritance.
+    monkeypatch.setattr(User, "__eq__", object.__eq__)
+    owner = make_user("maria")
+    connect(_signed_in_browser(owner), ehr)
+    browser = make_browser()
+    _, page = _get_parked(_launch(browser, ehr))
+    _sign_in(browser, owner)
+    assert get_launch(getattr(browser, method)(page)).user_id == owner.pk
+
+
+@pytest.mark.usefixtures("registration")
 def test_parked_launch_is_found_by_the_browser_that_opened_it_alone(
     ehr: EHRSimulator,
 ) -> None:
