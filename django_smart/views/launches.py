@@ -351,6 +351,10 @@ class _CompletingView(ProtocolView):
         # The completion has ended what others had open in this browser.
         get_request_state(request).taken_over_by = user.pk
         path = _find_path(type(backend))
+        replaced = get_user(request)
+        if replaced is not None and replaced.pk != user.pk:
+            # The session may be the new user's, who impersonates the other in it.
+            request.session.flush()
         login(request, user, backend=path)  # type: ignore[arg-type]  # any user class
         request.session["oidc_id_token_expiration"] = _NEVER
 

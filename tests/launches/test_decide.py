@@ -13,7 +13,7 @@ import pytest
 import time_machine
 from django.contrib.auth import get_user_model
 from django.db import OperationalError, connection
-from django.http import HttpResponseBase
+from django.http import HttpRequest, HttpResponseBase
 from django.test import Client
 from django.test.utils import override_script_prefix
 from django.utils import timezone
@@ -214,6 +214,40 @@ def test_user_of_the_account_may_be_an_object_of_another_class(
     _, page = _get_parked(_launch(browser, ehr))
     _sign_in(browser, owner)
     assert get_launch(getattr(browser, method)(page)).user_id == owner.pk
+
+
+def impersonate(get_response: Any) -> Callable[[HttpRequest], HttpResponseBase]:
+    """Middleware that lets support staff see the site as another user."""
+
+    def respond(request: HttpRequest) -> HttpResponseBase:
+        if name := request.session.get("impersonate"):
+            request.user = User.objects.get(username=name)
+        response: HttpResponseBase = get_response(request)
+        return response
+
+    return respond
+
+
+@pytest.mark.parametrize("user_switch", ["ask", "switch"])
+def test_session_in_which_another_user_is_impersonated_ends_with_the_switch(
+    ehr: EHRSimulator, settings: Any, user_switch: str
+) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.impersonate"]
+    make_registration(user_switch=user_switch)
+    make_user("maria")
+    browser = make_browser()
+    support: Any = launch(browser, ehr).user
+    session = browser.session
+    session["impersonate"] = "maria"
+    session.save()
+    response = _launch(browser, ehr)
+    if user_switch == "ask":
+        _, page = _get_parked(response)
+        response = browser.post(page, {"choice": "switch"})
+    opened = get_launch(response)
+    assert opened.user == support
+    assert "impersonate" not in browser.session
+    assert open_page(browser, opened) == 200
 
 
 @pytest.mark.usefixtures("registration")
