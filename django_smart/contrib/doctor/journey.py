@@ -12,7 +12,7 @@ import contextvars
 import functools
 import io
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
-from django.contrib.auth.models import AnonymousUser
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpRequest, HttpResponse
@@ -36,7 +35,6 @@ from django.urls import (
 
 from ...conf import conf
 from ...exceptions import SMARTError
-from ...launches.context import SMARTContext
 from ...launches.prefix import find_route
 from ...models import ClientRegistration
 from ...protocol.messages import HTTPRequest
@@ -129,22 +127,14 @@ def find_cookie_faults(origins: Iterable[str]) -> Iterator[Finding]:
 
 def find_page_faults() -> Iterator[Finding]:
     """The pages of this package, in the templates of the site."""
-    words = {name: f"{name}-{secrets.token_hex(4)}" for name in ("title", "advice")}
-    request = HttpRequest()
-    host = urlsplit(conf.SMART_SITE_URL).hostname or "localhost"
-    request.META.update(SERVER_NAME=host, SERVER_PORT="80", REMOTE_ADDR="")
-    request.user = AnonymousUser()
-    # Templates and context processors of the site may use it on any page.
-    request.smart = SMARTContext(request, None)  # type: ignore[attr-defined]
-    request.session = import_module(settings.SESSION_ENGINE).SessionStore()
-    try:
-        page = render_to_string(
-            "django_smart/error.html", {**words, "code": "doctor"}, request
-        )
-    except Exception as exc:  # noqa: BLE001 (the site's own templates and processors)
+    shown = _Inside(conf.SMART_SITE_URL or "http://localhost").show_error()
+    if shown is None:
+        return  # a middleware answers, which "url_blocked" reports
+    words, page = shown
+    if isinstance(page, Exception):
         yield build_finding(
             "page_broken",
-            what=f"The error page cannot be rendered: {type(exc).__name__}: {exc}",
+            what=f"The error page cannot be rendered: {type(page).__name__}: {page}",
             fix="Fix the template or context processor that the error names.",
         )
         return
@@ -226,10 +216,16 @@ class _Inside:
         headers = {name.lower(): text for name, text in response.items()}
         return response.status_code, headers
 
+    def show_error(self) -> tuple[dict[str, str], str | Exception] | None:
+        """Words of an error page, and the page or why it cannot be rendered."""
+        urlconf = _build_urls(settings.ROOT_URLCONF, _show_error)
+        request, _ = self._send(get_script_prefix(), urlconf=urlconf)
+        return getattr(request, "doctor_page", None)
+
     def find_lost_cookies(self, path: str) -> Iterator[Finding]:
         """A session that a view saves has to leave with the settings' cookie."""
         request, response = self._send(
-            path, urlconf=_build_saving_urls(settings.ROOT_URLCONF)
+            path, urlconf=_build_urls(settings.ROOT_URLCONF, _save_session)
         )
         session = getattr(request, "session", None)
         if session is None or not session.modified:
@@ -280,22 +276,36 @@ class _Inside:
 
 
 @functools.cache
-def _build_saving_urls(urlconf: Any) -> ModuleType:
-    """The URLs of *urlconf* behind one view for every path, which saves a session."""
-
-    @login_not_required
-    def save(request: HttpRequest, **_: Any) -> HttpResponse:
-        if hasattr(request, "session"):
-            request.session["doctor"] = 1
-        return HttpResponse()
-
+def _build_urls(urlconf: Any, view: Callable[..., HttpResponse]) -> ModuleType:
+    """The URLs of *urlconf* behind *view* for every path."""
     urls = ModuleType("django_smart_doctor_urls")
     urls.urlpatterns = [  # type: ignore[attr-defined]  # a module made here
-        re_path("", save),
+        re_path("", view),
         # Not with include(), which refuses i18n_patterns.
         *get_resolver(urlconf).url_patterns,
     ]
     return urls
+
+
+@login_not_required
+def _save_session(request: HttpRequest, **_: Any) -> HttpResponse:
+    if hasattr(request, "session"):
+        request.session["doctor"] = 1
+    return HttpResponse()
+
+
+@login_not_required
+def _show_error(request: HttpRequest, **_: Any) -> HttpResponse:
+    words = {name: f"{name}-{secrets.token_hex(4)}" for name in ("title", "advice")}
+    page: str | Exception
+    try:
+        page = render_to_string(
+            "django_smart/error.html", {**words, "code": "doctor"}, request
+        )
+    except Exception as exc:  # noqa: BLE001 (the site's own templates and processors)
+        page = exc
+    request.doctor_page = words, page  # type: ignore[attr-defined]  # for the doctor
+    return HttpResponse()
 
 
 def _find_landing_page(origin: str, page: str) -> Iterator[Finding]:

@@ -81,6 +81,21 @@ def show_patient(request: Any) -> dict[str, str]:
     return {"patient": request.smart.patient_id or ""}
 
 
+def name_tenant(get_response: Any) -> Any:
+    """A middleware that sets an attribute."""
+
+    def answer(request: Any) -> Any:
+        request.tenant_name = "clinic"
+        return get_response(request)
+
+    return answer
+
+
+def show_tenant(request: Any) -> dict[str, str]:
+    """A context processor that relies on ``name_tenant``."""
+    return {"tenant": request.tenant_name}
+
+
 def drop_session_cookie(get_response: Any) -> Any:
     """A middleware that keeps the session's cookie from browsers."""
 

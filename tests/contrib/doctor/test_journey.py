@@ -140,9 +140,14 @@ def test_base_template_without_the_blocks_is_named(
     assert [each.code for each in examine([world.server])] == [code] * bool(code)
 
 
-def test_context_processor_may_rely_on_the_middleware(world: World) -> None:
+@pytest.mark.parametrize("name", ["show_patient", "show_tenant"])
+def test_context_processor_may_rely_on_the_middleware(world: World, name: str) -> None:
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.name_tenant",
+    ]
     engine = dict(world.settings.TEMPLATES[0])
-    processor = "tests.contrib.doctor.site.show_patient"
+    processor = f"tests.contrib.doctor.site.{name}"
     engine["OPTIONS"] = {
         **engine["OPTIONS"],
         "context_processors": [*engine["OPTIONS"]["context_processors"], processor],
