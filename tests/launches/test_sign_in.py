@@ -605,6 +605,7 @@ def test_access_token_that_does_not_verify_names_nobody(
         other = EHRSimulator(base_url="https://elsewhere.example.net/fhir")
         if wrong == "keys":
             other = EHRSimulator(base_url=simulator.base_url)
+            other.rotate_signing_key()
         at = 1_000_000_000 if wrong == "expired" else expires_at
         return make(other if wrong in {"issuer", "keys"} else simulator, grant, at)
 

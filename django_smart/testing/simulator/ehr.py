@@ -23,7 +23,7 @@ from django_smart.testing.simulator.endpoints import Endpoints
 from django_smart.testing.simulator.errors import AuthorizationError
 from django_smart.testing.simulator.exchange import Exchange, browser_request
 from django_smart.testing.simulator.faults import FaultSet
-from django_smart.testing.simulator.id_tokens import SigningKey
+from django_smart.testing.simulator.id_tokens import SigningKey, get_first_key
 from django_smart.testing.simulator.people import users
 from django_smart.testing.simulator.quirks import QUIRKS
 from django_smart.testing.simulator.serving import running_server
@@ -394,7 +394,8 @@ class EHRSimulator(Endpoints):
         """The published keys; the last one signs."""
         with self.store.lock:
             if not self._signing_keys:
-                self.rotate_signing_key()
+                key = get_first_key(self.base_url, self.id_token_algorithm)
+                self._signing_keys = [key]
             return list(self._signing_keys)
 
     @signing_keys.setter

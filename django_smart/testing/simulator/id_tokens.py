@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
     from django_smart.testing.simulator.state import Grant
 
-__all__ = ["ID_TOKEN_LIFETIME", "IDTokenDraft", "SigningKey", "issue_id_token"]
+__all__ = [
+    "ID_TOKEN_LIFETIME",
+    "IDTokenDraft",
+    "SigningKey",
+    "get_first_key",
+    "issue_id_token",
+]
 
 ID_TOKEN_LIFETIME = 300
 """Seconds."""
@@ -62,6 +69,13 @@ class SigningKey:
             members = ECAlgorithm.to_jwk(public_key, as_dict=True)
         members.pop("key_ops", None)
         return {**members, "kid": self.kid, "use": "sig", "alg": self.algorithm}
+
+
+# RSA takes a tenth of a second, and most tests have a simulator of their own.
+@lru_cache(maxsize=16)
+def get_first_key(_base_url: str, algorithm: str) -> SigningKey:
+    """The key pair that every simulator at this URL begins with, in this process."""
+    return SigningKey.generate(algorithm)
 
 
 @dataclass(slots=True, kw_only=True)
