@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import router, transaction
 from django.http import HttpRequest
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -372,7 +373,11 @@ class SMARTContext:
         now = timezone.now()
         if not is_ours or not launch.is_live(now):
             return None
-        Launch.objects.note_use(launch, now=now)
+        # In a view's transaction, the row would stay locked, also for a refresh.
+        transaction.on_commit(
+            partial(Launch.objects.note_use, launch, now=now),
+            using=router.db_for_write(Launch),
+        )
         return launch
 
     def _comes_from_another(self, launch: Launch) -> bool:

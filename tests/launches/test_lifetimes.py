@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import time_machine
+from django.db import transaction
 from django.utils import timezone
 from django.utils.html import escape
 
@@ -14,7 +15,7 @@ from django_smart.error_pages.words import ENDINGS
 from django_smart.launches.purge import purge
 from django_smart.models import Launch, TokenGrant
 from tests.ehr import launch, make_browser
-from tests.site.browsers import Chart, open_chart
+from tests.site.browsers import Chart, make_context, open_chart
 
 pytestmark = [
     pytest.mark.django_db,
@@ -46,6 +47,7 @@ def test_launch_that_is_left_alone_ends(ehr, method):
     assert b"<code>launch_ended</code>" in response.content
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_use_is_noted_once_a_minute(ehr, django_assert_num_queries, prefixed):
     chart = open_chart(ehr)
@@ -57,6 +59,17 @@ def test_use_is_noted_once_a_minute(ehr, django_assert_num_queries, prefixed):
         with time_machine.travel(now, tick=False):
             assert chart.get("/whoami/").json()["launched"] is True
         assert used_at(chart) == start + timedelta(seconds=noted)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_view_s_transaction_keeps_no_lock_of_the_launch(ehr):
+    chart = open_chart(ehr)
+    long_ago = used_at(chart) - timedelta(minutes=5)
+    Launch.objects.update(last_used_at=long_ago)
+    with transaction.atomic():
+        assert make_context(chart, user=chart.launch.user).launch == chart.launch
+        assert used_at(chart) == long_ago
+    assert used_at(chart) > long_ago
 
 
 def test_request_that_was_overtaken_never_sets_the_time_back(ehr):
