@@ -470,11 +470,9 @@ class FHIRClient(FHIRConnection):
         return response
 
     def _build_guard(self) -> Guard | None:
-        """Return the patient boundary, unless all scopes are for other levels."""
-        scopes = self._tokens.scopes or ScopeSet()
-        levels = {scope.level for scope in scopes.resource_scopes}
-        is_for_patient = "patient" in levels if levels else bool(self.patient_id)
-        if self._record_rules is None or not is_for_patient:
+        """Return the patient boundary, if scopes are for one patient."""
+        scopes, rules = self._tokens.scopes or ScopeSet(), self._record_rules
+        if rules is None or not (rules.always or scopes.are_for_patient):
             return None
         boundary = PatientBoundary(
             patient_id=self.patient_id,
@@ -483,7 +481,7 @@ class FHIRClient(FHIRConnection):
             other_patients=self.other_patients,
             trusts_binaries=True,
         )
-        return Guard(boundary=boundary, fetch=self._perform, rules=self._record_rules)
+        return Guard(boundary=boundary, fetch=self._perform, rules=rules)
 
     def _perform(
         self, interaction: Interaction, *, url: str | None = None

@@ -181,10 +181,12 @@ class RecordRules:
         reads_first: whether the target of a change, of an operation, of a history or of
             a read of a version is read and checked.
         may_write_unread: whether a change may go out where no scope allows reading.
+        always: whether they do so whatever scopes the token has now.
     """
 
     reads_first: bool = True
     may_write_unread: bool = False
+    always: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,15 +116,6 @@ class ResourceScope:
             ":" in name or "." in name or name == "_filter" for name, _ in self.query
         )
 
-    def allows(self, other: ResourceScope, letter: str) -> bool:
-        """Return whether this scope includes *letter* of the scope *other*."""
-        return (
-            letter in self.letters
-            and self.level == other.level
-            and self.type.lower() in ("*", other.type.lower())
-            and self.query in ((), other.query)
-        )
-
     def with_letters(self, letters: Iterable[str]) -> ResourceScope:
         """Return the same scope in v2 syntax with other *letters*, at least one."""
         ordered = "".join(letter for letter in _LETTERS if letter in letters)
@@ -336,6 +327,11 @@ class ScopeSet:
         return ScopeSet._unique((*self.scopes, *other.scopes))
 
     @property
+    def are_for_patient(self) -> bool:
+        """Whether one of them is for one patient's record (SCOPE-12)."""
+        return any(scope.level == "patient" for scope in self.resource_scopes)
+
+    @property
     def resource_scopes(self) -> tuple[ResourceScope, ...]:
         """The scopes that give access to resources."""
         return tuple(s for s in self.scopes if isinstance(s, ResourceScope))
@@ -359,7 +355,12 @@ class ScopeSet:
         return _as_set(granted).missing(self)
 
     def limited_to(self, granted: ScopeSet) -> ScopeSet:
-        """Return the access that both these scopes and *granted* allow (REF-05)."""
+        """
+        Return the scopes, with their letters, that both these and *granted* cover.
+
+        That is the access of both (REF-05), but for scopes that only overlap: one for
+        all types with parameters, and one for a type without them.
+        """
         covered = _select(self, granted, covered=True)
         return covered | covered.missing(_select(granted, self, covered=True))
 
@@ -418,19 +419,25 @@ def _as_set(scopes: ScopeSet | str) -> ScopeSet:
 
 def _select(scopes: ScopeSet | str, granted: ScopeSet, *, covered: bool) -> ScopeSet:
     """Return the parts of *scopes* that *granted* covers, or those it does not."""
-    grants = granted.resource_scopes
     others = {_identity(scope) for scope in granted}
+    # By what they are about: a server can send thousands of them.
+    allowed: dict[object, set[str]] = {}
+    for grant in granted.resource_scopes:
+        key = (grant.level, grant.type.lower(), grant.query)
+        allowed.setdefault(key, set()).update(grant.letters)
     selected: list[Scope] = []
     for scope in _as_set(scopes):
         if not isinstance(scope, ResourceScope):
             if (_identity(scope) in others) is covered:
                 selected.append(scope)
             continue
-        letters = [
-            letter
-            for letter in scope.letters
-            if any(grant.allows(scope, letter) for grant in grants) is covered
+        found = [
+            allowed.get((scope.level, type_, query), set())
+            for type_ in ("*", scope.type.lower())
+            for query in ((), scope.query)
         ]
+        reached = set().union(*found)
+        letters = [each for each in scope.letters if (each in reached) is covered]
         if len(letters) == len(scope.letters):
             selected.append(scope)
         elif letters:
@@ -439,7 +446,9 @@ def _select(scopes: ScopeSet | str, granted: ScopeSet, *, covered: bool) -> Scop
 
 
 def _identity(scope: Scope) -> object:
-    """Return the key for comparing scopes that are not about resources."""
+    """Return the key for comparing scopes in whatever form they are written."""
     if isinstance(scope, LaunchScope):
         return ("launch", scope.type, scope.role)
-    return scope.name if isinstance(scope, OtherScope) else scope
+    if isinstance(scope, OtherScope):
+        return scope.name
+    return (scope.level, scope.type, frozenset(scope.letters), scope.query)

@@ -52,12 +52,17 @@ def test_search_without_a_patient_is_about_the_launchs():
     assert len(grant.server.requests) == 2
 
 
-@pytest.mark.parametrize("scope", ["", "openid launch/patient"])
-def test_patient_without_scopes_for_data_is_guarded_too(scope):
-    grant = make_grant(scope)
-    with pytest.raises(ForeignPatientError):
-        grant.client.read("Patient", "p2")
-    assert grant.server.requests == []
+@pytest.mark.parametrize("scope", ["", "launch/patient", "user/Practitioner.r"])
+@pytest.mark.parametrize("always", [True, False])
+def test_record_is_kept_to_without_scopes_for_it_where_the_rules_say_so(scope, always):
+    grant = make_grant(scope, always=always)
+    grant.server.on("Patient/p2", respond({"resourceType": "Patient", "id": "p2"}))
+    if always:
+        with pytest.raises(ForeignPatientError):
+            grant.client.read("Patient", "p2")
+    else:
+        assert grant.client.read("Patient", "p2")
+    assert len(grant.server.requests) == (not always)
 
 
 def test_patient_scopes_without_a_patient_allow_only_what_others_do():

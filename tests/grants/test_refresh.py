@@ -12,8 +12,10 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart import transport
+from django_smart.clients import build_fhir_client
 from django_smart.exceptions import (
     ContextChangedError,
+    ForeignPatientError,
     ReauthorizationRequiredError,
     ResponseTooLargeError,
     SMARTError,
@@ -154,7 +156,21 @@ def test_scope_is_sent_only_if_the_server_wants_it(
     get_access_token(expire(grant, ehr))
     ehr.interceptors.clear()
     get_access_token(expire(grant, ehr))
+    assert dict(ehr.requests_to("refresh")[-1].form)["scope"] == grant.scope
     assert reload_grant(grant.pk).scopes == grant.scopes
+
+
+@pytest.mark.compliance("FHIR-04")
+@pytest.mark.parametrize("scope", ["", "launch/patient", "patient/*.rs"])
+def test_refresh_never_opens_other_records(
+    ehr: EHRSimulator, grant: TokenGrant, scope: str
+) -> None:
+    answer(ehr, "/token", scope=scope)
+    get_access_token(expire(grant, ehr))
+    before = len(ehr.requests)
+    with pytest.raises(ForeignPatientError):
+        build_fhir_client(reload_grant(grant.pk)).read("Patient", "another")
+    assert len(ehr.requests) == before
 
 
 @pytest.mark.compliance("REF-05")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -241,6 +242,32 @@ def test_launch_and_openid_scopes_have_a_uri_form_too():
     assert "openid" in granted
     assert f"{SMART_URI}launch/patient" in ScopeSet.parse("launch/patient")
     assert "offline_access" not in granted
+    assert "patient/Patient.rs" in ScopeSet.parse(f"{SMART_URI}patient/Patient.read")
+    assert "patient/Patient.r" not in ScopeSet.parse("patient/Patient.rs")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expected"),
+    [
+        ("user/*.rs patient/Patient.r", True),
+        ("PATIENT/PATIENT.READ", True),
+        ("launch/patient user/*.rs system/*.rs", False),
+    ],
+)
+def test_scopes_for_one_patient_are_told_by_their_level(scopes, expected):
+    assert ScopeSet.parse(scopes).are_for_patient is expected
+
+
+def test_thousands_of_scopes_take_no_time():
+    # As many as fit into a response, that a hostile server has a worker compare.
+    asked, granted = (
+        ScopeSet.parse(" ".join(f"patient/A.rs?{name}={n}" for n in range(3600)))
+        for name in ("a", "b")
+    )
+    assert len(asked.resource_scopes) == len(granted.resource_scopes) == 3600
+    started = process_time()
+    assert not asked.limited_to(granted)
+    assert process_time() - started < 2
 
 
 @pytest.mark.compliance("SCOPE-04", "SCOPE-05")

@@ -82,7 +82,7 @@ def _find_missing_launch_patient(
 ) -> Iterator[Finding]:
     scopes = ScopeSet.parse(registration.standalone_scope)
     if (
-        any(each.level == "patient" for each in scopes.resource_scopes)
+        scopes.are_for_patient
         and "launch/patient" not in scopes
         # Others may refuse the scope, and choose a patient in any case.
         and configuration.has(Capability.CONTEXT_STANDALONE_PATIENT)
