@@ -247,8 +247,19 @@ class SessionRefresh(upstream.SessionRefresh):
     mozilla-django-oidc's middleware, with URLs that contain no launch key.
 
     Upstream's sends a redirect URI under the launch prefix, which the identity provider
-    does not know, and keeps the exempt URLs of the first request for all later ones.
+    does not know, keeps the exempt URLs of the first request for all later ones, and
+    exempts no URL under a launch.
     """
+
+    def is_refreshable_url(self, request: HttpRequest) -> bool:
+        """Compare the path without the launch prefix with ``OIDC_EXEMPT_URLS``."""
+        path, prefix = request.path, get_request_state(request).prefix
+        if prefix is not None:
+            request.path = prefix.outer.rstrip("/") + request.path_info
+        try:
+            return bool(super().is_refreshable_url(request))  # type: ignore[no-untyped-call]  # upstream's
+        finally:
+            request.path = path
 
     def process_request(self, request: HttpRequest) -> HttpResponseBase | None:
         prefix = get_request_state(request).prefix

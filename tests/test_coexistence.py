@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -105,6 +106,18 @@ def test_staff_s_session_refresh_knows_no_launch(ehr):
     assert parse_qs(urlsplit(asked).query)["redirect_uri"] == [f"{SITE}/oidc/callback/"]
     assert chart.browser.session["oidc_login_next"] == chart.url("/links/")
     assert chart.browser.get("/oidc/callback/")["Location"] == "/"
+
+
+@pytest.mark.parametrize("exempt", ["links", "/links/", re.compile("^/links/")])
+def test_url_exempt_from_session_refresh_is_so_under_a_launch(ehr, settings, exempt):
+    settings.OIDC_EXEMPT_URLS = [exempt]
+    chart = open_chart(ehr)
+    session = chart.browser.session
+    session["oidc_id_token_expiration"] = time.time() - 1
+    session.save()
+    assert chart.get("/links/").status_code == 200
+    assert chart.browser.get("/links/").status_code == 200
+    assert chart.get("/private/").status_code == 302
 
 
 def test_staff_s_sign_in_starts_outside_of_a_launch(ehr, settings):
