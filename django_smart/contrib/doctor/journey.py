@@ -127,11 +127,15 @@ def find_cookie_faults(origins: Iterable[str]) -> Iterator[Finding]:
 
 def find_page_faults() -> Iterator[Finding]:
     """The pages of this package, in the templates of the site."""
-    shown = _Inside(conf.SMART_SITE_URL or "http://localhost").show_error()
-    if shown is None:
-        return  # a middleware answers, which "url_blocked" reports
-    words, page = shown
+    try:
+        path = reverse("django_smart:launch")
+    except NoReverseMatch:
+        return  # a system check reports that the URLs are not included
+    inside = _Inside(conf.SMART_SITE_URL or "https://localhost")
+    words, page, is_complete = inside.show_error(path)
     if isinstance(page, Exception):
+        if isinstance(page, AttributeError) and not is_complete:
+            return  # a middleware that was not reached may set it
         yield build_finding(
             "page_broken",
             what=f"The error page cannot be rendered: {type(page).__name__}: {page}",
@@ -216,11 +220,17 @@ class _Inside:
         headers = {name.lower(): text for name, text in response.items()}
         return response.status_code, headers
 
-    def show_error(self) -> tuple[dict[str, str], str | Exception] | None:
-        """Words of an error page, and the page or why it cannot be rendered."""
+    def show_error(self, path: str) -> tuple[dict[str, str], str | Exception, bool]:
+        """
+        Words of an error page, the page or why it cannot be rendered, and whether the
+        request passed all middleware.
+        """
         urlconf = _build_urls(settings.ROOT_URLCONF, _show_error)
-        request, _ = self._send(get_script_prefix(), urlconf=urlconf)
-        return getattr(request, "doctor_page", None)
+        request, _ = self._send(path, urlconf=urlconf)
+        is_complete = hasattr(request, "doctor_page")
+        if not is_complete:
+            _show_error(request)
+        return *request.doctor_page, is_complete
 
     def find_lost_cookies(self, path: str) -> Iterator[Finding]:
         """A session that a view saves has to leave with the settings' cookie."""

@@ -76,6 +76,17 @@ def redirect_to_sign_in(get_response: Any) -> Any:
     return answer
 
 
+def redirect_others_to_sign_in(get_response: Any) -> Any:
+    """A middleware that exempts only this package's URLs."""
+
+    def answer(request: Any) -> Any:
+        if request.path.startswith("/smart/"):
+            return get_response(request)
+        return HttpResponseRedirect("/accounts/login/?next=/")
+
+    return answer
+
+
 def show_patient(request: Any) -> dict[str, str]:
     """A context processor that relies on ``SMARTMiddleware``."""
     return {"patient": request.smart.patient_id or ""}

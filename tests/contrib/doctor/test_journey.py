@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,16 +133,77 @@ def test_sessions_in_a_dummy_cache_are_named(world: World) -> None:
 def test_base_template_without_the_blocks_is_named(
     world: World, tmp_path: Path, base: str, code: str
 ) -> None:
-    (tmp_path / "django_smart").mkdir()
-    (tmp_path / "django_smart" / "base.html").write_text(base)
-    world.settings.TEMPLATES = [
-        {**world.settings.TEMPLATES[0], "DIRS": [str(tmp_path)]}
-    ]
+    set_base_template(world, tmp_path, base)
     assert [each.code for each in examine([world.server])] == [code] * bool(code)
+
+
+def set_base_template(world: World, folder: Path, base: str) -> None:
+    (folder / "django_smart").mkdir()
+    (folder / "django_smart" / "base.html").write_text(base)
+    world.settings.TEMPLATES = [{**world.settings.TEMPLATES[0], "DIRS": [str(folder)]}]
+
+
+def require_sign_in(world: World) -> None:
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.redirect_to_sign_in",
+    ]
+
+
+def require_sign_in_elsewhere(world: World) -> None:
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.redirect_others_to_sign_in",
+    ]
+
+
+def redirect_to_https(world: World) -> None:
+    world.settings.SMART_SITE_URL = ""
+    world.settings.SECURE_SSL_REDIRECT = True
+
+
+def allow_no_localhost(world: World) -> None:
+    world.settings.SMART_SITE_URL = ""
+    world.settings.ALLOWED_HOSTS = ["app.example.org"]
+
+
+SPOILERS = [
+    require_sign_in,
+    require_sign_in_elsewhere,
+    redirect_to_https,
+    allow_no_localhost,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [("<title>Clinic</title>", "page_empty"), ("{% nothing %}", "page_broken")],
+)
+def test_broken_pages_are_named_although_a_middleware_answers(
+    world: World, tmp_path: Path, base: str, code: str, spoil: Callable[[World], None]
+) -> None:
+    set_base_template(world, tmp_path, base)
+    spoil(world)
+    find(world, code)
 
 
 @pytest.mark.parametrize("name", ["show_patient", "show_tenant"])
 def test_context_processor_may_rely_on_the_middleware(world: World, name: str) -> None:
+    add_context_processor(world, name)
+    assert examine([world.server]) == []
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_middleware_that_answers_does_not_accuse_a_context_processor(
+    world: World, spoil: Callable[[World], None]
+) -> None:
+    spoil(world)
+    add_context_processor(world, "show_tenant")
+    assert "page_broken" not in {each.code for each in examine([world.server])}
+
+
+def add_context_processor(world: World, name: str) -> None:
     world.settings.MIDDLEWARE = [
         *world.settings.MIDDLEWARE,
         "tests.contrib.doctor.site.name_tenant",
@@ -153,14 +215,10 @@ def test_context_processor_may_rely_on_the_middleware(world: World, name: str) -
         "context_processors": [*engine["OPTIONS"]["context_processors"], processor],
     }
     world.settings.TEMPLATES = [engine]
-    assert examine([world.server]) == []
 
 
 def test_url_that_something_else_answers_is_named(world: World) -> None:
-    world.settings.MIDDLEWARE = [
-        *world.settings.MIDDLEWARE,
-        "tests.contrib.doctor.site.redirect_to_sign_in",
-    ]
+    require_sign_in(world)
     finding = find(world, "url_blocked")
     assert "/accounts/login/" in finding.what
 
@@ -169,10 +227,7 @@ def test_site_that_cannot_reach_itself_is_walked_in_this_process(
     world: World,
 ) -> None:
     transport.mount(SITE, Away())
-    world.settings.MIDDLEWARE = [
-        *world.settings.MIDDLEWARE,
-        "tests.contrib.doctor.site.redirect_to_sign_in",
-    ]
+    require_sign_in(world)
     finding = find(world, "url_blocked")
     assert "/accounts/login/" in finding.what
 
