@@ -16,6 +16,7 @@ from django.contrib.auth import get_user_model
 from django.core.checks import run_checks
 from django.db import connections
 from django.db.models import Model
+from django.db.models.functions import Now
 from django.test.utils import override_script_prefix
 from django.urls import reverse_lazy
 
@@ -408,7 +409,11 @@ def test_subclasses_do(settings):
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [("email", {"unique": True}), ("username", {"max_length": 30})],
+    [
+        ("email", {"unique": True}),
+        ("email", {"unique": True, "db_default": ""}),
+        ("username", {"max_length": 30}),
+    ],
 )
 def test_users_need_nothing_but_a_name(settings, monkeypatch, name, values):
     field = get_user_model()._meta.get_field(name)
@@ -421,7 +426,15 @@ def test_users_need_nothing_but_a_name(settings, monkeypatch, name, values):
     assert check_structure() == []
 
 
-@pytest.mark.parametrize("values", [{"null": True}, {"default": object}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"null": True},
+        {"default": object},
+        {"db_default": Now()},
+        {"generated": True},
+    ],
+)
 def test_unique_column_that_stays_unique_passes(monkeypatch, values):
     field = get_user_model()._meta.get_field("email")
     for attribute, value in {"unique": True, **values}.items():

@@ -172,8 +172,10 @@ def _check_user_model() -> Iterator[checks.CheckMessage]:
         field.name
         for field in model._meta.concrete_fields
         if field.unique
-        and not (field.null or field.primary_key or field is name)
+        and not (field.null or field.primary_key or field.generated or field is name)
         and not (field.has_default() and callable(field.default))
+        # An expression of the database, unlike a constant, may differ for each row.
+        and not hasattr(field.db_default, "resolve_expression")
     ]
     if (name.max_length or _NAME_LENGTH) < _NAME_LENGTH and any(
         each.get_username is ours.get_username for each in used
