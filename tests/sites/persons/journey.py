@@ -93,6 +93,7 @@ def test_person_who_is_deactivated_by_other_means_than_a_column(
     connect(browser, ehr, patient=PATIENT)
     client = fhir_client_for(person, registration.server)
     client.read("Patient", PATIENT)
+    assert check_structure() == []
     monkeypatch.setattr(Person, "is_active", property(lambda self: False))
     for values in (
         {"user": person, "server": registration.server},
