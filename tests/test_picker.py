@@ -256,27 +256,51 @@ def test_each_portal_has_a_link_of_its_own():
 @pytest.mark.compliance("BRAND-02")
 @pytest.mark.parametrize("names", [("A", "Z"), ("Z", "A")])
 def test_portal_is_named_as_the_bundle_of_the_card_names_it(tmp_path, names):
-    add_server("one", R4)
-    identifier = [{"system": "urn:ietf:rfc:3986", "value": "https://harbour.example"}]
+    add_server("one", f"{R4}/e")
     for name, year in zip(names, (2025, 2026), strict=True):
-        path = tmp_path / f"{year}.json"
-        portal = {
+        read_portals(tmp_path, name, year, "e")
+    (choice,) = find_choices().choices
+    assert choice.name == names[1]
+    assert [each.label for each in choice.links] == ["2026"]
+
+
+def test_portals_of_other_bundles_are_named_by_the_first_of_these(tmp_path):
+    add_server("one", f"{R4}/e")
+    add_server("two", f"{R4}/f")
+    # "2025" has "f" first, but comes after "2024".
+    for year, portals in ((2024, "ef"), (2025, "fe"), (2026, "e")):
+        read_portals(tmp_path, "A", year, portals)
+    (choice,) = find_choices().choices
+    labels = [(each.slug, each.label) for each in choice.links]
+    assert labels == [("one", "2026"), ("two", "2024")]
+
+
+def read_portals(tmp_path: Path, name: str, year: int, endpoints: str) -> None:
+    """One organization, as the bundle of *year* describes it."""
+    identifier = [{"system": "urn:ietf:rfc:3986", "value": "https://harbour.example"}]
+    portals = [
+        {
             "url": "http://hl7.org/fhir/StructureDefinition/organization-portal",
             "extension": [
                 {"url": "portalName", "valueString": str(year)},
                 {
                     "url": "portalEndpoint",
-                    "valueReference": {"reference": "Endpoint/e"},
+                    "valueReference": {"reference": f"Endpoint/{each}"},
                 },
             ],
         }
-        entry = organization("a", name, identifier=identifier, extension=[portal])
-        timestamp = f"{year}-01-01T00:00:00Z"
-        path.write_bytes(bundle(entry, endpoint("e", R4), timestamp=timestamp))
-        import_brand_file(path)
-    (choice,) = find_choices().choices
-    assert choice.name == names[1]
-    assert [each.label for each in choice.links] == ["2026"]
+        for each in endpoints
+    ]
+    entry = organization("a", name, identifier=identifier, extension=portals)
+    path = tmp_path / f"{year}.json"
+    path.write_bytes(
+        bundle(
+            entry,
+            *(endpoint(each, f"{R4}/{each}") for each in endpoints),
+            timestamp=f"{year}-01-01T00:00:00Z",
+        )
+    )
+    import_brand_file(path)
 
 
 def test_ways_of_one_name_are_told_apart(tmp_path):
