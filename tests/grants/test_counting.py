@@ -38,8 +38,9 @@ def test_refreshes_of_a_batch_are_counted_by_outcome(
     refresh_due()
     assert read() == {"ok": 4, "grant_lost": 1}
     assert read("lost") == {"invalid_grant": 1}
-    (bucket,) = set(RefreshCount.objects.filter(kind="refresh").values_list("bucket"))
-    assert float(*bucket) <= 20
+    counts = RefreshCount.objects.filter(kind="refresh")
+    # On a busy machine, one request takes longer than another.
+    assert all(float(bucket) <= 20 for (bucket,) in counts.values_list("bucket"))
     assert RefreshCount.objects.aggregate(total=Sum("seconds"))["total"] > 0
 
 
