@@ -29,6 +29,12 @@ def test_configuration_and_keys_are_stored_and_told(registration, which):
     assert any(line.startswith("  sign-in: OpenID Connect") for line in lines)
 
 
+def test_members_that_are_ignored_are_named(registration):
+    FHIRServer.objects.update(overrides={"management_endpoint": 7})
+    ran = run("smart_discover", "harbour")
+    assert "  ignored: management_endpoint is not a string." in ran.out.splitlines()
+
+
 def test_it_asks_again_although_what_is_stored_is_fresh(registration, ehr):
     run("smart_discover", "harbour")
     before = len(ehr.requests)

@@ -37,6 +37,8 @@ def describe_configuration(
     yield f"complete capability sets: {_join(sorted(configuration.capability_sets))}"
     if configuration.missing:
         yield f"required but missing: {_join(sorted(configuration.missing))}"
+    if configuration.problems:
+        yield f"ignored: {' '.join(configuration.problems)}"
 
 
 def _describe_sign_in(
