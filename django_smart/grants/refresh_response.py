@@ -24,7 +24,7 @@ from ..exceptions import (
 from ..models import ClientRegistration, TokenGrant
 from ..protocol.context import LaunchContext
 from ..protocol.messages import HTTPResponse
-from ..protocol.scopes import ScopeSet
+from ..protocol.scopes import parse_stored_scopes
 from ..protocol.token import (
     TokenResponse,
     find_refresh_token,
@@ -217,7 +217,7 @@ def _read(response: HTTPResponse, grant: TokenGrant, *, now: datetime) -> TokenR
     try:
         return process_refresh_response(
             response,
-            granted=ScopeSet.parse(grant.scope_granted),
+            granted=parse_stored_scopes(grant.scope_granted),
             now=now,
             previous_context=LaunchContext(
                 patient=grant.patient_id or None, encounter=grant.encounter_id or None

@@ -362,6 +362,8 @@ class ScopeSet:
         all types with parameters, and one for a type without them.
         """
         covered = _select(self, granted, covered=True)
+        if covered.scopes == self.scopes:  # as usual
+            return covered
         return covered | covered.missing(_select(granted, self, covered=True))
 
     def shortest(self) -> ScopeSet:
