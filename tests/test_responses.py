@@ -28,6 +28,7 @@ def grant() -> TokenGrant:
     return make_grant(
         make_registration(),
         access_token="token-1",
+        patient_id="p-1",
         received_at=now - timedelta(hours=2),
         expires_at=now - timedelta(hours=1),
     )

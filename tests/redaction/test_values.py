@@ -47,7 +47,8 @@ Compartment.parameter Compartment.referring Compartment.subjects _Around.is_made
 _Around.is_written
 Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
 PatientBoundary.other_patients
-PatientBoundary.trusts_binaries RecordRules.may_write_unread RecordRules.reads_first
+PatientBoundary.trusts_binaries
+RecordRules.always RecordRules.may_write_unread RecordRules.reads_first
 _Place.compartment Visitor.resolve_user
 audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
