@@ -407,12 +407,16 @@ def _finish(state: RequestState, response: HttpResponseBase) -> None:
 
 def _cannot_refresh(view: Callable[..., Any]) -> bool:
     """Whether *view* runs in a transaction in which no token can be stored."""
-    connection = connections[router.db_for_write(TokenGrant)]
-    return (
-        connection.vendor == "sqlite"
-        and connection.settings_dict["ATOMIC_REQUESTS"]
-        and connection.alias not in getattr(view, "_non_atomic_requests", ())
-    )
+    # Asked for each request, so without the setting by nothing else.
+    for alias, values in connections.settings.items():
+        if (
+            values["ATOMIC_REQUESTS"]
+            and alias not in getattr(view, "_non_atomic_requests", ())
+            and alias == router.db_for_write(TokenGrant)
+            and connections[alias].vendor == "sqlite"
+        ):
+            return True
+    return False
 
 
 def _refresh_before_transaction(context: SMARTContext | None) -> None:
