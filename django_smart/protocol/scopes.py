@@ -109,13 +109,6 @@ class ResourceScope:
         suffix = self.text.partition("?")[0].rpartition(".")[2]
         return suffix.lower() in _V1_LETTERS
 
-    @property
-    def is_experimental(self) -> bool:
-        """Whether it uses modifiers, chaining or ``_filter`` (SCOPE-09)."""
-        return any(
-            ":" in name or "." in name or name == "_filter" for name, _ in self.query
-        )
-
     def with_letters(self, letters: Iterable[str]) -> ResourceScope:
         """Return the same scope in v2 syntax with other *letters*, at least one."""
         ordered = "".join(letter for letter in _LETTERS if letter in letters)
