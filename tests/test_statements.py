@@ -83,8 +83,8 @@ def test_first_login_at_a_server_asks_it_three_times(ehr, registration):
 
 
 # An offline grant looks for the one that it replaces.
-@pytest.mark.parametrize(("more", "number"), [("", 14), (" offline_access", 15)])
-def test_later_login_is_one_request_and_fourteen_statements(
+@pytest.mark.parametrize(("more", "number"), [("", 13), (" offline_access", 14)])
+def test_later_login_is_one_request_and_thirteen_statements(
     ehr: EHRSimulator, registration: ClientRegistration, more: str, number: int
 ) -> None:
     scope = "openid fhirUser launch/patient patient/*.rs"

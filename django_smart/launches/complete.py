@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,6 +79,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Less often than a clinician opens charts, whose simultaneous launches would otherwise
+# wait for each other.
+_SEEN_ANEW = timedelta(hours=1)
 
 UserResolver = Callable[
     [
@@ -696,12 +700,16 @@ def _link_identity(
             may_sign_in=signs_in or launch.may_sign_in,
             last_seen_at=now,
         )
+    before = identity.fhir_user, identity.may_sign_in
     identity.fhir_user = (
         claims.fhir_user or claims.foreign_fhir_user or identity.fhir_user
     )
     identity.may_sign_in = identity.may_sign_in or launch.may_sign_in
-    identity.last_seen_at = now
-    identity.save(update_fields=["fhir_user", "may_sign_in", "last_seen_at"])
+    is_same = before == (identity.fhir_user, identity.may_sign_in)
+    seen_at = identity.last_seen_at
+    if not (is_same and seen_at and abs(now - seen_at) < _SEEN_ANEW):
+        identity.last_seen_at = now
+        identity.save(update_fields=["fhir_user", "may_sign_in", "last_seen_at"])
     return identity
 
 

@@ -1619,7 +1619,7 @@ class Migration(migrations.Migration):
                     "last_seen_at",
                     models.DateTimeField(
                         blank=True,
-                        help_text="When an ID token last proved this identity.",
+                        help_text="When an ID token last proved this identity; updated at most once an hour.",
                         null=True,
                         verbose_name="last seen at",
                     ),

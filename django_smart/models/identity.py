@@ -92,7 +92,9 @@ class Identity(models.Model):
         _("last seen at"),
         null=True,
         blank=True,
-        help_text=_("When an ID token last proved this identity."),
+        help_text=_(
+            "When an ID token last proved this identity; updated at most once an hour."
+        ),
     )
 
     objects = IdentityQuerySet.as_manager()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +15,7 @@ from django.contrib.auth.signals import user_logged_in
 from django.db import OperationalError, connections, transaction
 from django.db.models.signals import post_save
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from django_smart import transport
 from django_smart.backends import SMARTAuthenticationBackend
@@ -80,6 +82,32 @@ def test_unknown_identity_becomes_a_user_and_is_found_again(ehr: EHRSimulator) -
     other = make_browser()
     assert launch(other, ehr).user == user
     assert User.objects.count() == Identity.objects.count() == 1
+
+
+@pytest.mark.usefixtures("registration")
+def test_identity_is_written_once_an_hour_or_if_it_changed(ehr: EHRSimulator) -> None:
+    def sign_in() -> bool:
+        with CaptureQueriesContext(connections["default"]) as captured:
+            launch(make_browser(), ehr)
+        return any(
+            re.match(r"UPDATE [\"`]?django_smart_identity", each["sql"])
+            for each in captured
+        )
+
+    sign_in()
+    first = Identity.objects.get()
+    assert not sign_in()
+    hour, seen_at = timedelta(hours=1), first.last_seen_at
+    assert seen_at is not None
+    for other in (seen_at - hour, seen_at + 2 * hour, None):
+        Identity.objects.update(last_seen_at=other)
+        assert sign_in()
+        later = Identity.objects.get().last_seen_at
+        assert later is not None
+        assert timedelta(0) < later - seen_at < hour
+    Identity.objects.update(fhir_user="Practitioner/before")
+    assert sign_in()
+    assert Identity.objects.get().fhir_user == first.fhir_user
 
 
 @pytest.mark.usefixtures("registration")
