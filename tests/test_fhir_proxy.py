@@ -1275,6 +1275,67 @@ def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("resource_type", "members"),
+    [
+        # What a patient writes, also in another app.
+        ("Communication", {"payload": [{"contentString": "Binary/b1"}]}),
+        ("Patient", {"id": "p1", "address": [{"line": ["Binary/b1"]}]}),
+        # The record of a request that was refused at the server.
+        (
+            "AuditEvent",
+            {
+                "agent": [{"who": {"reference": "Patient/p1"}}],
+                "entity": [{"what": {"reference": "Binary/b1"}}],
+            },
+        ),
+        # The server decides about it, not about the Binary.
+        (
+            "DocumentReference",
+            {
+                "subject": {"reference": "Patient/p2"},
+                "content": [{"attachment": {"url": "Binary/b1"}}],
+            },
+        ),
+    ],
+)
+def test_binary_is_not_known_by_what_does_not_say_whose_it_is(resource_type, members):
+    proxy = Proxy()
+    types = ("AuditEvent", "Binary", "Communication", "Patient")
+    own = " ".join(f"patient/{name}.rs" for name in types)
+    proxy.smart.scopes = ScopeSet.parse(f"{own} user/DocumentReference.rs")
+    proxy.server.on("Binary/b1", respond({"resourceType": "Binary", "id": "b1"}))
+    subject = {"reference": "Patient/p1"}
+    source = {"resourceType": resource_type, "id": "d1", "subject": subject, **members}
+    path = f"{resource_type}/{source['id']}"
+    proxy.server.on(path, respond(source))
+    assert proxy("GET", path).status_code == 200
+    assert proxy("GET", f"Binary/b1?_of={path}").status_code == 403
+
+
+def test_text_of_the_patient_does_not_become_a_link():
+    document = {
+        "resourceType": "DocumentReference",
+        "id": "d1",
+        "subject": {"reference": "Patient/p1"},
+        "description": "Binary/b2",
+        "content": [{"attachment": {"url": ""}}],
+    }
+    path = "/content/0/attachment/url"
+    patch = [{"op": "copy", "from": "/description", "path": path}]
+    linked = {**document, "content": [{"attachment": {"url": "Binary/b2"}}]}
+    for method, body, media_type in (
+        ("PUT", linked, "application/fhir+json"),
+        ("PATCH", patch, "application/json-patch+json"),
+    ):
+        proxy = Proxy(methods=WRITES)
+        proxy.server.on("Binary/b2", respond({"resourceType": "Binary", "id": "b2"}))
+        proxy.server.on("DocumentReference/d1", respond(document, etag='W/"3"'))
+        response = proxy(method, "DocumentReference/d1", body, content_type=media_type)
+        assert response.status_code == 403
+        assert {request.method for request in proxy.server.requests} == {"GET"}
+
+
 def test_binary_that_is_streamed_is_its_documents_whatever_it_says():
     other = {"reference": "Patient/p2"}
     binary = {"resourceType": "Binary", "id": "b1", "securityContext": other}

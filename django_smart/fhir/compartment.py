@@ -25,6 +25,7 @@ from django_smart.fhir.messages import validate_resource_type
 from django_smart.protocol.scopes import ResourceScope, ScopeSet, required_letter
 
 __all__ = [
+    "ABOUT_OTHERS",
     "Compartment",
     "PatientBoundary",
     "find_patient_parameter",
@@ -111,8 +112,8 @@ _PATIENT_URI = re.compile(r"(?:.*/)?Patient/[A-Za-z0-9\-.]{1,64}(?:/_history/.*)
 # Elements of data types: extensions, answers, annotations and signatures.
 _REFERRING = frozenset({"authorReference", "onBehalfOf", "valueReference", "who"})
 _URIS = frozenset({"valueCanonical", "valueUri", "valueUrl"})
-# Known by what they are about, which may be other entries of their Bundle.
-_ABOUT_OTHERS = frozenset({"AuditEvent", "Provenance"})
+#: Known by what they are about, which may be other entries of their Bundle.
+ABOUT_OTHERS = frozenset({"AuditEvent", "Provenance"})
 _CONTAINERS = frozenset({"Bundle", "Parameters"})
 # Kinds of Bundles that are resources of their own.
 _STORED = frozenset({"collection", "document", "message"})
@@ -312,7 +313,7 @@ class PatientBoundary:
         is_written: bool = False,
         is_made: bool = False,
         urns: frozenset[str] = frozenset(),
-    ) -> None:
+    ) -> bool:
         """
         Refuse a resource that is not known to be the patient's.
 
@@ -323,6 +324,9 @@ class PatientBoundary:
             is_made: whether an operation made it, so that no Bundle is a stored one.
             urns: of further resources in the same transaction, none of them a Patient.
 
+        Returns:
+            Whether it is the patient's: not shared, nor left to the server.
+
         Raises:
             ForeignPatientError: it is another patient's, names one, or does not say.
         """
@@ -330,7 +334,7 @@ class PatientBoundary:
             own=self.own, urns=urns, is_written=is_written, is_made=is_made
         )
         try:
-            self._check(resource, letters, around)
+            return self._check(resource, letters, around)
         except RecursionError:
             _refuse("The resource is nested too deeply.")
 
@@ -462,7 +466,7 @@ class PatientBoundary:
             reference = reference if isinstance(reference, str) else ""
             if reference in around.own:
                 is_own = is_own or kind == "Patient"
-            elif reference in around.known and name in _ABOUT_OTHERS:
+            elif reference in around.known and name in ABOUT_OTHERS:
                 is_own = True
             elif "[]" not in path:
                 _refuse(f"{name}.{path} does not name the patient of this launch.")
@@ -762,7 +766,7 @@ def _read_entry(entry: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def _is_about_others(entry: Mapping[str, Any]) -> bool:
-    return str(_read_entry(entry)[0].get("resourceType")) in _ABOUT_OTHERS
+    return str(_read_entry(entry)[0].get("resourceType")) in ABOUT_OTHERS
 
 
 def _get_values(value: Any, path: str) -> Iterator[Any]:

@@ -49,7 +49,7 @@ __all__ = [
     "Guard",
     "RecordRules",
     "check_resource_type",
-    "iter_texts",
+    "iter_links",
     "parse_entry",
     "parse_interaction",
 ]
@@ -520,8 +520,8 @@ class Guard:
         if self.boundary.trusts_binaries:
             return
         base = f"{self.boundary.base_url}/"
-        known = set(iter_texts(before))
-        texts = set(iter_texts(resource)) - known
+        # A text of the resource can be moved to where it is a link.
+        texts = set(_iter_texts(resource)) - set(iter_links(before))
         matches = (_BINARY.fullmatch(text.removeprefix(base)) for text in texts)
         ids = {match[1] for match in matches if match is not None} - self.binaries
         if len(ids) + len(self.binaries) > _MAX_BINARIES:
@@ -647,14 +647,25 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def iter_texts(value: Any) -> Iterator[str]:
-    """Every text within *value*, which may be nested deeper than Python's stack."""
+def iter_links(value: Any) -> Iterator[str]:
+    """What *value* refers to, and no other text: patients write messages, too."""
+    for item in _iter_values(value):
+        if isinstance(item, Mapping):
+            links = (item.get(name) for name in ("reference", "url"))
+            yield from (link for link in links if isinstance(link, str))
+
+
+def _iter_texts(value: Any) -> Iterator[str]:
+    return (item for item in _iter_values(value) if isinstance(item, str))
+
+
+def _iter_values(value: Any) -> Iterator[Any]:
+    """Everything within *value*, which may be nested deeper than Python's stack."""
     values = [value]
     while values:
         item = values.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, Mapping | list):
+        yield item
+        if isinstance(item, Mapping | list):
             values += item.values() if isinstance(item, Mapping) else item
 
 

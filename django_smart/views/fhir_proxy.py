@@ -42,11 +42,11 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.client import find_missing_scope
-from ..fhir.compartment import PatientBoundary, get_compartment
+from ..fhir.compartment import ABOUT_OTHERS, PatientBoundary
 from ..fhir.guard import (
     Guard,
     check_resource_type,
-    iter_texts,
+    iter_links,
     parse_entry,
     parse_interaction,
 )
@@ -486,7 +486,7 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
         resource = process_read_response(
             answer, resource_type=read.resource_type, id=read.id
         )
-        boundary.check(resource)
+        is_own = boundary.check(resource)
     except (ForeignPatientError, MalformedFHIRResponseError) as error:
         if source:
             raise
@@ -496,11 +496,10 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
         ) from error
     reference = f"Binary/{asked.id}"
     references = {reference, f"{boundary.base_url}/{reference}"}
-    if source and get_compartment(read.resource_type).is_shared:
-        raise ForeignPatientError(
-            f"A {read.resource_type} does not belong to a patient."
-        )
-    if source and references.isdisjoint(iter_texts(resource)):
+    # What the patient did is on record with what others own.
+    if source and (not is_own or read.resource_type in ABOUT_OTHERS):
+        raise ForeignPatientError(f"{source} does not say whose the Binary is.")
+    if source and references.isdisjoint(iter_links(resource)):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")
     return replace(guard, boundary=replace(boundary, trusts_binaries=bool(source)))
 
