@@ -1336,6 +1336,7 @@ def test_text_of_the_patient_does_not_become_a_link():
         assert {request.method for request in proxy.server.requests} == {"GET"}
 
 
+@pytest.mark.django_db
 def test_binary_that_is_streamed_is_its_documents_whatever_it_says():
     other = {"reference": "Patient/p2"}
     binary = {"resourceType": "Binary", "id": "b1", "securityContext": other}
