@@ -1390,6 +1390,17 @@ def test_no_change_refers_to_a_binary_that_is_not_the_patients():
             assert (method in sent) == is_sent
 
 
+@pytest.mark.parametrize(
+    "link", ["Binary/b2/_history/1", " /Binary/b2", f"{BASE}/Binary/b2#x"]
+)
+def test_no_change_refers_to_a_binary_in_a_form_that_a_server_shortens(link):
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("Binary/b2", respond({"resourceType": "Binary", "id": "b2"}))
+    told = {**OBSERVATION, "derivedFrom": [{"reference": link}]}
+    assert proxy("POST", "Observation", told).status_code == 403
+    assert proxy.server.urls == [f"{BASE}/Binary/b2"]
+
+
 def test_binary_is_not_streamed_before_it_is_known():
     proxy = Proxy(resource_types={"Binary"})
     proxy.server.on("Binary/b1", respond(b"scan", media_type="image/png"))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.messages import validate_resource_type
@@ -528,6 +528,8 @@ class PatientBoundary:
         around = place.around
         if self._is_foreign(reference, around.own):
             _refuse(f"{place.name}.{path} names another patient.")
+        if around.is_written and "?" in _fold(reference):
+            self._check_condition(reference, f"{place.name}.{path}")
         is_urn = _fold(reference).startswith("urn:")
         if (
             is_urn
@@ -537,6 +539,15 @@ class PatientBoundary:
             _refuse(
                 f"{place.name}.{path} refers to a resource that is not in the request."
             )
+
+    def _check_condition(self, reference: str, where: str) -> None:
+        """Refuse a conditional reference, if the server may find another's resource."""
+        # Servers look at the type alone, whatever is before it.
+        url, _, query = reference.partition("?")
+        resource_type = url.rpartition("/")[2]
+        if not is_shared(resource_type):
+            _refuse(f"{where} may find a resource in another record.")
+        self.check_parameters(resource_type, parse_qsl(query, keep_blank_values=True))
 
     def _is_listed(self, path: str, place: _Place) -> bool:
         return f"{place.name}.{path}" in self.other_patients and not any(
@@ -548,6 +559,10 @@ class PatientBoundary:
         return reference not in own and bool(_PATIENT.search(_fold(reference)))
 
     # Patches
+
+    @property
+    def _written(self) -> _Around:
+        return _Around(own=self.own, is_written=True)
 
     def check_json_patch(self, patch: Any, resource_type: str) -> None:
         """Refuse a JSON Patch that could move an unread resource to another patient."""
@@ -566,7 +581,7 @@ class PatientBoundary:
             self._walk(
                 {name: step.get("value")},
                 "",
-                _Place(resource_type, _UNKNOWN, "u", _Around(own=self.own)),
+                _Place(resource_type, _UNKNOWN, "u", self._written),
             )
 
     def _get_kept_elements(self, resource_type: str) -> set[str]:
@@ -604,14 +619,16 @@ class PatientBoundary:
                     names = {text} if is_name and name.startswith("value") else set()
                     if self._is_foreign(text, self.own) and name.startswith("value"):
                         _refuse("The patch names another patient.")
+                    found = _CONDITION.fullmatch(text)
+                    if found and found[1] in _read_table():
+                        self._check_condition(text, "The patch")
                 if names & kept:
                     _refuse("The patch changes the patient reference, type or id.")
-        self._walk(
-            patch, "", _Place("Parameters", _UNKNOWN, "u", _Around(own=self.own))
-        )
+        self._walk(patch, "", _Place("Parameters", _UNKNOWN, "u", self._written))
 
 
 # Of a FHIRPath Patch.
+_CONDITION = re.compile(r"(?:\S*/)?([A-Za-z]+)\?\S*")
 _FILTER = re.compile(r"\.where\([^()]*\)")
 _STEP = re.compile(r"[A-Za-z]+(?:\[[0-9]+\])?")
 

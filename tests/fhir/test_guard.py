@@ -292,6 +292,53 @@ def test_path_of_a_patch_is_checked_whatever_type_it_has(kind):
     assert {request.method for request in grant.server.requests} == {"GET"}
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Observation?patient=p2&code=75622-1",
+        "Observation?subject=Patient/p2",
+        "Encounter?patient.identifier=mrn-2",
+        f"{BASE}/Observation?patient=p2",
+        "https://elsewhere.example.net/Observation?patient=p2",
+        "Practitioner?_has:Observation:performer:patient=p2",
+        "Binary?_id=b2",
+    ],
+)
+def test_reference_is_looked_up_in_no_other_record(reference):
+    grant = make_grant()
+    fhir, performer = grant.client, [{"reference": reference}]
+    grant.server.on("Observation/o1", respond(MINE, etag='W/"3"'))
+    told = {**MINE, "performer": performer}
+    steps = [{"op": "add", "path": "/performer", "value": performer}]
+    patch = fhirpath(
+        type={"valueCode": "add"},
+        path={"valueString": "Observation"},
+        name={"valueString": "performer"},
+        value={"part": [{"name": "reference", "valueString": reference}]},
+    )
+    for change in (
+        lambda: fhir.create(told),
+        lambda: fhir.update(told),
+        lambda: fhir.patch("Observation", "o1", steps),
+        lambda: fhir.patch("Observation", "o1", patch),
+        lambda: add_create(fhir.transaction(), told).send(),
+    ):
+        with pytest.raises(ForeignPatientError):
+            change()
+    assert {request.method for request in grant.server.requests} <= {"GET"}
+    # What is there already does not change.
+    grant.server.on("Observation/o1", respond(told))
+    assert fhir.read("Observation", "o1") == told
+
+
+def test_reference_to_what_belongs_to_nobody_may_be_looked_up():
+    grant = make_grant()
+    performer = [{"reference": "Practitioner?identifier=http://hl7.org/npi|1"}]
+    told = {**MINE, "performer": performer}
+    grant.server.on("Observation", respond(told, 201))
+    assert grant.client.create(told) == told
+
+
 def test_view_lists_what_may_name_others():
     grant = make_grant()
     told = {**MINE, "performer": [{"reference": "Patient/mother"}]}
