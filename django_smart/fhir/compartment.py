@@ -259,8 +259,9 @@ class PatientBoundary:
                 if not self._is_own(value):
                     _refuse(f'"{name}" does not name the patient of this launch.')
             elif "_query" in steps or (
-                # What refers to something shared is in every patient's record.
-                compartment.is_shared and steps & _SELECTING_BY_OTHERS
+                # What refers to something shared, also at the end of a chain, is in
+                # every patient's record.
+                steps & _SELECTING_BY_OTHERS and (compartment.is_shared or "." in lower)
             ):
                 _refuse(f'"{name}" may search in other records.')
             elif any(map(self._is_foreign_value, value.split(","))):
