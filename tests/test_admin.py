@@ -236,6 +236,36 @@ def test_launch_shows_no_patient_on_its_own_page_either(admin_client, rows):
     assert PATIENT not in admin_client.get(url).content.decode()
 
 
+@pytest.mark.parametrize(
+    ("model", "column"),
+    [
+        *((Launch, f"context__{name}__startswith") for name in ("patient", "intent")),
+        *((Launch, name) for name in ("browser_digest", "fhir_user", "key", "nonce")),
+        *((Launch, name) for name in ("held__isnull", "next_url", "state_digest")),
+        *((TokenGrant, name) for name in ("lease_owner", "refresh_token_digest")),
+    ],
+)
+def test_column_that_no_page_shows_cannot_be_guessed(viewer, rows, model, column):
+    response = viewer.get(url_of(model, "changelist"), {column: "x"})
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("model", "query"),
+    [
+        (Launch, {"pk__in": "1,2", "user__id__exact": "1", "nothing": "x"}),
+        (Launch, {"error_code": "state_used", "registration": "1", "grant": "1"}),
+        (TokenGrant, {"known_end": "soon", "user_id": "1", "patient_id": "1"}),
+        (Identity, {"issuer": "https://ehr.example.org", "user": "1"}),
+    ],
+)
+def test_list_is_filtered_by_what_its_pages_show(viewer, rows, model, query):
+    for name, value in query.items():
+        response = viewer.get(url_of(model, "changelist"), {name: value})
+        # An unknown name is ignored, with a redirect.
+        assert response.status_code == (302 if name == "nothing" else 200), name
+
+
 def test_front_page_and_autocomplete_show_no_secret(admin_client, rows):
     autocomplete = (
         reverse("admin:autocomplete") + "?app_label=django_smart"

@@ -9,8 +9,10 @@ from django import forms
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
 from django.core.paginator import Paginator
 from django.db import models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -233,6 +235,19 @@ class ReadOnlyAdmin(UnchangeableAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Rows come from launches alone."""
         return False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Django's, but not for a column that no page shows: it could be guessed."""
+        name = lookup.partition("__")[0]
+        try:
+            name = self.opts.get_field(name).name
+        except FieldDoesNotExist:
+            pass  # of a filter, or ignored
+        else:
+            shown = flatten_fieldsets(self.get_fieldsets(request))
+            if name not in {"id", *shown, *self.search_fields, *self.list_filter}:
+                return False
+        return super().lookup_allowed(lookup, value, request)
 
     def get_search_fields(self, request: HttpRequest) -> list[str]:
         """The columns named by the class, and the name of the user."""
