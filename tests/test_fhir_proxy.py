@@ -746,6 +746,9 @@ def test_operations_need_to_be_allowed():
     proxy.server.on(f"{path}&patient=p1", respond(bundle(OBSERVATION)))
     assert proxy("GET", path).status_code == 200
     assert Proxy(operations=())("GET", path).status_code == 403
+    # A Questionnaire within the request could have the server search any record.
+    response = Proxy()("GET", "Questionnaire/q1/$populate?subject=Patient/p1")
+    assert response.status_code == 403
 
 
 def test_conflict_is_passed_on():

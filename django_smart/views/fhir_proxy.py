@@ -166,8 +166,8 @@ class FHIRProxyView(View):
     resource_types: Collection[str] | None = None
     operations: Collection[str] = frozenset(
         {
-            *("docref", "everything", "expand", "lastn", "lookup", "populate"),
-            *("translate", "validate", "validate-code", "versions"),
+            *("docref", "everything", "expand", "lastn", "lookup", "translate"),
+            *("validate", "validate-code", "versions"),
         }
     )
     other_patients: Collection[str] = ()

@@ -167,7 +167,11 @@ def ask_proxy(client: FHIRClient, case: Case) -> Any:
     state: Any = get_request_state(request)
     state.context = smart
     state.prefix = SimpleNamespace(key="launch-1")
-    view = FHIRProxyView.as_view(methods=METHODS, other_patients=case.other_patients)
+    view = FHIRProxyView.as_view(
+        methods=METHODS,
+        operations={*FHIRProxyView.operations, "populate"},
+        other_patients=case.other_patients,
+    )
     return view(request, path=case.path.partition("?")[0])
 
 
