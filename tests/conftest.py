@@ -22,6 +22,7 @@ from django.db import connection
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
+from django_smart.grants import engine
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
@@ -187,6 +188,7 @@ def _fresh_caches() -> Iterator[None]:
     yield
     for each in caches.all(initialized_only=True):
         each.clear()
+    engine._away_until.clear()
 
 
 @pytest.fixture

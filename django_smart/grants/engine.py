@@ -54,6 +54,10 @@ _TICK_PAUSE = timedelta(seconds=0.1)
 _HELD_ANEW = 5.0
 # Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
+# For so many seconds, a process leaves the revocations of a server that did not respond
+# to the purge: else, each sign-out there would occupy a worker for a whole call.
+_AWAY = 300.0
+_away_until: dict[int, float] = {}
 
 
 def run_tick(send: Callable[[list[int], bool], object]) -> None:
@@ -147,20 +151,35 @@ def _claim(
 
 
 def revoke_grants(grant_ids: Iterable[int]) -> int:
-    """Revoke these grants at their EHRs; see :func:`revoke_pending`."""
-    return revoke_pending(TokenGrant.objects.filter(pk__in=list(grant_ids)))
+    """
+    Revoke these grants at their EHRs; see :func:`revoke_pending`.
+
+    After a server did not respond, its grants wait for the purge for five minutes.
+    """
+    now = time.monotonic()
+    known = {pk for pk, until in _away_until.items() if until > now}
+    away = set(known)
+    grants = TokenGrant.objects.filter(pk__in=list(grant_ids))
+    closed = revoke_pending(grants, away=away)
+    _away_until.update(dict.fromkeys(away - known, time.monotonic() + _AWAY))
+    return closed
 
 
-def revoke_pending(grants: TokenGrantQuerySet) -> int:
+def revoke_pending(grants: TokenGrantQuerySet, *, away: set[int] | None = None) -> int:
     """
     Revoke ended *grants* at their EHRs, for at most ten minutes.
 
     A server that does not respond is contacted once per run, and one whose refreshes
     are paused not at all.
 
+    Args:
+        away: primary keys of servers that are not contacted; those that do not respond
+            are added.
+
     Returns:
         The number of completed revocations; the next purge retries the others.
     """
+    away = set() if away is None else away
     deadline = time.monotonic() + _REVOKING
     # In random order: grants that always fail must not block the others.
     pending = (
@@ -169,7 +188,7 @@ def revoke_pending(grants: TokenGrantQuerySet) -> int:
         .order_by("?")
         .values_list("pk", "registration__server_id")
     )
-    closed, away = 0, set[int]()
+    closed = 0
     for grant_id, server_id in list(pending):
         if time.monotonic() >= deadline:
             logger.warning(

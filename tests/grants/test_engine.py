@@ -364,7 +364,28 @@ def test_ehr_that_does_not_answer_is_asked_once_in_a_run(
     assert _revoke(how, ended) == 0
     ehr.interceptors.clear()
     assert len(asked) == 1
+    engine._away_until.clear()
     assert _revoke(how, ended) == 3
+
+
+def test_ehr_that_does_not_answer_occupies_no_worker_for_each_sign_out(
+    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
+) -> None:
+    assert revoke_grants(_end(registration, number=1)) == 1
+    asked: list[str] = []
+
+    def be_silent(respond: Any, request: Any) -> Any:
+        asked.append(request.path)
+        raise OSError("no route")
+
+    ehr.interceptors.append(be_silent)
+    for grant_id in _end(registration, number=3):
+        assert revoke_grants([grant_id]) == 0
+    assert len(asked) == 1
+    ehr.interceptors.clear()
+    host_clock.shift(300)
+    assert revoke_grants(_end(registration, number=1)) == 1
+    assert purge().revocations_finished == 3
 
 
 def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
