@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar
 
 from django.db import Error, OperationalError, connections, router
@@ -110,7 +111,10 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
             _forget_limit()
             connections.close_all()
 
-    thread = threading.Thread(target=run, name="django_smart-token", daemon=True)
+    # With the caller's context, in which errors are noted that a template hides.
+    thread = threading.Thread(
+        target=copy_context().run, args=(run,), name="django_smart-token", daemon=True
+    )
     with uninterrupted():
         thread.start()
         thread.join()
