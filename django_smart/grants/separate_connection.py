@@ -50,6 +50,7 @@ _UNLIMITED = {
 _NOTHING_SENT = "Nothing was sent."
 _STORED = "The new tokens were stored."
 _LOCK_NOT_AVAILABLE = ("55P03", 1205)  # PostgreSQL's state, MariaDB's number
+_STATES = ("sqlstate", "pgcode")  # of psycopg, and of psycopg2
 
 
 class _Thread(threading.local):
@@ -155,8 +156,8 @@ def _is_about_a_lock(error: BaseException) -> bool:
     cause = error.__cause__
     if not isinstance(error, OperationalError) or cause is None:
         return False
-    code = getattr(cause, "sqlstate", None) or next(iter(cause.args), None)
-    return code in _LOCK_NOT_AVAILABLE
+    states = (getattr(cause, name, None) for name in _STATES)
+    return any(code in _LOCK_NOT_AVAILABLE for code in (*states, *cause.args[:1]))
 
 
 @contextmanager

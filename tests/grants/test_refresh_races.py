@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template import Context, Engine
 from django.urls import path
@@ -29,6 +29,7 @@ from django_smart.grants.refresh import (
     refresh_grant,
     renew_access_token,
 )
+from django_smart.grants.separate_connection import unless_locked
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
@@ -383,6 +384,27 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
         token = get_access_token(grant)
     threads[0].join()
     assert reload_grant(grant.pk).access_token == token
+
+
+@_COMMITTED
+@pytest.mark.parametrize(
+    ("arguments", "state"),
+    [
+        (("lock timeout",), {"sqlstate": "55P03"}),  # psycopg
+        (("lock timeout",), {"pgcode": "55P03"}),  # psycopg2
+        ((1205, "Lock wait timeout exceeded"), {}),  # mysqlclient
+    ],
+)
+def test_locked_row_is_recognized_with_each_driver(
+    caplog: pytest.LogCaptureFixture, arguments: tuple[Any, ...], state: dict[str, str]
+) -> None:
+    cause = Exception(*arguments)
+    vars(cause).update(state)
+    with unless_locked("Launch %s is locked", 5):
+        raise OperationalError(*arguments) from cause
+    assert "Launch 5 is locked" in caplog.text
+    with pytest.raises(OperationalError), unless_locked("not locked"):
+        raise OperationalError from Exception("server closed the connection")
 
 
 @_COMMITTED
