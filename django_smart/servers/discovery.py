@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import router, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from ..conf import conf
@@ -78,6 +79,9 @@ _LEAST_LIFETIME = timedelta(minutes=5)
 # While a server is down, it is retried this often, and less in the background.
 _PAUSE = timedelta(seconds=60)
 _LONG_PAUSE = timedelta(minutes=10)
+# Seconds for one run in the background: servers that do not answer must not occupy
+# workers.
+_LONGEST_RUN = 60.0
 # For a server that was never read: how long a request may take, how long a failure is
 # remembered, and how long (seconds) others wait for the result.
 _FIRST_LASTS = timedelta(seconds=60)
@@ -279,14 +283,19 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
 
 def refresh_servers() -> int:
     """
-    Refetch what is past half of its lifetime, for every active server.
+    Refetch what is past half of its lifetime, of active servers, for about a minute.
+
+    Those that did not answer come last, so the next run goes on with the others.
 
     Returns:
         The number of servers that could not be read; each is logged.
     """
-    failures = 0
+    failures, deadline = 0, time.monotonic() + _LONGEST_RUN
     active = FHIRServer.objects.active()
-    for pk in list(active.values_list("pk", flat=True)):
+    asked_first = active.order_by(F("discovery_failed_at").asc(nulls_first=True), "pk")
+    for pk in list(asked_first.values_list("pk", flat=True)):
+        if time.monotonic() > deadline:
+            break
         # Read now: it may have been changed while the others were asked.
         if (server := active.filter(pk=pk).first()) is None:
             continue

@@ -15,9 +15,14 @@ import time_machine
 from django.db import connection
 from django.utils import timezone
 
-from django_smart.exceptions import DiscoveryBusyError, DiscoveryStatusError
+from django_smart.exceptions import (
+    DiscoveryBusyError,
+    DiscoveryStatusError,
+    ServerTimeoutError,
+)
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.schedule import BEAT_SCHEDULE
+from django_smart.servers import discovery
 from django_smart.servers.discovery import (
     _store,
     get_configuration,
@@ -26,6 +31,7 @@ from django_smart.servers.discovery import (
 )
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
+from tests.clocks import HostClock
 from tests.ehr import CLIENT_ID, launch, make_browser
 from tests.factories import make_server
 from tests.threads import run_together
@@ -316,3 +322,30 @@ def test_of_many_logins_at_once_one_asks(ehr: EHRSimulator, server: FHIRServer) 
     assert found == [known] * 5
     assert len(ehr.requests) == 1
     assert read().discovery_failed_at is None
+
+
+def test_servers_that_do_not_answer_hold_up_no_worker_for_long(
+    monkeypatch: pytest.MonkeyPatch, host_clock: HostClock
+) -> None:
+    asked: list[int] = []
+
+    def fetch(server: FHIRServer) -> None:
+        asked.append(server.pk)
+        host_clock.shift(20)
+        raise ServerTimeoutError("no answer")
+
+    monkeypatch.setattr(discovery, "fetch_configuration", fetch)
+    servers = [
+        make_server(slug=f"s{number}", base_url=f"https://s{number}.example.org/fhir")
+        for number in range(40)
+    ]
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        for _ in range(2 * len(servers)):
+            started = time.monotonic()
+            refresh_servers()
+            assert time.monotonic() - started <= 80
+            clock.shift(2 * MINUTE)
+    # Each in its turn, also those that are found last.
+    numbers = Counter(asked).values()
+    assert len(numbers) == len(servers)
+    assert max(numbers) - min(numbers) <= 2
