@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+import pickle
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from celery import Celery
+from celery.beat import ScheduleEntry
 from django.utils import timezone
 
 from django_smart import tasks
@@ -27,6 +30,23 @@ def test_beat_runs_tasks_that_exist() -> None:
     assert tasks.refresh_due_grants.name in {
         entry["task"] for entry in BEAT_SCHEDULE.values()
     }
+
+
+def test_beat_goes_on_when_daylight_saving_time_ends() -> None:
+    site = Celery("clinic", set_as_current=False)
+    site.conf.update(timezone="America/New_York")
+    # Five seconds before the clocks are set back.
+    before = datetime(2026, 11, 1, 5, 59, 55, tzinfo=UTC)
+    with time_machine.travel(before, tick=False) as clock:
+        for name, each in BEAT_SCHEDULE.items():
+            entry = ScheduleEntry(name=name, app=site, **each)
+            clock.shift(each["schedule"].run_every)
+            is_due, _ = entry.is_due()
+            assert is_due
+            clock.move_to(before)
+        # Beat keeps the schedule in a file.
+        for each in BEAT_SCHEDULE.values():
+            assert pickle.loads(pickle.dumps(each)) == each
 
 
 def test_due_grants_are_sent_to_the_workers_by_their_keys(

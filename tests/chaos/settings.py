@@ -20,7 +20,10 @@ CELERY_TASK_ALWAYS_EAGER = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BEAT_SCHEDULE = {
-    name: {**entry, "schedule": min(entry["schedule"], float(os.environ["CHAOS_TICK"]))}
+    name: {
+        **entry,
+        "schedule": min(entry["schedule"].seconds, float(os.environ["CHAOS_TICK"])),
+    }
     if name.endswith("refresh_due_grants")
     else entry
     for name, entry in BEAT_SCHEDULE.items()

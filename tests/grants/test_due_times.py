@@ -13,7 +13,7 @@ from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 
 RECEIVED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
-TICK = timedelta(seconds=BEAT_SCHEDULE["django_smart.refresh_due_grants"]["schedule"])
+TICK = BEAT_SCHEDULE["django_smart.refresh_due_grants"]["schedule"].run_every
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 # What the task, the worker and the request to the EHR take.
 WORK = timedelta(seconds=3)

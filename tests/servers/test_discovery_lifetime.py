@@ -116,7 +116,7 @@ def test_task_fetches_again_before_the_shortest_lifetime_ends(
     ehr: EHRSimulator, server: FHIRServer, path: str
 ) -> None:
     answer(ehr, path, headers={"Cache-Control": "max-age=300"})
-    period = BEAT_SCHEDULE["django_smart.refresh_servers"]["schedule"]
+    period = BEAT_SCHEDULE["django_smart.refresh_servers"]["schedule"].run_every
     with time_machine.travel(timezone.now(), tick=False) as clock:
         launch(make_browser(), ehr)
         for _ in range(6):

@@ -325,7 +325,7 @@ class World:
     def _beat(self, _: Process) -> None:
         entry = BEAT_SCHEDULE["django_smart.refresh_due_grants"]
         while True:
-            self.scheduler.wait(float(entry["schedule"]))
+            self.scheduler.wait(entry["schedule"].seconds)
             self.broker.send_task(entry["task"], (), **entry.get("options", {}))
 
     def _serve(self, process: Process) -> None:
