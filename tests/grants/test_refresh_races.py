@@ -398,13 +398,16 @@ def test_new_tokens_wait_for_a_row_that_is_locked_while_the_answer_comes(
 def test_locked_row_is_recognized_with_each_driver(
     caplog: pytest.LogCaptureFixture, arguments: tuple[Any, ...], state: dict[str, str]
 ) -> None:
-    cause = Exception(*arguments)
-    vars(cause).update(state)
+    def fail(cause: Exception) -> None:
+        raise OperationalError(*cause.args) from cause
+
+    locked = Exception(*arguments)
+    vars(locked).update(state)
     with unless_locked("Launch %s is locked", 5):
-        raise OperationalError(*arguments) from cause
+        fail(locked)
     assert "Launch 5 is locked" in caplog.text
     with pytest.raises(OperationalError), unless_locked("not locked"):
-        raise OperationalError from Exception("server closed the connection")
+        fail(Exception("server closed the connection"))
 
 
 @_COMMITTED
