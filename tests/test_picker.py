@@ -54,7 +54,8 @@ def read(tmp_path: Path, *entries: dict[str, Any]) -> None:
 
 
 def names(query: str = "", **options: Any) -> list[str]:
-    return [choice.name for choice in find_choices(query, **options).choices]
+    found, _ = find_choices(query, **options)
+    return [choice.name for choice in found]
 
 
 def get_page(query: str = "") -> str:
@@ -229,10 +230,10 @@ def test_long_words_are_compared_whole(tmp_path):
 
 
 def test_place_and_alias_that_were_searched_for_are_shown(harbour):
-    (choice,) = find_choices("saltm").choices
+    ((choice,), _) = find_choices("saltm")
     assert (choice.place, choice.more_places) == ("Saltmarsh, ME", 1)
     assert choice.alias == ""
-    (choice,) = find_choices("lightho").choices
+    ((choice,), _) = find_choices("lightho")
     assert (choice.place, choice.alias) == ("Port Ellery, ME", "Lighthouse Pediatrics")
     page = get_page("q=lightho")
     assert "also: Lighthouse Pediatrics" in page
@@ -245,8 +246,8 @@ def test_each_portal_has_a_link_of_its_own():
     add_server("one", base.format(1))
     add_server("two", base.format(2))
     import_brand_file(VECTORS / "Bundle-example3.json")
-    (choice,) = find_choices("examplehospital").choices
-    assert [(each.slug, each.label) for each in choice.links] == [
+    ((choice,), _) = find_choices("examplehospital")
+    assert list(choice.links.items()) == [
         ("one", "ExampleHospital Patient Gateway"),
         ("two", "ExampleHospital Pediatric Portal"),
     ]
@@ -259,9 +260,9 @@ def test_portal_is_named_as_the_bundle_of_the_card_names_it(tmp_path, names):
     add_server("one", f"{R4}/e")
     for name, year in zip(names, (2025, 2026), strict=True):
         read_portals(tmp_path, name, year, "e")
-    (choice,) = find_choices().choices
+    ((choice,), _) = find_choices()
     assert choice.name == names[1]
-    assert [each.label for each in choice.links] == ["2026"]
+    assert list(choice.links.values()) == ["2026"]
 
 
 def test_portals_of_other_bundles_are_named_by_the_first_of_these(tmp_path):
@@ -270,9 +271,8 @@ def test_portals_of_other_bundles_are_named_by_the_first_of_these(tmp_path):
     # "2025" has "f" first, but comes after "2024".
     for year, portals in ((2024, "ef"), (2025, "fe"), (2026, "e")):
         read_portals(tmp_path, "A", year, portals)
-    (choice,) = find_choices().choices
-    labels = [(each.slug, each.label) for each in choice.links]
-    assert labels == [("one", "2026"), ("two", "2024")]
+    ((choice,), _) = find_choices()
+    assert list(choice.links.items()) == [("one", "2026"), ("two", "2024")]
 
 
 def read_portals(tmp_path: Path, name: str, year: int, endpoints: str) -> None:
@@ -312,8 +312,8 @@ def test_ways_of_one_name_are_told_apart(tmp_path):
         endpoint("e", f"{R4}/1"),
         endpoint("f", f"{R4}/2"),
     )
-    (choice,) = find_choices().choices
-    assert [each.label for each in choice.links] == ["Same (one)", "Same (two)"]
+    ((choice,), _) = find_choices()
+    assert list(choice.links.values()) == ["Same (one)", "Same (two)"]
 
 
 @pytest.mark.compliance("BRAND-11")
@@ -411,7 +411,7 @@ def test_page_goes_on_from_servers_to_brands(tmp_path):
     assert pages[0][-2:] == ["Clinic 18", "Brand 00"]
     assert pages[1][0] == "Brand 01"
     assert pages[2][-1] == "Brand 24"
-    assert find_choices(page=4).choices == ()
+    assert find_choices(page=4) == ([], False)
 
 
 @pytest.mark.parametrize("page", ["0", "-1", "x", "1e3", "99999999", "²", ""])
@@ -528,12 +528,12 @@ def check_search(query: str, *, seconds: float, page: int = 1) -> None:
     for _ in range(2):
         started = time.monotonic()
         with CaptureQueriesContext(connection) as captured:
-            found = find_choices(query, page=page)
+            found, _ = find_choices(query, page=page)
         taken.append(time.monotonic() - started)
     assert min(taken) < seconds, query
     assert len(captured) <= (4 if page == 1 else 5), query
-    assert len(found.choices) <= PAGE_SIZE
-    assert bool(found.choices) is (query != "nowhere")
+    assert len(found) <= PAGE_SIZE
+    assert bool(found) is (query != "nowhere")
 
 
 def test_search_among_5_000_brands_takes_few_queries(settings):

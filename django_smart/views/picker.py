@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from django.db.models import Exists, OuterRef
 from django.http import HttpRequest, HttpResponse
@@ -25,8 +25,6 @@ __all__ = [
     "MAX_QUERY",
     "PAGE_SIZE",
     "Choice",
-    "ChoiceLink",
-    "ChoicePage",
     "find_choices",
     "render_picker",
 ]
@@ -42,20 +40,6 @@ _MAX_WORDS = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChoiceLink:
-    """
-    One way to connect.
-
-    Attributes:
-        slug: of the server, for ``login/?server=``.
-        label: distinguishes it from the organization's other ways.
-    """
-
-    slug: str
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
     """
     One organization.
@@ -64,7 +48,8 @@ class Choice:
         alias, place: those that match the query best; may be empty.
         more_places: how many it has in addition to *place*.
         logo: for the ``src`` of an ``<img>`` and nothing else; may be empty.
-        links: empty if it cannot be connected yet.
+        links: the ways to connect, as labels by the slug of the server, for
+            ``login/?server=``; empty if it cannot be connected yet.
     """
 
     name: str
@@ -72,15 +57,7 @@ class Choice:
     place: str = ""
     more_places: int = 0
     logo: str = ""
-    links: tuple[ChoiceLink, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChoicePage:
-    """One page of organizations; *has_next*: whether there are more."""
-
-    choices: tuple[Choice, ...]
-    has_next: bool
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
@@ -94,7 +71,7 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
     page = _read_page(request.GET.get("page", ""))
     category = request.GET.get("category", "")
     category = category if category in CATEGORIES else ""
-    found = find_choices(query, page=page, category=category)
+    found, has_next = find_choices(query, page=page, category=category)
     kept = {"next": next_url, "category": category}
 
     def build_url(**values: str | int) -> str:
@@ -105,28 +82,30 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
         {
             "choice": choice,
             "links": [
-                {"label": link.label, "url": build_url(server=link.slug, next=next_url)}
-                for link in choice.links
+                {"label": label, "url": build_url(server=slug, next=next_url)}
+                for slug, label in choice.links.items()
             ],
         }
-        for choice in found.choices
+        for choice in found
     ]
     context = {
         "choices": choices,
         "query": query,
         "kept": {name: value for name, value in kept.items() if value},
         # A few organizations are read faster than searched.
-        "can_search": bool(query) or page > 1 or found.has_next,
+        "can_search": bool(query) or page > 1 or has_next,
         "previous_url": build_url(q=query, page=page - 1, **kept) if page > 1 else "",
         "next_page_url": build_url(q=query, page=page + 1, **kept)
-        if found.has_next and page < MAX_PAGE
+        if has_next and page < MAX_PAGE
         else "",
         "max_query": MAX_QUERY,
     }
     return harden(render(request, "django_smart/picker.html", context))
 
 
-def find_choices(query: str = "", *, page: int = 1, category: str = "") -> ChoicePage:
+def find_choices(
+    query: str = "", *, page: int = 1, category: str = ""
+) -> tuple[list[Choice], bool]:
     """
     Find organizations whose name, alias, place or portal has the words of *query*.
 
@@ -136,10 +115,13 @@ def find_choices(query: str = "", *, page: int = 1, category: str = "") -> Choic
     Args:
         page: from 1 to ``MAX_PAGE``.
         category: of brands alone, such as ``laboratory``; empty for all (BRAND-14).
+
+    Returns:
+        One page of organizations, and whether there are more.
     """
     words = split_words(query)[:_MAX_WORDS]
     if query.strip() and not words:
-        return ChoicePage(choices=(), has_next=False)
+        return [], False
     start = PAGE_SIZE * (page - 1)
     registrations = _find_registrations(words)
     if category:
@@ -150,11 +132,12 @@ def find_choices(query: str = "", *, page: int = 1, category: str = "") -> Choic
     # How many pages they fill matters only after their last one.
     skipped = 0 if servers or not start else start - registrations.count()
     brands = _find_brands(words, category)[skipped : skipped + wanted - len(servers)]
-    choices = [_build_server_choice(each) for each in servers]
+    choices = [
+        Choice(name=str(each.server), links={each.server.slug: each.server.name})
+        for each in servers
+    ]
     choices += _build_brand_choices(list(brands), words)
-    return ChoicePage(
-        choices=tuple(choices[:PAGE_SIZE]), has_next=len(choices) > PAGE_SIZE
-    )
+    return choices[:PAGE_SIZE], len(choices) > PAGE_SIZE
 
 
 def _read_page(value: str) -> int:
@@ -186,12 +169,6 @@ def _find_brands(words: list[str], category: str) -> BrandQuerySet:
     return found.best_first(words).only(
         "name", "aliases", "places", "logo", "logo_license"
     )
-
-
-def _build_server_choice(registration: ClientRegistration) -> Choice:
-    server = registration.server
-    link = ChoiceLink(slug=server.slug, label=server.name)
-    return Choice(name=str(server), links=(link,))
 
 
 def _build_brand_choices(brands: list[Brand], words: list[str]) -> list[Choice]:
@@ -237,12 +214,12 @@ def _find_links(cards: list[int]) -> dict[int | None, dict[str, str]]:
     return links
 
 
-def _tell_apart(labels: dict[str, str]) -> tuple[ChoiceLink, ...]:
+def _tell_apart(labels: dict[str, str]) -> dict[str, str]:
     times = Counter(labels.values())
-    return tuple(
-        ChoiceLink(slug=slug, label=label if times[label] == 1 else f"{label} ({slug})")
+    return {
+        slug: label if times[label] == 1 else f"{label} ({slug})"
         for slug, label in labels.items()
-    )
+    }
 
 
 def _pick(texts: Iterable[str], words: list[str]) -> str:
