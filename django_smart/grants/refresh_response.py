@@ -1,15 +1,17 @@
 """
 The EHR's response to a refresh: stored first, everything else afterwards.
 
-The response is stored by compare-and-set on the refresh token that was used.
+The response is stored by compare-and-set on the refresh token that was used.  Then it
+is checked that the launch still refers to the same patient, encounter and user.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from django.db import DatabaseError
 
@@ -18,11 +20,12 @@ from ..exceptions import (
     ContextChangedError,
     MalformedTokenResponseError,
     ReauthorizationRequiredError,
+    SMARTError,
     TokenError,
     TokenResponseError,
 )
-from ..models import ClientRegistration, TokenGrant
-from ..protocol.context import LaunchContext
+from ..models import ClientRegistration, Launch, TokenGrant
+from ..protocol.context import LaunchContext, merge_parameters
 from ..protocol.messages import HTTPResponse
 from ..protocol.scopes import parse_stored_scopes
 from ..protocol.token import (
@@ -30,11 +33,11 @@ from ..protocol.token import (
     find_refresh_token,
     process_refresh_response,
 )
+from ..servers.id_tokens import check_id_token
 from ..signals import grant_lost, grant_refreshed
 from .counting import count_lost
 from .due_times import get_refresh_due_at, note_end
 from .ending import enqueue_revocations, keep_for_revocation
-from .same_context import end_changed_grant, keep_context, names_another_person
 from .separate_connection import unless_locked
 from .server_limits import (
     refuses_nearly_all,
@@ -43,7 +46,7 @@ from .server_limits import (
 )
 from .storing import insist
 
-__all__ = ["take_answer", "take_refusal"]
+__all__ = ["end_changed_grant", "take_answer", "take_refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +151,7 @@ def _finish(
         enqueue_revocations([insist(keep, grant_id=grant.pk)])
         raise ReauthorizationRequiredError("The grant was ended during its refresh.")
     if tokens.context_changed or (
-        stored and names_another_person(grant, tokens.id_token)
+        stored and _names_another_person(grant, tokens.id_token)
     ):
         end_changed_grant(grant, now=grant.received_at)
         raise ContextChangedError(
@@ -159,7 +162,7 @@ def _finish(
         # The lease ran out, and another holder has rotated the token since.
         return False
     if is_launched:
-        keep_context(grant, tokens.parameters)
+        _keep_context(grant, tokens.parameters)
     with unless_locked("Grant %s: its registration is locked", grant.pk):
         resume_refreshes(grant.registration)
     logger.info(
@@ -167,6 +170,75 @@ def _finish(
     )
     grant_refreshed.send(sender=TokenGrant, grant=grant)
     return True
+
+
+def _names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
+    """
+    Return whether an ID token in a refresh response identifies another user.
+
+    An invalid one is only logged: some servers' refreshed ID tokens have no ``aud``
+    (SMART launcher, 2026), which must not end the grant.
+
+    Spec: OpenID Connect Core 1.0 section 12.2.
+    """
+    # The token first: most responses have none, and the identity needs a query.
+    if id_token is None or (identity := grant.identity) is None:
+        return False
+    nonce = grant.launches.order_by("pk").values_list("nonce", flat=True).first()
+    try:
+        claims = check_id_token(
+            id_token,
+            registration=grant.registration,
+            nonce=nonce,
+            nonce_required=False,
+            issuer=identity.issuer,
+        )
+    except SMARTError as exc:
+        logger.warning("Grant %s: refreshed ID token ignored (%s)", grant.pk, exc.code)
+        return False
+    return claims.subject != identity.subject
+
+
+def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
+    """End *grant* and its launches; a worker revokes its tokens at the EHR."""
+    # The grant first: without it, a launch that stays locked is useless.
+    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
+    with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
+        Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
+    grant.status = TokenGrant.Status.REVOKED
+    error_code = ContextChangedError.code
+    count_lost(grant, error_code)
+    fields = grant.build_log_fields("grant_lost", error_code=error_code)
+    logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)
+    grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)
+
+
+def _keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
+    """
+    Update the open launches of *grant* with the EHR's current context (REF-06).
+
+    Only the holder of the grant's lease calls this, so nothing is overwritten. Locked
+    launches are left for the next refresh, since the tokens are stored.
+
+    Args:
+        parameters: a token response without its tokens, for the same patient and
+            encounter as the grant.
+    """
+    launches = Launch.objects.open().filter(grant=grant)
+    for launch in launches.only("context"):
+        try:
+            merged = merge_parameters(
+                launch.context,
+                parameters,
+                insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+            )
+        except MalformedTokenResponseError as exc:
+            # Too long together with the earlier context; the tokens are valid.
+            logger.warning("Launch %s: context not changed (%s)", launch.pk, exc)
+            continue
+        if merged != launch.context:
+            with unless_locked("Launch %s is locked: context not changed", launch.pk):
+                Launch.objects.filter(pk=launch.pk).update(context=merged)
 
 
 def _store(grant: TokenGrant, *, used_digest: str, changed: Collection[str]) -> bool:
