@@ -44,11 +44,10 @@ __all__ = [
     "LaunchStart",
     "begin_ehr_launch",
     "begin_standalone_launch",
-    "choose_aud",
+    "build_request",
     "get_ehr_registration",
     "get_standalone_registration",
     "make_room",
-    "uses_pkce",
 ]
 
 logger = logging.getLogger(__name__)
@@ -216,18 +215,13 @@ def begin_ehr_launch(
     scope = registration.ehr_scope
     if "launch" not in ScopeSet.parse(scope):
         scope = f"launch {scope}"
-    server = registration.server
-    launch = Launch(
-        kind=Launch.Kind.EHR,
-        is_framed=is_framed,
-        aud=choose_aud(server, received=iss),
-        scope_asked=scope,
-    )
+    launch = Launch(kind=Launch.Kind.EHR, is_framed=is_framed, scope_asked=scope)
     return _begin(
         launch,
         registration=registration,
         browser_digest=browser_digest,
         user=user,
+        iss=iss,
         ehr_launch_id=ehr_launch_id,
     )
 
@@ -251,13 +245,11 @@ def begin_standalone_launch(
         TransportError, DiscoveryError: the server's configuration is unavailable.
         UnsupportedServerError: it lacks what this launch needs.
     """
-    server = registration.server
     launch = Launch(
         kind=Launch.Kind.STANDALONE,
         intent=Launch.Intent.SIGN_IN if user is None else Launch.Intent.CONNECT,
         is_framed=is_framed,
         may_sign_in=may_sign_in and user is not None,
-        aud=choose_aud(server, received=server.normalized_base_url),
         scope_asked=registration.standalone_scope,
         next_url=next_url,
     )
@@ -272,13 +264,13 @@ def _begin(
     registration: ClientRegistration,
     browser_digest: str,
     user: AbstractBaseUser | None,
+    iss: str = "",
     ehr_launch_id: str | None = None,
 ) -> LaunchStart:
     state = _make_random()
     launch.registration = registration
     launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
     launch.state_digest = digest(state)
-    launch.nonce = _make_random()
     launch.browser_digest = browser_digest
     launch.redirect_uri = registration.redirect_uri
     launch.callback_id = registration.callback_id
@@ -288,24 +280,8 @@ def _begin(
         if "openid" in launch.scopes_asked:
             check_dispute(registration.server)
         _check_support(launch, configuration)
-        if uses_pkce(registration, configuration):
-            # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
-            launch.code_verifier = secrets.token_urlsafe(64)
-        request = build_authorization_request(
-            authorization_endpoint=configuration.authorization_endpoint or "",
-            client_id=registration.client_id,
-            redirect_uri=registration.redirect_uri,
-            scope=launch.scope_asked,
-            state=state,
-            aud=launch.aud or None,
-            code_challenge=(
-                build_code_challenge(launch.code_verifier)
-                if launch.code_verifier
-                else None
-            ),
-            launch=ehr_launch_id,
-            nonce=launch.nonce if "openid" in launch.scopes_asked else None,
-            extra=tuple((registration.server.authorization_parameters or {}).items()),
+        request = build_request(
+            launch, configuration, state=state, iss=iss, ehr_launch_id=ehr_launch_id
         )
     except SMARTError as exc:
         fail_launch(None if isinstance(exc, DiscoveryBusyError) else launch, exc)
@@ -319,13 +295,48 @@ def _begin(
     )
 
 
-def choose_aud(server: FHIRServer, *, received: str) -> str:
-    """Return the ``aud`` to send; empty for none."""
+def build_request(
+    launch: Launch,
+    configuration: SMARTConfiguration,
+    *,
+    state: str,
+    iss: str = "",
+    ehr_launch_id: str | None = None,
+) -> AuthorizationRequest:
+    """
+    Build the authorization request of *launch*; set ``aud``, nonce and code verifier.
+
+    Args:
+        iss, ehr_launch_id: of an EHR launch, as received.
+    """
+    registration = launch.registration
+    launch.aud = _choose_aud(registration.server, iss)
+    launch.nonce = _make_random()
+    if _uses_pkce(registration, configuration):
+        # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
+        launch.code_verifier = secrets.token_urlsafe(64)
+    return build_authorization_request(
+        authorization_endpoint=configuration.authorization_endpoint or "",
+        client_id=registration.client_id,
+        redirect_uri=registration.redirect_uri,
+        scope=launch.scope_asked,
+        state=state,
+        aud=launch.aud or None,
+        code_challenge=(
+            build_code_challenge(launch.code_verifier) if launch.code_verifier else None
+        ),
+        launch=ehr_launch_id,
+        nonce=launch.nonce if "openid" in launch.scopes_asked else None,
+        extra=tuple((registration.server.authorization_parameters or {}).items()),
+    )
+
+
+def _choose_aud(server: FHIRServer, iss: str) -> str:
     if server.aud_rule == server.AudRule.NONE:
         return ""
-    return (
-        received if server.aud_rule == server.AudRule.AS_RECEIVED else server.base_url
-    )
+    if server.aud_rule == server.AudRule.BASE_URL:
+        return server.base_url
+    return iss or server.normalized_base_url
 
 
 def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
@@ -341,10 +352,9 @@ def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
         raise
 
 
-def uses_pkce(
+def _uses_pkce(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> bool:
-    """Return whether an authorization request has a ``code_challenge``."""
     rule = registration.server.pkce
     if rule == FHIRServer.PKCE.IF_ADVERTISED:
         return configuration.supports_s256

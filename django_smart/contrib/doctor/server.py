@@ -23,12 +23,8 @@ from ...exceptions import (
     SMARTError,
     TransportError,
 )
-from ...launches.begin import choose_aud, uses_pkce
-from ...models import ClientRegistration, FHIRServer
-from ...protocol.authorization import (
-    build_authorization_request,
-    build_code_challenge,
-)
+from ...launches.begin import build_request
+from ...models import ClientRegistration, FHIRServer, Launch
 from ...protocol.configuration import SMARTConfiguration
 from ...protocol.discovery import (
     build_capability_statement_request,
@@ -383,31 +379,21 @@ def _try_authorization(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
     """Request authorization as a standalone launch does, without a browser."""
-    endpoint = configuration.authorization_endpoint
-    if not (endpoint and registration.standalone_scope and registration.redirect_uri):
+    if not (
+        configuration.authorization_endpoint
+        and registration.standalone_scope
+        and registration.redirect_uri
+    ):
         return
-    server = registration.server
-    request = build_authorization_request(
-        authorization_endpoint=endpoint,
-        client_id=registration.client_id,
-        redirect_uri=registration.redirect_uri,
-        scope=registration.standalone_scope,
-        state=secrets.token_urlsafe(),
-        aud=choose_aud(server, received=server.normalized_base_url) or None,
-        code_challenge=(
-            build_code_challenge(secrets.token_urlsafe(64))
-            if uses_pkce(registration, configuration)
-            else None
-        ),
-        nonce=(
-            secrets.token_urlsafe()
-            if "openid" in ScopeSet.parse(registration.standalone_scope)
-            else None
-        ),
-        extra=tuple((server.authorization_parameters or {}).items()),
+    # It is not stored.
+    launch = Launch(
+        registration=registration, scope_asked=registration.standalone_scope
     )
+    request = build_request(launch, configuration, state=secrets.token_urlsafe())
     with suppress(SMARTError):  # Whether it can be reached is already reported.
-        answer = ask(HTTPRequest(method="GET", url=request.url), server=server)
+        answer = ask(
+            HTTPRequest(method="GET", url=request.url), server=registration.server
+        )
         what = _find_authorization_error(answer, registration.redirect_uri)
         if what:
             yield build_finding(
