@@ -291,16 +291,6 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "brand_bundle",
-                    models.CharField(
-                        blank=True,
-                        default="",
-                        help_text="URL of the organization's own brand bundle.",
-                        max_length=1000,
-                        verbose_name="brand bundle",
-                    ),
-                ),
-                (
                     "portals",
                     models.JSONField(
                         blank=True,
@@ -434,41 +424,11 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "name",
-                    models.CharField(
-                        blank=True,
-                        default="",
-                        help_text="Endpoint.name, if present.",
-                        max_length=300,
-                        verbose_name="name",
-                    ),
-                ),
-                (
-                    "versions",
-                    models.CharField(
-                        blank=True,
-                        default="",
-                        help_text="FHIR versions that the endpoint supports, separated by spaces.",
-                        max_length=300,
-                        verbose_name="FHIR versions",
-                    ),
-                ),
-                (
                     "is_r4",
                     models.BooleanField(
                         default=True,
                         help_text="Whether the endpoint supports FHIR R4, the version that can be connected.",
                         verbose_name="FHIR R4",
-                    ),
-                ),
-                (
-                    "developer_url",
-                    models.CharField(
-                        blank=True,
-                        default="",
-                        help_text="URL of the vendor's developer documentation.",
-                        max_length=1000,
-                        verbose_name="developer page",
                     ),
                 ),
                 (

@@ -146,33 +146,12 @@ class BrandEndpoint(models.Model):
     address_digest = DigestField(
         verbose_name=_("base URL digest"), sources=("normalized_address",)
     )
-    name = models.CharField(
-        _("name"),
-        max_length=300,
-        blank=True,
-        default="",
-        help_text="Endpoint.name, if present.",
-    )
-    versions = models.CharField(
-        _("FHIR versions"),
-        max_length=300,
-        blank=True,
-        default="",
-        help_text=("FHIR versions that the endpoint supports, separated by spaces."),
-    )
     is_r4 = models.BooleanField(
         _("FHIR R4"),
         default=True,
         help_text=(
             "Whether the endpoint supports FHIR R4, the version that can be connected."
         ),
-    )
-    developer_url = models.CharField(
-        _("developer page"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        help_text="URL of the vendor's developer documentation.",
     )
     content_digest = models.CharField(
         _("content digest"),
@@ -492,13 +471,6 @@ class Brand(models.Model):
         blank=True,
         default="",
         help_text="URL of the logo's license; see SMART_LOGO_LICENSES.",
-    )
-    brand_bundle = models.CharField(
-        _("brand bundle"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        help_text="URL of the organization's own brand bundle.",
     )
     portals = models.JSONField(
         _("portals"),

@@ -233,15 +233,11 @@ class BrandEndpoint:
 
     Attributes:
         address: FHIR base URL.
-        name: of the endpoint; users see the brand's name instead (BRAND-09).
         versions: FHIR versions as written.
-        developer_url: page for developers, empty if there is none.
     """
 
     address: str
-    name: str = ""
     versions: tuple[str, ...] = ()
-    developer_url: str = ""
 
     @property
     def is_r4(self) -> bool:
@@ -315,7 +311,6 @@ def parse_brand_endpoint(
         )
     return BrandEndpoint(
         address=address,
-        name=_text(resource.get("name"), _MAX_NAME),
         versions=tuple(
             dict.fromkeys(
                 version
@@ -323,7 +318,6 @@ def parse_brand_endpoint(
                 if (version := _text(each.get("valueCode"), 20))
             )
         ),
-        developer_url=_read_contact(resource.get("contact")),
     )
 
 

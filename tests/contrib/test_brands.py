@@ -121,10 +121,10 @@ def test_affiliates_have_the_endpoints_of_what_they_are_part_of():
     assert [each[1] for each in expected] == [portal, portal]
     assert accesses("ExampleHealth Community Hospital") == expected
     assert accesses("ExampleHealth Physicians of Madison") == expected
-    versions = BrandEndpoint.objects.order_by("versions")
-    assert list(versions.values_list("versions", "is_r4")) == [
-        ("1.0.2", False),
-        ("4.0.1", True),
+    endpoints = BrandEndpoint.objects.order_by("reference")
+    assert list(endpoints.values_list("reference", "is_r4")) == [
+        ("Endpoint/examplehealth-r2", False),
+        ("Endpoint/examplehealth-r4", True),
     ]
     assert BrandAccess.objects.usable().count() == 3
 

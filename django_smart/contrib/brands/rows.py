@@ -102,7 +102,8 @@ class RowWriter:
             endpoint = wire.parse_brand_endpoint(
                 resource, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
             )
-            row = _build_endpoint(endpoint) if endpoint is not None else None
+            if endpoint is not None:
+                row = BrandEndpoint(address=endpoint.address, is_r4=endpoint.is_r4)
         if row is None:
             return None
         row.bundle = self._bundle
@@ -138,7 +139,6 @@ class RowWriter:
             website=brand.website,
             logo=brand.logo,
             logo_license=brand.logo_license,
-            brand_bundle=brand.brand_bundle,
             portals=[
                 {name: getattr(portal, name) for name in _PORTAL_MEMBERS}
                 for portal in brand.portals
@@ -231,16 +231,6 @@ def _collect_references(brand: wire.Brand) -> Iterator[dict[str, str]]:
     for reference in dict.fromkeys(brand.endpoints):
         if reference not in named:
             yield {"portal": "", "reference": reference}
-
-
-def _build_endpoint(endpoint: wire.BrandEndpoint) -> BrandEndpoint:
-    return BrandEndpoint(
-        address=endpoint.address,
-        name=endpoint.name,
-        versions=" ".join(endpoint.versions)[:300],
-        is_r4=endpoint.is_r4,
-        developer_url=endpoint.developer_url,
-    )
 
 
 def _read_names(
