@@ -41,7 +41,7 @@ __all__ = [
     "TokenGrant",
     "TokenGrantQuerySet",
     "can_be_deactivated",
-    "find_missing_scope",
+    "find_declined_scope",
 ]
 
 
@@ -59,7 +59,7 @@ class _SortedBySQLite(Func):
         return self.as_sql(compiler, connection, template="+%(expressions)s", **context)
 
 
-def find_missing_scope(asked: str, granted: str, *, is_offline: bool) -> str:
+def find_declined_scope(asked: str, granted: str, *, is_offline: bool) -> str:
     """
     Return what *granted* lacks of *asked*.
 
@@ -957,7 +957,7 @@ class TokenGrant(models.Model):
     @property
     def missing_scope(self) -> str:
         """Requested scopes that were not granted at first, or ""."""
-        return find_missing_scope(
+        return find_declined_scope(
             self.scope_asked, self.scope_granted, is_offline=self.is_offline
         )
 

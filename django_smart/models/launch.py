@@ -17,7 +17,7 @@ from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, parse_stored_scopes
 from .compare_and_set import compare_and_set
-from .grant import TokenGrant, find_missing_scope
+from .grant import TokenGrant, find_declined_scope
 from .identity import Identity
 from .joined_row import JoinedRow
 from .registration import ClientRegistration
@@ -516,7 +516,7 @@ class Launch(models.Model):
         if self.completed_at is None:
             return ""
         grant = self.grant
-        return find_missing_scope(
+        return find_declined_scope(
             self.scope_asked,
             self.scope_granted,
             is_offline=(
