@@ -145,7 +145,7 @@ def get_launch_refusal(
             launch=launch,
         )
 
-    missing = scopes.missing_from(smart.scopes)
+    missing = smart.scopes.missing(scopes)
     if missing:
         if launch:
             _log_unasked(launch, missing)
@@ -165,7 +165,7 @@ def get_launch_refusal(
 
 def _log_unasked(launch: Launch, missing: ScopeSet) -> None:
     """Name what no approval can grant; what the EHR declined is logged before."""
-    unasked = missing.missing_from(launch.scopes_asked)
+    unasked = launch.scopes_asked.missing(missing)
     if unasked:
         logger.warning(
             "Launch %s: a page needs scopes that the registration does not request: "

@@ -83,7 +83,7 @@ class SMARTPermission(BasePermission):
         scopes = getattr(view, "smart_scopes", "")
         if isinstance(scopes, str):
             scopes = ScopeSet.parse(scopes, strict=True)
-        missing = str(scopes.missing_from(smart.scopes))
+        missing = str(smart.scopes.missing(scopes))
         if missing:
             raise _refuse(
                 "insufficient_scope",

@@ -120,6 +120,9 @@ class ResourceScope:
         """
         Return the narrowest scope in v1 syntax that includes this one.
 
+        v1 has only ``read`` (``rs``) and ``write`` (``cud``), so ``.r`` becomes
+        ``.read``.
+
         Raises:
             ScopeSyntaxError: it is narrowed by parameters, which v1 cannot say.
         """
@@ -343,10 +346,6 @@ class ScopeSet:
         """Return the part of *required* that this grant does not cover."""
         return _select(required, self, covered=False)
 
-    def missing_from(self, granted: ScopeSet | str) -> ScopeSet:
-        """Return the part of this request that *granted* does not cover."""
-        return _as_set(granted).missing(self)
-
     def limited_to(self, granted: ScopeSet) -> ScopeSet:
         """
         Return the scopes, with their letters, that both these and *granted* cover.
@@ -385,21 +384,6 @@ class ScopeSet:
             scope.with_letters(scope.letters)
             if isinstance(scope, ResourceScope) and scope.is_v1
             else scope
-            for scope in self.scopes
-        )
-
-    def to_v1(self) -> ScopeSet:
-        """
-        Return the smallest access in v1 syntax that includes this one.
-
-        v1 has only ``read`` (``rs``) and ``write`` (``cud``), so ``.r`` becomes
-        ``.read``.
-
-        Raises:
-            ScopeSyntaxError: a scope is narrowed by parameters, which v1 cannot say.
-        """
-        return ScopeSet._unique(
-            scope.to_v1() if isinstance(scope, ResourceScope) else scope
             for scope in self.scopes
         )
 
