@@ -46,8 +46,6 @@ __all__ = [
 CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
 "Set when nobody awaits a call in a thread any longer."
 
-# Seconds to wait before a retry; with a longer Retry-After, there is none.
-_MAX_RETRY_WAIT = 5.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -347,7 +345,7 @@ class FHIRConnection:
             if access_token != used_token:
                 started = time.monotonic()
                 response = self._transport.send(_authorize(request, access_token))
-        wait = response.get_wait(_MAX_RETRY_WAIT) if is_safe else None
+        wait = response.retry_wait if is_safe else None
         if wait is None:
             return response
         left = self._transport.call_limit - (time.monotonic() - started) - wait

@@ -13,8 +13,10 @@ __all__ = ["HTTPRequest", "HTTPResponse", "HiddenBytes", "HiddenText"]
 # Seconds. Some servers send a time in milliseconds since 1970 instead.
 _LONGEST_WAIT = 24 * 3600.0
 _BUSY = frozenset({429, 503})
-# Seconds before a second attempt, if a busy server names no time.
-_DEFAULT_WAIT = 0.5
+# Seconds before a second attempt, if a busy server names no time; with a longer
+# Retry-After than the second number there is none.
+_DEFAULT_RETRY_WAIT = 0.5
+_LONGEST_RETRY_WAIT = 5.0
 # More digits would be more seconds than any column can store.
 _MAX_AGE = re.compile(r"max-age\s*=\s*\"?([0-9]{1,9})\"?", re.ASCII)
 
@@ -94,18 +96,20 @@ class HTTPResponse:
             return None
         return min(max((moment - sent).total_seconds(), 0.0), _LONGEST_WAIT)
 
-    def get_wait(self, longest: float) -> float | None:
+    @property
+    def retry_wait(self) -> float | None:
         """
-        Return the seconds before a second attempt, or ``None`` for none.
+        Seconds before a second attempt, or ``None`` for none.
 
-        Only a busy server gets one (429, 503), and only within *longest* seconds.
+        Only a busy server gets one (429, 503), unless it names a longer time than five
+        seconds.
         """
         if self.status_code not in _BUSY:
             return None
         if "retry-after" not in self.headers:
-            return min(_DEFAULT_WAIT, longest)
+            return _DEFAULT_RETRY_WAIT
         wait = self.retry_after
-        return wait if wait is not None and wait <= longest else None
+        return wait if wait is not None and wait <= _LONGEST_RETRY_WAIT else None
 
     @property
     def max_age(self) -> int | None:

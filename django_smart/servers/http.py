@@ -40,8 +40,7 @@ __all__ = [
     "whole_call_seconds",
 ]
 
-# As for FHIR requests, in seconds.
-_LONGEST_WAIT = 5.0
+# Seconds.
 _LONGEST_STREAM = 3600.0
 
 # By algorithm, with the kid: one key of each signs.
@@ -149,7 +148,7 @@ def send_patiently(
     """
     started = time.monotonic()
     response = send(build_request(), server=server)
-    wait = response.get_wait(_LONGEST_WAIT)
+    wait = response.retry_wait
     if wait is None:
         return response
     ends_at = started + whole_call_seconds()
