@@ -14,9 +14,12 @@ from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_answer,
     edits_json,
+    leave_out,
+    leave_out_each,
+    put,
+    put_each,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import leave_out, leave_out_each, put
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -37,23 +40,38 @@ _REQUIRED: dict[str, Verdict] = {
     "capabilities": "tolerate",
     "code_challenge_methods_supported": "tolerate",
 }
-_WRONG_VALUES: dict[str, tuple[str, Any]] = {
-    "object_issuer": ("issuer", {"url": "https://ehr.example.org"}),
-    "number_token_endpoint": ("token_endpoint", 1),
-    "text_capabilities": ("capabilities", "launch-ehr"),
-    "number_method": ("code_challenge_methods_supported", [256]),
-    "text_iss_supported": ("authorization_response_iss_parameter_supported", "true"),
-    "text_brand_identifier": ("user_access_brand_identifier", "harbour"),
+# Member, what it is set to, and what an app does: it tolerates what no launch needs.
+_VALUES: dict[str, tuple[Verdict, str, Any]] = {
+    "object_issuer": ("refuse", "issuer", {"url": "https://ehr.example.org"}),
+    "number_token_endpoint": ("refuse", "token_endpoint", 1),
+    # Another host: the app may accept plain http for the EHR's own, in development.
+    "http_endpoint": ("refuse", "token_endpoint", "http://plain.example.net/token"),
+    "text_capabilities": ("refuse", "capabilities", "launch-ehr"),
+    "number_method": ("refuse", "code_challenge_methods_supported", [256]),
+    "plain_only": ("refuse", "code_challenge_methods_supported", ["plain"]),
+    "text_iss_supported": (
+        "refuse",
+        "authorization_response_iss_parameter_supported",
+        "true",
+    ),
+    "endpoint_open_bracket": (
+        "refuse",
+        "revocation_endpoint",
+        "https://[::1/auth/revoke",
+    ),
+    "text_brand_identifier": ("tolerate", "user_access_brand_identifier", "harbour"),
     "number_brand_system": (
+        "tolerate",
         "user_access_brand_identifier",
         {"value": "a", "system": 1},
     ),
-    "object_associated_endpoints": ("associated_endpoints", {}),
-    "endpoint_open_bracket": ("revocation_endpoint", "https://[::1/auth/revoke"),
-    "associated_endpoint_no_url": ("associated_endpoints", [{"capabilities": []}]),
+    "object_associated_endpoints": ("tolerate", "associated_endpoints", {}),
+    "associated_endpoint_no_url": (
+        "tolerate",
+        "associated_endpoints",
+        [{"capabilities": []}],
+    ),
 }
-# Members that no launch needs.
-_DISPENSABLE = {"associated_endpoints", "user_access_brand_identifier"}
 # What comes in place of the token endpoint's URL, and in words; each is a fault.
 _BROKEN_URLS: dict[str, tuple[str, Callable[[SplitResult], str]]] = {
     "endpoint_backslash": (
@@ -83,28 +101,11 @@ def _replace_endpoint(
 
 
 leave_out_each("discovery", _REQUIRED)
-for _name, (_member, _value) in _WRONG_VALUES.items():
-    _verdict: Verdict = "tolerate" if _member in _DISPENSABLE else "refuse"
-    edits_json("discovery", f"discovery_{_name}", _verdict, f"{_member} is {_value!r}")(
-        put(_member, _value)
-    )
-
+put_each("discovery", _VALUES)
 for _name, (_words, _build) in _BROKEN_URLS.items():
     edits_json("discovery", f"discovery_{_name}", "refuse", f"token_endpoint {_words}")(
         _replace_endpoint(_build)
     )
-
-
-edits_json(
-    "discovery",
-    "discovery_plain_only",
-    "refuse",
-    "code_challenge_methods_supported lists only plain",
-)(put("code_challenge_methods_supported", ["plain"]))
-# Another host: the app may accept plain http for the EHR's own, in development.
-edits_json(
-    "discovery", "discovery_http_endpoint", "refuse", "token_endpoint on plain http"
-)(put("token_endpoint", "http://plain.example.net/auth/token"))
 
 
 @edits_json(
@@ -230,15 +231,13 @@ def _long_jwks_uri(exchange: Exchange, document: dict[str, Any]) -> None:
     document["jwks_uri"] += f"?{'x' * 2000}"
 
 
-@replaces(
+replaces(
     "openid",
     "openid_absent",
     "refuse",
     "none, and no issuer in the SMART configuration",
     "discovery_missing_issuer",
-)
-def _absent(exchange: Exchange) -> Response:
-    return answers.html("Not found", 404)
+)(lambda _: answers.html("Not found", 404))
 
 
 # The keys

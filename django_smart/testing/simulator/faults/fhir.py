@@ -13,9 +13,10 @@ from django_smart.testing.simulator.faults.registry import (
     edits,
     edits_answer,
     edits_json,
+    leave_out,
+    put,
     replaces,
 )
-from django_smart.testing.simulator.faults.shapes import leave_out, put
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange

@@ -16,12 +16,12 @@ from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_answer,
     edits_json,
-    replaces,
-)
-from django_smart.testing.simulator.faults.shapes import (
+    fail_each,
     fail_with,
     leave_out_each,
+    name_another_patient,
     put_each,
+    replaces,
 )
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ for _error, (_status, _verdict) in _REVOCATION_ERRORS.items():
     replaces("revoke", f"revoke_{_error}", _verdict, f"the error {_error}")(
         fail_with(_error, _status)
     )
-for _error, _status in _INTROSPECTION_ERRORS.items():
-    replaces("introspect", f"introspect_{_error}", "refuse", f"the error {_error}")(
-        fail_with(_error, _status)
-    )
+fail_each("introspect", _INTROSPECTION_ERRORS)
 put_each("introspect", _VALUES)
 leave_out_each("introspect", {"active": "refuse"})
+edits_json(
+    "introspect", "introspect_other_patient", "refuse", "patient names another patient"
+)(name_another_patient)
 
 
 @edits_answer(
@@ -90,14 +90,6 @@ def _revoke_html_200(exchange: Exchange, response: Response) -> Response:
 @edits_answer("revoke", "revoke_204", "tolerate", "status 204: success")
 def _revoke_204(exchange: Exchange, response: Response) -> Response:
     return Response(status=204)
-
-
-@edits_json(
-    "introspect", "introspect_other_patient", "refuse", "patient names another patient"
-)
-def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
-    patients = exchange.ehr.data["Patient"]
-    answer["patient"] = next(one for one in patients if one != answer["patient"])
 
 
 @edits_answer("introspect", "introspect_duplicate_scope", "refuse", "two scopes")

@@ -15,9 +15,13 @@ import jwt
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_json,
+    fail_with,
+    name_another_patient,
+    narrow_scope,
+    put_each,
     replaces,
+    widen_scope,
 )
-from django_smart.testing.simulator.faults.shapes import fail_with, put_each
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange
@@ -66,14 +70,18 @@ for _error, (_status, _description) in _ERRORS.items():
         fail_with(_error, _status)
     )
 put_each("refresh", _VALUES)
-
-
-@edits_json(
+edits_json(
     "refresh", "refresh_other_patient", "refuse", "patient names another patient"
+)(name_another_patient)
+edits_json(
+    "refresh",
+    "refresh_wider_scope",
+    "tolerate",
+    "scopes that were not granted originally",
+)(widen_scope)
+edits_json("refresh", "refresh_narrower_scope", "tolerate", "a scope is missing")(
+    narrow_scope
 )
-def _other_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
-    patients = exchange.ehr.data["Patient"]
-    answer["patient"] = next(one for one in patients if one != answer["patient"])
 
 
 @edits_json("refresh", "refresh_other_subject", "refuse", "an ID token of another user")
@@ -95,22 +103,6 @@ def _same_subject(exchange: Exchange, answer: dict[str, Any]) -> None:
 def _bad_id_token(exchange: Exchange, answer: dict[str, Any]) -> None:
     signed = _id_token(exchange, sub="somebody-else").rpartition(".")[0]
     answer["id_token"] = f"{signed}.c2lnbmF0dXJl"
-
-
-@edits_json(
-    "refresh",
-    "refresh_wider_scope",
-    "tolerate",
-    "scopes that were not granted originally",
-)
-def _wider_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
-    answer["scope"] += " patient/*.cruds user/*.rs"
-
-
-@edits_json("refresh", "refresh_narrower_scope", "tolerate", "a scope is missing")
-def _narrower_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
-    granted = answer["scope"].split()
-    answer["scope"] = " ".join(granted[:-1])
 
 
 @edits_json(

@@ -10,10 +10,12 @@ response and an ID token before it is signed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, MutableSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSet
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+from django_smart.testing.simulator.faults import answers
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -28,8 +30,17 @@ __all__ = [
     "edits",
     "edits_answer",
     "edits_json",
+    "fail_each",
+    "fail_with",
+    "leave_out",
+    "leave_out_each",
+    "name_another_patient",
+    "narrow_scope",
+    "put",
+    "put_each",
     "redirects",
     "replaces",
+    "widen_scope",
 ]
 
 Verdict = Literal["refuse", "tolerate"]
@@ -175,3 +186,68 @@ def edits_json(*fault: Any, status: int = 200) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+def fail_with(error: str, status: int) -> Callable[[Exchange], Response]:
+    """Answer with an OAuth error."""
+    return lambda _: answers.oauth_error(error, status)
+
+
+def fail_each(exchange: str, errors: Mapping[str, int]) -> None:
+    """Register a fault for each OAuth error and its status."""
+    for error, status in errors.items():
+        replaces(exchange, f"{exchange}_{error}", "refuse", f"the error {error}")(
+            fail_with(error, status)
+        )
+
+
+def put(member: str, value: Any) -> Callable[[Exchange, dict[str, Any]], None]:
+    """Set *member*."""
+
+    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
+        answer[member] = value
+
+    return edit
+
+
+def leave_out(member: str) -> Callable[[Exchange, dict[str, Any]], None]:
+    """Remove *member*."""
+
+    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
+        answer.pop(member, None)
+
+    return edit
+
+
+def put_each(exchange: str, values: Mapping[str, tuple[Verdict, str, Any]]) -> None:
+    """Register a fault for each name: verdict, member, and what that is set to."""
+    for name, (verdict, member, value) in values.items():
+        text = repr(value)
+        shown = text if len(text) <= 40 else f"{text[:37]}..."
+        edits_json(exchange, f"{exchange}_{name}", verdict, f"{member} is {shown}")(
+            put(member, value)
+        )
+
+
+def leave_out_each(exchange: str, members: Mapping[str, Verdict]) -> None:
+    """Register a fault for each of *members*."""
+    for member, verdict in members.items():
+        edits_json(exchange, f"{exchange}_missing_{member}", verdict, f"no {member}")(
+            leave_out(member)
+        )
+
+
+def name_another_patient(exchange: Exchange, answer: dict[str, Any]) -> None:
+    """Set ``patient`` to another one of the EHR's."""
+    patients = exchange.ehr.data["Patient"]
+    answer["patient"] = next(one for one in patients if one != answer["patient"])
+
+
+def narrow_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
+    """Leave out the last scope."""
+    answer["scope"] = " ".join(answer["scope"].split()[:-1])
+
+
+def widen_scope(exchange: Exchange, answer: dict[str, Any]) -> None:
+    """Add scopes that nobody requested."""
+    answer["scope"] += " patient/*.cruds user/*.rs"

@@ -8,10 +8,7 @@ from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_answer,
-    replaces,
-)
-from django_smart.testing.simulator.faults.shapes import (
-    fail_with,
+    fail_each,
     leave_out_each,
     put_each,
 )
@@ -54,10 +51,7 @@ _MISSING: dict[str, Verdict] = {
     "expires_in": "tolerate",
 }
 
-for _error, _status in _ERRORS.items():
-    replaces(_EXCHANGE, f"{_EXCHANGE}_{_error}", "refuse", f"the error {_error}")(
-        fail_with(_error, _status)
-    )
+fail_each(_EXCHANGE, _ERRORS)
 put_each(_EXCHANGE, _VALUES)
 leave_out_each(_EXCHANGE, _MISSING)
 

@@ -12,13 +12,14 @@ from django_smart.testing.simulator.faults.registry import (
     Verdict,
     edits_answer,
     edits_json,
-    replaces,
-)
-from django_smart.testing.simulator.faults.shapes import (
+    fail_each,
     fail_with,
     leave_out,
     leave_out_each,
+    narrow_scope,
     put_each,
+    replaces,
+    widen_scope,
 )
 
 if TYPE_CHECKING:
@@ -82,16 +83,25 @@ _MISSING: dict[str, Verdict] = {
 }
 
 
-for _error, _status in _ERRORS.items():
-    replaces("token", f"token_{_error}", "refuse", f"the error {_error}")(
-        fail_with(_error, _status)
-    )
+fail_each("token", _ERRORS)
 put_each("token", _VALUES)
 leave_out_each("token", _MISSING)
 for _member in ("expires_in", "scope"):
     edits_json("token", f"token_{_member}_absent", "tolerate", f"no {_member}")(
         leave_out(_member)
     )
+replaces("token", "token_error_200", "refuse", "an error with status 200")(
+    fail_with("invalid_grant", 200)
+)
+replaces("token", "token_html_400", "refuse", "a web page with status 400")(
+    lambda _: answers.html("Bad request", 400)
+)
+edits_json("token", "token_scope_narrower", "tolerate", "a scope is missing")(
+    narrow_scope
+)
+edits_json("token", "token_scope_wider", "tolerate", "scopes that were not requested")(
+    widen_scope
+)
 
 
 @replaces("token", "token_error_markup", "refuse", "an error described with markup")
@@ -101,16 +111,6 @@ def _error_markup(exchange: Exchange) -> Response:
         ' "error_uri": "javascript:alert(2)"}',
         400,
     )
-
-
-@replaces("token", "token_error_200", "refuse", "an error with status 200")
-def _error_200(exchange: Exchange) -> Response:
-    return answers.oauth_error("invalid_grant", 200)
-
-
-@replaces("token", "token_html_400", "refuse", "a web page with status 400")
-def _html_400(exchange: Exchange) -> Response:
-    return answers.html("Bad request", 400)
 
 
 @edits_answer("token", "token_form_encoded", "refuse", "the response form-encoded")
@@ -162,17 +162,6 @@ def _patient_reference(exchange: Exchange, answer: dict[str, Any]) -> None:
 @edits_json("token", "token_expires_in_string", "tolerate", "expires_in is a string")
 def _expires_in_string(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["expires_in"] = str(answer["expires_in"])
-
-
-@edits_json("token", "token_scope_narrower", "tolerate", "a scope is missing")
-def _scope_narrower(exchange: Exchange, answer: dict[str, Any]) -> None:
-    granted = answer["scope"].split()
-    answer["scope"] = " ".join(granted[:-1])
-
-
-@edits_json("token", "token_scope_wider", "tolerate", "scopes that were not requested")
-def _scope_wider(exchange: Exchange, answer: dict[str, Any]) -> None:
-    answer["scope"] += " patient/*.cruds user/*.rs"
 
 
 @edits_json("token", "token_scope_spaces", "tolerate", "spaces around the scopes")
