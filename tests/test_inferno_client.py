@@ -25,8 +25,7 @@ from django_smart import transport
 from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, SigningKey, TokenGrant
-from django_smart.testing import EHRSimulator
-from django_smart.testing.simulator.records import RecordedRequest
+from django_smart.testing import EHRSimulator, RecordedRequest
 from tests.ehr import connect, get_callback, get_launch, make_browser, start_ehr_launch
 from tests.factories import METHODS, SERVICE_ID, make_client, make_service
 from tests.known import (

@@ -19,6 +19,6 @@ except ImportError as exc:
 
 from django_smart.testing.simulator.adapter import SimulatorAdapter
 from django_smart.testing.simulator.ehr import EHRSimulator
-from django_smart.testing.simulator.records import RecordedRequest
+from django_smart.testing.simulator.exchange import RecordedRequest
 
 __all__ = ["EHRSimulator", "RecordedRequest", "SimulatorAdapter"]

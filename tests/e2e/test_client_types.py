@@ -20,8 +20,7 @@ from django_smart.grants.engine import revoke_grants
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import ensure_active_key, ensure_next_key
-from django_smart.testing import EHRSimulator
-from django_smart.testing.simulator.records import RecordedRequest
+from django_smart.testing import EHRSimulator, RecordedRequest
 from tests.ehr import (
     CLIENT_ID,
     CLIENT_SECRET,

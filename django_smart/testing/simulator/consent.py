@@ -21,11 +21,11 @@ from django_smart.testing.simulator.errors import (
 )
 from django_smart.testing.simulator.pages import (
     error_page,
+    render,
     sign_in_page,
     stale_form,
 )
 from django_smart.testing.simulator.sessions import Session, get_session
-from django_smart.testing.simulator.templating import render
 from django_smart.testing.simulator.wording import describe_scopes
 
 if TYPE_CHECKING:

@@ -12,8 +12,11 @@ from django_smart.testing.simulator.exchange import json_response
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
 
-    from django_smart.testing.simulator.exchange import Exchange, Routes
-    from django_smart.testing.simulator.records import RecordedRequest
+    from django_smart.testing.simulator.exchange import (
+        Exchange,
+        RecordedRequest,
+        Routes,
+    )
 
 __all__ = ["routes"]
 

@@ -21,7 +21,11 @@ from django_smart.testing.simulator.clients import Client
 from django_smart.testing.simulator.data import Resources
 from django_smart.testing.simulator.endpoints import Endpoints
 from django_smart.testing.simulator.errors import AuthorizationError
-from django_smart.testing.simulator.exchange import Exchange, browser_request
+from django_smart.testing.simulator.exchange import (
+    Exchange,
+    RecordedRequest,
+    browser_request,
+)
 from django_smart.testing.simulator.faults import FaultSet
 from django_smart.testing.simulator.id_tokens import SigningKey, get_first_key
 from django_smart.testing.simulator.people import users
@@ -33,7 +37,6 @@ from django_smart.testing.simulator.versions import Version, Versions
 if TYPE_CHECKING:
     from django_smart.testing.simulator.consent import PendingConsent
     from django_smart.testing.simulator.paging import SavedSearch
-    from django_smart.testing.simulator.records import RecordedRequest
     from django_smart.testing.simulator.sessions import Session
 
 __all__ = ["CHECKS", "EHRSimulator"]

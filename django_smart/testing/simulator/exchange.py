@@ -1,4 +1,4 @@
-"""One request on its way through the simulated EHR."""
+"""One request on its way through the simulated EHR, and as it is recorded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from requests.structures import CaseInsensitiveDict
 from werkzeug.wrappers import Request, Response
 
 from django_smart.testing.simulator.digits import dump, load
-from django_smart.testing.simulator.records import RecordedRequest
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
 
-__all__ = ["Exchange", "Routes", "browser_request", "fhir_response", "json_response"]
+__all__ = [
+    "Exchange",
+    "RecordedRequest",
+    "Routes",
+    "browser_request",
+    "fhir_response",
+    "json_response",
+]
 
 FORM_TYPE = "application/x-www-form-urlencoded"
 
@@ -33,6 +39,32 @@ _TOKEN_EXCHANGES = {
     "refresh_token": "refresh",
     "client_credentials": "client_credentials",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRequest:
+    """
+    One request, and the status of its response.
+
+    ``query`` and ``form`` keep order and repetitions. ``status`` is 0 for a request to
+    another origin, which the in-process adapter refused.
+    """
+
+    exchange: str
+    """Which endpoint: ``token``, ``authorize``, ``fhir``, ``elsewhere``, …"""
+    method: str
+    url: str
+    path: str
+    query: list[tuple[str, str]]
+    headers: CaseInsensitiveDict[str]
+    body: bytes
+    form: list[tuple[str, str]]
+    status: int
+    patient: str | None
+    """The patient of the bearer token, if one was accepted."""
+    client_id: str | None
+    at: float
+    """Seconds since the epoch, by the simulator's clock."""
 
 
 @dataclass(slots=True, kw_only=True)

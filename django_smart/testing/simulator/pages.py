@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from django.template import Context, Engine
 from werkzeug.exceptions import NotFound
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
@@ -16,7 +18,6 @@ from django_smart.testing.simulator.sessions import (
     get_session,
     set_cookie,
 )
-from django_smart.testing.simulator.templating import render
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.clients import Client
@@ -24,12 +25,23 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.people import User
 
-__all__ = ["error_page", "routes", "sign_in_page", "stale_form"]
+__all__ = ["error_page", "render", "routes", "sign_in_page", "stale_form"]
 
-_STATIC = Path(__file__).parent / "static"
+_FOLDER = Path(__file__).parent
 _STATIC_TYPES = {
     "harbour.css": "text/css; charset=utf-8",
     "harbour.svg": "image/svg+xml",
+}
+# No "form-action": a form here ends in a redirect to the app, which it would stop.
+_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; frame-src http: https:; "
+    "base-uri 'none'; frame-ancestors 'self'"
+)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
 }
 
 
@@ -42,6 +54,21 @@ def routes() -> Routes:
     yield "/chart/<patient_id>/open", "POST", _open_app
     yield "/chart/<patient_id>/frame", "GET", _frame_app
     yield "/static/<name>", "GET", _static
+
+
+@cache
+def _engine() -> Engine:
+    return Engine(dirs=[str(_FOLDER / "templates")], autoescape=True)
+
+
+def render(name: str, context: dict[str, Any], *, status: int = 200) -> Response:
+    """The page *name* as a response; needs Django, but no settings."""
+    # Left at None, these two would be looked up in Django's settings.
+    values = Context(context, use_l10n=False, use_tz=False)
+    page = _engine().get_template(name).render(values)
+    return Response(
+        page, status=status, content_type="text/html; charset=utf-8", headers=_HEADERS
+    )
 
 
 def error_page(exchange: Exchange, title: str, text: str, *, status: int) -> Response:
@@ -194,7 +221,7 @@ def _static(exchange: Exchange, name: str) -> Response:
     if content_type is None:
         return Response.from_app(NotFound().get_response(), exchange.request.environ)
     return Response(
-        (_STATIC / name).read_bytes(),
+        (_FOLDER / "static" / name).read_bytes(),
         content_type=content_type,
         headers={"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"},
     )
