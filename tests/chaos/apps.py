@@ -18,11 +18,11 @@ class ChaosConfig(AppConfig):
 
     def ready(self) -> None:
         """Name the process in each request; make claims as short as the rest."""
+        from django_smart import transport
         from django_smart.grants import engine
-        from django_smart.transport import edge
 
         def name_process() -> None:
-            edge._USER_AGENT = f"chaos/{os.getpid()}"
+            transport._USER_AGENT = f"chaos/{os.getpid()}"
 
         name_process()
         os.register_at_fork(after_in_child=name_process)

@@ -474,7 +474,7 @@ def test_nothing_secret_is_in_what_a_worker_writes_or_is_sent(
     for line in (
         "DEBUG/MainProcess",
         "DEBUG django.db.backends",
-        "DEBUG django_smart.transport.edge: POST to localhost: 200",
+        "DEBUG django_smart.transport: POST to localhost: 200",
     ):
         assert line in text
     canaries.learn(real_ehr)
