@@ -21,13 +21,11 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..conf import conf
 from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import IssuerDisputedError, SMARTError
 from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, FHIRServer, TokenGrant
-from ..protocol.configuration import SMARTConfiguration
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
     check_dispute,
@@ -524,12 +522,7 @@ class FHIRServerAdmin(TestConnectionMixin):
             return gettext("Not fetched yet.")
         overrides = obj.overrides or {}
         try:
-            found = SMARTConfiguration.from_json(
-                obj.configuration,
-                base_url=obj.base_url,
-                insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-                overrides=overrides,
-            )
+            found = obj.parse_configuration(obj.configuration)
         except SMARTError as exc:
             return gettext("The stored configuration cannot be used: %(why)s") % {
                 "why": exc

@@ -971,14 +971,23 @@ class FHIRServer(models.Model):
         if self.configuration is None:
             return None
         try:
-            return SMARTConfiguration.from_json(
-                self.configuration,
-                base_url=self.base_url,
-                insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-                overrides=self.overrides,
-            )
+            return self.parse_configuration(self.configuration)
         except SMARTError:
             return None
+
+    def parse_configuration(self, document: dict[str, Any]) -> SMARTConfiguration:
+        """
+        Return the SMART configuration in *document* with the overrides.
+
+        Raises:
+            DiscoveryError: current settings do not accept it.
+        """
+        return SMARTConfiguration.from_json(
+            document,
+            base_url=self.base_url,
+            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+            overrides=self.overrides,
+        )
 
     def get_capabilities(self) -> frozenset[Capability]:
         """The server's capabilities that the specification defines."""

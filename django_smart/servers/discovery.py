@@ -526,15 +526,9 @@ def _check_lengths(**urls: str | None) -> None:
 
 def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
     """Return the operator's manually set configuration, if it is sufficient."""
-    overrides = server.overrides or {}
-    if not overrides.get("token_endpoint"):
+    if not (server.overrides or {}).get("token_endpoint"):
         return None
-    return SMARTConfiguration.from_json(
-        {},
-        base_url=server.base_url,
-        insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        overrides=overrides,
-    )
+    return server.parse_configuration({})
 
 
 def _claim(server: FHIRServer, pause: timedelta = _PAUSE) -> bool:
