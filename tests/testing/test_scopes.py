@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from django_smart.testing.simulator.consent import describe_scopes
 from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
 from django_smart.testing.simulator.scopes import (
     ScopeError,
@@ -15,7 +16,6 @@ from django_smart.testing.simulator.scopes import (
     parse_scope,
     split_scope,
 )
-from django_smart.testing.simulator.wording import describe_scopes
 
 _VECTORS = Path(__file__).parent.parent / "vectors" / "known-answers.json"
 VECTORS: dict[str, Any] = json.loads(_VECTORS.read_text(encoding="utf-8"))["scopes"]

@@ -80,6 +80,10 @@ _BROKEN_URLS: dict[str, tuple[str, Callable[[SplitResult], str]]] = {
     ),
     "endpoint_space": ("with a line break", lambda url: f"{url.geturl()}\n/x"),
     "endpoint_fragment": ("with a fragment", lambda url: f"{url.geturl()}#x"),
+    "user_info_endpoint": (
+        "with a user's name and password",
+        lambda url: url.geturl().replace("://", "://user:password@", 1),
+    ),
     "endpoint_no_port": (
         "with a port that is not a number",
         lambda url: f"https://{url.hostname}:port{url.path}",
@@ -125,18 +129,6 @@ def _ftp_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
 )
 def _state_in_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
     document["authorization_endpoint"] += "?state=of-the-server"
-
-
-@edits_json(
-    "discovery",
-    "discovery_user_info_endpoint",
-    "refuse",
-    "token_endpoint with a user's name and password",
-)
-def _user_info_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
-    document["token_endpoint"] = document["token_endpoint"].replace(
-        "://", "://user:password@", 1
-    )
 
 
 @edits_json(
