@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -22,7 +22,7 @@ from .launches.open_charts import get_open_charts
 from .models import Launch
 from .protocol.scopes import ScopeSet
 
-__all__ = ["get_launch_refusal", "smart_required"]
+__all__ = ["smart_required"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ def smart_required(
         ScopeSet.parse(scopes, strict=True) if isinstance(scopes, str) else scopes
     )
 
-    def refuse(request: HttpRequest) -> HttpResponseBase | None:
-        return get_launch_refusal(request, scopes=required, context=context)
+    refuse = partial(_find_refusal, scopes=required, context=context)
 
     def decorate(view: _View) -> _View:
         @wraps(view)
@@ -94,17 +93,17 @@ def _is_async(view: Any) -> bool:
     """Return whether *view* returns a coroutine."""
     if iscoroutinefunction(view):
         return True
-    # method_decorator passes a partial of dispatch(), a plain function that returns a
-    # coroutine if the class is asynchronous.
+    # SMARTRequiredMixin passes dispatch(), and method_decorator a partial of it: plain
+    # functions that return a coroutine if the class is asynchronous.
     while view is not None:
-        owner = getattr(getattr(view, "func", None), "__self__", None)
+        owner = getattr(getattr(view, "func", view), "__self__", None)
         if isinstance(owner, View):
             return owner.view_is_async
         view = getattr(view, "__wrapped__", None)
     return False
 
 
-def get_launch_refusal(
+def _find_refusal(
     request: HttpRequest, *, scopes: ScopeSet, context: str | tuple[str, ...]
 ) -> HttpResponseBase | None:
     """

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.views.generic import View
 
-from .decorators import get_launch_refusal
+from .decorators import smart_required
 from .protocol.scopes import ScopeSet
 
 __all__ = ["SMARTRequiredMixin"]
@@ -39,26 +37,6 @@ class SMARTRequiredMixin(_View):
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
         """Respond with a page if the request's launch is insufficient."""
-        if self.view_is_async:
-            # Runs in the event loop; Django awaits the returned coroutine.
-            later = self._adispatch(request, *args, **kwargs)
-            return cast("HttpResponseBase", later)
-        refusal = self._refuse(request)
-        if refusal is not None:
-            return refusal
-        return super().dispatch(request, *args, **kwargs)
-
-    async def _adispatch(
-        self, request: HttpRequest, *args: Any, **kwargs: Any
-    ) -> HttpResponseBase:
-        refusal = await sync_to_async(self._refuse)(request)
-        if refusal is not None:
-            return refusal
-        later = super().dispatch(request, *args, **kwargs)
-        return await cast("Awaitable[HttpResponseBase]", later)
-
-    def _refuse(self, request: HttpRequest) -> HttpResponseBase | None:
-        scopes = self.smart_scopes
-        if isinstance(scopes, str):
-            scopes = ScopeSet.parse(scopes, strict=True)
-        return get_launch_refusal(request, scopes=scopes, context=self.smart_context)
+        require = smart_required(scopes=self.smart_scopes, context=self.smart_context)
+        # Of an asynchronous view, this is a coroutine, which Django awaits.
+        return require(super().dispatch)(request, *args, **kwargs)
