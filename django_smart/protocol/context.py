@@ -27,7 +27,7 @@ MAX_CONTEXT_LENGTH = 64 * 1024
 #: The role of an item of ``fhirContext`` without one (FCTX-04).
 DEFAULT_ROLE = "launch"
 
-# Members of a token response that are not context, and those that are.
+# Members of a token response that are not context, and the attributes of the others.
 _OAUTH_MEMBERS = {
     "access_token",
     "expires_in",
@@ -37,26 +37,16 @@ _OAUTH_MEMBERS = {
     "token_type",
 }
 _CONTEXT_MEMBERS = {
-    "encounter",
-    "fhirContext",
-    "hub.topic",
-    "hub.url",
-    "intent",
-    "need_patient_banner",
-    "patient",
-    "smart_style_url",
-    "tenant",
+    "encounter": "encounter",
+    "fhirContext": "fhir_context",
+    "hub.topic": "hub",
+    "hub.url": "hub",
+    "intent": "intent",
+    "need_patient_banner": "need_patient_banner",
+    "patient": "patient",
+    "smart_style_url": "smart_style_url",
+    "tenant": "tenant",
 }
-_CONTEXT_FIELDS = (
-    "patient",
-    "encounter",
-    "fhir_context",
-    "need_patient_banner",
-    "intent",
-    "tenant",
-    "smart_style_url",
-    "hub",
-)
 
 # "." and ".." are valid ids in FHIR, but path segments everywhere else.
 _ID = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9\-.]{1,64}")
@@ -89,17 +79,6 @@ class FHIRContextItem:
     type: str = ""
     role: str = DEFAULT_ROLE
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the item as received."""
-        known = {
-            "reference": self.reference,
-            "canonical": self.canonical,
-            "identifier": self.identifier,
-            "type": self.type,
-            "role": "" if self.role == DEFAULT_ROLE else self.role,
-        }
-        return {name: value for name, value in known.items() if value} | {**self.extra}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +135,7 @@ class LaunchContext:
         insecure_hosts: frozenset[str] = frozenset(),
     ) -> LaunchContext:
         """
-        Read the context from a token response, or from :meth:`to_json`.
+        Read the context from a token response.
 
         ``null`` and empty strings count as absent. ``Patient/123`` is read as ``123``.
 
@@ -191,28 +170,11 @@ class LaunchContext:
             problems=tuple(problems),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the present members, for a JSON column."""
-        known: dict[str, Any] = {
-            "patient": self.patient,
-            "encounter": self.encounter,
-            "fhirContext": [item.to_json() for item in self.fhir_context] or None,
-            "need_patient_banner": self.need_patient_banner,
-            "intent": self.intent,
-            "tenant": self.tenant,
-            "smart_style_url": self.smart_style_url,
-            "hub.url": self.hub and self.hub.url,
-            "hub.topic": self.hub and self.hub.topic,
-        }
-        return {**self.extra} | {
-            name: value for name, value in known.items() if value is not None
-        }
-
     def updated_by(self, newer: LaunchContext) -> LaunchContext:
         """Return this context updated with the values of *newer* (REF-06)."""
         given = {
             name: value
-            for name in _CONTEXT_FIELDS
+            for name in _CONTEXT_MEMBERS.values()
             if (value := getattr(newer, name)) not in (None, ())
         }
         return replace(
@@ -238,7 +200,7 @@ def fill_in_context(
     """Return a token response with the context that only *claims* have."""
     return {**parameters} | {
         name: claims[name]
-        for name in _CONTEXT_MEMBERS.intersection(claims)
+        for name in _CONTEXT_MEMBERS.keys() & claims.keys()
         if parameters.get(name) in (None, "")
     }
 
@@ -265,8 +227,12 @@ def merge_parameters(
     Spec: SMART App Launch 2.2, "Refresh access token", Response.
     """
     readable = LaunchContext.from_parameters(newer, insecure_hosts=insecure_hosts)
-    said = readable.to_json().items()
-    merged = {**older} | {n: value for n, value in said if value not in (None, "")}
+    said = {**readable.extra} | {
+        name: newer[name]
+        for name, attribute in _CONTEXT_MEMBERS.items()
+        if getattr(readable, attribute) not in (None, ())
+    }
+    merged = {**older} | {n: v for n, v in said.items() if v not in (None, "")}
     check_length(merged)
     return merged
 

@@ -16,6 +16,7 @@ from django_smart.exceptions import ContextChangedError, MalformedTokenResponseE
 from django_smart.grants import engine
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
+from django_smart.protocol.context import LaunchContext
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
@@ -98,11 +99,15 @@ def test_context_that_a_refresh_brings_takes_the_place_of_the_old(
     assert get_context(opened) == {
         **before,
         "intent": "order",
-        "need_patient_banner": True,
-        "fhirContext": [{"reference": "List/1"}],
+        "need_patient_banner": "true",
+        "fhirContext": newer["fhirContext"],
         "smart_style_url": "https://ehr.example.org/night.json",
         "__vendor": {"x": 1},
     }
+    # As with the first response, what is read of it is checked.
+    context = LaunchContext.from_parameters(get_context(opened))
+    assert context.need_patient_banner is True
+    assert [each.reference for each in context.fhir_context] == ["List/1"]
 
 
 @pytest.mark.compliance("REF-06")
