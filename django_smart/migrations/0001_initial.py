@@ -79,15 +79,6 @@ class Migration(migrations.Migration):
                         verbose_name="timestamp",
                     ),
                 ),
-                (
-                    "imported_at",
-                    models.DateTimeField(
-                        blank=True,
-                        help_text="When the bundle was last imported.",
-                        null=True,
-                        verbose_name="imported at",
-                    ),
-                ),
             ],
             options={
                 "verbose_name": "brand bundle",

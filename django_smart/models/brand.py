@@ -82,12 +82,6 @@ class BrandBundle(models.Model):
         blank=True,
         help_text="Bundle.timestamp, as the publisher set it.",
     )
-    imported_at = models.DateTimeField(
-        _("imported at"),
-        null=True,
-        blank=True,
-        help_text="When the bundle was last imported.",
-    )
 
     objects = BrandBundleQuerySet.as_manager()
 

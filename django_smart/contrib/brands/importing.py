@@ -179,7 +179,6 @@ def _write(bundle: BrandBundle, file: BinaryIO) -> BrandImport:
     reader = BundleReader(file)
     writer.write(reader)
     bundle.timestamp = reader.timestamp
-    bundle.imported_at = timezone.now()
     bundle.save()
     link_brands(bundle, writer.problems)
     show_brands(bundle, writer.freed)
