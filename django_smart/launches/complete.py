@@ -368,6 +368,10 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
     claims = _validate_identity(launch, tokens)
     tokens = _fill_in_patient(tokens, claims, server=launch.registration.server)
     _check_patient(launch, tokens)
+    for problem in tokens.context.problems:
+        logger.warning(
+            "Launch %s: part of its context is ignored: %s", launch.pk, problem
+        )
     if claims is None and not _is_same(visitor.user, launch.user):
         # Without an identity, the launch belongs to the user who started it.
         raise _build_user_error(visitor)
