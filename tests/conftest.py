@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -65,9 +65,13 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
     A thread that a test left behind may keep its own: that is ended here, as else no
     test could drop the database.
     """
-    yield
     if connection.vendor != "postgresql":
+        yield
         return
+    patch = pytest.MonkeyPatch()
+    patch.setattr(connection.ops, "sql_flush", _delete_all)
+    yield
+    patch.undo()
     others = (
         "FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -80,6 +84,16 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
                 return
             time.sleep(0.2)
         cursor.execute(f"SELECT pg_terminate_backend(pid) {others}")
+
+
+def _delete_all(_: object, tables: Iterable[str], **kwargs: object) -> list[str]:
+    """
+    Empty *tables*, in which a test has left some rows, in a few milliseconds.
+
+    Django truncates, for which PostgreSQL makes each table and index anew on the disk.
+    In one transaction the order is of no matter: foreign keys are checked at its end.
+    """
+    return [f"DELETE FROM {connection.ops.quote_name(each)}" for each in tables]
 
 
 def _uses_database(item: pytest.Item) -> bool:
