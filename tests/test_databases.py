@@ -28,8 +28,8 @@ _ON_ITS_WAY = (
     *(
         f"launches/test_{name}.py"
         for name in (
-            *("authorize_post", "browser", "changed_context", "faults_slow", "frames"),
-            *("launch_context", "messages", "prefix_pages"),
+            *("authorize_post", "browser", "changed_context", "faults_fhir"),
+            *("faults_slow", "frames", "launch_context", "messages", "prefix_pages"),
         )
     ),
     *(
@@ -37,7 +37,7 @@ _ON_ITS_WAY = (
         for name in (
             *("admin_doctor", "admin_support", "audit", "decorators", "error_pages"),
             *("fhir_proxy", "jwks", "mixins", "open_redirects", "pages"),
-            *("translations", "trouble"),
+            *("results_in_templates", "translations", "trouble"),
         )
     ),
 )
