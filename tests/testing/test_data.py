@@ -16,6 +16,7 @@ from fhirclient.models import (
     practitioner,
 )
 
+from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.data import A1C_CODE, build_resources
 from django_smart.testing.simulator.people import PATIENTS
 from tests.testing.app import PATIENT
@@ -79,3 +80,16 @@ def test_names_are_varied() -> None:
     assert len(PATIENTS) == 8
     assert any(not one.display_name.isascii() for one in PATIENTS)
     assert any(one.native_name for one in PATIENTS)
+
+
+def test_launch_needs_the_ids_of_patients_and_not_the_resources():
+    ehr = EHRSimulator()
+    ids = list(ehr.versions.get_ids("Patient"))
+    assert not ehr.versions.get_ids("Nothing")
+    assert ehr.versions._data is None
+    assert list(ehr.data["Patient"]) == ids
+    # Then it is what a test has made of them that counts.
+    del ehr.data["Patient"][ids[0]]
+    assert list(ehr.versions.get_ids("Patient")) == ids[1:]
+    assert ids[0] in EHRSimulator().data["Patient"]
+    assert not ehr.versions.get_ids("Nothing")

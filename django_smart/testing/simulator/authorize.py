@@ -268,7 +268,7 @@ def _make_grant(
             context["encounter"] = request.launch.encounter
     elif request.needs_patient:
         patient = person.patient_id or patient
-        if patient not in ehr.data["Patient"]:
+        if patient is None or patient not in ehr.versions.get_ids("Patient"):
             raise ValueError(f"no such patient: {patient}")
         context = _standalone_context(ehr, patient, request.scopes)
     else:

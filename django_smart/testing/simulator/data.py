@@ -22,7 +22,7 @@ from django_smart.testing.simulator.people import (
     Person,
 )
 
-__all__ = ["A1C_CODE", "Resources", "build_resources"]
+__all__ = ["A1C_CODE", "Resources", "build_resources", "get_first_ids"]
 
 A1C_CODE = "4548-4"
 """LOINC: Hemoglobin A1c/Hemoglobin.total in Blood."""
@@ -69,6 +69,12 @@ def build_resources() -> Resources:
     """All resources, by type and id, for the caller to change."""
     resources: Resources = json.loads(_as_json())
     return resources
+
+
+@cache
+def get_first_ids(resource_type: str) -> tuple[str, ...]:
+    """The ids of one type in what ``build_resources`` returns, without making it."""
+    return tuple(json.loads(_as_json()).get(resource_type, ()))
 
 
 # Read again in a fraction of the time that it takes to make them.

@@ -221,7 +221,7 @@ class EHRSimulator(Endpoints):
         """
         if client_id not in self.clients:
             raise ValueError(f"no such client: {client_id}")
-        if patient is not None and patient not in self.data["Patient"]:
+        if patient is not None and patient not in self.versions.get_ids("Patient"):
             raise ValueError(f"no such patient: {patient}")
         user = next(iter(self.users)) if user is None else user
         if user not in self.users:
@@ -305,7 +305,7 @@ class EHRSimulator(Endpoints):
             self,
             asked,
             user=user or next(iter(self.users)),
-            patient=patient or next(iter(self.data["Patient"])),
+            patient=patient or next(iter(self.versions.get_ids("Patient"))),
             scope=scope,
         )
 

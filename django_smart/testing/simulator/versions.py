@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from django_smart.testing.simulator.data import Resources, build_resources
+from django_smart.testing.simulator.data import (
+    Resources,
+    build_resources,
+    get_first_ids,
+)
 from django_smart.testing.simulator.errors import FHIRError
 
 if TYPE_CHECKING:
@@ -60,6 +65,13 @@ class Versions:
                 # Any type can be added; those without a resource are empty.
                 self._data = defaultdict(dict, build_resources())
             return self._data
+
+    def get_ids(self, resource_type: str) -> Collection[str]:
+        """The ids of one type; for a launch alone the resources need not be made."""
+        with self._lock:
+            if self._data is None:
+                return get_first_ids(resource_type)
+            return self._data.get(resource_type, {})
 
     def of(self, resource_type: str, resource_id: str) -> list[Version]:
         """The versions of one resource, the oldest first; empty if there is none."""
