@@ -34,6 +34,7 @@ def _check_variety(tally: Counter[str]) -> None:
     assert tally["asked"], tally
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.urls("tests.adversary.site")
 def test_hostile_server_gains_nothing(machine: type[Adversary]) -> None:
     play(machine, steps=400, seed=_get_seed())
