@@ -164,12 +164,15 @@ def test_what_is_ignored_stays_ignored() -> None:
 def test_what_c_code_may_have_installed_is_left_alone() -> None:
     # getsignal() reports the default then: faulthandler.register(SIGUSR1), uWSGI.
     before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    # A shell has a job in the background ignore it.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with uninterrupted():
             assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def test_each_of_several_signals_is_delivered(limit: Callable[[], None]) -> None:
