@@ -522,15 +522,15 @@ class PatientBoundary:
         self._walk_members(value, "", inner)
 
     def _check_reference(self, reference: Any, path: str, place: _Place) -> None:
+        around = place.around
+        if around.is_written and isinstance(reference, str) and "?" in _fold(reference):
+            self._check_condition(reference, f"{place.name}.{path}")
         if reference is None or self._is_listed(path, place):
             return
         if not isinstance(reference, str):
             _refuse(f"{place.name}.{path} is not a reference.")
-        around = place.around
         if self._is_foreign(reference, around.own):
             _refuse(f"{place.name}.{path} names another patient.")
-        if around.is_written and "?" in _fold(reference):
-            self._check_condition(reference, f"{place.name}.{path}")
         is_urn = _fold(reference).startswith("urn:")
         if (
             is_urn
@@ -620,8 +620,7 @@ class PatientBoundary:
                     names = {text} if is_name and name.startswith("value") else set()
                     if self._is_foreign(text, self.own) and name.startswith("value"):
                         _refuse("The patch names another patient.")
-                    found = _CONDITION.fullmatch(text)
-                    if found and found[1] in _read_table():
+                    if _is_condition(text):
                         self._check_condition(text, "The patch")
                 if names & kept:
                     _refuse("The patch changes the patient reference, type or id.")
@@ -629,7 +628,7 @@ class PatientBoundary:
 
 
 # Of a FHIRPath Patch.
-_CONDITION = re.compile(r"(?:\S*/)?([A-Za-z]+)\?\S*")
+_CONDITION = re.compile(r"(?:[^?]*/)?\s*([a-z]+)[\s/]*\?.*=.*", re.DOTALL)
 _FILTER = re.compile(r"\.where\([^()]*\)")
 _STEP = re.compile(r"[A-Za-z]+(?:\[[0-9]+\])?")
 
@@ -785,6 +784,12 @@ def _read_entry(entry: Any) -> tuple[Mapping[str, Any], str]:
 
 def _is_about_others(entry: Mapping[str, Any]) -> bool:
     return str(_read_entry(entry)[0].get("resourceType")) in ABOUT_OTHERS
+
+
+def _is_condition(text: str) -> bool:
+    """Whether some server may take *text* for a conditional reference."""
+    found = _CONDITION.fullmatch(_fold(text))
+    return found is not None and found[1] in map(str.casefold, _read_table())
 
 
 def _get_values(value: Any, path: str) -> Iterator[Any]:

@@ -306,6 +306,11 @@ def test_path_of_a_patch_is_checked_whatever_type_it_has(kind):
         "https://elsewhere.example.net/Observation?patient=p2",
         "Practitioner?_has:Observation:performer:patient=p2",
         "Binary?_id=b2",
+        # Forms that some servers understand.
+        "Observation?patient=p2&code:text=heart rate",
+        "Observation/?patient=p2",
+        " Observation?patient=p2",
+        "Observation%3Fpatient=p2",
     ],
 )
 def test_reference_is_looked_up_in_no_other_record(reference):
@@ -317,7 +322,8 @@ def test_reference_is_looked_up_in_no_other_record(reference):
     patch = fhirpath(
         type={"valueCode": "add"},
         path={"valueString": "Observation"},
-        name={"valueString": "performer"},
+        # An element that a patch may change.
+        name={"valueString": "derivedFrom"},
         value={"part": [{"name": "reference", "valueString": reference}]},
     )
     for change in (
@@ -341,6 +347,29 @@ def test_reference_to_what_belongs_to_nobody_may_be_looked_up():
     told = {**MINE, "performer": performer}
     grant.server.on("Observation", respond(told, 201))
     assert grant.client.create(told) == told
+
+
+def test_patch_may_ask_a_question():
+    grant = make_grant()
+    grant.server.on("Observation/o1", respond(MINE, etag='W/"3"'))
+    for text in ("Observation? Or not?", "Location?name=x", "What is 1 + 1 = ?"):
+        patch = fhirpath(
+            type={"valueCode": "add"},
+            path={"valueString": "Observation"},
+            name={"valueString": "valueString"},
+            value={"valueString": text},
+        )
+        grant.client.patch("Observation", "o1", patch)
+
+
+def test_element_that_may_name_others_is_not_looked_up_either():
+    grant = make_grant()
+    reference = "Observation?patient=p2&code=75622-1"
+    told = {**MINE, "performer": [{"reference": reference}]}
+    grant.client.other_patients = {"Observation.performer"}
+    with pytest.raises(ForeignPatientError):
+        grant.client.create(told)
+    assert not grant.server.requests
 
 
 def test_view_lists_what_may_name_others():
