@@ -1394,7 +1394,11 @@ def test_no_change_refers_to_a_binary_that_is_not_the_patients():
 
 
 @pytest.mark.parametrize(
-    "link", ["Binary/b2/_history/1", " /Binary/b2", f"{BASE}/Binary/b2#x"]
+    "link",
+    [
+        *("Binary/b2/_history/1", " /Binary/b2"),
+        *(f"{BASE}/Binary/b2#x", f"\n{BASE}/Binary/b2"),
+    ],
 )
 def test_no_change_refers_to_a_binary_in_a_form_that_a_server_shortens(link):
     proxy = Proxy(methods=WRITES)
@@ -1402,6 +1406,28 @@ def test_no_change_refers_to_a_binary_in_a_form_that_a_server_shortens(link):
     told = {**OBSERVATION, "derivedFrom": [{"reference": link}]}
     assert proxy("POST", "Observation", told).status_code == 403
     assert proxy.server.urls == [f"{BASE}/Binary/b2"]
+
+
+def test_links_that_were_made_relative_may_be_sent_back():
+    document = {
+        "resourceType": "DocumentReference",
+        "id": "d1",
+        "subject": {"reference": "Patient/p1"},
+        "content": [
+            {
+                "attachment": {
+                    "contentType": "image/png",
+                    "url": f"{BASE}/Binary/b2/_history/1",
+                }
+            },
+        ],
+    }
+    proxy = Proxy(methods=WRITES)
+    proxy.server.on("DocumentReference/d1", respond(document, etag='W/"3"'))
+    shown = json.loads(proxy("GET", "DocumentReference/d1").content)
+    assert shown["content"][0]["attachment"]["url"] == "Binary/b2/_history/1"
+    response = proxy("PUT", "DocumentReference/d1", {**shown, "description": "new"})
+    assert response.status_code == 200
 
 
 def test_binary_is_not_streamed_before_it_is_known():

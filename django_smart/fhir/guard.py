@@ -61,7 +61,7 @@ _MAX_BINARIES = 100
 _MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 # With what a server may leave out when it stores a reference, such as a version.
-_BINARY = re.compile(r"\s*/*Binary/([A-Za-z0-9\-.]{1,64})(?:[/?#\s].*)?", re.DOTALL)
+_BINARY = re.compile(r"/*Binary/([A-Za-z0-9\-.]{1,64})(?:[/?#\s].*)?", re.DOTALL)
 _POSITIVE = re.compile("0*[1-9][0-9]*")
 # Values of _summary.
 _WITH_RESOURCES = frozenset({"data", "false"})
@@ -521,9 +521,10 @@ class Guard:
         if self.boundary.trusts_binaries:
             return
         base = f"{self.boundary.base_url}/"
-        # A text of the resource can be moved to where it is a link.
-        texts = set(_iter_texts(resource)) - set(iter_links(before))
-        matches = (_BINARY.fullmatch(text.removeprefix(base)) for text in texts)
+        texts = {text.lstrip().removeprefix(base) for text in _iter_texts(resource)}
+        # Not all its texts: they can be moved to where they are links.
+        texts -= {link.removeprefix(base) for link in iter_links(before)}
+        matches = map(_BINARY.fullmatch, texts)
         ids = {match[1] for match in matches if match is not None} - self.binaries
         if len(ids) + len(self.binaries) > _MAX_BINARIES:
             raise FHIRRequestError(
