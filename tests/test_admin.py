@@ -22,6 +22,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from django_smart import transport
+from django_smart.admin.launch import LaunchAdmin
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -255,7 +256,9 @@ def test_column_that_no_page_shows_cannot_be_guessed(viewer, rows, model, column
     [
         (Launch, {"pk__in": "1,2", "user__id__exact": "1", "nothing": "x"}),
         (Launch, {"error_code": "state_used", "registration": "1", "grant": "1"}),
+        (Launch, {"scope_asked__contains": "x", "scope_granted": "x"}),
         (TokenGrant, {"known_end": "soon", "user_id": "1", "patient_id": "1"}),
+        (TokenGrant, {"scope__contains": "x"}),
         (Identity, {"issuer": "https://ehr.example.org", "user": "1"}),
     ],
 )
@@ -264,6 +267,21 @@ def test_list_is_filtered_by_what_its_pages_show(viewer, rows, model, query):
         response = viewer.get(url_of(model, "changelist"), {name: value})
         # An unknown name is ignored, with a redirect.
         assert response.status_code == (302 if name == "nothing" else 200), name
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.usefixtures("viewer")
+def test_site_may_add_filters(rf, kind):
+    class SiteLaunchAdmin(LaunchAdmin):
+        def get_list_filter(self, request: Any) -> Any:
+            added = kind(("fhir_user", admin.AllValuesFieldListFilter))
+            return (*super().get_list_filter(request), added)
+
+    request = rf.get("/")
+    request.user = User.objects.get(username="viewer")
+    page = SiteLaunchAdmin(Launch, admin.site)
+    for name, is_allowed in (("fhir_user", True), ("status", True), ("key", False)):
+        assert page.lookup_allowed(f"{name}__exact", "x", request) == is_allowed
 
 
 def test_front_page_and_autocomplete_show_no_secret(admin_client, rows):

@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 EMPTY = "–"
+# Columns that pages show under another name.
+_SHOWN = frozenset({"id", "scope", "scope_asked", "scope_granted"})
 # Of a list: a hundred pages.  A search or a filter finds what is beyond.
 _MOST_ROWS = 10_000
 
@@ -245,7 +247,11 @@ class ReadOnlyAdmin(UnchangeableAdmin):
             pass  # of a filter, or ignored
         else:
             shown = flatten_fieldsets(self.get_fieldsets(request))
-            if name not in {"id", *shown, *self.search_fields, *self.list_filter}:
+            filters = (
+                each[0] if isinstance(each, list | tuple) else each
+                for each in self.get_list_filter(request)
+            )
+            if name not in {*_SHOWN, *shown, *self.search_fields, *filters}:
                 return False
         return super().lookup_allowed(lookup, value, request)
 
