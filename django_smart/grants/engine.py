@@ -55,8 +55,10 @@ _HELD_ANEW = 5.0
 # Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
 # For so many seconds, a process leaves the revocations of a server that did not respond
-# to the purge: else, each sign-out there would occupy a worker for a whole call.
+# to the purge: else, each sign-out there would occupy a worker for a whole call. One
+# that fails sooner occupies nobody for long, and may refuse one token only.
 _AWAY = 300.0
+_OCCUPIED = 1.0
 _away_until: dict[int, float] = {}
 
 
@@ -157,11 +159,14 @@ def revoke_grants(grant_ids: Iterable[int]) -> int:
     After a server did not respond, its grants wait for the purge for five minutes.
     """
     now = time.monotonic()
-    known = {pk for pk, until in _away_until.items() if until > now}
+    # A copy: other threads may add a server meanwhile.
+    known = {pk for pk, until in _away_until.copy().items() if until > now}
     away = set(known)
     grants = TokenGrant.objects.filter(pk__in=list(grant_ids))
     closed = revoke_pending(grants, away=away)
-    _away_until.update(dict.fromkeys(away - known, time.monotonic() + _AWAY))
+    done_at = time.monotonic()
+    if done_at - now > _OCCUPIED:
+        _away_until.update(dict.fromkeys(away - known, done_at + _AWAY))
     return closed
 
 

@@ -364,7 +364,6 @@ def test_ehr_that_does_not_answer_is_asked_once_in_a_run(
     assert _revoke(how, ended) == 0
     ehr.interceptors.clear()
     assert len(asked) == 1
-    engine._away_until.clear()
     assert _revoke(how, ended) == 3
 
 
@@ -376,7 +375,8 @@ def test_ehr_that_does_not_answer_occupies_no_worker_for_each_sign_out(
 
     def be_silent(respond: Any, request: Any) -> Any:
         asked.append(request.path)
-        raise OSError("no route")
+        host_clock.shift(10)
+        raise OSError("no answer")
 
     ehr.interceptors.append(be_silent)
     for grant_id in _end(registration, number=3):
@@ -386,6 +386,21 @@ def test_ehr_that_does_not_answer_occupies_no_worker_for_each_sign_out(
     host_clock.shift(300)
     assert revoke_grants(_end(registration, number=1)) == 1
     assert purge().revocations_finished == 3
+
+
+def test_ehr_that_refuses_one_token_at_once_is_told_of_the_next_sign_out(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    known, first, second = _end(registration, number=3)
+    assert revoke_grants([known]) == 1  # the configuration is known then
+
+    def fail(respond: Any, request: Any) -> Any:
+        raise OSError("connection reset")
+
+    ehr.interceptors.append(fail)
+    assert revoke_grants([first]) == 0
+    ehr.interceptors.clear()
+    assert revoke_grants([second]) == 1
 
 
 def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
