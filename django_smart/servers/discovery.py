@@ -285,14 +285,20 @@ def refresh_servers() -> int:
     """
     Refetch what is past half of its lifetime, of active servers, for about a minute.
 
-    Those that did not answer come last, so the next run goes on with the others.
+    The one read longest ago comes first, and those that did not answer come last, so
+    the next run goes on where this one ends.
 
     Returns:
         The number of servers that could not be read; each is logged.
     """
     failures, deadline = 0, time.monotonic() + _LONGEST_RUN
     active = FHIRServer.objects.active()
-    asked_first = active.order_by(F("discovery_failed_at").asc(nulls_first=True), "pk")
+    asked_first = active.order_by(
+        F("discovery_failed_at").asc(nulls_first=True),
+        # Set when something was read.
+        "updated_at",
+        "pk",
+    )
     for pk in list(asked_first.values_list("pk", flat=True)):
         if time.monotonic() > deadline:
             break

@@ -349,3 +349,27 @@ def test_servers_that_do_not_answer_hold_up_no_worker_for_long(
     numbers = Counter(asked).values()
     assert len(numbers) == len(servers)
     assert max(numbers) - min(numbers) <= 2
+
+
+def test_servers_that_answer_slowly_are_all_read_in_turn(
+    monkeypatch: pytest.MonkeyPatch, host_clock: HostClock
+) -> None:
+    def fetch(server: FHIRServer) -> None:
+        host_clock.shift(20)
+        server.configuration_fetched_at = timezone.now()
+        server.configuration_max_age = 300
+        server.discovery_failed_at = None
+        _store(
+            server,
+            *("configuration_fetched_at", "configuration_max_age"),
+            "discovery_failed_at",
+        )
+
+    monkeypatch.setattr(discovery, "fetch_configuration", fetch)
+    for number in range(12):
+        make_server(slug=f"s{number}", base_url=f"https://s{number}.example.org/fhir")
+    with time_machine.travel(timezone.now(), tick=False) as clock:
+        for _ in range(6):
+            refresh_servers()
+            clock.shift(2 * MINUTE)
+    assert not FHIRServer.objects.filter(configuration_fetched_at=None).exists()
