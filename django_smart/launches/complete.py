@@ -704,16 +704,17 @@ def _link_identity(
             may_sign_in=signs_in or launch.may_sign_in,
             last_seen_at=now,
         )
-    before = identity.fhir_user, identity.may_sign_in
+    before = {each: getattr(identity, each) for each in ("fhir_user", "may_sign_in")}
     identity.fhir_user = (
         claims.fhir_user or claims.foreign_fhir_user or identity.fhir_user
     )
     identity.may_sign_in = identity.may_sign_in or launch.may_sign_in
-    is_same = before == (identity.fhir_user, identity.may_sign_in)
+    changed = [each for each in before if getattr(identity, each) != before[each]]
     seen_at = identity.last_seen_at
-    if not (is_same and seen_at and abs(now - seen_at) < _SEEN_ANEW):
+    if changed or not (seen_at and abs(now - seen_at) < _SEEN_ANEW):
         identity.last_seen_at = now
-        identity.save(update_fields=["fhir_user", "may_sign_in", "last_seen_at"])
+        # No more: staff may have withdrawn the right to sign in since it was read.
+        identity.save(update_fields=[*changed, "last_seen_at"])
     return identity
 
 

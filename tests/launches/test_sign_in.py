@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in
 from django.db import OperationalError, connections, transaction
-from django.db.models.signals import post_save
+from django.db.models.signals import post_save, pre_save
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
@@ -108,6 +108,26 @@ def test_identity_is_written_once_an_hour_or_if_it_changed(ehr: EHRSimulator) ->
     Identity.objects.update(fhir_user="Practitioner/before")
     assert sign_in()
     assert Identity.objects.get().fhir_user == first.fhir_user
+
+
+@pytest.mark.usefixtures("registration")
+def test_right_to_sign_in_that_is_withdrawn_meanwhile_stays_withdrawn(
+    ehr: EHRSimulator,
+) -> None:
+    launch(make_browser(), ehr)
+    Identity.objects.update(last_seen_at=None)
+
+    def withdraw(**_kwargs: object) -> None:
+        Identity.objects.update(may_sign_in=False)
+
+    pre_save.connect(withdraw, sender=Identity)
+    try:
+        launch(make_browser(), ehr)
+    finally:
+        pre_save.disconnect(withdraw, sender=Identity)
+    identity = Identity.objects.get()
+    assert identity.last_seen_at is not None
+    assert not identity.may_sign_in
 
 
 @pytest.mark.usefixtures("registration")
