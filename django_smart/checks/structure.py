@@ -245,15 +245,14 @@ def _check_time_zone() -> Iterator[checks.CheckMessage]:
 
 def _check_database() -> Iterator[checks.CheckMessage]:
     connection = connections[router.db_for_write(TokenGrant)]
-    if connection.settings_dict["TIME_ZONE"] not in _UTC:
+    time_zone = connection.settings_dict["TIME_ZONE"]
+    if connection.vendor == "mysql" and time_zone not in _UTC:
         yield checks.Error(
-            f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC. On "
-            "MariaDB and MySQL, this package's times are off by hours; on every "
-            "database, they are off by an hour when daylight saving time ends: EHRs "
-            "refuse client assertions, and launches fail.",
+            f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC, "
+            "but times that the database reads from its clock for this "
+            "package are in UTC.",
             hint=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or '
-            "remove it, and convert the times that are already stored, except on "
-            "PostgreSQL.",
+            "remove it, and convert the times that are already stored.",
             id="django_smart.E048",
         )
     replica = router.db_for_read(TokenGrant)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db.models.functions import Now
@@ -47,7 +47,8 @@ class DatabaseClock:
     """
 
     def __init__(self, now: datetime) -> None:
-        self._now, self._since = now, time.monotonic()
+        # In the time zone of a connection, sums are of local time.
+        self._now, self._since = now.astimezone(UTC), time.monotonic()
 
     def __call__(self) -> datetime:
         """Return the time now."""
