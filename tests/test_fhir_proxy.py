@@ -1292,6 +1292,19 @@ def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
                 "entity": [{"what": {"reference": "Binary/b1"}}],
             },
         ),
+        (
+            "Communication",
+            {
+                "contained": [
+                    {
+                        "resourceType": "AuditEvent",
+                        "id": "a",
+                        "agent": [{"who": {"reference": "Patient/p1"}}],
+                        "entity": [{"what": {"reference": "Binary/b1"}}],
+                    }
+                ]
+            },
+        ),
         # The server decides about it, not about the Binary.
         (
             "DocumentReference",

@@ -258,10 +258,16 @@ class PatientBoundary:
             elif compartment.is_shared and _is_chain_to_patient(lower):
                 if not self._is_own(value):
                     _refuse(f'"{name}" does not name the patient of this launch.')
-            elif "_query" in steps or (
+            elif (
+                "_query" in steps
+                # Its members are other patients, and may be named by the id alone.
+                or {"_has", "group"} <= steps
                 # What refers to something shared, also at the end of a chain, is in
                 # every patient's record.
-                steps & _SELECTING_BY_OTHERS and (compartment.is_shared or "." in lower)
+                or (
+                    steps & _SELECTING_BY_OTHERS
+                    and (compartment.is_shared or "." in lower)
+                )
             ):
                 _refuse(f'"{name}" may search in other records.')
             elif any(map(self._is_foreign_value, value.split(","))):

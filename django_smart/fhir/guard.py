@@ -23,6 +23,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.compartment import (
+    ABOUT_OTHERS,
     PatientBoundary,
     apply_json_patch,
     get_letters,
@@ -52,6 +53,7 @@ __all__ = [
     "iter_links",
     "parse_entry",
     "parse_interaction",
+    "tells_of_others",
 ]
 
 _MAX_PARAMETERS = 100
@@ -646,6 +648,14 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry.get("resource", {}), Mapping) and (
         isinstance(response, Mapping)
         and isinstance(response.get("outcome"), Mapping | None)
+    )
+
+
+def tells_of_others(value: Any) -> bool:
+    """Whether *value* is, or contains, a record of what was done with resources."""
+    return any(
+        isinstance(item, Mapping) and str(item.get("resourceType")) in ABOUT_OTHERS
+        for item in _iter_values(value)
     )
 
 

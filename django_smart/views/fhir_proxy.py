@@ -42,13 +42,14 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.client import find_missing_scope
-from ..fhir.compartment import ABOUT_OTHERS, PatientBoundary
+from ..fhir.compartment import PatientBoundary
 from ..fhir.guard import (
     Guard,
     check_resource_type,
     iter_links,
     parse_entry,
     parse_interaction,
+    tells_of_others,
 )
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
@@ -497,7 +498,7 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
     reference = f"Binary/{asked.id}"
     references = {reference, f"{boundary.base_url}/{reference}"}
     # What the patient did is on record with what others own.
-    if source and (not is_own or read.resource_type in ABOUT_OTHERS):
+    if source and (not is_own or tells_of_others(resource)):
         raise ForeignPatientError(f"{source} does not say whose the Binary is.")
     if source and references.isdisjoint(iter_links(resource)):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")

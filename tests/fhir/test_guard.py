@@ -93,6 +93,8 @@ def test_patient_scopes_without_a_patient_allow_only_what_others_do():
         ("Observation", "performer._has:Encounter:participant:subject.name", "x"),
         ("Observation", "performer:Practitioner._list", "1"),
         ("Device", "_has:Observation:device:subject.identifier", "2"),
+        ("Patient", "_has:Group:member:member", "2"),
+        ("Observation", "_has:DiagnosticReport:result:_has:Group:member", "2"),
         ("Observation", "_QUERY", "everybody"),
         ("Observation", "Patient", "p2"),
         ("Observation", "PATIENT:patient", "p2"),
