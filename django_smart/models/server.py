@@ -205,6 +205,8 @@ PINNED = ("issuer", "jwks_uri", "token_endpoint")
 """What discovery may change within its origin only."""
 
 
+# By how much the clocks of two hosts may differ.
+_CLOCKS_DIFFER = timedelta(minutes=5)
 _SETTLING = {"is_active", "login_group", "pinned"}
 
 
@@ -273,11 +275,15 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         Return whether the caller may run discovery at *server* now.
 
         Within *pause*, only one of all processes may, unless it succeeded: while a
-        server is down, no other process waits for it.  *now* marks the attempt.
+        server is down, no other process waits for it.  *now* marks the attempt; a mark
+        far in the future is of a host whose clock was wrong, and is ignored.
         """
         return bool(
             self.filter(pk=server.pk)
-            .exclude(discovery_failed_at__gt=now - pause)
+            .exclude(
+                discovery_failed_at__gt=now - pause,
+                discovery_failed_at__lt=now + _CLOCKS_DIFFER,
+            )
             # Marked before the result is known: the race is between waiting processes.
             .update(discovery_failed_at=now)
         )

@@ -88,6 +88,8 @@ _FIRST_LASTS = timedelta(seconds=60)
 _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
+# By how much the clocks of two hosts may differ.
+_CLOCKS_DIFFER = timedelta(minutes=5)
 _END_SESSION = "end_session_endpoint"
 # Limit in bytes for a JWK Set, which is read at each sign-in.
 _MAX_JWKS = 512 * 1024
@@ -270,7 +272,7 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
     if server.jwks is not None and server.jwks_fetched_at != known_at:
         yield server.jwks
     missed_at = server.jwks_missed_at
-    if missed_at is not None and timezone.now() - missed_at < _JWKS_COOLDOWN:
+    if missed_at is not None and abs(timezone.now() - missed_at) < _JWKS_COOLDOWN:
         return
     try:
         newest = fetch_jwks(server)
@@ -612,4 +614,6 @@ def _is_fresh(
     lifetime = conf.SMART_DISCOVERY_LIFETIME
     if max_age is not None:
         lifetime = min(max(timedelta(seconds=max_age), _LEAST_LIFETIME), lifetime)
-    return timezone.now() - fetched_at < lifetime * part
+    age = timezone.now() - fetched_at
+    # A time in the future is of a host whose clock was wrong.
+    return -_CLOCKS_DIFFER < age < lifetime * part

@@ -373,3 +373,34 @@ def test_servers_that_answer_slowly_are_all_read_in_turn(
             refresh_servers()
             clock.shift(2 * MINUTE)
     assert not FHIRServer.objects.filter(configuration_fetched_at=None).exists()
+
+
+# A host whose clock was wrong
+
+
+@pytest.mark.parametrize("path", [SMART, JWKS])
+def test_times_of_a_host_whose_clock_was_ahead_do_not_count(
+    ehr: EHRSimulator, server: FHIRServer, path: str
+) -> None:
+    now = timezone.now()
+    get = get_configuration if path == SMART else get_jwks
+    with time_machine.travel(now + timedelta(days=31)):
+        get_configuration(server)
+        get(read())
+    # As another host with a wrong clock left it.
+    FHIRServer.objects.update(
+        discovery_failed_at=now + timedelta(days=31),
+        jwks_missed_at=now + timedelta(days=31),
+    )
+    ehr.clear_requests()
+    get(read())
+    assert len(ehr.requests) == 1
+    if path == JWKS:
+        assert len(list(discovery.iter_jwks(read()))) == 2
+
+
+def test_server_that_was_never_read_is_asked_whatever_another_clock_said(
+    server: FHIRServer,
+) -> None:
+    FHIRServer.objects.update(discovery_failed_at=timezone.now() + timedelta(days=31))
+    assert get_configuration(read()).token_endpoint
