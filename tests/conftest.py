@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -19,11 +20,13 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.db import connection
+from django.utils import timezone
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
 from django_smart.grants import engine
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.models.clock import DatabaseNow
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.id_tokens import SigningKey
 from tests.celery import Broker
@@ -211,6 +214,26 @@ def host_clock(monkeypatch: pytest.MonkeyPatch) -> HostClock:
     clock = HostClock()
     monkeypatch.setattr(time, "monotonic", clock)
     return clock
+
+
+@pytest.fixture
+def database_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time_machine move the database's clock as well, whatever the database."""
+    for vendor in ("postgresql", "mysql"):
+        monkeypatch.setattr(DatabaseNow, f"as_{vendor}", DatabaseNow.as_sqlite)
+
+
+@pytest.fixture
+def database_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the database's clock: only the host's is wrong, on SQLite as well."""
+    now = timezone.now()
+
+    def tell(self: DatabaseNow, _: Any, connection: Any, **__: Any) -> Any:
+        time = now + timedelta(microseconds=self._microseconds)
+        return "%s", [connection.ops.adapt_datetimefield_value(time)]
+
+    for vendor in ("postgresql", "mysql", "sqlite"):
+        monkeypatch.setattr(DatabaseNow, f"as_{vendor}", tell)
 
 
 @pytest.fixture

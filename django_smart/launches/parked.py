@@ -24,6 +24,7 @@ from ..conf import conf
 from ..exceptions import CredentialsError
 from ..grants.ending import keep_for_revocation
 from ..models import ClientRegistration, FHIRServer, Identity, Launch
+from ..models.clock import DatabaseNow
 from ..models.launch import LaunchQuerySet
 from ..protocol.context import LaunchContext
 from ..protocol.id_token import IDTokenClaims
@@ -207,7 +208,7 @@ def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:
 
 def end_expired_launches(launches: LaunchQuerySet) -> list[int]:
     """Like :func:`end_parked_launches`, for launches that nobody decided in time."""
-    expired = launches.filter(expires_at__lte=timezone.now())
+    expired = launches.filter(expires_at__lte=DatabaseNow())
     return end_parked_launches(expired, reason="decision_expired")
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from django.db import models
 from django.db.models import F, Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from .clock import DatabaseNow
 from .server import FHIRServer
 
 __all__ = [
+    "PURGE",
     "REFRESH",
     "ROTATE_KEYS",
     "RefreshCount",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 # The recorded tasks, run by a worker or by cron.
+PURGE = "purge"
 REFRESH = "refresh_due_grants"
 ROTATE_KEYS = "rotate_keys"
 
@@ -29,13 +32,14 @@ ROTATE_KEYS = "rotate_keys"
 class TaskRunQuerySet(models.QuerySet["TaskRun"]):
     """Select runs by task."""
 
-    def note(self, name: str) -> None:
-        """Store that the task *name* ran."""
+    def note(self, name: str) -> datetime:
+        """Store that the task *name* runs now; return the database's time."""
         # Nearly always one UPDATE; two workers at the very first run find one row.
         rows = self.filter(name=name)
         if not rows.update(ran_at=DatabaseNow()):
             self.get_or_create(name=name)
             rows.update(ran_at=DatabaseNow())
+        return rows.values_list("ran_at", flat=True).get() or timezone.now()
 
     def begin(self, name: str, *, within: timedelta) -> bool:
         """

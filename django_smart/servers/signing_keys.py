@@ -18,6 +18,7 @@ from django.utils import timezone
 from ..conf import conf
 from ..exceptions import KeyRotationError
 from ..models import ClientRegistration, SigningKey, TaskRun
+from ..models.clock import DatabaseNow
 from ..models.task_run import ROTATE_KEYS
 from ..protocol.jwk import generate_private_key_pem, load_private_key, public_jwk
 
@@ -78,7 +79,7 @@ def create_signing_key(
         jwk = public_jwk(load_private_key(pem))
         kid = jwk["kid"]
     now = timezone.now()
-    return SigningKey.objects.create(
+    key = SigningKey.objects.create(
         kid=kid,
         algorithm=algorithm,
         registration=registration,
@@ -88,6 +89,10 @@ def create_signing_key(
         activated_at=now if status == _Status.ACTIVE else None,
         retired_at=now if status == _Status.RETIRED else None,
     )
+    # By the clock that decides when it may sign.
+    SigningKey.objects.filter(pk=key.pk).update(created_at=DatabaseNow())
+    key.refresh_from_db(fields=["created_at"])
+    return key
 
 
 def ensure_active_key(algorithm: str) -> SigningKey:
@@ -157,13 +162,14 @@ def rotate_key(
             another process is rotating.
     """
     keys = SigningKey.objects.of(registration).filter(algorithm=algorithm)
-    following = keys.following().first()
+    following = keys.following().annotate(database_now=DatabaseNow()).first()
     if following is None:
         raise KeyRotationError(
             f"There is no next {algorithm} key to rotate to: run smart_keys "
             f"generate, and rotate {OVERLAP // timedelta(hours=1)} hours later."
         )
-    now = timezone.now()
+    # With the clock of this host, EHRs might not know the key yet.
+    now: datetime = following.database_now  # type: ignore[attr-defined]  # annotated
     ready_at = get_ready_at(following)
     if now < ready_at and not at_once:
         ready = timezone.localtime(ready_at).strftime("%Y-%m-%d %H:%M %Z")
@@ -219,8 +225,7 @@ def rotate_due_keys() -> KeyChanges:
     Keys are generated and rotated only if ``SMART_KEY_ROTATION`` is set; retired ones
     are removed from the JWK Set in any case. Concurrent runs are safe.
     """
-    TaskRun.objects.note(ROTATE_KEYS)
-    now = timezone.now()
+    now = TaskRun.objects.note(ROTATE_KEYS)
     removed = SigningKey.objects.retired_before(now - OVERLAP).remove()
     generated = rotated = 0
     period = conf.SMART_KEY_ROTATION

@@ -435,6 +435,7 @@ def test_row_that_is_ended_while_the_token_comes_stays_ended(
     assert len(ehr.requests_to("token")) == 2
 
 
+@pytest.mark.usefixtures("database_travels")
 def test_purge_leaves_a_service_in_use_alone_and_tidies_an_idle_one(
     ehr: EHRSimulator, service: ClientRegistration, settings: Any
 ) -> None:

@@ -40,7 +40,11 @@ from tests.ehr import (
 from tests.factories import make_registration, make_user
 from tests.launch_urls import get_code, open_page
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.launch_urls"),
+    pytest.mark.usefixtures("database_travels"),
+]
 
 User: Any = get_user_model()
 _NAMED = "launch openid fhirUser profile patient/Patient.rs online_access"

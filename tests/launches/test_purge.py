@@ -20,6 +20,7 @@ from django_smart.clients import fhir_client_for
 from django_smart.exceptions import AmbiguousGrantError
 from django_smart.grants.ending import disconnect_grant
 from django_smart.grants.engine import revoke_grants
+from django_smart.launches.parked import end_expired_launches
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.signals import grant_revoked
@@ -35,9 +36,9 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_grants
+from tests.factories import make_grants, make_launch
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database_travels")]
 
 
 @pytest.mark.usefixtures("registration")
@@ -333,3 +334,32 @@ def test_purge_gets_past_more_protected_rows_than_it_deletes_at_once(
     with _refusing(TokenGrant, set(protected), refused):
         assert purge().grants_deleted == 2
     assert TokenGrant.objects.count() == len(protected)
+
+
+# A worker whose clock is wrong
+
+
+@pytest.mark.usefixtures("registration", "database_stays")
+def test_worker_whose_clock_is_ahead_ends_nothing(ehr: EHRSimulator) -> None:
+    launch(make_browser(), ehr)
+    ended = launch(make_browser(), ehr)
+    Launch.objects.filter(pk=ended.pk).end(reason="idle", now=timezone.now())
+    with time_machine.travel(timezone.now() + timedelta(days=31)):
+        purge()
+    assert Launch.objects.filter(status=Launch.Status.COMPLETED).count() == 1
+    assert Launch.objects.count() == 2
+    assert TokenGrant.objects.active().count() == 1
+
+
+@pytest.mark.usefixtures("database_stays")
+def test_question_is_not_over_by_the_clock_of_a_worker(
+    registration: ClientRegistration,
+) -> None:
+    waiting = make_launch(
+        registration,
+        status=Launch.Status.PARKED,
+        expires_at=timezone.now() + timedelta(minutes=5),
+    )
+    with time_machine.travel(timezone.now() + timedelta(hours=1)):
+        end_expired_launches(Launch.objects.all())
+    assert Launch.objects.get(pk=waiting.pk).status == Launch.Status.PARKED

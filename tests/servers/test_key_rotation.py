@@ -36,7 +36,10 @@ from django_smart.testing.simulator.errors import OAuthError
 from tests.factories import make_registration
 from tests.threads import run_together
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("database_travels"),
+]
 
 NAMES = ("north", "east", "south", "west")
 PERIOD = timedelta(days=1)

@@ -39,7 +39,7 @@ from django_smart.servers.signing_keys import (
 from tests.factories import make_registration
 from tests.threads import run_together
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database_travels")]
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PERIOD = timedelta(days=30)
@@ -419,3 +419,20 @@ def test_separate_key_that_its_registration_does_not_need_is_retired(
 @pytest.mark.usefixtures("db")
 def test_key_set_of_no_registration_is_not_found() -> None:
     assert Client().get("/smart/jwks/1.json", secure=True).status_code == 404
+
+
+@pytest.mark.usefixtures("database_stays")
+@pytest.mark.parametrize("days", [-100, 100])
+def test_worker_whose_clock_is_wrong_signs_with_no_key_that_ehrs_do_not_know(
+    settings: Any, days: int
+) -> None:
+    settings.SMART_KEY_ROTATION = 90 * 86400
+    key = ensure_active_key("ES384")
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=days)):
+        assert rotate_due_keys() == KeyChanges(generated=1)
+        with pytest.raises(KeyRotationError, match="may sign from"):
+            rotate_key("ES384")
+    assert rotate_due_keys() == KeyChanges()
+    with pytest.raises(KeyRotationError, match="may sign from"):
+        rotate_key("ES384")
+    assert ensure_active_key("ES384") == key
