@@ -205,7 +205,7 @@ def _fresh_caches() -> Iterator[None]:
     yield
     for each in caches.all(initialized_only=True):
         each.clear()
-    engine._away_until.clear()
+    engine._slow_until.clear()
 
 
 @pytest.fixture

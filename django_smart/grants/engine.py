@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
 from math import ceil
+from operator import itemgetter
 
 from ..models import ClientRegistration, TaskRun, TokenGrant
 from ..models.clock import DatabaseNow
@@ -54,12 +55,11 @@ _TICK_PAUSE = timedelta(seconds=0.1)
 _HELD_ANEW = 5.0
 # Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
-# For so many seconds, a process leaves the revocations of a server that did not respond
-# to the purge: else, each sign-out there would occupy a worker for a whole call. One
-# that fails sooner occupies nobody for long, and may refuse one token only.
-_AWAY = 300.0
-_OCCUPIED = 1.0
-_away_until: dict[int, float] = {}
+# After a revocation that took longer, a process leaves those of the server to the purge
+# for a while: else, each sign-out there would occupy a worker for one or two calls.
+_SLOW = 5.0
+_PAUSE_OF_SLOW = 300.0
+_slow_until: dict[int, float] = {}
 
 
 def run_tick(send: Callable[[list[int], bool], object]) -> None:
@@ -156,35 +156,33 @@ def revoke_grants(grant_ids: Iterable[int]) -> int:
     """
     Revoke these grants at their EHRs; see :func:`revoke_pending`.
 
-    After a server did not respond, its grants wait for the purge for five minutes.
+    For five minutes after a server took longer than five seconds, its grants wait for
+    the purge.
     """
     now = time.monotonic()
     # A copy: other threads may add a server meanwhile.
-    known = {pk for pk, until in _away_until.copy().items() if until > now}
-    away = set(known)
+    slow = {pk for pk, until in _slow_until.copy().items() if until > now}
     grants = TokenGrant.objects.filter(pk__in=list(grant_ids))
-    closed = revoke_pending(grants, away=away)
-    done_at = time.monotonic()
-    if done_at - now > _OCCUPIED:
-        _away_until.update(dict.fromkeys(away - known, done_at + _AWAY))
-    return closed
+    return revoke_pending(grants, unless_slow=slow)
 
 
-def revoke_pending(grants: TokenGrantQuerySet, *, away: set[int] | None = None) -> int:
+def revoke_pending(
+    grants: TokenGrantQuerySet, *, unless_slow: Collection[int] | None = None
+) -> int:
     """
     Revoke ended *grants* at their EHRs, for at most ten minutes.
 
-    A server that does not respond is contacted once per run, and one whose refreshes
-    are paused not at all.
+    The servers take turns. One that does not respond is contacted once per run, and one
+    whose refreshes are paused not at all.
 
     Args:
-        away: primary keys of servers that are not contacted; those that do not respond
-            are added.
+        unless_slow: primary keys of slow servers, which are not contacted; others that
+            turn out to be slow are contacted once. ``None`` to wait for all.
 
     Returns:
         The number of completed revocations; the next purge retries the others.
     """
-    away = set() if away is None else away
+    away = set(unless_slow or ())
     deadline = time.monotonic() + _REVOKING
     # In random order: grants that always fail must not block the others.
     pending = (
@@ -193,8 +191,14 @@ def revoke_pending(grants: TokenGrantQuerySet, *, away: set[int] | None = None) 
         .order_by("?")
         .values_list("pk", "registration__server_id")
     )
+    # One that is slow must not use up the time of the others.
+    turns: Counter[int] = Counter()
+    queue = []
+    for grant_id, server_id in pending:
+        turns[server_id] += 1
+        queue.append((turns[server_id], grant_id, server_id))
     closed = 0
-    for grant_id, server_id in list(pending):
+    for _, grant_id, server_id in sorted(queue, key=itemgetter(0)):
         if time.monotonic() >= deadline:
             logger.warning(
                 "Not all ended grants were revoked at their EHRs: time limit reached"
@@ -209,6 +213,13 @@ def revoke_pending(grants: TokenGrantQuerySet, *, away: set[int] | None = None) 
             .filter(pk=grant_id)
             .first()
         )
-        if grant is not None:
-            closed += revoke_at_server(grant, away=away)
+        if grant is None:
+            continue
+        started = time.monotonic()
+        closed += revoke_at_server(grant, away=away)
+        ended = time.monotonic()
+        if ended - started > _SLOW:
+            _slow_until[server_id] = ended + _PAUSE_OF_SLOW
+            if unless_slow is not None:
+                away.add(server_id)
     return closed

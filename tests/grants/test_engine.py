@@ -403,6 +403,43 @@ def test_ehr_that_refuses_one_token_at_once_is_told_of_the_next_sign_out(
     assert revoke_grants([second]) == 1
 
 
+def test_slow_ehr_occupies_no_worker_for_each_sign_out(
+    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
+) -> None:
+    assert revoke_grants(_end(registration, number=1)) == 1
+
+    def be_slow(respond: Any, request: Any) -> Any:
+        host_clock.shift(9)
+        return respond(request)
+
+    ehr.interceptors.append(be_slow)
+    started = time.monotonic()
+    assert sum(revoke_grants([each]) for each in _end(registration, number=5)) == 1
+    assert time.monotonic() - started < 30
+    assert purge().revocations_finished == 4
+
+
+def test_slow_ehr_does_not_use_up_the_time_of_the_purge(
+    registration: ClientRegistration, host_clock: HostClock
+) -> None:
+    other = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    order: list[int] = []
+
+    def revoke(grant: TokenGrant, **_: Any) -> bool:
+        order.append(grant.registration_id)
+        host_clock.shift(60 if grant.registration_id == registration.pk else 0)
+        return True
+
+    _end(registration, number=100)
+    _end(other, number=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "revoke_at_server", revoke)
+        engine.revoke_pending(TokenGrant.objects.all())
+    assert order.count(other.pk) == 3
+
+
 def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
