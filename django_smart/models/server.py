@@ -206,7 +206,7 @@ PINNED = ("issuer", "jwks_uri", "token_endpoint")
 
 
 # By how much the clocks of two hosts may differ.
-_CLOCKS_DIFFER = timedelta(minutes=5)
+_CLOCKS_DIFFER = timedelta(hours=1)
 _SETTLING = {"is_active", "login_group", "pinned"}
 
 

@@ -89,7 +89,7 @@ _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
 # By how much the clocks of two hosts may differ.
-_CLOCKS_DIFFER = timedelta(minutes=5)
+_CLOCKS_DIFFER = timedelta(hours=1)
 _END_SESSION = "end_session_endpoint"
 # Limit in bytes for a JWK Set, which is read at each sign-in.
 _MAX_JWKS = 512 * 1024
