@@ -26,6 +26,7 @@ from .server_limits import (
     get_batch_size,
     get_claim_limit,
     get_rank,
+    is_hanging,
 )
 
 __all__ = [
@@ -109,6 +110,7 @@ def _claim_in_turn(limit: int) -> Iterator[tuple[list[int], bool]]:
     servers: dict[int, list[ClientRegistration]] = {}
     for each in TokenGrant.objects.find_due_registrations():
         servers.setdefault(each.server_id, []).append(each)
+    _leave_out_hanging(servers)
     # Equal shares, so that a server with many due grants does not take everything.
     share = max(MOST_CLAIMED // max(len(servers), 1), 1)
     queues = deque(_claim(each, min(limit, share)) for each in servers.values())
@@ -117,6 +119,26 @@ def _claim_in_turn(limit: int) -> Iterator[tuple[list[int], bool]]:
         for batch in islice(queue, 1):
             yield batch
             queues.append(queue)
+
+
+def _leave_out_hanging(servers: dict[int, list[ClientRegistration]]) -> None:
+    """
+    Of *servers* that do not respond, keep one whose turn it is, if a worker is free.
+
+    Each test of such a server occupies a process for a whole call: those of many, for
+    example during an outage of a vendor's cloud, would keep the workers from the rest.
+    """
+    ready = []
+    for registrations in servers.values():
+        server = registrations[0].server
+        now = registrations[0].database_now  # type: ignore[attr-defined]  # annotated
+        if is_hanging(server) and get_claim_limit(server, busy=0, now=now):
+            ready.append(server)
+    ready.sort(key=lambda server: server.refresh_paused_until or server.created_at)
+    if ready and not TokenGrant.objects.on_their_way(servers).exists():
+        del ready[0]
+    for server in ready:
+        del servers[server.pk]
 
 
 def _claim(

@@ -19,6 +19,7 @@ from ..conf import conf
 from ..exceptions import (
     DiscoveryError,
     MalformedTokenResponseError,
+    ServerTimeoutError,
     SMARTError,
     TokenServerError,
     TransportError,
@@ -34,6 +35,7 @@ __all__ = [
     "get_batch_size",
     "get_claim_limit",
     "get_rank",
+    "is_hanging",
     "is_outage",
     "is_to_blame",
     "may_refresh",
@@ -350,6 +352,11 @@ class Pace:
 def _is_down(server: FHIRServer) -> bool:
     failures: int = server.refresh_failures
     return failures >= _THRESHOLD
+
+
+def is_hanging(server: FHIRServer) -> bool:
+    """Return whether *server* is down and lets requests wait until they time out."""
+    return _is_down(server) and server.last_refresh_error == ServerTimeoutError.code
 
 
 def _is_paused(server: FHIRServer, now: datetime) -> bool:

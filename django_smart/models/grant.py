@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from secrets import randbelow
 from typing import Any, Self
@@ -267,6 +267,18 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
             .order_by(_SortedBySQLite("expires_at"), "pk")
             .values_list("refresh_failures", "expires_at", "pk", "is_free")[:limit]
+        )
+
+    def on_their_way(self, server_ids: Iterable[int]) -> Self:
+        """Return due grants of these servers whose message waits for a worker."""
+        return (
+            self.active()
+            .offline()
+            .exclude(_is_unclaimed())
+            .filter(
+                registration__server__in=list(server_ids),
+                refresh_due_at__lte=DatabaseNow(),
+            )
         )
 
     def claim(self, pks: Sequence[int], *, length: timedelta) -> list[int]:

@@ -123,6 +123,36 @@ def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
     assert [len(batch) for batch in claim_due_batches()] == [2, 2, 1]
 
 
+def test_servers_that_do_not_respond_are_tried_in_turn_while_a_worker_is_free(
+    registration: ClientRegistration,
+) -> None:
+    now = timezone.now()
+    hanging = [
+        make_registration(
+            server__slug=f"away{number}",
+            server__base_url=f"https://away{number}.example.org/r4",
+            server__refresh_failures=5,
+            server__last_refresh_error="server_timeout",
+            server__refresh_paused_until=now - timedelta(seconds=number),
+        )
+        for number in range(3)
+    ]
+    grants = [_make_grant(each, due=5).pk for each in hanging]
+    # The one whose pause ended first, and until a worker has taken it no other.
+    assert list(claim_due_batches()) == [[grants[2]]]
+    here = _make_grant(registration).pk
+    assert list(claim_due_batches()) == [[here]]
+    TokenGrant.objects.update(claimed_until=None)
+    FHIRServer.objects.filter(slug="away2").update(
+        refresh_paused_until=now + timedelta(minutes=1)
+    )
+    assert sorted(claim_due_batches()) == sorted([[here], [grants[1]]])
+    # Those that respond with an error occupy no worker.
+    TokenGrant.objects.update(claimed_until=None)
+    FHIRServer.objects.update(last_refresh_error="token_server_error")
+    assert len(list(claim_due_batches())) == 3
+
+
 def test_tick_with_nothing_to_do_is_one_query(
     registration: ClientRegistration, django_assert_num_queries: Any
 ) -> None:
