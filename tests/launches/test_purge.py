@@ -23,7 +23,7 @@ from django_smart.grants.engine import revoke_grants
 from django_smart.launches.parked import end_expired_launches
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
-from django_smart.signals import grant_revoked
+from django_smart.signals import grant_ending, grant_revoked
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
     connect,
@@ -36,7 +36,7 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_grants, make_launch
+from tests.factories import make_grant, make_grants, make_launch
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database_travels")]
 
@@ -334,6 +334,28 @@ def test_purge_gets_past_more_protected_rows_than_it_deletes_at_once(
     with _refusing(TokenGrant, set(protected), refused):
         assert purge().grants_deleted == 2
     assert TokenGrant.objects.count() == len(protected)
+
+
+def test_receivers_that_use_up_the_time_keep_nothing_from_being_revoked(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    now = timezone.now()
+    make_grant(
+        registration, ends_at=now + timedelta(days=1), ends_soon_at=now, is_offline=True
+    )
+    ended = make_grant(registration)
+    TokenGrant.objects.filter(pk=ended.pk).end_pending_revocation(now=now)
+
+    def never_return(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    grant_ending.connect(never_return)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            purge()
+    finally:
+        grant_ending.disconnect(never_return)
+    assert not TokenGrant.objects.awaiting_revocation().exists()
 
 
 # A worker whose clock is wrong
