@@ -10,8 +10,8 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -216,24 +216,30 @@ def host_clock(monkeypatch: pytest.MonkeyPatch) -> HostClock:
     return clock
 
 
-@pytest.fixture
-def database_travels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time_machine move the database's clock as well, whatever the database."""
-    for vendor in ("postgresql", "mysql"):
-        monkeypatch.setattr(DatabaseNow, f"as_{vendor}", DatabaseNow.as_sqlite)
-
-
-@pytest.fixture
-def database_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop the database's clock: only the host's is wrong, on SQLite as well."""
-    now = timezone.now()
-
+def _set_database_clock(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[[], datetime]
+) -> None:
     def tell(self: DatabaseNow, _: Any, connection: Any, **__: Any) -> Any:
-        time = now + timedelta(microseconds=self._microseconds)
-        return "%s", [connection.ops.adapt_datetimefield_value(time)]
+        time = read() + timedelta(microseconds=self._microseconds)
+        is_mysql = connection.vendor == "mysql"
+        sql = "CAST(%s AS DATETIME(6))" if is_mysql else "%s"
+        return sql, [connection.ops.adapt_datetimefield_value(time)]
 
     for vendor in ("postgresql", "mysql", "sqlite"):
         monkeypatch.setattr(DatabaseNow, f"as_{vendor}", tell)
+
+
+@pytest.fixture
+def database_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let time_machine move the database's clock as well, whatever the database."""
+    _set_database_clock(monkeypatch, timezone.now)
+
+
+@pytest.fixture
+def database_stays(database_travels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the database's clock: only the host's is wrong, on SQLite as well."""
+    now = timezone.now()
+    _set_database_clock(monkeypatch, lambda: now)
 
 
 @pytest.fixture
