@@ -54,6 +54,8 @@ _TICK_LENGTH = timedelta(seconds=30)
 _TICK_PAUSE = timedelta(seconds=0.1)
 # Seconds after which a tick that still runs extends its reservation.
 _HELD_ANEW = 5.0
+# How long a server that does not respond waits for a free worker before it is tried.
+_LONGEST_TURN = timedelta(minutes=5)
 # Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
 # After a revocation that took longer, a process leaves those of the server to the purge
@@ -128,16 +130,22 @@ def _leave_out_hanging(servers: dict[int, list[ClientRegistration]]) -> None:
     Each test of such a server occupies a process for a whole call: those of many, for
     example during an outage of a vendor's cloud, would keep the workers from the rest.
     """
-    ready = []
+    hanging, ready = set[int](), []
     for registrations in servers.values():
         server = registrations[0].server
         now = registrations[0].database_now  # type: ignore[attr-defined]  # annotated
-        if is_hanging(server) and get_claim_limit(server, busy=0, now=now):
-            ready.append(server)
-    ready.sort(key=lambda server: server.refresh_paused_until or server.created_at)
-    if ready and not TokenGrant.objects.on_their_way(servers).exists():
-        del ready[0]
-    for server in ready:
+        if is_hanging(server):
+            hanging.add(server.pk)
+            if get_claim_limit(server, busy=0, now=now):
+                ready.append((server.refresh_paused_until or server.created_at, server))
+    ready.sort(key=itemgetter(0))
+    if ready:
+        # In a lasting backlog, no worker is ever free.
+        is_late = now - ready[0][0] > _LONGEST_TURN
+        others = hanging if is_late else servers
+        if not TokenGrant.objects.on_their_way(others).exists():
+            del ready[0]
+    for _, server in ready:
         del servers[server.pk]
 
 

@@ -29,6 +29,7 @@ from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
 from .search_words import SearchTextField
 
 __all__ = [
+    "CLOCKS_DIFFER",
     "CONFIGURATION_COLUMNS",
     "MAX_URL_LENGTH",
     "FHIRServer",
@@ -204,9 +205,9 @@ _RESERVED_PARAMETERS = REQUEST_PARAMETERS | {
 PINNED = ("issuer", "jwks_uri", "token_endpoint")
 """What discovery may change within its origin only."""
 
+CLOCKS_DIFFER = timedelta(hours=1)
+"""By how much the clocks of two hosts may differ."""
 
-# By how much the clocks of two hosts may differ.
-_CLOCKS_DIFFER = timedelta(hours=1)
 _SETTLING = {"is_active", "login_group", "pinned"}
 
 
@@ -282,7 +283,7 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             self.filter(pk=server.pk)
             .exclude(
                 discovery_failed_at__gt=now - pause,
-                discovery_failed_at__lt=now + _CLOCKS_DIFFER,
+                discovery_failed_at__lt=now + CLOCKS_DIFFER,
             )
             # Marked before the result is known: the race is between waiting processes.
             .update(discovery_failed_at=now)

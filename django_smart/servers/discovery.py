@@ -26,7 +26,7 @@ from ..exceptions import (
     UnsupportedServerError,
 )
 from ..models import FHIRServer, Identity
-from ..models.server import MAX_URL_LENGTH
+from ..models.server import CLOCKS_DIFFER, MAX_URL_LENGTH
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.discovery import (
@@ -88,8 +88,6 @@ _FIRST_LASTS = timedelta(seconds=60)
 _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
-# By how much the clocks of two hosts may differ.
-_CLOCKS_DIFFER = timedelta(hours=1)
 _END_SESSION = "end_session_endpoint"
 # Limit in bytes for a JWK Set, which is read at each sign-in.
 _MAX_JWKS = 512 * 1024
@@ -616,4 +614,4 @@ def _is_fresh(
         lifetime = min(max(timedelta(seconds=max_age), _LEAST_LIFETIME), lifetime)
     age = timezone.now() - fetched_at
     # A time in the future is of a host whose clock was wrong.
-    return -_CLOCKS_DIFFER < age < lifetime * part
+    return -CLOCKS_DIFFER < age < lifetime * part

@@ -147,6 +147,11 @@ def test_servers_that_do_not_respond_are_tried_in_turn_while_a_worker_is_free(
         refresh_paused_until=now + timedelta(minutes=1)
     )
     assert sorted(claim_due_batches()) == sorted([[here], [grants[1]]])
+    # Workers that are never free do not keep a server from being tried for ever.
+    late = FHIRServer.objects.filter(slug="away0")
+    late.update(refresh_paused_until=now - timedelta(minutes=6))
+    TokenGrant.objects.filter(pk=grants[1]).update(claimed_until=None)
+    assert list(claim_due_batches()) == [[grants[0]]]
     # Those that respond with an error occupy no worker.
     TokenGrant.objects.update(claimed_until=None)
     FHIRServer.objects.update(last_refresh_error="token_server_error")
