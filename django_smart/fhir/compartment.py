@@ -126,10 +126,25 @@ _CHAINED = frozenset(
 _INCLUSIONS = frozenset({"_include", "_revinclude"})
 # The parts of a parameter's name: of a chain, a type or a modifier.
 _STEPS = re.compile("[.:]")
-# Search parameters that look at more than the resources that are searched for.
-_SELECTING_BY_OTHERS = frozenset(
-    {"_contained", "_containedtype", "_filter", "_has", "_list"}
+# Search parameters that lead to types that belong to no patient, whatever is searched.
+_TO_SHARED = frozenset(
+    {
+        *("authenticator", "custodian", "endpoint", "facility", "general-practitioner"),
+        *("ingredient", "insurer", "location", "manufacturer", "medication"),
+        *("organization", "participating-organization", "partof"),
+        *("performing-organization", "practitioner", "primary-organization"),
+        *("provider", "questionnaire", "service-provider", "site", "slot", "study"),
+        # Of a slot; whose schedule it is has to be named.
+        "schedule",
+    }
 )
+_REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
+# Search parameters that look at more than the resources that are searched for.
+_SELECTING_BY_OTHERS = frozenset({"_contained", "_containedtype", "_list"})
+# Those that may do so wherever they are.
+_SELECTING_BY_ANY = frozenset({"_filter", "_has", "_query"})
+_REVERSE_TYPE = re.compile("_has:([^:]*)", re.IGNORECASE)
+_REVERSE = re.compile(r"_has:([A-Za-z]+):([a-z\-]+):[^:.]+")
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
 
@@ -254,25 +269,66 @@ class PatientBoundary:
             ):
                 if not self._is_own(value):
                     _refuse(f'"{name}" does not name the patient of this launch.')
-                is_named |= name in selecting | {f"{one}:Patient" for one in selecting}
-            elif compartment.is_shared and _is_chain_to_patient(lower):
-                if not self._is_own(value):
-                    _refuse(f'"{name}" does not name the patient of this launch.')
+                named = selecting | {f"{one}:Patient" for one in selecting - {"_id"}}
+                is_named |= name in named
             elif (
-                "_query" in steps
-                # Its members are other patients, and may be named by the id alone.
-                or {"_has", "group"} <= steps
+                steps & _SELECTING_BY_ANY and not _is_about_own(resource_type, name)
+            ) or (
                 # What refers to something shared, also at the end of a chain, is in
                 # every patient's record.
-                or (
-                    steps & _SELECTING_BY_OTHERS
-                    and (compartment.is_shared or "." in lower)
-                )
+                steps & _SELECTING_BY_OTHERS and (compartment.is_shared or "." in lower)
             ):
                 _refuse(f'"{name}" may search in other records.')
             elif any(map(self._is_foreign_value, value.split(","))):
                 _refuse(f'"{name}" names another patient.')
+            elif "." in name:
+                self._check_chain(name, value, compartment)
+            elif bare == "_sort":
+                for key in value.split(","):
+                    if "." in key:
+                        self._check_chain(key.strip().lstrip("-"), "", compartment)
         return is_named
+
+    def check_open(self, pairs: list[tuple[str, str]]) -> None:
+        """Refuse a search that the server decides about, but not about all it reads."""
+        for name, value in pairs:
+            if not (self.scopes.are_for_patient and "_has" in name.lower()):
+                continue
+            is_own = name.rpartition(":")[2] in _NAMES and self._is_own(value)
+            if not is_own and not all(
+                is_shared(kind) or self.is_open("search", kind)
+                for kind in _REVERSE_TYPE.findall(name)
+            ):
+                _refuse(f'"{name}" may search in other records.')
+
+    def _check_chain(self, name: str, value: str, compartment: Compartment) -> None:
+        """
+        Refuse a chain that may leave the record.
+
+        What the patient's own resource refers to may be another's, also because
+        somebody has written that it does.
+        """
+        *steps, last = name.split(".")
+        for number, step in enumerate(steps):
+            bare, _, kind = step.partition(":")
+            is_own = number == 0 and bare.lower() in _get_sole_names(compartment)
+            is_own = is_own and kind in {"", "Patient"}
+            leads_to_shared = is_shared(kind) if kind else bare.lower() in _TO_SHARED
+            if not (is_own or leads_to_shared):
+                _refuse(f'"{name}" may search in other records.')
+        bare, _, kind = last.partition(":")
+        if bare.lower() in _CHAINED and not (
+            self._is_own(value) or is_shared(kind) or self._is_to_shared(value)
+        ):
+            _refuse(f'"{name}" does not name the patient of this launch.')
+
+    def _is_to_shared(self, value: str) -> bool:
+        """Whether each reference of a parameter is to what belongs to no patient."""
+        references = (
+            _REFERENCE.fullmatch(one.removeprefix(f"{self.base_url}/"))
+            for one in value.split(",")
+        )
+        return all(found and is_shared(found[1]) for found in references)
 
     def complete(
         self, resource_type: str, pairs: list[tuple[str, str]]
@@ -751,11 +807,19 @@ def _take(document: Any, path: list[str]) -> Any:
     return holder.pop(_index(name) if isinstance(holder, list) else name)
 
 
-def _is_chain_to_patient(name: str) -> bool:
-    steps = name.split(".")
-    return len(steps) > 1 and not _CHAINED.isdisjoint(
-        step.partition(":")[0] for step in steps
-    )
+def _get_sole_names(compartment: Compartment) -> Set[str]:
+    """Search parameters by which a resource has this patient, and no other."""
+    if any("[]" in path for path in compartment.subjects):
+        return frozenset()
+    return ({compartment.parameter} | ({*compartment.subjects} & _NAMES)) - {""}
+
+
+def _is_about_own(resource_type: str, name: str) -> bool:
+    """Whether *name* is about what has the patient as its only one."""
+    found = _REVERSE.fullmatch(name)
+    if found is None or resource_type != "Patient":
+        return False
+    return found[2] in _get_sole_names(get_compartment(found[1]))
 
 
 def get_letters(interaction: str) -> str:

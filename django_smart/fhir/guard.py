@@ -231,7 +231,7 @@ class Guard:
         if name == "get":
             return self._prepare_get(asked, urns)
         self.allow(asked)
-        if name == "capabilities" or self.boundary.is_open(name, kind):
+        if name == "capabilities" or self._is_open(asked):
             return asked
         if self.boundary.patient_id is None:
             raise ForeignPatientError("There is no patient in context.")
@@ -256,6 +256,16 @@ class Guard:
             case "operation":
                 return self._prepare_operation(asked, parts, pairs)
         raise ForeignPatientError(f"A {name} is not about a single patient.")
+
+    def _is_open(self, asked: Interaction) -> bool:
+        """Whether the server alone decides; refuse to search by what it does not."""
+        is_open = self.boundary.is_open(asked.name, asked.resource_type)
+        if is_open and asked.name == "search":
+            pairs = _parse_query(asked.path.partition("?")[2])
+            if isinstance(asked.body, bytes):
+                pairs += _parse_query(asked.body.decode("utf-8", "replace"))
+            self.boundary.check_open(pairs)
+        return is_open
 
     def _check_patient(self, name: str, parts: list[str]) -> None:
         is_search = len(parts) == 1 or parts[1].startswith(("_", "$"))

@@ -417,6 +417,15 @@ def _searches() -> Iterator[Case]:
         "Slot?_has:Appointment:slot:patient=other&_summary=count",
         "Observation?_has:Provenance:target:agent=Patient/other",
         "Observation?_elements=subject&performer=Patient/other",
+        # What the patient's own resource refers to, or what refers to it.
+        "Observation?has-member.value-quantity=gt7&_summary=count",
+        "Coverage?subscriber.birthdate=1980-01-01&_summary=count",
+        "Coverage?subscriber:Patient.family=Li&_summary=count",
+        "Group?member.family=Li&_summary=count",
+        "Patient?_has:Observation:performer:code=4548-4&_summary=count",
+        "Device?_has:Observation:device:code=4548-4&_summary=count",
+        "Observation?_sort=has-member.date",
+        "Observation?_filter=has-member.code eq 4548-4",
     ):
         yield Case(about="search outside the record", path=path)
     for query, total in (
@@ -952,6 +961,11 @@ def _scopes() -> Iterator[Case]:
         expected="nothing",
     )
     yield Case(
+        about="search for practitioners by others' resources, with a user/ scope",
+        path="Practitioner?_has:Observation:performer:patient=other&_summary=count",
+        scope="user/Practitioner.rs patient/Observation.rs",
+    )
+    yield Case(
         about="document that no scope selects",
         path="Bundle/document-mine",
         scope="patient/Bundle.rs?type=collection patient/Composition.rs",
@@ -1018,6 +1032,8 @@ def _legitimate() -> Iterator[Case]:
             "Observation?_id=absolute&_include=Observation:performer",
         ),
         ("search in pages", "Condition?_count=1"),
+        ("chain to what belongs to no patient", "MedicationRequest?medication.code=1"),
+        ("free appointments of a doctor", "Slot?schedule.actor=Practitioner/dr"),
         (
             "Provenance",
             "Observation?_id=observation-mine&_revinclude=Provenance:target",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -95,6 +96,31 @@ def test_patient_scopes_without_a_patient_allow_only_what_others_do():
         ("Device", "_has:Observation:device:subject.identifier", "2"),
         ("Patient", "_has:Group:member:member", "2"),
         ("Observation", "_has:DiagnosticReport:result:_has:Group:member", "2"),
+        ("Observation", "has-member.code", "1"),
+        ("Observation", "has-member:Observation.value-quantity", "gt7"),
+        ("Observation", "Has-Member.subject", "Patient/p1"),
+        ("Observation", "encounter.diagnosis:condition.code", "1"),
+        ("Observation", "patient.link.birthdate", "2000"),
+        ("Observation", "patient:Group.member", "p2"),
+        ("Observation", "_sort", "-date,has-member.date"),
+        ("Observation", "_filter", "has-member.code eq 1"),
+        ("Observation", "_has:DiagnosticReport:result:code", "1"),
+        ("Coverage", "subscriber.birthdate", "2000"),
+        ("Coverage", "subscriber:Patient.family", "Li"),
+        ("Group", "member.family", "Li"),
+        ("Appointment", "patient.family", "Li"),
+        ("Appointment", "slot.schedule.actor", "p2"),
+        ("Device", "_has:Observation:device:code", "1"),
+        ("Patient", "_has:Observation:performer:code", "1"),
+        ("Patient", "_has:Group:member:code", "1"),
+        ("Patient", "_has:Observation:patient:has-member.code", "1"),
+        ("Patient", "_has:Encounter:patient:_has:Observation:encounter:code", "1"),
+        ("ImplementationGuide", "resource:Observation.code", "1"),
+        ("Slot", "schedule.actor", "1"),
+        ("Slot", "schedule.actor", "Practitioner/d1,Patient/p2"),
+        ("Slot", "schedule.actor", r"Practitioner/d1\,Patient/p2"),
+        ("Slot", "schedule.actor.family", "Li"),
+        ("Slot", "schedule.actor:Patient.family", "Li"),
         ("Observation", "_QUERY", "everybody"),
         ("Observation", "Patient", "p2"),
         ("Observation", "PATIENT:patient", "p2"),
@@ -106,6 +132,40 @@ def test_parameter_is_checked_in_any_spelling(resource_type, name, value):
     with pytest.raises(ForeignPatientError):
         list(grant.client.search(resource_type, {name: value}))
     assert grant.server.requests == []
+
+
+REVERSE = "_has:Observation:performer:code"
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "value", "is_sent"),
+    [
+        ("user/Practitioner.rs patient/Observation.rs", REVERSE, "1", False),
+        ("user/Practitioner.rs patient/Observation.rs", REVERSE.upper(), "1", False),
+        ("user/Practitioner.rs patient/*.rs", f"x._has:Task:owner:{REVERSE}", "1", 0),
+        ("user/Practitioner.rs patient/*.rs", "_has:Task:owner:patient", "p2", False),
+        ("user/Practitioner.rs patient/*.rs", "_has:Task:owner:patient", "p1", True),
+        ("user/Practitioner.rs patient/*.rs", "_has:Slot:x:y", "1", True),
+        ("user/Practitioner.rs patient/*.rs", "name", "Li", True),
+        ("user/Practitioner.rs user/Observation.rs patient/*.rs", REVERSE, "1", True),
+        ("user/*.rs patient/*.rs", REVERSE, "1", True),
+    ],
+)
+@pytest.mark.parametrize("by_post", [True, False])
+def test_search_of_an_open_type_does_not_tell_of_others(
+    scope, name, value, is_sent, by_post
+):
+    grant = make_grant(scope)
+    query = f"{quote(name, safe='')}={value}"
+    path = "Practitioner/_search" if by_post else f"Practitioner?{query}"
+    grant.server.on(path, respond(bundle()))
+    if is_sent:
+        found = grant.client.search("Practitioner", {name: value}, by_post=by_post)
+        assert list(found) == []
+    else:
+        with pytest.raises(ForeignPatientError):
+            grant.client.search("Practitioner", {name: value}, by_post=by_post)
+    assert len(grant.server.requests) == is_sent
 
 
 @pytest.mark.parametrize("path", ["Patient/$lastn", "Patient/p1/$everything"])
@@ -127,9 +187,19 @@ def test_operation_on_patients_is_about_the_launchs(path, name):
         ("Practitioner?_has%3AObservation%3Aperformer%3Apatient=p1", ""),
         ("Slot?schedule.actor=Patient%2Fp1", ""),
         ("Observation?_list=1", "&patient=p1"),
-        ("Observation?_filter=1", "&patient=p1"),
-        # A server may ignore a name that it does not know.
+        ("Slot?schedule.actor=Practitioner%2Fd1%2CLocation%2F1", ""),
+        (f"Slot?schedule.actor={quote(BASE, safe='')}%2FPractitioner%2Fd1", ""),
+        ("Slot?schedule.actor%3APractitioner=d1", ""),
+        ("PractitionerRole?practitioner.family=Li", ""),
+        ("MedicationRequest?medication.code=1", "&patient=p1"),
+        ("Observation?performer%3APractitioner.family=Li", "&patient=p1"),
+        ("Observation?patient.general-practitioner.family=Li", "&patient=p1"),
+        ("Observation?subject%3APatient.family=Li", "&patient=p1"),
+        ("Observation?_sort=-date%2Cpatient.family", "&patient=p1"),
+        ("Patient?_has%3AObservation%3Apatient%3Acode=1", "&_id=p1"),
+        # A server may ignore a name, or a modifier, that it does not know.
         ("Observation?PATIENT=p1", "&patient=p1"),
+        ("Patient?_id%3APatient=p1", "&_id=p1"),
     ],
 )
 def test_parameter_about_the_patient_is_sent(asked, sent):
