@@ -1006,7 +1006,13 @@ class FHIRClient(FHIRConnection):
             MalformedFHIRResponseError: the response does not name a URL to poll.
             BearerBoundaryError: the export has started, but the URL to poll is outside
                 the boundary; the error's ``export`` can abandon it.
+            ForeignPatientError: under ``patient/`` scopes; nothing was sent.
         """
+        # Before reading the scopes, which may require a query.
+        refuse_in_event_loop()
+        guard = self._build_guard()
+        if guard is not None and not guard.boundary.is_open("operation", ""):
+            raise ForeignPatientError("An export is not about a single patient.")
         return start_export(
             self, scope, types=types, since=since, by_post=by_post, **parameters
         )

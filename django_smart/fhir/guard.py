@@ -375,9 +375,11 @@ class Guard:
         self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
     ) -> Interaction:
         kind, operation = asked.resource_type, parts[-1]
-        if parts == ["Patient", "$everything"]:
-            raise ForeignPatientError("This would cover every patient.")
         is_about_one = len(parts) == 3 and not is_shared(kind)
+        if parts == ["Patient", "$everything"] or (
+            operation == "$export" and not is_about_one
+        ):
+            raise ForeignPatientError("This would cover every patient.")
         is_narrowed = len(parts) == 2 and operation in _SEARCHING and asked.body is None
         if asked.body is not None:
             self._check_body(asked.body, may_count=is_about_one)

@@ -19,6 +19,7 @@ from django_smart.exceptions import (
 )
 from django_smart.fhir.compartment import apply_json_patch
 from django_smart.fhir.guard import RecordRules, parse_interaction
+from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, bundle, respond
 
@@ -166,6 +167,28 @@ def test_search_of_an_open_type_does_not_tell_of_others(
         with pytest.raises(ForeignPatientError):
             grant.client.search("Practitioner", {name: value}, by_post=by_post)
     assert len(grant.server.requests) == is_sent
+
+
+@pytest.mark.parametrize("scope", ["", "Patient", "Group/1"])
+def test_export_is_not_about_one_patient(scope):
+    grant = make_grant("patient/*.rs user/Practitioner.rs")
+    with pytest.raises(ForeignPatientError):
+        grant.client.export(scope)
+    if not scope.startswith("Group"):  # which is read first
+        with pytest.raises(ForeignPatientError):
+            grant.client.get(f"{scope}/$export?_type=Patient")
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize("granted", ["system/*.rs", "user/*.rs patient/*.rs"])
+def test_export_is_sent_where_the_server_decides(granted):
+    grant = make_grant(granted)
+    accepted = HTTPResponse(
+        status_code=202, headers={"content-location": f"{BASE}/bulk/1"}
+    )
+    path = "Patient/$export?_outputFormat=application%2Ffhir%2Bndjson"
+    grant.server.on(path, accepted)
+    assert grant.client.export("Patient").state["status_url"] == f"{BASE}/bulk/1"
 
 
 @pytest.mark.parametrize("path", ["Patient/$lastn", "Patient/p1/$everything"])
