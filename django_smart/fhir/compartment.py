@@ -140,7 +140,10 @@ _TO_SHARED = frozenset(
 )
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 # Search parameters that look at more than the resources that are searched for.
-_SELECTING_BY_OTHERS = frozenset({"_contained", "_containedtype", "_list"})
+_SELECTING_BY_OTHERS = frozenset({"_contained", "_containedtype", "_in", "_list"})
+# Modifiers of R5 that look at what is in a list, which says for whom it was made.
+_MEMBERSHIPS = frozenset({"in", "not-in"})
+_LISTED = re.compile(r"(?:^|[/,])(?:careteam|group|list)/[a-z0-9\-.]")
 # Those that may do so wherever they are.
 _SELECTING_BY_ANY = frozenset({"_filter", "_has", "_query"})
 _REVERSE_TYPE = re.compile("_has:([^:]*)", re.IGNORECASE)
@@ -272,11 +275,14 @@ class PatientBoundary:
                 named = selecting | {f"{one}:Patient" for one in selecting - {"_id"}}
                 is_named |= name in named
             elif (
-                steps & _SELECTING_BY_ANY and not _is_about_own(resource_type, name)
-            ) or (
-                # What refers to something shared, also at the end of a chain, is in
-                # every patient's record.
-                steps & _SELECTING_BY_OTHERS and (compartment.is_shared or "." in lower)
+                (steps & _SELECTING_BY_ANY and not _is_about_own(resource_type, name))
+                or (
+                    # What refers to something shared, also at the end of a chain, is in
+                    # every patient's record.
+                    steps & _SELECTING_BY_OTHERS
+                    and (compartment.is_shared or not resource_type or "." in lower)
+                )
+                or (steps & _MEMBERSHIPS and _LISTED.search(_fold(value)))
             ):
                 _refuse(f'"{name}" may search in other records.')
             elif any(map(self._is_foreign_value, value.split(","))):

@@ -79,6 +79,14 @@ _CONDITIONS = {
     "POST": {"ifNoneExist": "If-None-Exist"},
     "PUT": _CHANGES,
 }
+_WRITES = frozenset({"create", "delete", "patch", "update"})
+# By which some servers search and check everything, such as whose a resource is.
+_RULES = frozenset(
+    {
+        *("CompartmentDefinition", "GraphDefinition", "OperationDefinition"),
+        *("SearchParameter", "StructureDefinition", "StructureMap"),
+    }
+)
 # How many parts at the end of a path are neither type nor id.
 _SPECIAL = {
     "capabilities": 1,
@@ -240,8 +248,7 @@ class Guard:
             raise ForeignPatientError("There is no patient in context.")
         path, _, query = asked.path.partition("?")
         parts, pairs = path.split("/"), _parse_query(query)
-        if parts[0] == "Patient":
-            self._check_patient(name, parts)
+        self._check_target(name, parts)
         match name:
             case "read" | "vread" | "history-instance":
                 if name != "read":
@@ -270,7 +277,11 @@ class Guard:
             self.boundary.check_open(pairs)
         return is_open
 
-    def _check_patient(self, name: str, parts: list[str]) -> None:
+    def _check_target(self, name: str, parts: list[str]) -> None:
+        if parts[0] in _RULES and name in _WRITES:
+            raise ForeignPatientError(f"A {parts[0]} is not about a single patient.")
+        if parts[0] != "Patient":
+            return
         is_search = len(parts) == 1 or parts[1].startswith(("_", "$"))
         if not is_search and parts[1] != self.boundary.patient_id:
             raise ForeignPatientError("This is not the patient of this launch.")
@@ -294,6 +305,7 @@ class Guard:
             pairs = _parse_query(url.query)
             if path[:1].isupper() or any(_asks_for_count(*pair) for pair in pairs):
                 raise
+            self.boundary.check_parameters("", pairs)
             return asked
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
 

@@ -417,6 +417,8 @@ def _searches() -> Iterator[Case]:
         "Slot?_has:Appointment:slot:patient=other&_summary=count",
         "Observation?_has:Provenance:target:agent=Patient/other",
         "Observation?_elements=subject&performer=Patient/other",
+        "Medication?_in=List/list-other",
+        "Practitioner?_id:in=CareTeam/careteam-other",
         # What the patient's own resource refers to, or what refers to it.
         "Observation?has-member.value-quantity=gt7&_summary=count",
         "Coverage?subscriber.birthdate=1980-01-01&_summary=count",
@@ -533,6 +535,10 @@ def _creates() -> Iterator[Case]:
     yield create(
         "create without a subject, but with a patient",
         {**nobodys, "patient": ref_to("mine")},
+    )
+    yield create(
+        "create a definition by which the server searches",
+        {"resourceType": "SearchParameter", "code": "patient", "base": ["Observation"]},
     )
     yield create("create a Patient", {"resourceType": "Patient", "active": True})
     for subject in ODD_SUBJECTS:

@@ -88,6 +88,13 @@ def test_patient_scopes_without_a_patient_allow_only_what_others_do():
         ("Practitioner", "_list", "1"),
         ("Practitioner", "_List", "1"),
         ("PractitionerRole", "practitioner._list", "1"),
+        # Of R5.
+        ("Practitioner", "_in", "CareTeam/t2"),
+        ("Medication", "_In", "List/l2"),
+        ("Practitioner", "_id:in", "CareTeam/t2"),
+        ("PractitionerRole", "practitioner:not-in", f"{BASE}/CareTeam/t2"),
+        ("Observation", "performer:in", "CareTeam/t2"),
+        ("MedicationRequest", "medication:IN", "list/l2"),
         ("Practitioner", "_filter", "id eq 1"),
         ("Practitioner", "_contained", "true"),
         ("Practitioner", "_containedType", "container"),
@@ -133,6 +140,43 @@ def test_parameter_is_checked_in_any_spelling(resource_type, name, value):
     with pytest.raises(ForeignPatientError):
         list(grant.client.search(resource_type, {name: value}))
     assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "?_type=Practitioner&_has:Observation:performer:code=1",
+        "?_type=Location&_has:Encounter:location:patient=p2",
+        "practitioner?_has:Observation:performer:patient=p2",
+        "?_type=Medication&_in=List/l2",
+        "?_type=Observation&patient=p2",
+    ],
+)
+def test_path_of_another_form_does_not_search_in_other_records(path):
+    grant = make_grant()
+    with pytest.raises(ForeignPatientError):
+        grant.client.get(path)
+    assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    "resource_type",
+    ["OperationDefinition", "SearchParameter", "StructureDefinition", "StructureMap"],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_patient_does_not_change_the_rules_of_the_server(method, resource_type):
+    grant = make_grant()
+    path = resource_type if method == "POST" else f"{resource_type}/1"
+    body = None if method == "DELETE" else {"resourceType": resource_type, "id": "1"}
+    if method == "PATCH":
+        body = {"resourceType": "Parameters", "parameter": []}
+    grant.server.on(path, respond({"resourceType": resource_type, "id": "1"}))
+    with pytest.raises(ForeignPatientError):
+        grant.client.perform(parse_interaction(method, path, body=body))
+    assert grant.server.requests == []
+    user = make_grant(f"patient/*.rs user/{resource_type}.cruds")
+    user.server.on(path, respond({"resourceType": resource_type, "id": "1"}))
+    user.client.perform(parse_interaction(method, path, body=body))
 
 
 REVERSE = "_has:Observation:performer:code"
@@ -213,6 +257,8 @@ def test_operation_on_patients_is_about_the_launchs(path, name):
         ("Slot?schedule.actor=Practitioner%2Fd1%2CLocation%2F1", ""),
         (f"Slot?schedule.actor={quote(BASE, safe='')}%2FPractitioner%2Fd1", ""),
         ("Slot?schedule.actor%3APractitioner=d1", ""),
+        ("Medication?code%3Ain=ValueSet%2F1", ""),
+        ("Medication?code%3Anot-in=http%3A%2F%2Fx.example%2FList%7C1", ""),
         ("PractitionerRole?practitioner.family=Li", ""),
         ("MedicationRequest?medication.code=1", "&patient=p1"),
         ("Observation?performer%3APractitioner.family=Li", "&patient=p1"),
