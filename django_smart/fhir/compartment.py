@@ -270,7 +270,10 @@ class PatientBoundary:
             if (bare in names and modifier in {"", "patient"}) or (
                 is_reverse and last in _NAMES
             ):
-                if not self._is_own(value):
+                # Which belongs to no patient, as the answer shows.
+                is_open = (resource_type, name) == ("Schedule", "actor")
+                is_open = is_open and self._is_to_shared(value)
+                if not (self._is_own(value) or is_open):
                     _refuse(f'"{name}" does not name the patient of this launch.')
                 named = selecting | {f"{one}:Patient" for one in selecting - {"_id"}}
                 is_named |= name in named
@@ -439,10 +442,20 @@ class PatientBoundary:
         is_own = self._is_about_patient(resource, name, compartment, around)
         is_trusted = self.trusts_binaries and name == "Binary"
         is_trusted = is_trusted and "securityContext" not in resource
+        if name == "Schedule" and "r" in letters and not around.is_written:
+            is_trusted = self._is_of_staff(resource)
         if not (is_own or is_trusted or compartment.is_shared):
             _refuse(f"The {name} is not known to be the patient's.")
         self._walk(resource, "", _Place(name, compartment, letters, around))
         return is_own
+
+    def _is_of_staff(self, schedule: Mapping[str, Any]) -> bool:
+        """Whether all whom a schedule is for belong to no patient."""
+        actors = list(_get_values(schedule, "actor[]"))
+        texts = [one.get("reference") for one in actors if isinstance(one, Mapping)]
+        return len(texts) == len(actors) > 0 and all(
+            isinstance(text, str) and self._is_to_shared(text) for text in texts
+        )
 
     def _is_own_anyway(
         self, resource: Mapping[str, Any], name: str, around: _Around

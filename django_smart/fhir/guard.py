@@ -366,6 +366,8 @@ class Guard:
     ) -> Interaction:
         is_in_record = parts[0] == "Patient" and len(parts) > 2
         kind = asked.resource_type
+        if parts[0] != "Patient" and len(parts) > 2:
+            self._check_instance(parts[0], parts[1])
         if not isinstance(asked.body, bytes):
             narrowed = self.boundary.narrow(kind, pairs, is_in_record=is_in_record)
             # In a batch, a server might search by what else is there.

@@ -417,6 +417,8 @@ def _searches() -> Iterator[Case]:
         "Slot?_has:Appointment:slot:patient=other&_summary=count",
         "Observation?_has:Provenance:target:agent=Patient/other",
         "Observation?_elements=subject&performer=Patient/other",
+        "Encounter/encounter-other/Practitioner",
+        "Schedule?actor=Practitioner/dr,Patient/other",
         "Medication?_in=List/list-other",
         "Practitioner?_id:in=CareTeam/careteam-other",
         # What the patient's own resource refers to, or what refers to it.

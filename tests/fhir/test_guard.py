@@ -179,6 +179,61 @@ def test_patient_does_not_change_the_rules_of_the_server(method, resource_type):
     user.client.perform(parse_interaction(method, path, body=body))
 
 
+def test_record_of_another_resource_is_searched_once_it_is_known():
+    grant = make_grant()
+    path = "Encounter/e1/Practitioner?_summary=count"
+    for patient, is_sent in (("p2", False), ("p1", True)):
+        encounter = {"resourceType": "Encounter", "id": "e1"}
+        encounter["subject"] = {"reference": f"Patient/{patient}"}  # type: ignore[assignment]
+        grant.server.on("Encounter/e1", respond(encounter))
+        grant.server.on(path, respond(bundle()))
+        if is_sent:
+            assert grant.client.get(path)["entry"] == []
+        else:
+            with pytest.raises(ForeignPatientError):
+                grant.client.get(path)
+    assert grant.server.urls[2:] == [f"{BASE}/{path}"]
+
+
+@pytest.mark.parametrize(
+    ("actors", "is_read"),
+    [
+        (["Practitioner/d1", f"{BASE}/Location/1"], True),
+        (["Patient/p1"], True),
+        (["Practitioner/d1", "Patient/p2"], False),
+        (["Practitioner/d1", "Device/1"], False),
+        (["Practitioner/d1", "#p"], False),
+        (["Practitioner/d1", None], False),
+        ([""], False),
+        ([], False),
+    ],
+)
+def test_schedule_of_a_doctor_belongs_to_no_patient(actors, is_read):
+    grant = make_grant()
+    schedule = {
+        "resourceType": "Schedule",
+        "id": "s1",
+        "actor": [{"reference": each} if each else {"display": "x"} for each in actors],
+    }
+    slot = {"resourceType": "Slot", "id": "t1"}
+    for path in ("Slot?_include=Slot%3Aschedule", "Schedule?actor=Practitioner%2Fd1"):
+        grant.server.on(path, respond(bundle(slot, schedule)))
+        if is_read:
+            assert grant.client.get(path)["entry"]
+        else:
+            with pytest.raises(ForeignPatientError):
+                grant.client.get(path)
+    with pytest.raises(ForeignPatientError):
+        grant.client.get("Schedule?actor=Practitioner/d1,Patient/p2")
+    if actors != ["Patient/p1"]:
+        with pytest.raises(ForeignPatientError):
+            grant.client.create(schedule)
+        grant.server.on("Schedule/s1", respond(schedule))
+        with pytest.raises(ForeignPatientError):
+            grant.client.delete("Schedule", "s1")
+        assert {request.method for request in grant.server.requests} == {"GET"}
+
+
 REVERSE = "_has:Observation:performer:code"
 
 
