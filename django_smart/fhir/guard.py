@@ -421,7 +421,10 @@ class Guard:
                 raise FHIRRequestError("An operation cannot be asked for a count.")
             if name in {"patient", "subject"}:
                 for value in values:
-                    if isinstance(value, str) and value not in own:
+                    text = (
+                        value.get("reference") if isinstance(value, Mapping) else value
+                    )
+                    if isinstance(text, str) and text not in own:
                         raise ForeignPatientError("A parameter names another patient.")
 
     # What is read first

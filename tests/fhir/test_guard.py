@@ -234,6 +234,21 @@ def test_schedule_of_a_doctor_belongs_to_no_patient(actors, is_read):
         assert {request.method for request in grant.server.requests} == {"GET"}
 
 
+@pytest.mark.parametrize("reference", ["p2", "Group/1", f"{BASE}/p2", "urn:uuid:1"])
+@pytest.mark.parametrize("name", ["patient", " Subject"])
+def test_operation_is_told_of_no_other_patient_in_any_form(name, reference):
+    grant = make_grant()
+    part = {"name": name, "valueReference": {"reference": reference}}
+    count = {"name": "_summary", "valueCode": "count"}
+    body = {"resourceType": "Parameters", "parameter": [part, count]}
+    with pytest.raises(ForeignPatientError):
+        grant.client.operation("everything", "Patient", "p1", body=body)
+    assert grant.server.requests == []
+    part["valueReference"] = {"reference": f"{BASE}/Patient/p1"}
+    grant.server.on("Patient/p1/$everything", respond(bundle()))
+    assert grant.client.operation("everything", "Patient", "p1", body=body)
+
+
 REVERSE = "_has:Observation:performer:code"
 
 
