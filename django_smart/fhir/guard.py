@@ -64,9 +64,7 @@ _MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 # With what a server may leave out when it stores a reference, such as a version
 # or the base, which may be another name of the server.
-_BINARY = re.compile(
-    r"(?:\S*/)?Binary/([A-Za-z0-9\-.]{1,64})(?:[/?#\s].*)?", re.DOTALL
-)
+_BINARY = re.compile(r"(?:\S*/)?Binary/([A-Za-z0-9\-.]{1,64})(?:[/?#\s].*)?", re.DOTALL)
 _POSITIVE = re.compile("0*[1-9][0-9]*")
 # Values of _summary.
 _WITH_RESOURCES = frozenset({"data", "false"})
