@@ -165,7 +165,6 @@ def make_launch(registration: ClientRegistration, **values: Any) -> Launch:
             "status": Launch.Status.COMPLETED,
             "state_digest": f"state-digest-{number}",
             "browser_digest": "browser-digest",
-            "aud": registration.server.base_url,
             "redirect_uri": registration.redirect_uri,
             "scope_asked": "launch patient/Patient.rs",
             "scope_granted": "patient/Patient.r",

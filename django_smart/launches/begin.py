@@ -304,13 +304,12 @@ def build_request(
     ehr_launch_id: str | None = None,
 ) -> AuthorizationRequest:
     """
-    Build the authorization request of *launch*; set ``aud``, nonce and code verifier.
+    Build the authorization request of *launch*; set nonce and code verifier.
 
     Args:
         iss, ehr_launch_id: of an EHR launch, as received.
     """
     registration = launch.registration
-    launch.aud = _choose_aud(registration.server, iss)
     launch.nonce = _make_random()
     if _uses_pkce(registration, configuration):
         # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
@@ -321,7 +320,7 @@ def build_request(
         redirect_uri=registration.redirect_uri,
         scope=launch.scope_asked,
         state=state,
-        aud=launch.aud or None,
+        aud=_choose_aud(registration.server, iss),
         code_challenge=(
             build_code_challenge(launch.code_verifier) if launch.code_verifier else None
         ),
@@ -331,9 +330,9 @@ def build_request(
     )
 
 
-def _choose_aud(server: FHIRServer, iss: str) -> str:
+def _choose_aud(server: FHIRServer, iss: str) -> str | None:
     if server.aud_rule == server.AudRule.NONE:
-        return ""
+        return None
     if server.aud_rule == server.AudRule.BASE_URL:
         return server.base_url
     return iss or server.normalized_base_url

@@ -2267,15 +2267,6 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "aud",
-                    models.CharField(
-                        editable=False,
-                        help_text="The aud of the authorization request.",
-                        max_length=1000,
-                        verbose_name="aud",
-                    ),
-                ),
-                (
                     "is_framed",
                     models.BooleanField(
                         default=False,

@@ -386,12 +386,6 @@ class Launch(models.Model):
             "with that cookie ends the launch, too."
         ),
     )
-    aud = models.CharField(
-        _("aud"),
-        max_length=MAX_URL_LENGTH,
-        editable=False,
-        help_text="The aud of the authorization request.",
-    )
     is_framed = models.BooleanField(
         _("opened in a frame"),
         default=False,
