@@ -261,19 +261,23 @@ def build_async_client(client: FHIRClient) -> AsyncFHIRClient:
     """
     Wrap *client* for async code, which awaits every method that sends a request.
 
-    Each call runs in one of ``SMART_ASYNC_THREADS`` threads of this process; a database
-    connection that a refresh opened there is closed after the call.
+    Each call runs in one of ``SMART_ASYNC_THREADS`` threads that this process has for
+    the server; a database connection that a refresh opened there is closed after it.
     """
     return AsyncFHIRClient(
         client,
-        executor=_get_executor(conf.SMART_ASYNC_THREADS, os.getpid()),
+        executor=_get_executor(conf.SMART_ASYNC_THREADS, os.getpid(), client.base_url),
         after=connections.close_all,
     )
 
 
-@lru_cache(maxsize=1)
-def _get_executor(threads: int, pid: int) -> Executor:
-    """The pool of process *pid*; forked children inherit no threads."""
+@lru_cache(maxsize=256)
+def _get_executor(threads: int, pid: int, base_url: str) -> Executor:
+    """
+    The pool of one server, so that a slow one takes no threads from the others.
+
+    Of process *pid*: forked children inherit no threads.
+    """
     return ThreadPoolExecutor(threads, thread_name_prefix="django_smart")
 
 

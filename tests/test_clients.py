@@ -289,6 +289,30 @@ def test_async_calls_have_as_many_threads_as_the_site_wants(user, server, settin
         assert all(name.startswith("django_smart") for name in names)
 
 
+def test_async_calls_to_a_slow_server_do_not_delay_those_to_another(
+    user, server, settings
+):
+    settings.SMART_ASYNC_THREADS = 2
+    lake = make_registration(
+        server__slug="lake", server__base_url="https://lake.example.org/fhir"
+    ).server
+    slow, other = (
+        build_async_client(build_fhir_client(make_grant(user, each)))
+        for each in (server, lake)
+    )
+    goes_on = threading.Event()
+
+    async def main() -> None:
+        waiting = [asyncio.ensure_future(slow.run(goes_on.wait)) for _ in range(4)]
+        try:
+            assert await asyncio.wait_for(other.run(lambda: True), 5)
+        finally:
+            goes_on.set()
+            await asyncio.gather(*waiting)
+
+    asyncio.run(main())
+
+
 def test_async_calls_close_their_database_connections(user, server):
     closed: list[str] = []
 
