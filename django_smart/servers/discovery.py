@@ -89,8 +89,8 @@ _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
 _END_SESSION = "end_session_endpoint"
-# Limit in bytes for a JWK Set, which is read at each sign-in.
-_MAX_JWKS = 512 * 1024
+# Limit in bytes for a configuration and a JWK Set, which are read at each sign-in.
+_MAX_STORED = 512 * 1024
 # Pause for fetching keys for unknown kids after a fetch that did not find one.
 _JWKS_COOLDOWN = timedelta(seconds=60)
 
@@ -203,7 +203,7 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
     if not server.jwks_uri:
         _learn_issuer(server, save=save)
     answer = send(
-        build_jwks_request(server.jwks_uri), server=server, max_body=_MAX_JWKS
+        build_jwks_request(server.jwks_uri), server=server, max_body=_MAX_STORED
     )
     jwks = process_jwks_response(answer)
     server.jwks = jwks
@@ -338,7 +338,9 @@ def _fetch_document(server: FHIRServer) -> tuple[SMARTConfiguration, HTTPRespons
     }
     headers = server.discovery_headers or {}
     answer = send(
-        build_discovery_request(server.base_url, headers=headers), server=server
+        build_discovery_request(server.base_url, headers=headers),
+        server=server,
+        max_body=_MAX_STORED,
     )
     is_set = answer.status_code == 200 and bool(overrides.get("token_endpoint"))
     if is_without_endpoints(answer) and not is_set:

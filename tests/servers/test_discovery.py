@@ -239,6 +239,15 @@ def test_jwk_set_of_more_than_half_a_megabyte_is_not_read(
     assert len(kept["padding"]) == 400_000
 
 
+def test_configuration_of_more_than_half_a_megabyte_is_not_read(
+    ehr: EHRSimulator, server: FHIRServer
+) -> None:
+    answer(ehr, "/.well-known/smart-configuration", padding="x" * 600_000)
+    with pytest.raises(ResponseTooLargeError):
+        get_configuration(server)
+    assert FHIRServer.objects.get().configuration is None
+
+
 def test_keys_that_cannot_be_fetched_again_are_served_stale(
     ehr: EHRSimulator, server: FHIRServer
 ) -> None:
