@@ -133,7 +133,8 @@ _TO_SHARED = frozenset(
         *("ingredient", "insurer", "location", "manufacturer", "medication"),
         *("organization", "participating-organization", "partof"),
         *("performing-organization", "practitioner", "primary-organization"),
-        *("provider", "questionnaire", "service-provider", "site", "slot", "study"),
+        *("provider", "questionnaire", "service", "service-provider", "site", "slot"),
+        "study",
         # Of a slot; whose schedule it is has to be named.
         "schedule",
     }
@@ -147,7 +148,7 @@ _LISTED = re.compile(r"(?:^|[/,])(?:careteam|group|list)/[a-z0-9\-.]")
 # Those that may do so wherever they are.
 _SELECTING_BY_ANY = frozenset({"_filter", "_has", "_query"})
 _REVERSE_TYPE = re.compile("_has:([^:]*)", re.IGNORECASE)
-_REVERSE = re.compile(r"_has:([A-Za-z]+):([a-z\-]+):[^:.]+")
+_REVERSE = re.compile(r"_has:([A-Za-z]+):([a-z\-]+):[^:.]+(?::[a-z\-]+)?")
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
 
@@ -709,7 +710,7 @@ class PatientBoundary:
 
 
 # Of a FHIRPath Patch.
-_CONDITION = re.compile(r"(?:[^?]*/)?\s*([a-z]+)[\s/]*\?.*=.*", re.DOTALL)
+_CONDITION = re.compile(r"\s*(?:[^?\s]*/)?([a-z]+)[\s/]*\?.*=.*", re.DOTALL)
 _FILTER = re.compile(r"\.where\([^()]*\)")
 _STEP = re.compile(r"[A-Za-z]+(?:\[[0-9]+\])?")
 
@@ -830,7 +831,9 @@ def _get_sole_names(compartment: Compartment) -> Set[str]:
     """Search parameters by which a resource has this patient, and no other."""
     if any("[]" in path for path in compartment.subjects):
         return frozenset()
-    return ({compartment.parameter} | ({*compartment.subjects} & _NAMES)) - {""}
+    subjects = {*compartment.subjects}
+    sole = subjects if len(subjects) == 1 else subjects & _NAMES
+    return ({compartment.parameter} | sole) - {""}
 
 
 def _is_about_own(resource_type: str, name: str) -> bool:

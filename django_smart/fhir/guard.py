@@ -411,7 +411,7 @@ class Guard:
 
     def _check_body(self, body: Any, *, may_count: bool) -> None:
         self.boundary.check(body, is_written=True)
-        own = {self.boundary.patient_id, *self.boundary.own}
+        own = [self.boundary.patient_id, *self.boundary.own]
         for one in _iter_parameters(body):
             name = str(one.get("name")).strip().casefold()
             values = [value for key, value in one.items() if key.startswith("value")]
@@ -419,10 +419,10 @@ class Guard:
                 raise FHIRRequestError("An operation cannot be asked for a count.")
             if name in {"patient", "subject"}:
                 for value in values:
-                    text = (
-                        value.get("reference") if isinstance(value, Mapping) else value
-                    )
-                    if isinstance(text, str) and text not in own:
+                    is_reference = isinstance(value, Mapping)
+                    text = value.get("reference") if is_reference else value
+                    # Nor a list, which some servers take for its only member.
+                    if text is not None and text not in own:
                         raise ForeignPatientError("A parameter names another patient.")
 
     # What is read first

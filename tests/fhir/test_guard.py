@@ -336,6 +336,9 @@ def test_operation_on_patients_is_about_the_launchs(path, name):
         ("Observation?subject%3APatient.family=Li", "&patient=p1"),
         ("Observation?_sort=-date%2Cpatient.family", "&patient=p1"),
         ("Patient?_has%3AObservation%3Apatient%3Acode=1", "&_id=p1"),
+        ("Patient?_has%3AObservation%3Apatient%3Acode%3Ain=http%3A%2F%2Fx", "&_id=p1"),
+        ("PractitionerRole?service.name=Li", ""),
+        ("Coverage?beneficiary.identifier=1", "&patient=p1"),
         # A server may ignore a name, or a modifier, that it does not know.
         ("Observation?PATIENT=p1", "&patient=p1"),
         ("Patient?_id%3APatient=p1", "&_id=p1"),
@@ -822,6 +825,9 @@ def test_parameter_names_the_patient_at_any_depth(name):
             else:
                 with pytest.raises(ForeignPatientError):
                     call(path, grant, parameter)
+    # Some servers take a list for its only member.
+    with pytest.raises(ForeignPatientError):
+        call(path, grant, {"name": name, "valueReference": [{"reference": "p2"}]})
     assert len(grant.server.requests) == 4
 
 
