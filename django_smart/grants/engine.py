@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from operator import itemgetter
 
@@ -54,8 +54,6 @@ _TICK_LENGTH = timedelta(seconds=30)
 _TICK_PAUSE = timedelta(seconds=0.1)
 # Seconds after which a tick that still runs extends its reservation.
 _HELD_ANEW = 5.0
-# How long a server that does not respond waits for a free worker before it is tried.
-_LONGEST_TURN = timedelta(minutes=5)
 # Seconds for one run of revocations; the rest waits for the next run.
 _REVOKING = 600.0
 # After a revocation that took longer, a process leaves those of the server to the purge
@@ -112,7 +110,7 @@ def _claim_in_turn(limit: int) -> Iterator[tuple[list[int], bool]]:
     servers: dict[int, list[ClientRegistration]] = {}
     for each in TokenGrant.objects.find_due_registrations():
         servers.setdefault(each.server_id, []).append(each)
-    _leave_out_hanging(servers)
+    hanging = _take_out_hanging(servers)
     # Equal shares, so that a server with many due grants does not take everything.
     share = max(MOST_CLAIMED // max(len(servers), 1), 1)
     queues = deque(_claim(each, min(limit, share)) for each in servers.values())
@@ -121,32 +119,28 @@ def _claim_in_turn(limit: int) -> Iterator[tuple[list[int], bool]]:
         for batch in islice(queue, 1):
             yield batch
             queues.append(queue)
+    # Each test of a server that does not respond occupies a process for a whole call:
+    # those of many, for example during an outage of a vendor's cloud, would keep the
+    # workers from the rest.
+    found = TokenGrant.objects.under_way([each[0].server_id for each in hanging])
+    if hanging and not found.exists():
+        batches = chain.from_iterable(_claim(each, limit) for each in hanging)
+        yield from islice(batches, 1)
 
 
-def _leave_out_hanging(servers: dict[int, list[ClientRegistration]]) -> None:
-    """
-    Of *servers* that do not respond, keep one whose turn it is, if a worker is free.
+def _take_out_hanging(
+    servers: dict[int, list[ClientRegistration]],
+) -> list[list[ClientRegistration]]:
+    """Move servers that do not respond from *servers* to a list in their order."""
 
-    Each test of such a server occupies a process for a whole call: those of many, for
-    example during an outage of a vendor's cloud, would keep the workers from the rest.
-    """
-    hanging, ready = set[int](), []
-    for registrations in servers.values():
+    def get_turn(registrations: list[ClientRegistration]) -> datetime:
         server = registrations[0].server
-        now = registrations[0].database_now  # type: ignore[attr-defined]  # annotated
-        if is_hanging(server):
-            hanging.add(server.pk)
-            if get_claim_limit(server, busy=0, now=now):
-                ready.append((server.refresh_paused_until or server.created_at, server))
-    ready.sort(key=itemgetter(0))
-    if ready:
-        # In a lasting backlog, no worker is ever free.
-        is_late = now - ready[0][0] > _LONGEST_TURN
-        others = hanging if is_late else servers
-        if not TokenGrant.objects.on_their_way(others).exists():
-            del ready[0]
-    for _, server in ready:
-        del servers[server.pk]
+        return server.refresh_paused_until or server.created_at
+
+    hanging = [each for each in servers.values() if is_hanging(each[0].server)]
+    for registrations in hanging:
+        del servers[registrations[0].server_id]
+    return sorted(hanging, key=get_turn)
 
 
 def _claim(
@@ -202,8 +196,8 @@ def revoke_pending(
     """
     Revoke ended *grants* at their EHRs, for at most ten minutes.
 
-    The servers take turns. One that does not respond is contacted once per run, and one
-    whose refreshes are paused not at all.
+    The servers take turns, slow ones at the end. One that does not respond is contacted
+    once per run, and one whose refreshes are paused not at all.
 
     Args:
         unless_slow: primary keys of slow servers, which are not contacted; others that
@@ -221,14 +215,8 @@ def revoke_pending(
         .order_by("?")
         .values_list("pk", "registration__server_id")
     )
-    # One that is slow must not use up the time of the others.
-    turns: Counter[int] = Counter()
-    queue = []
-    for grant_id, server_id in pending:
-        turns[server_id] += 1
-        queue.append((turns[server_id], grant_id, server_id))
-    closed = 0
-    for _, grant_id, server_id in sorted(queue, key=itemgetter(0)):
+    closed, slow = 0, set[int]()
+    for grant_id, server_id in _take_turns(pending, slow):
         if time.monotonic() >= deadline:
             logger.warning(
                 "Not all ended grants were revoked at their EHRs: time limit reached"
@@ -250,6 +238,28 @@ def revoke_pending(
         ended = time.monotonic()
         if ended - started > _SLOW:
             _slow_until[server_id] = ended + _PAUSE_OF_SLOW
-            if unless_slow is not None:
-                away.add(server_id)
+            (slow if unless_slow is None else away).add(server_id)
     return closed
+
+
+def _take_turns(
+    pending: Iterable[tuple[int, int]], slow: Collection[int]
+) -> Iterator[tuple[int, int]]:
+    """
+    Yield grants and their servers, one of each server in turn.
+
+    Those of *slow* servers, which may grow meanwhile, come last: they must not use up
+    the time of the others.
+    """
+    turns: Counter[int] = Counter()
+    queue = []
+    for grant_id, server_id in pending:
+        turns[server_id] += 1
+        queue.append((turns[server_id], grant_id, server_id))
+    last = []
+    for _, grant_id, server_id in sorted(queue, key=itemgetter(0)):
+        if server_id in slow:
+            last.append((grant_id, server_id))
+        else:
+            yield grant_id, server_id
+    yield from last

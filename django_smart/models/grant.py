@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from secrets import randbelow
 from typing import Any, Self
@@ -269,15 +269,14 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             .values_list("refresh_failures", "expires_at", "pk", "is_free")[:limit]
         )
 
-    def on_their_way(self, server_ids: Iterable[int]) -> Self:
-        """Return due grants of these servers whose message waits for a worker."""
+    def under_way(self, server_ids: Collection[int]) -> Self:
+        """Return due grants of these servers that wait for a worker, or have one."""
         return (
             self.active()
             .offline()
-            .exclude(_is_unclaimed())
+            .exclude(_is_unclaimed() & _is_free())
             .filter(
-                registration__server__in=list(server_ids),
-                refresh_due_at__lte=DatabaseNow(),
+                registration__server__in=server_ids, refresh_due_at__lte=DatabaseNow()
             )
         )
 
