@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
-from django.db import models
+from django.db import models, router
 from django.db.models import F, Q
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from .clock import DatabaseNow
@@ -39,7 +38,9 @@ class TaskRunQuerySet(models.QuerySet["TaskRun"]):
         if not rows.update(ran_at=DatabaseNow()):
             self.get_or_create(name=name)
             rows.update(ran_at=DatabaseNow())
-        return rows.values_list("ran_at", flat=True).get() or timezone.now()
+        # In the time zone of a connection, sums are of local time.
+        row = self.using(router.db_for_write(TaskRun)).get(name=name)
+        return cast("datetime", row.ran_at).astimezone(UTC)
 
     def begin(self, name: str, *, within: timedelta) -> bool:
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from django.db import IntegrityError, router, transaction
 from django.utils import timezone
@@ -169,7 +169,7 @@ def rotate_key(
             f"generate, and rotate {OVERLAP // timedelta(hours=1)} hours later."
         )
     # With the clock of this host, EHRs might not know the key yet.
-    now: datetime = following.database_now  # type: ignore[attr-defined]  # annotated
+    now: datetime = following.database_now.astimezone(UTC)  # type: ignore[attr-defined]  # annotated
     ready_at = get_ready_at(following)
     if now < ready_at and not at_once:
         ready = timezone.localtime(ready_at).strftime("%Y-%m-%d %H:%M %Z")
