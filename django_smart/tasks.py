@@ -93,7 +93,7 @@ def rotate_keys() -> None:
 @shared_task(ignore_result=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT)
 def purge() -> None:
     """
-    End expired launches, announce ends of grants, revoke tokens and delete old rows.
+    End expired launches, revoke tokens, delete old rows and announce ends of grants.
 
     The same as ``smart_purge``; see ``SMART_PURGE_AFTER`` and
     ``SMART_PURGE_FAILED_AFTER``.
