@@ -56,7 +56,8 @@ _WAITS = (
     "the package sends sixteen requests at a time and is limited by the processor. So "
     "the ratio depends on the machine: where HTTP alone took 563 µs for a grant, the "
     "same code reached 9.9 times a loop and 12.4 times a task each; where it took "
-    "844 µs, 8.1 and 10.6 times; here, it takes 1,090 µs. " + _REFRESH
+    "844 µs, 8.1 and 10.6 times; 1,090 µs, 6.2 and 9.5 times. Here it takes 610 µs; two "
+    "runs some hours before gave 9.2 and 11.7, and 8.9 and 11.2. " + _REFRESH
 )
 _SEARCH = (
     "The database does the same work; the difference is Django building four "
@@ -73,15 +74,15 @@ _SAME_WORK = (
     "The peer keeps a launch and its tokens in one row of ten columns. "
     "The package keeps a launch and a grant, since tokens can outlive a launch; it looks "
     "up what else is open in the browser, and each server has options of its own. "
-    "The processes of the site take as long for both; PostgreSQL takes 1.2 ms of "
-    "processor time more (4.8 ms for a launch and 3.5 ms), for eighteen indexes of "
-    "launches and grants, their foreign keys, statements of up to 77 columns, and one "
-    "more transaction. Runs of nearly the same code gave 0.92 to 0.99: processes "
-    "differ from start to start. "
+    "The processes of the site take as long for both; PostgreSQL takes more, for "
+    "eighteen indexes of launches and grants, their foreign keys, statements of up to "
+    "77 columns, and one more transaction. Processes differ from start to start: runs "
+    "of the same code differ by up to seven hundredths. "
     "Tried: writing out the statements that read and change a launch, which saved an "
     "eighth; no indexes for LIKE; indexes of the browser with the status, and parsing "
-    "stored scopes once, which saved a fiftieth; session and last_login in one transaction, which "
-    "saved no more than single runs differ and was taken back: on SQLite, a transaction "
+    "stored scopes once, which saved a fiftieth; writing an identity once an hour "
+    "instead of with each launch, a thirtieth; session and last_login in one "
+    "transaction, which saved no more than single runs differ and was taken back: on SQLite, a transaction "
     "that reads first can fail at once when another connection writes. "
     "Not done: tokens in the row of the launch, and foreign keys without indexes, with "
     "which the purge and the deletion of a user would read whole tables."
@@ -110,7 +111,7 @@ NOTES: dict[tuple[str, str], str] = {
     ("middleware", "untouched"): (
         "A few microseconds of 50: a call within Django's chain and one before the "
         "view, the object behind request.smart, and two checks whether the response "
-        "could be for a frame. Two runs on this machine gave 1.103, one on another 1.089. "
+        "could be for a frame. Runs on three machines gave 1.089 to 1.103. "
         "Tried: parsing headers, building prefixes and listing connections only when "
         "needed; reading the prefix setting once, since a missing setting costs an "
         "exception each time. Not done: omitting the call before the view, which checks "
@@ -151,15 +152,18 @@ NOTES: dict[tuple[str, str], str] = {
     ),
     ("refresh", "slow"): (
         "At its beginning and end, a batch has fewer concurrent requests than threads; "
-        "on two faster machines, the same code gave 0.900 and 0.902. "
+        "on four machines, the same code gave 0.897 to 0.918. "
         "Tried: starting the next request as soon as a response arrives."
     ),
     ("claim", "postgresql"): _CLAIM,
     ("claim", "mariadb"): _CLAIM,
     ("claim", "sqlite"): _CLAIM,
     ("launches", "of-authlib"): (
-        "Storing launch, identity and tokens takes four more statements in two more "
-        "transactions. Tried: as for a single login."
+        "Storing launch, identity and tokens takes three more statements in two more "
+        "transactions; the peer stores nothing but the session and the user. The same "
+        "work, written plainly with Authlib, reaches less (the next row). "
+        "Tried: as for a single login. Not done: to reach the target, a launch would "
+        "have to leave out more than half of that."
     ),
     ("launches", "launches-same-work"): _SAME_WORK,
     ("launches", "p99"): (
@@ -174,9 +178,9 @@ NOTES: dict[tuple[str, str], str] = {
         "which sends exactly one for each page."
     ),
     ("history_large", "a purge of 1,000"): (
-        "0.2 seconds instead of 0.11, because the oldest of ten million rows are on "
-        "pages that are not in memory. In an earlier run, it took 0.2 seconds as well, "
-        "and the small one 0.17. Tried: nothing, since nobody waits for this task."
+        "0.11 seconds instead of 0.075, because the oldest of ten million rows are on "
+        "pages that are not in memory; among a million, it takes 0.077. On a slower "
+        "machine, it took 0.2. Tried: nothing, since nobody waits for this task."
     ),
     **{("picker", f"search-{number}"): _SEARCH for number in range(5)},
     ("start_up", "start"): (
@@ -207,7 +211,7 @@ NOTES: dict[tuple[str, str], str] = {
         "The users keep the process busy, and the event loop waits for Python's lock "
         "like the threads whose responses have arrived. "
         "Tried: SMART_ASYNC_THREADS = 16 instead of 64, which shortens the stalls by "
-        "half; not the default, since a slow EHR would then hold up all other reads "
-        "of the process."
+        "half; not the default, since a slow EHR would then hold up more of its other "
+        "reads."
     ),
 }
