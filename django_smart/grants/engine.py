@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain, islice
 from math import ceil
-from operator import itemgetter
 
 from ..models import ClientRegistration, TaskRun, TokenGrant
 from ..models.clock import DatabaseNow
@@ -196,8 +195,8 @@ def revoke_pending(
     """
     Revoke ended *grants* at their EHRs, for at most ten minutes.
 
-    The servers take turns, slow ones at the end. One that does not respond is contacted
-    once per run, and one whose refreshes are paused not at all.
+    Slow servers come last. One that does not respond is contacted once per run, and one
+    whose refreshes are paused not at all.
 
     Args:
         unless_slow: primary keys of slow servers, which are not contacted; others that
@@ -215,8 +214,9 @@ def revoke_pending(
         .order_by("?")
         .values_list("pk", "registration__server_id")
     )
+    # A slow server, once known, must not use up the time of the others.
     closed, slow = 0, set[int]()
-    for grant_id, server_id in _take_turns(pending, slow):
+    for grant_id, server_id in _put_last(list(pending), slow):
         if time.monotonic() >= deadline:
             logger.warning(
                 "Not all ended grants were revoked at their EHRs: time limit reached"
@@ -242,22 +242,12 @@ def revoke_pending(
     return closed
 
 
-def _take_turns(
+def _put_last(
     pending: Iterable[tuple[int, int]], slow: Collection[int]
 ) -> Iterator[tuple[int, int]]:
-    """
-    Yield grants and their servers, one of each server in turn.
-
-    Those of *slow* servers, which may grow meanwhile, come last: they must not use up
-    the time of the others.
-    """
-    turns: Counter[int] = Counter()
-    queue = []
-    for grant_id, server_id in pending:
-        turns[server_id] += 1
-        queue.append((turns[server_id], grant_id, server_id))
+    """Yield grants and their servers, those of *slow* servers last."""
     last = []
-    for _, grant_id, server_id in sorted(queue, key=itemgetter(0)):
+    for grant_id, server_id in pending:
         if server_id in slow:
             last.append((grant_id, server_id))
         else:
