@@ -12,7 +12,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import SMARTError, TokenResponseError
+from ..exceptions import ContextChangedError, SMARTError, TokenResponseError
 from ..models import ClientRegistration, Launch, TokenGrant
 from ..models.launch import LaunchQuerySet
 from ..protocol.token import TokenResponse
@@ -22,8 +22,10 @@ from ..protocol.token_management import (
 )
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
-from ..signals import grant_ending, grant_revoked
+from ..signals import grant_ending, grant_lost, grant_revoked
+from .counting import count_lost
 from .deployment import belong_elsewhere
+from .separate_connection import unless_locked
 from .server_limits import is_outage
 from .workers import hand_to_worker
 
@@ -31,6 +33,7 @@ __all__ = [
     "announce_ends",
     "disconnect_grant",
     "end_browser",
+    "end_changed_grant",
     "end_idlest_launches",
     "end_launches",
     "enqueue_revocations",
@@ -140,6 +143,20 @@ def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
     # Patient ids differ in case; not every database's comparison does.
     same = [each.pk for each in older if each.is_same_connection_as(grant)]
     return _end_grants(same, now=now)
+
+
+def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
+    """End *grant* and its launches; a worker revokes its tokens at the EHR."""
+    # The grant first: without it, a launch that stays locked is useless.
+    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
+    with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
+        Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
+    grant.status = TokenGrant.Status.REVOKED
+    error_code = ContextChangedError.code
+    count_lost(grant, error_code)
+    fields = grant.build_log_fields("grant_lost", error_code=error_code)
+    logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)
+    grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)
 
 
 def find_unused_grants(now: datetime) -> QuerySet[TokenGrant]:

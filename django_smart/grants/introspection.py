@@ -28,8 +28,8 @@ from ..protocol.token_management import (
 )
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send
+from .ending import end_changed_grant
 from .lease import can_store_tokens
-from .refresh_response import end_changed_grant
 from .separate_connection import is_in_transaction, run_on_own_connection
 
 __all__ = ["introspect", "introspect_grant"]

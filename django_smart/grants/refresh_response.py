@@ -37,7 +37,7 @@ from ..servers.id_tokens import check_id_token
 from ..signals import grant_lost, grant_refreshed
 from .counting import count_lost
 from .due_times import get_refresh_due_at, note_end
-from .ending import enqueue_revocations, keep_for_revocation
+from .ending import end_changed_grant, enqueue_revocations, keep_for_revocation
 from .separate_connection import unless_locked
 from .server_limits import (
     refuses_nearly_all,
@@ -46,7 +46,7 @@ from .server_limits import (
 )
 from .storing import insist
 
-__all__ = ["end_changed_grant", "take_answer", "take_refusal"]
+__all__ = ["take_answer", "take_refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -197,20 +197,6 @@ def _names_another_person(grant: TokenGrant, id_token: str | None) -> bool:
         logger.warning("Grant %s: refreshed ID token ignored (%s)", grant.pk, exc.code)
         return False
     return claims.subject != identity.subject
-
-
-def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
-    """End *grant* and its launches; a worker revokes its tokens at the EHR."""
-    # The grant first: without it, a launch that stays locked is useless.
-    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
-    with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
-        Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
-    grant.status = TokenGrant.Status.REVOKED
-    error_code = ContextChangedError.code
-    count_lost(grant, error_code)
-    fields = grant.build_log_fields("grant_lost", error_code=error_code)
-    logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)
-    grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)
 
 
 def _keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
