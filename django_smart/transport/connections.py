@@ -274,7 +274,9 @@ class PooledAdapter(HTTPAdapter):
         self, request: requests.PreparedRequest, proxies: Mapping[str, str] | None
     ) -> str:
         """Tell urllib3 nothing that it may log; the connection knows the target."""
-        _current.call.target = super().request_url(request, proxies)
+        _current.call.target = (
+            super().request_url(request, proxies) if proxies else request.path_url
+        )
         return _HIDDEN
 
     def send(
@@ -291,7 +293,7 @@ class PooledAdapter(HTTPAdapter):
         call.max_idle = _MAX_IDLE if is_safe else _MAX_IDLE_OF_WRITES
         parts = urlsplit(request.url or "")
         kwargs["proxies"] = _get_proxies(f"{parts.scheme}://{parts.netloc}")
-        if select_proxy(request.url or "", kwargs["proxies"]):
+        if kwargs["proxies"]:
             # The proxy looks up the name, and decides where it lets us go.
             call.check_peer = None
         send = partial(super().send, request, *args, **kwargs)
@@ -331,7 +333,9 @@ class PooledAdapter(HTTPAdapter):
 
 @lru_cache(maxsize=_POOL_SIZE)
 def _get_proxies(origin: str) -> dict[str, str]:
-    return get_environ_proxies(origin)
+    """Return the proxy for *origin*, if there is one; requests would look each time."""
+    proxy = select_proxy(origin, get_environ_proxies(origin))
+    return {"all": proxy} if proxy else {}
 
 
 def _is_unconnected(error: Exception, handled: BaseException | None) -> bool:
