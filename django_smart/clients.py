@@ -21,7 +21,7 @@ from .fhir.messages import FHIRExchange
 from .grants.backend_services import BackendService
 from .grants.refresh import get_access_token, renew_access_token
 from .models import ClientRegistration, FHIRServer, Launch, TokenGrant
-from .protocol.scopes import ScopeSet, parse_stored_scopes
+from .protocol.scopes import ScopeSet
 from .servers.http import EHRTransport
 from .signals import fhir_request_finished
 
@@ -162,8 +162,7 @@ def build_fhir_client(
             reads_first=not server.enforces_compartments,
             may_write_unread=grant.registration.unread_changes,
             # A refresh can take these scopes away, and leave others.
-            always=scopes is None
-            and parse_stored_scopes(grant.scope_granted).are_for_patient,
+            always=scopes is None and grant.is_for_patient,
         )
         if keeps_to_record
         else None,

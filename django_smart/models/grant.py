@@ -966,6 +966,19 @@ class TokenGrant(models.Model):
         return parse_stored_scopes(self.scope)
 
     @property
+    def is_for_patient(self) -> bool:
+        """
+        Whether its tokens are for one patient's record, however the server says so.
+
+        If no scope that it granted at first can be read as one for resources, by what
+        was requested: some send no or other names.
+        """
+        granted = parse_stored_scopes(self.scope_granted)
+        if not granted.resource_scopes:
+            granted = parse_stored_scopes(self.scope_asked)
+        return granted.are_for_patient
+
+    @property
     def missing_scope(self) -> str:
         """Requested scopes that were not granted at first, or ""."""
         return find_declined_scope(

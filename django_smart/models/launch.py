@@ -578,7 +578,7 @@ _page_row = JoinedRow(
         "grant": (
             *("id", "user_id", "access_token", "refresh_token", "scope"),
             *("patient_id", "is_offline", "status", "received_at", "expires_at"),
-            *("last_used_at", "scope_granted"),
+            *("last_used_at", "scope_asked", "scope_granted"),
         ),
     },
 )

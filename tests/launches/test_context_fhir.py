@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from django_smart import transport
-from django_smart.exceptions import BearerBoundaryError
+from django_smart.clients import build_fhir_client
+from django_smart.exceptions import BearerBoundaryError, ForeignPatientError
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
+from django_smart.testing.site import add_resource
+from tests.answers import answer
 from tests.ehr import EHR_SCOPE, PATIENT
 from tests.site.browsers import make_context, open_chart
 
@@ -96,3 +99,26 @@ def test_rejected_token_is_refreshed_once(ehr):
     # Everybody else finds the new token.
     assert chart.get("/fhir/").json() == {"id": PATIENT}
     assert len(ehr.requests_to("refresh")) == 1
+
+
+@pytest.mark.compliance("SCOPE-12")
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "",
+        "openid,fhirUser,patient/Patient.rs,patient/Observation.rs",
+        "patient.Observation.read",
+        "openid fhirUser launch",
+    ],
+)
+def test_client_keeps_to_the_patient_however_the_scopes_are_named(ehr, scope):
+    ehr.checks = frozenset()
+    other = {"reference": f"Patient/{OTHER_PATIENT}"}
+    add_resource(ehr, {"resourceType": "Observation", "id": "theirs", "subject": other})
+    answer(ehr, "/auth/token", scope=scope)
+    launch = open_chart(ehr).launch
+    fhir = build_fhir_client(launch.grant, launch=launch)
+    found = fhir.search("Observation", limit=1000)
+    assert {each["subject"]["reference"] for each in found} == {f"Patient/{PATIENT}"}
+    with pytest.raises(ForeignPatientError):
+        fhir.read("Observation", "theirs")
