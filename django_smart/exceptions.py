@@ -375,8 +375,18 @@ class TokenResponseError(TokenError):
 
     @property
     def is_final(self) -> bool:
-        """Whether the grant itself has ended, so that retrying cannot help."""
-        return self.error == "invalid_grant"
+        """
+        Whether the grant itself has ended, so that retrying cannot help.
+
+        Spec: RFC 6749 section 5.2; OpenID Connect Core 1.0 section 3.1.2.6, whose
+        errors tell that the user has to act.
+        """
+        return self.error in {
+            "invalid_grant",
+            "consent_required",
+            "interaction_required",
+            "login_required",
+        }
 
 
 class TokenServerError(TokenError):

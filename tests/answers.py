@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
+from urllib.parse import parse_qsl
 
 import requests
 from requests.adapters import BaseAdapter
 from werkzeug.wrappers import Request, Response
 
+from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 
 Respond = Callable[[Request], Response]
@@ -70,3 +73,18 @@ def after_answer(ehr: EHRSimulator, action: Callable[[], Any]) -> None:
         return response
 
     ehr.interceptors.append(respond_and_act)
+
+
+def refuse_refresh(ehr: EHRSimulator, grant: TokenGrant, error: str) -> None:
+    """Refuse the refresh token of *grant*, and no other, with *error*."""
+    token = grant.refresh_token
+
+    def respond_otherwise(respond: Respond, request: Request) -> Response:
+        data = request.get_data()
+        if dict(parse_qsl(data.decode())).get("refresh_token") != token:
+            request.environ["wsgi.input"] = BytesIO(data)
+            return respond(request)
+        body = json.dumps({"error": error})
+        return Response(body, status=400, content_type="application/json")
+
+    ehr.interceptors.append(respond_otherwise)

@@ -38,9 +38,11 @@ from ..signals import grant_lost, grant_refreshed
 from .counting import count_lost
 from .due_times import get_refresh_due_at, note_end
 from .ending import end_changed_grant, enqueue_revocations, keep_for_revocation
+from .lease import get_failure_code
 from .separate_connection import unless_locked
 from .server_limits import (
     refuses_nearly_all,
+    refuses_others_too,
     resume_refreshes,
     stop_refreshes,
 )
@@ -51,6 +53,8 @@ __all__ = ["take_answer", "take_refusal"]
 logger = logging.getLogger(__name__)
 
 _Stop = ClientRegistration.StopReason
+# What a server answers for a while, also after the known end of a grant.
+_PASSING = frozenset({"server_error", "temporarily_unavailable"})
 # Written only if they did: each column takes time, and another process may have set it.
 _SELDOM_CHANGED = (
     *("scope", "patient_id", "encounter_id"),
@@ -108,12 +112,12 @@ def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], b
         TokenError: the error concerns something else, or nearly all grants of the
             registration at once; the refresh token is kept.
     """
-    if error.error == "invalid_client":
+    is_over = grant.ends_at is not None and grant.ends_at <= grant.clock()
+    if error.error == "invalid_client" and refuses_others_too(grant):
         with unless_locked("Grant %s: its registration is locked", grant.pk):
             stop_refreshes(grant.registration, reason=_Stop.CREDENTIALS_REFUSED)
-    if not error.is_final:
+    if not (error.is_final or (is_over and error.error not in _PASSING)):
         raise error
-    is_over = grant.ends_at is not None and grant.ends_at <= grant.clock()
     # A restored grant that is refused again is really gone.
     may_be_good = not (is_over or grant.was_restored)
     if may_be_good and refuses_nearly_all(grant.registration):
@@ -121,22 +125,26 @@ def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], b
             "The EHR refuses the refresh tokens of nearly all grants.",
             code="grants_refused",
         ) from error
+    # No text that a server made up is stored or logged.
+    code = error.error if error.is_final else get_failure_code(error)
     # Only if the refused token is still the stored one (a compare-and-set as above).
     lost = TokenGrant.objects.filter(
         pk=grant.pk, refresh_token_digest=grant.refresh_token_digest
-    ).lose(error=error.error)
+    ).lose(error=code)
     if not lost:
         return lambda: False
-    reason = "known_end" if is_over else error.error
-    return partial(_tell_lost, grant, error, reason=reason)
+    reason = "known_end" if is_over else code
+    return partial(_tell_lost, grant, error, code=code, reason=reason)
 
 
-def _tell_lost(grant: TokenGrant, error: TokenResponseError, *, reason: str) -> bool:
+def _tell_lost(
+    grant: TokenGrant, error: TokenResponseError, *, code: str, reason: str
+) -> bool:
     count_lost(grant, reason)
     grant.status = TokenGrant.Status.NEEDS_REAUTHORIZATION
-    fields = grant.build_log_fields("grant_lost", error_code=error.error)
-    logger.warning("Grant %s lost: %s", grant.pk, error.error, extra=fields)
-    grant_lost.send(sender=TokenGrant, grant=grant, error_code=error.error)
+    fields = grant.build_log_fields("grant_lost", error_code=code)
+    logger.warning("Grant %s lost: %s", grant.pk, code, extra=fields)
+    grant_lost.send(sender=TokenGrant, grant=grant, error_code=code)
     raise ReauthorizationRequiredError(
         "The EHR has ended this grant; its owner has to connect again."
     ) from error

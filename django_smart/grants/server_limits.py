@@ -40,6 +40,7 @@ __all__ = [
     "is_to_blame",
     "may_refresh",
     "refuses_nearly_all",
+    "refuses_others_too",
     "resume_refreshes",
     "stop_refreshes",
 ]
@@ -437,6 +438,27 @@ def may_refresh(registration: ClientRegistration) -> bool:
     return registration.refresh_stopped_at is None or (
         ClientRegistration.objects.claim_probe(registration.pk, pause=_PROBE_PAUSE)
     )
+
+
+def refuses_others_too(grant: TokenGrant) -> bool:
+    """
+    Return whether ``invalid_client`` for *grant* is about the credentials.
+
+    Some servers also say so of a refresh token that they no longer know
+    (athenahealth, 2025). It is about the credentials if another grant was refused in
+    the same way, and neither was before.
+    """
+    code = ClientRegistration.StopReason.CREDENTIALS_REFUSED
+    others = (
+        TokenGrant.objects.active()
+        .offline()
+        .filter(
+            registration=grant.registration_id,
+            last_error=code,
+            refresh_failures__lte=grant.refresh_failures + 1,
+        )
+    )
+    return grant.last_error != code and others.exclude(pk=grant.pk).exists()
 
 
 def refuses_nearly_all(registration: ClientRegistration) -> bool:

@@ -29,7 +29,7 @@ from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.answers import after_answer, answer
+from tests.answers import after_answer, answer, refuse_refresh
 from tests.ehr import (
     PATIENT,
     REDIRECT_URI,
@@ -193,6 +193,50 @@ def test_scope_is_never_more_than_was_granted_first(
 
 
 # What goes wrong
+
+
+@pytest.mark.parametrize(
+    "error", ["interaction_required", "login_required", "consent_required"]
+)
+def test_error_that_only_the_owner_can_resolve_is_final(
+    ehr: EHRSimulator, grant: TokenGrant, error: str
+) -> None:
+    refuse_refresh(ehr, grant, error)
+    with pytest.raises(ReauthorizationRequiredError):
+        get_access_token(expire(grant, ehr))
+    assert reload_grant(grant.pk).last_error == error
+
+
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [
+        ("invalid_client", "invalid_client"),
+        ("invalid_request", "invalid_request"),
+        ("of_its_own", "token_refused"),
+    ],
+)
+def test_after_the_known_end_any_refusal_is_final(
+    ehr: EHRSimulator, grant: TokenGrant, error: str, stored: str
+) -> None:
+    refuse_refresh(ehr, grant, error)
+    with pytest.raises(TokenResponseError):
+        get_access_token(expire(grant, ehr))
+    TokenGrant.objects.update(ends_at=timezone.now())
+    with listening(grant_lost) as lost, pytest.raises(ReauthorizationRequiredError):
+        get_access_token(reload_grant(grant.pk))
+    assert [each["error_code"] for each in lost] == [stored]
+    assert reload_grant(grant.pk).last_error == stored
+
+
+@pytest.mark.parametrize("error", ["server_error", "temporarily_unavailable"])
+def test_after_the_known_end_trouble_of_the_server_is_not_final(
+    ehr: EHRSimulator, grant: TokenGrant, error: str
+) -> None:
+    refuse_refresh(ehr, grant, error)
+    TokenGrant.objects.update(ends_at=timezone.now())
+    with pytest.raises(TokenResponseError):
+        get_access_token(expire(grant, ehr))
+    assert reload_grant(grant.pk).status == "active"
 
 
 @pytest.mark.compliance("REF-12", "SEC-11")

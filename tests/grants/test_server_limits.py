@@ -30,7 +30,7 @@ from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
-from tests.answers import Away, after_answer
+from tests.answers import Away, after_answer, refuse_refresh
 from tests.ehr import listening
 from tests.factories import (
     find_due,
@@ -769,6 +769,25 @@ def test_grants_that_a_resumed_registration_loses_again_can_be_restored(
     refresh_due()
     assert TokenGrant.objects.active().count() == 60
     assert ehr.reused_refresh_tokens == 0
+
+
+def test_grant_that_is_refused_like_a_client_stops_no_others(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    dead, *good = make_grants(ehr, registration, 3)
+    refuse_refresh(ehr, reload_grant(dead), "invalid_client")
+    for _ in range(3):
+        TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
+        for batch in claim_due_batches():
+            assert refresh_grants(batch).refreshed == len(good)
+    # Another one that is dead comes later.
+    refuse_refresh(ehr, reload_grant(good[0]), "invalid_client")
+    TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
+    for batch in claim_due_batches():
+        assert refresh_grants(batch).refreshed == 1
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None
+    assert TokenGrant.objects.filter(last_error="invalid_client").count() == 2
 
 
 # Attempts at a registration that is stopped
