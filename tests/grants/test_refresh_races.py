@@ -36,7 +36,7 @@ from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
-from tests.factories import expire, make_registration, reload_grant
+from tests.factories import expire, make_grants, make_registration, reload_grant
 from tests.launch_urls import open_page
 from tests.launch_urls import urlpatterns as _site
 from tests.threads import run_together
@@ -482,15 +482,17 @@ def test_registration_that_the_caller_has_locked_is_stopped_later(
     ehr: EHRSimulator,
 ) -> None:
     registration = make_registration()
-    grant = expire(reload_grant(connect(make_browser(), ehr).grant_id), ehr)
+    first, second, third = map(reload_grant, make_grants(ehr, registration, 3))
     ehr.faults.add("refresh_invalid_client")
+    with pytest.raises(TokenResponseError):
+        get_access_token(first)
     with transaction.atomic():
         ClientRegistration.objects.update(landing_page="/chart/")
         with pytest.raises(TokenResponseError, match="invalid_client"):
-            get_access_token(grant)
-    assert reload_grant(grant.pk).refresh_token == grant.refresh_token
+            get_access_token(second)
+    assert reload_grant(second.pk).refresh_token == second.refresh_token
     with pytest.raises(TokenResponseError):
-        get_access_token(reload_grant(grant.pk))
+        get_access_token(third)
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is not None
 
