@@ -55,6 +55,19 @@ class Compartment:
         """Whether resources of this type belong to no patient."""
         return not self.subjects
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Search parameters that name the patient of a resource."""
+        return _NAMES.intersection(self.subjects) | {self.parameter} - {""}
+
+    @property
+    def sole_names(self) -> frozenset[str]:
+        """Those by which a resource has one patient, and no other."""
+        if any("[]" in path for path in self.subjects):
+            return frozenset()
+        # Also the only subject by a name of its own, such as Coverage.beneficiary.
+        return self.names.union(self.subjects if len(self.subjects) == 1 else ())
+
 
 # Of another version of FHIR: nothing but the usual names is known.
 _UNKNOWN = Compartment(parameter="patient", subjects=("patient", "subject"))
@@ -257,27 +270,23 @@ class PatientBoundary:
     ) -> bool:
         """Refuse what names another patient; return whether this one is named."""
         compartment = get_compartment(resource_type)
-        names = {compartment.parameter, *_NAMES} - {""}
-        # Of two names for one element; a server may ignore a name it does not know.
-        selecting = {compartment.parameter} | ({*compartment.subjects} & _NAMES)
+        names = compartment.names
         is_named = False
         for name, value in pairs:
             # FHIR is case-sensitive here; not every server is.
             lower = name.lower()
             steps = set(_STEPS.split(lower))
             bare, _, modifier = lower.partition(":")
-            is_reverse = "_has" in steps
             last = lower.rpartition(":")[2]
-            if (bare in names and modifier in {"", "patient"}) or (
-                is_reverse and last in _NAMES
+            if (bare in names | _NAMES and modifier in {"", "patient"}) or (
+                "_has" in steps and last in _NAMES
             ):
-                # Which belongs to no patient, as the answer shows.
-                is_open = (resource_type, name) == ("Schedule", "actor")
-                is_open = is_open and self._is_to_shared(value)
+                # Of a Schedule, which then belongs to no patient, as the answer shows.
+                is_open = name == "actor" and self._is_to_shared(value)
                 if not (self._is_own(value) or is_open):
                     _refuse(f'"{name}" does not name the patient of this launch.')
-                named = selecting | {f"{one}:Patient" for one in selecting - {"_id"}}
-                is_named |= name in named
+                # A server may ignore a name, or a modifier, that it does not know.
+                is_named |= name in names | {f"{n}:Patient" for n in names - {"_id"}}
             elif (
                 (steps & _SELECTING_BY_ANY and not _is_about_own(resource_type, name))
                 or (
@@ -321,7 +330,7 @@ class PatientBoundary:
         *steps, last = name.split(".")
         for number, step in enumerate(steps):
             bare, _, kind = step.partition(":")
-            is_own = number == 0 and bare.lower() in _get_sole_names(compartment)
+            is_own = number == 0 and bare.lower() in compartment.sole_names
             is_own = is_own and kind in {"", "Patient"}
             leads_to_shared = is_shared(kind) if kind else bare.lower() in _TO_SHARED
             if not (is_own or leads_to_shared):
@@ -827,21 +836,12 @@ def _take(document: Any, path: list[str]) -> Any:
     return holder.pop(_index(name) if isinstance(holder, list) else name)
 
 
-def _get_sole_names(compartment: Compartment) -> Set[str]:
-    """Search parameters by which a resource has this patient, and no other."""
-    if any("[]" in path for path in compartment.subjects):
-        return frozenset()
-    subjects = {*compartment.subjects}
-    sole = subjects if len(subjects) == 1 else subjects & _NAMES
-    return ({compartment.parameter} | sole) - {""}
-
-
 def _is_about_own(resource_type: str, name: str) -> bool:
     """Whether *name* is about what has the patient as its only one."""
     found = _REVERSE.fullmatch(name)
     if found is None or resource_type != "Patient":
         return False
-    return found[2] in _get_sole_names(get_compartment(found[1]))
+    return found[2] in get_compartment(found[1]).sole_names
 
 
 def get_letters(interaction: str) -> str:
