@@ -32,6 +32,7 @@ __all__ = [
     "get_compartment",
     "get_letters",
     "is_shared",
+    "iter_values",
 ]
 
 
@@ -694,8 +695,8 @@ class PatientBoundary:
         kept = self._get_kept_elements(resource_type)
         referring = get_compartment(resource_type).referring
         kept |= {path.partition(".")[0] for path in referring}
-        for value in _iter_members(patch):
-            for name, text in value.items():
+        for value in iter_values(patch):
+            for name, text in value.items() if isinstance(value, Mapping) else ():
                 if not isinstance(text, str):
                     continue
                 # A server may take the text of any type for it.
@@ -898,14 +899,14 @@ def _get_values(value: Any, path: str) -> Iterator[Any]:
                 yield item
 
 
-def _iter_members(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object within *value*, itself included."""
-    if isinstance(value, Mapping):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _iter_members(item)
+def iter_values(value: Any) -> Iterator[Any]:
+    """Everything within *value*, which may be nested deeper than Python's stack."""
+    values = [value]
+    while values:
+        item = values.pop()
+        yield item
+        if isinstance(item, Mapping | list):
+            values += item.values() if isinstance(item, Mapping) else item
 
 
 def _selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from django_smart.fhir.compartment import (
     apply_json_patch,
     get_letters,
     is_shared,
+    iter_values,
 )
 from django_smart.fhir.interactions import (
     FHIR_JSON,
@@ -553,7 +554,11 @@ class Guard:
         if self.boundary.trusts_binaries:
             return
         base = f"{self.boundary.base_url}/"
-        texts = {text.lstrip().removeprefix(base) for text in _iter_texts(resource)}
+        texts = {
+            text.lstrip().removeprefix(base)
+            for text in iter_values(resource)
+            if isinstance(text, str)
+        }
         # Not all its texts: they can be moved to where they are links.
         texts -= {link.removeprefix(base) for link in iter_links(before)}
         matches = map(_BINARY.fullmatch, texts)
@@ -685,30 +690,16 @@ def tells_of_others(value: Any) -> bool:
     """Whether *value* is, or contains, a record of what was done with resources."""
     return any(
         isinstance(item, Mapping) and str(item.get("resourceType")) in ABOUT_OTHERS
-        for item in _iter_values(value)
+        for item in iter_values(value)
     )
 
 
 def iter_links(value: Any) -> Iterator[str]:
     """What *value* refers to, and no other text: patients write messages, too."""
-    for item in _iter_values(value):
+    for item in iter_values(value):
         if isinstance(item, Mapping):
             links = (item.get(name) for name in ("reference", "url"))
             yield from (link for link in links if isinstance(link, str))
-
-
-def _iter_texts(value: Any) -> Iterator[str]:
-    return (item for item in _iter_values(value) if isinstance(item, str))
-
-
-def _iter_values(value: Any) -> Iterator[Any]:
-    """Everything within *value*, which may be nested deeper than Python's stack."""
-    values = [value]
-    while values:
-        item = values.pop()
-        yield item
-        if isinstance(item, Mapping | list):
-            values += item.values() if isinstance(item, Mapping) else item
 
 
 def _iter_parameters(body: Any) -> Iterator[Mapping[str, Any]]:
