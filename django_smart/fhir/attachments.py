@@ -5,50 +5,26 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from django_smart.exceptions import FHIRRequestError, ResponseTooLargeError
-from django_smart.fhir.answers import parse_place
-from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.messages import build_malformed_error, raise_for_status
 from django_smart.transport import ResponseStream
 
-__all__ = ["Attachment", "read_attachment", "write_stream"]
+__all__ = ["raise_unless_ok", "read_attachment", "write_stream"]
 
 _MAX_REFUSAL = 1024 * 1024
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attachment:
-    """
-    Content, or its location.
-
-    Attributes:
-        url: as in the resource; empty with *data*.
-        data: the content itself.
-        media_type: of the content; empty if unknown.
-    """
-
-    url: str = field(default="", repr=False)
-    data: bytes | None = field(default=None, repr=False)
-    media_type: str = field(default="", repr=False)
-
-    def build_interaction(self) -> Interaction:
-        """Request the content itself, not a resource that wraps it."""
-        place = parse_place(self.url)
-        return Interaction(
-            name="read",
-            method="GET",
-            path=self.url,
-            resource_type=place[0] if place else "",
-            headers={"Accept": self.media_type or "*/*"},
-        )
-
-
-def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attachment:
+def read_attachment(
+    source: str | Mapping[str, Any], accept: str = ""
+) -> tuple[bytes | str, str]:
     """
     Read an ``Attachment``, or the URL of content.
+
+    Returns:
+        The content, or its URL; and its media type, empty if unknown.
 
     Raises:
         FHIRRequestError: it has no valid data and no URL.
@@ -56,7 +32,7 @@ def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attach
     Spec: FHIR R4, data type Attachment; "RESTful API", Binary.
     """
     if isinstance(source, str):
-        return Attachment(url=source, media_type=accept)
+        return source, accept
     media_type = accept or str(source.get("contentType") or "")
     data, url = source.get("data"), source.get("url")
     if isinstance(data, str) and (data or not url):
@@ -66,10 +42,10 @@ def read_attachment(source: str | Mapping[str, Any], accept: str = "") -> Attach
             raise FHIRRequestError(
                 "The attachment's data is not valid base64."
             ) from None
-        return Attachment(data=content, media_type=media_type)
+        return content, media_type
     if not isinstance(url, str) or not url:
         raise FHIRRequestError("The attachment has neither data nor a URL.")
-    return Attachment(url=url, media_type=media_type)
+    return url, media_type
 
 
 def write_stream(stream: ResponseStream, file: BinaryIO, *, max_size: int) -> str:

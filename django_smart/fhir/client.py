@@ -24,7 +24,11 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
-from django_smart.fhir.answers import add_version, process_write_response
+from django_smart.fhir.answers import (
+    add_version,
+    parse_place,
+    process_write_response,
+)
 from django_smart.fhir.attachments import read_attachment, write_stream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
@@ -1056,19 +1060,25 @@ class FHIRClient(FHIRConnection):
             ResponseTooLargeError: the content is larger than *max_size*.
             TransportError: the response is incomplete; *file* contains a part of it.
         """
-        attachment = read_attachment(source, accept)
-        if attachment.data is not None:
-            if len(attachment.data) > max_size:
+        content, media_type = read_attachment(source, accept)
+        if isinstance(content, bytes):
+            if len(content) > max_size:
                 raise ResponseTooLargeError("the attachment is larger than the limit")
-            file.write(attachment.data)
-            return attachment.media_type
-        url = self.build_url(attachment.url)
-        interaction = attachment.build_interaction()
+            file.write(content)
+            return media_type
+        place = parse_place(content)
+        interaction = Interaction(
+            name="read",
+            method="GET",
+            path=self.build_url(content),
+            resource_type=place[0] if place else "",
+        )
         self.check_scope(interaction)
         with self.stream(
-            interaction.method,
-            url,
-            headers=interaction.headers,
+            "GET",
+            interaction.path,
+            # The content itself, not a resource that wraps it.
+            headers={"Accept": media_type or "*/*"},
             interaction=interaction.name,
             resource_type=interaction.resource_type,
         ) as stream:
