@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django import template
@@ -15,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy as _
 
-from ..fhir.dates import PartialDate, parse_date
+from ..fhir.dates import parse_date
 from ..fhir.names import get_name, iter_mappings, read_text
 from ..launches.prefix import get_protocol_url
 from ..protocol.style import SMARTStyle
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 __all__ = [
-    "PatientFacts",
     "build_patient_facts",
     "patient_banner",
     "register",
@@ -100,46 +98,32 @@ def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class PatientFacts:
-    """
-    The facts that distinguish patients; empty if the EHR does not provide them.
-
-    Attributes:
-        patient_id: id of the FHIR resource.
-        age: in words; at death if the patient has died.
-        died: ``True``, or the date if it is known.
-        mrn: the medical record number; ``None`` if it cannot be read.
-    """
-
-    patient_id: str = ""
-    name: str = ""
-    birth_date: PartialDate | None = None
-    age: str = ""
-    sex: StrOrPromise = ""
-    mrn: str | None = ""
-    died: bool | PartialDate = False
-
-
 def build_patient_facts(
     patient: Mapping[str, Any], *, today: datetime.date
-) -> PatientFacts:
+) -> dict[str, Any]:
     """
-    Read a ``Patient``, empty if it could not be read; invalid values never raise.
+    Return the facts that distinguish patients; empty if the EHR does not provide them.
+
+    ``age`` is in words, and at death if the patient has died; ``died`` is ``True``, or
+    the date if it is known; ``mrn`` is the medical record number, or ``None`` if it
+    cannot be read.
+
+    Args:
+        patient: empty if it could not be read; invalid values never raise.
 
     Spec: FHIR R4, "Patient".
     """
     birth_date = parse_date(patient.get("birthDate"))
     died = read_death(patient)
-    return PatientFacts(
-        patient_id=read_text(patient.get("id")),
-        name=get_name(patient, today=today),
-        birth_date=birth_date,
-        age=format_age(birth_date, died or parse_date(today)),
-        sex=_SEXES.get(read_text(patient.get("gender")), ""),
-        mrn=_find_mrn(patient.get("identifier")) if patient else None,
-        died=died,
-    )
+    return {
+        "patient_id": read_text(patient.get("id")),
+        "name": get_name(patient, today=today),
+        "birth_date": birth_date,
+        "age": format_age(birth_date, died or parse_date(today)),
+        "sex": _SEXES.get(read_text(patient.get("gender")), ""),
+        "mrn": _find_mrn(patient.get("identifier")) if patient else None,
+        "died": died,
+    }
 
 
 def _get_style(request: Any) -> SMARTStyle | None:
