@@ -59,13 +59,12 @@ from django_smart.fhir.messages import (
     validate_bundle,
 )
 from django_smart.fhir.paging import History, Page, iter_pages
-from django_smart.fhir.parameters import SearchParams, build_search_query
+from django_smart.fhir.parameters import AnyOf, SearchParams, build_search_query
 from django_smart.fhir.record import PatientRecord
 from django_smart.fhir.references import find_within, get_reference, parse_target
 from django_smart.fhir.search import SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 from django_smart.fhir.typed import convert_resource, find_model
-from django_smart.fhir.values import AnyOf
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet, required_letter

@@ -1,14 +1,25 @@
-"""Search parameters, from Python's words to a query string."""
+"""Search parameters, from Python's words and values to a query string."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
 from urllib.parse import quote
 
 from django_smart.exceptions import FHIRRequestError
-from django_smart.fhir.values import AnyOf, format_value
+from django_smart.fhir.messages import validate_id, validate_resource_type
 
-__all__ = ["SearchParams", "build_search_query"]
+__all__ = [
+    "AnyOf",
+    "Quantity",
+    "Reference",
+    "SearchParams",
+    "Token",
+    "build_search_query",
+    "escape",
+]
 
 SearchParams = Mapping[str, object] | Iterable[tuple[str, object]]
 
@@ -22,6 +33,98 @@ _MODIFIERS = frozenset(
         *("ofType", "recurse", "text", "text-advanced"),
     }
 )
+
+
+def escape(text: str) -> str:
+    r"""Escape ``\``, ``,``, ``|`` and ``$``, so that *text* is searched literally."""
+    for letter in "\\,|$":
+        text = text.replace(letter, f"\\{letter}")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """
+    A code or identifier, with its system: ``Token("4548-4", "http://loinc.org")``.
+
+    Args:
+        code: the value; empty for any code of the system.
+        system: URI; ``None`` for any system, empty for a code that has none.
+
+    Spec: FHIR R4, Search, "token".
+    """
+
+    # An identifier may be a patient's.
+    code: str = field(repr=False)
+    system: str | None = None
+
+    def __str__(self) -> str:
+        if self.system is None:
+            return escape(self.code)
+        if not self.system and not self.code:
+            return ""
+        return f"{escape(self.system)}|{escape(self.code)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """
+    Another resource: ``Reference("Practitioner", "12")``.
+
+    Raises:
+        FHIRRequestError: the resource type or id is invalid.
+    """
+
+    resource_type: str
+    id: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        validate_resource_type(self.resource_type)
+        validate_id(self.id)
+
+    def __str__(self) -> str:
+        return f"{self.resource_type}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """
+    A number with its unit, as a search value: ``Quantity(7, "%")``.
+
+    Args:
+        value: number; a ``Decimal`` keeps trailing zeros.
+        unit: UCUM code, or a code of *system*; empty for any unit.
+        system: URI of the unit's code system; UCUM by default.
+
+    Spec: FHIR R4, Search, "quantity".
+    """
+
+    value: int | float | Decimal = field(repr=False)
+    unit: str = ""
+    system: str = "http://unitsofmeasure.org"
+
+    def __str__(self) -> str:
+        number = _format_value(self.value)
+        if not self.unit:
+            return number
+        return f"{number}|{escape(self.system)}|{escape(self.unit)}"
+
+
+class AnyOf(tuple[object, ...]):
+    """
+    Alternatives: ``AnyOf("final", "amended")``; with a list, all values must match.
+
+    A string is in FHIR's syntax, in which ``,``, ``|`` and ``$`` have a meaning; use
+    ``escape`` for literal text.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *values: object) -> AnyOf:
+        return super().__new__(cls, values)
+
+    def __repr__(self) -> str:
+        return f"<AnyOf: {len(self)} values>"
 
 
 def build_search_query(
@@ -38,8 +141,8 @@ def build_search_query(
             (``birthdate__ge``), the type a reference leads to (``subject__Patient``) or
             a parameter of what it leads to (``patient__family``).
 
-    A value is text, a number, a bool, a date, an aware datetime or one of
-    :mod:`django_smart.fhir.values`; a list repeats the parameter, for "and".
+    A value is text, a number, a bool, a date, an aware datetime or one of the classes
+    of this module; a list repeats the parameter, for "and".
 
     Raises:
         FHIRRequestError: a value is ``None``, empty or of another kind.  Leaving it out
@@ -108,6 +211,36 @@ def _format(name: str, prefix: str, value: object) -> str:
     if prefix and isinstance(value, AnyOf) and value:
         return ",".join(_format(name, prefix, item) for item in value)
     try:
-        return prefix + format_value(value)
+        return prefix + _format_value(value)
     except FHIRRequestError as exc:
         raise FHIRRequestError(f'The search parameter "{name}" has {exc}.') from None
+
+
+def _format_value(value: object) -> str:
+    """
+    Write one value as FHIR does.
+
+    Raises:
+        FHIRRequestError: it is ``None``, empty, of another kind, or a datetime without
+            a time zone; the text does not quote it.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime) and value.utcoffset() is None:
+        raise FHIRRequestError("a datetime without a time zone")
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, (int, float, Decimal)):
+        if not Decimal(str(value)).is_finite():
+            raise FHIRRequestError("a number that is not finite")
+        return str(value)
+    if isinstance(value, AnyOf):
+        # "or" of nothing would be an empty value.
+        return ",".join(_format_value(item) for item in value) or _refuse(value)
+    if isinstance(value, (str, Token, Reference, Quantity)):
+        return str(value) or _refuse(value)
+    return _refuse(value)
+
+
+def _refuse(value: object) -> str:
+    raise FHIRRequestError(f"no usable value ({type(value).__name__}, or empty)")
