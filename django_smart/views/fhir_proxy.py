@@ -188,9 +188,9 @@ class FHIRProxyView(View):
             )
         except SMARTError as error:
             logger.info("the FHIR proxy responded with %s", error.code)
-            response = _build_outcome(
-                _get_status(error), "exception", f"{error.code}: {error}"
-            )
+            status = _get_status(error)
+            issue = "invalid" if status == 400 else "exception"
+            response = _build_outcome(status, issue, f"{error.code}: {error}")
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.methods)
         response.headers["Cache-Control"] = "private, no-store"
@@ -230,9 +230,7 @@ class FHIRProxyView(View):
             if "Binary" in (self.resource_types or ()):
                 return _stream_binary(request, smart, asked.path)
         elif source:
-            raise _RefusedError(
-                400, "invalid", f"{_SOURCE} is only valid for a Binary."
-            )
+            raise FHIRRequestError(f"{_SOURCE} is only valid for a Binary.")
         body = prepared.body
         if body is not None and not isinstance(body, bytes):
             # Unchanged, unless something had to be added.
@@ -327,9 +325,9 @@ class FHIRProxyView(View):
         wanted = _BUNDLE_TYPES.get(asked.name)
         is_wanted = found[0] == "Bundle" and str(resource.get("type")) in (wanted or ())
         if wanted is not None and not is_wanted:
-            raise _bad_answer("The server returned an unexpected type of response.")
+            raise MalformedFHIRResponseError("the response is of another type")
         if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
-            raise _bad_answer("The server returned a different resource.")
+            raise MalformedFHIRResponseError("the server returned another resource")
         for one in _get_resources(resource) if asked.name != "capabilities" else ():
             if (kind := str(one.get("resourceType"))) not in _HOLDERS:
                 self._check_type(kind)
@@ -348,9 +346,7 @@ class _CSRFCheck(CsrfViewMiddleware):
 def _get_launch(request: HttpRequest) -> Any:
     """``request.smart``, if the request came under its launch's prefix."""
     smart = request.smart  # type: ignore[attr-defined]  # the middleware's
-    state = get_request_state(request)
-    # What did not pass the middleware, as in a test, has had no prefix taken off.
-    is_without = state.context is not None and state.prefix is None
+    is_without = get_request_state(request).prefix is None
     if not smart or (is_without and conf.SMART_LAUNCH_PREFIX):
         raise NoLaunchError("there is no launch for this request; open a chart first")
     return smart
@@ -365,7 +361,7 @@ def _check_csrf(request: HttpRequest) -> None:
     except RequestDataTooBig:
         raise _too_large() from None
     except (BadRequest, MultiPartParserError, SuspiciousOperation):
-        raise _RefusedError(400, "invalid", "The form cannot be read.") from None
+        raise FHIRRequestError("The form cannot be read.") from None
     if reason is not None:
         raise _RefusedError(
             403, "security", "The CSRF token is missing or wrong; reload the page."
@@ -377,24 +373,21 @@ def _read_interaction(request: HttpRequest, path: str, query: str) -> Interactio
     The interaction that a request is, its body as Python has it.
 
     Raises:
-        _RefusedError: it is none of FHIR's.
+        FHIRRequestError: it is none of FHIR's.
     """
     method = request.method or ""
     body = media_type = None
     if method in {"POST", "PUT", "PATCH"}:
         body, media_type = _read_value(request, path)
-    try:
-        asked = parse_interaction(
-            method,
-            f"{path}?{query}" if query else path,
-            headers=_get_headers(request),
-            body=body,
-            media_type=media_type or "",
-        )
-        if asked.name in {"create", "update"}:
-            check_resource_type(body, asked.resource_type)
-    except FHIRRequestError as error:
-        raise _RefusedError(400, "invalid", str(error)) from None
+    asked = parse_interaction(
+        method,
+        f"{path}?{query}" if query else path,
+        headers=_get_headers(request),
+        body=body,
+        media_type=media_type or "",
+    )
+    if asked.name in {"create", "update"}:
+        check_resource_type(body, asked.resource_type)
     return asked
 
 
@@ -425,19 +418,14 @@ def _read_value(request: HttpRequest, path: str) -> tuple[Any, str]:
         raise _RefusedError(
             415, "not-supported", "A resource must be sent as FHIR JSON."
         )
-    try:
-        value = parse_json(
-            _read_body(request),
-            error=MalformedFHIRResponseError,
-            what="request",
-            max_depth=_MAX_DEPTH,
-        )
-    except MalformedFHIRResponseError as error:
-        raise _RefusedError(400, "invalid", str(error)) from None
+    value = parse_json(
+        _read_body(request),
+        error=FHIRRequestError,
+        what="request",
+        max_depth=_MAX_DEPTH,
+    )
     if not isinstance(value, list if media_type == JSON_PATCH else dict):
-        raise _RefusedError(
-            400, "invalid", "The request body does not match its content type."
-        )
+        raise FHIRRequestError("The request body does not match its content type.")
     if isinstance(value, dict):
         value = load_json(request.body)
     return value, media_type if is_patch else FHIR_JSON
@@ -479,9 +467,7 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
         return guard
     read = parse_interaction("GET", source or f"Binary/{asked.id}")
     if read.name != "read":
-        raise _RefusedError(
-            400, "invalid", f"{_SOURCE} must be a resource's type and id."
-        )
+        raise FHIRRequestError(f"{_SOURCE} must be a resource's type and id.")
     answer = guard.fetch(guard.prepare(read))
     try:
         resource = process_read_response(
@@ -568,10 +554,10 @@ def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpRe
     try:
         outcome = _json_object(answer)
         if outcome.get("resourceType") != "OperationOutcome":
-            raise _bad_answer("The server refused with an unexpected type of response.")
+            raise MalformedFHIRResponseError("the server refused without an outcome")
         if guard is not None:
             guard.boundary.check(outcome)
-    except (SMARTError, _RefusedError):
+    except SMARTError:
         response = _build_outcome(
             status, "processing", f"The server returned status {status}."
         )
@@ -585,17 +571,13 @@ def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpRe
 def _json_object(answer: HTTPResponse) -> dict[str, Any]:
     """Return the body of *answer*, which has to be a JSON object."""
     if answer.media_type not in _JSON_TYPES:
-        raise _bad_answer("The server returned an unexpected content type.")
+        raise MalformedFHIRResponseError("the server did not return JSON")
     return parse_json_object(
         answer.body,
         error=MalformedFHIRResponseError,
         what="server response",
         max_depth=_MAX_DEPTH,
     )
-
-
-def _bad_answer(diagnostics: str) -> _RefusedError:
-    return _RefusedError(502, "exception", diagnostics)
 
 
 def _get_resources(value: object) -> Iterator[Mapping[str, Any]]:
