@@ -6,13 +6,14 @@ from django.contrib import admin
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import include, path, re_path
 
-from example_project import passthrough, views
+from django_smart.views import FHIRProxyView
+from example_project import views
 
 urlpatterns = [
     path("", views.home, name="home"),
     path("patient/", views.patient, name="patient"),
     path("status.json", views.status, name="status"),
-    re_path(r"^fhir/(?P<path>.*)$", passthrough.fhir, name="fhir"),
+    re_path(r"^fhir/(?P<path>.*)$", FHIRProxyView.as_view(), name="fhir"),
     path("accounts/login/", LoginView.as_view(), name="login"),
     path("accounts/logout/", LogoutView.as_view(), name="logout"),
     path("smart/", include("django_smart.urls")),

@@ -9,12 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 from django.middleware.csrf import get_token
 from django.test import AsyncRequestFactory, RequestFactory
 
+from django_smart.exceptions import (
+    BearerBoundaryError,
+    ReauthorizationRequiredError,
+    RefreshBusyError,
+    ServerTimeoutError,
+    ServerUnreachableError,
+    TokenResponseError,
+    TokenServerError,
+)
 from django_smart.fhir.compartment import find_patient_parameter as get_parameter
 from django_smart.launches.request_state import get_request_state
 from django_smart.protocol.messages import HTTPRequest
@@ -94,7 +103,7 @@ class Proxy:
         state: Any = get_request_state(request)
         state.context = self.smart
         state.prefix = SimpleNamespace(key=self.key) if self.key else None
-        response = self.view(request, path=urlsplit(path).path)
+        response = self.view(request, path=path.partition("?")[0])
         assert response.headers["Cache-Control"] == "private, no-store"
         assert "sandbox" in response.headers["Content-Security-Policy"]
         assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -119,8 +128,127 @@ def test_answers_under_the_launchs_prefix_alone(settings):
     settings.SMART_LAUNCH_PREFIX = ""  # a site that turned prefixes off
     assert proxy("GET", "Patient/p1").status_code == 200
     proxy.smart = None
-    assert proxy("GET", "Patient/p1").status_code == 403
+    response = proxy("GET", "Patient/p1")
+    assert response.status_code == 403
+    assert b"no_launch" in response.content
     assert len(proxy.server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("patient/p1", "Patient/..", "Patient/a b", "Patient/p1/_history/1/2"),
+        *("Patient/" + "x" * 65, "$ex port", "Patient\n", "Pati\u0435nt/p1"),
+        *("https://elsewhere.example.net/Patient/p1", "//elsewhere.example.net/x"),
+        "Patient?" + "a=1&" * 101,
+    ],
+)
+def test_path_that_is_no_interaction_is_refused_before_a_request(path):
+    proxy = Proxy()
+    response = proxy("GET", path)
+    assert response.status_code == 400
+    assert json.loads(response.content)["issue"][0]["code"] == "invalid"
+    assert proxy.server.requests == []
+
+
+def test_read_is_passed_on_byte_for_byte():
+    proxy = Proxy()
+    body = b'{"resourceType" : "Patient", "id": "p1", "x": 1.10}'
+    proxy.server.on("Patient/p1", respond(body))
+    assert proxy("GET", "Patient/p1").content == body
+
+
+def test_odd_characters_of_a_query_are_written_again():
+    proxy = Proxy()
+    sent = "Patient?name=a%20b%2F..%2F%3F%23&x=%5C%25zz&flag=&_sort%3Adesc=date&_id=p1"
+    proxy.server.on(sent, respond(bundle()))
+    query = "name=a+b%2F..%2F%3F%23&x=\\%zz&flag=&_sort%3Adesc=date"
+    assert proxy("GET", f"Patient?{query}").status_code == 200
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 422, 429])
+def test_refusal_of_the_server_is_passed_on(status):
+    proxy = Proxy()
+    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    for answer in (respond(outcome, status), respond(b"<p>", status, media_type="x/y")):
+        proxy.server.on("Patient/p1", answer)
+        response = proxy("GET", "Patient/p1")
+        assert response.status_code == status
+        assert json.loads(response.content)["resourceType"] == "OperationOutcome"
+        assert (response.content == answer.body) is (answer.body != b"<p>")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(500, 502), (501, 502), (503, 503), (504, 504), (302, 502), (204, 502)],
+)
+def test_fault_of_the_server_is_told_as_such(status, expected):
+    proxy = Proxy()
+    proxy.server.on("Patient/p1", respond(b"", status))
+    assert proxy("GET", "Patient/p1").status_code == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ServerUnreachableError("x"), 503),
+        (ServerTimeoutError("x"), 504),
+        (BearerBoundaryError("x"), 502),
+        (RefreshBusyError("x"), 503),
+        (ReauthorizationRequiredError("x"), 403),
+        (TokenServerError("x", status_code=500), 503),
+        (TokenResponseError("x", error="invalid_client"), 502),
+    ],
+)
+def test_error_of_the_package_becomes_an_outcome(error, expected):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    proxy = Proxy()
+    proxy.smart.fhir = SimpleNamespace(request=fail, base_url=BASE)
+    response = proxy("GET", "Patient/p1")
+    assert response.status_code == expected
+    assert json.loads(response.content)["resourceType"] == "OperationOutcome"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("Patient/p1", respond({"resourceType": "Patient", "id": "p2"})),
+        ("Patient/p1", respond({"resourceType": "Observation", "id": "p1"})),
+        ("Patient/p1", respond([PATIENT])),
+        ("Patient/p1", respond(PATIENT, media_type="text/html")),
+        ("Patient/p1", respond(b'{"resourceType": "Patient"')),
+        ("Practitioner", respond(PATIENT)),
+    ],
+)
+def test_answer_that_is_not_what_was_asked_for_is_a_bad_gateway(path, answer):
+    proxy = Proxy()
+    proxy.server.on(path, answer)
+    response = proxy("GET", path)
+    assert response.status_code == 502
+    assert b"fhir_response_malformed: " in response.content
+
+
+@pytest.mark.parametrize(
+    ("scope", "patient_id", "expected"),
+    [
+        ("patient/*.rs", "p1", 403),
+        ("patient/*.rs user/Observation.rs", "p1", 403),
+        ("patient/*.rs user/Patient.s", "p1", 403),
+        ("launch openid", "p1", 403),
+        ("patient/*.rs user/Patient.r", "p1", 200),
+        ("user/*.read", "p1", 200),
+        ("user/*.r", None, 200),
+        ("patient/*.r", None, 403),
+    ],
+)
+def test_server_decides_about_what_user_scopes_cover(scope, patient_id, expected):
+    proxy = Proxy()
+    proxy.smart.scopes = ScopeSet.parse(scope)
+    proxy.smart.patient_id = patient_id
+    proxy.server.on("Patient/p2", respond({"resourceType": "Patient", "id": "p2"}))
+    assert proxy("GET", "Patient/p2").status_code == expected
 
 
 # Types
@@ -635,7 +763,7 @@ def test_page_is_a_bundle_of_types_that_are_listed():
 # Writes
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_writes_need_to_be_allowed(method):
     proxy = Proxy()
     response = proxy(method, "Observation/o1", OBSERVATION)
