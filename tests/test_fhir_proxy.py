@@ -364,27 +364,6 @@ def test_patient_is_found_wherever_a_type_names_one(resource_type, build):
         assert proxy("PUT", path, resource).status_code == status
 
 
-@pytest.mark.parametrize(
-    ("resource_type", "element"),
-    [
-        ("AppointmentResponse", "actor"),
-        ("Coverage", "beneficiary"),
-        ("EnrollmentRequest", "candidate"),
-        ("ResearchSubject", "individual"),
-        ("SupplyRequest", "deliverTo"),
-        ("Task", "for"),
-    ],
-)
-def test_patient_is_found_in_one_element(resource_type, element):
-    proxy = Proxy()
-    path = f"{resource_type}/x1"
-    for patient_id, status in [("p2", 403), ("p1", 200)]:
-        named: dict[str, Any] = {element: {"reference": f"Patient/{patient_id}"}}
-        resource = {"resourceType": resource_type, "id": "x1", **named}
-        proxy.server.on(path, respond(resource))
-        assert proxy("GET", path).status_code == status
-
-
 @pytest.mark.parametrize("form", ["Patient/{}", f"{BASE}/Patient/{{}}"])
 def test_patient_is_named_relatively_or_at_the_server(form):
     proxy = Proxy()
