@@ -53,7 +53,7 @@ from ..fhir.guard import (
 )
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
-from ..fhir.messages import process_read_response, resolve_url
+from ..fhir.messages import process_read_response, raise_for_status, resolve_url
 from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json, parse_json_object
 from ..protocol.messages import HTTPResponse
@@ -71,10 +71,6 @@ _SALT = "django_smart.fhir_proxy"
 _PAGE = "_page"
 # Types of Bundles that a server makes, page by page, for those who ask.
 _PAGED_TYPES = frozenset({"history", "searchset"})
-_PAGED = frozenset(
-    {"get", "history-instance", "history-system", "history-type"}
-    | {"operation", "search"}
-)
 _READS = {"GET", "HEAD"}
 _BUNDLES = {"batch", "transaction"}
 # A script must not send the server many times as many requests.
@@ -84,10 +80,13 @@ _BUNDLE_TYPES = {
     "batch": {"batch-response"},
     "get": _PAGED_TYPES,
     "history-instance": {"history"},
+    "history-system": {"history"},
     "history-type": {"history"},
     "search": {"searchset"},
     "transaction": {"transaction-response"},
 }
+# What may come in pages.
+_PAGED = {*_BUNDLE_TYPES, "operation"}
 # Allowed if all that they hold is.
 _HOLDERS = {"Bundle", "OperationOutcome", "Parameters"}
 # Parameter of a read of a Binary: the resource that refers to it.
@@ -128,7 +127,7 @@ _UNAVAILABLE = {503, 504}
 
 
 class _RefusedError(Exception):
-    """The request, or what the server answered to it, is not passed on."""
+    """The request is not passed on."""
 
     def __init__(self, status: int, issue: str, diagnostics: str) -> None:
         super().__init__(diagnostics)
@@ -544,13 +543,10 @@ async def _read_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
 def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpResponse:
     """Pass on a refusal of the server, and report its fault as what it is here."""
     status = answer.status_code
-    if not 400 <= status < 500:
-        gateway_status = _get_gateway_status(status)
-        raise _RefusedError(
-            gateway_status,
-            "exception" if gateway_status == 502 else "transient",
-            f"The server returned status {status}.",
-        )
+    if status >= 500:
+        raise_for_status(answer, "request")
+    if status < 400:
+        raise MalformedFHIRResponseError(f"the server returned status {status}")
     try:
         outcome = _json_object(answer)
         if outcome.get("resourceType") != "OperationOutcome":
@@ -741,18 +737,11 @@ def _replace(item: dict[str, Any], name: str, rewrite: Any) -> None:
 # Refusals: an OperationOutcome and a status
 
 
-def _get_gateway_status(status: int) -> int:
-    """What a status of the FHIR server that is neither a success nor 4xx becomes."""
-    return status if status in _UNAVAILABLE else 502
-
-
 def _get_status(error: SMARTError) -> int:
     """Return the HTTP status that tells a script what went wrong."""
     match error:
-        case FHIRStatusError(status_code=status) if status < 500:
-            return status
         case FHIRStatusError(status_code=status):
-            return _get_gateway_status(status)
+            return status if status < 500 or status in _UNAVAILABLE else 502
         case ServerTimeoutError():
             return 504
         case TokenServerError():
