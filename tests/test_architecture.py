@@ -67,7 +67,7 @@ _PURE_LIBRARIES = {"cryptography", "jwt"}
 _WIRE_LIBRARIES = _PURE_LIBRARIES | {"requests", "urllib3"}
 # Other people's clients, for those who have them installed.
 _OPTIONAL_LIBRARIES = {"fhirclient", "fhirpy"}
-_ADAPTERS = {"fhir.adapters", "fhir.client"}
+_ADAPTERS = {"fhir.adapters"}
 # Clock, chance and surroundings: arguments in the pure layer, never asked for there.
 _IMPURE = {
     "asyncio",

@@ -18,7 +18,12 @@ __all__ = ["build_fhirclient", "build_fhirpy"]
 
 
 def build_fhirpy(client: FHIRClient) -> SyncFHIRClient:
-    """A client of ``fhirpy`` whose requests leave through *client*'s session."""
+    """
+    Return a ``fhirpy.SyncFHIRClient`` that uses this grant.
+
+    Raises:
+        ImportError: ``fhirpy`` is not installed.
+    """
     from fhirpy import SyncFHIRClient
     from fhirpy.base.exceptions import (
         AuthorizationError,
@@ -95,7 +100,12 @@ def _read_outcome(text: str) -> dict[str, Any]:
 
 
 def build_fhirclient(client: FHIRClient) -> SMARTClient:
-    """A client of ``fhirclient`` whose requests leave through *client*'s session."""
+    """
+    Return a ``fhirclient.client.FHIRClient`` that uses this grant.
+
+    Raises:
+        ImportError: ``fhirclient`` is not installed.
+    """
     from fhirclient.auth import FHIRAuth
     from fhirclient.client import FHIRClient as SMARTClient
 

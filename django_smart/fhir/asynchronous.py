@@ -24,7 +24,7 @@ from django_smart.fhir.connection import CANCELED
 from django_smart.fhir.paging import Stream
 from django_smart.fhir.parameters import SearchParams
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.search import SearchPage, SearchResult, SearchStream, Seen
+from django_smart.fhir.search import SearchPage, SearchStream, Seen
 
 __all__ = [
     "AsyncBatch",
@@ -158,6 +158,7 @@ class AsyncFHIRClient(_Async[FHIRClient]):
     patch = _awaited(FHIRClient.patch)
     delete = _awaited(FHIRClient.delete)
     history = _awaited(FHIRClient.history)
+    operation = _awaited(FHIRClient.operation)
     capabilities = _awaited(FHIRClient.capabilities)
     get_model = _awaited(FHIRClient.get_model)
     resolve = _awaited(FHIRClient.resolve)
@@ -166,10 +167,6 @@ class AsyncFHIRClient(_Async[FHIRClient]):
     request = _awaited(FHIRClient.request)
     download = _awaited(FHIRClient.download)
     upload = _awaited(FHIRClient.upload)
-
-    @wraps(FHIRClient.operation)
-    async def operation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return await self.run(self._wrapped.operation, *args, **kwargs)
 
     @overload
     def iterate(
@@ -285,10 +282,7 @@ class AsyncPatientRecord(_Async[PatientRecord]):
 
     read = _awaited(PatientRecord.read)
     search = _awaited(PatientRecord.search)
-
-    @wraps(PatientRecord.everything)
-    async def everything(self, **params: Any) -> SearchResult[dict[str, Any]]:
-        return await self._threads.run(self._wrapped.everything, **params)
+    everything = _awaited(PatientRecord.everything)
 
     def iterate(
         self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 from django_smart.exceptions import (
     BearerBoundaryError,
@@ -70,10 +70,6 @@ from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet, required_letter
 from django_smart.protocol.urls import is_within_base
 
-if TYPE_CHECKING:
-    from fhirclient.client import FHIRClient as SMARTClient
-    from fhirpy import SyncFHIRClient
-
 __all__ = ["FHIRClient", "find_missing_scope", "forget_capabilities"]
 
 _T = TypeVar("_T")
@@ -121,23 +117,8 @@ class FHIRClient(FHIRConnection):
         """``requests.Session`` that any library can use with this grant."""
         return FHIRSession(self)
 
-    def as_fhirpy(self) -> SyncFHIRClient:
-        """
-        Return a ``fhirpy.SyncFHIRClient`` that uses this grant.
-
-        Raises:
-            ImportError: ``fhirpy`` is not installed.
-        """
-        return build_fhirpy(self)
-
-    def as_fhirclient(self) -> SMARTClient:
-        """
-        Return a ``fhirclient.client.FHIRClient`` that uses this grant.
-
-        Raises:
-            ImportError: ``fhirclient`` is not installed.
-        """
-        return build_fhirclient(self)
+    as_fhirpy = build_fhirpy
+    as_fhirclient = build_fhirclient
 
     @overload
     def read(
@@ -720,6 +701,7 @@ class FHIRClient(FHIRConnection):
 
     def operation(
         self,
+        /,
         name: str,
         resource_type: str | None = None,
         id: str | None = None,  # noqa: A002

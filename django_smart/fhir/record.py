@@ -72,7 +72,7 @@ class PatientRecord:
         return self._client.iterate(resource_type, pairs, **keywords)
 
     def everything(
-        self, *, limit: int | None = None, **params: Any
+        self, /, *, limit: int | None = None, **params: Any
     ) -> SearchResult[dict[str, Any]]:
         """
         Load the whole record, ``Patient/$everything``, from all pages.
