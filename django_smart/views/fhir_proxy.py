@@ -214,8 +214,7 @@ class FHIRProxyView(View):
         if method not in _READS:
             _check_csrf(request)
         proxy_url = request.build_absolute_uri(request.path.removesuffix(path))
-        key = smart.launch.key if getattr(smart, "launch", None) else ""
-        rewriter = _Rewriter(smart.fhir, proxy_url=proxy_url, key=key)
+        rewriter = _Rewriter(smart.fhir, proxy_url=proxy_url, key=smart.launch.key)
         guard = self._build_guard(smart)
         if path == _PAGE:
             url = rewriter.read_page_url(request)
