@@ -134,21 +134,6 @@ def test_search_is_awaited_and_iterate_is_for_async_for(grant, afhir):
     assert repr(afhir.iterate("Observation")) == "<AsyncSearchStream: Observation>"
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_awaited_search_is_complete(grant, afhir, count):
-    outcome = {"resourceType": "OperationOutcome", "issue": []}
-    matches = [observation(number) for number in range(count)]
-    grant.server.on("Observation", respond(bundle(*matches, PATIENT, outcome)))
-
-    async def main():
-        return await afhir.search("Observation")
-
-    result = asyncio.run(main())
-    assert (len(result), bool(result)) == (count, count > 0)
-    assert (result.included, result.outcomes) == ([PATIENT], [outcome])
-    assert len(grant.server.requests) == 1
-
-
 def test_calls_run_side_by_side_and_leave_nothing_open():
     at_once = threading.Barrier(4, timeout=60)
     left: list[int] = []
@@ -232,17 +217,6 @@ def test_every_method_is_there_to_be_awaited():
     assert names - set(dir(AsyncFHIRClient)) == SYNCHRONOUS
     for name in names - SYNCHRONOUS - {"iterate", "iterate_pages"}:
         assert inspect.iscoroutinefunction(getattr(AsyncFHIRClient, name)), name
-
-
-def test_history_is_complete(grant, afhir):
-    entry = {"resource": PATIENT}
-    answer = {"resourceType": "Bundle", "type": "history", "entry": [entry]}
-    grant.server.on("Patient/p-1/_history", respond(answer))
-
-    async def main():
-        return await afhir.history("Patient", "p-1")
-
-    assert asyncio.run(main()) == [entry]
 
 
 def test_patient_record_is_async_to_the_end(grant, afhir):
