@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -540,18 +540,10 @@ class PatientBoundary:
     ) -> bool:
         if name == "Patient":
             return resource.get("id") == self.patient_id
-        found = [
-            (path, value)
-            for path in compartment.subjects
-            for value in _get_values(resource, path)
-        ]
+        found = _find_values(resource, compartment.subjects)
         if not found and not around.is_written and not compartment.is_shared:
             # DSTU2 and STU3 had other names for some of them.
-            found = [
-                (path, value)
-                for path in _UNKNOWN.subjects
-                for value in _get_values(resource, path)
-            ]
+            found = _find_values(resource, _UNKNOWN.subjects)
         is_own = False
         for path, value in found:
             reference = value.get("reference") if isinstance(value, Mapping) else None
@@ -883,6 +875,11 @@ def _is_condition(text: str) -> bool:
     """Whether some server may take *text* for a conditional reference."""
     found = _CONDITION.fullmatch(_fold(text))
     return found is not None and found[1] in map(str.casefold, _read_table())
+
+
+def _find_values(resource: Any, paths: Iterable[str]) -> list[tuple[str, Any]]:
+    """Each path with each value at it."""
+    return [(path, value) for path in paths for value in _get_values(resource, path)]
 
 
 def _get_values(value: Any, path: str) -> Iterator[Any]:
