@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PatientRecord"]
 
-# What names a patient whatever the type; FHIR has the two side by side.
-_NAMES = ("patient", "subject")
-
 
 class PatientRecord:
     """
@@ -121,7 +118,8 @@ class PatientRecord:
         """Refuse a parameter that would search for another patient."""
         # FHIR is case-sensitive here; not every server is.
         bare = given.partition(":")[0].partition("__")[0].removesuffix("_").lower()
-        if bare == name or (bare in _NAMES and name in _NAMES):
+        # FHIR has the last two side by side.
+        if bare in {name, "patient", "subject"}:
             base_url = self._client.base_url
             mine = {self.id, self.reference, f"{base_url}/{self.reference}"}
             is_one = isinstance(value, str | Reference) and bare == given
