@@ -42,19 +42,15 @@ class Page:
 
     Attributes:
         bundle: the ``Bundle`` as received.
+        matches: the items of the result on this page.
     """
 
-    __slots__ = ("_url", "bundle")
+    __slots__ = ("_url", "bundle", "matches")
 
     def __init__(self, bundle: dict[str, Any], *, url: str) -> None:
         self.bundle = bundle
+        self.matches: list[dict[str, Any]] = bundle["entry"]
         self._url = url
-
-    @property
-    def matches(self) -> list[dict[str, Any]]:
-        """The items of the result on this page."""
-        entries: list[dict[str, Any]] = self.bundle["entry"]
-        return entries
 
     @property
     def total(self) -> int | None:

@@ -30,7 +30,7 @@ class SearchPage(Page):
 
     Attributes:
         bundle: the ``Bundle`` as received; ``entry`` and ``link`` are always lists.
-        resources: the matches.
+        matches, resources: the matches.
         included: resources from ``_include`` or ``_revinclude``.
         outcomes: ``OperationOutcome`` resources, for example a note that results were
             withheld (FHIR-07).
@@ -45,6 +45,7 @@ class SearchPage(Page):
         """
         super().__init__(bundle, url=url)
         self.resources: list[dict[str, Any]] = []
+        self.matches = self.resources
         self.included: list[dict[str, Any]] = []
         self.outcomes: list[dict[str, Any]] = []
         for entry in bundle["entry"]:
@@ -65,11 +66,6 @@ class SearchPage(Page):
 
     def __repr__(self) -> str:
         return f"<SearchPage: {len(self.resources)} resources>"
-
-    @property
-    def matches(self) -> list[dict[str, Any]]:
-        """The same as ``resources``."""
-        return self.resources
 
     @property
     def is_cut_off(self) -> bool:
