@@ -8,7 +8,7 @@ from typing import Any
 
 from django_smart.fhir.dates import parse_date
 
-__all__ = ["choose_name", "get_name", "iter_mappings", "read_text"]
+__all__ = ["get_name", "iter_mappings", "read_text"]
 
 
 def iter_mappings(value: object) -> Iterator[Mapping[str, Any]]:
@@ -31,24 +31,13 @@ def get_name(resource: Mapping[str, Any], *, today: datetime.date | None = None)
     """
     Return the display name of a ``Patient`` or ``Practitioner``, or "".
 
-    Odd values are left out, never an error.
+    Official before usual before others; old ones, and those whose period has ended by
+    *today*, only if there is no other.  Odd values are left out, never an error.
 
     Spec: FHIR R4, "HumanName".
     """
-    return choose_name(resource.get("name"), today=today)
-
-
-def choose_name(names: object, *, today: datetime.date | None = None) -> str:
-    """
-    The name to use among those of a person, in words; empty if there is none.
-
-    Official before usual before others; old ones, and those whose period has ended by
-    *today*, only if there is no other.
-
-    Args:
-        names: a list of ``HumanName``.
-    """
-    ranked = sorted(iter_mappings(names), key=lambda name: _rank(name, today))
+    names = iter_mappings(resource.get("name"))
+    ranked = sorted(names, key=lambda name: _rank(name, today))
     return next(filter(None, map(_in_words, ranked)), "")
 
 

@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from ..fhir.dates import PartialDate, parse_date
-from ..fhir.names import choose_name, iter_mappings, read_text
+from ..fhir.names import get_name, iter_mappings, read_text
 
 __all__ = [
     "address",
@@ -56,10 +56,11 @@ def human_name(value: object) -> str:
 
     Spec: FHIR R4, "HumanName".
     """
-    names = to_json(value)
-    if isinstance(names, Mapping):
-        names = names["name"] if isinstance(names.get("name"), list) else [names]
-    return choose_name(names, today=timezone.localdate())
+    value = to_json(value)
+    names = _get(value, "name")
+    if not isinstance(names, list):
+        names = value if isinstance(value, list) else [value]
+    return get_name({"name": names}, today=timezone.localdate())
 
 
 @register.filter
