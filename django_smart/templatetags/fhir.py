@@ -56,11 +56,7 @@ def human_name(value: object) -> str:
 
     Spec: FHIR R4, "HumanName".
     """
-    value = to_json(value)
-    names = _get(value, "name")
-    if not isinstance(names, list):
-        names = value if isinstance(value, list) else [value]
-    return get_name({"name": names}, today=timezone.localdate())
+    return get_name({"name": _list(value, "name")}, today=timezone.localdate())
 
 
 @register.filter
@@ -469,11 +465,13 @@ def _get_rank(point: Mapping[str, Any]) -> int:
 
 def _rank(value: object, name: str) -> list[Mapping[str, Any]]:
     """Return the elements *name* of a resource or of a list; old ones last."""
+    return sorted(iter_mappings(_list(value, name)), key=_is_over)
+
+
+def _list(value: object, name: str) -> list[Any]:
     value = to_json(value)
-    if isinstance(value, Mapping):
-        held = value.get(name, value)
-        value = held if isinstance(held, list) else [held]
-    return sorted(iter_mappings(value), key=_is_over)
+    held = value.get(name, value) if isinstance(value, Mapping) else value
+    return held if isinstance(held, list) else [held]
 
 
 def _is_over(value: Mapping[str, Any]) -> bool:
