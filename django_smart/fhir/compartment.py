@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl, unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
+from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import validate_resource_type
 from django_smart.protocol.scopes import ResourceScope, ScopeSet, required_letter
 
@@ -735,10 +736,8 @@ class _Place:
         )
 
 
-# Size of what one patch may copy: each copy can double the resource.
+# Bytes of JSON that one patch may copy: each copy can double the resource.
 _MAX_COPIED = 1_000_000
-# What a value costs in memory besides its characters.
-_SIZE = 10
 
 
 def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
@@ -769,7 +768,7 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
                     )
                 case "copy":
                     found = _find(document, _split_pointer(step["from"]))
-                    copied += _measure(found)
+                    copied += len(dump_json(found))
                     if copied > _MAX_COPIED:
                         raise ValueError("copies of copies")
                     _put(document, path, copy.deepcopy(found), "add")
@@ -781,15 +780,6 @@ def apply_json_patch(resource: Mapping[str, Any], patch: Any) -> Any:
         return document[""]
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise FHIRRequestError("The patch does not fit the resource.") from None
-
-
-def _measure(value: Any) -> int:
-    """The size of *value*: its characters, and something for each value in it."""
-    if isinstance(value, Mapping):
-        return _SIZE + sum(map(_measure, [*value, *value.values()]))
-    if isinstance(value, list):
-        return _SIZE + sum(map(_measure, value))
-    return _SIZE + (len(value) if isinstance(value, str) else 0)
 
 
 def _split_pointer(pointer: str) -> list[str]:
