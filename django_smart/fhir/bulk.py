@@ -276,7 +276,7 @@ class BulkExport(Stream[dict[str, Any]]):
                     raise ServerTimeoutError(
                         f"the export is not ready after {seconds} s"
                     )
-                self._client.pause(self._pause)
+                self._client.sleep(self._pause)
             self._pause = self.poll()
 
     @property
@@ -383,7 +383,7 @@ class BulkExport(Stream[dict[str, Any]]):
                 tries = tries + 1 if done == before else 1
                 if tries >= _TRIES:
                     raise
-                self._client.pause(_FIRST_WAIT)
+                self._client.sleep(_FIRST_WAIT)
 
     def _open(self, file: ExportedFile) -> AbstractContextManager[ResponseStream]:
         headers = {"Accept": _NDJSON}

@@ -138,7 +138,7 @@ class FHIRConnection:
         self._tokens = tokens
         self._transport = transport
         self._observer = observer
-        self._sleep = sleep
+        self.sleep = sleep
         self._record_rules = record_rules
         #: Elements that may name other patients, such as ``"Coverage.subscriber"``.
         self.other_patients: Collection[str] = ()
@@ -322,10 +322,6 @@ class FHIRConnection:
             self._build_request("GET", url, headers, None)
         )
 
-    def pause(self, seconds: float) -> None:
-        """Wait for *seconds*, as the server requested."""
-        self._sleep(seconds)
-
     def send_anonymous(self, request: HTTPRequest) -> HTTPResponse:
         """Send *request* without ``Authorization``, for URLs outside the boundary."""
         refuse_in_event_loop()
@@ -351,7 +347,7 @@ class FHIRConnection:
         left = self._transport.call_limit - (time.monotonic() - started) - wait
         if left <= 0:
             return response
-        self._sleep(wait)
+        self.sleep(wait)
         _refuse_canceled()
         with limit_call(left):
             return self._transport.send(_authorize(request, access_token))

@@ -207,7 +207,7 @@ def test_synchronous_call_is_allowed_as_django_allows_it(grant, monkeypatch):
 # Not for async code: libraries' clients, and what the methods are made of.
 SYNCHRONOUS = {
     *("as_fhirclient", "as_fhirpy", "session", "stream", "stream_anonymous"),
-    *("build_url", "check_scope", "is_within_boundary", "pause", "perform"),
+    *("build_url", "check_scope", "is_within_boundary", "perform"),
     *("send_anonymous", "send_authorized"),
 }
 

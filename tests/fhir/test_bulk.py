@@ -52,7 +52,7 @@ def pauses() -> list[float]:
 def fhir(ehr: EHRSimulator, db: None, pauses: list[float]) -> FHIRClient:
     """A backend service's client at the simulator, which does not sleep."""
     client = backend_client_for(make_service(ehr))
-    client._sleep = pauses.append
+    client.sleep = pauses.append
     return client
 
 
@@ -302,7 +302,7 @@ def test_file_whose_end_a_connection_tells_is_read_over_a_network():
     with Server(handle) as server:
         base = f"http://127.0.0.1:{server.port}/fhir"
         client = make_client(base, "token")
-        client._sleep = lambda seconds: None
+        client.sleep = lambda seconds: None
         for expected in (2, 3):
             counts[:] = [expected]
             export = BulkExport(client, {"status_url": f"{base}/bulk/1"})
