@@ -46,7 +46,7 @@ def test_stream_carries_the_token_and_renews_it_once(streaming):
 
 
 def test_stream_of_a_token_that_cannot_be_renewed_keeps_the_refusal(streaming):
-    streaming.client._renew_access_token = lambda token: token
+    streaming.client._tokens.renew = lambda token: token
     streaming.server.on("Binary/1", respond({}, 401))
     with streaming.client.stream("GET", "Binary/1") as stream:
         assert stream.head.status_code == 401
