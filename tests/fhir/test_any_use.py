@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from django_smart.contrib.app_state import AppStateClient
 from django_smart.exceptions import SMARTError
 from django_smart.fhir import FHIRClient
+from django_smart.fhir.messages import resolve_url
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.urls import is_within_base
 from django_smart.transport import ResponseStream
 from tests.fhir.servers import BASE, FHIR_JSON, Carrier, Tokens
 
@@ -48,6 +50,19 @@ _JSON = st.recursive(
     ),
     max_leaves=12,
 )
+_RESOURCES = st.dictionaries(
+    st.sampled_from(["resourceType", "type", "id", "total", "entry", "link", "issue"]),
+    _JSON | st.sampled_from(["Bundle", "searchset", "Patient", "OperationOutcome"]),
+)
+_BUNDLES = _RESOURCES.map(
+    lambda members: {**members, "resourceType": "Bundle", "type": "searchset"}
+)
+_FAILURE = {"resourceType": "OperationOutcome", "issue": [{"severity": []}]}
+_FAILED = {
+    "resourceType": "Bundle",
+    "type": "searchset",
+    "entry": [{"resource": _FAILURE, "search": {"mode": "outcome"}}],
+}
 _HEADER = st.text(max_size=12) | st.sampled_from(
     [
         f"{BASE}/Observation/1/_history/2",
@@ -72,6 +87,10 @@ _HEADERS = st.dictionaries(
 _STATUSES = st.sampled_from(
     [200, 201, 202, 204, 206, 302, 304, 400, 401, 404, 409, 412, 422, 429, 500, 503]
 )
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _batch(fhir: FHIRClient) -> None:
@@ -100,6 +119,17 @@ def _keep_app_state(fhir: FHIRClient) -> None:
     ).search("settings", subject="Patient/1")
 
 
+def _read(fhir: FHIRClient) -> None:
+    read = fhir.read("Patient", "1")
+    assert (read["resourceType"], read["id"]) == ("Patient", "1")
+
+
+def _search(fhir: FHIRClient) -> None:
+    result = fhir.search("Observation", _count=2, limit=5)
+    assert isinstance(result.total, int)
+    assert isinstance(result.outcomes, list)
+
+
 _USES: tuple[Callable[[FHIRClient], object], ...] = (
     _keep_app_state,
     _batch,
@@ -111,7 +141,9 @@ _USES: tuple[Callable[[FHIRClient], object], ...] = (
     lambda fhir: list(fhir.history("Patient", "1")),
     lambda fhir: fhir.operation("everything", "Patient", "1"),
     lambda fhir: fhir.resolve({"reference": "Patient/1"}),
-    lambda fhir: list(fhir.search("Observation", _count=2)),
+    _read,
+    _search,
+    lambda fhir: list(fhir.iterate("Observation")),
     _transaction,
     lambda fhir: fhir.update({**_NEW, "id": "1"}),
     lambda fhir: fhir.vread("Patient", "1", "2"),
@@ -140,16 +172,33 @@ def _connect(answer: HTTPResponse) -> FHIRClient:
     )
 
 
-@given(_JSON, _STATUSES, _HEADERS)
-@example({}, 202, {"retry-after": "Wed, 21 Oct 2099 07:28:00"})
-@example({}, 202, {"retry-after": "9" * 400})
-@example({}, 201, {"location": "https://[::1"})
-def test_any_answer_is_a_value_or_a_typed_error(value, status, headers):
+def _use(body: bytes, status: int, headers: dict[str, str]) -> None:
     answer = HTTPResponse(
-        status_code=status,
-        headers={"content-type": FHIR_JSON, **headers},
-        body=json.dumps(value).encode(),
+        status_code=status, headers={"content-type": FHIR_JSON, **headers}, body=body
     )
     for use in _USES:
         with contextlib.suppress(SMARTError):
             use(_connect(answer))
+
+
+@given(st.binary(max_size=60) | _JSON.map(_dump), _STATUSES, _HEADERS)
+@example(b"{}", 202, {"retry-after": "Wed, 21 Oct 2099 07:28:00"})
+@example(b"{}", 202, {"retry-after": "9" * 400})
+@example(b"{}", 201, {"location": "https://[::1"})
+def test_any_answer_is_a_value_or_a_typed_error(body, status, headers):
+    _use(body, status, headers)
+
+
+@given(_RESOURCES | _BUNDLES, _STATUSES, _HEADERS)
+@example({"resourceType": ""}, 200, {})
+@example(_FAILED, 200, {})
+def test_any_resource_is_a_value_or_a_typed_error(value, status, headers):
+    _use(_dump(value), status, headers)
+
+
+@given(st.text("htps:/@.?#%\\ \t\nexampl2fF", max_size=30))
+def test_any_reference_is_resolved_to_one_line_or_to_nothing(reference):
+    url = resolve_url(f"{BASE}/Patient", reference)
+    assert "#" not in url
+    if is_within_base(url, BASE):
+        assert url.startswith(BASE)
