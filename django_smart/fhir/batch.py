@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
-from django_smart.fhir.answers import parse_etag, parse_place
 from django_smart.fhir.interactions import (
     Interaction,
     build_create,
@@ -25,6 +24,8 @@ from django_smart.fhir.interactions import (
 )
 from django_smart.fhir.messages import (
     build_status_error,
+    parse_etag,
+    parse_place,
     process_bundle_response,
     reports_error,
     validate_bundle,

@@ -24,11 +24,6 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
-from django_smart.fhir.answers import (
-    add_version,
-    parse_place,
-    process_write_response,
-)
 from django_smart.fhir.attachments import read_attachment, write_stream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
@@ -50,12 +45,15 @@ from django_smart.fhir.interactions import (
 )
 from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
+    add_version,
     find_request_id,
+    parse_place,
     process_bundle_response,
     process_change_response,
     process_delete_response,
     process_read_response,
     process_resource_response,
+    process_write_response,
     validate_bundle,
 )
 from django_smart.fhir.paging import History, Page, iter_pages

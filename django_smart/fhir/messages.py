@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urldefrag, urljoin
 
 from django_smart.exceptions import (
+    BearerBoundaryError,
     FHIRConflictError,
     FHIRForbiddenError,
     FHIRGoneError,
@@ -26,19 +27,25 @@ from django_smart.fhir.diagnostics import describe_issues
 from django_smart.fhir.json import load_json
 from django_smart.protocol.messages import HTTPResponse
 
+if TYPE_CHECKING:
+    from django_smart.fhir.interactions import Interaction
+
 __all__ = [
     "FHIRExchange",
+    "add_version",
     "build_malformed_error",
     "build_status_error",
     "find_request_id",
+    "parse_etag",
+    "parse_place",
     "parse_resource",
     "process_bundle_response",
     "process_change_response",
     "process_delete_response",
     "process_read_response",
     "process_resource_response",
+    "process_write_response",
     "raise_for_status",
-    "refuse_error",
     "reports_error",
     "resolve_url",
     "validate_bundle",
@@ -50,6 +57,11 @@ _RESOURCE_TYPE = re.compile(r"[A-Z][A-Za-z]{0,63}")
 _REQUEST_ID = re.compile(r"[!-~]{1,200}")
 _VISIBLE = "".join(map(chr, range(33, 127)))
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_PLACE = re.compile(
+    r"(?:.*/)?([A-Z][A-Za-z]{0,63})/([A-Za-z0-9\-.]{1,64})"
+    r"(?:/_history/([A-Za-z0-9\-.]{1,64}))?/?"
+)
+_VERSION = re.compile(r'(?:W/)?"([A-Za-z0-9\-.]{1,64})"')
 # The second is that of DSTU2 servers (FHIR-08).
 _MEDIA_TYPES = {"application/fhir+json", "application/json+fhir", "application/json"}
 
@@ -246,6 +258,50 @@ def process_change_response(
     return process_resource_response(response, what=what)
 
 
+def process_write_response(
+    response: HTTPResponse,
+    interaction: Interaction,
+    *,
+    is_within_boundary: Callable[[str], bool],
+) -> dict[str, Any]:
+    """
+    Turn the answer to a create, update or patch into the resource as it is now.
+
+    Returns:
+        What the server sent.  If it sent no resource, as after ``prefer="minimal"``,
+        its ``resourceType``, ``id`` and, if told, ``meta.versionId``.
+
+    Raises:
+        FHIRStatusError: its subclass for the status.
+        MalformedFHIRResponseError: an error; another resource, or none, and nothing
+            says which one was stored.
+        BearerBoundaryError: only a ``Location`` says what was made, and it leads out.
+    """
+    what = f"{interaction.name} of {interaction.resource_type}"
+    answer = process_change_response(response, what=what)
+    if response.status_code != 201:  # which says that it was stored
+        _refuse_error(response, answer, what=what)
+    if answer is not None and answer["resourceType"] == "OperationOutcome":
+        if interaction.headers.get("Prefer") == "return=OperationOutcome":
+            return answer
+        answer = None
+    if answer is None:
+        answer = _read_place(response, interaction, is_within_boundary)
+    if answer is None:
+        raise build_malformed_error(
+            response, f"the {what} does not say which resource it stored"
+        )
+    if (
+        answer["resourceType"] != interaction.resource_type
+        or not _is_id(answer.get("id"))
+        or interaction.id not in {"", answer["id"]}
+    ):
+        raise build_malformed_error(
+            response, f"the {what} returned a different resource"
+        )
+    return add_version(answer, response)
+
+
 def process_delete_response(response: HTTPResponse, *, what: str) -> None:
     """
     Make sure that a deletion succeeded, whatever was sent along to say so.
@@ -261,16 +317,11 @@ def process_delete_response(response: HTTPResponse, *, what: str) -> None:
         raise build_malformed_error(
             response, f"the {what} returned status {response.status_code}"
         )
-    refuse_error(response, parse_resource(response.body), what=what)
+    _refuse_error(response, parse_resource(response.body), what=what)
 
 
-def refuse_error(response: HTTPResponse, outcome: object, *, what: str) -> None:
-    """
-    Make sure that *outcome* reports no error, which by FHIR's definition is a failure.
-
-    Raises:
-        MalformedFHIRResponseError: it does, although the status is no error.
-    """
+def _refuse_error(response: HTTPResponse, outcome: object, *, what: str) -> None:
+    """Refuse an *outcome* with an error, which by FHIR's definition is a failure."""
     if reports_error(outcome):
         raise build_malformed_error(
             response, f"the {what} reported an error with status {response.status_code}"
@@ -292,6 +343,60 @@ def parse_resource(body: bytes) -> dict[str, Any] | None:
         return None
     name = value.get("resourceType")
     return value if isinstance(name, str) and name else None
+
+
+def add_version(resource: dict[str, Any], response: HTTPResponse) -> dict[str, Any]:
+    """Put the version that the ``ETag`` names where the resource itself has none."""
+    version_id = parse_etag(response.headers.get("etag"))
+    meta = resource.get("meta", {})
+    if version_id and isinstance(meta, dict) and "versionId" not in meta:
+        resource["meta"] = {**meta, "versionId": version_id}
+    return resource
+
+
+def parse_etag(etag: object) -> str:
+    """Version that an ETag names; empty if it is none of FHIR's."""
+    match = _VERSION.fullmatch(etag) if isinstance(etag, str) else None
+    return match[1] if match else ""
+
+
+def parse_place(url: str) -> tuple[str, str, str] | None:
+    """Resource type, id and version (or empty) at the end of *url*."""
+    match = _PLACE.fullmatch(url.partition("?")[0])
+    if match is None or not _is_id(match[2]):
+        return None
+    return match[1], match[2], match[3] or ""
+
+
+def _read_place(
+    response: HTTPResponse,
+    interaction: Interaction,
+    is_within_boundary: Callable[[str], bool],
+) -> dict[str, Any] | None:
+    """Build what is known of a resource from its ``Location``, or the request's URL."""
+    location, url = response.headers.get("location", ""), response.url
+    if location:
+        url = resolve_url(url or location, location)
+        if not is_within_boundary(url):
+            raise BearerBoundaryError(
+                f"the response to the {interaction.name} of "
+                f"{interaction.resource_type} names a location outside the server"
+            )
+    place = parse_place(url)
+    # "FHIR/Patient" is no place, but a base URL and a type.
+    if place is None or not (location or place[0] == interaction.resource_type):
+        return None
+    resource: dict[str, Any] = {"resourceType": place[0], "id": place[1]}
+    if place[2]:
+        resource["meta"] = {"versionId": place[2]}
+    return resource
+
+
+def _is_id(value: object) -> bool:
+    try:
+        return bool(validate_id(value))
+    except FHIRRequestError:
+        return False
 
 
 def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from django_smart.exceptions import FHIRRequestError
-from django_smart.fhir.answers import parse_place
+from django_smart.fhir.messages import parse_place
 from django_smart.fhir.names import iter_mappings
 
 __all__ = ["find_within", "get_reference", "parse_target"]
