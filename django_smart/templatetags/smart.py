@@ -62,7 +62,7 @@ def smart_style(context: Context, nonce: Any = "") -> SafeString:
     Args:
         nonce: of the page's Content-Security-Policy, if that requires one.
     """
-    style = _get_style(context.get("request"))
+    style: SMARTStyle | None = _read(context.get("request"), "style")
     if not style:
         return SafeString()
     # Each value passed our own grammar; escaping would break the CSS.
@@ -91,8 +91,10 @@ def patient_banner(context: Context, patient: Any, heading: int = 2) -> dict[str
     facts = build_patient_facts(
         resource if isinstance(resource, Mapping) else {}, today=timezone.localdate()
     )
+    needed = _read(context.get("request"), "need_patient_banner")
     return {
-        "is_shown": _needs_banner(context.get("request")),
+        # Unless the EHR clearly says that it shows the patient itself.
+        "is_shown": needed is not False,
         "facts": facts,
         "heading": heading,
     }
@@ -126,23 +128,14 @@ def build_patient_facts(
     }
 
 
-def _get_style(request: Any) -> SMARTStyle | None:
-    smart = getattr(request, "smart", None)
-    try:
-        return smart.style if smart else None
-    except SynchronousOnlyOperation:
-        # An async view that did not load its launch needs no style either.
-        return None
-
-
-def _needs_banner(request: Any) -> bool:
-    """Return true unless the EHR clearly says that it shows the patient itself."""
+def _read(request: Any, name: str) -> Any:
+    """Return an attribute of ``request.smart``, or ``None`` without a launch."""
     try:
         smart = getattr(request, "smart", None)
-        return not smart or smart.need_patient_banner is not False
+        return getattr(smart, name) if smart else None
     except SynchronousOnlyOperation:
         # An async view that did not load its launch.
-        return True
+        return None
 
 
 def _find_mrn(identifiers: object) -> str | None:
