@@ -52,6 +52,7 @@ __all__ = [
     "RecordRules",
     "check_resource_type",
     "iter_links",
+    "parse_body",
     "parse_entry",
     "parse_interaction",
     "tells_of_others",
@@ -60,7 +61,7 @@ __all__ = [
 _MAX_PARAMETERS = 100
 # Of one request: each is read first.
 _MAX_BINARIES = 100
-# Of the JSON of a patch.
+# Of JSON: a Questionnaire has groups in groups, each of which is two levels.
 _MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
 # With what a server may leave out when it stores a reference, such as a version
@@ -641,13 +642,16 @@ def _parse_patch(data: object) -> list[Any]:
         text = base64.b64decode("".join(str(data).split()), validate=True)
     except ValueError:
         raise FHIRRequestError("The patch of an entry is not base64.") from None
-    parse_json(
-        text, error=FHIRRequestError, what="patch of an entry", max_depth=_MAX_DEPTH
-    )
-    patch = load_json(text)
+    patch = parse_body(text, what="patch of an entry")
     if not isinstance(patch, list):
         raise FHIRRequestError("The patch of an entry is not a list.")
     return patch
+
+
+def parse_body(body: bytes, *, what: str) -> Any:
+    """Read the JSON of a request strictly, with the digits of its numbers."""
+    parse_json(body, error=FHIRRequestError, what=what, max_depth=_MAX_DEPTH)
+    return load_json(body)
 
 
 def check_resource_type(body: Any, resource_type: str) -> None:

@@ -47,6 +47,7 @@ from ..fhir.guard import (
     Guard,
     check_resource_type,
     iter_links,
+    parse_body,
     parse_entry,
     parse_interaction,
     tells_of_others,
@@ -55,7 +56,7 @@ from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
 from ..fhir.messages import process_read_response, raise_for_status, resolve_url
 from ..launches.request_state import get_request_state
-from ..protocol.json import parse_json, parse_json_object
+from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
 from ..protocol.scopes import ScopeSet
 from .base import outside_transactions
@@ -416,16 +417,9 @@ def _read_value(request: HttpRequest, path: str) -> tuple[Any, str]:
         raise _RefusedError(
             415, "not-supported", "A resource must be sent as FHIR JSON."
         )
-    value = parse_json(
-        _read_body(request),
-        error=FHIRRequestError,
-        what="request",
-        max_depth=_MAX_DEPTH,
-    )
+    value = parse_body(_read_body(request), what="request")
     if not isinstance(value, list if media_type == JSON_PATCH else dict):
         raise FHIRRequestError("The request body does not match its content type.")
-    if isinstance(value, dict):
-        value = load_json(request.body)
     return value, media_type if is_patch else FHIR_JSON
 
 
