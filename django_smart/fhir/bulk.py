@@ -139,23 +139,16 @@ def start_export(
 
 def _build_parameters(query: str) -> dict[str, Any]:
     """Return the body of a kick-off by POST for the parameters of a GET."""
-
-    def build_value(name: str, text: str) -> object:
-        kind = _VALUE_TYPES.get(name)
+    parameters = []
+    for name, text in parse_qsl(query):
+        kind = _VALUE_TYPES.get(name, "valueString")
+        value: object = text
         if kind == "valueReference":
-            return {"reference": text}
-        return text == "true" if kind == "valueBoolean" else text
-
-    return {
-        "resourceType": "Parameters",
-        "parameter": [
-            {
-                "name": name,
-                _VALUE_TYPES.get(name, "valueString"): build_value(name, text),
-            }
-            for name, text in parse_qsl(query)
-        ],
-    }
+            value = {"reference": text}
+        elif kind == "valueBoolean":
+            value = text == "true"
+        parameters.append({"name": name, kind: value})
+    return {"resourceType": "Parameters", "parameter": parameters}
 
 
 class BulkExport(Stream[dict[str, Any]]):
