@@ -1,4 +1,10 @@
-"""What FHIR's REST interface asks and answers: names, statuses and JSON."""
+"""
+What FHIR's REST interface asks and answers: names, statuses and JSON.
+
+Each ``process_…_response`` raises the subclass of ``FHIRStatusError`` for a status of
+400 or more, and ``MalformedFHIRResponseError`` for another that is no success, or for
+an answer that is not FHIR JSON or not what was asked for.
+"""
 
 from __future__ import annotations
 
@@ -159,13 +165,7 @@ def process_read_response(
     resource_type: str,
     id: str,  # noqa: A002
 ) -> dict[str, Any]:
-    """
-    Turn the answer to a read into the resource.
-
-    Raises:
-        FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: not FHIR JSON, or another resource than was asked.
-    """
+    """Turn the answer to a read into the resource."""
     resource = process_resource_response(response, what=f"read of {resource_type}")
     if resource["resourceType"] != resource_type or resource.get("id") != id:
         raise build_malformed_error(
@@ -180,13 +180,7 @@ def process_bundle_response(
     type: str,  # noqa: A002  # FHIR's own name
     what: str,
 ) -> dict[str, Any]:
-    """
-    Turn an answer into a Bundle whose ``entry`` and ``link`` are lists.
-
-    Raises:
-        FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: not a ``Bundle`` of *type*.
-    """
+    """Turn an answer into a Bundle of *type* whose ``entry`` and ``link`` are lists."""
     bundle = process_resource_response(response, what=what)
     return validate_bundle(bundle, type=type, what=what, response=response)
 
@@ -218,14 +212,7 @@ def validate_bundle(
 
 
 def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str, Any]:
-    """
-    Turn an answer into the resource in its body.
-
-    Raises:
-        FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: a status below 400 that is not 200 or 201, or not
-            FHIR JSON.
-    """
+    """Turn an answer with status 200 or 201 into the resource in its body."""
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 201}:
@@ -243,14 +230,7 @@ def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str,
 def process_change_response(
     response: HTTPResponse, *, what: str
 ) -> dict[str, Any] | None:
-    """
-    Turn the answer to a create, update or operation into the resource in it, if any.
-
-    Raises:
-        FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: a status below 400 that is no success, or a body
-            that is not FHIR JSON.
-    """
+    """Turn the answer to a change or an operation into the resource in it, if any."""
     if response.status_code == 204 or (
         response.status_code in {200, 201} and not response.body
     ):
@@ -272,9 +252,8 @@ def process_write_response(
         its ``resourceType``, ``id`` and, if told, ``meta.versionId``.
 
     Raises:
-        FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: an error; another resource, or none, and nothing
-            says which one was stored.
+        MalformedFHIRResponseError: also an error; or nothing says which resource was
+            stored.
         BearerBoundaryError: only a ``Location`` says what was made, and it leads out.
     """
     what = f"{interaction.name} of {interaction.resource_type}"
@@ -303,14 +282,7 @@ def process_write_response(
 
 
 def process_delete_response(response: HTTPResponse, *, what: str) -> None:
-    """
-    Make sure that a deletion succeeded, whatever was sent along to say so.
-
-    Raises:
-        FHIRStatusError: its subclass for the status.
-        MalformedFHIRResponseError: a status below 400 that is no success, or that comes
-            with an error.
-    """
+    """Make sure that a deletion succeeded, whatever was sent along to say so."""
     if response.status_code >= 400:
         raise_for_status(response, what)
     if response.status_code not in {200, 202, 204}:
@@ -400,12 +372,7 @@ def _is_id(value: object) -> bool:
 
 
 def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:
-    """
-    Raise what a status of 400 or more means.
-
-    Raises:
-        FHIRStatusError: its subclass for the status, with the server's issues.
-    """
+    """Raise what a status of 400 or more means, with the server's issues."""
     raise build_status_error(
         response.status_code,
         what,
