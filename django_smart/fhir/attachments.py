@@ -49,15 +49,7 @@ def read_attachment(
 
 
 def write_stream(stream: ResponseStream, file: BinaryIO, *, max_size: int) -> str:
-    """
-    Write the content to *file*; return its media type.
-
-    Raises:
-        FHIRStatusError: the subclass for the status; nothing was written.
-        MalformedFHIRResponseError: a status below 400 without content.
-        ResponseTooLargeError: more than *max_size* bytes.
-        TransportError: the response is incomplete.
-    """
+    """Write the content to *file*, as ``FHIRClient.download`` says; return its type."""
     raise_unless_ok(stream, what="download")
     for chunk in _limit(stream.chunks, max_size):
         file.write(chunk)

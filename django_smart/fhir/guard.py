@@ -310,12 +310,7 @@ class Guard:
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
 
     def check_response(self, asked: Interaction, response: HTTPResponse) -> None:
-        """
-        :meth:`check_answer` of what came; what is malformed its reader refuses.
-
-        Raises:
-            ForeignPatientError, MalformedFHIRResponseError: see there.
-        """
+        """:meth:`check_answer` of what came; what is malformed its reader refuses."""
         if not response.body or not 200 <= response.status_code < 300:
             return
         try:

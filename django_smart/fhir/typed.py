@@ -28,16 +28,7 @@ _PACKAGES = {
 
 
 def find_model(resource_type: str, fhir_version: str) -> type[Any]:
-    """
-    Return the class of ``fhir.resources`` for a resource of a server.
-
-    Args:
-        fhir_version: of its ``CapabilityStatement``, such as ``"4.0.1"``.
-
-    Raises:
-        FHIRRequestError: there is none for this version or type.
-        ImportError: ``fhir.resources`` is not installed.
-    """
+    """As ``FHIRClient.get_model``; *fhir_version* such as ``"4.0.1"``."""
     package = _PACKAGES.get(_shorten(fhir_version))
     if package is None:
         raise FHIRRequestError(
