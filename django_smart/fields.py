@@ -30,7 +30,6 @@ else:  # Django's fields take type arguments in the stubs alone.
 
 _MARK = "fernet:"
 # Inside the ciphertext, between the column that a secret belongs to and the secret.
-# Tokens, keys and client secrets of versions that named no column have none.
 _SEPARATOR = "\0"
 
 
@@ -63,9 +62,6 @@ def reencrypt(stored: Any) -> Any:
     """
     Re-encrypt a value that ``values()`` returned from an encrypted column.
 
-    This is the only place that accepts a secret without a column name: it is bound to
-    the column that contains it.
-
     Returns:
         *stored* itself if it is already current, or if there is nothing to encrypt.
 
@@ -74,9 +70,6 @@ def reencrypt(stored: Any) -> Any:
     """
     if not isinstance(stored, _Secret):
         return stored
-    text = _decrypt(stored.ciphertext)
-    if _SEPARATOR not in text:
-        return _Secret(plaintext=text, column=stored.column)
     plaintext = stored.plaintext
     try:
         _get_fernets()[0].decrypt(stored.ciphertext.removeprefix(_MARK))
@@ -172,15 +165,8 @@ class _Secret:
     @property
     def plaintext(self) -> str:
         if self._plaintext is None:
-            column, separator, plaintext = _decrypt(self._ciphertext or "").partition(
-                _SEPARATOR
-            )
-            if not separator:
-                raise CredentialsError(
-                    f"A stored secret does not name the column {self.column}; "
-                    "if it was stored by an earlier version, run "
-                    "smart_reencrypt."
-                )
+            text = _decrypt(self._ciphertext or "")
+            column, _, plaintext = text.partition(_SEPARATOR)
             if column != self.column:
                 raise CredentialsError(
                     f"A stored secret in {self.column} belongs to another "

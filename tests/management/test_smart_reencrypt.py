@@ -112,19 +112,6 @@ def write_ciphertext(ciphertext: str) -> None:
         )
 
 
-@pytest.mark.parametrize("key", [OLD, NEW], ids=["old", "new"])
-def test_secret_that_is_bound_to_no_column_is_bound_to_its_own(grant, settings, key):
-    before = read_secrets()
-    encrypted = Fernet(key).encrypt(grant.refresh_token.encode()).decode()
-    write_ciphertext(f"fernet:{encrypted}")
-    with pytest.raises(CredentialsError):
-        read_secrets()
-    assert run("smart_reencrypt").out.startswith("re-encrypted: 4,")
-    settings.SMART_ENCRYPTION_KEYS = [NEW]
-    assert read_secrets() == before
-    assert run("smart_reencrypt").out.startswith("re-encrypted: 0,")
-
-
 @pytest.mark.parametrize("keys", [[OLD], [NEW, OLD]], ids=["old", "new"])
 def test_secret_of_another_column_is_not_bound_to_the_one_it_is_in(
     grant, settings, keys
