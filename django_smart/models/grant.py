@@ -41,7 +41,6 @@ __all__ = [
     "TokenGrant",
     "TokenGrantQuerySet",
     "can_be_deactivated",
-    "find_declined_scope",
 ]
 
 
@@ -57,22 +56,6 @@ class _SortedBySQLite(Func):
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
         """Prefix the plus that SQLite documents for this."""
         return self.as_sql(compiler, connection, template="+%(expressions)s", **context)
-
-
-def find_declined_scope(asked: str, granted: str, *, is_offline: bool) -> str:
-    """
-    Return what *granted* lacks of *asked*.
-
-    Servers may leave ``launch`` and ``offline_access`` out of their response: the first
-    grants no access, and a refresh token implies the second (*is_offline*).
-    """
-    scopes = parse_stored_scopes(asked)
-    settled = parse_stored_scopes(f"offline_access online_access {granted}")
-    missing = settled.missing(scopes)
-    names = [each.text for each in missing if not isinstance(each, LaunchScope)]
-    if "offline_access" in scopes and not is_offline:
-        names.append("offline_access")
-    return " ".join(names)
 
 
 def can_be_deactivated() -> bool:
@@ -980,10 +963,21 @@ class TokenGrant(models.Model):
 
     @property
     def missing_scope(self) -> str:
-        """Requested scopes that were not granted at first, or ""."""
-        return find_declined_scope(
-            self.scope_asked, self.scope_granted, is_offline=self.is_offline
+        """
+        Requested scopes that were not granted at first, or "".
+
+        Servers may leave ``launch`` and ``offline_access`` out of their response: the
+        first grants no access, and a refresh token implies the second.
+        """
+        asked = parse_stored_scopes(self.scope_asked)
+        settled = parse_stored_scopes(
+            f"offline_access online_access {self.scope_granted}"
         )
+        missing = settled.missing(asked)
+        names = [each.text for each in missing if not isinstance(each, LaunchScope)]
+        if "offline_access" in asked and not self.is_offline:
+            names.append("offline_access")
+        return " ".join(names)
 
     def set_tokens(self, *, access_token: str, refresh_token: str) -> None:
         """Set new tokens, with the digest for compare-and-set."""

@@ -17,7 +17,7 @@ from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, parse_stored_scopes
 from .compare_and_set import compare_and_set
-from .grant import TokenGrant, find_declined_scope
+from .grant import TokenGrant
 from .identity import Identity
 from .joined_row import JoinedRow
 from .registration import ClientRegistration
@@ -506,17 +506,8 @@ class Launch(models.Model):
 
     @property
     def missing_scope(self) -> str:
-        """What was asked for and not granted; empty if nothing is, or not completed."""
-        if self.completed_at is None:
-            return ""
-        grant = self.grant
-        return find_declined_scope(
-            self.scope_asked,
-            self.scope_granted,
-            is_offline=(
-                grant.is_offline if grant else "offline_access" in self.scope_granted
-            ),
-        )
+        """What was asked for and not granted; empty without a grant."""
+        return self.grant.missing_scope if self.grant else ""
 
     @property
     def signs_in_here(self) -> bool:
