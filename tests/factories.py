@@ -171,6 +171,7 @@ def make_launch(registration: ClientRegistration, **values: Any) -> Launch:
             "expires_at": now + timedelta(minutes=15),
             "consumed_at": now,
             "completed_at": now,
+            "last_used_at": now,
             **values,
         }
     )

@@ -9,8 +9,6 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models.functions import Coalesce
-from django.db.models.lookups import GreaterThan, LessThanOrEqual
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -28,7 +26,6 @@ __all__ = ["Launch", "LaunchQuerySet"]
 
 # Precision of the time of last use, because each update is a write.
 _USE_NOTED_EVERY = timedelta(minutes=1)
-_USED_AT = Coalesce("last_used_at", "completed_at")
 
 
 def _make_key() -> str:
@@ -85,7 +82,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
     def live(self, now: datetime) -> LaunchQuerySet:
         """Return open launches that have not expired, neither by age nor by disuse."""
         return self.open().filter(
-            GreaterThan(_USED_AT, now - conf.SMART_LAUNCH_IDLE_LIFETIME),
+            last_used_at__gt=now - conf.SMART_LAUNCH_IDLE_LIFETIME,
             completed_at__gt=now - conf.SMART_LAUNCH_LIFETIME,
         )
 
@@ -95,9 +92,8 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
     def idle(self, now: datetime) -> LaunchQuerySet:
         """Return open launches that were unused for too long."""
-        return self.open().filter(
-            LessThanOrEqual(_USED_AT, now - conf.SMART_LAUNCH_IDLE_LIFETIME)
-        )
+        long_ago = now - conf.SMART_LAUNCH_IDLE_LIFETIME
+        return self.open().filter(last_used_at__lte=long_ago)
 
     def note_use(self, launch: Launch, *, now: datetime) -> None:
         """
@@ -530,12 +526,11 @@ class Launch(models.Model):
         """
         if self.status == self.Status.ENDED:
             return self.error_code
-        if self.completed_at is None:
+        if self.completed_at is None or self.last_used_at is None:
             return ""
         if now >= self.completed_at + conf.SMART_LAUNCH_LIFETIME:
             return "lifetime"
-        used_at = self.last_used_at or self.completed_at
-        if now >= used_at + conf.SMART_LAUNCH_IDLE_LIFETIME:
+        if now >= self.last_used_at + conf.SMART_LAUNCH_IDLE_LIFETIME:
             return "idle"
         return ""
 

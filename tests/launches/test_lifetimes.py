@@ -108,18 +108,6 @@ def test_page_without_a_prefix_does_not_use_a_launch_that_was_left_alone(ehr):
         assert chart.get("/whoami/").json()["launched"] is False
 
 
-def test_launch_of_before_the_column_counts_from_its_completion(ehr):
-    chart = open_chart(ehr)
-    Launch.objects.update(last_used_at=None)
-    assert list(Launch.objects.live(timezone.now())) == [chart.launch]
-    assert chart.get("/links/").status_code == 200
-    assert used_at(chart) is not None
-    Launch.objects.update(last_used_at=None)
-    with time_machine.travel(timezone.now() + timedelta(hours=1), tick=False):
-        assert chart.get("/links/").status_code == 410
-        assert not Launch.objects.live(timezone.now())
-
-
 def test_purge_ends_what_was_left_alone_and_what_is_too_old(ehr, settings):
     settings.SMART_LAUNCH_LIFETIME = 7200
     old, idle, used = (launch(make_browser(), ehr) for _ in range(3))
