@@ -112,18 +112,6 @@ class FHIRServerForm(_RowForm):
                 data["slug"] = make_slug(base_url)
         return self.keep_changes(data)
 
-    def validate_unique(self) -> None:
-        """Check the digest as well, which Django leaves out: it is no form field."""
-        super().validate_unique()
-        if self.errors:
-            return
-        try:
-            self.instance.validate_constraints()
-        except ValidationError:
-            self.add_error(
-                "base_url", _("A server with this base URL is already registered.")
-            )
-
 
 class ClientRegistrationForm(_RowForm):
     """
@@ -180,16 +168,16 @@ class ClientRegistrationForm(_RowForm):
         return self.keep_changes(data)
 
     def validate_unique(self) -> None:
-        """Check the digests as well, which Django leaves out: they are no fields."""
+        """Refuse, last of all, what the server lacks; one that is down refuses none."""
         super().validate_unique()
-        if self.errors:
+        if self.errors or not (self.asks_server and self.instance.is_active):
             return
         try:
-            self.instance.validate_constraints()
-        except ValidationError as exc:
-            self.add_error(None, ValidationError(exc.messages))
-        else:
-            self._check_server()
+            ask_and_check(self.instance)
+        except UnsupportedServerError as exc:
+            self.add_error(None, str(exc))
+        except SMARTError as exc:
+            self.unasked = exc
 
     def find_known_problems(self) -> list[str]:
         """What the server lacks by what is known of it; nobody is asked."""
@@ -200,17 +188,6 @@ class ClientRegistrationForm(_RowForm):
         if known is None or _OFFERED.intersection(self.errors):
             return []
         return [str(problem) for problem in find_problems(registration, known)]
-
-    def _check_server(self) -> None:
-        """Refuse what the server lacks; one that is down refuses nothing."""
-        if not (self.asks_server and self.instance.is_active):
-            return
-        try:
-            ask_and_check(self.instance)
-        except UnsupportedServerError as exc:
-            self.add_error(None, str(exc))
-        except SMARTError as exc:
-            self.unasked = exc
 
     def _check_stored_secret(self) -> None:
         try:

@@ -703,12 +703,11 @@ class ClientRegistration(models.Model):
                 errors.setdefault(name, []).append(message % words)
 
     def validate_constraints(self, exclude: Any = None) -> None:
-        # The digests are made by save(); the constraints are checked before it.
-        self.client_id_digest = digest(self.client_id)
-        for name in ("ehr_slot", "standalone_slot", "callback_slot"):
-            slot = getattr(self, f"_{name}")
-            setattr(self, name, None if slot is None else digest(slot))
-        super().validate_constraints(exclude=exclude)
+        """Check the digests, which save() makes later, also for a form without them."""
+        for field in self._meta.concrete_fields:
+            if isinstance(field, DigestField):
+                field.pre_save(self, add=False)
+        super().validate_constraints()
 
     def get_client_secret(self, environ: Any) -> str:
         """

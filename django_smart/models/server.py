@@ -1029,10 +1029,11 @@ class FHIRServer(models.Model):
         }
 
     def validate_constraints(self, exclude: Any = None) -> None:
-        # The digest is made by save(); the constraint is checked before it.
+        """Check the digest, which save() makes later, also for a form without it."""
         try:
             self.base_url_digest = digest(self.normalized_base_url)
+            super().validate_constraints()
         except SMARTError:
-            # Reported at the field itself.
-            self.base_url_digest = None
-        super().validate_constraints(exclude=exclude)
+            pass  # reported at the field itself
+        except ValidationError as exc:
+            raise ValidationError({"base_url": exc.messages}) from exc

@@ -32,7 +32,7 @@ def test_base_url_is_unique_in_the_form_that_is_compared(twin: str) -> None:
     second = _server(slug="another", base_url=twin)
     with pytest.raises(ValidationError) as raised:
         second.full_clean()
-    assert raised.value.message_dict["__all__"] == [
+    assert raised.value.message_dict["base_url"] == [
         "A server with this base URL is already registered."
     ]
     with pytest.raises(IntegrityError), transaction.atomic():
