@@ -28,7 +28,7 @@ from ..servers.registering import (
     rename_client,
 )
 from ..servers.signing_keys import ensure_active_key, get_ready_at
-from .base import EMPTY, as_copyable, as_list, lock_and_merge, shorten
+from .base import EMPTY, as_copyable, as_list, lock_and_merge, show_client_id
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
 
@@ -67,6 +67,7 @@ class ClientRegistrationAdmin(TestConnectionMixin):
     search_help_text = _("Server or client ID")
     autocomplete_fields = ("server",)
     actions = ("resume",)
+    client_id_briefly = staticmethod(show_client_id)
     readonly_fields = (
         *_URL_FIELDS,
         "next_steps",
@@ -306,11 +307,6 @@ class ClientRegistrationAdmin(TestConnectionMixin):
         else:
             message = gettext("None of the selected registrations was stopped.")
             self.message_user(request, message, messages.WARNING)
-
-    @admin.display(description=_("client ID"), ordering="client_id")
-    def client_id_briefly(self, obj: ClientRegistration) -> str:
-        """Its beginning: some client ids are whole JWTs."""
-        return shorten(obj.client_id)
 
     @admin.display(description=_("used for"))
     def uses(self, obj: ClientRegistration) -> str:

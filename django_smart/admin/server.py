@@ -32,7 +32,7 @@ from ..servers.discovery import (
     fetch_configuration,
 )
 from ..servers.registering import apply_preset
-from .base import EMPTY, TabularInline, as_list, lock_and_merge, shorten
+from .base import EMPTY, TabularInline, as_list, lock_and_merge, show_client_id
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 
@@ -145,6 +145,7 @@ class _RegistrationInline(TabularInline):
     extra = 0
     can_delete = False
     show_change_link = True
+    client_id_briefly = staticmethod(show_client_id)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ClientRegistration]:
         """With the server, which each row's name begins with."""
@@ -157,11 +158,6 @@ class _RegistrationInline(TabularInline):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Registrations have a page of their own."""
         return False
-
-    @admin.display(description=_("client ID"))
-    def client_id_briefly(self, obj: ClientRegistration) -> str:
-        """Its beginning: some client ids are whole JWTs."""
-        return shorten(obj.client_id)
 
 
 @admin.register(FHIRServer)
