@@ -319,11 +319,6 @@ class _CompletingView(ProtocolView):
             return sign_in_again(self.request, next_url=again.url) or again
         return again
 
-    def _name_launch(self, launch: Launch) -> None:
-        """Let an error page name *launch*."""
-        self.launch, self.registration = launch, launch.registration
-        self.kind = launch.kind
-
     def _set_frame(self, launch: Launch) -> None:
         server = launch.registration.server
         set_frame(self.request, server if launch.is_framed else None)
@@ -442,7 +437,7 @@ class CallbackView(_CompletingView):
             response = self._finish(request, completion, backend)
         except SMARTError:
             # Raised by the site, in a receiver or a hook of this view.
-            self._name_launch(completion.launch)
+            self.launch = completion.launch
             raise
         if user is not None and completion.user is not None:
             self._say_who(request, completion)
@@ -506,14 +501,14 @@ class CallbackView(_CompletingView):
     def _note_launch(
         self, request: HttpRequest, browser_digests: Collection[str]
     ) -> None:
-        """As ``_name_launch``, if the launch is this browser's."""
+        """Let the error page name the launch, if it is this browser's."""
         state = request.GET.get("state", "")
         launch = Launch.objects.with_related().with_state(state).first()
         if launch is None:
             return
         self._set_frame(launch)
         if launch.browser_digest in browser_digests:
-            self._name_launch(launch)
+            self.launch = launch
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -600,7 +595,7 @@ class DecideView(_CompletingView):
             raise DecisionError(
                 "There is no open question for this browser.", code="decision_unknown"
             )
-        self._name_launch(launch)
+        self.launch = launch
         self._set_frame(launch)
         now = timezone.now()
         if launch.is_live(now) and user is not None and launch.user_id == user.pk:
