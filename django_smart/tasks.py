@@ -14,7 +14,6 @@ from .grants import engine
 from .grants.ending import enqueue_revocations
 from .launches.parked import end_expired_launches
 from .launches.purge import purge as _purge
-from .models import Launch
 from .servers import discovery, signing_keys
 
 __all__ = [
@@ -79,7 +78,7 @@ def refresh_servers() -> None:
     # No message per launch with a countdown: a worker holds it until its time, and with
     # RabbitMQ's quorum queues, two of them can keep it from taking others.
     try:
-        enqueue_revocations(end_expired_launches(Launch.objects.all()))
+        enqueue_revocations(end_expired_launches())
     finally:
         discovery.refresh_servers()
 

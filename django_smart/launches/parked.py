@@ -206,9 +206,9 @@ def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:
     return to_revoke
 
 
-def end_expired_launches(launches: LaunchQuerySet) -> list[int]:
+def end_expired_launches() -> list[int]:
     """Like :func:`end_parked_launches`, for launches that nobody decided in time."""
-    expired = launches.filter(expires_at__lte=DatabaseNow())
+    expired = Launch.objects.filter(expires_at__lte=DatabaseNow())
     return end_parked_launches(expired, reason="decision_expired")
 
 

@@ -61,7 +61,7 @@ def purge() -> PurgeResult:
     failed = Launch.objects.filter(left, expires_at__lte=now).fail(
         error_code="state_expired", now=now
     )
-    undecided = len(end_expired_launches(Launch.objects.all()))
+    undecided = len(end_expired_launches())
     Launch.objects.too_old(now).end(reason="lifetime", now=now)
     Launch.objects.idle(now).end(reason="idle", now=now)
     for grant in TokenGrant.objects.of_deactivated_users().iterator(_CHUNK):

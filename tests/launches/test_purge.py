@@ -383,5 +383,5 @@ def test_question_is_not_over_by_the_clock_of_a_worker(
         expires_at=timezone.now() + timedelta(minutes=5),
     )
     with time_machine.travel(timezone.now() + timedelta(hours=1)):
-        end_expired_launches(Launch.objects.all())
+        end_expired_launches()
     assert Launch.objects.get(pk=waiting.pk).status == Launch.Status.PARKED
