@@ -81,8 +81,8 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
         at_server = digest(normalize_base_url(iss))
         if launch_slug:
             where += " AND this.launch_slug = %s"
-            return _ehr_row.find(where, at_server, launch_slug)
-        return _ehr_row.find(f"{where} AND this.ehr_slot IS NOT NULL", at_server)
+            return _starting_row.find(where, at_server, launch_slug)
+        return _starting_row.find(f"{where} AND this.ehr_slot IS NOT NULL", at_server)
 
     @staticmethod
     def find_standalone(slug: str, launch_slug: str = "") -> ClientRegistration | None:
@@ -98,7 +98,7 @@ class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
             where += " AND this.launch_slug = %s"
         else:
             where += " AND this.standalone_slot IS NOT NULL AND the_server.slug = %s"
-        found = _standalone_row.find(where, launch_slug or slug)
+        found = _starting_row.find(where, launch_slug or slug)
         if found is None:
             return None
         # Not every database compares exactly.
@@ -739,32 +739,22 @@ class ClientRegistration(models.Model):
         return self.client_secret
 
 
-# The columns that a successful launch request needs.
-_STARTING = (
-    *("id", "client_id", "token_endpoint_auth_method", "signing_algorithm"),
-    *("redirect_uri", "callback_id"),
-)
-_STARTING_SERVER = (
-    *CONFIGURATION_COLUMNS,
-    *("slug", "pkce", "scope_syntax", "authorize_method", "aud_rule"),
-    "authorization_parameters",
-)
 # As active().
 _IS_ACTIVE = "this.is_active AND the_server.is_active"
-_ehr_row = JoinedRow(
+# What a launch request reads that is not refused.
+_starting_row = JoinedRow(
     ClientRegistration,
     {
-        "": (*_STARTING, "ehr_scope"),
-        "server": (
-            *_STARTING_SERVER,
-            *("allow_embedding", "authorize_in_frame", "frame_origins"),
+        "": (
+            *("id", "client_id", "token_endpoint_auth_method", "signing_algorithm"),
+            *("redirect_uri", "callback_id", "launch_slug"),
+            *("ehr_scope", "standalone_scope"),
         ),
-    },
-)
-_standalone_row = JoinedRow(
-    ClientRegistration,
-    {
-        "": (*_STARTING, "launch_slug", "standalone_scope"),
-        "server": _STARTING_SERVER,
+        "server": (
+            *CONFIGURATION_COLUMNS,
+            *("slug", "pkce", "scope_syntax", "authorize_method", "aud_rule"),
+            *("authorization_parameters", "allow_embedding", "authorize_in_frame"),
+            "frame_origins",
+        ),
     },
 )
