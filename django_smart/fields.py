@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -150,7 +150,7 @@ class _Secret:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled row (a cache, a broker message) contains only ciphertext.
-        return _unpickle_secret, (self.column, self.ciphertext)
+        return partial(_Secret, column=self.column, ciphertext=self.ciphertext), ()
 
     def __deepcopy__(self, memo: object) -> _Secret:
         return self
@@ -174,10 +174,6 @@ class _Secret:
                 )
             self._plaintext = plaintext
         return self._plaintext
-
-
-def _unpickle_secret(column: str, ciphertext: str) -> _Secret:
-    return _Secret(column=column, ciphertext=ciphertext)
 
 
 class _EncryptedAttribute(DeferredAttribute):
