@@ -134,21 +134,6 @@ def test_address_that_an_ehr_claims_finds_nobody(
     assert not user.has_usable_password()
 
 
-@pytest.mark.compliance("IDT-09")
-def test_subjects_that_differ_in_case_or_spaces_are_different_people(
-    registration: ClientRegistration,
-) -> None:
-    user = User.objects.create(username="ada")
-    Identity.objects.create(issuer=_ISSUER, subject="abc", user=user)
-    backend = SMARTAuthenticationBackend()
-    assert backend.resolve_user(_claims("abc"), registration) == user
-    registration.create_users = False
-    for subject in ("ABC", "abc ", " abc"):
-        with pytest.raises(IdentityError) as caught:
-            backend.resolve_user(_claims(subject), registration)
-        assert caught.value.code == "user_refused"
-
-
 def test_deactivated_user_is_refused(registration: ClientRegistration) -> None:
     user = User.objects.create(username="ada", is_active=False)
     Identity.objects.create(issuer=_ISSUER, subject="abc", user=user)

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from requests.adapters import BaseAdapter
 
 from django_smart import transport
-from django_smart.exceptions import InactiveRegistrationError, LaunchRequestError
+from django_smart.exceptions import LaunchRequestError
 from django_smart.fields import digest
 from django_smart.launches.begin import (
     get_ehr_registration,
-    get_standalone_registration,
 )
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.servers.discovery import get_configuration
@@ -284,19 +283,6 @@ def test_registration_that_is_not_for_ehr_launches_is_refused(
     assert response.status_code == 403
     assert b"<code>registration_inactive</code>" in response.content
     assert ehr.requests == []
-
-
-@pytest.mark.usefixtures("db")
-def test_standalone_launch_needs_a_registration_that_offers_it() -> None:
-    registration = make_registration()
-    assert get_standalone_registration("harbour") == registration
-    for slug in ("Harbour", "harbour ", "har\0bour", "", "x" * 100_000):
-        with pytest.raises(LaunchRequestError) as caught:
-            get_standalone_registration(slug)
-        assert caught.value.code == "unknown_server"
-    ClientRegistration.objects.update(standalone_scope="")
-    with pytest.raises(InactiveRegistrationError):
-        get_standalone_registration("harbour")
 
 
 @pytest.mark.parametrize(

@@ -113,17 +113,6 @@ def test_callback_without_a_known_state_is_refused(
     assert not ehr.requests_to("token")
 
 
-@pytest.mark.usefixtures("registration")
-def test_state_is_compared_exactly(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    parts = urlsplit(ehr.authorize(start_ehr_launch(browser, ehr)))
-    query = dict(parse_qsl(parts.query))
-    for state in (query["state"].swapcase(), query["state"] + " "):
-        response = browser.get(parts.path, {**query, "state": state})
-        assert (response.status_code, get_code(response)) == (400, "state_unknown")
-    assert browser.get(parts.path, query).status_code == 302
-
-
 @pytest.mark.compliance("CALL-03")
 @pytest.mark.usefixtures("registration")
 def test_expired_state_is_rejected(ehr: EHRSimulator) -> None:
