@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import flatten_fieldsets
@@ -14,7 +15,7 @@ from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidg
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
 from django.core.paginator import Paginator
-from django.db import models
+from django.db import models, router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.functional import Promise, cached_property
@@ -23,6 +24,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
+from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, Launch, TokenGrant
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
     "lock_and_merge",
     "show_client_id",
 ]
+
+logger = logging.getLogger(__name__)
 
 EMPTY = "–"
 # Columns that pages show under another name.
@@ -164,6 +168,24 @@ class BaseAdmin(_ModelAdmin):
         user: Any = request.user
         changed = [{"changed": {"fields": [field]}}]
         LogEntry.objects.log_actions(user.pk, rows, CHANGE, changed)
+
+    def send_task(
+        self, request: HttpRequest, name: str, *, sent: str, unsent: str
+    ) -> None:
+        """Have a worker run the task *name* after the transaction, and say so."""
+
+        def send() -> None:
+            from .. import tasks  # loads Celery
+
+            try:
+                hand_to_worker(getattr(tasks, name))
+            except Exception as exc:  # noqa: BLE001 (any broker, any client library)
+                logger.warning("%s not sent: no broker (%s)", name, type(exc).__name__)
+                self.message_user(request, unsent, messages.WARNING)
+            else:
+                self.message_user(request, sent, messages.SUCCESS)
+
+        transaction.on_commit(send, using=router.db_for_write(self.model))
 
     def get_row_actions(self, obj: Any) -> dict[str, StrOrPromise]:
         """Actions with a button on the page of *obj*, with the words on it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from django.contrib import admin, messages
@@ -15,8 +13,6 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import disconnect_grant, enqueue_revocations
-from ..grants.engine import BATCH_SIZE
-from ..grants.workers import hand_to_worker
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 __all__ = ["TokenGrantAdmin"]
-
-logger = logging.getLogger(__name__)
 
 
 class _KnownEndFilter(admin.SimpleListFilter):
@@ -181,37 +175,19 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 waiting,
             ) % {"count": waiting}
             self.message_user(request, message, messages.WARNING)
-        grant_ids = [pk for pk, is_paused in rows.items() if not is_paused]
-        if grant_ids:
-            # After the transaction: a worker must find them due.
-            transaction.on_commit(
-                partial(self._send_refreshes, request, grant_ids),
-                using=router.db_for_write(TokenGrant),
-            )
-
-    def _send_refreshes(self, request: HttpRequest, grant_ids: list[int]) -> None:
-        from .. import tasks  # loads Celery
-
-        count = len(grant_ids)
-        try:
-            for start in range(0, count, BATCH_SIZE):
-                batch = grant_ids[start : start + BATCH_SIZE]
-                hand_to_worker(tasks.refresh_grants, batch)
-        except Exception as exc:  # noqa: BLE001 (any broker, any client library)
-            logger.warning("Refreshes not sent: no broker (%s)", type(exc).__name__)
-            message = gettext(
+        if count := len(rows) - waiting:
+            sent = ngettext(
+                "A worker will refresh %(count)d grant; reload the page to see the "
+                "result.",
+                "A worker will refresh %(count)d grants; reload the page to see the "
+                "result.",
+                count,
+            ) % {"count": count}
+            unsent = gettext(
                 "The message broker cannot be reached. The grants are due now: the "
                 "next run of refresh_due_grants or smart_refresh refreshes them."
             )
-            self.message_user(request, message, messages.WARNING)
-            return
-        message = ngettext(
-            "A worker will refresh %(count)d grant; reload the page to see the result.",
-            "A worker will refresh %(count)d grants; reload the page to see the "
-            "result.",
-            count,
-        ) % {"count": count}
-        self.message_user(request, message, messages.SUCCESS)
+            self.send_task(request, "refresh_due_grants", sent=sent, unsent=unsent)
 
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
     def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:

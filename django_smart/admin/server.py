@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from django.utils.translation import gettext_lazy as _
 from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import IssuerDisputedError, SMARTError
-from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["FHIRServerAdmin"]
-
-logger = logging.getLogger(__name__)
 
 _ENDPOINTS: dict[str, StrOrPromise] = {
     "authorization_endpoint": _("authorization"),
@@ -455,28 +451,14 @@ class FHIRServerAdmin(TestConnectionMixin):
         FHIRServer.objects.filter(pk__in=server_ids).update(
             configuration_fetched_at=None, discovery_failed_at=None
         )
-        transaction.on_commit(
-            lambda: self._send_discovery(request),
-            using=router.db_for_write(FHIRServer),
+        sent = gettext(
+            "A worker will fetch the configuration; reload the page to see it."
         )
-
-    def _send_discovery(self, request: HttpRequest) -> None:
-        from .. import tasks  # loads Celery
-
-        try:
-            hand_to_worker(tasks.refresh_servers)
-        except Exception as exc:  # noqa: BLE001 (any broker, any client library)
-            logger.warning("Discovery not sent: no broker (%s)", type(exc).__name__)
-            message = gettext(
-                "The message broker cannot be reached. The next launch fetches the "
-                "configuration; to fetch it now, run smart_discover."
-            )
-            self.message_user(request, message, messages.WARNING)
-        else:
-            message = gettext(
-                "A worker will fetch the configuration; reload the page to see it."
-            )
-            self.message_user(request, message)
+        unsent = gettext(
+            "The message broker cannot be reached. The next launch fetches the "
+            "configuration; to fetch it now, run smart_discover."
+        )
+        self.send_task(request, "refresh_servers", sent=sent, unsent=unsent)
 
     @admin.display(description=_("registrations"), ordering="registration_count")
     def registration_count(self, obj: Any) -> int:
