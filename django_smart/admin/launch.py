@@ -8,7 +8,6 @@ from django.contrib import admin, messages
 from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
@@ -16,8 +15,8 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import build_docs_url
 from ..error_pages.words import ENDINGS, find_stored_words
-from ..grants.ending import end_launches, enqueue_revocations
-from ..launches.parked import end_parked_launches
+from ..grants.ending import enqueue_revocations
+from ..launches.parked import end_at_any_stage
 from ..models import Launch, TokenGrant
 from .base import EMPTY, AuthorizationAdmin
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LaunchAdmin"]
 
-_REASON = "ended_by_staff"
 _OVER = (Launch.Status.FAILED, Launch.Status.ENDED)
 
 
@@ -96,8 +94,7 @@ class LaunchAdmin(AuthorizationAdmin):
 
     def get_row_actions(self, obj: Launch) -> dict[str, StrOrPromise]:
         """End it, while there is something to end."""
-        over = {Launch.Status.ENDED, Launch.Status.FAILED}
-        return {} if obj.status in over else {"end": _("End this launch")}
+        return {} if obj.status in _OVER else {"end": _("End this launch")}
 
     def get_obstacle(self, obj: Launch) -> StrOrPromise:
         """Whoever ends it has a worker revoke the tokens that it holds."""
@@ -130,15 +127,12 @@ class LaunchAdmin(AuthorizationAdmin):
     @admin.action(description=_("End the selected launches"), permissions=["operate"])
     def end(self, request: HttpRequest, queryset: QuerySet[Launch]) -> None:
         """End open launches and those under way, and the grants that go with them."""
-        now = timezone.now()
         launches = Launch.objects.filter(
             pk__in=list(queryset.values_list("pk", flat=True))
         )
         with transaction.atomic(using=router.db_for_write(Launch)):
             rows = list(launches.exclude(status__in=_OVER))
-            launches.fail(error_code=_REASON, now=now)
-            ended = end_launches(launches, reason=_REASON, now=now)
-            ended += end_parked_launches(launches, reason=_REASON)
+            ended = end_at_any_stage(launches, reason="ended_by_staff")
             enqueue_revocations(ended)
             grants = TokenGrant.objects.filter(pk__in=ended)
             self.log_action(request, [*rows, *grants], "status")

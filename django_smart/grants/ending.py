@@ -32,7 +32,6 @@ from .workers import hand_to_worker
 __all__ = [
     "announce_ends",
     "disconnect_grant",
-    "end_browser",
     "end_changed_grant",
     "end_idlest_launches",
     "end_launches",
@@ -66,17 +65,6 @@ def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> lis
     launches.end(reason=reason, now=now)
     grants = TokenGrant.objects.filter(pk__in=grant_ids).exclude(_is_in_use(now))
     return _end_grants(grants.values_list("pk", flat=True), now=now)
-
-
-def end_browser(browser_digests: Collection[str], *, reason: str) -> list[int]:
-    """End every launch of one browser, pending ones too; see :func:`end_launches`."""
-    now = timezone.now()
-    Launch.objects.filter(browser_digest__in=browser_digests).fail(
-        error_code=reason, now=now
-    )
-    return end_launches(
-        Launch.objects.of_browser(browser_digests), reason=reason, now=now
-    )
 
 
 def end_idlest_launches(

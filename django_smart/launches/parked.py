@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import CredentialsError
-from ..grants.ending import keep_for_revocation
+from ..grants.ending import end_launches, keep_for_revocation
 from ..models import ClientRegistration, FHIRServer, Identity, Launch
 from ..models.clock import DatabaseNow
 from ..models.launch import LaunchQuerySet
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UndecidedError",
+    "end_at_any_stage",
     "end_expired_launches",
     "end_parked_launches",
     "find_question",
@@ -185,6 +186,19 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
         foreign_fhir_user=claims["foreign_fhir_user"],
         claims=claims["claims"],
     )
+
+
+def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> list[int]:
+    """
+    End *launches*, whether under way, parked or completed, and grants with them.
+
+    Returns:
+        Primary keys of the grants whose tokens are to be revoked at the EHR.
+    """
+    now = timezone.now()
+    launches.fail(error_code=reason, now=now)
+    ended = end_launches(launches, reason=reason, now=now)
+    return ended + end_parked_launches(launches, reason=reason)
 
 
 def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:

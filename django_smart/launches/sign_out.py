@@ -14,13 +14,13 @@ from urllib.parse import urljoin
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ..grants.ending import end_browser, end_launches, enqueue_revocations
+from ..grants.ending import end_launches, enqueue_revocations
 from ..models import Launch
 from ..protocol.logout import build_end_session_url
 from ..protocol.urls import get_origin
 from .browser import get_browser
 from .messages import forget_messages
-from .parked import end_parked_launches
+from .parked import end_at_any_stage
 from .request_state import get_request_state
 
 __all__ = ["end_launches_of_browser", "end_launches_of_others", "find_end_session_url"]
@@ -83,15 +83,14 @@ def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None
     browser = get_browser(request)
     if browser.digests:
         digests, now = browser.digests_at_start, timezone.now()
-        parked = Launch.objects.filter(browser_digest__in=digests)
+        launches = Launch.objects.filter(browser_digest__in=digests)
         # The browser may not have received the new cookie of these yet.
         completing = Launch.objects.filter(
             replaced_digest__in=digests, completed_at__gt=now - _LONGEST_RESPONSE
         )
         enqueue_revocations(
-            end_browser(digests, reason="signed_out")
+            end_at_any_stage(launches, reason="signed_out")
             + end_launches(completing, reason="signed_out", now=now)
-            + end_parked_launches(parked, reason="signed_out")
         )
         browser.rotate()
         forget_messages(request)

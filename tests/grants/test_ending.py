@@ -14,7 +14,6 @@ from django.utils import timezone
 
 from django_smart.grants.ending import (
     disconnect_grant,
-    end_browser,
     find_unused_grants,
     revoke_at_server,
     supersede_grants,
@@ -229,16 +228,6 @@ def test_launch_ends_by_age(ehr: EHRSimulator, settings: Any) -> None:
         assert open_page(browser, opened) == 200
         clock.shift(1)
         assert open_page(browser, opened) == 410
-
-
-@pytest.mark.usefixtures("registration")
-def test_ending_a_browser_fails_what_is_under_way(ehr: EHRSimulator) -> None:
-    browser = make_browser()
-    browser.post("/smart/login/", {"server": "harbour"})
-    row = Launch.objects.get()
-    assert end_browser([row.browser_digest], reason="signed_out") == []
-    row.refresh_from_db()
-    assert (row.status, row.error_code) == ("failed", "signed_out")
 
 
 # Superseding (design decision 10)
