@@ -34,7 +34,6 @@ __all__ = [
     "ModelForm",
     "ReadOnlyAdmin",
     "TabularInline",
-    "UnchangeableAdmin",
     "as_copyable",
     "as_list",
     "as_scopes",
@@ -129,6 +128,8 @@ class BaseAdmin(_ModelAdmin):
     # Counting a large table is not worth the number.
     show_full_result_count = False
     paginator = _Paginator
+    # Other rows can be read, searched and acted on alone.
+    is_changeable = True
 
     formfield_overrides = {
         models.TextField: {"widget": AdminTextareaWidget(attrs={"rows": 3})}
@@ -154,12 +155,14 @@ class BaseAdmin(_ModelAdmin):
         """The URL of a page of this admin, which need not be the default one."""
         return reverse(f"admin:{name}", args=args, current_app=self.admin_site.name)
 
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        """
-        Whether an action may be run: Django's permission to change the model.
+    def has_change_permission(
+        self, request: HttpRequest, obj: models.Model | None = None
+    ) -> bool:
+        """Whether there is a form: Django's permission, if rows can be changed."""
+        return self.is_changeable and super().has_change_permission(request, obj)
 
-        Kept apart from ``has_change_permission``, which says whether there is a form.
-        """
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Whether an action may be run: Django's permission to change the model."""
         return super().has_change_permission(request)
 
     @staticmethod
@@ -241,17 +244,7 @@ class BaseAdmin(_ModelAdmin):
         return super().get_deleted_objects(objs, request)
 
 
-class UnchangeableAdmin(BaseAdmin):
-    """Rows that can be read, searched and acted on, but not changed."""
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: models.Model | None = None
-    ) -> bool:
-        """There is nothing to fill in."""
-        return False
-
-
-class ReadOnlyAdmin(UnchangeableAdmin):
+class ReadOnlyAdmin(BaseAdmin):
     """Rows that launches write, each with a user: millions, at a large site."""
 
     # The latest first; by time it would be the same order, without an index.
@@ -288,6 +281,7 @@ class ReadOnlyAdmin(UnchangeableAdmin):
 class AuthorizationAdmin(ReadOnlyAdmin):
     """Launches and grants: at which server, and how much was requested and granted."""
 
+    is_changeable = False
     list_select_related = ("registration__server", "user")
 
     @admin.display(description=_("FHIR server"), ordering="registration__server__name")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from django.contrib import admin
-from django.db import models
-from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from ..models import Identity
@@ -34,9 +32,3 @@ class IdentityAdmin(ReadOnlyAdmin):
     )
     # Whoever may change it may let the account sign in, and nothing else.
     readonly_fields = tuple(name for name in fields if name != "may_sign_in")
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: models.Model | None = None
-    ) -> bool:
-        """Django's permission to change the model."""
-        return self.has_operate_permission(request)

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import KeyRotationError
 from ..models import SigningKey
 from ..servers.signing_keys import generate_key, rotate_key
-from .base import ModelForm, UnchangeableAdmin
+from .base import BaseAdmin, ModelForm
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -39,7 +39,7 @@ class _SigningKeyForm(ModelForm):
 
 
 @admin.register(SigningKey)
-class SigningKeyAdmin(UnchangeableAdmin):
+class SigningKeyAdmin(BaseAdmin):
     """
     Key pairs are made here: whoever adds one chooses the algorithm, and for whom.
 
@@ -48,6 +48,7 @@ class SigningKeyAdmin(UnchangeableAdmin):
     """
 
     form = _SigningKeyForm
+    is_changeable = False
     list_display = (
         "kid",
         "algorithm",
