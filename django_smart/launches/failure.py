@@ -34,15 +34,10 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
     """
     code = "internal_error" if error is None else error.code
     if launch is not None:
-        now = timezone.now()
         if launch._state.adding:
-            launch.status = Launch.Status.FAILED
-            launch.error_code = code
-            launch.code_verifier = ""
-            launch.consumed_at = launch.ended_at = now
             launch.save()
-        else:
-            Launch.objects.filter(pk=launch.pk).fail(error_code=code, now=now)
+        this = Launch.objects.filter(pk=launch.pk)
+        this.fail(error_code=code, now=timezone.now())
     name = "unknown" if launch is None else launch.pk
     reason = "" if error is None else f" ({error})"
     logger.warning("Launch %s failed: %s%s", name, code, reason)
