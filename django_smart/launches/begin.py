@@ -96,19 +96,15 @@ def get_ehr_registration(iss: str, launch_slug: str = "") -> ClientRegistration:
                 return registration
             server = FHIRServer.objects.with_base_url(iss).first()
     if server is None:
-        unknown = LaunchRequestError(
+        _log_nearest(iss)
+        raise LaunchRequestError(
             "The iss of this launch is not the FHIR base URL of a registered server.",
             code="unknown_server",
         )
-        fail_launch(None, unknown)
-        _log_nearest(iss)
-        raise unknown
     name = f"named {launch_slug}" if launch_slug else "that is the default"
-    inactive = InactiveRegistrationError(
+    raise InactiveRegistrationError(
         f"The server {server.slug} has no active registration {name} for EHR launches."
     )
-    fail_launch(None, inactive)
-    raise inactive
 
 
 def _log_nearest(iss: str) -> None:
@@ -164,16 +160,12 @@ def get_standalone_registration(slug: str, launch_slug: str = "") -> ClientRegis
         else:
             server = FHIRServer.objects.filter(slug=slug).first()
     if server is None or (not launch_slug and server.slug != slug):
-        unknown = LaunchRequestError(
+        raise LaunchRequestError(
             "No server is registered with this name.", code="unknown_server"
         )
-        fail_launch(None, unknown)
-        raise unknown
-    inactive = InactiveRegistrationError(
+    raise InactiveRegistrationError(
         f"The server {server.slug} has no active registration for standalone launches."
     )
-    fail_launch(None, inactive)
-    raise inactive
 
 
 def make_room(browser_digests: Collection[str]) -> None:

@@ -43,7 +43,6 @@ from ..error_pages.retry import (
 from ..exceptions import (
     DecisionError,
     IdentityError,
-    MissingParameterError,
     SMARTError,
     StateError,
     StateUsedError,
@@ -121,10 +120,10 @@ class LaunchView(ProtocolView):
         try:
             iss = get_single(request, "iss")
             ehr_launch_id = get_single(request, "launch")
-        except MissingParameterError as exc:
+            self.registration = registration = get_ehr_registration(iss, launch_slug)
+        except SMARTError as exc:
             fail_launch(None, exc)
             raise
-        self.registration = registration = get_ehr_registration(iss, launch_slug)
         first = enter_frame(request, registration.server)
         if first is not None:
             return first
@@ -213,7 +212,11 @@ class LoginView(ProtocolView):
 
     @staticmethod
     def _find(chosen: dict[str, str]) -> ClientRegistration:
-        return get_standalone_registration(chosen["server"], chosen["registration"])
+        try:
+            return get_standalone_registration(chosen["server"], chosen["registration"])
+        except SMARTError as exc:
+            fail_launch(None, exc)
+            raise
 
     @staticmethod
     def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
