@@ -810,28 +810,11 @@ def test_secret_that_was_typed_is_not_sent_back_with_an_error(admin_client, rows
             "clear_client_secret",
             "not both",
         ),
-        (
-            {"token_endpoint_auth_method": "none"},
-            "client_secret",
-            "uses no client secret",
-        ),
-        ({"client_secret_env": "X"}, "client_secret_env", "only one place"),
-        ({"ehr_scope": "patient/Patient.sr"}, "ehr_scope", "not a SMART scope"),
         ({"ehr_scope": ""}, "ehr_scope", "scopes for at least one use"),
-        ({"redirect_uri": ""}, "redirect_uri", "requires a redirect URI"),
         ({"redirect_uri": "foo"}, "redirect_uri", "not an absolute http"),
         ({"redirect_uri": "javascript:alert(1)"}, "redirect_uri", "not an absolute"),
         ({"redirect_uri": "https://[abc/callback/"}, "redirect_uri", "invalid host"),
         ({"redirect_uri": "https://a.example:99999/"}, "redirect_uri", "invalid host"),
-        (
-            {
-                "system_scope": "system/Patient.rs",
-                "token_endpoint_auth_method": "none",
-                "clear_client_secret": "on",
-            },
-            "token_endpoint_auth_method",
-            "with private_key_jwt",
-        ),
     ],
 )
 @pytest.mark.compliance("REG-04")
