@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,10 @@ from django.core.exceptions import (
     ValidationError,
 )
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, router, transaction
+from django.db import DatabaseError, models, router, transaction
 
 from django_smart.contrib.doctor import BASE_URL_WRONG, Finding, discover
 from django_smart.exceptions import SMARTError
-from django_smart.management.entries import (
-    ENTRY_NAMES,
-    EntryError,
-    build_input,
-    get_column_names,
-    get_option,
-    parse_file,
-    parse_settings,
-)
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.scopes import ScopeSet
@@ -165,7 +159,7 @@ class Command(BaseCommand):
             metavar="FIELD=VALUE",
             help="Set any other field by name; durations in seconds, headers and "
             "lists as JSON; can be repeated. Fields: "
-            f"{', '.join(get_column_names())}.",
+            f"{', '.join(sorted(_get_fields()))}.",
         )
         asking = rest.add_mutually_exclusive_group()
         asking.add_argument(
@@ -196,7 +190,7 @@ class Command(BaseCommand):
             return
         for name in _DYNAMIC_OPTIONS:
             if options[name] is not None:
-                raise CommandError(f"--{name.replace('_', '-')} requires --dynamic.")
+                raise CommandError(f"{_as_option(name)} requires --dynamic.")
         file = options["file"]
         entries = [_read_options(options)] if file is None else _read_file(options)
         try:
@@ -218,7 +212,7 @@ class Command(BaseCommand):
             outcome = _register_dynamically(options)
             registration = outcome.registration
             answer = _describe(registration, site_url=options["site_url"] or "")
-        except (EntryError, ImproperlyConfigured, ValueError) as exc:
+        except (ImproperlyConfigured, ValueError) as exc:
             raise CommandError(str(exc)) from exc
         except ValidationError as exc:
             raise CommandError(_explain(exc)) from exc
@@ -274,31 +268,31 @@ class Command(BaseCommand):
             )
 
 
-def _read_options(options: dict[str, Any]) -> RegistrationInput:
-    for name in ("base_url", "client_id"):
-        if not options[name]:
-            raise CommandError(f"Use {get_option(name)}, or --from FILE.")
-    entry = {name: options[name] for name in ENTRY_NAMES}
-    try:
-        return build_input({**entry, "set": parse_settings(options["set"])})
-    except EntryError as exc:
-        raise CommandError(str(exc)) from exc
+def _read_options(options: Mapping[str, Any]) -> RegistrationInput:
+    settings: dict[str, str] = {}
+    for pair in options["set"]:
+        name, mark, value = pair.partition("=")
+        if not mark:
+            raise CommandError("--set requires FIELD=VALUE.")
+        settings[name.strip()] = value
+    entry = {name: options[name] for name in _ENTRY_NAMES}
+    return _build_input(entry | {"set": settings}, is_dynamic=options["dynamic"])
 
 
 def _read_file(options: dict[str, Any]) -> list[RegistrationInput]:
     site_url = options["site_url"] or ""
-    given = [name for name in ENTRY_NAMES if options[name] is not None]
+    given = [name for name in _ENTRY_NAMES if options[name] is not None]
     if options["set"] or given not in ([], ["site_url"]):
         raise CommandError(
             "With --from, the registrations are read from the file; only "
             "--site-url and --check can be combined with it."
         )
     result: list[RegistrationInput] = []
-    try:
-        for entry in parse_file(_read_text(options["file"])):
-            result.append(build_input(entry, site_url=site_url))  # noqa: PERF401 (counted)
-    except EntryError as exc:
-        raise CommandError(f"Entry {len(result) + 1}: {exc}") from exc
+    for number, entry in enumerate(_parse_file(_read_text(options["file"])), start=1):
+        try:
+            result.append(_build_input(entry, site_url=site_url))
+        except CommandError as exc:
+            raise CommandError(f"Entry {number}: {exc}") from exc
     return result
 
 
@@ -374,7 +368,7 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(
         " ".join(messages)
         if column == NON_FIELD_ERRORS
-        else f"{get_option(column)}: {' '.join(messages)}"
+        else f"{_get_option(column)}: {' '.join(messages)}"
         for column, messages in error.message_dict.items()
     )
 
@@ -401,25 +395,19 @@ def _register_dynamically(options: Mapping[str, Any]) -> DynamicRegistration:
     Register as the *options* of the command say.
 
     Raises:
-        EntryError: they do not go together, or one is missing.
+        CommandError: they do not go together, or one is missing.
         ValidationError, ImproperlyConfigured, SMARTError: as
             :func:`~django_smart.servers.registering.register_dynamically`.
     """
     given = [name for name in _REFUSED if options[name] is not None]
     if given:
-        option = "--from" if given[0] == "file" else "--" + given[0].replace("_", "-")
-        raise EntryError(
+        option = "--from" if given[0] == "file" else _as_option(given[0])
+        raise CommandError(
             f"{option} cannot be combined with --dynamic: the server creates "
             "the client ID and secret, one client at a time."
         )
-    if not options["base_url"]:
-        raise EntryError("--base-url is required.")
-    entry = {name: options[name] for name in ENTRY_NAMES}
-    data = build_input(
-        {**entry, "set": parse_settings(options["set"])}, is_dynamic=True
-    )
     return register_dynamically(
-        data,
+        _read_options(options),
         client_name=options["client_name"] or "",
         initial_access_token=_read_token(options["initial_access_token_env"]),
     )
@@ -442,5 +430,242 @@ def _read_token(variable: str | None) -> str | None:
         return None
     token = os.environ.get(variable, "").strip()
     if not token:
-        raise EntryError(f"The environment variable {variable} is not set.")
+        raise CommandError(f"The environment variable {variable} is not set.")
     return token
+
+
+# Entries, from the command line or a file: options, and columns by name (``--set``).
+
+# They say which row it is, or are fetched from the server.
+_NOT_SETTABLE = {
+    "base_url",
+    "client_id",
+    "configuration",
+    "configuration_fetched_at",
+    "issuer",
+    "jwks",
+    "jwks_fetched_at",
+    "jwks_uri",
+}
+_MAX_SECONDS = 100 * 366 * 24 * 3600
+_TRUE = {"1", "on", "true", "yes"}
+_FALSE = {"0", "false", "no", "off"}
+# Option, as a file names it, and the column it sets.
+_OPTIONS = {
+    "auth_method": "token_endpoint_auth_method",
+    "client_secret": "client_secret",
+    "ehr_scope": "ehr_scope",
+    "embed": "allow_embedding",
+    "frame_origin": "frame_origins",
+    "secret_env": "client_secret_env",
+    "standalone_scope": "standalone_scope",
+    "system_scope": "system_scope",
+}
+_OWN = {"base_url", "client_id", "name", "preset", "site_url", "slug"}
+# What an entry may have, beside ``set``: the options' names, with underscores.
+_ENTRY_NAMES = tuple(sorted(_OWN | {*_OPTIONS}))
+
+
+def _build_input(
+    entry: Mapping[str, Any], *, site_url: str = "", is_dynamic: bool = False
+) -> RegistrationInput:
+    """
+    Make one entry the input of the flow; ``null`` and absent are the same.
+
+    Args:
+        site_url: for an entry that names none.
+        is_dynamic: whether the client id is still to be made.
+
+    Raises:
+        CommandError: a name is unknown or missing, or a value has another type; the
+            message is without values.
+    """
+    given = {name: value for name, value in entry.items() if value is not None}
+    settings = given.pop("set", {})
+    unknown = sorted(given.keys() - {*_ENTRY_NAMES})
+    if unknown:
+        raise CommandError(
+            f"Unknown: {', '.join(unknown)}. Valid keys: {', '.join(_ENTRY_NAMES)}, "
+            "set."
+        )
+    for name in ("base_url",) if is_dynamic else ("base_url", "client_id"):
+        if not given.get(name):
+            raise CommandError(f"{_get_option(name)} is missing.")
+    if not isinstance(settings, Mapping):
+        raise CommandError("set is not an object.")
+    if isinstance(given.get("frame_origin"), str):
+        given["frame_origin"] = [given["frame_origin"]]
+    own = {name: given.pop(name) for name in sorted(_OWN & given.keys())}
+    for name, value in own.items():
+        if not isinstance(value, str):
+            raise CommandError(f"{name} must be text.")
+    columns = _parse_columns({**given, **settings})
+    for values in (own, *columns.values()):
+        for name, value in values.items():
+            if not _is_storable(value):
+                raise CommandError(f"{name} contains characters that cannot be stored.")
+    return RegistrationInput(
+        **{"site_url": site_url, "client_id": "", **own},
+        server_values=columns[FHIRServer],
+        registration_values=columns[ClientRegistration],
+    )
+
+
+def _parse_columns(
+    values: Mapping[str, Any],
+) -> dict[type[models.Model], dict[str, Any]]:
+    """
+    Turn text, or values as JSON has them, into what the columns of each table hold.
+
+    Durations are seconds; booleans are true or false; what JSON columns hold is JSON.
+    An empty text, or null, empties a column that may be null.
+
+    Raises:
+        CommandError: unknown name, or a value of another type.
+    """
+    fields = _get_fields()
+    columns: dict[type[models.Model], dict[str, Any]] = {
+        ClientRegistration: {},
+        FHIRServer: {},
+    }
+    for name, value in values.items():
+        column = _OPTIONS.get(name, name)
+        if column not in fields:
+            near = get_close_matches(name, fields, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise CommandError(
+                f"There is no field {name}.{hint} Fields that can be set: "
+                f"{', '.join(sorted(fields))}."
+            )
+        model, field = fields[column]
+        try:
+            columns[model][field.name] = _parse(field, value)
+        except (OverflowError, TypeError, ValueError, RecursionError):
+            # The value is not quoted: it may be a secret that went astray.
+            raise CommandError(f"{name} must be {_describe_type(field)}.") from None
+    return columns
+
+
+def _get_fields() -> dict[str, tuple[type[models.Model], models.Field[Any, Any]]]:
+    fields: dict[str, tuple[type[models.Model], models.Field[Any, Any]]] = {}
+    for model in (ClientRegistration, FHIRServer):
+        for column in model._meta.concrete_fields:
+            settable = (
+                column.editable
+                and not column.primary_key
+                and not column.is_relation
+                and column.name not in _NOT_SETTABLE
+            )
+            if settable:
+                prefix = "server." if column.name in fields else ""
+                fields[prefix + column.name] = (model, column)
+    return fields
+
+
+def _describe_type(field: models.Field[Any, Any]) -> str:
+    if isinstance(field, models.BooleanField):
+        return "true or false"
+    if isinstance(field, models.IntegerField):
+        return "a whole number"
+    if isinstance(field, models.DurationField):
+        return "a number of seconds"
+    if isinstance(field, models.JSONField):
+        kind = "object" if isinstance(field.get_default(), dict) else "list"
+        return f"a JSON {kind}"
+    return "text"
+
+
+def _parse(field: models.Field[Any, Any], value: Any) -> Any:
+    if field.null and (value is None or value == ""):
+        return None
+    if isinstance(field, models.BooleanField):
+        return _parse_boolean(value)
+    if isinstance(field, models.IntegerField):
+        return int(_require(value, int, str))
+    if isinstance(field, models.DurationField):
+        return timedelta(seconds=_parse_seconds(value))
+    if isinstance(field, models.JSONField):
+        parsed = json.loads(value) if isinstance(value, str) else value
+        # An empty value of another kind would pass the validators of the column.
+        return _require(parsed, type(field.get_default()))
+    if field.name == "request_headers" and isinstance(value, Mapping):
+        return json.dumps(value)  # in a file
+    return _require(value, str)
+
+
+def _parse_boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = value.lower() if isinstance(value, str) else ""
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ValueError
+
+
+def _require(value: Any, *types: type) -> Any:
+    # True is an int to Python, and to nobody else.
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError
+    return value
+
+
+def _parse_seconds(value: Any) -> float:
+    seconds = float(_require(value, int, float, str))
+    # Written so that NaN is refused; the limit is that of the databases' intervals.
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise ValueError
+    return seconds
+
+
+def _as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _get_option(column: str) -> str:
+    """What *column* is called on the command line, for messages."""
+    for name, target in _OPTIONS.items():
+        if target == column:
+            return _as_option(name)
+    return _as_option(column) if column in _OWN else f"--set {column}"
+
+
+def _parse_file(text: str) -> list[dict[str, Any]]:
+    """
+    Read a JSON list of entries.
+
+    Raises:
+        CommandError: not JSON, or not a list of objects.
+    """
+    try:
+        entries = json.loads(text, object_pairs_hook=_build_object)
+    except json.JSONDecodeError as exc:
+        # The exception holds the text, secrets and all: it is not chained.
+        raise CommandError(
+            f"The file is not JSON: {exc.msg} at line {exc.lineno}, column {exc.colno}."
+        ) from None
+    except (ValueError, RecursionError):
+        raise CommandError("The file is not valid JSON.") from None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise CommandError("The file is not a JSON list of objects.")
+    return entries
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise CommandError("The file is ambiguous: an object has a duplicate key.")
+    return result
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether every database takes it: no NUL, no half of a surrogate pair."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+        elif isinstance(each, str) and re.search("[\0\ud800-\udfff]", each):
+            return False
+    return True
