@@ -14,7 +14,6 @@ from ...conf import conf
 from ...models import ClientRegistration, FHIRServer
 from ...servers.registering import get_site_url
 from .background import examine_background
-from .database import UNUSABLE, examine_database
 from .findings import KINDS, Finding, Severity, build_unexamined, collect
 from .journey import (
     find_cookie_faults,
@@ -23,7 +22,14 @@ from .journey import (
     walk,
 )
 from .server import BASE_URL_WRONG, discover, examine_server
-from .site import NO_ANSWER, answers_at, find_setting_faults, probe_site
+from .site import (
+    NO_ANSWER,
+    UNUSABLE,
+    answers_at,
+    find_database_faults,
+    find_setting_faults,
+    probe_site,
+)
 
 __all__ = [
     "BASE_URL_WRONG",
@@ -46,7 +52,7 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
     cannot be examined is a finding with its reason: nothing is raised.
     """
     findings = collect("settings", find_setting_faults)
-    findings += collect("database", examine_database)
+    findings += collect("database", find_database_faults)
     if UNUSABLE.isdisjoint(each.code for each in findings):
         findings += collect("sessions", find_session_faults)
         findings += collect("pages", find_page_faults)

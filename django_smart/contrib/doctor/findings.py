@@ -6,20 +6,26 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 from ...conf import build_docs_url
 from ...redaction import redact
+from ...servers.http import send
 
 __all__ = [
     "KINDS",
     "Finding",
     "Severity",
+    "ask",
     "build_finding",
     "build_unexamined",
     "collect",
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Sends a request, and waits less long than a launch would: a person may be waiting.
+ask = partial(send, within=5.0)
 
 
 class Severity(StrEnum):

@@ -40,8 +40,7 @@ from ...models import ClientRegistration
 from ...protocol.messages import HTTPRequest
 from ...protocol.urls import LOOPBACK_HOSTS
 from ...servers.registering import get_site_url
-from .asking import ask
-from .findings import Finding, Severity, build_finding
+from .findings import Finding, Severity, ask, build_finding
 
 __all__ = [
     "find_cookie_faults",

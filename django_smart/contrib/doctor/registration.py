@@ -1,29 +1,57 @@
-"""Problems of one registration: its own, and with what the server supports."""
+"""
+Problems of one registration: its own, with what the server supports, and whether the
+server accepts this client, as far as can be known without a launch.
+"""
 
 from __future__ import annotations
 
+import copy
+import os
+import secrets
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from datetime import datetime
+from urllib.parse import quote_plus, urlsplit
 
 from django.conf import settings
+from django.db.models import Max
 from django.http.request import validate_host
 from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
 from django.utils.text import capfirst
 
 from ...conf import conf
+from ...exceptions import (
+    CredentialsError,
+    MalformedTokenResponseError,
+    RedirectRefusedError,
+    SMARTError,
+    TokenResponseError,
+    TransportError,
+)
 from ...launches.prefix import find_route
-from ...models import ClientRegistration, TokenGrant
+from ...models import ClientRegistration, FHIRServer, TokenGrant
 from ...protocol.capabilities import Capability
 from ...protocol.configuration import SMARTConfiguration
+from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
+from ...protocol.token import (
+    build_refresh_request,
+    build_token_request,
+    process_token_response,
+)
+from ...servers.http import build_client_authentication
 from ...servers.registering import get_site_url
 from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
-from .credentials import try_credentials, try_other_encoding
-from .findings import Finding, build_finding, collect
+from .findings import Finding, Severity, ask, build_finding, collect
 from .site import answers_at
 
 __all__ = ["examine_registration"]
+
+_NO_CODE = "no-code-the-doctor-is-asking"
+_CLIENT_REFUSED = {"invalid_client", "unauthorized_client"}
+_AuthMethod = ClientRegistration.AuthMethod
+_Basic = FHIRServer.BasicCredentials
 
 
 def examine_registration(
@@ -47,8 +75,8 @@ def examine_registration(
     findings += collect("callback", _find_shared_callback, registration)
     findings += collect("cookies", _find_cookie_faults, registration)
     if not codes & {"method_not_offered", "algorithm_not_offered"}:
-        findings += collect("credentials", try_credentials, *both)
-        findings += collect("encoding of credentials", try_other_encoding, *both)
+        findings += collect("credentials", _try_credentials, *both)
+        findings += collect("encoding of credentials", _try_other_encoding, *both)
     return findings
 
 
@@ -223,3 +251,244 @@ def _find_cookie_faults(registration: ClientRegistration) -> Iterator[Finding]:
             fix="Serve this site over https, and set SESSION_COOKIE_SECURE = True "
             "and CSRF_COOKIE_SECURE = True.",
         )
+
+
+def _try_credentials(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Finding]:
+    """
+    Request tokens with a code, or a refresh token, that no server issued.
+
+    Most servers look at the client first: they refuse a client that does not exist, and
+    of this one only the code.  What they answer to both alike proves nothing.
+    """
+    url = configuration.token_endpoint
+    try:
+        request = _build_request(registration, url)
+    except CredentialsError as exc:
+        yield _explain_credentials(registration, exc)
+        return
+    try:
+        answer = ask(request, server=registration.server)
+        if what := _find_wrong_answer(answer):
+            yield build_finding(
+                "endpoint_wrong",
+                what=f"The token endpoint {what}.",
+                fix="Try again later. If the problem remains, contact the "
+                "server's operator, or correct the token endpoint on the "
+                "server's admin page if it was set manually.",
+            )
+            return
+        yield from _judge(registration, url, answer)
+    except TransportError as exc:
+        yield build_finding(
+            "endpoint_unreachable",
+            what=f"The token endpoint cannot be reached: {exc}.",
+            fix="Check that this machine can connect to its host, which may "
+            "differ from the FHIR server's. If it can, contact the server's "
+            "operator.",
+        )
+
+
+def _judge(
+    registration: ClientRegistration, url: str, answer: HTTPResponse
+) -> Iterator[Finding]:
+    refusal = _find_refusal(answer)
+    worked_at = _find_last_success(registration)
+    if not refusal:
+        if worked_at or _is_refused(registration, url):
+            return
+        yield build_finding(
+            "credentials_unproven",
+            what="The token endpoint responds to a nonexistent client exactly as "
+            "to this one, so it is unknown whether it accepts this client.",
+            fix="Launch once. If the server refuses the client, the error code is "
+            "invalid_client.",
+        )
+        return
+    if not _find_refusal(
+        ask(_build_request(registration, url, refresh=True), server=registration.server)
+    ) and _is_refused(registration, url, refresh=True):
+        return  # This client is accepted; to a wrong code it says the same.
+    last = (
+        f" The client received tokens at {worked_at:%Y-%m-%d %H:%M} UTC, so "
+        "the cause is probably the code."
+        if worked_at
+        else ""
+    )
+    yield build_finding(
+        "credentials_refused",
+        severity=Severity.NOTE if worked_at else None,
+        what=f"The token endpoint responds with {refusal} to a request of this "
+        f"client (authentication: {registration.token_endpoint_auth_method}) "
+        "with a nonexistent code. It refuses either the client or every such "
+        f"code.{last}",
+        fix="Launch once; if that succeeds, the client is accepted. Otherwise: "
+        f"{_get_credentials_fix(registration)}",
+    )
+
+
+def _build_request(
+    registration: ClientRegistration, url: str, *, refresh: bool = False
+) -> HTTPRequest:
+    authentication = build_client_authentication(registration, token_endpoint=url)
+    if refresh:
+        return build_refresh_request(
+            token_endpoint=url,
+            refresh_token=_NO_CODE,
+            client_authentication=authentication,
+        )
+    return build_token_request(
+        token_endpoint=url,
+        code=_NO_CODE,
+        redirect_uri=registration.redirect_uri or get_site_url(registration),
+        code_verifier=secrets.token_urlsafe(64),
+        client_authentication=authentication,
+    )
+
+
+def _is_refused(
+    registration: ClientRegistration, url: str, *, refresh: bool = False
+) -> bool:
+    """Whether a client that does not exist is refused, and told so."""
+    nobody = copy.copy(registration)
+    nobody.client_id = f"nobody-{secrets.token_hex(8)}"
+    if nobody.token_endpoint_auth_method.startswith("client_secret_"):
+        nobody.client_secret_env = nobody.client_secret_file = ""
+        nobody.client_secret = secrets.token_urlsafe()
+    request = _build_request(nobody, url, refresh=refresh)
+    return bool(_find_refusal(ask(request, server=registration.server)))
+
+
+def _find_last_success(registration: ClientRegistration) -> datetime | None:
+    """When this client last got tokens, since it was last changed here."""
+    grants = TokenGrant.objects.filter(
+        registration=registration, received_at__gte=registration.updated_at
+    )
+    last: datetime | None = grants.aggregate(last=Max("received_at"))["last"]
+    return last
+
+
+def _read_error(answer: HTTPResponse) -> SMARTError | None:
+    """What a launch would raise for *answer*."""
+    try:
+        process_token_response(answer, requested=ScopeSet.parse(""), now=timezone.now())
+    except SMARTError as exc:
+        return exc
+    return None
+
+
+def _find_refusal(answer: HTTPResponse) -> str:
+    """How the client itself is refused; empty if it is not."""
+    error = _read_error(answer)
+    if isinstance(error, TokenResponseError) and error.error in _CLIENT_REFUSED:
+        return error.error
+    return "status 401" if answer.status_code == 401 else ""
+
+
+def _find_wrong_answer(answer: HTTPResponse) -> str:
+    """What it does that no token endpoint does; empty if nothing."""
+    status = answer.status_code
+    if status in {404, 405} or status >= 500:
+        return f"responds with status {status}"
+    error = _read_error(answer)
+    if isinstance(error, RedirectRefusedError):
+        return "redirects the request to another URL, as sign-in pages do"
+    is_html = "html" in answer.headers.get("content-type", "")
+    if isinstance(error, MalformedTokenResponseError) and is_html:
+        return "responds with a web page, such as a sign-in page, instead of JSON"
+    return ""
+
+
+def _get_credentials_fix(registration: ClientRegistration) -> str:
+    if registration.uses_private_key:
+        return (
+            "Enter this site's JWK Set URL in the vendor's form, or upload "
+            "the output of smart_keys export, and wait until the server has "
+            "read it. Check the client ID."
+        )
+    if registration.token_endpoint_auth_method == _AuthMethod.NONE:
+        return (
+            "Check the client ID, and register the client as public at the "
+            "vendor; or enter the secret and authentication method that it "
+            "was given."
+        )
+    return (
+        "Check the client ID and authentication method in the vendor's form, "
+        "and enter the client secret again. Some vendors activate a new "
+        "secret only after a few minutes."
+    )
+
+
+def _explain_credentials(
+    registration: ClientRegistration, error: CredentialsError
+) -> Finding:
+    if registration.uses_private_key:
+        return build_finding(
+            "key_missing",
+            what=f"Token requests cannot be signed: {error}",
+            fix="Run smart_keys generate --algorithm "
+            f"{registration.signing_algorithm}, and let the server read the "
+            "JWK Set.",
+        )
+    if variable := registration.client_secret_env:
+        fix = (
+            f"Set {variable} in the environment of web processes and workers, "
+            "and of this command."
+        )
+    elif path := registration.client_secret_file:
+        fix = f"Put the secret into {path}, readable by this site's processes."
+    else:
+        fix = "Enter the client secret on the registration's admin page."
+    return build_finding(
+        "secret_missing",
+        what=f"The client secret is unavailable: {error}",
+        fix=fix,
+    )
+
+
+def _try_other_encoding(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> Iterator[Finding]:
+    """
+    Send the credentials once in the other encoding, if this one is refused.
+
+    Only an answer about the code that nobody gave (``invalid_grant``) shows that a
+    client is accepted; every other answer proves nothing.
+    """
+    url = configuration.token_endpoint
+    other = copy.copy(registration)
+    other.server = copy.copy(registration.server)
+    is_raw = other.server.basic_credentials == _Basic.RAW
+    other.server.basic_credentials = _Basic.FORM_ENCODED if is_raw else _Basic.RAW
+    try:
+        if (
+            _differs(registration)
+            and not _is_accepted(registration, url)
+            and _is_accepted(other, url)
+        ):
+            yield build_finding(
+                "basic_encoding_wrong",
+                what="The token endpoint refuses client ID and secret in the "
+                f"current encoding ({registration.server.basic_credentials}) "
+                f"and accepts them as {other.server.basic_credentials}.",
+                fix="Set basic_credentials on the server's admin page to "
+                f"{other.server.basic_credentials}.",
+            )
+    except SMARTError:
+        # Reported where the credentials themselves are tried.
+        return
+
+
+def _differs(registration: ClientRegistration) -> bool:
+    if registration.token_endpoint_auth_method != _AuthMethod.CLIENT_SECRET_BASIC:
+        return False
+    text = registration.client_id + registration.get_client_secret(os.environ)
+    return quote_plus(text) != text
+
+
+def _is_accepted(registration: ClientRegistration, url: str) -> bool:
+    error = _read_error(
+        ask(_build_request(registration, url), server=registration.server)
+    )
+    return isinstance(error, TokenResponseError) and error.error == "invalid_grant"

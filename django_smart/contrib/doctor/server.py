@@ -39,8 +39,7 @@ from ...servers.discovery import (
     fetch_configuration,
     fetch_jwks,
 )
-from .asking import ask
-from .findings import Finding, Severity, build_finding, collect
+from .findings import Finding, Severity, ask, build_finding, collect
 from .registration import examine_registration
 
 __all__ = ["BASE_URL_WRONG", "discover", "examine_server"]

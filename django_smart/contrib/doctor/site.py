@@ -1,4 +1,4 @@
-"""What is wrong with this site: its settings, and how the outside sees it."""
+"""What is wrong with this site: settings, database, and how the outside sees it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,45 @@ from collections.abc import Iterator
 from datetime import timedelta
 from urllib.parse import urlsplit
 
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
+from django.db import DatabaseError, connections, router, transaction
+from django.db.migrations.executor import MigrationExecutor
 from django.urls import NoReverseMatch, reverse
 from django.utils.http import urlencode
 
 from ...checks.settings import RULES
 from ...conf import DOCS_URL
 from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
-from ...models import SigningKey
+from ...models import FHIRServer, SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPResponse
 from ...protocol.urls import is_same_origin
 from ...servers.signing_keys import OVERLAP
 from ...views.jwks import PROBE_PARAMETER, SEEN_AS_HEADER, build_probe
-from .asking import ask
-from .findings import Finding, Severity, build_finding
+from .findings import Finding, Severity, ask, build_finding
 
-__all__ = ["NO_ANSWER", "answers_at", "find_setting_faults", "probe_site"]
+__all__ = [
+    "NO_ANSWER",
+    "UNUSABLE",
+    "answers_at",
+    "find_database_faults",
+    "find_setting_faults",
+    "probe_site",
+]
 
+#: The codes after which nothing that reads the database can be examined.
+UNUSABLE = frozenset({"database_unusable", "migrations_missing"})
 #: The codes that say that this site does not answer at an address.
 NO_ANSWER = frozenset({"jwks_unreachable", "jwks_wrong"})
 
+_APPS = ("django_smart", "auth", "sessions")
+_MIGRATE = (
+    "Run “manage.py migrate”. If there is nothing to apply, compare "
+    "“manage.py showmigrations” with the tables: a migration that stopped "
+    "halfway has to be completed or reversed."
+)
 _SHARED_AGE = re.compile(r"s-maxage\s*=\s*\"?([0-9]{1,9})", re.ASCII)
 # What the messages themselves do not say.
 _WHY = {
@@ -72,6 +89,56 @@ def find_setting_faults() -> Iterator[Finding]:
             # The finding has the link itself.
             fix=str(message.hint or "").partition(f" See {DOCS_URL}")[0],
         )
+
+
+def find_database_faults() -> Iterator[Finding]:
+    """Missing migrations and columns; a database that only reads."""
+    alias = router.db_for_write(FHIRServer)
+    try:
+        executor = MigrationExecutor(connections[alias])
+    except DatabaseError as exc:
+        yield build_finding(
+            "database_unusable",
+            what=f"The database cannot be used: {_describe(exc)}.",
+            fix="Check host, name, user and password in DATABASES, and start the "
+            "database server if it is down.",
+        )
+        return
+    targets = [each for each in executor.loader.graph.leaf_nodes() if each[0] in _APPS]
+    plan = executor.migration_plan(targets)
+    missing = [f"{each.app_label}.{each.name}" for each, _ in plan]
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    shown = ", ".join(missing[-3:]) + more
+    faults = [f"not applied: {shown}"] if missing else []
+    for model in (
+        apps.get_app_config("django_smart").get_models() if not missing else ()
+    ):
+        try:
+            with transaction.atomic(using=alias):
+                list(model._base_manager.using(alias).filter(pk__lt=0).values())
+        except DatabaseError as exc:
+            faults.append(f"{model._meta.db_table} cannot be read ({_describe(exc)})")
+    if faults:
+        yield build_finding(
+            "migrations_missing",
+            what=f"The tables do not match this version: {'; '.join(faults)}.",
+            fix=_MIGRATE,
+        )
+        return
+    try:
+        with transaction.atomic(using=alias):
+            FHIRServer.objects.using(alias).filter(pk__lt=0).update(paused=False)
+    except DatabaseError as exc:
+        yield build_finding(
+            "database_read_only",
+            what=f"The database is read-only: {_describe(exc)}.",
+            fix="Give the user in DATABASES write permission; for SQLite, make "
+            "the file and its folder writable for the site's processes.",
+        )
+
+
+def _describe(error: DatabaseError) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def probe_site(origin: str, *, signs: bool) -> list[Finding]:
