@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from celery import current_app
@@ -84,28 +83,24 @@ def _find_ending_keys(now: datetime) -> Iterator[Finding]:
             )
 
 
-@dataclass(frozen=True)
-class _Duty:
-    """A task that must run, and the longest time it may be missing."""
-
-    task: str
-    longest_silence: timedelta
-    is_needed: Callable[[], bool]
-
-
 def _find_silence(now: datetime) -> Iterator[Finding]:
-    needed = [each for each in _DUTIES if each.is_needed()]
+    # Tasks that must run, and the longest time each may be missing.
+    needed = {}
+    if _has_offline_access():
+        needed[REFRESH] = timedelta(minutes=10)
+    if conf.SMART_KEY_ROTATION:
+        needed[ROTATE_KEYS] = timedelta(hours=3)
     if not needed:
         return
     broker = _examine_broker()
     yield from broker
-    last = {each.task: TaskRun.objects.get_time(each.task) for each in _DUTIES}
+    last = {task: TaskRun.objects.get_time(task) for task in needed}
     silent = [
-        each
-        for each in needed
-        if (ran_at := last[each.task]) is None or now - ran_at > each.longest_silence
+        task
+        for task, longest in needed.items()
+        if (ran_at := last[task]) is None or now - ran_at > longest
     ]
-    is_new = all(last[each.task] is None for each in silent)
+    is_new = all(last[task] is None for task in silent)
     # Cron may not have had its turn yet; what is late has findings of its own.
     if not silent or (is_new and len(silent) < len(needed)):
         return
@@ -113,10 +108,8 @@ def _find_silence(now: datetime) -> Iterator[Finding]:
     workers = (current_app.control.ping(timeout=_ANSWER) if has_broker else None) or []
     yield _build_silence(
         ", ".join(
-            f"{each.task} (since {_format(ran_at)})"
-            if (ran_at := last[each.task])
-            else each.task
-            for each in silent
+            f"{task} (since {_format(ran_at)})" if (ran_at := last[task]) else task
+            for task in silent
         ),
         workers=len(workers),
         is_new=is_new and bool(workers),
@@ -154,12 +147,6 @@ def _has_offline_access() -> bool:
         or registrations.filter(standalone_scope__contains="offline_access").exists()
         or TokenGrant.objects.active().offline().exists()
     )
-
-
-_DUTIES = (
-    _Duty(REFRESH, timedelta(minutes=10), _has_offline_access),
-    _Duty(ROTATE_KEYS, timedelta(hours=3), lambda: bool(conf.SMART_KEY_ROTATION)),
-)
 
 
 def _examine_broker() -> list[Finding]:
