@@ -52,14 +52,6 @@ _PASTED = ("/.well-known/smart-configuration", "/metadata")
 _USUAL = ("/fhir", "/r4", "/R4", "/fhir/r4", "/fhir/R4", "/baseR4")
 
 
-class _StopError(Exception):
-    """What was found makes every further question pointless."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.code)
-        self.finding = finding
-
-
 def examine_server(server: FHIRServer) -> list[Finding]:
     """
     Examine *server*, and compare its active registrations with its configuration.
@@ -71,10 +63,10 @@ def examine_server(server: FHIRServer) -> list[Finding]:
 
 def discover(server: FHIRServer) -> SMARTConfiguration | Finding:
     """Return *server*'s configuration, or why it is unavailable; nothing is stored."""
-    try:
-        return _discover(server, _ask(server), save=False)
-    except _StopError as stop:
-        return stop.finding
+    answer = _ask(server)
+    if isinstance(answer, Finding):
+        return answer
+    return _discover(server, answer, save=False)
 
 
 def _examine(server: FHIRServer) -> Iterator[Finding]:
@@ -90,12 +82,14 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         yield finding
         if finding.severity == Severity.ERROR:
             return
-    try:
-        answer = _ask(server)
-        yield from collect("clock", _find_clock_fault, answer)
-        configuration = _discover(server, answer, save=server.pk is not None)
-    except _StopError as stop:
-        yield stop.finding
+    answer = _ask(server)
+    if isinstance(answer, Finding):
+        yield answer
+        return
+    yield from collect("clock", _find_clock_fault, answer)
+    configuration = _discover(server, answer, save=server.pk is not None)
+    if isinstance(configuration, Finding):
+        yield configuration
         return
     yield from _find_overruled(server)
     registrations: list[ClientRegistration] = []
@@ -158,8 +152,8 @@ def _find_plain_http(server: FHIRServer) -> Iterator[Finding]:
     )
 
 
-def _ask(server: FHIRServer) -> HTTPResponse:
-    """The answer to discovery, whatever it is."""
+def _ask(server: FHIRServer) -> HTTPResponse | Finding:
+    """The answer to discovery, whatever it is; or why there is none."""
     try:
         return ask(
             build_discovery_request(
@@ -168,7 +162,7 @@ def _ask(server: FHIRServer) -> HTTPResponse:
             server=server,
         )
     except TransportError as exc:
-        raise _StopError(_explain_failure(exc)) from exc
+        return _explain_failure(exc)
 
 
 def _explain_failure(error: TransportError) -> Finding:
@@ -227,7 +221,7 @@ def _read_date(answer: HTTPResponse) -> datetime | None:
 
 def _discover(
     server: FHIRServer, answer: HTTPResponse, *, save: bool
-) -> SMARTConfiguration:
+) -> SMARTConfiguration | Finding:
     try:
         try:
             configuration = fetch_configuration(server, save=save)
@@ -235,14 +229,12 @@ def _discover(
             configuration = fetch_configuration(server, save=False)
         check_dispute(server)
     except TransportError as exc:
-        raise _StopError(_explain_failure(exc)) from exc
+        return _explain_failure(exc)
     except IssuerDisputedError as exc:
         what, _, fix = str(exc).partition(": ")
-        raise _StopError(
-            build_finding("issuer_disputed", what=f"{what}.", fix=capfirst(fix))
-        ) from exc
+        return build_finding("issuer_disputed", what=f"{what}.", fix=capfirst(fix))
     except DiscoveryError as exc:
-        raise _StopError(_explain_discovery(server, answer, exc)) from exc
+        return _explain_discovery(server, answer, exc)
     return configuration
 
 
