@@ -21,12 +21,7 @@ from django.test.utils import override_script_prefix
 from django.urls import reverse_lazy
 
 from django_smart.backends import SMARTAuthenticationBackend
-from django_smart.checks import (
-    check_deployment,
-    check_settings,
-    check_structure,
-    check_unknown_settings,
-)
+from django_smart.checks import check_deployment, check_settings, check_structure
 from django_smart.checks.settings import KNOWN_SETTINGS, RULES
 from django_smart.conf import build_docs_url, conf
 from django_smart.middleware import SMARTMiddleware
@@ -304,7 +299,7 @@ def test_site_whose_urls_cannot_be_loaded_is_left_to_django(settings):
 def test_misspelled_setting_is_named_with_the_nearest(settings):
     settings.SMART_SITEURL = "https://app.example.org"
     settings.SMART_COLOUR_OF_THE_BOTTLE = "blue"
-    messages = check_unknown_settings()
+    messages = check_settings()
     assert ids(messages) == ["W021", "W021"]
     assert "SMART_" not in str(messages[0].hint)
     assert "SMART_SITE_URL" in str(messages[1].hint)
@@ -317,7 +312,6 @@ def test_every_message_links_to_its_place_in_the_reference(settings):
     settings.SESSION_COOKIE_SECURE = False
     messages = [
         *check_settings(),
-        *check_unknown_settings(),
         *check_structure(),
         *check_deployment(),
     ]
@@ -326,10 +320,6 @@ def test_every_message_links_to_its_place_in_the_reference(settings):
         assert str(message.hint).endswith(
             f" {build_docs_url('checks', str(message.id))}"
         )
-
-
-def test_known_settings_are_not_unknown():
-    assert check_unknown_settings() == []
 
 
 def test_ipv6_hosts_are_compared_without_brackets(settings):

@@ -16,7 +16,6 @@ __all__ = [
     "check_deployment",
     "check_settings",
     "check_structure",
-    "check_unknown_settings",
     "register_all",
 ]
 
@@ -26,17 +25,10 @@ _TAG = "django_smart"
 
 
 def check_settings(**values: Any) -> list[checks.CheckMessage]:
-    """Check that each setting has a valid value."""
+    """Check that each setting is known and has a valid value."""
     from . import settings
 
     return _add_links(settings.check_settings())
-
-
-def check_unknown_settings(**values: Any) -> list[checks.CheckMessage]:
-    """Check that no unknown ``SMART_*`` setting is set."""
-    from . import settings
-
-    return _add_links(settings.check_unknown_settings())
 
 
 def check_structure(**values: Any) -> list[checks.CheckMessage]:
@@ -62,6 +54,5 @@ def _add_links(messages: list[checks.CheckMessage]) -> list[checks.CheckMessage]
 def register_all() -> None:
     """Register every check with Django."""
     checks.register(check_settings, _TAG)
-    checks.register(check_unknown_settings, _TAG)
     checks.register(check_structure, _TAG)
     checks.register(check_deployment, _TAG, checks.Tags.security, deploy=True)

@@ -22,7 +22,7 @@ from ..conf import SMARTSettings
 from ..exceptions import InsecureURLError
 from ..servers.registering import validate_site_url
 
-__all__ = ["KNOWN_SETTINGS", "RULES", "check_settings", "check_unknown_settings"]
+__all__ = ["KNOWN_SETTINGS", "RULES", "check_settings"]
 
 
 #: Takes a value and returns what is wrong with it, or an empty string.
@@ -415,31 +415,24 @@ KNOWN_SETTINGS = tuple(
 def check_settings() -> list[checks.CheckMessage]:
     """
     ``E001`` to ``E019``, ``E028`` to ``E030``, ``E045`` to ``E047``, ``E051``,
-    ``E055``, ``E056``, ``E058``, ``E063``.
+    ``E055``, ``E056``, ``E058``, ``E063``; ``W021``: a name is probably misspelled.
     """
-    return [
+    wrong: list[checks.CheckMessage] = [
         checks.Error(f"{rule.name} {fault}.", hint=rule.hint, id=rule.id)
         for rule in RULES
         if hasattr(settings, rule.name)
         and (fault := rule.find_fault(getattr(settings, rule.name)))
     ]
-
-
-def check_unknown_settings() -> list[checks.CheckMessage]:
-    """``W021``: a setting whose name is probably misspelled."""
-    unknown = sorted(
-        name
-        for name in dir(settings)
-        if name.startswith("SMART_") and name not in KNOWN_SETTINGS
-    )
-    return [
+    unknown = [
         checks.Warning(
             f"{name} is not a setting of django_smart.",
             hint=_suggest(name),
             id="django_smart.W021",
         )
-        for name in unknown
+        for name in dir(settings)
+        if name.startswith("SMART_") and name not in KNOWN_SETTINGS
     ]
+    return [*wrong, *unknown]
 
 
 def _suggest(name: str) -> str:
