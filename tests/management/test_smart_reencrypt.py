@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,12 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from django.core.management import CommandError
+from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.utils import timezone
 
 from django_smart.exceptions import CredentialsError
 from django_smart.grants.refresh import refresh_grant
-from django_smart.management.commands import smart_reencrypt
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import CLIENT_SECRET, connect, make_browser
@@ -144,13 +144,16 @@ def test_row_that_no_key_decrypts_is_named_and_the_others_are_moved(grant, setti
     settings.SMART_ENCRYPTION_KEYS = [OTHER]
     TokenGrant.objects.update(access_token="of a key that is lost")
     settings.SMART_ENCRYPTION_KEYS = [NEW, OLD]
-    with pytest.raises(CommandError, match="1 rows cannot be decrypted") as raised:
-        run("smart_reencrypt")
-    assert "SMART_ENCRYPTION_KEYS" in str(raised.value)
-    named: list[str] = []
-    again = smart_reencrypt.reencrypt_secrets(on_unreadable=named.append)
-    assert named == [f"TokenGrant {grant.pk}"]
-    assert (again.current, again.moved, again.unreadable) == (3, 0, 1)
+    for moved, current in ((3, 0), (0, 3)):
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.raises(CommandError, match="1 rows cannot be decrypted") as raised:
+            call_command("smart_reencrypt", stdout=out, stderr=err)
+        assert "SMART_ENCRYPTION_KEYS" in str(raised.value)
+        assert err.getvalue() == f"TokenGrant {grant.pk} cannot be decrypted\n"
+        assert out.getvalue() == (
+            f"re-encrypted: {moved}, already current: {current}, changed meanwhile: "
+            "0, cannot be decrypted: 1\n"
+        )
 
 
 def test_nothing_that_is_printed_shows_a_secret(grant):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
@@ -13,7 +13,7 @@ from django.db import models, router
 from ...exceptions import CredentialsError
 from ...fields import EncryptedTextField, reencrypt
 
-__all__ = ["Command", "ReencryptionResult", "reencrypt_secrets"]
+__all__ = ["Command"]
 
 
 class Command(BaseCommand):
@@ -36,30 +36,33 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Move or count, and print the counts."""
-        result = reencrypt_secrets(
-            write=not options["check"],
-            on_unreadable=lambda row: self.stderr.write(f"{row} cannot be decrypted"),
+        is_check = options["check"]
+        counts: Counter[str] = Counter()
+        for model, names in _find_columns():
+            for row in _read_rows(model, names):
+                try:
+                    counts[_move(model, names, row, write=not is_check)] += 1
+                except CredentialsError:
+                    # No key in force decrypts it, or it is from another column.
+                    counts["unreadable"] += 1
+                    name = f"{model._meta.object_name} {row[0]}"
+                    self.stderr.write(f"{name} cannot be decrypted")
+        self.stdout.write(
+            f"{'to re-encrypt' if is_check else 're-encrypted'}: {counts['moved']}, "
+            f"already current: {counts['current']}, changed meanwhile: "
+            f"{counts['busy']}, cannot be decrypted: {counts['unreadable']}"
         )
-        self.stdout.write(_describe(result, is_check=options["check"]))
-        if result.unreadable:
+        if counts["unreadable"]:
             raise CommandError(
-                f"{result.unreadable} rows cannot be decrypted with the "
+                f"{counts['unreadable']} rows cannot be decrypted with the "
                 "current keys. Add the key they were encrypted with back to "
                 "SMART_ENCRYPTION_KEYS, or find out who moved these values "
                 "from another column."
             )
-        if result.busy:
+        if counts["busy"]:
             raise CommandError(
                 "Some rows kept changing during re-encryption; run the command again."
             )
-
-
-def _describe(result: ReencryptionResult, *, is_check: bool) -> str:
-    moved = "to re-encrypt" if is_check else "re-encrypted"
-    return (
-        f"{moved}: {result.moved}, already current: {result.current}, changed "
-        f"meanwhile: {result.busy}, cannot be decrypted: {result.unreadable}"
-    )
 
 
 _BATCH_SIZE = 500
@@ -67,42 +70,6 @@ _BATCH_SIZE = 500
 _ATTEMPTS = 5
 
 _Row = tuple[Any, ...]
-
-
-@dataclass(kw_only=True, slots=True)
-class ReencryptionResult:
-    """Counts of rows that hold a secret."""
-
-    #: With the first key already.
-    current: int = 0
-    #: Moved to it; or, if nothing was to be written, with another key.
-    moved: int = 0
-    #: Changed by others each time they were to be written.
-    busy: int = 0
-    #: No key in force decrypts them, or they were moved there from another column.
-    unreadable: int = 0
-
-
-def reencrypt_secrets(
-    *, write: bool = True, on_unreadable: Callable[[str], None] = lambda row: None
-) -> ReencryptionResult:
-    """
-    Encrypt with the first key whatever has another one, in every model.
-
-    Args:
-        write: ``False`` only counts.
-        on_unreadable: called with the name of each row that cannot be decrypted, such
-            as ``TokenGrant 5``; the row is left as it is.
-    """
-    result = ReencryptionResult()
-    for model, names in _find_columns():
-        for row in _read_rows(model, names):
-            try:
-                _move(model, names, row, result, write=write)
-            except CredentialsError:
-                result.unreadable += 1
-                on_unreadable(f"{model._meta.object_name} {row[0]}")
-    return result
 
 
 def _find_columns() -> Iterator[tuple[type[models.Model], list[str]]]:
@@ -126,29 +93,23 @@ def _read_rows(model: type[models.Model], names: list[str]) -> Iterator[_Row]:
 
 
 def _move(
-    model: type[models.Model],
-    names: list[str],
-    row: _Row | None,
-    result: ReencryptionResult,
-    *,
-    write: bool,
-) -> None:
+    model: type[models.Model], names: list[str], row: _Row | None, *, write: bool
+) -> str:
+    """Encrypt *row* with the first key, and return what became of it."""
     for _attempt in range(_ATTEMPTS):
         if row is None or not any(row[1:]):
             # Deleted, or its tokens dropped, since it was read; or it never had any.
-            return
+            return "empty"
         stored = dict(zip(names, row[1:], strict=True))
         moved = {name: reencrypt(value) for name, value in stored.items()}
         if all(moved[name] is value for name, value in stored.items()):
-            result.current += 1
-            return
+            return "current"
         # Compare-and-set on the old ciphertext: a refresh that stores new tokens
         # between reading and writing must not be undone.
         if not write or _rows_of(model).filter(pk=row[0], **stored).update(**moved):
-            result.moved += 1
-            return
+            return "moved"
         row = _rows_of(model).filter(pk=row[0]).values_list("pk", *names).first()
-    result.busy += 1
+    return "busy"
 
 
 def _rows_of(model: type[models.Model]) -> models.QuerySet[Any]:
