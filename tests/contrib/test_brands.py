@@ -18,7 +18,6 @@ from django.db import connection, reset_queries
 from django.db.models import F
 
 from django_smart.contrib.brands.importing import (
-    BundleReader,
     fetch_bundle,
     import_brand_file,
     import_brands,
@@ -266,10 +265,9 @@ def test_byte_order_mark_is_skipped(path):
         (7, False),
     ],
 )
-def test_timestamp_is_read_if_it_is_one(value, expected):
-    reader = BundleReader(io.BytesIO(bundle(timestamp=value)))
-    assert list(reader) == []
-    assert (reader.timestamp is not None) is expected
+def test_timestamp_is_read_if_it_is_one(path, value, expected):
+    read(path, timestamp=value)
+    assert (BrandBundle.objects.get().timestamp is not None) is expected
 
 
 def test_entries_that_cannot_be_used_are_counted_and_left_out(path):

@@ -32,7 +32,6 @@ from .rows import RowWriter, iterate_in_batches
 
 __all__ = [
     "BrandImport",
-    "BundleReader",
     "fetch_bundle",
     "import_brand_file",
     "import_brands",
@@ -176,9 +175,9 @@ def _write(bundle: BrandBundle, file: BinaryIO) -> BrandImport:
     configuration = bundle.server.read_configuration() if bundle.server else None
     identifier = configuration.user_access_brand_identifier if configuration else None
     writer = RowWriter(bundle, identifier=identifier)
-    reader = BundleReader(file)
-    writer.write(reader)
-    bundle.timestamp = reader.timestamp
+    members: dict[str, object] = {}
+    writer.write(_read_entries(file, members))
+    bundle.timestamp = _read_timestamp(members.get("timestamp"))
     bundle.save()
     link_brands(bundle, writer.problems)
     show_brands(bundle, writer.freed)
@@ -284,43 +283,33 @@ def _send(
     return stream.head
 
 
-class BundleReader:
+def _read_entries(
+    file: BinaryIO, members: dict[str, object]
+) -> Iterator[dict[str, Any]]:
     """
-    Iterates over the entries of a bundle, holding one at a time.
+    Yield the entries of a bundle, holding one at a time.
 
-    Attributes:
-        timestamp: of the last change; known when the end is reached, else ``None``.
+    Args:
+        members: gets the other members that are needed, which may follow the entries.
 
-    Raises (while it is iterated):
+    Raises:
         MalformedBrandError: not JSON, or not a ``Bundle`` of type ``collection``.
         ImproperlyConfigured: the extra ``brands`` is not installed.
     """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.timestamp: datetime | None = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        ijson = _import_ijson()
-        self._file.seek(0)
-        if self._file.read(3) != codecs.BOM_UTF8:
-            self._file.seek(0)
-        found: dict[str, object] = {}
-        try:
-            yield from self._read(ijson, found)
-        except (ijson.JSONError, UnicodeDecodeError) as exc:
-            raise MalformedBrandError("The brand bundle is not complete JSON.") from exc
-        if found.get("resourceType") != "Bundle" or found.get("type") != "collection":
-            raise MalformedBrandError(
-                "The brand bundle is not a Bundle of type collection."
-            )
-        self.timestamp = _read_timestamp(found.get("timestamp"))
-
-    def _read(self, ijson: Any, found: dict[str, object]) -> Iterator[dict[str, Any]]:
-        """Yield entries; store the other needed members, in any order, in *found*."""
-        builder: Any = None
-        events = characters = 0
-        for prefix, event, value in ijson.parse(self._file, use_float=True):
+    try:
+        import ijson
+    except ImportError as exc:
+        raise ImproperlyConfigured(
+            "Reading brand bundles requires ijson, which is not installed: "
+            'pip install "django-smart[brands]"'
+        ) from exc
+    file.seek(0)
+    if file.read(3) != codecs.BOM_UTF8:
+        file.seek(0)
+    builder: Any = None
+    events = characters = 0
+    try:
+        for prefix, event, value in ijson.parse(file, use_float=True):
             if prefix == "entry.item" and event in {"start_map", "end_map"}:
                 if event == "start_map":
                     builder, events, characters = ijson.ObjectBuilder(), 0, 0
@@ -337,18 +326,13 @@ class BundleReader:
                     )
                 builder.event(event, value)
             elif prefix in {"resourceType", "type", "timestamp"}:
-                found[prefix] = value
-
-
-def _import_ijson() -> Any:
-    try:
-        import ijson
-    except ImportError as exc:
-        raise ImproperlyConfigured(
-            "Reading brand bundles requires ijson, which is not installed: "
-            'pip install "django-smart[brands]"'
-        ) from exc
-    return ijson
+                members[prefix] = value
+    except (ijson.JSONError, UnicodeDecodeError) as exc:
+        raise MalformedBrandError("The brand bundle is not complete JSON.") from exc
+    if members.get("resourceType") != "Bundle" or members.get("type") != "collection":
+        raise MalformedBrandError(
+            "The brand bundle is not a Bundle of type collection."
+        )
 
 
 def _read_timestamp(value: object) -> datetime | None:

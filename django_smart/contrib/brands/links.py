@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import connections, router
 from django.db.models import F, OuterRef, QuerySet, Subquery
@@ -24,13 +24,8 @@ _EARLY = datetime.min.replace(tzinfo=UTC)
 
 # What ``resolve_reference`` returns.
 _Target = tuple[str, str]
-
-
-class _Link(NamedTuple):
-    """One endpoint of a brand, not yet looked up."""
-
-    portal: str
-    target: _Target
+# A portal's name and one of its endpoints, not yet looked up.
+_Link = tuple[str, _Target]
 
 
 def link_brands(bundle: BrandBundle, problems: Counter[str]) -> None:
@@ -49,15 +44,15 @@ def link_brands(bundle: BrandBundle, problems: Counter[str]) -> None:
     )
     for batch in _divide(iterate_in_batches(brands)):
         links = _collect_links(bundle, batch, problems)
-        targets = {link.target for each in links.values() for link in each}
+        targets = {target for each in links.values() for _, target in each}
         endpoints = _find(everywhere, targets)
         wanted: dict[int, dict[int, str]] = {}
         for brand in batch:
             found = wanted.setdefault(brand.pk, {})
-            for link in links[brand.pk]:
-                endpoint = endpoints.get(link.target)
+            for portal, target in links[brand.pk]:
+                endpoint = endpoints.get(target)
                 if endpoint is not None:
-                    found.setdefault(endpoint.pk, link.portal)
+                    found.setdefault(endpoint.pk, portal)
                 else:
                     problems["A reference to an endpoint cannot be resolved."] += 1
         _store_accesses(wanted, {each.pk: each.card_id or each.pk for each in batch})
@@ -139,9 +134,9 @@ def _collect_links(
 
 def _get_links(brand: Brand) -> list[_Link]:
     return [
-        _Link(
-            portal=each["portal"],
-            target=resolve_reference(each["reference"], full_url=brand.full_url),
+        (
+            each["portal"],
+            resolve_reference(each["reference"], full_url=brand.full_url),
         )
         for each in brand.endpoint_references
     ]
