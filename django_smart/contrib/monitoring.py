@@ -100,10 +100,7 @@ class ServerHealth:
 
 
 def read_health(
-    server_ids: Iterable[int] | None = None,
-    *,
-    now: datetime | None = None,
-    active_only: bool = False,
+    server_ids: Iterable[int] | None = None, *, active_only: bool = False
 ) -> dict[int, ServerHealth]:
     """
     Return the health of all servers, or of those given by primary key.
@@ -124,7 +121,7 @@ def read_health(
     reason = ClientRegistration.StopReason.GRANTS_REFUSED
     refused = stopped & Q(registrations__refresh_stop_reason=reason)
     health = {
-        server.pk: _build(server, now)
+        server.pk: _build(server)
         for server in servers.only(*_COLUMNS).annotate(
             stopped=Count("registrations", filter=stopped),
             refused=Count("registrations", filter=refused),
@@ -132,17 +129,21 @@ def read_health(
         )
     }
     wanted = grants.active() if active_only else grants
-    by_now = now or DatabaseNow()
-    ending = Q(status=_ACTIVE, is_offline=True, ends_soon_at__lte=by_now)
+    ending = Q(status=_ACTIVE, is_offline=True, ends_soon_at__lte=DatabaseNow())
+    lost = Q(
+        Q(ends_at__isnull=True) | Q(ends_at__gt=F("ended_at")),
+        status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
+        ended_at__gt=DatabaseNow(-_LATELY),
+    )
     counted = wanted.values("registration__server_id", "status").annotate(
         number=Count("pk"),
         failing=Count("pk", filter=Q(status=_ACTIVE, refresh_failures__gt=0)),
-        lost=Count("pk", filter=_is_lost(now)),
+        lost=Count("pk", filter=lost),
         ending=Count("pk", filter=ending),
     )
     due = (
         grants.refreshable()
-        .filter(refresh_due_at__lte=by_now)
+        .filter(refresh_due_at__lte=DatabaseNow())
         .values("registration__server_id")
         .annotate(number=Count("pk"), oldest=Min("refresh_due_at"))
     )
@@ -159,15 +160,8 @@ def read_health(
     return health
 
 
-def _is_lost(at: datetime | None) -> Q:
-    since = DatabaseNow(-_LATELY) if at is None else at - _LATELY
-    early = Q(ends_at__isnull=True) | Q(ends_at__gt=F("ended_at"))
-    status = TokenGrant.Status.NEEDS_REAUTHORIZATION
-    return early & Q(status=status, ended_at__gt=since)
-
-
-def _build(server: Any, now: datetime | None) -> ServerHealth:
-    read_at = now or server.database_now
+def _build(server: Any) -> ServerHealth:
+    read_at = server.database_now
     paused_until = server.refresh_paused_until
     return ServerHealth(
         slug=server.slug,
