@@ -116,12 +116,6 @@ class SigningKey(models.Model):
         RETIRED = "retired", _("retired")
         REMOVED = "removed", _("removed")
 
-    class Algorithm(models.TextChoices):
-        """The algorithms that SMART requires every client to support."""
-
-        RS384 = "RS384", "RS384"
-        ES384 = "ES384", "ES384"
-
     kid = models.CharField(
         _("key ID"),
         max_length=200,
@@ -131,7 +125,7 @@ class SigningKey(models.Model):
     algorithm = models.CharField(
         _("algorithm"),
         max_length=10,
-        choices=Algorithm,
+        choices=ClientRegistration.SigningAlgorithm,
         help_text=_("Signature algorithm of the key."),
     )
     registration = models.ForeignKey(

@@ -148,6 +148,12 @@ class ClientRegistration(models.Model):
         CLIENT_SECRET_POST = "client_secret_post", "client_secret_post"
         PRIVATE_KEY_JWT = "private_key_jwt", "private_key_jwt"
 
+    class SigningAlgorithm(models.TextChoices):
+        """The algorithms that SMART requires every client to support (JWKS-08)."""
+
+        RS384 = "RS384", "RS384"
+        ES384 = "ES384", "ES384"
+
     class StopReason(models.TextChoices):
         """Why the registration's grants are not refreshed."""
 
@@ -213,7 +219,7 @@ class ClientRegistration(models.Model):
     signing_algorithm = models.CharField(
         _("signing algorithm"),
         max_length=10,
-        choices=(("RS384", "RS384"), ("ES384", "ES384")),
+        choices=SigningAlgorithm,
         default="RS384",
         help_text=_("Algorithm of client assertions, for private_key_jwt."),
     )

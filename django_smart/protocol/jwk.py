@@ -18,7 +18,6 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from django_smart.exceptions import CredentialsError
 
 __all__ = [
-    "SIGNING_ALGORITHMS",
     "PrivateKey",
     "generate_private_key_pem",
     "get_algorithm",
@@ -27,9 +26,6 @@ __all__ = [
 ]
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-
-#: Algorithms for client assertions (JWKS-08).
-SIGNING_ALGORITHMS = ("RS384", "ES384")
 
 _MIN_RSA_BITS = 2048
 

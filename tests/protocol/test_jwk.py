@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 from django_smart.exceptions import CredentialsError
 from django_smart.protocol.jwk import (
-    SIGNING_ALGORITHMS,
     generate_private_key_pem,
     get_algorithm,
     load_private_key,
@@ -55,7 +54,7 @@ def test_the_published_keys_give_their_public_members_and_thumbprint(algorithm):
 
 
 @pytest.mark.compliance("JWKS-01", "JWKS-02", "JWKS-06")
-@pytest.mark.parametrize("algorithm", SIGNING_ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ["RS384", "ES384"])
 def test_a_new_key_loads_and_publishes_no_private_member(algorithm):
     pem = generate_private_key_pem(algorithm)
     assert pem.startswith("-----BEGIN PRIVATE KEY-----")

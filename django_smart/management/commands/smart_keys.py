@@ -13,7 +13,6 @@ from django.utils import timezone
 
 from django_smart.exceptions import KeyRotationError
 from django_smart.models import ClientRegistration, SigningKey
-from django_smart.protocol.jwk import SIGNING_ALGORITHMS
 from django_smart.servers.signing_keys import (
     ensure_next_key,
     generate_key,
@@ -26,6 +25,7 @@ from django_smart.servers.signing_keys import (
 
 __all__ = ["Command"]
 
+_ALGORITHMS = ClientRegistration.SigningAlgorithm.values
 _AT_ONCE = "Do not wait until EHRs know the new key. Use this for a compromised key."
 
 
@@ -55,7 +55,7 @@ class Command(BaseCommand):
         for each in (generate, rotate):
             each.add_argument(
                 "--algorithm",
-                choices=SIGNING_ALGORITHMS,
+                choices=_ALGORITHMS,
                 help="Default: every algorithm in use.",
             )
             _add_registration(each)
@@ -198,7 +198,7 @@ def _choose_algorithms(options: dict[str, Any]) -> list[str]:
         raise CommandError(
             "No shared signing key yet: run smart_keys generate --algorithm ES384."
         )
-    return [name for name in SIGNING_ALGORITHMS if name in used]
+    return [name for name in _ALGORITHMS if name in used]
 
 
 def _describe(key: SigningKey) -> Iterator[str]:
