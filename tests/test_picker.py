@@ -14,8 +14,7 @@ from django.db import connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
-from django_smart.contrib.brands.importing import import_brand_file
-from django_smart.contrib.brands.links import refresh_statistics
+from django_smart.contrib.brands import import_brand_file, refresh_statistics
 from django_smart.fields import digest
 from django_smart.models import (
     Brand,

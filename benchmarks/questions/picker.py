@@ -98,7 +98,7 @@ def _fill(number: int, server: Any) -> None:
     """As an import would, without its checks."""
     from django.db.models import F
 
-    from django_smart.contrib.brands.links import refresh_statistics
+    from django_smart.contrib.brands import refresh_statistics
     from django_smart.fields import digest
     from django_smart.models import (
         Brand,

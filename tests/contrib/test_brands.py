@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, reset_queries
 from django.db.models import F
 
-from django_smart.contrib.brands.importing import (
+from django_smart.contrib.brands import (
     fetch_bundle,
     import_brand_file,
     import_brands,

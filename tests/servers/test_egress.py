@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.clients import build_fhir_client
-from django_smart.contrib.brands.importing import import_brands
+from django_smart.contrib.brands import import_brands
 from django_smart.contrib.style import get_style
 from django_smart.exceptions import AddressRefusedError
 from django_smart.grants.refresh import refresh_grant

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.conf import conf
-from django_smart.contrib.brands.importing import (
+from django_smart.contrib.brands import (
     BrandImport,
     import_brand_file,
     import_brands,
