@@ -24,7 +24,6 @@ from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from .. import transport
 from ..conf import conf
 from ..exceptions import BrandStatusError, MalformedBrandError
 from ..fields import DigestField, digest
@@ -39,8 +38,8 @@ from ..models import (
 from ..models.search_words import build_key, split_words
 from ..models.server import MAX_URL_LENGTH
 from ..protocol import brands as wire
-from ..protocol.messages import HTTPRequest, HTTPResponse
-from ..servers.egress import build_peer_check
+from ..protocol.messages import HTTPRequest
+from ..servers.http import open_stream
 
 __all__ = [
     "BrandImport",
@@ -223,7 +222,6 @@ def _find_server(url: str, *, linked: FHIRServer | None) -> FHIRServer | None:
 
 # A national bundle has hundreds of megabytes.
 _MAX_DOWNLOAD = 4 * 1024**3
-_DOWNLOAD_SECONDS = 3600.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_ETAG = 500
@@ -258,7 +256,11 @@ def fetch_bundle(
         headers["If-None-Match"] = etag
     for _ in range(_MAX_REDIRECTS + 1):
         request = HTTPRequest(method="GET", url=url, headers=headers)
-        response = _send(request, file, server)
+        file.seek(0)
+        file.truncate()
+        with open_stream(request, server=server, max_body=_MAX_DOWNLOAD) as stream:
+            file.writelines(stream.chunks)
+        response = stream.head
         location = response.headers.get("location", "")
         if response.status_code not in _REDIRECTS or not location:
             break
@@ -275,25 +277,6 @@ def fetch_bundle(
         )
     new_etag = response.headers.get("etag", "")
     return new_etag if len(new_etag) <= _MAX_ETAG else ""
-
-
-def _send(
-    request: HTTPRequest, file: BinaryIO, server: FHIRServer | None
-) -> HTTPResponse:
-    file.seek(0)
-    file.truncate()
-    connect, read, _ = conf.SMART_HTTP_TIMEOUT
-    with transport.open_stream(
-        request,
-        timeouts=transport.Timeouts(
-            connect=connect, read=read, total=max(_DOWNLOAD_SECONDS, connect, read)
-        ),
-        max_body=_MAX_DOWNLOAD,
-        insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        check_peer=build_peer_check(request.url, server) if server else None,
-    ) as stream:
-        file.writelines(stream.chunks)
-    return stream.head
 
 
 def _read_entries(

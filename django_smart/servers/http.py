@@ -34,6 +34,7 @@ from .egress import build_peer_check
 __all__ = [
     "EHRTransport",
     "build_client_authentication",
+    "open_stream",
     "prepare_client_authentication",
     "send",
     "send_patiently",
@@ -82,6 +83,20 @@ def send(
     )
 
 
+def open_stream(
+    request: HTTPRequest, *, server: FHIRServer | None, max_body: int = sys.maxsize
+) -> AbstractContextManager[transport.ResponseStream]:
+    """Open a stream, which may take an hour; see :func:`send`."""
+    connect, read, _ = conf.SMART_HTTP_TIMEOUT
+    return transport.open_stream(
+        request,
+        timeouts=transport.Timeouts(connect=connect, read=read, total=_LONGEST_STREAM),
+        max_body=max_body,
+        insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+        check_peer=build_peer_check(request.url, server) if server else None,
+    )
+
+
 class EHRTransport:
     """
     Sends a FHIR client's requests within the limits of the settings.
@@ -117,16 +132,7 @@ class EHRTransport:
     def open_stream(
         self, request: HTTPRequest
     ) -> AbstractContextManager[transport.ResponseStream]:
-        connect, read, _ = conf.SMART_HTTP_TIMEOUT
-        return transport.open_stream(
-            self._complete(request),
-            timeouts=transport.Timeouts(
-                connect=connect, read=read, total=_LONGEST_STREAM
-            ),
-            max_body=sys.maxsize,
-            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-            check_peer=build_peer_check(request.url, self._server),
-        )
+        return open_stream(self._complete(request), server=self._server)
 
 
 def send_patiently(
