@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -26,6 +25,7 @@ from django_smart.contrib.doctor import BASE_URL_WRONG, Finding, discover
 from django_smart.exceptions import SMARTError
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.protocol.json import parse_json
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.servers.discovery import (
     copy_discovered,
@@ -275,8 +275,10 @@ def _read_options(options: Mapping[str, Any]) -> RegistrationInput:
         if not mark:
             raise CommandError("--set requires FIELD=VALUE.")
         settings[name.strip()] = value
-    entry = {name: options[name] for name in _ENTRY_NAMES}
-    return _build_input(entry | {"set": settings}, is_dynamic=options["dynamic"])
+    entry = {name: options[name] for name in _ENTRY_NAMES} | {"set": settings}
+    # Refuses what a file may not contain either.
+    entry = _parse_json(json.dumps(entry).encode(), what="command line")
+    return _build_input(entry, is_dynamic=options["dynamic"])
 
 
 def _read_file(options: dict[str, Any]) -> list[RegistrationInput]:
@@ -287,8 +289,11 @@ def _read_file(options: dict[str, Any]) -> list[RegistrationInput]:
             "With --from, the registrations are read from the file; only "
             "--site-url and --check can be combined with it."
         )
+    entries = _parse_json(_read_bytes(options["file"]), what="file")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise CommandError("The file is not a JSON list of objects.")
     result: list[RegistrationInput] = []
-    for number, entry in enumerate(_parse_file(_read_text(options["file"])), start=1):
+    for number, entry in enumerate(entries, start=1):
         try:
             result.append(_build_input(entry, site_url=site_url))
         except CommandError as exc:
@@ -296,14 +301,21 @@ def _read_file(options: dict[str, Any]) -> list[RegistrationInput]:
     return result
 
 
-def _read_text(file: str) -> str:
+def _read_bytes(file: str) -> bytes:
     try:
         if file == "-":
-            return sys.stdin.read()
-        return Path(file).read_text(encoding="utf-8-sig")
+            return sys.stdin.read().encode()
+        return Path(file).read_bytes()
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", "").lower() or "not a UTF-8 text file"
         raise CommandError(f"Cannot read {file}: {reason}.") from exc
+
+
+def _parse_json(body: bytes, *, what: str) -> Any:
+    try:
+        return parse_json(body, error=SMARTError, what=what)
+    except SMARTError as exc:
+        raise CommandError(str(exc)) from None
 
 
 def _register(
@@ -500,10 +512,6 @@ def _build_input(
         if not isinstance(value, str):
             raise CommandError(f"{name} must be text.")
     columns = _parse_columns({**given, **settings})
-    for values in (own, *columns.values()):
-        for name, value in values.items():
-            if not _is_storable(value):
-                raise CommandError(f"{name} contains characters that cannot be stored.")
     return RegistrationInput(
         **{"site_url": site_url, "client_id": "", **own},
         server_values=columns[FHIRServer],
@@ -540,7 +548,7 @@ def _parse_columns(
         model, field = fields[column]
         try:
             columns[model][field.name] = _parse(field, value)
-        except (OverflowError, TypeError, ValueError, RecursionError):
+        except (TypeError, ValueError):
             # The value is not quoted: it may be a secret that went astray.
             raise CommandError(f"{name} must be {_describe_type(field)}.") from None
     return columns
@@ -585,9 +593,10 @@ def _parse(field: models.Field[Any, Any], value: Any) -> Any:
     if isinstance(field, models.DurationField):
         return timedelta(seconds=_parse_seconds(value))
     if isinstance(field, models.JSONField):
-        parsed = json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = _parse_json(value.encode(), what=f"value of {field.name}")
         # An empty value of another kind would pass the validators of the column.
-        return _require(parsed, type(field.get_default()))
+        return _require(value, type(field.get_default()))
     if field.name == "request_headers" and isinstance(value, Mapping):
         return json.dumps(value)  # in a file
     return _require(value, str)
@@ -627,45 +636,3 @@ def _get_option(column: str) -> str:
         if target == column:
             return _as_option(name)
     return _as_option(column) if column in _OWN else f"--set {column}"
-
-
-def _parse_file(text: str) -> list[dict[str, Any]]:
-    """
-    Read a JSON list of entries.
-
-    Raises:
-        CommandError: not JSON, or not a list of objects.
-    """
-    try:
-        entries = json.loads(text, object_pairs_hook=_build_object)
-    except json.JSONDecodeError as exc:
-        # The exception holds the text, secrets and all: it is not chained.
-        raise CommandError(
-            f"The file is not JSON: {exc.msg} at line {exc.lineno}, column {exc.colno}."
-        ) from None
-    except (ValueError, RecursionError):
-        raise CommandError("The file is not valid JSON.") from None
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise CommandError("The file is not a JSON list of objects.")
-    return entries
-
-
-def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise CommandError("The file is ambiguous: an object has a duplicate key.")
-    return result
-
-
-def _is_storable(value: Any) -> bool:
-    """Whether every database takes it: no NUL, no half of a surrogate pair."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            waiting += [*each, *each.values()]
-        elif isinstance(each, list):
-            waiting += each
-        elif isinstance(each, str) and re.search("[\0\ud800-\udfff]", each):
-            return False
-    return True
