@@ -413,10 +413,7 @@ KNOWN_SETTINGS = tuple(
 
 
 def check_settings() -> list[checks.CheckMessage]:
-    """
-    ``E001`` to ``E019``, ``E028`` to ``E030``, ``E045`` to ``E047``, ``E051``,
-    ``E055``, ``E056``, ``E058``, ``E063``; ``W021``: a name is probably misspelled.
-    """
+    """Each of ``RULES``; ``W021``: a name is probably misspelled."""
     wrong: list[checks.CheckMessage] = [
         checks.Error(f"{rule.name} {fault}.", hint=rule.hint, id=rule.id)
         for rule in RULES

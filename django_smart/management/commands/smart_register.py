@@ -208,8 +208,19 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(answers[0] if file is None else answers, indent=2))
 
     def _handle_dynamic(self, options: dict[str, Any]) -> None:
+        given = [name for name in _REFUSED if options[name] is not None]
+        if given:
+            option = "--from" if given[0] == "file" else _as_option(given[0])
+            raise CommandError(
+                f"{option} cannot be combined with --dynamic: the server creates "
+                "the client ID and secret, one client at a time."
+            )
         try:
-            outcome = _register_dynamically(options)
+            outcome = register_dynamically(
+                _read_options(options),
+                client_name=options["client_name"] or "",
+                initial_access_token=_read_token(options["initial_access_token_env"]),
+            )
             registration = outcome.registration
             answer = _describe(registration, site_url=options["site_url"] or "")
         except (ImproperlyConfigured, ValueError) as exc:
@@ -400,29 +411,6 @@ def _describe(
 _DYNAMIC_OPTIONS = ("client_name", "initial_access_token_env")
 # What the server makes, or what is for many registrations at once.
 _REFUSED = ("client_id", "client_secret", "file", "secret_env")
-
-
-def _register_dynamically(options: Mapping[str, Any]) -> DynamicRegistration:
-    """
-    Register as the *options* of the command say.
-
-    Raises:
-        CommandError: they do not go together, or one is missing.
-        ValidationError, ImproperlyConfigured, SMARTError: as
-            :func:`~django_smart.servers.registering.register_dynamically`.
-    """
-    given = [name for name in _REFUSED if options[name] is not None]
-    if given:
-        option = "--from" if given[0] == "file" else _as_option(given[0])
-        raise CommandError(
-            f"{option} cannot be combined with --dynamic: the server creates "
-            "the client ID and secret, one client at a time."
-        )
-    return register_dynamically(
-        _read_options(options),
-        client_name=options["client_name"] or "",
-        initial_access_token=_read_token(options["initial_access_token_env"]),
-    )
 
 
 def _describe_outcome(outcome: DynamicRegistration) -> Iterator[str]:
