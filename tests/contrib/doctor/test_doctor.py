@@ -403,6 +403,51 @@ def test_token_endpoint_that_is_a_sign_in_page_is_named(world: World) -> None:
     assert "redirects the request" in find(world, "endpoint_wrong").what
 
 
+# Basic credentials, raw or form-encoded: found out, and never on a guess
+
+
+def set_secret(world: World, secret: str) -> None:
+    world.ehr.register_client(
+        CLIENT_ID, client_secret=secret, redirect_uris=[REDIRECT_URI]
+    )
+    world.registration.client_secret = secret
+    world.registration.save()
+
+
+@pytest.mark.parametrize(
+    ("taken", "other"), [("raw", "form_encoded"), ("form_encoded", "raw")]
+)
+def test_other_encoding_is_tried_once_and_the_column_named(
+    world: World, taken: str, other: str
+) -> None:
+    set_secret(world, "s3:cr/et+ %&=")
+    world.ehr.quirks = [f"basic_{taken}"]
+    world.set_server(basic_credentials=other)
+    found = {each.code: each for each in examine_world(world)}
+    assert f"to {taken}" in found["basic_encoding_wrong"].fix
+    world.set_server(basic_credentials=taken)
+    assert examine_world(world) == []
+
+
+def test_wrong_secret_is_no_wrong_encoding(world: World) -> None:
+    world.registration.client_secret = "not : the secret"
+    world.registration.save()
+    codes = {each.code for each in examine_world(world)}
+    assert "credentials_refused" in codes
+    assert "basic_encoding_wrong" not in codes
+
+
+def test_secret_that_encodes_to_itself_is_asked_about_once(world: World) -> None:
+    set_secret(world, "plain")
+    world.ehr.clear_requests()
+    examine_world(world)
+    # With a code that nobody gave, as this client and as one that does not exist.
+    assert len(world.ehr.requests_to("token")) == 2
+
+
+# In the background
+
+
 def set_broker(world: World, url: str) -> None:
     """As of a site that has *url* for its broker, and workers."""
     celery_app.set_current()
