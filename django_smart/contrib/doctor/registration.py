@@ -32,7 +32,7 @@ from ...launches.prefix import find_route
 from ...models import ClientRegistration, FHIRServer, TokenGrant
 from ...protocol.capabilities import Capability
 from ...protocol.configuration import SMARTConfiguration
-from ...protocol.messages import HTTPRequest, HTTPResponse
+from ...protocol.messages import HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.token import (
     build_refresh_request,
@@ -264,12 +264,7 @@ def _try_credentials(
     """
     url = configuration.token_endpoint
     try:
-        request = _build_request(registration, url)
-    except CredentialsError as exc:
-        yield _explain_credentials(registration, exc)
-        return
-    try:
-        answer = ask(request, server=registration.server)
+        answer = _ask_for_tokens(registration, url)
         if what := _find_wrong_answer(answer):
             yield build_finding(
                 "endpoint_wrong",
@@ -279,7 +274,9 @@ def _try_credentials(
                 "server's admin page if it was set manually.",
             )
             return
-        yield from _judge(registration, url, answer)
+        yield from _judge_credentials(registration, url, answer)
+    except CredentialsError as exc:
+        yield _explain_credentials(registration, exc)
     except TransportError as exc:
         yield build_finding(
             "endpoint_unreachable",
@@ -290,7 +287,7 @@ def _try_credentials(
         )
 
 
-def _judge(
+def _judge_credentials(
     registration: ClientRegistration, url: str, answer: HTTPResponse
 ) -> Iterator[Finding]:
     refusal = _find_refusal(answer)
@@ -307,7 +304,7 @@ def _judge(
         )
         return
     if not _find_refusal(
-        ask(_build_request(registration, url, refresh=True), server=registration.server)
+        _ask_for_tokens(registration, url, refresh=True)
     ) and _is_refused(registration, url, refresh=True):
         return  # This client is accepted; to a wrong code it says the same.
     last = (
@@ -328,23 +325,25 @@ def _judge(
     )
 
 
-def _build_request(
+def _ask_for_tokens(
     registration: ClientRegistration, url: str, *, refresh: bool = False
-) -> HTTPRequest:
+) -> HTTPResponse:
     authentication = build_client_authentication(registration, token_endpoint=url)
     if refresh:
-        return build_refresh_request(
+        request = build_refresh_request(
             token_endpoint=url,
             refresh_token=_NO_CODE,
             client_authentication=authentication,
         )
-    return build_token_request(
-        token_endpoint=url,
-        code=_NO_CODE,
-        redirect_uri=registration.redirect_uri or get_site_url(registration),
-        code_verifier=secrets.token_urlsafe(64),
-        client_authentication=authentication,
-    )
+    else:
+        request = build_token_request(
+            token_endpoint=url,
+            code=_NO_CODE,
+            redirect_uri=registration.redirect_uri or get_site_url(registration),
+            code_verifier=secrets.token_urlsafe(64),
+            client_authentication=authentication,
+        )
+    return ask(request, server=registration.server)
 
 
 def _is_refused(
@@ -356,8 +355,7 @@ def _is_refused(
     if nobody.token_endpoint_auth_method.startswith("client_secret_"):
         nobody.client_secret_env = nobody.client_secret_file = ""
         nobody.client_secret = secrets.token_urlsafe()
-    request = _build_request(nobody, url, refresh=refresh)
-    return bool(_find_refusal(ask(request, server=registration.server)))
+    return bool(_find_refusal(_ask_for_tokens(nobody, url, refresh=refresh)))
 
 
 def _find_last_success(registration: ClientRegistration) -> datetime | None:
@@ -488,7 +486,5 @@ def _differs(registration: ClientRegistration) -> bool:
 
 
 def _is_accepted(registration: ClientRegistration, url: str) -> bool:
-    error = _read_error(
-        ask(_build_request(registration, url), server=registration.server)
-    )
+    error = _read_error(_ask_for_tokens(registration, url))
     return isinstance(error, TokenResponseError) and error.error == "invalid_grant"
