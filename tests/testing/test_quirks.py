@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from django_smart.testing import EHRSimulator
-from django_smart.testing.simulator.quirks import QUIRKS
+from django_smart.testing.simulator.ehr import QUIRKS
 
 
 def test_quirks_are_off_and_known_by_name(ehr: EHRSimulator) -> None:

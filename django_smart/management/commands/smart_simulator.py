@@ -11,8 +11,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.testing import EHRSimulator, RecordedRequest
 from django_smart.testing.simulator.clients import AUTH_METHODS
+from django_smart.testing.simulator.ehr import QUIRKS
 from django_smart.testing.simulator.faults import FAULTS
-from django_smart.testing.simulator.quirks import QUIRKS
 
 _SITE = "http://127.0.0.1:8000/smart"
 _DEMO_SECRET = "simulated-secret"  # noqa: S105 (opens synthetic data alone)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import requests
 from werkzeug.wrappers import Request, Response
@@ -19,7 +19,6 @@ from django_smart.testing.simulator.app import App
 from django_smart.testing.simulator.bulk import Bulk
 from django_smart.testing.simulator.clients import Client
 from django_smart.testing.simulator.data import Resources
-from django_smart.testing.simulator.endpoints import Endpoints
 from django_smart.testing.simulator.errors import AuthorizationError
 from django_smart.testing.simulator.exchange import (
     Exchange,
@@ -29,7 +28,6 @@ from django_smart.testing.simulator.exchange import (
 from django_smart.testing.simulator.faults import FaultSet
 from django_smart.testing.simulator.id_tokens import SigningKey, get_first_key
 from django_smart.testing.simulator.people import users
-from django_smart.testing.simulator.quirks import QUIRKS
 from django_smart.testing.simulator.serving import running_server
 from django_smart.testing.simulator.state import Launch, Store, new_id
 from django_smart.testing.simulator.versions import Version, Versions
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.paging import SavedSearch
     from django_smart.testing.simulator.sessions import Session
 
-__all__ = ["CHECKS", "EHRSimulator"]
+__all__ = ["CHECKS", "QUIRKS", "EHRSimulator"]
 
 CHECKS = frozenset({"compartment", "if_match", "scope_query"})
 """
@@ -47,10 +45,28 @@ Which record a resource belongs to, which version a change is based on, and the 
 parameters of a scope; a server may omit any of these checks.
 """
 
+# Any app must refuse or tolerate a fault; a quirk is handled by a field of the server,
+# and the EHR refuses an app that is not configured for it.
+QUIRKS: dict[str, str] = {
+    "aud_slash": "accepts only the base URL with a trailing slash as aud",
+    "aud_none": "refuses every aud",
+    "context_in_access_token": "returns the context only in the access token, a JWT",
+    "patient_in_fhir_user": "names the patient only in fhirUser",
+    "scopes_trimmed": "grants neither Patient nor Observation",
+    "offline_refused": "ignores offline_access and issues no refresh token",
+    "parameter_wanted": "requires the authorization parameter tenant=harbour",
+    "header_wanted": "requires X-Api-Key: s3cret-key for tokens and FHIR",
+    "basic_form_encoded": "accepts Basic credentials only form-encoded (RFC 6749)",
+    "basic_raw": "accepts Basic credentials only unencoded",
+    "assertion_token_endpoint": "accepts client assertions only for the token endpoint",
+    "discovery_wrong": "publishes wrong methods and capabilities but no JWK Set URL",
+}
+"""Every quirk, by name."""
+
 Interceptor = Callable[[Callable[[Request], Response], Request], Response]
 
 
-class EHRSimulator(Endpoints):
+class EHRSimulator:
     """
     A SMART App Launch 2.2 server and FHIR R4 API over synthetic patients.
 
@@ -93,7 +109,9 @@ class EHRSimulator(Endpoints):
         initial_access_token: str | None = None,
         lenient: bool = False,
     ) -> None:
-        super().__init__(base_url, issuer=issuer, page_path=page_path)
+        self.base_url: str = base_url
+        self._issuer = issuer
+        self._page_path = page_path
         # Looked up at each call: a test may replace it, as freezegun does.
         self.clock = clock or (lambda: time.time())
         self.access_token_lifetime = access_token_lifetime
@@ -309,6 +327,62 @@ class EHRSimulator(Endpoints):
             scope=scope,
         )
 
+    # URLs, which all follow from the base URL
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        parts = urlsplit(self.base_url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def base_path(self) -> str:
+        return urlsplit(self.base_url).path.rstrip("/")
+
+    # The base path without its last segment; ``/auth/…`` is below it.
+    @property
+    def root_path(self) -> str:
+        return self.base_path.rpartition("/")[0]
+
+    @property
+    def page_path(self) -> str:
+        return self.base_path if self._page_path is None else self._page_path
+
+    # The start of the links in a Bundle.
+    @property
+    def page_url(self) -> str:
+        if self._page_path is None:
+            return self.base_url
+        return f"{self.origin}{self._page_path}"
+
+    @property
+    def issuer(self) -> str:
+        return self._issuer or f"{self.origin}{self.root_path}"
+
+    @property
+    def authorization_endpoint(self) -> str:
+        return f"{self.origin}{self.root_path}/auth/authorize"
+
+    @property
+    def token_endpoint(self) -> str:
+        return f"{self.origin}{self.root_path}/auth/token"
+
+    @property
+    def revocation_endpoint(self) -> str:
+        return f"{self.origin}{self.root_path}/auth/revoke"
+
+    @property
+    def introspection_endpoint(self) -> str:
+        return f"{self.origin}{self.root_path}/auth/introspect"
+
+    @property
+    def jwks_uri(self) -> str:
+        return f"{self.origin}{self.root_path}/auth/jwks"
+
+    @property
+    def registration_endpoint(self) -> str:
+        return f"{self.origin}{self.root_path}/auth/register"
+
     # Access
 
     def adapter(self) -> SimulatorAdapter:
@@ -329,14 +403,19 @@ class EHRSimulator(Endpoints):
         In the meantime, scheme, host and port of ``base_url`` (and of ``issuer``, if
         equal) are the real ones; paths are kept. ``ssl_context`` is for https.
         """
+        before = self.base_url, self._issuer
         with running_server(self.wsgi_app, host, port, ssl_context) as bound:
             scheme = "https" if ssl_context else "http"
-            with self.moved_to(f"{scheme}://{host}:{bound}"):
-                try:
-                    yield self.origin
-                finally:
-                    # Slow responses of a fault must not delay the end.
-                    self._stopping.set()
+            origin = f"{scheme}://{host}:{bound}"
+            if self._issuer is not None and self._issuer.startswith(self.origin):
+                self._issuer = origin + self._issuer.removeprefix(self.origin)
+            self.base_url = origin + self.base_url.removeprefix(self.origin)
+            try:
+                yield origin
+            finally:
+                # Slow responses of a fault must not delay the end.
+                self._stopping.set()
+                self.base_url, self._issuer = before
         self._stopping.clear()
 
     # Recorded requests and current tokens
