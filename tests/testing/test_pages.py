@@ -9,7 +9,7 @@ import pytest
 from werkzeug.test import Client, TestResponse
 
 from django_smart.testing import EHRSimulator
-from django_smart.testing.simulator.sessions import COOKIE
+from django_smart.testing.simulator.pages import COOKIE
 from tests.testing.app import (
     CLIENT_ID,
     LAUNCH_URL,

@@ -20,13 +20,14 @@ from django_smart.testing.simulator.errors import (
     AuthorizationPageError,
 )
 from django_smart.testing.simulator.pages import (
+    Session,
     error_page,
+    get_session,
     render,
     sign_in_page,
     stale_form,
 )
 from django_smart.testing.simulator.scopes import ResourceScope, parse_scope
-from django_smart.testing.simulator.sessions import Session, get_session
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response
@@ -117,7 +118,7 @@ def authorize(exchange: Exchange) -> Response:
 
 def _show(exchange: Exchange, consent_id: str) -> Response:
     ehr = exchange.ehr
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     pending = _find(ehr, consent_id)
     if pending is None:
         return _gone(exchange)
@@ -151,7 +152,7 @@ def _show(exchange: Exchange, consent_id: str) -> Response:
 
 def _decide(exchange: Exchange, consent_id: str) -> Response:
     ehr = exchange.ehr
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     form = dict(exchange.form)
     pending = _find(ehr, consent_id)
     if pending is None or session.user is None:

@@ -34,8 +34,8 @@ from django_smart.testing.simulator.versions import Version, Versions
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.consent import PendingConsent
+    from django_smart.testing.simulator.pages import Session
     from django_smart.testing.simulator.paging import SavedSearch
-    from django_smart.testing.simulator.sessions import Session
 
 __all__ = ["CHECKS", "QUIRKS", "EHRSimulator"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +15,6 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import chart
-from django_smart.testing.simulator.sessions import (
-    Session,
-    end_session,
-    get_session,
-    set_cookie,
-)
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.clients import Client
@@ -25,7 +22,19 @@ if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.people import User
 
-__all__ = ["error_page", "render", "routes", "sign_in_page", "stale_form"]
+__all__ = [
+    "COOKIE",
+    "Session",
+    "error_page",
+    "get_session",
+    "render",
+    "routes",
+    "sign_in_page",
+    "stale_form",
+]
+
+COOKIE = "harbour_session"
+"""Not the app's name: cookies ignore ports, and both may be on one host."""
 
 _FOLDER = Path(__file__).parent
 _STATIC_TYPES = {
@@ -43,6 +52,54 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+@dataclass(slots=True)
+class Session:
+    """One browser; ``user`` is ``None`` until somebody signs in."""
+
+    user: User | None = None
+    session_id: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    csrf_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    def accepts(self, csrf_token: str | None) -> bool:
+        """Return whether a form was created for this session."""
+        return hmac.compare_digest(self.csrf_token, csrf_token or "")
+
+
+def get_session(exchange: Exchange) -> Session:
+    """Return the browser's session, or a new one without a user."""
+    session_id = exchange.request.cookies.get(COOKIE, "")
+    return exchange.ehr.sessions.get(session_id) or Session()
+
+
+def _set_cookie(ehr: EHRSimulator, session: Session, response: Response) -> Response:
+    """Store *session*, and set the cookie."""
+    ehr.sessions[session.session_id] = session
+    response.set_cookie(
+        COOKIE,
+        session.session_id,
+        path="/",
+        httponly=True,
+        samesite="Lax",
+        secure=ehr.origin.startswith("https:"),
+    )
+    return response
+
+
+def _end_session(ehr: EHRSimulator, session: Session) -> None:
+    """
+    Sign out.
+
+    Grants from this session with only ``online_access`` end with it, since that scope
+    lasts as long as the user is online.
+    """
+    ehr.sessions.pop(session.session_id, None)
+    with ehr.store.lock:
+        for grant in ehr.store.grants():
+            online_only = "offline_access" not in grant.scopes
+            if grant.session == session.session_id and online_only:
+                grant.revoked = True
 
 
 def routes() -> Routes:
@@ -97,12 +154,12 @@ def sign_in_page(
             "Patients": [one for one in people if one.patient_id is not None],
         },
     }
-    return set_cookie(ehr, session, render("sign_in.html", context))
+    return _set_cookie(ehr, session, render("sign_in.html", context))
 
 
 def _home(exchange: Exchange) -> Response:
     ehr = exchange.ehr
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     if session.user is None:
         return sign_in_page(exchange, session)
     if session.user.patient_id is not None:
@@ -114,7 +171,7 @@ def _home(exchange: Exchange) -> Response:
 def _sign_in(exchange: Exchange) -> Response:
     ehr = exchange.ehr
     form = dict(exchange.form)
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     if not session.accepts(form.get("csrf_token")):
         return stale_form(exchange)
     user = ehr.users.get(form.get("user", ""))
@@ -126,21 +183,21 @@ def _sign_in(exchange: Exchange) -> Response:
     if not path.startswith("/") or path.startswith(("//", "/\\")):
         path = "/"
     # The ID from before somebody signed in becomes invalid.
-    end_session(ehr, session)
-    return set_cookie(ehr, Session(user=user), redirect(path, 303))
+    _end_session(ehr, session)
+    return _set_cookie(ehr, Session(user=user), redirect(path, 303))
 
 
 def _sign_out(exchange: Exchange) -> Response:
-    session = get_session(exchange.ehr, exchange.request)
+    session = get_session(exchange)
     if not session.accepts(dict(exchange.form).get("csrf_token")):
         return stale_form(exchange)
-    end_session(exchange.ehr, session)
+    _end_session(exchange.ehr, session)
     return redirect("/", 303)
 
 
 def _chart(exchange: Exchange, patient_id: str) -> Response:
     ehr = exchange.ehr
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     if session.user is None:
         return sign_in_page(exchange, session, next_path=f"/chart/{patient_id}")
     if not _may_see(ehr, session, patient_id):
@@ -157,7 +214,7 @@ def _chart(exchange: Exchange, patient_id: str) -> Response:
 def _open_app(exchange: Exchange, patient_id: str) -> Response:
     """Send a new tab to the app."""
     ehr = exchange.ehr
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     form = dict(exchange.form)
     if not session.accepts(form.get("csrf_token")):
         return stale_form(exchange)
@@ -170,7 +227,7 @@ def _open_app(exchange: Exchange, patient_id: str) -> Response:
 def _frame_app(exchange: Exchange, patient_id: str) -> Response:
     """Show the app below the EHR's own header; each load is a launch of its own."""
     ehr = exchange.ehr
-    session = get_session(ehr, exchange.request)
+    session = get_session(exchange)
     client = _launchable(ehr, dict(exchange.query).get("app"))
     if client is None or not _may_see(ehr, session, patient_id):
         return _no_such_chart(exchange)
