@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.fhir.compartment import get_compartment
-from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
+from django_smart.testing.simulator.search import RESOURCE_TYPES
 
 BASE = "https://ehr.example.org/fhir"
 SCOPE = "patient/*.cruds"

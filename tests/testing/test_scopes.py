@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from django_smart.testing.simulator.consent import describe_scopes
-from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
 from django_smart.testing.simulator.scopes import (
     ScopeError,
     covers,
     parse_scope,
     split_scope,
 )
+from django_smart.testing.simulator.search import RESOURCE_TYPES
 
 _VECTORS = Path(__file__).parent.parent / "vectors" / "known-answers.json"
 VECTORS: dict[str, Any] = json.loads(_VECTORS.read_text(encoding="utf-8"))["scopes"]

@@ -16,9 +16,9 @@ from werkzeug.wrappers import Response
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.paging import searchset
-from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
 from django_smart.testing.simulator.scopes import ResourceScope, parse_scope
 from django_smart.testing.simulator.search import (
+    RESOURCE_TYPES,
     RESULT_PARAMETERS,
     Search,
     get_parameters,

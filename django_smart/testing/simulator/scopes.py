@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
 
-from django_smart.testing.simulator.resource_types import RESOURCE_TYPES
+from django_smart.testing.simulator.search import RESOURCE_TYPES
 
 __all__ = ["ResourceScope", "ScopeError", "covers", "parse_scope", "split_scope"]
 

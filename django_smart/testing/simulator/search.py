@@ -19,6 +19,7 @@ from typing import Any
 from django_smart.testing.simulator.errors import FHIRError
 
 __all__ = [
+    "RESOURCE_TYPES",
     "RESULT_PARAMETERS",
     "Parameter",
     "Search",
@@ -68,6 +69,16 @@ def _read_table() -> dict[str, dict[str, Parameter]]:
             is_of_compartment=bool(marks),
         )
     return table
+
+
+# Types of R4 that have no search parameter of their own.
+_WITHOUT = """
+    Binary BiologicallyDerivedProduct CatalogEntry MedicinalProductIngredient
+    MedicinalProductManufactured ObservationDefinition OperationOutcome Parameters
+    SubstanceNucleicAcid SubstancePolymer SubstanceProtein
+    SubstanceReferenceInformation SubstanceSourceMaterial
+"""
+RESOURCE_TYPES = frozenset({*_read_table(), *_WITHOUT.split()} - {"Resource"})
 
 
 @cache
