@@ -1,11 +1,16 @@
 """
 Create, update, patch and delete, each also on a condition.
 
-Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html.
+Of FHIRPath Patch, it knows the parts that tests need.
+
+Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html; RFC 6902; FHIR R4,
+"FHIRPath Patch", http://hl7.org/fhir/R4/fhirpatch.html.
 """
 
 from __future__ import annotations
 
+import copy
+import re
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +22,6 @@ from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.digits import load
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import fhir_response
-from django_smart.testing.simulator.patches import apply_fhirpath, apply_json_patch
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange, Routes
@@ -28,6 +32,8 @@ __all__ = ["routes"]
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 _TYPE = "<fhir_type:resource_type>"
+# ``Patient.name[0].family``; no functions and no filters.
+_STEP = re.compile(r"([A-Za-z]+)(?:\[([0-9]+)\])?")
 
 
 def routes(base: str) -> Routes:
@@ -231,9 +237,9 @@ def _read_resource(exchange: Exchange, resource_type: str) -> dict[str, Any]:
 def _read_patch(exchange: Exchange) -> Change:
     if exchange.request.mimetype == "application/json-patch+json":
         operations = _read_json(exchange, "application/json-patch+json")
-        return lambda resource: apply_json_patch(resource, operations)
+        return lambda resource: _apply_json_patch(resource, operations)
     parameters = _read_json(exchange, "application/fhir+json")
-    return lambda resource: apply_fhirpath(resource, parameters)
+    return lambda resource: _apply_fhirpath(resource, parameters)
 
 
 def _read_json(exchange: Exchange, media_type: str) -> Any:
@@ -243,3 +249,90 @@ def _read_json(exchange: Exchange, media_type: str) -> Any:
         return load(exchange.body)
     except ValueError:
         raise FHIRError(400, "structure", "the body is no JSON") from None
+
+
+def _apply_json_patch(resource: dict[str, Any], operations: Any) -> dict[str, Any]:
+    """Return a copy of *resource* after all operations."""
+    if not isinstance(operations, list):
+        raise FHIRError(400, "structure", "a JSON Patch is a list")
+    document: dict[str, Any] = copy.deepcopy(resource)
+    for operation in operations:
+        try:
+            _apply(document, operation)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+            raise FHIRError(
+                422, "processing", "the patch does not fit the resource"
+            ) from None
+    return document
+
+
+def _apply(document: dict[str, Any], operation: dict[str, Any]) -> None:
+    parent, key = _go(document, operation["path"])
+    match operation["op"]:
+        case "add":
+            _add(parent, key, operation["value"])
+        case "replace":
+            parent[key]
+            parent[key] = operation["value"]
+        case "remove":
+            del parent[key]
+        case "test":
+            if parent[key] != operation["value"]:
+                raise ValueError("another value")
+        case "copy":
+            source, name = _go(document, operation["from"])
+            _add(parent, key, copy.deepcopy(source[name]))
+        case "move":
+            source, name = _go(document, operation["from"])
+            value = source.pop(name)
+            _add(*_go(document, operation["path"]), value)
+        case _:
+            raise ValueError("no such operation")
+
+
+def _go(document: Any, pointer: str) -> tuple[Any, Any]:
+    """Return the container of the value that *pointer* names, and its key."""
+    first, *parts = pointer.split("/")
+    if first or not parts:
+        raise ValueError("no JSON pointer")
+    parts = [part.replace("~1", "/").replace("~0", "~") for part in parts]
+    for part in parts[:-1]:
+        document = document[int(part) if isinstance(document, list) else part]
+    last = parts[-1]
+    if not isinstance(document, list):
+        return document, last
+    return document, len(document) if last == "-" else int(last)
+
+
+def _add(parent: Any, key: Any, value: Any) -> None:
+    if isinstance(parent, list):
+        parent.insert(key, value)
+    else:
+        parent[key] = value
+
+
+def _apply_fhirpath(resource: dict[str, Any], parameters: Any) -> dict[str, Any]:
+    """Translate ``add``, ``replace`` and ``delete`` at plain paths to a JSON Patch."""
+    if (
+        not isinstance(parameters, dict)
+        or parameters.get("resourceType") != "Parameters"
+    ):
+        raise FHIRError(400, "structure", "a FHIRPath Patch is a Parameters resource")
+    operations = []
+    for parameter in parameters.get("parameter", []):
+        parts = {part["name"]: _value(part) for part in parameter.get("part", [])}
+        steps = [_STEP.fullmatch(step) for step in str(parts.get("path")).split(".")]
+        if parameter.get("name") != "operation" or None in steps:
+            raise FHIRError(422, "not-supported", "this patch is not understood")
+        names = [name for step in steps if step for name in step.groups() if name]
+        path = "".join(f"/{name}" for name in names[1:])
+        kind = parts.get("type")
+        if kind == "add":
+            path += f"/{parts.get('name')}"
+        op = "remove" if kind == "delete" else str(kind)
+        operations.append({"op": op, "path": path, "value": parts.get("value")})
+    return _apply_json_patch(resource, operations)
+
+
+def _value(part: dict[str, Any]) -> Any:
+    return next((one for name, one in part.items() if name.startswith("value")), None)
