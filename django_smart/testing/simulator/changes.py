@@ -39,28 +39,25 @@ _STEP = re.compile(r"([A-Za-z]+)(?:\[([0-9]+)\])?")
 def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
     yield f"{base}/{_TYPE}", "POST", _create
-    yield f"{base}/{_TYPE}", "PUT", _update_found
-    yield f"{base}/{_TYPE}", "PATCH", _patch_found
-    yield f"{base}/{_TYPE}", "DELETE", _delete_found
-    yield f"{base}/{_TYPE}/<resource_id>", "PUT", _update
-    yield f"{base}/{_TYPE}/<resource_id>", "PATCH", _patch
-    yield f"{base}/{_TYPE}/<resource_id>", "DELETE", _delete
+    # Of the resource that search parameters select, or of the one with an id.
+    for path in (f"{base}/{_TYPE}", f"{base}/{_TYPE}/<resource_id>"):
+        yield path, "PUT", _update
+        yield path, "PATCH", _patch
+        yield path, "DELETE", _delete
 
 
 def _create(
     exchange: Exchange, resource_type: str, resource_id: str | None = None
 ) -> Response:
-    """Answer ``POST [base]/[type]``; a transaction chooses the id in advance."""
+    """Create a resource; a transaction chooses the id in advance."""
     access = _authorize(exchange, resource_type, "c")
     resource = _read_resource(exchange, resource_type)
     condition = exchange.request.headers.get("If-None-Exist")
     with exchange.ehr.store.lock:
         if condition is not None:
             pairs = parse_qsl(condition, keep_blank_values=True)
-            found = _find(exchange, access, resource_type, pairs, "c")
-            if found:
-                held = _one(found)
-                versions = exchange.ehr.versions.of(resource_type, held["id"])
+            if held_id := _find_one(exchange, access, resource_type, pairs, "c"):
+                versions = exchange.ehr.versions.of(resource_type, held_id)
                 return _answer(exchange, versions[-1], 200)
         if not access.allows({**resource, "id": ""}, "c"):
             raise fhir.insufficient("this resource is outside of what was granted")
@@ -70,13 +67,20 @@ def _create(
     return _answer(exchange, version, 201)
 
 
-def _update(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
-    """Answer ``PUT [base]/[type]/[id]``; ids are the server's to give."""
+def _update(exchange: Exchange, resource_type: str, resource_id: str = "") -> Response:
+    """Replace a resource; ids are the server's to give."""
     access = _authorize(exchange, resource_type, "u")
     resource = _read_resource(exchange, resource_type)
-    if resource.get("id") != resource_id:
-        raise FHIRError(400, "invalid", "the id in the body is not that of the URL")
     with exchange.ehr.store.lock:
+        if not resource_id:
+            resource_id = _find_one(
+                exchange, access, resource_type, exchange.query, "u"
+            )
+            if not resource_id:
+                return _create(exchange, resource_type)
+            resource.setdefault("id", resource_id)
+        if resource.get("id") != resource_id:
+            raise FHIRError(400, "invalid", "the id in the body is another one")
         if not exchange.ehr.versions.of(resource_type, resource_id):
             raise FHIRError(405, "not-supported", "this server assigns the ids itself")
         return _replace(
@@ -84,59 +88,30 @@ def _update(exchange: Exchange, resource_type: str, resource_id: str) -> Respons
         )
 
 
-def _update_found(exchange: Exchange, resource_type: str) -> Response:
-    """Answer ``PUT [base]/[type]?[search parameters]``."""
+def _patch(exchange: Exchange, resource_type: str, resource_id: str = "") -> Response:
+    """Change parts of a resource."""
     access = _authorize(exchange, resource_type, "u")
-    resource = _read_resource(exchange, resource_type)
+    change = _read_patch(exchange)
     with exchange.ehr.store.lock:
-        found = _find(exchange, access, resource_type, exchange.query, "u")
-        if not found:
-            return _create(exchange, resource_type)
-        resource_id = _one(found)["id"]
-        if resource.get("id", resource_id) != resource_id:
-            raise FHIRError(400, "invalid", "the id is not that of what was found")
-        return _replace(
-            exchange, access, resource_type, resource_id, lambda _: resource
+        resource_id = resource_id or _find_one(
+            exchange, access, resource_type, exchange.query, "u"
         )
-
-
-def _patch(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
-    """Answer ``PATCH [base]/[type]/[id]``."""
-    access = _authorize(exchange, resource_type, "u")
-    change = _read_patch(exchange)
-    with exchange.ehr.store.lock:
-        return _replace(exchange, access, resource_type, resource_id, change)
-
-
-def _patch_found(exchange: Exchange, resource_type: str) -> Response:
-    """Answer ``PATCH [base]/[type]?[search parameters]``."""
-    access = _authorize(exchange, resource_type, "u")
-    change = _read_patch(exchange)
-    with exchange.ehr.store.lock:
-        found = _find(exchange, access, resource_type, exchange.query, "u")
-        if not found:
+        if not resource_id:
             raise FHIRError(404, "not-found", "nothing matches")
-        resource_id = _one(found)["id"]
         return _replace(exchange, access, resource_type, resource_id, change)
 
 
-def _delete(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
-    """Answer ``DELETE [base]/[type]/[id]``; a second time changes nothing."""
+def _delete(exchange: Exchange, resource_type: str, resource_id: str = "") -> Response:
+    """Delete a resource, if it is there."""
     access = _authorize(exchange, resource_type, "d")
     with exchange.ehr.store.lock:
+        resource_id = resource_id or _find_one(
+            exchange, access, resource_type, exchange.query, "d"
+        )
         held = exchange.ehr.data[resource_type].get(resource_id)
         if held is not None:
-            _remove(exchange, access, held)
-    return Response(status=204)
-
-
-def _delete_found(exchange: Exchange, resource_type: str) -> Response:
-    """Answer ``DELETE [base]/[type]?[search parameters]``: one, or none."""
-    access = _authorize(exchange, resource_type, "d")
-    with exchange.ehr.store.lock:
-        found = _find(exchange, access, resource_type, exchange.query, "d")
-        if found:
-            _remove(exchange, access, _one(found))
+            _match(exchange, access, held, "d")
+            exchange.ehr.versions.put(resource_type, resource_id, None, method="DELETE")
     return Response(status=204)
 
 
@@ -185,11 +160,6 @@ def _replace(
     return _answer(exchange, version, 200)
 
 
-def _remove(exchange: Exchange, access: fhir.Access, held: dict[str, Any]) -> None:
-    _match(exchange, access, held, "d")
-    exchange.ehr.versions.put(held["resourceType"], held["id"], None, method="DELETE")
-
-
 def _match(
     exchange: Exchange, access: fhir.Access, held: dict[str, Any], letter: str
 ) -> None:
@@ -207,22 +177,20 @@ def _authorize(exchange: Exchange, resource_type: str, letter: str) -> fhir.Acce
     return fhir.authorize_type(exchange, resource_type, letter, "this change of")
 
 
-def _find(
+def _find_one(
     exchange: Exchange,
     access: fhir.Access,
     resource_type: str,
     pairs: list[tuple[str, str]],
     letter: str,
-) -> list[dict[str, Any]]:
+) -> str:
+    """Return the id of the one resource that *pairs* select; empty if there is none."""
     if not pairs:
         raise FHIRError(412, "required", "a condition is needed")
-    return fhir.find(exchange, access, resource_type, pairs, letter=letter)
-
-
-def _one(found: list[dict[str, Any]]) -> dict[str, Any]:
+    found = fhir.find(exchange, access, resource_type, pairs, letter=letter)
     if len(found) > 1:
         raise FHIRError(412, "multiple-matches", "more than one resource matches")
-    return found[0]
+    return str(found[0]["id"]) if found else ""
 
 
 def _read_resource(exchange: Exchange, resource_type: str) -> dict[str, Any]:
