@@ -1,8 +1,9 @@
 """
-The token endpoint.
+The endpoints for tokens: to get one, to revoke it, and to ask about it.
 
-Spec: SMART App Launch 2.2, "Obtain access token", "Refresh access token" and
-"Backend Services"; RFC 6749 sections 4.1.3, 4.4, 5 and 6; RFC 7636 section 4.6.
+Spec: SMART App Launch 2.2, "Obtain access token", "Refresh access token", "Backend
+Services" and "Token Introspection"; RFC 6749 sections 4.1.3, 4.4, 5 and 6; RFC 7009;
+RFC 7636 section 4.6; RFC 7662.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hashlib
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+
+from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import scopes
 from django_smart.testing.simulator.clients import authenticate
@@ -27,13 +30,17 @@ from django_smart.testing.simulator.state import (
 )
 
 if TYPE_CHECKING:
-    from werkzeug.wrappers import Response
-
     from django_smart.testing.simulator.clients import Client
     from django_smart.testing.simulator.ehr import EHRSimulator
     from django_smart.testing.simulator.exchange import Exchange
 
-__all__ = ["BACKEND_LIFETIME", "check_form", "oauth_error_response", "token_endpoint"]
+__all__ = [
+    "BACKEND_LIFETIME",
+    "introspection_endpoint",
+    "oauth_error_response",
+    "revocation_endpoint",
+    "token_endpoint",
+]
 
 BACKEND_LIFETIME = 300
 """Seconds that an access token of a backend service lives."""
@@ -58,7 +65,7 @@ _FORM_ONLY = frozenset(
 
 def token_endpoint(exchange: Exchange) -> Response:
     """Answer ``POST <token_endpoint>``."""
-    form = check_form(exchange)
+    form = _check_form(exchange)
     client = authenticate(exchange)
     handler = _GRANTS.get(form.get("grant_type", ""))
     if "grant_type" not in form:
@@ -70,7 +77,7 @@ def token_endpoint(exchange: Exchange) -> Response:
     return json_response(answer, headers=_NO_STORE)
 
 
-def check_form(exchange: Exchange) -> dict[str, str]:
+def _check_form(exchange: Exchange) -> dict[str, str]:
     """
     The parameters of a form POST, each at most once, empty ones left out.
 
@@ -259,3 +266,85 @@ def _describe(ehr: EHRSimulator, token: RefreshToken) -> dict[str, Any]:
         return {"refresh_token": token.value}
     left = max(int(token.expires_at - ehr.clock()), 0)
     return {"refresh_token": token.value, "refresh_expires_in": left}
+
+
+# Revocation and introspection
+
+
+def revocation_endpoint(exchange: Exchange) -> Response:
+    """
+    Answer ``POST <revocation_endpoint>``.
+
+    A refresh token takes its whole grant with it, an access token only itself.
+    """
+    form = _check_form(exchange)
+    client = authenticate(exchange)
+    value = form.get("token")
+    if value is None:
+        raise OAuthError("invalid_request", "token is missing")
+    store = exchange.ehr.store
+    with store.lock:
+        grant = store.grant_of(value)
+        if grant is not None and grant.client_id != client.client_id:
+            raise OAuthError("unauthorized_client", "this token is another client's")
+        if value in store.access_tokens:
+            store.access_tokens[value].revoked = True
+        elif grant is not None:
+            grant.revoked = True
+    return Response(status=200, headers=_NO_STORE)
+
+
+def introspection_endpoint(exchange: Exchange) -> Response:
+    """
+    Answer ``POST <introspection_endpoint>``.
+
+    The caller authenticates as a client, or shows a bearer token that is alive; it
+    learns about its own client's tokens only.
+    """
+    form = _check_form(exchange)
+    caller = _caller(exchange)
+    value = form.get("token")
+    if value is None:
+        raise OAuthError("invalid_request", "token is missing")
+    with exchange.ehr.store.lock:
+        answer = _introspect(exchange.ehr, value, caller)
+    return json_response(answer, headers=_NO_STORE)
+
+
+def _caller(exchange: Exchange) -> str:
+    ehr = exchange.ehr
+    header = exchange.request.headers.get("Authorization", "")
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "bearer":
+        return authenticate(exchange).client_id
+    token = ehr.store.live_access_token(value, now=ehr.clock())
+    if token is None:
+        raise OAuthError("invalid_token", "the bearer token is not good", status=401)
+    exchange.client_id = token.grant.client_id
+    return token.grant.client_id
+
+
+def _introspect(ehr: EHRSimulator, value: str, caller: str) -> dict[str, Any]:
+    now = ehr.clock()
+    token = ehr.store.live_access_token(value, now=now)
+    refresh_token = ehr.store.live_refresh_token(value, now=now)
+    found = token or refresh_token
+    if found is None or found.grant.client_id != caller:
+        return {"active": False}
+    grant = found.grant
+    scopes = token.scopes if token is not None else grant.scopes
+    answer: dict[str, Any] = {
+        "active": True,
+        "scope": " ".join(scopes),
+        "client_id": grant.client_id,
+        **grant.context,
+    }
+    if token is not None:
+        answer |= {"token_type": "Bearer", "iat": int(token.issued_at)}
+    if found.expires_at is not None:
+        answer["exp"] = int(found.expires_at)
+    if grant.id_token_issued and grant.user is not None:
+        answer |= {"iss": ehr.issuer, "sub": ehr.users[grant.user].subject}
+        if "fhirUser" in grant.scopes:
+            answer["fhirUser"] = f"{ehr.base_url}/{grant.user}"
+    return answer
