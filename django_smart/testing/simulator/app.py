@@ -26,7 +26,6 @@ from django_smart.testing.simulator import (
     history,
     operations,
     pages,
-    paging,
     register,
     token,
 )
@@ -89,12 +88,6 @@ def _dispatch_entry(
         arguments = {**arguments, "resource_id": resource_id}
     entry = Exchange(ehr=exchange.ehr, request=request, name=exchange.name)
     return _handle(handler, entry, arguments)
-
-
-def _fhir_root(exchange: Exchange) -> Response:
-    """Further pages of a search have the base itself as URL."""
-    access = fhir.authorize(exchange)
-    return paging.next_page(exchange, access)
 
 
 def _answer_bundle(exchange: Exchange) -> Response:
@@ -240,7 +233,7 @@ def _fhir_rules(paths: _Paths) -> list[Rule]:
             ),
         ]
         if base:
-            rules.append(_get(base, "fhir", _fhir_root))
+            rules.append(_get(base, "fhir", fhir.next_page))
     base = paths.base
     rules.append(_post(base or "/", "fhir", _answer_bundle))
     for module in (changes, history, operations):

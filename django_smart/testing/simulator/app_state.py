@@ -12,8 +12,12 @@ from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import fhir_response
-from django_smart.testing.simulator.fhir import Access, authorize, insufficient
-from django_smart.testing.simulator.paging import searchset
+from django_smart.testing.simulator.fhir import (
+    Access,
+    authorize,
+    insufficient,
+    searchset,
+)
 from django_smart.testing.simulator.state import new_id
 
 if TYPE_CHECKING:
@@ -155,7 +159,7 @@ def _key(resource: dict[str, Any]) -> tuple[str, str, str]:
 def _check_scope(access: Access, resource: dict[str, Any], letter: str) -> None:
     """A patient's scopes are about that patient, a user's not about other users."""
     system, code, reference = _key(resource)
-    subject = reference.removeprefix(f"{access.base_url}/")
+    subject = reference.removeprefix(f"{access.ehr.base_url}/")
     grant = access.token.grant
     mine: dict[str, set[str | None]] = {
         "patient": {f"Patient/{grant.patient}"},

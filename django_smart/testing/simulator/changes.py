@@ -146,7 +146,7 @@ def _replace(
     if held is not None or exchange.request.method == "PATCH":
         held = versions.get_current(resource_type, resource_id)
         _match(exchange, access, held, "u")
-    elif "if_match" in access.checks and "If-Match" in exchange.request.headers:
+    elif "if_match" in exchange.ehr.checks and "If-Match" in exchange.request.headers:
         raise FHIRError(412, "conflict", "the resource was deleted meanwhile")
     resource = change(held or {})
     if resource.get("resourceType") != resource_type:
@@ -166,7 +166,7 @@ def _match(
     if not access.allows(held, letter):
         raise fhir.insufficient("this resource is outside of what was granted")
     wanted = exchange.request.headers.get("If-Match")
-    if "if_match" in access.checks and wanted not in {
+    if "if_match" in exchange.ehr.checks and wanted not in {
         None,
         f'W/"{held["meta"]["versionId"]}"',
     }:

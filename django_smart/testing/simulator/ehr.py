@@ -34,8 +34,8 @@ from django_smart.testing.simulator.versions import Version, Versions
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.consent import PendingConsent
+    from django_smart.testing.simulator.fhir import SavedSearch
     from django_smart.testing.simulator.pages import Session
-    from django_smart.testing.simulator.paging import SavedSearch
 
 __all__ = ["CHECKS", "QUIRKS", "EHRSimulator"]
 

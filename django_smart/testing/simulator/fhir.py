@@ -1,21 +1,23 @@
 """
-The FHIR R4 API: who may do what, read and search, within what the bearer token allows.
+The FHIR R4 API: who may do what, read, and search page by page.
 
-Spec: FHIR R4, "RESTful API"; SMART App Launch 2.2, "Scopes and Launch Context";
-RFC 6750.
+Spec: FHIR R4, "RESTful API" and "Paging", http://hl7.org/fhir/R4/http.html#paging;
+SMART App Launch 2.2, "Scopes and Launch Context"; RFC 6750.
 """
 
 from __future__ import annotations
 
 import base64
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import fhir_response
-from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.scopes import ResourceScope, parse_scope
 from django_smart.testing.simulator.search import (
     RESOURCE_TYPES,
@@ -27,11 +29,13 @@ from django_smart.testing.simulator.search import (
 )
 
 if TYPE_CHECKING:
+    from django_smart.testing.simulator.ehr import EHRSimulator
     from django_smart.testing.simulator.exchange import Exchange
     from django_smart.testing.simulator.state import AccessToken
 
 __all__ = [
     "Access",
+    "SavedSearch",
     "authorize",
     "authorize_type",
     "fhir_error_response",
@@ -39,11 +43,15 @@ __all__ = [
     "insufficient",
     "is_in_record",
     "known_type",
+    "next_page",
     "read",
     "search_compartment",
     "search_type",
+    "searchset",
 ]
 
+_DEFAULT_COUNT = 50
+_MAX_COUNT = 200
 # Parameters of the compartment that say whose a resource is; others say who took part.
 _SUBJECTS = ("patient", "subject", "beneficiary", "individual", "actor", "member")
 # Where types outside the compartment may say it.
@@ -60,10 +68,8 @@ class Access:
     scopes: list[ResourceScope]
     user_patient: str | None
     """For a person who is a patient: the only record their ``user/`` scopes reach."""
-    base_url: str
     search: Search
-    checks: frozenset[str]
-    """As ``EHRSimulator.checks``."""
+    ehr: EHRSimulator
 
     def has(self, resource_type: str, letter: str) -> bool:
         """Return whether any scope covers this type and interaction."""
@@ -88,16 +94,16 @@ class Access:
         )
 
     def _reaches(self, level: str, resource: dict[str, Any]) -> bool:
-        if level == "system" or "compartment" not in self.checks:
+        if level == "system" or "compartment" not in self.ehr.checks:
             return True
         if level == "patient":
-            return is_in_record(resource, self.token.grant.patient, self.base_url)
+            return is_in_record(resource, self.token.grant.patient, self.ehr.base_url)
         return self.user_patient is None or is_in_record(
-            resource, self.user_patient, self.base_url
+            resource, self.user_patient, self.ehr.base_url
         )
 
     def _is_selected(self, scope: ResourceScope, resource: dict[str, Any]) -> bool:
-        return "scope_query" not in self.checks or all(
+        return "scope_query" not in self.ehr.checks or all(
             self.search.matches(resource, name, value) for name, value in scope.params
         )
 
@@ -167,9 +173,8 @@ def authorize(exchange: Exchange) -> Access:
         token=token,
         scopes=[scope for scope in parsed if scope is not None],
         user_patient=user.patient_id if user is not None else None,
-        base_url=ehr.base_url,
         search=Search(ehr.data, ehr.base_url),
-        checks=frozenset(ehr.checks),
+        ehr=ehr,
     )
 
 
@@ -241,6 +246,106 @@ def _search(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedSearch:
+    """The result of a search with further pages."""
+
+    search_id: str
+    access: Access
+    pairs: list[tuple[str, str]]
+    resources: list[dict[str, Any]]
+
+
+def searchset(
+    exchange: Exchange,
+    access: Access,
+    *,
+    path: str,
+    pairs: list[tuple[str, str]],
+    resources: list[dict[str, Any]],
+) -> Response:
+    """The first page."""
+    ehr = exchange.ehr
+    count = _number(pairs, "_count", _DEFAULT_COUNT)
+    if dict(pairs).get("_summary") == "count":
+        count = 0
+    self_url = f"{ehr.page_url}/{path}"
+    if pairs:
+        self_url += f"?{urlencode(pairs)}"
+    saved = SavedSearch(
+        search_id=str(uuid.uuid4()), access=access, pairs=pairs, resources=resources
+    )
+    with ehr.store.lock:
+        ehr.saved_searches[saved.search_id] = saved
+    return _page(exchange, saved, self_url=self_url, offset=0, count=count)
+
+
+def next_page(exchange: Exchange) -> Response:
+    """Answer ``GET [base]?_getpages=<id>&_getpagesoffset=<n>&_count=<n>``."""
+    access = authorize(exchange)
+    pairs = exchange.query
+    saved = exchange.ehr.saved_searches.get(dict(pairs).get("_getpages", ""))
+    if saved is None:
+        raise FHIRError(404, "not-found", "there is no such page")
+    if saved.access.token.grant is not access.token.grant:
+        raise FHIRError(403, "forbidden", "this page belongs to another authorization")
+    offset = _number(pairs, "_getpagesoffset", 0)
+    count = _number(pairs, "_count", _DEFAULT_COUNT)
+    self_url = f"{exchange.ehr.page_url}?{urlencode(pairs)}"
+    return _page(exchange, saved, self_url=self_url, offset=offset, count=count)
+
+
+def _page(
+    exchange: Exchange, saved: SavedSearch, *, self_url: str, offset: int, count: int
+) -> Response:
+    ehr = exchange.ehr
+    count = min(count, _MAX_COUNT)
+    links = [{"relation": "self", "url": self_url}]
+    if count and offset + count < len(saved.resources):
+        query = {
+            "_getpages": saved.search_id,
+            "_getpagesoffset": offset + count,
+            "_count": count,
+            "_bundletype": "searchset",
+        }
+        links.append({"relation": "next", "url": f"{ehr.page_url}?{urlencode(query)}"})
+    updated = datetime.fromtimestamp(ehr.clock(), tz=UTC)
+    bundle: dict[str, Any] = {
+        "resourceType": "Bundle",
+        "id": str(uuid.uuid4()),
+        "meta": {"lastUpdated": updated.isoformat(timespec="milliseconds")},
+        "type": "searchset",
+        "link": links,
+    }
+    if dict(saved.pairs).get("_total") != "none":
+        bundle["total"] = len(saved.resources)
+    page = saved.resources[offset : offset + count]
+    if page:
+        # FHIR forbids an empty array.
+        bundle["entry"] = [_entry(saved, one, "match") for one in page] + [
+            _entry(saved, one, "include")
+            for one in saved.access.search.find_included(page, saved.pairs)
+            if saved.access.allows(one, "r") or saved.access.allows(one, "s")
+        ]
+    return fhir_response(bundle)
+
+
+def _entry(saved: SavedSearch, resource: dict[str, Any], mode: str) -> dict[str, Any]:
+    path = f"{resource['resourceType']}/{resource['id']}"
+    return {
+        "fullUrl": f"{saved.access.ehr.base_url}/{path}",
+        "resource": select_elements(resource, saved.pairs),
+        "search": {"mode": mode},
+    }
+
+
+def _number(pairs: list[tuple[str, str]], name: str, default: int) -> int:
+    text = dict(pairs).get(name, str(default))
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise FHIRError(400, "value", f"{name} must be a number that is not negative")
+    return int(text)
+
+
 def find(
     exchange: Exchange,
     access: Access,
@@ -251,7 +356,7 @@ def find(
 ) -> list[dict[str, Any]]:
     """Return the resources that *pairs* select and the scope *letter* allows."""
     filters = _filters(exchange, access, resource_type, pairs)
-    if "compartment" in access.checks:
+    if "compartment" in access.ehr.checks:
         _check_patients(access, resource_type, filters, letter)
     return [
         resource

@@ -14,7 +14,6 @@ from werkzeug.wrappers import Response
 from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.errors import FHIRError
 from django_smart.testing.simulator.exchange import fhir_response
-from django_smart.testing.simulator.paging import searchset
 from django_smart.testing.simulator.search import get_parameters
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def _everything(exchange: Exchange, resource_id: str) -> Response:
         and fhir.is_in_record(resource, resource_id, exchange.ehr.base_url)
         and access.allows(resource, "r")
     ]
-    return searchset(
+    return fhir.searchset(
         exchange,
         access,
         path=f"Patient/{resource_id}/$everything",
@@ -73,7 +72,7 @@ def _lastn(exchange: Exchange) -> Response:
     for resource in access.search.sort(found, [("_sort", "-date")]):
         code = json.dumps(resource.get("code"), sort_keys=True)
         by_code.setdefault(code, []).append(resource)
-    return searchset(
+    return fhir.searchset(
         exchange,
         access,
         path="Observation/$lastn",
