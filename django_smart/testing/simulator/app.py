@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -95,27 +94,15 @@ def _answer_bundle(exchange: Exchange) -> Response:
     return bundles.answer_bundle(exchange, partial(_dispatch_entry, adapter, exchange))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Paths:
-    """The paths that the routes of an EHR depend on."""
-
-    base: str
-    root: str
-    page: str
-    issuer: str
-    control: bool
-
-
 def _bind(ehr: EHRSimulator, request: Request) -> MapAdapter:
-    paths = _Paths(
-        base=ehr.base_path,
-        root=ehr.root_path,
-        page=ehr.page_path,
-        issuer=urlsplit(ehr.issuer).path.rstrip("/"),
-        control=bool(ehr.control),
-    )
     with _building:
-        routes = _build_map(paths)
+        routes = _build_map(
+            base=ehr.base_path,
+            root=ehr.root_path,
+            page=ehr.page_path,
+            issuer=urlsplit(ehr.issuer).path.rstrip("/"),
+            is_controlled=bool(ehr.control),
+        )
     return routes.bind_to_environ(request.environ)
 
 
@@ -126,9 +113,17 @@ _building = Lock()
 
 # Tests make an EHR each, and most have the same paths.
 @lru_cache(maxsize=32)
-def _build_map(paths: _Paths) -> Map:
+def _build_map(
+    *, base: str, root: str, page: str, issuer: str, is_controlled: bool
+) -> Map:
     return Map(
-        [*_protocol_rules(paths), *_fhir_rules(paths), *_page_rules(paths)],
+        [
+            *_protocol_rules(base, root, issuer),
+            *_fhir_rules(base, page),
+            *_rules("page", pages.routes()),
+            *_rules("consent", consent.routes(root)),
+            *(_rules("control", control.routes()) if is_controlled else ()),
+        ],
         converters={"fhir_type": _FHIRTypeConverter},
         strict_slashes=False,
         merge_slashes=False,
@@ -188,8 +183,7 @@ class App:
         return response
 
 
-def _protocol_rules(paths: _Paths) -> list[Rule]:
-    base, root = paths.base, paths.root
+def _protocol_rules(base: str, root: str, issuer: str) -> list[Rule]:
     well_known = f"{base}/.well-known/smart-configuration"
     return [
         _get(well_known, "smart-configuration", discovery.smart_configuration),
@@ -200,7 +194,7 @@ def _protocol_rules(paths: _Paths) -> list[Rule]:
                 "openid-configuration",
                 discovery.openid_configuration,
             )
-            for path in sorted({paths.issuer, base})
+            for path in sorted({issuer, base})
         ),
         _get(f"{base}/metadata", "metadata", discovery.metadata),
         _get(f"{root}/auth/jwks", "jwks", discovery.jwks),
@@ -220,30 +214,21 @@ def _protocol_rules(paths: _Paths) -> list[Rule]:
     ]
 
 
-def _fhir_rules(paths: _Paths) -> list[Rule]:
+def _fhir_rules(base: str, page: str) -> list[Rule]:
     rules = []
-    for base in {paths.base, paths.page}:
-        name = "<fhir_type:resource_type>"
+    name = "<fhir_type:resource_type>"
+    for path in {base, page}:
         rules += [
-            _get(f"{base}/{name}", "fhir", fhir.search_type),
-            _post(f"{base}/{name}/_search", "fhir", fhir.search_type),
-            _get(f"{base}/{name}/<resource_id>", "fhir", fhir.read),
+            _get(f"{path}/{name}", "fhir", fhir.search_type),
+            _post(f"{path}/{name}/_search", "fhir", fhir.search_type),
+            _get(f"{path}/{name}/<resource_id>", "fhir", fhir.read),
             _get(
-                f"{base}/Patient/<resource_id>/{name}", "fhir", fhir.search_compartment
+                f"{path}/Patient/<resource_id>/{name}", "fhir", fhir.search_compartment
             ),
         ]
-        if base:
-            rules.append(_get(base, "fhir", fhir.next_page))
-    base = paths.base
+        if path:
+            rules.append(_get(path, "fhir", fhir.next_page))
     rules.append(_post(base or "/", "fhir", _answer_bundle))
     for module in (changes, history, operations):
         rules += _rules("fhir", module.routes(base))
-    return rules
-
-
-def _page_rules(paths: _Paths) -> list[Rule]:
-    rules = _rules("page", pages.routes())
-    rules += _rules("consent", consent.routes(paths.root))
-    if paths.control:
-        rules += _rules("control", control.routes())
     return rules
