@@ -16,9 +16,6 @@ from django_smart.testing.simulator.faults import (  # noqa: F401 (they register
     fhir,
     id_token,
     management,
-    refresh,
-    register,
-    service,
     token,
 )
 from django_smart.testing.simulator.faults.registry import FAULTS, Fault, FaultSet

@@ -1,5 +1,5 @@
 """
-Faults of token revocation and introspection.
+Faults of token revocation, introspection and dynamic client registration.
 
 A failed revocation changes nothing: the app keeps the tokens and tries again. A failed
 introspection says nothing about the token.
@@ -7,6 +7,8 @@ introspection says nothing about the token.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
@@ -18,8 +20,11 @@ from django_smart.testing.simulator.faults.registry import (
     edits_json,
     fail_each,
     fail_with,
+    leave_out,
     leave_out_each,
     name_another_patient,
+    narrow_scope,
+    put,
     put_each,
     replaces,
 )
@@ -95,3 +100,69 @@ def _revoke_204(exchange: Exchange, response: Response) -> Response:
 @edits_answer("introspect", "introspect_duplicate_scope", "refuse", "two scopes")
 def _duplicate_scope(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "scope", "")
+
+
+# Registration
+
+
+_METHOD = "token_endpoint_auth_method"
+
+_edits_registration = partial(edits_json, "register", status=201)
+
+
+replaces("register", "register_not_json", "refuse", "the response is truncated")(
+    lambda _: answers.invalid_json()
+)
+replaces("register", "register_html_200", "refuse", "a web page with status 200")(
+    lambda _: answers.html("Welcome", 200)
+)
+replaces("register", "register_500", "refuse", "status 500")(
+    lambda _: answers.html("Server error", 500)
+)
+replaces("register", "register_redirect_307", "refuse", "307 to another host")(
+    lambda one: answers.away(one, 307)
+)
+replaces("register", "register_refused", "refuse", "unapproved_software_statement")(
+    fail_with("unapproved_software_statement", 400)
+)
+_edits_registration("register_missing_client_id", "refuse", "no client_id")(
+    leave_out("client_id")
+)
+_edits_registration("register_missing_secret", "refuse", "no client_secret")(
+    leave_out("client_secret")
+)
+_edits_registration(
+    "register_unknown_method", "refuse", "token_endpoint_auth_method tls_client_auth"
+)(put(_METHOD, "tls_client_auth"))
+_edits_registration("register_less_scope", "tolerate", "fewer scopes than requested")(
+    narrow_scope
+)
+
+
+@_edits_registration(
+    "register_other_redirect_uri",
+    "refuse",
+    "a redirect URI other than the requested one",
+)
+def _other_redirect_uri(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["redirect_uris"] = [f"{exchange.ehr.foreign_origin}/callback"]
+
+
+@_edits_registration(
+    "register_other_method", "tolerate", "client_secret_post instead of Basic"
+)
+def _other_method(exchange: Exchange, answer: dict[str, Any]) -> None:
+    if answer[_METHOD] == "client_secret_basic":
+        answer[_METHOD] = "client_secret_post"
+        clients = exchange.ehr.clients
+        client_id = answer["client_id"]
+        clients[client_id] = replace(
+            clients[client_id], auth_method="client_secret_post"
+        )
+
+
+@_edits_registration(
+    "register_secret_ends", "tolerate", "a secret that expires in a day"
+)
+def _secret_ends(exchange: Exchange, answer: dict[str, Any]) -> None:
+    answer["client_secret_expires_at"] = int(exchange.ehr.clock()) + 24 * 3600
