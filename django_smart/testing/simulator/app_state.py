@@ -6,6 +6,7 @@ Spec: SMART App Launch 2.2, "App State" (experimental).
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from werkzeug.wrappers import Response
@@ -18,10 +19,11 @@ from django_smart.testing.simulator.fhir import (
     insufficient,
     searchset,
 )
-from django_smart.testing.simulator.state import new_id
+from django_smart.testing.simulator.search import iter_values
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.exchange import Exchange, Routes
+    from django_smart.testing.simulator.versions import Version
 
 __all__ = ["MAX_SIZE", "routes"]
 
@@ -47,12 +49,11 @@ def _create(exchange: Exchange) -> Response:
     if "id" in resource or "versionId" in resource.get("meta", {}):
         raise FHIRError(400, "invalid", "a new resource has no id and no versionId")
     _check_scope(access, resource, "c")
-    resource["id"] = new_id()[:40].replace("_", "-")
-    resource["meta"] = {"versionId": "1"}
-    store = exchange.ehr.store
-    with store.lock:
-        store.app_states[resource["id"]] = resource
-    return _answer(resource, 201)
+    with exchange.ehr.store.lock:
+        version = exchange.ehr.versions.put(
+            "Basic", str(uuid.uuid4()), resource, method="POST"
+        )
+    return _answer(version, 201)
 
 
 def _update(exchange: Exchange, resource_id: str) -> Response:
@@ -60,24 +61,21 @@ def _update(exchange: Exchange, resource_id: str) -> Response:
     resource = _read_body(exchange)
     if resource.get("id") != resource_id:
         raise FHIRError(400, "invalid", "the id in the body is not that of the URL")
-    store = exchange.ehr.store
-    with store.lock:
+    with exchange.ehr.store.lock:
         held = _match(exchange, access, resource_id, "u")
         if any(resource.get(one) != held.get(one) for one in ("code", "subject")):
             raise FHIRError(422, "business-rule", "code and subject do not change")
-        version = int(held["meta"]["versionId"]) + 1
-        resource["meta"] = {"versionId": str(version)}
-        store.app_states[resource_id] = resource
-    return _answer(resource, 200)
+        version = exchange.ehr.versions.put(
+            "Basic", resource_id, resource, method="PUT"
+        )
+    return _answer(version, 200)
 
 
 def _delete(exchange: Exchange, resource_id: str) -> Response:
     access = authorize(exchange)
-    store = exchange.ehr.store
-    with store.lock:
+    with exchange.ehr.store.lock:
         _match(exchange, access, resource_id, "d")
-        del store.app_states[resource_id]
-        store.deleted_app_states.add(resource_id)
+        exchange.ehr.versions.put("Basic", resource_id, None, method="DELETE")
     return Response(status=204)
 
 
@@ -96,7 +94,7 @@ def _search(exchange: Exchange) -> Response:
     if subject is not None:
         wanted["subject"] = {"reference": subject}
     _check_scope(access, wanted, "s")
-    held = exchange.ehr.store.app_states.values()
+    held = list(exchange.ehr.data["Basic"].values())
     return searchset(
         exchange,
         access,
@@ -106,21 +104,16 @@ def _search(exchange: Exchange) -> Response:
     )
 
 
-def _answer(resource: dict[str, Any], status: int) -> Response:
-    etag = f'W/"{resource["meta"]["versionId"]}"'
-    return fhir_response(resource, status=status, headers={"ETag": etag})
+def _answer(version: Version, status: int) -> Response:
+    headers = {"ETag": version.etag}
+    return fhir_response(version.resource, status=status, headers=headers)
 
 
 def _match(
     exchange: Exchange, access: Access, resource_id: str, letter: str
 ) -> dict[str, Any]:
     """The resource as held, if the request is about this very version of it."""
-    store = exchange.ehr.store
-    if resource_id in store.deleted_app_states:
-        raise FHIRError(410, "deleted", "this app state was deleted")
-    held = store.app_states.get(resource_id)
-    if held is None:
-        raise FHIRError(404, "not-found", "there is no such app state")
+    held = exchange.ehr.versions.get_current("Basic", resource_id)
     _check_scope(access, held, letter)
     wanted = exchange.request.headers.get("If-Match")
     if wanted is None:
@@ -151,9 +144,9 @@ def _read_body(exchange: Exchange) -> dict[str, Any]:
 
 
 def _key(resource: dict[str, Any]) -> tuple[str, str, str]:
-    coding = resource["code"]["coding"][0]
+    coding: dict[str, str] = next(iter_values(resource, "code.coding"), {})
     reference = resource.get("subject", {}).get("reference", "")
-    return coding["system"], coding["code"], reference
+    return coding.get("system", ""), coding.get("code", ""), reference
 
 
 def _check_scope(access: Access, resource: dict[str, Any], letter: str) -> None:

@@ -94,9 +94,6 @@ class Store:
         self.codes: dict[str, Code] = {}
         self.access_tokens: dict[str, AccessToken] = {}
         self.refresh_tokens: dict[str, RefreshToken] = {}
-        self.app_states: dict[str, dict[str, Any]] = {}
-        """``Basic`` resources by id."""
-        self.deleted_app_states: set[str] = set()
         self._jtis: dict[tuple[str, str], float] = {}
 
     def use_jti(
