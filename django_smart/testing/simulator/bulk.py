@@ -55,8 +55,6 @@ class Bulk:
     observations: int = 0
     """Number of generated Observations that replace the real ones."""
     lines_per_file: int = 100_000
-    files_per_manifest: int = 1
-    """Of an export with ``allowPartialManifests``."""
     problems: list[str] = field(default_factory=list)
     """Problems that the next exports report."""
     requires_access_token: bool = True
@@ -192,7 +190,8 @@ def _status(exchange: Exchange, export_id: str, number: int = 0) -> Response:
             headers["Retry-After"] = ehr.bulk.retry_after
         return Response(status=202, headers=headers)
     url = f"{ehr.base_url}/bulk/{export_id}"
-    size = ehr.bulk.files_per_manifest if export.is_partial else len(export.files)
+    # A partial manifest has one file.
+    size = 1 if export.is_partial else len(export.files)
     first, end = number * size, (number + 1) * size
     is_last = end >= len(export.files)
     manifest: dict[str, Any] = {

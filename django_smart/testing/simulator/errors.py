@@ -7,15 +7,10 @@ __all__ = [
     "AuthorizationPageError",
     "FHIRError",
     "OAuthError",
-    "SimulatorError",
 ]
 
 
-class SimulatorError(Exception):
-    """Root of the simulator's refusals."""
-
-
-class OAuthError(SimulatorError):
+class OAuthError(Exception):
     """
     An error response of the token, revocation or introspection endpoint.
 
@@ -33,7 +28,7 @@ class OAuthError(SimulatorError):
         """The client tried HTTP Basic, so the response names that scheme."""
 
 
-class AuthorizationError(SimulatorError):
+class AuthorizationError(Exception):
     """
     An authorization error that is sent to the app's redirect URI.
 
@@ -50,7 +45,7 @@ class AuthorizationError(SimulatorError):
         self.state = state
 
 
-class AuthorizationPageError(SimulatorError):
+class AuthorizationPageError(Exception):
     """
     An authorization error that must not be sent as a redirect.
 
@@ -60,7 +55,7 @@ class AuthorizationPageError(SimulatorError):
     """
 
 
-class FHIRError(SimulatorError):
+class FHIRError(Exception):
     """A FHIR error, with an ``OperationOutcome`` in the response."""
 
     def __init__(
