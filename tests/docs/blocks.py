@@ -7,8 +7,11 @@ import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["DOCS", "Block", "read_blocks"]
+from tests.management.running import Ran, run
+
+__all__ = ["DOCS", "Block", "apply", "do", "execute", "read_blocks"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -49,3 +52,24 @@ def read_blocks(page: str) -> list[Block]:
         )
         for match in found
     ]
+
+
+def execute(*blocks: Block, **names: Any) -> dict[str, Any]:
+    """What the code of *blocks* defines, one behind the other."""
+    names.setdefault("__name__", __name__)
+    for block in blocks:
+        exec(block.code, names)
+    return names
+
+
+def apply(settings: Any, *blocks: Block) -> None:
+    """Take over the settings that *blocks* show."""
+    for name, value in execute(*blocks).items():
+        if name.isupper():
+            setattr(settings, name, value)
+
+
+def do(words: list[str]) -> Ran:
+    """Run the management command that a page has its reader type."""
+    assert words[:2] == ["python", "manage.py"]
+    return run(*words[2:])

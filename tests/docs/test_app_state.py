@@ -13,7 +13,7 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration
 from django_smart.protocol.task_launch import TaskLaunchKind
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.ehr import EHR_SCOPE, SITE, launch, make_browser
 from tests.factories import make_registration
 
@@ -24,10 +24,7 @@ URL = "https://app.example.org/display-preferences-v1"
 @pytest.fixture
 def page() -> dict[str, Any]:
     """What the code of the page on app state defines."""
-    names: dict[str, Any] = {}
-    for block in read_blocks("how-to/app-state.rst"):
-        exec(block.code, names)
-    return names
+    return execute(*read_blocks("how-to/app-state.rst"))
 
 
 @pytest.fixture
@@ -104,9 +101,7 @@ def script_prefix(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("script_prefix")
 @pytest.mark.compliance("TASK-01", "TASK-05")
 def test_task_of_the_page_is_read_by_its_own_app_alone() -> None:
-    (block,) = read_blocks("how-to/task-launch.rst")
-    names: dict[str, Any] = {}
-    exec(block.code, names)
+    names = execute(*read_blocks("how-to/task-launch.rst"))
     request = RequestFactory().get("/", secure=True, HTTP_HOST="app.example.org")
     task = names["make_task"](f"{SITE}/smart/launch/", "Patient/1", "dose?")
     found = names["read_task"](request, task)

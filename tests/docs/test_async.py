@@ -5,17 +5,15 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-from typing import Any
 
 from django_smart.fhir import AsyncFHIRClient
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.fhir.servers import BASE, Grant, bundle, respond
 
 
 def test_view_of_the_page_reads_side_by_side():
     view, _, job = read_blocks("how-to/async.rst")
-    names: dict[str, Any] = {}
-    exec(view.code, names)
+    names = execute(view)
     grant = Grant()
     patient = {"resourceType": "Patient", "id": "p"}
     allergy = {"resourceType": "AllergyIntolerance", "id": "a"}
@@ -41,8 +39,7 @@ def test_view_of_the_page_reads_side_by_side():
 
 def test_what_the_page_does_after_that_is_async_as_well(capsys):
     _, more, _ = read_blocks("how-to/async.rst")
-    names: dict[str, Any] = {}
-    exec(more.code, names)
+    names = execute(more)
     grant = Grant(patient_id="p")
     result = {"resourceType": "Observation", "id": "o-1"}
     condition = {"resourceType": "Condition", "id": "c-1"}

@@ -9,7 +9,7 @@ import pytest
 from django.template import engines
 from django.test import RequestFactory
 
-from tests.docs.blocks import DOCS, read_blocks
+from tests.docs.blocks import DOCS, apply, read_blocks
 from tests.ehr import make_browser
 from tests.projects import run
 from tests.site.browsers import open_chart
@@ -28,9 +28,7 @@ def test_site_with_allauth() -> None:
 @pytest.mark.usefixtures("registration")
 def test_site_with_mozilla_django_oidc(settings: Any, ehr: Any) -> None:
     (_, _, backends, link) = read_blocks(_PAGE)
-    values: dict[str, Any] = {}
-    exec(backends.code, values)
-    settings.AUTHENTICATION_BACKENDS = values["AUTHENTICATION_BACKENDS"]
+    apply(settings, backends)
     for name, value in (
         ("OIDC_RP_CLIENT_ID", "staff"),
         ("OIDC_RP_CLIENT_SECRET", "staff secret"),

@@ -11,7 +11,7 @@ from werkzeug.wrappers import Request, Response
 from django_smart.clients import backend_client_for
 from django_smart.exceptions import BearerBoundaryError
 from tests.answers import Respond
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.factories import make_service
 
 
@@ -49,8 +49,7 @@ def test_job_of_the_page_goes_on_after_a_crash(ehr):
 def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
     service = make_service(ehr)
     job, update, *_ = read_blocks("how-to/bulk-export.rst")
-    names: dict[str, Any] = {}
-    exec(job.code + update.code, names)
+    names = execute(job, update)
 
     def make_client(registration: Any) -> Any:
         client = backend_client_for(registration)
@@ -78,8 +77,7 @@ def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
 def test_export_outside_of_the_boundary_is_cancelled_as_the_page_says(ehr):
     service = make_service(ehr)
     *_, begin = read_blocks("how-to/bulk-export.rst")
-    names: dict[str, Any] = {"json": json}
-    exec(begin.code, names)
+    names = execute(begin, json=json)
     fhir = backend_client_for(service)
     saved: list[str] = []
     names["begin"](fhir, saved.append)

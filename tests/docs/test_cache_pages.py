@@ -11,7 +11,7 @@ from django.urls import path
 from django_smart.checks.structure import check_structure
 from django_smart.decorators import smart_required
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import apply, read_blocks
 from tests.ehr import launch, make_browser
 from tests.site.urls import urlpatterns as site
 
@@ -40,9 +40,7 @@ urlpatterns = [*site, path("growth/", _make_view()), path("home/", _home)]
 
 @pytest.mark.usefixtures("registration")
 def test_view_keeps_its_page_for_a_minute(ehr: EHRSimulator, settings: Any) -> None:
-    names: dict[str, Any] = {}
-    exec(_MIDDLEWARE.code, names)
-    settings.MIDDLEWARE = names["MIDDLEWARE"]
+    apply(settings, _MIDDLEWARE)
     assert check_structure() == []
     browser = make_browser()
     opened = launch(browser, ehr)
@@ -55,9 +53,7 @@ def test_view_keeps_its_page_for_a_minute(ehr: EHRSimulator, settings: Any) -> N
 def test_page_of_nobody_is_not_served_to_whom_has_a_chart_open(
     ehr: EHRSimulator, settings: Any
 ) -> None:
-    names: dict[str, Any] = {}
-    exec(_MIDDLEWARE.code, names)
-    settings.MIDDLEWARE = names["MIDDLEWARE"]
+    apply(settings, _MIDDLEWARE)
     assert make_browser().get("/home/").content == b"none"
     browser = make_browser()
     launch(browser, ehr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from django.test import RequestFactory
 from django.urls import include, path
 from django.views.generic import View
 
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.ehr import get_callback, make_browser, start_ehr_launch
 from tests.known import SITE
 
@@ -19,19 +18,17 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def page(settings: Any, registration: Any) -> dict[str, Any]:
+def page(settings: Any, registration: Any, put_urls: Any) -> dict[str, Any]:
     """Both blocks of the page, as views of this site."""
-    values: dict[str, Any] = {"__name__": "page"}
-    for block in read_blocks("how-to/cds-hooks.rst"):
-        exec(block.code, values)
-    urls = ModuleType("urls_of_the_page")
-    urls.urlpatterns = [  # type: ignore[attr-defined]
-        path("", View.as_view(), name="home"),
-        path("a1c/", View.as_view(), name="a1c"),
-        path("landing/", values["landing"]),
-        path("smart/", include("django_smart.urls")),
-    ]
-    settings.ROOT_URLCONF = urls
+    values = execute(*read_blocks("how-to/cds-hooks.rst"))
+    put_urls(
+        [
+            path("", View.as_view(), name="home"),
+            path("a1c/", View.as_view(), name="a1c"),
+            path("landing/", values["landing"]),
+            path("smart/", include("django_smart.urls")),
+        ]
+    )
     settings.SMART_LAUNCH_REDIRECT_URL = "/landing/"
     settings.SMART_SITE_URL = SITE
     return values

@@ -19,10 +19,10 @@ from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.bundles import Host, bundle, endpoint, host, organization
 from tests.contrib.doctor.conftest import World, world
-from tests.docs.blocks import DOCS, read_blocks
+from tests.docs.blocks import DOCS, apply, do, read_blocks
 from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
 from tests.factories import make_registration
-from tests.management.running import Ran, run
+from tests.management.running import run
 from tests.transport.conftest import certificate
 
 __all__ = ["certificate", "host", "world"]
@@ -30,11 +30,6 @@ __all__ = ["certificate", "host", "world"]
 pytestmark = pytest.mark.django_db
 
 _BUNDLE = "https://ehr.example.org/brands.json"
-
-
-def _do(words: list[str]) -> Ran:
-    assert words[:2] == ["python", "manage.py"]
-    return run(words[2], *words[3:])
 
 
 def test_commands(monkeypatch, host: Host, tmp_path: Path):
@@ -46,14 +41,14 @@ def test_commands(monkeypatch, host: Host, tmp_path: Path):
         transport.mounted("https://ehr.example.org", ehr.adapter()),
         transport.mounted(SITE, Away()),
     ):
-        assert _do(register.commands[0]).json == json.loads(printed.code)
-        _do(discover.commands[0])
-        assert "credentials_refused" in _do(examine.commands[0]).out
+        assert do(register.commands[0]).json == json.loads(printed.code)
+        do(discover.commands[0])
+        assert "credentials_refused" in do(examine.commands[0]).out
     for words in keys.commands[:1]:
-        _do(words)
+        do(words)
     assert SigningKey.objects.get().algorithm == "ES384"
     host.on(_BUNDLE, bundle(organization("a", "A")))
-    _do(brands.commands[0])
+    do(brands.commands[0])
     assert Brand.objects.count() == 1
     ((_, _, name, *options),) = simulate.commands
     parser = load_command_class("django_smart", name).create_parser("manage.py", name)
@@ -78,7 +73,7 @@ def test_who_is_signed_in() -> None:
     registration = make_registration(
         server__base_url=arguments["--base-url"], client_id=arguments["--client-id"]
     )
-    _do(words)
+    do(words)
     registration.refresh_from_db()
     assert registration.user_switch == registration.UserSwitch.SWITCH
 
@@ -86,7 +81,7 @@ def test_who_is_signed_in() -> None:
 def test_find_what_is_wrong(world: World):
     every, shown, some, for_programs = read_blocks("how-to/find-what-is-wrong.rst")
     monitored = for_programs.commands[0]
-    assert json.loads(_do(monitored).out)["findings"] == []
+    assert json.loads(do(monitored).out)["findings"] == []
     world.registration.client_secret = "not the secret"
     world.registration.save()
     ((*words,),) = every.commands
@@ -96,9 +91,9 @@ def test_find_what_is_wrong(world: World):
     world.registration.client_secret = CLIENT_SECRET
     world.registration.save()
     known, unknown = some.commands
-    _do(known)
+    do(known)
     assert unknown[3].startswith("https://ehr.example.org/")
-    _do([*unknown[:3], BASE_URL])
+    do([*unknown[:3], BASE_URL])
 
 
 def test_connect_many_hospitals(
@@ -109,7 +104,7 @@ def test_connect_many_hospitals(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("APP_SECRET", "from the vendor")
     (tmp_path / register.commands[0][4]).write_text(listed.code)
-    printed = _do([*register.commands[0], "--offline"]).json
+    printed = do([*register.commands[0], "--offline"]).json
     assert len(printed) == len(json.loads(listed.code)) == 2
     assert len({each["redirect_uri"] for each in printed}) == 1
     install, fetch = url.commands
@@ -123,14 +118,14 @@ def test_connect_many_hospitals(
         endpoint("2", "https://birch.example.org/r4"),
     )
     host.on(_BUNDLE, harbour, ETag='"1"')
-    assert "1 added" in _do(fetch).out
+    assert "1 added" in do(fetch).out
     (tmp_path / file.commands[0][3]).write_bytes(birch)
-    _do(file.commands[0])
+    do(file.commands[0])
     assert {each.location for each in BrandBundle.objects.all()} == {
         _BUNDLE,
         "national",
     }
-    assert "unchanged" in _do(again.commands[0]).out
+    assert "unchanged" in do(again.commands[0]).out
 
     servers = [
         {
@@ -142,15 +137,11 @@ def test_connect_many_hospitals(
         }
     ]
     (tmp_path / register.commands[0][4]).write_text(json.dumps(servers))
-    _do(register.commands[0])
+    do(register.commands[0])
     page = Client().get("/smart/login/").content.decode()
     assert "Harbour" in page
     assert "Birch" not in page
-    values: dict[str, Any] = {}
-    exec(unknown.code, values)
-    exec(logos.code, values)
-    for name in ("SMART_PICKER_SHOW_UNREGISTERED", "SMART_LOGO_LICENSES"):
-        setattr(settings, name, values[name])
+    apply(settings, unknown, logos)
     assert "Birch" in Client().get("/smart/login/").content.decode()
     html = engines["django"].from_string(link.code)
     content = html.render({}, RequestFactory().get("/"))
@@ -162,6 +153,6 @@ def test_connect_many_hospitals(
         "user_access_brand_bundle": _BUNDLE,
     }
     server.save()
-    assert "unchanged" in _do(by_server.commands[0]).out
-    _do(away.commands[0])
+    assert "unchanged" in do(by_server.commands[0]).out
+    do(away.commands[0])
     assert not BrandBundle.objects.filter(location=_BUNDLE).exists()

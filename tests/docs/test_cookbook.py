@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from django.utils import timezone
 
 from django_smart.models import Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import do, execute, read_blocks
 from tests.ehr import PATIENT, connect, launch, make_browser
 from tests.factories import (
     make_grant,
@@ -21,51 +19,35 @@ from tests.factories import (
     make_registration,
     make_user,
 )
-from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
 SCOPE = "launch openid fhirUser patient/*.cruds user/Patient.s"
 
 
 @pytest.fixture
-def page(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def page(put_urls: Any, put_templates: Any) -> dict[str, Any]:
     """The site of the page: its views are at their names."""
-    module: Any = ModuleType("clinic_urls")
-    names: dict[str, Any] = module.__dict__
-    blocks = read_blocks("how-to/cookbook.rst")
-    for block in blocks:
-        if block.language == "python":
-            exec(block.code, names)
-    (landing,) = (
-        each for each in read_blocks("index.rst") if each.language == "python"
-    )
-    exec(landing.code, names)
+    blocks = [*read_blocks("how-to/cookbook.rst"), *read_blocks("index.rst")]
+    names = execute(*(each for each in blocks if each.language == "python"))
     views = ("overview", "latest_results", "a1c_points", "medications", "summary")
     others = ("home", "problems", "record_weight", "find_patient", "a1c")
-    names["urlpatterns"] = [
-        *(path(f"{name}/", names[name]) for name in (*views, *others)),
-        path("my_records/", names["my_records"]),
-        path("my_records/<int:grant_id>/", names["my_record"]),
-        path("smart/", include("django_smart.urls")),
-    ]
-    monkeypatch.setitem(sys.modules, "clinic_urls", module)
-    settings.ROOT_URLCONF = "clinic_urls"
+    put_urls(
+        [
+            *(path(f"{name}/", names[name]) for name in (*views, *others)),
+            path("my_records/", names["my_records"]),
+            path("my_records/<int:grant_id>/", names["my_record"]),
+            path("smart/", include("django_smart.urls")),
+        ]
+    )
     overview, results, weight = (
         each.code for each in blocks if each.language == "html+django"
     )
-    templates = {
-        "overview.html": overview,
-        "results.html": results,
-        "weight.html": weight,
-        "a1c.html": "{{ results|length }} results",
-    }
-    loaders = [
-        ("django.template.loaders.locmem.Loader", templates),
-        "django.template.loaders.app_directories.Loader",
-    ]
-    (engine,) = settings.TEMPLATES
-    options = {**engine["OPTIONS"], "loaders": loaders}
-    settings.TEMPLATES = [{**engine, "DIRS": [], "APP_DIRS": False, "OPTIONS": options}]
+    put_templates(
+        overview=overview,
+        results=results,
+        weight=weight,
+        a1c="{{ results|length }} results",
+    )
     return names
 
 
@@ -193,9 +175,7 @@ def test_tenants_of_the_page_have_addresses_of_their_own(monkeypatch: Any) -> No
     (console,) = read_blocks("how-to/multi-tenant.rst")
     for name in ("NORTH_SECRET", "SOUTH_SECRET"):
         monkeypatch.setenv(name, "from the vendor")
-    printed = [
-        run(words[2], *words[3:], "--offline").json for words in console.commands
-    ]
+    printed = [do([*words, "--offline"]).json for words in console.commands]
     assert [each["redirect_uri"].partition("/smart/")[0] for each in printed] == [
         "https://north.example.org",
         "https://south.example.org",
@@ -209,8 +189,7 @@ def test_what_is_stored_of_a_patient_is_deleted_once_revoked(
 ) -> None:
     row = launch(make_browser(), ehr)
     (block,) = read_blocks("explanation/security-questionnaire.rst")
-    names: dict[str, Any] = {}
-    exec(block.code, names)
+    names = execute(block)
     with pytest.raises(ValueError, match="Revoke"):
         names["delete_patient"](row.registration.server, PATIENT)
     # As after "Revoke" in the admin, until a worker has been at the EHR.
@@ -244,8 +223,7 @@ def test_account_of_a_patient_is_deleted_with_what_it_read_of_others() -> None:
             identity=identity,
         )
     (block,) = read_blocks("explanation/security-questionnaire.rst")
-    names: dict[str, Any] = {}
-    exec(block.code, names)
+    names = execute(block)
     with pytest.raises(ValueError, match="Revoke"):
         names["delete_patient"](registration.server, PATIENT)
     TokenGrant.objects.filter(pk=grant.pk).update(

@@ -19,7 +19,7 @@ from django_smart.fields import EncryptedTextField
 from django_smart.models import ClientRegistration
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.ehr import PATIENT, launch, make_browser
 
 NOW = datetime(2026, 3, 4, 10, tzinfo=UTC)
@@ -36,10 +36,7 @@ def fhir(ehr: EHRSimulator, registration: ClientRegistration) -> FHIRClient:
 
 
 def run(page: str) -> dict[str, Any]:
-    names: dict[str, Any] = {"refusals": []}
-    for block in read_blocks(page):
-        exec(block.code, names)
-    return names
+    return execute(*read_blocks(page), refusals=[])
 
 
 def test_functions_of_the_page_on_writing_write(fhir: FHIRClient) -> None:
@@ -138,8 +135,7 @@ def test_trail_of_the_page_tells_who_and_whom_and_nothing_more(
 
 
 def test_page_excludes_every_encrypted_field_from_a_log_of_all_models() -> None:
-    page: dict[str, Any] = {}
-    exec(read_blocks("how-to/audit-trail.rst")[-1].code, page)
+    page = execute(read_blocks("how-to/audit-trail.rst")[-1])
     assert page["AUDITLOG_EXCLUDE_TRACKING_FIELDS"] == sorted(
         field.name
         for model in apps.get_models()

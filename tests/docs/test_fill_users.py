@@ -13,7 +13,7 @@ from django.contrib.auth.models import Group
 
 from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import apply, read_blocks
 from tests.ehr import connect, launch, make_browser
 from tests.factories import make_registration
 
@@ -34,9 +34,7 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "clinic", ModuleType("clinic"))
     monkeypatch.setitem(sys.modules, "clinic.backends", module)
     exec(careful.code, module.__dict__)
-    values: dict[str, Any] = {}
-    exec(chosen.code, values)
-    settings.AUTHENTICATION_BACKENDS = values["AUTHENTICATION_BACKENDS"]
+    apply(settings, chosen)
     for name in ("Clinicians", "Patients", "Others"):
         Group.objects.create(name=name)
     make_registration(ehr_scope=_SCOPE, manage_groups=True)

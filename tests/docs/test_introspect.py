@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.ehr import PATIENT, launch, make_browser
 from tests.factories import make_registration
 
@@ -18,9 +16,7 @@ pytestmark = pytest.mark.django_db
 def test_token_that_an_app_shows_tells_whose_labs_may_be_read(
     ehr: EHRSimulator,
 ) -> None:
-    (block,) = read_blocks("how-to/introspect.rst")
-    page: dict[str, Any] = {}
-    exec(block.code, page)
+    page = execute(*read_blocks("how-to/introspect.rst"))
     registration = make_registration()
     grant = launch(make_browser(), ehr).grant
     assert grant is not None

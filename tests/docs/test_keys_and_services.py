@@ -15,19 +15,14 @@ from django_smart.models import ClientRegistration, SigningKey
 from django_smart.servers.signing_keys import OVERLAP
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import apply, do, execute, read_blocks
 from tests.factories import make_registration
-from tests.management.running import Ran, run
+from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
 
 _SERVICES = "how-to/backend-services.rst"
 _KEYS = "how-to/rotate-keys.rst"
-
-
-def _do(words: list[str]) -> Ran:
-    assert words[:2] == ["python", "manage.py"]
-    return run(words[2], *words[3:])
 
 
 def _wait() -> None:
@@ -46,11 +41,7 @@ def _states() -> list[str]:
 @cache
 def _run_code() -> dict[str, Any]:
     """What the page's code defines; once, as a task has one name."""
-    *_, read, explain = read_blocks(_SERVICES)
-    names: dict[str, Any] = {"__name__": __name__}
-    exec(read.code, names)
-    exec(explain.code, names)
-    return names
+    return execute(*read_blocks(_SERVICES)[-2:])
 
 
 @pytest.fixture
@@ -59,7 +50,7 @@ def page(ehr: EHRSimulator) -> dict[str, Any]:
     register, *_ = read_blocks(_SERVICES)
     ((*words,),) = register.commands
     words[words.index("--base-url") + 1] = ehr.base_url
-    printed = _do(words).json
+    printed = do(words).json
     assert printed["jwks_url"] == "https://app.example.org/smart/jwks.json"
     ehr.register_client(
         "nightly-report",
@@ -108,7 +99,7 @@ def test_service_may_have_a_secret_as_the_page_says(ehr: EHRSimulator) -> None:
     words[words.index("--base-url") + 1] = ehr.base_url
     method = "client_secret_basic"
     answer(ehr, "/smart-configuration", token_endpoint_auth_methods_supported=[method])
-    _do(words)
+    do(words)
     registration = ClientRegistration.objects.get()
     assert registration.client_secret_env == "REPORT_SECRET"
     assert registration.token_endpoint_auth_method == method
@@ -119,9 +110,7 @@ def test_service_may_have_a_secret_as_the_page_says(ehr: EHRSimulator) -> None:
 
 def test_setting_of_the_page_is_right(settings: Any) -> None:
     (block,) = [each for each in read_blocks(_KEYS) if each.language == "python"]
-    values: dict[str, Any] = {}
-    exec(block.code, values)
-    settings.SMART_KEY_ROTATION = values["SMART_KEY_ROTATION"]
+    apply(settings, block)
     assert check_settings() == []
     assert conf.SMART_KEY_ROTATION.days == 90
 
@@ -132,27 +121,27 @@ def test_keys_are_rotated_as_the_page_says() -> None:
         each.commands for each in read_blocks(_KEYS) if each.language == "console"
     )
     run("smart_keys", "generate", "--algorithm", "ES384")
-    _do(due[0])
+    do(due[0])
     assert _states() == ["active"]
-    _do(generate[0])
+    do(generate[0])
     with pytest.raises(CommandError, match="may sign from"):
-        _do(rotate[0])
+        do(rotate[0])
     _wait()
-    _do(rotate[0])
+    do(rotate[0])
     assert _states() == ["active", "next", "retired"]
 
     with pytest.raises(CommandError, match="is already next"):
-        _do(send[0])
-    assert len(_do(send[1]).json["keys"]) == 3
+        do(send[0])
+    assert len(do(send[1]).json["keys"]) == 3
 
     old = SigningKey.objects.active().get()
-    _do(lost[0])
-    listed = _do(lost[1]).out
+    do(lost[0])
+    listed = do(lost[1]).out
     (line,) = [each for each in listed.splitlines() if each.startswith(old.kid)]
     assert " retired " in line
     (words,) = remove
     words[words.index("KID")] = old.kid
-    _do(words)
+    do(words)
     old.refresh_from_db()
     assert (old.status, old.private_key) == ("removed", "")
     assert _states() == ["active", "next", "removed", "retired"]
@@ -168,7 +157,7 @@ def test_registration_gets_keys_of_its_own_as_the_page_says() -> None:
         token_endpoint_auth_method="private_key_jwt", client_secret=""
     )
     assert generate[-2:] == rotate[-2:] == ["--registration", "1"]
-    _do([*generate[:-1], str(registration.pk)])
+    do([*generate[:-1], str(registration.pk)])
     _wait()
-    _do([*rotate[:-1], str(registration.pk)])
+    do([*rotate[:-1], str(registration.pk)])
     assert _states() == ["active", "next"]

@@ -11,15 +11,9 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import translation
 
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import apply, read_blocks
 
 _PAGE = "how-to/languages.rst"
-
-
-def _settings(code: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    exec(code, values)
-    return {name: value for name, value in values.items() if name.isupper()}
 
 
 def _read(language: str) -> str:
@@ -35,13 +29,11 @@ def test_settings_and_catalogue_of_the_page(
 ) -> None:
     follow, paths, catalogue, compile_ = read_blocks(_PAGE)
     assert "Connected organizations" in _read("de")
-    for name, value in _settings(follow.code).items():
-        setattr(settings, name, value)
+    apply(settings, follow)
     assert "Verbundene Organisationen" in _read("de")
 
     monkeypatch.chdir(tmp_path)
-    for name, value in _settings(paths.code).items():
-        setattr(settings, name, value)
+    apply(settings, paths)
     file = tmp_path / "locale" / "de" / "LC_MESSAGES" / "django.po"
     file.parent.mkdir(parents=True)
     header = 'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\n'

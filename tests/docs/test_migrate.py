@@ -10,7 +10,7 @@ from django.core.management import call_command
 
 from django_smart.models import FHIRServer, Identity
 from django_smart.testing import EHRSimulator
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.ehr import launch, make_browser
 from tests.factories import make_identity, make_user
 
@@ -20,10 +20,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def page() -> dict[str, Any]:
     """What the blocks of the page define."""
-    values: dict[str, Any] = {}
-    for block in read_blocks("how-to/migrate.rst"):
-        exec(block.code, values)
-    return values
+    return execute(*read_blocks("how-to/migrate.rst"))
 
 
 @pytest.fixture

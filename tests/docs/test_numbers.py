@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.fhir.servers import Grant, respond
 
 
 def test_code_of_the_page_keeps_the_digits(capsys):
-    view, helpers = read_blocks("how-to/numbers.rst")
-    names: dict[str, Any] = {}
-    exec(view.code + helpers.code, names)
+    names = execute(*read_blocks("how-to/numbers.rst"))
     grant = Grant()
     body = (
         b'{"resourceType":"Observation","id":"1","valueQuantity":{"value":7.10,'

@@ -9,7 +9,7 @@ from django.test import RequestFactory
 from django.utils.module_loading import import_string
 
 from django_smart.launches.context import SMARTContext
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.ehr import PATIENT
 from tests.site.browsers import open_chart
 
@@ -20,8 +20,7 @@ pytest.importorskip("rest_framework", reason="needs the extra drf")
 @pytest.mark.usefixtures("registration")
 def test_view_of_the_page_answers_with_the_latest_result(ehr):
     _, view, settings = read_blocks("how-to/rest-framework.rst")
-    names: dict[str, Any] = {}
-    exec(view.code, names)
+    names = execute(view)
     chart = open_chart(ehr)
     request: Any = RequestFactory().get("/", secure=True)
     request.COOKIES = {name: one.value for name, one in chart.browser.cookies.items()}
@@ -29,7 +28,6 @@ def test_view_of_the_page_answers_with_the_latest_result(ehr):
     request.smart = SMARTContext(request, key=chart.launch.key)
     response = names["LatestResult"].as_view()(request)
     assert response.data["result"]["subject"]["reference"] == f"Patient/{PATIENT}"
-    exec(settings.code, names)
-    chosen = names["REST_FRAMEWORK"]
+    chosen = execute(settings)["REST_FRAMEWORK"]
     import_string(chosen["EXCEPTION_HANDLER"])
     assert all(map(import_string, chosen["DEFAULT_AUTHENTICATION_CLASSES"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.fhir.servers import Grant, bundle, respond
 
 PATIENT = "p-1"
@@ -22,8 +22,7 @@ class Request:
 
 def test_view_of_the_page_searches_as_it_says() -> None:
     view, exact, _, stream = read_blocks("how-to/search.rst")
-    names: dict[str, Any] = {}
-    exec(view.code, names)
+    names = execute(view)
     grant = Grant()
     found = [
         {

@@ -35,59 +35,11 @@ from django_smart.servers.discovery import fetch_configuration
 from django_smart.signals import launch_completed
 from django_smart.testing import EHRSimulator
 from tests.celery import app as celery_app
-from tests.docs.blocks import Block, read_blocks
+from tests.docs.blocks import Block, apply, do, execute, read_blocks
 from tests.ehr import CLIENT_ID, PATIENT, SITE, connect, launch, make_browser
 from tests.factories import make_registration
-from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
-
-
-def execute(*blocks: Block, **names: Any) -> dict[str, Any]:
-    """What the code of *blocks* defines, one behind the other."""
-    names.setdefault("__name__", __name__)
-    for block in blocks:
-        exec(block.code, names)
-    return names
-
-
-def apply(settings: Any, *blocks: Block) -> None:
-    """Take over the settings that *blocks* show."""
-    for name, value in execute(*blocks).items():
-        if name.isupper():
-            setattr(settings, name, value)
-
-
-@pytest.fixture
-def put_urls(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a list of URLs the site's."""
-
-    def put(urlpatterns: list[Any]) -> None:
-        module: Any = ModuleType("clinic_urls")
-        module.urlpatterns = urlpatterns
-        monkeypatch.setitem(sys.modules, "clinic_urls", module)
-        settings.ROOT_URLCONF = "clinic_urls"
-
-    return put
-
-
-@pytest.fixture
-def put_templates(settings: Any) -> Any:
-    """Give the site templates by their names."""
-
-    def put(**contents: str) -> None:
-        (engine,) = settings.TEMPLATES
-        templates = {f"{name}.html": text for name, text in contents.items()}
-        loaders = [
-            ("django.template.loaders.locmem.Loader", templates),
-            "django.template.loaders.app_directories.Loader",
-        ]
-        options = {**engine["OPTIONS"], "loaders": loaders}
-        settings.TEMPLATES = [
-            {**engine, "DIRS": [], "APP_DIRS": False, "OPTIONS": options}
-        ]
-
-    return put
 
 
 @pytest.fixture
@@ -117,18 +69,18 @@ def test_add_to_a_site(settings, monkeypatch, put_urls, put_templates):
     assert install.commands == [["pip", "install", "django-smart"]]
     apply(settings, conf, local)
     for words in prepare.commands:
-        run(*words[2:])
+        do(words)
     del settings.SMART_INSECURE_HTTP_HOSTS
     apply(settings, conf)
     settings.SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # of the tests' own mail
     for words in (*prepare.commands, *live.commands):
-        run(*words[2:])
+        do(words)
 
     ehr = EHRSimulator(base_url="https://ehr.example.org/fhir")
     monkeypatch.setenv("EHR_SECRET", "from the vendor")
     ((*words,),) = register.commands
     with transport.mounted("https://ehr.example.org", ehr.adapter()):
-        printed = run(*words[2:]).json
+        printed = do(words).json
         ehr.register_client(
             "my-app",
             client_secret="from the vendor",
@@ -301,7 +253,7 @@ def test_keep_access_fresh(settings, ehr: EHRSimulator):
     row = connect(make_browser(), ehr, patient=PATIENT)
     TokenGrant.objects.update(expires_at=timezone.now(), refresh_due_at=timezone.now())
     ((*words,),) = by_hand.commands
-    run(*words[2:])
+    do(words)
     grant = TokenGrant.objects.get()
     assert grant.expires_at > timezone.now()
     found = execute(use)["latest_a1c"](row.user, registration.server, PATIENT)
@@ -367,7 +319,7 @@ def test_rotate_encryption_keys(settings, registration: Any):
 
     def ran(block: Block) -> None:
         command, shown = block.code.splitlines()
-        said = run(*command.removeprefix("$ python manage.py ").split()).out
+        said = do(command.removeprefix("$ ").split()).out
         without_numbers = str.maketrans("", "", "0123456789")
         assert said.strip().translate(without_numbers) == shown.translate(
             without_numbers

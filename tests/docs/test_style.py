@@ -11,7 +11,7 @@ from django.template import engines
 from django.test import RequestFactory
 
 from django_smart.protocol.style import SMARTStyle
-from tests.docs.blocks import DOCS, Block, read_blocks
+from tests.docs.blocks import DOCS, Block, execute, read_blocks
 
 PAGE = "how-to/style.rst"
 
@@ -68,6 +68,4 @@ def test_tag_is_written_as_the_page_says():
 )
 def test_value_is_used_as_the_page_says(style, color):
     (block,) = _blocks("python")
-    page: dict[str, Any] = {}
-    exec(block.code, page)
-    assert page["chart_color"](_request(style)) == color
+    assert execute(block)["chart_color"](_request(style)) == color

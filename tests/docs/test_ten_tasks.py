@@ -28,7 +28,7 @@ from django_smart import transport
 from django_smart.exceptions import FHIRError
 from django_smart.fhir import AsyncFHIRClient, FHIRClient
 from django_smart.fhir.json import Number, dump_json
-from tests.docs.blocks import DOCS, Block, read_blocks
+from tests.docs.blocks import DOCS, Block, execute, read_blocks
 from tests.fhir.servers import Carrier, Tokens, bundle
 from tests.transport.servers import LOOPBACK, Server
 
@@ -443,8 +443,7 @@ def perform(
     """Run the code; how it ended and how many requests it sent."""
     if isinstance(task, Template):
         return render(task, library, blocks, is_troubled=is_troubled), 0
-    names: dict[str, Any] = {}
-    exec(blocks[0].code, names)
+    names = execute(blocks[0])
     (function,) = (
         each
         for each in ast.parse(blocks[0].code).body
@@ -495,9 +494,7 @@ def render(
         patient, results = Patient(patient), [Observation(each) for each in results]
     values: dict[str, Any] = {"patient": patient, "results": results}
     if library != "django_smart":
-        names: dict[str, Any] = {}
-        exec(blocks[0].code, names)
-        values = names["describe"](patient, results)
+        values = execute(blocks[0])["describe"](patient, results)
 
     def call() -> str:
         html = engines["django"].from_string(blocks[-1].code).render(values)

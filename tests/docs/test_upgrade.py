@@ -13,9 +13,8 @@ from django.db.migrations.loader import MigrationLoader
 
 from django_smart import transport
 from tests.contrib.doctor.site import PublicSite
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import do, read_blocks
 from tests.ehr import SITE
-from tests.management.running import run
 
 
 @pytest.mark.django_db
@@ -35,11 +34,10 @@ def test_commands_of_the_page(settings: Any, tmp_path: Path) -> None:
     install, *commands = upgrade.commands
     assert install == ["pip", "install", "--upgrade", "django-smart"]
     for words in commands:
-        assert words[:2] == ["python", "manage.py"]
-        run(words[2], *words[3:])
+        do(words)
     ((*words,),) = doctor.commands
     with transport.mounted(SITE, PublicSite()), pytest.raises(CommandError):
-        run(words[2])
+        do(words[:3])
     assert (tmp_path / "static" / "django_smart" / "pages.css").exists()
     back_to, older = back.commands
     assert back_to[2:4] == ["migrate", "django_smart"]
@@ -47,6 +45,6 @@ def test_commands_of_the_page(settings: Any, tmp_path: Path) -> None:
     assert [name for name in names if name.startswith(back_to[4])]
     assert older[:2] == ["pip", "install"]
     zero, again, forward = anew.commands
-    run(zero[2], *zero[3:], "--plan")
+    do([*zero, "--plan"])
     assert again == install
-    run(forward[2], *forward[3:])
+    do(forward)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.template import engines
 
-from tests.docs.blocks import read_blocks
+from tests.docs.blocks import execute, read_blocks
 from tests.fhir.servers import Grant, bundle, respond
 
 
@@ -39,9 +37,7 @@ def test_page_shows_what_changes_the_meaning() -> None:
     assert "Asthma (refuted)" in html
     assert "No results" in shown.render({"results": []})
 
-    names: dict[str, Any] = {}
-    exec(view.code, names)
-    assert names["describe"](found) == [
+    assert execute(view)["describe"](found) == [
         "There may be more than the 2 shown here.",
         "suppressed",
     ]
