@@ -153,12 +153,22 @@ class App:
     def get(
         self, path: str, tokens: dict[str, Any] | None = None, **options: Any
     ) -> requests.Response:
-        """GET a path below the FHIR base, or a whole URL."""
-        url = path if path.startswith("http") else f"{self.ehr.base_url}/{path}"
-        headers = options.pop("headers", {})
+        return self.send("GET", path, tokens, **options)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        tokens: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> requests.Response:
+        """A request to the FHIR base, to a path below it, or to a whole URL."""
+        is_url = path.startswith("http")
+        url = path if is_url else f"{self.ehr.base_url}/{path}".rstrip("/")
+        headers = dict(options.pop("headers", {}))
         if tokens is not None:
             headers["Authorization"] = f"Bearer {tokens['access_token']}"
-        return self.session.get(url, headers=headers, **options)
+        return self.session.request(method, url, headers=headers, **options)
 
 
 def register(ehr: EHRSimulator, **changes: Any) -> Client:

@@ -33,13 +33,8 @@ def ids(response: requests.Response, mode: str = "match") -> set[str]:
 
 def send(app: App, tokens: dict[str, Any], method: str, path: str, body: Any) -> int:
     media_type = "application/json-patch+json" if isinstance(body, list) else FHIR_JSON
-    headers = {
-        "Authorization": f"Bearer {tokens['access_token']}",
-        "Content-Type": media_type,
-        "If-Match": 'W/"1"',
-    }
-    url = f"{app.ehr.base_url}/{path}"
-    return app.session.request(method, url, json=body, headers=headers).status_code
+    headers = {"Content-Type": media_type, "If-Match": 'W/"1"'}
+    return app.send(method, path, tokens, json=body, headers=headers).status_code
 
 
 @pytest.fixture

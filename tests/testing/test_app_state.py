@@ -5,23 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import requests
 
 from tests.testing.app import OTHER_PATIENT, PATIENT, App
 
 CODE: dict[str, Any] = {"system": "https://app.example.com", "code": "view"}
 TOKEN = "https://app.example.com|view"
-
-
-def send(
-    app: App, tokens: dict[str, Any], method: str, path: str = "Basic", **options: Any
-) -> requests.Response:
-    headers = {
-        "Authorization": f"Bearer {tokens['access_token']}",
-        **options.pop("headers", {}),
-    }
-    url = f"{app.ehr.base_url}/{path}"
-    return app.session.request(method, url, headers=headers, **options)
 
 
 def make_basic(app: App, **changes: Any) -> dict[str, Any]:
@@ -59,33 +47,34 @@ def test_creation_that_breaks_the_rules_is_refused(
     app: App, tokens: dict[str, Any], change: dict[str, Any], status: int
 ) -> None:
     assert (
-        send(app, tokens, "POST", json=make_basic(app, **change)).status_code == status
+        app.send("POST", "Basic", tokens, json=make_basic(app, **change)).status_code
+        == status
     )
-    assert send(app, tokens, "POST", json=make_basic(app)).status_code == 201
+    assert app.send("POST", "Basic", tokens, json=make_basic(app)).status_code == 201
 
 
 @pytest.mark.compliance("STATE-09", "STATE-10", "STATE-11", "STATE-12")
 def test_change_needs_the_version_that_is_held(
     app: App, tokens: dict[str, Any]
 ) -> None:
-    created = send(app, tokens, "POST", json=make_basic(app))
+    created = app.send("POST", "Basic", tokens, json=make_basic(app))
     resource, etag = created.json(), created.headers["ETag"]
     path, match = f"Basic/{resource['id']}", {"If-Match": created.headers["ETag"]}
-    assert send(app, tokens, "PUT", path, json=resource).status_code == 428
+    assert app.send("PUT", path, tokens, json=resource).status_code == 428
     wrong = {"If-Match": 'W/"9"'}
     for method in ("PUT", "DELETE"):
-        answer = send(app, tokens, method, path, json=resource, headers=wrong)
+        answer = app.send(method, path, tokens, json=resource, headers=wrong)
         assert answer.status_code == 412
     for change, status in (({"id": "x"}, 400), ({"subject": None}, 422)):
         body = make_basic(app, **{"id": resource["id"], **change})
-        answer = send(app, tokens, "PUT", path, json=body, headers=match)
+        answer = app.send("PUT", path, tokens, json=body, headers=match)
         assert answer.status_code == status
-    answer = send(app, tokens, "PUT", path, json=resource, headers=match)
+    answer = app.send("PUT", path, tokens, json=resource, headers=match)
     assert (answer.status_code, etag, answer.headers["ETag"]) == (200, 'W/"1"', 'W/"2"')
     match = {"If-Match": 'W/"2"'}
-    assert send(app, tokens, "DELETE", path, headers=match).status_code == 204
-    assert send(app, tokens, "DELETE", path, headers=match).status_code == 410
-    assert send(app, tokens, "DELETE", "Basic/x", headers=match).status_code == 404
+    assert app.send("DELETE", path, tokens, headers=match).status_code == 204
+    assert app.send("DELETE", path, tokens, headers=match).status_code == 410
+    assert app.send("DELETE", "Basic/x", tokens, headers=match).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -102,9 +91,9 @@ def test_change_needs_the_version_that_is_held(
 def test_other_searches_are_refused(
     app: App, tokens: dict[str, Any], query: dict[str, str]
 ) -> None:
-    assert send(app, tokens, "GET", params=query).status_code == 400
+    assert app.send("GET", "Basic", tokens, params=query).status_code == 400
     query = {"code": TOKEN, "subject:missing": "true"}
-    assert send(app, tokens, "GET", params=query).json()["total"] == 0
+    assert app.send("GET", "Basic", tokens, params=query).json()["total"] == 0
 
 
 @pytest.mark.compliance("STATE-04", "STATE-16")
@@ -112,17 +101,16 @@ def test_scopes_say_whose_state_it_is(app: App) -> None:
     other = {"reference": f"{app.ehr.base_url}/Patient/{OTHER_PATIENT}"}
     tokens = app.launch("launch/patient patient/Basic.cuds")
     answers = [
-        send(app, tokens, "POST", json=make_basic(app, **change)).status_code
+        app.send("POST", "Basic", tokens, json=make_basic(app, **change)).status_code
         for change in ({}, {"subject": other}, {"subject": None})
     ]
     assert answers == [201, 403, 403]
     patient = app.launch("user/Basic.cuds", user=f"Patient/{PATIENT}")
     answers = [
-        send(app, patient, "POST", json=make_basic(app, **change)).status_code
+        app.send("POST", "Basic", patient, json=make_basic(app, **change)).status_code
         for change in ({}, {"subject": other}, {"subject": None})
     ]
     assert answers == [201, 403, 201]
     reader = app.launch("launch/patient patient/*.rs")
-    assert send(app, reader, "POST", json=make_basic(app)).status_code == 403
-    url = f"{app.ehr.base_url}/Basic"
-    assert app.session.post(url, json=make_basic(app)).status_code == 401
+    assert app.send("POST", "Basic", reader, json=make_basic(app)).status_code == 403
+    assert app.send("POST", "Basic", json=make_basic(app)).status_code == 401

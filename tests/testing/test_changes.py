@@ -32,11 +32,8 @@ def send(
     body: Any = None,
     media_type: str = FHIR_JSON,
 ) -> requests.Response:
-    headers = {"Authorization": f"Bearer {tokens['access_token']}"}
-    if body is not None:
-        headers["Content-Type"] = media_type
-    url = f"{app.ehr.base_url}/{path}".rstrip("/")
-    return app.session.request(method, url, json=body, headers=headers)
+    headers = {} if body is None else {"Content-Type": media_type}
+    return app.send(method, path, tokens, json=body, headers=headers)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def prepare(app: App, exchange: str) -> Callable[[], Any]:
     paths = ("Observation?code=4548-4&_count=10", f"Patient/{PATIENT}")
     return lambda: [
         *(outline(app.get(path, tokens, allow_redirects=False)) for path in paths),
-        outline(post(app, "/Observation", NEW, tokens)),
+        outline(post(app, "Observation", NEW, tokens)),
         outline(post(app, "", BATCH, tokens)),
     ]
 
@@ -89,16 +89,9 @@ def post(
     app: App, path: str, resource: dict[str, Any], tokens: dict[str, Any]
 ) -> requests.Response:
     """Create a resource, or do what a Bundle says."""
-    headers = {
-        "Authorization": f"Bearer {tokens['access_token']}",
-        "Content-Type": "application/fhir+json",
-        "Prefer": "return=minimal",
-    }
-    return app.session.post(
-        f"{app.ehr.base_url}{path}",
-        json=resource,
-        headers=headers,
-        allow_redirects=False,
+    headers = {"Content-Type": "application/fhir+json", "Prefer": "return=minimal"}
+    return app.send(
+        "POST", path, tokens, json=resource, headers=headers, allow_redirects=False
     )
 
 

@@ -259,11 +259,8 @@ def test_patient_means_a_patient(app: App, clinician: dict[str, Any]) -> None:
 
 
 def test_search_by_post(app: App, clinician: dict[str, Any]) -> None:
-    response = app.session.post(
-        f"{app.ehr.base_url}/Patient/_search",
-        data={"name": "quill"},
-        headers={"Authorization": f"Bearer {clinician['access_token']}"},
-    )
+    data = {"name": "quill"}
+    response = app.send("POST", "Patient/_search", clinician, data=data)
     assert ids(response) == [PATIENT]
 
 
