@@ -18,6 +18,9 @@ from typing import Any
 
 import requests
 
+from django_smart.testing import EHRSimulator
+from tests.known import CLIENT_ID, CLIENT_SECRET
+
 __all__ = ["ExampleSite", "copy_example", "get_free_port", "stop", "wait_for"]
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +109,23 @@ class ExampleSite:
         """``smart_register``, with this site's address."""
         printed = self.manage("smart_register", "--site-url", self.url, *arguments)
         registered: dict[str, str] = json.loads(printed)
+        return registered
+
+    def register_at(self, ehr: EHRSimulator, *options: str) -> dict[str, str]:
+        """Make the tables, and register the site at *ehr*, on both sides."""
+        self.manage("migrate", "--verbosity", "0")
+        registered = self.register(
+            *("--base-url", ehr.base_url, "--name", "Harbour EHR"),
+            *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
+            *options,
+        )
+        ehr.register_client(
+            CLIENT_ID,
+            client_secret=CLIENT_SECRET,
+            redirect_uris=[registered["redirect_uri"]],
+            launch_url=registered["launch_url"],
+            name="A1c Trend",
+        )
         return registered
 
     @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 from django_smart.testing import EHRSimulator
-from tests.known import CLIENT_ID, CLIENT_SECRET
 from tests.processes import ExampleSite
 
 SCOPE = "openid fhirUser offline_access patient/Patient.rs patient/Observation.rs"
@@ -21,20 +20,11 @@ CLINICIAN = "Dr. Helena Brandvold"
 def run_example(folder: Path, ehr: EHRSimulator) -> Iterator[ExampleSite]:
     """The example in *folder*, registered at *ehr* and running."""
     site = ExampleSite(folder)
-    site.manage("migrate", "--verbosity", "0")
-    registered = site.register(
-        *("--base-url", ehr.base_url, "--name", "Harbour EHR"),
+    site.register_at(
+        ehr,
         *("--slug", "harbour"),
-        *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
         *("--ehr-scope", f"launch {SCOPE} user/Practitioner.r"),
         *("--standalone-scope", f"launch/patient {SCOPE}"),
-    )
-    ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[registered["redirect_uri"]],
-        launch_url=registered["launch_url"],
-        name="A1c Trend",
     )
     with site.web():
         yield site

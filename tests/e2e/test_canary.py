@@ -370,17 +370,8 @@ def site(
 ) -> ExampleSite:
     """The example, registered at the EHR, with everything logged."""
     site = ExampleSite(tmp_path_factory.mktemp("site"), LOG_LEVEL="DEBUG")
-    site.manage("migrate", "--verbosity", "0")
-    registered = site.register(
-        *("--base-url", real_ehr.base_url, "--slug", "harbour"),
-        *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
-        *("--standalone-scope", f"launch/patient openid fhirUser {EVERYTHING}"),
-    )
-    real_ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[registered["redirect_uri"]],
-    )
+    scope = f"launch/patient openid fhirUser {EVERYTHING}"
+    site.register_at(real_ehr, "--slug", "harbour", "--standalone-scope", scope)
     return site
 
 

@@ -37,7 +37,7 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server
 from tests.chromium import FLAGS
 from tests.e2e.clicks import CLINICIAN, NAME, SCOPE
-from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+from tests.known import PATIENT
 from tests.processes import ExampleSite, wait_for
 from tests.services import chromium_path
 
@@ -97,20 +97,8 @@ def running(
     site.url = site.url.replace("http:", "https:")
     site.environment["SMART_SITE_URL"] = site.url
     with ehr.serve(ssl_context=certificate.context):
-        site.manage("migrate", "--verbosity", "0")
-        registered = site.register(
-            *("--base-url", ehr.base_url, "--name", "Harbour EHR"),
-            *("--client-id", CLIENT_ID, "--client-secret", CLIENT_SECRET),
-            *("--ehr-scope", f"launch {SCOPE}"),
-            *("--embed", "--frame-origin", ehr.origin),
-        )
-        ehr.register_client(
-            CLIENT_ID,
-            client_secret=CLIENT_SECRET,
-            redirect_uris=[registered["redirect_uri"]],
-            launch_url=registered["launch_url"],
-            name="A1c Trend",
-        )
+        options = ("--embed", "--frame-origin", ehr.origin)
+        site.register_at(ehr, "--ehr-scope", f"launch {SCOPE}", *options)
         with serving(site, certificate):
             yield ehr, site
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from django_smart.testing import EHRSimulator
-from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+from tests.known import PATIENT
 from tests.processes import ExampleSite, wait_for
 from tests.services import redis_url
 
@@ -29,17 +29,8 @@ def ehr_of_short_lives() -> Iterator[EHRSimulator]:
 
 def _connect(site: ExampleSite, ehr: EHRSimulator) -> None:
     """Let a patient connect and go away; the site's web process ends too."""
-    site.manage("migrate", "--verbosity", "0")
-    registered = site.register(
-        *("--base-url", ehr.base_url, "--client-id", CLIENT_ID),
-        *("--client-secret", CLIENT_SECRET),
-        *("--standalone-scope", "launch/patient patient/Patient.rs offline_access"),
-    )
-    ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[registered["redirect_uri"]],
-    )
+    scope = "launch/patient patient/Patient.rs offline_access"
+    registered = site.register_at(ehr, "--standalone-scope", scope)
     with site.web(), requests.Session() as browser:
         started = browser.get(
             registered["login_url"], allow_redirects=False, timeout=60
@@ -52,17 +43,13 @@ def _connect(site: ExampleSite, ehr: EHRSimulator) -> None:
 
 def _wait_for_refresh(ehr: EHRSimulator, log: Path) -> float:
     """Seconds from the first tokens to the refresh on the wire."""
-
-    def refreshes() -> list[float]:
-        return [
-            request.at
-            for request in ehr.requests_to("token")
-            if ("grant_type", "refresh_token") in request.form
-        ]
-
-    wait_for(refreshes, seconds=LIFETIME + 20, what=f"a refresh, see {log}")
+    wait_for(
+        lambda: ehr.requests_to("refresh"),
+        seconds=LIFETIME + 20,
+        what=f"a refresh, see {log}",
+    )
     first = min(request.at for request in ehr.requests_to("token"))
-    return refreshes()[0] - first
+    return ehr.requests_to("refresh")[0].at - first
 
 
 @pytest.mark.process
@@ -86,11 +73,7 @@ def test_worker_refreshes_an_offline_grant_before_it_expires(
         )
     assert LIFETIME / 2 < waited < LIFETIME
     text = log.read_text()
-    (last,) = [
-        request
-        for request in ehr.requests_to("token")
-        if ("grant_type", "refresh_token") in request.form
-    ]
+    (last,) = ehr.requests_to("refresh")
     assert last.status == 200
     assert dict(last.form)["refresh_token"] not in text
     assert ehr.reused_refresh_tokens == 0
