@@ -5,19 +5,15 @@ from __future__ import annotations
 from copy import deepcopy
 
 import pytest
+from django.test import Client
 from django.urls import clear_url_caches
 
-from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.testing import EHRSimulator
+from tests.ehr import make_browser
+from tests.factories import make_registration
 from tests.settings import BASE_DIR
 
-APP = "https://app.example.org"
-PATIENT = "87a339d0-8cae-418e-89c7-8651e6aab3c6"
-SCOPE = (
-    "openid fhirUser launch/patient patient/Patient.rs patient/Observation.rs "
-    "user/Practitioner.r"
-)
+SCOPE = "openid fhirUser patient/Patient.rs patient/Observation.rs user/Practitioner.r"
 
 
 @pytest.fixture
@@ -44,25 +40,14 @@ def site(settings):
 
 
 @pytest.fixture
-def ehr(db):
+def ehr(db: None, ehr: EHRSimulator) -> EHRSimulator:
     """An EHR in this process, with the example registered at it and known here."""
-    ehr = EHRSimulator(base_url="https://ehr.example.org/sim/fhir")
-    ehr.register_client(
-        "example",
-        client_secret="secret",
-        redirect_uris=[f"{APP}/smart/callback/"],
-        launch_url=f"{APP}/smart/launch/",
+    make_registration(
+        ehr_scope=f"launch {SCOPE}", standalone_scope=f"launch/patient {SCOPE}"
     )
-    server = FHIRServer.objects.create(
-        slug="harbour", name="Harbour Hospital", base_url=ehr.base_url
-    )
-    ClientRegistration.objects.create(
-        server=server,
-        client_id="example",
-        client_secret="secret",
-        redirect_uri=f"{APP}/smart/callback/",
-        ehr_scope=SCOPE,
-        standalone_scope=SCOPE,
-    )
-    with transport.mounted("https://ehr.example.org", ehr.adapter()):
-        yield ehr
+    return ehr
+
+
+@pytest.fixture
+def client() -> Client:
+    return make_browser()

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from django.test import Client
 
-from tests.example.conftest import APP, PATIENT, SCOPE
+from tests.ehr import (
+    PATIENT,
+    get_callback,
+    make_browser,
+    start_ehr_launch,
+    start_login,
+)
+from tests.example.conftest import SCOPE
 
 pytestmark = pytest.mark.usefixtures("site")
 
-SECURE: Any = {"secure": True, "headers": {"host": "app.example.org"}}
 
-
-def get(client, url):
-    return client.get(url, **SECURE)
-
-
-def finish(client, ehr, response, **choices):
-    """Follow a redirect to the EHR and back, and return the path to go on with."""
-    assert response.status_code == 302, response.content
-    back = ehr.authorize(response["Location"], **choices)
-    response = get(client, back.removeprefix(APP))
-    assert response.status_code == 302, response.content
-    return urlsplit(response["Location"]).path
-
-
-def launch(client, ehr, *, patient=PATIENT, scope=None, **context):
-    """Launch the example from the EHR."""
-    launch_id = ehr.create_launch("example", patient=patient, **context)
-    url = ehr.launch_url("example", launch_id).removeprefix(APP)
-    return finish(client, ehr, get(client, url), scope=scope)
+def launch(client, ehr, *, scope=None, **context):
+    """Launch the example from the EHR, and return the path to go on with."""
+    url = ehr.authorize(start_ehr_launch(client, ehr, **context), scope=scope)
+    return get_callback(client, url)["Location"]
 
 
 def prefix_of(path):
@@ -44,14 +32,14 @@ def prefix_of(path):
 
 
 def test_home_leads_to_connecting_records(client, db):
-    response = get(client, "/")
+    response = client.get("/")
     assert response.status_code == 200
     assert b'href="/smart/login/"' in response.content
     assert "no-store" in response.headers["Cache-Control"]
 
 
 def test_pages_carry_a_policy_without_inline_scripts(client, db):
-    policy = get(client, "/").headers["Content-Security-Policy"]
+    policy = client.get("/").headers["Content-Security-Policy"]
     assert "script-src 'self'" in policy
     assert "unsafe-inline" not in policy
 
@@ -59,7 +47,7 @@ def test_pages_carry_a_policy_without_inline_scripts(client, db):
 def test_a_launch_arrives_at_the_patient_page(client, ehr):
     path = launch(client, ehr)
     assert path.endswith("/patient/")
-    response = get(client, path)
+    response = client.get(path)
     page = response.content.decode()
     assert response.status_code == 200
     assert f'data-patient-id="{PATIENT}"' in page
@@ -71,7 +59,7 @@ def test_a_launch_arrives_at_the_patient_page(client, ehr):
 
 
 def test_the_header_names_the_person_and_no_page_has_a_raw_id(client, ehr):
-    page = get(client, launch(client, ehr)).content.decode()
+    page = client.get(launch(client, ehr)).content.decode()
     header = re.search(r'<span class="who">.*', page)
     assert header
     assert "Brandvold" in header[0]
@@ -81,8 +69,8 @@ def test_the_header_names_the_person_and_no_page_has_a_raw_id(client, ehr):
 
 def test_a_person_whom_the_ehr_does_not_name_has_an_account(client, ehr):
     path = launch(client, ehr, scope=SCOPE.replace("user/Practitioner.r", ""))
-    page = get(client, path).content.decode()
-    user = json.loads(get(client, f"{prefix_of(path)}/status.json").content)["user"]
+    page = client.get(path).content.decode()
+    user = json.loads(client.get(f"{prefix_of(path)}/status.json").content)["user"]
     assert "your EHR account" in page
     assert user not in page
 
@@ -90,7 +78,7 @@ def test_a_person_whom_the_ehr_does_not_name_has_an_account(client, ehr):
 def test_advice_to_connect_has_the_link(client, ehr):
     path = launch(client, ehr)
     del ehr.data["Patient"][PATIENT]
-    page = get(client, path).content.decode()
+    page = client.get(path).content.decode()
     assert "fhir_not_found" in page
     assert page.count('href="/smart/login/"') > 0
 
@@ -98,7 +86,7 @@ def test_advice_to_connect_has_the_link(client, ehr):
 def test_the_search_is_the_one_of_the_specification_over_two_pages(client, ehr):
     path = launch(client, ehr)
     ehr.clear_requests()
-    get(client, path)
+    client.get(path)
     searches = [r for r in ehr.requests if r.path.endswith("/Observation")]
     assert searches[0].query == [
         ("code", "4548-4"),
@@ -111,14 +99,14 @@ def test_the_search_is_the_one_of_the_specification_over_two_pages(client, ehr):
 
 def test_links_of_a_launched_page_keep_its_prefix_and_the_packages_do_not(client, ehr):
     path = launch(client, ehr)
-    page = get(client, path).content.decode()
+    page = client.get(path).content.decode()
     assert f'href="{prefix_of(path)}/"' in page
     assert 'action="/smart/logout/"' in page
     assert 'src="/static/example/vendor/chart.js-4.6.1/chart.umd.min.js"' in page
 
 
 def test_without_a_launch_the_patient_page_says_how_to_open_one(client, db):
-    response = get(client, "/patient/")
+    response = client.get("/patient/")
     assert response.status_code == 403
     assert b"A1c Trend" in response.content
 
@@ -127,13 +115,13 @@ def test_without_a_launch_the_patient_page_says_how_to_open_one(client, db):
 @pytest.mark.parametrize(("needed", "shown"), [(True, True), (False, False)])
 def test_the_banner_is_left_out_only_if_the_ehr_shows_it(client, ehr, needed, shown):
     path = launch(client, ehr, need_patient_banner=needed)
-    assert (b'class="smart-banner"' in get(client, path).content) is shown
+    assert (b'class="smart-banner"' in client.get(path).content) is shown
 
 
 @pytest.mark.compliance("RESP-04")
 def test_a_scope_that_was_not_granted_is_told_on_the_page(client, ehr):
     path = launch(client, ehr, scope="openid fhirUser patient/Patient.rs")
-    response = get(client, path)
+    response = client.get(path)
     assert response.status_code == 200
     assert b"has not allowed this app to see them" in response.content
     assert b"fhir_forbidden" in response.content
@@ -146,14 +134,14 @@ def test_a_patient_without_results_gets_a_clear_page(client, ehr):
         if resource["code"]["coding"][0]["code"] == "4548-4"
     }
     patient = next(p for p in ehr.data["Patient"] if f"Patient/{p}" not in with_results)
-    response = get(client, launch(client, ehr, patient=patient))
+    response = client.get(launch(client, ehr, patient=patient))
     assert response.status_code == 200
     assert b"has no HbA1c results for this patient" in response.content
 
 
 def test_names_from_the_ehr_are_escaped(client, ehr):
     ehr.data["Patient"][PATIENT]["name"] = [{"text": "<script>alert(1)</script>"}]
-    page = get(client, launch(client, ehr)).content
+    page = client.get(launch(client, ehr)).content
     assert b"<script>alert" not in page
     assert b"&lt;script&gt;alert" in page
 
@@ -163,12 +151,12 @@ def test_home_names_the_patient_of_the_tab(client, ehr):
     path = launch(client, ehr)
     assert (
         b"The chart of <strong>Ada Byron</strong>"
-        in get(client, f"{prefix_of(path)}/").content
+        in client.get(f"{prefix_of(path)}/").content
     )
 
 
 def test_status_without_a_launch(client, db):
-    response = get(client, "/status.json")
+    response = client.get("/status.json")
     assert response.status_code == 200
     assert json.loads(response.content) == {
         "launched": False,
@@ -188,7 +176,7 @@ def test_status_without_a_launch(client, db):
 def test_status_of_a_launch(client, ehr):
     path = launch(client, ehr, intent="review", tenant="t1")
     prefix = prefix_of(path)
-    status = json.loads(get(client, f"{prefix}/status.json").content)
+    status = json.loads(client.get(f"{prefix}/status.json").content)
     assert status["user"]
     assert status["fhir_user"].startswith("Practitioner/")
     assert status == {
@@ -209,9 +197,9 @@ def test_status_of_a_launch(client, ehr):
 
 def test_status_without_prefix_does_not_guess(client, ehr):
     launch(client, ehr)
-    assert json.loads(get(client, "/status.json").content)["launched"] is True
+    assert json.loads(client.get("/status.json").content)["launched"] is True
     launch(client, ehr)
-    response = get(client, "/status.json")
+    response = client.get("/status.json")
     assert response.status_code == 200
     assert json.loads(response.content)["launched"] is False
 
@@ -219,65 +207,62 @@ def test_status_without_prefix_does_not_guess(client, ehr):
 @pytest.mark.parametrize("path", ["status.json", "fhir/Patient/x", "patient/"])
 def test_an_unknown_a_foreign_and_an_ended_key_are_refused(client, ehr, path):
     prefix = prefix_of(launch(client, ehr))
-    assert get(client, f"/~{'x' * 24}/{path}").status_code == 404
-    assert get(Client(), f"{prefix}/{path}").status_code == 403
-    client.post("/smart/logout/", **SECURE)
-    assert get(client, f"{prefix}/{path}").status_code == 410
+    assert client.get(f"/~{'x' * 24}/{path}").status_code == 404
+    assert make_browser().get(f"{prefix}/{path}").status_code == 403
+    client.post("/smart/logout/")
+    assert client.get(f"{prefix}/{path}").status_code == 410
 
 
 def test_the_pass_through_reads_and_searches(client, ehr):
     prefix = prefix_of(launch(client, ehr))
-    response = get(client, f"{prefix}/fhir/Patient/{PATIENT}")
+    response = client.get(f"{prefix}/fhir/Patient/{PATIENT}")
     assert response.status_code == 200
     assert json.loads(response.content)["id"] == PATIENT
-    response = get(client, f"{prefix}/fhir/Observation?code=4548-4&patient={PATIENT}")
+    response = client.get(f"{prefix}/fhir/Observation?code=4548-4&patient={PATIENT}")
     assert json.loads(response.content)["resourceType"] == "Bundle"
 
 
 def test_the_pass_through_never_shows_another_patient(client, ehr):
     prefix = prefix_of(launch(client, ehr))
     other = next(patient for patient in ehr.data["Patient"] if patient != PATIENT)
-    assert get(client, f"{prefix}/fhir/Patient/{other}").status_code in {403, 404}
-    assert get(client, f"{prefix}/fhir/Patient/no-such").status_code in {403, 404}
+    assert client.get(f"{prefix}/fhir/Patient/{other}").status_code in {403, 404}
+    assert client.get(f"{prefix}/fhir/Patient/no-such").status_code in {403, 404}
 
 
 def test_the_pass_through_needs_a_launch(client, db):
-    response = get(client, f"/fhir/Patient/{PATIENT}")
+    response = client.get(f"/fhir/Patient/{PATIENT}")
     assert response.status_code == 403
     assert json.loads(response.content)["resourceType"] == "OperationOutcome"
 
 
 def test_the_pass_through_accepts_no_post_and_wants_no_token_for_that(ehr):
-    client = Client(enforce_csrf_checks=True)
+    client = make_browser()
+    client.handler.enforce_csrf_checks = True
     prefix = prefix_of(launch(client, ehr))
-    response = client.post(f"{prefix}/fhir/Patient", **SECURE)
+    response = client.post(f"{prefix}/fhir/Patient")
     assert response.status_code == 405
 
 
 def test_standalone_launch_arrives_at_the_patient_page(client, ehr):
-    response = get(client, "/smart/login/?server=harbour")
-    path = finish(client, ehr, response, patient=PATIENT)
-    assert f'data-patient-id="{PATIENT}"'.encode() in get(client, path).content
+    url = ehr.authorize(start_login(client), patient=PATIENT)
+    path = get_callback(client, url)["Location"]
+    assert f'data-patient-id="{PATIENT}"'.encode() in client.get(path).content
 
 
 def test_staff_sign_in_and_out(client, django_user_model):
     django_user_model.objects.create_user("nurse", password="pw")
-    response = client.post(
-        "/accounts/login/", {"username": "nurse", "password": "no"}, **SECURE
-    )
+    response = client.post("/accounts/login/", {"username": "nurse", "password": "no"})
     assert b"do not fit together" in response.content
-    response = client.post(
-        "/accounts/login/", {"username": "nurse", "password": "pw"}, **SECURE
-    )
+    response = client.post("/accounts/login/", {"username": "nurse", "password": "pw"})
     assert response["Location"] == "/"
-    assert b"nurse" in get(client, "/").content
-    assert json.loads(get(client, "/status.json").content)["user"] == "nurse"
-    client.post("/accounts/logout/", **SECURE)
-    assert json.loads(get(client, "/status.json").content)["user"] is None
+    assert b"nurse" in client.get("/").content
+    assert json.loads(client.get("/status.json").content)["user"] == "nurse"
+    client.post("/accounts/logout/")
+    assert json.loads(client.get("/status.json").content)["user"] is None
 
 
 def test_a_page_that_is_not_there(client, db):
-    response = get(client, "/no/such/page")
+    response = client.get("/no/such/page")
     assert response.status_code == 404
     assert b"There is no such page" in response.content
 
@@ -291,12 +276,12 @@ def test_forms_of_the_packages_pages_can_be_sent(client, ehr):
         "/smart/connections/",
         "/~" + "x" * 24,
     ):
-        page = get(client, path)
+        page = client.get(path)
         assert b'<meta name="referrer" content="strict-origin">' in page.content
         assert b"csrfmiddlewaretoken" in page.content
 
 
 def test_connections_show_scopes_as_they_are_written(client, ehr):
     launch(client, ehr, scope=None)
-    page = get(client, "/smart/connections/").content
+    page = client.get("/smart/connections/").content
     assert b"Scope(" not in page
