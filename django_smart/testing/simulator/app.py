@@ -119,12 +119,12 @@ def _build_map(
     return Map(
         [
             *_protocol_rules(base, root, issuer),
-            *_fhir_rules(base, page),
+            *_rules("fhir", _fhir_routes(base, page)),
             *_rules("page", pages.routes()),
             *_rules("consent", consent.routes(root)),
             *(_rules("control", control.routes()) if is_controlled else ()),
         ],
-        converters={"fhir_type": _FHIRTypeConverter},
+        converters={"type": _FHIRTypeConverter},
         strict_slashes=False,
         merge_slashes=False,
     )
@@ -209,26 +209,12 @@ def _protocol_rules(base: str, root: str, issuer: str) -> list[Rule]:
             token.introspection_endpoint,
         ),
         _post(f"{root}/auth/register", "register", register.registration_endpoint),
-        *_rules("fhir", app_state.routes(base)),
-        *_rules("fhir", bulk.routes(base)),
     ]
 
 
-def _fhir_rules(base: str, page: str) -> list[Rule]:
-    rules = []
-    name = "<fhir_type:resource_type>"
+def _fhir_routes(base: str, page: str) -> Routes:
+    yield base or "/", "POST", _answer_bundle
     for path in {base, page}:
-        rules += [
-            _get(f"{path}/{name}", "fhir", fhir.search_type),
-            _post(f"{path}/{name}/_search", "fhir", fhir.search_type),
-            _get(f"{path}/{name}/<resource_id>", "fhir", fhir.read),
-            _get(
-                f"{path}/Patient/<resource_id>/{name}", "fhir", fhir.search_compartment
-            ),
-        ]
-        if path:
-            rules.append(_get(path, "fhir", fhir.next_page))
-    rules.append(_post(base or "/", "fhir", _answer_bundle))
-    for module in (changes, history, operations):
-        rules += _rules("fhir", module.routes(base))
-    return rules
+        yield from fhir.routes(path)
+    for module in (app_state, bulk, changes, history, operations):
+        yield from module.routes(base)

@@ -31,16 +31,16 @@ __all__ = ["routes"]
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
-_TYPE = "<fhir_type:resource_type>"
 # ``Patient.name[0].family``; no functions and no filters.
 _STEP = re.compile(r"([A-Za-z]+)(?:\[([0-9]+)\])?")
 
 
 def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
-    yield f"{base}/{_TYPE}", "POST", _create
+    kind = f"{base}/<type:resource_type>"
+    yield kind, "POST", _create
     # Of the resource that search parameters select, or of the one with an id.
-    for path in (f"{base}/{_TYPE}", f"{base}/{_TYPE}/<resource_id>"):
+    for path in (kind, f"{kind}/<resource_id>"):
         yield path, "PUT", _update
         yield path, "PATCH", _patch
         yield path, "DELETE", _delete

@@ -30,7 +30,7 @@ from django_smart.testing.simulator.search import (
 
 if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
-    from django_smart.testing.simulator.exchange import Exchange
+    from django_smart.testing.simulator.exchange import Exchange, Routes
     from django_smart.testing.simulator.state import AccessToken
 
 __all__ = [
@@ -43,10 +43,7 @@ __all__ = [
     "insufficient",
     "is_in_record",
     "known_type",
-    "next_page",
-    "read",
-    "search_compartment",
-    "search_type",
+    "routes",
     "searchset",
 ]
 
@@ -189,7 +186,18 @@ def authorize_type(
     return access
 
 
-def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
+def routes(base: str) -> Routes:
+    """Path, method and handler of reading and searching."""
+    kind = f"{base}/<type:resource_type>"
+    yield kind, "GET", _search_type
+    yield f"{kind}/_search", "POST", _search_type
+    yield f"{kind}/<resource_id>", "GET", _read
+    yield f"{base}/Patient/<resource_id>/<type:resource_type>", "GET", _search_record
+    if base:
+        yield base, "GET", _next_page
+
+
+def _read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
     """Answer ``GET [base]/[type]/[id]``."""
     access = authorize_type(exchange, resource_type, "r", "reading")
     resource = exchange.ehr.versions.get_current(resource_type, resource_id)
@@ -207,12 +215,12 @@ def read(exchange: Exchange, resource_type: str, resource_id: str) -> Response:
     return fhir_response(answer, headers=headers)
 
 
-def search_type(exchange: Exchange, resource_type: str) -> Response:
+def _search_type(exchange: Exchange, resource_type: str) -> Response:
     """Answer ``GET [base]/[type]?…`` and ``POST [base]/[type]/_search``."""
     return _search(exchange, resource_type, [])
 
 
-def search_compartment(
+def _search_record(
     exchange: Exchange, resource_id: str, resource_type: str
 ) -> Response:
     """Answer ``GET [base]/Patient/[id]/[type]?…``."""
@@ -280,7 +288,7 @@ def searchset(
     return _page(exchange, saved, self_url=self_url, offset=0, count=count)
 
 
-def next_page(exchange: Exchange) -> Response:
+def _next_page(exchange: Exchange) -> Response:
     """Answer ``GET [base]?_getpages=<id>&_getpagesoffset=<n>&_count=<n>``."""
     access = authorize(exchange)
     pairs = exchange.query

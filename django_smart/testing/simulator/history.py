@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["routes"]
 
-_TYPE = "<fhir_type:resource_type>"
 _STATUS = {"POST": "201 Created", "DELETE": "204 No Content"}
 
 
 def routes(base: str) -> Routes:
     """Path, method and handler of each interaction."""
+    kind = f"{base}/<type:resource_type>"
     yield f"{base}/_history", "GET", _system
-    yield f"{base}/{_TYPE}/_history", "GET", _type
-    yield f"{base}/{_TYPE}/<resource_id>/_history", "GET", _instance
-    yield f"{base}/{_TYPE}/<resource_id>/_history/<version_id>", "GET", _vread
+    yield f"{kind}/_history", "GET", _type
+    yield f"{kind}/<resource_id>/_history", "GET", _instance
+    yield f"{kind}/<resource_id>/_history/<version_id>", "GET", _vread
 
 
 def _vread(

@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["routes"]
 
-_TYPE = "<fhir_type:resource_type>"
-
 
 def routes(base: str) -> Routes:
     """Path, method and handler of each operation."""
+    kind = f"{base}/<type:resource_type>"
     yield f"{base}/Patient/<resource_id>/$everything", "GET", _everything
     yield f"{base}/Observation/$lastn", "GET", _lastn
-    yield f"{base}/{_TYPE}/$validate", "POST", _validate
-    yield f"{base}/{_TYPE}/<resource_id>/$validate", "POST", _validate
+    yield f"{kind}/$validate", "POST", _validate
+    yield f"{kind}/<resource_id>/$validate", "POST", _validate
     for method in ("GET", "POST"):
         yield f"{base}/Questionnaire/<resource_id>/$populate", method, _populate
     yield f"{base}/$versions", "GET", _versions
