@@ -19,6 +19,28 @@ from django_smart.exceptions import (
 )
 from tests.urls import urlpatterns as site
 
+PAGES = (
+    "/smart/login/",
+    "/smart/login/?q=clinic",
+    "/smart/login/?q=nowhere",
+    "/smart/login/?server=harbour",
+    "/smart/connections/",
+    "/smart/launch/",
+    "/smart/callback/?state=unknown&code=x",
+    "/pages/banner/",
+    "/pages/denied/",
+    "/pages/scopes/",
+    "/pages/charts/",
+    "/pages/new-window/",
+    "/pages/authorize-post/",
+    "/pages/decide/sign_in/named/",
+    "/pages/decide/switch/named/",
+    "/pages/decide/switch/unnamed/",
+    "/pages/decide/link/named/",
+    "/pages/decide/link/unnamed/",
+)
+"""Every page for people, in each of its states."""
+
 _SERVER = "Harbour Children's Hospital of the Northern Counties"
 _BANNER = """
 {% extends "django_smart/base.html" %}{% load smart %}

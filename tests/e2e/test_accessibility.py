@@ -15,6 +15,7 @@ from playwright.sync_api import BrowserContext
 
 import django_smart
 from tests.e2e.axe import OF_DJANGO, look, look_at
+from tests.e2e.page_urls import PAGES
 
 pytestmark = [
     pytest.mark.browser,
@@ -33,25 +34,7 @@ def test_pages_for_people(
     # The form that sends itself stays, so that it can be looked at.
     page.route("**/authorize-post.js", lambda route: route.fulfill(body=""))
     faults = []
-    for path in (
-        "/smart/login/",
-        "/smart/login/?q=clinic",
-        "/smart/login/?q=nowhere",
-        "/smart/login/?server=harbour",
-        "/smart/connections/",
-        "/smart/launch/",
-        "/smart/callback/?state=unknown&code=x",
-        "/pages/banner/",
-        "/pages/denied/",
-        "/pages/scopes/",
-        "/pages/charts/",
-        "/pages/new-window/",
-        "/pages/authorize-post/",
-        "/pages/decide/sign_in/named/",
-        "/pages/decide/switch/named/",
-        "/pages/decide/switch/unnamed/",
-        "/pages/decide/link/named/",
-    ):
+    for path in PAGES:
         faults += look_at(page, path)
     page.goto("/smart/connections/")
     page.get_by_role("button", name="Disconnect Harbour Hospital").click()

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, BrowserContext, Route, expect
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.e2e.clicks import click_app, open_as_another, open_chart
+from tests.e2e.page_urls import PAGES
 from tests.processes import ExampleSite
 
 pytestmark = [
@@ -134,18 +135,7 @@ def test_longer_words_fit_a_phone(
     for language in ("de", "es", "fr"):
         settings.LANGUAGE_CODE = language
         for path in (
-            "/smart/login/?q=clinic",
-            "/smart/login/?server=harbour",
-            "/smart/connections/",
-            "/smart/launch/",
-            "/pages/denied/",
-            "/pages/scopes/",
-            "/pages/charts/",
-            "/pages/new-window/",
-            "/pages/authorize-post/",
-            "/pages/decide/sign_in/named/",
-            "/pages/decide/switch/named/",
-            "/pages/decide/link/unnamed/",
+            *PAGES,
             f"{admin}/clientregistration/{registration.pk}/change/",
             f"{admin}/fhirserver/{registration.server_id}/change/",
             f"{admin}/tokengrant/{rows['tokengrant'].pk}/change/",
