@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -12,8 +13,8 @@ from tests.services import chromium_path
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 
 
-@pytest.fixture
-def chromium() -> Iterator[Browser]:
+@contextmanager
+def open_chromium() -> Iterator[Browser]:
     """Chromium, without a window."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -21,3 +22,10 @@ def chromium() -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def chromium() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    with open_chromium() as browser:
+        yield browser

@@ -12,11 +12,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from django_smart.testing import EHRSimulator
 from tests.bundles import bundle, endpoint, organization
-from tests.chromium import FLAGS
+from tests.chromium import open_chromium
 from tests.e2e.clicks import (
     NAME,
     SCOPE,
@@ -25,7 +25,6 @@ from tests.e2e.clicks import (
     run_example,
 )
 from tests.processes import ExampleSite
-from tests.services import chromium_path
 
 _IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 _WIDE = ViewportSize(width=1280, height=800)
@@ -67,11 +66,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         ehr.serve(),
         run_example(Path(folder), ehr) as site,
-        sync_playwright() as playwright,
+        open_chromium() as browser,
     ):
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path(), args=FLAGS
-        )
         scene = _Scene(browser, ehr, site)
         _register_others(site)
         _take_home(scene)
@@ -81,7 +77,6 @@ def main() -> None:
         _take_picker_and_connections(scene)
         _take_decide(scene)
         _take_admin(scene)
-        browser.close()
 
 
 def _register_others(site: ExampleSite) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 from django.core.handlers.wsgi import WSGIHandler
-from playwright.sync_api import sync_playwright
 
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server
+from tests.chromium import open_chromium
 from tests.ehr import EHR_SCOPE, STANDALONE_SCOPE
 from tests.factories import make_registration
 from tests.known import CLIENT_ID, CLIENT_SECRET
-from tests.services import chromium_path
 from tests.walk.chromium import ChromiumWalker
 from tests.walk.traffic import Traffic
 
@@ -85,11 +84,7 @@ def walk(
     """
     seed = int(os.environ.get("WALK_SEED", secrets.randbelow(10**6)))
     print(f"Chromium, {steps} steps: WALK_SEED={seed}")  # noqa: T201 (to repeat it)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium_path(),
-            args=["--no-sandbox", "--disable-background-networking"],
-        )
+    with open_chromium() as browser:
         walker = ChromiumWalker(browser, ehr, site_url, traffic, seed=seed)
         try:
             walker.walk(steps)
@@ -98,7 +93,6 @@ def walk(
             raise
         finally:
             walker.close()
-            browser.close()
     print(f"zero mismatches; pages: {walker.served}")  # noqa: T201
     return walker.served
 
