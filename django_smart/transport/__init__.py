@@ -13,9 +13,10 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from http.client import HTTPException
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -57,7 +58,6 @@ __all__ = [
     "mounted",
     "open_stream",
     "send",
-    "unmount",
 ]
 
 _T = TypeVar("_T")
@@ -104,10 +104,6 @@ class ResponseStream:
     chunks: Iterator[bytes] = field(repr=False)
 
 
-class _BodyTooLargeError(Exception):
-    """The body is larger than allowed; never leaves this module."""
-
-
 _mounts: tuple[tuple[str, BaseAdapter], ...] = ()
 
 
@@ -124,20 +120,15 @@ def mount(prefix: str, adapter: BaseAdapter) -> None:
     _mounts = tuple(sorted(rest, key=lambda item: -len(item[0])))
 
 
-def unmount(prefix: str) -> None:
-    """Take back :func:`mount`; nothing happens if there was none."""
-    global _mounts
-    _mounts = tuple(item for item in _mounts if item[0] != prefix.lower())
-
-
 @contextmanager
 def mounted(prefix: str, adapter: BaseAdapter) -> Iterator[None]:
     """:func:`mount` for the length of a ``with`` block."""
+    global _mounts
     mount(prefix, adapter)
     try:
         yield
     finally:
-        unmount(prefix)
+        _mounts = tuple(item for item in _mounts if item[0] != prefix.lower())
 
 
 def send(
@@ -176,10 +167,14 @@ def send(
     validate_https_url(request.url, insecure_hosts=insecure_hosts, what="URL")
 
     def exchange() -> HTTPResponse:
-        with limit_call(timeouts.total, check_peer=check_peer):
-            return _exchange(request, timeouts, max_body)
+        with (
+            limit_call(timeouts.total, check_peer=check_peer),
+            closing(_open(request, timeouts)) as answer,
+        ):
+            body = b"".join(_read(answer, request, max_body))
+            return _build_response(request, answer, body)
 
-    response = _call_guarded(exchange, request, max_body=max_body)
+    response = _call_guarded(exchange, request)
     logger.debug(
         "%s to %s: %s", request.method, _get_host(request), response.status_code
     )
@@ -208,65 +203,29 @@ def open_stream(
         with limit_call(timeouts.total, check_peer=check_peer):
             return _open(request, timeouts)
 
-    response = _call_guarded(open_answer, request, max_body=max_body)
-    try:
+    with closing(_call_guarded(open_answer, request)) as answer:
         yield ResponseStream(
-            head=_build_response(request, response),
-            chunks=_read_stream(response, request, max_body),
+            head=_build_response(request, answer),
+            chunks=_guard(_read(answer, request, max_body), request),
         )
-    finally:
-        response.close()
 
 
-def _read_stream(
-    response: requests.Response, request: HTTPRequest, max_body: int
-) -> Iterator[bytes]:
-    chunks = response.iter_content(_CHUNK)
-    size = 0
-
-    def read_one() -> bytes | None:
-        nonlocal size
-        chunk = next(chunks, None)
-        size += len(chunk or b"")
-        if size > max_body:
-            raise _BodyTooLargeError
-        return chunk
-
-    while (chunk := _call_guarded(read_one, request, max_body=max_body)) is not None:
+def _guard(chunks: Iterator[bytes], request: HTTPRequest) -> Iterator[bytes]:
+    read_one = partial(next, chunks, None)
+    while (chunk := _call_guarded(read_one, request)) is not None:
         yield chunk
 
 
-def _call_guarded(
-    function: Callable[[], _T], request: HTTPRequest, *, max_body: int
-) -> _T:
+def _call_guarded(function: Callable[[], _T], request: HTTPRequest) -> _T:
     """Call *function*, with our errors in the place of other libraries' ones."""
     failure: TransportError
     handled = sys.exception()
     try:
         return function()
-    except _BodyTooLargeError:
-        failure = ResponseTooLargeError(
-            f"{_get_host(request)} sent more than {max_body} bytes"
-        )
-    except (
-        requests.RequestException,
-        HTTPError,
-        HTTPException,
-        OSError,
-    ) as exc:
+    except (requests.RequestException, HTTPError, HTTPException, OSError) as exc:
         failure = _describe(exc, _get_host(request), handled)
     # Outside of the except block: the chain of an exception would carry the URL.
     raise failure
-
-
-def _exchange(request: HTTPRequest, timeouts: Timeouts, max_body: int) -> HTTPResponse:
-    """Send and read; raises what requests, urllib3 and the socket raise."""
-    response = _open(request, timeouts)
-    try:
-        body = _read_body(response, max_body)
-    finally:
-        response.close()
-    return _build_response(request, response, body)
 
 
 def _open(request: HTTPRequest, timeouts: Timeouts) -> requests.Response:
@@ -320,21 +279,24 @@ def _get_headers(request: HTTPRequest) -> dict[str, str]:
     return headers
 
 
-def _read_body(response: requests.Response, max_body: int) -> bytes:
-    """Put the pieces of a body together, within the limits."""
-    length: int | None = getattr(response.raw, "length_remaining", None)
-    if length is not None and length > max_body:
-        raise _BodyTooLargeError
-    parts = []
-    size = 0
-    for chunk in response.iter_content(_CHUNK):
-        size += len(chunk)
-        if size > max_body:
-            raise _BodyTooLargeError
-        get_time_left()
-        parts.append(chunk)
+def _read(
+    response: requests.Response, request: HTTPRequest, max_body: int
+) -> Iterator[bytes]:
+    """Yield the pieces of a body, within the limits."""
+    size: int = getattr(response.raw, "length_remaining", None) or 0
+    if size <= max_body:  # as announced
+        size = 0
+        for chunk in response.iter_content(_CHUNK):
+            size += len(chunk)
+            if size > max_body:
+                break
+            get_time_left()
+            yield chunk
+    if size > max_body:
+        raise ResponseTooLargeError(
+            f"{_get_host(request)} sent more than {max_body} bytes"
+        )
     get_time_left()
-    return b"".join(parts)
 
 
 def _get_host(request: HTTPRequest) -> str:

@@ -67,12 +67,11 @@ def test_longest_mounted_prefix_answers():
 
 def test_unmounted_prefix_is_the_network_again():
     adapter = InProcess("one")
-    transport.mount("http://127.0.0.1", adapter)
-    transport.mount("http://127.0.0.1", InProcess("two"))
     with Server(answer(b"network")) as server:
-        assert send(server.url).body == b"two"
-        transport.unmount("http://127.0.0.1")
-        transport.unmount("http://127.0.0.1")
+        with transport.mounted("http://127.0.0.1", adapter):
+            with transport.mounted("http://127.0.0.1", InProcess("two")):
+                assert send(server.url).body == b"two"
+            assert send(server.url).body == b"network"
         assert send(server.url).body == b"network"
     assert adapter.seen == []
 
