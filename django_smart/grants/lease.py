@@ -30,7 +30,6 @@ from .counting import SUCCESS, count_refresh
 from .due_times import get_retry_at
 from .separate_connection import (
     is_in_transaction,
-    note_exchange,
     run_on_own_connection,
     waiting_for_locks,
 )
@@ -122,7 +121,6 @@ def _exchange(
 ) -> bool:
     if not TokenGrant.objects.take_lease(grant, owner=owner, length=lease_length()):
         return False
-    note_exchange()
     started = time.monotonic()
     try:
         is_done = exchange(grant)

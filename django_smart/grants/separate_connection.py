@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "is_in_transaction",
-    "note_exchange",
     "refuse_in_transaction",
     "run_on_own_connection",
     "unless_locked",
@@ -47,14 +46,12 @@ _UNLIMITED = {
     "postgresql": "RESET lock_timeout",
     "mysql": "SET SESSION innodb_lock_wait_timeout = DEFAULT",
 }
-_NOTHING_SENT = "Nothing was sent."
-_STORED = "The new tokens were stored."
 _LOCK_NOT_AVAILABLE = ("55P03", 1205)  # PostgreSQL's state, MariaDB's number
 _STATES = ("sqlstate", "pgcode")  # of psycopg, and of psycopg2
 
 
 class _Thread(threading.local):
-    is_limited = has_exchanged = False
+    is_limited = False
 
 
 _thread = _Thread()
@@ -97,7 +94,6 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
     """
     outcome: list[_Result] = []
     failure: list[BaseException] = []
-    exchanged: list[bool] = []
 
     def run() -> None:
         try:
@@ -108,7 +104,6 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
         except BaseException as exc:  # noqa: BLE001 (raised again by the caller)
             failure.append(exc)
         finally:
-            exchanged.append(_thread.has_exchanged)
             _forget_limit()
             connections.close_all()
 
@@ -125,14 +120,9 @@ def run_on_own_connection(function: Callable[[], _Result]) -> _Result:
         raise RefreshInTransactionError(
             "A new access token is needed, but the surrounding transaction has locked "
             "a row that must be updated with it: make the call before atomic() begins, "
-            f"or before the row is locked. {_STORED if exchanged[0] else _NOTHING_SENT}"
+            "or before the row is locked."
         ) from failure[0]
     raise failure[0]
-
-
-def note_exchange() -> None:
-    """Record that something may have been sent."""
-    _thread.has_exchanged = True
 
 
 @contextmanager

@@ -351,7 +351,7 @@ def test_caller_that_has_locked_the_grant_does_not_wait_for_itself(
             TokenGrant.objects.select_for_update().get(pk=grant.pk)
         else:
             TokenGrant.objects.filter(pk=grant.pk).update(last_error="mine")
-        with pytest.raises(RefreshInTransactionError, match="Nothing was sent"):
+        with pytest.raises(RefreshInTransactionError, match="has locked"):
             get_access_token(grant)
     assert ehr.requests == []
     assert get_access_token(reload_grant(grant.pk)) != grant.access_token
@@ -466,11 +466,10 @@ def test_receiver_that_meets_a_lock_of_the_callers_does_not_wait_for_ever(
     try:
         with transaction.atomic():
             FHIRServer.objects.update(name="by the caller")
-            with pytest.raises(RefreshInTransactionError) as caught:
+            with pytest.raises(RefreshInTransactionError):
                 get_access_token(grant)
     finally:
         grant_refreshed.disconnect(rename)
-    assert "Nothing was sent" not in str(caught.value)
     assert len(ehr.requests_to("refresh")) == 1
     assert reload_grant(grant.pk).access_token != grant.access_token
 
