@@ -143,8 +143,6 @@ class PrivateKeyJWT:
         audience: the ``aud``, if a server requires another than the request's URL.
         now: aware datetime.
         jti: single-use value with at least 128 random bits.
-        lifetime: seconds.
-        jku: the registered JWKS URL, if the server requires it in the header.
     """
 
     client_id: str
@@ -153,8 +151,6 @@ class PrivateKeyJWT:
     kid: str
     now: datetime
     jti: str = field(repr=False)
-    lifetime: int = _DEFAULT_LIFETIME
-    jku: str | None = None
     audience: str | None = None
 
     def apply(
@@ -185,8 +181,6 @@ class PrivateKeyJWT:
             audience=audience,
             now=self.now,
             jti=self.jti,
-            lifetime=self.lifetime,
-            jku=self.jku,
         )
         parameters.append(("client_assertion_type", CLIENT_ASSERTION_TYPE))
         parameters.append(("client_assertion", assertion))
@@ -218,7 +212,6 @@ def build_client_assertion(
     jti: str,
     lifetime: int = _DEFAULT_LIFETIME,
     skew: int | None = _DEFAULT_SKEW,
-    jku: str | None = None,
 ) -> str:
     """
     Build and sign the JWT that authenticates one request.
@@ -254,7 +247,7 @@ def build_client_assertion(
     }
     if skew is not None:
         claims["iat"] = claims["nbf"] = issued_at - skew
-    headers = {"kid": kid, "typ": "JWT"} | ({"jku": jku} if jku else {})
+    headers = {"kid": kid, "typ": "JWT"}
     return jwt.encode(claims, key, algorithm=algorithm, headers=headers)
 
 

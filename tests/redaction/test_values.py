@@ -60,8 +60,8 @@ ended_earlier endpoint error etag expires_at fhir_versions form_encode
 generated grant_types grant_types_supported grants_to_revoke host
 id_token_signing_alg_values_supported initiate_login_uri insecure_hosts interaction
 introspection_endpoint_auth_methods_supported
-introspection_endpoint is_deleted issuer jku jwks jwks_uri jwks_url kid kind label
-launch_url letters level lifetime locations login_url management_endpoint method
+introspection_endpoint is_deleted issuer jwks jwks_uri jwks_url kid kind label
+launch_url letters level locations login_url management_endpoint method
 max_size missing name now path port preset problems query read redirect_uri
 redirect_uris refresh_expires_at registration_endpoint removed request_id resource_type
 response_types_supported revocation_endpoint role rotated scheme scope
