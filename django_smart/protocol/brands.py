@@ -200,7 +200,7 @@ class Brand:
     One organization as people know it.
 
     Attributes:
-        website, logo, logo_license, brand_bundle: empty if absent or declined.
+        website, logo, logo_license: empty if absent or declined.
         categories: its codes that are in ``CATEGORIES``.
         part_of: reference as written, empty if there is none.
         endpoints: references as written, of the brand itself.
@@ -214,7 +214,6 @@ class Brand:
     website: str = ""
     logo: str = ""
     logo_license: str = ""
-    brand_bundle: str = ""
     portals: tuple[BrandPortal, ...] = ()
     endpoints: tuple[str, ...] = ()
     part_of: str = ""
@@ -271,7 +270,6 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
         website=_read_contact(resource.get("telecom")),
         logo=sanitize_logo_url(_get_value(brand, "brandLogo")),
         logo_license=_link(_get_value(brand, "brandLogoLicense")),
-        brand_bundle=_link(_get_value(brand, "brandBundle")),
         portals=tuple(
             _read_portal(each)
             for each in _get_extensions(resource, "organization-portal")

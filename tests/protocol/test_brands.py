@@ -187,13 +187,12 @@ def test_every_text_is_cut_to_what_its_column_takes():
                 extension(
                     "organization-brand",
                     part("brandLogoLicense", link),
-                    part("brandBundle", link.upper()),
                 ),
                 extension(
                     "organization-portal",
                     part("portalName", long),
                     part("portalDescription", f"a\u2028\x07b {long}"),
-                    part("portalUrl", link),
+                    part("portalUrl", link.upper()),
                     part("portalLogoLicense", link),
                 ),
             ],
@@ -207,12 +206,12 @@ def test_every_text_is_cut_to_what_its_column_takes():
         BrandPlace(city=city, state=city, postal_code="x" * 20, country=city),
     )
     assert brand.website == brand.logo_license == link[:1000]
-    assert brand.brand_bundle == link.upper()[:1000]
     assert brand.part_of == "x" * 1000
     (portal,) = brand.portals
     assert portal.name == "x" * 300
     assert portal.description == "a b " + "x" * 1996
-    assert portal.url == portal.logo_license == link[:1000]
+    assert portal.url == link.upper()[:1000]
+    assert portal.logo_license == link[:1000]
 
 
 def test_texts_of_an_endpoint_are_cut_and_its_address_is_not():
