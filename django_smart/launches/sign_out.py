@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urlencode, urljoin
 
 from django.http import HttpRequest
 from django.utils import timezone
 
 from ..grants.ending import end_launches, enqueue_revocations
 from ..models import Launch
-from ..protocol.logout import build_end_session_url
 from ..protocol.urls import get_origin
 from .browser import get_browser
 from .messages import forget_messages
@@ -45,7 +44,8 @@ def find_end_session_url(
         ``None`` unless the latest sign-in in this browser was through a server with
         ``rp_initiated_logout`` and a known ``end_session_endpoint``.
 
-    Spec: OpenID Connect RP-Initiated Logout 1.0.
+    Spec: OpenID Connect RP-Initiated Logout 1.0 section 2, without ``id_token_hint``,
+    since ID tokens are not stored: the server may ask the user to confirm.
     """
     launch = (
         Launch.objects.with_related()
@@ -67,13 +67,16 @@ def find_end_session_url(
     configuration = registration.server.read_configuration()
     if configuration is None or configuration.end_session_endpoint is None:
         return None
+    endpoint = configuration.end_session_endpoint
     # This site's origin, as registered at the EHR.
     origin = get_origin(registration.redirect_uri)
-    return build_end_session_url(
-        configuration.end_session_endpoint,
-        client_id=registration.client_id,
-        post_logout_redirect_uri=urljoin(origin, return_to),
+    query = urlencode(
+        {
+            "client_id": registration.client_id,
+            "post_logout_redirect_uri": urljoin(origin, return_to),
+        }
     )
+    return f"{endpoint}{'&' if '?' in endpoint else '?'}{query}"
 
 
 def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None:

@@ -37,15 +37,23 @@ def sign_out(browser: Client) -> str:
 
 
 @pytest.mark.usefixtures("server")
-def test_sign_out_goes_on_to_the_ehr(ehr: EHRSimulator, settings: Any) -> None:
+@pytest.mark.parametrize("own", [{}, {"tenant": ["1"]}])
+def test_sign_out_goes_on_to_the_ehr(
+    ehr: EHRSimulator, settings: Any, own: dict[str, list[str]]
+) -> None:
     settings.LOGOUT_REDIRECT_URL = "/bye/"
+    if own:
+        endpoint = f"{END_SESSION}?tenant=1"
+        FHIRServer.objects.update(overrides={"end_session_endpoint": endpoint})
     browser = make_browser()
     opened = launch(browser, ehr)
+    ClientRegistration.objects.update(client_id="a b&c")
     ehr.clear_requests()
     url = urlsplit(sign_out(browser))
     assert f"{url.scheme}://{url.netloc}{url.path}" == END_SESSION
     assert parse_qs(url.query) == {
-        "client_id": ["growth-chart"],
+        **own,
+        "client_id": ["a b&c"],
         "post_logout_redirect_uri": ["https://app.example.org/bye/"],
     }
     # Here it is over whatever becomes of that.
