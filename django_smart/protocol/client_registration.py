@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,6 @@ from django_smart.protocol.oauth_errors import parse_oauth_error
 
 __all__ = [
     "ClientInformation",
-    "ClientMetadata",
     "build_registration_request",
     "process_registration_response",
 ]
@@ -29,50 +28,6 @@ _METHODS = ("client_secret_basic", "client_secret_post", "none", "private_key_jw
 _VISIBLE = re.compile(r"[ -~]+")
 # RFC 6750 section 2.1.
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClientMetadata:
-    """
-    Metadata of this client for the server.
-
-    Attributes:
-        client_name: shown on the approval page.
-        redirect_uris: complete; none for backend services.
-        grant_types: such as ``authorization_code`` and ``refresh_token``.
-        scope: wire string of everything that will be requested.
-        jwks_uri: URL of this site's keys; with ``private_key_jwt``, this or *jwks*.
-        jwks: public keys, for a server that cannot reach this site.
-        signing_algorithm: of the client's assertions.
-        initiate_login_uri: where an EHR launch is sent.
-    """
-
-    client_name: str
-    token_endpoint_auth_method: str
-    redirect_uris: Sequence[str] = ()
-    grant_types: Sequence[str] = ()
-    scope: str = ""
-    jwks_uri: str | None = None
-    jwks: Mapping[str, Any] | None = None
-    signing_algorithm: str | None = None
-    initiate_login_uri: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The members of the request, by their registered names."""
-        uses_code = "authorization_code" in self.grant_types
-        members = {
-            "client_name": self.client_name,
-            "redirect_uris": list(self.redirect_uris) or None,
-            "token_endpoint_auth_method": self.token_endpoint_auth_method,
-            "token_endpoint_auth_signing_alg": self.signing_algorithm,
-            "grant_types": list(self.grant_types),
-            "response_types": ["code"] if uses_code else [],
-            "scope": self.scope or None,
-            "jwks_uri": self.jwks_uri,
-            "jwks": None if self.jwks is None else dict(self.jwks),
-            "initiate_login_uri": self.initiate_login_uri,
-        }
-        return {name: value for name, value in members.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +50,7 @@ class ClientInformation:
 
 
 def build_registration_request(
-    metadata: ClientMetadata,
+    metadata: Mapping[str, Any],
     *,
     registration_endpoint: str,
     initial_access_token: str | None = None,
@@ -104,6 +59,7 @@ def build_registration_request(
     Build the request that registers this client.
 
     Args:
+        metadata: of this client, by the registered names (RFC 7591 section 2).
         initial_access_token: from the server's operator, if registration is not public.
 
     Raises:
@@ -120,18 +76,21 @@ def build_registration_request(
         method="POST",
         url=registration_endpoint,
         headers=headers,
-        body=json.dumps(metadata.to_json()).encode(),
+        body=json.dumps(metadata).encode(),
     )
 
 
 def process_registration_response(
-    response: HTTPResponse, *, metadata: ClientMetadata
+    response: HTTPResponse, *, metadata: Mapping[str, Any]
 ) -> ClientInformation:
     """
     Turn the registration endpoint's response into a ``ClientInformation``.
 
     A server may replace requested values; if they make the client unusable, it is
     refused.
+
+    Args:
+        metadata: as it was requested.
 
     Raises:
         RegistrationRefusedError: a status other than 200 or 201.
@@ -152,9 +111,8 @@ def process_registration_response(
     client_id = answer.text("client_id")
     if client_id is None:
         raise MalformedRegistrationResponseError("client_id is missing.")
-    method = (
-        answer.text("token_endpoint_auth_method") or metadata.token_endpoint_auth_method
-    )
+    requested_method: str = metadata["token_endpoint_auth_method"]
+    method = answer.text("token_endpoint_auth_method") or requested_method
     secret = answer.text("client_secret")
     if method not in _METHODS:
         raise MalformedRegistrationResponseError(
@@ -165,15 +123,15 @@ def process_registration_response(
         raise MalformedRegistrationResponseError(
             f"client_secret is missing, but {method} requires it."
         )
-    answer.expect("redirect_uris", *metadata.redirect_uris)
+    answer.expect("redirect_uris", *metadata.get("redirect_uris", ()))
     if method == "private_key_jwt":
-        if metadata.jwks_uri is None and metadata.jwks is None:
+        if "jwks_uri" in metadata:
+            answer.expect("jwks_uri", metadata["jwks_uri"])
+        elif "jwks" not in metadata:
             raise MalformedRegistrationResponseError(
                 "The server replaced the authentication method with "
                 "private_key_jwt, but it was sent no keys."
             )
-        if metadata.jwks_uri is not None:
-            answer.expect("jwks_uri", metadata.jwks_uri)
     return ClientInformation(
         client_id=client_id,
         client_secret=secret if method.startswith("client_secret_") else None,

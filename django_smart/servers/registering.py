@@ -26,7 +26,6 @@ from ..fields import digest
 from ..models import ClientRegistration, FHIRServer, SigningKey
 from ..protocol.client_registration import (
     ClientInformation,
-    ClientMetadata,
     build_registration_request,
     process_registration_response,
 )
@@ -491,7 +490,7 @@ def register_dynamically(
         missing=(
             ScopeSet()
             if information.scope is None
-            else ScopeSet.parse(information.scope).missing(metadata.scope)
+            else ScopeSet.parse(information.scope).missing(metadata["scope"])
         ),
     )
 
@@ -521,27 +520,28 @@ def _plan(data: RegistrationInput) -> ClientRegistration:
 
 def _build_metadata(
     planned: ClientRegistration, *, site_url: str, client_name: str
-) -> ClientMetadata:
+) -> dict[str, Any]:
     site_url = site_url.removesuffix("/")
     urls = build_client_urls(planned, site_url=site_url)
-    uses_key = planned.uses_private_key
-    # A site that cannot be reached, as in development, includes its keys.
-    has_address = uses_key and site_url.startswith("https://")
-    return ClientMetadata(
-        client_name=client_name or urlsplit(site_url).hostname or "SMART app",
-        redirect_uris=[planned.redirect_uri] if planned.is_for_launches else [],
-        grant_types=list(_list_grant_types(planned)),
-        scope=str(_get_scopes(planned)),
-        token_endpoint_auth_method=planned.token_endpoint_auth_method,
-        signing_algorithm=planned.signing_algorithm if uses_key else None,
-        jwks_uri=urls.jwks_url if has_address else None,
-        jwks=(
-            SigningKey.objects.of(None).as_jwks()
-            if uses_key and not has_address
-            else None
-        ),
-        initiate_login_uri=urls.launch_url if planned.ehr_scope else None,
-    )
+    metadata: dict[str, Any] = {
+        "client_name": client_name or urlsplit(site_url).hostname or "SMART app",
+        "grant_types": list(_list_grant_types(planned)),
+        "response_types": ["code"] if planned.is_for_launches else [],
+        "scope": str(_get_scopes(planned)),
+        "token_endpoint_auth_method": planned.token_endpoint_auth_method,
+    }
+    if planned.is_for_launches:
+        metadata["redirect_uris"] = [planned.redirect_uri]
+    if planned.ehr_scope:
+        metadata["initiate_login_uri"] = urls.launch_url
+    if planned.uses_private_key:
+        metadata["token_endpoint_auth_signing_alg"] = planned.signing_algorithm
+        if site_url.startswith("https://"):
+            metadata["jwks_uri"] = urls.jwks_url
+        else:
+            # In development, the server cannot reach this site.
+            metadata["jwks"] = SigningKey.objects.of(None).as_jwks()
+    return metadata
 
 
 def _get_scopes(planned: ClientRegistration) -> ScopeSet:

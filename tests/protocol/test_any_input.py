@@ -21,7 +21,6 @@ from django_smart.exceptions import (
 )
 from django_smart.protocol.authorization_details import parse_authorization_details
 from django_smart.protocol.client_registration import (
-    ClientMetadata,
     process_registration_response,
 )
 from django_smart.protocol.context import LaunchContext
@@ -41,13 +40,10 @@ from django_smart.protocol.token_management import process_introspection_respons
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 BASE_URL = "https://ehr.example.org/fhir"
 REDIRECT_URI = "https://app.example.org/smart/callback/"
-METADATA = ClientMetadata(
-    client_name="Growth chart",
-    redirect_uris=(REDIRECT_URI,),
-    scope="launch patient/*.rs",
-    token_endpoint_auth_method="client_secret_basic",
-    grant_types=("authorization_code",),
-)
+METADATA = {
+    "redirect_uris": [REDIRECT_URI],
+    "token_endpoint_auth_method": "client_secret_basic",
+}
 
 _TEXT = st.text(max_size=8)
 _JSON = st.recursive(

@@ -135,7 +135,9 @@ def test_client_with_a_key_gives_the_address_of_its_keys(
     sent = json.loads(ehr.requests_to("register")[0].body)
     assert sent["grant_types"] == grant_types
     assert sent["token_endpoint_auth_signing_alg"] == "RS384"
-    assert ("redirect_uris" in sent) is ("authorization_code" in grant_types)
+    is_for_launches = "authorization_code" in grant_types
+    assert sent["response_types"] == (["code"] if is_for_launches else [])
+    assert ("redirect_uris" in sent) is is_for_launches
     assert SigningKey.objects.active().count() == 1
 
 
