@@ -249,13 +249,10 @@ def _build_error(
 ) -> AuthorizationDeniedError | MalformedAuthorizationResponseError:
     """Return the exception for a response with ``error``."""
     refusal = parse_oauth_error(values)
-    if refusal is None:
+    if not refusal:
         return MalformedAuthorizationResponseError(
             "error is empty or has characters that RFC 6749 does not allow."
         )
     return AuthorizationDeniedError(
-        f"The authorization server responded with error={refusal.error}.",
-        error=refusal.error,
-        error_description=refusal.error_description,
-        error_uri=refusal.error_uri,
+        f"The authorization server responded with error={refusal['error']}.", **refusal
     )

@@ -179,7 +179,7 @@ class _Answer:
 
 def _build_refusal(response: HTTPResponse) -> RegistrationRefusedError:
     status = response.status_code
-    refusal = None
+    refusal: dict[str, str] = {}
     if response.media_type.endswith("json"):
         with suppress(MalformedRegistrationResponseError):
             refusal = parse_oauth_error(
@@ -190,12 +190,12 @@ def _build_refusal(response: HTTPResponse) -> RegistrationRefusedError:
                 )
             )
     message = f"The server refused to register this client, with status {status}"
-    message += "." if refusal is None else f" and error={refusal.error}."
+    message += f" and error={refusal['error']}." if refusal else "."
     if status in (401, 403):
         message += " It may require an initial access token: ask its operator for one."
     return RegistrationRefusedError(
         message,
-        error="" if refusal is None else refusal.error,
-        error_description="" if refusal is None else refusal.error_description,
+        error=refusal.get("error", ""),
+        error_description=refusal.get("error_description", ""),
         status_code=status,
     )

@@ -84,11 +84,9 @@ def _raise_oauth_error(response: HTTPResponse) -> None:
     except MalformedTokenResponseError:
         return
     refusal = parse_oauth_error(members)
-    if refusal is not None:
+    if refusal:
         raise TokenResponseError(
-            f"The token endpoint responded with error={refusal.error}.",
-            error=refusal.error,
-            error_description=refusal.error_description,
-            error_uri=refusal.error_uri,
+            f"The token endpoint responded with error={refusal['error']}.",
+            **refusal,
             status_code=response.status_code,
         )

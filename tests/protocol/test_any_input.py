@@ -119,11 +119,11 @@ def test_any_key_set_is_a_list_of_objects_or_a_typed_error(value):
 @given(_objects("error", "error_description", "error_uri"))
 def test_any_error_can_be_shown_or_is_none(members):
     error = parse_oauth_error(members)
-    if error is not None:
-        assert error.error.isascii()
-        assert error.error_uri == "" or error.error_uri.startswith("https://")
-        assert len(error.error_description) <= 500
-        assert error.error_description.isprintable()
+    if error:
+        assert error["error"].isascii()
+        assert error["error_uri"] == "" or error["error_uri"].startswith("https://")
+        assert len(error["error_description"]) <= 500
+        assert error["error_description"].isprintable()
 
 
 @given(st.text(max_size=30))
