@@ -281,13 +281,8 @@ def revoke_tokens(grant: TokenGrant) -> None:
         return
     configuration = get_configuration(grant.registration.server)
     endpoint = configuration.revocation_endpoint
-    if endpoint is not None:
-        _send_revocations(grant, endpoint, token_endpoint=configuration.token_endpoint)
-
-
-def _send_revocations(
-    grant: TokenGrant, revocation_endpoint: str, *, token_endpoint: str
-) -> None:
+    if endpoint is None:
+        return
     # The refresh token first: most servers revoke its access tokens with it.
     tokens = (
         (grant.refresh_token, "refresh_token"),
@@ -298,11 +293,11 @@ def _send_revocations(
             continue
         response = send(
             build_revocation_request(
-                revocation_endpoint=revocation_endpoint,
+                revocation_endpoint=endpoint,
                 token=token,
                 token_type_hint=hint,
                 client_authentication=build_client_authentication(
-                    grant.registration, token_endpoint=token_endpoint
+                    grant.registration, token_endpoint=configuration.token_endpoint
                 ),
             ),
             server=grant.registration.server,
