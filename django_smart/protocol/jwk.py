@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import urlsafe_b64encode
+from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -52,48 +53,37 @@ def generate_private_key_pem(algorithm: str) -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
-def load_private_key(pem: str | bytes) -> PrivateKey:
+def load_private_key(pem: str) -> PrivateKey:
     """
     Parse a private key, to sign with it many times.
 
     Raises:
-        CredentialsError: not an unencrypted PEM private key, or neither RSA of at least
-            2048 bits nor P-384.
+        CredentialsError: not a key as :func:`generate_private_key_pem` makes it.
     """
-    data = pem.encode() if isinstance(pem, str) else pem
     try:
-        key = load_pem_private_key(data, password=None)
-    except TypeError:
-        raise CredentialsError(
-            "The private key is encrypted; expected PEM without a password."
-        ) from None
+        key = load_pem_private_key(pem.encode(), password=None)
     except Exception:  # noqa: BLE001 -- OpenSSL raises many kinds, some quoting the key
         raise CredentialsError(
-            "The private key is not PEM (PKCS #8, PKCS #1 or SEC 1)."
+            "The private key is not PEM without a password."
         ) from None
-    if isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        get_algorithm(key)
-        return key
-    raise CredentialsError("The private key is neither RSA nor elliptic curve P-384.")
+    get_algorithm(key)
+    return cast("PrivateKey", key)
 
 
-def get_algorithm(key: PrivateKey) -> str:
+def get_algorithm(key: object) -> str:
     """
-    Return the signing algorithm for *key*.
+    Return the signing algorithm for a private key.
 
     Raises:
-        CredentialsError: RSA with less than 2048 bits, or a curve other than P-384.
+        CredentialsError: neither RSA of at least 2048 bits nor P-384.
     """
-    if isinstance(key, rsa.RSAPrivateKey):
-        if key.key_size < _MIN_RSA_BITS:
-            raise CredentialsError(
-                f"The RSA key has {key.key_size} bits; at least "
-                f"{_MIN_RSA_BITS} are required."
-            )
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _MIN_RSA_BITS:
         return "RS384"
-    if not isinstance(key.curve, ec.SECP384R1):
-        raise CredentialsError(f"The key uses {key.curve.name}; expected P-384.")
-    return "ES384"
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp384r1":
+        return "ES384"
+    raise CredentialsError(
+        f"The private key is neither RSA of at least {_MIN_RSA_BITS} bits nor P-384."
+    )
 
 
 def public_jwk(private_key: PrivateKey) -> dict[str, str]:
