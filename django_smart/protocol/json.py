@@ -121,25 +121,20 @@ def _parse_int(text: str) -> int:
 
 def _find_fault(root: Any, max_depth: int) -> str:
     """Return what is wrong with depth or text below *root*; empty if nothing."""
-    level: list[Any] = [root]
-    for _ in range(max_depth):
+    depth, level = 0, [root]
+    while level:
         below: list[Any] = []
         for value in level:
-            if isinstance(value, dict):
-                below.extend(value.keys())
-                below.extend(value.values())
-            elif isinstance(value, list):
+            if isinstance(value, str):
+                if not _is_storable(value):
+                    return "contains text with NUL or an unpaired surrogate"
+            elif isinstance(value, dict | list):
+                if depth == max_depth:
+                    return f"is nested deeper than {max_depth} levels"
                 below.extend(value)
-            elif isinstance(value, str) and not _is_storable(value):
-                return "contains text with NUL or an unpaired surrogate"
-        if not below:
-            return ""
-        level = below
-    # The rest may be plain values at the deepest allowed level.
-    if any(isinstance(value, dict | list) for value in level):
-        return f"is nested deeper than {max_depth} levels"
-    if any(isinstance(value, str) and not _is_storable(value) for value in level):
-        return "contains text with NUL or an unpaired surrogate"
+                if isinstance(value, dict):
+                    below.extend(value.values())
+        depth, level = depth + 1, below
     return ""
 
 
