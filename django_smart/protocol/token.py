@@ -11,7 +11,6 @@ from typing import Any
 from django_smart.exceptions import (
     MalformedTokenResponseError,
     RedirectRefusedError,
-    ScopeSyntaxError,
     TokenError,
 )
 from django_smart.protocol.client_auth import ClientAuthentication
@@ -147,24 +146,15 @@ def build_client_credentials_request(
     Build a backend service's request for an access token.
 
     Args:
+        scope: of the level ``system/``, as the registration was checked (BACK-04).
         client_authentication: ``PrivateKeyJWT`` (BACK-01), or a secret if the server
             does not accept keys.
 
     Raises:
         CredentialsError: the client's key or secret cannot be used.
-        ScopeSyntaxError: *scope* is empty, or has a level other than ``system/``.
 
     Spec: SMART App Launch 2.2, "Backend Services", Obtain access token.
     """
-    scopes = ScopeSet.parse(scope)
-    if not scopes:
-        raise ScopeSyntaxError("A backend service must request at least one scope.")
-    for item in scopes.resource_scopes:
-        if item.level != "system":
-            raise ScopeSyntaxError(
-                f"A backend service requires system/ scopes, got {item.text!r}.",
-                scope=item.text,
-            )
     return build_form_request(
         token_endpoint,
         [("grant_type", "client_credentials"), ("scope", scope)],

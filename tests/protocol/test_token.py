@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from django_smart.exceptions import (
     MalformedTokenResponseError,
     RedirectRefusedError,
-    ScopeSyntaxError,
     TokenError,
     TokenResponseError,
     TokenServerError,
@@ -192,16 +191,6 @@ def test_a_backend_service_sends_exactly_the_published_parameters():
     assert form["scope"] == published["scope"]
     assert form["client_assertion_type"] == published["client_assertion_type"]
     assert "Authorization" not in request.headers
-
-
-@pytest.mark.compliance("BACK-04")
-@pytest.mark.parametrize("scope", ["", "  ", "system/*.rs patient/*.rs", "user/*.r"])
-def test_a_backend_service_asks_for_system_scopes(scope):
-    with pytest.raises(ScopeSyntaxError) as caught:
-        build_client_credentials_request(
-            token_endpoint=ENDPOINT, scope=scope, client_authentication=SIGNED
-        )
-    assert caught.value.scope == (scope.split() or [""])[-1]
 
 
 # Responses
