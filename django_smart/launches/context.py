@@ -210,9 +210,8 @@ class SMARTContext:
     def authorization_details(self) -> tuple[AuthorizationDetail, ...]:
         """FHIR endpoints that accept the token, with scopes and context (RESP-18)."""
         return parse_authorization_details(
-            self.context.get("authorization_details"),
+            self.context,
             scopes=self.scopes,
-            context=self._context,
             insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
         )
 

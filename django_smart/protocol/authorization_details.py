@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.exceptions import InsecureURLError, MalformedTokenResponseError
-from django_smart.protocol.context import LaunchContext
+from django_smart.protocol.context import LaunchContext, merge_parameters
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.urls import normalize_base_url, validate_https_url
 
@@ -37,10 +37,9 @@ class AuthorizationDetail:
 
 
 def parse_authorization_details(
-    value: object,
+    parameters: Mapping[str, Any],
     *,
     scopes: ScopeSet,
-    context: LaunchContext,
     insecure_hosts: frozenset[str] = frozenset(),
 ) -> tuple[AuthorizationDetail, ...]:
     """
@@ -50,23 +49,20 @@ def parse_authorization_details(
     token is valid for the launch's FHIR server in any case.
 
     Args:
-        scopes, context: of the whole response, for what an entry omits.
+        parameters: the whole response, whose context applies if an entry has none.
+        scopes: of the whole response, likewise.
 
     Spec: SMART App Launch 2.2, "Obtain access token", Response,
     ``authorization_details``; RFC 9396.
     """
-    if not isinstance(value, list):
-        return ()
-    return tuple(_parse_entries(value, scopes, context, insecure_hosts))
+    return tuple(_parse_entries(parameters, scopes, insecure_hosts))
 
 
 def _parse_entries(
-    entries: list[object],
-    scopes: ScopeSet,
-    context: LaunchContext,
-    insecure_hosts: frozenset[str],
+    parameters: Mapping[str, Any], scopes: ScopeSet, insecure_hosts: frozenset[str]
 ) -> Iterator[AuthorizationDetail]:
-    for entry in entries:
+    entries = parameters.get("authorization_details")
+    for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict) or entry.get("type") != _TYPE:
             continue
         locations = _get_strings(entry, "locations")
@@ -79,14 +75,16 @@ def _parse_entries(
             for location in locations:
                 validate_https_url(location, insecure_hosts=insecure_hosts)
                 normalize_base_url(location)
-            own_context = context.updated_by(LaunchContext.from_parameters(own))
+            context = LaunchContext.from_parameters(
+                merge_parameters(parameters, own), insecure_hosts=insecure_hosts
+            )
         except (InsecureURLError, MalformedTokenResponseError):
             continue
         yield AuthorizationDetail(
             locations=locations,
             fhir_versions=versions,
             scopes=scopes if scope is None else ScopeSet.parse(scope),
-            context=own_context,
+            context=context,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.exceptions import InsecureURLError, MalformedTokenResponseError
@@ -168,20 +168,6 @@ class LaunchContext:
                 if name not in _OAUTH_MEMBERS and name not in _CONTEXT_MEMBERS
             },
             problems=tuple(problems),
-        )
-
-    def updated_by(self, newer: LaunchContext) -> LaunchContext:
-        """Return this context updated with the values of *newer* (REF-06)."""
-        given = {
-            name: value
-            for name in _CONTEXT_MEMBERS.values()
-            if (value := getattr(newer, name)) not in (None, ())
-        }
-        return replace(
-            self,
-            **given,
-            extra={**self.extra, **newer.extra},
-            problems=newer.problems,
         )
 
     def names_another(self, newer: LaunchContext) -> bool:

@@ -60,7 +60,8 @@ class TokenResponse:
             ``offline_access`` in *scopes* (REF-02).
         refresh_expires_at: when the refresh token expires, if the server says so.
         scopes: what was granted; may be less or more than requested.
-        context: of the launch; updated after a refresh.
+        context: of the launch; of a refresh, what the response has, and the patient and
+            encounter in any case.
         context_changed: a refresh named another or an invalid patient or encounter.
             Store the new tokens first, then end the launch.
         parameters: the response without its tokens.
@@ -204,9 +205,9 @@ def process_refresh_response(
     """
     Turn the response to a refresh into a ``TokenResponse``.
 
-    Scopes are never more than *granted*; a missing or incomplete context is completed
-    from *previous_context*. Another patient does not raise, because a rotated refresh
-    token must be stored first: see ``context_changed``.
+    Scopes are never more than *granted*; a missing patient or encounter is that of
+    *previous_context*. Another patient does not raise, because a rotated refresh token
+    must be stored first: see ``context_changed``.
 
     Args:
         granted: what was granted at the code exchange; applies if ``scope`` is absent.
@@ -233,7 +234,11 @@ def process_refresh_response(
         members,
         asked=granted,
         now=now,
-        context=previous_context.updated_by(newer),
+        context=replace(
+            newer,
+            patient=newer.patient or previous_context.patient,
+            encounter=newer.encounter or previous_context.encounter,
+        ),
     )
     return replace(
         tokens,

@@ -74,7 +74,7 @@ def _answer(value: object, status_code: int = 200) -> HTTPResponse:
 )
 def test_any_authorization_details_are_read_or_passed_over(value):
     for detail in parse_authorization_details(
-        value, scopes=ScopeSet.parse("openid"), context=LaunchContext()
+        {"authorization_details": value}, scopes=ScopeSet.parse("openid")
     ):
         assert all(location.startswith("https://") for location in detail.locations)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from django_smart.protocol.authorization_details import parse_authorization_details
@@ -10,7 +12,7 @@ from django_smart.protocol.scopes import ScopeSet
 from tests.protocol.helpers import BASE_URL
 
 SCOPES = ScopeSet.parse("patient/*.rs")
-CONTEXT = LaunchContext(patient="r4-patient", encounter="r4-encounter", tenant="t")
+ANSWER = {"patient": "r4-patient", "encounter": "r4-encounter", "tenant": "t"}
 R4 = {"type": "smart_on_fhir", "locations": [BASE_URL], "fhirVersions": ["4.0.1"]}
 R2 = {
     "type": "smart_on_fhir",
@@ -23,7 +25,8 @@ R2 = {
 
 
 def parse(value, **kwargs):
-    return parse_authorization_details(value, scopes=SCOPES, context=CONTEXT, **kwargs)
+    answer = {**ANSWER, "authorization_details": value}
+    return parse_authorization_details(answer, scopes=SCOPES, **kwargs)
 
 
 @pytest.mark.compliance("RESP-18", "RESP-20")
@@ -38,7 +41,7 @@ def test_an_entry_falls_back_to_the_answer_for_what_it_leaves_out():
     assert [item.reference for item in r2.context.fhir_context] == ["List/1"]
     assert r4.locations == (BASE_URL,)
     assert r4.scopes == SCOPES
-    assert r4.context == CONTEXT
+    assert replace(r4.context, extra={}) == LaunchContext(**ANSWER)
 
 
 @pytest.mark.compliance("RESP-18")

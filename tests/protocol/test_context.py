@@ -320,32 +320,6 @@ def test_a_newer_hub_replaces_the_older():
     assert merge_parameters(older, half) == older
 
 
-@pytest.mark.compliance("REF-06", "FHIR-06")
-def test_a_newer_context_replaces_what_it_holds_and_keeps_the_rest():
-    first = read(
-        patient="1",
-        encounter="2",
-        need_patient_banner=True,
-        tenant="t",
-        fhirContext=[{"reference": "List/1"}],
-        a=1,
-        b=1,
-    )
-    newer = read(need_patient_banner=False, encounter="2", b=2)
-    assert first.updated_by(newer) == read(
-        patient="1",
-        encounter="2",
-        need_patient_banner=False,
-        tenant="t",
-        fhirContext=[{"reference": "List/1"}],
-        a=1,
-        b=2,
-    )
-    assert first.updated_by(LaunchContext()) == first
-    assert first.updated_by(read(intent=7)).problems == read(intent=7).problems != ()
-    assert LaunchContext().updated_by(first) == first
-
-
 @pytest.mark.compliance("FHIR-06", "EHRL-09")
 @pytest.mark.parametrize(
     ("old", "new", "another"),

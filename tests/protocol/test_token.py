@@ -396,9 +396,8 @@ def test_every_answer_may_name_further_endpoints_at_the_named_hosts():
     )
     for response in (process({**GOOD, **members}, insecure_hosts=hosts), refreshed):
         (detail,) = parse_authorization_details(
-            response.parameters["authorization_details"],
+            response.parameters,
             scopes=response.scopes,
-            context=response.context,
             insecure_hosts=hosts,
         )
         assert detail.locations == (f"{url}/r2",)
@@ -523,8 +522,8 @@ def test_no_repr_shows_a_token_or_the_patient():
 
 @pytest.mark.compliance("REF-06", "REF-07")
 def test_a_refresh_without_context_keeps_the_old_one():
-    tokens = process_refresh(GOOD, patient="1", encounter="2", tenant="t")
-    assert tokens.context == LaunchContext(patient="1", encounter="2", tenant="t")
+    tokens = process_refresh(GOOD, patient="1", encounter="2")
+    assert tokens.context == LaunchContext(patient="1", encounter="2")
     assert tokens.refresh_token is None
     assert not tokens.context_changed
 
