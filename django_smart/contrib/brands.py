@@ -422,7 +422,8 @@ class _RowWriter:
                 resource, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
             )
             if endpoint is not None:
-                row = BrandEndpoint(address=endpoint.address, is_r4=endpoint.is_r4)
+                address, is_r4 = endpoint
+                row = BrandEndpoint(address=address, is_r4=is_r4)
         if row is None:
             return None
         row.bundle = self._bundle

@@ -22,7 +22,6 @@ __all__ = [
     "MAX_LOGO_BYTES",
     "MAX_URL_CHARACTERS",
     "Brand",
-    "BrandEndpoint",
     "BrandIdentifier",
     "BrandPlace",
     "BrandPortal",
@@ -225,25 +224,6 @@ class Brand:
         return ordered[0].merge_key if ordered else None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BrandEndpoint:
-    """
-    One FHIR server that a bundle names.
-
-    Attributes:
-        address: FHIR base URL.
-        versions: FHIR versions as written.
-    """
-
-    address: str
-    versions: tuple[str, ...] = ()
-
-    @property
-    def is_r4(self) -> bool:
-        """Whether the versions include FHIR R4, or are missing (BRAND-10)."""
-        return not self.versions or any(_R4.fullmatch(each) for each in self.versions)
-
-
 def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
     """
     Read an ``Organization``; ``None`` if it is not active.
@@ -281,12 +261,15 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
 
 def parse_brand_endpoint(
     resource: Mapping[str, Any], *, insecure_hosts: frozenset[str] = frozenset()
-) -> BrandEndpoint | None:
+) -> tuple[str, bool] | None:
     """
     Read an ``Endpoint``; ``None`` if it is inactive or not a FHIR REST API.
 
     Args:
         insecure_hosts: hosts for which http is accepted.
+
+    Returns:
+        the FHIR base URL, and whether the versions include FHIR R4, or are missing.
 
     Raises:
         MalformedBrandError: no address usable for a launch.
@@ -307,16 +290,12 @@ def parse_brand_endpoint(
         raise MalformedBrandError(
             f"The address of an Endpoint has more than {MAX_URL_CHARACTERS} characters."
         )
-    return BrandEndpoint(
-        address=address,
-        versions=tuple(
-            dict.fromkeys(
-                version
-                for each in _get_extensions(resource, "endpoint-fhir-version")
-                if (version := _text(each.get("valueCode"), 20))
-            )
-        ),
-    )
+    versions = [
+        version
+        for each in _get_extensions(resource, "endpoint-fhir-version")
+        if (version := _text(each.get("valueCode"), 20))
+    ]
+    return address, not versions or any(map(_R4.fullmatch, versions))
 
 
 def resolve_reference(reference: str, *, full_url: str) -> tuple[str, str]:
