@@ -11,7 +11,6 @@ from django_smart.exceptions import (
     InsecureURLError,
     MalformedDiscoveryError,
 )
-from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.urls import validate_https_url
@@ -81,32 +80,19 @@ def build_discovery_request(
     )
 
 
-def process_discovery_response(
-    response: HTTPResponse,
-    *,
-    base_url: str,
-    insecure_hosts: frozenset[str] = frozenset(),
-    overrides: Mapping[str, str] | None = None,
-) -> SMARTConfiguration:
+def process_discovery_response(response: HTTPResponse) -> dict[str, Any]:
     """
-    Turn the response to :func:`build_discovery_request` into a ``SMARTConfiguration``.
+    Return the document in the response to :func:`build_discovery_request`.
 
     The media type is ignored, as long as the body is a JSON object.
 
     Raises:
         DiscoveryStatusError: a status other than 200, including redirects.
-        MalformedDiscoveryError: as for :meth:`SMARTConfiguration.from_json`, or not a
-            JSON object.
+        MalformedDiscoveryError: not a JSON object.
 
     Spec: SMART App Launch 2.2, "Conformance", Response.
     """
-    document = _parse_body(response, what="SMART configuration")
-    return SMARTConfiguration.from_json(
-        document,
-        base_url=base_url,
-        insecure_hosts=insecure_hosts,
-        overrides=overrides,
-    )
+    return _parse_body(response, what="SMART configuration")
 
 
 def is_without_endpoints(response: HTTPResponse) -> bool:
@@ -119,7 +105,7 @@ def is_without_endpoints(response: HTTPResponse) -> bool:
     if response.status_code == 404:
         return True
     try:
-        document = _parse_body(response, what="SMART configuration")
+        document = process_discovery_response(response)
     except DiscoveryError:
         return False
     return not any(document.get(name) for name in _ENDPOINTS)
@@ -140,22 +126,16 @@ def build_capability_statement_request(
     )
 
 
-def process_capability_statement(
-    response: HTTPResponse,
-    *,
-    base_url: str,
-    insecure_hosts: frozenset[str] = frozenset(),
-    overrides: Mapping[str, str] | None = None,
-) -> SMARTConfiguration:
+def process_capability_statement(response: HTTPResponse) -> dict[str, Any]:
     """
     Read the ``oauth-uris`` and ``capabilities`` extensions of a CapabilityStatement.
 
-    The result corresponds to a SMART configuration with only these members, so
-    ``missing`` is not empty.
+    Returns:
+        a SMART configuration with only these members, so others are missing.
 
     Raises:
         DiscoveryStatusError: another status than 200.
-        MalformedDiscoveryError: not a JSON object, or without a token endpoint.
+        MalformedDiscoveryError: not a JSON object.
 
     Spec: SMART App Launch 2.2, "Conformance", Using CapabilityStatement.
     """
@@ -174,12 +154,7 @@ def process_capability_statement(
             elif extension.get("url") == _CAPABILITIES:
                 code = extension.get("valueCode")
                 document.setdefault("capabilities", []).append(code)
-    return SMARTConfiguration.from_json(
-        document,
-        base_url=base_url,
-        insecure_hosts=insecure_hosts,
-        overrides=overrides,
-    )
+    return document
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:

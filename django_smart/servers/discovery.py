@@ -349,11 +349,13 @@ def _fetch_document(server: FHIRServer) -> tuple[SMARTConfiguration, HTTPRespons
                 build_capability_statement_request(server.base_url, headers=headers),
                 server=server,
             )
-            return process_capability_statement(statement, **where), statement
+            document = process_capability_statement(statement)
+            return SMARTConfiguration.from_json(document, **where), statement
         except (TransportError, DiscoveryError) as exc:
             # Report the error of the document that should exist.
             logger.info("Server %s: no CapabilityStatement either (%s)", server.pk, exc)
-    return process_discovery_response(answer, **where), answer
+    document = process_discovery_response(answer)
+    return SMARTConfiguration.from_json(document, **where), answer
 
 
 def _fill_in_openid(server: FHIRServer) -> None:

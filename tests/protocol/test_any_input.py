@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from django_smart.protocol.authorization_details import parse_authorization_deta
 from django_smart.protocol.client_registration import (
     process_registration_response,
 )
+from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.context import LaunchContext
 from django_smart.protocol.discovery import (
     process_capability_statement,
@@ -137,13 +139,10 @@ def test_any_header_is_a_number_of_seconds_or_none(value):
     assert ";" not in response.media_type
 
 
+_configure = partial(SMARTConfiguration.from_json, base_url=BASE_URL)
 _PARSERS: dict[str, Callable[[HTTPResponse], object]] = {
-    "capability statement": lambda answer: process_capability_statement(
-        answer, base_url=BASE_URL
-    ),
-    "configuration": lambda answer: process_discovery_response(
-        answer, base_url=BASE_URL
-    ),
+    "capability statement": lambda it: _configure(process_capability_statement(it)),
+    "configuration": lambda it: _configure(process_discovery_response(it)),
     "introspection": lambda answer: process_introspection_response(answer),
     "key set": process_jwks_response,
     "openid": lambda answer: process_openid_configuration_response(answer, issuer=None),

@@ -74,9 +74,8 @@ LIST_MEMBERS = [
 
 
 def process(document, **kwargs):
-    return process_discovery_response(
-        build_answer(document), base_url=BASE_URL, **kwargs
-    )
+    found = process_discovery_response(build_answer(document))
+    return SMARTConfiguration.from_json(found, **{"base_url": BASE_URL, **kwargs})
 
 
 @pytest.mark.compliance("DISC-01", "EHRL-02", "SAL-01")
@@ -198,10 +197,7 @@ def test_s256_is_supported_if_it_is_listed(methods, supported):
 )
 def test_relative_endpoints_are_resolved_against_the_base(case):
     document = {**MINIMAL, "token_endpoint": case["relative"]}
-    configuration = process_discovery_response(
-        build_answer(document), base_url=case["base"]
-    )
-    assert configuration.token_endpoint == case["result"]
+    assert process(document, base_url=case["base"]).token_endpoint == case["result"]
 
 
 @pytest.mark.compliance("DISC-06", "SEC-04", "SEC-05")
@@ -306,7 +302,7 @@ def test_a_body_that_is_no_json_object_is_refused(body):
 def test_another_status_than_200_is_refused(status):
     answer = build_answer(MINIMAL, status_code=status, location="https://x.example")
     with pytest.raises(DiscoveryStatusError, match=str(status)) as caught:
-        process_discovery_response(answer, base_url=BASE_URL)
+        process_discovery_response(answer)
     assert caught.value.status_code == status
 
 
@@ -390,9 +386,8 @@ def test_endpoints_set_by_hand_come_before_those_of_a_document():
 
 
 def test_endpoints_set_by_hand_come_before_those_of_a_statement():
-    configuration = process_capability_statement(
-        build_answer({"resourceType": "CapabilityStatement"}),
-        base_url=BASE_URL,
+    configuration = process_statement(
+        {"resourceType": "CapabilityStatement"},
         overrides={"token_endpoint": "https://set.example.org/token"},
     )
     assert configuration.token_endpoint == "https://set.example.org/token"
@@ -501,8 +496,9 @@ CAPABILITY = {
 OTHER_EXTENSION = {"url": "https://other.example.org/extension", "valueCode": "x"}
 
 
-def process_statement(statement):
-    return process_capability_statement(build_answer(statement), base_url=BASE_URL)
+def process_statement(statement, **kwargs):
+    found = process_capability_statement(build_answer(statement))
+    return SMARTConfiguration.from_json(found, **{"base_url": BASE_URL, **kwargs})
 
 
 def test_the_capability_statement_is_asked_for_below_the_base():
@@ -515,8 +511,8 @@ def test_the_capability_statement_is_asked_for_below_the_base():
 def test_endpoints_of_a_capability_statement_are_read_as_those_of_a_configuration():
     token = {"url": "token", "valueUri": "../token"}
     statement = build_statement({**OAUTH_URIS, "extension": [token]})
-    configuration = process_capability_statement(
-        build_answer(statement),
+    configuration = process_statement(
+        statement,
         base_url="http://localhost:8010/fhir/",
         insecure_hosts=frozenset({"localhost"}),
     )
@@ -689,7 +685,7 @@ def test_a_jwk_set_of_more_than_a_hundred_keys_is_refused():
     [
         process_jwks_response,
         lambda answer: process_openid_configuration_response(answer, issuer=None),
-        lambda answer: process_capability_statement(answer, base_url=BASE_URL),
+        process_capability_statement,
     ],
 )
 def test_no_document_is_taken_from_an_error_or_a_redirect(process_other):
