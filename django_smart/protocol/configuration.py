@@ -183,10 +183,6 @@ class SMARTConfiguration:
             raw=dict(document),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document for a JSON column; :meth:`from_json` reads it again."""
-        return dict(self.raw)
-
     def has(self, capability: str) -> bool:
         """Whether the server lists *capability*."""
         return capability in self.capabilities

@@ -150,7 +150,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
         logger.warning("Server %s: member ignored: %s", server.pk, problem)
     _check_lengths(issuer=configuration.issuer, jwks_uri=configuration.jwks_uri)
     before = {name: getattr(server, name) for name in DISCOVERED_COLUMNS}
-    server.configuration = configuration.to_json()
+    server.configuration = dict(configuration.raw)
     server.issuer = configuration.issuer or ""
     server.jwks_uri = _get_keys_of_issuer(server, configuration.jwks_uri or "")
     if configuration.has(Capability.SSO_OPENID_CONNECT) or server.jwks is not None:

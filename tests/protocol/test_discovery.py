@@ -154,7 +154,7 @@ def test_a_brand_identifier_may_lack_its_system():
 def test_a_configuration_survives_a_json_column():
     document = {**MINIMAL, "authorization_endpoint": "/authorize", "unknown": [1]}
     configuration = process(document)
-    stored = json.loads(json.dumps(configuration.to_json()))
+    stored = json.loads(json.dumps(configuration.raw))
     assert stored == document
     again = SMARTConfiguration.from_json(stored, base_url=BASE_URL)
     assert again == configuration
@@ -378,7 +378,7 @@ def test_endpoints_set_by_hand_come_before_those_of_a_document():
     assert configuration.token_endpoint == "https://set.example.org/token"
     assert configuration.introspection_endpoint == "https://as.example.org/i"
     # What is stored is what the server said.
-    assert configuration.to_json() == document
+    assert configuration.raw == document
     del document["token_endpoint"]
     assert process(document, overrides=overrides).missing == frozenset()
     with pytest.raises(MalformedDiscoveryError, match="token_endpoint is not https"):
@@ -535,7 +535,7 @@ def test_endpoints_and_capabilities_are_read_from_a_capability_statement():
         "grant_types_supported",
         "code_challenge_methods_supported",
     }
-    stored = configuration.to_json()
+    stored = configuration.raw
     assert SMARTConfiguration.from_json(stored, base_url=BASE_URL) == configuration
 
 
