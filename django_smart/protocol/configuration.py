@@ -19,6 +19,7 @@ from django_smart.protocol.urls import validate_https_url
 __all__ = [
     "REQUEST_PARAMETERS",
     "AssociatedEndpoint",
+    "DocumentReader",
     "SMARTConfiguration",
     "check_overrides",
 ]
@@ -126,14 +127,16 @@ class SMARTConfiguration:
                 launch may need has a wrong type or an unsafe URL; the message names it.
         """
         merged = {**document, **(overrides or {})}
-        reader = _Reader(merged, base_url, insecure_hosts)
+        reader = DocumentReader(
+            document=merged, base_url=base_url, insecure_hosts=insecure_hosts
+        )
         token_endpoint = reader.url("token_endpoint")
         if token_endpoint is None:
             raise MalformedDiscoveryError("token_endpoint is missing.")
         return cls(
             token_endpoint=token_endpoint,
             authorization_endpoint=reader.authorization_endpoint(),
-            issuer=reader.issuer("issuer"),
+            issuer=reader.absolute_url("issuer"),
             jwks_uri=reader.url("jwks_uri"),
             registration_endpoint=reader.url("registration_endpoint"),
             management_endpoint=reader.optional(reader.url, "management_endpoint"),
@@ -232,8 +235,8 @@ def check_overrides(
         raise MalformedDiscoveryError(problem)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentReader:
     """
     Reads members of one document by type; a wrong type raises with the member's name.
     """
@@ -293,8 +296,8 @@ class _Reader:
                 )
         return url
 
-    def issuer(self, name: str) -> str | None:
-        """Read an identifier that is compared exactly."""
+    def absolute_url(self, name: str) -> str | None:
+        """Read a URL as written, such as an issuer, which is compared exactly."""
         value = self._text(name)
         return None if value is None else self._validate(value, name)
 

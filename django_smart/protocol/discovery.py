@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 from django_smart.exceptions import (
     DiscoveryError,
     DiscoveryStatusError,
-    InsecureURLError,
     MalformedDiscoveryError,
 )
+from django_smart.protocol.configuration import DocumentReader
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
-from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
     "OpenIDConfiguration",
@@ -198,40 +197,26 @@ def process_openid_configuration_response(
     Spec: OpenID Connect Discovery 1.0 sections 4.2 and 4.3.
     """
     document = _parse_body(response, what="OpenID configuration")
-    values: dict[str, str] = {}
-    for name in ("issuer", "jwks_uri"):
-        value = document.get(name)
-        if not isinstance(value, str):
-            raise MalformedDiscoveryError(f"{name} is missing or not a string.")
-        try:
-            values[name] = validate_https_url(
-                value, insecure_hosts=insecure_hosts, what=name
-            )
-        except InsecureURLError as exc:
-            raise MalformedDiscoveryError(str(exc)) from exc
-    if issuer is not None and values["issuer"] != issuer:
+    reader = DocumentReader(
+        document=document, base_url="", insecure_hosts=insecure_hosts
+    )
+    found_issuer = reader.absolute_url("issuer")
+    jwks_uri = reader.absolute_url("jwks_uri")
+    if found_issuer is None or jwks_uri is None:
+        raise MalformedDiscoveryError("issuer or jwks_uri is missing.")
+    if issuer not in (None, found_issuer):
         raise MalformedDiscoveryError(
             "The OpenID configuration names an issuer other than the one it "
             "was fetched from."
         )
     return OpenIDConfiguration(
-        issuer=values["issuer"],
-        jwks_uri=values["jwks_uri"],
-        end_session_endpoint=_read_link(document, insecure_hosts),
+        issuer=found_issuer,
+        jwks_uri=jwks_uri,
+        end_session_endpoint=reader.optional(
+            reader.absolute_url, "end_session_endpoint"
+        ),
         id_token_signing_alg_values_supported=_read_algorithms(document),
     )
-
-
-def _read_link(
-    document: Mapping[str, Any], insecure_hosts: frozenset[str]
-) -> str | None:
-    value = document.get("end_session_endpoint")
-    if not isinstance(value, str):
-        return None
-    try:
-        return validate_https_url(value, insecure_hosts=insecure_hosts)
-    except InsecureURLError:
-        return None
 
 
 def _read_algorithms(document: Mapping[str, Any]) -> tuple[str, ...]:
