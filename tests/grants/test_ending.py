@@ -338,33 +338,6 @@ def test_disconnecting_ends_the_grant_and_its_launches(
     assert disconnect_grant(grant) == []
 
 
-@pytest.mark.compliance("SEC-12")
-@pytest.mark.usefixtures("registration")
-def test_tokens_are_kept_until_the_ehr_was_told(ehr: EHRSimulator) -> None:
-    grant = _grant(connect(make_browser(), ehr))
-    token = grant.refresh_token
-    assert disconnect_grant(grant) == [grant.pk]
-    grant.refresh_from_db()
-    assert (grant.status, grant.is_revocation_pending) == ("revoked", True)
-
-    def be_down(respond: Any, request: Any) -> Any:
-        response = respond(request)
-        response.status_code = 503
-        return response
-
-    ehr.interceptors.append(be_down)
-    assert revoke_at_server(grant) is False
-    grant.refresh_from_db()
-    assert grant.refresh_token == token
-    ehr.interceptors.clear()
-    assert revoke_at_server(grant) is True
-    grant.refresh_from_db()
-    assert (grant.access_token, grant.refresh_token) == ("", "")
-    ehr.clear_requests()
-    assert revoke_at_server(grant) is True
-    assert ehr.requests == []
-
-
 @pytest.mark.usefixtures("registration")
 def test_server_without_revocation_has_the_tokens_forgotten(
     ehr: EHRSimulator,

@@ -139,6 +139,9 @@ def _check_forgotten(ehr: EHRSimulator, grant: TokenGrant) -> None:
     stored = reload_grant(grant.pk)
     assert (stored.status, stored.is_revocation_pending) == ("revoked", False)
     assert (stored.access_token, stored.refresh_token) == ("", "")
+    ehr.clear_requests()
+    assert revoke_at_server(stored) is True
+    assert ehr.requests == []
 
 
 # Introspection

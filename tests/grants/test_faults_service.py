@@ -86,7 +86,8 @@ def test_wrong_answer_is_no_token(
     stored = TokenGrant.objects.get()
     assert (stored.status, stored.last_error) == ("active", noted)
     assert (stored.access_token, stored.refresh_token) == (before, "")
-    assert stored.lease_owner == ""
+    assert (stored.lease_owner, stored.lease_expires_at) == ("", None)
+    assert stored.refresh_failures == 1
     assert f"Grant {stored.pk} has no new access token: {noted}" in caplog.text
     sent = [dict(each.form)["client_assertion"] for each in ehr.requests_to("token")]
     for secret in (*sent, *ehr.store.access_tokens):
@@ -97,7 +98,8 @@ def test_wrong_answer_is_no_token(
 
     ehr.faults.clear()
     _read(service)
-    assert TokenGrant.objects.get().refresh_failures == 0
+    stored = TokenGrant.objects.get()
+    assert (stored.last_error, stored.refresh_failures) == ("", 0)
 
 
 @pytest.mark.compliance("BACK-05", "RESP-03")

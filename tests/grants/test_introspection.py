@@ -187,25 +187,6 @@ def test_grant_that_has_ended_is_not_asked_about(
     assert ehr.requests_to("introspect") == []
 
 
-@pytest.mark.parametrize(
-    "changes", [{"patient": "another"}, {"encounter": "another"}, {"sub": "another"}]
-)
-def test_another_patient_encounter_or_person_ends_launch_and_grant(
-    ehr: EHRSimulator,
-    opened: Launch,
-    changes: dict[str, Any],
-) -> None:
-    TokenGrant.objects.update(encounter_id="e-1")
-    answer(ehr, PATH, **changes)
-    with listening(grant_lost) as lost, pytest.raises(ContextChangedError):
-        introspect_grant(reload_grant(opened.grant_id))
-    row = Launch.objects.get(pk=opened.pk)
-    assert (row.status, row.error_code) == ("ended", "context_changed")
-    stored = reload_grant(opened.grant_id)
-    assert (stored.status, stored.is_revocation_pending) == ("revoked", True)
-    assert [each["error_code"] for each in lost] == ["context_changed"]
-
-
 @_COMMITTED
 @pytest.mark.parametrize("dead", [True, False])
 def test_what_it_changes_is_not_rolled_back_with_the_caller(
