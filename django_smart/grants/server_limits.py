@@ -26,7 +26,7 @@ from ..exceptions import (
 )
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
-from ..servers.http import whole_call_seconds
+from .lease import lease_length
 
 __all__ = [
     "BATCH_SIZE",
@@ -343,7 +343,7 @@ class Pace:
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 
     def _claim_probe(self) -> bool:
-        until = self._now() + timedelta(seconds=whole_call_seconds() + 10)
+        until = self._now() + lease_length()
         if not FHIRServer.objects.claim_probe(self._server, until=until):
             return False
         self._claimed = until
