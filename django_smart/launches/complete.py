@@ -358,7 +358,8 @@ def _complete(
         # or had them: a sign-out may have ended it since.
         holds = Q(completed_at__isnull=False) | Q(status=Launch.Status.PARKED)
         if not insist(_get_stored(launch).filter(holds).exists):
-            enqueue_revocations([keep_for_revocation(registration, tokens)])
+            keep = partial(keep_for_revocation, registration, tokens)
+            enqueue_revocations([insist(keep)])
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from django.db import router
+from django.db import DatabaseError, router
 from django.utils import timezone
 
 from ..exceptions import SMARTError, StateError, StateUsedError
@@ -33,11 +33,15 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
         error: ``None`` for an internal error, reported as ``internal_error``.
     """
     code = "internal_error" if error is None else error.code
-    if launch is not None:
-        if launch._state.adding:
-            launch.save()
-        this = Launch.objects.filter(pk=launch.pk)
-        this.fail(error_code=code, now=timezone.now())
+    try:
+        if launch is not None:
+            if launch._state.adding:
+                launch.save()
+            this = Launch.objects.filter(pk=launch.pk)
+            this.fail(error_code=code, now=timezone.now())
+    except DatabaseError:
+        # It may be the reason, too.
+        logger.exception("Launch %s: its failure was not stored", launch and launch.pk)
     name = "unknown" if launch is None else launch.pk
     reason = "" if error is None else f" ({error})"
     logger.warning("Launch %s failed: %s%s", name, code, reason)

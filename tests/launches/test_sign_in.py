@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -21,11 +22,12 @@ from django_smart import transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError
+from django_smart.launches.purge import purge
 from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import launch_completed, launch_failed
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import id_tokens
-from tests.answers import answer
+from tests.answers import after_answer, answer
 from tests.ehr import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -503,8 +505,9 @@ def test_launch_that_loses_a_deadlock_is_stored_all_the_same(
 def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
     ehr: EHRSimulator,
 ) -> None:
-    def give_up(**_kwargs: Any) -> None:
-        raise OperationalError(1213, "Deadlock found when trying to get lock")
+    def give_up(instance: TokenGrant, **_kwargs: Any) -> None:
+        if instance.status == TokenGrant.Status.ACTIVE:
+            raise OperationalError(1213, "Deadlock found when trying to get lock")
 
     browser = make_browser()
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
@@ -518,6 +521,33 @@ def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
     assert not Identity.objects.exists()
     assert not TokenGrant.objects.active().exists()
     assert _signed_in(browser) is None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("registration")
+def test_tokens_that_arrive_during_a_failover_are_revoked(ehr: EHRSimulator) -> None:
+    until: list[float] = []
+
+    def only_read(execute: Any, sql: str, *args: Any) -> Any:
+        if until and time.monotonic() < until[0] and not sql.startswith("SELECT"):
+            raise OperationalError("cannot execute in a read-only transaction")
+        return execute(sql, *args)
+
+    browser = make_browser()
+    callback = ehr.authorize(start_login(browser))
+    after_answer(ehr, lambda: until.append(time.monotonic() + 0.5))
+    with (
+        connections["default"].execute_wrapper(only_read),
+        listening(launch_failed) as failed,
+        pytest.raises(OperationalError),
+    ):
+        get_callback(browser, callback)
+    assert [each["launch"] for each in failed] == [Launch.objects.get()]
+    assert Launch.objects.get().error_code == "internal_error"
+    purge()
+    assert not TokenGrant.objects.exclude(refresh_token="").exists()
+    (token,) = ehr.store.refresh_tokens.values()
+    assert token.grant.revoked
 
 
 # What goes wrong when everything is stored already
