@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
-from django.db import connections
+from django.db import OperationalError, connection, connections
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client
 from django.urls import get_script_prefix, path, reverse
@@ -427,3 +427,20 @@ def _open_refreshable_chart(ehr: Any) -> Chart:
     chart = open_chart(ehr)
     TokenGrant.objects.update(expires_at=timezone.now())
     return chart
+
+
+@pytest.mark.django_db(transaction=True)
+def test_page_that_only_reads_works_while_the_database_does(ehr, caplog):
+    def only_read(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("UPDATE"):
+            raise OperationalError("cannot execute in a read-only transaction")
+        return execute(sql, *args)
+
+    chart = open_chart(ehr)
+    long_ago = timezone.now() - timedelta(days=2)
+    Launch.objects.update(last_used_at=timezone.now() - timedelta(minutes=5))
+    TokenGrant.objects.update(last_used_at=long_ago, is_offline=True)
+    with connection.execute_wrapper(only_read):
+        assert chart.get("/fhir/").status_code == 200
+    assert caplog.text.count("its use was not noted") == 2
+    assert TokenGrant.objects.get().last_used_at == long_ago

@@ -7,11 +7,13 @@ The lease determines who sends the request, and its holder processes the respons
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
+from django.db import DatabaseError
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
@@ -46,6 +48,8 @@ from .separate_connection import (
 from .server_limits import may_refresh
 
 __all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
+
+logger = logging.getLogger(__name__)
 
 # Precision of the time at which a grant was last used.
 _USE_PRECISION = timedelta(days=1)
@@ -131,8 +135,14 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
     # wait for the database; a later request will record it.
     if is_in_transaction() or _is_in_event_loop():
         return
-    TokenGrant.objects.note_use(grant, now=now)
     grant.last_used_at = now
+    try:
+        TokenGrant.objects.note_use(grant, now=now)
+    except DatabaseError as exc:
+        # During a failover, the token can still be used.
+        logger.warning(
+            "Grant %s: its use was not noted (%s)", grant.pk, type(exc).__name__
+        )
 
 
 def _look_again(grant: TokenGrant) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import router, transaction
+from django.db import DatabaseError, router, transaction
 from django.http import HttpRequest
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from ..protocol.style import SMARTStyle
 
 __all__ = ["SMARTContext", "get_context", "has_found_launch"]
+
+logger = logging.getLogger(__name__)
 
 
 class SMARTContext:
@@ -344,7 +348,7 @@ class SMARTContext:
                 "The launch in this URL was opened by another browser or user.",
                 code="launch_foreign",
             )
-        Launch.objects.note_use(launch, now=now)
+        _note_use(launch, now=now)
         return launch
 
     def _find_without_key(self) -> Launch | None:
@@ -374,7 +378,7 @@ class SMARTContext:
             return None
         # In a view's transaction, the row would stay locked, also for a refresh.
         transaction.on_commit(
-            partial(Launch.objects.note_use, launch, now=now),
+            partial(_note_use, launch, now=now),
             using=router.db_for_write(Launch),
         )
         return launch
@@ -391,6 +395,16 @@ class SMARTContext:
     def _user_id(self) -> Any:
         user = get_user(self._request)
         return None if user is None else user.pk
+
+
+def _note_use(launch: Launch, *, now: datetime) -> None:
+    try:
+        Launch.objects.note_use(launch, now=now)
+    except DatabaseError as exc:
+        # During a failover, pages that only read go on.
+        logger.warning(
+            "Launch %s: its use was not noted (%s)", launch.pk, type(exc).__name__
+        )
 
 
 def get_context(request: HttpRequest) -> SMARTContext:
