@@ -236,7 +236,7 @@ class FHIRConnection:
         """
         is_safe = request.method in _SAFE_METHODS or interaction in _SAFE_INTERACTIONS
         with self._told(request, interaction, resource_type) as told:
-            response = self._send_with_retries(told.request, is_safe=is_safe)
+            response = self._send_with_retries(told, is_safe=is_safe)
             told.status_code = response.status_code
         return response
 
@@ -304,7 +304,8 @@ class FHIRConnection:
             stream = stack.enter_context(
                 self._transport.open_stream(_authorize(request, token))
             )
-            if stream.head.status_code == 401:
+            told.status_code = stream.head.status_code
+            if told.status_code == 401:
                 renewed = HiddenText(self._tokens.renew(token))
                 if renewed != token:
                     stack.close()
@@ -329,13 +330,14 @@ class FHIRConnection:
             replace(request, headers=_merge(request.headers, {}))
         )
 
-    def _send_with_retries(
-        self, request: HTTPRequest, *, is_safe: bool
-    ) -> HTTPResponse:
+    def _send_with_retries(self, told: _Told, *, is_safe: bool) -> HTTPResponse:
+        request = told.request
         access_token = HiddenText(self._tokens.get())
         started = time.monotonic()
         response = self._transport.send(_authorize(request, access_token))
         if response.status_code == 401:
+            # There may be no other token.
+            told.status_code = 401
             used_token = access_token
             access_token = HiddenText(self._tokens.renew(used_token))
             if access_token != used_token:

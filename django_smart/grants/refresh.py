@@ -17,6 +17,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
+from ..conf import conf
 from ..exceptions import (
     InactiveRegistrationError,
     ReauthorizationRequiredError,
@@ -93,10 +94,16 @@ def renew_access_token(grant: TokenGrant, rejected: str) -> str:
     """
     Return a token other than *rejected*, which the FHIR server refused with 401.
 
-    A request that used an outdated token gets the stored one, without a refresh.
+    A request that used an outdated token gets the stored one, without a refresh.  One
+    that used one of a refresh just now gets it again: if the server refuses that as
+    well, another one does not help, and each request would cost one.
 
     Raises: as :func:`get_access_token`.
     """
+    is_new = grant.clock() - grant.received_at < conf.SMART_REFRESH_FLOOR
+    is_refreshed = grant.received_at > grant.created_at
+    if is_new and is_refreshed and rejected == grant.access_token:
+        return rejected
     if not grant.refresh_token:
         raise ReauthorizationRequiredError(
             "The server refused the access token, and there is no refresh token."

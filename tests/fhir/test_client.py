@@ -251,7 +251,7 @@ def test_failed_refresh_is_the_callers_error():
     grant.server.on("Patient/p-1", respond({}, 401))
     with pytest.raises(ServerUnreachableError):
         grant.client.read("Patient", "p-1")
-    assert grant.exchanges[0].status_code is None
+    assert grant.exchanges[0].status_code == 401
 
 
 # Servers that are busy

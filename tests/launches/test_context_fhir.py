@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from django_smart import transport
 from django_smart.clients import build_fhir_client
-from django_smart.exceptions import BearerBoundaryError, ForeignPatientError
+from django_smart.exceptions import (
+    BearerBoundaryError,
+    FHIRUnauthorizedError,
+    ForeignPatientError,
+)
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
 from django_smart.testing.site import add_resource
 from tests.answers import answer
 from tests.ehr import EHR_SCOPE, PATIENT
+from tests.factories import reload_grant
 from tests.site.browsers import make_context, open_chart
 
 pytestmark = [
@@ -99,6 +106,25 @@ def test_rejected_token_is_refreshed_once(ehr):
     # Everybody else finds the new token.
     assert chart.get("/fhir/").json() == {"id": PATIENT}
     assert len(ehr.requests_to("refresh")) == 1
+
+
+def test_token_that_is_refused_after_its_refresh_is_not_refreshed_for_each_request(
+    ehr: EHRSimulator,
+) -> None:
+    ClientRegistration.objects.update(ehr_scope=f"{EHR_SCOPE} offline_access")
+    chart = open_chart(ehr)
+    answer(ehr, f"/Patient/{PATIENT}", status=401)
+    fhir = build_fhir_client(chart.launch.grant, launch=chart.launch)
+    for _ in range(3):
+        with pytest.raises(FHIRUnauthorizedError):
+            fhir.read("Patient", PATIENT)
+    assert len(ehr.requests_to("refresh")) == 1
+    # Later, the server may be in another mood.
+    TokenGrant.objects.update(received_at=timezone.now() - timedelta(seconds=31))
+    fhir = build_fhir_client(reload_grant(chart.launch.grant_id), launch=chart.launch)
+    with pytest.raises(FHIRUnauthorizedError):
+        fhir.read("Patient", PATIENT)
+    assert len(ehr.requests_to("refresh")) == 2
 
 
 @pytest.mark.compliance("SCOPE-12")
