@@ -438,9 +438,14 @@ def _get_expected_issuer(
     Return the expected ``iss``, discovered now if the response has one (RFC 9207).
     """
     server = launch.registration.server
-    issuer = configuration.issuer or server.id_token_issuer or server.issuer
-    if issuer or "iss" not in dict(parameters):
-        return issuer or None
+    received = dict(parameters).get("iss")
+    # The operator may have entered another one than the configuration has.
+    named = (configuration.issuer, server.id_token_issuer, server.issuer)
+    known = [each for each in named if each]
+    if received in known:
+        return received
+    if known or received is None:
+        return next(iter(known), None)
     try:
         return get_issuer(server)
     except SMARTError:

@@ -97,3 +97,13 @@ def test_issuer_that_cannot_be_compared_is_refused(ehr: EHRSimulator) -> None:
     response = come_back(ehr, iss=OTHER)
     assert (response.status_code, response.context["code"]) == (400, "issuer_not_known")
     assert not ehr.requests_to("token")
+
+
+@pytest.mark.compliance("CALL-09")
+def test_issuer_that_the_operator_entered_counts_as_well(ehr: EHRSimulator) -> None:
+    make_registration(server__id_token_issuer=OTHER)
+    assert_refused(ehr, come_back(ehr, iss=f"{OTHER}/else"))
+    response = come_back(ehr, iss=OTHER)
+    # The simulator's ID token has its own issuer.
+    assert response.context["code"] != "issuer_mismatch"
+    assert len(ehr.requests_to("token")) == 1
