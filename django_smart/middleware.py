@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any, cast
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 from django.db import connections, router
 from django.http import Http404, HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 from django.utils import timezone
 from django.utils.cache import patch_vary_headers
+from django.utils.deprecation import MiddlewareMixin
 from django.utils.encoding import escape_uri_path
 from django.utils.http import escape_leading_slashes
 from mozilla_django_oidc import middleware as upstream
@@ -62,21 +63,7 @@ _VIEW_OUTSIDE = "oidc_authentication_init"
 _SIGNED_OUT = "launch_signed_out"
 
 
-class _Middleware:
-    sync_capable = True
-    async_capable = True
-
-    def __init__(self, get_response: Callable[[HttpRequest], _Response]) -> None:
-        self.get_response = get_response
-        self._is_async = iscoroutinefunction(get_response)
-        if self._is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> _Response:
-        raise NotImplementedError
-
-
-class SMARTMiddleware(_Middleware):
+class SMARTMiddleware(MiddlewareMixin):
     """
     Provides ``request.smart``; put it first in ``MIDDLEWARE``.
 
@@ -92,8 +79,8 @@ class SMARTMiddleware(_Middleware):
         self._mark = conf.SMART_LAUNCH_PREFIX
 
     def __call__(self, request: HttpRequest) -> _Response:
-        if self._is_async:
-            return self._acall(request)
+        if self.async_mode:
+            return self.__acall__(request)
         state, errors = _enter(request, self._mark), _Errors()
         try:
             response = cast("HttpResponseBase", self.get_response(request))
@@ -109,7 +96,7 @@ class SMARTMiddleware(_Middleware):
             adapt_response(request, response)
         return response
 
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         state, errors = _enter(request, self._mark), _Errors()
         try:
             pending = self.get_response(request)
@@ -213,7 +200,7 @@ class SMARTMiddleware(_Middleware):
         return HttpResponseRedirect(f"{path}?{query}" if query else path)
 
 
-class SMARTCacheMiddleware(_Middleware):
+class SMARTCacheMiddleware(MiddlewareMixin):
     """
     Put it between Django's ``UpdateCacheMiddleware`` and ``FetchFromCacheMiddleware``.
 
@@ -222,15 +209,15 @@ class SMARTCacheMiddleware(_Middleware):
     """
 
     def __call__(self, request: HttpRequest) -> _Response:
-        if self._is_async:
-            return self._acall(request)
+        if self.async_mode:
+            return self.__acall__(request)
         state = get_request_state(request)
         refusal = _check_key(request, state)
         response = refusal or cast("HttpResponseBase", self.get_response(request))
         _keep_from_caches(state, response)
         return response
 
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         state = get_request_state(request)
         response = None
         if state.prefix is not None:

@@ -160,7 +160,7 @@ def test_prefix_is_taken_back_when_the_stack_below_raises(rf):
     assert get_script_prefix() == "/"
     request = rf.get(f"/~{'k' * 24}/links/")
     with pytest.raises(ZeroDivisionError):
-        async_to_sync(SMARTMiddleware(afail)._acall)(request)
+        async_to_sync(SMARTMiddleware(afail).__acall__)(request)
     assert get_script_prefix() == "/"
 
 
