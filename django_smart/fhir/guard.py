@@ -39,6 +39,7 @@ from django_smart.fhir.interactions import (
 )
 from django_smart.fhir.json import load_json
 from django_smart.fhir.messages import (
+    parse_resource,
     process_bundle_response,
     process_read_response,
     validate_id,
@@ -313,14 +314,10 @@ class Guard:
         """:meth:`check_answer` of what came; what is malformed its reader refuses."""
         if not response.body or not 200 <= response.status_code < 300:
             return
-        try:
-            # As its reader does: what that accepts must not go unchecked.
-            resource = load_json(response.body)
-        except (RecursionError, ValueError):
-            return
-        found = _read_type(resource)
-        is_other = asked.id and found != (asked.resource_type, asked.id)
-        if found[0] and not (is_other and asked.name in {"read", "vread"}):
+        # As its reader does: what that accepts must not go unchecked.
+        resource = parse_resource(response.body)
+        is_other = asked.id and _read_type(resource) != (asked.resource_type, asked.id)
+        if resource and not (is_other and asked.name in {"read", "vread"}):
             self.check_answer(asked, resource)
 
     def check_answer(self, asked: Interaction, resource: Any) -> None:
