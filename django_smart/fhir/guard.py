@@ -51,7 +51,6 @@ from django_smart.protocol.messages import HTTPResponse
 __all__ = [
     "Guard",
     "RecordRules",
-    "check_resource_type",
     "iter_links",
     "parse_body",
     "parse_entry",
@@ -120,7 +119,7 @@ def parse_interaction(
         body: a resource or JSON Patch as Python has it, or the bytes of a form.
 
     Raises:
-        FHIRRequestError: it is none.
+        FHIRRequestError: it is none, or writes a resource of another type.
     """
     place, mark, query = path.partition("?")
     place = place.removesuffix("/")
@@ -132,12 +131,15 @@ def parse_interaction(
         validate_id(parts[3])
     for number, part in enumerate(of_type):
         (validate_id if number == 1 else validate_resource_type)(part)
+    resource_type = of_type[-1 if len(of_type) == 3 else 0] if of_type else ""
+    if name in {"create", "update"} and _read_type(body)[0] != resource_type:
+        raise FHIRRequestError("The resource has a different type.")
     pairs = _parse_query(query)
     return Interaction(
         name=name,
         method="GET" if method == "HEAD" else method,
         path=place + (f"?{_write_query(pairs)}" if mark and pairs else ""),
-        resource_type=of_type[-1 if len(of_type) == 3 else 0] if of_type else "",
+        resource_type=resource_type,
         id=of_type[1] if len(of_type) == 2 else "",
         headers=headers or {},
         body=body,
@@ -622,8 +624,6 @@ def parse_entry(entry: Any) -> Interaction:
     )
     if asked.name in _BUNDLES:
         raise FHIRRequestError("A batch entry cannot be a batch.")
-    if asked.name in {"create", "update"}:
-        check_resource_type(body, asked.resource_type)
     return asked
 
 
@@ -644,13 +644,6 @@ def parse_body(body: bytes, *, what: str) -> Any:
     """Read the JSON of a request strictly, with the digits of its numbers."""
     parse_json(body, error=FHIRRequestError, what=what, max_depth=_MAX_DEPTH)
     return load_json(body)
-
-
-def check_resource_type(body: Any, resource_type: str) -> None:
-    """Refuse the body of a write that is not a resource of the type."""
-    found = body.get("resourceType") if isinstance(body, Mapping) else None
-    if found != resource_type:
-        raise FHIRRequestError("The resource has a different type.")
 
 
 def _read_type(resource: Any) -> tuple[str, str]:
