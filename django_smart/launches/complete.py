@@ -133,7 +133,6 @@ class Completion:
             that the new browser cookie must replace the old one.
         open_digests: digests of the browser's open launches, if the launch is bound to
             the new cookie and they remain valid; otherwise ``None``.
-        grants_to_revoke: primary keys of grants to revoke at the EHR.
     """
 
     launch: Launch
@@ -141,7 +140,6 @@ class Completion:
     claims: IDTokenClaims | None = None
     ended_earlier: bool = False
     open_digests: Collection[str] | None = field(default=None, repr=False)
-    grants_to_revoke: Sequence[int] = ()
 
 
 def complete_launch(
@@ -616,13 +614,13 @@ def _store(
         digests = [launch.browser_digest, *visitor.browser_digests]
         to_revoke += end_idlest_launches(launch, digests, now=now)
     to_revoke += supersede_grants(launch.grant, now=now)
+    enqueue_revocations(to_revoke)
     return Completion(
         launch=launch,
         user=owner if changes else None,
         claims=claims,
         ended_earlier=ended_earlier,
         open_digests={each for _, each in opened} if renews else None,
-        grants_to_revoke=to_revoke,
     )
 
 

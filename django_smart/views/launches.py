@@ -47,7 +47,6 @@ from ..exceptions import (
     StateError,
     StateUsedError,
 )
-from ..grants.ending import enqueue_revocations
 from ..launches.begin import (
     LaunchStart,
     begin_ehr_launch,
@@ -293,7 +292,6 @@ class _CompletingView(ProtocolView):
         keep_messages_apart(request, key=completion.launch.key)
         if completion.user is not None:
             self._sign_in(request, completion.user, backend)
-        enqueue_revocations(completion.grants_to_revoke)
         self._set_frame(completion.launch)
         if completion.launch.intent == Launch.Intent.CONNECT:
             _say_what_is_missing(request, completion.launch)
