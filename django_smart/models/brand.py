@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from django.db import models
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, Value, When
 from django.utils.translation import gettext_lazy as _
 
 from ..fields import DigestField, digest
@@ -317,10 +317,6 @@ class BrandWord(models.Model):
 
 class BrandQuerySet(models.QuerySet["Brand"]):
     """Select brands to show."""
-
-    def shown(self) -> BrandQuerySet:
-        """Return one brand per organization, also from several bundles (BRAND-06)."""
-        return self.filter(card=F("pk"))
 
     def with_words(self, words: Iterable[str]) -> BrandQuerySet:
         """

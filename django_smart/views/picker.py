@@ -157,8 +157,8 @@ def _find_registrations(words: Iterable[str]) -> ClientRegistrationQuerySet:
 
 
 def _find_brands(words: list[str], category: str) -> BrandQuerySet:
-    # These yield cards alone, so shown() is not needed: databases guess badly how many
-    # rows have two equal columns.
+    # All of these yield cards alone (BRAND-06), so brands are not asked for their card:
+    # databases guess badly how many rows have two equal columns.
     found = Brand.objects.with_words(words)
     if conf.SMART_PICKER_SHOW_UNREGISTERED:
         found = found.with_access()

@@ -90,8 +90,12 @@ def accesses(name: str) -> list[tuple[str, str]]:
     return list(rows.values_list("endpoint__address", "portal_name"))
 
 
+def get_cards() -> Any:
+    return Brand.objects.filter(card=F("pk"))
+
+
 def shown() -> list[str]:
-    return list(Brand.objects.shown().order_by("name").values_list("name", flat=True))
+    return list(get_cards().order_by("name").values_list("name", flat=True))
 
 
 # The specification's bundles
@@ -107,7 +111,7 @@ def test_vector_is_imported_whole(number, brands, endpoints):
     assert result.brands == (brands, 0, 0)
     assert result.endpoints == (endpoints, 0, 0)
     assert result.problems == {}
-    assert Brand.objects.shown().count() == brands
+    assert get_cards().count() == brands
     assert result.bundle.timestamp is not None
     assert result.bundle.timestamp.year == 2023
 
@@ -391,10 +395,10 @@ def test_two_bundles_with_one_identifier_give_one_card(tmp_path):
         timestamp="2026-03-04T05:06:07Z",
     )
     assert shown() == ["Harbour Health"]
-    card = Brand.objects.shown().get()
+    card = get_cards().get()
     rows = BrandAccess.objects.filter(card=card)
     assert {row.endpoint.address for row in rows} == {R4, f"{R4}/second"}
-    assert Brand.objects.shown().with_words(["light", "har"]).get() == card
+    assert get_cards().with_words(["light", "har"]).get() == card
 
 
 @pytest.mark.compliance("BRAND-02")
@@ -446,7 +450,7 @@ def test_hidden_brand_that_changes_stays_with_its_card(tmp_path):
         identified("a", "First of all", endpoints=["Endpoint/e"]),
         endpoint("e", R4),
     )
-    (card,) = Brand.objects.shown()
+    (card,) = get_cards()
     assert card.name == "Second"
     assert Brand.objects.with_words(["first", "all"]).get() == card
     assert BrandAccess.objects.get().card == card
