@@ -162,14 +162,13 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
         CredentialsError: no current key decrypts them.
     """
     held = json.loads(launch.held)
-    claims = held["claims"]
     tokens = TokenResponse(
         access_token=held["access_token"],
         expires_at=datetime.fromisoformat(held["expires_at"]),
         refresh_token=held["refresh_token"],
         refresh_expires_at=(
             datetime.fromisoformat(held["refresh_expires_at"])
-            if held.get("refresh_expires_at")
+            if held["refresh_expires_at"]
             else None
         ),
         id_token=None,
@@ -179,13 +178,7 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
         ),
         parameters=held["parameters"],
     )
-    return tokens, IDTokenClaims(
-        issuer=claims["issuer"],
-        subject=claims["subject"],
-        fhir_user=claims["fhir_user"],
-        foreign_fhir_user=claims["foreign_fhir_user"],
-        claims=claims["claims"],
-    )
+    return tokens, IDTokenClaims(**held["claims"])
 
 
 def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> list[int]:
