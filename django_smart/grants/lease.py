@@ -112,26 +112,21 @@ def exchange_with_lease(
     Returns:
         What *exchange* returns, or ``False`` if somebody else holds the lease.
     """
+    owner = new_owner()
     with uninterrupted():
-        return _exchange(grant, exchange, owner=new_owner())
-
-
-def _exchange(
-    grant: TokenGrant, exchange: Callable[[TokenGrant], bool], *, owner: str
-) -> bool:
-    if not TokenGrant.objects.take_lease(grant, owner=owner, length=lease_length()):
-        return False
-    started = time.monotonic()
-    try:
-        is_done = exchange(grant)
-    except Exception as exc:
-        seconds = time.monotonic() - started
-        with waiting_for_locks():
-            note_failure(grant, exc, owner=owner, on_demand=True)
-        count_refresh(grant, get_failure_code(exc), seconds=seconds)
-        raise
-    count_refresh(grant, SUCCESS, seconds=time.monotonic() - started)
-    return is_done
+        if not TokenGrant.objects.take_lease(grant, owner=owner, length=lease_length()):
+            return False
+        started = time.monotonic()
+        try:
+            is_done = exchange(grant)
+        except Exception as exc:
+            seconds = time.monotonic() - started
+            with waiting_for_locks():
+                note_failure(grant, exc, owner=owner, on_demand=True)
+            count_refresh(grant, get_failure_code(exc), seconds=seconds)
+            raise
+        count_refresh(grant, SUCCESS, seconds=time.monotonic() - started)
+        return is_done
 
 
 def note_failure(
