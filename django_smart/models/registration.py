@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import CredentialsError, ScopeSyntaxError
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.scopes import ScopeSet
+from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.urls import normalize_base_url
 from .clock import DatabaseNow
 from .joined_row import JoinedRow
@@ -667,7 +667,7 @@ class ClientRegistration(models.Model):
             if "offline_access" in scopes and "online_access" in scopes:
                 errors[name] = [_("Request offline_access or online_access, not both.")]
         for scope in ScopeSet.parse(self.system_scope):
-            if not scope.is_for_service:
+            if not is_for_service(scope):
                 errors["system_scope"] = [
                     _(
                         "A backend service has no user: use a system/ scope "

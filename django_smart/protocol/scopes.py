@@ -16,6 +16,7 @@ __all__ = [
     "ResourceScope",
     "Scope",
     "ScopeSet",
+    "is_for_service",
     "parse_scope",
     "parse_stored_scopes",
     "required_letter",
@@ -99,11 +100,6 @@ class ResourceScope:
     query: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @property
-    def is_for_service(self) -> bool:
-        """Whether a backend service can use it (BACK-04)."""
-        return self.level == "system"
-
-    @property
     def is_v1(self) -> bool:
         """Whether it uses the syntax of SMART App Launch 1."""
         suffix = self.text.partition("?")[0].rpartition(".")[2]
@@ -153,8 +149,6 @@ class LaunchScope:
     type: str = field(default="", compare=False)
     role: str = field(default="", compare=False)
 
-    is_for_service = False
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherScope:
@@ -169,13 +163,15 @@ class OtherScope:
     text: str
     name: str = field(default="", compare=False)
 
-    @property
-    def is_for_service(self) -> bool:
-        """Whether a backend service can use it: only extensions (SCOPE-17)."""
-        return self.name not in _KNOWN
-
 
 Scope = ResourceScope | LaunchScope | OtherScope
+
+
+def is_for_service(scope: Scope) -> bool:
+    """Return whether a backend service can use *scope* (BACK-04, SCOPE-17)."""
+    if isinstance(scope, ResourceScope):
+        return scope.level == "system"
+    return isinstance(scope, OtherScope) and scope.name not in _KNOWN
 
 
 def _parse_query(query: str) -> tuple[tuple[str, str], ...] | None:

@@ -15,6 +15,7 @@ from django_smart.protocol.scopes import (
     OtherScope,
     ResourceScope,
     ScopeSet,
+    is_for_service,
     required_letter,
 )
 from tests.protocol.helpers import SEED, VECTORS
@@ -210,7 +211,7 @@ def test_identity_access_and_extension_scopes_are_kept_verbatim(text):
 def test_scopes_for_a_backend_service_are_those_of_the_system_and_extensions():
     usable = "system/*.rs https://ehr.example.org/.default __bulk"
     scopes = ScopeSet.parse(f"{usable} patient/*.rs user/*.rs launch openid")
-    assert " ".join(each.text for each in scopes if each.is_for_service) == usable
+    assert " ".join(each.text for each in scopes if is_for_service(each)) == usable
 
 
 @pytest.mark.parametrize("text", ["__", "urn:", "1https://x", "https"])
