@@ -101,19 +101,17 @@ def process_registration_response(
     """
     if response.status_code not in (200, 201):
         raise _build_refusal(response)
-    answer = _Answer(
-        parse_json_object(
-            response.body,
-            error=MalformedRegistrationResponseError,
-            what="registration response",
-        )
+    answer = parse_json_object(
+        response.body,
+        error=MalformedRegistrationResponseError,
+        what="registration response",
     )
-    client_id = answer.text("client_id")
+    client_id = _get_text(answer, "client_id")
     if client_id is None:
         raise MalformedRegistrationResponseError("client_id is missing.")
     requested_method: str = metadata["token_endpoint_auth_method"]
-    method = answer.text("token_endpoint_auth_method") or requested_method
-    secret = answer.text("client_secret")
+    method = _get_text(answer, "token_endpoint_auth_method") or requested_method
+    secret = _get_text(answer, "client_secret")
     if method not in _METHODS:
         raise MalformedRegistrationResponseError(
             f"The server replaced the authentication method with {method}, "
@@ -123,10 +121,10 @@ def process_registration_response(
         raise MalformedRegistrationResponseError(
             f"client_secret is missing, but {method} requires it."
         )
-    answer.expect("redirect_uris", *metadata.get("redirect_uris", ()))
+    _expect(answer, "redirect_uris", *metadata.get("redirect_uris", ()))
     if method == "private_key_jwt":
         if "jwks_uri" in metadata:
-            answer.expect("jwks_uri", metadata["jwks_uri"])
+            _expect(answer, "jwks_uri", metadata["jwks_uri"])
         elif "jwks" not in metadata:
             raise MalformedRegistrationResponseError(
                 "The server replaced the authentication method with "
@@ -135,46 +133,41 @@ def process_registration_response(
     return ClientInformation(
         client_id=client_id,
         client_secret=secret if method.startswith("client_secret_") else None,
-        client_secret_expires_at=answer.seconds("client_secret_expires_at") or None,
+        client_secret_expires_at=_get_seconds(answer, "client_secret_expires_at")
+        or None,
         token_endpoint_auth_method=method,
-        scope=answer.text("scope"),
+        scope=_get_text(answer, "scope"),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """
-    Reads members of the response by type; a wrong type raises with the member's name.
-    """
+def _get_text(answer: Mapping[str, Any], name: str) -> str | None:
+    value = answer.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
+        raise MalformedRegistrationResponseError(f"{name} is not printable ASCII.")
+    return value
 
-    document: Mapping[str, Any] = field(repr=False)
 
-    def text(self, name: str) -> str | None:
-        value = self.document.get(name)
-        if value is None or value == "":
-            return None
-        if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
-            raise MalformedRegistrationResponseError(f"{name} is not printable ASCII.")
-        return value
+def _get_seconds(answer: Mapping[str, Any], name: str) -> int | None:
+    value = answer.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MalformedRegistrationResponseError(f"{name} is not a whole number.")
+    return value
 
-    def seconds(self, name: str) -> int | None:
-        value = self.document.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise MalformedRegistrationResponseError(f"{name} is not a whole number.")
-        return value
 
-    def expect(self, name: str, *values: str) -> None:
-        """Refuse a member that lacks *values*; an absent one counts as accepted."""
-        found = self.document.get(name)
-        if found is None:
-            return
-        listed = found if isinstance(found, list) else [found]
-        if any(value not in listed for value in values):
-            raise MalformedRegistrationResponseError(
-                f"The server registered a different {name} than requested."
-            )
+def _expect(answer: Mapping[str, Any], name: str, *values: str) -> None:
+    """Refuse a member that lacks *values*; an absent one counts as accepted."""
+    found = answer.get(name)
+    if found is None:
+        return
+    listed = found if isinstance(found, list) else [found]
+    if any(value not in listed for value in values):
+        raise MalformedRegistrationResponseError(
+            f"The server registered a different {name} than requested."
+        )
 
 
 def _build_refusal(response: HTTPResponse) -> RegistrationRefusedError:
