@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -84,17 +85,31 @@ def test_refresh_after_a_401_waits_as_well(
     assert slept == [0.5]
 
 
-@pytest.mark.parametrize("value", ["6", "Wed, 21 Oct 2099 07:28:00 GMT", "-1", "soon"])
-def test_long_or_odd_retry_after_is_not_waited_for(
+@pytest.mark.parametrize(
+    ("refresh", "trouble"),
+    [
+        # A long or odd Retry-After.
+        (get_access_token, {"retry_after": "6"}),
+        (get_access_token, {"retry_after": "Wed, 21 Oct 2099 07:28:00 GMT"}),
+        (get_access_token, {"retry_after": "-1"}),
+        (get_access_token, {"retry_after": "soon"}),
+        # Other trouble.
+        *((get_access_token, {"status": status}) for status in (400, 500, 502, 504)),
+        # A worker.
+        (refresh_grant, {}),
+    ],
+)
+def test_nobody_waits_for_a_second_try(
     ehr: EHRSimulator,
     grant: TokenGrant,
     slept: list[float],
-    value: str,
+    refresh: Callable[[TokenGrant], Any],
+    trouble: dict[str, Any],
 ) -> None:
     grant = expire(grant, ehr)
-    busy(ehr, retry_after=value)
+    busy(ehr, **trouble)
     with pytest.raises(TokenServerError):
-        get_access_token(grant)
+        refresh(grant)
     assert slept == []
     stored = reload_grant(grant.pk)
     assert (stored.status, stored.refresh_token) == ("active", grant.refresh_token)
@@ -111,32 +126,6 @@ def test_server_that_stays_busy_is_asked_twice_in_all(
         get_access_token(grant)
     assert slept == [0.5]
     assert reload_grant(grant.pk).refresh_token == grant.refresh_token
-
-
-@pytest.mark.parametrize("status", [400, 500, 502, 504])
-def test_other_trouble_is_not_waited_for(
-    ehr: EHRSimulator,
-    grant: TokenGrant,
-    slept: list[float],
-    status: int,
-) -> None:
-    grant = expire(grant, ehr)
-    busy(ehr, status=status)
-    with pytest.raises(TokenServerError):
-        get_access_token(grant)
-    assert slept == []
-
-
-def test_worker_does_not_wait(
-    ehr: EHRSimulator,
-    grant: TokenGrant,
-    slept: list[float],
-) -> None:
-    grant = expire(grant, ehr)
-    busy(ehr)
-    with pytest.raises(TokenServerError):
-        refresh_grant(grant)
-    assert slept == []
 
 
 @pytest.mark.parametrize(("seconds", "is_in_time"), [(24, True), (26, False)])
