@@ -170,19 +170,21 @@ def test_lease_is_longer_than_the_longest_call(settings: Any) -> None:
     assert lease.lease_length() > timedelta(seconds=120)
 
 
+def _rotate(grant: TokenGrant) -> None:
+    """Store newer tokens, as another process does."""
+    newer = reload_grant(grant.pk)
+    newer.set_tokens(access_token="newer", refresh_token="newer still")
+    newer.received_at = timezone.now()
+    newer.expires_at = newer.received_at + timedelta(hours=1)
+    newer.lease_expires_at = None
+    newer.save()
+
+
 def test_answer_that_comes_late_does_not_overwrite_a_newer_one(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
-
-    def rotate_elsewhere() -> None:
-        newer = reload_grant(grant.pk)
-        newer.set_tokens(access_token="newer", refresh_token="newer still")
-        newer.received_at = timezone.now()
-        newer.expires_at = newer.received_at + timedelta(hours=1)
-        newer.save()
-
-    after_answer(ehr, rotate_elsewhere)
+    after_answer(ehr, lambda: _rotate(grant))
     assert get_access_token(grant) == "newer"
     assert reload_grant(grant.pk).refresh_token == "newer still"
     # What came late may be of the same family: telling the EHR could end the newer one.
@@ -193,17 +195,8 @@ def test_refusal_that_comes_late_does_not_end_a_grant_that_was_rotated(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     grant = expire(grant, ehr)
-
-    def rotate_elsewhere() -> None:
-        newer = reload_grant(grant.pk)
-        newer.set_tokens(access_token="newer", refresh_token="newer still")
-        newer.received_at = timezone.now()
-        newer.expires_at = newer.received_at + timedelta(hours=1)
-        newer.lease_expires_at = None
-        newer.save()
-
     ehr.faults.add("refresh_invalid_grant")
-    after_answer(ehr, rotate_elsewhere)
+    after_answer(ehr, lambda: _rotate(grant))
     with listening(grant_lost) as lost:
         assert get_access_token(grant) == "newer"
     assert lost == []
