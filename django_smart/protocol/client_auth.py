@@ -28,7 +28,6 @@ __all__ = [
     "ClientSecretPost",
     "PrivateKeyJWT",
     "PublicClient",
-    "build_client_assertion",
 ]
 
 CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -138,7 +137,7 @@ class PrivateKeyJWT:
 
     Attributes:
         key: as returned by :func:`~django_smart.protocol.jwk.load_private_key`.
-        algorithm: ``RS384`` or ``ES384``, as the key was registered.
+        algorithm: ``RS384`` with an RSA key, ``ES384`` with a P-384 key.
         kid: the key's id in the published JWK Set.
         audience: the ``aud``, if a server requires another than the request's URL.
         now: aware datetime.
@@ -164,7 +163,7 @@ class PrivateKeyJWT:
 
         Raises:
             CredentialsError: the audience is not on the origin of *endpoint*, or as for
-                :func:`build_client_assertion`.
+                :meth:`sign`.
         """
         audience = self.audience or endpoint
         if get_origin(audience) != get_origin(endpoint):
@@ -173,17 +172,54 @@ class PrivateKeyJWT:
                 f"for; the endpoint {endpoint} is not at the origin of "
                 f"{audience}."
             )
-        assertion = build_client_assertion(
-            self.key,
-            algorithm=self.algorithm,
-            client_id=self.client_id,
-            kid=self.kid,
-            audience=audience,
-            now=self.now,
-            jti=self.jti,
-        )
         parameters.append(("client_assertion_type", CLIENT_ASSERTION_TYPE))
-        parameters.append(("client_assertion", assertion))
+        parameters.append(("client_assertion", self.sign(audience)))
+
+    def sign(
+        self,
+        audience: str,
+        *,
+        lifetime: int = _DEFAULT_LIFETIME,
+        skew: int | None = _DEFAULT_SKEW,
+    ) -> str:
+        """
+        Build and sign the JWT that authenticates one request.
+
+        Args:
+            audience: URL of the request (TOK-14).
+            lifetime: 1 to 300 seconds, from ``now`` to ``exp``.
+            skew: seconds by which ``iat`` and ``nbf`` are moved back, for servers whose
+                clock is slow; ``None`` omits both.
+
+        Raises:
+            CredentialsError: the key is not for ``algorithm``, or ``client_id``,
+                ``kid`` or ``jti`` is empty.
+            ValueError: *lifetime* is out of bounds.
+
+        Spec: SMART App Launch 2.2, "Client Authentication: Asymmetric".
+        """
+        if not 0 < lifetime <= MAX_ASSERTION_LIFETIME:
+            raise ValueError(f"Expected a lifetime of 1 to 300 seconds, got {lifetime}")
+        if not (self.client_id and self.kid and self.jti):
+            raise CredentialsError(
+                "A client assertion requires client_id, kid and jti."
+            )
+        if get_algorithm(self.key) != self.algorithm:
+            raise CredentialsError(
+                f"The private key cannot sign with {self.algorithm!r}."
+            )
+        issued_at = int(self.now.timestamp())
+        claims: dict[str, str | int] = {
+            "iss": self.client_id,
+            "sub": self.client_id,
+            "aud": audience,
+            "exp": issued_at + lifetime,
+            "jti": self.jti,
+        }
+        if skew is not None:
+            claims["iat"] = claims["nbf"] = issued_at - skew
+        headers = {"kid": self.kid, "typ": "JWT"}
+        return jwt.encode(claims, self.key, algorithm=self.algorithm, headers=headers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,56 +235,6 @@ class WithHeaders:
         """Apply the method and add the headers."""
         headers.update(self.headers)
         self.method.apply(parameters, headers, endpoint=endpoint)
-
-
-def build_client_assertion(
-    key: PrivateKey,
-    *,
-    algorithm: str,
-    client_id: str,
-    kid: str,
-    audience: str,
-    now: datetime,
-    jti: str,
-    lifetime: int = _DEFAULT_LIFETIME,
-    skew: int | None = _DEFAULT_SKEW,
-) -> str:
-    """
-    Build and sign the JWT that authenticates one request.
-
-    Args:
-        algorithm: ``RS384`` with an RSA key, ``ES384`` with a P-384 key.
-        audience: URL of the request (TOK-14).
-        now: aware datetime; ``exp`` is *lifetime* seconds after it.
-        lifetime: 1 to 300 seconds.
-        skew: seconds by which ``iat`` and ``nbf`` are moved back, for servers whose
-            clock is slow; ``None`` omits both.
-
-    Raises:
-        CredentialsError: the key is not for *algorithm*, or ``client_id``, ``kid`` or
-            ``jti`` is empty.
-        ValueError: *lifetime* is out of bounds.
-
-    Spec: SMART App Launch 2.2, "Client Authentication: Asymmetric".
-    """
-    if not 0 < lifetime <= MAX_ASSERTION_LIFETIME:
-        raise ValueError(f"Expected a lifetime of 1 to 300 seconds, got {lifetime}")
-    if not (client_id and kid and jti):
-        raise CredentialsError("A client assertion requires client_id, kid and jti.")
-    if get_algorithm(key) != algorithm:
-        raise CredentialsError(f"The private key cannot sign with {algorithm!r}.")
-    issued_at = int(now.timestamp())
-    claims: dict[str, str | int] = {
-        "iss": client_id,
-        "sub": client_id,
-        "aud": audience,
-        "exp": issued_at + lifetime,
-        "jti": jti,
-    }
-    if skew is not None:
-        claims["iat"] = claims["nbf"] = issued_at - skew
-    headers = {"kid": kid, "typ": "JWT"}
-    return jwt.encode(claims, key, algorithm=algorithm, headers=headers)
 
 
 def _check_secret(client_secret: str) -> None:
