@@ -137,8 +137,7 @@ def _fetch(grant: TokenGrant) -> bool:
         check_backend_service(registration, configuration)
     except UnsupportedServerError:
         # Not cached for a day: it may be fixed by the next request.
-        server.configuration_fetched_at = None
-        server.save(update_fields=["configuration_fetched_at"])
+        server.doubt_configuration()
         raise
     response = send_patiently(
         lambda: _build_request(grant, token_endpoint=configuration.token_endpoint),

@@ -29,7 +29,7 @@ from ..models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
-from ..servers.discovery import get_configuration
+from ..servers.discovery import doubt_if_gone, get_configuration
 from ..servers.http import prepare_client_authentication, send, whole_call_seconds
 from .counting import SUCCESS, Outcomes
 from .deployment import find_owner, is_owner
@@ -341,6 +341,7 @@ class _Batch:
         try:
             yield
         except SMARTError as exc:
+            insist(partial(doubt_if_gone, self._server, exc))
             self._fail(grant, exc)
             self._pace.note_answer(exc, of_grant=is_to_blame(grant, exc))
         except Exception as exc:

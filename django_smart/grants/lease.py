@@ -25,6 +25,7 @@ from ..exceptions import (
     TokenServerError,
 )
 from ..models import TokenGrant
+from ..servers.discovery import doubt_if_gone
 from ..servers.http import whole_call_seconds
 from .counting import SUCCESS, count_refresh
 from .due_times import get_retry_at
@@ -122,6 +123,7 @@ def exchange_with_lease(
         except Exception as exc:
             seconds = time.monotonic() - started
             with waiting_for_locks():
+                doubt_if_gone(grant.registration.server, exc)
                 note_failure(grant, exc, owner=owner, on_demand=True)
             count_refresh(grant, get_failure_code(exc), seconds=seconds)
             raise

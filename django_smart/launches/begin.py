@@ -338,8 +338,7 @@ def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
         # The page shows only a code; the log has the fix for operators.
         logger.error("Server %s cannot be used for this launch: %s", server.pk, exc)  # noqa: TRY400
         # Not cached for a day: the server may be fixed by the next launch.
-        server.configuration_fetched_at = None
-        server.save(update_fields=["configuration_fetched_at"])
+        server.doubt_configuration()
         raise
 
 

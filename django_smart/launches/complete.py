@@ -50,7 +50,12 @@ from ..protocol.token import (
     find_refresh_token,
     process_token_response,
 )
-from ..servers.discovery import check_dispute, get_configuration, get_issuer
+from ..servers.discovery import (
+    check_dispute,
+    doubt_if_gone,
+    get_configuration,
+    get_issuer,
+)
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
 from .failure import build_used_error, fail_launch
@@ -481,6 +486,9 @@ def _exchange_code(
         if issued := find_refresh_token(response):
             unused = _build_refresh_token_only(issued, now=now)
             enqueue_revocations([keep_for_revocation(launch.registration, unused)])
+        raise
+    except TokenError as exc:
+        doubt_if_gone(launch.registration.server, exc)
         raise
 
 

@@ -969,6 +969,11 @@ class FHIRServer(models.Model):
         headers = _parse_headers(self.request_headers)
         return {name: HiddenText(value) for name, value in headers.items()}
 
+    def doubt_configuration(self) -> None:
+        """Have the configuration fetched again before it is used next."""
+        self.configuration_fetched_at = None
+        self.save(update_fields=["configuration_fetched_at"])
+
     def read_configuration(self) -> SMARTConfiguration | None:
         """
         Return the discovered configuration with the overrides, however old it is.

@@ -22,6 +22,7 @@ from ..exceptions import (
     IssuerDisputedError,
     MalformedDiscoveryError,
     SMARTError,
+    TokenServerError,
     TransportError,
     UnsupportedServerError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "DISCOVERED_COLUMNS",
     "check_dispute",
     "copy_discovered",
+    "doubt_if_gone",
     "fetch_configuration",
     "fetch_jwks",
     "get_configuration",
@@ -78,6 +80,7 @@ _LEARNED_COLUMNS = ("configuration", "disputed", "issuer", "jwks_uri", "pinned")
 _LEAST_LIFETIME = timedelta(minutes=5)
 # While a server is down, it is retried this often, and less in the background.
 _PAUSE = timedelta(seconds=60)
+_GONE = frozenset({404, 410})
 _LONG_PAUSE = timedelta(minutes=10)
 # Seconds for one run in the background: servers that do not answer must not occupy
 # workers.
@@ -127,6 +130,12 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
             raise
         logger.warning("Server %s: stale configuration used (%s)", server.pk, exc.code)
         return server.read_configuration() or known
+
+
+def doubt_if_gone(server: FHIRServer, error: Exception) -> None:
+    """Have the configuration fetched again if *error* says that an endpoint is gone."""
+    if isinstance(error, TokenServerError) and error.status_code in _GONE:
+        server.doubt_configuration()
 
 
 def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfiguration:

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -19,8 +20,11 @@ from django_smart.exceptions import (
     DiscoveryBusyError,
     DiscoveryStatusError,
     ServerTimeoutError,
+    TokenServerError,
 )
-from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.grants.batch import refresh_grants
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.servers import discovery
 from django_smart.servers.discovery import (
@@ -32,8 +36,8 @@ from django_smart.servers.discovery import (
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.clocks import HostClock
-from tests.ehr import CLIENT_ID, launch, make_browser
-from tests.factories import make_server
+from tests.ehr import CLIENT_ID, get_callback, launch, make_browser, start_login
+from tests.factories import make_grants, make_registration, make_server, reload_grant
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
@@ -404,3 +408,39 @@ def test_server_that_was_never_read_is_asked_whatever_another_clock_said(
 ) -> None:
     FHIRServer.objects.update(discovery_failed_at=timezone.now() + timedelta(days=31))
     assert get_configuration(read()).token_endpoint
+
+
+def _by_launch(ehr: EHRSimulator, _grant: TokenGrant) -> None:
+    browser = make_browser()
+    get_callback(browser, ehr.authorize(start_login(browser)))
+
+
+def _by_page(_ehr: EHRSimulator, grant: TokenGrant) -> None:
+    with pytest.raises(TokenServerError):
+        get_access_token(grant)
+
+
+def _by_worker(_ehr: EHRSimulator, grant: TokenGrant) -> None:
+    assert refresh_grants([grant.pk]).failed == 1
+
+
+@pytest.mark.parametrize("attempt", [_by_launch, _by_page, _by_worker])
+@pytest.mark.parametrize(
+    ("status", "is_read"), [(404, True), (410, True), (500, False)]
+)
+def test_configuration_is_read_again_once_its_token_endpoint_is_gone(
+    ehr: EHRSimulator,
+    attempt: Callable[[EHRSimulator, TokenGrant], None],
+    status: int,
+    *,
+    is_read: bool,
+) -> None:
+    registration = make_registration()
+    (grant_id,) = make_grants(ehr, registration, 1)
+    get_configuration(registration.server)
+    answer(ehr, "/auth/token", status=status)
+    ehr.clear_requests()
+    attempt(ehr, reload_grant(grant_id))
+    assert ehr.requests_to("smart-configuration") == []
+    get_configuration(read())
+    assert bool(ehr.requests_to("smart-configuration")) is is_read
