@@ -1377,7 +1377,7 @@ def test_grants_are_refreshed_by_a_worker(admin_client, rows, sent):
     grant = rows[TokenGrant]
     response = run_action(admin_client, TokenGrant, "refresh", grant)
     assert levels_of(response) == ["success"]
-    assert sent == [("refresh_due_grants", ())]
+    assert sent == [("refresh_grants", ([grant.pk],))]
     assert list(find_due()) == [grant]
 
 
@@ -1389,7 +1389,7 @@ def test_grants_are_due_at_once_though_the_clock_of_the_host_is_fast(
     grant = rows[TokenGrant]
     with time_machine.travel(timezone.now() + timedelta(minutes=10)):
         run_action(admin_client, TokenGrant, "refresh", grant)
-    assert sent == [("refresh_due_grants", ())]
+    assert sent == [("refresh_grants", ([grant.pk],))]
     assert list(find_due()) == [grant]
 
 
@@ -1403,7 +1403,7 @@ def test_grants_of_a_paused_server_wait_until_it_is_resumed(admin_client, rows, 
     other = make_grant(make_registration(make_server(1)))
     response = run_action(admin_client, TokenGrant, "refresh", grant, other)
     assert sorted(levels_of(response)) == ["success", "warning"]
-    assert sent == [("refresh_due_grants", ())]
+    assert sent == [("refresh_grants", ([other.pk],))]
     FHIRServer.objects.update(paused=False)
     assert set(find_due()) == {grant, other}
 
@@ -1421,7 +1421,7 @@ def test_selected_grants_that_end_with_their_sign_in_are_counted(
         each for each in response.context["messages"] if each.level_tag == "warning"
     ]
     assert left_out[0].message.startswith("2 ")
-    assert sent == [("refresh_due_grants", ())]
+    assert sent == [("refresh_grants", ([rows[TokenGrant].pk],))]
 
 
 @pytest.mark.parametrize("model", [FHIRServer, ClientRegistration])

@@ -173,17 +173,25 @@ class BaseAdmin(_ModelAdmin):
         LogEntry.objects.log_actions(user.pk, rows, CHANGE, changed)
 
     def send_task(
-        self, request: HttpRequest, name: str, *, sent: str, unsent: str
+        self, request: HttpRequest, name: str, *calls: object, sent: str, unsent: str
     ) -> None:
-        """Have a worker run the task *name* after the transaction, and say so."""
+        """
+        Have workers run the task *name* after the transaction, and say so.
+
+        Args:
+            calls: an argument for each message; without any, there is one without.
+        """
 
         def send() -> None:
             from .. import tasks  # loads Celery
 
             try:
-                hand_to_worker(getattr(tasks, name))
+                task = getattr(tasks, name)
+                for arguments in zip(calls) if calls else ((),):
+                    hand_to_worker(task, *arguments)
             except Exception as exc:  # noqa: BLE001 (any broker, any client library)
-                logger.warning("%s not sent: no broker (%s)", name, type(exc).__name__)
+                error = type(exc).__name__
+                logger.warning("Nothing sent to a worker: no broker (%s)", error)
                 self.message_user(request, unsent, messages.WARNING)
             else:
                 self.message_user(request, sent, messages.SUCCESS)

@@ -13,6 +13,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import disconnect_grant, enqueue_revocations
+from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
@@ -175,7 +176,8 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 waiting,
             ) % {"count": waiting}
             self.message_user(request, message, messages.WARNING)
-        if count := len(rows) - waiting:
+        grant_ids = [pk for pk, is_paused in rows.items() if not is_paused]
+        if count := len(grant_ids):
             sent = ngettext(
                 "A worker will refresh %(count)d grant; reload the page to see the "
                 "result.",
@@ -187,7 +189,12 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 "The message broker cannot be reached. The grants are due now: the "
                 "next run of refresh_due_grants or smart_refresh refreshes them."
             )
-            self.send_task(request, "refresh_due_grants", sent=sent, unsent=unsent)
+            starts = range(0, count, BATCH_SIZE)
+            batches = [grant_ids[start : start + BATCH_SIZE] for start in starts]
+            # Not by the next tick, which has others to claim first.
+            self.send_task(
+                request, "refresh_grants", *batches, sent=sent, unsent=unsent
+            )
 
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])
     def revoke(self, request: HttpRequest, queryset: TokenGrantQuerySet) -> None:

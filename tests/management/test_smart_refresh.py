@@ -89,12 +89,13 @@ def test_failed_refresh_of_one_grant_is_an_error(grant, ehr):
 
 def test_registrations_that_were_refused_go_on(grant, ehr):
     make_due(grant.pk)
+    make_grants(ehr, grant.registration, 1)
     ehr.faults = ["refresh_invalid_client"]
-    assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 1\n"
+    assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 2\n"
     ehr.faults = []
     assert run("smart_refresh").out == "refreshed: 0, skipped: 0, failed: 0\n"
     assert run("smart_refresh", "--resume").out == (
-        "registrations resumed: 1\nrefreshed: 1, skipped: 0, failed: 0\n"
+        "registrations resumed: 1\nrefreshed: 2, skipped: 0, failed: 0\n"
     )
     assert run("smart_refresh", "--resume").out.startswith("registrations resumed: 0")
 
