@@ -16,7 +16,7 @@ from django.db import IntegrityError, router, transaction
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import KeyRotationError
+from ..exceptions import CredentialsError, KeyRotationError
 from ..models import ClientRegistration, SigningKey, TaskRun
 from ..models.clock import DatabaseNow
 from ..models.task_run import ROTATE_KEYS
@@ -158,8 +158,8 @@ def rotate_key(
         The active key.
 
     Raises:
-        KeyRotationError: there is no next key, it was published too recently, or
-            another process is rotating.
+        KeyRotationError: there is no next key, it cannot be decrypted, it was
+            published too recently, or another process is rotating.
     """
     keys = SigningKey.objects.of(registration).filter(algorithm=algorithm)
     following = keys.following().annotate(database_now=DatabaseNow()).first()
@@ -168,6 +168,16 @@ def rotate_key(
             f"There is no next {algorithm} key to rotate to: run smart_keys "
             f"generate, and rotate {OVERLAP // timedelta(hours=1)} hours later."
         )
+    try:
+        load_private_key(following.private_key)
+    except CredentialsError as exc:
+        # With it, no request could be signed from now on.
+        logger.warning("Signing key %s cannot be used: %s", following.kid, exc)
+        raise KeyRotationError(
+            f"The next {algorithm} key, {following.kid}, cannot be used. {exc} If that "
+            f"key is lost, run smart_keys retire {following.kid}, then smart_keys "
+            "generate."
+        ) from exc
     # With the clock of this host, EHRs might not know the key yet.
     now: datetime = following.database_now.astimezone(UTC)  # type: ignore[attr-defined]  # annotated
     ready_at = get_ready_at(following)
@@ -188,8 +198,7 @@ def rotate_key(
                 f"The {algorithm} keys were just changed by another process."
             )
     logger.info("Signing with the %s key %s from now on", algorithm, following.pk)
-    following.refresh_from_db()
-    return following
+    return SigningKey.objects.get(pk=following.pk)
 
 
 def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
@@ -207,7 +216,8 @@ def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
     Raises:
         KeyRotationError: there is no such key, or it is in use.
     """
-    key = SigningKey.objects.with_kid(kid).first()
+    # Not read, because a key that cannot be decrypted is retired as well.
+    key = SigningKey.objects.with_kid(kid).defer("private_key").first()
     if key is None:
         raise KeyRotationError(f"No key has the id {kid}.")
     if key.status == _Status.ACTIVE:

@@ -162,6 +162,36 @@ def test_rotation_that_another_one_overtakes_changes_nothing() -> None:
     assert states() == {first.kid: "retired", following.kid: "active"}
 
 
+def make_unreadable_next(algorithm: str, settings: Any) -> SigningKey:
+    """A next key that was encrypted with a key that is now lost."""
+    before = settings.SECRET_KEY
+    settings.SECRET_KEY = "another " * 8
+    key, _ = ensure_next_key(algorithm)
+    settings.SECRET_KEY = before
+    return key
+
+
+def test_next_key_that_cannot_be_decrypted_does_not_sign(settings: Any) -> None:
+    first = ensure_active_key("ES384")
+    lost = make_unreadable_next("ES384", settings)
+    with pytest.raises(KeyRotationError, match=f"retire {lost.kid}"):
+        rotate_key("ES384", at_once=True)
+    assert states() == {first.kid: "active", lost.kid: "next"}
+    # What the message advises.
+    assert retire_key(lost.kid).status == "removed"
+    following = generate_key("ES384")
+    assert rotate_key("ES384", at_once=True) == following
+
+
+def test_active_key_that_cannot_be_decrypted_is_replaced(settings: Any) -> None:
+    lost = ensure_active_key("ES384")
+    settings.SECRET_KEY = "another " * 8
+    following = generate_key("ES384")
+    assert rotate_key("ES384", at_once=True) == following
+    assert retire_key(lost.kid).status == "retired"
+    assert retire_key(lost.kid, at_once=True).status == "removed"
+
+
 # Retiring
 
 
@@ -242,6 +272,20 @@ def test_schedule_that_is_switched_on_late_waits_for_the_next_key(
     assert SigningKey.objects.active().get() == first
     clock.shift(OVERLAP)
     assert rotate_due_keys() == KeyChanges(generated=1, rotated=1)
+
+
+def test_schedule_rotates_the_other_keys_if_one_cannot_be_decrypted(
+    clock: Any, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.SMART_KEY_ROTATION = PERIOD.total_seconds()
+    first = ensure_active_key("ES384")
+    lost = make_unreadable_next("ES384", settings)
+    ensure_active_key("RS384")
+    following, _ = ensure_next_key("RS384")
+    clock.shift(PERIOD)
+    assert rotate_due_keys() == KeyChanges(generated=1, rotated=1)
+    assert {*SigningKey.objects.active()} == {first, following}
+    assert lost.kid in caplog.text
 
 
 @pytest.mark.django_db(transaction=True)
