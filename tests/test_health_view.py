@@ -128,6 +128,30 @@ def test_pause_by_an_operator_or_for_a_moment_is_no_alarm():
     assert get_status() == (200, "ok", "ehr_paused")
 
 
+def test_server_at_which_more_than_a_fifth_of_the_grants_fail_is_failing():
+    registration = make_registration()
+    for _ in range(20):
+        make_grant(registration)
+    failing = {"refresh_failures": 1}
+    for _ in range(5):
+        make_grant(registration, **failing)
+    # Nobody refreshes these.
+    for other in ({"is_offline": False}, {"status": "revoked"}):
+        make_grant(registration, **failing, **other)
+    assert get_status() == (200, "ok", "ok")
+    make_grant(registration, **failing)
+    assert get_status() == (503, "failing", "failing")
+    FHIRServer.objects.update(is_active=False)
+    assert get_status() == (200, "ok", "ok")
+
+
+def test_few_failing_grants_are_no_alarm():
+    registration = make_registration()
+    for _ in range(4):
+        make_grant(registration, refresh_failures=9)
+    assert get_status() == (200, "ok", "ok")
+
+
 def test_many_lost_grants_are_told_by_the_status():
     registration = make_registration()
     lost: dict[str, Any] = {

@@ -26,6 +26,8 @@ __all__ = ["GrantCollector", "ServerHealth", "read_health"]
 
 _ACTIVE = TokenGrant.Status.ACTIVE
 _LATELY = timedelta(hours=1)
+# Fewer failing grants at a server, or no more than this share, are no alarm.
+_SOME_FAILING, _SHARE_FAILING = 5, 0.2
 _COLUMNS = (
     "slug",
     "is_active",
@@ -56,6 +58,9 @@ class ServerHealth:
     oldest_due_at: datetime | None = None
     #: Active grants whose last refresh failed.
     failing: int = 0
+    #: Offline grants that workers refresh, and those of them that are failing.
+    offline: int = 0
+    offline_failing: int = 0
     #: End of the pause after an outage, or that the server requested.
     paused_until: datetime | None = None
     #: Whether an operator has paused it.
@@ -96,7 +101,13 @@ class ServerHealth:
         is_overdue = self.overdue > overdue_after
         if self.paused or self.paused_until or (is_overdue and self.is_failing):
             return "ehr_paused"
-        return "overdue" if is_overdue else "ok"
+        if is_overdue:
+            return "overdue"
+        is_failing = (
+            self.offline_failing >= _SOME_FAILING
+            and self.offline_failing > self.offline * _SHARE_FAILING
+        )
+        return "failing" if is_failing else "ok"
 
 
 def read_health(
@@ -135,11 +146,19 @@ def read_health(
         status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
         ended_at__gt=DatabaseNow(-_LATELY),
     )
+    offline = Q(
+        status=_ACTIVE,
+        is_offline=True,
+        registration__is_active=True,
+        registration__server__is_active=True,
+    )
     counted = wanted.values("registration__server_id", "status").annotate(
         number=Count("pk"),
         failing=Count("pk", filter=Q(status=_ACTIVE, refresh_failures__gt=0)),
         lost=Count("pk", filter=lost),
         ending=Count("pk", filter=ending),
+        offline=Count("pk", filter=offline),
+        offline_failing=Count("pk", filter=offline & Q(refresh_failures__gt=0)),
     )
     due = (
         grants.refreshable()
@@ -154,6 +173,8 @@ def read_health(
             one.failing += row["failing"]
             one.lost += row["lost"]
             one.ending += row["ending"]
+            one.offline += row["offline"]
+            one.offline_failing += row["offline_failing"]
     for late in due:
         if one := health.get(late["registration__server_id"]):
             one.due, one.oldest_due_at = late["number"], late["oldest"]

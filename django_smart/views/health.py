@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _SHORTEST_TOKEN = 16
 # Of several servers; what ends grants comes before what only delays them.
-_WORST_FIRST = ("many_lost", "stopped", "overdue", "ehr_paused")
+_WORST_FIRST = ("many_lost", "stopped", "overdue", "failing", "ehr_paused")
 
 
 # A monitor has no session; who may see the page is checked below.
@@ -47,7 +47,8 @@ class HealthView(View):
             16 characters.
         overdue_after: seconds that a grant may be overdue for a refresh before the
             status is 503 instead of 200.  It is also 503 if a registration is stopped,
-            if many grants were lost, or if another deployment owns the grants.
+            if many grants were lost or are failing, or if another deployment owns the
+            grants.
         many_lost: number of grants lost at one server within an hour that counts as
             many.
     """
