@@ -30,6 +30,7 @@ from .site import (
     find_setting_faults,
     probe_site,
 )
+from .stored_secrets import find_unreadable_secrets
 
 __all__ = [
     "BASE_URL_WRONG",
@@ -54,6 +55,7 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
     findings = collect("settings", find_setting_faults)
     findings += collect("database", find_database_faults)
     if UNUSABLE.isdisjoint(each.code for each in findings):
+        findings += collect("stored secrets", find_unreadable_secrets)
         findings += collect("sessions", find_session_faults)
         findings += collect("pages", find_page_faults)
         findings += collect("public address", _probe_addresses)

@@ -247,6 +247,10 @@ KINDS: dict[str, tuple[Severity, str]] = {
         _E,
         "Launches and tokens cannot be stored, so no one can launch or sign in.",
     ),
+    "secret_unreadable": (
+        _E,
+        "Requests that need it fail: launches, refreshes or FHIR requests.",
+    ),
     "not_examined": (_E, "Problems there would not be noticed."),
     # What runs in the background
     "key_ending": (

@@ -45,6 +45,7 @@ from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
 from .findings import Finding, Severity, ask, build_finding, collect
 from .site import answers_at
+from .stored_secrets import has_unreadable_secret
 
 __all__ = ["examine_registration"]
 
@@ -74,7 +75,8 @@ def examine_registration(
     findings += collect("redirect URI", _find_redirect_fault, registration)
     findings += collect("callback", _find_shared_callback, registration)
     findings += collect("cookies", _find_cookie_faults, registration)
-    if not codes & {"method_not_offered", "algorithm_not_offered"}:
+    is_refused = codes & {"method_not_offered", "algorithm_not_offered"}
+    if not is_refused and not has_unreadable_secret(registration):
         findings += collect("credentials", _try_credentials, *both)
         findings += collect("encoding of credentials", _try_other_encoding, *both)
     return findings

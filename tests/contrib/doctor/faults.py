@@ -7,6 +7,7 @@ from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
 
+from cryptography.fernet import Fernet
 from django.utils import timezone
 from werkzeug.wrappers import Response
 
@@ -217,6 +218,11 @@ def encryption_keys_derived(world: World) -> None:
     del world.settings.SMART_ENCRYPTION_KEYS
     world.registration.client_secret = CLIENT_SECRET
     world.registration.save()
+
+
+def encryption_key_lost(world: World) -> None:
+    """The key that encrypted the client secret is not in SMART_ENCRYPTION_KEYS."""
+    world.settings.SMART_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
 
 
 def server_down(world: World) -> None:
@@ -448,6 +454,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (urls_not_included, ["django_smart.E024"], 'include("django_smart.urls")'),
     (nobody_works, ["beat_missing"], "Start “celery beat” and a worker"),
     (encryption_keys_derived, ["django_smart.W033"], "Set SMART_ENCRYPTION_KEYS"),
+    (encryption_key_lost, ["secret_unreadable"], "back to SMART_ENCRYPTION_KEYS"),
     (server_down, ["server_unreachable"], "firewall"),
     (server_failing, ["server_failing"], "Try again later"),
     (configuration_unusable, ["configuration_unusable"], "override values"),

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.management import call_command
 from django.utils import timezone, translation
 from requests import Request
@@ -218,6 +219,61 @@ def test_key_that_is_missing_is_told(world: World) -> None:
     world.sign()
     SigningKey.objects.all().delete()
     check(world, {"key_missing"}, "smart_keys generate --algorithm RS384")
+
+
+def lose_encryption_key(world: World) -> None:
+    """Everything stored so far is unreadable; a restarted process has parsed no key."""
+    world.settings.SMART_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    world.monkeypatch.setattr("django_smart.servers.http._parsed_keys", {})
+
+
+def find_unreadable(world: World) -> list[Finding]:
+    found = [each for each in examine_world(world) if each.code == "secret_unreadable"]
+    assert all("back to" in each.fix for each in found)
+    return found
+
+
+def test_unreadable_request_headers_are_not_taken_for_the_client_secret(
+    world: World,
+) -> None:
+    world.server.request_headers = '{"X-Api-Key": "abc"}'
+    world.server.save()
+    lose_encryption_key(world)
+    world.registration.client_secret = CLIENT_SECRET
+    world.registration.save()
+    check(world, {"secret_unreadable"}, "enter the request headers again")
+    world.server.request_headers = '{"X-Api-Key": "abc"}'
+    world.server.save()
+    assert examine_world(world) == []
+
+
+def test_unreadable_signing_keys_are_told_with_commands_that_work(
+    world: World,
+) -> None:
+    lost = [world.sign(), generate_key("RS384")]
+    lose_encryption_key(world)
+    found = find_unreadable(world)
+    assert {each.code for each in examine_world(world)} == {"secret_unreadable"}
+    for key, finding in zip(lost, found, strict=True):
+        assert key.kid in finding.what
+    assert "smart_keys rotate --algorithm RS384 --now" in found[0].fix
+    assert f"smart_keys retire {lost[1].kid}" in found[1].fix
+    call_command("smart_keys", "retire", lost[1].kid)
+    call_command("smart_keys", "generate", "--algorithm", "RS384")
+    call_command("smart_keys", "rotate", "--algorithm", "RS384", "--now")
+    assert find_unreadable(world) == []
+
+
+def test_tokens_that_cannot_be_decrypted_are_told(world: World) -> None:
+    for _ in range(3):
+        make_grant(world.registration)
+    lose_encryption_key(world)
+    make_grant(world.registration)
+    world.registration.client_secret = CLIENT_SECRET
+    world.registration.save()
+    (finding,) = find_unreadable(world)
+    assert "3 of 4" in finding.what
+    assert "connect again" in finding.fix
 
 
 def test_rotation_that_is_due_is_told_with_commands_that_work(world: World) -> None:
