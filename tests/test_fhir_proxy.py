@@ -17,6 +17,7 @@ from django.test import AsyncRequestFactory, RequestFactory
 
 from django_smart.exceptions import (
     BearerBoundaryError,
+    CredentialsError,
     ReauthorizationRequiredError,
     RefreshBusyError,
     ServerTimeoutError,
@@ -209,6 +210,21 @@ def test_error_of_the_package_becomes_an_outcome(error, expected):
     response = proxy("GET", "Patient/p1")
     assert response.status_code == expected
     assert json.loads(response.content)["resourceType"] == "OperationOutcome"
+
+
+def test_reason_why_credentials_are_unusable_is_for_the_log_alone(caplog):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise CredentialsError("The secret file /run/secrets/ehr cannot be read.")
+
+    proxy = Proxy()
+    proxy.smart.fhir = SimpleNamespace(request=fail, base_url=BASE)
+    response = proxy("GET", "Patient/p1")
+    assert response.status_code == 503
+    assert b"credentials_unusable" in response.content
+    assert b"/run/secrets" not in response.content
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "/run/secrets/ehr" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from django.views.generic import View
 
 from ..conf import conf
 from ..exceptions import (
+    CredentialsError,
     FHIRRequestError,
     FHIRStatusError,
     ForeignPatientError,
@@ -185,6 +186,11 @@ class FHIRProxyView(View):
             response = _build_outcome(
                 refused.status, refused.issue, refused.diagnostics
             )
+        except CredentialsError as error:
+            # The message names files and variables of this site.
+            logger.warning("the FHIR proxy responded with %s: %s", error.code, error)
+            text = f"{error.code}: This site's credentials for the EHR are unusable."
+            response = _build_outcome(error.http_status, "exception", text)
         except SMARTError as error:
             logger.info("the FHIR proxy responded with %s", error.code)
             status = _get_status(error)
