@@ -237,6 +237,10 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "People return from the EHR as someone else, or signed out.",
     ),
     "hosts_differ": (_E, "Launches fail with state_foreign."),
+    "debug_on": (
+        _E,
+        "Every error shows anyone the code, the settings and data of patients.",
+    ),
     # The database, and the doctor itself
     "database_unusable": (_E, "Nothing works without the database."),
     "migrations_missing": (

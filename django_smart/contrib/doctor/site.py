@@ -16,12 +16,12 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.http import urlencode
 
 from ...checks.settings import RULES
-from ...conf import DOCS_URL
+from ...conf import DOCS_URL, conf
 from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
 from ...models import FHIRServer, SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
 from ...protocol.messages import HTTPResponse
-from ...protocol.urls import is_same_origin
+from ...protocol.urls import LOOPBACK_HOSTS, is_same_origin
 from ...servers.signing_keys import OVERLAP
 from ...views.jwks import PROBE_PARAMETER, SEEN_AS_HEADER, build_probe
 from .findings import Finding, Severity, ask, build_finding
@@ -70,9 +70,19 @@ _WHY_OTHERWISE = "“manage.py check --deploy” reports this too."
 
 
 def find_setting_faults() -> Iterator[Finding]:
-    """Report this package's system checks; those for production unless DEBUG is on."""
+    """Report this package's system checks; those for production unless developing."""
+    is_public = _is_public(conf.SMART_SITE_URL)
+    if settings.DEBUG and is_public:
+        yield build_finding(
+            "debug_on",
+            what=f"DEBUG is on, although this site is {conf.SMART_SITE_URL} "
+            "(SMART_SITE_URL).",
+            fix="Set DEBUG = False in production. On your own machine, use a "
+            "SMART_SITE_URL with localhost.",
+        )
     messages = checks.run_checks(
-        tags=["django_smart"], include_deployment_checks=not settings.DEBUG
+        tags=["django_smart"],
+        include_deployment_checks=is_public or not settings.DEBUG,
     )
     for message in messages:
         if message.level < checks.WARNING or message.is_silenced():
@@ -89,6 +99,11 @@ def find_setting_faults() -> Iterator[Finding]:
             # The finding has the link itself.
             fix=str(message.hint or "").partition(f" See {DOCS_URL}")[0],
         )
+
+
+def _is_public(site: str) -> bool:
+    parts = urlsplit(site)
+    return parts.scheme == "https" and parts.hostname not in LOOPBACK_HOSTS
 
 
 def find_database_faults() -> Iterator[Finding]:

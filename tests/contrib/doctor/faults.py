@@ -220,6 +220,12 @@ def encryption_keys_derived(world: World) -> None:
     world.registration.save()
 
 
+def debug_on(world: World) -> None:
+    """DEBUG is on in production, and the session cookie is not secure."""
+    world.settings.DEBUG = True
+    world.settings.SESSION_COOKIE_SECURE = False
+
+
 def encryption_key_lost(world: World) -> None:
     """The key that encrypted the client secret is not in SMART_ENCRYPTION_KEYS."""
     world.settings.SMART_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
@@ -454,6 +460,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (urls_not_included, ["django_smart.E024"], 'include("django_smart.urls")'),
     (nobody_works, ["beat_missing"], "Start “celery beat” and a worker"),
     (encryption_keys_derived, ["django_smart.W033"], "Set SMART_ENCRYPTION_KEYS"),
+    (debug_on, ["debug_on", "django_smart.W031"], "Set DEBUG = False"),
     (encryption_key_lost, ["secret_unreadable"], "back to SMART_ENCRYPTION_KEYS"),
     (server_down, ["server_unreachable"], "firewall"),
     (server_failing, ["server_failing"], "Try again later"),

@@ -132,6 +132,7 @@ def without_a_prefix(world: World) -> None:
 
 def in_debug(world: World) -> None:
     world.settings.DEBUG = True
+    world.settings.SMART_SITE_URL = ""
 
 
 def with_a_server_that_says_little(world: World) -> None:

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "broker_down",
     "callback_shared",
     "clock_off",
+    "debug_on",
     "encryption_key_lost",
     "encryption_keys_derived",
     "issuer_of_another_server",
