@@ -488,7 +488,10 @@ def refuses_nearly_all(registration: ClientRegistration) -> bool:
 
 
 def resume_refreshes(
-    registration: ClientRegistration, *, by_operator: bool = False
+    registration: ClientRegistration,
+    *,
+    by_operator: bool = False,
+    accept_losses: bool = False,
 ) -> bool:
     """
     Resume stopped refreshes; grants that had failed are due immediately.
@@ -496,6 +499,10 @@ def resume_refreshes(
     A successful refresh resumes them as well, unless the server had refused the tokens
     of nearly all grants. If an operator resumes them, these grants are restored if
     their tokens are still stored and their owner has not connected again.
+
+    Args:
+        accept_losses: of the other grants, too, a refusal is final and does not stop
+            the registration again, until they have been refreshed once.
 
     Returns:
         ``True`` if refreshes continue now.
@@ -520,6 +527,8 @@ def resume_refreshes(
             grants = TokenGrant.objects.filter(registration=registration)
             number = grants.restore_lost()
             logger.info("Registration %s: %s grants restored", registration.pk, number)
+            if accept_losses:
+                grants.active().offline().update(was_restored=True)
     registration.refresh_stopped_at, registration.refresh_stop_reason = None, ""
     registration.wake_grants()
     logger.info("Registration %s: refreshes resumed", registration.pk)

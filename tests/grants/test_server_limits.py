@@ -771,6 +771,31 @@ def test_grants_that_a_resumed_registration_loses_again_can_be_restored(
     assert ehr.reused_refresh_tokens == 0
 
 
+def test_operator_who_accepts_losses_resumes_once(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    dead = make_grants(ehr, registration, 70)
+    good = make_grants(ehr, registration, 30)
+    _lose(ehr, dead)
+    refresh_due()
+    call_command("smart_refresh", "--resume", "--accept-losses")
+    # Also those that were refreshed or claimed before the registration was stopped.
+    active = TokenGrant.objects.active()
+    active.update(refresh_due_at=timezone.now(), claimed_until=None)
+    refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == ""
+    assert sorted(active.values_list("pk", flat=True)) == good
+    assert active.filter(was_restored=True).count() == 0
+    # Those that were refreshed since are protected as ever.
+    _lose(ehr, good)
+    active.update(refresh_due_at=timezone.now(), claimed_until=None)
+    refresh_due()
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "grants_refused"
+    assert active.count() == 10
+
+
 def test_grant_that_is_refused_like_a_client_stops_no_others(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:

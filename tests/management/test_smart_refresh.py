@@ -100,6 +100,11 @@ def test_registrations_that_were_refused_go_on(grant, ehr):
     assert run("smart_refresh", "--resume").out.startswith("registrations resumed: 0")
 
 
+def test_losses_are_accepted_only_when_refreshes_are_resumed(grant):
+    with pytest.raises(CommandError, match="--resume"):
+        run("smart_refresh", "--accept-losses")
+
+
 def test_grant_without_refresh_token_is_refused_and_stays(grant):
     TokenGrant.objects.update(refresh_token="", refresh_token_digest="")
     with pytest.raises(CommandError, match="has no refresh token"):

@@ -60,6 +60,15 @@ class Command(BaseCommand):
                 "refused nearly all of them are restored."
             ),
         )
+        parser.add_argument(
+            "--accept-losses",
+            action="store_true",
+            help=(
+                "With --resume: each grant that the server refuses now is lost, and "
+                "the registration does not stop again because of them, for example "
+                "after a restored backup."
+            ),
+        )
 
         owner = parser.add_mutually_exclusive_group()
         owner.add_argument(
@@ -96,6 +105,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Refresh, and print the counts."""
+        accept_losses = options["accept_losses"]
+        if accept_losses and not options["resume"]:
+            raise CommandError("--accept-losses requires --resume.")
         for name, paused in (("pause", True), ("unpause", False)):
             if options[name] is not None:
                 _set_paused(options[name], paused=paused)
@@ -111,7 +123,10 @@ class Command(BaseCommand):
             adopt_grants()
         if options["resume"]:
             stopped = ClientRegistration.objects.stopped()
-            count = sum(resume_refreshes(each, by_operator=True) for each in stopped)
+            count = sum(
+                resume_refreshes(each, by_operator=True, accept_losses=accept_losses)
+                for each in stopped
+            )
             self.stdout.write(f"registrations resumed: {count}")
         if options["grant"] is not None:
             result = _refresh_one(options["grant"])
