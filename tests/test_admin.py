@@ -622,6 +622,14 @@ def test_base_url_of_a_server_with_tokens_cannot_be_changed(admin_client, rows, 
     assert server.base_url == "https://ehr.example.org/0/fhir"
 
 
+def test_base_url_that_cannot_be_changed_links_to_what_to_do(admin_client, rows):
+    pages = [
+        admin_client.get(url_of(FHIRServer, "change", server.pk)).text
+        for server in (rows[FHIRServer], make_server(1))
+    ]
+    assert ["migrate.html#new-base-url" in page for page in pages] == [True, False]
+
+
 def test_server_with_registrations_is_not_deleted(admin_client, rows):
     response = admin_client.post(
         url_of(FHIRServer, "delete", rows[FHIRServer].pk), {"post": "yes"}

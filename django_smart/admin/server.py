@@ -20,6 +20,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from ..conf import DOCS_URL
 from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import IssuerDisputedError, SMARTError
@@ -337,6 +338,21 @@ class FHIRServerAdmin(TestConnectionMixin):
         if obj and TokenGrant.objects.filter(registration__server=obj).exists():
             return (*fields, "base_url")
         return fields
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        """With what to do if the EHR moves, where the base URL cannot be changed."""
+        if "base_url" in self.get_readonly_fields(request, obj):
+            text = format_html(
+                '{} <a href="{}how-to/migrate.html#new-base-url">{}</a>',
+                gettext("It cannot be changed, because tokens belong to it."),
+                DOCS_URL,
+                gettext("When an EHR moves its base URL"),
+            )
+            texts = FHIRServerForm.Meta.help_texts
+            kwargs["help_texts"] = {**texts, "base_url": text}
+        return super().get_form(request, obj, change, **kwargs)
 
     def get_prepopulated_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Only for a new server: vendors have links that contain the slug."""

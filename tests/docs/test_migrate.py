@@ -12,7 +12,7 @@ from django_smart.models import FHIRServer, Identity
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import execute, read_blocks
 from tests.ehr import launch, make_browser
-from tests.factories import make_identity, make_user
+from tests.factories import make_identity, make_server, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -92,3 +92,16 @@ def test_sign_in_by_mozilla_django_oidc_records_the_identity(
         page["RecordingBackend"]().update_user(user, {"sub": subject})
     assert Identity.objects.get().user == user
     assert launch(make_browser(), ehr).user == user
+
+
+@pytest.mark.parametrize("group", ["harbour", ""])
+def test_user_is_still_known_at_a_new_base_url_of_the_same_login_group(
+    ehr: EHRSimulator, registration: Any, group: str
+) -> None:
+    user = launch(make_browser(), ehr).user
+    # The EHR was at this address, where it has been switched off since.
+    old = make_server(slug="old", base_url="https://ehr.example.org/old/fhir")
+    FHIRServer.objects.filter(pk=old.pk).update(is_active=False)
+    Identity.objects.update(server=old)
+    FHIRServer.objects.update(login_group=group)
+    assert (launch(make_browser(), ehr).user == user) is bool(group)
