@@ -24,6 +24,7 @@ from ..exceptions import (
 )
 from ..fields import digest
 from ..models import ClientRegistration, FHIRServer, Launch
+from ..models.launch import LEFT_FRAME
 from ..models.server import MAX_URL_LENGTH
 from ..protocol.authorization import (
     AuthorizationRequest,
@@ -190,6 +191,7 @@ def begin_ehr_launch(
     browser_digest: str,
     user: AbstractBaseUser | None,
     is_framed: bool = False,
+    left_frame: bool = False,
 ) -> LaunchStart:
     """
     Begin an EHR launch: scope ``launch`` and the EHR's own ``launch`` value.
@@ -199,6 +201,7 @@ def begin_ehr_launch(
             unless the server's ``aud_rule`` says otherwise.
         user: who is signed in, or ``None``.
         is_framed: whether its pages are shown in a frame of the server.
+        left_frame: whether they are shown in a new window instead.
 
     Raises:
         TransportError, DiscoveryError: the server's configuration is unavailable.
@@ -208,6 +211,8 @@ def begin_ehr_launch(
     if "launch" not in ScopeSet.parse(scope):
         scope = f"launch {scope}"
     launch = Launch(kind=Launch.Kind.EHR, is_framed=is_framed, scope_asked=scope)
+    if left_frame:
+        launch.context = {LEFT_FRAME: True}
     return _begin(
         launch,
         registration=registration,

@@ -613,7 +613,7 @@ def _store(
     launch.status = Launch.Status.COMPLETED
     launch.completed_at = launch.last_used_at = now
     launch.scope_granted = str(tokens.scopes)
-    launch.context = dict(tokens.parameters)
+    launch.context = {**launch.context, **tokens.parameters}
     launch.code_verifier = launch.held = launch.question = ""
     if not Launch.objects.complete(launch):
         # Its browser signed out, or it expired, while the tokens were fetched.

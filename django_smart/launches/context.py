@@ -27,6 +27,7 @@ from ..exceptions import (
     PrefixError,
 )
 from ..models import Launch, TokenGrant
+from ..models.launch import LEFT_FRAME
 from ..protocol.authorization_details import (
     AuthorizationDetail,
     parse_authorization_details,
@@ -168,8 +169,13 @@ class SMARTContext:
 
     @property
     def need_patient_banner(self) -> bool | None:
-        """Whether the page must show the patient; ``None`` if the EHR does not say."""
-        return self._context.need_patient_banner
+        """
+        Whether the page must show the patient; ``None`` if the EHR does not say.
+
+        What it says of its own frame is not true of a new window that led out of it.
+        """
+        needed = self._context.need_patient_banner
+        return None if needed is False and self.context.get(LEFT_FRAME) else needed
 
     @property
     def hub(self) -> FHIRcastHub | None:

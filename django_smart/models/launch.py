@@ -21,8 +21,10 @@ from .joined_row import JoinedRow
 from .registration import ClientRegistration
 from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH
 
-__all__ = ["Launch", "LaunchQuerySet"]
+__all__ = ["LEFT_FRAME", "Launch", "LaunchQuerySet"]
 
+#: Member of the context of a launch that began in a frame and went on in a new window.
+LEFT_FRAME = "django_smart.left_frame"
 
 # Precision of the time of last use, because each update is a write.
 _USE_NOTED_EVERY = timedelta(minutes=1)
@@ -576,7 +578,7 @@ _callback_row = JoinedRow(
             *("id", "key", "callback_id", "intent", "status", "user_id", "nonce"),
             *("code_verifier", "browser_digest", "is_framed", "redirect_uri"),
             *("next_url", "scope_asked", "expires_at", "consumed_at"),
-            "may_sign_in",
+            *("may_sign_in", "context"),
         ),
         "registration": (
             *("id", "is_active", "client_id", "landing_page"),

@@ -97,6 +97,8 @@ logger = logging.getLogger(__name__)
 
 # The parameter that says that a cookie was set: if none comes back now, none ever will.
 _TRIED = "cookies"
+# The parameter that says that a new window led out of the EHR's frame.
+_LEFT = "frame"
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
 _NEVER = 2**40
 # Code of an error: the session ended, so that nobody is signed in any more.
@@ -123,7 +125,8 @@ class LaunchView(ProtocolView):
         except SMARTError as exc:
             fail_launch(None, exc)
             raise
-        first = enter_frame(request, registration.server)
+        window = _build_url(request, mark=_LEFT)
+        first = enter_frame(request, registration.server, url=window)
         if first is not None:
             return first
         start = begin_ehr_launch(
@@ -133,6 +136,7 @@ class LaunchView(ProtocolView):
             browser_digest=_get_starting_browser(request),
             user=get_user(request),
             is_framed=is_framed(request),
+            left_frame=_LEFT in request.GET,
         )
         return go_to_server(request, start)
 
@@ -692,7 +696,7 @@ def enter_frame(
         return None
     if _TRIED in request.GET or request.method != "GET":
         return _offer_window(request, server, url=url)
-    return harden(HttpResponseRedirect(_build_url(request, tried=True)))
+    return harden(HttpResponseRedirect(_build_url(request, mark=_TRIED)))
 
 
 def go_to_server(request: HttpRequest, start: LaunchStart) -> HttpResponse:
@@ -748,11 +752,11 @@ def _offer_window(
     return harden(render(request, "django_smart/new_window.html", context))
 
 
-def _build_url(request: HttpRequest, *, tried: bool = False) -> str:
+def _build_url(request: HttpRequest, *, mark: str = "") -> str:
     query = request.GET.copy()
     query.pop(_TRIED, None)
-    if tried:
-        query[_TRIED] = "tried"
+    if mark:
+        query[mark] = "1"
     return f"{request.path}?{query.urlencode()}"
 
 

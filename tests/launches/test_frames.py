@@ -8,14 +8,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import django
 import pytest
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
 
-from django_smart.models import FHIRServer, Launch
-from tests.ehr import PATIENT, get_callback, launch, make_browser
-from tests.factories import make_registration, make_server
+from django_smart.grants.refresh import get_access_token
+from django_smart.models import ClientRegistration, FHIRServer, Launch
+from tests.answers import answer
+from tests.ehr import PATIENT, get_callback, get_launch, launch, make_browser
+from tests.factories import expire, make_registration, make_server
 from tests.site.browsers import Chart
 from tests.site.urls import urlpatterns as site
 
@@ -46,8 +48,13 @@ def _own_policy(request: HttpRequest) -> HttpResponse:
     return response
 
 
+def _banner(request: Any) -> HttpResponse:
+    return JsonResponse({"needed": request.smart.need_patient_banner})
+
+
 urlpatterns = [
     *site,
+    path("banner/", _banner),
     path("cookies/", _cookies),
     path("acookies/", _acookies),
     path("policy/", _own_policy),
@@ -63,12 +70,17 @@ def server(ehr: Any) -> FHIRServer:
 
 
 def begin(
-    browser: Client, ehr: Any, *, dest: str = "iframe", site: str = "cross-site"
+    browser: Client,
+    ehr: Any,
+    *,
+    dest: str = "iframe",
+    site: str = "cross-site",
+    **context: Any,
 ) -> Any:
     """The frame's first request."""
     values = {
         "iss": ehr.base_url,
-        "launch": ehr.create_launch("growth-chart", patient=PATIENT),
+        "launch": ehr.create_launch("growth-chart", patient=PATIENT, **context),
     }
     headers = {"Sec-Fetch-Dest": dest, "Sec-Fetch-Site": site}
     return browser.get("/smart/launch/", values, headers=headers)
@@ -218,6 +230,45 @@ def test_blocked_cookies_are_found_out_before_anything_is_spent(ehr, server):
     callback = get_callback(window, ehr.authorize(started["Location"]))
     assert callback.status_code == 302
     assert Launch.objects.get().is_framed is False
+
+
+@pytest.mark.compliance("RESP-13")
+@pytest.mark.parametrize(
+    "values",
+    [{"allow_embedding": False}, {"authorize_in_frame": False}, {}],
+    ids=["not embedded", "not authorized in the frame", "cookies blocked"],
+)
+def test_banner_around_the_frame_is_not_around_the_window(ehr, server, values):
+    ClientRegistration.objects.update(ehr_scope="launch patient/*.rs offline_access")
+    FHIRServer.objects.update(**values)
+    page = begin(make_browser(), ehr, need_patient_banner=False)
+    if not values:
+        page = follow(make_browser(), page)
+    (link,) = re.findall(r'href="(/smart/launch/[^"]+)"', page.content.decode())
+    window = make_browser()
+    started = window.get(link.replace("&amp;", "&"))
+    opened = get_launch(get_callback(window, ehr.authorize(started["Location"])))
+    chart = Chart(window, opened, f"/~{opened.key}/")
+    assert chart.get("/banner/").json() == {"needed": None}
+    # The EHR says it again.
+    answer(ehr, "/auth/token", need_patient_banner=False)
+    get_access_token(expire(opened.grant, ehr))
+    assert Launch.objects.get().context["need_patient_banner"] is False
+    assert chart.get("/banner/").json() == {"needed": None}
+
+
+@pytest.mark.compliance("RESP-13")
+@pytest.mark.parametrize("dest", ["iframe", "document"])
+def test_ehr_that_shows_the_patient_is_believed_where_it_opened_the_app(
+    ehr, server, dest
+):
+    browser = make_browser()
+    started = begin(browser, ehr, dest=dest, need_patient_banner=False)
+    if dest == "iframe":
+        started = follow(browser, started)
+    opened = get_launch(get_callback(browser, ehr.authorize(started["Location"])))
+    page = browser.get(f"/~{opened.key}/banner/")
+    assert page.json() == {"needed": False}
 
 
 def test_frame_whose_cookies_come_back_is_asked_once(ehr, server):
