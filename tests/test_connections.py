@@ -12,6 +12,8 @@ from django.test import Client
 from django.utils import timezone
 from django.utils.formats import date_format
 
+from django_smart.grants.ending import end_changed_grant
+from django_smart.grants.engine import refresh_grants
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.views import ConnectionsView
@@ -389,3 +391,30 @@ def test_ehr_launch_with_offline_access_is_listed_as_such(ehr, user, registratio
     chart = open_chart(ehr)
     page = text_of(chart.browser.get("/smart/connections/"))
     assert "opened from inside the EHR" in page
+
+
+# Ended because of another patient
+
+
+def test_connection_that_ended_because_of_another_patient_is_listed(ehr, user):
+    browser, launch = connect_as(user, ehr)
+    ehr.faults.add("refresh_other_patient")
+    TokenGrant.objects.update(refresh_due_at=timezone.now(), expires_at=timezone.now())
+    # By a worker: no page has said so.
+    refresh_grants([launch.grant_id])
+    response = browser.get("/smart/connections/")
+    assert listed(response) == [(launch.grant_id, "revoked")]
+    assert AGAIN in text_of(response)
+    assert TokenGrant.objects.get().last_error == "context_changed"
+    # Until its owner says so.
+    browser.post("/smart/connections/", {"grant": launch.grant_id})
+    assert listed(browser.get("/smart/connections/")) == []
+
+
+def test_connection_that_ended_because_of_another_patient_is_renewed(ehr, user):
+    browser, launch = connect_as(user, ehr)
+    assert launch.grant is not None
+    end_changed_grant(launch.grant, now=timezone.now())
+    renewed = connect(browser, ehr)
+    shown = listed(browser.get("/smart/connections/"))
+    assert shown == [(renewed.grant_id, "active")]

@@ -97,12 +97,14 @@ def disconnect_grant(grant: TokenGrant) -> list[int]:
     """
     End one grant, and the launches that use it, at its owner's request.
 
-    Also one that the EHR has refused, since an operator could restore it.
+    Also one that the EHR has refused, since an operator could restore it.  One that
+    ended because of another patient is listed no longer.
 
     Returns:
         Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     now = timezone.now()
+    TokenGrant.objects.changed().filter(pk=grant.pk).update(last_error="")
     Launch.objects.filter(grant=grant).end(reason="disconnected", now=now)
     return _end_grants([grant.pk], now=now)
 
@@ -135,12 +137,15 @@ def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
 
 def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
     """End *grant* and its launches; a worker revokes its tokens at the EHR."""
-    # The grant first: without it, a launch that stays locked is useless.
-    TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now)
-    with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
-        Launch.objects.filter(grant=grant).end(reason=ContextChangedError.code, now=now)
-    grant.status = TokenGrant.Status.REVOKED
     error_code = ContextChangedError.code
+    # The grant first: without it, a launch that stays locked is useless.
+    row = TokenGrant.objects.filter(pk=grant.pk)
+    row.end_pending_revocation(now=now)
+    # For its owner's list: the grant may have ended when a worker refreshed it.
+    row.update(last_error=error_code)
+    with unless_locked("Grant %s: its launch is locked and not ended", grant.pk):
+        Launch.objects.filter(grant=grant).end(reason=error_code, now=now)
+    grant.status = TokenGrant.Status.REVOKED
     count_lost(grant, error_code)
     fields = grant.build_log_fields("grant_lost", error_code=error_code)
     logger.warning("Grant %s ended: %s", grant.pk, error_code, extra=fields)

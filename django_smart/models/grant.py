@@ -29,7 +29,7 @@ from django.db.models.functions import Coalesce, Greatest, Least
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from ..exceptions import SMARTError
+from ..exceptions import ContextChangedError, SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import LaunchScope, ScopeSet, parse_stored_scopes
 from .clock import DatabaseClock, DatabaseNow
@@ -114,14 +114,22 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.filter(is_offline=True)
 
     def connected(self, now: datetime) -> Self:
-        """Return offline grants, and active ones that requested offline access."""
+        """
+        Return the grants that their owners see in their list.
+
+        Offline grants that they have not ended, and active ones that requested offline
+        access.
+        """
+        offline = self.offline()
+        passing = self.active().filter(
+            scope_asked__contains="offline_access", expires_at__gt=now
+        )
+        return offline.endable() | offline.changed() | passing
+
+    def changed(self) -> Self:
+        """Return grants that ended because the EHR named another patient or user."""
         return self.filter(
-            Q(is_offline=True)
-            | Q(
-                scope_asked__contains="offline_access",
-                status=TokenGrant.Status.ACTIVE,
-                expires_at__gt=now,
-            )
+            status=TokenGrant.Status.REVOKED, last_error=ContextChangedError.code
         )
 
     def launched(self) -> Self:

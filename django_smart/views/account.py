@@ -143,8 +143,7 @@ class ConnectionsView(ProtocolView):
         return TokenGrant.objects.filter(user_id=user.pk)
 
     def _get_shown(self, request: HttpRequest) -> Any:
-        connected = self._get_own(request).connected(timezone.now())
-        return connected.filter(status__in=TokenGrant.ENDABLE)
+        return self._get_own(request).connected(timezone.now())
 
 
 def _is_active(grant: TokenGrant) -> bool:
