@@ -18,7 +18,7 @@ from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.views import ConnectionsView
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
-from tests.factories import make_grant, make_identity
+from tests.factories import make_grant, make_identity, make_registration
 from tests.site.browsers import open_chart
 
 pytestmark = [
@@ -345,7 +345,8 @@ def test_two_patients_at_one_hospital_are_told_apart(ehr, user):
     TokenGrant.objects.filter(launches=first).update(patient_id="another")
     second = connect(browser, ehr)
     page = text_of(browser.get("/smart/connections/"))
-    for grant_id, number in ((second.grant_id, 1), (first.grant_id, 2)):
+    # As they were connected: another one does not change the numbers.
+    for grant_id, number in ((first.grant_id, 1), (second.grant_id, 2)):
         heading = (
             f'<h2 id="connection-{grant_id}">Harbour Hospital, connection {number}'
         )
@@ -418,3 +419,72 @@ def test_connection_that_ended_because_of_another_patient_is_renewed(ehr, user):
     renewed = connect(browser, ehr)
     shown = listed(browser.get("/smart/connections/"))
     assert shown == [(renewed.grant_id, "active")]
+
+
+# Several at one organization
+
+
+@pytest.mark.parametrize("same", ["server", "name"])
+def test_organization_with_another_connection_is_not_said_to_be_disconnected(
+    registration, user, same
+):
+    other = registration if same == "server" else make_same_name()
+    first = make_grant(registration, user=user, patient_id="ada")
+    second = make_grant(other, user=user, patient_id="ben")
+    browser = make_browser()
+    browser.force_login(user)
+    said = [
+        str(each)
+        for grant in (first, second)
+        for each in get_messages(
+            browser.post(
+                "/smart/connections/", {"grant": grant.pk}, follow=True
+            ).wsgi_request
+        )
+    ]
+    assert ["is disconnected" in each for each in said] == [False, True]
+    assert all("Harbour Hospital" in each for each in said)
+
+
+def make_same_name() -> ClientRegistration:
+    return make_registration(
+        server__slug="harbour-2",
+        server__name="Harbour Hospital",
+        server__base_url="https://other.example.org/fhir",
+    )
+
+
+def test_servers_of_one_name_are_told_apart(registration, user):
+    for each in (registration, make_same_name()):
+        make_grant(each, user=user, patient_id="ada")
+    browser = make_browser()
+    browser.force_login(user)
+    for url in ("/smart/connections/", "/smart/login/"):
+        page = text_of(browser.get(url))
+        assert "Harbour Hospital (harbour)" in page
+        assert "Harbour Hospital (harbour-2)" in page
+
+
+@pytest.mark.parametrize("is_off", ["registration", "server"])
+def test_connection_that_is_turned_off_gives_no_access(registration, user, is_off):
+    make_grant(registration, user=user, scope="patient/Patient.rs offline_access")
+    row = registration if is_off == "registration" else registration.server
+    browser = make_browser()
+    browser.force_login(user)
+    for row.is_active in (True, False):
+        row.save()
+        page = text_of(browser.get("/smart/connections/"))
+        assert ("smart-access" in page) is row.is_active
+        assert ("even when you are not signed in" in page) is row.is_active
+
+
+# Signed out
+
+
+def test_site_s_own_sign_in_leads_back_to_the_list(settings):
+    own = "/accounts/login/?next=/smart/connections/"
+    page = text_of(make_browser().get("/smart/connections/"))
+    assert f'href="{own}"' in page
+    assert 'href="/smart/login/"' in page
+    settings.LOGIN_URL = "/smart/login/"
+    assert "?next=" not in text_of(make_browser().get("/smart/connections/"))

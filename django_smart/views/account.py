@@ -18,6 +18,7 @@ from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
+from ..error_pages.retry import sign_in_again
 from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..launches.browser import get_browser
 from ..launches.prefix import get_protocol_url
@@ -25,6 +26,7 @@ from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
 from ..models import ClientRegistration, Launch, TokenGrant
 from .base import ProtocolView
+from .picker import tell_apart
 
 __all__ = ["ConnectionsView", "LogoutView"]
 
@@ -64,7 +66,8 @@ class ConnectionsView(ProtocolView):
             self._get_shown(request)
             .select_related("registration__server", "identity")
             .annotate(launch_kind=Subquery(launches.values("kind")[:1]))
-            .order_by("registration__server__name", "-created_at")
+            # The oldest first: a new one does not change the numbers of the others.
+            .order_by("registration__server__name", "created_at", "pk")
         )
         shown: list[Any] = _leave_out_renewed(grants)
         self._mark(shown)
@@ -75,7 +78,7 @@ class ConnectionsView(ProtocolView):
         }
         startable = ClientRegistration.objects.startable().filter(pk__in=ended)
         # What this site can use while the user is away.
-        lasting = [each for each in shown if _is_active(each) and each.is_offline]
+        lasting = [each for each in shown if each.is_used and each.is_offline]
         context = {
             "grants": shown,
             "are_patients": any(not each.is_of_clinician for each in lasting),
@@ -83,6 +86,9 @@ class ConnectionsView(ProtocolView):
             # An EHR launch can only be repeated in the EHR.
             "can_connect_again": set(startable.values_list("pk", flat=True)),
             "can_connect": ClientRegistration.objects.standalone().exists(),
+            "sign_in": None
+            if get_user(request)
+            else sign_in_again(request, next_url=get_protocol_url("connections")),
         }
         return render(request, "django_smart/connections.html", context, status=status)
 
@@ -96,14 +102,23 @@ class ConnectionsView(ProtocolView):
         return ""
 
     def _mark(self, grants: Sequence[Any]) -> None:
-        """Add the values that the page shows besides the server's name."""
+        """Add the values that the page shows."""
         now = timezone.now()
+        servers = [each.registration.server for each in grants]
+        names = tell_apart({each.slug: str(each) for each in servers})
         numbers: Counter[int] = Counter()
         total = Counter(each.registration.server_id for each in grants)
         for grant in grants:
-            server_id = grant.registration.server_id
+            registration = grant.registration
+            server_id = registration.server_id
             numbers[server_id] += 1
+            grant.name = names[registration.server.slug]
             grant.label = self.get_label(grant)
+            grant.is_used = (
+                _is_active(grant)
+                and registration.is_active
+                and registration.server.is_active
+            )
             grant.is_ending_soon = grant.is_ending(now)
             grant.number = numbers[server_id] if total[server_id] > 1 else 0
             fhir_user = grant.identity.fhir_user if grant.identity else ""
@@ -127,12 +142,15 @@ class ConnectionsView(ProtocolView):
             )
             return self._list(request, status=404)
         enqueue_revocations(disconnect_grant(grant))
-        messages.success(
-            request,
-            gettext("%(name)s is disconnected.")
-            % {"name": grant.registration.server.name},
-            fail_silently=True,  # a site may do without django.contrib.messages
+        name = str(grant.registration.server)
+        active = self._get_shown(request).active()
+        text = (
+            gettext("One connection to %(name)s was ended. Another one remains.")
+            if active.filter(registration__server__name=name).exists()
+            else gettext("%(name)s is disconnected.")
         )
+        # A site may do without django.contrib.messages.
+        messages.success(request, text % {"name": name}, fail_silently=True)
         return HttpResponseRedirect(get_protocol_url("connections"))
 
     @staticmethod

@@ -27,6 +27,7 @@ __all__ = [
     "Choice",
     "find_choices",
     "render_picker",
+    "tell_apart",
 ]
 
 #: Organizations on a page.
@@ -132,10 +133,8 @@ def find_choices(
     # How many pages they fill matters only after their last one.
     skipped = 0 if servers or not start else start - registrations.count()
     brands = _find_brands(words, category)[skipped : skipped + wanted - len(servers)]
-    choices = [
-        Choice(name=str(each.server), links={each.server.slug: each.server.name})
-        for each in servers
-    ]
+    names = tell_apart({each.server.slug: str(each.server) for each in servers})
+    choices = [Choice(name=name, links={slug: name}) for slug, name in names.items()]
     choices += _build_brand_choices(list(brands), words)
     return choices[:PAGE_SIZE], len(choices) > PAGE_SIZE
 
@@ -187,7 +186,7 @@ def _build_brand_choices(brands: list[Brand], words: list[str]) -> list[Choice]:
                 place=place,
                 more_places=max(0, len(labels) - 1),
                 logo=brand.logo if agreed else "",
-                links=_tell_apart(links[brand.pk]),
+                links=tell_apart(links[brand.pk]),
             )
         )
     return choices
@@ -214,7 +213,8 @@ def _find_links(cards: list[int]) -> dict[int | None, dict[str, str]]:
     return links
 
 
-def _tell_apart(labels: dict[str, str]) -> dict[str, str]:
+def tell_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return labels by the slugs of their servers, with the slug where two are one."""
     times = Counter(labels.values())
     return {
         slug: label if times[label] == 1 else f"{label} ({slug})"
