@@ -72,6 +72,9 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
     open_chart(page, real_ehr)
     app = open_as_another(page, real_ehr)
     app.wait_for_url("**/smart/decide/*/")
+    label = app.locator(".smart-check span").bounding_box()
+    assert label is not None
+    assert label["width"] > 200
     app.get_by_role("button", name="Cancel").press("Enter")
     app.get_by_text("decision_declined").wait_for()
     # The first one is signed in still.
