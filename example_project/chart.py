@@ -82,20 +82,28 @@ def load_results(smart: SMARTContext) -> tuple[hba1c.Series, Problem | None]:
     """
     if not smart.patient_id:
         return hba1c.Series(), _NO_PATIENT
-    observations: list[dict[str, Any]] = []
+    # By id: if results are added meanwhile, two pages can contain the same one.
+    found: dict[object, dict[str, Any]] = {}
     problem = None
-    is_complete = True
+    is_complete, is_withheld = True, False
     try:
         parameters = hba1c.search_parameters(smart.patient_id)
-        for resource in smart.fhir.iterate("Observation", parameters):
-            if len(observations) == _MAX_RESULTS:
+        for page in smart.fhir.iterate("Observation", parameters).pages():
+            is_withheld = is_withheld or any(map(_is_withheld, page.outcomes))
+            for resource in page.resources:
+                found.setdefault(resource.get("id", len(found)), resource)
+            if len(found) > _MAX_RESULTS:
                 is_complete = False
                 break
-            observations.append(resource)
     except SMARTError as error:
         is_complete = False
-        problem = describe(error, "older results" if observations else "the results")
-    return hba1c.build_series(observations, is_complete=is_complete), problem
+        problem = describe(error, "older results" if found else "the results")
+    series = hba1c.build_series(
+        list(found.values())[:_MAX_RESULTS],
+        is_complete=is_complete,
+        is_withheld=is_withheld,
+    )
+    return series, problem
 
 
 _NO_PATIENT = Problem(
@@ -104,6 +112,12 @@ _NO_PATIENT = Problem(
     advice="Open this app from a patient's chart, or connect your own records.",
     code="no_patient",
 )
+
+
+def _is_withheld(outcome: Mapping[str, Any]) -> bool:
+    """Whether an ``OperationOutcome`` says that results were withheld."""
+    issues = fhirtext.objects(outcome.get("issue"))
+    return any(issue.get("code") == "suppressed" for issue in issues)
 
 
 def _languages(communication: object) -> list[str]:

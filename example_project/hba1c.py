@@ -75,6 +75,7 @@ class Series:
         left_out: number of results that are not drawn.
         withdrawn: number of Observations that were entered in error or not made.
         is_complete: ``False`` if there were more results than were loaded.
+        is_withheld: whether the EHR says that it does not show all results.
     """
 
     results: list[Result] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Series:
     high: float | None = None
     withdrawn: int = 0
     is_complete: bool = True
+    is_withheld: bool = False
 
     @property
     def drawn(self) -> list[Result]:
@@ -164,7 +166,10 @@ class Series:
 
 
 def build_series(
-    observations: Iterable[Mapping[str, Any]], *, is_complete: bool = True
+    observations: Iterable[Mapping[str, Any]],
+    *,
+    is_complete: bool = True,
+    is_withheld: bool = False,
 ) -> Series:
     """
     Read Observations into a ``Series``.
@@ -172,6 +177,7 @@ def build_series(
     Args:
         observations: FHIR resources in any order; other types are passed over.
         is_complete: whether these are all there are.
+        is_withheld: whether the EHR says that it does not show all results.
     """
     resources = [o for o in observations if o.get("resourceType") == "Observation"]
     valid = [o for o in resources if o.get("status") not in _NOT_RESULTS]
@@ -189,6 +195,7 @@ def build_series(
         high=high,
         withdrawn=len(resources) - len(valid),
         is_complete=is_complete,
+        is_withheld=is_withheld,
     )
 
 

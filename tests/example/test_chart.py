@@ -17,14 +17,19 @@ from example_project import chart
 from example_project.problems import describe
 
 
-def observations(count, error=None):
-    for number in range(count):
-        yield {
-            "resourceType": "Observation",
-            "status": "final",
-            "effectiveDateTime": f"{2000 + number % 20}",
-            "valueQuantity": {"value": 7, "unit": "%"},
-        }
+def pages(count, error=None, outcomes=()):
+    for start in range(0, count, 10):
+        observations = [
+            {
+                "resourceType": "Observation",
+                "id": str(number),
+                "status": "final",
+                "effectiveDateTime": f"{2000 + number % 20}",
+                "valueQuantity": {"value": 7, "unit": "%"},
+            }
+            for number in range(start, min(start + 10, count))
+        ]
+        yield SimpleNamespace(resources=observations, outcomes=list(outcomes))
     if error is not None:
         raise error
 
@@ -39,7 +44,7 @@ def smart(*, patient_id="p1", patient=None, results=()):
     def iterate(resource_type, parameters):
         assert resource_type == "Observation"
         assert parameters[-1] == ("patient", patient_id)
-        return results
+        return SimpleNamespace(pages=lambda: iter(results))
 
     return SimpleNamespace(
         patient_id=patient_id, fhir=SimpleNamespace(read=read, iterate=iterate)
@@ -108,18 +113,34 @@ def test_without_a_patient_nothing_is_asked():
 
 
 def test_results_of_all_pages_are_loaded():
-    series, problem = chart.load_results(smart(results=observations(11)))
+    series, problem = chart.load_results(smart(results=pages(11)))
     assert (len(series.results), series.is_complete, problem) == (11, True, None)
 
 
 def test_results_before_a_failure_are_kept():
     error = FHIRUnavailableError("", status_code=503)
-    series, problem = chart.load_results(smart(results=observations(10, error)))
+    series, problem = chart.load_results(smart(results=pages(10, error)))
     assert (len(series.results), series.is_complete) == (10, False)
     assert problem is not None
     assert problem.what == "older results"
 
 
+def test_result_that_two_pages_contain_is_shown_once():
+    series, _ = chart.load_results(smart(results=[*pages(10), *pages(11)]))
+    assert len(series.results) == 11
+
+
+@pytest.mark.compliance("FHIR-07")
+@pytest.mark.parametrize(
+    ("code", "is_withheld"), [("suppressed", True), ("informational", False)]
+)
+def test_withheld_results_are_noted(code, is_withheld):
+    outcome = {"issue": [None, {"severity": "warning", "code": code}]}
+    for outcomes in ([outcome], [{}, outcome]):
+        series, _ = chart.load_results(smart(results=pages(1, outcomes=outcomes)))
+        assert series.is_withheld is is_withheld
+
+
 def test_a_search_without_end_ends():
-    series, problem = chart.load_results(smart(results=observations(5000)))
+    series, problem = chart.load_results(smart(results=pages(5000)))
     assert (len(series.results), series.is_complete, problem) == (500, False, None)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.answers import answer
 from tests.ehr import (
     PATIENT,
     get_callback,
@@ -125,6 +126,18 @@ def test_a_scope_that_was_not_granted_is_told_on_the_page(client, ehr):
     assert response.status_code == 200
     assert b"has not allowed this app to see them" in response.content
     assert b"fhir_forbidden" in response.content
+
+
+@pytest.mark.compliance("FHIR-07")
+def test_withheld_results_are_not_called_none(client, ehr):
+    path = launch(client, ehr)
+    issue = {"severity": "warning", "code": "suppressed"}
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    entry = [{"search": {"mode": "outcome"}, "resource": outcome}]
+    answer(ehr, "/Observation", entry=entry, total=0, link=[])
+    page = client.get(path).content
+    assert b"has no HbA1c results" not in page
+    assert b"withholds" in page
 
 
 def test_a_patient_without_results_gets_a_clear_page(client, ehr):

@@ -112,6 +112,37 @@ def test_what_is_no_result_does_not_hide_the_latest_one(chromium: Browser) -> No
     assert show(chromium, *pages)[1] == ["60 /min"]
 
 
+@pytest.mark.compliance("FHIR-07")
+def test_withheld_vital_signs_are_not_called_none(chromium: Browser) -> None:
+    withheld = outcome("warning", "suppressed")
+    status, values = show(chromium, bundle(withheld))
+    assert ("withholds" in status, NONE in status, values) == (True, False, [])
+    status, values = show(chromium, bundle(observation(), withheld))
+    assert ("withholds" in status, values) == (True, ["60 /min"])
+
+
+def test_part_of_a_measurement_is_not_shown_as_the_whole(chromium: Browser) -> None:
+    absent = {"code": {"text": "Systolic"}, "dataAbsentReason": {"text": "error"}}
+    low = {
+        "code": {"text": "Diastolic"},
+        "valueQuantity": {"value": 84, "unit": "mmHg"},
+    }
+    flow = {"code": {"text": "Flow"}, "valueQuantity": {"value": 2, "unit": "L/min"}}
+    page = bundle(
+        observation("Pressure", valueQuantity=None, component=[absent, low]),
+        observation(
+            "Oxygen", valueQuantity={"value": 97, "unit": "%"}, component=[flow]
+        ),
+        observation("Nothing", valueQuantity=None, component=[absent]),
+    )
+    assert show(chromium, page)[1] == ["Diastolic 84 mmHg", "97 %, Flow 2 L/min"]
+
+
+def test_result_that_is_not_final_says_so(chromium: Browser) -> None:
+    page = bundle(observation(status="preliminary"), observation("Weight"))
+    assert show(chromium, page)[1] == ["60 /min, preliminary", "60 /min"]
+
+
 def test_comparator_is_shown_before_the_value(chromium: Browser) -> None:
     pressures = [{"value": 250, "comparator": ">", "unit": "mmHg"}, {"value": 90}]
     parts = [{"valueQuantity": pressure} for pressure in pressures]

@@ -28,16 +28,23 @@
     return concept.text || coding.display || coding.code || "Measurement";
   }
 
+  const hasValue = ({ valueQuantity }) => Boolean(valueQuantity) && valueQuantity.value !== undefined;
+  const numberOf = ({ valueQuantity }) => `${valueQuantity.comparator || ""}${valueQuantity.value}`;
+  const unitOf = ({ valueQuantity }) => valueQuantity.unit || "";
+
   function valueOf(observation) {
-    const quantities = [
-      observation.valueQuantity,
-      ...(observation.component || []).map((part) => part.valueQuantity),
-    ].filter(Boolean);
-    if (!quantities.length) {
+    const components = observation.component || [];
+    const parts = [observation, ...components].filter(hasValue);
+    if (!parts.length) {
       return "";
     }
-    const values = quantities.map((quantity) => `${quantity.comparator || ""}${quantity.value}`).join("/");
-    return `${values} ${quantities[0].unit || ""}`.trim();
+    const unit = unitOf(parts[0]);
+    // "84 mmHg" would not say which half of a blood pressure is missing.
+    const isWhole = components.every(hasValue) && parts.every((part) => [unit, ""].includes(unitOf(part)));
+    const value = isWhole
+      ? `${parts.map(numberOf).join("/")} ${unit}`.trim()
+      : parts.map((part) => `${part === observation ? "" : labelOf(part.code)} ${numberOf(part)} ${unitOf(part)}`.trim()).join(", ");
+    return observation.status === "final" ? value : `${value}, ${observation.status}`;
   }
 
   // A server may report with status 200 that the search failed: that is not an empty result.
@@ -51,7 +58,10 @@
     if (failed || missing || pages.some((page) => page.resourceType !== "Bundle")) {
       throw new Error("The search failed.");
     }
-    return observations.filter((observation) => !notResults.includes(observation.status));
+    return {
+      observations: observations.filter((observation) => !notResults.includes(observation.status)),
+      isWithheld: issues.some(({ code }) => code === "suppressed"),
+    };
   }
 
   function add(observation) {
@@ -84,16 +94,21 @@
       client.request(`Observation?${search}`, { pageLimit: 4 }),
     ]);
     const latest = new Map();
-    for (const observation of readObservations([].concat(pages))) {
+    const { observations, isWithheld } = readObservations([].concat(pages));
+    for (const observation of observations) {
       const label = labelOf(observation.code);
       if (!latest.has(label) && valueOf(observation)) {
         latest.set(label, observation);
       }
     }
     latest.forEach(add);
-    status.textContent = latest.size
-      ? `Latest of ${nameOf(patient)}`
-      : `The EHR has no vital signs of ${nameOf(patient)}.`;
+    const name = nameOf(patient);
+    const withheld = `The EHR withholds vital signs of ${name}`;
+    if (latest.size) {
+      status.textContent = isWithheld ? `${withheld}. Latest of those it shows` : `Latest of ${name}`;
+    } else {
+      status.textContent = isWithheld ? `${withheld}.` : `The EHR has no vital signs of ${name}.`;
+    }
   }
 
   card.hidden = false;
