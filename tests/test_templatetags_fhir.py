@@ -218,6 +218,24 @@ def test_period_says_from_when_until_when(value, expected):
         assert fhir.period(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("language", "value", "expected"),
+    [
+        ("de", {"start": "2021-03"}, "seit März 2021"),
+        ("de", {"end": "2021-03-04"}, "bis 4. März 2021"),
+        ("es", {"start": "2021"}, "desde 2021"),
+        ("es", {"start": "2021-03"}, "desde marzo de 2021"),
+        ("es", {"end": "2021-03-04"}, "hasta el 4 de marzo de 2021"),
+        ("fr", {"start": "2021-03"}, "depuis mars 2021"),
+        ("fr", {"end": "2021"}, "jusqu’en 2021"),
+        ("fr", {"end": "2021-03-04"}, "jusqu’au 4 mars 2021"),
+    ],
+)
+def test_month_and_year_have_no_article(language, value, expected):
+    with translation.override(language):
+        assert fhir.period(value) == expected
+
+
 PERCENT = {"value": 7.1, "unit": "%"}
 PRESSURE = [
     {"code": {"text": "Systolic"}, "valueQuantity": {"value": 120, "unit": "mmHg"}},
@@ -304,6 +322,22 @@ def test_unknown_modifier_is_visible():
 )
 def test_status_is_told_in_words(value, expected):
     assert fhir.fhir_status(value) == expected
+
+
+@pytest.mark.parametrize("language", ["de", "es", "fr"])
+def test_statuses_are_in_the_language_of_the_page(language):
+    codes = [
+        *("aborted", "active", "amended", "cancelled", "completed", "confirmed"),
+        *("corrected", "draft", "finished", "in-progress", "inactive", "not-taken"),
+        *("on-hold", "planned", "registered", "resolved", "revoked", "stopped"),
+    ]
+    with translation.override(language):
+        for code in codes:
+            words = code.replace("-", " ")
+            condition = {"clinicalStatus": {"coding": [{"code": code}]}}
+            for value in (condition, {"status": code, "doNotPerform": True}):
+                assert words not in fhir.fhir_status(value).split(", ")
+        assert fhir.fhir_value({"status": "final", "valueString": "x"}) == "x"
 
 
 MEADOW = {"line": ["49 Meadow St"], "city": "Mounds", "state": "OK"}

@@ -12,7 +12,7 @@ from django import template
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import gettext_lazy, ngettext, pgettext
 
 from ..fhir.dates import PartialDate, parse_date
 from ..fhir.names import get_name, iter_mappings, read_text
@@ -202,9 +202,7 @@ def period(value: object) -> str:
         return ""
     start, end = parse_date(value.get("start")), parse_date(value.get("end"))
     if start is None or end is None:
-        if start is not None:
-            return _("since %(date)s") % {"date": fhir_datetime(start)}
-        return _("until %(date)s") % {"date": fhir_datetime(end)} if end else ""
+        return _tell_half(start, end)
     first, last = fhir_datetime(start), fhir_datetime(end)
     if first == last:
         return first
@@ -213,12 +211,66 @@ def period(value: object) -> str:
     return f"{first} – {last}"
 
 
+def _tell_half(start: PartialDate | None, end: PartialDate | None) -> str:
+    date = start or end
+    if date is None:
+        return ""
+    # Other languages have an article before a day, but not before a month or year.
+    if date.is_day:
+        text = _("since %(date)s") if start else _("until %(date)s")
+    elif start:
+        text = pgettext("month or year", "since %(date)s")
+    else:
+        text = pgettext("month or year", "until %(date)s")
+    return text % {"date": fhir_datetime(date)}
+
+
 _ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+# "final" is the same in all of them.
 _STATUSES = {
+    "aborted": gettext_lazy("aborted"),
+    "accepted": gettext_lazy("accepted"),
+    "active": gettext_lazy("active"),
+    "amended": gettext_lazy("amended"),
+    "appended": gettext_lazy("appended"),
+    "arrived": gettext_lazy("arrived"),
+    "booked": gettext_lazy("booked"),
+    "cancelled": gettext_lazy("cancelled"),
+    "completed": gettext_lazy("completed"),
+    "confirmed": gettext_lazy("confirmed"),
+    "corrected": gettext_lazy("corrected"),
+    "declined": gettext_lazy("declined"),
+    "draft": gettext_lazy("draft"),
+    "ended": gettext_lazy("ended"),
     "entered-in-error": gettext_lazy("entered in error"),
+    "finished": gettext_lazy("finished"),
+    "fulfilled": gettext_lazy("fulfilled"),
+    "in-progress": gettext_lazy("in progress"),
+    "inactive": gettext_lazy("inactive"),
+    "intended": gettext_lazy("intended"),
+    "noshow": gettext_lazy("no show"),
     "not-done": gettext_lazy("not done"),
+    "not-taken": gettext_lazy("not taken"),
+    "on-hold": gettext_lazy("on hold"),
+    "partial": gettext_lazy("partial"),
+    "pending": gettext_lazy("pending"),
+    "planned": gettext_lazy("planned"),
     "preliminary": gettext_lazy("preliminary"),
+    "proposed": gettext_lazy("proposed"),
+    "provisional": gettext_lazy("provisional"),
+    "received": gettext_lazy("received"),
+    "recurrence": gettext_lazy("recurrence"),
     "refuted": gettext_lazy("refuted"),
+    "registered": gettext_lazy("registered"),
+    "rejected": gettext_lazy("rejected"),
+    "relapse": gettext_lazy("relapse"),
+    "remission": gettext_lazy("remission"),
+    "requested": gettext_lazy("requested"),
+    "resolved": gettext_lazy("resolved"),
+    "revoked": gettext_lazy("revoked"),
+    "stopped": gettext_lazy("stopped"),
+    "superseded": gettext_lazy("superseded"),
+    "suspended": gettext_lazy("suspended"),
     "unconfirmed": gettext_lazy("unconfirmed"),
     "unknown": gettext_lazy("unknown"),
 }
