@@ -400,7 +400,10 @@ def _load_manifest(body: bytes) -> dict[str, Any] | str:
     if not isinstance(manifest, dict):
         return "the export returned no list of files"
     for name in ("output", "deleted", "error", "link"):
-        items = manifest.setdefault(name, [])
+        if manifest.get(name) is None:
+            # Absent when empty; null is what some servers write.
+            manifest[name] = []
+        items = manifest[name]
         if not isinstance(items, list) or not all(
             isinstance(item, dict) and isinstance(item.get("url"), str)
             for item in items

@@ -468,6 +468,13 @@ def test_manifest_that_may_grow_is_not_read_before_it_has_its_link(grant):
     assert export.poll() is None
 
 
+def test_lists_of_files_may_be_null(grant):
+    members = dict.fromkeys(("output", "deleted", "error", "link"))
+    grant.server.on(STATUS, respond(manifest(**members)))
+    export = BulkExport(grant.client, {"status_url": STATUS})
+    assert (ids(export), list(export.deleted()), export.problems()) == ([], [], [])
+
+
 @pytest.mark.parametrize(
     ("members", "error"),
     [
