@@ -449,7 +449,7 @@ def _get_foreign_fhir_user(claims: Mapping[str, Any], base_url: str) -> str:
 def _get_fhir_user(claims: Mapping[str, Any], base_url: str) -> str | None:
     """Return ``fhirUser``, or ``profile``, which was used before it existed."""
     value = claims.get("fhirUser")
-    if value is not None:
+    if value not in (None, ""):
         if not isinstance(value, str):
             raise IDTokenClaimError("fhirUser is not a string.", claim="fhirUser")
         return parse_fhir_user(value, base_url=base_url)

@@ -725,6 +725,8 @@ def test_without_a_nonce_sent_the_claim_is_not_looked_at(sent):
         ({"fhirUser": "Patient/1"}, "Patient/1"),
         ({"fhirUser": ABSENT}, None),
         ({"fhirUser": None}, None),
+        ({"fhirUser": ""}, None),
+        ({"fhirUser": "", "profile": "Practitioner/1"}, "Practitioner/1"),
         ({"fhirUser": ABSENT, "profile": "Practitioner/1"}, "Practitioner/1"),
         ({"fhirUser": ABSENT, "profile": f"{BASE_URL}/Patient/1"}, "Patient/1"),
         ({"fhirUser": ABSENT, "profile": "https://people.example/alice"}, None),
@@ -740,7 +742,7 @@ def test_the_fhir_user_is_relative_or_absent(claims, reference):
 @pytest.mark.parametrize(
     "value",
     [
-        *("", "Device/1", "https://evil.example/fhir/Device/1", 7, ["Patient/1"]),
+        *("Device/1", "https://evil.example/fhir/Device/1", 7, ["Patient/1"]),
         f"{BASE_URL}/x/Patient/1",
         f"https://other.example/{'x' * 200}/Patient/1",
     ],
