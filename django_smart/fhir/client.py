@@ -54,6 +54,7 @@ from django_smart.fhir.messages import (
     process_read_response,
     process_resource_response,
     process_write_response,
+    resolve_link,
     validate_bundle,
 )
 from django_smart.fhir.paging import History, Page, iter_pages
@@ -683,7 +684,7 @@ class FHIRClient(FHIRConnection):
         # The base for relative links.
         links = (each for each in first["link"] if each.get("relation") == "self")
         link = next(links, None)
-        url = str((link and link.get("url")) or f"{self.base_url}/")
+        url = resolve_link(f"{self.base_url}/", str((link and link.get("url")) or ""))
 
         def fetch_page(page_url: str) -> Page:
             if page_url == url:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRRequestError,
+    InsecureURLError,
     MalformedFHIRResponseError,
     ServerTimeoutError,
 )
@@ -249,9 +250,9 @@ class FHIRConnection:
         _refuse_canceled()
         if not self.is_within_boundary(request.url):
             raise BearerBoundaryError(
-                f"the access token for {get_origin(self.base_url)} may not be "
-                f"sent outside its {self.boundary} (bearer_boundary of the "
-                "server)"
+                f"the access token for {self.base_url} may not be sent to "
+                f"{_name_origin(request.url)}, outside its {self.boundary} "
+                "(bearer_boundary of the server)"
             )
         request_id = find_request_id(request.headers) or str(uuid.uuid4())
         headers = {"X-Request-Id": request_id} | {
@@ -388,6 +389,13 @@ class FHIRConnection:
         name = path.removeprefix(f"{base}/").partition("/")[0]
         is_below = path.startswith(f"{base}/")
         return name if is_below and name.isalpha() and name[:1].isupper() else ""
+
+
+def _name_origin(url: str) -> str:
+    try:
+        return get_origin(url)
+    except InsecureURLError:
+        return "an invalid URL"
 
 
 def _refuse_canceled() -> None:

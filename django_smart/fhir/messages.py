@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import quote, urldefrag, urljoin
+from urllib.parse import quote, urldefrag, urljoin, urlsplit
 
 from django_smart.exceptions import (
     BearerBoundaryError,
@@ -53,6 +53,7 @@ __all__ = [
     "process_write_response",
     "raise_for_status",
     "reports_error",
+    "resolve_link",
     "resolve_url",
     "validate_bundle",
     "validate_id",
@@ -157,6 +158,20 @@ def resolve_url(base: str, reference: str) -> str:
         return quote(urldefrag(urljoin(base, reference)).url, safe=_VISIBLE)
     except ValueError:
         return ""
+
+
+def resolve_link(base: str, reference: str) -> str:
+    """
+    :func:`resolve_url` of a Bundle's link.
+
+    A server behind a proxy that terminates TLS may write http instead of https.
+    """
+    url = resolve_url(base, reference)
+    host = f"://{urlsplit(base).netloc}/".lower()
+    is_same_host = url[4 : 4 + len(host)].lower() == host
+    if is_same_host and base.startswith("https:") and url.startswith("http:"):
+        return f"https{url.removeprefix('http')}"
+    return url
 
 
 def process_read_response(

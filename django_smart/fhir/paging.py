@@ -14,7 +14,7 @@ from django_smart.exceptions import (
     StreamedResultError,
     TooManyResultsError,
 )
-from django_smart.fhir.messages import resolve_url
+from django_smart.fhir.messages import resolve_link
 
 __all__ = ["MAX_RESULTS", "WHOLE", "History", "Page", "Results", "Stream", "iter_pages"]
 
@@ -76,7 +76,7 @@ class Page:
         for link in self.bundle["link"]:
             target = link.get("url")
             if link.get("relation") == "next" and isinstance(target, str) and target:
-                return resolve_url(self._url, target)
+                return resolve_link(self._url, target)
         return None
 
 

@@ -54,7 +54,7 @@ from ..fhir.guard import (
 )
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
-from ..fhir.messages import process_read_response, raise_for_status, resolve_url
+from ..fhir.messages import process_read_response, raise_for_status, resolve_link
 from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
@@ -651,7 +651,7 @@ class _Rewriter:
 
     def _rewrite_bundle(self, bundle: dict[str, Any], url: str) -> None:
         for link in _get_objects(bundle.get("link")):
-            _replace(link, "url", lambda it: self.rewrite_url(resolve_url(url, it)))
+            _replace(link, "url", lambda it: self.rewrite_url(resolve_link(url, it)))
         for entry in _get_objects(bundle.get("entry")):
             _replace(entry, "fullUrl", self.rewrite_url)
             for response in _get_objects([entry.get("response")]):
@@ -687,7 +687,7 @@ class _Rewriter:
             target = link.get("url")
             if link.get("relation") == "self" or not isinstance(target, str):
                 continue
-            target = resolve_url(url, target)
+            target = resolve_link(url, target)
             if self._client.is_within_boundary(target):
                 signed = signing.dumps(target, salt=self._salt, compress=True)
                 link["url"] = f"{self._proxy_url}{_PAGE}?url={signed}"

@@ -412,7 +412,8 @@ def test_token_is_renewed_between_pages(grant):
     "url",
     [
         "https://other.example.org/v/r4/sim/blob/fhir?p=2",
-        "http://ehr.example.org/v/r4/sim/blob/fhir?p=2",
+        "http://ehr.example.org:8080/v/r4/sim/blob/fhir?p=2",
+        "http://ehr.example.org/v/r4/sim/blob?p=2",
         "https://ehr.example.org/v/r4/sim/blob?p=2",
         "//other.example.org/",
         "http://[broken/",
@@ -422,9 +423,29 @@ def test_next_link_out_of_the_boundary_is_refused(grant, url):
     grant.server.on("Observation", respond(bundle(observation(1), next_url=url)))
     result = iter(grant.client.iterate("Observation"))
     assert next(result)["id"] == "o-1"
-    with pytest.raises(BearerBoundaryError):
+    with pytest.raises(BearerBoundaryError) as caught:
         next(result)
     assert len(grant.server.requests) == 1
+    assert "p=2" not in str(caught.value)
+
+
+def test_next_link_that_is_refused_is_named_by_its_origin(grant):
+    url = "https://other.example.org:8443/fhir?p=2"
+    grant.server.on("Observation", respond(bundle(next_url=url)))
+    with pytest.raises(BearerBoundaryError, match=r"https://other\.example\.org:8443,"):
+        grant.client.search("Observation")
+
+
+@pytest.mark.parametrize("host", ["ehr.example.org", "EHR.example.org"])
+def test_next_link_of_a_server_behind_a_tls_proxy_is_followed_with_https(grant, host):
+    path = "v/r4/sim/blob/fhir"
+    first = bundle(observation(1), next_url=f"http://{host}/{path}?p=2")
+    grant.server.on("Observation", respond(first))
+    grant.server.on(f"https://{host}/{path}?p=2", respond(bundle(observation(2))))
+    assert ids(grant.client.search("Observation")) == ["o-1", "o-2"]
+    first["link"][0]["url"] = f"http://{host}/{path}/Observation"
+    pages = grant.client.iterate_pages(first)
+    assert [len(page["entry"]) for page in pages] == [1, 1]
 
 
 def test_next_link_beside_the_base_is_followed_where_the_boundary_is_the_origin():

@@ -131,7 +131,9 @@ for _place, (_words, _change) in _PLACES.items():
         "refuse",
         f"no body, and a Location {_words}",
     )(_move_created(_change))
-    edits_json("fhir", f"fhir_next_{_place}", "refuse", f"next link {_words}")(
+    # Behind a proxy that terminates TLS, servers write http: https is requested.
+    _kind: Any = "tolerate" if _place == "other_scheme" else "refuse"
+    edits_json("fhir", f"fhir_next_{_place}", _kind, f"next link {_words}")(
         _lead_next(_change)
     )
     replaces("fhir", f"fhir_redirect_{_place}", "refuse", f"302 to a URL {_words}")(
