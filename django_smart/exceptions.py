@@ -860,11 +860,23 @@ class MalformedFHIRResponseError(FHIRError):
     """
 
     code = "fhir_response_malformed"
+    codes = {
+        "patient_replaced": (
+            502,
+            "A read of the patient returned another patient, as some EHRs do after "
+            "they have merged two records.",
+        ),
+    }
 
     def __init__(
-        self, message: str, *, status_code: int = 200, media_type: str = ""
+        self,
+        message: str,
+        *,
+        status_code: int = 200,
+        media_type: str = "",
+        code: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code)
         self.status_code = status_code
         self.media_type = media_type
 

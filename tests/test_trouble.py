@@ -74,6 +74,7 @@ def ask(ehr: EHRSimulator, registration: ClientRegistration) -> Callable[..., An
         ("fhir_html_200", "fhir_response_malformed", 502),
         ("fhir_redirect_other_origin", "bearer_boundary", 502),
         ("fhir_404", "fhir_not_found", 502),
+        ("fhir_wrong_id", "patient_replaced", 502),
     ],
 )
 def test_page_says_what_happened(
@@ -106,6 +107,19 @@ def test_lost_grant_leads_to_connecting_again(
     page = browser.get(f"/~{opened.key}/fhir/")
     assert page.status_code == 403
     assert b"<code>grant_lost</code>" in page.content
+    assert b"/smart/login/?server=harbour" in page.content
+
+
+def test_merged_patient_leads_to_connecting_again(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    # As after a redirect to the record that remained.
+    ehr.faults = {"fhir_wrong_id"}
+    browser.raise_request_exception = False
+    page = browser.get(f"/~{opened.key}/fhir/")
+    assert b"<code>patient_replaced</code>" in page.content
     assert b"/smart/login/?server=harbour" in page.content
 
 

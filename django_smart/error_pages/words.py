@@ -537,6 +537,23 @@ WORDS: Mapping[str, Words] = {
         advice=_("It may have been moved or deleted, or you may not have access."),
         turn=_EHRS_TURN,
     ),
+    "patient_replaced": Words(
+        title=_("%(Server)s sent the record of another patient"),
+        advice=ByKind(
+            ehr=_(
+                "Two records may have been merged, so nothing is shown here. Open the "
+                "app again from the patient's chart."
+            ),
+            standalone=_(
+                "Two records may have been merged, so nothing is shown here. Connect "
+                "your records again."
+            ),
+            unknown=_(
+                "Two records may have been merged, so nothing is shown here. Open the "
+                "app from the patient's chart, or connect your records again."
+            ),
+        ),
+    ),
     "fhir_gone": Words(
         title=_("This was deleted at %(server)s"),
         advice=_("If you need it, look for it there."),

@@ -183,8 +183,12 @@ def process_read_response(
     """Turn the answer to a read into the resource."""
     resource = process_resource_response(response, what=f"read of {resource_type}")
     if resource["resourceType"] != resource_type or resource.get("id") != id:
+        is_patient = resource["resourceType"] == resource_type == "Patient"
+        is_replaced = is_patient and _is_id(resource.get("id"))
         raise build_malformed_error(
-            response, f"the read of {resource_type} returned a different resource"
+            response,
+            f"the read of {resource_type} returned a different resource",
+            code="patient_replaced" if is_replaced else "",
         )
     return resource
 
@@ -452,9 +456,12 @@ def _get_issues(outcome: object) -> list[dict[str, object]]:
 
 
 def build_malformed_error(
-    response: HTTPResponse, message: str
+    response: HTTPResponse, message: str, *, code: str = ""
 ) -> MalformedFHIRResponseError:
     """Make the error for a *response* that is not what was requested."""
     return MalformedFHIRResponseError(
-        message, status_code=response.status_code, media_type=response.media_type
+        message,
+        status_code=response.status_code,
+        media_type=response.media_type,
+        code=code,
     )
