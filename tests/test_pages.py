@@ -257,6 +257,13 @@ def test_confirmation_names_the_account_and_what_is_asked_for(browser, registrat
     assert 'href="/smart/login/?next=%2Fa%2F"' in content
 
 
+def test_confirmation_lets_whoever_is_somebody_else_sign_out(browser, registration):
+    content = browser.get("/smart/login/?server=harbour").content.decode()
+    assert ("post", "/smart/logout/") in [
+        (form["method"], form["action"]) for form in Page(content).all("form")
+    ]
+
+
 def test_site_can_put_its_own_page_around(registration, browser, settings, tmp_path):
     folder = tmp_path / "django_smart"
     folder.mkdir()
