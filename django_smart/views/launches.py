@@ -77,7 +77,7 @@ from ..launches.parked import (
 )
 from ..launches.prefix import build_launch_path, get_protocol_url
 from ..launches.request_state import get_request_state, get_user
-from ..models import ClientRegistration, FHIRServer, Launch
+from ..models import ClientRegistration, FHIRServer, Identity, Launch
 from ..protocol.urls import get_origin
 from ..signals import launch_completed
 from ..templatetags.scope_words import in_words
@@ -542,12 +542,19 @@ class DecideView(_CompletingView):
         if _is_owner(user, asked):
             return self._complete(request, launch)
         _, claims = read_held(launch)
+        registration = launch.registration
+        choices = ["connect", "create"] if registration.create_users else ["connect"]
+        has_account = asked.question == Launch.Question.LINK and _has_account(
+            user, registration.server
+        )
         context = {
             "launch": launch,
-            "server": launch.registration.server,
+            "server": registration.server,
             "question": asked.question,
-            "can_create": launch.registration.create_users,
-            "may_be_chosen": _may_be_chosen(user, launch.registration),
+            # The likely one first.
+            "choices": choices[::-1] if has_account else choices,
+            "has_account": has_account,
+            "may_be_chosen": _may_be_chosen(user, registration),
             "user_name": get_own_name(user),
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
@@ -795,6 +802,12 @@ def _may_be_chosen(
 ) -> bool:
     """Whether *user* can let an account of this EHR sign them in."""
     return user is not None and not is_protected(user, registration.server)
+
+
+def _has_account(user: AbstractBaseUser | None, server: FHIRServer) -> bool:
+    """Whether *user* has signed in with, or connected, an account of *server*."""
+    known = Identity.objects.known_to(server)
+    return user is not None and known.filter(user_id=user.pk).exists()
 
 
 def _is_owner(user: AbstractBaseUser | None, asked: UndecidedError) -> bool:

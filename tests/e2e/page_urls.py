@@ -107,7 +107,8 @@ def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
     context = {
         "server": SimpleNamespace(name=_SERVER),
         "question": question,
-        "can_create": True,
+        "choices": ["connect", "create"],
+        "has_account": names == "unnamed",
         "may_be_chosen": True,
         "user_name": "Maria Lopez" if names == "named" else "",
         "owner_name": (

@@ -702,6 +702,28 @@ def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
     assert Identity.objects.get().may_sign_in
 
 
+@pytest.mark.parametrize("has_account", [False, True])
+def test_likely_answer_about_an_unknown_account_comes_first(
+    ehr: EHRSimulator, *, has_account: bool
+) -> None:
+    make_registration()
+    browser = _signed_in_browser(make_user("maria"))
+    if has_account:
+        connect(browser, ehr)
+    # At a shared workstation, whoever has one account there hardly has a second.
+    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    buttons = re.findall(
+        r'<button class="([^"]+)" name="choice" value="(\w+)"',
+        browser.get(page).content.decode(),
+    )
+    likely, other = ("create", "connect") if has_account else ("connect", "create")
+    assert buttons == [
+        ("smart-button", likely),
+        ("smart-button smart-secondary", other),
+        ("smart-button smart-secondary", "cancel"),
+    ]
+
+
 def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None:
     make_registration(create_users=False)
     browser = _signed_in_browser(make_user("maria"))
