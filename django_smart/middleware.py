@@ -349,7 +349,7 @@ def _render_ending(
     # Those who sign in through the EHR may have no password here.
     if error.code == _SIGNED_OUT and not launch.signs_in_here:
         # As login_required, whatever the method.
-        retry = sign_in_again(request, next_url=request.get_full_path())
+        retry = sign_in_again(request, launch.user, next_url=request.get_full_path())
     return render_error(
         request,
         error,

@@ -18,7 +18,7 @@ from django.urls import get_script_prefix, path, reverse
 from django.utils import timezone
 
 from django_smart.middleware import SMARTMiddleware
-from django_smart.models import ClientRegistration, Launch, TokenGrant
+from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_login
 from tests.site.browsers import Chart, make_async_browser, open_chart
 from tests.site.urls import urlpatterns as site
@@ -201,6 +201,8 @@ def test_key_is_no_credential(ehr, method):
 def test_expired_session_leads_to_the_site_s_sign_in_and_back(ehr, settings, method):
     settings.LOGIN_URL = "/admin/login/"
     chart = open_chart(ehr)
+    # Somebody who connected the account, and signs in on the site.
+    Identity.objects.update(may_sign_in=False)
     session = chart.browser.cookies.pop("sessionid")
     response = getattr(chart, method)("/links/?page=2")
     assert response.status_code == 403
@@ -213,8 +215,11 @@ def test_expired_session_leads_to_the_site_s_sign_in_and_back(ehr, settings, met
     assert getattr(chart, method)("/links/?page=2").status_code == 200
 
 
-def test_expired_session_has_no_button_to_a_sign_in_through_the_ehr(ehr, settings):
-    settings.LOGIN_URL = "/smart/login/"
+@pytest.mark.parametrize("login_url", ["/smart/login/", "/admin/login/"])
+def test_expired_session_of_who_signs_in_through_the_ehr_has_no_button(
+    ehr, settings, login_url
+):
+    settings.LOGIN_URL = login_url
     chart = open_chart(ehr)
     del chart.browser.cookies["sessionid"]
     response = chart.get("/links/")
@@ -225,6 +230,7 @@ def test_expired_session_has_no_button_to_a_sign_in_through_the_ehr(ehr, setting
 def test_expired_session_has_no_button_to_a_page_that_is_missing(ehr, settings):
     settings.LOGIN_URL = "/no-such-page/"
     chart = open_chart(ehr)
+    Identity.objects.update(may_sign_in=False)
     del chart.browser.cookies["sessionid"]
     assert chart.get("/links/").context["retry"] is None
 

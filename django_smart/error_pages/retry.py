@@ -10,6 +10,7 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -24,10 +25,12 @@ from ..exceptions import (
     TokenServerError,
     UnknownSigningKeyError,
 )
+from ..launches.parked import is_protected
 from ..launches.prefix import find_route, get_protocol_url
-from ..models import ClientRegistration, Launch
+from ..models import ClientRegistration, Identity, Launch
 
 if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
     from django_stubs_ext import StrOrPromise
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "choose_organization",
     "connect_again",
     "connect_records",
+    "find_ehr_sign_ins",
     "get_page",
     "has_login_page",
     "sign_in_again",
@@ -104,11 +108,40 @@ def choose_organization(*, next_url: str = "") -> Retry:
     )
 
 
-def sign_in_again(request: HttpRequest, *, next_url: str) -> Retry | None:
-    """Return a button to the site's own sign-in, or ``None`` if it has none."""
-    if signs_in_through_ehr(request) or not has_login_page():
+def sign_in_again(
+    request: HttpRequest, user: AbstractBaseUser | None, *, next_url: str
+) -> Retry | None:
+    """Return a button to the site's own sign-in, if it has one that *user* can use."""
+    if (
+        signs_in_through_ehr(request)
+        or not has_login_page()
+        or find_ehr_sign_ins(user, next_url="")
+    ):
         return None
     return Retry(url=build_sign_in_url(request, next_url), label=_("Sign in"))
+
+
+def find_ehr_sign_ins(user: AbstractBaseUser | None, *, next_url: str) -> list[Retry]:
+    """
+    Return buttons to the EHRs that sign *user* in, if they have no password here.
+
+    ``LOGIN_URL`` is often a password form, which such a user cannot get past.
+    """
+    if user is None or user.has_usable_password():
+        return []
+    own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
+    registrations = ClientRegistration.objects.standalone().filter(
+        server__in=own.values("server")
+    )
+    return [
+        Retry(
+            url=build_login_url(**each.login_parameters, next_url=next_url),
+            label=gettext("Sign in with %(name)s") % {"name": each.server.name},
+        )
+        for each in registrations.order_by("server__name")
+        if "openid" in each.standalone_scope.split()
+        and not is_protected(user, each.server)
+    ]
 
 
 def can_pass(error: SMARTError) -> bool:

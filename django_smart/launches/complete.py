@@ -133,6 +133,7 @@ class Completion:
     Attributes:
         launch: with its grant and registration.
         user: who must be signed in now, or ``None`` for no change.
+        owner: whom the question of a parked launch is about, if that is known.
         claims: the EHR's claims about the user, or ``None`` if there are none.
         ended_earlier: whether another user's launches in this browser were ended, so
             that the new browser cookie must replace the old one.
@@ -142,6 +143,7 @@ class Completion:
 
     launch: Launch
     user: AbstractBaseUser | None = None
+    owner: AbstractBaseUser | None = None
     claims: IDTokenClaims | None = None
     ended_earlier: bool = False
     open_digests: Collection[str] | None = field(default=None, repr=False)
@@ -390,6 +392,7 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
         park_launch(launch, tokens, claims, question=exc.question, user=visitor.user)
         return Completion(
             launch=launch,
+            owner=exc.owner,
             open_digests=set(opened.values_list("browser_digest", flat=True)),
         )
 

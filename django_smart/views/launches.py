@@ -36,6 +36,7 @@ from ..error_pages.retry import (
     choose_organization,
     connect_again,
     connect_records,
+    find_ehr_sign_ins,
     sign_in_again,
     signs_in_through_ehr,
     try_again,
@@ -224,7 +225,11 @@ class LoginView(ProtocolView):
     @staticmethod
     def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
         """Lead whoever confirmed to the site's login, and from there to *url*."""
-        if signs_in_through_ehr(request):
+        launches = Launch.objects.of_browser(get_browser(request).digests)
+        last = launches.exclude(user=None).order_by("-completed_at").first()
+        if signs_in_through_ehr(request) or (
+            last is not None and find_ehr_sign_ins(last.user, next_url=url)
+        ):
             error = IdentityError(
                 "Whoever confirmed to connect is no longer signed in.",
                 code="user_signed_out",
@@ -321,7 +326,8 @@ class _CompletingView(ProtocolView):
         again = connect_again(self.launch, next_url=next_url)
         if again is not None and error.code == _SIGNED_OUT:
             # Without a user, it would sign in through the EHR instead of connecting.
-            return sign_in_again(self.request, next_url=again.url) or again
+            user = self.launch.user if self.launch else None
+            return sign_in_again(self.request, user, next_url=again.url) or again
         return again
 
     def _set_frame(self, launch: Launch) -> None:
@@ -437,7 +443,7 @@ class CallbackView(_CompletingView):
             raise
         if completion.launch.question:
             browser.renew(completion.open_digests or ())
-            return self._ask(request, completion.launch)
+            return self._ask(request, completion)
         try:
             response = self._finish(request, completion, backend)
         except SMARTError:
@@ -480,14 +486,16 @@ class CallbackView(_CompletingView):
 
     # Not meant to be overridden
 
-    def _ask(self, request: HttpRequest, launch: Launch) -> HttpResponse:
+    def _ask(self, request: HttpRequest, completion: Completion) -> HttpResponse:
         """Go where the launch's question is answered."""
+        launch = completion.launch
         self._set_frame(launch)
         url = _build_decide_url(launch)
         if (
             launch.question == Launch.Question.SIGN_IN
             and get_user(request) is None
             and not signs_in_through_ehr(request)
+            and not find_ehr_sign_ins(completion.owner, next_url=url)
         ):
             url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
@@ -542,6 +550,7 @@ class DecideView(_CompletingView):
         if _is_owner(user, asked):
             return self._complete(request, launch)
         _, claims = read_held(launch)
+        url = _build_decide_url(launch)
         registration = launch.registration
         choices = ["connect", "create"] if registration.create_users else ["connect"]
         has_account = asked.question == Launch.Question.LINK and _has_account(
@@ -558,8 +567,9 @@ class DecideView(_CompletingView):
             "user_name": get_own_name(user),
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
-            "decide_url": _build_decide_url(launch),
-            "sign_in_url": build_sign_in_url(request, _build_decide_url(launch)),
+            "decide_url": url,
+            "sign_in_url": build_sign_in_url(request, url),
+            "ehr_sign_ins": find_ehr_sign_ins(asked.owner, next_url=url),
         }
         return harden(render(request, "django_smart/decide.html", context))
 
@@ -577,7 +587,7 @@ class DecideView(_CompletingView):
             return self._complete(request, launch)
         question = asked.question
         if question == Launch.Question.SIGN_IN and choice == "sign_in":
-            return self._make_room(request, launch)
+            return self._make_room(request, launch, asked.owner)
         answers = {
             Launch.Question.SWITCH: ("switch",),
             Launch.Question.LINK: ("connect", "create"),
@@ -651,7 +661,9 @@ class DecideView(_CompletingView):
         return self._finish(request, completion, backend)
 
     @staticmethod
-    def _make_room(request: HttpRequest, launch: Launch) -> HttpResponse:
+    def _make_room(
+        request: HttpRequest, launch: Launch, owner: AbstractBaseUser | None
+    ) -> HttpResponse:
         """Sign the other user out, and keep the launch for the one to sign in."""
         browser = get_browser(request)
         Launch.objects.parked().filter(pk=launch.pk).update(
@@ -659,7 +671,9 @@ class DecideView(_CompletingView):
         )
         # Its receiver ends what the other had open, and sets the new cookie.
         logout(request)
-        url = build_sign_in_url(request, _build_decide_url(launch))
+        url = _build_decide_url(launch)
+        if not find_ehr_sign_ins(owner, next_url=url):
+            url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
 
     @staticmethod

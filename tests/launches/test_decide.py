@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ from django.test.utils import override_script_prefix
 from django.utils import timezone
 from django.utils.html import escape
 
-from django_smart import tasks
+from django_smart import tasks, transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.launches.purge import purge
 from django_smart.models import Identity, Launch, TokenGrant
@@ -28,6 +28,8 @@ from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
 from tests.celery import Broker
 from tests.ehr import (
+    CLIENT_ID,
+    CLIENT_SECRET,
     connect,
     get_callback,
     get_launch,
@@ -128,6 +130,80 @@ def test_connected_account_signs_nobody_in(ehr: EHRSimulator) -> None:
     # Back and forward: the page leads to what was opened.
     assert get_launch(browser.get(page)) == finished
     assert get_launch(browser.post(page, {"choice": "cancel"})) == finished
+
+
+@pytest.fixture
+def second() -> Iterator[EHRSimulator]:
+    """Another organization."""
+    registration = make_registration(
+        server__slug="second",
+        server__name="Second Hospital",
+        server__base_url="https://second.example.org/fhir",
+    )
+    simulator = EHRSimulator(base_url=registration.server.base_url)
+    simulator.register_client(
+        CLIENT_ID,
+        client_secret=CLIENT_SECRET,
+        redirect_uris=[registration.redirect_uri],
+        name="Growth chart",
+    )
+    with transport.mounted("https://second.example.org", simulator.adapter()):
+        yield simulator
+
+
+def _connect_second(ehr: EHRSimulator, second: EHRSimulator) -> tuple[Client, Launch]:
+    """As most patients: sign in through one organization, and connect another."""
+    browser = make_browser()
+    signed_in = connect(browser, ehr)
+    url = start_login(browser, server="second")
+    connected = get_launch(get_callback(browser, second.authorize(url)))
+    assert connected.user == signed_in.user
+    return browser, connected
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("is_other_signed_in", [False, True])
+def test_owner_without_a_password_signs_in_through_their_organization(
+    ehr: EHRSimulator, second: EHRSimulator, *, is_other_signed_in: bool
+) -> None:
+    _, connected = _connect_second(ehr, second)
+    browser = make_browser()
+    url = browser.get("/smart/login/", {"server": "second"})["Location"]
+    if is_other_signed_in:
+        _sign_in(browser, make_user("sam"))
+    response = get_callback(browser, second.authorize(url))
+    if is_other_signed_in:
+        _, page = _get_parked(response)
+        response = browser.post(page, {"choice": "sign_in"})
+    parked, page = _get_parked(response)
+    # Not to the password form.
+    assert response["Location"] == page
+    (link,) = browser.get(page).context["ehr_sign_ins"]
+    assert "Harbour Hospital" in link.label
+    assert f'href="{escape(link.url)}"' in browser.get(page).content.decode()
+    started = browser.get(link.url)
+    landed = get_callback(browser, ehr.authorize(started["Location"]))
+    finished = get_launch(browser.get(browser.get(landed["Location"])["Location"]))
+    assert (finished.pk, finished.user) == (parked.pk, connected.user)
+
+
+@pytest.mark.usefixtures("registration")
+def test_owner_without_a_password_is_sent_to_no_other_dead_end(
+    ehr: EHRSimulator, second: EHRSimulator
+) -> None:
+    browser, connected = _connect_second(ehr, second)
+    url = start_login(browser, server="second")
+    del browser.cookies["sessionid"]
+    # A page, the callback, and the page that asks before connecting.
+    pages = [
+        browser.get(f"/~{connected.key}/page/"),
+        get_callback(browser, second.authorize(url)),
+        browser.post("/smart/login/", {"server": "second", "connect": "1"}),
+    ]
+    codes = ["launch_signed_out", "user_signed_out", "user_signed_out"]
+    assert [get_code(page) for page in pages] == codes
+    links = [page.context["retry"].url for page in pages]
+    assert all(link.startswith("/smart/login/") for link in links)
 
 
 def _signed_in_browser(user: Any) -> Client:
