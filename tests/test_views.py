@@ -172,7 +172,7 @@ def test_signed_in_user_has_to_press_a_button(ehr, user):
     assert not ehr.requests
     assert not Launch.objects.exists()
 
-    (token,) = re.findall(r'csrfmiddlewaretoken" value="(\w+)"', text_of(page))
+    token, _ = re.findall(r'csrfmiddlewaretoken" value="(\w+)"', text_of(page))
     data = {"server": "harbour", "next": "/links/", "user": user.pk}
     data["csrfmiddlewaretoken"] = token
     origin = {"origin": "https://app.example.org"}

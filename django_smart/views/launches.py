@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import NoReturn
+from functools import wraps
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -15,6 +16,7 @@ from django.contrib.auth import get_backends, login, logout
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http.response import HttpResponseBase
 from django.shortcuts import render, resolve_url
 from django.templatetags.static import static
 from django.utils import timezone
@@ -23,7 +25,7 @@ from django.utils.module_loading import import_string
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
 
 from ..backends import SMARTAuthenticationBackend
 from ..clients import build_fhir_client
@@ -524,9 +526,33 @@ class CallbackView(_CompletingView):
             self.launch = launch
 
 
+def _ask_again_without_token(view: Callable[..., HttpResponseBase]) -> Any:
+    """
+    Like ``csrf_protect``, but without a valid token, the page asks again.
+
+    The answer in one tab signs somebody in, which replaces the token; the page in the
+    next tab would end in Django's, which leads nowhere.
+    """
+
+    @csrf_exempt  # from the middleware, whose own check comes first
+    @wraps(view)
+    def check(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        answered: list[HttpResponseBase] = []
+
+        @csrf_protect
+        def run(request: HttpRequest) -> HttpResponseBase:
+            answered.append(view(request, *args, **kwargs))
+            return answered[0]
+
+        response = run(request)
+        return response if answered else harden(HttpResponseRedirect(request.path))
+
+    return check
+
+
 @method_decorator(never_cache, name="dispatch")
 # A session's user changes here: also on a site that leaves the middleware out.
-@method_decorator(csrf_protect, name="dispatch")
+@method_decorator(_ask_again_without_token, name="dispatch")
 class DecideView(_CompletingView):
     """
     The page that asks the user before a launch continues: ``decide/<key>/``.
