@@ -13,6 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils import timezone
 
+from django_smart.error_pages.words import OUTCOME_UNKNOWN
 from django_smart.exceptions import FHIRRequestError, ReauthorizationRequiredError
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
@@ -94,6 +95,17 @@ def test_what_may_pass_can_be_tried_again(ask: Callable[..., Any]) -> None:
     assert b"/fhir/?a=1" in page.content
     # What a form sent is not sent again by a link.
     assert b"Try again" not in ask("/fhir/", "fhir_503", method="post").content
+
+
+@pytest.mark.parametrize("fault", ["fhir_503", "fhir_html_200"])
+def test_what_may_have_been_saved_is_not_said_to_be_worth_another_try(
+    ask: Callable[..., Any], fault: str
+) -> None:
+    assert ask("/fhir/", fault).context["advice"] != OUTCOME_UNKNOWN
+    assert ask("/fhir/", fault, method="post").context["advice"] == OUTCOME_UNKNOWN
+    # What the EHR refused was not saved.
+    refused = ask("/fhir/", "fhir_404", method="post")
+    assert refused.context["advice"] != OUTCOME_UNKNOWN
 
 
 def test_lost_grant_leads_to_connecting_again(

@@ -22,7 +22,7 @@ from ..exceptions import (
 )
 from ..models import Launch
 from .retry import Retry, can_pass, connect_again, get_page, try_again
-from .words import find_words
+from .words import OUTCOME_UNKNOWN, find_words
 
 __all__ = ["Retry", "harden", "is_trouble", "render_error", "render_trouble"]
 
@@ -97,11 +97,17 @@ def render_trouble(
 ) -> HttpResponse:
     """Render the page for *error*, raised in a view that used *launch*."""
     page = get_page(request)
+    extra: dict[str, object] = {}
     if can_pass(error):
         retry = try_again(page) if page else None
     else:
         retry = connect_again(launch, next_url=page)
-    return render_error(request, error, retry=retry, launch=launch)
+    if request.method not in {"GET", "HEAD"} and (
+        can_pass(error)
+        or isinstance(error, (TransportError, MalformedFHIRResponseError))
+    ):
+        extra["advice"] = OUTCOME_UNKNOWN
+    return render_error(request, error, retry=retry, launch=launch, extra=extra)
 
 
 def is_trouble(error: SMARTError) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT",
     "ENDINGS",
+    "OUTCOME_UNKNOWN",
     "WORDS",
     "ByKind",
     "Words",
@@ -43,6 +44,11 @@ ENDINGS: Mapping[str, StrOrPromise] = {
     "user_changed": _("Another user signed in here."),
 }
 """Why a launch ended, by the reason it has; other reasons need no explanation."""
+
+OUTCOME_UNKNOWN = _(
+    "It is not known whether this was saved. Check the chart before you send it again."
+)
+"""Advice if the EHR did not answer a page that writes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
