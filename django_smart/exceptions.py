@@ -274,6 +274,7 @@ class StateUsedError(StateError):
     code = "state_used"
     http_status = 409
     codes = {
+        "state_in_use": (409, "Another request is still completing the launch."),
         "state_failed": (409, "The ``state`` was already used, and the launch failed."),
     }
 

@@ -338,6 +338,22 @@ WORDS: Mapping[str, Words] = {
             "or connect your records again."
         ),
     ),
+    "state_in_use": Words(
+        title=_("This sign-in is still being completed"),
+        advice=ByKind(
+            ehr=_(
+                "If nothing opens within a minute, go back to the patient's chart and "
+                "open the app again."
+            ),
+            standalone=_(
+                "If nothing opens within a minute, connect your records again."
+            ),
+            unknown=_(
+                "If nothing opens within a minute, open the app again from the "
+                "patient's chart, or connect your records again."
+            ),
+        ),
+    ),
     "state_failed": Words(title=_("This sign-in did not succeed"), advice=_AGAIN),
     "state_withdrawn": Words(
         title=_("You signed out, so this was canceled"), advice=_AGAIN

@@ -49,13 +49,15 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
 
 
 def build_used_error(launch: Launch) -> StateError:
-    """Return the error for a callback whose *launch* is no longer pending."""
+    """Return the error for a callback whose *launch* another has used or ended."""
     # Not from a replica, which may not have the change yet.
-    failed = Launch.objects.using(router.db_for_write(Launch)).filter(
-        pk=launch.pk, status=Launch.Status.FAILED
-    )
-    reason = failed.values_list("error_code", flat=True).first()
-    if reason is None:
+    stored = Launch.objects.using(router.db_for_write(Launch)).filter(pk=launch.pk)
+    found = stored.values_list("status", "error_code").first()
+    status, reason = found or ("", "")
+    if status == Launch.Status.PENDING:
+        # By a request that waits for the EHR, or by a process that was killed.
+        return StateUsedError("Another request is using it.", code="state_in_use")
+    if status != Launch.Status.FAILED:
         return StateUsedError("The state of this callback was already used.")
     message = f"The launch of this callback has failed ({reason})."
     if reason in _FAILED_BEFORE:

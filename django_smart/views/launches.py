@@ -481,10 +481,8 @@ class CallbackView(_CompletingView):
         """Remove the code from the address bar, and say whether anything was done."""
         launch = self.launch
         is_stored = launch is not None and launch.completed_at is not None
-        return {
-            "clean_address": True,
-            "nothing_done": not (is_stored or error.code == StateUsedError.code),
-        }
+        is_used = error.code in {StateUsedError.code, "state_in_use"}
+        return {"clean_address": True, "nothing_done": not (is_stored or is_used)}
 
     # Not meant to be overridden
 

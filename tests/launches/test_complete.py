@@ -69,6 +69,26 @@ def test_state_is_used_once_and_the_finished_launch_is_left_alone(
     assert fhir_client_for(grant=finished.grant).read("Patient", PATIENT)
 
 
+@pytest.mark.usefixtures("registration")
+def test_reload_while_the_ehr_is_slow_is_not_told_that_the_launch_is_complete(
+    ehr: EHRSimulator,
+) -> None:
+    browser, pages = make_browser(), []
+    callback = ehr.authorize(start_login(browser))
+
+    def reload(respond: Any, request: Any) -> Any:
+        ehr.interceptors.clear()
+        pages.append(get_callback(browser, callback))
+        return respond(request)
+
+    ehr.interceptors.append(reload)
+    assert get_launch(get_callback(browser, callback)).status == "completed"
+    (page,) = pages
+    assert (page.status_code, get_code(page)) == (409, "state_in_use")
+    assert page.context["nothing_done"] is False
+    assert page.context["retry"].url == "/smart/login/?server=harbour"
+
+
 @pytest.mark.compliance("CALL-03")
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
 @pytest.mark.usefixtures("registration")
