@@ -463,6 +463,20 @@ def test_ended_ehr_launch_has_no_button(ehr, registration):
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("kind", Launch.Kind.values)
+def test_passing_trouble_in_a_callback_can_be_tried_again(ehr, registration, kind):
+    browser = make_browser()
+    is_from_ehr = kind == Launch.Kind.EHR
+    url = start_ehr_launch(browser, ehr) if is_from_ehr else start_login(browser)
+    ehr.faults.add("token_503")
+    response = get_callback(browser, ehr.authorize(url))
+    assert f"<code>{exceptions.TokenServerError.code}</code>" in response.text
+    # A reload of the callback would not do.
+    assert ("open the app again" in response.context["advice"]) is is_from_ehr
+    assert (button_of(response) is None) is is_from_ehr
+
+
+@pytest.mark.django_db
 def test_switched_off_organisation_is_not_offered_again(ehr, registration):
     browser = make_browser()
     url = ehr.authorize(start_login(browser), approve=False)

@@ -76,7 +76,7 @@ def render_error(
         "docs_url": build_docs_url("errors", error.code),
         "support_url": conf.SMART_SUPPORT_URL,
         "title": words.get_title(server_name),
-        "advice": words.get_advice(kind),
+        "advice": words.get_advice(kind, can_retry=retry is not None),
         "turn": words.get_turn(server_name),
         "error_description": getattr(error, "error_description", ""),
         "error_uri": getattr(error, "error_uri", ""),

@@ -102,9 +102,17 @@ class Words:
             "server": server_name or pgettext("in a sentence", "the EHR"),
         }
 
-    def get_advice(self, kind: str) -> str:
-        """Return the advice for a launch of this kind."""
+    def get_advice(self, kind: str, *, can_retry: bool = True) -> str:
+        """
+        Return the advice for a launch of this kind.
+
+        Args:
+            can_retry: whether the page has a button; without one, an EHR launch can
+                only be tried again in the EHR.
+        """
         advice = self.advice
+        if advice is _TRY_LATER and kind == Launch.Kind.EHR and not can_retry:
+            advice = _OPEN_LATER
         return str(advice.get(kind) if isinstance(advice, ByKind) else advice)
 
 
@@ -159,6 +167,10 @@ _AGAIN = ByKind(
 _TRY_LATER = _(
     "Wait a minute and try again. If the problem continues, contact this site's "
     "support."
+)
+_OPEN_LATER = _(
+    "Wait a minute, then go back to the patient's chart and open the app again. If the "
+    "problem continues, contact this site's support."
 )
 _TELL_SUPPORT = _(
     "You did nothing wrong. Contact this site's support and include the code at the "
