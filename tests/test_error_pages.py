@@ -534,3 +534,12 @@ def test_refused_credentials_are_not_the_persons_to_correct(refusal):
     assert "support team can" in page
     other = exceptions.TokenResponseError("x", error="invalid_grant")
     assert "open the app again" in render(other, kind="ehr")
+
+
+@pytest.mark.parametrize("busy", ["server_error", "temporarily_unavailable"])
+def test_ehr_that_is_busy_has_not_refused_the_app(busy):
+    error = exceptions.AuthorizationDeniedError("x", error=busy)
+    assert find_words(error) is WORDS["token_server_error"]
+    assert "open the app again" in render(error, kind="ehr")
+    other = exceptions.AuthorizationDeniedError("x", error="invalid_scope")
+    assert find_words(other) is WORDS["authorization_refused"]

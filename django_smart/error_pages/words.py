@@ -121,7 +121,8 @@ def find_words(error: SMARTError, code: str = "") -> Words:
     Return the words for *code*, or for the error's code or its nearest parent class.
     """
     above = (getattr(each, "code", "") for each in type(error).__mro__)
-    codes = [code] if code else [_find_refusal(error), error.code, *above]
+    oauth_error = _CODES.get(getattr(error, "error", ""), "")
+    codes = [code] if code else [oauth_error, error.code, *above]
     return next((WORDS[each] for each in codes if each in WORDS), DEFAULT)
 
 
@@ -147,12 +148,13 @@ def find_stored_words(code: str) -> Words | None:
 _BY_OAUTH_ERROR = frozenset({"authorization_refused", "token_refused"})
 
 
-def _find_refusal(error: SMARTError) -> str:
-    """Return the code for refusals that only this site can fix, or ""."""
-    is_ours = getattr(error, "error", "") in {"invalid_client", "unauthorized_client"}
-    return "credentials_unusable" if is_ours else ""
-
-
+# Errors of RFC 6749 that say more than the code of their class does.
+_CODES = {
+    "invalid_client": "credentials_unusable",
+    "unauthorized_client": "credentials_unusable",
+    "server_error": "token_server_error",
+    "temporarily_unavailable": "token_server_error",
+}
 _YOUR_TURN = _("You can fix this yourself.")
 _EHRS_TURN = _("Only the administrators of %(server)s can fix this.")
 _SITES_TURN = _("Only this site's support team can fix this.")
