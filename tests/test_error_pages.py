@@ -378,6 +378,29 @@ def test_back_button_leads_on_to_the_page_of_the_finished_launch(ehr, registrati
 
 
 @pytest.mark.django_db
+def test_reload_without_the_query_does_not_say_that_nothing_was_stored(
+    ehr, registration
+):
+    browser = make_browser()
+    url = ehr.authorize(start_login(browser))
+    get_callback(browser, url)
+    # A script has removed the query from the address.
+    response = browser.get(url.partition("?")[0])
+    assert response.status_code == 400
+    assert "nothing was stored" not in response.text
+
+
+@pytest.mark.django_db
+def test_person_who_is_signed_in_is_not_told_that_no_one_is(ehr, registration):
+    browser = make_browser()
+    get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    url = ehr.authorize(start_ehr_launch(browser, ehr), approve=False)
+    response = get_callback(browser, url)
+    assert response.context["nothing_done"] is True
+    assert "No one was signed in" not in response.text
+
+
+@pytest.mark.django_db
 def test_other_browser_learns_nothing_of_a_launch(ehr, registration):
     url = ehr.authorize(start_ehr_launch(make_browser(), ehr))
     response = get_callback(make_browser(), url)

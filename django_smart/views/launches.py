@@ -482,7 +482,12 @@ class CallbackView(_CompletingView):
         launch = self.launch
         is_stored = launch is not None and launch.completed_at is not None
         is_used = error.code in {StateUsedError.code, "state_in_use"}
-        return {"clean_address": True, "nothing_done": not (is_stored or is_used)}
+        return {
+            "clean_address": True,
+            # Without a query, it is the reload of a page that has removed it.
+            "nothing_done": bool(self.request.GET) and not (is_stored or is_used),
+            "is_signed_in": get_user(self.request) is not None,
+        }
 
     # Not meant to be overridden
 
