@@ -17,7 +17,8 @@ from django_smart.error_pages.words import OUTCOME_UNKNOWN
 from django_smart.exceptions import FHIRRequestError, ReauthorizationRequiredError
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.ehr import connect, launch, make_browser
+from tests.ehr import CLIENT_SECRET, connect, launch, make_browser
+from tests.factories import expire
 from tests.site.urls import urlpatterns as of_the_site
 
 User: Any = get_user_model()
@@ -150,6 +151,24 @@ def test_server_that_was_turned_off_is_named_and_offers_no_button(
     assert b"turned off for Harbour Hospital" in page.content
     assert b"smart-button" not in page.content
     assert len(ehr.requests) == sent
+
+
+def test_secret_that_is_missing_is_the_site_s_to_fix(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EHR_SECRET", CLIENT_SECRET)
+    registration.client_secret, registration.client_secret_env = "", "EHR_SECRET"
+    registration.save()
+    browser = make_browser()
+    opened = connect(browser, ehr)
+    assert opened.grant is not None
+    expire(opened.grant, ehr)
+    monkeypatch.delenv("EHR_SECRET")
+    page = browser.get(f"/~{opened.key}/fhir/")
+    assert page.status_code == 503
+    assert b"<code>credentials_unusable</code>" in page.content
 
 
 def test_log_has_the_place_and_no_data(

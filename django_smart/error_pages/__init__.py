@@ -8,6 +8,7 @@ from django.shortcuts import render
 from ..conf import build_docs_url, conf
 from ..exceptions import (
     BearerBoundaryError,
+    CredentialsError,
     DiscoveryError,
     FHIRStatusError,
     ForeignPatientError,
@@ -30,6 +31,7 @@ __all__ = ["Retry", "harden", "is_trouble", "render_error", "render_trouble"]
 # error reports.
 _TROUBLE = (
     BearerBoundaryError,
+    CredentialsError,
     DiscoveryError,
     FHIRStatusError,
     ForeignPatientError,
