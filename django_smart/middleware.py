@@ -334,29 +334,33 @@ def _check_key(request: HttpRequest, state: RequestState) -> HttpResponseBase | 
         # Only for an ended launch, and to its own browser, the page may explain how to
         # start again.
         is_named = isinstance(exc, EndedLaunchError) or exc.code == _SIGNED_OUT
-        return _render_ending(request, exc, context.named_launch if is_named else None)
+        launch = context.named_launch if is_named else None
+        return _render_ending(
+            request, exc, launch, form_was_sent=request.method not in {"GET", "HEAD"}
+        )
     return None
 
 
 def _render_ending(
-    request: HttpRequest, error: SMARTError, launch: Launch | None
+    request: HttpRequest,
+    error: SMARTError,
+    launch: Launch | None,
+    *,
+    form_was_sent: bool = False,
 ) -> HttpResponseBase:
+    extra: dict[str, object] = {"form_was_sent": form_was_sent}
+    page = get_page(request)
     if launch is None:
-        return render_error(
-            request, error, retry=connect_records(next_url=get_page(request))
-        )
+        retry = connect_records(next_url=page)
+        return render_error(request, error, retry=retry, extra=extra)
+    extra["reason"] = ENDINGS.get(launch.why_ended(timezone.now()), "")
     retry = None
     # Those who sign in through the EHR may have no password here.
     if error.code == _SIGNED_OUT and not launch.signs_in_here:
         # As login_required, whatever the method.
         retry = sign_in_again(request, launch.user, next_url=request.get_full_path())
-    return render_error(
-        request,
-        error,
-        retry=retry or connect_again(launch, next_url=get_page(request)),
-        launch=launch,
-        extra={"reason": ENDINGS.get(launch.why_ended(timezone.now()), "")},
-    )
+    retry = retry or connect_again(launch, next_url=page)
+    return render_error(request, error, retry=retry, launch=launch, extra=extra)
 
 
 def _keep_from_caches(state: RequestState, response: HttpResponseBase) -> None:

@@ -248,6 +248,24 @@ def test_expired_session_of_a_sign_in_through_the_ehr_leads_there(ehr, settings)
     assert "/smart/login/?server=" in response.context["retry"].url
 
 
+@pytest.mark.parametrize("how", ["session", "idle", "signed_out", "foreign"])
+def test_form_that_came_too_late_is_said_to_be_lost(ehr, how):
+    chart = open_chart(ehr)
+    if how == "session":
+        del chart.browser.cookies["sessionid"]
+    elif how == "idle":
+        Launch.objects.update(last_used_at=timezone.now() - timedelta(days=1))
+    elif how == "signed_out":
+        chart.browser.post("/smart/logout/")
+    else:
+        chart.browser = make_browser()
+    response = chart.post("/form/", {"note": "of an hour"})
+    assert response.status_code in {403, 410}
+    assert response.context["form_was_sent"] is True
+    assert "not saved" in response.text
+    assert "not saved" not in chart.get("/form/").text
+
+
 def test_another_user_in_the_same_browser_is_refused(ehr):
     chart = open_chart(ehr)
     name = "sessionid"
