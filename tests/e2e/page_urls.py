@@ -107,7 +107,7 @@ def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
     context = {
         "server": SimpleNamespace(name=_SERVER),
         "question": question,
-        "choices": ["connect", "create"],
+        "choices": ["create", "connect"][:: 1 if names == "unnamed" else -1],
         "has_account": names == "unnamed",
         "may_be_chosen": True,
         "user_name": "Maria Lopez" if names == "named" else "",
