@@ -88,9 +88,7 @@ class ConnectionsView(ProtocolView):
             "can_connect": ClientRegistration.objects.standalone().exists(),
             "sign_in": None
             if get_user(request)
-            else sign_in_again(
-                request, None, next_url=get_protocol_url("connections")
-            ),
+            else sign_in_again(request, None, next_url=get_protocol_url("connections")),
         }
         return render(request, "django_smart/connections.html", context, status=status)
 
