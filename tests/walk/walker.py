@@ -196,8 +196,8 @@ class Walker:
         patient, user = self.random.choice(self.patients), self._get_clinician()
         response = self._send("GET", f"{SITE}/smart/login/?server=harbour")
         if response.status_code == 200:
-            form = self._read_forms(f"{SITE}/smart/login/", response.content.decode())
-            response = self._send("POST", form[-1][0], data=form[-1][1])
+            forms = self._read_forms(f"{SITE}/smart/login/", response.content.decode())
+            response = self._send("POST", forms[0][0], data=forms[0][1])
             # A page that was rendered for nobody cannot be sent by somebody.
             if response.status_code == 403:
                 return
