@@ -455,10 +455,20 @@ def make_same_name() -> ClientRegistration:
 
 
 def test_servers_of_one_name_are_told_apart(registration, user):
-    for each in (registration, make_same_name()):
-        make_grant(each, user=user, patient_id="ada")
+    other = make_same_name()
+    grants = [
+        make_grant(at, user=user, patient_id=patient)
+        for at, patient in (
+            (registration, "ada"),
+            (other, "ada"),
+            (registration, "ben"),
+        )
+    ]
     browser = make_browser()
     browser.force_login(user)
+    # Those at one server are together.
+    shown = [pk for pk, _ in listed(browser.get("/smart/connections/"))]
+    assert shown == [grants[0].pk, grants[2].pk, grants[1].pk]
     for url in ("/smart/connections/", "/smart/login/"):
         page = text_of(browser.get(url))
         assert "Harbour Hospital (harbour)" in page

@@ -67,7 +67,9 @@ class ConnectionsView(ProtocolView):
             .select_related("registration__server", "identity")
             .annotate(launch_kind=Subquery(launches.values("kind")[:1]))
             # The oldest first: a new one does not change the numbers of the others.
-            .order_by("registration__server__name", "created_at", "pk")
+            .order_by(
+                "registration__server__name", "registration__server_id", "created_at"
+            )
         )
         shown: list[Any] = _leave_out_renewed(grants)
         self._mark(shown)
