@@ -792,6 +792,21 @@ def test_cache_has_to_be_shared_between_processes(deployed, backend):
     assert find(check_deployment) == ["W039"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [("cache", ["W039"]), ("cached_db", ["W039"]), ("db", []), ("file", [])],
+)
+def test_cache_of_sessions_has_to_be_shared_as_well(deployed, engine, expected):
+    cache = "django.core.cache.backends"
+    deployed.CACHES = {
+        "default": {"BACKEND": f"{cache}.filebased.FileBasedCache"},
+        "sessions": {"BACKEND": f"{cache}.locmem.LocMemCache"},
+    }
+    deployed.SESSION_CACHE_ALIAS = "sessions"
+    deployed.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    assert find(check_deployment) == expected
+
+
 @pytest.mark.parametrize("backend", ["filebased.FileBasedCache", "db.DatabaseCache"])
 def test_shared_caches_pass(deployed, backend):
     deployed.CACHES = {"default": {"BACKEND": f"django.core.cache.backends.{backend}"}}

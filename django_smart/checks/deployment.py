@@ -211,17 +211,21 @@ def _check_login_page() -> Iterator[checks.CheckMessage]:
 
 
 def _check_cache() -> Iterator[checks.CheckMessage]:
-    backend = settings.CACHES.get("default", {}).get("BACKEND", "")
-    if str(backend).endswith(_OWN_CACHES):
-        yield checks.Warning(
-            "The default cache is not shared between processes, so each "
-            "process fetches the same data again, such as an EHR's style.",
-            hint=(
-                "Use Redis, Memcached, files or the database for the "
-                '"default" cache in CACHES.'
-            ),
-            id="django_smart.W039",
-        )
+    needed = {"default": "each process fetches the same data again, such as a style"}
+    if settings.SESSION_ENGINE.endswith((".cache", ".cached_db")):
+        alias = settings.SESSION_CACHE_ALIAS
+        needed[alias] = "people are signed in or out depending on which one responds"
+    for alias, consequence in needed.items():
+        backend = settings.CACHES.get(alias, {}).get("BACKEND", "")
+        if str(backend).endswith(_OWN_CACHES):
+            yield checks.Warning(
+                f"The cache {alias!r} is not shared between processes: {consequence}.",
+                hint=(
+                    "Use Redis, Memcached, files or the database for the "
+                    f'"{alias}" cache in CACHES.'
+                ),
+                id="django_smart.W039",
+            )
 
 
 def _check_reports() -> Iterator[checks.CheckMessage]:
