@@ -32,7 +32,7 @@ from ..protocol.messages import HTTPRequest, HTTPResponse
 from ..servers.discovery import doubt_if_gone, get_configuration
 from ..servers.http import prepare_client_authentication, send, whole_call_seconds
 from .counting import SUCCESS, Outcomes
-from .deployment import find_owner, is_owner
+from .deployment import find_owner, is_owner, note_owned_elsewhere
 from .due_times import get_retry_at
 from .lease import get_failure_code, lease_length, new_owner, note_failure
 from .refresh import build_request
@@ -116,7 +116,11 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
             is_launched=Exists(Launch.objects.open().filter(grant=OuterRef("pk"))),
         )
     )
-    if not grants or not is_owner(grants[0].deployment or ""):  # type: ignore[attr-defined]  # annotated
+    if not grants:
+        return []
+    if not is_owner(grants[0].deployment or ""):  # type: ignore[attr-defined]  # annotated
+        # The message may be another deployment's, at a broker that both use.
+        note_owned_elsewhere()
         return []
     # With each grant, the same few rows would be read and decoded hundreds of times.
     registrations = ClientRegistration.objects.select_related("server").in_bulk(

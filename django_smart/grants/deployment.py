@@ -10,6 +10,8 @@ runs ``smart_refresh --adopt``.
 
 from __future__ import annotations
 
+import logging
+
 from django.db.models import Subquery
 
 from ..conf import conf
@@ -24,7 +26,10 @@ __all__ = [
     "find_owner",
     "hold_grants",
     "is_owner",
+    "note_owned_elsewhere",
 ]
+
+logger = logging.getLogger(__name__)
 
 _ON_HOLD = "on hold"
 
@@ -48,6 +53,14 @@ def is_owner(owner: str | None = None) -> bool:
         TaskRun.objects.set_owner(REFRESH, mine, unless_owned=True)
         owner = TaskRun.objects.get_owner(REFRESH)
     return owner == mine
+
+
+def note_owned_elsewhere() -> None:
+    """Log that a worker may refresh nothing."""
+    logger.error(
+        "Nothing is refreshed: the grants of this database belong to another "
+        "deployment or are on hold (smart_refresh --adopt)."
+    )
 
 
 def belong_elsewhere() -> bool:

@@ -17,7 +17,7 @@ from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
 from ..models.task_run import REFRESH
 from .batch import RefreshResult, refresh_grants
-from .deployment import is_owner
+from .deployment import is_owner, note_owned_elsewhere
 from .ending import revoke_at_server
 from .server_limits import (
     BATCH_SIZE,
@@ -71,10 +71,7 @@ def run_tick(send: Callable[[list[int], bool], object]) -> None:
             due than were claimed, so that a tick after the batch finds work.
     """
     if not is_owner():
-        logger.error(
-            "Nothing is refreshed: the grants of this database belong to another "
-            "deployment or are on hold (smart_refresh --adopt)."
-        )
+        note_owned_elsewhere()
         return
     if not TaskRun.objects.begin(REFRESH, within=_TICK_LENGTH):
         return
