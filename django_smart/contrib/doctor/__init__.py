@@ -28,6 +28,7 @@ from .site import (
     answers_at,
     find_database_faults,
     find_setting_faults,
+    find_unknown_staff_servers,
     probe_site,
 )
 from .stored_secrets import find_unreadable_secrets
@@ -56,6 +57,7 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
     findings += collect("database", find_database_faults)
     if UNUSABLE.isdisjoint(each.code for each in findings):
         findings += collect("stored secrets", find_unreadable_secrets)
+        findings += collect("staff sign-in", find_unknown_staff_servers)
         findings += collect("sessions", find_session_faults)
         findings += collect("pages", find_page_faults)
         findings += collect("public address", _probe_addresses)

@@ -241,6 +241,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
         _E,
         "Every error shows anyone the code, the settings and data of patients.",
     ),
+    "staff_server_unknown": (_W, "Staff cannot sign in through the EHR."),
     # The database, and the doctor itself
     "database_unusable": (_E, "Nothing works without the database."),
     "migrations_missing": (

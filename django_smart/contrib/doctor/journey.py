@@ -240,6 +240,8 @@ class _Inside:
         if session is None or not session.modified:
             return  # a system check reports that there are no sessions
         session.delete()
+        if response.status_code >= 500:
+            return  # It could not be saved, which is reported with the sessions.
         morsel = response.cookies.get(settings.SESSION_COOKIE_NAME)
         wanted = (settings.SESSION_COOKIE_PATH, settings.SESSION_COOKIE_DOMAIN or "")
         if morsel is None:

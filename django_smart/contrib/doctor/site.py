@@ -32,6 +32,7 @@ __all__ = [
     "answers_at",
     "find_database_faults",
     "find_setting_faults",
+    "find_unknown_staff_servers",
     "probe_site",
 ]
 
@@ -149,6 +150,19 @@ def find_database_faults() -> Iterator[Finding]:
             what=f"The database is read-only: {_describe(exc)}.",
             fix="Give the user in DATABASES write permission; for SQLite, make "
             "the file and its folder writable for the site's processes.",
+        )
+
+
+def find_unknown_staff_servers() -> Iterator[Finding]:
+    """Slugs in a setting that a server does not have, or no longer."""
+    named = conf.SMART_STAFF_SIGN_IN_SERVERS
+    unknown = named.difference(FHIRServer.objects.values_list("slug", flat=True))
+    if unknown:
+        yield build_finding(
+            "staff_server_unknown",
+            what="SMART_STAFF_SIGN_IN_SERVERS names servers that do not exist: "
+            f"{', '.join(sorted(unknown))}.",
+            fix="Enter the slug of a server, as on its admin page, or remove it.",
         )
 
 

@@ -415,6 +415,11 @@ def refreshes_stopped(world: World) -> None:
     )
 
 
+def staff_server_unknown(world: World) -> None:
+    """SMART_STAFF_SIGN_IN_SERVERS has a slug that no server has."""
+    world.settings.SMART_STAFF_SIGN_IN_SERVERS = ["harbor"]
+
+
 def cache_of_each_process(world: World) -> None:
     """The default cache is not shared between processes."""
     world.settings.CACHES = {
@@ -510,5 +515,6 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (time_zones_off, ["django_smart.E025"], "USE_TZ = True"),
     (grants_of_another_deployment, ["deployment_not_adopted"], "--adopt"),
     (refreshes_stopped, ["refresh_stopped"], "--resume"),
+    (staff_server_unknown, ["staff_server_unknown"], "the slug of a server"),
     (cache_of_each_process, ["django_smart.W039"], "Redis"),
 ]

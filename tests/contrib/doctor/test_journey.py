@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.sessions.models import Session
+from django.core.cache.backends.dummy import DummyCache
 from django.urls import get_urlconf
 from django.utils import translation
 
@@ -215,6 +216,26 @@ def test_site_that_cannot_reach_itself_is_walked_in_this_process(
     require_sign_in(world)
     finding = find(world, "url_blocked")
     assert "/accounts/login/" in finding.what
+
+
+class CacheThatIsDown(DummyCache):
+    """No value can be stored."""
+
+    def add(self, *_args: Any, **_values: Any) -> Any:
+        raise ConnectionError("Connection refused")
+
+    set = get = add
+
+
+def test_cookie_of_a_session_that_cannot_be_saved_is_not_accused(
+    world: World,
+) -> None:
+    here = f"{__name__}.{CacheThatIsDown.__name__}"
+    world.settings.CACHES = {"default": {"BACKEND": here}}
+    world.settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    (finding,) = examine([world.server])
+    assert finding.code == "not_examined"
+    assert "Connection refused" in finding.what
 
 
 @pytest.mark.parametrize("name", ["drop_session_cookie", "move_session_cookie"])
