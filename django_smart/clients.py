@@ -162,7 +162,8 @@ def build_fhir_client(
             reads_first=not server.enforces_compartments,
             may_write_unread=grant.registration.unread_changes,
             # A refresh can take these scopes away, and leave others.
-            always=scopes is None and grant.is_for_patient,
+            always=grant.is_for_patient
+            and (scopes is None or not scopes.resource_scopes),
         )
         if keeps_to_record
         else None,

@@ -1238,6 +1238,8 @@ def test_key_page_shows_the_public_half(admin_client, rows):
     content = admin_client.get(url_of(SigningKey, "change", key.pk)).content.decode()
     assert key.public_jwk["x"] in content
     assert json.dumps(key.kid).replace('"', "&quot;") in content
+    url = url_of(SigningKey, "change", key.pk)
+    assert admin_client.post(url, {"algorithm": "ES384"}).status_code == 403
 
 
 def test_only_published_keys_are_activated(admin_client):

@@ -20,7 +20,7 @@ from ..exceptions import (
 )
 from ..models import ClientRegistration, TokenGrant
 from ..protocol.messages import HTTPRequest
-from ..protocol.scopes import ScopeSet
+from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.token import build_client_credentials_request, process_token_response
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send_patiently
@@ -111,10 +111,11 @@ def _check(registration: ClientRegistration) -> None:
         raise InactiveRegistrationError(
             f"The registration at {registration.server.slug} is inactive."
         )
-    if not registration.system_scope:
+    scopes = ScopeSet.parse(registration.system_scope)
+    if not scopes or not all(map(is_for_service, scopes)):
         raise InactiveRegistrationError(
             f"The registration at {registration.server.slug} is not for backend "
-            "services: set its system_scope."
+            "services: set its system_scope, to scopes that begin with system/."
         )
     if registration.token_endpoint_auth_method == registration.AuthMethod.NONE:
         raise CredentialsError(

@@ -345,7 +345,7 @@ class _Batch:
         try:
             yield
         except SMARTError as exc:
-            insist(partial(doubt_if_gone, self._server, exc))
+            doubt_if_gone(self._server, exc)
             self._fail(grant, exc)
             self._pace.note_answer(exc, of_grant=is_to_blame(grant, exc))
         except Exception as exc:
@@ -361,7 +361,10 @@ class _Batch:
         self._count(grant, get_failure_code(error))
         insist(partial(note_failure, grant, error, owner=self._owner))
         if get_failure_code(error) in ClientRegistration.StopReason:
-            self._stopped.add(grant.registration_id)
+            stopped = ClientRegistration.objects.filter(
+                pk=grant.registration_id, refresh_stopped_at__isnull=False
+            )
+            self._stopped.update(stopped.values_list("pk", flat=True))
 
     def _postpone(self, grants: Sequence[TokenGrant], error: SMARTError) -> None:
         """Record an error that prevents sending all of *grants*."""

@@ -122,8 +122,8 @@ def exchange_with_lease(
             is_done = exchange(grant)
         except Exception as exc:
             seconds = time.monotonic() - started
+            doubt_if_gone(grant.registration.server, exc)
             with waiting_for_locks():
-                doubt_if_gone(grant.registration.server, exc)
                 note_failure(grant, exc, owner=owner, on_demand=True)
             count_refresh(grant, get_failure_code(exc), seconds=seconds)
             raise

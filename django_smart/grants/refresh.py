@@ -13,11 +13,10 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
-from django.db import DatabaseError
+from django.db import Error
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
-from ..conf import conf
 from ..exceptions import (
     InactiveRegistrationError,
     ReauthorizationRequiredError,
@@ -54,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 # Precision of the time at which a grant was last used.
 _USE_PRECISION = timedelta(days=1)
+# How long after a refresh another one cannot help if its token is refused.
+_NEW = timedelta(seconds=30)
 # Seconds for which a grant that was read is assumed to be current.
 _KNOWN_FOR = 60.0
 
@@ -100,7 +101,7 @@ def renew_access_token(grant: TokenGrant, rejected: str) -> str:
 
     Raises: as :func:`get_access_token`.
     """
-    is_new = grant.clock() - grant.received_at < conf.SMART_REFRESH_FLOOR
+    is_new = grant.clock() - grant.received_at < _NEW
     is_refreshed = grant.received_at > grant.created_at
     if is_new and is_refreshed and rejected == grant.access_token:
         return rejected
@@ -145,7 +146,7 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
     grant.last_used_at = now
     try:
         TokenGrant.objects.note_use(grant, now=now)
-    except DatabaseError as exc:
+    except Error as exc:
         # During a failover, the token can still be used.
         logger.warning(
             "Grant %s: its use was not noted (%s)", grant.pk, type(exc).__name__

@@ -25,7 +25,7 @@ from ..exceptions import (
     TokenResponseError,
 )
 from ..models import ClientRegistration, Launch, TokenGrant
-from ..protocol.context import LaunchContext, merge_parameters
+from ..protocol.context import LaunchContext, check_length, merge_parameters
 from ..protocol.messages import HTTPResponse
 from ..protocol.scopes import parse_stored_scopes
 from ..protocol.token import (
@@ -226,6 +226,7 @@ def _keep_context(grant: TokenGrant, parameters: Mapping[str, Any]) -> None:
                 parameters,
                 insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
             )
+            check_length(merged)
         except MalformedTokenResponseError as exc:
             # Too long together with the earlier context; the tokens are valid.
             logger.warning("Launch %s: context not changed (%s)", launch.pk, exc)

@@ -449,14 +449,10 @@ def refuses_others_too(grant: TokenGrant) -> bool:
     the same way, and neither was before.
     """
     code = ClientRegistration.StopReason.CREDENTIALS_REFUSED
-    others = (
-        TokenGrant.objects.active()
-        .offline()
-        .filter(
-            registration=grant.registration_id,
-            last_error=code,
-            refresh_failures__lte=grant.refresh_failures + 1,
-        )
+    others = TokenGrant.objects.active().filter(
+        registration=grant.registration_id,
+        last_error=code,
+        refresh_failures__lte=grant.refresh_failures + 1,
     )
     return grant.last_error != code and others.exclude(pk=grant.pk).exists()
 

@@ -488,7 +488,8 @@ def _exchange_code(
         # Valid at the EHR, perhaps for years, whatever else is wrong.
         if issued := find_refresh_token(response):
             unused = _build_refresh_token_only(issued, now=now)
-            enqueue_revocations([keep_for_revocation(launch.registration, unused)])
+            keep = partial(keep_for_revocation, launch.registration, unused)
+            enqueue_revocations([insist(keep)])
         raise
     except TokenError as exc:
         doubt_if_gone(launch.registration.server, exc)

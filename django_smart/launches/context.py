@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import DatabaseError, router, transaction
+from django.db import Error, router, transaction
 from django.http import HttpRequest
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -406,7 +406,7 @@ class SMARTContext:
 def _note_use(launch: Launch, *, now: datetime) -> None:
     try:
         Launch.objects.note_use(launch, now=now)
-    except DatabaseError as exc:
+    except Error as exc:
         # During a failover, pages that only read go on.
         logger.warning(
             "Launch %s: its use was not noted (%s)", launch.pk, type(exc).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from django.db import DatabaseError, router
+from django.db import Error, router
 from django.utils import timezone
 
 from ..exceptions import SMARTError, StateError, StateUsedError
@@ -33,13 +33,16 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
         error: ``None`` for an internal error, reported as ``internal_error``.
     """
     code = "internal_error" if error is None else error.code
+    now = timezone.now()
     try:
-        if launch is not None:
-            if launch._state.adding:
-                launch.save()
-            this = Launch.objects.filter(pk=launch.pk)
-            this.fail(error_code=code, now=timezone.now())
-    except DatabaseError:
+        if launch is not None and launch._state.adding:
+            launch.status, launch.error_code = Launch.Status.FAILED, code
+            launch.code_verifier = ""
+            launch.consumed_at = launch.ended_at = now
+            launch.save()
+        elif launch is not None:
+            Launch.objects.filter(pk=launch.pk).fail(error_code=code, now=now)
+    except Error:
         # It may be the reason, too.
         logger.exception("Launch %s: its failure was not stored", launch and launch.pk)
     name = "unknown" if launch is None else launch.pk

@@ -528,11 +528,12 @@ class Launch(models.Model):
         """
         if self.status == self.Status.ENDED:
             return self.error_code
-        if self.completed_at is None or self.last_used_at is None:
+        if self.completed_at is None:
             return ""
         if now >= self.completed_at + conf.SMART_LAUNCH_LIFETIME:
             return "lifetime"
-        if now >= self.last_used_at + conf.SMART_LAUNCH_IDLE_LIFETIME:
+        used_at = self.last_used_at or self.completed_at
+        if now >= used_at + conf.SMART_LAUNCH_IDLE_LIFETIME:
             return "idle"
         return ""
 

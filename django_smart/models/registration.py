@@ -448,15 +448,15 @@ class ClientRegistration(models.Model):
         self._read_callback_id()
         if not self.launch_slug:
             self.launch_slug = self._make_launch_slug()
+        is_changed = bool(self.pk and self._has_new_credentials())
         is_refused = self.refresh_stop_reason == self.StopReason.CREDENTIALS_REFUSED
-        resumes = bool(self.pk and is_refused and self._has_new_credentials())
-        if resumes:
+        if is_changed and is_refused:
             self.refresh_stopped_at, self.refresh_stop_reason = None, ""
             self.refresh_probe_at = None
             if (names := kwargs.get("update_fields")) is not None:
                 kwargs["update_fields"] = {*names, *_STOP}
         super().save(**kwargs)
-        if resumes:
+        if is_changed:
             self.wake_grants()
 
     def wake_grants(self) -> None:

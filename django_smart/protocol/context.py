@@ -207,8 +207,7 @@ def merge_parameters(
         older, newer: token responses; *older* may already be merged.
 
     Raises:
-        MalformedTokenResponseError: as for :meth:`LaunchContext.from_parameters`, or
-            the result is too long.
+        MalformedTokenResponseError: as for :meth:`LaunchContext.from_parameters`.
 
     Spec: SMART App Launch 2.2, "Refresh access token", Response.
     """
@@ -218,9 +217,7 @@ def merge_parameters(
         for name, attribute in _CONTEXT_MEMBERS.items()
         if getattr(readable, attribute) not in (None, ())
     }
-    merged = {**older} | {n: v for n, v in said.items() if v not in (None, "")}
-    check_length(merged)
-    return merged
+    return {**older} | {n: v for n, v in said.items() if v not in (None, "")}
 
 
 def check_length(parameters: Mapping[str, Any]) -> None:

@@ -286,8 +286,7 @@ def _build_token_response(
         refresh_token=_get_text(members, "refresh_token", _VISIBLE),
         refresh_expires_at=_find_refresh_end(members, now),
         id_token=_get_text(members, "id_token", _VISIBLE),
-        # The empty string counts as absent, as for tokens.
-        scopes=ScopeSet.parse(scope) if scope and scope != str(asked) else asked,
+        scopes=asked if scope in {None, str(asked)} else ScopeSet.parse(scope),
         context=context,
         parameters=parameters,
     )

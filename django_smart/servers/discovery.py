@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import router, transaction
+from django.db import Error, router, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -135,7 +135,12 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
 def doubt_if_gone(server: FHIRServer, error: Exception) -> None:
     """Have the configuration fetched again if *error* says that an endpoint is gone."""
     if isinstance(error, TokenServerError) and error.status_code in _GONE:
-        server.doubt_configuration()
+        try:
+            server.doubt_configuration()
+        except Error as exc:
+            # The row may be locked, by the caller itself; the next error tells again.
+            what = type(exc).__name__
+            logger.warning("Server %s: still read from the row (%s)", server.pk, what)
 
 
 def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfiguration:

@@ -125,6 +125,7 @@ _REQUEST_HEADERS = {
 _PREFERENCES = re.compile(r"\s*(?:return|handling)=[A-Za-z]+\s*")
 # 5xx statuses that mean what they say here too; any other fault is a bad gateway.
 _UNAVAILABLE = {503, 504}
+_ISSUES = {400: "invalid", 503: "transient", 504: "transient"}
 
 
 class _RefusedError(Exception):
@@ -194,7 +195,7 @@ class FHIRProxyView(View):
         except SMARTError as error:
             logger.info("the FHIR proxy responded with %s", error.code)
             status = _get_status(error)
-            issue = "invalid" if status == 400 else "exception"
+            issue = _ISSUES.get(status, "exception")
             response = _build_outcome(status, issue, f"{error.code}: {error}")
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(self.methods)

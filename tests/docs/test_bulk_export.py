@@ -25,7 +25,7 @@ def test_job_of_the_page_goes_on_after_a_crash(ehr):
 
     def make_client(registration: Any) -> Any:
         client = backend_client_for(registration)
-        client._sleep = lambda seconds: None
+        client.sleep = lambda seconds: None
         return client
 
     names["backend_client_for"] = make_client
@@ -53,7 +53,7 @@ def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
 
     def make_client(registration: Any) -> Any:
         client = backend_client_for(registration)
-        client._sleep = lambda seconds: None
+        client.sleep = lambda seconds: None
         return client
 
     names["backend_client_for"] = make_client

@@ -328,6 +328,8 @@ def test_scopes_of_people_are_refused_in_the_row(ehr: EHRSimulator, scope: str) 
         ({"is_active": False}, "inactive"),
         ({"server__is_active": False}, "inactive"),
         ({"system_scope": ""}, "set its system_scope"),
+        ({"system_scope": " "}, "set its system_scope"),
+        ({"system_scope": "system/*.rs user/*.rs"}, "begin with system/"),
     ],
 )
 def test_registration_that_is_not_for_it_is_refused_at_once(

@@ -22,6 +22,7 @@ from django_smart.exceptions import (
     RefreshBusyError,
     RefreshInTransactionError,
     TokenResponseError,
+    TokenServerError,
 )
 from django_smart.grants import lease
 from django_smart.grants.refresh import (
@@ -33,7 +34,7 @@ from django_smart.grants.separate_connection import unless_locked
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.answers import after_answer
+from tests.answers import after_answer, answer
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.factories import expire, make_grants, make_registration, reload_grant
@@ -465,6 +466,24 @@ def test_receiver_that_meets_a_lock_of_the_callers_does_not_wait_for_ever(
         grant_refreshed.disconnect(rename)
     assert len(ehr.requests_to("refresh")) == 1
     assert reload_grant(grant.pk).access_token != grant.access_token
+
+
+@_COMMITTED
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="refused before that")
+def test_server_that_the_caller_has_locked_is_looked_up_later(
+    ehr: EHRSimulator,
+) -> None:
+    registration = make_registration()
+    (grant_id,) = make_grants(ehr, registration, 1)
+    get_access_token(reload_grant(grant_id))
+    answer(ehr, "/auth/token", status=404)
+    grant = expire(reload_grant(grant_id), ehr)
+    with transaction.atomic():
+        FHIRServer.objects.update(name="by the caller")
+        with pytest.raises(TokenServerError):
+            get_access_token(grant)
+    assert FHIRServer.objects.get().configuration_fetched_at is not None
 
 
 @_COMMITTED

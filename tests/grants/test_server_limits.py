@@ -37,6 +37,7 @@ from tests.factories import (
     make_grants,
     make_identity,
     make_registration,
+    make_server,
     make_user,
     reload_grant,
 )
@@ -813,6 +814,46 @@ def test_grant_that_is_refused_like_a_client_stops_no_others(
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is None
     assert TokenGrant.objects.filter(last_error="invalid_client").count() == 2
+
+
+def test_batch_goes_on_after_a_grant_that_is_refused_like_a_client(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    dead, *good = make_grants(ehr, registration, 10)
+    refuse_refresh(ehr, reload_grant(dead), "invalid_client")
+    result = refresh_grants([dead, *good])
+    assert result == RefreshResult(refreshed=9, failed=1)
+
+
+def test_refusals_of_another_client_stop_no_registration(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    refused = {"last_error": "invalid_client", "refresh_failures": 1}
+    elsewhere = make_server(slug="b", base_url="https://b.example.org/fhir")
+    make_grants(ehr, make_registration(elsewhere), 1, **refused)
+    # Those that end with their launch are refused as others are.
+    grant_ids = make_grants(ehr, registration, 2)
+    TokenGrant.objects.filter(pk__in=grant_ids).update(is_offline=False)
+    stopped = ClientRegistration.objects.filter(refresh_stopped_at__isnull=False)
+    for grant_id in grant_ids:
+        assert not stopped.exists()
+        refuse_refresh(ehr, reload_grant(grant_id), "invalid_client")
+        with pytest.raises(TokenError):
+            get_access_token(reload_grant(grant_id))
+    assert stopped.get() == registration
+
+
+def test_new_credentials_make_a_single_refused_grant_due(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    refuse_refresh(ehr, reload_grant(grant_id), "invalid_client")
+    refresh_grants([grant_id])
+    assert not find_due().exists()
+    registration.client_secret = "another one"
+    registration.save()
+    assert find_due().exists()
 
 
 # Attempts at a registration that is stopped

@@ -114,6 +114,8 @@ def test_purge_ends_what_was_left_alone_and_what_is_too_old(ehr, settings):
     now = timezone.now()
     Launch.objects.filter(pk=old.pk).update(completed_at=now - timedelta(hours=3))
     Launch.objects.filter(pk=idle.pk).update(last_used_at=now - timedelta(hours=1))
+    # Before it has run, they count as ended.
+    assert list(Launch.objects.live(now)) == [used]
     purge()
     found = dict(Launch.objects.values_list("pk", "error_code"))
     assert found == {old.pk: "lifetime", idle.pk: "idle", used.pk: ""}

@@ -16,6 +16,7 @@ from django_smart.protocol.context import (
     FHIRcastHub,
     FHIRContextItem,
     LaunchContext,
+    check_length,
     merge_parameters,
 )
 from tests.protocol.helpers import SEED, VECTORS
@@ -383,8 +384,9 @@ def test_a_context_does_not_grow_from_refresh_to_refresh_without_end():
     half = "x" * (MAX_CONTEXT_LENGTH // 2)
     merged = merge_parameters({"one": half}, {"two": half[:-100]})
     assert set(merged) == {"one", "two"}
+    check_length(merged)
     with pytest.raises(MalformedTokenResponseError, match="65536"):
-        merge_parameters(merged, {"three": half})
+        check_length(merge_parameters(merged, {"three": half}))
 
 
 @pytest.mark.compliance("SEC-01")

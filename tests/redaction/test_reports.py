@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 from django.views.debug import (
     SafeExceptionReporterFilter,
 )
+from werkzeug.wrappers import Response
 
 from django_smart.launches.prefix import LaunchPrefix
 from django_smart.models import ClientRegistration, TokenGrant
@@ -155,6 +156,24 @@ def test_without_our_filter_a_failed_refresh_shows_no_variables(
     assert "_try_refresh" in text
     assert "&lt;TokenGrant: " not in text
     assert TokenGrant.objects.get().refresh_token not in text
+
+
+@pytest.mark.usefixtures("registration")
+def test_without_our_filter_a_body_that_is_too_large_is_not_shown(
+    ehr, report, settings
+):
+    def respond_at_length(respond: Any, request: Any) -> Any:
+        if not request.path.endswith("/no-such-one"):
+            return respond(request)
+        # Without a length, by which it would be refused before it is read.
+        return Response(iter([f"{NAME} " * 99]), content_type="application/fhir+json")
+
+    browser, prefix = open_chart(ehr)
+    ehr.interceptors.append(respond_at_length)
+    settings.SMART_MAX_BODY = 500
+    text = report(browser, f"{prefix}/fail/fhir/")
+    assert "sent more than 500 bytes" in text
+    assert NAME not in text
 
 
 @pytest.mark.usefixtures("_redacting", "registration")

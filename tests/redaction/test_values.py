@@ -74,7 +74,9 @@ user_access_brand_bundle user_access_brand_identifier uses_post
 VISIBLE = frozenset(_VISIBLE.split())
 # Rows and messages, whose own text is looked at here, and what is made of published
 # documents.
-ROWS = frozenset({"launch", "request", "head", "user", "claims", "registration"})
+ROWS = frozenset(
+    {"launch", "request", "head", "user", "owner", "claims", "registration"}
+)
 PUBLISHED = (
     "django_smart.checks.",
     "django_smart.error_pages.words",
