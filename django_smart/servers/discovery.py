@@ -417,7 +417,7 @@ def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
     is_entered = server.id_token_issuer or "jwks_uri" in (server.overrides or {})
     if not jwks_uri or is_entered or not server.issuer:
         return jwks_uri
-    if get_origin(jwks_uri) != get_origin(server.issuer):
+    if _is_foreign(jwks_uri, server):
         return ""
     others = FHIRServer.objects.exclude(pk=server.pk).with_issuer(server.issuer)
     return "" if others.exclude(jwks_uri__in=["", jwks_uri]).exists() else jwks_uri
@@ -501,6 +501,10 @@ def _is_elsewhere(server: FHIRServer, name: str, url: str) -> bool:
     return get_origin(url) != get_origin(server.pinned[name])
 
 
+def _is_foreign(jwks_uri: str, server: FHIRServer) -> bool:
+    return bool(jwks_uri) and get_origin(jwks_uri) != get_origin(server.issuer)
+
+
 def _find_pinned(server: FHIRServer) -> dict[str, str]:
     """Return the values to pin, without those that the operator set."""
     configuration = server.read_configuration()
@@ -527,11 +531,19 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
     try:
         _fill_in_openid(server)
     except DiscoveryStatusError as exc:
-        if server.id_token_issuer or server.issuer:
+        named = str((server.configuration or {}).get("jwks_uri") or "")
+        if server.id_token_issuer:
+            raise
+        if not server.issuer:
+            what = "names no issuer"
+        elif exc.status_code < 500 and _is_foreign(named, server):
+            what = "names keys on another host than its issuer, which confirms no keys"
+        else:
             raise
         raise UnsupportedServerError(
-            "The server's SMART configuration names no issuer, so its ID "
-            "tokens cannot be validated: set the server's ID token issuer."
+            f"The server's SMART configuration {what}, so its ID tokens cannot be "
+            "validated: set the server's ID token issuer to the one that the vendor "
+            "documents."
         ) from exc
     _pin(server, before, save=save)
     if save:

@@ -32,6 +32,7 @@ from tests.ehr import (
     get_callback,
     launch,
     make_browser,
+    start_ehr_launch,
 )
 from tests.factories import (
     make_identity,
@@ -39,6 +40,7 @@ from tests.factories import (
     make_server,
     make_user,
 )
+from tests.launch_urls import get_code
 
 pytestmark = pytest.mark.django_db
 
@@ -104,6 +106,31 @@ def test_server_cannot_sign_in_who_is_known_by_another(
     # If it was asked, the issuer named its own keys.
     assert FHIRServer.objects.get(slug="other").jwks_uri in ("", ehr.jwks_uri)
     assert launch(make_browser(), ehr).identity is not None
+
+
+def test_keys_on_another_host_are_used_once_the_operator_names_the_issuer(
+    ehr: EHRSimulator, registration: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = "https://keys.example.net/jwks"
+    answer(ehr, SMART, jwks_uri=elsewhere)
+    answer(ehr, OPENID, status=404)
+    callback = ehr.authorize(start_ehr_launch(browser := make_browser(), ehr))
+    assert get_code(get_callback(browser, callback)) == "server_unsupported"
+    assert "set the server's ID token issuer" in caplog.text
+    assert FHIRServer.objects.get().jwks_uri == ""
+    FHIRServer.objects.update(id_token_issuer=ehr.issuer)
+    fetch_configuration(FHIRServer.objects.get())
+    assert FHIRServer.objects.get().jwks_uri == elsewhere
+
+
+@pytest.mark.usefixtures("registration")
+def test_openid_configuration_that_is_down_is_no_lack_of_the_server(
+    ehr: EHRSimulator,
+) -> None:
+    answer(ehr, SMART, jwks_uri="https://keys.example.net/jwks")
+    answer(ehr, OPENID, status=503)
+    callback = ehr.authorize(start_ehr_launch(browser := make_browser(), ehr))
+    assert get_code(get_callback(browser, callback)) == "discovery_status"
 
 
 def test_issuer_that_is_named_below_the_base_alone_is_asked_too(

@@ -22,6 +22,7 @@ from ...exceptions import (
     ServerUnreachableError,
     SMARTError,
     TransportError,
+    UnsupportedServerError,
 )
 from ...launches.begin import build_request
 from ...models import ClientRegistration, FHIRServer, Launch
@@ -416,6 +417,11 @@ def _find_authorization_error(answer: HTTPResponse, redirect_uri: str) -> str:
 def _find_key_fault(server: FHIRServer) -> Iterator[Finding]:
     try:
         fetch_jwks(server, save=server.pk is not None)
+    except UnsupportedServerError as exc:
+        what, _, fix = str(exc).partition(": ")
+        yield build_finding(
+            "id_token_keys_unusable", what=f"{what}.", fix=capfirst(fix)
+        )
     except SMARTError as exc:
         yield build_finding(
             "id_token_keys_unusable",

@@ -267,6 +267,12 @@ def keys_of_id_tokens_gone(world: World) -> None:
     world.ehr.faults.add("jwks_500")
 
 
+def keys_of_id_tokens_elsewhere(world: World) -> None:
+    """The keys for ID tokens are on another host, without an OpenID configuration."""
+    offer(world, jwks_uri="https://keys.example.net/jwks")
+    answer(world.ehr, "/openid-configuration", status=404)
+
+
 def token_endpoint_is_a_page(world: World) -> None:
     """The token endpoint is a sign-in page."""
 
@@ -478,6 +484,11 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
         "authorization endpoint",
     ),
     (keys_of_id_tokens_gone, ["id_token_keys_unusable"], "remove openid and fhirUser"),
+    (
+        keys_of_id_tokens_elsewhere,
+        ["id_token_keys_unusable"],
+        "Set the server's ID token issuer",
+    ),
     (token_endpoint_is_a_page, ["endpoint_wrong"], "correct the token endpoint"),
     (redirect_uri_unknown, ["authorization_refused"], "with the vendor's form"),
     (
