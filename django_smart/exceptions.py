@@ -861,25 +861,23 @@ class MalformedFHIRResponseError(FHIRError):
     """
 
     code = "fhir_response_malformed"
-    codes = {
-        "patient_replaced": (
-            502,
-            "A read of the patient returned another patient, as some EHRs do after "
-            "they have merged two records.",
-        ),
-    }
 
     def __init__(
-        self,
-        message: str,
-        *,
-        status_code: int = 200,
-        media_type: str = "",
-        code: str = "",
+        self, message: str, *, status_code: int = 200, media_type: str = ""
     ) -> None:
-        super().__init__(message, code=code)
+        super().__init__(message)
         self.status_code = status_code
         self.media_type = media_type
+
+
+class ReplacedPatientError(MalformedFHIRResponseError):
+    """
+    The read of a patient returned another one, perhaps after both were merged.
+
+    A new launch or connection names the patient that remains.
+    """
+
+    code = "patient_replaced"
 
 
 class ModelVersionError(MalformedFHIRResponseError):

@@ -15,6 +15,7 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     NoGrantError,
     ReauthorizationRequiredError,
+    ReplacedPatientError,
     ServerTimeoutError,
     ServerUnreachableError,
     SMARTError,
@@ -42,6 +43,7 @@ _TEXTS: list[tuple[type[SMARTError] | tuple[type[SMARTError], ...], str, str]] =
     (ContextChangedError, "The EHR has changed to another patient.", _AGAIN),
     (FHIRNotFoundError, "The EHR does not know them.", _AGAIN),
     (FHIRGoneError, "They were deleted in the EHR.", _AGAIN),
+    (ReplacedPatientError, "The EHR sent the record of another patient.", _AGAIN),
     (ServerTimeoutError, "The EHR took too long to answer.", _LATER),
     (
         (ServerUnreachableError, FHIRUnavailableError, TokenServerError, GrantError),

@@ -28,6 +28,7 @@ from django_smart.exceptions import (
     FHIRUnavailableError,
     FHIRUnprocessableError,
     MalformedFHIRResponseError,
+    ReplacedPatientError,
 )
 from django_smart.fhir.diagnostics import describe_issues
 from django_smart.fhir.json import load_json
@@ -184,11 +185,12 @@ def process_read_response(
     resource = process_resource_response(response, what=f"read of {resource_type}")
     if resource["resourceType"] != resource_type or resource.get("id") != id:
         is_patient = resource["resourceType"] == resource_type == "Patient"
-        is_replaced = is_patient and _is_id(resource.get("id"))
         raise build_malformed_error(
             response,
             f"the read of {resource_type} returned a different resource",
-            code="patient_replaced" if is_replaced else "",
+            error=ReplacedPatientError
+            if is_patient and _is_id(resource.get("id"))
+            else MalformedFHIRResponseError,
         )
     return resource
 
@@ -456,12 +458,12 @@ def _get_issues(outcome: object) -> list[dict[str, object]]:
 
 
 def build_malformed_error(
-    response: HTTPResponse, message: str, *, code: str = ""
+    response: HTTPResponse,
+    message: str,
+    *,
+    error: type[MalformedFHIRResponseError] = MalformedFHIRResponseError,
 ) -> MalformedFHIRResponseError:
     """Make the error for a *response* that is not what was requested."""
-    return MalformedFHIRResponseError(
-        message,
-        status_code=response.status_code,
-        media_type=response.media_type,
-        code=code,
+    return error(
+        message, status_code=response.status_code, media_type=response.media_type
     )

@@ -11,6 +11,7 @@ from django_smart.exceptions import (
     FHIRUnavailableError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
+    ReplacedPatientError,
     ServerTimeoutError,
 )
 from example_project import chart
@@ -86,6 +87,7 @@ def test_a_patient_with_nothing_known_is_shown_as_that():
         (FHIRUnavailableError("", status_code=503), "cannot be reached"),
         (ReauthorizationRequiredError(""), "has ended"),
         (MalformedFHIRResponseError(""), "cannot use"),
+        (ReplacedPatientError(""), "another patient"),
     ],
 )
 def test_a_failure_becomes_a_message(error, words):

@@ -22,6 +22,7 @@ from django_smart.exceptions import (
     FHIRUnprocessableError,
     ForeignPatientError,
     MalformedFHIRResponseError,
+    ReplacedPatientError,
     ResponseTooLargeError,
     SMARTError,
 )
@@ -99,8 +100,9 @@ _ERRORS: dict[tuple[type[SMARTError], _Use], str] = {
     (MalformedFHIRResponseError, _read): """
         fhir_204 fhir_array fhir_deep_nesting fhir_empty fhir_html_200 fhir_missing_id
         fhir_missing_type fhir_nan fhir_not_json fhir_not_utf8 fhir_redirect_loop
-        fhir_wrong_id fhir_wrong_media_type fhir_wrong_type
+        fhir_wrong_media_type fhir_wrong_type
     """,
+    (ReplacedPatientError, _read): "fhir_wrong_id",
     (ResponseTooLargeError, _read): "fhir_bomb fhir_too_large",
     (FHIRUnauthorizedError, _read): "fhir_401_twice",
     (FHIRForbiddenError, _read): "fhir_403",
