@@ -344,8 +344,9 @@ class FHIRServerAdmin(TestConnectionMixin):
     ) -> Any:
         """With what to do if the EHR moves, where the base URL cannot be changed."""
         if "base_url" in self.get_readonly_fields(request, obj):
+            # A link within the sentence would be told by its color alone.
             text = format_html(
-                '{} <a href="{}how-to/migrate.html#new-base-url">{}</a>',
+                '{}<br><a href="{}how-to/migrate.html#new-base-url">{}</a>',
                 gettext("It cannot be changed, because tokens belong to it."),
                 DOCS_URL,
                 gettext("When an EHR moves its base URL"),

@@ -49,6 +49,7 @@ CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NO_TOKEN = HiddenText("")
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _SAFE_INTERACTIONS = frozenset({"search"})  # by POST, too
 _METHOD = re.compile(r"[A-Z]{1,16}")
@@ -140,6 +141,7 @@ class FHIRConnection:
         self._transport = transport
         self._observer = observer
         self.sleep = sleep
+        self._refused = _NO_TOKEN
         self._record_rules = record_rules
         #: Elements that may name other patients, such as ``"Coverage.subscriber"``.
         self.other_patients: Collection[str] = ()
@@ -306,7 +308,7 @@ class FHIRConnection:
                 self._transport.open_stream(_authorize(request, token))
             )
             told.status_code = stream.head.status_code
-            if told.status_code == 401:
+            if told.status_code == 401 and token != self._refused:
                 renewed = HiddenText(self._tokens.renew(token))
                 if renewed != token:
                     stack.close()
@@ -336,7 +338,9 @@ class FHIRConnection:
         access_token = HiddenText(self._tokens.get())
         started = time.monotonic()
         response = self._transport.send(_authorize(request, access_token))
-        if response.status_code == 401:
+        if response.status_code != 401:
+            self._refused = _NO_TOKEN
+        elif access_token != self._refused:
             # There may be no other token.
             told.status_code = 401
             used_token = access_token
@@ -344,6 +348,9 @@ class FHIRConnection:
             if access_token != used_token:
                 started = time.monotonic()
                 response = self._transport.send(_authorize(request, access_token))
+            if response.status_code == 401:
+                # Not the token is at fault; each request would cost another one.
+                self._refused = access_token
         wait = response.retry_wait if is_safe else None
         if wait is None:
             return response

@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 # Precision of the time at which a grant was last used.
 _USE_PRECISION = timedelta(days=1)
-# How long after a refresh another one cannot help if its token is refused.
-_NEW = timedelta(seconds=30)
 # Seconds for which a grant that was read is assumed to be current.
 _KNOWN_FOR = 60.0
 
@@ -95,16 +93,10 @@ def renew_access_token(grant: TokenGrant, rejected: str) -> str:
     """
     Return a token other than *rejected*, which the FHIR server refused with 401.
 
-    A request that used an outdated token gets the stored one, without a refresh.  One
-    that used one of a refresh just now gets it again: if the server refuses that as
-    well, another one does not help, and each request would cost one.
+    A request that used an outdated token gets the stored one, without a refresh.
 
     Raises: as :func:`get_access_token`.
     """
-    is_new = grant.clock() - grant.received_at < _NEW
-    is_refreshed = grant.received_at > grant.created_at
-    if is_new and is_refreshed and rejected == grant.access_token:
-        return rejected
     if not grant.refresh_token:
         raise ReauthorizationRequiredError(
             "The server refused the access token, and there is no refresh token."
