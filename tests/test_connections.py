@@ -402,9 +402,10 @@ def test_connection_that_ended_because_of_another_patient_is_listed(ehr, user):
     ehr.faults.add("refresh_other_patient")
     TokenGrant.objects.update(refresh_due_at=timezone.now(), expires_at=timezone.now())
     # By a worker: no page has said so.
-    refresh_grants([launch.grant_id])
+    grant = TokenGrant.objects.get()
+    refresh_grants([grant.pk])
     response = browser.get("/smart/connections/")
-    assert listed(response) == [(launch.grant_id, "revoked")]
+    assert listed(response) == [(grant.pk, "revoked")]
     assert AGAIN in text_of(response)
     assert TokenGrant.objects.get().last_error == "context_changed"
     # Until its owner says so.

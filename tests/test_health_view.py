@@ -132,11 +132,12 @@ def test_server_at_which_more_than_a_fifth_of_the_grants_fail_is_failing():
     registration = make_registration()
     for _ in range(20):
         make_grant(registration)
-    failing = {"refresh_failures": 1}
+    failing: dict[str, Any] = {"refresh_failures": 1}
     for _ in range(5):
         make_grant(registration, **failing)
     # Nobody refreshes these.
-    for other in ({"is_offline": False}, {"status": "revoked"}):
+    others: list[dict[str, Any]] = [{"is_offline": False}, {"status": "revoked"}]
+    for other in others:
         make_grant(registration, **failing, **other)
     assert get_status() == (200, "ok", "ok")
     make_grant(registration, **failing)

@@ -110,9 +110,9 @@ def test_token_that_is_refused_after_its_refresh_is_not_refreshed_for_each_reque
     ehr: EHRSimulator,
 ) -> None:
     ClientRegistration.objects.update(ehr_scope=f"{EHR_SCOPE} offline_access")
-    chart = open_chart(ehr)
+    open_chart(ehr)
     answer(ehr, f"/Patient/{PATIENT}", status=401)
-    fhir = build_fhir_client(chart.launch.grant, launch=chart.launch)
+    fhir = build_fhir_client(TokenGrant.objects.get())
     for _ in range(3):
         with pytest.raises(FHIRUnauthorizedError):
             fhir.read("Patient", PATIENT)
@@ -141,15 +141,16 @@ def test_client_keeps_to_the_patient_however_the_scopes_are_named(ehr, scope):
     other = {"reference": f"Patient/{OTHER_PATIENT}"}
     add_resource(ehr, {"resourceType": "Observation", "id": "theirs", "subject": other})
     answer(ehr, "/auth/token", scope=scope)
-    launch = open_chart(ehr).launch
-    fhir = build_fhir_client(launch.grant, launch=launch)
+    open_chart(ehr)
+    grant = TokenGrant.objects.get()
+    fhir = build_fhir_client(grant)
     found = fhir.search("Observation", limit=1000)
     assert {each["subject"]["reference"] for each in found} == {f"Patient/{PATIENT}"}
     with pytest.raises(ForeignPatientError):
         fhir.read("Observation", "theirs")
     # As an entry of authorization_details may be for another endpoint.
     fhir = build_fhir_client(
-        launch.grant,
+        grant,
         base_url=ehr.base_url,
         patient_id=PATIENT,
         scopes=ScopeSet.parse(scope),

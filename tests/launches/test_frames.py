@@ -14,7 +14,7 @@ from django.urls import path
 from django.utils import timezone
 
 from django_smart.grants.refresh import get_access_token
-from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from tests.answers import answer
 from tests.ehr import PATIENT, get_callback, get_launch, launch, make_browser
 from tests.factories import expire, make_registration, make_server
@@ -252,7 +252,7 @@ def test_banner_around_the_frame_is_not_around_the_window(ehr, server, values):
     assert chart.get("/banner/").json() == {"needed": None}
     # The EHR says it again.
     answer(ehr, "/auth/token", need_patient_banner=False)
-    get_access_token(expire(opened.grant, ehr))
+    get_access_token(expire(TokenGrant.objects.get(), ehr))
     assert Launch.objects.get().context["need_patient_banner"] is False
     assert chart.get("/banner/").json() == {"needed": None}
 

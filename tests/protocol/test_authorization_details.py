@@ -41,7 +41,7 @@ def test_an_entry_falls_back_to_the_answer_for_what_it_leaves_out():
     assert [item.reference for item in r2.context.fhir_context] == ["List/1"]
     assert r4.locations == (BASE_URL,)
     assert r4.scopes == SCOPES
-    assert replace(r4.context, extra={}) == LaunchContext(**ANSWER)
+    assert replace(r4.context, extra={}) == LaunchContext.from_parameters(ANSWER)
 
 
 @pytest.mark.compliance("RESP-18")
