@@ -30,6 +30,7 @@ from .error_pages import is_trouble, render_error, render_trouble
 from .error_pages.retry import (
     connect_again,
     connect_records,
+    find_ehr_sign_in,
     get_page,
     sign_in_again,
 )
@@ -355,8 +356,11 @@ def _render_ending(
         return render_error(request, error, retry=retry, extra=extra)
     extra["reason"] = ENDINGS.get(launch.why_ended(timezone.now()), "")
     retry = None
-    # Those who sign in through the EHR may have no password here.
-    if error.code == _SIGNED_OUT and not launch.signs_in_here:
+    # Those who sign in through the EHR may have no password here, and return to it.
+    if error.code == _SIGNED_OUT and not (
+        launch.signs_in_here
+        or (launch.kind == Launch.Kind.EHR and find_ehr_sign_in(launch.user))
+    ):
         # As login_required, whatever the method.
         retry = sign_in_again(request, launch.user, next_url=request.get_full_path())
     retry = retry or connect_again(launch, next_url=page)

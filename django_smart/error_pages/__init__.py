@@ -16,6 +16,10 @@ from ..exceptions import (
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
     RefreshBusyError,
+    ReplacedPatientError,
+    ResponseTooLargeError,
+    ServerTimeoutError,
+    ServerUnreachableError,
     SMARTError,
     TokenError,
     TooManyResultsError,
@@ -104,12 +108,27 @@ def render_trouble(
         retry = try_again(page) if page else None
     else:
         retry = connect_again(launch, next_url=page)
-    if request.method not in {"GET", "HEAD"} and (
-        can_pass(error)
-        or isinstance(error, (TransportError, MalformedFHIRResponseError))
-    ):
+    if request.method not in {"GET", "HEAD"} and _may_be_stored(error):
         extra["advice"] = OUTCOME_UNKNOWN
     return render_error(request, error, retry=retry, launch=launch, extra=extra)
+
+
+def _may_be_stored(error: SMARTError) -> bool:
+    """Return whether *error* may have followed a write that the EHR has stored."""
+    match error:
+        case FHIRStatusError(status_code=status):
+            return status >= 500
+        case ReplacedPatientError():
+            return False
+    return isinstance(
+        error,
+        (
+            MalformedFHIRResponseError,
+            ResponseTooLargeError,
+            ServerTimeoutError,
+            ServerUnreachableError,
+        ),
+    )
 
 
 def is_trouble(error: SMARTError) -> bool:

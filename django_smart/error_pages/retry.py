@@ -10,7 +10,6 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
-from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -41,7 +40,7 @@ __all__ = [
     "choose_organization",
     "connect_again",
     "connect_records",
-    "find_ehr_sign_ins",
+    "find_ehr_sign_in",
     "get_page",
     "has_login_page",
     "sign_in_again",
@@ -111,37 +110,32 @@ def choose_organization(*, next_url: str = "") -> Retry:
 def sign_in_again(
     request: HttpRequest, user: AbstractBaseUser | None, *, next_url: str
 ) -> Retry | None:
-    """Return a button to the site's own sign-in, if it has one that *user* can use."""
-    if (
-        signs_in_through_ehr(request)
-        or not has_login_page()
-        or find_ehr_sign_ins(user, next_url="")
-    ):
+    """Return a button to a sign-in that *user* can use: the site's, or at an EHR."""
+    if url := find_ehr_sign_in(user, next_url=next_url):
+        return Retry(url=url, label=_("Sign in"))
+    if signs_in_through_ehr(request) or not has_login_page():
         return None
     return Retry(url=build_sign_in_url(request, next_url), label=_("Sign in"))
 
 
-def find_ehr_sign_ins(user: AbstractBaseUser | None, *, next_url: str) -> list[Retry]:
+def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> str:
     """
-    Return buttons to the EHRs that sign *user* in, if they have no password here.
+    Return where an EHR signs *user* in, if they have no password here; or "".
 
     ``LOGIN_URL`` is often a password form, which such a user cannot get past.
     """
     if user is None or user.has_usable_password():
-        return []
+        return ""
     own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
     registrations = ClientRegistration.objects.standalone().filter(
         server__in=own.values("server")
     )
-    return [
-        Retry(
-            url=build_login_url(**each.login_parameters, next_url=next_url),
-            label=gettext("Sign in with %(name)s") % {"name": each.server.name},
-        )
-        for each in registrations.order_by("server__name")
-        if "openid" in each.standalone_scope.split()
-        and not is_protected(user, each.server)
-    ]
+    for each in registrations.order_by("server__name"):
+        if "openid" in each.standalone_scope.split() and not is_protected(
+            user, each.server
+        ):
+            return build_login_url(**each.login_parameters, next_url=next_url)
+    return ""
 
 
 def can_pass(error: SMARTError) -> bool:

@@ -49,7 +49,8 @@ CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NO_TOKEN = HiddenText("")
+# Seconds after a refresh that did not help in which another one would not, either.
+_USELESS_FOR = 30.0
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _SAFE_INTERACTIONS = frozenset({"search"})  # by POST, too
 _METHOD = re.compile(r"[A-Z]{1,16}")
@@ -141,7 +142,7 @@ class FHIRConnection:
         self._transport = transport
         self._observer = observer
         self.sleep = sleep
-        self._refused = _NO_TOKEN
+        self._refused = HiddenText(""), 0.0
         self._record_rules = record_rules
         #: Elements that may name other patients, such as ``"Coverage.subscriber"``.
         self.other_patients: Collection[str] = ()
@@ -252,7 +253,7 @@ class FHIRConnection:
         _refuse_canceled()
         if not self.is_within_boundary(request.url):
             raise BearerBoundaryError(
-                f"the access token for {self.base_url} may not be sent to "
+                f"the access token for {get_origin(self.base_url)} may not be sent to "
                 f"{_name_origin(request.url)}, outside its {self.boundary} "
                 "(bearer_boundary of the server)"
             )
@@ -308,12 +309,14 @@ class FHIRConnection:
                 self._transport.open_stream(_authorize(request, token))
             )
             told.status_code = stream.head.status_code
-            if told.status_code == 401 and token != self._refused:
+            if told.status_code == 401 and self._may_renew(token):
                 renewed = HiddenText(self._tokens.renew(token))
                 if renewed != token:
                     stack.close()
                     request = _authorize(request, renewed)
                     stream = stack.enter_context(self._transport.open_stream(request))
+                if stream.head.status_code == 401:
+                    self._refused = renewed, time.monotonic()
             told.status_code = stream.head.status_code
             yield stream
 
@@ -333,14 +336,17 @@ class FHIRConnection:
             replace(request, headers=_merge(request.headers, {}))
         )
 
+    def _may_renew(self, token: str) -> bool:
+        """Whether a refresh may help; if not, each request would cost one."""
+        refused, refused_at = self._refused
+        return token != refused or time.monotonic() - refused_at > _USELESS_FOR
+
     def _send_with_retries(self, told: _Told, *, is_safe: bool) -> HTTPResponse:
         request = told.request
         access_token = HiddenText(self._tokens.get())
         started = time.monotonic()
         response = self._transport.send(_authorize(request, access_token))
-        if response.status_code != 401:
-            self._refused = _NO_TOKEN
-        elif access_token != self._refused:
+        if response.status_code == 401 and self._may_renew(access_token):
             # There may be no other token.
             told.status_code = 401
             used_token = access_token
@@ -349,8 +355,7 @@ class FHIRConnection:
                 started = time.monotonic()
                 response = self._transport.send(_authorize(request, access_token))
             if response.status_code == 401:
-                # Not the token is at fault; each request would cost another one.
-                self._refused = access_token
+                self._refused = access_token, time.monotonic()
         wait = response.retry_wait if is_safe else None
         if wait is None:
             return response

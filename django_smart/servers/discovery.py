@@ -536,7 +536,7 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
             raise
         if not server.issuer:
             what = "names no issuer"
-        elif exc.status_code < 500 and _is_foreign(named, server):
+        elif exc.status_code in _GONE and _is_foreign(named, server):
             what = "names keys on another host than its issuer, which confirms no keys"
         else:
             raise

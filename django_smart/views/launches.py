@@ -38,7 +38,7 @@ from ..error_pages.retry import (
     choose_organization,
     connect_again,
     connect_records,
-    find_ehr_sign_ins,
+    find_ehr_sign_in,
     sign_in_again,
     signs_in_through_ehr,
     try_again,
@@ -206,9 +206,13 @@ class LoginView(ProtocolView):
             self.request.POST if self.request.method == "POST" else self.request.GET
         )
         chosen, next_url = self._read(values)
+        url = build_login_url(**chosen, next_url=next_url)
         if can_pass(error):
-            return try_again(build_login_url(**chosen, next_url=next_url))
-        return choose_organization(next_url=next_url)
+            return try_again(url)
+        again = None
+        if error.code == _SIGNED_OUT and (last := _find_last(self.request)):
+            again = sign_in_again(self.request, last.user, next_url=url)
+        return again or choose_organization(next_url=next_url)
 
     def _read(self, values: QueryDict) -> tuple[dict[str, str], str]:
         """What selects the registration, and where to go afterwards."""
@@ -227,10 +231,9 @@ class LoginView(ProtocolView):
     @staticmethod
     def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
         """Lead whoever confirmed to the site's login, and from there to *url*."""
-        launches = Launch.objects.of_browser(get_browser(request).digests)
-        last = launches.exclude(user=None).order_by("-completed_at").first()
+        last = _find_last(request)
         if signs_in_through_ehr(request) or (
-            last is not None and find_ehr_sign_ins(last.user, next_url=url)
+            last is not None and find_ehr_sign_in(last.user)
         ):
             error = IdentityError(
                 "Whoever confirmed to connect is no longer signed in.",
@@ -500,7 +503,7 @@ class CallbackView(_CompletingView):
             launch.question == Launch.Question.SIGN_IN
             and get_user(request) is None
             and not signs_in_through_ehr(request)
-            and not find_ehr_sign_ins(completion.owner, next_url=url)
+            and not find_ehr_sign_in(completion.owner)
         ):
             url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
@@ -529,6 +532,12 @@ class CallbackView(_CompletingView):
             self.launch = launch
 
 
+def _find_last(request: HttpRequest) -> Launch | None:
+    """Return the latest launch of this browser with a user."""
+    launches = Launch.objects.of_browser(get_browser(request).digests)
+    return launches.exclude(user=None).order_by("-completed_at").first()
+
+
 def _ask_again_without_token(view: Callable[..., HttpResponseBase]) -> Any:
     """
     Like ``csrf_protect``, but without a valid token, the page asks again.
@@ -548,7 +557,8 @@ def _ask_again_without_token(view: Callable[..., HttpResponseBase]) -> Any:
             return answered[0]
 
         response = run(request)
-        return response if answered else harden(HttpResponseRedirect(request.path))
+        page = get_protocol_url("decide", key=kwargs["key"])
+        return response if answered else harden(HttpResponseRedirect(page))
 
     return check
 
@@ -597,8 +607,10 @@ class DecideView(_CompletingView):
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
             "decide_url": url,
-            "sign_in_url": build_sign_in_url(request, url),
-            "ehr_sign_ins": find_ehr_sign_ins(asked.owner, next_url=url),
+            # Not their own organizations: it may be somebody else who sees this page.
+            "sign_in_url": build_login_url(next_url=url)
+            if find_ehr_sign_in(asked.owner)
+            else build_sign_in_url(request, url),
         }
         return harden(render(request, "django_smart/decide.html", context))
 
@@ -701,7 +713,7 @@ class DecideView(_CompletingView):
         # Its receiver ends what the other had open, and sets the new cookie.
         logout(request)
         url = _build_decide_url(launch)
-        if not find_ehr_sign_ins(owner, next_url=url):
+        if not find_ehr_sign_in(owner):
             url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -117,8 +118,12 @@ def test_token_that_is_refused_after_its_refresh_is_not_refreshed_for_each_reque
         with pytest.raises(FHIRUnauthorizedError):
             fhir.read("Patient", PATIENT)
     assert len(ehr.requests_to("refresh")) == 1
+    with pytest.raises(FHIRUnauthorizedError):
+        fhir.download(f"{ehr.base_url}/Patient/{PATIENT}", BytesIO())
+    assert len(ehr.requests_to("refresh")) == 1
     # A token that has worked may still be withdrawn.
     ehr.interceptors.clear()
+    fhir = build_fhir_client(TokenGrant.objects.get())
     for number in range(2, 4):
         assert fhir.read("Patient", PATIENT)["id"] == PATIENT
         ehr.expire_access_tokens()

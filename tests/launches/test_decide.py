@@ -178,10 +178,13 @@ def test_owner_without_a_password_signs_in_through_their_organization(
     parked, page = _get_parked(response)
     # Not to the password form.
     assert response["Location"] == page
-    (link,) = browser.get(page).context["ehr_sign_ins"]
-    assert "Harbour Hospital" in link.label
-    assert f'href="{escape(link.url)}"' in browser.get(page).content.decode()
-    started = browser.get(link.url)
+    shown = browser.get(page)
+    link = shown.context["sign_in_url"]
+    assert link == f"/smart/login/?{urlencode({'next': page})}"
+    assert f'href="{escape(link)}"' in shown.content.decode()
+    # It may be somebody else who sees it.
+    assert "Harbour Hospital" not in shown.content.decode()
+    started = browser.get(f"{link}&server=harbour")
     landed = get_callback(browser, ehr.authorize(started["Location"]))
     finished = get_launch(browser.get(browser.get(landed["Location"])["Location"]))
     assert (finished.pk, finished.user) == (parked.pk, connected.user)
@@ -202,8 +205,9 @@ def test_owner_without_a_password_is_sent_to_no_other_dead_end(
     ]
     codes = ["launch_signed_out", "user_signed_out", "user_signed_out"]
     assert [get_code(page) for page in pages] == codes
+    # To the organization that signs them in, not one that would make a new user.
     links = [page.context["retry"].url for page in pages]
-    assert all(link.startswith("/smart/login/") for link in links)
+    assert all(link.startswith("/smart/login/?server=harbour&") for link in links)
 
 
 def _signed_in_browser(user: Any) -> Client:

@@ -103,7 +103,10 @@ def find_setting_faults() -> Iterator[Finding]:
 
 
 def _is_public(site: str) -> bool:
-    parts = urlsplit(site)
+    try:
+        parts = urlsplit(site)
+    except ValueError:  # reported by a check
+        return False
     return parts.scheme == "https" and parts.hostname not in LOOPBACK_HOSTS
 
 
