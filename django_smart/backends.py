@@ -369,7 +369,7 @@ class _Decision(OIDCAuthenticationBackend):
                 raise
             else:
                 # Without the error's message, which may contain personal data.
-                logger.error(  # noqa: TRY400
+                logger.error(  # noqa: TRY400 (no traceback, see above)
                     "No user created (%s). If the user model requires more than a "
                     "name of 32 characters, override create_user.",
                     type(exc).__name__,

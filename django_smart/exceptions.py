@@ -359,6 +359,12 @@ class TokenResponseError(TokenError):
     code = "token_refused"
     http_status = 400
 
+    # RFC 6749; OpenID Connect's tell that the user has to act.
+    FINAL = (
+        *("invalid_grant", "consent_required"),
+        *("interaction_required", "login_required"),
+    )
+
     def __init__(
         self,
         message: str,
@@ -379,15 +385,9 @@ class TokenResponseError(TokenError):
         """
         Whether the grant itself has ended, so that retrying cannot help.
 
-        Spec: RFC 6749 section 5.2; OpenID Connect Core 1.0 section 3.1.2.6, whose
-        errors tell that the user has to act.
+        Spec: RFC 6749 section 5.2; OpenID Connect Core 1.0 section 3.1.2.6.
         """
-        return self.error in {
-            "invalid_grant",
-            "consent_required",
-            "interaction_required",
-            "login_required",
-        }
+        return self.error in self.FINAL
 
 
 class TokenServerError(TokenError):

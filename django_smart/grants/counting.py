@@ -14,6 +14,7 @@ from functools import partial
 
 from django.db import DatabaseError, router, transaction
 
+from ..exceptions import ContextChangedError, TokenResponseError
 from ..models import RefreshCount, TokenGrant
 from .separate_connection import is_in_transaction
 
@@ -30,10 +31,7 @@ logger = logging.getLogger(__name__)
 
 SUCCESS = "ok"
 """The code of a successful refresh."""
-LOST_REASONS = (
-    *("invalid_grant", "context_changed", "known_end"),
-    *("consent_required", "interaction_required", "login_required"),
-)
+LOST_REASONS = (*TokenResponseError.FINAL, ContextChangedError.code, "known_end")
 """Why grants are lost; the last is a refusal after the known end."""
 # Seconds; the longest call takes 20 unless SMART_HTTP_TIMEOUT says otherwise.
 _LIMITS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)

@@ -43,6 +43,7 @@ __all__ = [
     "find_question",
     "get_display_name",
     "get_own_name",
+    "has_account",
     "is_protected",
     "may_sign_in",
     "park_launch",
@@ -103,6 +104,12 @@ def may_sign_in(known: Sequence[Identity], server: FHIRServer) -> bool:
     """Return whether an account with the identities *known* signs its user in."""
     own = [each for each in known if each.server_id == server.pk]
     return all(each.may_sign_in for each in own or known)
+
+
+def has_account(user: AbstractBaseUser | None, server: FHIRServer) -> bool:
+    """Return whether *user* has an account of *server*, to sign in or connected."""
+    known = Identity.objects.known_to(server)
+    return user is not None and known.filter(user_id=user.pk).exists()
 
 
 def is_protected(user: AbstractBaseUser, server: FHIRServer) -> bool:

@@ -77,6 +77,11 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
             browser_digest__in=browser_digests, completed_at__isnull=False
         )
 
+    def last_with_user(self, browser_digests: Collection[str]) -> Launch | None:
+        """Return the latest launch that one browser completed for a user, if any."""
+        launches = self.of_browser(browser_digests).exclude(user=None)
+        return launches.order_by("-completed_at").first()
+
     def open(self) -> LaunchQuerySet:
         """Return launches that are completed and not ended."""
         return self.filter(status=Launch.Status.COMPLETED)

@@ -75,12 +75,13 @@ from ..launches.parked import (
     UndecidedError,
     get_display_name,
     get_own_name,
+    has_account,
     is_protected,
     read_held,
 )
 from ..launches.prefix import build_launch_path, get_protocol_url
 from ..launches.request_state import get_request_state, get_user
-from ..models import ClientRegistration, FHIRServer, Identity, Launch
+from ..models import ClientRegistration, FHIRServer, Launch
 from ..protocol.urls import get_origin
 from ..signals import launch_completed
 from ..templatetags.scope_words import in_words
@@ -210,7 +211,9 @@ class LoginView(ProtocolView):
         if can_pass(error):
             return try_again(url)
         again = None
-        if error.code == _SIGNED_OUT and (last := _find_last(self.request)):
+        if error.code == _SIGNED_OUT and (
+            last := Launch.objects.last_with_user(get_browser(self.request).digests)
+        ):
             again = sign_in_again(self.request, last.user, next_url=url)
         return again or choose_organization(next_url=next_url)
 
@@ -231,7 +234,7 @@ class LoginView(ProtocolView):
     @staticmethod
     def _sign_in_again(request: HttpRequest, url: str) -> HttpResponse:
         """Lead whoever confirmed to the site's login, and from there to *url*."""
-        last = _find_last(request)
+        last = Launch.objects.last_with_user(get_browser(request).digests)
         if signs_in_through_ehr(request) or (
             last is not None and find_ehr_sign_in(last.user)
         ):
@@ -532,12 +535,6 @@ class CallbackView(_CompletingView):
             self.launch = launch
 
 
-def _find_last(request: HttpRequest) -> Launch | None:
-    """Return the latest launch of this browser with a user."""
-    launches = Launch.objects.of_browser(get_browser(request).digests)
-    return launches.exclude(user=None).order_by("-completed_at").first()
-
-
 def _ask_again_without_token(view: Callable[..., HttpResponseBase]) -> Any:
     """
     Like ``csrf_protect``, but without a valid token, the page asks again.
@@ -592,7 +589,7 @@ class DecideView(_CompletingView):
         url = _build_decide_url(launch)
         registration = launch.registration
         choices = ["connect", "create"] if registration.create_users else ["connect"]
-        has_account = asked.question == Launch.Question.LINK and _has_account(
+        is_known = asked.question == Launch.Question.LINK and has_account(
             user, registration.server
         )
         context = {
@@ -600,8 +597,8 @@ class DecideView(_CompletingView):
             "server": registration.server,
             "question": asked.question,
             # The likely one first.
-            "choices": choices[::-1] if has_account else choices,
-            "has_account": has_account,
+            "choices": choices[::-1] if is_known else choices,
+            "has_account": is_known,
             "may_be_chosen": _may_be_chosen(user, registration),
             "user_name": get_own_name(user),
             "is_signed_in": user is not None,
@@ -857,12 +854,6 @@ def _may_be_chosen(
 ) -> bool:
     """Whether *user* can let an account of this EHR sign them in."""
     return user is not None and not is_protected(user, registration.server)
-
-
-def _has_account(user: AbstractBaseUser | None, server: FHIRServer) -> bool:
-    """Whether *user* has signed in with, or connected, an account of *server*."""
-    known = Identity.objects.known_to(server)
-    return user is not None and known.filter(user_id=user.pk).exists()
 
 
 def _is_owner(user: AbstractBaseUser | None, asked: UndecidedError) -> bool:
