@@ -290,15 +290,16 @@ class _Grants:
             status="active", refresh_due_at__lte=timezone.now()
         )
         ticks_at, deadline = monotonic(), monotonic() + 60
-        while due.exists():
+        while left := due.count():
             if monotonic() > deadline:
-                raise TimeoutError(f"{due.count()} grants are still due")
+                raise TimeoutError(f"{left} grants are still due")
             if tick is not None and monotonic() >= ticks_at:
                 # The first tick claims little of a server that was never measured.
                 tick()
                 ticks_at += 10
-            # Each look takes from the cores that the workers share.
-            sleep(0.02)
+            # Each look takes from the cores that the workers share; the last ones tell
+            # the time.
+            sleep(0.02 if left > 40 else 0.002)
 
 
 class _HTTPPool:

@@ -111,21 +111,22 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
         .refreshable(with_probes=True)
         .filter(pk__in=grant_ids)
         .annotate(
-            database_now=DatabaseNow(),
-            deployment=find_owner(),
-            is_launched=Exists(Launch.objects.open().filter(grant=OuterRef("pk"))),
+            is_launched=Exists(Launch.objects.open().filter(grant=OuterRef("pk")))
         )
     )
     if not grants:
         return []
-    if not is_owner(grants[0].deployment or ""):  # type: ignore[attr-defined]  # annotated
+    # With each grant, the same few rows would be read and decoded hundreds of times.
+    registrations = (
+        ClientRegistration.objects.select_related("server")
+        .annotate(database_now=DatabaseNow(), deployment=find_owner())
+        .in_bulk({grant.registration_id for grant in grants})
+    )
+    first = registrations[grants[0].registration_id]
+    if not is_owner(first.deployment or ""):  # type: ignore[attr-defined]  # annotated
         # The message may be another deployment's, at a broker that both use.
         note_owned_elsewhere()
         return []
-    # With each grant, the same few rows would be read and decoded hundreds of times.
-    registrations = ClientRegistration.objects.select_related("server").in_bulk(
-        {grant.registration_id for grant in grants}
-    )
     for grant in grants:
         grant.registration = registrations[grant.registration_id]
     return sorted(grants, key=_get_turn)
@@ -154,7 +155,7 @@ class _Batch:
         self._stopped: set[int] = set()
         self._outcomes = Outcomes(self._server.pk)
         self._seconds: dict[int, float] = {}
-        now = grants[0].database_now  # type: ignore[attr-defined]  # annotated
+        now = grants[0].registration.database_now  # type: ignore[attr-defined]  # annotated
         self._pace = Pace(self._server, now=now)
         self._clock = DatabaseClock(now)
         self._ends_at = time.monotonic() + _LONGEST_BATCH
