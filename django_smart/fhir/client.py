@@ -6,10 +6,12 @@ import base64
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
+from importlib import import_module
 from typing import Any, BinaryIO, TypeVar, overload
 
 from django_smart.exceptions import (
@@ -21,7 +23,9 @@ from django_smart.exceptions import (
     ForeignPatientError,
     InsufficientScopeError,
     MalformedFHIRResponseError,
+    ModelVersionError,
     ResponseTooLargeError,
+    SMARTError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
 from django_smart.fhir.attachments import read_attachment, write_stream
@@ -57,13 +61,12 @@ from django_smart.fhir.messages import (
     resolve_link,
     validate_bundle,
 )
+from django_smart.fhir.names import iter_mappings
 from django_smart.fhir.paging import History, Page, iter_pages
 from django_smart.fhir.parameters import AnyOf, SearchParams, build_search_query
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.references import find_within, get_reference, parse_target
 from django_smart.fhir.search import SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
-from django_smart.fhir.typed import convert_resource, find_model
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet, required_letter
@@ -84,6 +87,14 @@ _LONGEST_URL = 2000
 _IDS_AT_ONCE = 50
 # Statuses of servers that let resources of a type be read, but not found by their id.
 _NOT_SEARCHABLE = frozenset({400, 403, 404, 405, 422, 501})
+# Where fhir.resources has its classes, by the first two numbers of FHIR's version.
+# It has none of R4 itself, which differs from R4B in few types.
+_MODEL_PACKAGES = {
+    "3.0": "fhir.resources.STU3",
+    "4.0": "fhir.resources.R4B",
+    "4.3": "fhir.resources.R4B",
+    "5.0": "fhir.resources",
+}
 
 
 class FHIRClient(FHIRConnection):
@@ -371,13 +382,62 @@ class FHIRClient(FHIRConnection):
             FHIRRequestError: there is no class for this version or type.
             ImportError: ``fhir.resources`` is not installed.
         """
-        return find_model(resource_type, self._get_version())
+        version, package = self._get_version()
+        if package is None:
+            raise FHIRRequestError(
+                f"fhir.resources has no models for FHIR version {version or 'unknown'}."
+            )
+        try:
+            found: type[Any] = import_module(package).get_fhir_model_class(
+                resource_type
+            )
+        except ValueError:
+            raise FHIRRequestError(
+                f"fhir.resources has no {resource_type} for FHIR {version}."
+            ) from None
+        return found
 
-    def _get_version(self) -> str:
-        return str(self.capabilities().get("fhirVersion", ""))
+    def _get_version(self) -> tuple[str, str | None]:
+        """Return the server's FHIR version, and the package with its models."""
+        version = str(self.capabilities().get("fhirVersion", ""))
+        return version, _MODEL_PACKAGES.get(".".join(version.split(".")[:2]))
 
     def _convert(self, resource: dict[str, Any], model: type[_T]) -> _T:
-        return convert_resource(resource, model, self._get_version)
+        """
+        Make a *model* of a resource.
+
+        Args:
+            model: a class with pydantic's ``model_validate``, or one that takes the
+                dict as its only argument.
+
+        Raises:
+            ModelVersionError: *model* refuses the resource, and is one of another FHIR
+                than the server's.
+            MalformedFHIRResponseError: it refuses the resource for another reason.
+        """
+        convert: Callable[[dict[str, Any]], _T] = getattr(
+            model, "model_validate", model
+        )
+        try:
+            return convert(resource)
+        except (ValueError, TypeError, LookupError) as exc:
+            reason = type(exc).__name__
+        # Outside of the except block: the chain would quote the patient's data.
+        kind = resource.get("resourceType", "resource")
+        text = f"the {kind} does not match {model.__name__} ({reason})"
+        package = model.__module__.rpartition(".")[0]
+        if package in _MODEL_PACKAGES.values():
+            version, own_package = "", None
+            with suppress(SMARTError):
+                version, own_package = self._get_version()
+            if own_package not in {None, package}:
+                its_version = import_module(package).__fhir_version__
+                raise ModelVersionError(
+                    f"{text} is a model for FHIR {its_version}, but the server "
+                    f"uses FHIR {version}: use the model that the client's "
+                    "get_model() returns"
+                )
+        raise MalformedFHIRResponseError(text)
 
     def get(self, path_or_url: str) -> dict[str, Any]:
         """
@@ -777,14 +837,14 @@ class FHIRClient(FHIRConnection):
             ForeignPatientError: under ``patient/`` scopes, also for a reference to
                 another base URL, unless resources of its type belong to no patient.
         """
-        text = get_reference(reference)
-        found = find_within(text, within, base_url=self.base_url)
+        text = _get_reference(reference)
+        found = _find_within(text, within, base_url=self.base_url)
         if found is not None:
             return found
         url = self.build_url(text)
         if not self.is_within_boundary(url):
             raise BearerBoundaryError("the reference points to another server")
-        resource_type, resource_id, version_id = parse_target(url)
+        resource_type, resource_id, version_id = _parse_target(url)
         interaction = build_read(resource_type, resource_id, version_id=version_id)
         response = self.perform(interaction, url=url)
         return self._process_read(response, interaction)
@@ -808,17 +868,17 @@ class FHIRClient(FHIRConnection):
             BearerBoundaryError, FHIRRequestError, ForeignPatientError: see
                 :meth:`resolve`.
         """
-        texts = [get_reference(each) for each in references]
+        texts = [_get_reference(each) for each in references]
         found: dict[str, dict[str, Any]] = {}
         ids: dict[str, dict[str, str]] = {}
         for text in texts:
-            target = find_within(text, within, base_url=self.base_url)
+            target = _find_within(text, within, base_url=self.base_url)
             if target is not None:
                 found[text] = target
                 continue
             url = self.build_url(text)
             if self.is_within_boundary(url):
-                resource_type, resource_id, _ = parse_target(url)
+                resource_type, resource_id, _ = _parse_target(url)
                 # The same id at another base is another resource.
                 if url == self.build_url(f"{resource_type}/{resource_id}"):
                     ids.setdefault(resource_type, {})[resource_id] = text
@@ -1100,3 +1160,132 @@ def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -
         return ""
     level = granted[0].level if granted else "patient"
     return f"{level}/{resource_type or '*'}.{letter}"
+
+
+def _get_reference(reference: object) -> str:
+    """
+    Return the text of a reference or a ``Reference``.
+
+    Raises:
+        FHIRRequestError: it has none, for example with only an identifier.
+    """
+    text = reference.get("reference") if isinstance(reference, Mapping) else reference
+    if not isinstance(text, str) or not text:
+        raise FHIRRequestError("The reference has no target that can be resolved.")
+    return text
+
+
+def _parse_target(url: str) -> tuple[str, str, str | None]:
+    """
+    Return the resource type, id and version (or ``None``) in *url*.
+
+    Raises:
+        FHIRRequestError: it names no resource.
+    """
+    place = parse_place(url)
+    if place is None or "?" in url:
+        raise FHIRRequestError("The reference does not name a resource with an id.")
+    return place[0], place[1], place[2] or None
+
+
+def _find_within(
+    reference: str,
+    within: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    base_url: str,
+) -> dict[str, Any] | None:
+    """
+    Look for the target in the given resources and Bundles.
+
+    Args:
+        within: the resource that contains the reference, its Bundle, or a list with
+            these and other resources of the server, such as a search's ``included``.
+            Only one of them may have a target for a reference with ``#``; the same
+            resource may be in the list twice.
+        base_url: base of relative references, unless a Bundle in *within* shows where
+            the resource with the reference comes from.
+
+    Raises:
+        FHIRRequestError: it could only be there, and is not.
+
+    Spec: FHIR R4, "References", "Bundle", Resolving references in Bundles.
+    """
+    resources = [within] if isinstance(within, Mapping) else list(within)
+    bundles = [each for each in resources if each.get("resourceType") == "Bundle"]
+    sources = [each for each in resources if each.get("resourceType") != "Bundle"]
+    if reference.startswith("#"):
+        # The same id is something else in each resource.
+        targets = [
+            each
+            for source in sources
+            for each in (source, *iter_mappings(source.get("contained")))
+            if reference[1:] == ("" if each is source else each.get("id"))
+        ]
+        if targets and all(each == targets[0] for each in targets):
+            return dict(targets[0])
+        raise FHIRRequestError(
+            "The reference is to a contained resource: pass the resource that "
+            "contains it, and no other with the same contained id, as within=."
+        )
+    if not isinstance(within, Mapping):
+        bundles.append({"entry": [{"resource": each} for each in sources]})
+    for bundle in bundles:
+        found = _find_entry(reference, bundle, sources, base_url=base_url)
+        if found is not None:
+            return found
+    if reference.lower().startswith("urn:"):
+        raise FHIRRequestError(
+            "The reference is to an entry of a Bundle: pass the Bundle as within=."
+        )
+    return None
+
+
+def _find_entry(
+    reference: str,
+    bundle: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    base_url: str,
+) -> dict[str, Any] | None:
+    entries = list(_get_entries(bundle))
+    base = base_url
+    for full_url, resource in entries:
+        if any(resource is source or resource == source for source in sources):
+            base = _get_base(full_url, resource) or base_url
+    target, _, version = reference.partition("/_history/")
+    if "://" not in target and not target.lower().startswith("urn:"):
+        target = f"{base}/{target.removeprefix('/')}"
+    matches = [
+        resource
+        for full_url, resource in entries
+        if (full_url or f"{base_url}/{_get_key(resource)}") == target
+        and version in {"", _get_meta(resource).get("versionId")}
+    ]
+    # Of several versions, the last one is meant.
+    return max(
+        matches,
+        key=lambda each: str(_get_meta(each).get("lastUpdated", "")),
+        default=None,
+    )
+
+
+def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in iter_mappings(bundle.get("entry")):
+        resource = entry.get("resource")
+        if isinstance(resource, dict):
+            yield str(entry.get("fullUrl", "")), resource
+
+
+def _get_base(full_url: str, resource: Mapping[str, Any]) -> str:
+    """Return the FHIR base URL of *resource*, or "" if its URL does not show it."""
+    tail = f"/{_get_key(resource)}"
+    return full_url.removesuffix(tail) if full_url.endswith(tail) else ""
+
+
+def _get_key(resource: Mapping[str, Any]) -> str:
+    return f"{resource.get('resourceType')}/{resource.get('id')}"
+
+
+def _get_meta(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = resource.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
