@@ -1143,9 +1143,8 @@ def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -
 
     Spec: SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
     """
-    try:
-        letter = required_letter(interaction)
-    except ValueError:
+    letter = required_letter(interaction)
+    if not letter:
         return ""
     granted = scopes.resource_scopes
     names = {"*", resource_type.lower()}

@@ -829,10 +829,7 @@ def _is_about_own(resource_type: str, name: str) -> bool:
 
 def get_letters(interaction: str) -> str:
     """Letters of the scopes any of which allows it; reading for what has none."""
-    try:
-        return required_letter(interaction)
-    except ValueError:
-        return "rs"
+    return required_letter(interaction) or "rs"
 
 
 def _refuse(reason: str) -> NoReturn:

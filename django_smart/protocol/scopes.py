@@ -64,20 +64,12 @@ _INTERACTION_LETTERS = {
 def required_letter(interaction: str) -> str:
     """
     Return the scope letter that allows a FHIR *interaction* (``"vread"`` needs
-    ``"r"``).
+    ``"r"``), or "" for one that scopes do not cover.
 
     ``batch`` and ``transaction`` have none: each of their entries needs its own
     (SCOPE-16).
-
-    Raises:
-        ValueError: not an interaction that scopes cover.
     """
-    try:
-        return _INTERACTION_LETTERS[interaction]
-    except KeyError:
-        raise ValueError(
-            f"No scope letter for the interaction {interaction!r}"
-        ) from None
+    return _INTERACTION_LETTERS.get(interaction, "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
