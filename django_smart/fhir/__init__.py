@@ -15,10 +15,9 @@ from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import Observer, TokenSource, Transport
 from django_smart.fhir.json import Number, dump_json, load_json
 from django_smart.fhir.messages import FHIRExchange
-from django_smart.fhir.paging import History
+from django_smart.fhir.paging import History, SearchPage, SearchResult, SearchStream
 from django_smart.fhir.parameters import AnyOf, Quantity, Reference, Token, escape
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.search import SearchPage, SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 
 __all__ = [

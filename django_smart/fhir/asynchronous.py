@@ -21,10 +21,9 @@ from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, ExportedFile
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import CANCELED
-from django_smart.fhir.paging import Stream
+from django_smart.fhir.paging import SearchPage, SearchStream, Seen, Stream
 from django_smart.fhir.parameters import SearchParams
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.search import SearchPage, SearchStream, Seen
 
 __all__ = [
     "AsyncBatch",

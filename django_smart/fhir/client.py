@@ -62,10 +62,15 @@ from django_smart.fhir.messages import (
     validate_bundle,
 )
 from django_smart.fhir.names import iter_mappings
-from django_smart.fhir.paging import History, Page, iter_pages
+from django_smart.fhir.paging import (
+    History,
+    Page,
+    SearchResult,
+    SearchStream,
+    iter_pages,
+)
 from django_smart.fhir.parameters import AnyOf, SearchParams, build_search_query
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.search import SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse

@@ -9,12 +9,12 @@ from django_smart.exceptions import ForeignPatientError
 from django_smart.fhir.compartment import find_patient_parameter
 from django_smart.fhir.interactions import build_operation
 from django_smart.fhir.messages import process_bundle_response, validate_id
+from django_smart.fhir.paging import SearchResult, SearchStream
 from django_smart.fhir.parameters import (
     Reference,
     SearchParams,
     build_search_query,
 )
-from django_smart.fhir.search import SearchResult, SearchStream
 
 if TYPE_CHECKING:
     from django_smart.fhir.client import FHIRClient

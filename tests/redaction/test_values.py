@@ -26,9 +26,13 @@ from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import FHIRConnection
-from django_smart.fhir.paging import History
+from django_smart.fhir.paging import (
+    History,
+    SearchPage,
+    SearchResult,
+    SearchStream,
+)
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.search import SearchPage, SearchResult, SearchStream
 from django_smart.fhir.session import FHIRSession
 from django_smart.fields import _Plaintext, _Secret
 from django_smart.launches.browser import Browser
