@@ -16,7 +16,7 @@ from django_smart.exceptions import (
     MalformedDiscoveryError,
     StateError,
 )
-from django_smart.protocol.oauth_errors import parse_oauth_error
+from django_smart.protocol.oauth import VISIBLE, parse_oauth_error
 
 __all__ = [
     "MAX_CODE_LENGTH",
@@ -57,8 +57,6 @@ MAX_PARAMETER_LENGTH = 4 * 1024
 _RESPONSE_PARAMETERS = frozenset(
     {"code", "error", "error_description", "error_uri", "iss", "state"}
 )
-# RFC 6749 appendix A.11.
-_CODE = re.compile(r"[ -~]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +214,7 @@ def process_authorization_response(
     if "error" in values:
         raise _build_error(values)
     code = values.get("code", "")
-    if not _CODE.fullmatch(code):
+    if not VISIBLE.fullmatch(code):
         raise MalformedAuthorizationResponseError(
             "Expected code or error; neither is present, or code is not visible ASCII."
         )

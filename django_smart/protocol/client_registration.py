@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from django_smart.exceptions import (
@@ -15,7 +15,7 @@ from django_smart.exceptions import (
 )
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
-from django_smart.protocol.oauth_errors import parse_oauth_error
+from django_smart.protocol.oauth import find_oauth_error, get_text
 
 __all__ = [
     "ClientInformation",
@@ -24,8 +24,6 @@ __all__ = [
 ]
 
 _METHODS = ("client_secret_basic", "client_secret_post", "none", "private_key_jwt")
-# RFC 6749 appendix A.1 and A.2.
-_VISIBLE = re.compile(r"[ -~]+")
 # RFC 6750 section 2.1.
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
@@ -106,12 +104,13 @@ def process_registration_response(
         error=MalformedRegistrationResponseError,
         what="registration response",
     )
-    client_id = _get_text(answer, "client_id")
+    read = partial(get_text, answer, error=MalformedRegistrationResponseError)
+    client_id = read("client_id")
     if client_id is None:
         raise MalformedRegistrationResponseError("client_id is missing.")
     requested_method: str = metadata["token_endpoint_auth_method"]
-    method = _get_text(answer, "token_endpoint_auth_method") or requested_method
-    secret = _get_text(answer, "client_secret")
+    method = read("token_endpoint_auth_method") or requested_method
+    secret = read("client_secret")
     if method not in _METHODS:
         raise MalformedRegistrationResponseError(
             f"The server replaced the authentication method with {method}, "
@@ -136,17 +135,8 @@ def process_registration_response(
         client_secret_expires_at=_get_seconds(answer, "client_secret_expires_at")
         or None,
         token_endpoint_auth_method=method,
-        scope=_get_text(answer, "scope"),
+        scope=read("scope"),
     )
-
-
-def _get_text(answer: Mapping[str, Any], name: str) -> str | None:
-    value = answer.get(name)
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str) or not _VISIBLE.fullmatch(value):
-        raise MalformedRegistrationResponseError(f"{name} is not printable ASCII.")
-    return value
 
 
 def _get_seconds(answer: Mapping[str, Any], name: str) -> int | None:
@@ -172,16 +162,7 @@ def _expect(answer: Mapping[str, Any], name: str, *values: str) -> None:
 
 def _build_refusal(response: HTTPResponse) -> RegistrationRefusedError:
     status = response.status_code
-    refusal: dict[str, str] = {}
-    if response.media_type.endswith("json"):
-        with suppress(MalformedRegistrationResponseError):
-            refusal = parse_oauth_error(
-                parse_json_object(
-                    response.body,
-                    error=MalformedRegistrationResponseError,
-                    what="registration error",
-                )
-            )
+    refusal = find_oauth_error(response)
     message = f"The server refused to register this client, with status {status}"
     message += f" and error={refusal['error']}." if refusal else "."
     if status in (401, 403):

@@ -21,8 +21,8 @@ from django_smart.protocol.context import (
 )
 from django_smart.protocol.id_token import read_unverified_claims
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.oauth import build_form_request, get_text, parse_token_body
 from django_smart.protocol.scopes import ScopeSet
-from django_smart.protocol.token_endpoint import build_form_request, parse_token_body
 
 __all__ = [
     "DEFAULT_LIFETIME",
@@ -45,8 +45,6 @@ _REFRESH_EXPIRES_IN = ("refresh_expires_in", "refresh_token_expires_in")
 _TOKENS = ("access_token", "id_token", "refresh_token")
 # It is sent in a header: no whitespace, no control characters.
 _ACCESS_TOKEN = re.compile(r"[!-~]+")
-# RFC 6749 appendix A.17.
-_VISIBLE = re.compile(r"[ -~]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +256,7 @@ def find_refresh_token(response: HTTPResponse) -> str | None:
     Spec: RFC 6749 section 6.
     """
     try:
-        return _get_text(parse_token_body(response), "refresh_token", _VISIBLE)
+        return get_text(parse_token_body(response), "refresh_token")
     except (TokenError, RedirectRefusedError):
         return None
 
@@ -267,7 +265,7 @@ def _build_token_response(
     members: dict[str, Any], *, asked: ScopeSet, now: datetime, context: LaunchContext
 ) -> TokenResponse:
     """Validate each member and combine them."""
-    access_token = _get_text(members, "access_token", _ACCESS_TOKEN)
+    access_token = get_text(members, "access_token", _ACCESS_TOKEN)
     if access_token is None:
         raise MalformedTokenResponseError("access_token is missing.")
     token_type = members.get("token_type")
@@ -283,25 +281,13 @@ def _build_token_response(
     return TokenResponse(
         access_token=access_token,
         expires_at=now + lifetime,
-        refresh_token=_get_text(members, "refresh_token", _VISIBLE),
+        refresh_token=get_text(members, "refresh_token"),
         refresh_expires_at=_find_refresh_end(members, now),
-        id_token=_get_text(members, "id_token", _VISIBLE),
+        id_token=get_text(members, "id_token"),
         scopes=asked if scope in {None, str(asked)} else ScopeSet.parse(scope),
         context=context,
         parameters=parameters,
     )
-
-
-def _get_text(
-    members: Mapping[str, Any], name: str, pattern: re.Pattern[str]
-) -> str | None:
-    """Read a token; null and the empty string count as absent."""
-    value = members.get(name)
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise MalformedTokenResponseError(f"{name} is not a string of visible ASCII.")
-    return value
 
 
 def _find_refresh_end(members: Mapping[str, Any], now: datetime) -> datetime | None:

@@ -11,8 +11,8 @@ from django_smart.exceptions import MalformedTokenResponseError
 from django_smart.protocol.client_auth import ClientAuthentication
 from django_smart.protocol.context import LaunchContext
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.oauth import build_form_request, parse_token_body
 from django_smart.protocol.scopes import ScopeSet
-from django_smart.protocol.token_endpoint import build_form_request, parse_token_body
 
 __all__ = [
     "IntrospectionResponse",

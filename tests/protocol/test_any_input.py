@@ -33,7 +33,7 @@ from django_smart.protocol.discovery import (
     process_openid_configuration_response,
 )
 from django_smart.protocol.messages import HTTPResponse
-from django_smart.protocol.oauth_errors import parse_oauth_error
+from django_smart.protocol.oauth import parse_oauth_error
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.style import parse_style
 from django_smart.protocol.token import process_refresh_response, process_token_response
