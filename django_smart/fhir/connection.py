@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import time
@@ -32,7 +31,7 @@ from django_smart.fhir.messages import (
 from django_smart.protocol.messages import HiddenText, HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.urls import get_origin, is_same_origin, is_within_base
-from django_smart.transport import ResponseStream
+from django_smart.transport import ResponseStream, is_in_event_loop
 from django_smart.transport.connections import limit_call
 
 __all__ = [
@@ -424,11 +423,7 @@ def refuse_in_event_loop() -> None:
     Raises:
         FHIRRequestError: an event loop runs in this thread; nothing was sent.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+    if is_in_event_loop() and not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
         raise FHIRRequestError(
             "This call would block the event loop, so nothing was sent. In "
             "async code, await the same method of request.smart.afhir or of "

@@ -6,7 +6,6 @@ The lease determines who sends the request, and its holder processes the respons
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from ..servers.http import (
     send_patiently,
     whole_call_seconds,
 )
+from ..transport import is_in_event_loop
 from .deployment import check_owner
 from .lease import exchange_with_lease, get_fresh_grant, lease_length, note_failure
 from .refresh_response import take_answer, take_refusal
@@ -133,7 +133,7 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
         return
     # The caller's transaction would keep the row locked, and an event loop must not
     # wait for the database; a later request will record it.
-    if is_in_transaction() or _is_in_event_loop():
+    if is_in_transaction() or is_in_event_loop():
         return
     grant.last_used_at = now
     try:
@@ -152,7 +152,7 @@ def _look_again(grant: TokenGrant) -> None:
     if time.monotonic() - grant.known_at < _KNOWN_FOR:
         return
     # A transaction may be broken, or see outdated rows.
-    if is_in_transaction() or _is_in_event_loop():
+    if is_in_transaction() or is_in_event_loop():
         return
     fresh = TokenGrant.objects.find_usable(grant.pk)
     if fresh is None:
@@ -166,14 +166,6 @@ def _take_over(grant: TokenGrant, fresh: TokenGrant) -> None:
     for field in TokenGrant._meta.concrete_fields:
         setattr(grant, field.attname, getattr(fresh, field.attname))
     grant.known_at = time.monotonic()
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _refresh_outside_transaction(grant: TokenGrant, *, rejected: str | None) -> None:

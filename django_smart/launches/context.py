@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import datetime
@@ -41,6 +40,7 @@ from ..protocol.context import (
 from ..protocol.scopes import ScopeSet
 from ..protocol.urls import get_origin, normalize_base_url
 from ..servers.discovery import get_configuration
+from ..transport import is_in_event_loop
 from .browser import get_browser
 from .prefix import split_launch_key
 from .request_state import get_user
@@ -194,7 +194,9 @@ class SMARTContext:
         The first access with a new ``smart_style_url`` fetches it, which takes at most
         two seconds.  In an event loop, it returns what :meth:`astyle` has loaded.
         """
-        return None if "_style" not in self.__dict__ and _in_loop() else self._style
+        if "_style" not in self.__dict__ and is_in_event_loop():
+            return None
+        return self._style
 
     async def astyle(self) -> SMARTStyle | None:
         """:attr:`style`, from async code."""
@@ -432,11 +434,3 @@ def get_context(request: HttpRequest) -> SMARTContext:
 def has_found_launch(context: SMARTContext | None) -> bool:
     """Return whether this request has used a launch, without looking one up."""
     return context is not None and context._has_launch
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -8,6 +8,7 @@ errors whose text and chain hold no URL, header or body.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -54,6 +55,7 @@ __all__ = [
     "ResponseStream",
     "Timeouts",
     "close",
+    "is_in_event_loop",
     "mount",
     "mounted",
     "open_stream",
@@ -208,6 +210,15 @@ def open_stream(
             head=_build_response(request, answer),
             chunks=_guard(_read(answer, request, max_body), request),
         )
+
+
+def is_in_event_loop() -> bool:
+    """Return whether an event loop runs in this thread, which must not wait."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _guard(chunks: Iterator[bytes], request: HTTPRequest) -> Iterator[bytes]:
