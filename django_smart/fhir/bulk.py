@@ -25,13 +25,13 @@ from django_smart.exceptions import (
     ServerTimeoutError,
     ServerUnreachableError,
 )
-from django_smart.fhir.attachments import raise_unless_ok
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
     parse_resource,
     process_delete_response,
     raise_for_status,
+    raise_unless_ok,
     resolve_url,
 )
 from django_smart.fhir.paging import Stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,6 @@ from django_smart.exceptions import (
     SMARTError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
-from django_smart.fhir.attachments import read_attachment, write_stream
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
 from django_smart.fhir.compartment import PatientBoundary, is_shared
@@ -51,6 +51,7 @@ from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
     add_version,
     find_request_id,
+    limit_chunks,
     parse_place,
     process_bundle_response,
     process_change_response,
@@ -58,6 +59,7 @@ from django_smart.fhir.messages import (
     process_read_response,
     process_resource_response,
     process_write_response,
+    raise_unless_ok,
     resolve_link,
     validate_bundle,
 )
@@ -1105,7 +1107,7 @@ class FHIRClient(FHIRConnection):
             ResponseTooLargeError: the content is larger than *max_size*.
             TransportError: the response is incomplete; *file* contains a part of it.
         """
-        content, media_type = read_attachment(source, accept)
+        content, media_type = _read_attachment(source, accept)
         if isinstance(content, bytes):
             if len(content) > max_size:
                 raise ResponseTooLargeError("the attachment is larger than the limit")
@@ -1127,7 +1129,41 @@ class FHIRClient(FHIRConnection):
             interaction=interaction.name,
             resource_type=interaction.resource_type,
         ) as stream:
-            return write_stream(stream, file, max_size=max_size)
+            raise_unless_ok(stream, what="download")
+            for chunk in limit_chunks(stream.chunks, max_size):
+                file.write(chunk)
+            return stream.head.media_type
+
+
+def _read_attachment(
+    source: str | Mapping[str, Any], accept: str = ""
+) -> tuple[bytes | str, str]:
+    """
+    Read an ``Attachment``, or the URL of content.
+
+    Returns:
+        The content, or its URL; and its media type, empty if unknown.
+
+    Raises:
+        FHIRRequestError: it has no valid data and no URL.
+
+    Spec: FHIR R4, data type Attachment; "RESTful API", Binary.
+    """
+    if isinstance(source, str):
+        return source, accept
+    media_type = accept or str(source.get("contentType") or "")
+    data, url = source.get("data"), source.get("url")
+    if isinstance(data, str) and (data or not url):
+        try:
+            content = base64.b64decode("".join(data.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise FHIRRequestError(
+                "The attachment's data is not valid base64."
+            ) from None
+        return content, media_type
+    if not isinstance(url, str) or not url:
+        raise FHIRRequestError("The attachment has neither data nor a URL.")
+    return url, media_type
 
 
 def forget_capabilities(base_url: str) -> None:

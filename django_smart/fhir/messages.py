@@ -9,8 +9,8 @@ an answer that is not FHIR JSON or not what was asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl, quote, urldefrag, urljoin, urlsplit
 
@@ -29,12 +29,14 @@ from django_smart.exceptions import (
     FHIRUnprocessableError,
     MalformedFHIRResponseError,
     ReplacedPatientError,
+    ResponseTooLargeError,
 )
 from django_smart.fhir.json import load_json
 from django_smart.protocol.messages import HTTPResponse
 
 if TYPE_CHECKING:
     from django_smart.fhir.interactions import Interaction
+    from django_smart.transport import ResponseStream
 
 __all__ = [
     "FHIRExchange",
@@ -42,6 +44,7 @@ __all__ = [
     "build_malformed_error",
     "build_status_error",
     "find_request_id",
+    "limit_chunks",
     "parse_etag",
     "parse_place",
     "parse_resource",
@@ -52,6 +55,7 @@ __all__ = [
     "process_resource_response",
     "process_write_response",
     "raise_for_status",
+    "raise_unless_ok",
     "reports_error",
     "resolve_link",
     "resolve_url",
@@ -84,6 +88,8 @@ _STATUS_ERRORS: dict[int, type[FHIRStatusError]] = {
 }
 
 _OK = HTTPResponse(status_code=200)
+# Bytes of an error response, as much as an OperationOutcome may have.
+_MAX_REFUSAL = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -402,6 +408,34 @@ def raise_for_status(response: HTTPResponse, what: str) -> NoReturn:
         request_id=find_request_id(response.headers),
         url=response.url,
     )
+
+
+def raise_unless_ok(stream: ResponseStream, *, what: str) -> None:
+    """
+    Raise unless the response has content.
+
+    Raises:
+        FHIRStatusError: the subclass for the status, with the server's issues.
+        MalformedFHIRResponseError: a status below 400 without content.
+    """
+    head = stream.head
+    if head.status_code >= 400:
+        body = b"".join(limit_chunks(stream.chunks, _MAX_REFUSAL))
+        raise_for_status(replace(head, body=body), what)
+    if head.status_code != 200:
+        raise build_malformed_error(
+            head, f"the {what} returned status {head.status_code}"
+        )
+
+
+def limit_chunks(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:
+    """Yield *chunks*, up to a size."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > max_size:
+            raise ResponseTooLargeError(f"the download is larger than {max_size} bytes")
+        yield chunk
 
 
 def build_status_error(
