@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from django_smart.exceptions import (
     DiscoveryError,
@@ -15,7 +15,6 @@ from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 
 __all__ = [
-    "OpenIDConfiguration",
     "build_capability_statement_request",
     "build_discovery_request",
     "build_jwks_request",
@@ -42,21 +41,6 @@ _OAUTH_URI_MEMBERS = {
     "introspect": "introspection_endpoint",
     "revoke": "revocation_endpoint",
 }
-
-
-class OpenIDConfiguration(NamedTuple):
-    """
-    The members of the OpenID configuration that an app needs.
-
-    Attributes:
-        end_session_endpoint: where a browser is sent to sign out there, if supported.
-        id_token_signing_alg_values_supported: empty if missing.
-    """
-
-    issuer: str
-    jwks_uri: str
-    end_session_endpoint: str | None = None
-    id_token_signing_alg_values_supported: tuple[str, ...] = ()
 
 
 def build_discovery_request(
@@ -180,7 +164,7 @@ def process_openid_configuration_response(
     *,
     issuer: str | None,
     insecure_hosts: frozenset[str] = frozenset(),
-) -> OpenIDConfiguration:
+) -> dict[str, Any]:
     """
     Read issuer, ``jwks_uri``, and other members if usable.
 
@@ -188,6 +172,10 @@ def process_openid_configuration_response(
         issuer: the expected issuer, which the document must repeat exactly. ``None`` if
             the document was fetched below the FHIR base URL because no issuer is known;
             the document then names it.
+
+    Returns:
+        ``issuer`` and ``jwks_uri``; ``end_session_endpoint`` and
+        ``id_token_signing_alg_values_supported``, ``None`` if unusable.
 
     Raises:
         DiscoveryStatusError: another status than 200.
@@ -209,21 +197,18 @@ def process_openid_configuration_response(
             "The OpenID configuration names an issuer other than the one it "
             "was fetched from."
         )
-    return OpenIDConfiguration(
-        issuer=found_issuer,
-        jwks_uri=jwks_uri,
-        end_session_endpoint=reader.optional(
+    algorithms = document.get("id_token_signing_alg_values_supported")
+    listed = algorithms if isinstance(algorithms, list) else []
+    return {
+        "issuer": found_issuer,
+        "jwks_uri": jwks_uri,
+        "end_session_endpoint": reader.optional(
             reader.absolute_url, "end_session_endpoint"
         ),
-        id_token_signing_alg_values_supported=_read_algorithms(document),
-    )
-
-
-def _read_algorithms(document: Mapping[str, Any]) -> tuple[str, ...]:
-    value = document.get("id_token_signing_alg_values_supported")
-    if not isinstance(value, list):
-        return ()
-    return tuple(each for each in value if isinstance(each, str))
+        "id_token_signing_alg_values_supported": (
+            [each for each in listed if isinstance(each, str)] or None
+        ),
+    }
 
 
 def build_jwks_request(jwks_uri: str) -> HTTPRequest:

@@ -387,9 +387,9 @@ def _fill_in_openid(server: FHIRServer) -> None:
         issuer=issuer or None,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
-    _check_lengths(issuer=found.issuer, jwks_uri=found.jwks_uri)
-    server.issuer = server.issuer or found.issuer
-    server.jwks_uri = server.jwks_uri or found.jwks_uri
+    _check_lengths(issuer=found["issuer"], jwks_uri=found["jwks_uri"])
+    server.issuer = server.issuer or found["issuer"]
+    server.jwks_uri = server.jwks_uri or found["jwks_uri"]
     if not issuer:
         # Read below the base URL: the server's claim, not yet the issuer's.
         server.jwks_uri = _get_keys_of_issuer(server, server.jwks_uri)
@@ -397,10 +397,7 @@ def _fill_in_openid(server: FHIRServer) -> None:
             _fill_in_openid(server)
             return
     server.configuration = {
-        _END_SESSION: found.end_session_endpoint,
-        "id_token_signing_alg_values_supported": (
-            list(found.id_token_signing_alg_values_supported) or None
-        ),
+        **found,
         **document,
         "issuer": server.issuer,
         "jwks_uri": server.jwks_uri,

@@ -106,7 +106,7 @@ def test_any_registration_gives_a_client_or_a_typed_error(members, status):
 def test_any_openid_configuration_gives_two_urls_or_a_typed_error(members, issuer):
     with contextlib.suppress(DiscoveryError):
         found = process_openid_configuration_response(_answer(members), issuer=issuer)
-        assert found.jwks_uri.startswith("https://")
+        assert found["jwks_uri"].startswith("https://")
 
 
 @given(_objects("keys", "x") | _JSON)
