@@ -17,12 +17,12 @@ from .conf import conf
 from .error_pages import render_error
 from .error_pages.retry import connect_again, connect_records, get_page
 from .exceptions import InsufficientScopeError, NoLaunchError, SMARTError
-from .launches.context import get_context
+from .launches.context import SMARTContext, get_context
 from .launches.open_charts import get_open_charts
 from .models import Launch
 from .protocol.scopes import ScopeSet
 
-__all__ = ["smart_required"]
+__all__ = ["find_lack", "smart_required"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,51 +114,51 @@ def _find_refusal(
         ImproperlyConfigured: the middleware is not installed.
     """
     smart = get_context(request)
-    if not smart:
+    lack = find_lack(smart, scopes=scopes, context=context)
+    if lack is None:
+        return None
+    (error, code), launch = lack, smart.launch
+    if launch is None:
         open_charts = get_open_charts(request)
         extra: dict[str, object] = {
             "open_charts": open_charts,
             "form_was_sent": request.method not in {"GET", "HEAD"},
         }
         retry = None if open_charts else connect_records(next_url=get_page(request))
-        if smart.reason == "ambiguous" and not conf.SMART_LAUNCH_PREFIX:
+        if code == "ambiguous" and not conf.SMART_LAUNCH_PREFIX:
             # Another launch would be as ambiguous.
             extra |= {"advice": _ONE_CHART, "signs_out": True}
             retry = None
-        return render_error(
-            request,
-            NoLaunchError("The view requires a launch."),
-            code=smart.reason,
-            retry=retry,
-            extra=extra,
-        )
-    launch = smart.launch
+        return render_error(request, error, code=code, retry=retry, extra=extra)
+    if isinstance(error, InsufficientScopeError):
+        _log_unasked(launch, ScopeSet.parse(error.missing))
+    return render_error(
+        request,
+        error,
+        code=code,
+        # The missing scopes may be granted when they are requested again.
+        retry=connect_again(launch, next_url=get_page(request)),
+        launch=launch,
+    )
 
-    def refuse(error: SMARTError, *, code: str = "") -> HttpResponseBase:
-        return render_error(
-            request,
-            error,
-            code=code,
-            # The missing scopes may be granted when they are requested again.
-            retry=connect_again(launch, next_url=get_page(request)),
-            launch=launch,
-        )
 
-    missing = smart.scopes.missing(scopes)
-    if missing:
-        if launch:
-            _log_unasked(launch, missing)
-        return refuse(
-            InsufficientScopeError(
-                "The granted scopes are insufficient.", missing=str(missing)
-            )
-        )
+def find_lack(
+    smart: SMARTContext, *, scopes: ScopeSet, context: str | tuple[str, ...]
+) -> tuple[SMARTError, str] | None:
+    """
+    Return what *smart* lacks of what a view requires, or ``None``.
+
+    The code is shown instead of the error's, unless it is empty.
+    """
+    if not smart:
+        return NoLaunchError("The view requires a launch."), smart.reason
+    if missing := str(smart.scopes.missing(scopes)):
+        text = "The granted scopes are insufficient."
+        return InsufficientScopeError(text, missing=missing), ""
     for name in (context,) if isinstance(context, str) else context:
         if getattr(smart, f"{name}_id") is None:
-            return refuse(
-                NoLaunchError(f"The launch context has no {name}."),
-                code=f"{name}_missing",
-            )
+            error = NoLaunchError(f"The launch context has no {name}.")
+            return error, f"{name}_missing"
     return None
 
 

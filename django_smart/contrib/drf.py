@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.utils.translation import gettext as _
 from rest_framework.authentication import SessionAuthentication
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.permissions import BasePermission
@@ -19,6 +18,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView, set_rollback
 from rest_framework.views import exception_handler as default_handler
 
+from ..decorators import find_lack
 from ..error_pages import is_trouble
 from ..error_pages.words import find_words
 from ..exceptions import ContextChangedError, SMARTError
@@ -77,27 +77,24 @@ class SMARTPermission(BasePermission):
         Raises:
             PermissionDenied: it is insufficient.
         """
-        smart = get_context(request._request)
-        if not smart:
-            raise _refuse(smart.reason, _("No chart is open for this request."))
         scopes = getattr(view, "smart_scopes", "")
         if isinstance(scopes, str):
             scopes = ScopeSet.parse(scopes, strict=True)
-        missing = str(smart.scopes.missing(scopes))
-        if missing:
-            raise _refuse(
-                "insufficient_scope",
-                _("The EHR did not grant the required access."),
-                missing=missing,
-            )
-        context = getattr(view, "smart_context", ())
-        for name in (context,) if isinstance(context, str) else context:
-            if getattr(smart, f"{name}_id") is None:
-                raise _refuse(
-                    f"{name}_missing",
-                    _("The launch context has no %(name)s.") % {"name": name},
-                )
-        return True
+        lack = find_lack(
+            get_context(request._request),
+            scopes=scopes,
+            context=getattr(view, "smart_context", ()),
+        )
+        if lack is None:
+            return True
+        error, code = lack
+        detail = {
+            "detail": find_words(error, code).get_title(""),
+            "code": code or "insufficient_scope",
+        }
+        if missing := getattr(error, "missing", ""):
+            detail["missing"] = missing
+        raise PermissionDenied(detail, code=detail["code"])
 
 
 def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
@@ -122,10 +119,6 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     )
     name = smart.server.name if smart.server else ""
     return Response(
-        {"detail": str(find_words(exc).get_title(name)), "code": exc.code},
+        {"detail": find_words(exc).get_title(name), "code": exc.code},
         status=exc.http_status,
     )
-
-
-def _refuse(code: str, detail: str, **members: str) -> PermissionDenied:
-    return PermissionDenied({"detail": detail, "code": code, **members}, code=code)
