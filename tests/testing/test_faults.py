@@ -212,7 +212,7 @@ def test_fault_set_is_a_set() -> None:
 
 def test_fault_is_defined_once() -> None:
     with pytest.raises(ValueError, match="twice"):
-        edits("token", "token_array", "refuse", "again")(lambda _, response: response)
+        edits("token_array", "refuse", "again")(lambda _, response: response)
 
 
 def test_several_faults_strike_together(app: App) -> None:

@@ -12,7 +12,7 @@ from jwt.algorithms import RSAAlgorithm
 from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
-    edits_answer,
+    edits,
     edits_json,
     leave_out,
     leave_out_each,
@@ -107,14 +107,12 @@ def _replace_endpoint(
 leave_out_each("discovery", _REQUIRED)
 put_each("discovery", _VALUES)
 for _name, (_words, _build) in _BROKEN_URLS.items():
-    edits_json("discovery", f"discovery_{_name}", "refuse", f"token_endpoint {_words}")(
+    edits_json(f"discovery_{_name}", "refuse", f"token_endpoint {_words}")(
         _replace_endpoint(_build)
     )
 
 
-@edits_json(
-    "discovery", "discovery_ftp_endpoint", "refuse", "token_endpoint of another scheme"
-)
+@edits_json("discovery_ftp_endpoint", "refuse", "token_endpoint of another scheme")
 def _ftp_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
     # At a host that the app may accept plain http for.
     host = urlsplit(exchange.ehr.foreign_origin).netloc
@@ -122,7 +120,6 @@ def _ftp_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
 
 
 @edits_json(
-    "discovery",
     "discovery_state_in_endpoint",
     "refuse",
     "authorization_endpoint with its own state parameter",
@@ -132,7 +129,6 @@ def _state_in_endpoint(exchange: Exchange, document: dict[str, Any]) -> None:
 
 
 @edits_json(
-    "discovery",
     "discovery_user_info_authorization",
     "refuse",
     "authorization_endpoint with another host's name as user",
@@ -144,16 +140,13 @@ def _user_info_authorization(exchange: Exchange, document: dict[str, Any]) -> No
     )
 
 
-@edits_answer(
-    "discovery", "discovery_duplicate_member", "refuse", "token_endpoint twice"
-)
+@edits("discovery_duplicate_member", "refuse", "token_endpoint twice")
 def _duplicate_member(exchange: Exchange, response: Response) -> Response:
     url = f"{exchange.ehr.foreign_origin}/auth/token"
     return answers.with_duplicate(response.get_json(), "token_endpoint", url)
 
 
 @edits_json(
-    "discovery",
     "discovery_relative_endpoints",
     "tolerate",
     "endpoints relative to the FHIR base URL",
@@ -163,20 +156,13 @@ def _relative_endpoints(exchange: Exchange, document: dict[str, Any]) -> None:
         document[name] = urlsplit(document[name]).path
 
 
-@edits_json(
-    "discovery", "discovery_endpoint_query", "tolerate", "endpoints with a query"
-)
+@edits_json("discovery_endpoint_query", "tolerate", "endpoints with a query")
 def _endpoint_query(exchange: Exchange, document: dict[str, Any]) -> None:
     for name in _ENDPOINTS:
         document[name] += "?tenant=harbour&x="
 
 
-@edits_json(
-    "discovery",
-    "discovery_unknown_members",
-    "tolerate",
-    "unknown members and capabilities",
-)
+@edits_json("discovery_unknown_members", "tolerate", "unknown members and capabilities")
 def _unknown_members(exchange: Exchange, document: dict[str, Any]) -> None:
     document["future_endpoint"] = {"url": 1}
     document["capabilities"] += ["http://sdo.example.org/x", "future-thing"]
@@ -186,7 +172,6 @@ def _unknown_members(exchange: Exchange, document: dict[str, Any]) -> None:
 
 
 @edits_json(
-    "openid",
     "openid_other_issuer",
     "refuse",
     "an issuer other than the SMART configuration's",
@@ -197,14 +182,12 @@ def _other_issuer(exchange: Exchange, document: dict[str, Any]) -> None:
 
 
 edits_json(
-    "openid",
     "openid_missing_jwks_uri",
     "refuse",
     "no jwks_uri in either document",
     "discovery_missing_jwks_uri",
 )(leave_out("jwks_uri"))
 edits_json(
-    "openid",
     "openid_http_jwks_uri",
     "refuse",
     "jwks_uri on plain http",
@@ -213,7 +196,6 @@ edits_json(
 
 
 @edits_json(
-    "openid",
     "openid_long_jwks_uri",
     "refuse",
     "jwks_uri of 2,000 characters",
@@ -224,7 +206,6 @@ def _long_jwks_uri(exchange: Exchange, document: dict[str, Any]) -> None:
 
 
 replaces(
-    "openid",
     "openid_absent",
     "refuse",
     "none, and no issuer in the SMART configuration",
@@ -236,29 +217,29 @@ replaces(
 
 
 leave_out_each("jwks", {"keys": "refuse"})
-edits_json("jwks", "jwks_no_keys", "refuse", "an empty list of keys")(put("keys", []))
+edits_json("jwks_no_keys", "refuse", "an empty list of keys")(put("keys", []))
 
 
-@edits_json("jwks", "jwks_use_enc", "refuse", "the key is marked use: enc")
+@edits_json("jwks_use_enc", "refuse", "the key is marked use: enc")
 def _use_enc(exchange: Exchange, document: dict[str, Any]) -> None:
     for key in document["keys"]:
         key["use"] = "enc"
 
 
-@edits_json("jwks", "jwks_key_ops", "refuse", "the key is for encryption by key_ops")
+@edits_json("jwks_key_ops", "refuse", "the key is for encryption by key_ops")
 def _key_ops(exchange: Exchange, document: dict[str, Any]) -> None:
     for key in document["keys"]:
         del key["use"]
         key["key_ops"] = ["encrypt"]
 
 
-@edits_json("jwks", "jwks_other_alg", "refuse", "the key is only for RS512")
+@edits_json("jwks_other_alg", "refuse", "the key is only for RS512")
 def _other_alg(exchange: Exchange, document: dict[str, Any]) -> None:
     for key in document["keys"]:
         key["alg"] = "RS512"
 
 
-@edits_json("jwks", "jwks_symmetric", "refuse", "the key is a shared secret")
+@edits_json("jwks_symmetric", "refuse", "the key is a shared secret")
 def _symmetric(exchange: Exchange, document: dict[str, Any]) -> None:
     value = base64.urlsafe_b64encode(b"0" * 32).rstrip(b"=").decode()
     document["keys"] = [
@@ -266,13 +247,13 @@ def _symmetric(exchange: Exchange, document: dict[str, Any]) -> None:
     ]
 
 
-@edits_json("jwks", "jwks_second_key", "tolerate", "another key besides the one in use")
+@edits_json("jwks_second_key", "tolerate", "another key besides the one in use")
 def _second_key(exchange: Exchange, document: dict[str, Any]) -> None:
     key = RSAAlgorithm.to_jwk(answers.stranger().public_key(), as_dict=True)
     document["keys"].insert(0, {**key, "kid": "another-key", "use": "sig"})
 
 
-@edits_json("jwks", "jwks_unknown_keys", "tolerate", "keys of unknown types")
+@edits_json("jwks_unknown_keys", "tolerate", "keys of unknown types")
 def _unknown_keys(exchange: Exchange, document: dict[str, Any]) -> None:
     odd = [{"kty": "PQC", "kid": "future"}, {}, {"kty": "RSA", "n": 1, "e": "AQAB"}]
     document["keys"] = [*odd, *document["keys"]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
-    edits_answer,
+    edits,
     edits_json,
     replaces,
 )
@@ -116,36 +116,34 @@ for _exchange, _companions in _EXCHANGES.items():
         # The CapabilityStatement still names the endpoints, as those of old servers do.
         _is_old = (_exchange, _what) == ("discovery", "404")
         replaces(
-            _exchange,
             f"{_exchange}_{_what}",
             "tolerate" if _is_old else "refuse",
             _description,
             *_companions,
         )(_answer)
     replaces(
-        _exchange,
         f"{_exchange}_after_3_s",
         "tolerate",
         f"the response takes {answers.PAUSE} s",
         *_companions,
     )(answers.pause)
 for _exchange, _what, _status, _retry_after, _description in _BUSY:
-    replaces(_exchange, f"{_exchange}_{_what}", "refuse", _description)(
+    replaces(f"{_exchange}_{_what}", "refuse", _description)(
         _busy(_status, _retry_after)
     )
 for _exchange in ("refresh", "client_credentials", "fhir"):
     for _status, _seconds, _words in _BUSY_ONCE:
         _name = f"{_exchange}_{_status}_once"
-        replaces(_exchange, _name, "tolerate", f"{_status}, {_words}, the first time")(
+        replaces(_name, "tolerate", f"{_status}, {_words}, the first time")(
             _busy_once(_name, _status, _seconds)
         )
 for _exchange in ("discovery", "token", "client_credentials", "introspect", "fhir"):
     _noun = "document" if _exchange == "discovery" else "response"
-    edits_json(_exchange, f"{_exchange}_array", "refuse", f"the {_noun} in an array")(
+    edits_json(f"{_exchange}_array", "refuse", f"the {_noun} in an array")(
         lambda _, answer: [answer]
     )
 for _exchange in ("discovery", "token", "fhir"):
     _name = f"{_exchange}_deep_nesting"
-    edits_answer(_exchange, _name, "refuse", "100,000 nested lists")(
+    edits(_name, "refuse", "100,000 nested lists")(
         lambda _, response: answers.deeply_nested(response.get_json(force=True))
     )

@@ -11,7 +11,6 @@ from werkzeug.wrappers import Response
 from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     edits,
-    edits_answer,
     edits_json,
     leave_out,
     put,
@@ -114,11 +113,8 @@ def _move_created(
     change: Callable[[Exchange, str], str],
 ) -> Callable[[Exchange, Response], Response]:
     def edit(exchange: Exchange, response: Response) -> Response:
-        if response.status_code == 201:
-            response.headers["Location"] = change(
-                exchange, response.headers["Location"]
-            )
-            response.set_data(b"")
+        response.headers["Location"] = change(exchange, response.headers["Location"])
+        response.set_data(b"")
         return response
 
     return edit
@@ -126,52 +122,50 @@ def _move_created(
 
 for _place, (_words, _change) in _PLACES.items():
     edits(
-        "fhir",
         f"fhir_created_{_place}",
         "refuse",
         f"no body, and a Location {_words}",
+        status=201,
     )(_move_created(_change))
     # Behind a proxy that terminates TLS, servers write http: https is requested.
     _kind: Any = "tolerate" if _place == "other_scheme" else "refuse"
-    edits_json("fhir", f"fhir_next_{_place}", _kind, f"next link {_words}")(
-        _lead_next(_change)
-    )
-    replaces("fhir", f"fhir_redirect_{_place}", "refuse", f"302 to a URL {_words}")(
+    edits_json(f"fhir_next_{_place}", _kind, f"next link {_words}")(_lead_next(_change))
+    replaces(f"fhir_redirect_{_place}", "refuse", f"302 to a URL {_words}")(
         _redirect(_change)
     )
-    edits_json("fhir", f"fhir_reference_{_place}", "refuse", f"a reference {_words}")(
+    edits_json(f"fhir_reference_{_place}", "refuse", f"a reference {_words}")(
         _refer(_change)
     )
     for _header in ("Location", "Content-Location"):
         _name = _header.lower().replace("-", "_")
         # Beside a resource they lead nowhere: the app must not follow them.
-        edits_answer(
-            "fhir", f"fhir_{_name}_{_place}", "tolerate", f"{_header} {_words}"
-        )(_add_header(_header, _change))
+        edits(f"fhir_{_name}_{_place}", "tolerate", f"{_header} {_words}")(
+            _add_header(_header, _change)
+        )
 for _status, (_title, _words) in _PAGES.items():
-    replaces("fhir", f"fhir_{_status}", "refuse", _words)(_show_page(_title, _status))
+    replaces(f"fhir_{_status}", "refuse", _words)(_show_page(_title, _status))
 for _name, _words, _edit in (
     ("wrong_id", "a read returns another resource's id", put("id", "somebody-else")),
     ("wrong_type", "a resource of another type", put("resourceType", "Basic")),
     ("missing_type", "no resourceType", leave_out("resourceType")),
     ("missing_id", "a resource without its id", leave_out("id")),
 ):
-    edits_json("fhir", f"fhir_{_name}", "refuse", _words)(_edit)
+    edits_json(f"fhir_{_name}", "refuse", _words)(_edit)
 
 
-@replaces("fhir", "fhir_redirect_loop", "refuse", "302 to the same URL, endlessly")
+@replaces("fhir_redirect_loop", "refuse", "302 to the same URL, endlessly")
 def _redirect_loop(exchange: Exchange) -> Response:
     return Response(status=302, headers={"Location": exchange.request.path})
 
 
-@edits_json("fhir", "fhir_next_loop", "refuse", "the next link is this page")
+@edits_json("fhir_next_loop", "refuse", "the next link is this page")
 def _next_loop(exchange: Exchange, answer: dict[str, Any]) -> None:
     links = {link["relation"]: link for link in answer.get("link", [])}
     if "next" in links:
         links["next"]["url"] = links["self"]["url"]
 
 
-@edits_json("fhir", "fhir_next_circle", "refuse", "the pages form a loop")
+@edits_json("fhir_next_circle", "refuse", "the pages form a loop")
 def _next_circle(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("type") == "searchset":
         count = int(dict(exchange.query).get("_count", "2")) % 3 + 2
@@ -180,7 +174,7 @@ def _next_circle(exchange: Exchange, answer: dict[str, Any]) -> None:
         answer["link"] = [*others, {"relation": "next", "url": url}]
 
 
-@replaces("fhir", "fhir_401_twice", "refuse", "401 for the first two requests")
+@replaces("fhir_401_twice", "refuse", "401 for the first two requests")
 def _401_twice(exchange: Exchange) -> Response | None:
     if exchange.ehr.faults.strikes("fhir_401_twice") > 2:
         return None
@@ -188,44 +182,45 @@ def _401_twice(exchange: Exchange) -> Response | None:
     return Response(status=401, headers={"WWW-Authenticate": challenge})
 
 
-@replaces("fhir", "fhir_204", "refuse", "204: no body and no reason")
+@replaces("fhir_204", "refuse", "204: no body and no reason")
 def _204(exchange: Exchange) -> Response:
     return Response(status=204)
 
 
-@edits("fhir", "fhir_created_nowhere", "refuse", "201 with neither body nor Location")
+@edits(
+    "fhir_created_nowhere", "refuse", "201 with neither body nor Location", status=201
+)
 def _created_nowhere(exchange: Exchange, response: Response) -> Response:
-    if response.status_code == 201:
-        del response.headers["Location"]
-        response.set_data(b"")
+    del response.headers["Location"]
+    response.set_data(b"")
     return response
 
 
-@edits_json("fhir", "fhir_answer_missing", "refuse", "a batch with too few responses")
+@edits_json("fhir_answer_missing", "refuse", "a batch with too few responses")
 def _answer_missing(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("type") == "batch-response":
         answer["entry"].pop()
 
 
-@edits_answer("fhir", "fhir_wrong_media_type", "refuse", "JSON as text/plain")
+@edits("fhir_wrong_media_type", "refuse", "JSON as text/plain")
 def _wrong_media_type(exchange: Exchange, response: Response) -> Response:
     response.content_type = "text/plain"
     return response
 
 
-@edits_answer("fhir", "fhir_nan", "refuse", "a number that is NaN")
+@edits("fhir_nan", "refuse", "a number that is NaN")
 def _nan(exchange: Exchange, response: Response) -> Response:
     text = response.get_data(as_text=True).rstrip().removesuffix("}")
     return answers.json_text(f'{text}, "x": NaN}}')
 
 
-@edits_json("fhir", "fhir_bundle_type", "refuse", "a search returns a collection")
+@edits_json("fhir_bundle_type", "refuse", "a search returns a collection")
 def _bundle_type(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("resourceType") == "Bundle":
         answer["type"] = "collection"
 
 
-@edits_json("fhir", "fhir_entry_object", "refuse", "entry is not a list")
+@edits_json("fhir_entry_object", "refuse", "entry is not a list")
 def _entry_object(exchange: Exchange, answer: dict[str, Any]) -> None:
     if answer.get("resourceType") == "Bundle":
         answer["entry"] = {"resource": None}

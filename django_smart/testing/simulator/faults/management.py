@@ -16,7 +16,7 @@ from werkzeug.wrappers import Response
 from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
-    edits_answer,
+    edits,
     edits_json,
     fail_each,
     fail_with,
@@ -73,31 +73,29 @@ _VALUES: dict[str, tuple[Verdict, str, Any]] = {
 }
 
 for _error, (_status, _verdict) in _REVOCATION_ERRORS.items():
-    replaces("revoke", f"revoke_{_error}", _verdict, f"the error {_error}")(
+    replaces(f"revoke_{_error}", _verdict, f"the error {_error}")(
         fail_with(_error, _status)
     )
 fail_each("introspect", _INTROSPECTION_ERRORS)
 put_each("introspect", _VALUES)
 leave_out_each("introspect", {"active": "refuse"})
-edits_json(
-    "introspect", "introspect_other_patient", "refuse", "patient names another patient"
-)(name_another_patient)
-
-
-@edits_answer(
-    "revoke", "revoke_html_200", "tolerate", "a web page with status 200: success"
+edits_json("introspect_other_patient", "refuse", "patient names another patient")(
+    name_another_patient
 )
+
+
+@edits("revoke_html_200", "tolerate", "a web page with status 200: success")
 def _revoke_html_200(exchange: Exchange, response: Response) -> Response:
     # Its body is of no meaning (RFC 7009 section 2.2).
     return answers.html("Done", 200)
 
 
-@edits_answer("revoke", "revoke_204", "tolerate", "status 204: success")
+@edits("revoke_204", "tolerate", "status 204: success")
 def _revoke_204(exchange: Exchange, response: Response) -> Response:
     return Response(status=204)
 
 
-@edits_answer("introspect", "introspect_duplicate_scope", "refuse", "two scopes")
+@edits("introspect_duplicate_scope", "refuse", "two scopes")
 def _duplicate_scope(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "scope", "")
 
@@ -107,22 +105,22 @@ def _duplicate_scope(exchange: Exchange, response: Response) -> Response:
 
 _METHOD = "token_endpoint_auth_method"
 
-_edits_registration = partial(edits_json, "register", status=201)
+_edits_registration = partial(edits_json, status=201)
 
 
-replaces("register", "register_not_json", "refuse", "the response is truncated")(
+replaces("register_not_json", "refuse", "the response is truncated")(
     lambda _: answers.invalid_json()
 )
-replaces("register", "register_html_200", "refuse", "a web page with status 200")(
+replaces("register_html_200", "refuse", "a web page with status 200")(
     lambda _: answers.html("Welcome", 200)
 )
-replaces("register", "register_500", "refuse", "status 500")(
+replaces("register_500", "refuse", "status 500")(
     lambda _: answers.html("Server error", 500)
 )
-replaces("register", "register_redirect_307", "refuse", "307 to another host")(
+replaces("register_redirect_307", "refuse", "307 to another host")(
     lambda one: answers.away(one, 307)
 )
-replaces("register", "register_refused", "refuse", "unapproved_software_statement")(
+replaces("register_refused", "refuse", "unapproved_software_statement")(
     fail_with("unapproved_software_statement", 400)
 )
 _edits_registration("register_missing_client_id", "refuse", "no client_id")(

@@ -28,7 +28,6 @@ __all__ = [
     "FaultSet",
     "drafts",
     "edits",
-    "edits_answer",
     "edits_json",
     "fail_each",
     "fail_with",
@@ -119,14 +118,25 @@ class FaultSet(MutableSet[str]):
         return [one for one in on if (one.kind, one.exchange) == (kind, exchange)]
 
 
+# A fault's name begins with one of them.
+_EXCHANGES = (
+    *("authorize", "client_credentials", "discovery", "fhir", "id_token", "introspect"),
+    *("jwks", "openid", "refresh", "register", "revoke", "token"),
+)
+
+
 def _register(
     kind: str,
-    exchange: str,
     name: str,
     verdict: Verdict,
     description: str,
     *companions: str,
+    exchange: str = "",
 ) -> Callable[[Any], Any]:
+    """Register a fault of *exchange*, by default the one that its name begins with."""
+    begins = (each for each in _EXCHANGES if name.startswith(f"{each}_"))
+    exchange = exchange or next(begins)
+
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in FAULTS:
             raise ValueError(f"fault defined twice: {name}")
@@ -146,31 +156,33 @@ def _register(
 
 replaces = partial(_register, "replaces")
 """Register ``function(exchange)``: a response, or ``None`` for the server's own."""
-edits = partial(_register, "edits")
-"""Register ``function(exchange, response)``, which returns what is sent instead."""
-redirects = partial(_register, "redirects", "authorize")
+redirects = partial(_register, "redirects")
 """Register ``function(ehr, pairs)``: the parameters sent to the redirect URI."""
-drafts = partial(_register, "drafts", "id_token")
+drafts = partial(_register, "drafts")
 """Register ``function(draft)``, which changes an ID token before it is signed."""
 
 
-def edits_answer(*fault: Any, status: int = 200) -> Callable[[Any], Any]:
-    """Register ``function(exchange, response)``, as ``edits`` for one *status*."""
+def edits(*fault: Any, status: int = 200, exchange: str = "") -> Callable[[Any], Any]:
+    """
+    Register ``function(exchange, response)`` for responses with *status*.
+
+    It returns what is sent instead.
+    """
 
     def decorate(function: Callable[[Exchange, Response], Response]) -> Any:
         def edit(one: Exchange, response: Response) -> Response:
             is_meant = response.status_code == status
             return function(one, response) if is_meant else response
 
-        edits(*fault)(edit)
+        _register("edits", *fault, exchange=exchange)(edit)
         return function
 
     return decorate
 
 
-def edits_json(*fault: Any, status: int = 200) -> Callable[[Any], Any]:
+def edits_json(*fault: Any, **options: Any) -> Callable[[Any], Any]:
     """
-    Register ``function(exchange, answer)``, which changes a JSON response of *status*.
+    Register ``function(exchange, answer)``, which changes a JSON response; see above.
 
     It changes *answer* in place, or returns a replacement.
     """
@@ -182,7 +194,7 @@ def edits_json(*fault: Any, status: int = 200) -> Callable[[Any], Any]:
             response.set_data(json.dumps(answer if result is None else result))
             return response
 
-        edits_answer(*fault, status=status)(edit)
+        edits(*fault, **options)(edit)
         return function
 
     return decorate
@@ -196,7 +208,7 @@ def fail_with(error: str, status: int) -> Callable[[Exchange], Response]:
 def fail_each(exchange: str, errors: Mapping[str, int]) -> None:
     """Register a fault for each OAuth error and its status."""
     for error, status in errors.items():
-        replaces(exchange, f"{exchange}_{error}", "refuse", f"the error {error}")(
+        replaces(f"{exchange}_{error}", "refuse", f"the error {error}")(
             fail_with(error, status)
         )
 
@@ -224,7 +236,7 @@ def put_each(exchange: str, values: Mapping[str, tuple[Verdict, str, Any]]) -> N
     for name, (verdict, member, value) in values.items():
         text = repr(value)
         shown = text if len(text) <= 40 else f"{text[:37]}..."
-        edits_json(exchange, f"{exchange}_{name}", verdict, f"{member} is {shown}")(
+        edits_json(f"{exchange}_{name}", verdict, f"{member} is {shown}")(
             put(member, value)
         )
 
@@ -232,7 +244,7 @@ def put_each(exchange: str, values: Mapping[str, tuple[Verdict, str, Any]]) -> N
 def leave_out_each(exchange: str, members: Mapping[str, Verdict]) -> None:
     """Register a fault for each of *members*."""
     for member, verdict in members.items():
-        edits_json(exchange, f"{exchange}_missing_{member}", verdict, f"no {member}")(
+        edits_json(f"{exchange}_missing_{member}", verdict, f"no {member}")(
             leave_out(member)
         )
 

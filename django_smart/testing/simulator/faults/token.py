@@ -17,7 +17,7 @@ from werkzeug.wrappers import Response
 from django_smart.testing.simulator.faults import answers
 from django_smart.testing.simulator.faults.registry import (
     Verdict,
-    edits_answer,
+    edits,
     edits_json,
     fail_each,
     fail_with,
@@ -95,24 +95,22 @@ fail_each("token", _ERRORS)
 put_each("token", _VALUES)
 leave_out_each("token", _MISSING)
 for _member in ("expires_in", "scope"):
-    edits_json("token", f"token_{_member}_absent", "tolerate", f"no {_member}")(
+    edits_json(f"token_{_member}_absent", "tolerate", f"no {_member}")(
         leave_out(_member)
     )
-replaces("token", "token_error_200", "refuse", "an error with status 200")(
+replaces("token_error_200", "refuse", "an error with status 200")(
     fail_with("invalid_grant", 200)
 )
-replaces("token", "token_html_400", "refuse", "a web page with status 400")(
+replaces("token_html_400", "refuse", "a web page with status 400")(
     lambda _: answers.html("Bad request", 400)
 )
-edits_json("token", "token_scope_narrower", "tolerate", "a scope is missing")(
-    narrow_scope
-)
-edits_json("token", "token_scope_wider", "tolerate", "scopes that were not requested")(
+edits_json("token_scope_narrower", "tolerate", "a scope is missing")(narrow_scope)
+edits_json("token_scope_wider", "tolerate", "scopes that were not requested")(
     widen_scope
 )
 
 
-@replaces("token", "token_error_markup", "refuse", "an error described with markup")
+@replaces("token_error_markup", "refuse", "an error described with markup")
 def _error_markup(exchange: Exchange) -> Response:
     return answers.json_text(
         '{"error": "invalid_grant", "error_description": "<script>alert(1)</script>",'
@@ -121,63 +119,61 @@ def _error_markup(exchange: Exchange) -> Response:
     )
 
 
-@edits_answer("token", "token_form_encoded", "refuse", "the response form-encoded")
+@edits("token_form_encoded", "refuse", "the response form-encoded")
 def _form_encoded(exchange: Exchange, response: Response) -> Response:
     return Response(
         urlencode(response.get_json()), content_type="application/x-www-form-urlencoded"
     )
 
 
-@edits_answer("token", "token_status_201", "refuse", "status 201")
+@edits("token_status_201", "refuse", "status 201")
 def _status_201(exchange: Exchange, response: Response) -> Response:
     response.status_code = 201
     return response
 
 
-@edits_answer("token", "token_duplicate_patient", "refuse", "two patients")
+@edits("token_duplicate_patient", "refuse", "two patients")
 def _duplicate_patient(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "patient", "another-one")
 
 
-@edits_answer("token", "token_nesting", "refuse", "40 nested lists")
+@edits("token_nesting", "refuse", "40 nested lists")
 def _nesting(exchange: Exchange, response: Response) -> Response:
     return answers.deeply_nested(response.get_json(), depth=40)
 
 
-@edits_answer(
-    "token", "token_endless_expires_in", "refuse", "expires_in has 5,000 digits"
-)
+@edits("token_endless_expires_in", "refuse", "expires_in has 5,000 digits")
 def _endless_expires_in(exchange: Exchange, response: Response) -> Response:
     # More than Python makes a number of.
     return answers.with_member(response.get_json(), "expires_in", "9" * 5000)
 
 
-@edits_answer("token", "token_overflow", "refuse", "a number that is too large")
+@edits("token_overflow", "refuse", "a number that is too large")
 def _overflow(exchange: Exchange, response: Response) -> Response:
     return answers.with_member(response.get_json(), "vendor_number", "1e999")
 
 
-@edits_json("token", "token_patient_object", "refuse", "patient is a JSON object")
+@edits_json("token_patient_object", "refuse", "patient is a JSON object")
 def _patient_object(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["patient"] = {"reference": f"Patient/{answer.get('patient')}"}
 
 
-@edits_json("token", "token_patient_reference", "tolerate", "patient is Patient/<id>")
+@edits_json("token_patient_reference", "tolerate", "patient is Patient/<id>")
 def _patient_reference(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["patient"] = f"Patient/{answer.get('patient')}"
 
 
-@edits_json("token", "token_expires_in_string", "tolerate", "expires_in is a string")
+@edits_json("token_expires_in_string", "tolerate", "expires_in is a string")
 def _expires_in_string(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["expires_in"] = str(answer["expires_in"])
 
 
-@edits_json("token", "token_scope_spaces", "tolerate", "spaces around the scopes")
+@edits_json("token_scope_spaces", "tolerate", "spaces around the scopes")
 def _scope_spaces(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["scope"] = f" {answer['scope'].replace(' ', '  ')}  "
 
 
-@edits_json("token", "token_unknown_members", "tolerate", "unknown members")
+@edits_json("token_unknown_members", "tolerate", "unknown members")
 def _unknown_members(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["__vendor_thing"] = {"deep": [1, None, {"er": True}]}
     answer["https://vendor.example.org/x"] = None
@@ -223,50 +219,35 @@ def _id_token(exchange: Exchange, **changes: Any) -> str:
 
 
 for _error, (_status, _description) in _REFRESH_ERRORS.items():
-    replaces("refresh", f"refresh_{_error}", "refuse", _description)(
-        fail_with(_error, _status)
-    )
+    replaces(f"refresh_{_error}", "refuse", _description)(fail_with(_error, _status))
 put_each("refresh", _REFRESH_VALUES)
-edits_json(
-    "refresh", "refresh_other_patient", "refuse", "patient names another patient"
-)(name_another_patient)
-edits_json(
-    "refresh",
-    "refresh_wider_scope",
-    "tolerate",
-    "scopes that were not granted originally",
-)(widen_scope)
-edits_json("refresh", "refresh_narrower_scope", "tolerate", "a scope is missing")(
-    narrow_scope
+edits_json("refresh_other_patient", "refuse", "patient names another patient")(
+    name_another_patient
 )
+edits_json(
+    "refresh_wider_scope", "tolerate", "scopes that were not granted originally"
+)(widen_scope)
+edits_json("refresh_narrower_scope", "tolerate", "a scope is missing")(narrow_scope)
 
 
-@edits_json("refresh", "refresh_other_subject", "refuse", "an ID token of another user")
+@edits_json("refresh_other_subject", "refuse", "an ID token of another user")
 def _other_subject(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["id_token"] = _id_token(exchange, sub="somebody-else")
 
 
-@edits_json("refresh", "refresh_id_token", "tolerate", "an ID token of the same user")
+@edits_json("refresh_id_token", "tolerate", "an ID token of the same user")
 def _same_subject(exchange: Exchange, answer: dict[str, Any]) -> None:
     answer["id_token"] = _id_token(exchange)
 
 
-@edits_json(
-    "refresh",
-    "refresh_bad_id_token",
-    "tolerate",
-    "an ID token with an invalid signature",
-)
+@edits_json("refresh_bad_id_token", "tolerate", "an ID token with an invalid signature")
 def _bad_id_token(exchange: Exchange, answer: dict[str, Any]) -> None:
     signed = _id_token(exchange, sub="somebody-else").rpartition(".")[0]
     answer["id_token"] = f"{signed}.c2lnbmF0dXJl"
 
 
 @edits_json(
-    "refresh",
-    "refresh_no_refresh_token",
-    "tolerate",
-    "the old refresh token remains valid",
+    "refresh_no_refresh_token", "tolerate", "the old refresh token remains valid"
 )
 def _no_refresh_token(exchange: Exchange, answer: dict[str, Any]) -> None:
     tokens = exchange.ehr.store.refresh_tokens
@@ -313,11 +294,6 @@ put_each("client_credentials", _SERVICE_VALUES)
 leave_out_each("client_credentials", _SERVICE_MISSING)
 
 
-@edits_answer(
-    "client_credentials",
-    "client_credentials_duplicate_member",
-    "refuse",
-    "two access tokens",
-)
+@edits("client_credentials_duplicate_member", "refuse", "two access tokens")
 def _duplicate_access_token(exchange: Exchange, response: Response) -> Response:
     return answers.with_duplicate(response.get_json(), "access_token", "another-one")
