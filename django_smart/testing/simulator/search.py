@@ -8,6 +8,7 @@ Spec: FHIR R4, "Search", http://hl7.org/fhir/R4/search.html.
 
 from __future__ import annotations
 
+import operator
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ RESULT_PARAMETERS = frozenset(
 _TEXT = ("resourceType", "id", "meta", "text")
 _NO_SUMMARY = frozenset({"contained", "extension", "note", "text"})
 _PREFIXES = frozenset({"eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap"})
+# Of numbers, for which "sa" and "eb" mean the same as two others.
+_COMPARISONS = {
+    **{each: getattr(operator, each) for each in ("ne", "gt", "lt", "ge", "le")},
+    "sa": operator.gt,
+    "eb": operator.lt,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,19 +435,7 @@ def _number_matches(item: Any, wanted: str) -> bool:
     codes = {"", item.get("code"), item.get("unit")} if isinstance(item, dict) else {""}
     if unit.rpartition("|")[2] not in codes:
         return False
-    match prefix:
-        case "ne":
-            return held != sought
-        case "gt" | "sa":
-            return held > sought
-        case "lt" | "eb":
-            return held < sought
-        case "ge":
-            return held >= sought
-        case "le":
-            return held <= sought
-        case _:
-            return held == sought
+    return bool(_COMPARISONS.get(prefix, operator.eq)(held, sought))
 
 
 def _date_matches(item: Any, wanted: str) -> bool:

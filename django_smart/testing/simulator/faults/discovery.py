@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -96,19 +97,16 @@ _BROKEN_URLS: dict[str, tuple[str, Callable[[SplitResult], str]]] = {
 
 
 def _replace_endpoint(
-    build: Callable[[SplitResult], str],
-) -> Callable[[Exchange, dict[str, Any]], None]:
-    def edit(exchange: Exchange, document: dict[str, Any]) -> None:
-        document["token_endpoint"] = build(urlsplit(document["token_endpoint"]))
-
-    return edit
+    build: Callable[[SplitResult], str], exchange: Exchange, document: dict[str, Any]
+) -> None:
+    document["token_endpoint"] = build(urlsplit(document["token_endpoint"]))
 
 
 leave_out_each("discovery", _REQUIRED)
 put_each("discovery", _VALUES)
 for _name, (_words, _build) in _BROKEN_URLS.items():
     edits_json(f"discovery_{_name}", "refuse", f"token_endpoint {_words}")(
-        _replace_endpoint(_build)
+        partial(_replace_endpoint, _build)
     )
 
 

@@ -8,6 +8,7 @@ from tables; the names begin with the exchange, as everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django_smart.testing.simulator.faults import answers
@@ -15,6 +16,7 @@ from django_smart.testing.simulator.faults.registry import (
     edits,
     edits_json,
     replaces,
+    send,
 )
 
 if TYPE_CHECKING:
@@ -94,19 +96,8 @@ _MEANINGLESS = {
 }
 
 
-def _busy(status: int, retry_after: int | str | None) -> _Answer:
-    return lambda _: answers.busy(status, retry_after)
-
-
-def _busy_once(
-    name: str, status: int, retry_after: int | None
-) -> Callable[[Exchange], Response | None]:
-    def answer(exchange: Exchange) -> Response | None:
-        if exchange.ehr.faults.strikes(name) > 1:
-            return None
-        return answers.busy(status, retry_after)
-
-    return answer
+def _send_once(name: str, answer: _Answer, exchange: Exchange) -> Response | None:
+    return answer(exchange) if exchange.ehr.faults.strikes(name) == 1 else None
 
 
 for _exchange, _companions in _EXCHANGES.items():
@@ -129,13 +120,13 @@ for _exchange, _companions in _EXCHANGES.items():
     )(answers.pause)
 for _exchange, _what, _status, _retry_after, _description in _BUSY:
     replaces(f"{_exchange}_{_what}", "refuse", _description)(
-        _busy(_status, _retry_after)
+        send(answers.busy, _status, _retry_after)
     )
 for _exchange in ("refresh", "client_credentials", "fhir"):
     for _status, _seconds, _words in _BUSY_ONCE:
         _name = f"{_exchange}_{_status}_once"
         replaces(_name, "tolerate", f"{_status}, {_words}, the first time")(
-            _busy_once(_name, _status, _seconds)
+            partial(_send_once, _name, send(answers.busy, _status, _seconds))
         )
 for _exchange in ("discovery", "token", "client_credentials", "introspect", "fhir"):
     _noun = "document" if _exchange == "discovery" else "response"

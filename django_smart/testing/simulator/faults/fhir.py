@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from django_smart.testing.simulator.faults.registry import (
     leave_out,
     put,
     replaces,
+    send,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +36,10 @@ def _other_scheme(exchange: Exchange, url: str) -> str:
     return f"{'http' if scheme == 'https' else 'https'}:{rest}"
 
 
+_Change = Callable[["Exchange", str], str]
+
 # How a URL of this server is turned into one that the token must not go to.
-_PLACES: dict[str, tuple[str, Callable[[Exchange, str], str]]] = {
+_PLACES: dict[str, tuple[str, _Change]] = {
     "other_origin": (
         "at another host",
         lambda one, url: url.replace(one.ehr.origin, one.ehr.foreign_origin, 1),
@@ -61,63 +65,39 @@ _PAGES = {
 }
 
 
-def _show_page(title: str, status: int) -> Callable[[Exchange], Response]:
-    return lambda _: answers.html(title, status)
+def _lead_next(change: _Change, exchange: Exchange, answer: dict[str, Any]) -> None:
+    for link in answer.get("link", []):
+        if link["relation"] == "next":
+            link["url"] = change(exchange, link["url"])
 
 
-def _lead_next(
-    change: Callable[[Exchange, str], str],
-) -> Callable[[Exchange, dict[str, Any]], None]:
-    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
-        for link in answer.get("link", []):
-            if link["relation"] == "next":
-                link["url"] = change(exchange, link["url"])
-
-    return edit
+def _get_url(exchange: Exchange) -> str:
+    return exchange.ehr.origin + exchange.request.path
 
 
-def _redirect(
-    change: Callable[[Exchange, str], str],
-) -> Callable[[Exchange], Response]:
-    def answer(exchange: Exchange) -> Response:
-        url = exchange.ehr.origin + exchange.request.path
-        return Response(status=302, headers={"Location": change(exchange, url)})
-
-    return answer
+def _redirect(change: _Change, exchange: Exchange) -> Response:
+    location = change(exchange, _get_url(exchange))
+    return Response(status=302, headers={"Location": location})
 
 
-def _refer(
-    change: Callable[[Exchange, str], str],
-) -> Callable[[Exchange, dict[str, Any]], None]:
-    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
-        for resource in (answer, *(e["resource"] for e in answer.get("entry", []))):
-            if "subject" in resource:
-                url = f"{exchange.ehr.base_url}/{resource['subject']['reference']}"
-                resource["subject"]["reference"] = change(exchange, url)
-
-    return edit
+def _refer(change: _Change, exchange: Exchange, answer: dict[str, Any]) -> None:
+    for resource in (answer, *(e["resource"] for e in answer.get("entry", []))):
+        if "subject" in resource:
+            url = f"{exchange.ehr.base_url}/{resource['subject']['reference']}"
+            resource["subject"]["reference"] = change(exchange, url)
 
 
 def _add_header(
-    name: str, change: Callable[[Exchange, str], str]
-) -> Callable[[Exchange, Response], Response]:
-    def edit(exchange: Exchange, response: Response) -> Response:
-        url = exchange.ehr.origin + exchange.request.path
-        response.headers[name] = change(exchange, url)
-        return response
-
-    return edit
+    name: str, change: _Change, exchange: Exchange, response: Response
+) -> Response:
+    response.headers[name] = change(exchange, _get_url(exchange))
+    return response
 
 
-def _move_created(
-    change: Callable[[Exchange, str], str],
-) -> Callable[[Exchange, Response], Response]:
-    def edit(exchange: Exchange, response: Response) -> Response:
-        response.headers["Location"] = change(exchange, response.headers["Location"])
-        response.set_data(b"")
-        return response
-
-    return edit
+def _move_created(change: _Change, exchange: Exchange, response: Response) -> Response:
+    response.headers["Location"] = change(exchange, response.headers["Location"])
+    response.set_data(b"")
+    return response
 
 
 for _place, (_words, _change) in _PLACES.items():
@@ -126,24 +106,26 @@ for _place, (_words, _change) in _PLACES.items():
         "refuse",
         f"no body, and a Location {_words}",
         status=201,
-    )(_move_created(_change))
+    )(partial(_move_created, _change))
     # Behind a proxy that terminates TLS, servers write http: https is requested.
     _kind: Any = "tolerate" if _place == "other_scheme" else "refuse"
-    edits_json(f"fhir_next_{_place}", _kind, f"next link {_words}")(_lead_next(_change))
+    edits_json(f"fhir_next_{_place}", _kind, f"next link {_words}")(
+        partial(_lead_next, _change)
+    )
     replaces(f"fhir_redirect_{_place}", "refuse", f"302 to a URL {_words}")(
-        _redirect(_change)
+        partial(_redirect, _change)
     )
     edits_json(f"fhir_reference_{_place}", "refuse", f"a reference {_words}")(
-        _refer(_change)
+        partial(_refer, _change)
     )
     for _header in ("Location", "Content-Location"):
         _name = _header.lower().replace("-", "_")
         # Beside a resource they lead nowhere: the app must not follow them.
         edits(f"fhir_{_name}_{_place}", "tolerate", f"{_header} {_words}")(
-            _add_header(_header, _change)
+            partial(_add_header, _header, _change)
         )
 for _status, (_title, _words) in _PAGES.items():
-    replaces(f"fhir_{_status}", "refuse", _words)(_show_page(_title, _status))
+    replaces(f"fhir_{_status}", "refuse", _words)(send(answers.html, _title, _status))
 for _name, _words, _edit in (
     ("wrong_id", "a read returns another resource's id", put("id", "somebody-else")),
     ("wrong_type", "a resource of another type", put("resourceType", "Basic")),

@@ -19,7 +19,6 @@ from django_smart.testing.simulator.faults.registry import (
     edits,
     edits_json,
     fail_each,
-    fail_with,
     leave_out,
     leave_out_each,
     name_another_patient,
@@ -27,6 +26,7 @@ from django_smart.testing.simulator.faults.registry import (
     put,
     put_each,
     replaces,
+    send,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ _VALUES: dict[str, tuple[Verdict, str, Any]] = {
 
 for _error, (_status, _verdict) in _REVOCATION_ERRORS.items():
     replaces(f"revoke_{_error}", _verdict, f"the error {_error}")(
-        fail_with(_error, _status)
+        send(answers.oauth_error, _error, _status)
     )
 fail_each("introspect", _INTROSPECTION_ERRORS)
 put_each("introspect", _VALUES)
@@ -121,7 +121,7 @@ replaces("register_redirect_307", "refuse", "307 to another host")(
     lambda one: answers.away(one, 307)
 )
 replaces("register_refused", "refuse", "unapproved_software_statement")(
-    fail_with("unapproved_software_statement", 400)
+    send(answers.oauth_error, "unapproved_software_statement", 400)
 )
 _edits_registration("register_missing_client_id", "refuse", "no client_id")(
     leave_out("client_id")

@@ -30,7 +30,6 @@ __all__ = [
     "edits",
     "edits_json",
     "fail_each",
-    "fail_with",
     "leave_out",
     "leave_out_each",
     "name_another_patient",
@@ -39,6 +38,7 @@ __all__ = [
     "put_each",
     "redirects",
     "replaces",
+    "send",
     "widen_scope",
 ]
 
@@ -200,26 +200,24 @@ def edits_json(*fault: Any, **options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-def fail_with(error: str, status: int) -> Callable[[Exchange], Response]:
-    """Answer with an OAuth error."""
-    return lambda _: answers.oauth_error(error, status)
+def send(
+    build: Callable[..., Response], *arguments: Any
+) -> Callable[[Exchange], Response]:
+    """Answer with what *build* makes of *arguments*, whatever the request is."""
+    return lambda _: build(*arguments)
 
 
 def fail_each(exchange: str, errors: Mapping[str, int]) -> None:
     """Register a fault for each OAuth error and its status."""
     for error, status in errors.items():
         replaces(f"{exchange}_{error}", "refuse", f"the error {error}")(
-            fail_with(error, status)
+            send(answers.oauth_error, error, status)
         )
 
 
 def put(member: str, value: Any) -> Callable[[Exchange, dict[str, Any]], None]:
     """Set *member*."""
-
-    def edit(exchange: Exchange, answer: dict[str, Any]) -> None:
-        answer[member] = value
-
-    return edit
+    return lambda _, answer: answer.update({member: value})
 
 
 def leave_out(member: str) -> Callable[[Exchange, dict[str, Any]], None]:

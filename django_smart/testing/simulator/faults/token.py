@@ -20,13 +20,13 @@ from django_smart.testing.simulator.faults.registry import (
     edits,
     edits_json,
     fail_each,
-    fail_with,
     leave_out,
     leave_out_each,
     name_another_patient,
     narrow_scope,
     put_each,
     replaces,
+    send,
     widen_scope,
 )
 
@@ -99,7 +99,7 @@ for _member in ("expires_in", "scope"):
         leave_out(_member)
     )
 replaces("token_error_200", "refuse", "an error with status 200")(
-    fail_with("invalid_grant", 200)
+    send(answers.oauth_error, "invalid_grant", 200)
 )
 replaces("token_html_400", "refuse", "a web page with status 400")(
     lambda _: answers.html("Bad request", 400)
@@ -219,7 +219,9 @@ def _id_token(exchange: Exchange, **changes: Any) -> str:
 
 
 for _error, (_status, _description) in _REFRESH_ERRORS.items():
-    replaces(f"refresh_{_error}", "refuse", _description)(fail_with(_error, _status))
+    replaces(f"refresh_{_error}", "refuse", _description)(
+        send(answers.oauth_error, _error, _status)
+    )
 put_each("refresh", _REFRESH_VALUES)
 edits_json("refresh_other_patient", "refuse", "patient names another patient")(
     name_another_patient
