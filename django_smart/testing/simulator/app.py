@@ -160,8 +160,9 @@ class App:
             if _lacks_header(exchange):
                 response = Response("X-Api-Key is missing", 403)
             elif replaced is None:
-                own = _handle(handler, exchange, arguments)
-                response = faults.apply_to_response(exchange, own)
+                response = _handle(handler, exchange, arguments)
+                for fault in self._ehr.faults.active("edits", exchange.fault_exchange):
+                    response = fault.function(exchange, response)
             else:
                 response = replaced
         if request_id := request.headers.get("X-Request-Id"):

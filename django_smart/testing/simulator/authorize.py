@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from django_smart.testing.simulator import faults, scopes
+from django_smart.testing.simulator import scopes
 from django_smart.testing.simulator.chart import latest_encounter
 from django_smart.testing.simulator.errors import (
     AuthorizationError,
@@ -314,6 +314,8 @@ def error_redirect(ehr: EHRSimulator, error: AuthorizationError) -> str:
 def _redirect(
     ehr: EHRSimulator, redirect_uri: str, params: list[tuple[str, str]]
 ) -> str:
-    params = faults.apply_to_redirect(ehr, [*params, ("iss", ehr.issuer)])
+    params = [*params, ("iss", ehr.issuer)]
+    for fault in ehr.faults.active("redirects", "authorize"):
+        params = fault.function(ehr, params)
     separator = "&" if "?" in redirect_uri else "?"
     return redirect_uri + separator + urlencode(params)

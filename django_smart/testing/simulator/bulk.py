@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator.digits import dump
-from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.errors import FHIRError, build_outcome
 from django_smart.testing.simulator.exchange import json_response
 from django_smart.testing.simulator.fhir import authorize
 from django_smart.testing.simulator.state import new_id
@@ -99,7 +99,10 @@ def _start(exchange: Exchange, group_id: str = "all") -> Response:
         for start in range(0, len(found), ehr.bulk.lines_per_file):
             lines = found[start : start + ehr.bulk.lines_per_file]
             export.files.append((name, lines))
-    export.others["error"] = [_build_outcome(text) for text in ehr.bulk.problems]
+    export.others["error"] = [
+        build_outcome("error", "processing", diagnostics=text)
+        for text in ehr.bulk.problems
+    ]
     export.others["deleted"] = _find_deleted(exchange, types, since) if since else []
     export_id = new_id()
     with ehr.store.lock:
@@ -171,11 +174,6 @@ def _find_deleted(
 
 def _is_after(moment: str, since: str) -> bool:
     return datetime.fromisoformat(moment) > datetime.fromisoformat(since)
-
-
-def _build_outcome(text: str) -> dict[str, Any]:
-    issue = {"severity": "error", "code": "processing", "diagnostics": text}
-    return {"resourceType": "OperationOutcome", "issue": [issue]}
 
 
 def _status(exchange: Exchange, export_id: str, number: int = 0) -> Response:

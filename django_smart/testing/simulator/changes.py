@@ -20,7 +20,7 @@ from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import fhir
 from django_smart.testing.simulator.digits import load
-from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.errors import FHIRError, build_outcome
 from django_smart.testing.simulator.exchange import fhir_response
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def _answer(exchange: Exchange, version: Version, status: int) -> Response:
         return Response(status=status, headers=headers)
     value = version.resource
     if "return=OperationOutcome" in prefer:
-        issue = {"severity": "information", "code": "informational"}
-        value = {"resourceType": "OperationOutcome", "issue": [issue]}
+        value = build_outcome("information", "informational")
     return fhir_response(value, status=status, headers=headers)
 
 

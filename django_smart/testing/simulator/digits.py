@@ -13,12 +13,8 @@ _MARK = secrets.token_hex(8)
 
 
 class _Digits(float):
-    def __new__(cls, text: str) -> _Digits:
-        self = super().__new__(cls, text)
+    def __init__(self, text: str) -> None:
         self.text = text
-        return self
-
-    text: str
 
 
 def load(body: str | bytes) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AuthorizationError",
     "AuthorizationPageError",
     "FHIRError",
     "OAuthError",
+    "build_outcome",
 ]
 
 
@@ -67,3 +70,9 @@ class FHIRError(Exception):
         self.diagnostics = diagnostics
         self.challenge = challenge
         """Value for ``WWW-Authenticate``, if any (RFC 6750 section 3)."""
+
+
+def build_outcome(severity: str, code: str, **members: str) -> dict[str, Any]:
+    """Return an ``OperationOutcome`` with one issue."""
+    issue = {"severity": severity, "code": code, **members}
+    return {"resourceType": "OperationOutcome", "issue": [issue]}

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from werkzeug.wrappers import Response
 
-from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.errors import FHIRError, build_outcome
 from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.scopes import ResourceScope, parse_scope
 from django_smart.testing.simulator.search import (
@@ -431,15 +431,6 @@ def insufficient(diagnostics: str) -> FHIRError:
 
 def fhir_error_response(error: FHIRError) -> Response:
     """The ``OperationOutcome`` for *error*."""
-    outcome = {
-        "resourceType": "OperationOutcome",
-        "issue": [
-            {
-                "severity": "error",
-                "code": error.code,
-                "diagnostics": error.diagnostics,
-            }
-        ],
-    }
+    outcome = build_outcome("error", error.code, diagnostics=error.diagnostics)
     headers = {"WWW-Authenticate": error.challenge} if error.challenge else None
     return fhir_response(outcome, status=error.status, headers=headers)

@@ -16,8 +16,6 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from django_smart.testing.simulator import faults
-
 if TYPE_CHECKING:
     from django_smart.testing.simulator.ehr import EHRSimulator
     from django_smart.testing.simulator.state import Grant
@@ -124,7 +122,8 @@ def issue_id_token(ehr: EHRSimulator, grant: Grant) -> str:
     draft = IDTokenDraft(
         ehr=ehr, client_id=grant.client_id, claims=claims, key=key, kid=key.kid
     )
-    faults.apply_to_id_token(draft)
+    for fault in ehr.faults.active("drafts", "id_token"):
+        fault.function(draft)
     grant.id_token_issued = True
     return draft.encode()
 

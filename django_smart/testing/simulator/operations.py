@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.wrappers import Response
 
 from django_smart.testing.simulator import fhir
-from django_smart.testing.simulator.errors import FHIRError
+from django_smart.testing.simulator.errors import FHIRError, build_outcome
 from django_smart.testing.simulator.exchange import fhir_response
 from django_smart.testing.simulator.search import get_parameters
 
@@ -94,12 +94,8 @@ def _validate(
     is_fine = isinstance(body, dict) and body.get("resourceType") == resource_type
     if resource_id:
         is_fine = is_fine and body is not None and body.get("id") == resource_id
-    issue = {
-        "severity": "information" if is_fine else "error",
-        "code": "informational" if is_fine else "structure",
-    }
-    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
-    return fhir_response(outcome)
+    verdict = ("information", "informational") if is_fine else ("error", "structure")
+    return fhir_response(build_outcome(*verdict))
 
 
 def _populate(exchange: Exchange, resource_id: str) -> Response:
