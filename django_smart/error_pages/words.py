@@ -524,9 +524,6 @@ WORDS: Mapping[str, Words] = {
     "fhir_request_invalid": Words(
         title=_("This page made an invalid request"), advice=_TELL_SUPPORT
     ),
-    "fhir_sync_in_async": Words(
-        title=_("This page made an invalid request"), advice=_TELL_SUPPORT
-    ),
     "fhir_model_version": Words(
         title=_("This page made an invalid request"), advice=_TELL_SUPPORT
     ),
