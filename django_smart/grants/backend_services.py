@@ -8,6 +8,7 @@ a new one shortly before it expires (BACK-07).
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
@@ -89,7 +90,8 @@ class BackendService:
         return self._obtain(rejected=used)
 
     def _obtain(self, *, rejected: str | None) -> str:
-        grant = get_fresh_grant(self._find, _try_fetch, rejected=rejected)
+        fetch = partial(exchange_with_lease, exchange=_fetch)
+        grant = get_fresh_grant(self._find, fetch, rejected=rejected)
         self.grant = grant
         return grant.access_token
 
@@ -122,11 +124,6 @@ def _check(registration: ClientRegistration) -> None:
             "A backend service must authenticate, usually with private_key_jwt, but "
             f"the registration at {registration.server.slug} is set to none."
         )
-
-
-def _try_fetch(grant: TokenGrant) -> bool:
-    """Fetch a token if the lease is free; ``False`` if somebody else holds it."""
-    return exchange_with_lease(grant, _fetch)
 
 
 def _fetch(grant: TokenGrant) -> bool:

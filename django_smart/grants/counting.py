@@ -52,7 +52,7 @@ class Outcomes:
         """
         Count an outcome; *seconds* is the duration of the request, if one was sent.
         """
-        bucket = "" if seconds is None else _get_bucket(seconds)
+        bucket = "" if seconds is None else BUCKETS[bisect_left(_LIMITS, seconds)]
         before, total = self._counts.get((code, bucket), (0, 0.0))
         self._counts[code, bucket] = (before + number, total + (seconds or 0.0))
 
@@ -86,10 +86,6 @@ def count_lost(grant: TokenGrant, reason: str) -> None:
     add = RefreshCount.objects.add
     server_id = grant.registration.server_id
     _write(partial(add, server_id, kind=_Kind.LOST, code=reason))
-
-
-def _get_bucket(seconds: float) -> str:
-    return BUCKETS[bisect_left(_LIMITS, seconds)]
 
 
 def _write(add: Callable[[], None]) -> None:

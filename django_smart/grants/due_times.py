@@ -40,7 +40,8 @@ def get_refresh_due_at(grant: TokenGrant) -> datetime:
         life = max(grant.ends_at - received_at, timedelta(0))
     wait = _KEEP_ALIVE if life is None else _take_part(life)
     if not _is_idle(grant):
-        wait = min(wait, _get_renewal(grant.expires_at - received_at))
+        lifetime = grant.expires_at - received_at
+        wait = min(wait, _take_part(lifetime), lifetime - _MARGIN)
     least = max(conf.SMART_REFRESH_FLOOR, server.min_refresh_interval or timedelta(0))
     return received_at + max(wait, least)
 
@@ -94,10 +95,6 @@ def get_retry_at(
     jitter = random.uniform(0, 1)  # noqa: S311 (spreads load, no secret)
     wait = max(jitter * limit, timedelta(seconds=retry_after or 0))
     return now + min(wait, timedelta(days=1))
-
-
-def _get_renewal(lifetime: timedelta) -> timedelta:
-    return max(min(_take_part(lifetime), lifetime - _MARGIN), timedelta(0))
 
 
 def _take_part(lifetime: timedelta) -> timedelta:
