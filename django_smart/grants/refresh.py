@@ -47,7 +47,12 @@ from .separate_connection import (
 )
 from .server_limits import may_refresh
 
-__all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
+__all__ = [
+    "build_request",
+    "get_access_token",
+    "refresh_grant",
+    "renew_access_token",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +142,7 @@ def _note_use(grant: TokenGrant, *, now: datetime) -> None:
         return
     grant.last_used_at = now
     try:
-        TokenGrant.objects.note_use(grant, now=now)
+        TokenGrant.objects.filter(pk=grant.pk).update(last_used_at=now)
     except Error as exc:
         # During a failover, the token can still be used.
         logger.warning(

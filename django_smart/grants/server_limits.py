@@ -65,8 +65,6 @@ done sooner, immediately get more.
 _THRESHOLD = 5
 # A grant that has failed more often is likely to fail again.
 _FEW_FAILURES = 2
-# When a server is up again, they are tried within this time.
-_SOON = timedelta(minutes=3)
 # A server that issued tokens so recently is taken to be up.
 _RECENT = timedelta(minutes=1)
 _FIRST_PAUSE = 2.0
@@ -283,11 +281,15 @@ class Pace:
     def finish(self) -> None:
         """Store the outcome for the other workers."""
         servers, now = FHIRServer.objects, self._now()
+        own = servers.filter(pk=self._server.pk)
         if self._claimed and not self._seconds and self._failure is None:
             until = now + timedelta(seconds=_FIRST_PAUSE)
-            servers.release_probe(self._server, claimed=self._claimed, until=until)
+            # A probe that sent nothing: another follows soon.
+            own.filter(refresh_paused_until=self._claimed).update(
+                refresh_paused_until=until
+            )
         if self._has_succeeded:
-            servers.note_refresh(self._server, now=now, seconds=mean(self._seconds))
+            own.update(last_refresh_at=now, refresh_seconds=mean(self._seconds))
         is_over = self._is_there and self._streak == 0 and not self._has_paused
         if self._failure is not None and not self._has_paused:
             servers.note_failures(
@@ -330,15 +332,13 @@ class Pace:
 
     def _wake(self) -> None:
         # Grants that failed because of the server wait no longer than it does. Those
-        # that may have failed for a reason of their own come a little later.
+        # that may have failed for a reason of their own come after the others.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
         waiting = TokenGrant.objects.waiting_after(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
         )
-        few = {"refresh_failures__lte": _FEW_FAILURES}
-        waiting.exclude(**few).wake(most_failures=_FEW_FAILURES + 1, within=_SOON)
-        waiting.filter(**few).wake(most_failures=_FEW_FAILURES)
+        waiting.wake(most_failures=_FEW_FAILURES + 1)
         fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 

@@ -472,23 +472,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
         )
 
-    def wake(self, *, most_failures: int = 0, within: timedelta | None = None) -> int:
-        """
-        Make grants due now; at most so many failures of each count from now on.
-
-        Args:
-            within: instead, make those that are due later than that due then.
-        """
-        due_at = DatabaseNow() if within is None else DatabaseNow(within)
-        rows = self if within is None else self.filter(refresh_due_at__gt=due_at)
-        return rows.update(
-            refresh_due_at=due_at,
+    def wake(self, *, most_failures: int = 0) -> int:
+        """Make grants due now; at most so many failures of each count from now on."""
+        return self.update(
+            refresh_due_at=DatabaseNow(),
             refresh_failures=Least(F("refresh_failures"), most_failures),
         )
-
-    def note_use(self, grant: TokenGrant, *, now: datetime) -> None:
-        """Store that *grant* was used, for lazy refreshes."""
-        self.filter(pk=grant.pk).update(last_used_at=now)
 
     def end(self, status: str, *, now: datetime, error: str = "") -> int:
         """

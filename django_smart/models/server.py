@@ -317,20 +317,6 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             )
         )
 
-    def note_refresh(
-        self, server: FHIRServer, *, now: datetime, seconds: float
-    ) -> None:
-        """Store that the server issued tokens, in *seconds* on average."""
-        self.filter(pk=server.pk).update(last_refresh_at=now, refresh_seconds=seconds)
-
-    def release_probe(
-        self, server: FHIRServer, *, claimed: datetime, until: datetime
-    ) -> None:
-        """Shorten the pause of a probe that sent nothing, so that another follows."""
-        self.filter(pk=server.pk, refresh_paused_until=claimed).update(
-            refresh_paused_until=until
-        )
-
     def note_recovery(self, server: FHIRServer, *, claimed: datetime | None) -> None:
         """
         Store that it responds again; only a successful probe ends the pause.
