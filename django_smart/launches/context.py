@@ -131,7 +131,8 @@ class SMARTContext:
     @property
     def context(self) -> Mapping[str, Any]:
         """The token response without the tokens, including unknown members."""
-        return self.launch.context if self.launch else {}
+        context = self.launch.context if self.launch else {}
+        return {name: context[name] for name in context if name != LEFT_FRAME}
 
     @property
     def patient_id(self) -> str | None:
@@ -175,7 +176,8 @@ class SMARTContext:
         What it says of its own frame is not true of a new window that led out of it.
         """
         needed = self._context.need_patient_banner
-        return None if needed is False and self.context.get(LEFT_FRAME) else needed
+        left_frame = self.launch is not None and LEFT_FRAME in self.launch.context
+        return None if needed is False and left_frame else needed
 
     @property
     def hub(self) -> FHIRcastHub | None:

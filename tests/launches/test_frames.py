@@ -52,9 +52,14 @@ def _banner(request: Any) -> HttpResponse:
     return JsonResponse({"needed": request.smart.need_patient_banner})
 
 
+def _context(request: Any) -> HttpResponse:
+    return JsonResponse(dict(request.smart.context))
+
+
 urlpatterns = [
     *site,
     path("banner/", _banner),
+    path("context/", _context),
     path("cookies/", _cookies),
     path("acookies/", _acookies),
     path("policy/", _own_policy),
@@ -250,6 +255,8 @@ def test_banner_around_the_frame_is_not_around_the_window(ehr, server, values):
     opened = get_launch(get_callback(window, ehr.authorize(started["Location"])))
     chart = Chart(window, opened, f"/~{opened.key}/")
     assert chart.get("/banner/").json() == {"needed": None}
+    # The context is what the EHR sent.
+    assert not any("django_smart" in name for name in chart.get("/context/").json())
     # The EHR says it again.
     answer(ehr, "/auth/token", need_patient_banner=False)
     get_access_token(expire(TokenGrant.objects.get(), ehr))
