@@ -33,7 +33,8 @@ __all__ = [
 _View = TypeVar("_View", bound=Callable[..., Any])
 
 # A value that can be stored and sent in a URL: no control characters.
-_VALUE = re.compile(r"[^\x00-\x1f\x7f]{1,8192}")
+_VALUE = re.compile(r"[^\x00-\x1f\x7f]+")
+_MAX_VALUE = 8192
 # Length of a page's URL, which is stored with each launch that leads to it.
 _MAX_NEXT = 2000
 
@@ -108,12 +109,22 @@ class ProtocolView(View):
 
 def get_single(request: HttpRequest, name: str) -> str:
     values = request.GET.getlist(name)
-    if len(values) != 1 or not _VALUE.fullmatch(values[0]):
+    if len(values) != 1:
         raise MissingParameterError(
-            f"A launch requires exactly one {name}, which must not be empty, "
-            "too long or contain control characters."
+            f"The launch URL must have one {name} parameter, but it has {len(values)}."
         )
-    return values[0]
+    (value,) = values
+    if len(value) > _MAX_VALUE:
+        raise MissingParameterError(
+            f"The {name} parameter of the launch URL has {len(value)} characters; "
+            f"{_MAX_VALUE} are allowed."
+        )
+    if not _VALUE.fullmatch(value):
+        raise MissingParameterError(
+            f"The {name} parameter of the launch URL is empty or contains control "
+            "characters."
+        )
+    return value
 
 
 def get_next_url(request: HttpRequest, value: str) -> str:

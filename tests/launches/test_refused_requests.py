@@ -24,10 +24,11 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.mark.parametrize(
-    ("query", "code"),
+    ("query", "logged"),
     [
         ({"iss": BASE_URL}, "missing_parameter"),
         ({"iss": BASE_URL, "launch": "x\0"}, "missing_parameter"),
+        ({"iss": BASE_URL, "launch": "x" * 10_000}, "10000 characters"),
         ({"launch": "abc"}, "missing_parameter"),
         ({"iss": "https://other.example/fhir", "launch": "a"}, "unknown_server"),
         ({"iss": BASE_URL, "launch": "abc"}, "registration_inactive"),
@@ -35,19 +36,19 @@ pytestmark = pytest.mark.django_db
 )
 def test_refused_request_leaves_a_log_line_and_no_row(
     query: dict[str, str],
-    code: str,
+    logged: str,
     registration: ClientRegistration,
     ehr: EHRSimulator,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    registration.is_active = code != "registration_inactive"
+    registration.is_active = logged != "registration_inactive"
     registration.save()
     with caplog.at_level("WARNING", logger="django_smart"):
         response = make_browser().get("/smart/launch/", query)
 
     assert 400 <= response.status_code < 500
     assert not Launch.objects.exists()
-    assert any(code in record.getMessage() for record in caplog.records)
+    assert any(logged in record.getMessage() for record in caplog.records)
     assert not ehr.requests
 
 
