@@ -487,6 +487,8 @@ def test_connection_that_is_turned_off_gives_no_access(registration, user, is_of
         page = text_of(browser.get("/smart/connections/"))
         assert ("smart-access" in page) is row.is_active
         assert ("even when you are not signed in" in page) is row.is_active
+        # The organization is not, if only the registration is.
+        assert f"{registration.server} is turned off" not in page
 
 
 # Signed out

@@ -103,6 +103,8 @@ logger = logging.getLogger(__name__)
 _TRIED = "cookies"
 # The parameter that says that a new window led out of the EHR's frame.
 _LEFT = "frame"
+# The parameter that says that an answer was refused, so the page asks again.
+_AGAIN = "again"
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
 _NEVER = 2**40
 # Code of an error: the session ended, so that nobody is signed in any more.
@@ -554,7 +556,7 @@ def _ask_again_without_token(view: Callable[..., HttpResponseBase]) -> Any:
             return answered[0]
 
         response = run(request)
-        page = get_protocol_url("decide", key=kwargs["key"])
+        page = f"{get_protocol_url('decide', key=kwargs['key'])}?{_AGAIN}=1"
         return response if answered else harden(HttpResponseRedirect(page))
 
     return check
@@ -604,6 +606,7 @@ class DecideView(_CompletingView):
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
             "decide_url": url,
+            "was_not_received": _AGAIN in request.GET,
             # Not their own organizations: it may be somebody else who sees this page.
             "sign_in_url": build_login_url(next_url=url)
             if find_ehr_sign_in(asked.owner)
