@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.conf import settings
+from django.db.models import Exists, OuterRef, Q
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
@@ -41,6 +42,7 @@ __all__ = [
     "connect_again",
     "connect_records",
     "find_ehr_sign_in",
+    "find_site_sign_in",
     "get_page",
     "has_login_page",
     "sign_in_again",
@@ -62,10 +64,11 @@ _PASSING = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
-    """A button."""
+    """A button, and a link to the site's own sign-in beside it, if that may help."""
 
     url: str = field(repr=False)  # may hold the EHR's launch value
     label: StrOrPromise
+    site_url: str = field(default="", repr=False)
 
 
 def try_again(url: str) -> Retry:
@@ -111,11 +114,19 @@ def sign_in_again(
     request: HttpRequest, user: AbstractBaseUser | None, *, next_url: str
 ) -> Retry | None:
     """Return a button to a sign-in that *user* can use: the site's, or at an EHR."""
+    site_url = find_site_sign_in(request, next_url)
     if url := find_ehr_sign_in(user, next_url=next_url):
-        return Retry(url=url, label=_("Sign in"))
+        at_ehr = _("Sign in with the organization that keeps your records")
+        label = at_ehr if site_url else _("Sign in")
+        return Retry(url=url, label=label, site_url=site_url)
+    return Retry(url=site_url, label=_("Sign in")) if site_url else None
+
+
+def find_site_sign_in(request: HttpRequest, next_url: str) -> str:
+    """Return the URL of the site's own sign-in, or "" if it has none."""
     if signs_in_through_ehr(request) or not has_login_page():
-        return None
-    return Retry(url=build_sign_in_url(request, next_url), label=_("Sign in"))
+        return ""
+    return build_sign_in_url(request, next_url)
 
 
 def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> str:
@@ -127,10 +138,18 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
     if user is None or user.has_usable_password():
         return ""
     own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
-    registrations = ClientRegistration.objects.standalone().filter(
-        server__in=own.values("server")
+    sign_ins = Launch.objects.filter(
+        registration=OuterRef("pk"), identity__in=own, intent=Launch.Intent.SIGN_IN
     )
-    for each in registrations.order_by("server__name"):
+    # Another client of the server may know them by another subject.
+    registrations = (
+        ClientRegistration.objects.startable()
+        .filter(server__in=own.values("server"))
+        .annotate(has_signed_in=Exists(sign_ins))
+        .filter(Q(has_signed_in=True) | Q(standalone_slot__isnull=False))
+        .order_by("-has_signed_in", "server__name")
+    )
+    for each in registrations:
         if "openid" in each.standalone_scope.split() and not is_protected(
             user, each.server
         ):

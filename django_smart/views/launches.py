@@ -39,6 +39,7 @@ from ..error_pages.retry import (
     connect_again,
     connect_records,
     find_ehr_sign_in,
+    find_site_sign_in,
     sign_in_again,
     signs_in_through_ehr,
     try_again,
@@ -589,6 +590,7 @@ class DecideView(_CompletingView):
             return self._complete(request, launch)
         _, claims = read_held(launch)
         url = _build_decide_url(launch)
+        is_ehr_sign_in = bool(find_ehr_sign_in(asked.owner))
         registration = launch.registration
         choices = ["connect", "create"] if registration.create_users else ["connect"]
         is_known = asked.question == Launch.Question.LINK and has_account(
@@ -609,8 +611,11 @@ class DecideView(_CompletingView):
             "was_not_received": _AGAIN in request.GET,
             # Not their own organizations: it may be somebody else who sees this page.
             "sign_in_url": build_login_url(next_url=url)
-            if find_ehr_sign_in(asked.owner)
+            if is_ehr_sign_in
             else build_sign_in_url(request, url),
+            "site_sign_in_url": find_site_sign_in(request, url)
+            if is_ehr_sign_in
+            else "",
         }
         return harden(render(request, "django_smart/decide.html", context))
 

@@ -182,6 +182,10 @@ def test_owner_without_a_password_signs_in_through_their_organization(
     link = shown.context["sign_in_url"]
     assert link == f"/smart/login/?{urlencode({'next': page})}"
     assert f'href="{escape(link)}"' in shown.content.decode()
+    # They may sign in to this site otherwise, such as at an identity provider.
+    site_link = shown.context["site_sign_in_url"]
+    assert site_link == f"/admin/login/?{urlencode({'next': page}, safe='/')}"
+    assert f'href="{escape(site_link)}"' in shown.content.decode()
     # It may be somebody else who sees it.
     assert "Harbour Hospital" not in shown.content.decode()
     started = browser.get(f"{link}&server=harbour")
@@ -191,9 +195,11 @@ def test_owner_without_a_password_signs_in_through_their_organization(
 
 
 @pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/", "/none/"])
 def test_owner_without_a_password_is_sent_to_no_other_dead_end(
-    ehr: EHRSimulator, second: EHRSimulator
+    ehr: EHRSimulator, second: EHRSimulator, settings: Any, login_url: str
 ) -> None:
+    settings.LOGIN_URL = login_url
     browser, connected = _connect_second(ehr, second)
     url = start_login(browser, server="second")
     del browser.cookies["sessionid"]
@@ -208,6 +214,15 @@ def test_owner_without_a_password_is_sent_to_no_other_dead_end(
     # To the organization that signs them in, not one that would make a new user.
     links = [page.context["retry"].url for page in pages]
     assert all(link.startswith("/smart/login/?server=harbour&") for link in links)
+    # And to the site's own sign-in, which may be an identity provider's.
+    for page in pages:
+        site_link = page.context["retry"].site_url
+        assert site_link.startswith("/admin/login/?next=") is (
+            login_url == "/admin/login/"
+        )
+        assert (f'href="{escape(site_link)}"' in page.content.decode()) is bool(
+            site_link
+        )
 
 
 def _signed_in_browser(user: Any) -> Client:

@@ -98,6 +98,23 @@ def test_picker_shows_the_default_alone() -> None:
     assert "harbour-2" not in page
 
 
+def test_signing_in_again_leads_to_the_client_that_signed_in(ehr, patients) -> None:
+    browser = make_browser()
+    started = browser.get("/smart/login/?registration=harbour-2&next=/page/")
+    get_launch(get_callback(browser, ehr.authorize(started["Location"])))
+    del browser.cookies["sessionid"]
+    values = {"registration": "harbour-2", "next": "/page/", "connect": "1"}
+    page = browser.post("/smart/login/", values)
+    assert page.status_code == 409
+    url = page.context["retry"].url
+    assert url.startswith("/smart/login/?registration=harbour-2&next=")
+    # If it is gone, the server's default may know them.
+    ClientRegistration.objects.filter(pk=patients.pk).update(standalone_scope="")
+    values = {"server": "harbour", "connect": "1"}
+    page = browser.post("/smart/login/", values)
+    assert page.context["retry"].url.startswith("/smart/login/?server=harbour&next=")
+
+
 def test_url_of_another_server_or_of_none_is_refused(ehr, patients) -> None:
     browser = make_browser()
     query = {"iss": BASE_URL, "launch": "x"}
