@@ -101,9 +101,20 @@ def test_next_of_the_button_never_leaves_the_site(ehr, django_user_model):
     for value in HOSTILE:
         page = browser.get(LOGIN, {"server": "harbour", "next": value}).content.decode()
         kept = re.findall(r'name="next" value="([^"]*)"', page)
-        assert len(kept) == 1
+        # The other is the sign-out button's.
+        assert len(kept) == 2
+        assert kept[1].startswith("/accounts/login/?next=/smart/login/%3Fserver%3D")
         url = ehr.authorize(start_login(browser, next=value), user=f"Patient/{PATIENT}")
         assert follow(get_callback(browser, url)).netloc == "app.example.org", value
+
+
+@pytest.mark.compliance("SEC-03")
+def test_next_of_a_sign_out_never_leaves_the_site():
+    browser = make_browser()
+    for value in HOSTILE:
+        response = browser.post("/smart/logout/", {"next": value})
+        assert follow(response).netloc == "app.example.org", value
+    assert browser.post("/smart/logout/", {"next": "/a/"})["Location"] == "/a/"
 
 
 @pytest.mark.parametrize(

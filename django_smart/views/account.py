@@ -25,7 +25,7 @@ from ..launches.prefix import get_protocol_url
 from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
 from ..models import ClientRegistration, Launch, TokenGrant
-from .base import ProtocolView
+from .base import ProtocolView, get_next_url
 from .picker import tell_apart
 
 __all__ = ["ConnectionsView", "LogoutView"]
@@ -33,7 +33,11 @@ __all__ = ["ConnectionsView", "LogoutView"]
 
 @method_decorator(never_cache, name="dispatch")
 class LogoutView(ProtocolView):
-    """Sign-out: ``POST logout/``.  The site's own sign-out view works as well."""
+    """
+    Sign-out: ``POST logout/``, optionally with ``next``, a path of this site.
+
+    The site's own sign-out view works as well.
+    """
 
     http_method_names = ["post", "options"]
 
@@ -47,7 +51,8 @@ class LogoutView(ProtocolView):
                 browser_digests, user_id=user.pk, return_to=url
             )
         logout(request)
-        return HttpResponseRedirect(there or url)
+        next_url = get_next_url(request, request.POST.get("next", ""))
+        return HttpResponseRedirect(there or next_url or url)
 
 
 @method_decorator(never_cache, name="dispatch")

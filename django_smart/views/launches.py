@@ -184,6 +184,10 @@ class LoginView(ProtocolView):
             "user_pk": str(user.pk),
             "user_name": get_own_name(user),
             "may_be_chosen": _may_be_chosen(user, registration),
+            # Not straight to the EHR, which might sign the same person in again.
+            "after_sign_out": find_site_sign_in(
+                request, build_login_url(**chosen, next_url=next_url)
+            ),
         }
         return harden(render(request, "django_smart/confirm_connect.html", context))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import time
 from collections.abc import Iterator
@@ -267,7 +268,8 @@ def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
 def _read_connect_form(browser: Client) -> dict[str, str]:
     """Open the page that asks; returns what its button sends."""
     page = browser.get("/smart/login/?server=harbour&next=/page/").content.decode()
-    return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+    form, _, _ = page.partition("</form>")
+    return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form))
 
 
 def _press_connect(browser: Client) -> Any:
@@ -300,6 +302,34 @@ def test_connecting_for_another_user_than_the_page_named_asks_again(
     started = browser.post("/smart/login/", form)
     finished = get_launch(get_callback(browser, ehr.authorize(started["Location"])))
     assert (finished.intent, finished.user) == ("connect", patient)
+
+
+@pytest.mark.usefixtures("registration")
+@pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/"])
+def test_signing_out_instead_of_connecting_leads_back_to_the_organization(
+    settings: Any, login_url: str
+) -> None:
+    settings.LOGIN_URL = login_url
+    browser = make_browser()
+    _sign_in(browser)
+    asked = browser.get("/smart/login/?server=harbour&next=/page/")
+    values = re.findall(
+        r'action="/smart/logout/">.*?name="next" value="([^"]*)"',
+        asked.content.decode(),
+    )
+    if login_url == "/smart/login/":
+        # The EHR might sign the same person in at once.
+        assert values == []
+        assert browser.post("/smart/logout/")["Location"] == "/"
+        return
+    (next_url,) = map(html.unescape, values)
+    login = urlsplit(browser.post("/smart/logout/", {"next": next_url})["Location"])
+    assert login.path == "/admin/login/"
+    assert _signed_in(browser) is None
+    _sign_in(browser, "sam")
+    asked = browser.get(parse_qs(login.query)["next"][0])
+    assert b'name="connect"' in asked.content
+    assert b'name="next" value="/page/"' in asked.content
 
 
 @pytest.mark.usefixtures("registration")
