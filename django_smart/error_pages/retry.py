@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import F, OuterRef, Q, Subquery
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
@@ -139,15 +139,19 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
         return ""
     own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
     sign_ins = Launch.objects.filter(
-        registration=OuterRef("pk"), identity__in=own, intent=Launch.Intent.SIGN_IN
+        registration=OuterRef("pk"),
+        identity__in=own,
+        intent=Launch.Intent.SIGN_IN,
+        completed_at__isnull=False,
     )
-    # Another client of the server may know them by another subject.
+    latest = sign_ins.order_by("-completed_at").values("completed_at")[:1]
+    # The one used last: another client of the server may know them by another subject.
     registrations = (
         ClientRegistration.objects.startable()
         .filter(server__in=own.values("server"))
-        .annotate(has_signed_in=Exists(sign_ins))
-        .filter(Q(has_signed_in=True) | Q(standalone_slot__isnull=False))
-        .order_by("-has_signed_in", "server__name")
+        .annotate(used_at=Subquery(latest))
+        .filter(Q(used_at__isnull=False) | Q(standalone_slot__isnull=False))
+        .order_by(F("used_at").desc(nulls_last=True), "server__name")
     )
     for each in registrations:
         if "openid" in each.standalone_scope.split() and not is_protected(

@@ -108,6 +108,13 @@ def test_signing_in_again_leads_to_the_client_that_signed_in(ehr, patients) -> N
     assert page.status_code == 409
     url = page.context["retry"].url
     assert url.startswith("/smart/login/?registration=harbour-2&next=")
+    # The client used last, as after a change of the client ID.
+    started = browser.get("/smart/login/?server=harbour&next=/page/")
+    callback = ehr.authorize(started["Location"])
+    get_launch(get_callback(browser, callback))
+    del browser.cookies["sessionid"]
+    page = browser.post("/smart/login/", values)
+    assert page.context["retry"].url.startswith("/smart/login/?server=harbour&next=")
     # If it is gone, the server's default may know them.
     ClientRegistration.objects.filter(pk=patients.pk).update(standalone_scope="")
     values = {"server": "harbour", "connect": "1"}
