@@ -41,7 +41,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--client-secret", help=f"default: {_DEMO_SECRET}, if one is needed"
         )
-        parser.add_argument("--client-name", default="The app of this project")
+        parser.add_argument("--client-name", default="My app")
         parser.add_argument(
             "--auth-method", choices=AUTH_METHODS, default="client_secret_basic"
         )
