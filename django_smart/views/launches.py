@@ -183,7 +183,7 @@ class LoginView(ProtocolView):
             "next": next_url,
             "user_pk": str(user.pk),
             "user_name": get_own_name(user),
-            "may_be_chosen": _may_be_chosen(user, registration),
+            "may_be_chosen": _may_be_chosen(request, registration),
             # Not straight to the EHR, which might sign the same person in again.
             "after_sign_out": find_site_sign_in(
                 request, build_login_url(**chosen, next_url=next_url)
@@ -262,7 +262,7 @@ class LoginView(ProtocolView):
             user=get_user(request),
             next_url=next_url,
             is_framed=is_framed(request),
-            may_sign_in="may_sign_in" in request.POST,
+            may_sign_in=_has_chosen(request, registration),
         )
         return go_to_server(request, start)
 
@@ -607,7 +607,7 @@ class DecideView(_CompletingView):
             # The likely one first.
             "choices": choices[::-1] if is_known else choices,
             "has_account": is_known,
-            "may_be_chosen": _may_be_chosen(user, registration),
+            "may_be_chosen": _may_be_chosen(request, registration),
             "user_name": get_own_name(user),
             "is_signed_in": user is not None,
             "owner_name": get_display_name(asked.owner, claims),
@@ -646,7 +646,7 @@ class DecideView(_CompletingView):
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
         if choice == "connect":
             launch.intent = Launch.Intent.CONNECT
-            launch.may_sign_in = "may_sign_in" in request.POST
+            launch.may_sign_in = _has_chosen(request, launch.registration)
         return self._complete(request, launch, answer=question)
 
     # Hooks for subclasses
@@ -861,11 +861,19 @@ def _get_file_origins() -> list[str]:
     return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
 
 
-def _may_be_chosen(
-    user: AbstractBaseUser | None, registration: ClientRegistration
-) -> bool:
-    """Whether *user* can let an account of this EHR sign them in."""
-    return user is not None and not is_protected(user, registration.server)
+def _may_be_chosen(request: HttpRequest, registration: ClientRegistration) -> bool:
+    """Whether the user can let an account of this EHR sign them in."""
+    user = get_user(request)
+    # The page around a frame could get the click by laying its own over ours.
+    return (
+        user is not None
+        and not is_framed(request)
+        and not is_protected(user, registration.server)
+    )
+
+
+def _has_chosen(request: HttpRequest, registration: ClientRegistration) -> bool:
+    return "may_sign_in" in request.POST and _may_be_chosen(request, registration)
 
 
 def _is_owner(user: AbstractBaseUser | None, asked: UndecidedError) -> bool:

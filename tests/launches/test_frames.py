@@ -14,10 +14,16 @@ from django.urls import path
 from django.utils import timezone
 
 from django_smart.grants.refresh import get_access_token
-from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    TokenGrant,
+)
 from tests.answers import answer
 from tests.ehr import PATIENT, get_callback, get_launch, launch, make_browser
-from tests.factories import expire, make_registration, make_server
+from tests.factories import expire, make_registration, make_server, make_user
 from tests.site.browsers import Chart
 from tests.site.urls import urlpatterns as site
 
@@ -444,6 +450,28 @@ def test_login_in_a_frame_goes_on_if_it_is_the_same_server_s(ehr, server):
         page = getattr(chart.browser, method)("/smart/login/", sent, headers=IN_FRAME)
         link = "/smart/login/?server=harbour&amp;next=%2Flinks%2F"
         assert f'href="{link}" target="_blank"' in page.content.decode()
+
+
+def test_click_in_a_frame_never_lets_an_account_sign_in(ehr, server):
+    """The page around it could lay its own over ours."""
+    browser, user = make_browser(), make_user("maria")
+    browser.force_login(user, backend="django.contrib.auth.backends.ModelBackend")
+    started = follow(browser, begin(browser, ehr))
+    parked = get_callback(browser, ehr.authorize(started["Location"]))["Location"]
+    assert b"may_sign_in" not in browser.get(parked, headers=IN_FRAME).content
+    # In a window of its own, it can be chosen.
+    assert b"may_sign_in" in browser.get(parked).content
+    choice = {"choice": "connect", "may_sign_in": "on"}
+    assert browser.post(parked, choice, headers=IN_FRAME).status_code == 302
+    identity = Identity.objects.get()
+    assert (identity.user, identity.may_sign_in) == (user, False)
+    # Nor by connecting it again.
+    url = "/smart/login/?server=harbour"
+    assert b"may_sign_in" not in browser.get(url, headers=IN_FRAME).content
+    form = {"server": "harbour", "user": user.pk, "may_sign_in": "on"}
+    started = browser.post("/smart/login/", form, headers=IN_FRAME)
+    get_launch(get_callback(browser, ehr.authorize(started["Location"])))
+    assert not Identity.objects.get().may_sign_in
 
 
 def test_form_of_a_login_in_a_frame_without_cookies_opens_a_window(ehr, server):
