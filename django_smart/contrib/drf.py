@@ -59,7 +59,8 @@ class SMARTPermission(BasePermission):
 
     Other requests get status 403 and an object with ``detail``, for people, and
     ``code``: ``no_launch``, ``ambiguous``, ``insufficient_scope`` (with ``missing``,
-    the scopes), ``patient_missing`` or ``encounter_missing``.
+    the scopes), ``patient_missing`` or ``encounter_missing``.  Unsafe methods require
+    the CSRF token, whatever class has authenticated the request.
 
     The view has the attributes of ``SMARTRequiredMixin``:
 
@@ -77,11 +78,15 @@ class SMARTPermission(BasePermission):
         Raises:
             PermissionDenied: it is insufficient.
         """
+        smart = get_context(request._request)
+        if smart and request.auth is not smart:
+            # The browser sent the launch's cookie, which another class does not check.
+            SMARTAuthentication().enforce_csrf(request)
         scopes = getattr(view, "smart_scopes", "")
         if isinstance(scopes, str):
             scopes = ScopeSet.parse(scopes, strict=True)
         lack = find_lack(
-            get_context(request._request),
+            smart,
             scopes=scopes,
             context=getattr(view, "smart_context", ()),
         )

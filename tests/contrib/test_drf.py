@@ -73,6 +73,17 @@ class Visits(Results):
     smart_context = ("patient", "encounter")
 
 
+class Forgetful(Results):
+    """Its launch counts, although no class authenticates with it."""
+
+    authentication_classes = [SessionAuthentication]
+
+    def get(self, request):
+        return Response({"id": request.smart.patient_id})
+
+    post = get
+
+
 class SignOut(APIView):
     """As sites have it: knows nothing of launches."""
 
@@ -96,6 +107,7 @@ urlpatterns = [
     path("api/conditions/", Conditions.as_view()),
     path("api/visits/", Visits.as_view()),
     path("api/broken/", Broken.as_view()),
+    path("api/forgetful/", Forgetful.as_view()),
     path("api/sign-out/", SignOut.as_view()),
 ]
 
@@ -158,6 +170,26 @@ def test_change_needs_the_csrf_token(chart):
     assert response.status_code == 403
     assert "CSRF" in response.json()["detail"]
     assert chart.get("/api/whoami/").status_code == 200
+
+
+@pytest.mark.parametrize("has_user", [True, False])
+def test_change_needs_the_csrf_token_if_the_permission_alone_knows_the_launch(
+    ehr, registration, has_user
+):
+    if not has_user:
+        registration.ehr_scope = "launch patient/Patient.rs patient/Observation.rs"
+        registration.save()
+    chart = open_chart(ehr)
+    assert chart.post("/api/forgetful/").json() == {"id": PATIENT}
+    chart.browser.handler.enforce_csrf_checks = True
+    assert chart.get("/api/forgetful/").json() == {"id": PATIENT}
+    for response in (
+        chart.post("/api/forgetful/"),
+        # Without the key, which another site cannot know.
+        chart.browser.post("/api/forgetful/"),
+    ):
+        assert response.status_code == 403
+        assert "CSRF" in response.json()["detail"]
 
 
 def test_launch_that_suffices_is_let_through(chart):
