@@ -28,6 +28,7 @@ from django_smart.exceptions import (
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
+    is_resource_type,
     parse_resource,
     process_delete_response,
     raise_for_status,
@@ -73,7 +74,7 @@ class ExportedFile:
     One file of an export.
 
     Attributes:
-        type: type of its resources.
+        type: type of its resources; empty if the server names none.
         count: number of resources, if the server sends it.
     """
 
@@ -346,8 +347,10 @@ class BulkExport(Stream[dict[str, Any]]):
                 continue
             for item in self._manifests[number][name]:
                 count = item.get("count")
+                kind = item.get("type")
                 yield ExportedFile(
-                    type=str(item.get("type", "")),
+                    # It appears in the audit trail, where a server writes no text.
+                    type=kind if is_resource_type(kind) else "",
                     url=item["url"],
                     count=count if isinstance(count, int) else None,
                 )

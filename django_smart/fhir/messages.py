@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 from urllib.parse import parse_qsl, quote, urldefrag, urljoin, urlsplit
 
 from django_smart.exceptions import (
@@ -44,6 +44,7 @@ __all__ = [
     "build_malformed_error",
     "build_status_error",
     "find_request_id",
+    "is_resource_type",
     "limit_chunks",
     "parse_etag",
     "parse_place",
@@ -120,13 +121,16 @@ def validate_resource_type(resource_type: object) -> str:
     Raises:
         FHIRRequestError: not letters that begin with a capital.
     """
-    if not isinstance(resource_type, str) or not _RESOURCE_TYPE.fullmatch(
-        resource_type
-    ):
+    if not is_resource_type(resource_type):
         raise FHIRRequestError(
             "A resource type consists of letters and begins with a capital."
         )
     return resource_type
+
+
+def is_resource_type(value: object) -> TypeGuard[str]:
+    """Return whether *value* has the form of a resource type's name."""
+    return isinstance(value, str) and bool(_RESOURCE_TYPE.fullmatch(value))
 
 
 def validate_id(id: object) -> str:  # noqa: A002  # FHIR's own name

@@ -220,6 +220,20 @@ def test_lines_may_be_cut_anywhere():
     assert ids(Odd([]).export) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["Patient: 200 in 0.1 s\n2026-03-03 read Patient", "x" * 1000, "", 7, None]
+)
+def test_server_writes_no_text_into_the_audit_trail(name):
+    odd = Odd([line(1), b"none\n"], output=[{"type": name, "url": FILE}])
+    assert [file.type for file in odd.export.files] == [""]
+    with pytest.raises(MalformedFHIRResponseError) as caught:
+        ids(odd.export)
+    assert "of the export is not" in str(caught.value)
+    exported = [each for each in odd.exchanges if each.interaction == "export"]
+    # The path of the file shows no type, either.
+    assert [each.resource_type for each in exported] == [""]
+
+
 def test_file_whose_connection_breaks_is_read_on_from_there():
     broken = ServerUnreachableError("reset")
     odd = Odd(
