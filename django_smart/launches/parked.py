@@ -196,9 +196,10 @@ def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> list[int]:
         Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     now = timezone.now()
+    # In the order of the stages: one that goes on meanwhile is met at the next one.
     launches.fail(error_code=reason, now=now)
-    ended = end_launches(launches, reason=reason, now=now)
-    return ended + end_parked_launches(launches, reason=reason)
+    ended = end_parked_launches(launches, reason=reason)
+    return ended + end_launches(launches, reason=reason, now=now)
 
 
 def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:

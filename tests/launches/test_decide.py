@@ -21,9 +21,10 @@ from django.utils.html import escape
 
 from django_smart import tasks, transport
 from django_smart.backends import SMARTAuthenticationBackend
+from django_smart.launches.parked import end_at_any_stage
 from django_smart.launches.purge import purge
 from django_smart.models import Identity, Launch, TokenGrant
-from django_smart.signals import launch_failed
+from django_smart.signals import grant_revoked, launch_failed
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
 from tests.celery import Broker
@@ -954,6 +955,29 @@ def test_parked_launch_that_others_end_revokes_its_tokens(
     assert get_code(response) == code
     assert _signed_in(browser) == str(opened.user_id)
     assert _is_revoked(ehr, token)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_launch_that_goes_on_while_all_are_being_ended_ends_as_well(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration(ehr_scope=_NAMED)
+    launch(make_browser(), ehr, user=_second_clinician(ehr))
+    browser = _signed_in_browser(make_user("maria"))
+    parked, page = _get_parked(_launch(browser, ehr))
+    answers = [{"choice": "connect"}]
+
+    def answer(**_values: Any) -> None:
+        if answers:
+            browser.post(page, answers.pop())
+
+    grant_revoked.connect(answer)
+    end_at_any_stage(Launch.objects.all(), reason="ended_by_staff")
+    grant_revoked.disconnect(answer)
+    assert not answers
+    parked.refresh_from_db()
+    assert (parked.status, parked.error_code) == ("failed", "ended_by_staff")
+    assert not TokenGrant.objects.active().exists()
 
 
 class _Promoting(SMARTAuthenticationBackend):
