@@ -151,9 +151,12 @@ def _claim(
     for each in registrations:
         # Claimed grants are usually among those that expire first.
         rows = TokenGrant.objects.read_due(each, limit=2 * MOST_CLAIMED)
-        found = sorted((get_rank(row[0], server), *row[1:]) for row in rows)
+        is_test = each.refresh_stopped_at is not None
+        found = sorted(
+            (get_rank(row[0], server, is_test=is_test), *row[1:]) for row in rows
+        )
         # One grant of a stopped registration shows whether it works again.
-        due += found[:1] if each.refresh_stopped_at else found
+        due += found[:1] if is_test else found
     due.sort()
     free = [pk for _, _, pk, is_free in due if is_free]
     busy = len(due) - len(free)

@@ -134,14 +134,15 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     return max(limit - busy, 0)
 
 
-def get_rank(grant_failures: int, server: FHIRServer) -> int:
+def get_rank(grant_failures: int, server: FHIRServer, *, is_test: bool = False) -> int:
     """
     Return which grants of *server* go first: those with the lowest rank.
 
     A grant that its server never renews has the token that expired first, and would
-    always go first. What tests a server that was down is the grant that failed least.
+    always go first. What tests a server that was down, or a stopped registration, is
+    the grant that failed least.
     """
-    if _is_down(server):
+    if is_test or _is_down(server):
         return grant_failures
     return max(grant_failures - _FEW_FAILURES, 0)
 
@@ -393,6 +394,13 @@ _LOST_AT_ONCE = 20
 _LOST_WITHIN = timedelta(hours=1)
 # Time between two attempts for a stopped registration.
 _PROBE_PAUSE = timedelta(minutes=5)
+_FIRST_PROBES = {
+    # Immediately: the grants themselves may have been refused.
+    _Stop.CREDENTIALS_REFUSED: DatabaseNow(),
+    _Stop.GRANTS_REFUSED: DatabaseNow(_PROBE_PAUSE),
+    # Do not request tokens that cannot be stored.
+    _Stop.TOKENS_NOT_STORED: None,
+}
 
 
 def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
@@ -412,10 +420,7 @@ def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
     stopped = rows.update(
         refresh_stopped_at=DatabaseNow(),
         refresh_stop_reason=reason,
-        # Do not request tokens that cannot be stored.
-        refresh_probe_at=None
-        if reason == _Stop.TOKENS_NOT_STORED
-        else DatabaseNow(_PROBE_PAUSE),
+        refresh_probe_at=_FIRST_PROBES[_Stop(reason)],
     )
     if stopped:
         logger.error(

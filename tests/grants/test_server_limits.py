@@ -860,17 +860,18 @@ def test_new_credentials_make_a_single_refused_grant_due(
 
 
 def _stop(ehr: EHRSimulator, registration: ClientRegistration, fault: str) -> list[int]:
-    """Refresh until the registration is stopped; returns what it keeps."""
+    """Refresh until the registration is stopped and tried; returns what it keeps."""
     make_grants(ehr, registration, 40)
     ehr.faults.add(fault)
-    for batch in claim_due_batches():
-        refresh_grants(batch)
-    registration.refresh_from_db()
-    assert registration.refresh_stopped_at is not None
-    ehr.clear_requests()
     kept = TokenGrant.objects.active()
-    # Those that were refused are due later.
-    kept.update(refresh_due_at=timezone.now())
+    for _ in range(2):
+        for batch in claim_due_batches():
+            refresh_grants(batch)
+        registration.refresh_from_db()
+        assert registration.refresh_stopped_at is not None
+        # Those that were refused are due later.
+        kept.update(refresh_due_at=timezone.now())
+    ehr.clear_requests()
     return list(kept.values_list("pk", flat=True))
 
 
@@ -1023,6 +1024,22 @@ def test_stopped_registration_is_not_tried_with_a_grant_that_always_fails(
     stop_refreshes(registration, reason="invalid_client")
     _end_probe_pause()
     assert list(claim_due_batches()) == [[other]]
+
+
+def test_grants_that_are_refused_like_a_client_stop_others_only_for_a_moment(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    *dead, good = make_grants(ehr, registration, 3)
+    for grant_id in dead:
+        refuse_refresh(ehr, reload_grant(grant_id), "invalid_client")
+    assert refresh_grants(dead) == RefreshResult(failed=2)
+    assert _reload(registration).refresh_stopped_at is not None
+    # Not with those, which are due again by now and whose tokens expire first.
+    expired = TokenGrant.objects.filter(pk__in=dead)
+    expired.update(refresh_due_at=timezone.now(), expires_at=timezone.now())
+    assert list(claim_due_batches()) == [[good]]
+    assert refresh_grants([good]) == RefreshResult(refreshed=1)
+    assert _reload(registration).refresh_stopped_at is None
 
 
 def test_attempt_that_works_is_no_proof_for_other_grants_that_were_refused(
