@@ -392,7 +392,7 @@ class TokenResponseError(TokenError):
 
 class TokenServerError(TokenError):
     """
-    The token endpoint failed: status 429 or 5xx, or a page instead of JSON.
+    The token endpoint failed: status 429 or 5xx, or 4xx without an OAuth error.
 
     Attributes:
         status_code: HTTP status of the response.

@@ -382,7 +382,8 @@ class _Batch:
             most_failures=most,
         )
         log = logger.warning if is_outage(error) else logger.error
-        log("%s grants have no new access token: %s", len(grants), error.code)
+        number = len(grants)
+        log("%s grants have no new access token: %s (%s)", number, error.code, error)
 
     def _give_back(self, grant_ids: Sequence[int]) -> None:
         if grant_ids:

@@ -167,7 +167,17 @@ def note_failure(
         changes["refresh_due_at"] = due_at
     TokenGrant.objects.filter(pk=grant.pk, lease_owner=owner).update(**changes)
     fields = grant.build_log_fields("grant_refresh_failed", error_code=code)
-    logger.warning("Grant %s has no new access token: %s", grant.pk, code, extra=fields)
+    # An OAuth error is text that the server made up; foreign errors may show values.
+    is_ours = isinstance(error, SMARTError) and not isinstance(
+        error, TokenResponseError
+    )
+    logger.warning(
+        "Grant %s has no new access token: %s%s",
+        grant.pk,
+        code,
+        f" ({error})" if is_ours else "",
+        extra=fields,
+    )
 
 
 def get_failure_code(error: Exception) -> str:

@@ -11,6 +11,7 @@ from django.utils import timezone
 from django_smart.grants.engine import refresh_grants, revoke_grants
 from django_smart.models import FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
+from tests.answers import answer, refuse_refresh
 
 pytestmark = pytest.mark.django_db
 
@@ -63,6 +64,20 @@ def test_refresh_tells_of_which_grant_it_was(
         "smart_error": error_code,
     }
     assert not [secret for secret in secrets if secret in repr(fields)]
+
+
+def test_failed_refresh_tells_the_status_but_no_text_of_the_server(
+    ehr: EHRSimulator, grant: TokenGrant, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_refresh(ehr, grant, "of_its_own")
+    refresh(grant)
+    assert f"Grant {grant.pk} has no new access token: token_refused\n" in caplog.text
+    answer(ehr, "/auth/token", status=403)
+    refresh(grant)
+    assert "token_server_error (The token endpoint responded with status 403 " in (
+        caplog.text
+    )
+    assert "of_its_own" not in caplog.text
 
 
 def test_pause_and_its_end_tell_of_which_server(
