@@ -9,7 +9,8 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import timezone
 
-from django_smart.models import FHIRServer, Launch, TokenGrant
+from django_smart.grants.server_limits import stop_refreshes
+from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_refreshed
 from tests.ehr import connect, make_browser
 from tests.factories import find_due, make_due, make_grants, make_registration
@@ -98,6 +99,20 @@ def test_registrations_that_were_refused_go_on(grant, ehr):
         "registrations resumed: 1\nrefreshed: 2, skipped: 0, failed: 0\n"
     )
     assert run("smart_refresh", "--resume").out.startswith("registrations resumed: 0")
+
+
+def test_registrations_of_one_server_go_on_and_no_others(grant):
+    elsewhere = make_registration(
+        server__slug="other", server__base_url="https://other.example.org/r4"
+    )
+    for each in (grant.registration, elsewhere):
+        stop_refreshes(each, reason="grants_refused")
+    with pytest.raises(CommandError, match="No server has the slug unknown"):
+        run("smart_refresh", "--resume", "unknown")
+    ran = run("smart_refresh", "--resume", "other", "--accept-losses")
+    assert ran.out.startswith("registrations resumed: 1\n")
+    assert ClientRegistration.objects.stopped().get() == grant.registration
+    assert not TokenGrant.objects.get().was_restored
 
 
 def test_losses_are_accepted_only_when_refreshes_are_resumed(grant):

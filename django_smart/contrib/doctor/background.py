@@ -182,7 +182,8 @@ def _find_stopped_registrations() -> Iterator[Finding]:
             subject=registration.server.slug,
             what=f"Registration {registration.pk} was stopped at "
             f"{_format(since)}: {reason}.",
-            fix="Fix the cause, then run smart_refresh --resume.",
+            fix="Fix the cause, then run smart_refresh --resume "
+            f"{registration.server.slug}.",
         )
 
 

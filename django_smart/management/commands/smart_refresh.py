@@ -53,11 +53,13 @@ class Command(BaseCommand):
 
         parser.add_argument(
             "--resume",
-            action="store_true",
+            nargs="?",
+            const=True,
+            metavar="SLUG",
             help=(
-                "First resume stopped registrations, after the cause is "
-                "fixed. Grants lost in the last 24 hours at a server that "
-                "refused nearly all of them are restored."
+                "First resume stopped registrations, of this server or of all, "
+                "after the cause is fixed. Grants lost in the last 24 hours at a "
+                "server that refused nearly all of them are restored."
             ),
         )
         parser.add_argument(
@@ -110,7 +112,8 @@ class Command(BaseCommand):
             raise CommandError("--accept-losses requires --resume.")
         for name, paused in (("pause", True), ("unpause", False)):
             if options[name] is not None:
-                _set_paused(options[name], paused=paused)
+                server = _get_server(options[name])
+                FHIRServer.objects.filter(pk=server.pk).update(paused=paused)
                 done = "paused until --unpause" if paused else "resumed"
                 self.stdout.write(f"{options[name]}: background refreshes {done}.")
         if options["hold"]:
@@ -121,8 +124,10 @@ class Command(BaseCommand):
             return
         if options["adopt"]:
             adopt_grants()
-        if options["resume"]:
+        if slug := options["resume"]:
             stopped = ClientRegistration.objects.stopped()
+            if slug is not True:
+                stopped = stopped.filter(server=_get_server(slug))
             count = sum(
                 resume_refreshes(each, by_operator=True, accept_losses=accept_losses)
                 for each in stopped
@@ -142,9 +147,11 @@ def _exit(number: int, _: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _set_paused(slug: str, *, paused: bool) -> None:
-    if not FHIRServer.objects.filter(slug=slug).update(paused=paused):
+def _get_server(slug: str) -> FHIRServer:
+    server = FHIRServer.objects.filter(slug=slug).first()
+    if server is None:
         raise CommandError(f"No server has the slug {slug}.")
+    return server
 
 
 def _refresh_one(grant_id: int) -> RefreshResult:
