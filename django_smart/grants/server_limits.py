@@ -88,6 +88,7 @@ _SHARE = 0.9
 _LATEST = 0.05
 # Turns are reserved no further ahead, since missed turns are lost for everybody.
 _TURNS_SECONDS = 1.0
+_FARTHEST = timedelta(minutes=5)
 # The longest time that a worker waits for its turn.
 _LONGEST_WAIT = 4.0
 
@@ -128,8 +129,7 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
         # The rest of one message would occupy a second process.
         return 0
     if server.rate_limit:
-        slot_at = server.refresh_slot_at or now
-        reserved = max((slot_at - now).total_seconds(), 0.0)
+        reserved = (_get_slot(server.refresh_slot_at, now) - now).total_seconds()
         limit = min(limit, int(_SHARE * server.rate_limit * (_BEAT_SECONDS - reserved)))
     return max(limit - busy, 0)
 
@@ -235,7 +235,7 @@ class Pace:
                 self.is_stopped = True
                 return
             seen, now = row
-            start = max(seen or now, now)
+            start = _get_slot(seen, now)
             wait = (start - now).total_seconds()
             if wait > _LONGEST_WAIT:
                 self.is_stopped = True
@@ -349,6 +349,11 @@ class Pace:
             return False
         self._claimed = until
         return True
+
+
+def _get_slot(slot_at: datetime | None, now: datetime) -> datetime:
+    """Return when the next request may be sent, unless the clock was set back since."""
+    return slot_at if slot_at and now < slot_at < now + _FARTHEST else now
 
 
 def _is_down(server: FHIRServer) -> bool:

@@ -27,6 +27,9 @@ PURGE = "purge"
 REFRESH = "refresh_due_grants"
 ROTATE_KEYS = "rotate_keys"
 
+# No reservation is for longer.
+_LONGEST = timedelta(minutes=1)
+
 
 class TaskRunQuerySet(models.QuerySet["TaskRun"]):
     """Select runs by task."""
@@ -50,7 +53,12 @@ class TaskRunQuerySet(models.QuerySet["TaskRun"]):
         moves its end.
         """
         self.get_or_create(name=name)
-        free = Q(busy_until__isnull=True) | Q(busy_until__lte=DatabaseNow())
+        free = (
+            Q(busy_until__isnull=True)
+            | Q(busy_until__lte=DatabaseNow())
+            # The database's clock was ahead, and has been set back since.
+            | Q(busy_until__gt=DatabaseNow(_LONGEST))
+        )
         begun = self.filter(free, name=name).update(
             ran_at=DatabaseNow(), busy_until=DatabaseNow(within)
         )

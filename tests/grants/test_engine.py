@@ -270,6 +270,18 @@ def test_tick_that_takes_long_keeps_out_the_next(
     assert set(sent) == expected
 
 
+def test_database_clock_that_was_set_back_stops_no_refreshes(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    # Its rows are from the time when it was an hour ahead.
+    later = timezone.now() + timedelta(hours=1)
+    FHIRServer.objects.update(rate_limit=10, refresh_slot_at=later)
+    TaskRun.objects.update_or_create(name=REFRESH, defaults={"busy_until": later})
+    (grant_id,) = make_grants(ehr, registration, 1)
+    run_tick(lambda grant_ids, _: refresh_grants(grant_ids))
+    assert not find_due().filter(pk=grant_id).exists()
+
+
 @pytest.mark.django_db(transaction=True)
 def test_tick_after_a_batch_of_a_moment_finds_the_others(
     ehr: EHRSimulator, registration: ClientRegistration, settings: Any
