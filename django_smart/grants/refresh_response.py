@@ -88,8 +88,18 @@ def take_answer(
     """
     used_digest = grant.refresh_token_digest
     now = grant.clock()
-    tokens = _read(response, grant, now=now)
-    changed = _put(tokens, grant, now=now)
+    try:
+        tokens = _read(response, grant, now=now)
+        changed = _put(tokens, grant, now=now)
+    except Exception:
+        # Whatever is wrong, a server that rotates knows only the new one.
+        if rotated := find_refresh_token(response):
+            grant.set_tokens(access_token=grant.access_token, refresh_token=rotated)
+            if _keep_rotated(grant, used_digest=used_digest):
+                logger.info(
+                    "Grant %s: refresh token of an unusable response kept", grant.pk
+                )
+        raise
     # Before the new access token is used: a crash must not lose the refresh token.
     stored = _store(grant, used_digest=used_digest, changed=changed)
     finish = partial(_finish, grant, tokens, stored=stored, is_launched=is_launched)
@@ -281,26 +291,16 @@ def _is_stored(grant: TokenGrant) -> bool:
 
 
 def _read(response: HTTPResponse, grant: TokenGrant, *, now: datetime) -> TokenResponse:
-    try:
-        return process_refresh_response(
-            response,
-            granted=parse_stored_scopes(grant.scope_granted),
-            now=now,
-            previous_context=LaunchContext(
-                patient=grant.patient_id or None, encounter=grant.encounter_id or None
-            ),
-            context_in_access_token=grant.registration.server.context_in_access_token,
-            insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        )
-    except MalformedTokenResponseError:
-        if rotated := find_refresh_token(response):
-            used = grant.refresh_token_digest
-            grant.set_tokens(access_token=grant.access_token, refresh_token=rotated)
-            if _keep_rotated(grant, used_digest=used):
-                logger.info(
-                    "Grant %s: refresh token of an unusable response kept", grant.pk
-                )
-        raise
+    return process_refresh_response(
+        response,
+        granted=parse_stored_scopes(grant.scope_granted),
+        now=now,
+        previous_context=LaunchContext(
+            patient=grant.patient_id or None, encounter=grant.encounter_id or None
+        ),
+        context_in_access_token=grant.registration.server.context_in_access_token,
+        insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
+    )
 
 
 def _keep_rotated(grant: TokenGrant, *, used_digest: str) -> bool:

@@ -15,7 +15,13 @@ from werkzeug.wrappers import Request, Response
 from django_smart.exceptions import ContextChangedError, MalformedTokenResponseError
 from django_smart.grants import engine
 from django_smart.grants.refresh import get_access_token
-from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    TokenGrant,
+)
 from django_smart.protocol.context import LaunchContext
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
@@ -30,7 +36,7 @@ from tests.ehr import (
     make_browser,
     start_ehr_launch,
 )
-from tests.factories import expire, make_registration, reload_grant
+from tests.factories import expire, make_grants, make_registration, reload_grant
 
 pytestmark = pytest.mark.django_db
 
@@ -442,6 +448,24 @@ def test_answer_without_a_refresh_token_leaves_the_old_one(
         refresh(opened, ehr)
     assert reload_grant(opened.grant_id).refresh_token == before.refresh_token
     refresh(opened, ehr)
+
+
+def test_rotated_refresh_token_is_kept_whatever_goes_wrong_after_the_answer(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    before = reload_grant(grant_id)
+    # Workers run no checks that would refuse it: this is to be a number.
+    settings.SMART_REFRESH_FLOOR = "30"
+    assert engine.refresh_grants([grant_id]).failed == 1
+    stored = reload_grant(grant_id)
+    assert (stored.status, stored.last_error) == ("active", "internal_error")
+    assert stored.refresh_token in ehr.store.refresh_tokens
+    assert stored.refresh_token != before.refresh_token
+    assert stored.access_token == before.access_token
+    del settings.SMART_REFRESH_FLOOR
+    assert get_access_token(stored) in ehr.store.access_tokens
+    assert ehr.reused_refresh_tokens == 0
 
 
 def test_rotated_refresh_token_does_not_overwrite_a_newer_one(
