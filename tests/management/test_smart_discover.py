@@ -6,6 +6,7 @@ import pytest
 from django.core.management import CommandError
 
 from django_smart.models import FHIRServer
+from tests.answers import answer
 from tests.factories import make_registration, make_server
 from tests.management.running import run
 
@@ -33,6 +34,16 @@ def test_members_that_are_ignored_are_named(registration):
     FHIRServer.objects.update(overrides={"management_endpoint": 7})
     ran = run("smart_discover", "harbour")
     assert "  ignored: management_endpoint is not a string." in ran.out.splitlines()
+
+
+def test_server_has_no_say_in_the_terminal(registration, ehr):
+    named = "\x1b]0;owned\x07\nharbour: no problems"
+    answer(ehr, "smart-configuration", code_challenge_methods_supported=["S256", named])
+    ran = run("smart_discover", "harbour")
+    assert "\x1b" not in ran.out
+    assert "  PKCE: S256, '\\x1b]0;owned\\x07\\nharbour: no problems'" in (
+        ran.out.splitlines()
+    )
 
 
 def test_it_asks_again_although_what_is_stored_is_fresh(registration, ehr):

@@ -55,7 +55,9 @@ def _describe_sign_in(
 
 
 def _join(words: Iterable[str]) -> str:
-    return ", ".join(words) or "not advertised"
+    # A server can send anything, such as what a terminal executes.
+    shown = (word if word.isprintable() else ascii(word) for word in words)
+    return ", ".join(shown) or "not advertised"
 
 
 class Command(BaseCommand):
