@@ -63,7 +63,7 @@ def note_end(
     lifetime = grant.registration.server.refresh_token_lifetime
     if reported is None and is_new and lifetime:
         reported = now + lifetime
-    elif reported is None and not is_new:
+    elif reported is None and not is_new and not _is_disproven(grant.ends_at, now):
         return
     if reported is None:
         grant.ends_at = grant.ends_soon_at = None
@@ -72,6 +72,11 @@ def note_end(
         grant.ends_at = reported
         grant.ends_soon_at = reported - min((reported - now) / 10, _ANNOUNCED)
         grant.end_announced = False
+
+
+def _is_disproven(ends_at: datetime | None, now: datetime) -> bool:
+    """Whether the EHR accepts a refresh token after its known end."""
+    return ends_at is not None and now > ends_at + _SAME_END
 
 
 def get_retry_at(

@@ -107,6 +107,26 @@ def test_new_refresh_token_moves_the_end_and_the_old_one_does_not(
     assert grant.end_announced is not rotates
 
 
+def test_end_that_a_refresh_has_disproven_is_forgotten(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    ehr.rotate_refresh_tokens = False
+    FHIRServer.objects.update(refresh_token_lifetime=30 * DAY)
+    past = {"ends_at": timezone.now() - DAY, "ends_soon_at": timezone.now() - 2 * DAY}
+    grant_ids = make_grants(ehr, registration, 3, end_announced=True, **past)
+    assert refresh_grants(grant_ids).refreshed == 3
+    for grant in TokenGrant.objects.all():
+        assert (grant.ends_at, grant.ends_soon_at) == (None, None)
+    # So a mistake of the site, such as a wrong secret, ends none of them.
+    ehr.faults.add("refresh_invalid_client")
+    for grant_id in grant_ids:
+        make_due(grant_id)
+    refresh_grants(grant_ids)
+    assert TokenGrant.objects.active().count() == 3
+    registration.refresh_from_db()
+    assert registration.refresh_stop_reason == "invalid_client"
+
+
 @pytest.mark.usefixtures("registration")
 def test_end_that_is_announced_during_a_refresh_is_not_announced_again(
     ehr: EHRSimulator,
