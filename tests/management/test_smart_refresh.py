@@ -13,7 +13,13 @@ from django_smart.grants.server_limits import stop_refreshes
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_refreshed
 from tests.ehr import connect, make_browser
-from tests.factories import find_due, make_due, make_grants, make_registration
+from tests.factories import (
+    find_due,
+    make_due,
+    make_grants,
+    make_registration,
+    reload_grant,
+)
 from tests.management.running import run
 
 pytestmark = pytest.mark.django_db
@@ -74,6 +80,28 @@ def test_one_grant_is_refreshed_due_or_not(grant):
     ran = run("smart_refresh", "--grant", str(grant.pk))
     assert ran.out.startswith("refreshed: 1,")
     assert TokenGrant.objects.get().access_token != grant.access_token
+
+
+def test_grant_that_the_server_refused_by_mistake_is_restored(grant, ehr):
+    make_due(grant.pk)
+    ehr.faults = ["refresh_invalid_grant"]
+    assert run("smart_refresh").out.endswith("failed: 1\n")
+    assert reload_grant(grant.pk).status == "needs_reauthorization"
+    # As often as the operator says, and it is lost again if it is refused again.
+    with pytest.raises(CommandError, match="has ended this grant"):
+        run("smart_refresh", "--grant", str(grant.pk))
+    assert reload_grant(grant.pk).status == "needs_reauthorization"
+    ehr.faults = []
+    ran = run("smart_refresh", "--grant", str(grant.pk))
+    assert ran.out.startswith("refreshed: 1,")
+    assert reload_grant(grant.pk).status == "active"
+
+
+def test_grant_that_was_lost_for_long_stays_lost(grant):
+    TokenGrant.objects.all().lose(error="invalid_grant")
+    TokenGrant.objects.update(ended_at=timezone.now() - timedelta(days=2))
+    with pytest.raises(CommandError, match=r"has ended \(needs_reauthorization\)"):
+        run("smart_refresh", "--grant", str(grant.pk))
 
 
 def test_grant_that_another_process_refreshes_is_left_to_it(grant):

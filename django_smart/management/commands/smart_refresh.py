@@ -47,8 +47,8 @@ class Command(BaseCommand):
             "--grant",
             type=int,
             metavar="ID",
-            help="Refresh this grant now, even if it is not due. Exits with status "
-            "1 on failure.",
+            help="Refresh this grant now, even if it is not due, or if the server "
+            "refused it in the last 24 hours. Exits with status 1 on failure.",
         )
 
         parser.add_argument(
@@ -155,7 +155,10 @@ def _get_server(slug: str) -> FHIRServer:
 
 
 def _refresh_one(grant_id: int) -> RefreshResult:
-    grant = TokenGrant.objects.filter(pk=grant_id).first()
+    grants = TokenGrant.objects.filter(pk=grant_id)
+    # The server may have refused it by mistake.
+    grants.offline().restore_lost()
+    grant = grants.first()
     if grant is None:
         raise CommandError(f"No grant has the ID {grant_id}.")
     if grant.status != TokenGrant.Status.ACTIVE:
