@@ -362,10 +362,6 @@ class ScopeSet:
 parse_stored_scopes = lru_cache(maxsize=64)(ScopeSet.parse)
 
 
-def _as_set(scopes: ScopeSet | str) -> ScopeSet:
-    return scopes if isinstance(scopes, ScopeSet) else ScopeSet.parse(scopes)
-
-
 def _select(scopes: ScopeSet | str, granted: ScopeSet, *, covered: bool) -> ScopeSet:
     """Return the parts of *scopes* that *granted* covers, or those it does not."""
     others = {_identity(scope) for scope in granted}
@@ -375,7 +371,7 @@ def _select(scopes: ScopeSet | str, granted: ScopeSet, *, covered: bool) -> Scop
         key = (grant.level, grant.type.lower(), grant.query)
         allowed.setdefault(key, set()).update(grant.letters)
     selected: list[Scope] = []
-    for scope in _as_set(scopes):
+    for scope in ScopeSet.parse(scopes) if isinstance(scopes, str) else scopes:
         if not isinstance(scope, ResourceScope):
             if (_identity(scope) in others) is covered:
                 selected.append(scope)
