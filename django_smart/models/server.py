@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..exceptions import CredentialsError, SMARTError
 from ..fields import DigestField, EncryptedTextField, digest
-from ..protocol.capabilities import Capability, CapabilitySet
+from ..protocol.capabilities import Capability, CapabilitySet, get_capability_sets
 from ..protocol.configuration import (
     REQUEST_PARAMETERS,
     SMARTConfiguration,
@@ -988,14 +988,15 @@ class FHIRServer(models.Model):
         )
 
     def get_capabilities(self) -> frozenset[Capability]:
-        """The server's capabilities that the specification defines."""
+        """The server's capabilities that the specification defines (DISC-13)."""
         configuration = self.read_configuration()
-        return configuration.known_capabilities if configuration else frozenset()
+        named = configuration.capabilities if configuration else frozenset()
+        return frozenset(each for each in Capability if each in named)
 
     def get_capability_sets(self) -> frozenset[CapabilitySet]:
         """The capability sets that the server fully supports (CAPS-04 to CAPS-07)."""
         configuration = self.read_configuration()
-        return configuration.capability_sets if configuration else frozenset()
+        return get_capability_sets(configuration.capabilities if configuration else ())
 
     def shares_logins_with(self, other: FHIRServer) -> bool:
         """Return whether both are in one login group."""

@@ -9,11 +9,6 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from django_smart.exceptions import InsecureURLError, MalformedDiscoveryError
-from django_smart.protocol.capabilities import (
-    Capability,
-    CapabilitySet,
-    get_capability_sets,
-)
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
@@ -194,16 +189,6 @@ class SMARTConfiguration:
     def supports_s256(self) -> bool:
         """Whether PKCE with S256 is advertised (DISC-08)."""
         return "S256" in self.code_challenge_methods_supported
-
-    @property
-    def known_capabilities(self) -> frozenset[Capability]:
-        """The capabilities in the specification (CAPS-01 to CAPS-03, DISC-13)."""
-        return frozenset(each for each in Capability if each in self.capabilities)
-
-    @property
-    def capability_sets(self) -> frozenset[CapabilitySet]:
-        """The sets of capabilities that are complete (CAPS-04 to CAPS-07)."""
-        return get_capability_sets(self.capabilities)
 
 
 def check_overrides(

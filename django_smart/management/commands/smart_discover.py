@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
 from django_smart.models import FHIRServer
+from django_smart.protocol.capabilities import get_capability_sets
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.servers.discovery import fetch_configuration, fetch_jwks
 
@@ -34,7 +35,8 @@ def describe_configuration(
     for name in _ENDPOINTS:
         url = getattr(configuration, f"{name}_endpoint")
         yield f"{name} endpoint: {url or 'none'}"
-    yield f"complete capability sets: {_join(sorted(configuration.capability_sets))}"
+    complete = get_capability_sets(configuration.capabilities)
+    yield f"complete capability sets: {_join(sorted(complete))}"
     if configuration.missing:
         yield f"required but missing: {_join(sorted(configuration.missing))}"
     if configuration.problems:
