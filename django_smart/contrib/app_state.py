@@ -22,7 +22,7 @@ from django_smart.exceptions import (
     ScopeSyntaxError,
 )
 from django_smart.fhir.client import FHIRClient
-from django_smart.fhir.interactions import FHIR_JSON
+from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.messages import (
     process_change_response,
     process_delete_response,
@@ -32,7 +32,7 @@ from django_smart.fhir.messages import (
 from django_smart.protocol.capabilities import Capability
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.json import parse_json_object
-from django_smart.protocol.messages import HTTPRequest, HTTPResponse
+from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import parse_scope
 
 __all__ = [
@@ -98,7 +98,7 @@ class AppStateClient:
         """
         reference = self._resolve(subject)
         resource = _build_basic(self.system, code, values, reference)
-        response = self._send("POST", "Basic", "create", body=self._write(resource))
+        response = self._send("create", "POST", "Basic", body=self._write(resource))
         answer = process_change_response(response, what="creation of app state")
         if answer is None:
             # Without a body, the id is in the Location, as FHIR requires.
@@ -124,7 +124,7 @@ class AppStateClient:
         resource["id"] = state.id
         path = f"Basic/{validate_id(state.id)}"
         body = self._write(resource)
-        response = self._send("PUT", path, "update", headers=headers, body=body)
+        response = self._send("update", "PUT", path, headers=headers, body=body)
         answer = process_change_response(response, what="update of app state")
         etag = response.headers.get("etag", "")
         key = (state.system, state.code, state.subject)
@@ -142,7 +142,7 @@ class AppStateClient:
         """
         headers = self._match(state)
         path = f"Basic/{validate_id(state.id)}"
-        response = self._send("DELETE", path, "delete", headers=headers)
+        response = self._send("delete", "DELETE", path, headers=headers)
         process_delete_response(response, what="deletion of app state")
         self._deleted_ids.add(state.id)
         # Frozen for everyone else; the flag is set where the value is.
@@ -170,24 +170,11 @@ class AppStateClient:
         found = self._client.iterate("Basic", params)
         return [self._parse(resource, key=key) for resource in found]
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        interaction: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
-    ) -> HTTPResponse:
-        content = {"Content-Type": FHIR_JSON} if body is not None else {}
-        request = HTTPRequest(
-            method=method,
-            url=self._client.build_url(path),
-            headers={"Accept": FHIR_JSON, **content, **(headers or {})},
-            body=body,
-        )
-        return self._client.send_authorized(
-            request, interaction=interaction, resource_type="Basic"
+    def _send(self, name: str, method: str, path: str, **values: Any) -> HTTPResponse:
+        return self._client.perform(
+            Interaction(
+                name=name, method=method, path=path, resource_type="Basic", **values
+            )
         )
 
     def _match(self, state: AppState) -> dict[str, str]:

@@ -25,9 +25,11 @@ from django_smart.exceptions import (
     FHIRConflictError,
     FHIRGoneError,
     FHIRPreconditionFailedError,
+    InsufficientScopeError,
     MalformedFHIRResponseError,
 )
 from django_smart.protocol.configuration import SMARTConfiguration
+from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, TOKEN, Grant, bundle, respond
 
 FHIR_BASE = "https://ehr.example.org/fhir"
@@ -222,6 +224,27 @@ def test_limit_can_be_the_ehrs_own(grant):
     )
     with pytest.raises(AppStateTooLargeError):
         client.create(CODE, {URL: "x" * 300}, subject=SUBJECT)
+    assert grant.server.requests == []
+
+
+def test_change_without_its_scope_is_reported_before_it_is_sent():
+    missing: list[str] = []
+
+    def refuse(scope: str) -> None:
+        missing.append(scope)
+        raise InsufficientScopeError("", missing=scope)
+
+    scopes = ScopeSet.parse("user/Basic.s")
+    grant = Grant(get_scopes=lambda: scopes, on_missing_scope=refuse)
+    app_state = AppStateClient(grant.client, fhir_base_url=FHIR_BASE, system=SYSTEM)
+    for change in (
+        lambda: app_state.create(CODE, VALUES, subject=SUBJECT),
+        lambda: app_state.update(make_state(), VALUES),
+        lambda: app_state.delete(make_state()),
+    ):
+        with pytest.raises(InsufficientScopeError):
+            change()
+    assert missing == ["user/Basic.c", "user/Basic.u", "user/Basic.d"]
     assert grant.server.requests == []
 
 
