@@ -205,39 +205,30 @@ def prepare_client_authentication(
     Raises:
         CredentialsError: the secret or the signing key is missing or unusable.
     """
-    prepared = _prepare_method(registration, token_endpoint=token_endpoint, clock=clock)
-    headers = registration.server.get_request_headers()
-    if not headers:
-        return prepared
-    return lambda: WithHeaders(method=prepared(), headers=headers)
-
-
-def _prepare_method(
-    registration: ClientRegistration,
-    *,
-    token_endpoint: str,
-    clock: Callable[[], datetime],
-) -> Callable[[], ClientAuthentication]:
-    method = registration.token_endpoint_auth_method
-    client_id = registration.client_id
+    server, method = registration.server, registration.token_endpoint_auth_method
+    build: Callable[[], ClientAuthentication]
     if method == ClientRegistration.AuthMethod.NONE:
-        return partial(PublicClient, client_id=client_id)
-    if method == ClientRegistration.AuthMethod.PRIVATE_KEY_JWT:
-        return _prepare_private_key_jwt(
+        build = partial(PublicClient, client_id=registration.client_id)
+    elif method == ClientRegistration.AuthMethod.PRIVATE_KEY_JWT:
+        build = _prepare_private_key_jwt(
             registration, token_endpoint=token_endpoint, clock=clock
         )
-    client_secret = registration.get_client_secret(os.environ)
-    if method == ClientRegistration.AuthMethod.CLIENT_SECRET_POST:
-        return partial(
-            ClientSecretPost, client_id=client_id, client_secret=client_secret
+    elif method == ClientRegistration.AuthMethod.CLIENT_SECRET_POST:
+        build = partial(
+            ClientSecretPost,
+            client_id=registration.client_id,
+            client_secret=registration.get_client_secret(os.environ),
         )
-    server = registration.server
-    return partial(
-        ClientSecretBasic,
-        client_id=client_id,
-        client_secret=client_secret,
-        form_encode=server.basic_credentials == server.BasicCredentials.FORM_ENCODED,
-    )
+    else:
+        encoding = server.basic_credentials
+        build = partial(
+            ClientSecretBasic,
+            client_id=registration.client_id,
+            client_secret=registration.get_client_secret(os.environ),
+            form_encode=encoding == server.BasicCredentials.FORM_ENCODED,
+        )
+    headers = server.get_request_headers()
+    return (lambda: WithHeaders(method=build(), headers=headers)) if headers else build
 
 
 def _get_parsed_key(key: SigningKey) -> PrivateKey:
