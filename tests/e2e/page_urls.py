@@ -34,6 +34,7 @@ PAGES = (
     "/pages/new-window/",
     "/pages/authorize-post/",
     "/pages/decide/sign_in/named/",
+    "/pages/decide/sign_in/unnamed/",
     "/pages/decide/switch/named/",
     "/pages/decide/switch/unnamed/",
     "/pages/decide/link/named/",
@@ -48,7 +49,9 @@ _BANNER = """
 {% block smart_header %}{% patient_banner patient heading=1 %}{% endblock %}
 {% block content %}<h2>Results</h2>{% endblock %}
 """
-_RETRY = Retry(url="/smart/login/", label="Connect your records")
+_RETRY = Retry(
+    url="/smart/login/", label="Connect your records", site_url="/admin/login/"
+)
 
 
 def denied(request: HttpRequest) -> HttpResponse:
@@ -114,9 +117,11 @@ def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
         "owner_name": (
             "Wilhelmina Featherstonehaugh-Cholmondeley" if names == "named" else ""
         ),
-        "is_signed_in": True,
+        "is_signed_in": question != "sign_in" or names == "named",
         "decide_url": request.path,
-        "sign_in_url": "/admin/login/",
+        "was_not_received": names == "unnamed",
+        "sign_in_url": "/smart/login/",
+        "site_sign_in_url": "/admin/login/",
     }
     return render(request, "django_smart/decide.html", context)
 
