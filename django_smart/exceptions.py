@@ -731,7 +731,7 @@ class StreamedResultError(FHIRRequestError):
 
 
 class TooManyResultsError(FHIRError):
-    """More results than ``search()`` loads: pass ``limit=``, or use ``iterate()``."""
+    """More results than ``search()`` loads, or larger ones: use ``iterate()``."""
 
     code = "too_many_results"
 

@@ -342,17 +342,17 @@ class FHIRClient(FHIRConnection):
             limit: maximum number of entries; by default, all are loaded, up to 1,000.
 
         Raises:
-            TooManyResultsError: there are more than 1,000 entries and no *limit*.
+            TooManyResultsError: there are more than 1,000 entries and no *limit*, or
+                more than 100 MiB.
         """
         interaction = build_history(resource_type, id, since=since, at=at, count=count)
         what = f"history of {resource_type or 'the server'}"
 
-        def fetch_bundle(url: str) -> dict[str, Any]:
-            response = self.perform(interaction, url=url)
-            return process_bundle_response(response, type="history", what=what)
+        def fetch(url: str) -> HTTPResponse:
+            return self.perform(interaction, url=url)
 
         url = self.build_url(interaction.path)
-        return History.load(fetch_bundle, url=url, what=what, limit=limit)
+        return History.load(fetch, url=url, what=what, limit=limit)
 
     def capabilities(self, *, max_age: float = 3600.0) -> dict[str, Any]:
         """
@@ -647,7 +647,8 @@ class FHIRClient(FHIRConnection):
 
         Raises:
             FHIRRequestError: the resource type is invalid, or a parameter has no value.
-            TooManyResultsError: there are more than 1,000 matches and no *limit*.
+            TooManyResultsError: there are more than 1,000 matches and no *limit*, or
+                more than 100 MiB.
             FHIRStatusError, MalformedFHIRResponseError, TransportError: see
                 :class:`FHIRClient`; for any of the pages.
             BearerBoundaryError: a ``next`` link leads outside the boundary.
@@ -711,20 +712,13 @@ class FHIRClient(FHIRConnection):
         url = self.build_url(interaction.path)
         is_posted = by_post or len(url) > _LONGEST_URL
 
-        def fetch_bundle(page_url: str) -> dict[str, Any]:
+        def fetch(page_url: str) -> HTTPResponse:
             if page_url == url and is_posted:
-                response = self.perform(as_posted(interaction))
-            else:
-                response = self.perform(interaction, url=page_url)
-            return process_bundle_response(
-                response, type="searchset", what=f"search of {resource_type}"
-            )
+                return self.perform(as_posted(interaction))
+            return self.perform(interaction, url=page_url)
 
         return SearchStream(
-            fetch_bundle,
-            url=url,
-            resource_type=resource_type,
-            convert=convert,
+            fetch, url=url, resource_type=resource_type, convert=convert
         )
 
     def iterate_pages(self, bundle: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

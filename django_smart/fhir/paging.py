@@ -14,7 +14,12 @@ from django_smart.exceptions import (
     StreamedResultError,
     TooManyResultsError,
 )
-from django_smart.fhir.messages import reports_error, resolve_link
+from django_smart.fhir.messages import (
+    process_bundle_response,
+    reports_error,
+    resolve_link,
+)
+from django_smart.protocol.messages import HTTPResponse
 
 __all__ = [
     "History",
@@ -42,6 +47,8 @@ _MAX_FRUITLESS_SECONDS = 60
 _COUNT_ALONE = re.compile(r"[?&](_summary=count|_count=0)(&|$)")
 # The same for results that are loaded completely, while somebody waits.
 _WHOLE = {"max_pages": 1_000, "max_seconds": 300}
+# Of their pages together: few matches can come with very much else.
+_MAX_MIB = 100
 # Resources to remember for finding duplicates.  They occur if data changes between
 # two pages, so neighboring pages suffice and memory use stays small.
 _REMEMBERED = 2_000
@@ -60,12 +67,14 @@ class Page:
     Attributes:
         bundle: the ``Bundle`` as received.
         matches: the items of the result on this page.
+        size: bytes in which it came.
     """
 
-    __slots__ = ("_url", "bundle", "matches")
+    __slots__ = ("_url", "bundle", "matches", "size")
 
-    def __init__(self, bundle: dict[str, Any], *, url: str) -> None:
+    def __init__(self, bundle: dict[str, Any], *, url: str, size: int = 0) -> None:
         self.bundle = bundle
+        self.size = size
         self.matches: list[dict[str, Any]] = bundle["entry"]
         self._url = url
 
@@ -232,12 +241,20 @@ class _Results(list[_T]):
         Load *pages* until there are no more, or *limit* is reached.
 
         Raises:
-            TooManyResultsError: there are too many, and no limit.
+            TooManyResultsError: there are too many, and no limit; or they are too
+                large.
         """
         if limit is not None and limit < 1:
             raise FHIRRequestError("A limit must be at least 1.")
         most = _MAX_RESULTS if limit is None else limit
+        size = 0
         for page in pages:
+            size += page.size
+            if size > _MAX_MIB * 1024**2:
+                raise TooManyResultsError(
+                    f"The {what} has more than {_MAX_MIB} MiB: read it with iterate(), "
+                    "iterate_everything() or iterate_pages()."
+                )
             self.total = max(self.total, page.total or 0)
             self.is_complete = self.is_complete and not page.is_cut_off
             self.extend(read(page))
@@ -272,17 +289,21 @@ class History(_Results[dict[str, Any]]):
     @classmethod
     def load(
         cls,
-        fetch_bundle: Callable[[str], dict[str, Any]],
+        fetch: Callable[[str], HTTPResponse],
         *,
         url: str,
         what: str,
         limit: int | None = None,
     ) -> History:
-        """*fetch_bundle* gets a page by its absolute URL, within the boundary."""
+        """*fetch* gets a page by its absolute URL, within the boundary."""
         history = cls(what)
-        pages = iter_pages(
-            lambda url: Page(fetch_bundle(url), url=url), url, what=what, **_WHOLE
-        )
+
+        def fetch_page(url: str) -> Page:
+            response = fetch(url)
+            bundle = process_bundle_response(response, type="history", what=what)
+            return Page(bundle, url=url, size=len(response.body))
+
+        pages = iter_pages(fetch_page, url, what=what, **_WHOLE)
         history._load(pages, limit=limit, what=what, read=lambda page: page.matches)
         return history
 
@@ -306,12 +327,14 @@ class SearchPage(Page):
 
     __slots__ = ("included", "outcomes", "resources")
 
-    def __init__(self, bundle: dict[str, Any], *, resource_type: str, url: str) -> None:
+    def __init__(
+        self, bundle: dict[str, Any], *, resource_type: str, url: str, size: int = 0
+    ) -> None:
         """
         *resource_type* is ``*`` for a search of every type, and empty to take
         everything that was sent.
         """
-        super().__init__(bundle, url=url)
+        super().__init__(bundle, url=url, size=size)
         self.resources: list[dict[str, Any]] = []
         self.matches = self.resources
         self.included: list[dict[str, Any]] = []
@@ -415,7 +438,7 @@ class SearchStream(Stream[_T]):
 
     def __init__(
         self,
-        fetch_bundle: Callable[[str], dict[str, Any]],
+        fetch: Callable[[str], HTTPResponse],
         *,
         url: str,
         resource_type: str,
@@ -423,10 +446,10 @@ class SearchStream(Stream[_T]):
         convert: Callable[[dict[str, Any]], _T] | None = None,
     ) -> None:
         """
-        *fetch_bundle* gets a page by its absolute URL, within the boundary; *convert*
-        converts a resource to the yielded value.
+        *fetch* gets a page by its absolute URL, within the boundary; *convert* converts
+        a resource to the yielded value.
         """
-        self._fetch_bundle = fetch_bundle
+        self._fetch = fetch
         self._url = url
         self._what = what or f"search of {resource_type}"
         self._convert = convert
@@ -471,5 +494,11 @@ class SearchStream(Stream[_T]):
             del page
 
     def _fetch_page(self, url: str) -> SearchPage:
-        bundle = self._fetch_bundle(url)
-        return SearchPage(bundle, resource_type=self.resource_type, url=url)
+        response = self._fetch(url)
+        bundle = process_bundle_response(response, type="searchset", what=self._what)
+        return SearchPage(
+            bundle,
+            resource_type=self.resource_type,
+            url=url,
+            size=len(response.body),
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django_smart.exceptions import ForeignPatientError
 from django_smart.fhir.compartment import find_patient_parameter
 from django_smart.fhir.interactions import build_operation
-from django_smart.fhir.messages import process_bundle_response, validate_id
+from django_smart.fhir.messages import validate_id
 from django_smart.fhir.paging import SearchResult, SearchStream
 from django_smart.fhir.parameters import (
     Reference,
@@ -18,6 +18,7 @@ from django_smart.fhir.parameters import (
 
 if TYPE_CHECKING:
     from django_smart.fhir.client import FHIRClient
+    from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["PatientRecord"]
 
@@ -80,7 +81,8 @@ class PatientRecord:
                 ``end``.
 
         Raises:
-            TooManyResultsError: there are more than 1,000 resources and no *limit*.
+            TooManyResultsError: there are more than 1,000 resources and no *limit*, or
+                more than 100 MiB.
         """
         return self.iterate_everything(**params).load(limit)
 
@@ -89,14 +91,14 @@ class PatientRecord:
         interaction = build_operation(
             "everything", "Patient", self.id, query=build_search_query(None, params)
         )
-        what = "operation everything"
 
-        def fetch_bundle(url: str) -> dict[str, Any]:
-            response = self._client.perform(interaction, url=url)
-            return process_bundle_response(response, type="searchset", what=what)
+        def fetch(url: str) -> HTTPResponse:
+            return self._client.perform(interaction, url=url)
 
         url = self._client.build_url(interaction.path)
-        return SearchStream(fetch_bundle, url=url, resource_type="", what=what)
+        return SearchStream(
+            fetch, url=url, resource_type="", what="operation everything"
+        )
 
     def _select(
         self,

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from django_smart.exceptions import MalformedFHIRResponseError
+from django_smart.exceptions import (
+    MalformedFHIRResponseError,
+    TooManyResultsError,
+)
 from django_smart.fhir import AsyncFHIRClient, FHIRClient, paging
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from tests.fhir.servers import BASE, Grant, bundle, respond
@@ -59,6 +62,26 @@ def test_endless_pages_without_a_match_end_with_an_error(use, others):
     with pytest.raises(MalformedFHIRResponseError, match="without a match"):
         use(Grant(send=server).client)
     assert server.count <= 51
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda fhir: fhir.search("Observation"),
+        lambda fhir: fhir.search("Observation", limit=5_000),
+        lambda fhir: fhir.patient("p1").everything(),
+        lambda fhir: fhir.history("Observation"),
+    ],
+)
+def test_result_of_few_matches_does_not_fill_the_memory(use):
+    held = {"resourceType": "Basic", "language": "x" * 4 * 1024**2}
+    server = EndlessServer(
+        lambda number: [observation(number), {**held, "id": f"b-{number}"}]
+    )
+    server.type = "history" if "history" in use.__code__.co_names else "searchset"
+    with pytest.raises(TooManyResultsError, match="more than 100 MiB"):
+        use(Grant(send=server).client)
+    assert server.count == 25
 
 
 def test_endless_pages_without_a_match_end_in_async_code():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import tracemalloc
-import weakref
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,11 +28,13 @@ from django_smart.fhir import (
     AnyOf,
     Quantity,
     Reference,
+    SearchPage,
     SearchStream,
     Token,
     escape,
 )
 from django_smart.fhir.parameters import build_search_query
+from django_smart.protocol.messages import HTTPResponse
 from tests.fhir.servers import BASE, Grant, bundle, respond
 
 SEVEN = "7%7Chttp%3A%2F%2Funitsofmeasure.org%7C%25"
@@ -713,18 +716,15 @@ def test_memory_does_not_grow_with_the_number_of_pages(count):
 
 
 def test_page_is_let_go_before_the_next_one_is_asked_for():
-    class Page(dict[str, Any]):
-        """May be referred to weakly, as a dict may not."""
+    numbers = itertools.count()
 
-    pages: list[weakref.ref[Page]] = []
-
-    def fetch(url: str) -> dict[str, Any]:
-        assert [page() for page in pages] == [None] * len(pages)
-        number = len(pages)
+    def fetch(url: str) -> HTTPResponse:
+        assert not any(isinstance(each, SearchPage) for each in gc.get_objects())
+        number = next(numbers)
         url = f"{BASE}/Observation?p={number + 1}"
-        page = Page(bundle(observation(number), next_url=url if number < 4 else None))
-        pages.append(weakref.ref(page))
-        return page
+        return respond(
+            bundle(observation(number), next_url=url if number < 4 else None)
+        )
 
     url = f"{BASE}/Observation"
     stream: SearchStream[object] = SearchStream(
