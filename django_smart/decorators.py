@@ -71,18 +71,16 @@ def smart_required(
             request: HttpRequest, *args: Any, **kwargs: Any
         ) -> HttpResponseBase:
             refusal = await sync_to_async(refuse)(request)
-            if refusal is not None:
-                return refusal
-            return cast("HttpResponseBase", await view(request, *args, **kwargs))
+            return refusal or cast(
+                "HttpResponseBase", await view(request, *args, **kwargs)
+            )
 
         @wraps(view)
         def wrapped(
             request: HttpRequest, *args: Any, **kwargs: Any
         ) -> HttpResponseBase:
             refusal = refuse(request)
-            if refusal is not None:
-                return refusal
-            return cast("HttpResponseBase", view(request, *args, **kwargs))
+            return refusal or cast("HttpResponseBase", view(request, *args, **kwargs))
 
         return cast("_View", awrapped if _is_async(view) else wrapped)
 

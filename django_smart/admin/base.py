@@ -172,6 +172,15 @@ class BaseAdmin(_ModelAdmin):
         changed = [{"changed": {"fields": [field]}}]
         LogEntry.objects.log_actions(user.pk, rows, CHANGE, changed)
 
+    def tell_result(
+        self, request: HttpRequest, number: int, *, done: str, nothing: str
+    ) -> None:
+        """Say what an action has *done*, with its ``count``, or why it did nothing."""
+        if number:
+            self.message_user(request, done % {"count": number}, messages.SUCCESS)
+        else:
+            self.message_user(request, nothing, messages.WARNING)
+
     def send_task(
         self, request: HttpRequest, name: str, *calls: object, sent: str, unsent: str
     ) -> None:

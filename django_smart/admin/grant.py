@@ -204,15 +204,11 @@ class TokenGrantAdmin(AuthorizationAdmin):
             ended = [pk for grant in grants for pk in disconnect_grant(grant)]
             self.log_action(request, grants, "status")
             enqueue_revocations(ended)
-        if ended:
-            message = ngettext(
-                "%(count)d grant was revoked. A worker will revoke its tokens at the "
-                "EHR.",
-                "%(count)d grants were revoked. A worker will revoke their tokens at "
-                "the EHRs.",
-                len(ended),
-            ) % {"count": len(ended)}
-            self.message_user(request, message, messages.SUCCESS)
-        else:
-            message = gettext("None of the selected grants was active.")
-            self.message_user(request, message, messages.WARNING)
+        done = ngettext(
+            "%(count)d grant was revoked. A worker will revoke its tokens at the EHR.",
+            "%(count)d grants were revoked. A worker will revoke their tokens at the "
+            "EHRs.",
+            len(ended),
+        )
+        nothing = gettext("None of the selected grants was active.")
+        self.tell_result(request, len(ended), done=done, nothing=nothing)

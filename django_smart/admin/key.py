@@ -141,15 +141,10 @@ class SigningKeyAdmin(BaseAdmin):
         SigningKey.objects.filter(pk__in=pks).remove()
         keys = list(SigningKey.objects.filter(pk__in=pks, status=_Status.REMOVED))
         self.log_action(request, keys, "status")
-        if keys:
-            message = ngettext(
-                "%(count)d key is no longer published.",
-                "%(count)d keys are no longer published.",
-                len(keys),
-            ) % {"count": len(keys)}
-            self.message_user(request, message, messages.SUCCESS)
-        else:
-            message = gettext(
-                "Keys that sign stay published: activate another one first."
-            )
-            self.message_user(request, message, messages.WARNING)
+        done = ngettext(
+            "%(count)d key is no longer published.",
+            "%(count)d keys are no longer published.",
+            len(keys),
+        )
+        nothing = gettext("Keys that sign stay published: activate another one first.")
+        self.tell_result(request, len(keys), done=done, nothing=nothing)

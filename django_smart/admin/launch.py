@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -136,15 +136,12 @@ class LaunchAdmin(AuthorizationAdmin):
             enqueue_revocations(ended)
             grants = TokenGrant.objects.filter(pk__in=ended)
             self.log_action(request, [*rows, *grants], "status")
-        if rows:
-            message = ngettext(
-                "%(count)d launch was ended. A worker revokes its tokens at the EHR, "
-                "unless they outlive the sign-in.",
-                "%(count)d launches were ended. A worker revokes their tokens at the "
-                "EHRs, unless they outlive the sign-in.",
-                len(rows),
-            ) % {"count": len(rows)}
-            self.message_user(request, message, messages.SUCCESS)
-        else:
-            message = gettext("None of the selected launches was open.")
-            self.message_user(request, message, messages.WARNING)
+        done = ngettext(
+            "%(count)d launch was ended. A worker revokes its tokens at the EHR, "
+            "unless they outlive the sign-in.",
+            "%(count)d launches were ended. A worker revokes their tokens at the "
+            "EHRs, unless they outlive the sign-in.",
+            len(rows),
+        )
+        nothing = gettext("None of the selected launches was open.")
+        self.tell_result(request, len(rows), done=done, nothing=nothing)

@@ -297,16 +297,13 @@ class ClientRegistrationAdmin(TestConnectionMixin):
             each for each in queryset if resume_refreshes(each, by_operator=True)
         ]
         self.log_action(request, resumed, "refresh stopped at")
-        if resumed:
-            message = ngettext(
-                "The grants of %(count)d registration are refreshed again.",
-                "The grants of %(count)d registrations are refreshed again.",
-                len(resumed),
-            ) % {"count": len(resumed)}
-            self.message_user(request, message, messages.SUCCESS)
-        else:
-            message = gettext("None of the selected registrations was stopped.")
-            self.message_user(request, message, messages.WARNING)
+        done = ngettext(
+            "The grants of %(count)d registration are refreshed again.",
+            "The grants of %(count)d registrations are refreshed again.",
+            len(resumed),
+        )
+        nothing = gettext("None of the selected registrations was stopped.")
+        self.tell_result(request, len(resumed), done=done, nothing=nothing)
 
     @admin.display(description=_("used for"))
     def uses(self, obj: ClientRegistration) -> str:

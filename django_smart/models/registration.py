@@ -20,7 +20,13 @@ from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.urls import normalize_base_url
 from .clock import DatabaseNow
 from .joined_row import JoinedRow
-from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH, FHIRServer, validate_url
+from .server import (
+    CONFIGURATION_COLUMNS,
+    MAX_URL_LENGTH,
+    FHIRServer,
+    validate_by,
+    validate_url,
+)
 
 __all__ = ["ClientRegistration", "ClientRegistrationQuerySet"]
 
@@ -122,10 +128,7 @@ def _is_probe_due() -> Q:
 
 
 def _validate_scope(value: str) -> None:
-    try:
-        ScopeSet.parse(value, strict=True)
-    except ScopeSyntaxError as exc:
-        raise ValidationError(str(exc), code=exc.code) from exc
+    validate_by(ScopeSet.parse, value, strict=True)
 
 
 class ClientRegistration(models.Model):

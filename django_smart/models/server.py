@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "FHIRServer",
     "FHIRServerQuerySet",
     "validate_base_url",
+    "validate_by",
     "validate_headers",
     "validate_origins",
     "validate_overrides",
@@ -60,40 +62,35 @@ CONFIGURATION_COLUMNS = (
 """What is read of a server whose configuration is fresh, to use it."""
 
 
-def _validate_url(value: str, *, what: str) -> None:
+def validate_by(check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    """Call *check*; refuse the value with its error, if it raises one of ours."""
     try:
-        validate_https_url(
-            value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS, what=what
-        )
+        check(*args, **kwargs)
     except SMARTError as exc:
         raise ValidationError(str(exc), code=exc.code) from exc
+
+
+def _validate_https_url(value: str, *, what: str) -> None:
+    hosts = conf.SMART_INSECURE_HTTP_HOSTS
+    validate_by(validate_https_url, value, insecure_hosts=hosts, what=what)
 
 
 def validate_url(value: str) -> None:
     """Refuse values that are not an absolute http or https URL."""
-    try:
-        get_origin(value)
-    except SMARTError as exc:
-        raise ValidationError(str(exc), code=exc.code) from exc
+    validate_by(get_origin, value)
 
 
 def validate_base_url(value: str) -> None:
     """Refuse values that are not a FHIR base URL."""
-    _validate_url(value, what="base_url")
-    try:
-        normalize_base_url(value)
-    except SMARTError as exc:
-        raise ValidationError(str(exc), code=exc.code) from exc
+    _validate_https_url(value, what="base_url")
+    validate_by(normalize_base_url, value)
 
 
 def validate_overrides(value: object) -> None:
     """Refuse values that are not valid in a SMART configuration."""
     if not isinstance(value, dict):
         raise ValidationError(_("Enter a JSON object."), code="overrides")
-    try:
-        check_overrides(value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
-    except SMARTError as exc:
-        raise ValidationError(str(exc), code=exc.code) from exc
+    validate_by(check_overrides, value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
 
 
 def validate_headers(value: object) -> None:
@@ -157,7 +154,7 @@ def validate_origins(value: object) -> None:
             _("Origins must be a JSON list of strings."), code="origins"
         )
     for origin in value:
-        _validate_url(origin, what="frame origin")
+        _validate_https_url(origin, what="frame origin")
         if origin.count("/") != 2 or set("?;,").intersection(origin):
             raise ValidationError(
                 _(
