@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.db.models import F, OuterRef, Q, Subquery
+from django.db.models import Max, Q
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.utils.http import urlencode
@@ -139,21 +139,22 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
         return ""
     own = Identity.objects.filter(user_id=user.pk, may_sign_in=True)
     sign_ins = Launch.objects.filter(
-        registration=OuterRef("pk"),
-        identity__in=own,
-        intent=Launch.Intent.SIGN_IN,
-        completed_at__isnull=False,
+        identity__in=own, intent=Launch.Intent.SIGN_IN, completed_at__isnull=False
     )
-    latest = sign_ins.order_by("-completed_at").values("completed_at")[:1]
-    # The one used last: another client of the server may know them by another subject.
+    used_at = dict(sign_ins.values_list("registration").annotate(Max("completed_at")))
     registrations = (
         ClientRegistration.objects.startable()
         .filter(server__in=own.values("server"))
-        .annotate(used_at=Subquery(latest))
-        .filter(Q(used_at__isnull=False) | Q(standalone_slot__isnull=False))
-        .order_by(F("used_at").desc(nulls_last=True), "server__name")
+        .filter(Q(pk__in=used_at) | Q(standalone_slot__isnull=False))
+        .order_by("server__name")
     )
-    for each in registrations:
+
+    def get_time(registration: ClientRegistration) -> float:
+        used = used_at.get(registration.pk)
+        return used.timestamp() if used else 0
+
+    # The latest first: another client of the server may know them by another subject.
+    for each in sorted(registrations, key=get_time, reverse=True):
         if "openid" in each.standalone_scope.split() and not is_protected(
             user, each.server
         ):
