@@ -5,6 +5,7 @@ A server's configuration and keys: fetched rarely, stored in its row, shared by 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
@@ -92,8 +93,6 @@ _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
 _END_SESSION = "end_session_endpoint"
-# Limit in bytes for a configuration and a JWK Set, which are read at each sign-in.
-_MAX_STORED = 512 * 1024
 # Pause for fetching keys for unknown kids after a fetch that did not find one.
 _JWKS_COOLDOWN = timedelta(seconds=60)
 
@@ -216,9 +215,7 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
     """
     if not server.jwks_uri:
         _learn_issuer(server, save=save)
-    answer = send(
-        build_jwks_request(server.jwks_uri), server=server, max_body=_MAX_STORED
-    )
+    answer = send(build_jwks_request(server.jwks_uri), server=server)
     jwks = process_jwks_response(answer)
     server.jwks = jwks
     server.jwks_fetched_at = timezone.now()
@@ -354,7 +351,6 @@ def _fetch_document(server: FHIRServer) -> tuple[SMARTConfiguration, HTTPRespons
     answer = send(
         build_discovery_request(server.base_url, headers=headers),
         server=server,
-        max_body=_MAX_STORED,
     )
     is_set = answer.status_code == 200 and bool(overrides.get("token_endpoint"))
     if is_without_endpoints(answer) and not is_set:
@@ -362,6 +358,7 @@ def _fetch_document(server: FHIRServer) -> tuple[SMARTConfiguration, HTTPRespons
             statement = send(
                 build_capability_statement_request(server.base_url, headers=headers),
                 server=server,
+                max_body=sys.maxsize,
             )
             document = process_capability_statement(statement)
             return SMARTConfiguration.from_json(document, **where), statement

@@ -43,6 +43,9 @@ __all__ = [
 
 # Seconds.
 _LONGEST_STREAM = 3600.0
+# Bytes of a message that is no FHIR, such as a token response: ten megabytes of JSON
+# can take seconds to parse, while other servers wait.
+_MAX_MESSAGE = 512 * 1024
 
 # By algorithm, with the kid: one key of each signs.
 _parsed_keys: dict[tuple[str, int | None], tuple[str, PrivateKey]] = {}
@@ -53,7 +56,7 @@ def send(
     *,
     server: FHIRServer | None,
     within: float | None = None,
-    max_body: int = sys.maxsize,
+    max_body: int = _MAX_MESSAGE,
 ) -> HTTPResponse:
     """
     Send *request* within the limits of the settings.
@@ -61,7 +64,8 @@ def send(
     Args:
         server: who named the URL; ``None`` if the operator did.
         within: seconds for the whole call, if fewer than in the settings.
-        max_body: limit for the response body in bytes, if less than in the settings.
+        max_body: limit for the response body in bytes, if less than in the settings;
+            by default, that of anything but FHIR.
 
     Raises:
         TransportError: no usable answer came.
@@ -127,7 +131,12 @@ class EHRTransport:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise ServerTimeoutError("The request was canceled.")
-        return send(self._complete(request), server=self._server, within=left)
+        return send(
+            self._complete(request),
+            server=self._server,
+            within=left,
+            max_body=sys.maxsize,
+        )
 
     def open_stream(
         self, request: HTTPRequest

@@ -14,6 +14,7 @@ from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.testing import EHRSimulator
+from tests.answers import answer
 from tests.factories import make_grant, make_grants, reload_grant
 from tests.grants.working import refresh_due
 
@@ -52,6 +53,19 @@ def test_refresh_token_stays_in_a_batch_where_none_comes(
     ehr.faults.clear()
     TokenGrant.objects.update(refresh_due_at=timezone.now())
     assert refresh_due() == RefreshResult(refreshed=2)
+
+
+def test_answer_that_would_keep_a_worker_busy_is_not_parsed(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (grant_id,) = make_grants(ehr, registration, 1)
+    before = reload_grant(grant_id).refresh_token
+    # Ten megabytes of this take seconds, and come compressed in no time.
+    answer(ehr, "/auth/token", vendor_note=[[]] * 200_000)
+    assert refresh_due() == RefreshResult(failed=1)
+    after = reload_grant(grant_id)
+    assert (after.status, after.last_error) == ("active", "response_too_large")
+    assert after.refresh_token == before
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,8 @@ def test_endpoints_of_old_servers_come_from_the_capability_statement(
         ehr_scope=NO_OPENID, server__discovery_headers={"Epic-Client-ID": "x"}
     )
     answer(ehr, SMART, **change)
+    # Some have megabytes.
+    answer(ehr, "/metadata", description="x" * 1024**2)
     launch(make_browser(), ehr)
     # The issuer is asked for because the response names one.
     documents = ["smart-configuration", "metadata", "openid-configuration"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -25,7 +26,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Sends a request, and waits less long than a launch would: a person may be waiting.
-ask = partial(send, within=5.0)
+ask = partial(send, within=5.0, max_body=sys.maxsize)
 
 
 class Severity(StrEnum):
