@@ -21,7 +21,6 @@ from django.db import router, transaction
 from django.utils import timezone
 
 from ..conf import conf
-from ..exceptions import CredentialsError
 from ..grants.ending import end_launches, keep_for_revocation
 from ..models import ClientRegistration, FHIRServer, Identity, Launch
 from ..models.clock import DatabaseNow
@@ -230,8 +229,10 @@ def end_expired_launches() -> list[int]:
 def _keep_held(launch: Launch) -> list[int]:
     try:
         tokens, _claims = read_held(launch)
-    except CredentialsError:
-        logger.warning("Launch %s: its tokens cannot be decrypted", launch.pk)
+    except Exception as exc:  # noqa: BLE001 (it must not keep others from ending)
+        # No current key decrypts them, or a newer version of this package wrote them.
+        name = type(exc).__name__
+        logger.warning("Launch %s: its tokens cannot be read (%s)", launch.pk, name)
         return []
     return [keep_for_revocation(launch.registration, tokens)]
 

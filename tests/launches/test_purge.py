@@ -385,3 +385,22 @@ def test_question_is_not_over_by_the_clock_of_a_worker(
     with time_machine.travel(timezone.now() + timedelta(hours=1)):
         end_expired_launches()
     assert Launch.objects.get(pk=waiting.pk).status == Launch.Status.PARKED
+
+
+def test_question_whose_tokens_another_version_wrote_keeps_no_others_open(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    past = timezone.now() - timedelta(minutes=1)
+    newer = make_launch(
+        registration,
+        status=Launch.Status.PARKED,
+        expires_at=past,
+        held='{"of": "another version"}',
+    )
+    other = make_launch(registration, status=Launch.Status.PARKED, expires_at=past)
+    left = make_grants(ehr, registration, 1)
+    TokenGrant.objects.filter(pk__in=left).end_pending_revocation(now=past)
+    assert purge().revocations_finished == 1
+    for each in (newer, other):
+        each.refresh_from_db()
+        assert (each.status, each.held) == ("failed", "")
