@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import time_machine
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import timezone
@@ -80,6 +81,16 @@ def test_one_grant_is_refreshed_due_or_not(grant):
     ran = run("smart_refresh", "--grant", str(grant.pk))
     assert ran.out.startswith("refreshed: 1,")
     assert TokenGrant.objects.get().access_token != grant.access_token
+
+
+@pytest.mark.usefixtures("database_stays")
+def test_one_grant_is_refreshed_by_the_clock_of_the_database(grant):
+    now = timezone.now()
+    with time_machine.travel(now + timedelta(hours=1)):
+        run("smart_refresh", "--grant", str(grant.pk))
+    stored = reload_grant(grant.pk)
+    assert stored.access_token != grant.access_token
+    assert abs(stored.received_at - now) < timedelta(minutes=1)
 
 
 def test_grant_that_the_server_refused_by_mistake_is_restored(grant, ehr):

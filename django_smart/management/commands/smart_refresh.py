@@ -155,10 +155,9 @@ def _get_server(slug: str) -> FHIRServer:
 
 
 def _refresh_one(grant_id: int) -> RefreshResult:
-    grants = TokenGrant.objects.filter(pk=grant_id)
     # The server may have refused it by mistake.
-    grants.offline().restore_lost()
-    grant = grants.first()
+    TokenGrant.objects.filter(pk=grant_id).offline().restore_lost()
+    grant = TokenGrant.objects.read_with_clock(grant_id)
     if grant is None:
         raise CommandError(f"No grant has the ID {grant_id}.")
     if grant.status != TokenGrant.Status.ACTIVE:
