@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
@@ -347,7 +347,6 @@ _MAX_LOGOS = 4 * 1024**2
 # Of a laboratory with thousands of places; more would find it by everything.
 _MAX_WORDS = 2000
 _MAX_SORT_NAME = 100
-_PORTAL_MEMBERS = ("name", "description", "url", "logo", "logo_license")
 _TAIL = re.compile(r"[A-Z][A-Za-z]{0,63}/[A-Za-z0-9\-.]{1,64}\Z")
 
 _Row = Brand | BrandEndpoint
@@ -441,7 +440,10 @@ class _RowWriter:
                 and each.system == wanted.get("system", each.system)
                 for each in brand.identifiers
             )
-        licenses = [brand.logo_license, *(each.logo_license for each in brand.portals)]
+        licenses = [
+            brand.logo_license,
+            *(each["logo_license"] for each in brand.portals),
+        ]
         self.licenses.update(each for each in licenses if each)
         words = split_words(brand.name)
         key = brand.merge_key
@@ -451,19 +453,16 @@ class _RowWriter:
             name_key=build_key(words[0] if words else ""),
             sort_name=" ".join(words)[:_MAX_SORT_NAME],
             aliases=list(brand.aliases),
-            places=[
-                {name: text for name, text in asdict(place).items() if text}
-                for place in brand.places
-            ],
+            places=list(brand.places),
             categories=f" {' '.join(brand.categories)} " if brand.categories else "",
             website=brand.website,
             logo=brand.logo,
             logo_license=brand.logo_license,
-            portals=[
-                {name: getattr(portal, name) for name in _PORTAL_MEMBERS}
-                for portal in brand.portals
+            portals=list(brand.portals),
+            endpoint_references=[
+                {"portal": portal, "reference": reference}
+                for reference, portal in brand.endpoints.items()
             ],
-            endpoint_references=list(_collect_references(brand)),
             part_of=brand.part_of,
         )
 
@@ -538,19 +537,6 @@ def _forget_queries() -> None:
     """With ``DEBUG`` Django keeps thousands of queries, and each is long here."""
     if settings.DEBUG:
         reset_queries()
-
-
-def _collect_references(brand: wire.Brand) -> Iterator[dict[str, str]]:
-    """Each endpoint once, with the portal that names it if one does."""
-    named = set()
-    for portal in brand.portals:
-        for reference in portal.endpoints:
-            if reference not in named:
-                yield {"portal": portal.name, "reference": reference}
-            named.add(reference)
-    for reference in dict.fromkeys(brand.endpoints):
-        if reference not in named:
-            yield {"portal": "", "reference": reference}
 
 
 def _read_names(

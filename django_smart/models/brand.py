@@ -9,7 +9,7 @@ from django.db.models import Case, Value, When
 from django.utils.translation import gettext_lazy as _
 
 from ..fields import DigestField, digest
-from ..protocol.brands import BrandPlace
+from ..protocol.brands import label_place
 from ..protocol.urls import normalize_base_url
 from .registration import ClientRegistration
 from .search_words import KEY_LENGTH, build_key_range
@@ -514,7 +514,7 @@ class Brand(models.Model):
     @property
     def place_labels(self) -> list[str]:
         """City and state of each place, for display."""
-        return [BrandPlace(**place).label for place in self.places]
+        return list(map(label_place, self.places))
 
     def get_search_texts(self) -> Iterable[str]:
         """The words that people can search for."""

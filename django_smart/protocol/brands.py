@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
@@ -23,8 +23,7 @@ __all__ = [
     "MAX_URL_CHARACTERS",
     "Brand",
     "BrandIdentifier",
-    "BrandPlace",
-    "BrandPortal",
+    "label_place",
     "parse_brand",
     "parse_brand_endpoint",
     "resolve_reference",
@@ -159,41 +158,6 @@ class BrandIdentifier:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BrandPlace:
-    """One address, as far as people search for it; members are empty if absent."""
-
-    city: str = ""
-    state: str = ""
-    postal_code: str = ""
-    country: str = ""
-
-    @property
-    def label(self) -> str:
-        """City and state, or what is available, for display."""
-        return ", ".join(part for part in (self.city, self.state) if part) or (
-            self.postal_code or self.country
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BrandPortal:
-    """
-    One patient portal.
-
-    Attributes:
-        name, description, url, logo, logo_license: empty if absent or declined.
-        endpoints: references as written.
-    """
-
-    name: str = ""
-    description: str = ""
-    url: str = ""
-    logo: str = ""
-    logo_license: str = ""
-    endpoints: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Brand:
     """
     One organization as people know it.
@@ -201,20 +165,24 @@ class Brand:
     Attributes:
         website, logo, logo_license: empty if absent or declined.
         categories: its codes that are in ``CATEGORIES``.
+        places: ``city``, ``state``, ``postal_code`` and ``country`` of each, as far as
+            people search for it; without those that are empty.
+        portals: ``name``, ``description``, ``url``, ``logo`` and ``logo_license`` of
+            each patient portal; empty if absent or declined.
+        endpoints: the name of the portal that names it, or "", by reference as written.
         part_of: reference as written, empty if there is none.
-        endpoints: references as written, of the brand itself.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     identifiers: tuple[BrandIdentifier, ...] = ()
     categories: tuple[str, ...] = ()
-    places: tuple[BrandPlace, ...] = ()
+    places: tuple[Mapping[str, str], ...] = ()
     website: str = ""
     logo: str = ""
     logo_license: str = ""
-    portals: tuple[BrandPortal, ...] = ()
-    endpoints: tuple[str, ...] = ()
+    portals: tuple[Mapping[str, str], ...] = ()
+    endpoints: Mapping[str, str] = field(default_factory=dict)
     part_of: str = ""
 
     @property
@@ -241,20 +209,18 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
     if not name:
         raise MalformedBrandError("An Organization has no name.")
     brand = next(_get_extensions(resource, "organization-brand"), {})
+    portals = list(_get_extensions(resource, "organization-portal"))
     return Brand(
         name=name,
         aliases=tuple(_texts(resource.get("alias"), _MAX_NAME)),
         identifiers=tuple(_read_identifiers(resource)),
         categories=tuple(dict.fromkeys(_read_categories(resource))),
-        places=tuple(dict.fromkeys(_read_places(resource))),
+        places=tuple(_read_places(resource)),
         website=_read_contact(resource.get("telecom")),
         logo=sanitize_logo_url(_get_value(brand, "brandLogo")),
         logo_license=_link(_get_value(brand, "brandLogoLicense")),
-        portals=tuple(
-            _read_portal(each)
-            for each in _get_extensions(resource, "organization-portal")
-        ),
-        endpoints=tuple(_read_references(resource.get("endpoint"))),
+        portals=tuple(map(_read_portal, portals)),
+        endpoints=_read_endpoints(resource, portals),
         part_of=_read_reference(resource.get("partOf")),
     )
 
@@ -345,17 +311,28 @@ def _get_value(extension: Mapping[str, Any], name: str) -> Any:
     return next(_get_values(extension, name), None)
 
 
-def _read_portal(extension: Mapping[str, Any]) -> BrandPortal:
-    return BrandPortal(
-        name=_text(_get_value(extension, "portalName"), _MAX_NAME),
-        description=_text(_get_value(extension, "portalDescription"), _MAX_TEXT),
-        url=_link(_get_value(extension, "portalUrl")),
-        logo=sanitize_logo_url(_get_value(extension, "portalLogo")),
-        logo_license=_link(_get_value(extension, "portalLogoLicense")),
-        endpoints=tuple(
-            _read_references(list(_get_values(extension, "portalEndpoint")))
-        ),
-    )
+def _read_portal(extension: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "name": _text(_get_value(extension, "portalName"), _MAX_NAME),
+        "description": _text(_get_value(extension, "portalDescription"), _MAX_TEXT),
+        "url": _link(_get_value(extension, "portalUrl")),
+        "logo": sanitize_logo_url(_get_value(extension, "portalLogo")),
+        "logo_license": _link(_get_value(extension, "portalLogoLicense")),
+    }
+
+
+def _read_endpoints(
+    resource: Mapping[str, Any], portals: list[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return the first portal that names it, if one does, by reference."""
+    endpoints: dict[str, str] = {}
+    for portal in portals:
+        name = _text(_get_value(portal, "portalName"), _MAX_NAME)
+        for reference in _read_references(list(_get_values(portal, "portalEndpoint"))):
+            endpoints.setdefault(reference, name)
+    for reference in _read_references(resource.get("endpoint")):
+        endpoints.setdefault(reference, "")
+    return endpoints
 
 
 def _read_identifiers(resource: Mapping[str, Any]) -> Iterator[BrandIdentifier]:
@@ -375,16 +352,25 @@ def _read_categories(resource: Mapping[str, Any]) -> Iterator[str]:
                 yield code
 
 
-def _read_places(resource: Mapping[str, Any]) -> Iterator[BrandPlace]:
+def _read_places(resource: Mapping[str, Any]) -> list[dict[str, str]]:
+    places: list[dict[str, str]] = []
     for each in _objects(resource.get("address")):
-        place = BrandPlace(
-            city=_text(each.get("city"), 100),
-            state=_text(each.get("state"), 100),
-            postal_code=_text(each.get("postalCode"), 20),
-            country=_text(each.get("country"), 100),
-        )
-        if place.label:
-            yield place
+        members = {
+            "city": _text(each.get("city"), 100),
+            "state": _text(each.get("state"), 100),
+            "postal_code": _text(each.get("postalCode"), 20),
+            "country": _text(each.get("country"), 100),
+        }
+        place = {name: text for name, text in members.items() if text}
+        if place and place not in places:
+            places.append(place)
+    return places
+
+
+def label_place(place: Mapping[str, str]) -> str:
+    """Return city and state of one of a brand's places, or what is available."""
+    parts = filter(None, (place.get("city"), place.get("state")))
+    return ", ".join(parts) or place.get("postal_code") or place.get("country", "")
 
 
 def _read_contact(points: object) -> str:

@@ -15,7 +15,7 @@ from django_smart.protocol.brands import (
     CATEGORIES,
     MAX_LOGO_BYTES,
     BrandIdentifier,
-    BrandPlace,
+    label_place,
     parse_brand,
     parse_brand_endpoint,
     resolve_reference,
@@ -47,20 +47,22 @@ def test_brand_is_read_from_the_first_vector():
     assert brand.aliases[0] == "ExampleLabs Alaska"
     assert brand.website == "https://labs.example.com"
     assert brand.categories == ("laboratory",)
-    assert brand.places[0] == BrandPlace(
-        city="Anchorage", state="AK", postal_code="99508", country="US"
-    )
-    assert brand.places[0].label == "Anchorage, AK"
+    assert brand.places[0] == {
+        "city": "Anchorage",
+        "state": "AK",
+        "postal_code": "99508",
+        "country": "US",
+    }
+    assert label_place(brand.places[0]) == "Anchorage, AK"
     assert brand.identifiers == (
         BrandIdentifier(system="urn:ietf:rfc:3986", value="https://examplelabs.org"),
     )
     assert brand.logo.startswith("data:image/svg+xml;base64,")
     (portal,) = brand.portals
-    assert portal.name == "Example Labs HealthCentral Portal"
-    assert portal.url == "https://healthcentral.labs.example.com"
-    assert portal.logo.startswith("data:image/svg+xml;base64,")
-    assert portal.endpoints == ("Endpoint/examplelabs",)
-    assert brand.endpoints == ("Endpoint/examplelabs",)
+    assert portal["name"] == "Example Labs HealthCentral Portal"
+    assert portal["url"] == "https://healthcentral.labs.example.com"
+    assert portal["logo"].startswith("data:image/svg+xml;base64,")
+    assert brand.endpoints == {"Endpoint/examplelabs": portal["name"]}
     assert brand.part_of == ""
 
 
@@ -72,11 +74,11 @@ def test_portals_and_parents_are_read_from_the_other_vectors():
         ]
     )
     assert brand is not None
-    assert [portal.name for portal in brand.portals] == [
+    assert [portal["name"] for portal in brand.portals] == [
         "ExampleHospital Patient Gateway",
         "ExampleHospital Pediatric Portal",
     ]
-    assert brand.portals[0].description.endswith("refill prescriptions.")
+    assert brand.portals[0]["description"].endswith("refill prescriptions.")
     affiliate = parse_brand(
         read_vector(2)["https://ehr.example.com/Organization/ehchospital"]
     )
@@ -85,7 +87,7 @@ def test_portals_and_parents_are_read_from_the_other_vectors():
     # Its logo is no base64.
     assert affiliate.logo == ""
     assert affiliate.portals == ()
-    assert affiliate.endpoints == ()
+    assert affiliate.endpoints == {}
 
 
 @pytest.mark.compliance("BRAND-07")
@@ -98,9 +100,7 @@ def test_references_of_every_vector_lead_to_an_entry(number):
             continue
         brand = parse_brand(resource)
         assert brand is not None
-        references = [*brand.endpoints, *filter(None, [brand.part_of])]
-        references += [each for portal in brand.portals for each in portal.endpoints]
-        for reference in references:
+        for reference in [*brand.endpoints, *filter(None, [brand.part_of])]:
             url, _ = resolve_reference(reference, full_url=full_url)
             assert url in resources
             found += 1
@@ -162,7 +162,7 @@ def test_declined_values_read_as_absent(reason):
     )
     assert brand is not None
     assert brand.website == ""
-    assert (brand.portals[0].name, brand.portals[0].url) == ("", "")
+    assert (brand.portals[0]["name"], brand.portals[0]["url"]) == ("", "")
 
 
 def test_every_text_is_cut_to_what_its_column_takes():
@@ -203,15 +203,15 @@ def test_every_text_is_cut_to_what_its_column_takes():
     assert brand.identifiers == (BrandIdentifier(system="x" * 300, value="x" * 300),)
     city = "x" * 100
     assert brand.places == (
-        BrandPlace(city=city, state=city, postal_code="x" * 20, country=city),
+        {"city": city, "state": city, "postal_code": "x" * 20, "country": city},
     )
     assert brand.website == brand.logo_license == link[:1000]
     assert brand.part_of == "x" * 1000
     (portal,) = brand.portals
-    assert portal.name == "x" * 300
-    assert portal.description == "a b " + "x" * 1996
-    assert portal.url == link.upper()[:1000]
-    assert portal.logo_license == link[:1000]
+    assert portal["name"] == "x" * 300
+    assert portal["description"] == "a b " + "x" * 1996
+    assert portal["url"] == link.upper()[:1000]
+    assert portal["logo_license"] == link[:1000]
 
 
 def test_address_of_an_endpoint_is_not_cut():
@@ -376,13 +376,13 @@ def test_place_that_nobody_could_look_for_is_left_out(place):
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        (BrandPlace(state="WI"), "WI"),
-        (BrandPlace(postal_code="53726"), "53726"),
-        (BrandPlace(country="US"), "US"),
+        ({"state": "WI"}, "WI"),
+        ({"postal_code": "53726"}, "53726"),
+        ({"country": "US"}, "US"),
     ],
 )
 def test_label_of_a_place_is_what_there_is(place, expected):
-    assert place.label == expected
+    assert label_place(place) == expected
 
 
 def test_members_of_a_wrong_type_read_as_absent():
@@ -398,7 +398,8 @@ def test_members_of_a_wrong_type_read_as_absent():
     )
     assert brand is not None
     assert brand.aliases == ("B",)
-    assert brand.endpoints == brand.categories == ()
+    assert brand.endpoints == {}
+    assert brand.categories == ()
     assert brand.part_of == brand.website == ""
 
 
