@@ -9,7 +9,7 @@ is published well before it signs, and as long after it has stopped (JWKS-10).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from django.db import IntegrityError, router, transaction
@@ -25,7 +25,6 @@ from ..protocol.jwk import generate_private_key_pem, load_private_key, public_jw
 __all__ = [
     "JWKS_MAX_AGE",
     "OVERLAP",
-    "KeyChanges",
     "create_signing_key",
     "ensure_active_key",
     "ensure_next_key",
@@ -47,15 +46,6 @@ JWKS_MAX_AGE = timedelta(hours=1)
 OVERLAP = 2 * JWKS_MAX_AGE
 
 _Status = SigningKey.Status
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeyChanges:
-    """Counts of one run: keys generated, activated, and removed from the JWK Set."""
-
-    generated: int = 0
-    rotated: int = 0
-    removed: int = 0
 
 
 def create_signing_key(
@@ -228,21 +218,24 @@ def retire_key(kid: str, *, at_once: bool = False) -> SigningKey:
     return key
 
 
-def rotate_due_keys() -> KeyChanges:
+def rotate_due_keys() -> Counter[str]:
     """
     Do what is due: publish next keys, rotate to them, remove retired ones.
 
     Keys are generated and rotated only if ``SMART_KEY_ROTATION`` is set; retired ones
     are removed from the JWK Set in any case. Concurrent runs are safe.
+
+    Returns:
+        How many keys were ``generated``, ``rotated`` to, and ``removed`` from the set.
     """
     now = TaskRun.objects.note(ROTATE_KEYS)
     removed = SigningKey.objects.retired_before(now - OVERLAP).remove()
-    generated = rotated = 0
+    changes = Counter(generated=0, rotated=0, removed=removed)
     period = conf.SMART_KEY_ROTATION
     signing = SigningKey.objects.active().select_related("registration")
     for key in signing.defer("private_key") if period else ():
         whose = key.algorithm, key.registration
-        generated += ensure_next_key(*whose)[1]
+        changes["generated"] += ensure_next_key(*whose)[1]
         if key.activated_at is not None and now < key.activated_at + period:
             continue
         try:
@@ -251,9 +244,9 @@ def rotate_due_keys() -> KeyChanges:
             # The next run finds it ready, or already rotated.
             logger.info("Signing key %s is not rotated yet: %s", key.pk, exc)
             continue
-        rotated += 1
-        generated += ensure_next_key(*whose)[1]
-    return KeyChanges(generated=generated, rotated=rotated, removed=removed)
+        changes["rotated"] += 1
+        changes["generated"] += ensure_next_key(*whose)[1]
+    return changes
 
 
 def _ensure_key(

@@ -258,7 +258,7 @@ def test_assertion_that_arrives_after_the_rotation_is_still_checked(
     build_client_authentication(registration, token_endpoint=ehr.token_endpoint).apply(
         form, {}, endpoint=ehr.token_endpoint
     )
-    assert signing_keys.rotate_due_keys().rotated == 1
+    assert signing_keys.rotate_due_keys()["rotated"] == 1
     clock.shift(timedelta(seconds=239))
     signing_keys.rotate_due_keys()
     # Its cache had run out: what it fetches now has the old key still.

@@ -103,10 +103,8 @@ class Command(BaseCommand):
                     "--due handles all keys; do not combine it with other options."
                 )
             changes = rotate_due_keys()
-            self.stdout.write(
-                f"generated: {changes.generated}, rotated: {changes.rotated}, "
-                f"removed: {changes.removed}"
-            )
+            texts = (f"{what}: {number}" for what, number in changes.items())
+            self.stdout.write(", ".join(texts))
             return
 
         registration = _find_registration(options)
