@@ -21,8 +21,12 @@ Respond = Callable[[Request], Response]
 class Away(BaseAdapter):
     """A server that cannot be reached."""
 
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self._error = error or requests.ConnectionError("no route")
+
     def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        raise requests.ConnectionError("no route")
+        raise self._error
 
     def close(self) -> None:
         """Nothing is held."""

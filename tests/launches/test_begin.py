@@ -12,17 +12,15 @@ import requests
 from django.db import connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from requests.adapters import BaseAdapter
 
 from django_smart import transport
 from django_smart.exceptions import LaunchRequestError
 from django_smart.fields import digest
-from django_smart.launches.begin import (
-    get_ehr_registration,
-)
+from django_smart.launches.begin import get_ehr_registration
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
+from tests.answers import Away
 from tests.ehr import (
     BASE_URL,
     CLIENT_ID,
@@ -35,20 +33,6 @@ from tests.ehr import (
 from tests.factories import make_registration, make_server
 
 pytestmark = pytest.mark.django_db
-
-
-class _Away(BaseAdapter):
-    """A server that gives no answer, in one way or another."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self._error = error
-
-    def send(self, *args: Any, **kwargs: Any) -> requests.Response:
-        raise self._error
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _query(url: str) -> dict[str, str]:
@@ -200,7 +184,9 @@ def test_pkce_follows_the_column_of_the_server(ehr: EHRSimulator) -> None:
     ],
 )
 @pytest.mark.usefixtures("registration")
-def test_unknown_iss_is_refused_before_any_request(ehr: EHRSimulator, iss: str) -> None:
+def test_unknown_iss_is_refused_before_any_request(
+    ehr: EHRSimulator, iss: str, caplog: pytest.LogCaptureFixture
+) -> None:
     browser = make_browser()
     response = browser.get("/smart/launch/", {"iss": iss, "launch": "x"})
     assert response.status_code == 400
@@ -208,6 +194,7 @@ def test_unknown_iss_is_refused_before_any_request(ehr: EHRSimulator, iss: str) 
     assert ehr.requests == []
     assert not Launch.objects.exists()
     assert not browser.cookies
+    assert "unknown_server" in caplog.text
     with pytest.raises(LaunchRequestError) as caught:
         get_ehr_registration(iss)
     assert caught.value.code == "unknown_server"
@@ -258,31 +245,30 @@ def test_log_names_the_unknown_iss_and_the_nearest_base_url(
 )
 @pytest.mark.usefixtures("registration")
 def test_launch_without_usable_parameters_is_refused(
-    ehr: EHRSimulator, query: dict[str, Any]
+    ehr: EHRSimulator, query: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     response = make_browser().get("/smart/launch/", query)
     assert response.status_code == 400
     assert b"<code>missing_parameter</code>" in response.content
     assert ehr.requests == []
     assert not Launch.objects.exists()
+    assert "missing_parameter" in caplog.text
 
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"is_active": False},
-        {"server__is_active": False},
-        {"ehr_scope": ""},
-    ],
+    [{"is_active": False}, {"server__is_active": False}, {"ehr_scope": ""}],
 )
 def test_registration_that_is_not_for_ehr_launches_is_refused(
-    ehr: EHRSimulator, values: dict[str, Any]
+    ehr: EHRSimulator, values: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     make_registration(**values)
     response = make_browser().get("/smart/launch/", {"iss": BASE_URL, "launch": "x"})
     assert response.status_code == 403
     assert b"<code>registration_inactive</code>" in response.content
     assert ehr.requests == []
+    assert not Launch.objects.exists()
+    assert "registration_inactive" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -297,7 +283,7 @@ def test_registration_that_is_not_for_ehr_launches_is_refused(
 def test_unreachable_ehr_is_a_page_and_a_failed_launch(
     error: Exception, code: str
 ) -> None:
-    with transport.mounted("https://ehr.example.org/", _Away(error)):
+    with transport.mounted("https://ehr.example.org/", Away(error)):
         response = make_browser().get(
             "/smart/launch/", {"iss": BASE_URL, "launch": "x"}
         )

@@ -55,12 +55,6 @@ LAUNCHED = {"launched": True, "patient": PATIENT, "reason": ""}
 
 
 @stacks
-def test_browser_that_launched_once_needs_no_prefix(ehr, method):
-    chart = open_chart(ehr)
-    assert whoami(chart, method) == LAUNCHED
-
-
-@stacks
 def test_browser_that_never_launched_has_none(method):
     stranger = Chart(make_browser(), Launch(), "/")
     assert whoami(stranger, method) == refused("no_launch")

@@ -148,14 +148,6 @@ def test_browser_with_too_many_loses_the_one_left_alone_for_longest(ehr, setting
     assert row.grant.is_revocation_pending
 
 
-def test_one_launch_at_a_time_can_be_asked_for(ehr, settings):
-    settings.SMART_LAUNCHES_PER_BROWSER = 1
-    one = open_chart(ehr)
-    two = open_chart(ehr, one.browser)
-    assert one.get("/links/").status_code == 410
-    assert two.get("/links/").status_code == 200
-
-
 def test_launches_started_with_a_cookie_each_count_together(ehr, settings):
     settings.SMART_LAUNCHES_PER_BROWSER = 1
     charts = [open_chart(ehr), open_chart(ehr)]

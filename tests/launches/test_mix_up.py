@@ -159,10 +159,6 @@ def test_registration_outside_takes_no_callback_of_a_group(
     assert set(caught.value.message_dict) == {"callback_group"}
 
 
-def test_callback_id_is_read_from_the_redirect_uri(evil: EHRSimulator) -> None:
-    assert ClientRegistration.objects.get().callback_id == "evil"
-
-
 def test_callback_id_that_contradicts_the_redirect_uri_is_refused(
     registration: ClientRegistration,
 ) -> None:
