@@ -20,7 +20,15 @@ from tests.contrib.doctor.conftest import World
 from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
 from tests.factories import make_registration, make_server
 
-__all__ = ["FAULTS", "SMART", "encryption_keys_derived", "offer"]
+__all__ = [
+    "FAULTS",
+    "SMART",
+    "encryption_keys_derived",
+    "offer",
+    "set_broker",
+    "sign_in_required",
+    "token_endpoint_is_a_page",
+]
 
 SMART = "/smart-configuration"
 OFFSET = timedelta(minutes=3)
@@ -386,12 +394,16 @@ def login_page_missing(world: World) -> None:
     world.settings.LOGIN_URL = "/accounts/login/"
 
 
-def broker_down(world: World) -> None:
-    """The broker went down after a successful run."""
+def set_broker(world: World, url: str) -> None:
+    """As of a site that has *url* for its broker, and workers."""
     celery_app.set_current()
-    url = "amqp://clinic:secret@127.0.0.1:1//"
     for name, value in (("broker_url", url), ("task_always_eager", False)):
         world.monkeypatch.setitem(celery_app.conf, name, value)
+
+
+def broker_down(world: World) -> None:
+    """The broker went down after a successful run."""
+    set_broker(world, "amqp://clinic:secret@127.0.0.1:1//")
 
 
 def leeway_is_text(world: World) -> None:
