@@ -9,10 +9,11 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from django_smart.models import SigningKey
+from django_smart.models import ClientRegistration, SigningKey
 from django_smart.protocol.jwk import PrivateKey, load_private_key
 from django_smart.servers.signing_keys import create_signing_key
-from tests.ehr import make_browser
+from django_smart.testing import EHRSimulator
+from tests.ehr import launch, make_browser
 
 pytestmark = pytest.mark.django_db
 
@@ -60,19 +61,30 @@ def test_body_has_both_keys_of_an_overlap_and_nothing_private() -> None:
     assert b"PRIVATE" not in response.content
 
 
+@pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.compliance("JWKS-04", "JWKS-05")
-def test_keys_are_for_everybody_and_cost_one_query() -> None:
+def test_keys_are_for_everybody_and_cost_one_query(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    atomic: bool,
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", atomic)
     create_signing_key("ES384")
-    browser = make_browser()
-    with CaptureQueriesContext(connection) as queries:
-        response = browser.get(PATH)
-    assert len(queries) == 1
-    assert "private_key" not in queries[0]["sql"]
-    assert response.status_code == 200
-    assert not response.cookies
-    assert "Vary" not in response
-    assert response["Cache-Control"] == "public, max-age=3600"
-    assert response["Access-Control-Allow-Origin"] == "*"
+    launched = make_browser()
+    launch(launched, ehr)
+    # Also for a browser that has every cookie of ours.
+    for browser in (make_browser(), launched):
+        with CaptureQueriesContext(connection) as queries:
+            response = browser.get(PATH)
+        assert len(queries) == 1
+        assert "private_key" not in queries[0]["sql"]
+        assert response.status_code == 200
+        assert not response.cookies
+        assert "Vary" not in response
+        assert response["Cache-Control"] == "public, max-age=3600"
+        assert response["Access-Control-Allow-Origin"] == "*"
 
 
 @pytest.mark.compliance("JWKS-09")

@@ -7,11 +7,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-from django.db import connections
 from django.test import Client
 
 from django_smart.models import ClientRegistration, FHIRServer, Launch
-from django_smart.servers.signing_keys import create_signing_key
 from tests.ehr import PATIENT, get_callback, make_browser
 from tests.factories import make_registration
 from tests.site.browsers import make_mounted_browser, open_chart
@@ -66,22 +64,6 @@ def test_pages_of_the_protocol_are_kept_out_of_caches(user, path, is_signed_in):
         browser.force_login(user)
     assert is_kept_secret(browser.get(path))
     assert "no-store" in browser.get("/smart/connections/")["Cache-Control"]
-
-
-@pytest.mark.parametrize("atomic", [True, False])
-@pytest.mark.compliance("JWKS-04", "JWKS-05")
-def test_keys_are_public_and_cacheable(ehr, monkeypatch, atomic):
-    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", atomic)
-    key = create_signing_key("ES384")
-    # Also for a browser that has every cookie of ours.
-    for browser in (make_browser(), open_chart(ehr).browser):
-        response = browser.get("/smart/jwks.json")
-        assert response.status_code == 200
-        assert [each["kid"] for each in response.json()["keys"]] == [key.kid]
-        assert response["Content-Type"] == "application/json"
-        assert response["Cache-Control"] == "public, max-age=3600"
-        assert not response.cookies
-        assert "Vary" not in response
 
 
 def test_every_path_allows_its_methods_alone():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from django.db import IntegrityError, transaction
 
@@ -11,23 +9,6 @@ from django_smart.models import SigningKey
 from django_smart.servers.signing_keys import create_signing_key
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.mark.compliance("JWKS-02", "JWKS-06", "JWKS-07", "JWKS-11")
-def test_jwk_set_lists_public_halves_of_all_but_removed_keys() -> None:
-    keys = {
-        status: create_signing_key("ES384", status=status)
-        for status in SigningKey.Status.values
-    }
-    published = SigningKey.objects.as_jwks()["keys"]
-    assert [each["kid"] for each in published] == [
-        keys[status].kid for status in ("next", "active", "retired")
-    ]
-    private = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
-    for each in published:
-        assert not private & set(each)
-        assert {"kty", "kid"} <= set(each)
-    assert "PRIVATE" not in json.dumps(published)
 
 
 @pytest.mark.compliance("JWKS-02")
