@@ -22,10 +22,6 @@ from tests.factories import METHODS, make_client
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.test_statements")]
 
 
-def _plain(_request: HttpRequest) -> HttpResponse:
-    return HttpResponse("ok")
-
-
 def _with_user(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(request.user.pk))
 
@@ -45,7 +41,6 @@ _LOGIN = "/smart/login/?server=harbour"
 
 urlpatterns = [
     path("smart/", include("django_smart.urls")),
-    path("", _plain),
     path("user/", _with_user),
     path("reading/", _reading_twice),
     path("required/", _required),
@@ -76,10 +71,6 @@ def _watch_sign_in(ehr: EHRSimulator) -> tuple[list[str], int]:
     sent = [each for each in ehr.requests if not each.path.endswith("/authorize")]
     sql = [each["sql"] for each in statements]
     return [each for each in sql if not each.startswith(_MARKS)], len(sent)
-
-
-def test_first_login_at_a_server_asks_it_three_times(ehr, registration):
-    assert _sign_in(ehr)[1] <= 3
 
 
 # An offline grant looks for the one that it replaces.
@@ -124,12 +115,6 @@ def _count(browser: Any, path: str) -> int:
         response = browser.get(path)
     assert response.status_code == 200, response.content
     return len(captured)
-
-
-def test_page_that_touches_nothing_asks_nothing(ehr, registration):
-    browser = make_browser()
-    launch(browser, ehr)
-    assert _count(browser, "/") == 0
 
 
 def test_page_under_a_prefix_asks_for_session_user_and_launch(ehr, registration):
