@@ -573,12 +573,3 @@ def test_backend_reads_no_setting_of_the_staffs_server(
     # Upstream's raises ImproperlyConfigured here.
     backend = SMARTAuthenticationBackend()
     assert backend.resolve_user(_claims(), registration) == User.objects.get()
-
-
-def test_far_expiry_keeps_upstreams_session_refresh_away(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    browser = make_browser()
-    launch(browser, ehr)
-    assert browser.session["oidc_id_token_expiration"] > 2**39
-    assert registration.launches.count() == 1

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from django_smart.backends import SMARTAuthenticationBackend
-from tests.ehr import SITE, make_browser
+from tests.ehr import SITE
 from tests.known import OURS, THEIRS
 from tests.site.browsers import open_chart
 
@@ -83,14 +83,6 @@ def test_staff_s_session_refresh_leaves_our_sessions_alone(ehr):
     chart = open_chart(ehr)
     assert chart.get("/links/").status_code == 200
     assert chart.browser.get("/links/").status_code == 200
-
-
-def test_staff_s_session_refresh_still_works_for_staff(django_user_model):
-    browser = make_browser()
-    staff = django_user_model.objects.create_user("sam")
-    browser.force_login(staff, backend=THEIRS)
-    response = browser.get("/links/")
-    assert response["Location"].startswith("https://staff.example.org/authorize?")
 
 
 def test_staff_s_session_refresh_knows_no_launch(ehr):
