@@ -72,15 +72,6 @@ def test_first_key_signs_and_the_second_is_published(algorithm: str) -> None:
     assert len(states()) == 2
 
 
-def test_key_is_made_once_and_then_found() -> None:
-    first = ensure_active_key("ES384")
-    assert ensure_active_key("ES384") == first
-    following, created = ensure_next_key("ES384")
-    assert created
-    assert ensure_next_key("ES384") == (following, False)
-    assert ensure_active_key("ES384") == first
-
-
 @pytest.mark.django_db(transaction=True)
 def test_many_that_make_the_first_key_at_once_get_the_same() -> None:
     made = run_together(*[lambda: ensure_active_key("ES384").kid] * 4)
@@ -208,13 +199,6 @@ def test_key_that_registrations_sign_with_is_not_retired() -> None:
     registration.signing_algorithm = "RS384"
     registration.save()
     assert retire_key(key.kid).status == "retired"
-
-
-def test_key_that_never_signed_leaves_the_set_at_once() -> None:
-    ensure_active_key("ES384")
-    following, _ = ensure_next_key("ES384")
-    assert retire_key(following.kid).status == "removed"
-    assert ensure_next_key("ES384")[1]
 
 
 @pytest.mark.compliance("JWKS-02")
