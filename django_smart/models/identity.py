@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
@@ -113,3 +115,10 @@ class Identity(models.Model):
 
     def __str__(self) -> str:
         return f"{self.issuer} #{self.pk}"
+
+    def save(self, **kwargs: Any) -> None:
+        """Save; without a server, use the only one that it can belong to."""
+        if not self.server_id:
+            servers = FHIRServer.objects.with_issuer(self.issuer)[:2]
+            (self.server,) = servers or FHIRServer.objects.all()[:2]
+        super().save(**kwargs)

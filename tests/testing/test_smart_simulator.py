@@ -62,6 +62,8 @@ def test_it_serves_until_it_is_told_to_stop(
     document = requests.get(f"{base_url}/.well-known/smart-configuration").json()
     form = {"grant_type": "authorization_code"}
     assert requests.post(document["token_endpoint"], data=form).status_code == 500
+    origin = base_url.removesuffix("/sim/fhir")
+    assert len(requests.get(f"{origin}/_control/requests").json()) == 2
     process.send_signal(number)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0, rest

@@ -23,7 +23,8 @@ class Command(BaseCommand):
     """
     Serve the simulated EHR until SIGINT or SIGTERM.
 
-    It has a FHIR API, an authorization server, and pages for people at ``/``.
+    It has a FHIR API, an authorization server, pages for people at ``/``, and, for
+    tests in other processes, a JSON control API at ``/_control/``.
     """
 
     help = "Serve a simulated EHR: SMART App Launch, FHIR R4, synthetic patients."
@@ -117,6 +118,7 @@ class Command(BaseCommand):
         ehr = EHRSimulator(
             base_url=f"http://{options['host']}{path}",
             access_token_lifetime=options["access_token_lifetime"],
+            control=True,
         )
         method = options["auth_method"]
         secret = options["client_secret"]

@@ -18,6 +18,7 @@ from django_smart.testing.simulator import (
     bundles,
     changes,
     consent,
+    control,
     discovery,
     faults,
     fhir,
@@ -46,12 +47,19 @@ class _FHIRTypeConverter(BaseConverter):
     regex = "[A-Z][A-Za-z]+"
 
 
-def _rule(path: str, name: str, handler: Handler, method: str = "POST") -> Rule:
-    return Rule(path, endpoint=(name, handler), methods=[method])
+def _get(path: str, name: str, handler: Handler) -> Rule:
+    return Rule(path, endpoint=(name, handler), methods=["GET"])
+
+
+def _post(path: str, name: str, handler: Handler) -> Rule:
+    return Rule(path, endpoint=(name, handler), methods=["POST"])
 
 
 def _rules(name: str, routes: Routes) -> list[Rule]:
-    return [_rule(path, name, handler, method) for path, method, handler in routes]
+    return [
+        Rule(path, endpoint=(name, handler), methods=[method])
+        for path, method, handler in routes
+    ]
 
 
 def _handle(
@@ -93,6 +101,7 @@ def _bind(ehr: EHRSimulator, request: Request) -> MapAdapter:
             root=ehr.root_path,
             page=ehr.page_path,
             issuer=urlsplit(ehr.issuer).path.rstrip("/"),
+            is_controlled=bool(ehr.control),
         )
     return routes.bind_to_environ(request.environ)
 
@@ -104,13 +113,16 @@ _building = Lock()
 
 # Tests make an EHR each, and most have the same paths.
 @lru_cache(maxsize=32)
-def _build_map(*, base: str, root: str, page: str, issuer: str) -> Map:
+def _build_map(
+    *, base: str, root: str, page: str, issuer: str, is_controlled: bool
+) -> Map:
     return Map(
         [
             *_protocol_rules(base, root, issuer),
             *_rules("fhir", _fhir_routes(base, page)),
             *_rules("page", pages.routes()),
             *_rules("consent", consent.routes(root)),
+            *(_rules("control", control.routes()) if is_controlled else ()),
         ],
         converters={"type": _FHIRTypeConverter},
         strict_slashes=False,
@@ -167,33 +179,37 @@ class App:
                 response = replaced
         if request_id := request.headers.get("X-Request-Id"):
             response.headers.setdefault("X-Request-Id", request_id)
-        self._ehr.record(exchange, response.status_code)
+        if exchange.name != "control":
+            self._ehr.record(exchange, response.status_code)
         return response
 
 
 def _protocol_rules(base: str, root: str, issuer: str) -> list[Rule]:
     well_known = f"{base}/.well-known/smart-configuration"
     return [
-        _rule(well_known, "smart-configuration", discovery.smart_configuration, "GET"),
+        _get(well_known, "smart-configuration", discovery.smart_configuration),
         # Below the base as well: where the issuer is not known, apps look there.
         *(
-            _rule(
+            _get(
                 f"{path}/.well-known/openid-configuration",
                 "openid-configuration",
                 discovery.openid_configuration,
-                "GET",
             )
             for path in sorted({issuer, base})
         ),
-        _rule(f"{base}/metadata", "metadata", discovery.metadata, "GET"),
-        _rule(f"{root}/auth/jwks", "jwks", discovery.jwks, "GET"),
-        _rule("/smart-style.json", "smart-style", discovery.smart_style, "GET"),
-        _rule(f"{root}/auth/authorize", "authorize", consent.authorize, "GET"),
-        _rule(f"{root}/auth/authorize", "authorize", consent.authorize),
-        _rule(f"{root}/auth/token", "token", token.token_endpoint),
-        _rule(f"{root}/auth/revoke", "revoke", token.revocation_endpoint),
-        _rule(f"{root}/auth/introspect", "introspect", token.introspection_endpoint),
-        _rule(f"{root}/auth/register", "register", register.registration_endpoint),
+        _get(f"{base}/metadata", "metadata", discovery.metadata),
+        _get(f"{root}/auth/jwks", "jwks", discovery.jwks),
+        _get("/smart-style.json", "smart-style", discovery.smart_style),
+        _get(f"{root}/auth/authorize", "authorize", consent.authorize),
+        _post(f"{root}/auth/authorize", "authorize", consent.authorize),
+        _post(f"{root}/auth/token", "token", token.token_endpoint),
+        _post(f"{root}/auth/revoke", "revoke", token.revocation_endpoint),
+        _post(
+            f"{root}/auth/introspect",
+            "introspect",
+            token.introspection_endpoint,
+        ),
+        _post(f"{root}/auth/register", "register", register.registration_endpoint),
     ]
 
 

@@ -87,6 +87,7 @@ class EHRSimulator:
         issuer: of the ID tokens; by default, the base URL without its last segment.
         id_token_algorithm: RS256, RS384, ES256 or ES384.
         page_path: path outside the base for further pages of a search.
+        control: offer the JSON control API at ``/_control/``.
         initial_access_token: required for registration; ``None`` for none.
         lenient: skip all of ``CHECKS``, to show what the app itself checks.
     """
@@ -104,6 +105,7 @@ class EHRSimulator:
         issuer: str | None = None,
         id_token_algorithm: str = "RS256",  # noqa: S107 (a name, not a password)
         page_path: str | None = None,
+        control: bool = False,
         initial_access_token: str | None = None,
         lenient: bool = False,
     ) -> None:
@@ -118,6 +120,7 @@ class EHRSimulator:
         self.rotate_refresh_tokens = rotate_refresh_tokens
         self.echo_offline_access = echo_offline_access
         self.id_token_algorithm = id_token_algorithm
+        self.control = control
         self.initial_access_token = initial_access_token
         self.checks: frozenset[str] = frozenset() if lenient else CHECKS
         """The active ``CHECKS``."""
