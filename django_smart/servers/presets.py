@@ -7,27 +7,18 @@ vendor with an empty entry was examined and needs none.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 from ..models import FHIRServer
 
-__all__ = ["PRESETS", "ServerColumns", "get_preset_values"]
-
-
-class ServerColumns(TypedDict, total=False):
-    """Columns of :class:`~django_smart.models.FHIRServer` that a preset fills in."""
-
-    authorization_parameters: dict[str, str]
-    bearer_boundary: str
-    discovery_headers: dict[str, str]
-    introspection_mode: str
-    patient_from_fhir_user: bool
+__all__ = ["PRESETS", "get_preset_values"]
 
 
 #: Placeholder for the client id, which some vendors' servers require.
 _CLIENT_ID = "{client_id}"
 
-PRESETS: dict[str, ServerColumns] = {
+#: Values of columns of ``FHIRServer``, by preset.
+PRESETS: dict[str, dict[str, Any]] = {
     FHIRServer.Preset.EPIC: {
         # Endpoints can differ between clients; without the header, the general ones are
         # returned. (fhir.epic.com, OAuth 2.0 Specification, "Additional Header
@@ -67,7 +58,7 @@ PRESETS: dict[str, ServerColumns] = {
 }
 
 
-def get_preset_values(preset: str, *, client_id: str) -> ServerColumns:
+def get_preset_values(preset: str, *, client_id: str) -> dict[str, Any]:
     """
     Return the fields that *preset* sets.
 

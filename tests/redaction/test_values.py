@@ -39,7 +39,6 @@ from django_smart.launches.browser import Browser
 from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
 from django_smart.protocol.messages import HiddenBytes, HiddenText
-from django_smart.servers.presets import ServerColumns
 from tests.fhir.servers import Carrier, Tokens
 
 CANARY = "c4nary"
@@ -111,7 +110,6 @@ OWN_REPR = {
     SearchPage,
     SearchResult,
     SearchStream,
-    ServerColumns,
     HiddenBytes,
     HiddenText,
     _Plaintext,
