@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -168,15 +168,31 @@ _REVERSE = re.compile(r"_has:([A-Za-z]+):([a-z\-]+):[^:.]+(?::[a-z\-]+)?")
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
 
 
+class _Names:
+    """
+    Names in a Bundle, and those around it.
+
+    These are not copied: a server may send any number of names and Bundles.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, inner: Container[str], outer: Container[str]) -> None:
+        self._inner, self._outer = inner, outer
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._inner or name in self._outer
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Around:
     """What the resources of one answer, or of one request, know of each other."""
 
-    own: frozenset[str] = field(repr=False)
+    own: Container[str] = field(repr=False)
     """References to the patient."""
-    known: Set[str] = field(default=frozenset(), repr=False)
+    known: Container[str] = field(default=frozenset(), repr=False)
     """References to resources that are known to be the patient's."""
-    urns: frozenset[str] = field(default=frozenset(), repr=False)
+    urns: Container[str] = field(default=frozenset(), repr=False)
     """``urn:`` names of other entries."""
     is_written: bool = False
     is_made: bool = False
@@ -204,6 +220,14 @@ class PatientBoundary:
     scopes: ScopeSet
     other_patients: Collection[str] = ()
     trusts_binaries: bool = False
+    _by_type: dict[str, list[ResourceScope]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        # A server can send thousands of scopes, and of resources to compare them with.
+        for scope in self.scopes.resource_scopes:
+            self._by_type.setdefault(scope.type.lower(), []).append(scope)
 
     @property
     def own(self) -> frozenset[str]:
@@ -229,11 +253,10 @@ class PatientBoundary:
         return any(granted) or not self.scopes.resource_scopes
 
     def _get_scopes(self, resource_type: str, letters: str) -> Iterator[ResourceScope]:
-        for scope in self.scopes.resource_scopes:
-            if scope.type.lower() in {"*", resource_type.lower()} and (
-                set(letters) & set(scope.letters)
-            ):
-                yield scope
+        for name in {"*", resource_type.lower()}:
+            for scope in self._by_type.get(name, ()):
+                if set(letters) & set(scope.letters):
+                    yield scope
 
     # Searches
 
@@ -489,7 +512,7 @@ class PatientBoundary:
         entries = bundle.get("entry") or []
         if not isinstance(entries, list):
             _refuse("The entries of a Bundle are not a list.")
-        own, urns = set(around.own), set()
+        own, urns, known = set[str](), set[str](), set[str]()
         for entry in entries:
             resource, url = _read_entry(entry)
             is_patient = resource.get("resourceType") == "Patient"
@@ -497,10 +520,12 @@ class PatientBoundary:
                 own.update({url} if url.startswith("urn:") else ())
             elif not is_patient and url.startswith("urn:"):
                 urns.add(url)
-        known: set[str] = set(around.known)
         # What is known grows with each entry.
         around = replace(
-            around, own=frozenset(own), urns=around.urns | urns, known=known
+            around,
+            own=_Names(own, around.own),
+            urns=_Names(urns, around.urns),
+            known=_Names(known, around.known),
         )
         is_own = False
         for entry in sorted(entries, key=_is_about_others):
@@ -620,7 +645,8 @@ class PatientBoundary:
         if (
             is_urn
             and place.may_refer(path)
-            and reference not in around.urns | around.own
+            and reference not in around.urns
+            and reference not in around.own
         ):
             _refuse(
                 f"{place.name}.{path} refers to a resource that is not in the request."
@@ -640,7 +666,7 @@ class PatientBoundary:
             path == subject.replace("[]", "") for subject in place.compartment.subjects
         )
 
-    def _is_foreign(self, reference: str, own: frozenset[str]) -> bool:
+    def _is_foreign(self, reference: str, own: Container[str]) -> bool:
         """Whether a reference names a patient in any way but as the launch's."""
         return reference not in own and bool(_PATIENT.search(_fold(reference)))
 

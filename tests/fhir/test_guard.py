@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -52,6 +53,31 @@ def test_search_without_a_patient_is_about_the_launchs():
     with pytest.raises(ForeignPatientError):
         list(grant.client.search("Observation", patient="p2"))
     assert len(grant.server.requests) == 2
+
+
+@pytest.mark.parametrize("kind", ["references", "bundles", "scopes"])
+def test_check_takes_no_longer_than_what_is_checked(kind):
+    """A server could keep a process busy for an hour, with one response."""
+    number = 40_000
+    entries: list[dict[str, Any]] = [{"fullUrl": f"urn:{n}"} for n in range(number)]
+    scope = "patient/*.cruds"
+    if kind == "references":
+        target = [{"reference": f"urn:{n}"} for n in range(number)]
+        own = [*target, {"reference": "Observation/o1"}]
+        provenance = {"resourceType": "Provenance", "id": "p", "target": own}
+        entries += [{"resource": provenance}, {"resource": MINE}]
+    elif kind == "bundles":
+        entries += [{"fullUrl": f"urn:more:{n}"} for n in range(2 * number)]
+        entries += [{"resource": bundle(MINE)} for _ in range(number // 2)]
+    else:
+        entries = [{"resource": {**MINE, "id": f"{n}"}} for n in range(number)]
+        scope += "".join(f" patient/A{n:x}.r".replace("0", "g") for n in range(5_000))
+    grant = make_grant(scope)
+    found = {**bundle(), "entry": entries}
+    grant.server.on("Observation?patient=p1", respond(found))
+    started = time.process_time()
+    grant.client.get("Observation?patient=p1")
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("scope", ["", "launch/patient", "user/Practitioner.r"])
