@@ -186,6 +186,23 @@ def test_another_patient_or_encounter_ends_launch_and_grant(
     assert get_context(opened) == before
 
 
+@pytest.mark.compliance("REF-06")
+def test_reference_to_the_same_patient_and_encounter_ends_nothing(
+    ehr: EHRSimulator, opened: Launch
+) -> None:
+    before = reload_grant(opened.grant_id)
+    answer(
+        ehr,
+        TOKEN_PATH,
+        patient=f"Patient/{before.patient_id}",
+        encounter=f"Encounter/{before.encounter_id}",
+    )
+    grant = refresh(opened, ehr)
+    assert grant.status == "active"
+    assert grant.patient_id == before.patient_id
+    assert grant.encounter_id == before.encounter_id
+
+
 @pytest.mark.compliance("REF-06", "REF-14")
 def test_another_patient_in_the_access_token_ends_launch_and_grant(
     ehr: EHRSimulator, opened: Launch
