@@ -47,9 +47,7 @@ def test_list_shows_active_and_due_grants_and_the_longest_wait(operator):
 
 def test_list_reads_all_servers_at_once(operator):
     def count() -> int:
-        with CaptureQueriesContext(
-            connection,
-        ) as queries:
+        with CaptureQueriesContext(connection) as queries:
             assert operator.get(reverse(LIST)).status_code == 200
         return len(queries)
 

@@ -58,20 +58,15 @@ def test_server_is_asked_and_what_it_said_is_kept(
 
 @pytest.mark.compliance("CAPS-08", "DISC-08", "DISC-11")
 @pytest.mark.parametrize(
-    ("offered", "values", "fix"),
+    ("offered", "fix"),
     [
-        ({"capabilities": ["launch-standalone"]}, {}, "scope for EHR launch"),
-        ({"code_challenge_methods_supported": ["plain"]}, {}, "enable S256"),
+        ({"capabilities": ["launch-standalone"]}, "scope for EHR launch"),
+        ({"code_challenge_methods_supported": ["plain"]}, "enable S256"),
         (
             {"token_endpoint_auth_methods_supported": ["private_key_jwt"]},
-            {},
             "it supports private_key_jwt",
         ),
-        (
-            {"capabilities": ["launch-ehr", "permission-v1"]},
-            {},
-            "end it in .read",
-        ),
+        ({"capabilities": ["launch-ehr", "permission-v1"]}, "end it in .read"),
     ],
 )
 def test_what_the_server_lacks_is_refused_with_the_fix(
@@ -79,11 +74,10 @@ def test_what_the_server_lacks_is_refused_with_the_fix(
     ehr: EHRSimulator,
     server: FHIRServer,
     offered: dict[str, Any],
-    values: dict[str, Any],
     fix: str,
 ) -> None:
     answer(ehr, SMART, **offered)
-    assert fix in errors_of(add(admin_client, server, **values))
+    assert fix in errors_of(add(admin_client, server))
     assert not ClientRegistration.objects.exists()
     # One that is off may wait for better days.
     add(admin_client, server, is_active="")

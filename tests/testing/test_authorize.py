@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import pytest
 
@@ -193,13 +193,6 @@ def test_launch_belongs_to_one_client(app: App) -> None:
     launch_id = app.ehr.create_launch("other", patient=PATIENT)
     url = app.authorization_url(scope="launch", launch=launch_id)
     assert "not known" in query_of(app.ehr.authorize(url))["error_description"]
-
-
-def test_launch_url_carries_iss_and_launch(app: App) -> None:
-    launch_id = app.ehr.create_launch(CLIENT_ID, patient=PATIENT)
-    url = app.ehr.launch_url(CLIENT_ID, launch_id)
-    assert urlsplit(url).netloc == "app.example.com"
-    assert query_of(url) == {"iss": app.ehr.base_url, "launch": launch_id}
 
 
 def test_launch_needs_known_names(app: App) -> None:
