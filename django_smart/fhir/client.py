@@ -1283,8 +1283,12 @@ def _find_entry(
 ) -> dict[str, Any] | None:
     entries = list(_get_entries(bundle))
     base = base_url
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for source in sources:
+        known.setdefault(_get_key(source), []).append(source)
     for full_url, resource in entries:
-        if any(resource is source or resource == source for source in sources):
+        # Without a URL, an entry shows no base.
+        if full_url and resource in known.get(_get_key(resource), ()):
             base = _get_base(full_url, resource) or base_url
     target, _, version = reference.partition("/_history/")
     if "://" not in target and not target.lower().startswith("urn:"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from copy import deepcopy
 from typing import Any, NoReturn
 
@@ -216,6 +217,15 @@ def test_resource_at_hand_is_not_asked_for(grant):
     assert found["id"] == "p-1"
     with pytest.raises(BearerBoundaryError):
         grant.client.resolve(f"{FAR}/Patient/p-1", within=included)
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_search_takes_no_longer_than_the_resources_at_hand(grant, with_ids):
+    names = [{"id": f"{n}"} if with_ids else {"note": n} for n in range(40_000)]
+    within = [PATIENT, *({"resourceType": "Basic", **each} for each in names)]
+    started = time.process_time()
+    assert grant.client.resolve("Patient/p-1", within=within) == PATIENT
+    assert time.process_time() - started < 5
 
 
 def test_version_is_found_in_a_bundle(grant):
