@@ -17,7 +17,7 @@ from django.test import Client
 from django_smart import transport
 from django_smart.models import ClientRegistration, Launch
 from django_smart.testing import EHRSimulator
-from tests.factories import make_registration
+from tests.factories import make_registration, register_at
 from tests.known import (
     BASE_URL,
     CLIENT_ID,
@@ -46,13 +46,7 @@ __all__ = [
 def ehr() -> Iterator[EHRSimulator]:
     """The EHR at ``BASE_URL``, with this site's client registered there."""
     simulator = EHRSimulator(base_url=BASE_URL)
-    simulator.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[REDIRECT_URI],
-        launch_url=f"{SITE}/smart/launch/",
-        name="Growth chart",
-    )
+    register_at(simulator, launch_url=f"{SITE}/smart/launch/", name="Growth chart")
     with transport.mounted("https://ehr.example.org", simulator.adapter()):
         yield simulator
 

@@ -87,6 +87,22 @@ def make_registration(
     return registration
 
 
+def register_at(
+    ehr: EHRSimulator, redirect_uri: str = REDIRECT_URI, **values: Any
+) -> None:
+    """Register this site's client at *ehr*, with its secret unless *values* differ."""
+    ehr.register_client(
+        CLIENT_ID,
+        **{"client_secret": CLIENT_SECRET, "redirect_uris": [redirect_uri], **values},
+    )
+
+
+def register_key_at(ehr: EHRSimulator) -> None:
+    """Register this site's client at *ehr*, with the keys that there are."""
+    jwks = SigningKey.objects.as_jwks()
+    register_at(ehr, client_secret=None, auth_method="private_key_jwt", jwks=jwks)
+
+
 def make_service(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
     """This site's backend service, registered at both ends."""
     create_signing_key("ES384")

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from django_smart.testing import EHRSimulator
 from tests.e2e.axe import AXE, OF_DJANGO, look
 from tests.e2e.clicks import NAME, open_chart
+from tests.factories import register_at
 from tests.known import CLIENT_ID, CLIENT_SECRET
 from tests.processes import ExampleSite
 
@@ -82,13 +83,7 @@ def test_pasted_base_url_leads_to_the_first_launch(
         faults += look(page, "new registration", exclude=OF_DJANGO)
         urls = page.locator(".smart-copy-value").all_inner_texts()
         launch_url, redirect_uri, _, *_ = urls
-        real_ehr.register_client(
-            CLIENT_ID,
-            client_secret=CLIENT_SECRET,
-            redirect_uris=[redirect_uri],
-            launch_url=launch_url,
-            name="A1c Trend",
-        )
+        register_at(real_ehr, redirect_uri, launch_url=launch_url, name="A1c Trend")
         _type(page, "Client ID:", CLIENT_ID)
         _type(page, "Client secret:", CLIENT_SECRET)
         _type(page, "Scope for EHR launch:", _SCOPE)

@@ -56,6 +56,7 @@ from tests.ehr import (
     get_launch,
     start_ehr_launch,
 )
+from tests.factories import register_at, register_key_at
 from tests.launches.forms import Form
 from tests.processes import ExampleSite, wait_for
 from tests.redaction.reporting import ADMINS, redacted_reports
@@ -281,12 +282,7 @@ class Journey:
         key = ensure_active_key("RS384")
         lines = SigningKey.objects.get(pk=key.pk).private_key.splitlines()
         canaries.add("private_key", lines[len(lines) // 2])
-        self._ehr.register_client(
-            CLIENT_ID,
-            auth_method="private_key_jwt",
-            jwks=SigningKey.objects.as_jwks(),
-            redirect_uris=[REDIRECT_URI],
-        )
+        register_key_at(self._ehr)
         ClientRegistration.objects.update(token_endpoint_auth_method="private_key_jwt")
         opened = get_launch(self._open(self._everywhere.browser()))
         self._make_due()
@@ -335,9 +331,7 @@ class Journey:
 
     def _register(self, redirect_uri: str) -> None:
         ClientRegistration.objects.update(redirect_uri=redirect_uri)
-        self._ehr.register_client(
-            CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[redirect_uri]
-        )
+        register_at(self._ehr, redirect_uri)
 
     @staticmethod
     def _make_due() -> None:

@@ -31,6 +31,7 @@ from requests.adapters import HTTPAdapter
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import DOCS
 from tests.e2e.canaries import Canaries
+from tests.factories import register_at
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 from tests.processes import copy_example, get_free_port, stop, wait_for
 from tests.services import nginx_path, postgresql_url, redis_url
@@ -268,11 +269,7 @@ def _register(deployment: Deployment, ehr: EHRSimulator) -> None:
         *("--ehr-scope", SCOPE),
     )
     assert printed.returncode == 0, printed.stderr
-    ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[json.loads(printed.stdout)["redirect_uri"]],
-    )
+    register_at(ehr, json.loads(printed.stdout)["redirect_uri"])
 
 
 def _launch(browser: requests.Session, ehr: EHRSimulator) -> str:

@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from django_smart.contrib import style
 from django_smart.testing import EHRSimulator
-from tests.factories import make_registration
-from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+from tests.factories import make_registration, register_at
+from tests.known import CLIENT_ID, PATIENT
 from tests.urls import urlpatterns as package
 
 # The site first: its rows are made before the browser's event loop runs.
@@ -67,10 +67,9 @@ def site(
         server__base_url=real_ehr.base_url,
         redirect_uri=f"{live_server.url}/smart/callback/",
     )
-    real_ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[registration.redirect_uri],
+    register_at(
+        real_ehr,
+        registration.redirect_uri,
         launch_url=f"{live_server.url}/smart/launch/",
     )
     return str(live_server.url)

@@ -35,7 +35,7 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_registration
+from tests.factories import make_registration, register_at
 from tests.launch_urls import get_code, open_page
 from tests.threads import run_together
 
@@ -173,9 +173,7 @@ def test_state_of_another_browser_is_rejected(
 def test_code_goes_to_the_server_of_its_state(ehr: EHRSimulator) -> None:
     make_registration()
     other = EHRSimulator(base_url="https://other.example.org/r4")
-    other.register_client(
-        CLIENT_ID, client_secret="another secret", redirect_uris=[REDIRECT_URI]
-    )
+    register_at(other, client_secret="another secret")
     make_registration(
         server__slug="other",
         server__base_url=other.base_url,

@@ -29,8 +29,6 @@ from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
 from tests.celery import Broker
 from tests.ehr import (
-    CLIENT_ID,
-    CLIENT_SECRET,
     connect,
     get_callback,
     get_launch,
@@ -40,7 +38,7 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_registration, make_user
+from tests.factories import make_registration, make_user, register_at
 from tests.launch_urls import get_code, open_page
 
 pytestmark = [
@@ -142,12 +140,7 @@ def second() -> Iterator[EHRSimulator]:
         server__base_url="https://second.example.org/fhir",
     )
     simulator = EHRSimulator(base_url=registration.server.base_url)
-    simulator.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[registration.redirect_uri],
-        name="Growth chart",
-    )
+    register_at(simulator, registration.redirect_uri, name="Growth chart")
     with transport.mounted("https://second.example.org", simulator.adapter()):
         yield simulator
 

@@ -30,12 +30,11 @@ from tests.ehr import (
     CLIENT_SECRET,
     EHR_SCOPE,
     PATIENT,
-    REDIRECT_URI,
     get_callback,
     launch,
     make_browser,
 )
-from tests.factories import expire, make_registration, reload_grant
+from tests.factories import expire, make_registration, register_at, reload_grant
 from tests.faults import LAUNCH_EXCHANGES, LIMITS, PACE, REFUSED, named
 
 pytestmark = pytest.mark.django_db
@@ -50,9 +49,7 @@ def ehr(settings: Any) -> Iterator[EHRSimulator]:
     """An EHR that is served, in a hurry, with limits that are in a greater one."""
     simulator = EHRSimulator("http://127.0.0.1/v/r4/sim/abc/fhir")
     simulator.pace = PACE
-    simulator.register_client(
-        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
-    )
+    register_at(simulator)
     settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
     with simulator.serve("127.0.0.1"):
         yield simulator

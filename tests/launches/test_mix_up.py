@@ -16,8 +16,6 @@ from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import (
-    CLIENT_ID,
-    CLIENT_SECRET,
     REDIRECT_URI,
     SITE,
     get_callback,
@@ -25,6 +23,7 @@ from tests.ehr import (
     make_registration,
     start_login,
 )
+from tests.factories import register_at
 
 pytestmark = pytest.mark.django_db
 
@@ -37,9 +36,7 @@ _EVIL_CALLBACK = f"{SITE}/smart/callback/evil/"
 def evil() -> Iterator[EHRSimulator]:
     """A registered server that its owner no longer controls."""
     ehr = EHRSimulator(base_url=_EVIL_URL)
-    ehr.register_client(
-        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[_EVIL_CALLBACK]
-    )
+    register_at(ehr, _EVIL_CALLBACK)
     with transport.mounted("https://evil.example", ehr.adapter()):
         make_registration(
             server__slug="evil",

@@ -22,14 +22,13 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server
 from tests.ehr import (
     CLIENT_ID,
-    CLIENT_SECRET,
     connect,
     get_callback,
     launch,
     make_browser,
     start_ehr_launch,
 )
-from tests.factories import make_registration, reload_grant
+from tests.factories import make_registration, register_at, reload_grant
 from tests.threads import run_together
 
 pytestmark = [
@@ -93,12 +92,7 @@ def site_url(ehr: EHRSimulator, settings: Any, request: Any) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         redirect_uri = f"{url}/smart/callback/"
         make_registration(redirect_uri=redirect_uri)
-        ehr.register_client(
-            CLIENT_ID,
-            client_secret=CLIENT_SECRET,
-            redirect_uris=[redirect_uri],
-            launch_url=f"{url}/smart/launch/",
-        )
+        register_at(ehr, redirect_uri, launch_url=f"{url}/smart/launch/")
         yield url
 
 

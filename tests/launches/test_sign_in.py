@@ -30,10 +30,7 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import id_tokens
 from tests.answers import after_answer, answer
 from tests.ehr import (
-    CLIENT_ID,
-    CLIENT_SECRET,
     PATIENT,
-    REDIRECT_URI,
     connect,
     get_callback,
     get_launch,
@@ -43,7 +40,7 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_registration
+from tests.factories import make_registration, register_at
 from tests.launch_urls import get_code, open_page
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
@@ -157,9 +154,7 @@ def test_receiver_that_fails_at_the_sign_in_costs_no_grant(ehr):
 def test_same_sub_at_another_issuer_is_another_user(ehr: EHRSimulator) -> None:
     make_registration()
     other = EHRSimulator(base_url="https://other.example.org/r4")
-    other.register_client(
-        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
-    )
+    register_at(other)
     make_registration(server__slug="other", server__base_url=other.base_url)
     with transport.mounted("https://other.example.org", other.adapter()):
         there = launch(make_browser(), other)

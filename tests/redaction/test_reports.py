@@ -27,13 +27,12 @@ from django_smart.redaction import (
 )
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
-    CLIENT_ID,
-    CLIENT_SECRET,
     PATIENT,
     launch,
     make_browser,
     start_ehr_launch,
 )
+from tests.factories import register_at
 from tests.redaction.reporting import ADMINS, redacted_reports
 from tests.redaction.views import NAME
 
@@ -194,11 +193,7 @@ def check_callback(
     ClientRegistration.objects.update(
         redirect_uri="https://app.example.org/failing-callback/"
     )
-    ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=["https://app.example.org/failing-callback/"],
-    )
+    register_at(ehr, "https://app.example.org/failing-callback/")
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
     text = report(browser, callback)
     assert "no_such_attribute" in text

@@ -13,15 +13,13 @@ from django_smart.grants.ending import revoke_tokens
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
-    CLIENT_ID,
     CLIENT_SECRET,
     PATIENT,
-    REDIRECT_URI,
     SITE,
     make_browser,
 )
 from tests.ehr import connect as connect_records
-from tests.factories import expire, make_registration
+from tests.factories import expire, make_registration, register_at
 
 pytestmark = pytest.mark.django_db
 
@@ -30,13 +28,7 @@ pytestmark = pytest.mark.django_db
 def served_ehr(settings) -> Iterator[EHRSimulator]:
     settings.SMART_INSECURE_HTTP_HOSTS = ["localhost"]
     simulator = EHRSimulator("https://ehr.example.org/fhir")
-    simulator.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[REDIRECT_URI],
-        launch_url=f"{SITE}/smart/launch/",
-        name="Growth chart",
-    )
+    register_at(simulator, launch_url=f"{SITE}/smart/launch/", name="Growth chart")
     transport.close()
     with simulator.serve():
         yield simulator

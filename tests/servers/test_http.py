@@ -26,8 +26,8 @@ from django_smart.servers.http import (
 )
 from django_smart.servers.signing_keys import create_signing_key, rotate_key
 from django_smart.testing import EHRSimulator
-from tests.ehr import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, launch, make_browser
-from tests.factories import make_registration
+from tests.ehr import CLIENT_ID, CLIENT_SECRET, launch, make_browser
+from tests.factories import make_registration, register_key_at
 
 pytestmark = pytest.mark.django_db
 
@@ -109,12 +109,7 @@ def test_private_key_signs_an_assertion_for_the_endpoint(algorithm: str) -> None
 def test_launch_works_with_an_assertion(ehr: EHRSimulator) -> None:
     make_registration(token_endpoint_auth_method="private_key_jwt", client_secret="")
     create_signing_key("RS384")
-    ehr.register_client(
-        CLIENT_ID,
-        auth_method="private_key_jwt",
-        jwks=SigningKey.objects.as_jwks(),
-        redirect_uris=[REDIRECT_URI],
-    )
+    register_key_at(ehr)
     assert launch(make_browser(), ehr).status == "completed"
 
 

@@ -26,9 +26,7 @@ from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import (
     CLIENT_ID,
-    CLIENT_SECRET,
     PATIENT,
-    REDIRECT_URI,
     get_callback,
     launch,
     make_browser,
@@ -39,6 +37,7 @@ from tests.factories import (
     make_registration,
     make_server,
     make_user,
+    register_at,
 )
 from tests.launch_urls import get_code
 
@@ -53,9 +52,7 @@ OTHER = "https://other.example.org"
 def mounted(issuer: str) -> Iterator[EHRSimulator]:
     """Another EHR, whose ID tokens are those of *issuer*."""
     other = EHRSimulator("https://other.example.org/r4", issuer=issuer)
-    other.register_client(
-        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
-    )
+    register_at(other)
     with transport.mounted("https://other.example.org", other.adapter()):
         yield other
 

@@ -14,8 +14,7 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.serving import running_server
 from tests.chromium import open_chromium
 from tests.ehr import EHR_SCOPE, STANDALONE_SCOPE
-from tests.factories import make_registration
-from tests.known import CLIENT_ID, CLIENT_SECRET
+from tests.factories import make_registration, register_at
 from tests.walk.chromium import ChromiumWalker
 from tests.walk.traffic import Traffic
 
@@ -64,11 +63,8 @@ def site_url(
             server__frame_origins=[real_ehr.origin],
             server__authorize_in_frame=True,
         )
-        real_ehr.register_client(
-            CLIENT_ID,
-            client_secret=CLIENT_SECRET,
-            redirect_uris=[f"{url}/smart/callback/"],
-            launch_url=f"{url}/smart/launch/",
+        register_at(
+            real_ehr, f"{url}/smart/callback/", launch_url=f"{url}/smart/launch/"
         )
         yield url
 

@@ -18,7 +18,8 @@ from django_smart.servers.signing_keys import ensure_active_key
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.contrib.doctor.site import PublicSite
-from tests.ehr import CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SITE
+from tests.ehr import CLIENT_SECRET, SITE
+from tests.factories import register_key_at
 from tests.transport.conftest import _fresh_pool, certificate
 
 __all__ = ["_fresh_pool", "certificate"]
@@ -57,12 +58,7 @@ class World:
     def sign(self) -> SigningKey:
         """Let the registration authenticate with a key, here and there."""
         key = ensure_active_key("RS384")
-        self.ehr.register_client(
-            CLIENT_ID,
-            auth_method="private_key_jwt",
-            jwks=SigningKey.objects.as_jwks(),
-            redirect_uris=[REDIRECT_URI],
-        )
+        register_key_at(self.ehr)
         self.set_registration(
             token_endpoint_auth_method="private_key_jwt", client_secret=""
         )

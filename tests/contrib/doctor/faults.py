@@ -17,8 +17,8 @@ from django_smart.servers.discovery import fetch_configuration
 from tests.answers import Away, answer
 from tests.celery import app as celery_app
 from tests.contrib.doctor.conftest import World
-from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
-from tests.factories import make_registration, make_server
+from tests.ehr import BASE_URL, CLIENT_SECRET, SITE
+from tests.factories import make_registration, make_server, register_at
 
 __all__ = [
     "FAULTS",
@@ -294,11 +294,7 @@ def token_endpoint_is_a_page(world: World) -> None:
 
 def redirect_uri_unknown(world: World) -> None:
     """The EHR does not know the redirect URI."""
-    world.ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=[f"{SITE}/another/callback/"],
-    )
+    register_at(world.ehr, f"{SITE}/another/callback/")
 
 
 def configuration_is_a_page(world: World) -> None:
@@ -370,9 +366,7 @@ def loopback_names(world: World) -> None:
     world.settings.SMART_INSECURE_HTTP_HOSTS = world.settings.ALLOWED_HOSTS = hosts
     world.settings.SMART_SITE_URL = "http://localhost:8000"
     uri = "http://127.0.0.1:8000/smart/callback/"
-    world.ehr.register_client(
-        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[uri]
-    )
+    register_at(world.ehr, uri)
     world.set_registration(redirect_uri=uri)
     for host in hosts:
         world.mount(f"http://{host}:8000", world.site)

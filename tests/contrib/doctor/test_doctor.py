@@ -30,8 +30,8 @@ from tests.contrib.doctor.faults import (
     set_broker,
     token_endpoint_is_a_page,
 )
-from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, REDIRECT_URI, SITE
-from tests.factories import make_grant
+from tests.ehr import BASE_URL, CLIENT_ID, CLIENT_SECRET, SITE
+from tests.factories import make_grant, register_at
 from tests.transport.servers import Server
 from tests.transport.servers import answer as raw_answer
 
@@ -139,9 +139,7 @@ def test_inactive_server_is_not_asked(world: World) -> None:
 
 def test_plain_http_of_a_simulator_is_a_warning(world: World) -> None:
     plain = EHRSimulator(base_url=BASE_URL.replace("https:", "http:"))
-    plain.register_client(
-        CLIENT_ID, client_secret=CLIENT_SECRET, redirect_uris=[REDIRECT_URI]
-    )
+    register_at(plain)
     world.settings.SMART_INSECURE_HTTP_HOSTS = ["ehr.example.org"]
     world.server.base_url = plain.base_url
     world.server.save()
@@ -375,11 +373,7 @@ def test_redirect_uri_may_be_in_any_language_of_this_site(
 
 def test_second_address_of_this_site_is_fine(world: World) -> None:
     world.settings.ALLOWED_HOSTS = ["app.example.org", "b.example.org"]
-    world.ehr.register_client(
-        CLIENT_ID,
-        client_secret=CLIENT_SECRET,
-        redirect_uris=["https://b.example.org/smart/callback/"],
-    )
+    register_at(world.ehr, "https://b.example.org/smart/callback/")
     world.set_registration(redirect_uri="https://b.example.org/smart/callback/")
     with transport.mounted("https://b.example.org", world.site):
         assert examine_world(world) == []
@@ -450,9 +444,7 @@ def test_token_endpoint_that_is_a_sign_in_page_is_named(world: World) -> None:
 
 
 def set_secret(world: World, secret: str) -> None:
-    world.ehr.register_client(
-        CLIENT_ID, client_secret=secret, redirect_uris=[REDIRECT_URI]
-    )
+    register_at(world.ehr, client_secret=secret)
     world.registration.client_secret = secret
     world.registration.save()
 

@@ -25,6 +25,7 @@ from cryptography.fernet import Fernet
 from django_smart.testing import EHRSimulator
 from tests.contrib.doctor.faults import FAULTS as EVERY_FAULT
 from tests.ehr import CLIENT_ID, CLIENT_SECRET, EHR_SCOPE, STANDALONE_SCOPE
+from tests.factories import register_at
 from tests.processes import get_free_port, stop, wait_for
 from tests.transport.conftest import certificate
 
@@ -269,11 +270,8 @@ def site(tmp_path: Path, certificate: tuple[ssl.SSLContext, str]) -> Iterator[Si
                 *("--standalone-scope", STANDALONE_SCOPE),
             )
         )
-        ehr.register_client(
-            CLIENT_ID,
-            client_secret=CLIENT_SECRET,
-            redirect_uris=[registered["redirect_uri"]],
-            launch_url=registered["launch_url"],
+        register_at(
+            ehr, registered["redirect_uri"], launch_url=registered["launch_url"]
         )
         site.manage("smart_refresh")
         yield site
