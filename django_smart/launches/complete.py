@@ -88,6 +88,8 @@ logger = logging.getLogger(__name__)
 # Less often than a clinician opens charts, whose simultaneous launches would otherwise
 # wait for each other.
 _SEEN_ANEW = timedelta(hours=1)
+# Problems of one context, of which a server can make thousands.
+_MOST_LOGGED = 10
 
 UserResolver = Callable[
     [
@@ -374,7 +376,7 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
     claims = _validate_identity(launch, tokens)
     tokens = _fill_in_patient(tokens, claims, server=launch.registration.server)
     _check_patient(launch, tokens)
-    for problem in tokens.context.problems:
+    for problem in tokens.context.problems[:_MOST_LOGGED]:
         logger.warning(
             "Launch %s: part of its context is ignored: %s", launch.pk, problem
         )

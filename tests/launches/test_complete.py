@@ -133,6 +133,16 @@ def test_callback_without_a_known_state_is_refused(
     assert not ehr.requests_to("token")
 
 
+@pytest.mark.usefixtures("registration")
+def test_server_does_not_fill_the_log_with_a_broken_context(
+    ehr: EHRSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(ehr, "/auth/token", fhirContext=[1] * 10_000)
+    launch(make_browser(), ehr)
+    lines = [each for each in caplog.records if "context is ignored" in each.msg]
+    assert len(lines) == 10
+
+
 @pytest.mark.compliance("CALL-03")
 @pytest.mark.usefixtures("registration")
 def test_expired_state_is_rejected(ehr: EHRSimulator) -> None:
