@@ -57,7 +57,9 @@ _LONGEST_TOLD_WAIT = 3600.0
 _LONGEST_LINE = 50 * 1024 * 1024
 # Connections that may break in a row without a new line.
 _TRIES = 3
+# Of all manifests of an export, which are kept.
 _MAX_MANIFESTS = 10_000
+_MAX_BYTES = 100 * 1024**2
 # Parameters of a kick-off by POST that are not strings.
 _VALUE_TYPES = {
     "_since": "valueInstant",
@@ -174,6 +176,7 @@ class BulkExport(Stream[dict[str, Any]]):
         # Complete manifests, their locations, and the location of the next one.
         self._manifests: list[dict[str, Any]] = []
         self._followed: set[str] = set()
+        self._size = 0
         self._next_url: str | None = self._status_url
         self._own_wait = _FIRST_WAIT
         # When to poll next; files may be read meanwhile.
@@ -226,6 +229,7 @@ class BulkExport(Stream[dict[str, Any]]):
         link = _find_next(manifest) if isinstance(manifest, dict) else ""
         # Without a link and while the server is not done, it may still grow.
         if isinstance(manifest, dict) and (link or not is_waiting):
+            self._size += len(response.body)
             self._follow(url, resolve_url(url, link) if link else None)
             self._manifests.append(manifest)
             return None
@@ -243,7 +247,8 @@ class BulkExport(Stream[dict[str, Any]]):
 
     def _follow(self, url: str, next_url: str | None) -> None:
         seen = {"", url, *self._followed}
-        if next_url in seen or len(seen) > _MAX_MANIFESTS:
+        is_long = len(seen) > _MAX_MANIFESTS or self._size > _MAX_BYTES
+        if next_url in seen or is_long:
             raise MalformedFHIRResponseError("the manifests of the export never end")
         self._followed.add(url)
         self._next_url = next_url

@@ -234,6 +234,24 @@ def test_server_writes_no_text_into_the_audit_trail(name):
     assert [each.resource_type for each in exported] == [""]
 
 
+def test_manifests_do_not_fill_the_memory():
+    sent: list[str] = []
+
+    def send(request: Any) -> Any:
+        sent.append(request.url)
+        manifest = {
+            "transactionTime": TIME,
+            "output": [{"url": "x" * 4 * 1024**2}],
+            "link": [{"relation": "next", "url": f"{STATUS}?{len(sent)}"}],
+        }
+        return respond(manifest, media_type="application/json")
+
+    export = BulkExport(Grant(send=send).client, {"status_url": STATUS})
+    with pytest.raises(MalformedFHIRResponseError, match="never end"):
+        export.poll()
+    assert len(sent) == 25
+
+
 def test_file_whose_connection_breaks_is_read_on_from_there():
     broken = ServerUnreachableError("reset")
     odd = Odd(
