@@ -25,6 +25,7 @@ __all__ = [
     "SMART",
     "encryption_keys_derived",
     "offer",
+    "refreshes_stopped",
     "set_broker",
     "sign_in_required",
     "token_endpoint_is_a_page",

@@ -27,6 +27,7 @@ from tests.contrib.doctor.faults import (
     SMART,
     encryption_keys_derived,
     offer,
+    refreshes_stopped,
     set_broker,
     token_endpoint_is_a_page,
 )
@@ -521,17 +522,13 @@ def test_beat_that_just_started_is_a_note(
 def test_grants_of_a_stopped_registration_are_not_overdue(world: World) -> None:
     make_grant(world.registration, refresh_due_at=timezone.now() - timedelta(hours=1))
     find(world, "refresh_overdue")
-    world.set_registration(
-        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
-    )
+    refreshes_stopped(world)
     find(world, "refresh_stopped")
     assert "refresh_overdue" not in {each.code for each in examine_world(world)}
 
 
 def test_reason_of_a_stopped_registration_is_in_english(world: World) -> None:
-    world.set_registration(
-        refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
-    )
+    refreshes_stopped(world)
     english = find(world, "refresh_stopped").what
     with translation.override("de"):
         assert find(world, "refresh_stopped").what == english
