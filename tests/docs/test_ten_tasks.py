@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import pytest
 from django.template import engines
 from fhirclient.models.observation import Observation
 from fhirclient.models.patient import Patient
@@ -30,7 +29,10 @@ from django_smart.fhir import AsyncFHIRClient, FHIRClient
 from django_smart.fhir.json import Number, dump_json
 from tests.docs.blocks import DOCS, Block, execute, read_blocks
 from tests.fhir.servers import Carrier, Tokens, bundle
+from tests.transport.conftest import _fresh_pool
 from tests.transport.servers import LOOPBACK, Server
+
+__all__ = ["_fresh_pool"]
 
 PAGE = "explanation/ten-tasks.rst"
 LIBRARIES = ("django_smart", "fhirpy", "fhirclient")
@@ -502,14 +504,6 @@ def render(
         return " ".join(text.split())
 
     return judge(task, call, is_troubled=is_troubled)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    transport.close()
 
 
 def test_table_of_the_page_is_what_its_code_does():

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from django_smart import transport
 from django_smart.clients import build_fhir_client
 from django_smart.contrib.brands import import_brands
 from django_smart.contrib.style import get_style
@@ -20,20 +19,17 @@ from django_smart.servers.discovery import fetch_jwks
 from django_smart.servers.egress import build_peer_check
 from django_smart.servers.http import send
 from tests.factories import make_grant, make_registration, make_server
+from tests.transport.conftest import _fresh_pool
 from tests.transport.servers import Server, answer
+
+__all__ = ["_fresh_pool"]
 
 PUBLIC = "93.184.216.34"
 
 
 @pytest.fixture(autouse=True)
-def _clean(settings, monkeypatch):
+def _plain_http(settings):
     settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1", "127.0.0.2", "evil.example"]
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    transport.close()
-    yield
-    transport.close()
 
 
 @pytest.fixture
