@@ -19,13 +19,9 @@ from django_smart.signals import launch_completed
 from django_smart.views import ConnectionsView
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
 from tests.factories import make_grant, make_identity, make_registration
-from tests.site.browsers import open_chart
+from tests.site.browsers import SITE_MARKS, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 
 AGAIN = 'href="/smart/login/?server=harbour"'
@@ -33,6 +29,14 @@ AGAIN = 'href="/smart/login/?server=harbour"'
 
 def text_of(response: Any) -> str:
     return str(response.content.decode())
+
+
+@pytest.fixture
+def browser(user: Any) -> Client:
+    """Where *user* is signed in."""
+    browser = make_browser()
+    browser.force_login(user)
+    return browser
 
 
 def connect(browser: Client, ehr: Any, **values: Any) -> Launch:
@@ -44,9 +48,7 @@ def connect(browser: Client, ehr: Any, **values: Any) -> Launch:
 
 
 @pytest.mark.parametrize(("days", "is_soon"), [(1, True), (90, False)])
-def test_known_end_is_shown_and_soon_one_can_connect_again(ehr, user, days, is_soon):
-    browser = make_browser()
-    browser.force_login(user)
+def test_known_end_is_shown_and_soon_one_can_connect_again(ehr, browser, days, is_soon):
     connect(browser, ehr)
     page = text_of(browser.get("/smart/connections/"))
     now = timezone.now()
@@ -59,9 +61,7 @@ def test_known_end_is_shown_and_soon_one_can_connect_again(ehr, user, days, is_s
     assert (AGAIN in page) is is_soon
 
 
-def test_page_leads_to_no_choice_where_nothing_can_be_chosen(user):
-    browser = make_browser()
-    browser.force_login(user)
+def test_page_leads_to_no_choice_where_nothing_can_be_chosen(browser):
     link = 'href="/smart/login/"'
     assert link in text_of(browser.get("/smart/connections/"))
     ClientRegistration.objects.update(standalone_scope="")
@@ -73,10 +73,8 @@ def test_page_leads_to_no_choice_where_nothing_can_be_chosen(user):
 
 
 def test_own_connections_are_listed_and_can_be_ended(
-    ehr, user, django_capture_on_commit_callbacks
+    ehr, browser, django_capture_on_commit_callbacks
 ):
-    browser = make_browser()
-    browser.force_login(user)
     launch = connect(browser, ehr)
     page = text_of(browser.get("/smart/connections/"))
     assert "Harbour Hospital" in page
@@ -102,10 +100,8 @@ def test_own_connections_are_listed_and_can_be_ended(
 
 
 def test_connections_of_others_are_neither_shown_nor_ended(
-    ehr, user, django_user_model
+    ehr, browser, django_user_model
 ):
-    browser = make_browser()
-    browser.force_login(user)
     launch = connect(browser, ehr)
     other = make_browser()
     for signed_in in (False, True):
@@ -129,14 +125,12 @@ def test_connections_of_others_are_neither_shown_nor_ended(
 
 
 def test_connection_can_be_ended_where_numbers_have_separators(
-    user, registration, settings, admin_client
+    user, browser, registration, settings, admin_client
 ):
     settings.USE_THOUSAND_SEPARATOR = True
     make_grant(registration, user=user, pk=12345, scope="user/*.rs offline_access")
     page = text_of(admin_client.get("/admin/django_smart/tokengrant/12345/change/"))
     assert 'name="_selected_action" value="12345"' in page
-    browser = make_browser()
-    browser.force_login(user)
     page = text_of(browser.get("/smart/connections/"))
     (pk,) = re.findall(r'name="grant" value="([^"]*)"', page)
     browser.post("/smart/connections/", {"grant": pk})
@@ -144,17 +138,15 @@ def test_connection_can_be_ended_where_numbers_have_separators(
 
 
 @pytest.mark.parametrize("grant", ["", "x", "-1", "0", "1.5", "9" * 40, "²", "\x00"])
-def test_connections_that_cannot_be_are_not_found(user, grant):
-    browser = make_browser()
-    browser.force_login(user)
+def test_connections_that_cannot_be_are_not_found(browser, grant):
     response = browser.post("/smart/connections/", {"grant": grant})
     assert response.status_code == 404
     assert get_levels(response) == ["warning"]
 
 
-def test_disconnecting_after_the_session_ran_out_says_that_nothing_was_done(ehr, user):
-    browser = make_browser()
-    browser.force_login(user)
+def test_disconnecting_after_the_session_ran_out_says_that_nothing_was_done(
+    ehr, user, browser
+):
     launch = connect(browser, ehr)
     browser.session.flush()
     response = browser.post("/smart/connections/", {"grant": launch.grant_id})
@@ -188,9 +180,7 @@ def end_at_the_ehr(launch: Launch) -> None:
     assert grant.end("needs_reauthorization", now=timezone.now()) == 1
 
 
-def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
-    browser = make_browser()
-    browser.force_login(user)
+def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, browser):
     ended = connect(browser, ehr)
     end_at_the_ehr(ended)
     response = browser.get("/smart/connections/")
@@ -207,9 +197,7 @@ def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, user):
     assert AGAIN not in page
 
 
-def test_connection_that_the_ehr_ended_can_be_ended_for_good(ehr, user):
-    browser = make_browser()
-    browser.force_login(user)
+def test_connection_that_the_ehr_ended_can_be_ended_for_good(ehr, browser):
     ended = connect(browser, ehr)
     TokenGrant.objects.all().lose(error="invalid_grant")
     browser.post("/smart/connections/", {"grant": ended.grant_id})
@@ -221,10 +209,8 @@ def test_connection_that_the_ehr_ended_can_be_ended_for_good(ehr, user):
 
 @pytest.mark.parametrize("other", ["patient", "letter", "user", "visit"])
 def test_connection_that_ended_is_not_renewed_by_another(
-    ehr, user, django_user_model, other
+    ehr, user, browser, django_user_model, other
 ):
-    browser = make_browser()
-    browser.force_login(user)
     ended = connect(browser, ehr)
     end_at_the_ehr(ended)
     newer = connect(browser, ehr)
@@ -242,7 +228,7 @@ def test_connection_that_ended_is_not_renewed_by_another(
 
 @pytest.mark.parametrize("is_of_another", [True, False])
 def test_connection_of_another_account_at_the_ehr_renews_none(
-    user, registration, is_of_another
+    user, browser, registration, is_of_another
 ):
     own = make_identity(user)
     other = make_identity(user) if is_of_another else own
@@ -250,8 +236,6 @@ def test_connection_of_another_account_at_the_ehr_renews_none(
     ended = make_grant(registration, identity=own, **values)
     TokenGrant.objects.all().lose(error="invalid_grant")
     make_grant(registration, identity=other, **values)
-    browser = make_browser()
-    browser.force_login(user)
     shown = listed(browser.get("/smart/connections/"))
     assert ((ended.pk, "needs_reauthorization") in shown) is is_of_another
 
@@ -261,10 +245,8 @@ def test_connection_of_another_account_at_the_ehr_renews_none(
     [{"standalone_scope": ""}, {"is_active": False}, {"server__is_active": False}],
 )
 def test_connection_that_nobody_can_make_here_has_no_button(
-    ehr, user, registration, values
+    ehr, browser, registration, values
 ):
-    browser = make_browser()
-    browser.force_login(user)
     ended = connect(browser, ehr)
     end_at_the_ehr(ended)
     assert AGAIN in text_of(browser.get("/smart/connections/"))
@@ -427,13 +409,11 @@ def test_connection_that_ended_because_of_another_patient_is_renewed(ehr, user):
 
 @pytest.mark.parametrize("same", ["server", "name"])
 def test_organization_with_another_connection_is_not_said_to_be_disconnected(
-    registration, user, same
+    registration, user, browser, same
 ):
     other = registration if same == "server" else make_same_name()
     first = make_grant(registration, user=user, patient_id="ada")
     second = make_grant(other, user=user, patient_id="ben")
-    browser = make_browser()
-    browser.force_login(user)
     said = [
         str(each)
         for grant in (first, second)
@@ -455,7 +435,7 @@ def make_same_name() -> ClientRegistration:
     )
 
 
-def test_servers_of_one_name_are_told_apart(registration, user):
+def test_servers_of_one_name_are_told_apart(registration, user, browser):
     other = make_same_name()
     grants = [
         make_grant(at, user=user, patient_id=patient)
@@ -465,8 +445,6 @@ def test_servers_of_one_name_are_told_apart(registration, user):
             (registration, "ben"),
         )
     ]
-    browser = make_browser()
-    browser.force_login(user)
     # Those at one server are together.
     shown = [pk for pk, _ in listed(browser.get("/smart/connections/"))]
     assert shown == [grants[0].pk, grants[2].pk, grants[1].pk]
@@ -477,11 +455,11 @@ def test_servers_of_one_name_are_told_apart(registration, user):
 
 
 @pytest.mark.parametrize("is_off", ["registration", "server"])
-def test_connection_that_is_turned_off_gives_no_access(registration, user, is_off):
+def test_connection_that_is_turned_off_gives_no_access(
+    registration, user, browser, is_off
+):
     make_grant(registration, user=user, scope="patient/Patient.rs offline_access")
     row = registration if is_off == "registration" else registration.server
-    browser = make_browser()
-    browser.force_login(user)
     for row.is_active in (True, False):
         row.save()
         page = text_of(browser.get("/smart/connections/"))
