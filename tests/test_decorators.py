@@ -16,13 +16,9 @@ from django_smart.decorators import smart_required
 from django_smart.exceptions import ScopeSyntaxError
 from django_smart.models import ClientRegistration, Launch
 from tests.ehr import PATIENT, make_browser
-from tests.site.browsers import Chart, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
 SATISFIED = (

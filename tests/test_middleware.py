@@ -20,14 +20,10 @@ from django.utils import timezone
 from django_smart.middleware import SMARTMiddleware
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_login
-from tests.site.browsers import Chart, make_async_browser, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, make_async_browser, open_chart
 from tests.site.urls import urlpatterns as site
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
 STACKS = ("get", "aget")

@@ -9,13 +9,9 @@ from django.views.generic import TemplateView
 from django_smart.mixins import SMARTRequiredMixin
 from django_smart.models import Launch
 from tests.ehr import PATIENT, make_browser
-from tests.site.browsers import Chart, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 stacks = pytest.mark.parametrize("method", ["get", "aget"])
 

@@ -10,13 +10,9 @@ import pytest
 
 from django_smart.models import ClientRegistration
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
-from tests.site.browsers import open_chart
+from tests.site.browsers import SITE_MARKS, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 LOGIN = "/smart/login/"
 HOSTILE = (

@@ -12,13 +12,9 @@ from django.test import Client
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from tests.ehr import PATIENT, get_callback, make_browser
 from tests.factories import make_registration
-from tests.site.browsers import make_mounted_browser, open_chart
+from tests.site.browsers import SITE_MARKS, make_mounted_browser, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 HARBOUR = "/smart/login/?server=harbour"
 

@@ -20,13 +20,9 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import BASE_URL, EHR_SCOPE, PATIENT, SITE
-from tests.site.browsers import make_context, open_chart
+from tests.site.browsers import SITE_MARKS, make_context, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 CODE = "display-preferences"
 URL = f"{SITE}/display-preferences-v1"

@@ -21,13 +21,9 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_ehr_launch
 from tests.factories import make_launch, make_registration
-from tests.site.browsers import Chart, make_context, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
 STRANGE_KEY = "k" * 24

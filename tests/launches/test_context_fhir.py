@@ -21,13 +21,9 @@ from django_smart.testing import EHRSimulator
 from django_smart.testing.site import add_resource
 from tests.answers import answer
 from tests.ehr import EHR_SCOPE, PATIENT
-from tests.site.browsers import make_context, open_chart
+from tests.site.browsers import SITE_MARKS, make_context, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
 

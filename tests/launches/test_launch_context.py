@@ -15,13 +15,9 @@ from django_smart.protocol.style import SMARTStyle
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.ehr import PATIENT, make_browser
-from tests.site.browsers import Chart, make_context, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 TOKEN_PATH = "/auth/token"
 R2 = "https://ehr.example.org/v/r2/fhir"

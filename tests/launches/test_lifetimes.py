@@ -15,13 +15,9 @@ from django_smart.error_pages.words import ENDINGS
 from django_smart.launches.purge import purge
 from django_smart.models import Launch, TokenGrant
 from tests.ehr import launch, make_browser
-from tests.site.browsers import Chart, make_context, open_chart
+from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
-pytestmark = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
+pytestmark = SITE_MARKS
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from asgiref.sync import async_to_sync
 from django.core.handlers.wsgi import get_script_name
 from django.test import AsyncClient, Client, RequestFactory
@@ -14,6 +15,13 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import get_callback, make_browser, start_ehr_launch
+
+# For modules whose tests are all of the site, with a client registered.
+SITE_MARKS = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.site.urls"),
+    pytest.mark.usefixtures("registration"),
+]
 
 
 class Chart:
