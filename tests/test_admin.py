@@ -189,6 +189,18 @@ def changed_by(client: Client, row: Any) -> list[str]:
     return [each.get_change_message() for each in entries]
 
 
+def open_form(client: Client, row: Any) -> tuple[str, dict[str, Any]]:
+    """The URL of the page of *row*, and what its form sends if nobody types in it."""
+    url = url_of(type(row), "change", row.pk)
+    return url, read_form(client.get(url))
+
+
+def save(client: Client, url: str, data: dict[str, Any]) -> None:
+    """Send the form of a page, in which nothing is wrong."""
+    response = client.post(url, data)
+    assert response.status_code == 302, response.context["errors"]
+
+
 def run_action(
     client: Client,
     model: Any,
@@ -426,8 +438,7 @@ def test_values_of_the_preset_before_are_reset_unless_somebody_changed_them(
 
     def choose(preset: str, **values: Any) -> FHIRServer:
         data = {**read_form(admin_client.get(url)), "preset": preset, **values}
-        response = admin_client.post(url, data)
-        assert response.status_code == 302, response.context["errors"]
+        save(admin_client, url, data)
         return FHIRServer.objects.get()
 
     assert choose("epic").discovery_headers == {"Epic-Client-ID": "growth-chart"}
@@ -454,8 +465,7 @@ def test_header_of_the_preset_names_a_changed_client(admin_client, sent):
 
     def rename(client_id: str) -> FHIRServer:
         data = {**read_form(admin_client.get(url)), "client_id": client_id}
-        response = admin_client.post(url, data)
-        assert response.status_code == 302, response.context["errors"]
+        save(admin_client, url, data)
         return FHIRServer.objects.get()
 
     server = rename("production")
@@ -483,8 +493,7 @@ def test_first_client_of_a_server_is_named_in_the_headers_of_its_preset(
         "redirect_uri": "https://app.example.org/smart/callback/another/",
     }
     for values in ({}, later):
-        response = admin_client.post(add, {**data, **values})
-        assert response.status_code == 302, response.context["errors"]
+        save(admin_client, add, {**data, **values})
         server.refresh_from_db()
         assert server.discovery_headers == {"Epic-Client-ID": "growth-chart"}
     assert server.configuration_fetched_at is None
@@ -574,11 +583,9 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
         pinned={"token_endpoint": "https://ehr.example.org/token"},
         disputed={"moved": {"token_endpoint": "https://new.example.org/token"}},
     )
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     data["base_url"] = "https://new.example.org/fhir"
-    response = admin_client.post(url, data)
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, data)
     server.refresh_from_db()
     assert server.base_url == "https://new.example.org/fhir"
     assert (server.configuration, server.jwks) == (None, None)
@@ -589,8 +596,7 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
 def test_values_pinned_together_with_a_new_base_url_stay(admin_client, sent):
     server = make_server(pinned={"token_endpoint": "https://ehr.example.org/token"})
     pinned = {"token_endpoint": "https://new.example.org/token"}
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     data["base_url"] = "https://new.example.org/fhir"
     admin_client.post(url, {**data, "pinned": json.dumps(pinned)})
     server.refresh_from_db()
@@ -692,11 +698,9 @@ def test_what_is_changed_on_a_server_page_is_stored(admin_client, pinned):
         pinned={"token_endpoint": "https://ehr.example.org/token"},
         disputed={"moved": {"token_endpoint": "https://elsewhere.example.net/token"}},
     )
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     assert data.pop("paused") == "on"
-    response = admin_client.post(url, {**data, "pinned": pinned, "is_active": ""})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**data, "pinned": pinned, "is_active": ""})
     server.refresh_from_db()
     assert (server.pinned, server.disputed) == ({}, {})
     assert (server.paused, server.is_active) == (False, False)
@@ -708,8 +712,7 @@ def test_what_is_changed_on_a_server_page_is_stored(admin_client, pinned):
 def test_registration_is_added_with_a_secret(admin_client):
     server = make_server()
     data = registration_form(server=server.pk, client_secret=f" {SECRET} ")
-    response = admin_client.post(url_of(ClientRegistration, "add"), data)
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url_of(ClientRegistration, "add"), data)
     assert ClientRegistration.objects.get().client_secret == f" {SECRET} "
 
 
@@ -741,8 +744,7 @@ def test_redirect_uri_is_made_of_the_request_only_under_debug(
 def test_empty_secret_keeps_the_stored_one(admin_client, rows):
     registration = rows[ClientRegistration]
     url = url_of(ClientRegistration, "change", registration.pk)
-    response = admin_client.post(url, registration_form(landing_page="/start/"))
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, registration_form(landing_page="/start/"))
     registration.refresh_from_db()
     assert registration.client_secret == SECRET
     assert registration.landing_page == "/start/"
@@ -770,8 +772,7 @@ def test_client_id_can_be_changed_until_there_are_grants(
         TokenGrant.objects.all().delete()
     url = url_of(ClientRegistration, "change", registration.pk)
     data = registration_form(client_id="another", landing_page="/start/")
-    response = admin_client.post(url, data)
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, data)
     registration.refresh_from_db()
     assert registration.landing_page == "/start/"
     assert (registration.client_id == "another") is not has_grants
@@ -783,8 +784,7 @@ def test_secret_is_removed(admin_client, rows):
         clear_client_secret="on", token_endpoint_auth_method="none"
     )
     url = url_of(ClientRegistration, "change", registration.pk)
-    response = admin_client.post(url, data)
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, data)
     registration.refresh_from_db()
     assert registration.client_secret == ""
 
@@ -988,8 +988,7 @@ def test_secret_that_cannot_be_decrypted_is_asked_for_again(
 
 def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
     server = make_server()
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     moved = {"token_endpoint": "https://elsewhere.example.net/token"}
     newer = {
         "is_active": False,
@@ -1007,8 +1006,7 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
         "rate_limit": None,
     }
     FHIRServer.objects.update(**newer)
-    response = admin_client.post(url, {**data, "name": "Renamed"})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**data, "name": "Renamed"})
     stored = FHIRServer.objects.values("name", "search_text", *newer).get()
     assert stored == {"name": "Renamed", "search_text": " renamed", **newer}
     (change,) = json.loads(LogEntry.objects.get().change_message)
@@ -1017,14 +1015,12 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
 
 def test_form_without_its_first_values_is_compared_with_the_row(admin_client):
     server = make_server(nonce_required=True, rate_limit=5)
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     given = {
         name: value for name, value in data.items() if not name.startswith("initial-")
     }
     del given["nonce_required"]
-    response = admin_client.post(url, {**given, "rate_limit": ""})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**given, "rate_limit": ""})
     stored = FHIRServer.objects.get()
     assert (stored.nonce_required, stored.rate_limit) == (False, None)
 
@@ -1033,13 +1029,11 @@ def test_page_that_was_opened_earlier_is_checked_with_the_newer_values(
     admin_client, admin_user
 ):
     server = make_server(issuer="https://ehr.example.org/old")
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     newer = "https://ehr.example.org/newer"
     FHIRServer.objects.update(id_token_issuer=newer)
     make_identity(admin_user, server=server, issuer=newer)
-    response = admin_client.post(url, {**data, "name": "Renamed"})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**data, "name": "Renamed"})
     stored = FHIRServer.objects.get()
     assert (stored.name, stored.id_token_issuer) == ("Renamed", newer)
     data["id_token_issuer"] = "https://ehr.example.org/old"
@@ -1049,13 +1043,11 @@ def test_page_that_was_opened_earlier_is_checked_with_the_newer_values(
 
 def test_registration_page_that_was_opened_earlier_is_checked_likewise(admin_client):
     registration = make_registration(make_server())
-    url = url_of(ClientRegistration, "change", registration.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, registration)
     ClientRegistration.objects.update(
         token_endpoint_auth_method="none", client_secret=""
     )
-    response = admin_client.post(url, {**data, "landing_page": "/chart/"})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**data, "landing_page": "/chart/"})
     stored = ClientRegistration.objects.get()
     assert (stored.token_endpoint_auth_method, stored.landing_page) == (
         "none",
@@ -1065,8 +1057,7 @@ def test_registration_page_that_was_opened_earlier_is_checked_likewise(admin_cli
 
 def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):
     server = make_server(rate_limit=5, frame_origins=["https://ehr.example.org"])
-    url = url_of(FHIRServer, "change", server.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, server)
     del data["nonce_required"]
     typed = {
         "rate_limit": "",
@@ -1075,8 +1066,7 @@ def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):
         "login_group": "harbours",
         "pkce": "never",
     }
-    response = admin_client.post(url, {**data, **typed})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**data, **typed})
     stored = FHIRServer.objects.get()
     assert stored.rate_limit is None
     assert stored.frame_origins == []
@@ -1089,8 +1079,7 @@ def test_registration_page_that_was_opened_earlier_undoes_nothing(admin_client):
     registration = make_registration(
         make_server(), client_secret="", client_secret_file="/run/secrets/old"
     )
-    url = url_of(ClientRegistration, "change", registration.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, registration)
     newer = {
         "is_active": False,
         "create_users": False,
@@ -1098,8 +1087,7 @@ def test_registration_page_that_was_opened_earlier_undoes_nothing(admin_client):
         "standalone_scope": "launch/patient patient/Patient.rs",
     }
     ClientRegistration.objects.update(**newer)
-    response = admin_client.post(url, {**data, "landing_page": "/chart/"})
-    assert response.status_code == 302, response.context["errors"]
+    save(admin_client, url, {**data, "landing_page": "/chart/"})
     stored = ClientRegistration.objects.values("landing_page", *newer).get()
     assert stored == {"landing_page": "/chart/", **newer}
     (change,) = json.loads(LogEntry.objects.get().change_message)
@@ -1128,8 +1116,7 @@ class Interrupting(Away):
 def test_stop_made_while_the_server_is_asked_stays(admin_client, rows):
     registration = rows[ClientRegistration]
     FHIRServer.objects.update(configuration=None)
-    url = url_of(ClientRegistration, "change", registration.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, registration)
     before = read_ciphertext(registration)
     now = timezone.now()
     newer = {
@@ -1142,8 +1129,7 @@ def test_stop_made_while_the_server_is_asked_stays(admin_client, rows):
     ehr = Interrupting(client_secret=SECRET, **newer)
     data["standalone_scope"] = "launch/patient patient/Patient.rs"
     with transport.mounted("https://ehr.example.org", ehr):
-        response = admin_client.post(url, data)
-    assert response.status_code == 302, response.context["errors"]
+        save(admin_client, url, data)
     assert ehr.number
     columns = ("standalone_scope", *newer)
     stored = ClientRegistration.objects.values(*columns).get()
@@ -1167,14 +1153,12 @@ def test_new_credentials_lift_a_stop_made_while_the_server_is_asked(
 ):
     registration = rows[ClientRegistration]
     FHIRServer.objects.update(configuration=None)
-    url = url_of(ClientRegistration, "change", registration.pk)
-    data = read_form(admin_client.get(url))
+    url, data = open_form(admin_client, registration)
     ehr = Interrupting(
         refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"
     )
     with transport.mounted("https://ehr.example.org", ehr):
-        response = admin_client.post(url, {**data, **values})
-    assert response.status_code == 302, response.context["errors"]
+        save(admin_client, url, {**data, **values})
     registration.refresh_from_db()
     assert registration.client_secret == secret
     assert registration.refresh_stopped_at is None
