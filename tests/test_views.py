@@ -123,13 +123,6 @@ def test_picker_offers_what_can_be_logged_in_to():
     assert "<lake>" not in page
 
 
-def test_picker_without_anything_to_pick_says_so():
-    ClientRegistration.objects.update(is_active=False)
-    response = make_browser().get("/smart/login/")
-    assert response.status_code == 200
-    assert "?server=" not in text_of(response)
-
-
 def test_anonymous_visitor_goes_to_the_ehr_at_once():
     response = make_browser().get(HARBOUR)
     assert response.status_code == 302

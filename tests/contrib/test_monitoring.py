@@ -141,8 +141,3 @@ def test_number_of_queries_does_not_grow_with_servers(
     make_grant(registration)
     with django_assert_num_queries(3):
         assert len(read_health()) == 6
-
-
-def test_nothing_of_a_person_is_read(registration):
-    make_grant(registration, patient_id="hush-patient")
-    assert "hush" not in repr(read_health())
