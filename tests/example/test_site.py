@@ -292,9 +292,3 @@ def test_forms_of_the_packages_pages_can_be_sent(client, ehr):
         page = client.get(path)
         assert b'<meta name="referrer" content="strict-origin">' in page.content
         assert b"csrfmiddlewaretoken" in page.content
-
-
-def test_connections_show_scopes_as_they_are_written(client, ehr):
-    launch(client, ehr, scope=None)
-    page = client.get("/smart/connections/").content
-    assert b"Scope(" not in page
