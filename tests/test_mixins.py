@@ -49,8 +49,7 @@ def test_what_is_missing_is_named(ehr, method, path, expected):
     assert expected in response.content
 
 
-@stacks
-def test_methods_that_the_view_lacks_are_refused_as_ever(ehr, method):
+def test_methods_that_the_view_lacks_are_refused_as_ever(ehr):
     chart = open_chart(ehr)
     assert chart.post("/chart/mixin/").status_code == 405
     assert chart.post("/chart/mixin/async/").status_code == 405
