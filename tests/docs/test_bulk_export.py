@@ -14,8 +14,9 @@ from tests.answers import Respond
 from tests.docs.blocks import execute, read_blocks
 from tests.factories import make_service
 
+pytestmark = pytest.mark.django_db
 
-@pytest.mark.django_db
+
 def test_job_of_the_page_goes_on_after_a_crash(ehr):
     service = make_service(ehr)
     job, _, task, _ = read_blocks("how-to/bulk-export.rst")
@@ -45,7 +46,6 @@ def test_job_of_the_page_goes_on_after_a_crash(ehr):
     assert handled == expected[:5] + expected
 
 
-@pytest.mark.django_db
 def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
     service = make_service(ehr)
     job, update, *_ = read_blocks("how-to/bulk-export.rst")
@@ -73,7 +73,6 @@ def test_mirror_of_the_page_follows_changes_and_deletions(ehr):
         names["update_mirror"](service, mirror, last)
 
 
-@pytest.mark.django_db
 def test_export_outside_of_the_boundary_is_cancelled_as_the_page_says(ehr):
     service = make_service(ehr)
     *_, begin = read_blocks("how-to/bulk-export.rst")

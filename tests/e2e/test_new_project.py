@@ -20,6 +20,8 @@ from tests.known import PATIENT
 from tests.processes import get_free_port
 from tests.projects import launch_from_ehr, run, running
 
+pytestmark = pytest.mark.process
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -97,7 +99,6 @@ class _Newcomer:
         self.servers.enter_context(running(url, *command, cwd=self.project))
 
 
-@pytest.mark.process
 @pytest.mark.timeout(900)
 def test_new_project_with_the_wheel_completes_a_launch(
     tmp_path: Path, wheel: Path
@@ -119,7 +120,6 @@ def test_new_project_with_the_wheel_completes_a_launch(
     assert len(opened.json()["values"]) > 10
 
 
-@pytest.mark.process
 @pytest.mark.timeout(900)
 def test_release_tries_the_package_alone_in_a_new_project(
     tmp_path: Path, packages: Path
@@ -142,7 +142,6 @@ def _files(folder: Path) -> set[str]:
     }
 
 
-@pytest.mark.process
 def test_wheel_has_every_file_of_the_package_and_no_other(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -165,7 +164,6 @@ def test_wheel_has_every_file_of_the_package_and_no_other(wheel: Path) -> None:
     assert str(about.get_payload()).strip() == readme.strip()
 
 
-@pytest.mark.process
 def test_sdist_has_what_a_packager_needs(packages: Path) -> None:
     (sdist,) = packages.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
