@@ -19,12 +19,11 @@ from tests.ehr import (
     get_launch,
     launch,
     make_browser,
-    make_registration,
     start_ehr_launch,
 )
-from tests.site.browsers import open_chart
+from tests.site.browsers import SITE_MARKS, open_chart
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.site.urls")]
+pytestmark = SITE_MARKS
 
 SECURE, PLAIN = "__Host-smart_browser", "smart_browser"
 LOGIN = "/smart/login/?server=harbour"
@@ -36,7 +35,6 @@ def cookie_of(response: Any, name: str = SECURE) -> Morsel[str]:
     return morsel
 
 
-@pytest.mark.usefixtures("registration")
 def test_cookie_over_https_is_bound_to_the_host():
     cookie = cookie_of(make_browser().get(LOGIN))
     assert len(cookie.value) == 43
@@ -50,7 +48,6 @@ def test_cookie_over_https_is_bound_to_the_host():
     }
 
 
-@pytest.mark.usefixtures("registration")
 def test_cookie_over_http_is_neither_secure_nor_called_so():
     response = Client().get(LOGIN)
     assert SECURE not in response.cookies
@@ -59,7 +56,6 @@ def test_cookie_over_http_is_neither_secure_nor_called_so():
     assert attributes == {"path": "/", "httponly": True, "samesite": "Lax"}
 
 
-@pytest.mark.usefixtures("registration")
 def test_plain_cookie_is_not_believed_over_https():
     browser = make_browser()
     browser.cookies[PLAIN] = "a" * 43
@@ -68,13 +64,11 @@ def test_plain_cookie_is_not_believed_over_https():
     assert Launch.objects.get().browser_digest == digest(value)
 
 
-@pytest.mark.usefixtures("registration")
 def test_name_of_the_cookie_is_a_setting(settings):
     settings.SMART_BROWSER_COOKIE_NAME = "other"
     assert "__Host-other" in make_browser().get(LOGIN).cookies
 
 
-@pytest.mark.usefixtures("registration")
 def test_cookie_is_set_once(ehr):
     browser = make_browser()
     start_ehr_launch(browser, ehr)
@@ -83,7 +77,6 @@ def test_cookie_is_set_once(ehr):
     assert {row.browser_digest for row in Launch.objects.all()} == {digest(value)}
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(
     "path",
     [
@@ -97,7 +90,6 @@ def test_no_cookie_is_set_while_nothing_is_launched(path):
     assert SECURE not in make_browser().get(path).cookies
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(
     "value", ["", "a", "a" * 42, "a" * 44, "a" * 42 + "!", "a" * 42 + "é", "a" * 9999]
 )
@@ -111,7 +103,6 @@ def test_malformed_cookie_is_ignored_and_replaced(rf, value):
     assert len(response.cookies[PLAIN].value) == 43
 
 
-@pytest.mark.usefixtures("registration")
 def test_malformed_cookie_opens_no_launch(ehr):
     chart = open_chart(ehr)
     chart.browser.cookies[SECURE] = chart.launch.browser_digest
@@ -119,7 +110,6 @@ def test_malformed_cookie_opens_no_launch(ehr):
     assert chart.browser.get("/whoami/").json()["reason"] == "no_launch"
 
 
-@pytest.mark.usefixtures("registration")
 def test_sign_out_replaces_the_cookie(ehr):
     chart = open_chart(ehr)
     before = chart.browser.cookies[SECURE].value
@@ -157,7 +147,6 @@ def test_rotation_keeps_its_promise(rf):
     assert browser.digest != promised
 
 
-@pytest.mark.usefixtures("registration")
 def test_two_first_launches_at_one_moment_both_complete(ehr: EHRSimulator) -> None:
     """Each answer brings a cookie, and the browser keeps the one that came last."""
     first, second, browser = make_browser(), make_browser(), make_browser()
@@ -176,7 +165,6 @@ def test_two_first_launches_at_one_moment_both_complete(ehr: EHRSimulator) -> No
     assert opened[0].browser_digest == opened[1].browser_digest
 
 
-@pytest.mark.usefixtures("registration")
 def test_cookie_of_another_launch_proves_nothing(ehr: EHRSimulator) -> None:
     victim, attacker = make_browser(), make_browser()
     url = ehr.authorize(start_ehr_launch(victim, ehr))
@@ -187,7 +175,6 @@ def test_cookie_of_another_launch_proves_nothing(ehr: EHRSimulator) -> None:
     assert get_callback(attacker, url).status_code == 403
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("ending", ["portal", "0123456789abcdef"])
 def test_cookie_of_another_site_on_this_host_is_not_ours(ehr, ending):
     browser = make_browser()
@@ -199,7 +186,7 @@ def test_cookie_of_another_site_on_this_host_is_not_ours(ehr, ending):
 
 @pytest.mark.parametrize("last", [0, 1])
 def test_two_callbacks_at_one_moment_of_another_user_both_complete(ehr, last):
-    make_registration(user_switch="switch")
+    ClientRegistration.objects.update(user_switch="switch")
     # An EHR that opens several frames when somebody else has signed in to it.
     browser = open_chart(ehr).browser
     user = list(ehr.users)[1]
@@ -251,7 +238,6 @@ def _use_no_identity() -> None:
     ClientRegistration.objects.update(ehr_scope=NO_IDENTITY)
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("earlier", [0, 1])
 def test_noted_cookie_does_not_open_what_is_launched_later(ehr, earlier):
     """A shared machine, and a launch that nobody signs in with."""
@@ -270,7 +256,6 @@ def test_noted_cookie_does_not_open_what_is_launched_later(ehr, earlier):
         assert browser.get(f"/~{each.key}/whoami/").status_code == 200
 
 
-@pytest.mark.usefixtures("registration")
 def test_launches_without_an_identity_at_one_moment_both_complete(ehr):
     _use_no_identity()
     browser = make_browser()
@@ -287,7 +272,6 @@ def test_launches_without_an_identity_at_one_moment_both_complete(ehr):
     assert len({each.browser_digest for each in (before, *opened)}) == 3
 
 
-@pytest.mark.usefixtures("registration")
 def test_launches_with_and_without_an_identity_at_one_moment_both_complete(ehr):
     browser = make_browser()
     user = launch(browser, ehr).user
@@ -307,7 +291,6 @@ def test_launches_with_and_without_an_identity_at_one_moment_both_complete(ehr):
         assert browser.get(f"/~{each.key}/whoami/").status_code == 200
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("state", ["junk", "used", "of a launch started before"])
 def test_replaced_cookie_never_leads_to_the_one_that_replaced_it(ehr, state):
     """Whoever noted it has any session, and may have started launches with it."""

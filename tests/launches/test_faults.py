@@ -34,7 +34,7 @@ from tests.transport.servers import Server
 pytestmark = [
     pytest.mark.django_db,
     pytest.mark.urls("tests.launch_urls"),
-    pytest.mark.usefixtures("elsewhere", "quick_keys"),
+    pytest.mark.usefixtures("elsewhere", "quick_keys", "registration"),
 ]
 
 # The callback leads to no launch, so the one that waits for it is left waiting.
@@ -137,7 +137,6 @@ def _known_secrets(ehr: EHRSimulator) -> list[str]:
 
 @pytest.mark.compliance("RESP-02", "RESP-03", "RESP-10", "DISC-13")
 @pytest.mark.parametrize("name", named("tolerate", *LAUNCH_EXCHANGES))
-@pytest.mark.usefixtures("registration")
 def test_fault_is_tolerated(name: str, ehr: EHRSimulator, elsewhere: Server) -> None:
     ehr.faults.add(name)
     if name == "id_token_missing_kid":
@@ -152,7 +151,6 @@ def test_fault_is_tolerated(name: str, ehr: EHRSimulator, elsewhere: Server) -> 
 
 
 @pytest.mark.compliance("RESP-03")
-@pytest.mark.usefixtures("registration")
 def test_wider_scope_is_stored_as_granted(ehr: EHRSimulator) -> None:
     ehr.faults.add("token_scope_wider")
     finished = launch(make_browser(), ehr)
@@ -161,7 +159,6 @@ def test_wider_scope_is_stored_as_granted(ehr: EHRSimulator) -> None:
 
 
 @pytest.mark.compliance("SEC-02")
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("fault", ["authorize_error_markup", "token_error_markup"])
 def test_markup_of_the_ehr_stays_text(ehr: EHRSimulator, fault: str) -> None:
     ehr.faults.add(fault)
@@ -172,7 +169,6 @@ def test_markup_of_the_ehr_stays_text(ehr: EHRSimulator, fault: str) -> None:
         assert "&lt;script&gt;alert(1)" in page
 
 
-@pytest.mark.usefixtures("registration")
 def test_fault_leaves_the_stored_discovery_document_alone(ehr: EHRSimulator) -> None:
     launch(make_browser(), ehr)
     before = FHIRServer.objects.values("configuration", "jwks", "issuer").get()
@@ -196,7 +192,6 @@ def test_fault_leaves_the_stored_discovery_document_alone(ehr: EHRSimulator) -> 
 
 
 @pytest.mark.compliance("CALL-05")
-@pytest.mark.usefixtures("registration")
 def test_denied_access_is_a_page_and_no_launch(ehr: EHRSimulator) -> None:
     browser = make_browser()
     callback = ehr.authorize(start_ehr_launch(browser, ehr), approve=False)
@@ -209,7 +204,6 @@ def test_denied_access_is_a_page_and_no_launch(ehr: EHRSimulator) -> None:
     _check_nobody_came_in(browser)
 
 
-@pytest.mark.usefixtures("registration")
 def test_error_uri_is_a_link_only_if_it_is_https(ehr: EHRSimulator) -> None:
     for uri, is_shown in (
         ("https://ehr.example.org/help", True),
@@ -232,7 +226,6 @@ def test_error_uri_is_a_link_only_if_it_is_https(ehr: EHRSimulator) -> None:
         assert (f'href="{uri}"' in response.content.decode()) is is_shown
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(
     "fault", ["token_500", "id_token_bad_signature", "authorize_wrong_iss"]
 )

@@ -18,26 +18,16 @@ from django_smart.launches.prefix import LaunchPrefix
 from django_smart.models import ClientRegistration
 from tests.ehr import PATIENT, make_browser
 from tests.site.browsers import (
+    SITE_MARKS,
     Chart,
     make_async_browser,
     make_mounted_browser,
     open_chart,
 )
 
+pytestmark = SITE_MARKS
+
 KEY = "k" * 24
-
-needs_site = [
-    pytest.mark.django_db,
-    pytest.mark.urls("tests.site.urls"),
-    pytest.mark.usefixtures("registration"),
-]
-
-
-def on_site(function: Any) -> Any:
-    """Marks a test that opens a chart on the tests' site."""
-    for mark in needs_site:
-        function = mark(function)
-    return function
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +52,6 @@ def text_of(response: Any) -> str:
 # What pages build links with
 
 
-@on_site
 @pytest.mark.parametrize("method", ["get", "aget"])
 @pytest.mark.parametrize("view", ["links", "template", "page", "stream", "astream"])
 def test_links_of_a_page_keep_the_prefix(ehr, method, view):
@@ -81,7 +70,6 @@ def test_links_of_a_page_keep_the_prefix(ehr, method, view):
     assert text_of(getattr(chart, method)(f"/{view}/")).split()[0] == "/links/"
 
 
-@on_site
 def test_streams_of_two_charts_can_be_read_in_turn(ehr):
     one = open_chart(ehr)
     two = open_chart(ehr, one.browser)
@@ -96,7 +84,6 @@ def test_streams_of_two_charts_can_be_read_in_turn(ehr):
         assert list(stream) == []
 
 
-@on_site
 def test_asynchronous_streams_of_two_charts_can_be_read_at_once(ehr):
     one = open_chart(ehr)
     two = open_chart(ehr, one.browser)
@@ -138,7 +125,6 @@ def test_files_are_sent_as_they_are(rf):
     assert response.file_to_stream is file
 
 
-@on_site
 @pytest.mark.parametrize("first", ["launched", "plain"])
 @pytest.mark.parametrize("method", ["get", "aget"])
 def test_static_and_media_urls_do_not_depend_on_the_first_page(
@@ -155,14 +141,12 @@ def test_static_and_media_urls_do_not_depend_on_the_first_page(
         assert links[1:3] == ["/assets/a.css", "/uploads/b.png"]
 
 
-@on_site
 @pytest.mark.parametrize("method", ["get", "aget"])
 def test_redirects_by_name_keep_the_prefix(ehr, method):
     chart = open_chart(ehr)
     assert getattr(chart, method)("/go/")["Location"] == chart.url("/links/")
 
 
-@on_site
 @pytest.mark.parametrize("method", ["get", "aget"])
 def test_appended_slash_keeps_the_prefix_and_the_query(ehr, method):
     chart = open_chart(ehr)
@@ -171,7 +155,6 @@ def test_appended_slash_keeps_the_prefix_and_the_query(ehr, method):
     assert response["Location"] == chart.url("/links/?a=1")
 
 
-@on_site
 def test_pages_of_a_list_keep_the_prefix(ehr):
     chart = open_chart(ehr)
     url, seen = chart.url("/numbers/"), []
@@ -183,7 +166,6 @@ def test_pages_of_a_list_keep_the_prefix(ehr):
     assert seen == list(range(25))
 
 
-@on_site
 def test_prefix_without_a_slash_is_the_root(ehr):
     chart = open_chart(ehr)
     url = chart.landing.removesuffix("/")
@@ -193,7 +175,6 @@ def test_prefix_without_a_slash_is_the_root(ehr):
     assert b"launch_" not in response.content
 
 
-@on_site
 def test_absolute_urls_keep_the_prefix(ehr):
     chart = open_chart(ehr)
     request = chart.get("/links/?a=1").wsgi_request
@@ -203,7 +184,6 @@ def test_absolute_urls_keep_the_prefix(ehr):
     assert request.path_info == "/links/"
 
 
-@on_site
 def test_login_by_a_fixed_address_comes_back_to_the_chart(ehr, settings):
     settings.LOGIN_URL = "/accounts/login/"
     ask_for_no_identity()
@@ -213,7 +193,6 @@ def test_login_by_a_fixed_address_comes_back_to_the_chart(ehr, settings):
     assert response["Location"] == f"/accounts/login/?next={chart.url('/private/')}"
 
 
-@on_site
 def test_login_by_name_keeps_the_prefix(ehr, settings):
     settings.LOGIN_URL = "login"
     ask_for_no_identity()
@@ -229,14 +208,12 @@ def ask_for_no_identity() -> None:
     ClientRegistration.objects.update(ehr_scope="launch patient/Patient.rs")
 
 
-@on_site
 def test_private_pages_of_the_launch_s_user_are_served(ehr):
     chart = open_chart(ehr)
     response = chart.get("/private/")
     assert response.content.decode() == str(chart.launch.user)
 
 
-@on_site
 @pytest.mark.parametrize("prefixed", [True, False])
 def test_forms_keep_the_prefix_and_csrf_protects_them(ehr, prefixed):
     browser = make_browser()
@@ -255,7 +232,6 @@ def test_forms_keep_the_prefix_and_csrf_protects_them(ehr, prefixed):
     assert browser.post(action, headers=origin).status_code == 403
 
 
-@on_site
 @pytest.mark.urls("tests.site.i18n_urls")
 @pytest.mark.parametrize("method", ["get", "aget"])
 def test_language_prefixes_stand_behind_the_launch_s(ehr, settings, method):
@@ -286,7 +262,6 @@ def post(chart: Chart, path: str, values: dict[str, str], *, is_async: bool) -> 
     return async_to_sync(browser.post)(chart.url(path), values, secure=True)
 
 
-@on_site
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("setting", ["links", "/links/"])
 def test_sign_out_of_the_site_leads_out_of_the_prefix(ehr, settings, setting, is_async):
@@ -298,14 +273,12 @@ def test_sign_out_of_the_site_leads_out_of_the_prefix(ehr, settings, setting, is
     assert chart.browser.get("/links/").status_code == 200
 
 
-@on_site
 def test_sign_out_of_a_mounted_site_stays_there(ehr, settings):
     settings.LOGOUT_REDIRECT_URL = "links"
     chart = open_chart(ehr, make_mounted_browser())
     assert chart.post("/accounts/logout/")["Location"] == "/app/links/"
 
 
-@on_site
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("is_same", [False, True])
 def test_sign_in_leads_to_the_launch_of_its_own_user_alone(
@@ -328,7 +301,6 @@ def test_sign_in_leads_to_the_launch_of_its_own_user_alone(
 # A site that is not at the root of its host
 
 
-@on_site
 def test_mounted_site_keeps_both_prefixes(ehr, settings):
     settings.STATIC_URL = "static/"
     settings.MEDIA_URL = "media/"
@@ -350,7 +322,6 @@ def test_mounted_site_keeps_both_prefixes(ehr, settings):
     assert text_of(chart.get("/links/")).split()[0] == "/app/links/"
 
 
-@on_site
 def test_mounted_site_sees_which_chart_a_request_comes_from(ehr):
     chart = open_chart(ehr, make_mounted_browser())
     chart.landing = "/app/"
@@ -360,7 +331,6 @@ def test_mounted_site_sees_which_chart_a_request_comes_from(ehr):
         assert response.json()["launched"] is launched
 
 
-@on_site
 @pytest.mark.django_db(transaction=True)
 def test_mounted_asgi_site_keeps_both_prefixes(ehr):
     chart = open_chart(ehr)

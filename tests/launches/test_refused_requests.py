@@ -20,17 +20,15 @@ from tests.ehr import (
     start_login,
 )
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("registration")]
 
 
-@pytest.mark.usefixtures("registration")
 def test_log_tells_how_long_a_parameter_is(caplog: pytest.LogCaptureFixture) -> None:
     query = {"iss": BASE_URL, "launch": "x" * 10_000}
     assert make_browser().get("/smart/launch/", query).status_code == 400
     assert "10000 characters" in caplog.text
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -65,7 +63,6 @@ def test_prefetched_link_starts_and_completes_nothing(
     assert mailoutbox == []
 
 
-@pytest.mark.usefixtures("registration")
 def test_browser_drops_its_oldest_pending_launches(ehr: EHRSimulator) -> None:
     browser, other = make_browser(), make_browser()
     elsewhere = ehr.authorize(start_ehr_launch(other, ehr))
@@ -81,7 +78,6 @@ def test_browser_drops_its_oldest_pending_launches(ehr: EHRSimulator) -> None:
     assert get_launch(get_callback(other, elsewhere)).status == "completed"
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(("length", "kept"), [(2000, 2000), (2001, 0)])
 def test_page_to_go_to_has_a_limit_of_length(length: int, kept: int) -> None:
     """A longer one leads to the landing page, as one of another site does."""

@@ -24,7 +24,13 @@ from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError
 from django_smart.launches.purge import purge
-from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    TokenGrant,
+)
 from django_smart.signals import launch_completed, launch_failed
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator import id_tokens
@@ -43,7 +49,11 @@ from tests.ehr import (
 from tests.factories import make_registration, register_at
 from tests.launch_urls import get_code, open_page
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.launch_urls"),
+    pytest.mark.usefixtures("registration"),
+]
 
 User: Any = get_user_model()
 PLAIN_SCOPE = "launch/patient patient/Patient.rs offline_access"
@@ -63,7 +73,6 @@ def _signed_in(browser: Client) -> str | None:
 
 
 @pytest.mark.compliance("IDT-01", "IDT-07", "IDT-09", "SEC-11")
-@pytest.mark.usefixtures("registration")
 def test_unknown_identity_becomes_a_user_and_is_found_again(ehr: EHRSimulator) -> None:
     browser = make_browser()
     with listening(launch_completed) as completed:
@@ -84,7 +93,6 @@ def test_unknown_identity_becomes_a_user_and_is_found_again(ehr: EHRSimulator) -
     assert User.objects.count() == Identity.objects.count() == 1
 
 
-@pytest.mark.usefixtures("registration")
 def test_identity_is_written_once_an_hour_or_if_it_changed(ehr: EHRSimulator) -> None:
     def sign_in() -> bool:
         with CaptureQueriesContext(connections["default"]) as captured:
@@ -110,7 +118,6 @@ def test_identity_is_written_once_an_hour_or_if_it_changed(ehr: EHRSimulator) ->
     assert Identity.objects.get().fhir_user == first.fhir_user
 
 
-@pytest.mark.usefixtures("registration")
 def test_right_to_sign_in_that_is_withdrawn_meanwhile_stays_withdrawn(
     ehr: EHRSimulator,
 ) -> None:
@@ -130,7 +137,6 @@ def test_right_to_sign_in_that_is_withdrawn_meanwhile_stays_withdrawn(
     assert not identity.may_sign_in
 
 
-@pytest.mark.usefixtures("registration")
 def test_receiver_that_fails_at_the_sign_in_costs_no_grant(ehr):
     def fail(user: Any, **_kwargs: object) -> None:
         raise LookupError(user.pk)
@@ -152,7 +158,6 @@ def test_receiver_that_fails_at_the_sign_in_costs_no_grant(ehr):
 
 @pytest.mark.compliance("IDT-09")
 def test_same_sub_at_another_issuer_is_another_user(ehr: EHRSimulator) -> None:
-    make_registration()
     other = EHRSimulator(base_url="https://other.example.org/r4")
     register_at(other)
     make_registration(server__slug="other", server__base_url=other.base_url)
@@ -165,9 +170,10 @@ def test_same_sub_at_another_issuer_is_another_user(ehr: EHRSimulator) -> None:
 
 
 def test_unknown_identity_is_refused_where_no_users_are_created(
-    ehr: EHRSimulator,
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    registration = make_registration(create_users=False)
+    registration.create_users = False
+    registration.save()
     browser = make_browser()
     response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
     assert (response.status_code, get_code(response)) == (403, "user_refused")
@@ -183,7 +189,6 @@ def test_unknown_identity_is_refused_where_no_users_are_created(
     assert launch(browser, ehr).user == User.objects.get()
 
 
-@pytest.mark.usefixtures("registration")
 def test_deactivated_user_is_refused(ehr: EHRSimulator) -> None:
     launch(make_browser(), ehr)
     User.objects.update(is_active=False)
@@ -204,7 +209,6 @@ class ApprovedLater(SMARTAuthenticationBackend):
         return user
 
 
-@pytest.mark.usefixtures("registration")
 def test_user_who_is_made_inactive_is_refused(ehr: EHRSimulator, settings: Any) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.ApprovedLater"]
     browser = make_browser()
@@ -214,7 +218,6 @@ def test_user_who_is_made_inactive_is_refused(ehr: EHRSimulator, settings: Any) 
     assert _signed_in(browser) is None
 
 
-@pytest.mark.usefixtures("registration")
 def test_session_stays_when_the_user_does_not_change(ehr: EHRSimulator) -> None:
     browser = make_browser()
     launch(browser, ehr)
@@ -227,7 +230,6 @@ def test_session_stays_when_the_user_does_not_change(ehr: EHRSimulator) -> None:
 
 
 @pytest.mark.compliance("IDT-10")
-@pytest.mark.usefixtures("registration")
 def test_identity_that_was_asked_for_and_not_granted_signs_nobody_in(
     ehr: EHRSimulator,
 ) -> None:
@@ -244,7 +246,6 @@ def test_identity_that_was_asked_for_and_not_granted_signs_nobody_in(
 # Connect
 
 
-@pytest.mark.usefixtures("registration")
 def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
     ehr: EHRSimulator,
 ) -> None:
@@ -274,7 +275,6 @@ def _press_connect(browser: Client) -> Any:
     return browser.post("/smart/login/", inputs)
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("is_named", [True, False])
 def test_connecting_for_another_user_than_the_page_named_asks_again(
     ehr: EHRSimulator, is_named: bool
@@ -299,7 +299,6 @@ def test_connecting_for_another_user_than_the_page_named_asks_again(
     assert (finished.intent, finished.user) == ("connect", patient)
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/"])
 def test_signing_out_instead_of_connecting_leads_back_to_the_organization(
     settings: Any, login_url: str
@@ -327,7 +326,6 @@ def test_signing_out_instead_of_connecting_leads_back_to_the_organization(
     assert b'name="next" value="/page/"' in asked.content
 
 
-@pytest.mark.usefixtures("registration")
 def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
     settings: Any,
 ) -> None:
@@ -345,7 +343,6 @@ def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
     assert b'name="next" value="/page/"' in asked.content
 
 
-@pytest.mark.usefixtures("registration")
 def test_connecting_after_the_session_ran_out_leads_back_from_another_host(
     settings: Any,
 ) -> None:
@@ -359,7 +356,6 @@ def test_connecting_after_the_session_ran_out_leads_back_from_another_host(
 
 
 @pytest.mark.compliance("SEC-11")
-@pytest.mark.usefixtures("registration")
 def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
     settings: Any,
 ) -> None:
@@ -373,7 +369,6 @@ def test_connecting_after_the_session_ran_out_does_not_sign_in_by_the_ehr(
     assert len(failed) == 1
 
 
-@pytest.mark.usefixtures("registration")
 def test_connecting_an_identity_of_someone_else_is_refused(ehr: EHRSimulator) -> None:
     owner = launch(make_browser(), ehr).user
     browser = make_browser()
@@ -387,7 +382,6 @@ def test_connecting_an_identity_of_someone_else_is_refused(ehr: EHRSimulator) ->
     assert browser.session.session_key == before
 
 
-@pytest.mark.usefixtures("registration")
 def test_advice_on_an_identity_of_someone_else_helps(
     ehr: EHRSimulator, admin_client: Client
 ) -> None:
@@ -414,7 +408,6 @@ def test_advice_on_an_identity_of_someone_else_helps(
 
 @pytest.mark.parametrize("change", ["another", "nobody"])
 @pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/"])
-@pytest.mark.usefixtures("registration")
 def test_connecting_is_refused_when_the_user_changed_meanwhile(
     ehr: EHRSimulator, settings: Any, change: str, login_url: str
 ) -> None:
@@ -447,11 +440,10 @@ def test_connecting_is_refused_when_the_user_changed_meanwhile(
 # Without an identity
 
 
-@pytest.mark.usefixtures("db")
 def test_launch_without_identity_belongs_to_the_signed_in_user(
     ehr: EHRSimulator,
 ) -> None:
-    make_registration(standalone_scope=PLAIN_SCOPE)
+    ClientRegistration.objects.update(standalone_scope=PLAIN_SCOPE)
     browser = make_browser()
     user = _sign_in(browser)
     finished = connect(browser, ehr)
@@ -462,9 +454,9 @@ def test_launch_without_identity_belongs_to_the_signed_in_user(
 
 
 def test_launch_without_identity_is_not_adopted_by_who_signs_in_later(
-    ehr: EHRSimulator,
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    registration = make_registration(standalone_scope=PLAIN_SCOPE)
+    ClientRegistration.objects.update(standalone_scope=PLAIN_SCOPE)
     browser = make_browser()
     finished = connect(browser, ehr)
     assert finished.user is None
@@ -485,7 +477,7 @@ def test_launch_without_identity_is_not_adopted_by_who_signs_in_later(
 def test_launch_without_identity_is_refused_when_the_user_changed_meanwhile(
     ehr: EHRSimulator,
 ) -> None:
-    make_registration(ehr_scope="launch patient/Patient.rs")
+    ClientRegistration.objects.update(ehr_scope="launch patient/Patient.rs")
     browser = make_browser()
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
     _sign_in(browser)
@@ -498,7 +490,6 @@ def test_launch_without_identity_is_refused_when_the_user_changed_meanwhile(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("after", [False, True], ids=["user", "grant"])
 def test_launch_that_loses_a_deadlock_is_stored_all_the_same(
     ehr: EHRSimulator, *, after: bool
@@ -526,7 +517,6 @@ def test_launch_that_loses_a_deadlock_is_stored_all_the_same(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("registration")
 def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
     ehr: EHRSimulator,
 ) -> None:
@@ -549,7 +539,6 @@ def test_launch_that_cannot_be_stored_leaves_no_row_and_no_session(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("registration")
 def test_tokens_that_arrive_during_a_failover_are_revoked(ehr: EHRSimulator) -> None:
     until: list[float] = []
 
@@ -610,7 +599,6 @@ def late_error(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("registration")
 def test_launch_that_was_stored_goes_on_after_a_late_error(
     ehr: EHRSimulator, late_error: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -627,7 +615,6 @@ def test_launch_that_was_stored_goes_on_after_a_late_error(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.usefixtures("registration")
 def test_parked_launch_that_was_stored_goes_on_after_a_late_error(
     ehr: EHRSimulator, settings: Any, late_error: list[str]
 ) -> None:
