@@ -39,7 +39,11 @@ from tests.factories import make_registration, register_at
 from tests.launch_urls import get_code, open_page
 from tests.threads import run_together
 
-pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.launch_urls")]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.launch_urls"),
+    pytest.mark.usefixtures("registration"),
+]
 
 User: Any = get_user_model()
 OPENID_URI = "http://openid.net/specs/openid-connect-core-1_0#"
@@ -50,7 +54,6 @@ PLAIN_SCOPE = "launch/patient patient/Patient.rs offline_access"
 
 
 @pytest.mark.compliance("CALL-01", "CALL-03", "CALL-04")
-@pytest.mark.usefixtures("registration")
 def test_state_is_used_once_and_the_finished_launch_is_left_alone(
     ehr: EHRSimulator,
 ) -> None:
@@ -69,7 +72,6 @@ def test_state_is_used_once_and_the_finished_launch_is_left_alone(
     assert fhir_client_for(grant=finished.grant).read("Patient", PATIENT)
 
 
-@pytest.mark.usefixtures("registration")
 def test_reload_while_the_ehr_is_slow_is_not_told_that_the_launch_is_complete(
     ehr: EHRSimulator,
 ) -> None:
@@ -91,7 +93,6 @@ def test_reload_while_the_ehr_is_slow_is_not_told_that_the_launch_is_complete(
 
 @pytest.mark.compliance("CALL-03")
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "POST"])
-@pytest.mark.usefixtures("registration")
 def test_looking_at_the_callback_does_not_use_the_state(
     ehr: EHRSimulator, method: str
 ) -> None:
@@ -119,7 +120,6 @@ def test_looking_at_the_callback_does_not_use_the_state(
         ({"error": "access_denied", "state": "made-up"}, "state_unknown"),
     ],
 )
-@pytest.mark.usefixtures("registration")
 def test_callback_without_a_known_state_is_refused(
     ehr: EHRSimulator, query: dict[str, Any], code: str
 ) -> None:
@@ -144,7 +144,6 @@ def test_server_does_not_fill_the_log_with_a_broken_context(
 
 
 @pytest.mark.compliance("CALL-03")
-@pytest.mark.usefixtures("registration")
 def test_expired_state_is_rejected(ehr: EHRSimulator) -> None:
     browser = make_browser()
     with time_machine.travel(timezone.now(), tick=False) as clock:
@@ -162,7 +161,6 @@ def test_expired_state_is_rejected(ehr: EHRSimulator) -> None:
 
 @pytest.mark.compliance("CALL-02", "AUTH-07")
 @pytest.mark.parametrize("has_cookie", [True, False])
-@pytest.mark.usefixtures("registration")
 def test_state_of_another_browser_is_rejected(
     ehr: EHRSimulator, has_cookie: bool
 ) -> None:
@@ -181,7 +179,6 @@ def test_state_of_another_browser_is_rejected(
 
 @pytest.mark.compliance("CALL-09")
 def test_code_goes_to_the_server_of_its_state(ehr: EHRSimulator) -> None:
-    make_registration()
     other = EHRSimulator(base_url="https://other.example.org/r4")
     register_at(other, client_secret="another secret")
     make_registration(
@@ -218,7 +215,6 @@ def test_code_goes_to_the_server_of_its_state(ehr: EHRSimulator) -> None:
         {},
     ],
 )
-@pytest.mark.usefixtures("registration")
 def test_malformed_callback_fails_its_launch(
     ehr: EHRSimulator, extra: dict[str, Any]
 ) -> None:
@@ -247,7 +243,6 @@ _VALUES = st.one_of(
 
 
 @pytest.mark.compliance("CALL-07")
-@pytest.mark.usefixtures("registration")
 @settings(
     max_examples=250,
     deadline=None,
@@ -271,7 +266,6 @@ def test_no_value_breaks_the_callback(
 @pytest.mark.compliance("CALL-03")
 @pytest.mark.django_db(transaction=True)
 def test_of_callbacks_in_parallel_with_one_state_one_wins(ehr: EHRSimulator) -> None:
-    make_registration()
     browser = make_browser()
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
 
@@ -291,7 +285,6 @@ def test_of_callbacks_in_parallel_with_one_state_one_wins(ehr: EHRSimulator) -> 
 def test_callbacks_in_parallel_of_one_new_identity_make_one_user(
     ehr: EHRSimulator,
 ) -> None:
-    make_registration()
     browsers = [make_browser() for _ in range(3)]
     callbacks = [ehr.authorize(start_ehr_launch(browser, ehr)) for browser in browsers]
 
@@ -370,7 +363,6 @@ def test_what_is_open_goes_on_when_it_is_switched_off(
 
 
 @pytest.mark.compliance("RESP-03", "RESP-10", "RESP-11", "RESP-12")
-@pytest.mark.usefixtures("registration")
 def test_context_and_granted_scope_are_stored_as_they_came(ehr: EHRSimulator) -> None:
     browser = make_browser()
     encounter = next(
@@ -404,7 +396,6 @@ def test_context_and_granted_scope_are_stored_as_they_came(ehr: EHRSimulator) ->
 
 
 @pytest.mark.compliance("REF-01", "REF-02")
-@pytest.mark.usefixtures("registration")
 def test_grant_is_offline_only_if_it_was_asked_and_a_refresh_token_came(
     ehr: EHRSimulator,
 ) -> None:
@@ -425,7 +416,7 @@ def test_grant_is_offline_only_if_it_was_asked_and_a_refresh_token_came(
 def test_scopes_in_uri_form_work_as_their_short_forms(ehr: EHRSimulator) -> None:
     smart, openid = "http://smarthealthit.org/fhir/scopes/", OPENID_URI
     asked = "{1}openid fhirUser {0}launch {0}patient/Patient.rs {0}offline_access"
-    make_registration(ehr_scope=asked.format(smart, openid))
+    ClientRegistration.objects.update(ehr_scope=asked.format(smart, openid))
     browser = make_browser()
     url = start_ehr_launch(browser, ehr)
     query = dict(parse_qsl(urlsplit(url).query))
@@ -443,7 +434,6 @@ def test_scopes_in_uri_form_work_as_their_short_forms(ehr: EHRSimulator) -> None
 
 @pytest.mark.compliance("RESP-19")
 def test_patient_scope_without_a_patient_is_refused(ehr: EHRSimulator) -> None:
-    make_registration()
     browser = make_browser()
     url = start_ehr_launch(browser, ehr, patient=None)
     response = get_callback(browser, ehr.authorize(url))
@@ -468,7 +458,6 @@ def test_patient_scope_without_a_patient_is_refused(ehr: EHRSimulator) -> None:
 def test_patient_scope_without_a_patient_is_refused_in_any_spelling(
     ehr: EHRSimulator, granted: str
 ) -> None:
-    make_registration()
     browser = make_browser()
     url = start_ehr_launch(browser, ehr, patient=None)
     answer(ehr, "/token", scope=granted)
@@ -490,7 +479,7 @@ def test_log_has_the_error_of_the_ehr(
     code: str,
     error: str,
 ) -> None:
-    make_registration(**values)
+    ClientRegistration.objects.update(**values)
     browser = make_browser()
     callback = ehr.authorize(start_login(browser))
     if choices:
@@ -509,7 +498,9 @@ def test_launch_works_without_the_context_it_hinted_at(
     ehr: EHRSimulator, hint: str
 ) -> None:
     scope = "launch launch/patient launch/encounter launch/list user/Patient.rs"
-    make_registration(ehr_scope=scope, standalone_scope="launch/patient user/*.rs")
+    ClientRegistration.objects.update(
+        ehr_scope=scope, standalone_scope="launch/patient user/*.rs"
+    )
     browser = make_browser()
     url = start_ehr_launch(browser, ehr, patient=None)
     granted = f"launch launch/encounter user/Patient.rs {hint}".strip()
@@ -524,7 +515,6 @@ def test_launch_works_without_the_context_it_hinted_at(
 
 
 @pytest.mark.compliance("RESP-08")
-@pytest.mark.usefixtures("registration")
 def test_no_cookie_holds_a_token(ehr: EHRSimulator, settings: Any) -> None:
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     browser = make_browser()
@@ -540,7 +530,6 @@ def test_no_cookie_holds_a_token(ehr: EHRSimulator, settings: Any) -> None:
 
 
 @pytest.mark.compliance("CALL-06", "CALL-10")
-@pytest.mark.usefixtures("registration")
 def test_warm_login_makes_one_request(ehr: EHRSimulator) -> None:
     launch(make_browser(), ehr)
     ehr.clear_requests()
@@ -552,7 +541,6 @@ def test_warm_login_makes_one_request(ehr: EHRSimulator) -> None:
     assert [each.exchange for each in ehr.requests] == ["authorize", "token"]
 
 
-@pytest.mark.usefixtures("registration")
 def test_launch_that_its_browser_signed_out_of_meanwhile_stays_ended(
     ehr: EHRSimulator,
 ) -> None:
@@ -590,7 +578,6 @@ def test_fault_of_our_own_fails_the_launch_and_is_not_hidden(
     ehr: EHRSimulator, settings: Any
 ) -> None:
     settings.AUTHENTICATION_BACKENDS = [f"{__name__}.BrokenBackend"]
-    make_registration()
     browser = make_browser()
     callback = ehr.authorize(start_ehr_launch(browser, ehr))
     with pytest.raises(RuntimeError):

@@ -32,16 +32,17 @@ from tests.ehr import (
     launch,
     listening,
     make_browser,
-    make_registration,
     start_ehr_launch,
     start_login,
 )
 from tests.factories import make_grant, make_grants, make_launch
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("database_travels")]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.usefixtures("database_travels", "registration"),
+]
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_fails_launches_whose_callback_never_came(ehr: EHRSimulator) -> None:
     with time_machine.travel(timezone.now(), tick=False) as clock:
         start_ehr_launch(make_browser(), ehr)
@@ -53,7 +54,6 @@ def test_purge_fails_launches_whose_callback_never_came(ehr: EHRSimulator) -> No
     assert (row.code_verifier, row.consumed_at is None) == ("", False)
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_says_why_the_callback_of_a_launch_comes_too_late(
     ehr: EHRSimulator,
 ) -> None:
@@ -66,7 +66,6 @@ def test_purge_says_why_the_callback_of_a_launch_comes_too_late(
     assert b"<code>state_expired</code>" in response.content
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_fails_no_launch_whose_callback_is_under_way(ehr: EHRSimulator) -> None:
     browser, failed = make_browser(), list[int]()
     with time_machine.travel(timezone.now(), tick=False) as clock:
@@ -85,7 +84,6 @@ def test_purge_fails_no_launch_whose_callback_is_under_way(ehr: EHRSimulator) ->
     assert failed == [0]
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_fails_launches_whose_callback_broke_off(ehr: EHRSimulator) -> None:
     with time_machine.travel(timezone.now(), tick=False) as clock:
         start_ehr_launch(make_browser(), ehr)
@@ -95,7 +93,8 @@ def test_purge_fails_launches_whose_callback_broke_off(ehr: EHRSimulator) -> Non
 
 
 def test_purge_ends_old_launches_and_what_they_alone_used(ehr: EHRSimulator) -> None:
-    make_registration(ehr_scope="launch openid fhirUser online_access user/*.rs")
+    scope = "launch openid fhirUser online_access user/*.rs"
+    ClientRegistration.objects.update(ehr_scope=scope)
     browser = make_browser()
     with time_machine.travel(timezone.now(), tick=False) as clock:
         online, offline = launch(browser, ehr), connect(browser, ehr)
@@ -111,7 +110,6 @@ def test_purge_ends_old_launches_and_what_they_alone_used(ehr: EHRSimulator) -> 
     assert len(ehr.requests_to("revoke")) == 2
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_ends_the_grants_of_deactivated_users(ehr: EHRSimulator) -> None:
     opened = connect(make_browser(), ehr)
     assert purge().revocations_finished == 0
@@ -123,7 +121,6 @@ def test_purge_ends_the_grants_of_deactivated_users(ehr: EHRSimulator) -> None:
     assert opened.status == "ended"
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_leaves_one_grant_of_tabs_that_are_closed(ehr: EHRSimulator) -> None:
     browser = make_browser()
     user = get_user_model().objects.create_user("maria")
@@ -142,7 +139,6 @@ def test_purge_leaves_one_grant_of_tabs_that_are_closed(ehr: EHRSimulator) -> No
     assert fhir_client_for(user, server).read("Patient", newer.context["patient"])
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_finishes_revocations_that_were_left_open(ehr: EHRSimulator) -> None:
     grant = connect(make_browser(), ehr).grant
     assert grant is not None
@@ -184,7 +180,6 @@ def test_what_is_long_over_does_not_wait_for_an_ehr(
     assert TokenGrant.objects.count() == 1
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_deletes_what_was_never_finished_after_a_day(
     ehr: EHRSimulator, settings: Any
 ) -> None:
@@ -204,7 +199,6 @@ def test_purge_deletes_what_was_never_finished_after_a_day(
     assert Launch.objects.get() == kept
 
 
-@pytest.mark.usefixtures("registration")
 def test_purge_deletes_what_has_been_over_for_long(ehr: EHRSimulator) -> None:
     browser = make_browser()
     with time_machine.travel(timezone.now(), tick=False) as clock:
@@ -222,8 +216,9 @@ def test_purge_deletes_what_has_been_over_for_long(ehr: EHRSimulator) -> None:
     assert Identity.objects.count() == 1
 
 
-def test_memory_of_a_purge_does_not_grow_with_what_it_deletes() -> None:
-    registration = make_registration()
+def test_memory_of_a_purge_does_not_grow_with_what_it_deletes(
+    registration: ClientRegistration,
+) -> None:
     over = timezone.now() - timedelta(days=400)
     peaks = []
     for number in (2_000, 8_000):
@@ -361,7 +356,7 @@ def test_receivers_that_use_up_the_time_keep_nothing_from_being_revoked(
 # A worker whose clock is wrong
 
 
-@pytest.mark.usefixtures("registration", "database_stays")
+@pytest.mark.usefixtures("database_stays")
 def test_worker_whose_clock_is_ahead_ends_nothing(ehr: EHRSimulator) -> None:
     launch(make_browser(), ehr)
     ended = launch(make_browser(), ehr)
