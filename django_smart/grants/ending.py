@@ -276,13 +276,14 @@ def revoke_tokens(grant: TokenGrant) -> None:
     """
     Revoke the tokens of *grant* at the EHR; its row does not change.
 
-    Also returns if the EHR does not support revocation.
+    Also returns if the EHR does not support revocation, or if another grant of the user
+    needs the same refresh token: some servers issue it again at a second launch.
 
     Raises:
         TransportError, DiscoveryError, TokenError, CredentialsError: the EHR could not
             be reached, or did not confirm.
     """
-    if not (grant.refresh_token or grant.access_token):
+    if not (grant.refresh_token or grant.access_token) or _is_shared(grant):
         return
     configuration = get_configuration(grant.registration.server)
     endpoint = configuration.revocation_endpoint
@@ -314,6 +315,17 @@ def revoke_tokens(grant: TokenGrant) -> None:
                 raise
             # The token itself was refused, and would be again.
             logger.warning("Grant %s: its revocation was refused", grant.pk)
+
+
+def _is_shared(grant: TokenGrant) -> bool:
+    if grant.user_id is None or not grant.refresh_token_digest:
+        return False
+    same = TokenGrant.objects.active().filter(
+        user_id=grant.user_id,
+        registration_id=grant.registration_id,
+        refresh_token_digest=grant.refresh_token_digest,
+    )
+    return same.exclude(pk=grant.pk).exists()
 
 
 def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:

@@ -339,6 +339,26 @@ def test_disconnecting_ends_the_grant_and_its_launches(
 
 
 @pytest.mark.usefixtures("registration")
+def test_server_that_issues_the_same_refresh_token_again_keeps_it(
+    ehr: EHRSimulator, commit: Callable[[], Any]
+) -> None:
+    browser = make_browser()
+    first = _grant(connect(browser, ehr))
+    browser.post("/smart/logout/")
+    token = first.refresh_token
+    with commit():
+        second = _grant(connect(browser, ehr))
+        second.set_tokens(access_token=second.access_token, refresh_token=token)
+        second.save()
+    first.refresh_from_db()
+    assert (first.status, first.refresh_token) == ("revoked", "")
+    assert not _is_revoked_at(ehr, token)
+    with commit():
+        browser.post("/smart/connections/", {"grant": second.pk})
+    assert _is_revoked_at(ehr, token)
+
+
+@pytest.mark.usefixtures("registration")
 def test_server_without_revocation_has_the_tokens_forgotten(
     ehr: EHRSimulator,
 ) -> None:
