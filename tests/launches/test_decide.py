@@ -23,7 +23,7 @@ from django_smart import tasks, transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.launches.parked import end_at_any_stage
 from django_smart.launches.purge import purge
-from django_smart.models import Identity, Launch, TokenGrant
+from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.signals import grant_revoked, launch_failed
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
@@ -44,7 +44,7 @@ from tests.launch_urls import get_code, open_page
 pytestmark = [
     pytest.mark.django_db,
     pytest.mark.urls("tests.launch_urls"),
-    pytest.mark.usefixtures("database_travels"),
+    pytest.mark.usefixtures("database_travels", "registration"),
 ]
 
 User: Any = get_user_model()
@@ -97,7 +97,6 @@ def _second_clinician(ehr: EHRSimulator) -> str:
 # Connecting lends records, not the account
 
 
-@pytest.mark.usefixtures("registration")
 def test_connected_account_signs_nobody_in(ehr: EHRSimulator) -> None:
     owner = make_user("maria")
     connect(_signed_in_browser(owner), ehr)
@@ -155,7 +154,6 @@ def _connect_second(ehr: EHRSimulator, second: EHRSimulator) -> tuple[Client, La
     return browser, connected
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("is_other_signed_in", [False, True])
 def test_owner_without_a_password_signs_in_through_their_organization(
     ehr: EHRSimulator, second: EHRSimulator, *, is_other_signed_in: bool
@@ -188,7 +186,6 @@ def test_owner_without_a_password_signs_in_through_their_organization(
     assert (finished.pk, finished.user) == (parked.pk, connected.user)
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("login_url", ["/admin/login/", "/smart/login/", "/none/"])
 def test_owner_without_a_password_is_sent_to_no_other_dead_end(
     ehr: EHRSimulator, second: EHRSimulator, settings: Any, login_url: str
@@ -225,7 +222,6 @@ def _signed_in_browser(user: Any) -> Client:
     return browser
 
 
-@pytest.mark.usefixtures("registration")
 def test_account_signs_in_for_whoever_chose_that_while_connecting(
     ehr: EHRSimulator,
 ) -> None:
@@ -239,7 +235,6 @@ def test_account_signs_in_for_whoever_chose_that_while_connecting(
     assert _signed_in(other) == str(owner.pk)
 
 
-@pytest.mark.usefixtures("registration")
 def test_account_that_signs_in_still_does_after_connecting_without_the_choice(
     ehr: EHRSimulator,
 ) -> None:
@@ -250,9 +245,10 @@ def test_account_that_signs_in_still_does_after_connecting_without_the_choice(
 
 
 def test_connected_account_signs_nobody_in_at_a_server_of_the_same_group(
-    ehr: EHRSimulator,
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    registration = make_registration(server__login_group="tenants")
+    registration.server.login_group = "tenants"
+    registration.server.save()
     owner = make_user("maria")
     connect(_signed_in_browser(owner), ehr)
     # The same account as another tenant of the group has proven it.
@@ -270,7 +266,6 @@ def test_connected_account_signs_nobody_in_at_a_server_of_the_same_group(
     _get_parked(_launch(make_browser(), ehr))
 
 
-@pytest.mark.usefixtures("registration")
 def test_only_the_user_of_the_account_goes_on(ehr: EHRSimulator) -> None:
     owner, other = make_user("maria", first_name="Maria"), make_user("sam")
     connect(_signed_in_browser(owner), ehr)
@@ -294,7 +289,6 @@ def test_only_the_user_of_the_account_goes_on(ehr: EHRSimulator) -> None:
     assert _signed_in(browser) == str(owner.pk)
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_user_of_the_account_may_be_an_object_of_another_class(
     ehr: EHRSimulator, monkeypatch: pytest.MonkeyPatch, method: str
@@ -326,7 +320,7 @@ def test_session_in_which_another_user_is_impersonated_ends_with_the_switch(
     ehr: EHRSimulator, settings: Any, user_switch: str
 ) -> None:
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.impersonate"]
-    make_registration(user_switch=user_switch)
+    ClientRegistration.objects.update(user_switch=user_switch)
     make_user("maria")
     browser = make_browser()
     support: Any = launch(browser, ehr).user
@@ -343,7 +337,6 @@ def test_session_in_which_another_user_is_impersonated_ends_with_the_switch(
     assert open_page(browser, opened) == 200
 
 
-@pytest.mark.usefixtures("registration")
 def test_parked_launch_is_found_by_the_browser_that_opened_it_alone(
     ehr: EHRSimulator,
 ) -> None:
@@ -359,7 +352,6 @@ def test_parked_launch_is_found_by_the_browser_that_opened_it_alone(
     assert get_code(unknown) == "decision_unknown"
 
 
-@pytest.mark.usefixtures("registration")
 def test_question_is_not_shown_to_whoever_noted_the_cookie_before_the_launch(
     ehr: EHRSimulator,
 ) -> None:
@@ -379,7 +371,6 @@ def test_question_is_not_shown_to_whoever_noted_the_cookie_before_the_launch(
         assert get_launch(browser.get(each)).user == owner
 
 
-@pytest.mark.usefixtures("registration")
 def test_parked_launch_follows_the_cookie_that_a_sign_in_replaces(
     ehr: EHRSimulator,
 ) -> None:
@@ -398,7 +389,6 @@ def test_parked_launch_follows_the_cookie_that_a_sign_in_replaces(
     assert open_page(browser, first) == 410
 
 
-@pytest.mark.usefixtures("registration")
 # Django adds the slash.
 @pytest.mark.parametrize("slash", ["/", ""])
 @pytest.mark.parametrize("root", ["", "/app"])
@@ -414,7 +404,6 @@ def test_sign_in_by_the_ehr_alone_does_not_go_round_in_circles(
     assert response["Location"] == root + page
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(
     ("login_url", "site"),
     [
@@ -462,7 +451,6 @@ def test_staff_sign_in_through_servers_that_the_site_names(
     assert launch(make_browser(), ehr).user == owner
 
 
-@pytest.mark.usefixtures("registration")
 def test_staff_cannot_choose_that_an_unnamed_server_signs_them_in(
     ehr: EHRSimulator,
 ) -> None:
@@ -480,7 +468,7 @@ def test_staff_cannot_choose_that_an_unnamed_server_signs_them_in(
 
 def _open_as_first(ehr: EHRSimulator, **values: Any) -> tuple[Client, Launch]:
     """A browser in which the first clinician has opened a chart."""
-    make_registration(**{"ehr_scope": _NAMED, **values})
+    ClientRegistration.objects.update(**{"ehr_scope": _NAMED, **values})
     browser = make_browser()
     opened = launch(browser, ehr)
     User.objects.filter(pk=opened.user_id).update(first_name="Ada", last_name="King")
@@ -747,7 +735,6 @@ def test_shared_workstation_switches_at_once_and_says_who_is_signed_in(
     assert browser.get(f"/~{again.key}/notices/").content == b""
 
 
-@pytest.mark.usefixtures("registration")
 def test_sign_in_that_a_link_began_does_not_replace_who_signed_in_meanwhile(
     ehr: EHRSimulator,
 ) -> None:
@@ -780,7 +767,7 @@ def test_switched_off_server_ends_what_waits(
 
 
 def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> None:
-    make_registration(ehr_scope=_NAMED)
+    ClientRegistration.objects.update(ehr_scope=_NAMED)
     user = make_user("maria", first_name="Maria", last_name="Lopez")
     browser = _signed_in_browser(user)
     parked, page = _get_parked(_launch(browser, ehr))
@@ -797,7 +784,6 @@ def test_unknown_account_is_connected_if_its_user_says_so(ehr: EHRSimulator) -> 
 
 
 def test_unknown_account_may_sign_in_if_its_user_says_so(ehr: EHRSimulator) -> None:
-    make_registration()
     user = make_user("maria")
     browser = _signed_in_browser(user)
     _, page = _get_parked(_launch(browser, ehr))
@@ -808,7 +794,6 @@ def test_unknown_account_may_sign_in_if_its_user_says_so(ehr: EHRSimulator) -> N
 def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
     ehr: EHRSimulator,
 ) -> None:
-    make_registration()
     user = make_user("maria")
     browser = _signed_in_browser(user)
     _, page = _get_parked(_launch(browser, ehr))
@@ -822,7 +807,6 @@ def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
 def test_likely_answer_about_an_unknown_account_comes_first(
     ehr: EHRSimulator, *, has_account: bool
 ) -> None:
-    make_registration()
     browser = _signed_in_browser(make_user("maria"))
     if has_account:
         connect(browser, ehr)
@@ -841,7 +825,7 @@ def test_likely_answer_about_an_unknown_account_comes_first(
 
 
 def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None:
-    make_registration(create_users=False)
+    ClientRegistration.objects.update(create_users=False)
     browser = _signed_in_browser(make_user("maria"))
     _, page = _get_parked(_launch(browser, ehr))
     assert b'value="create"' not in browser.get(page).content
@@ -854,7 +838,6 @@ def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None
 # Refused after the exchange
 
 
-@pytest.mark.usefixtures("registration")
 def test_tokens_of_a_refused_launch_are_revoked(
     ehr: EHRSimulator, commit: Callable[[], Any]
 ) -> None:
@@ -870,7 +853,6 @@ def test_tokens_of_a_refused_launch_are_revoked(
     assert (refused.user, refused.status) == (None, "revoked")
 
 
-@pytest.mark.usefixtures("registration")
 @pytest.mark.parametrize(
     "fault", ["token_missing_access_token", "token_number_patient"]
 )
@@ -897,7 +879,6 @@ class _Broken(SMARTAuthenticationBackend):
         raise RuntimeError("a fault of the site")
 
 
-@pytest.mark.usefixtures("registration")
 def test_tokens_are_revoked_if_a_hook_fails(
     ehr: EHRSimulator, commit: Callable[[], Any], settings: Any
 ) -> None:
@@ -909,7 +890,6 @@ def test_tokens_are_revoked_if_a_hook_fails(
     assert TokenGrant.objects.get().status == "revoked"
 
 
-@pytest.mark.usefixtures("registration")
 def test_tokens_that_come_after_a_sign_out_are_revoked(
     ehr: EHRSimulator, commit: Callable[[], Any]
 ) -> None:
@@ -995,7 +975,6 @@ def test_staff_that_a_hook_makes_need_a_server_that_the_site_names(
 
 
 def test_names_are_not_needed(ehr: EHRSimulator) -> None:
-    make_registration()
     browser = make_browser()
     launch(browser, ehr)
     _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
@@ -1007,7 +986,6 @@ def test_names_are_not_needed(ehr: EHRSimulator) -> None:
 
 
 @pytest.mark.parametrize("full_name", ["", None])
-@pytest.mark.usefixtures("registration")
 def test_username_that_is_no_string_is_shown(
     monkeypatch: pytest.MonkeyPatch, full_name: str | None
 ) -> None:
