@@ -75,6 +75,10 @@ def test_a_standalone_request_has_the_required_parameters_once_and_no_others():
     ]
 
 
+def test_a_request_without_an_audience_has_no_aud():
+    assert "aud" not in dict(build(aud=None).parameters)
+
+
 @pytest.mark.compliance("EHRL-03", "EHRL-05", "AUTH-10")
 @pytest.mark.parametrize("launch", ["xyz123", "a+b%2F=/&?#", "é" * 3, "x" * 1024])
 def test_an_ehr_launch_echoes_launch_and_aud_unchanged(launch):

@@ -117,6 +117,9 @@ def test_headers_of_a_server_accompany_any_method():
     assert headers == {"X-Api-Key": "of the portal", "Authorization": "Basic YXBwOnM="}
     assert form == [("code", "x")]
     assert "of the portal" not in repr(method)
+    posted = ClientSecretPost(client_id="app", client_secret="s")
+    form, _ = apply(replace(method, method=posted))
+    assert form == [("client_id", "app"), ("client_secret", "s")]
 
 
 def test_a_secret_can_be_posted():

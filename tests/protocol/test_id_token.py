@@ -172,8 +172,13 @@ def test_an_access_token_of_this_client_is_read(name):
     ],
 )
 def test_an_access_token_of_another_client_issuer_or_time_is_refused(claims):
-    with pytest.raises(IDTokenClaimError):
+    with pytest.raises(IDTokenClaimError) as caught:
         read(sign(**claims))
+    assert caught.value.claim == next(iter(claims))
+
+
+def test_an_access_token_may_have_expired_within_the_leeway():
+    assert read(sign(exp=TIMESTAMP - 59))["exp"] == TIMESTAMP - 59
 
 
 def test_an_access_token_that_another_key_signed_is_refused():

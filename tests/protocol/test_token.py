@@ -341,6 +341,8 @@ def test_refresh_token_without_a_sensible_end_has_none(value):
     body = {**GOOD, "refresh_token": "again", "refresh_expires_in": value}
     assert process(body).refresh_expires_at is None
     assert process({**GOOD, "refresh_token": "again"}).refresh_expires_at is None
+    later = {**body, "refresh_token_expires_in": 86400}
+    assert process(later).refresh_expires_at == NOW + timedelta(days=1)
 
 
 @pytest.mark.parametrize("body", [b'"NaN"', b'{"expires_in": NaN}', b"<html>", b""])

@@ -118,6 +118,11 @@ def test_conditional_members_may_be_absent():
     assert answer.expires_at is None
 
 
+def test_a_subject_that_is_a_number_is_read():
+    body = build_answer({"active": True, "sub": 7})
+    assert process_introspection_response(body).subject == "7"
+
+
 @pytest.mark.compliance("INTRO-04")
 def test_an_inactive_token_says_nothing_else():
     body = {**PUBLISHED["response"], "active": False}
