@@ -934,7 +934,7 @@ def test_parked_launch_that_others_end_revokes_its_tokens(
 def test_launch_that_goes_on_while_all_are_being_ended_ends_as_well(
     ehr: EHRSimulator,
 ) -> None:
-    make_registration(ehr_scope=_NAMED)
+    ClientRegistration.objects.update(ehr_scope=_NAMED)
     launch(make_browser(), ehr, user=_second_clinician(ehr))
     browser = _signed_in_browser(make_user("maria"))
     parked, page = _get_parked(_launch(browser, ehr))
