@@ -120,6 +120,9 @@ def test_headers_of_a_server_accompany_any_method():
     posted = ClientSecretPost(client_id="app", client_secret="s")
     form, _ = apply(replace(method, method=posted))
     assert form == [("client_id", "app"), ("client_secret", "s")]
+    # An audience is accepted only for an endpoint at its origin.
+    form, _ = apply(replace(method, method=build_private_key_jwt(audience=AUDIENCE)))
+    assert "client_assertion" in dict(form)
 
 
 def test_a_secret_can_be_posted():

@@ -147,6 +147,7 @@ def test_client_whose_keys_were_sent_expects_no_address_of_them():
         ({"redirect_uris": ["https://x.example/"]}, "different redirect_uris"),
         ({"redirect_uris": []}, "different redirect_uris"),
         ({"redirect_uris": "https://x.example/"}, "different redirect_uris"),
+        ({"redirect_uris": f"{CALLBACK}more/"}, "different redirect_uris"),
         ({"scope": ["openid"]}, "scope is not printable"),
     ],
 )
