@@ -718,8 +718,13 @@ def test_memory_does_not_grow_with_the_number_of_pages(count):
 def test_page_is_let_go_before_the_next_one_is_asked_for():
     numbers = itertools.count()
 
+    def find_pages() -> list[object]:
+        return [each for each in gc.get_objects() if isinstance(each, SearchPage)]
+
+    others = find_pages()
+
     def fetch(url: str) -> HTTPResponse:
-        assert not any(isinstance(each, SearchPage) for each in gc.get_objects())
+        assert len(find_pages()) == len(others)
         number = next(numbers)
         url = f"{BASE}/Observation?p={number + 1}"
         return respond(

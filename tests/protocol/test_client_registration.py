@@ -134,11 +134,11 @@ def test_client_whose_keys_were_sent_expects_no_address_of_them():
     [
         ({"client_id": None}, "client_id is missing"),
         ({"client_id": ""}, "client_id is missing"),
-        ({"client_id": 7}, "client_id is not printable"),
-        ({"client_id": "a\nb"}, "client_id is not printable"),
-        ({"client_id": "ü"}, "client_id is not printable"),
+        ({"client_id": 7}, "client_id is not a string of visible ASCII"),
+        ({"client_id": "a\nb"}, "client_id is not a string of visible ASCII"),
+        ({"client_id": "ü"}, "client_id is not a string of visible ASCII"),
         ({"client_secret": None}, "client_secret is missing"),
-        ({"client_secret": ["x"]}, "client_secret is not printable"),
+        ({"client_secret": ["x"]}, "client_secret is not a string of visible ASCII"),
         ({"client_secret_expires_at": "0"}, "client_secret_expires_at is not a whole"),
         ({"client_secret_expires_at": -1}, "client_secret_expires_at is not a whole"),
         ({"client_secret_expires_at": True}, "client_secret_expires_at is not a whole"),
@@ -148,7 +148,7 @@ def test_client_whose_keys_were_sent_expects_no_address_of_them():
         ({"redirect_uris": []}, "different redirect_uris"),
         ({"redirect_uris": "https://x.example/"}, "different redirect_uris"),
         ({"redirect_uris": f"{CALLBACK}more/"}, "different redirect_uris"),
-        ({"scope": ["openid"]}, "scope is not printable"),
+        ({"scope": ["openid"]}, "scope is not a string of visible ASCII"),
     ],
 )
 def test_answer_that_is_of_no_use_is_refused(changes, message):
