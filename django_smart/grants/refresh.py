@@ -47,12 +47,7 @@ from .separate_connection import (
 )
 from .server_limits import may_refresh
 
-__all__ = [
-    "build_request",
-    "get_access_token",
-    "refresh_grant",
-    "renew_access_token",
-]
+__all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
 
 logger = logging.getLogger(__name__)
 

@@ -151,8 +151,10 @@ def allow_no_localhost(world: World) -> None:
 
 
 SPOILERS = [
-    *(sign_in_required, require_sign_in_elsewhere),
-    *(redirect_to_https, allow_no_localhost),
+    sign_in_required,
+    require_sign_in_elsewhere,
+    redirect_to_https,
+    allow_no_localhost,
 ]
 
 

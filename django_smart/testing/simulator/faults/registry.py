@@ -1,5 +1,5 @@
 """
-Define faults: one small function each.
+Define faults: a function each, often one that a row of a table makes.
 
 There are three kinds. ``replaces`` responds instead of the server, which then has not
 seen the request (the refresh token is still valid). ``edits`` changes the server's own
@@ -120,8 +120,18 @@ class FaultSet(MutableSet[str]):
 
 # A fault's name begins with one of them.
 _EXCHANGES = (
-    *("authorize", "client_credentials", "discovery", "fhir", "id_token", "introspect"),
-    *("jwks", "openid", "refresh", "register", "revoke", "token"),
+    "authorize",
+    "client_credentials",
+    "discovery",
+    "fhir",
+    "id_token",
+    "introspect",
+    "jwks",
+    "openid",
+    "refresh",
+    "register",
+    "revoke",
+    "token",
 )
 
 
@@ -182,7 +192,7 @@ def edits(*fault: Any, status: int = 200, exchange: str = "") -> Callable[[Any],
 
 def edits_json(*fault: Any, **options: Any) -> Callable[[Any], Any]:
     """
-    Register ``function(exchange, answer)``, which changes a JSON response; see above.
+    Register ``function(exchange, answer)``, as ``edits`` does for JSON responses.
 
     It changes *answer* in place, or returns a replacement.
     """
