@@ -433,7 +433,7 @@ def raise_unless_ok(stream: ResponseStream, *, what: str) -> None:
 
 
 def limit_chunks(chunks: Iterable[bytes], max_size: int) -> Iterator[bytes]:
-    """Yield *chunks*, up to a size."""
+    """Yield *chunks*; raise ``ResponseTooLargeError`` beyond *max_size* bytes."""
     size = 0
     for chunk in chunks:
         size += len(chunk)
