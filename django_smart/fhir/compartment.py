@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -166,6 +167,8 @@ _REVERSE_TYPE = re.compile("_has:([^:]*)", re.IGNORECASE)
 _REVERSE = re.compile(r"_has:([A-Za-z]+):([a-z\-]+):[^:.]+(?::[a-z\-]+)?")
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
+# Characters of the scopes with parameters for one type; more of them select nothing.
+_LONGEST_SCOPES = 10_000
 
 
 class _Names:
@@ -220,14 +223,22 @@ class PatientBoundary:
     scopes: ScopeSet
     other_patients: Collection[str] = ()
     trusts_binaries: bool = False
-    _by_type: dict[str, list[ResourceScope]] = field(
+    _by_type: dict[str, list[tuple[frozenset[str], ResourceScope]]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
 
     def __post_init__(self) -> None:
         # A server can send thousands of scopes, and of resources to compare them with.
+        seen, lengths = set[object](), Counter[str]()
         for scope in self.scopes.resource_scopes:
-            self._by_type.setdefault(scope.type.lower(), []).append(scope)
+            name = scope.type.lower()
+            lengths[name] += len(scope.text) if scope.query else 0
+            key = (name, scope.level, scope.letters, scope.query)
+            if key in seen or (scope.query and lengths[name] > _LONGEST_SCOPES):
+                continue
+            seen.add(key)
+            found = self._by_type.setdefault(name, [])
+            found.append((frozenset(scope.letters), scope))
 
     @property
     def own(self) -> frozenset[str]:
@@ -254,8 +265,8 @@ class PatientBoundary:
 
     def _get_scopes(self, resource_type: str, letters: str) -> Iterator[ResourceScope]:
         for name in {"*", resource_type.lower()}:
-            for scope in self._by_type.get(name, ()):
-                if set(letters) & set(scope.letters):
+            for granted, scope in self._by_type.get(name, ()):
+                if not granted.isdisjoint(letters):
                     yield scope
 
     # Searches
@@ -932,9 +943,11 @@ def _selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:
 def _has_code(resource: Mapping[str, Any], name: str, value: str) -> bool:
     element = re.sub("-([a-z])", lambda found: found[1].upper(), name)
     held = set(_iter_codes(resource.get(element)))
+    # Without a system, or without a code, an option leaves it open.
+    forms = {pair for s, c in held for pair in ((s, c), (s, None), (None, c))}
     for option in value.split(","):
         system, bar, code = option.rpartition("|")
-        if any(code in {"", c} and (not bar or system == s) for s, c in held):
+        if (system if bar else None, code or None) in forms or (held and not option):
             return True
     return False
 

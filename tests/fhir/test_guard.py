@@ -55,7 +55,7 @@ def test_search_without_a_patient_is_about_the_launchs():
     assert len(grant.server.requests) == 2
 
 
-@pytest.mark.parametrize("kind", ["references", "bundles", "scopes"])
+@pytest.mark.parametrize("kind", ["references", "bundles", "scopes", "parameters"])
 def test_check_takes_no_longer_than_what_is_checked(kind):
     """A server could keep a process busy for an hour, with one response."""
     number = 40_000
@@ -69,9 +69,12 @@ def test_check_takes_no_longer_than_what_is_checked(kind):
     elif kind == "bundles":
         entries += [{"fullUrl": f"urn:more:{n}"} for n in range(2 * number)]
         entries += [{"resource": bundle(MINE)} for _ in range(number // 2)]
-    else:
+    elif kind == "scopes":
         entries = [{"resource": {**MINE, "id": f"{n}"}} for n in range(number)]
         scope += "".join(f" patient/A{n:x}.r".replace("0", "g") for n in range(5_000))
+    else:
+        entries = [{"resource": {**MINE, "id": f"{n}"}} for n in range(number // 8)]
+        scope += "".join(f" user/Observation.r?code=c{n}" for n in range(5_000))
     grant = make_grant(scope)
     found = {**bundle(), "entry": entries}
     grant.server.on("Observation?patient=p1", respond(found))
