@@ -1263,8 +1263,11 @@ def _find_within(
         )
     if not isinstance(within, Mapping):
         bundles.append({"entry": [{"resource": each} for each in sources]})
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for source in sources:
+        known.setdefault(_get_key(source), []).append(source)
     for bundle in bundles:
-        found = _find_entry(reference, bundle, sources, base_url=base_url)
+        found = _find_entry(reference, bundle, known, base_url=base_url)
         if found is not None:
             return found
     if reference.lower().startswith("urn:"):
@@ -1277,15 +1280,13 @@ def _find_within(
 def _find_entry(
     reference: str,
     bundle: Mapping[str, Any],
-    sources: Sequence[Mapping[str, Any]],
+    known: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     base_url: str,
 ) -> dict[str, Any] | None:
+    """Look in *bundle*; *known* are the resources that may have the reference."""
     entries = list(_get_entries(bundle))
     base = base_url
-    known: dict[str, list[Mapping[str, Any]]] = {}
-    for source in sources:
-        known.setdefault(_get_key(source), []).append(source)
     for full_url, resource in entries:
         # Without a URL, an entry shows no base.
         if full_url and resource in known.get(_get_key(resource), ()):
