@@ -151,19 +151,17 @@ def _claim(
     for each in registrations:
         # Claimed grants are usually among those that expire first.
         rows = TokenGrant.objects.read_due(each, limit=2 * MOST_CLAIMED)
-        is_test = each.refresh_stopped_at is not None
-        found = sorted(
-            (get_rank(row[0], server, is_test=is_test), *row[1:]) for row in rows
-        )
-        # One grant of a stopped registration shows whether it works again.
-        due += found[:1] if is_test else found
+        if each.refresh_stopped_at is not None:
+            # The grant that failed least shows whether it works again.
+            rows = sorted(rows)[:1]
+        due += [(get_rank(row[0], server), *row[1:]) for row in rows]
     due.sort()
     free = [pk for _, _, pk, is_free in due if is_free]
     busy = len(due) - len(free)
     left = min(get_claim_limit(server, busy=busy, now=now), max(limit - busy, 0))
     has_more = left < len(free)
     # Not kept in memory while this generator waits for its turns.
-    del rows, found, due, free[left:]
+    del rows, due, free[left:]
     if not (number := len(free)):
         return
     # Equal messages: with a short last one, some processes would be done much earlier.

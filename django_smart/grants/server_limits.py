@@ -134,15 +134,14 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
     return max(limit - busy, 0)
 
 
-def get_rank(grant_failures: int, server: FHIRServer, *, is_test: bool = False) -> int:
+def get_rank(grant_failures: int, server: FHIRServer) -> int:
     """
     Return which grants of *server* go first: those with the lowest rank.
 
     A grant that its server never renews has the token that expired first, and would
-    always go first. What tests a server that was down, or a stopped registration, is
-    the grant that failed least.
+    always go first. What tests a server that was down is the grant that failed least.
     """
-    if is_test or _is_down(server):
+    if _is_down(server):
         return grant_failures
     return max(grant_failures - _FEW_FAILURES, 0)
 

@@ -1026,6 +1026,22 @@ def test_stopped_registration_is_not_tried_with_a_grant_that_always_fails(
     assert list(claim_due_batches()) == [[other]]
 
 
+def test_stopped_registration_is_tried_while_others_of_its_server_have_many_due(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (refused,) = make_grants(ehr, registration, 1, refresh_failures=1)
+    busy = make_registration(
+        registration.server,
+        client_id="another",
+        is_ehr_default=False,
+        is_standalone_default=False,
+    )
+    make_grants(ehr, busy, 5)
+    stop_refreshes(registration, reason="invalid_client")
+    claimed = [pk for batch in claim_due_batches(limit=3) for pk in batch]
+    assert refused in claimed
+
+
 def test_grants_that_are_refused_like_a_client_stop_others_only_for_a_moment(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:

@@ -189,7 +189,7 @@ MUTANTS = (
         seed=1,
         finding="is due for",
         patches=(
-            (engine, "get_rank", lambda *_, **__: 0),
+            (engine, "get_rank", lambda *_: 0),
             (batch, "get_rank", lambda *_: 0),
             (server_limits, "_RECENT", timedelta(0)),
         ),
