@@ -55,6 +55,7 @@ class Command(BaseCommand):
             "--resume",
             nargs="?",
             const=True,
+            default=False,
             metavar="SLUG",
             help=(
                 "First resume stopped registrations, of this server or of all, "
@@ -107,8 +108,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Refresh, and print the counts."""
-        accept_losses = options["accept_losses"]
-        if accept_losses and not options["resume"]:
+        accept_losses, slug = options["accept_losses"], options["resume"]
+        if accept_losses and slug is False:
             raise CommandError("--accept-losses requires --resume.")
         for name, paused in (("pause", True), ("unpause", False)):
             if options[name] is not None:
@@ -124,7 +125,7 @@ class Command(BaseCommand):
             return
         if options["adopt"]:
             adopt_grants()
-        if slug := options["resume"]:
+        if slug is not False:
             stopped = ClientRegistration.objects.stopped()
             if slug is not True:
                 stopped = stopped.filter(server=_get_server(slug))
