@@ -65,6 +65,8 @@ done sooner, immediately get more.
 _THRESHOLD = 5
 # A grant that has failed more often is likely to fail again.
 _FEW_FAILURES = 2
+# When a server is up again, they are tried within this time.
+_SOON = timedelta(minutes=3)
 # A server that issued tokens so recently is taken to be up.
 _RECENT = timedelta(minutes=1)
 _FIRST_PAUSE = 2.0
@@ -332,13 +334,15 @@ class Pace:
 
     def _wake(self) -> None:
         # Grants that failed because of the server wait no longer than it does. Those
-        # that may have failed for a reason of their own come after the others.
+        # that may have failed for a reason of their own come a little later.
         registrations = ClientRegistration.objects.filter(server_id=self._server.pk)
         codes = sorted({code for error in _OUTAGES for code in _find_codes(error)})
         waiting = TokenGrant.objects.waiting_after(
             list(registrations.values_list("pk", flat=True)), error_codes=codes
         )
-        waiting.wake(most_failures=_FEW_FAILURES + 1)
+        few = {"refresh_failures__lte": _FEW_FAILURES}
+        waiting.exclude(**few).wake(most_failures=_FEW_FAILURES + 1, within=_SOON)
+        waiting.filter(**few).wake(most_failures=_FEW_FAILURES)
         fields = self._server.build_log_fields("server_resumed")
         logger.info("Server %s: refreshes resumed", self._server.pk, extra=fields)
 

@@ -472,10 +472,17 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
         )
 
-    def wake(self, *, most_failures: int = 0) -> int:
-        """Make grants due now; at most so many failures of each count from now on."""
-        return self.update(
-            refresh_due_at=DatabaseNow(),
+    def wake(self, *, most_failures: int = 0, within: timedelta | None = None) -> int:
+        """
+        Make grants due now; at most so many failures of each count from now on.
+
+        Args:
+            within: instead, make those that are due later than that due then.
+        """
+        due_at = DatabaseNow() if within is None else DatabaseNow(within)
+        rows = self if within is None else self.filter(refresh_due_at__gt=due_at)
+        return rows.update(
+            refresh_due_at=due_at,
             refresh_failures=Least(F("refresh_failures"), most_failures),
         )
 
