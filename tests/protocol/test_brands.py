@@ -385,6 +385,13 @@ def test_label_of_a_place_is_what_there_is(place, expected):
     assert label_place(place) == expected
 
 
+@pytest.mark.compliance("BRAND-07")
+def test_endpoint_of_no_portal_is_the_brand_s_own():
+    brand = parse_brand({"name": "A", "endpoint": [{"reference": "Endpoint/1"}]})
+    assert brand is not None
+    assert brand.endpoints == {"Endpoint/1": ""}
+
+
 def test_members_of_a_wrong_type_read_as_absent():
     brand = parse_brand(
         {

@@ -69,6 +69,7 @@ LIST_MEMBERS = [
     "response_types_supported",
     "token_endpoint_auth_methods_supported",
     "token_endpoint_auth_signing_alg_values_supported",
+    "introspection_endpoint_auth_methods_supported",
     "id_token_signing_alg_values_supported",
 ]
 

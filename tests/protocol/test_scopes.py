@@ -442,11 +442,17 @@ def test_a_set_is_a_container_of_what_was_written():
     scopes = ScopeSet.parse("launch patient/*.rs")
     assert "patient/*.rs" in scopes
     assert "patient/Observation.rs" not in scopes
+    assert "patient/Observation.sr" not in scopes
     assert len(scopes) == 2
     assert [scope.text for scope in scopes] == ["launch", "patient/*.rs"]
     assert [scope.text for scope in scopes.resource_scopes] == ["patient/*.rs"]
     assert not ScopeSet()
     assert ScopeSet.parse(" \t") == ScopeSet()
+
+
+def test_what_is_missing_is_found_wherever_it_stands():
+    asked = ScopeSet.parse("openid patient/Patient.r launch")
+    assert str(ScopeSet.parse("openid").missing(asked)) == "patient/Patient.r launch"
 
 
 @pytest.mark.compliance("EHRL-04")
