@@ -723,11 +723,6 @@ def test_page_is_let_go_before_the_next_one_is_asked_for():
     others = find_pages()
     numbers = itertools.count()
 
-    def find_pages() -> list[object]:
-        return [each for each in gc.get_objects() if isinstance(each, SearchPage)]
-
-    others = find_pages()
-
     def fetch(url: str) -> HTTPResponse:
         assert len(find_pages()) == len(others)
         number = next(numbers)
