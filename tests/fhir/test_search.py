@@ -717,7 +717,7 @@ def test_memory_does_not_grow_with_the_number_of_pages(count):
 
 def test_page_is_let_go_before_the_next_one_is_asked_for():
     def find_pages() -> list[SearchPage]:
-        return [each for each in gc.get_objects() if isinstance(each, SearchPage)]
+        return [each for each in gc.get_objects() if type(each) is SearchPage]
 
     # Other tests may have left some.
     others = find_pages()
