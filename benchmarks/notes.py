@@ -48,7 +48,8 @@ _REFRESH = (
     "leases of a batch, credentials prepared once, sending the first batches before "
     "all grants are claimed, reading the registration once for a batch, writing only "
     "columns that changed, and writing the UPDATE out, which saved a third of the "
-    "worker's time. "
+    "worker's time; without gain: fewer threads, sending only as fast as is stored, and "
+    "a queue instead of ThreadPoolExecutor. "
     "Not done: one statement for many grants, since each response is stored immediately."
 )
 _WAITS = (
@@ -56,8 +57,7 @@ _WAITS = (
     "the package sends sixteen requests at a time and is limited by the processor. So "
     "the ratio depends on the machine: where HTTP alone took 563 µs for a grant, the "
     "same code reached 9.9 times a loop and 12.4 times a task each; where it took "
-    "844 µs, 8.1 and 10.6 times; 1,090 µs, 6.2 and 9.5 times. Here it takes 610 µs; two "
-    "runs some hours before gave 9.2 and 11.7, and 8.9 and 11.2. " + _REFRESH
+    "844 µs, 8.1 and 10.6 times; 1,090 µs, 6.2 and 9.5 times. " + _REFRESH
 )
 _SEARCH = (
     "The database does the same work; the difference is Django building four "
