@@ -63,7 +63,7 @@ CONFIGURATION_COLUMNS = (
 
 
 def validate_by(check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-    """Call *check*; refuse the value with its error, if it raises one of ours."""
+    """Call *check*; refuse the value if it raises a ``SMARTError``."""
     try:
         check(*args, **kwargs)
     except SMARTError as exc:
