@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast long walk mutation bench bench-large bench-smoke lint \
-	format messages docs screenshots clean
+	format migrations messages docs screenshots clean
 
 help: ## List the goals
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -71,6 +71,9 @@ lint: $(STAMP) ## Check form and types
 format: $(STAMP) ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+migrations: $(STAMP) ## Check that the migration matches the models
+	DEBUG=1 $(BIN)/python manage.py makemigrations --check --dry-run
 
 messages: $(STAMP) ## Bring new texts into the catalogues, and compile these (gettext)
 	cd django_smart && ../$(BIN)/django-admin makemessages --all --no-obsolete \
