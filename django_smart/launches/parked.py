@@ -255,9 +255,16 @@ def get_display_name(
 
 
 def _get_full_name(user: AbstractBaseUser | None) -> str:
-    # Not every user model has one.
-    get_full_name: Any = getattr(user, "get_full_name", str)
-    return str(get_full_name() or "")
+    """Return the name that the user model has; not every model has one."""
+    parts = (getattr(user, each, "") for each in ("first_name", "last_name"))
+    # With a single field for the name, sites set both to None, and Django's
+    # get_full_name() returns "None None".
+    if all(isinstance(each, str) for each in parts):
+        get_full_name: Any = getattr(user, "get_full_name", str)
+        if isinstance(name := get_full_name(), str) and name:
+            return name
+    name = getattr(user, "name", "")
+    return name if isinstance(name, str) else ""
 
 
 def _get_claimed_name(claims: IDTokenClaims | None) -> str:

@@ -1,4 +1,4 @@
-"""Tests of that site; ``tests/sites/test_persons.py`` runs them with its settings."""
+"""Tests of that site; ``tests/sites/test_users_of_sites.py`` runs them."""
 
 from __future__ import annotations
 

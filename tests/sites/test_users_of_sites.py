@@ -1,4 +1,4 @@
-"""A site with a user model of its own, in a process of its own: it is set for good."""
+"""Sites with their own user models, each in a process: the model is set for good."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.process
-def test_site_with_users_of_its_own() -> None:
+@pytest.mark.parametrize("site", ["members", "persons"])
+def test_site_with_users_of_its_own(site: str) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "tests/sites/persons/journey.py"),
-            *("--ds", "tests.sites.persons.settings", "-q", "-p", "no:cacheprovider"),
+            *(sys.executable, "-m", "pytest", f"tests/sites/{site}/journey.py"),
+            *(f"--ds=tests.sites.{site}.settings", "-q", "-p", "no:cacheprovider"),
         ],
         cwd=_ROOT,
         env=os.environ | {"PYTEST_ADDOPTS": ""},

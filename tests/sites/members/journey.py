@@ -1,0 +1,55 @@
+"""Tests of that site; ``tests/sites/test_users_of_sites.py`` runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import Client
+
+from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.urls("tests.sites.urls"),
+    pytest.mark.usefixtures("registration"),
+]
+
+Member: Any = get_user_model()
+
+
+def _sign_in(email: str, **values: Any) -> Client:
+    browser = make_browser()
+    browser.force_login(Member.objects.create_user(email, "secret", **values))
+    return browser
+
+
+def _read(browser: Client, url: str) -> str:
+    return str(browser.get(url).content.decode())
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [({"name": "Maria Silva"}, "Maria Silva"), ({}, "maria@clinic.example")],
+)
+def test_pages_name_the_user_who_is_signed_in(ehr, values, shown):
+    browser = _sign_in("maria@clinic.example", **values)
+    pages = [_read(browser, "/smart/login/?server=harbour")]
+    # Somebody else's chart is opened at her workstation.
+    asked = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    pages.append(_read(browser, asked["Location"]))
+    for page in pages:
+        assert f"{shown}</" in page
+        assert "None" not in page
+
+
+def test_page_names_the_other_user_of_the_chart(ehr):
+    opened = launch(make_browser(), ehr)
+    Member.objects.filter(pk=opened.user_id).update(name="Sam Okafor")
+    browser = _sign_in("maria@clinic.example", name="Maria Silva")
+    asked = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    page = _read(browser, asked["Location"])
+    assert "Maria Silva" in page
+    assert "Sam Okafor" in page
+    assert "None" not in page
