@@ -46,7 +46,6 @@ from django_smart.transport.connections import (
     PeerCheck,
     close,
     get_pooled,
-    get_time_left,
     limit_call,
     walk,
 )
@@ -303,13 +302,11 @@ def _read(
                 # An error report shows the variables of this frame.
                 chunk = b""
                 break
-            get_time_left()
             yield chunk
     if size > max_body:
         raise ResponseTooLargeError(
             f"{_get_host(request)} sent more than {max_body} bytes"
         )
-    get_time_left()
 
 
 def _get_host(request: HTTPRequest) -> str:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPResponse as RawResponse
 from typing import Any
@@ -48,6 +48,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _MAX_IDLE = 55.0
 _MAX_IDLE_OF_WRITES = 3.0
 _CONNECT_PAUSE = 0.1
+# Bytes that are read after the deadline: a server that never stops sending must not
+# keep the call going.
+_MOST_LATE = 1024 * 1024
 # What urllib3 puts in its log, and in its errors, in place of the path and query.
 _HIDDEN = "/***"
 
@@ -107,24 +110,43 @@ def get_time_left() -> float:
 
 
 class _BoundedReader(io.RawIOBase):
-    """The receiving side of a socket that ends at a deadline, however slow the drip."""
+    """
+    The receiving side of a socket that ends at a deadline, however slow the drip.
+
+    Data that had arrived by then is still read: if this process was suspended, it may
+    hold a refresh token that the server will not send again.
+    """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
         self._raw = raw
         self._sock = sock
         self._deadline = deadline
+        self._late = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the time limit of the whole call is reached")
         limit = self._sock.gettimeout()
-        if limit is None or left < limit:
-            self._sock.settimeout(left)
-        return self._sock.recv_into(buffer)
+        if left > 0:
+            if limit is None or left < limit:
+                self._sock.settimeout(left)
+            # It also raises if both the limit and the data came during a suspension.
+            with suppress(TimeoutError):
+                return self._sock.recv_into(buffer)
+        self._sock.settimeout(0)
+        try:
+            number = self._sock.recv_into(buffer)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            number = None
+        finally:
+            self._sock.settimeout(limit)
+        if left <= 0:
+            self._late += number or 0
+        if number is None or self._late > _MOST_LATE:
+            raise TimeoutError("the time limit of the whole call is reached")
+        return number
 
     def close(self) -> None:
         # The raw reader counts as a user of the socket, which closes with the last one.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from django.utils import timezone
 from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.factories import make_grants, make_registration, reload_grant
+from tests.factories import make_due, make_grants, make_registration, reload_grant
 from tests.grants.askers import THREADS
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 
@@ -58,6 +60,13 @@ def _get_database_url() -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
+def _get_environment() -> dict[str, str]:
+    return os.environ | {
+        "DATABASE_URL": _get_database_url(),
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+    }
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """Not beside another such run: a server has a hundred connections or so."""
@@ -68,15 +77,11 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _askers() -> Iterator[list[subprocess.Popen[str]]]:
-    environment = os.environ | {
-        "DATABASE_URL": _get_database_url(),
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.grants.askers"],
             cwd=_ROOT,
-            env=environment,
+            env=_get_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -166,6 +171,58 @@ def test_answer_after_the_read_limit_of_reads_is_waited_for(
     # Shorter than the token endpoint takes.
     settings.SMART_HTTP_TIMEOUT = (5, 0.05, 20)
     assert refresh_grants([second]) == RefreshResult(refreshed=1)
+
+
+_REFRESH = """
+import sys
+
+import django
+
+django.setup()
+
+from django.conf import settings
+
+from django_smart.grants.batch import refresh_grants
+
+settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
+settings.SMART_HTTP_TIMEOUT = (5, 5, 5)
+print(refresh_grants([int(sys.argv[1])]).refreshed)
+"""
+
+
+@pytest.mark.django_db(transaction=True)
+def test_response_that_arrived_while_the_process_was_suspended_is_used(
+    served: EHRSimulator,
+) -> None:
+    registration = make_registration(server__base_url=served.base_url)
+    (grant_id,) = make_grants(served, registration, 1)
+    suspended = threading.Event()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _REFRESH, str(grant_id)],
+        cwd=_ROOT,
+        env=_get_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def suspend(respond: Any, request: Any) -> Any:
+        response = respond(request)
+        if request.path.endswith("/auth/token"):
+            process.send_signal(signal.SIGSTOP)
+            suspended.set()
+        return response
+
+    served.interceptors.append(suspend)
+    try:
+        assert suspended.wait(60)
+        # Longer than the call may take, but not as long as the lease.
+        time.sleep(6)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[0].strip() == "1"
+    served.interceptors.remove(suspend)
+    assert refresh_grants([make_due(grant_id)]) == RefreshResult(refreshed=1)
+    assert served.reused_refresh_tokens == 0
 
 
 def test_site_whose_router_names_another_database_refreshes_there(

@@ -282,14 +282,3 @@ def test_certificates_are_read_once_for_all_hosts(certificate, monkeypatch, tmp_
         transport.close()
         with pytest.raises(ServerUnreachableError):
             send(two.url)
-
-
-def test_nothing_is_received_after_the_deadline():
-    ours, theirs = socket.socketpair()
-    with ours, theirs, connections.limit_call(0.05):
-        theirs.sendall(b"HTTP/1.1 200 OK\r\n\r\nbody")
-        response = connections._BoundedResponse(ours)
-        time.sleep(0.1)
-        with pytest.raises(TimeoutError):
-            response.begin()
-        response.close()

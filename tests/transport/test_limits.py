@@ -82,6 +82,15 @@ def test_dripping_answer_ends_at_the_limit_of_the_call(start):
     assert_tells_nothing(caught.value)
 
 
+def test_endless_interim_answers_end_at_the_limit_of_the_call():
+    def flood(sock, request):
+        while not server.wait(0):
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    with Server(flood) as server, ends_early(), pytest.raises(ServerTimeoutError):
+        send(server.url, total=1)
+
+
 def test_answer_that_comes_late_but_in_time_is_taken():
     def handle(sock, request):
         server.wait(0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import threading
 import tracemalloc
 
 import pytest
@@ -81,6 +82,34 @@ def test_drip_ends_at_the_limit_of_the_whole_call():
         with pytest.raises(ServerTimeoutError) as caught:
             list(stream.chunks)
         assert_tells_nothing(caught.value)
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "part"])
+def test_after_a_suspension_what_has_arrived_is_read(
+    is_secure, is_whole, certificate, monkeypatch, host_clock
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate[1])
+    body = b"x" * 100_000
+    sent = threading.Event()
+
+    def handle(sock, request):
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        sock.sendall(body if is_whole else body[:50_000])
+        sent.set()
+        server.wait(60)
+
+    with (
+        Server(handle, context=certificate[0] if is_secure else None) as server,
+        open_stream(server.url) as stream,
+    ):
+        assert sent.wait(60)
+        host_clock.shift(50)
+        if is_whole:
+            assert b"".join(stream.chunks) == body
+        else:
+            with ends_early(), pytest.raises(ServerTimeoutError):
+                list(stream.chunks)
 
 
 def test_compressed_body_is_unpacked_and_a_broken_one_is_an_error():
