@@ -16,6 +16,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import Group
 from django.core.exceptions import SuspiciousOperation
 from django.db import DataError, IntegrityError, router, transaction
+from django.db.models import EmailField
 from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
@@ -124,14 +125,15 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
         """
         Return a new user's name: ``smart-`` and a digest of (``iss``, ``sub``).
 
-        If another user already has that name, a random one is used instead; both have
-        at most 32 characters.  Replaces upstream's digest of the e-mail address.
+        If users sign in by e-mail, it is an address at ``ehr.invalid``, where no mail
+        can be delivered.  If another user already has that name, a random one is used
+        instead.  Replaces upstream's digest of the e-mail address.
         """
         issuer, subject = claims["iss"], claims["sub"]
         hashed = hashlib.sha256(f"{len(issuer)}:{issuer}{subject}".encode()).digest()
-        name = _build_name(hashed)
+        name = build_name(hashed)
         if self._is_taken(name, claims):
-            return _build_name(secrets.token_bytes())
+            return build_name(secrets.token_bytes())
         return name
 
     def update_user(
@@ -371,7 +373,7 @@ class _Decision(OIDCAuthenticationBackend):
                 # Without the error's message, which may contain personal data.
                 logger.error(  # noqa: TRY400 (no traceback, see above)
                     "No user created (%s). If the user model requires more than a "
-                    "name of 32 characters, override create_user.",
+                    "generated name, override create_user.",
                     type(exc).__name__,
                 )
                 message = "The database refused the user of this identity."
@@ -383,8 +385,14 @@ class _Decision(OIDCAuthenticationBackend):
         return self.backend.update_user(user, claims)
 
 
-def _build_name(value: bytes) -> str:
-    return f"smart-{base64.b32encode(value)[:26].decode().lower()}"
+def build_name(value: bytes) -> str:
+    """Return the name of a new user, which ``USERNAME_FIELD`` accepts."""
+    model = get_user_model()
+    name = f"smart-{base64.b32encode(value)[:26].decode().lower()}"
+    # Without a domain, the admin could not save the user; this one is never assigned
+    # (RFC 2606 section 2).
+    is_email = isinstance(model._meta.get_field(model.USERNAME_FIELD), EmailField)
+    return f"{name}@ehr.invalid" if is_email else name
 
 
 def _build_values(claims: IDTokenClaims, registration: ClientRegistration) -> Claims:

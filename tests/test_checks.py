@@ -14,6 +14,7 @@ import pytest
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.checks import run_checks
+from django.core.validators import MaxLengthValidator, validate_email
 from django.db import connections
 from django.db.models import Model
 from django.db.models.functions import Now
@@ -386,7 +387,8 @@ def test_subclasses_do(settings):
     [
         ("email", {"unique": True}),
         ("email", {"unique": True, "db_default": ""}),
-        ("username", {"max_length": 30}),
+        ("username", {"validators": [MaxLengthValidator(30)]}),
+        ("username", {"validators": [validate_email]}),
     ],
 )
 def test_users_need_nothing_but_a_name(settings, monkeypatch, name, values):

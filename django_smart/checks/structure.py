@@ -11,6 +11,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core import checks
+from django.core.exceptions import ValidationError
 from django.db import connections, router
 from django.middleware.cache import FetchFromCacheMiddleware, UpdateCacheMiddleware
 from django.shortcuts import resolve_url
@@ -20,7 +21,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 from mozilla_django_oidc import middleware as upstream
 
-from ..backends import SMARTAuthenticationBackend
+from ..backends import SMARTAuthenticationBackend, build_name
 from ..conf import conf
 from ..fields import EncryptedTextField
 from ..middleware import SessionRefresh, SMARTCacheMiddleware, SMARTMiddleware
@@ -29,7 +30,6 @@ from ..models.grant import can_be_deactivated
 
 __all__ = ["check_structure"]
 
-_NAME_LENGTH = 32  # of the names that get_username generates
 _UTC = {None, "UTC", "Etc/UTC"}
 _DATABASE_SESSIONS = {
     "django.contrib.sessions.backends.cached_db",
@@ -177,21 +177,31 @@ def _check_user_model() -> Iterator[checks.CheckMessage]:
         # An expression of the database, unlike a constant, may differ for each row.
         and not hasattr(field.db_default, "resolve_expression")
     ]
-    if (name.max_length or _NAME_LENGTH) < _NAME_LENGTH and any(
+    if not _accepts_generated_name(name) and any(
         each.get_username is ours.get_username for each in used
     ):
         columns.append(name.name)
     if columns:
         yield checks.Warning(
             f"The authentication backend gives new users of {model._meta.label} only "
-            f"a name of {_NAME_LENGTH} characters, which does not fit these columns: "
-            f"{', '.join(columns)}. Sign-ins of new users are refused (user_refused).",
+            f"a generated name, such as {build_name(bytes(32))!r}, which these fields "
+            f"do not accept: {', '.join(columns)}. Sign-ins of new users fail "
+            "(user_refused), or the admin cannot save the users.",
             hint=(
-                "Override create_user in a subclass of SMARTAuthenticationBackend, or "
-                "make the columns nullable and long enough."
+                "Override create_user or get_username in a subclass of "
+                "SMARTAuthenticationBackend, or make the columns nullable and long "
+                "enough."
             ),
             id="django_smart.W069",
         )
+
+
+def _accepts_generated_name(field: Any) -> bool:
+    try:
+        field.clean(build_name(bytes(32)), None)
+    except ValidationError:
+        return False
+    return True
 
 
 def _check_apps() -> Iterator[checks.CheckMessage]:

@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 _LIFETIME = timedelta(minutes=5)
 _LONGEST_NAME = 100
 # Generated usernames, which are not names of people.
-_MADE = re.compile(r"smart-[a-z2-7]{26}")
+_MADE = re.compile(r"smart-[a-z2-7]{26}(@ehr\.invalid)?")
 
 
 class UndecidedError(Exception):

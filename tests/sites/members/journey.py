@@ -8,6 +8,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
 
+from django_smart.checks import check_structure
 from tests.ehr import get_callback, launch, make_browser, start_ehr_launch
 
 pytestmark = [
@@ -53,3 +54,24 @@ def test_page_names_the_other_user_of_the_chart(ehr):
     assert "Maria Silva" in page
     assert "Sam Okafor" in page
     assert "None" not in page
+
+
+def test_admin_saves_a_user_whom_an_ehr_signed_in(ehr):
+    user: Any = launch(make_browser(), ehr).user
+    assert user.email.endswith(".invalid")
+    admin = _sign_in("ada@clinic.example", is_staff=True, is_superuser=True)
+    url = f"/admin/members/member/{user.pk}/change/"
+    response = admin.post(url, {"email": user.email, "name": "Sam Okafor"})
+    assert response.status_code == 302
+    user.refresh_from_db()
+    assert user.name == "Sam Okafor"
+
+
+def test_generated_address_is_not_shown_as_a_name(ehr):
+    browser = make_browser()
+    address = launch(browser, ehr).user.email  # type: ignore[union-attr]
+    assert address not in _read(browser, "/smart/login/?server=harbour")
+
+
+def test_checks_are_silent():
+    assert check_structure() == []
