@@ -8,7 +8,7 @@ from tests.sites.members.models import Member
 
 
 @admin.register(Member)
-class MemberAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class MemberAdmin(admin.ModelAdmin):
     """With the fields that a person fills in."""
 
     fields = ("email", "name")
