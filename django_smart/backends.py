@@ -21,6 +21,7 @@ from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from .exceptions import UserInactiveError, UserRefusedError
+from .launches.parked import signs_in
 from .models import ClientRegistration, FHIRServer, Identity
 from .models.identity import IdentityQuerySet
 from .protocol.id_token import IDTokenClaims
@@ -57,6 +58,10 @@ class Claims(dict[str, Any]):
     def _identities(self) -> list[Identity]:
         """The same, read once."""
         return list(self._find_identities().order_by())
+
+    def _sign_in(self, user: AbstractBaseUser) -> bool:
+        """Whether this account signs in *user*, and so may change them."""
+        return signs_in(self._identities, user, self.server)
 
 
 class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
@@ -139,7 +144,12 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
     def update_user(
         self, user: AbstractBaseUser, claims: Mapping[str, Any]
     ) -> AbstractBaseUser:
-        """Update a known user at sign-in.  Default: does nothing."""
+        """
+        Update a known user at sign-in.  Default: does nothing.
+
+        It is not called for an account that does not sign in the user: one that they
+        only connected, or any account of protected staff.
+        """
         updated: AbstractBaseUser = super().update_user(user, claims)  # type: ignore[no-untyped-call]  # upstream's
         return updated
 
@@ -151,7 +161,7 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
 
         ``fhir.get(claims["fhirUser"])`` reads the person, if the scopes allow it.  Save
         what you change.  The browser waits for this; sign-in continues even if it
-        raises.
+        raises.  As with :meth:`update_user`, the account must sign in the user.
         """
 
     def get_group_name(self, claims: Mapping[str, Any]) -> str | None:
@@ -238,7 +248,7 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
             raise UserRefusedError(
                 "This identity is unknown, and the registration does not create users."
             )
-        if registration.manage_groups:
+        if registration.manage_groups and values._sign_in(user):
             self._set_group(user, values)
         return user
 
@@ -379,10 +389,8 @@ class _Decision(OIDCAuthenticationBackend):
                 message = "The database refused the user of this identity."
             raise UserRefusedError(message) from exc
 
-    def update_user(
-        self, user: AbstractBaseUser, claims: Mapping[str, Any]
-    ) -> AbstractBaseUser:
-        return self.backend.update_user(user, claims)
+    def update_user(self, user: AbstractBaseUser, claims: Claims) -> AbstractBaseUser:
+        return self.backend.update_user(user, claims) if claims._sign_in(user) else user
 
 
 def build_name(value: bytes) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "may_sign_in",
     "park_launch",
     "read_held",
+    "signs_in",
 ]
 
 logger = logging.getLogger(__name__)
@@ -94,9 +95,20 @@ def find_question(
     if user is not None and user.pk == owner.pk:
         return ""
     server = registration.server
-    if is_protected(owner, server) or not may_sign_in(known, server):
+    if not signs_in(known, owner, server):
         return Launch.Question.SIGN_IN
     return "" if is_free else Launch.Question.SWITCH
+
+
+def signs_in(
+    known: Sequence[Identity], owner: AbstractBaseUser, server: FHIRServer
+) -> bool:
+    """
+    Return whether an account with the identities *known* signs in *owner*.
+
+    Only such an account changes its user: connecting lends records, not the user.
+    """
+    return may_sign_in(known, server) and not is_protected(owner, server)
 
 
 def may_sign_in(known: Sequence[Identity], server: FHIRServer) -> bool:

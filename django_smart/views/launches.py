@@ -79,6 +79,7 @@ from ..launches.parked import (
     has_account,
     is_protected,
     read_held,
+    signs_in,
 )
 from ..launches.prefix import build_launch_path, get_protocol_url
 from ..launches.request_state import get_request_state, get_user
@@ -356,8 +357,10 @@ class _CompletingView(ProtocolView):
         if (
             claims is None
             or launch.user is None
+            or launch.identity is None
             or launch.grant is None
             or launch.intent != Launch.Intent.SIGN_IN
+            or not signs_in([launch.identity], launch.user, launch.registration.server)
         ):
             return
         fhir = build_fhir_client(launch.grant, launch=launch)
