@@ -84,10 +84,10 @@ _LAUNCHES = {
         token_array token_boolean_expires_in token_broken_access_token
         token_deep_nesting token_dots_patient token_duplicate_patient token_empty
         token_empty_access_token token_endless_expires_in token_error_200
-        token_float_expires_in token_form_encoded token_half_surrogate token_html_200
+        token_float_expires_in token_form_encoded token_html_200
         token_huge_expires_in token_infinite_expires_in token_list_patient
         token_list_scope token_long_patient token_missing_access_token
-        token_missing_token_type token_nan_expires_in token_nesting token_nul
+        token_missing_token_type token_nan_expires_in token_nesting
         token_overflow token_negative_expires_in
         token_not_json token_not_utf8 token_number_access_token
         token_number_patient token_number_token_type token_object_refresh_token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ MAX_DEPTH = 32
 
 # 2**64 has 20 digits; no number in the protocol is that large.
 _MAX_DIGITS = 20
+# What cannot be stored as UTF-8 in every database.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def parse_json_object(
@@ -24,6 +27,7 @@ def parse_json_object(
     error: Callable[[str], SMARTError],
     what: str,
     max_depth: int = MAX_DEPTH,
+    replace_unstorable: bool = False,
 ) -> dict[str, Any]:
     """
     Read *body* as one JSON object, like :func:`parse_json`.
@@ -31,7 +35,13 @@ def parse_json_object(
     Raises:
         SMARTError: *error*, also for a value other than an object.
     """
-    value = parse_json(body, error=error, what=what, max_depth=max_depth)
+    value = parse_json(
+        body,
+        error=error,
+        what=what,
+        max_depth=max_depth,
+        replace_unstorable=replace_unstorable,
+    )
     if not isinstance(value, dict):
         raise error(f"The {what} is not a JSON object.")
     return value
@@ -43,6 +53,7 @@ def parse_json(
     error: Callable[[str], SMARTError],
     what: str,
     max_depth: int = MAX_DEPTH,
+    replace_unstorable: bool = False,
 ) -> Any:
     """
     Read *body* as one JSON value.
@@ -56,6 +67,8 @@ def parse_json(
         body: bytes as received; a byte order mark is skipped.
         error: class of the error to raise, called only with the message.
         what: name of the document for the message, such as ``"token response"``.
+        replace_unstorable: replace characters that no database column accepts with
+            U+FFFD, instead of refusing the document.
 
     Raises:
         SMARTError: *error*; the message does not quote the body.
@@ -70,6 +83,8 @@ def parse_json(
             parse_float=_parse_float,
             parse_int=_parse_int,
         )
+        if replace_unstorable:
+            value = _make_storable(value)
     except UnicodeDecodeError:
         raise error(f"The {what} is not UTF-8.") from None
     except json.JSONDecodeError as exc:
@@ -126,7 +141,7 @@ def _find_fault(root: Any, max_depth: int) -> str:
         below: list[Any] = []
         for value in level:
             if isinstance(value, str):
-                if not _is_storable(value):
+                if _UNSTORABLE.search(value):
                     return "contains text with NUL or an unpaired surrogate"
             elif isinstance(value, dict | list):
                 if depth == max_depth:
@@ -138,8 +153,13 @@ def _find_fault(root: Any, max_depth: int) -> str:
     return ""
 
 
-def _is_storable(text: str) -> bool:
-    """Return whether *text* can be stored as UTF-8 in any database."""
-    if text.isascii():
-        return "\0" not in text
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+def _make_storable(value: Any) -> Any:
+    """Return *value* with U+FFFD for each character that cannot be stored."""
+    match value:
+        case str():
+            return _UNSTORABLE.sub("\ufffd", value)
+        case list():
+            return [_make_storable(each) for each in value]
+        case dict():
+            return {_make_storable(k): _make_storable(v) for k, v in value.items()}
+    return value

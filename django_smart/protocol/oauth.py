@@ -70,8 +70,12 @@ def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
     """
     status = response.status_code
     if status == 200:
+        # A new refresh token must not be lost because of another member's text.
         return parse_json_object(
-            response.body, error=MalformedTokenResponseError, what="token response"
+            response.body,
+            error=MalformedTokenResponseError,
+            what="token response",
+            replace_unstorable=True,
         )
     if 300 <= status < 400:
         raise RedirectRefusedError(
@@ -101,7 +105,12 @@ def find_oauth_error(response: HTTPResponse) -> dict[str, str]:
     """:func:`parse_oauth_error` of a JSON body; nothing of any other."""
     with suppress(SMARTError):
         return parse_oauth_error(
-            parse_json_object(response.body, error=SMARTError, what="error response")
+            parse_json_object(
+                response.body,
+                error=SMARTError,
+                what="error response",
+                replace_unstorable=True,
+            )
         )
     return {}
 

@@ -446,6 +446,20 @@ def test_rotated_refresh_token_of_a_malformed_answer_is_kept(
     assert ehr.reused_refresh_tokens == 0
 
 
+@pytest.mark.parametrize("note", ["a\0b", "\ud83d", ["\0"], {"\0": {"a": "\0"}}])
+def test_text_that_no_database_stores_in_another_member_costs_nothing(
+    ehr: EHRSimulator, opened: Launch, note: object
+) -> None:
+    answer(ehr, TOKEN_PATH, vendor_note=note, scope=f"{SCOPE} \0")
+    before = reload_grant(opened.grant_id)
+    grant = refresh(opened, ehr)
+    assert grant.refresh_token != before.refresh_token
+    assert grant.access_token != before.access_token
+    assert "\ufffd" in str(get_context(opened)["vendor_note"])
+    refresh(opened, ehr)
+    assert ehr.reused_refresh_tokens == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -13,9 +13,9 @@ from django_smart.exceptions import MalformedTokenResponseError
 from django_smart.protocol.json import MAX_DEPTH, parse_json_object
 
 
-def parse(body):
+def parse(body, **options):
     return parse_json_object(
-        body, error=MalformedTokenResponseError, what="token response"
+        body, error=MalformedTokenResponseError, what="token response", **options
     )
 
 
@@ -61,6 +61,15 @@ def test_a_byte_order_mark_is_skipped():
 def test_what_is_not_a_sound_json_object_is_refused_with_its_reason(body, reason):
     with pytest.raises(MalformedTokenResponseError, match=reason):
         parse(body)
+
+
+def test_text_that_cannot_be_stored_is_replaced_if_asked():
+    body = {"a\0": ["\ud83d", {"b": "\udfff-\0"}, "\U0001f600", 1, None]}
+    assert parse(json.dumps(body).encode(), replace_unstorable=True) == {
+        "a\ufffd": ["\ufffd", {"b": "\ufffd-\ufffd"}, "\U0001f600", 1, None]
+    }
+    with pytest.raises(MalformedTokenResponseError, match="deeper than 32"):
+        parse(nest(100_000), replace_unstorable=True)
 
 
 @pytest.mark.parametrize("number", [10**19, -(10**19), 12345678901234567890])
