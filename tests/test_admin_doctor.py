@@ -45,9 +45,10 @@ test_url_of.__test__ = False  # type: ignore[attr-defined]  # no test, whatever 
 
 @pytest.fixture
 def operator(client: Client) -> Client:
-    """Somebody who may change registrations and servers."""
+    """Somebody who may operate servers, and see them and their registrations."""
     user = User.objects.create_user("operator", is_staff=True)
-    grant_permissions(user, "change_fhirserver", "change_clientregistration")
+    names = ("view_fhirserver", "view_clientregistration", "operate_fhirserver")
+    grant_permissions(user, *names)
     client.force_login(user)
     return client
 
@@ -131,9 +132,9 @@ def test_button_is_there_for_those_who_may_press_it(
         assert operator.post(test_url_of(row), secure=True).status_code == 200
 
 
-def test_test_is_for_those_who_may_change(client: Client, world: World) -> None:
+def test_test_is_for_those_who_may_operate(client: Client, world: World) -> None:
     user = User.objects.create_user("viewer", is_staff=True)
-    grant_permissions(user, "view_fhirserver", "view_clientregistration")
+    grant_permissions(user, "change_fhirserver", "change_clientregistration")
     client.force_login(user)
     world.ehr.clear_requests()
     for row in (world.server, world.registration):

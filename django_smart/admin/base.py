@@ -13,7 +13,7 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import flatten_fieldsets
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.contrib.auth import get_user_model
-from django.core.exceptions import FieldDoesNotExist
+from django.core.exceptions import FieldDoesNotExist, PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models, router, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -34,9 +34,11 @@ __all__ = [
     "ModelForm",
     "ReadOnlyAdmin",
     "TabularInline",
+    "TrustAdmin",
     "as_copyable",
     "as_list",
     "as_scopes",
+    "has_trust",
     "lock_and_merge",
     "show_client_id",
 ]
@@ -73,6 +75,11 @@ def as_list(items: Iterable[str | Promise]) -> SafeString | str:
 def as_scopes(scope: str) -> SafeString | str:
     """A scope string, one scope a line."""
     return as_list(format_html("<code>{}</code>", each) for each in scope.split())
+
+
+def has_trust(request: HttpRequest) -> bool:
+    """Whether the user may decide where secrets go and who is signed in by whom."""
+    return request.user.has_perm("django_smart.trust_fhirserver")
 
 
 def lock_and_merge(obj: models.Model, changed: Collection[str]) -> None:
@@ -224,6 +231,13 @@ class BaseAdmin(_ModelAdmin):
             ]
         return super().render_change_form(request, context, *args, **kwargs)
 
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Django's, which ignores an action that the user may not run."""
+        asked = {*request.POST.getlist("action")}.intersection(self.actions or ())
+        if asked - self.get_actions(request).keys():
+            raise PermissionDenied
+        return super().changelist_view(request, *args, **kwargs)
+
     def response_action(
         self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
     ) -> Any:
@@ -259,6 +273,43 @@ class BaseAdmin(_ModelAdmin):
         if obstacles:
             return [], {}, set(), obstacles
         return super().get_deleted_objects(objs, request)
+
+
+class TrustAdmin(BaseAdmin):
+    """
+    Servers and registrations, which decide where secrets and browsers are sent.
+
+    Django's own permissions are not enough: the form also requires *trust*, and the
+    actions and the ``operational_fields`` require *operate*.
+    """
+
+    operational_fields: tuple[str, ...] = ()
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may see such rows and operate servers."""
+        may_operate = request.user.has_perm("django_smart.operate_fhirserver")
+        return may_operate and self.has_view_permission(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Django's, with *trust*."""
+        return has_trust(request) and super().has_add_permission(request)
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: models.Model | None = None
+    ) -> bool:
+        """Django's, if there is a field that the user may change."""
+        may_change = has_trust(request) or (
+            bool(self.operational_fields) and self.has_operate_permission(request)
+        )
+        return may_change and super().has_change_permission(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """All that do not concern operating, for those without *trust*."""
+        fields = super().get_readonly_fields(request, obj)
+        if has_trust(request):
+            return fields
+        # Also those of the form alone, which it would accept although no page has them.
+        return (*fields, *(self.form.base_fields.keys() - {*self.operational_fields}))
 
 
 class ReadOnlyAdmin(BaseAdmin):

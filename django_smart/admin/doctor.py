@@ -14,12 +14,12 @@ from django.utils.translation import gettext as _
 from ..contrib.doctor import examine
 from ..models import FHIRServer
 from ..views.base import outside_transactions
-from .base import BaseAdmin
+from .base import TrustAdmin
 
 __all__ = ["TestConnectionMixin"]
 
 
-class TestConnectionMixin(BaseAdmin):
+class TestConnectionMixin(TrustAdmin):
     """Runs the doctor on a server, or that of a row, as ``smart_doctor`` does."""
 
     def get_urls(self) -> list[Any]:

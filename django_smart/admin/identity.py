@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
+from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from ..models import Identity
-from .base import ReadOnlyAdmin
+from .base import ReadOnlyAdmin, has_trust
 
 __all__ = ["IdentityAdmin"]
 
@@ -32,3 +35,7 @@ class IdentityAdmin(ReadOnlyAdmin):
     )
     # Whoever may change it may let the account sign in, and nothing else.
     readonly_fields = tuple(name for name in fields if name != "may_sign_in")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Django's, with *trust*: the account may be of whoever changes it."""
+        return has_trust(request) and super().has_change_permission(request, obj)

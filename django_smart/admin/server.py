@@ -31,7 +31,14 @@ from ..servers.discovery import (
     fetch_configuration,
 )
 from ..servers.registering import apply_preset
-from .base import EMPTY, TabularInline, as_list, lock_and_merge, show_client_id
+from .base import (
+    EMPTY,
+    TabularInline,
+    as_list,
+    has_trust,
+    lock_and_merge,
+    show_client_id,
+)
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
 
@@ -124,6 +131,11 @@ def _at(moment: datetime | None) -> str:
 _OFFER = _("Server configuration")
 
 
+def _has_tokens(server: FHIRServer | None) -> bool:
+    grants = TokenGrant.objects.filter(registration__server=server)
+    return server is not None and grants.exists()
+
+
 def _without(fieldset: Any, name: str) -> Any:
     title, options = fieldset
     fields = [each for each in options["fields"] if each != name]
@@ -162,6 +174,12 @@ class FHIRServerAdmin(TestConnectionMixin):
     """Where launches come from: its address, what it offers, and how it is odd."""
 
     form = FHIRServerForm
+    operational_fields = (
+        "paused",
+        "refresh_token_lifetime",
+        "min_refresh_interval",
+        "rate_limit",
+    )
     list_display = (
         "name",
         "slug",
@@ -297,7 +315,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         fieldsets = list(super().get_fieldsets(request, obj))
         if obj is None:
             return [each for each in fieldsets[:-1] if each[0] != _OFFER]
-        if not self.has_change_permission(request, obj):
+        if not (has_trust(request) and self.has_change_permission(request, obj)):
             # Read from the row, it would be shown.
             fieldsets = [_without(each, "request_headers") for each in fieldsets]
         return fieldsets
@@ -311,11 +329,11 @@ class FHIRServerAdmin(TestConnectionMixin):
     ) -> HttpResponse:
         """With the way to the next step."""
         server = context["original"]
-        may_register = request.user.has_perm("django_smart.add_clientregistration")
+        site = self.admin_site
         if (
             server
-            and may_register
-            and self.admin_site.is_registered(ClientRegistration)
+            and site.is_registered(ClientRegistration)
+            and site.get_model_admin(ClientRegistration).has_add_permission(request)
         ):
             url = self.get_admin_url("django_smart_clientregistration_add")
             context["register_url"] = f"{url}?server={server.pk}"
@@ -335,15 +353,13 @@ class FHIRServerAdmin(TestConnectionMixin):
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Tokens never go to another address than the one that gave them."""
         fields = super().get_readonly_fields(request, obj)
-        if obj and TokenGrant.objects.filter(registration__server=obj).exists():
-            return (*fields, "base_url")
-        return fields
+        return (*fields, "base_url") if _has_tokens(obj) else fields
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
     ) -> Any:
         """With what to do if the EHR moves, where the base URL cannot be changed."""
-        if "base_url" in self.get_readonly_fields(request, obj):
+        if _has_tokens(obj):
             # A link within the sentence would be told by its color alone.
             text = format_html(
                 '{}<br><a href="{}how-to/migrate.html#new-base-url">{}</a>',
@@ -414,7 +430,7 @@ class FHIRServerAdmin(TestConnectionMixin):
 
     @admin.action(
         description=_("Pause refreshes at the selected servers"),
-        permissions=["change"],
+        permissions=["operate"],
     )
     def pause(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
         """Have workers refresh none of their grants; launches go on."""
@@ -422,7 +438,7 @@ class FHIRServerAdmin(TestConnectionMixin):
 
     @admin.action(
         description=_("Resume refreshes at the selected servers"),
-        permissions=["change"],
+        permissions=["operate"],
     )
     def unpause(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
         """Have workers refresh their grants again."""
@@ -454,7 +470,7 @@ class FHIRServerAdmin(TestConnectionMixin):
 
     @admin.action(
         description=_("Fetch the configuration of the selected servers"),
-        permissions=["change"],
+        permissions=["operate"],
     )
     def rediscover(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
         """Have a worker fetch configuration and keys now."""

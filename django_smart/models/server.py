@@ -885,6 +885,11 @@ class FHIRServer(models.Model):
         verbose_name = _("FHIR server")
         verbose_name_plural = _("FHIR servers")
         ordering = ("name", "pk")
+        # They also apply to the registrations and identities of servers.
+        permissions = (
+            ("operate_fhirserver", "Can operate FHIR servers and registrations"),
+            ("trust_fhirserver", "Can decide which FHIR servers to trust with what"),
+        )
         constraints = (
             models.UniqueConstraint(
                 fields=["base_url_digest"],
