@@ -599,17 +599,13 @@ class DecideView(_CompletingView):
         url = _build_decide_url(launch)
         is_ehr_sign_in = bool(find_ehr_sign_in(asked.owner))
         registration = launch.registration
-        choices = ["connect", "create"] if registration.create_users else ["connect"]
-        is_known = asked.question == Launch.Question.LINK and has_account(
-            user, registration.server
-        )
+        is_known = has_account(user, registration.server)
         context = {
             "launch": launch,
             "server": registration.server,
             "question": asked.question,
-            # The likely one first.
-            "choices": choices[::-1] if is_known else choices,
-            "has_account": is_known,
+            "may_connect": not is_known,
+            "may_create": registration.create_users,
             "may_be_chosen": _may_be_chosen(request, registration),
             "user_name": get_own_name(user),
             "is_signed_in": user is not None,
@@ -645,7 +641,10 @@ class DecideView(_CompletingView):
             Launch.Question.SWITCH: ("switch",),
             Launch.Question.LINK: ("connect", "create"),
         }
-        if choice not in answers.get(Launch.Question(question), ()):
+        if choice not in answers.get(Launch.Question(question), ()) or (
+            # Whoever is still signed in must not keep the next clinician's account.
+            choice == "connect" and has_account(user, launch.registration.server)
+        ):
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
         if choice == "connect":
             launch.intent = Launch.Intent.CONNECT

@@ -110,8 +110,8 @@ def decide(request: HttpRequest, question: str, names: str) -> HttpResponse:
     context = {
         "server": SimpleNamespace(name=_SERVER),
         "question": question,
-        "choices": ["create", "connect"][:: 1 if names == "unnamed" else -1],
-        "has_account": names == "unnamed",
+        "may_connect": names != "unnamed",
+        "may_create": True,
         "may_be_chosen": True,
         "user_name": "Maria Lopez" if names == "named" else "",
         "owner_name": (

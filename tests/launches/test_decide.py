@@ -23,7 +23,13 @@ from django_smart import tasks, transport
 from django_smart.backends import SMARTAuthenticationBackend
 from django_smart.launches.parked import end_at_any_stage
 from django_smart.launches.purge import purge
-from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Identity,
+    Launch,
+    TokenGrant,
+)
 from django_smart.signals import grant_revoked, launch_failed
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer
@@ -38,7 +44,7 @@ from tests.ehr import (
     start_ehr_launch,
     start_login,
 )
-from tests.factories import make_registration, make_user, register_at
+from tests.factories import make_registration, make_server, make_user, register_at
 from tests.launch_urls import get_code, open_page
 
 pytestmark = [
@@ -803,25 +809,50 @@ def test_unknown_account_becomes_a_new_user_if_somebody_says_so(
     assert Identity.objects.get().may_sign_in
 
 
-@pytest.mark.parametrize("has_account", [False, True])
-def test_likely_answer_about_an_unknown_account_comes_first(
-    ehr: EHRSimulator, *, has_account: bool
+def _list_choices(browser: Client, page: str) -> list[str]:
+    """The buttons of the page that asks, the one that stands out first."""
+    content = browser.get(page).content.decode()
+    buttons = re.findall(
+        r'<button class="([^"]+)" name="choice" value="(\w+)"', content
+    )
+    assert [style for style, _ in buttons[:2]] == [
+        "smart-button",
+        "smart-button smart-secondary",
+    ]
+    return [value for _, value in buttons]
+
+
+def test_unknown_account_is_not_connected_to_a_user_who_has_one_there(
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     browser = _signed_in_browser(make_user("maria"))
-    if has_account:
-        connect(browser, ehr)
-    # At a shared workstation, whoever has one account there hardly has a second.
-    _, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
-    buttons = re.findall(
-        r'<button class="([^"]+)" name="choice" value="(\w+)"',
-        browser.get(page).content.decode(),
+    _, page = _get_parked(_launch(browser, ehr))
+    assert _list_choices(browser, page) == ["connect", "create", "cancel"]
+    own = connect(browser, ehr)
+    # At a shared workstation, it is the next clinician's who walked away.
+    parked, page = _get_parked(_launch(browser, ehr, user=_second_clinician(ehr)))
+    assert _list_choices(browser, page) == ["create", "cancel"]
+    response = browser.post(page, {"choice": "connect"})
+    assert (response.status_code, response["Location"]) == (302, page)
+    parked.refresh_from_db()
+    assert parked.status == "parked"
+    assert TokenGrant.objects.get() == own.grant
+    # Nor if the account is known from another server of the login group.
+    FHIRServer.objects.update(login_group="tenants")
+    group = make_server(
+        slug="other", base_url="https://other.example.org", login_group="tenants"
     )
-    likely, other = ("create", "connect") if has_account else ("connect", "create")
-    assert buttons == [
-        ("smart-button", likely),
-        ("smart-button smart-secondary", other),
-        ("smart-button smart-secondary", "cancel"),
-    ]
+    Identity.objects.update(server=group)
+    assert browser.post(page, {"choice": "connect"})["Location"] == page
+    assert parked.status == "parked"
+
+
+def test_user_connects_a_second_account_from_this_site(ehr: EHRSimulator) -> None:
+    browser = _signed_in_browser(make_user("maria"))
+    connect(browser, ehr)
+    second = connect(browser, ehr, user=_second_clinician(ehr))
+    assert second.user == User.objects.get()
+    assert Identity.objects.count() == 2
 
 
 def test_no_new_user_is_offered_where_none_is_created(ehr: EHRSimulator) -> None:
