@@ -6,7 +6,9 @@ Each is found by a promise that it breaks, in a scenario where it matters.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,11 +18,13 @@ from typing import Any
 from unittest import mock
 
 from django.db import InterfaceError, OperationalError, connections
+from django.utils import timezone
 
 from django_smart import tasks
 from django_smart.grants import batch, engine, refresh_response, server_limits
-from django_smart.models import ClientRegistration, task_run
-from django_smart.servers.http import prepare_client_authentication
+from django_smart.models import ClientRegistration, TokenGrant, task_run
+from django_smart.models.grant import TokenGrantQuerySet
+from django_smart.servers import http
 from tests.simulation.world import Scenario
 
 __all__ = ["MUTANTS", "Mutant"]
@@ -69,10 +73,13 @@ def _expire_messages() -> tuple[tuple[Any, str, Any], ...]:
     return ((tasks, "refresh_grants", sender),)
 
 
-def _authenticate_by_own_clock(
+_sign = http._prepare_private_key_jwt
+
+
+def _sign_by_own_clock(
     registration: ClientRegistration, *, token_endpoint: str, clock: Any
 ) -> Any:
-    return prepare_client_authentication(registration, token_endpoint=token_endpoint)
+    return _sign(registration, token_endpoint=token_endpoint, clock=timezone.now)
 
 
 def _claim_all(_: Any, *, busy: int, now: Any) -> int:
@@ -90,6 +97,28 @@ def _give_up(write: Callable[[], Any], *, grant_id: int | None = None) -> Any:
             if time.monotonic() - started > 60:
                 raise
         time.sleep(0.5)
+
+
+class _CountInMemory:
+    """Each process counts the refusals that it met itself."""
+
+    def __init__(self) -> None:
+        self._refusals: Counter[tuple[int, int]] = Counter()
+
+    def __call__(self, registration: ClientRegistration) -> bool:
+        # A thread stands for its process here.
+        key = threading.get_ident(), registration.pk
+        self._refusals[key] += 1
+        if self._refusals[key] <= 20:
+            return False
+        server_limits.stop_refreshes(registration, reason="grants_refused")
+        return True
+
+
+def _store_anyway(grant: TokenGrant, *, used_digest: str, changed: Any = ()) -> bool:
+    """Let a late response replace a newer one."""
+    grant.save()
+    return True
 
 
 _QUIET: dict[str, Any] = {"seconds": 600.0, "calm": 300.0, "lifetimes": (600,)}
@@ -113,7 +142,7 @@ MUTANTS = (
         row="1 assertions are dated by the clock of a host",
         seed=1,
         finding="refuses an assertion",
-        patches=((batch, "prepare_client_authentication", _authenticate_by_own_clock),),
+        patches=((http, "_prepare_private_key_jwt", _sign_by_own_clock),),
         scenario={
             **_QUIET,
             "grants": 40,
@@ -156,10 +185,7 @@ MUTANTS = (
         row="6 tokens in memory are given up",
         seed=2,
         finding="is sent twice",
-        patches=(
-            (refresh_response, "insist", _give_up),
-            (batch, "insist", _give_up),
-        ),
+        patches=((refresh_response, "insist", _give_up),),
         scenario={
             **_QUIET,
             "seconds": 1200.0,
@@ -217,6 +243,35 @@ MUTANTS = (
             "kinds": _FAST,
             "faults": ("kill", "cut"),
             "every": 15.0,
+        },
+    ),
+    Mutant(
+        row="19 a late response replaces a newer one",
+        seed=3,
+        finding="is sent twice",
+        patches=((TokenGrantQuerySet, "store_refreshed", staticmethod(_store_anyway)),),
+        scenario={
+            **_QUIET,
+            "seconds": 2400.0,
+            "grants": 60,
+            "kinds": _FAST,
+            "lifetimes": (60,),
+            "faults": ("stop",),
+            "every": 10.0,
+        },
+    ),
+    Mutant(
+        row="20 refusals are counted in memory",
+        seed=4,
+        finding="are lost",
+        patches=((refresh_response, "refuses_nearly_all", _CountInMemory()),),
+        scenario={
+            **_QUIET,
+            "seconds": 2400.0,
+            "grants": 160,
+            "kinds": ("fast", "storm"),
+            "faults": ("kill",),
+            "every": 10.0,
         },
     ),
 )

@@ -58,6 +58,7 @@ _SCOPE = "patient/Patient.rs offline_access"
 # A claim, a tick, and a batch before it in the queue.
 _BOUND = 90.0
 _LEASE = 30.0
+_GRACE = 2.0
 # Of a lease is left when the last request of its batch leaves.
 _SHORTEST = 19.0
 _TICK = 60.0
@@ -575,7 +576,10 @@ class World:
             return ""
         if job.process.resumed_at > rotation.sent_at:
             return "stopped"
-        return "away" if self.database.away_until > rotation.sent_at else ""
+        away_until = self.database.away_until
+        # The process that waited for the database has a moment to store them first.
+        is_away = away_until > rotation.sent_at and now - away_until > _GRACE
+        return "away" if is_away else ""
 
     def _is_stored(self, rotation: Rotation) -> bool:
         return self.database.holds(rotation.grant_id, rotation.new)
