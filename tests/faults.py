@@ -86,7 +86,7 @@ _LAUNCHES = {
         token_empty_access_token token_endless_expires_in token_error_200
         token_float_expires_in token_form_encoded token_html_200
         token_huge_expires_in token_infinite_expires_in token_list_patient
-        token_list_scope token_long_patient token_missing_access_token
+        token_long_patient token_missing_access_token
         token_missing_token_type token_nan_expires_in token_nesting
         token_overflow token_negative_expires_in
         token_not_json token_not_utf8 token_number_access_token

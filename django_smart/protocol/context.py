@@ -137,7 +137,8 @@ class LaunchContext:
         """
         Read the context from a token response.
 
-        ``null`` and empty strings count as absent. ``Patient/123`` is read as ``123``.
+        ``null`` and empty strings count as absent. ``Patient/123`` and a number are
+        read as ``123``.
 
         Raises:
             MalformedTokenResponseError: ``patient`` or ``encounter`` is not a FHIR id.
@@ -241,10 +242,12 @@ def check_length(parameters: Mapping[str, Any]) -> None:
 def _parse_id(
     parameters: Mapping[str, Any], name: str, resource_type: str
 ) -> str | None:
-    """Read a bare id; some servers send a prefixed one."""
+    """Read a bare id; some servers send a prefixed one, or a number."""
     value = parameters.get(name)
     if value is None or value == "":
         return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if isinstance(value, str):
         bare = value.removeprefix(f"{resource_type}/")
         if _ID.fullmatch(bare):

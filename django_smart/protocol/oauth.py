@@ -25,6 +25,7 @@ __all__ = [
     "VISIBLE",
     "build_form_request",
     "find_oauth_error",
+    "get_scope",
     "get_text",
     "parse_oauth_error",
     "parse_token_body",
@@ -164,4 +165,19 @@ def get_text(
         return None
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise error(f"{name} is not a string of visible ASCII.")
+    return value
+
+
+def get_scope(members: Mapping[str, Any]) -> str | None:
+    """
+    Read ``scope``, which some servers send as a list.
+
+    Raises:
+        MalformedTokenResponseError: it is something else.
+    """
+    value = members.get("scope")
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        value = " ".join(value)
+    if not isinstance(value, str | None):
+        raise MalformedTokenResponseError("scope is not a string.")
     return value

@@ -21,7 +21,12 @@ from django_smart.protocol.context import (
 )
 from django_smart.protocol.id_token import read_unverified_claims
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
-from django_smart.protocol.oauth import build_form_request, get_text, parse_token_body
+from django_smart.protocol.oauth import (
+    build_form_request,
+    get_scope,
+    get_text,
+    parse_token_body,
+)
 from django_smart.protocol.scopes import ScopeSet
 
 __all__ = [
@@ -42,6 +47,7 @@ DEFAULT_LIFETIME = timedelta(minutes=5)
 _MAX_EXPIRES_IN = int(timedelta(days=3653).total_seconds())
 # The name in Keycloak, and the one in Azure AD B2C, Google and GitHub.
 _REFRESH_EXPIRES_IN = ("refresh_expires_in", "refresh_token_expires_in")
+_ACCESS_ENDS_AT = "access_grant_expiration"
 _TOKENS = ("access_token", "id_token", "refresh_token")
 # It is sent in a header: no whitespace, no control characters.
 _ACCESS_TOKEN = re.compile(r"[!-~]+")
@@ -271,9 +277,7 @@ def _build_token_response(
     token_type = members.get("token_type")
     if not isinstance(token_type, str) or token_type.lower() != "bearer":
         raise MalformedTokenResponseError("Expected token_type Bearer.")
-    scope = members.get("scope")
-    if not isinstance(scope, str | None):
-        raise MalformedTokenResponseError("scope is not a string.")
+    scope = get_scope(members)
     parameters = {name: value for name, value in members.items() if name not in _TOKENS}
     check_length(parameters)
     expires_in = _parse_expires_in(members.get("expires_in"))
@@ -295,7 +299,8 @@ def _find_refresh_end(members: Mapping[str, Any], now: datetime) -> datetime | N
     Return when the refresh token expires.
 
     No specification defines these members, so an implausible value is ignored. Keycloak
-    sends 0 for a token that does not expire.
+    sends 0 for a token that does not expire. Blue Button sends the end of the access,
+    such as ``2027-01-03 19:17:53Z``, beyond which no refresh token is issued.
     """
     for name in _REFRESH_EXPIRES_IN:
         try:
@@ -304,7 +309,13 @@ def _find_refresh_end(members: Mapping[str, Any], now: datetime) -> datetime | N
             continue
         if seconds:
             return now + timedelta(seconds=seconds)
-    return None
+    try:
+        end = datetime.fromisoformat(str(members.get(_ACCESS_ENDS_AT)))
+    except ValueError:
+        return None
+    if end.tzinfo is None or not now < end < now + timedelta(seconds=_MAX_EXPIRES_IN):
+        return None
+    return end
 
 
 def _parse_expires_in(value: object) -> int | None:

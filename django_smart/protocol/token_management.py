@@ -11,7 +11,11 @@ from django_smart.exceptions import MalformedTokenResponseError
 from django_smart.protocol.client_auth import ClientAuthentication
 from django_smart.protocol.context import LaunchContext
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
-from django_smart.protocol.oauth import build_form_request, parse_token_body
+from django_smart.protocol.oauth import (
+    build_form_request,
+    get_scope,
+    parse_token_body,
+)
 from django_smart.protocol.scopes import ScopeSet
 
 __all__ = [
@@ -132,7 +136,7 @@ def process_introspection_response(
         return IntrospectionResponse(active=False)
     return IntrospectionResponse(
         active=True,
-        scopes=ScopeSet.parse(_get_text(members, "scope") or ""),
+        scopes=ScopeSet.parse(get_scope(members) or ""),
         client_id=_get_text(members, "client_id"),
         expires_at=_get_time(members, "exp"),
         issuer=_get_text(members, "iss"),

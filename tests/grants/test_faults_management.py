@@ -46,8 +46,8 @@ _UNANSWERED = {
     "token_response_malformed": """
         introspect_array introspect_boolean_exp introspect_duplicate_scope
         introspect_empty introspect_html_200 introspect_huge_exp
-        introspect_infinite_exp introspect_list_scope introspect_missing_active
-        introspect_not_json introspect_not_utf8 introspect_null_active
+        introspect_infinite_exp introspect_missing_active introspect_not_json
+        introspect_not_utf8 introspect_null_active
         introspect_number_active introspect_number_client_id introspect_number_iss
         introspect_number_patient introspect_object_fhir_user
         introspect_path_patient introspect_text_active introspect_text_exp

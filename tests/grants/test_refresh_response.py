@@ -409,7 +409,7 @@ def damage(ehr: EHRSimulator) -> Callable[[Callable[[dict[str, Any]], Any]], Non
         lambda members: members.update(access_token=7),
         lambda members: members.update(token_type="mac"),
         lambda members: members.update(expires_in=-1),
-        lambda members: members.update(scope=["x"]),
+        lambda members: members.update(scope=7),
     ],
 )
 def test_rotated_refresh_token_of_a_malformed_answer_is_kept(

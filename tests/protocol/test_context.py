@@ -88,7 +88,7 @@ def test_patient_and_encounter_are_bare_ids(name, value, expected):
 @pytest.mark.parametrize(
     "value",
     [
-        123,
+        12.3,
         True,
         ["123"],
         {"reference": "Patient/123"},
@@ -377,7 +377,7 @@ def test_a_later_answer_replaces_the_context_it_holds_and_nothing_else():
     ) == merged | {"smart_style_url": "http://localhost/style"}
     assert merge_parameters(older, {}) == older
     with pytest.raises(MalformedTokenResponseError):
-        merge_parameters(older, {"patient": 7})
+        merge_parameters(older, {"patient": [7]})
 
 
 def test_a_context_does_not_grow_from_refresh_to_refresh_without_end():

@@ -336,6 +336,21 @@ def test_end_of_the_refresh_token_is_counted_from_receipt(name, value):
     assert tokens.refresh_expires_at == NOW + timedelta(days=1)
 
 
+@pytest.mark.parametrize("separator", [" ", "T"])
+def test_end_of_the_access_at_blue_button_is_read(separator):
+    end = (NOW + timedelta(days=30)).strftime(f"%Y-%m-%d{separator}%H:%M:%SZ")
+    body = {**GOOD, "refresh_token": "again", "access_grant_expiration": end}
+    assert process(body).refresh_expires_at == NOW + timedelta(days=30)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "soon", 86400, True, [], "2019-01-01 00:00:00Z", "9999-12-31"]
+)
+def test_end_of_the_access_that_makes_no_sense_is_ignored(value):
+    body = {**GOOD, "refresh_token": "again", "access_grant_expiration": value}
+    assert process(body).refresh_expires_at is None
+
+
 @pytest.mark.parametrize("value", [None, 0, -1, "soon", True, [], 1.5, 10**12])
 def test_refresh_token_without_a_sensible_end_has_none(value):
     body = {**GOOD, "refresh_token": "again", "refresh_expires_in": value}
@@ -349,6 +364,13 @@ def test_refresh_token_without_a_sensible_end_has_none(value):
 def test_a_page_or_nonsense_with_status_200_is_malformed(body):
     with pytest.raises(MalformedTokenResponseError):
         process(body)
+
+
+def test_scope_as_a_list_and_a_numeric_patient_are_read_as_text():
+    scope = ["launch/patient", "patient/Observation.rs"]
+    tokens = process({**GOOD, "scope": scope, "patient": 42, "encounter": 7})
+    assert tokens.scopes == ScopeSet.parse("launch/patient patient/Observation.rs")
+    assert (tokens.context.patient, tokens.context.encounter) == ("42", "7")
 
 
 @pytest.mark.compliance("RESP-03")
@@ -367,7 +389,7 @@ def test_without_scope_what_was_asked_counts_as_granted(scope):
     assert tokens.scopes == REQUESTED
 
 
-@pytest.mark.parametrize("scope", [["openid"], 1, {"a": 1}, True])
+@pytest.mark.parametrize("scope", [["openid", 1], 1, {"a": 1}, True])
 def test_a_scope_that_is_no_string_is_refused(scope):
     with pytest.raises(MalformedTokenResponseError, match="scope"):
         process({**GOOD, "scope": scope})
@@ -413,7 +435,7 @@ def test_every_answer_may_name_further_endpoints_at_the_named_hosts():
 
 def test_a_patient_that_is_no_id_is_refused():
     with pytest.raises(MalformedTokenResponseError, match="patient"):
-        process({**GOOD, "patient": 123})
+        process({**GOOD, "patient": True})
 
 
 @pytest.mark.compliance("TOK-18", "BACK-10")

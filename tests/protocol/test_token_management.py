@@ -146,14 +146,14 @@ def test_no_repr_shows_whom_a_token_is_about():
         {"active": "true"},
         {"active": None},
         {"active": 1},
-        {"active": True, "scope": ["x"]},
+        {"active": True, "scope": ["x", 1]},
         {"active": True, "sub": 7.5},
         {"active": True, "sub": True},
         {"active": True, "exp": "soon"},
         {"active": True, "exp": True},
         {"active": True, "exp": 10**19},
         {"active": True, "exp": -(10**19)},
-        {"active": True, "patient": 7},
+        {"active": True, "patient": 7.5},
     ],
 )
 def test_an_introspection_of_a_wrong_shape_is_refused(members):
