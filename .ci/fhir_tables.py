@@ -32,6 +32,8 @@ _MANY = 30
 _OUTSIDE = {"Contract", "Device", "GuidanceResponse"}
 # Types of a patient's data in which nothing says whose they are.
 _TELL_NOTHING = {"DeviceMetric", "EnrollmentResponse", "Subscription", "TestReport"}
+# What else says whose a resource is, if the first does not.
+_FURTHER = {"Communication": ["recipient[]"]}
 # Types whose resources are what they hold.
 _CONTAINERS = {"Bundle", "Parameters"}
 
@@ -131,6 +133,7 @@ def _build_rows(
             parameter = "patient"
         lists = _find_lists(one)
         subjects = [_mark_lists(path, lists) for path in paths]
+        subjects += _FURTHER.get(name, [])
         if name == "Patient":
             parameter, subjects = "_id", ["id"]
         elif not subjects and name in _TELL_NOTHING:

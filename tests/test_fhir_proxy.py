@@ -380,8 +380,10 @@ def test_patient_is_found_wherever_a_type_names_one(resource_type, build):
         assert proxy("PUT", path, resource).status_code == status
 
 
-@pytest.mark.parametrize("form", ["Patient/{}", f"{BASE}/Patient/{{}}"])
-def test_patient_is_named_relatively_or_at_the_server(form):
+@pytest.mark.parametrize("base", ["", f"{BASE}/"])
+@pytest.mark.parametrize("version", ["", "/_history/1"])
+def test_patient_is_named_relatively_or_at_the_server(base, version):
+    form = f"{base}Patient/{{}}{version}"
     proxy = Proxy()
     for patient_id, status in [("p2", 403), ("p1", 200)]:
         subject = {"reference": form.format(patient_id)}
@@ -392,7 +394,8 @@ def test_patient_is_named_relatively_or_at_the_server(form):
 @pytest.mark.parametrize(
     "form",
     [
-        *("Patient/{}/", "Patient/{}#x", "Patient/{}?x=1", "Patient/{}/_history/1"),
+        *("Patient/{}/", "Patient/{}#x", "Patient/{}?x=1", "Patient/{}/_history/"),
+        "Patient/{}/_history/1/x",
         f"{BASE}/Patient/{{}}/",
     ],
 )

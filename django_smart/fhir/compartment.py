@@ -66,7 +66,8 @@ class Compartment:
     @property
     def sole_names(self) -> frozenset[str]:
         """Those by which a resource has one patient, and no other."""
-        if any("[]" in path for path in self.subjects):
+        # The first one: a Communication may also be known by its recipients.
+        if any("[]" in path for path in self.subjects[:1]):
             return frozenset()
         # Also the only subject by a name of its own, such as Coverage.beneficiary.
         return self.names.union(self.subjects if len(self.subjects) == 1 else ())
@@ -123,6 +124,8 @@ _PATIENT = re.compile(r"(?:^|[/\s:])patient\s*(?:[/?|#]|$)")
 # As the value of a search parameter, which may be the URL of a profile as well.
 _PATIENT_VALUE = re.compile(r"(?:^|/)patient\s*[/?]")
 _PATIENT_URL = re.compile(r"(?:^|/)patient/([a-z0-9\-.]{1,64})(?:[/?]|$)")
+# What may follow a reference; a version of a patient is the same patient.
+_VERSION = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}$")
 # A URI need not be a reference; only one that looks like it is taken for one.
 _PATIENT_URI = re.compile(r"(?:.*/)?Patient/[A-Za-z0-9\-.]{1,64}(?:/_history/.*)?")
 # Elements of data types: extensions, answers, annotations and signatures.
@@ -585,7 +588,7 @@ class PatientBoundary:
         for path, value in found:
             reference = value.get("reference") if isinstance(value, Mapping) else None
             kind = value.get("type", "Patient") if isinstance(value, Mapping) else ""
-            reference = reference if isinstance(reference, str) else ""
+            reference = _read_reference(reference)
             if reference in around.own:
                 is_own = is_own or kind == "Patient"
             elif reference in around.known and name in ABOUT_OTHERS:
@@ -619,12 +622,13 @@ class PatientBoundary:
             if name == "reference" and not isinstance(item, Mapping):
                 self._check_reference(item, path, place)
             elif name in _URIS and isinstance(item, str):
-                if _PATIENT_URI.fullmatch(item) and item not in place.around.own:
+                is_own = _read_reference(item) in place.around.own
+                if _PATIENT_URI.fullmatch(item) and not is_own:
                     _refuse(f"{place.name}.{here} names another patient.")
             else:
                 self._walk(item, here, place)
-        reference = value.get("reference")
-        is_patient = isinstance(reference, str) and value.get("type") == "Patient"
+        reference = _read_reference(value.get("reference"))
+        is_patient = bool(reference) and value.get("type") == "Patient"
         is_listed = self._is_listed(path, place)
         if is_patient and reference not in place.around.own and not is_listed:
             _refuse(f"{place.name}.{path} names another patient.")
@@ -673,13 +677,17 @@ class PatientBoundary:
         self.check_parameters(resource_type, parse_qsl(query, keep_blank_values=True))
 
     def _is_listed(self, path: str, place: _Place) -> bool:
+        if (place.name, path) == ("Patient", "link.other"):
+            # Another record of the same person, as after every merge.
+            return not place.around.is_written
         return f"{place.name}.{path}" in self.other_patients and not any(
             path == subject.replace("[]", "") for subject in place.compartment.subjects
         )
 
     def _is_foreign(self, reference: str, own: Container[str]) -> bool:
         """Whether a reference names a patient in any way but as the launch's."""
-        return reference not in own and bool(_PATIENT.search(_fold(reference)))
+        is_own = _read_reference(reference) in own
+        return not is_own and bool(_PATIENT.search(_fold(reference)))
 
     # Patches
 
@@ -878,6 +886,11 @@ def _fold(text: str) -> str:
     for _ in range(_MAX_DECODED):
         text = unquote(text)
     return text.strip().casefold().replace("\\", "/")
+
+
+def _read_reference(text: object) -> str:
+    """A reference without its version; empty if it is no text."""
+    return _VERSION.sub("", text) if isinstance(text, str) else ""
 
 
 def _read_entry(entry: Any) -> tuple[Mapping[str, Any], str]:

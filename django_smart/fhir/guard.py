@@ -462,7 +462,7 @@ class Guard:
     ) -> Interaction:
         kind, name = asked.resource_type, asked.name
         letter = get_letters(name)
-        if name == "update":
+        if name == "update" and kind != "Patient":
             self.boundary.check(asked.body, letter, is_written=True, urns=urns)
         is_conditional = len(parts) == 1
         # Others are left out, such as _cascade=delete.
@@ -513,6 +513,9 @@ class Guard:
         letter = get_letters(name)
         current, response = self._read(kind, resource_id, letter)
         if name == "update":
+            if kind == "Patient":
+                body = _without_known_links(asked.body, current)
+                self.boundary.check(body, letter, is_written=True)
             self._check_binaries(asked.body, current)
         if name == "patch" and isinstance(asked.body, Mapping):
             self._check_binaries(asked.body, current)
@@ -520,6 +523,7 @@ class Guard:
         elif name == "patch":
             result = apply_json_patch(current, asked.body)
             self._check_binaries(result, current)
+            result = _without_known_links(result, current)
             self.boundary.check(result, letter, is_written=True)
             if (result.get("resourceType"), result.get("id")) != (kind, resource_id):
                 raise ForeignPatientError(
@@ -567,6 +571,8 @@ class Guard:
         self.binaries.update(ids)
 
     def _check_unread(self, asked: Interaction) -> None:
+        if asked.name == "update" and asked.resource_type == "Patient":
+            self.boundary.check(asked.body, "u", is_written=True)
         if asked.name == "patch" and isinstance(asked.body, Mapping):
             self.boundary.check_fhirpath_patch(asked.body, asked.resource_type)
         elif asked.name == "patch":
@@ -673,6 +679,15 @@ def _is_entry(entry: Any) -> bool:
         isinstance(response, Mapping)
         and isinstance(response.get("outcome"), Mapping | None)
     )
+
+
+def _without_known_links(resource: Any, current: Mapping[str, Any]) -> Any:
+    """Leave out the links of a Patient to their other records that it has already."""
+    if not isinstance(resource, Mapping) or resource.get("resourceType") != "Patient":
+        return resource
+    if resource.get("link") != current.get("link"):
+        return resource
+    return {name: value for name, value in resource.items() if name != "link"}
 
 
 def tells_of_others(value: Any) -> bool:

@@ -83,6 +83,75 @@ def test_check_takes_no_longer_than_what_is_checked(kind):
     assert time.process_time() - started < 10
 
 
+MERGED = {
+    "resourceType": "Patient",
+    "id": "p1",
+    "link": [{"other": {"reference": "Patient/old"}, "type": "replaces"}],
+}
+
+
+def test_patient_with_another_record_after_a_merge_is_read():
+    grant = make_grant()
+    grant.server.on("Patient/p1", respond(MERGED))
+    assert grant.client.read("Patient", "p1") == MERGED
+    grant.server.on("Patient/p1/_history/1", respond(MERGED))
+    assert grant.client.vread("Patient", "p1", "1") == MERGED
+    history = {**bundle(MERGED), "type": "history"}
+    grant.server.on("Patient/p1/_history", respond(history))
+    assert grant.client.history("Patient", "p1").versions() == [MERGED]
+    grant.server.on("Patient?_id=p1", respond(bundle(MERGED)))
+    assert list(grant.client.search("Patient")) == [MERGED]
+    everything = bundle(MERGED, MINE)
+    grant.server.on("Patient/p1/$everything", respond(everything))
+    assert grant.client.operation("everything", "Patient", "p1") == everything
+
+
+def test_links_of_a_patient_stay_as_they_are():
+    grant = make_grant()
+    grant.server.on("Patient/p1", respond(MERGED))
+    assert grant.client.update({**MERGED, "active": True}) == MERGED
+    active = [{"op": "add", "path": "/active", "value": True}]
+    assert grant.client.patch("Patient", "p1", active) == MERGED
+    added = [*MERGED["link"], {"other": {"reference": "Patient/p2"}, "type": "refer"}]
+    with pytest.raises(ForeignPatientError):
+        grant.client.update({**MERGED, "link": added})
+    with pytest.raises(ForeignPatientError):
+        step = {"op": "add", "path": "/link/-", "value": added[1]}
+        grant.client.patch("Patient", "p1", [step])
+    assert [sent.method for sent in grant.server.requests].count("PUT") == 1
+    assert [sent.method for sent in grant.server.requests].count("PATCH") == 1
+    grant = make_grant("patient/Patient.u", may_write_unread=True)
+    with pytest.raises(ForeignPatientError):
+        grant.client.update(MERGED)
+
+
+@pytest.mark.parametrize(
+    ("members", "is_own"),
+    [
+        ({"recipient": [{"reference": "Patient/p1"}]}, True),
+        ({"recipient": [{"reference": f"Practitioner/{n}"} for n in "12"]}, False),
+        ({"recipient": [{"reference": f"Patient/p{n}"} for n in "12"]}, False),
+        ({"subject": {"reference": "Patient/p1"}}, True),
+        (
+            {
+                "subject": {"reference": "Patient/p2"},
+                "recipient": [{"reference": "Patient/p1"}],
+            },
+            False,
+        ),
+    ],
+)
+def test_message_to_the_patient_is_the_patients(members, is_own):
+    grant = make_grant()
+    message = {"resourceType": "Communication", "id": "c1", **members}
+    grant.server.on("Communication/c1", respond(message))
+    if is_own:
+        assert grant.client.read("Communication", "c1") == message
+    else:
+        with pytest.raises(ForeignPatientError):
+            grant.client.read("Communication", "c1")
+
+
 @pytest.mark.parametrize("scope", ["", "launch/patient", "user/Practitioner.r"])
 @pytest.mark.parametrize("always", [True, False])
 def test_record_is_kept_to_without_scopes_for_it_where_the_rules_say_so(scope, always):
