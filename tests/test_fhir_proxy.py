@@ -406,6 +406,22 @@ def test_patient_is_not_named_in_another_form(form):
     assert proxy("GET", "Observation/o1").status_code == 403
 
 
+def test_included_resource_that_cannot_be_checked_is_left_out():
+    proxy = Proxy()
+    found = bundle({**OBSERVATION, "valueDecimal": "@"})
+    device = {"resourceType": "Device", "id": "pump"}
+    found["entry"].append({"resource": device, "search": {"mode": "include"}})
+    body = json.dumps(found).replace('"@"', "7.10").encode()
+    proxy.server.on("Observation?_include=x&patient=p1", respond(body))
+    response = proxy("GET", "Observation?_include=x")
+    assert response.status_code == 200
+    assert b"pump" not in response.content
+    assert b"7.10" in response.content
+    [_, entry] = json.loads(response.content)["entry"]
+    assert entry["search"] == {"mode": "outcome"}
+    assert "1 Device" in entry["resource"]["issue"][0]["diagnostics"]
+
+
 @pytest.mark.parametrize(
     ("query", "sent"),
     [

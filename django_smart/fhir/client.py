@@ -516,8 +516,7 @@ class FHIRClient(FHIRConnection):
                 "The same id at another base URL may be another patient's."
             )
         response = self._perform(interaction, url=url)
-        guard.check_response(interaction, response)
-        return response
+        return guard.check_response(interaction, response)
 
     def _build_guard(self) -> Guard | None:
         """Return the patient boundary, if scopes are for one patient."""

@@ -23,8 +23,9 @@ from urllib.parse import parse_qsl, unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.json import dump_json
-from django_smart.fhir.messages import validate_resource_type
+from django_smart.fhir.messages import resolve_link, validate_resource_type
 from django_smart.protocol.scopes import ResourceScope, ScopeSet, required_letter
+from django_smart.protocol.urls import is_within_base
 
 __all__ = [
     "ABOUT_OTHERS",
@@ -203,6 +204,8 @@ class _Around:
     is_written: bool = False
     is_made: bool = False
     """Whether an operation made them, so that no Bundle is a stored one."""
+    left_out: list[str] | None = None
+    """Types of the included resources that were left out; ``None`` to keep them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,6 +437,7 @@ class PatientBoundary:
         is_written: bool = False,
         is_made: bool = False,
         urns: frozenset[str] = frozenset(),
+        left_out: list[str] | None = None,
     ) -> bool:
         """
         Refuse a resource that is not known to be the patient's.
@@ -444,6 +448,8 @@ class PatientBoundary:
             is_written: whether it is the body of a request.
             is_made: whether an operation made it, so that no Bundle is a stored one.
             urns: of further resources in the same transaction, none of them a Patient.
+            left_out: if given, what a search included is removed instead of refused,
+                and the types of what was removed are added to the list.
 
         Returns:
             Whether it is the patient's: not shared, nor left to the server.
@@ -452,7 +458,11 @@ class PatientBoundary:
             ForeignPatientError: it is another patient's, names one, or does not say.
         """
         around = _Around(
-            own=self.own, urns=urns, is_written=is_written, is_made=is_made
+            own=self.own,
+            urns=urns,
+            is_written=is_written,
+            is_made=is_made,
+            left_out=left_out,
         )
         try:
             return self._check(resource, letters, around)
@@ -542,20 +552,46 @@ class PatientBoundary:
             known=_Names(known, around.known),
         )
         is_own = False
+        removed: list[Mapping[str, Any]] = []
         for entry in sorted(entries, key=_is_about_others):
-            self._check_addresses(entry)
-            response = entry.get("response")
-            if isinstance(response, Mapping) and response.get("outcome") is not None:
-                self._check(response["outcome"], letters, around)
-            resource, url = _read_entry(entry)
-            if resource and self._check(resource, letters, around):
-                is_own = True
-                reference = f"{resource['resourceType']}/{resource.get('id')}"
-                known |= {reference, f"{self.base_url}/{reference}", url} - {""}
+            try:
+                is_own |= self._check_entry(entry, letters, around, known)
+            except ForeignPatientError:
+                if around.left_out is None or not _is_included(entry):
+                    raise
+                removed.append(entry)
+        if around.left_out is not None and removed:
+            _leave_out(entries, removed)
+            around.left_out.extend(map(_get_type, removed))
         rest = {name: value for name, value in bundle.items() if name != "entry"}
         compartment = get_compartment("Bundle")
         self._walk(rest, "", _Place("Bundle", compartment, letters, around))
         return is_own
+
+    def _check_entry(
+        self, entry: Any, letters: str, around: _Around, known: set[str]
+    ) -> bool:
+        self._check_addresses(entry)
+        response = entry.get("response")
+        if isinstance(response, Mapping) and response.get("outcome") is not None:
+            self._check(response["outcome"], letters, around)
+        resource, url = _read_entry(entry)
+        reference = f"{resource.get('resourceType')}/{resource.get('id')}"
+        names = {reference, f"{self.base_url}/{reference}", url}
+        if self._is_elsewhere(url):
+            # There, a relative reference is to another server's resource.
+            own = frozenset(one for one in self.own if "://" in one)
+            around, names = replace(around, own=own, known=frozenset()), {url}
+        is_own = bool(resource) and self._check(resource, letters, around)
+        if is_own:
+            known |= names - {""}
+        return is_own
+
+    def _is_elsewhere(self, url: str) -> bool:
+        """Whether the ``fullUrl`` of an entry is at another server."""
+        if url.startswith(f"{self.base_url}/") or "://" not in url:
+            return False
+        return not is_within_base(resolve_link(self.base_url, url), self.base_url)
 
     def _check_addresses(self, entry: Mapping[str, Any]) -> None:
         """Refuse an entry whose addresses are those of another patient."""
@@ -579,7 +615,7 @@ class PatientBoundary:
         around: _Around,
     ) -> bool:
         if name == "Patient":
-            return resource.get("id") == self.patient_id
+            return f"Patient/{resource.get('id')}" in around.own
         found = _find_values(resource, compartment.subjects)
         if not found and not around.is_written and not compartment.is_shared:
             # DSTU2 and STU3 had other names for some of them.
@@ -904,8 +940,33 @@ def _read_entry(entry: Any) -> tuple[Mapping[str, Any], str]:
     return resource, url if isinstance(url, str) else ""
 
 
+def _get_type(entry: Mapping[str, Any]) -> str:
+    return str(_read_entry(entry)[0].get("resourceType"))
+
+
 def _is_about_others(entry: Mapping[str, Any]) -> bool:
-    return str(_read_entry(entry)[0].get("resourceType")) in ABOUT_OTHERS
+    return _get_type(entry) in ABOUT_OTHERS
+
+
+def _is_included(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is no match of a search, but came with one."""
+    search = entry.get("search")
+    return isinstance(search, Mapping) and search.get("mode") == "include"
+
+
+def _leave_out(entries: list[Any], removed: list[Mapping[str, Any]]) -> None:
+    """Remove entries of a Bundle, and add one that says so."""
+    places = set(map(id, removed))
+    entries[:] = [entry for entry in entries if id(entry) not in places]
+    counts = sorted(Counter(map(_get_type, removed)).items())
+    types = ", ".join(f"{number} {name}" for name, number in counts)
+    issue = {
+        "severity": "warning",
+        "code": "incomplete",
+        "diagnostics": f"Left out, not known to be the patient's: {types}",
+    }
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    entries.append({"resource": outcome, "search": {"mode": "outcome"}})
 
 
 def _is_condition(text: str) -> bool:

@@ -37,7 +37,7 @@ from django_smart.fhir.interactions import (
     build_etag,
     build_read,
 )
-from django_smart.fhir.json import load_json
+from django_smart.fhir.json import dump_json, load_json
 from django_smart.fhir.messages import (
     parse_resource,
     process_bundle_response,
@@ -312,32 +312,47 @@ class Guard:
             return asked
         return replace(asked, path=self.prepare(parsed, urns=urns).path)
 
-    def check_response(self, asked: Interaction, response: HTTPResponse) -> None:
-        """:meth:`check_answer` of what came; what is malformed its reader refuses."""
+    def check_response(
+        self, asked: Interaction, response: HTTPResponse
+    ) -> HTTPResponse:
+        """
+        :meth:`check_answer` of what came; what is malformed its reader refuses.
+
+        Returns:
+            The response, without the included resources that were left out.
+        """
         if not response.body or not 200 <= response.status_code < 300:
-            return
+            return response
         # As its reader does: what that accepts must not go unchecked.
         resource = parse_resource(response.body)
         is_other = asked.id and _read_type(resource) != (asked.resource_type, asked.id)
-        if resource and not (is_other and asked.name in {"read", "vread"}):
-            self.check_answer(asked, resource)
+        is_checked = resource and not (is_other and asked.name in {"read", "vread"})
+        if is_checked and self.check_answer(asked, resource):
+            return replace(response, body=dump_json(resource))
+        return response
 
-    def check_answer(self, asked: Interaction, resource: Any) -> None:
+    def check_answer(self, asked: Interaction, resource: Any) -> bool:
         """
         Refuse what came, unless it is known to be the patient's.
+
+        Returns:
+            Whether included resources were left out of *resource*.
 
         Raises:
             ForeignPatientError: it is not.
             MalformedFHIRResponseError: a Bundle in which nothing can be looked for.
         """
-        if asked.name != "capabilities":
-            _check_bundles(resource)
-            path = asked.path.partition("?")[0]
-            # A further page, whose path is empty, is no stored Bundle either.
-            is_page = asked.name == "get" and not path
-            is_made = is_page or ("$" in path and not path.startswith("Bundle/"))
-            letters = f"rs{get_letters(asked.name)}"
-            self.boundary.check(resource, letters, is_made=is_made)
+        if asked.name == "capabilities":
+            return False
+        _check_bundles(resource)
+        path = asked.path.partition("?")[0]
+        # A further page, whose path is empty, is no stored Bundle either.
+        is_page = asked.name == "get" and not path
+        is_made = is_page or ("$" in path and not path.startswith("Bundle/"))
+        letters = f"rs{get_letters(asked.name)}"
+        left_out: list[str] = []
+        self.boundary.check(resource, letters, is_made=is_made, left_out=left_out)
+        return bool(left_out)
 
     def hides_match(self, asked: Interaction, answer: Any) -> bool:
         """

@@ -115,8 +115,8 @@ def test_links_of_a_patient_stay_as_they_are():
     added = [*MERGED["link"], {"other": {"reference": "Patient/p2"}, "type": "refer"}]
     with pytest.raises(ForeignPatientError):
         grant.client.update({**MERGED, "link": added})
+    step = {"op": "add", "path": "/link/-", "value": added[1]}
     with pytest.raises(ForeignPatientError):
-        step = {"op": "add", "path": "/link/-", "value": added[1]}
         grant.client.patch("Patient", "p1", [step])
     assert [sent.method for sent in grant.server.requests].count("PUT") == 1
     assert [sent.method for sent in grant.server.requests].count("PATCH") == 1
@@ -150,6 +150,75 @@ def test_message_to_the_patient_is_the_patients(members, is_own):
     else:
         with pytest.raises(ForeignPatientError):
             grant.client.read("Communication", "c1")
+
+
+ELSEWHERE = "https://hospital-b.example/fhir"
+
+
+@pytest.mark.parametrize(
+    ("resource", "is_own"),
+    [
+        (MINE, False),
+        ({"resourceType": "Patient", "id": "p1"}, False),
+        ({**MINE, "subject": {"reference": f"{BASE}/Patient/p1"}}, True),
+        ({"resourceType": "Practitioner", "id": "d1"}, True),
+    ],
+)
+def test_entry_of_another_hospital_is_not_about_the_patient(resource, is_own):
+    grant = make_grant()
+    url = f"{ELSEWHERE}/{resource['resourceType']}/{resource['id']}"
+    found = {**bundle(), "entry": [{"fullUrl": url, "resource": resource}]}
+    grant.server.on("Observation?patient=p1", respond(found))
+    if is_own:
+        assert grant.client.get("Observation?patient=p1") == found
+    else:
+        with pytest.raises(ForeignPatientError):
+            grant.client.get("Observation?patient=p1")
+
+
+@pytest.mark.parametrize(
+    "base", [BASE, BASE.replace("https", "http"), BASE.replace("ehr.", "EHR."), ""]
+)
+def test_address_of_this_server_may_be_written_in_another_way(base):
+    grant = make_grant()
+    url = f"{base}/Observation/o1".removeprefix("/")
+    found = {**bundle(), "entry": [{"fullUrl": url, "resource": MINE}]}
+    grant.server.on("Observation?patient=p1", respond(found))
+    assert list(grant.client.search("Observation", patient="p1")) == [MINE]
+
+
+def test_included_resource_that_cannot_be_checked_is_left_out():
+    grant = make_grant()
+    provenance = {
+        "resourceType": "Provenance",
+        "id": "v1",
+        "target": [{"reference": "Observation/o1/_history/1"}],
+    }
+    included = [
+        provenance,
+        {"resourceType": "Device", "id": "pump"},
+        {"resourceType": "Device", "id": "other"},
+        {**OTHERS, "id": "o2"},
+    ]
+    found = bundle(MINE)
+    found["entry"] += [
+        {"resource": one, "search": {"mode": "include"}} for one in included
+    ]
+    query = "Observation?patient=p1&_include=Observation%3Adevice"
+    grant.server.on(query, respond(found))
+    result = grant.client.search(
+        "Observation", patient="p1", _include="Observation:device"
+    )
+    assert (list(result), result.included) == ([MINE], [provenance])
+    assert not result.is_complete
+    [issue] = result.outcomes[0]["issue"]
+    assert (issue["severity"], issue["code"]) == ("warning", "incomplete")
+    assert "2 Device, 1 Observation" in issue["diagnostics"]
+    # A match is refused, whatever was included.
+    found["entry"].append({"resource": OTHERS, "search": {"mode": "match"}})
+    grant.server.on(query, respond(found))
+    with pytest.raises(ForeignPatientError):
+        grant.client.get(query)
 
 
 @pytest.mark.parametrize("scope", ["", "launch/patient", "user/Practitioner.r"])
