@@ -833,7 +833,8 @@ class FHIRClient(FHIRConnection):
         Raises:
             BearerBoundaryError: the reference leads to another server; nothing was
                 sent.
-            FHIRRequestError: the reference has no target that can be resolved.
+            FHIRRequestError: the reference has no target that can be resolved, or its
+                document comes from another server and does not contain the target.
             ForeignPatientError: under ``patient/`` scopes, also for a reference to
                 another base URL, unless resources of its type belong to no patient.
         """
@@ -1265,10 +1266,18 @@ def _find_within(
     known: dict[str, list[Mapping[str, Any]]] = {}
     for source in sources:
         known.setdefault(_get_key(source), []).append(source)
+    bases = set()
     for bundle in bundles:
-        found = _find_entry(reference, bundle, known, base_url=base_url)
+        base = _find_base(bundle, known, base_url)
+        bases.add(base if bundle.get("type") == "document" else base_url)
+        found = _find_entry(reference, bundle, base, base_url=base_url)
         if found is not None:
             return found
+    if bases - {base_url} and ":" not in reference:
+        raise FHIRRequestError(
+            "The reference is to a resource of another server, which the document "
+            "does not contain."
+        )
     if reference.lower().startswith("urn:"):
         raise FHIRRequestError(
             "The reference is to an entry of a Bundle: pass the Bundle as within=."
@@ -1276,20 +1285,34 @@ def _find_within(
     return None
 
 
-def _find_entry(
-    reference: str,
+def _find_base(
     bundle: Mapping[str, Any],
     known: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
     base_url: str,
-) -> dict[str, Any] | None:
-    """Look in *bundle*; *known* are the resources that may have the reference."""
-    entries = list(_get_entries(bundle))
-    base = base_url
-    for full_url, resource in entries:
+) -> str:
+    """
+    Return the base of a relative reference in *bundle*.
+
+    It is that of the resource with the reference, which is one of *known*, or the only
+    one of a document of another server; empty if that has several.
+    """
+    found = set()
+    for full_url, resource in _get_entries(bundle):
         # Without a URL, an entry shows no base.
-        if full_url and resource in known.get(_get_key(resource), ()):
-            base = _get_base(full_url, resource) or base_url
+        base = _get_base(full_url, resource)
+        if base and resource in known.get(_get_key(resource), ()):
+            return base
+        found |= {base} - {""}
+    if bundle.get("type") != "document" or not found or base_url in found:
+        return base_url
+    return found.pop() if len(found) == 1 else ""
+
+
+def _find_entry(
+    reference: str, bundle: Mapping[str, Any], base: str, *, base_url: str
+) -> dict[str, Any] | None:
+    """Look in *bundle*, in which a relative reference is below *base*."""
+    entries = list(_get_entries(bundle))
     target, _, version = reference.partition("/_history/")
     if "://" not in target and not target.lower().startswith("urn:"):
         target = f"{base}/{target.removeprefix('/')}"
@@ -1316,8 +1339,8 @@ def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any
 
 def _get_base(full_url: str, resource: Mapping[str, Any]) -> str:
     """Return the FHIR base URL of *resource*, or "" if its URL does not show it."""
-    tail = f"/{_get_key(resource)}"
-    return full_url.removesuffix(tail) if full_url.endswith(tail) else ""
+    base, _, id_ = full_url.rpartition(f"/{resource.get('resourceType')}/")
+    return base if id_ == resource.get("id", id_) else ""
 
 
 def _get_key(resource: Mapping[str, Any]) -> str:

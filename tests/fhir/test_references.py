@@ -562,3 +562,31 @@ def test_scopes_for_one_patient_open_no_other_record(scope, is_refused):
         assert "p-2" not in str(caught.value)
     else:
         assert grant.client.patient("p-2").id == "p-2"
+
+
+def make_document(*full_urls: str) -> dict[str, Any]:
+    entries = [
+        {"fullUrl": url, "resource": {"resourceType": url.split("/")[-2]}}
+        for url in full_urls
+    ]
+    return {"resourceType": "Bundle", "type": "document", "entry": entries}
+
+
+def test_reference_in_a_document_of_another_server_is_not_to_this_one(grant):
+    grant.server.on("Condition/2", respond({"resourceType": "Condition", "id": "2"}))
+    elsewhere = "https://b.example/fhir"
+    urls = [f"{elsewhere}/Composition/1", f"{elsewhere}/Condition/2"]
+    document = make_document(*urls)
+    found = grant.client.resolve("Condition/2", within=document)
+    assert found == {"resourceType": "Condition"}
+    for wrong in (
+        make_document(urls[0]),
+        make_document(urls[0], "https://c.example/fhir/Condition/2"),
+    ):
+        with pytest.raises(FHIRRequestError, match="another server"):
+            grant.client.resolve("Condition/2", within=wrong)
+        with pytest.raises(FHIRRequestError, match="another server"):
+            grant.client.resolve_many(["Condition/2"], within=[wrong])
+    assert grant.server.requests == []
+    own = make_document(f"{BASE}/Composition/1", urls[0])
+    assert grant.client.resolve("Condition/2", within=own)["id"] == "2"
