@@ -219,10 +219,10 @@ class MalformedDiscoveryError(DiscoveryError):
     code = "discovery_malformed"
 
 
-class IssuerDisputedError(DiscoveryError):
-    """Issuer, key URL or token endpoint moved, or another server has the same one."""
+class ServerMovedError(DiscoveryError):
+    """Issuer, key URL or token endpoint changed, and an operator has to approve it."""
 
-    code = "issuer_disputed"
+    code = "server_moved"
 
 
 class AuthorizationResponseError(SMARTError):

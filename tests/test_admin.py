@@ -581,7 +581,7 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
         jwks={"keys": []},
         jwks_uri="https://ehr.example.org/jwks",
         pinned={"token_endpoint": "https://ehr.example.org/token"},
-        disputed={"moved": {"token_endpoint": "https://new.example.org/token"}},
+        moved={"token_endpoint": "https://new.example.org/token"},
     )
     url, data = open_form(admin_client, server)
     data["base_url"] = "https://new.example.org/fhir"
@@ -590,7 +590,7 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
     assert server.base_url == "https://new.example.org/fhir"
     assert (server.configuration, server.jwks) == (None, None)
     assert (server.issuer, server.jwks_uri) == ("", "")
-    assert (server.pinned, server.disputed) == ({}, {})
+    assert (server.pinned, server.moved) == ({}, {})
 
 
 def test_values_pinned_together_with_a_new_base_url_stay(admin_client, sent):
@@ -696,13 +696,12 @@ def test_what_is_changed_on_a_server_page_is_stored(admin_client, pinned):
     server = make_server(
         paused=True,
         pinned={"token_endpoint": "https://ehr.example.org/token"},
-        disputed={"moved": {"token_endpoint": "https://elsewhere.example.net/token"}},
     )
     url, data = open_form(admin_client, server)
     assert data.pop("paused") == "on"
     save(admin_client, url, {**data, "pinned": pinned, "is_active": ""})
     server.refresh_from_db()
-    assert (server.pinned, server.disputed) == ({}, {})
+    assert server.pinned == {}
     assert (server.paused, server.is_active) == (False, False)
 
 
@@ -994,7 +993,7 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
         "is_active": False,
         "paused": True,
         "pinned": {"token_endpoint": "https://ehr.example.org/token"},
-        "disputed": {"moved": moved},
+        "moved": moved,
         "overrides": {"token_endpoint": "https://ehr.example.org/token"},
         "preset": "athenahealth",
         "introspection_mode": "client",

@@ -333,8 +333,8 @@ def test_next_steps_say_what_is_done(admin_client: Client, world: World) -> None
 def test_fetched_configuration_is_not_taken_for_a_test(
     admin_client: Client, world: World
 ) -> None:
-    disputed = {"owners": ["other"]}
-    world.set_server(configuration_fetched_at=timezone.now(), disputed=disputed)
+    moved = {"issuer": "https://elsewhere.example.net"}
+    world.set_server(configuration_fetched_at=timezone.now(), moved=moved)
     url = url_of(ClientRegistration, "change", world.registration.pk)
     text = admin_client.get(url, secure=True).text
     assert "<li>Choose “Test connection”" in text

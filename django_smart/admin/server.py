@@ -23,11 +23,11 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import DOCS_URL
 from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
-from ..exceptions import IssuerDisputedError, SMARTError
+from ..exceptions import ServerMovedError, SMARTError
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
-    check_dispute,
+    check_moved,
     fetch_configuration,
 )
 from ..servers.registering import apply_preset
@@ -199,7 +199,6 @@ class FHIRServerAdmin(TestConnectionMixin):
     inlines = (_RegistrationInline,)
     actions = ("rediscover", "pause", "unpause")
     readonly_fields = (
-        "dispute",
         "endpoints",
         "offers",
         "methods",
@@ -207,6 +206,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         "configuration_fetched_at",
         "jwks_fetched_at",
         "discovery_failed_at",
+        "moved_values",
         "health",
         "request_headers_state",
         "created_at",
@@ -227,7 +227,7 @@ class FHIRServerAdmin(TestConnectionMixin):
                     "issuer",
                     ("configuration_fetched_at", "jwks_fetched_at"),
                     "discovery_failed_at",
-                    "dispute",
+                    "moved_values",
                 )
             },
         ),
@@ -301,12 +301,12 @@ class FHIRServerAdmin(TestConnectionMixin):
         stored = obj._meta.get_field("request_headers").value_to_string(obj)
         return str(_("stored here, encrypted")) if stored else EMPTY
 
-    @admin.display(description=_("dispute"))
-    def dispute(self, obj: FHIRServer) -> str:
-        """Why nobody can sign in there, and what settles it."""
+    @admin.display(description=_("moved values"))
+    def moved_values(self, obj: FHIRServer) -> str:
+        """What an operator has to approve before anyone can sign in there."""
         try:
-            check_dispute(obj)
-        except IssuerDisputedError as exc:
+            check_moved(obj)
+        except ServerMovedError as exc:
             return str(exc)
         return EMPTY
 
@@ -392,7 +392,7 @@ class FHIRServerAdmin(TestConnectionMixin):
                 if name not in form.changed_data:
                     setattr(obj, name, getattr(fresh, name))
         super().save_model(request, obj, form, change)
-        asked_otherwise = {"base_url", "discovery_headers", "overrides"}
+        asked_otherwise = {"base_url", "discovery_headers", "overrides", "pinned"}
         if obj.is_active and asked_otherwise.intersection(form.changed_data):
             # After the transaction: an EHR is not waited for in one.
             transaction.on_commit(

@@ -416,7 +416,7 @@ WORDS: Mapping[str, Words] = {
         turn=_EHRS_TURN,
     ),
     "issuer_not_known": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
-    "issuer_disputed": Words(
+    "server_moved": Words(
         title=_("Sign-in with %(server)s is temporarily disabled"),
         advice=_TELL_SUPPORT,
     ),

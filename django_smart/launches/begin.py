@@ -34,7 +34,7 @@ from ..protocol.authorization import (
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.scopes import ScopeSet
-from ..servers.discovery import check_dispute, get_configuration
+from ..servers.discovery import check_moved, get_configuration
 from ..servers.requirements import check_launch
 from .failure import fail_launch
 
@@ -275,7 +275,7 @@ def _begin(
     try:
         configuration = get_configuration(registration.server)
         if "openid" in launch.scopes_asked:
-            check_dispute(registration.server)
+            check_moved(registration.server)
         _check_support(launch, configuration)
         request = build_request(
             launch, configuration, state=state, iss=iss, ehr_launch_id=ehr_launch_id

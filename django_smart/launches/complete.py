@@ -51,7 +51,7 @@ from ..protocol.token import (
     process_token_response,
 )
 from ..servers.discovery import (
-    check_dispute,
+    check_moved,
     doubt_if_gone,
     get_configuration,
     get_issuer,
@@ -581,7 +581,7 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
         nonce_required=launch.registration.server.nonce_required,
     )
     # The check may have discovered the issuer just now.
-    check_dispute(launch.registration.server)
+    check_moved(launch.registration.server)
     return claims
 
 

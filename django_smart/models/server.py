@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import takewhile
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -45,8 +42,6 @@ __all__ = [
     "validate_url",
 ]
 
-logger = logging.getLogger(__name__)
-
 MAX_URL_LENGTH = 1000
 """Characters of every URL that is stored, here and in the other models."""
 
@@ -56,7 +51,7 @@ CONFIGURATION_COLUMNS = (
     "configuration",
     "configuration_fetched_at",
     "configuration_max_age",
-    "disputed",
+    "moved",
     "overrides",
 )
 """What is read of a server whose configuration is fresh, to use it."""
@@ -205,8 +200,6 @@ PINNED = ("issuer", "jwks_uri", "token_endpoint")
 CLOCKS_DIFFER = timedelta(hours=1)
 """By how much the clocks of two hosts may differ."""
 
-_SETTLING = {"is_active", "login_group", "pinned"}
-
 
 class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
     """Select servers by URL, and make changes that only one worker may make."""
@@ -223,48 +216,6 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
         """Return servers whose ID tokens have this issuer."""
         discovered = models.Q(id_token_issuer="", issuer=issuer)
         return self.filter(discovered | models.Q(id_token_issuer=issuer))
-
-    def review_disputes(self) -> None:
-        """
-        Store for each active server who else may own its issuer, keys or tokens.
-
-        Servers of a login group may share them.  Otherwise, they belong to the closest
-        server; if two are equally close, both are disputed until an operator decides.
-        """
-        servers = list(
-            self.active()
-            .only("slug", "base_url", "login_group", "pinned", "disputed")
-            .order_by()
-        )
-        sharing: dict[tuple[str, str], list[FHIRServer]] = {}
-        for server in servers:
-            for pair in server.pinned.items():
-                sharing.setdefault(pair, []).append(server)
-        for server in servers:
-            owners = sorted(
-                {
-                    other.slug
-                    for pair in server.pinned.items()
-                    for other in sharing[pair]
-                    if other.pk != server.pk
-                    and not server.shares_logins_with(other)
-                    and other.get_nearness(pair[1]) >= server.get_nearness(pair[1])
-                }
-            )
-            if owners == server.disputed.get("owners", []):
-                continue
-            disputed = {**server.disputed, "owners": owners}
-            if not owners:
-                del disputed["owners"]
-            self.filter(pk=server.pk).update(disputed=disputed)
-            if owners:
-                logger.error(
-                    "Server %s names an issuer, key URL or token endpoint of "
-                    "%s. No one can sign in there until one of them is "
-                    "deactivated or both are in one login group.",
-                    server.slug,
-                    ", ".join(owners),
-                )
 
     def claim_discovery(
         self, server: FHIRServer, *, now: datetime, pause: timedelta
@@ -649,10 +600,9 @@ class FHIRServer(models.Model):
         blank=True,
         default="",
         help_text=_(
-            "Only for servers that share an issuer and its users, such as "
-            "tenants of one vendor or realms of one login server: give all of "
-            "them the same name. Each server in a group can sign in the users "
-            "of all the others."
+            "Only for servers with the same users, such as the old and the new "
+            "base URL of one EHR: give all of them the same name. Each server in "
+            "a group can sign in the users of all the others."
         ),
     )
     pinned = models.JSONField(
@@ -666,14 +616,14 @@ class FHIRServer(models.Model):
             "current values, clear this field and run discovery again."
         ),
     )
-    disputed = models.JSONField(
-        _("disputed"),
+    moved = models.JSONField(
+        _("moved values"),
         default=dict,
         blank=True,
         editable=False,
-        help_text=(
-            "Conflicting issuer, key URL or token endpoint; empty without"
-            " a dispute. Nobody can sign in during a dispute."
+        help_text=_(
+            "Values that the server names now and that an operator has to approve. "
+            "Until then, no one can sign in there."
         ),
     )
     id_token_issuer = models.CharField(
@@ -903,18 +853,6 @@ class FHIRServer(models.Model):
     def __str__(self) -> str:
         return self.name or self.slug
 
-    def save(self, **kwargs: Any) -> None:
-        """Save, and review disputes if this may settle or start one."""
-        names = kwargs.get("update_fields")
-        if not self.pinned:
-            self.disputed = {
-                name: value for name, value in self.disputed.items() if name != "moved"
-            }
-        super().save(**kwargs)
-        if names is None or not _SETTLING.isdisjoint(names):
-            type(self)._default_manager.review_disputes()
-            self.refresh_from_db(fields=["disputed"])
-
     def clean(self) -> None:
         """Refuse another issuer while identities are stored with the current one."""
         from .identity import Identity  # which imports this module
@@ -999,18 +937,6 @@ class FHIRServer(models.Model):
         """The capability sets that the server fully supports (CAPS-04 to CAPS-07)."""
         configuration = self.read_configuration()
         return get_capability_sets(configuration.capabilities if configuration else ())
-
-    def shares_logins_with(self, other: FHIRServer) -> bool:
-        """Return whether both are in one login group."""
-        return bool(self.login_group) and self.login_group == other.login_group
-
-    def get_nearness(self, url: str) -> int:
-        """Path segments that *url* shares with the base URL; -1 at another origin."""
-        if get_origin(url) != get_origin(self.base_url):
-            return -1
-        paths = (urlsplit(each).path.split("/") for each in (url, self.base_url))
-        together = takewhile(lambda pair: pair[0] == pair[1], zip(*paths, strict=False))
-        return len(list(together))
 
     def build_log_fields(
         self, event: str, *, error_code: str = ""

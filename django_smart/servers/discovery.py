@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import Error, router, transaction
+from django.db import Error
 from django.db.models import F
 from django.utils import timezone
 
@@ -20,8 +20,8 @@ from ..exceptions import (
     DiscoveryBusyError,
     DiscoveryError,
     DiscoveryStatusError,
-    IssuerDisputedError,
     MalformedDiscoveryError,
+    ServerMovedError,
     SMARTError,
     TokenServerError,
     TransportError,
@@ -48,7 +48,7 @@ from .http import send
 
 __all__ = [
     "DISCOVERED_COLUMNS",
-    "check_dispute",
+    "check_moved",
     "copy_discovered",
     "doubt_if_gone",
     "fetch_configuration",
@@ -68,15 +68,15 @@ DISCOVERED_COLUMNS = (
     "configuration_fetched_at",
     "configuration_max_age",
     "discovery_failed_at",
-    "disputed",
     "issuer",
     "jwks",
     "jwks_fetched_at",
     "jwks_max_age",
     "jwks_uri",
+    "moved",
     "pinned",
 )
-_LEARNED_COLUMNS = ("configuration", "disputed", "issuer", "jwks_uri", "pinned")
+_LEARNED_COLUMNS = ("configuration", "issuer", "jwks_uri", "moved", "pinned")
 # A server may request more frequent discovery, but not at each launch.
 _LEAST_LIFETIME = timedelta(minutes=5)
 # While a server is down, it is retried this often, and less in the background.
@@ -183,15 +183,13 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
             logger.warning("Server %s: cannot sign out there (%s)", server.pk, exc)
     _pin(server, before, save=save)
     # Not fresh while an operator has to approve it: the EHR may take it back.
-    is_approved = "moved" not in server.disputed
-    server.configuration_fetched_at = timezone.now() if is_approved else None
+    server.configuration_fetched_at = None if server.moved else timezone.now()
     server.configuration_max_age = answer.max_age
     server.discovery_failed_at = None
     _let_go_of_keys(server, before)
     if save:
         _store(server, *DISCOVERED_COLUMNS)
-    if "moved" in server.disputed:
-        check_dispute(server)
+    check_moved(server)
     return server.read_configuration() or configuration
 
 
@@ -405,37 +403,27 @@ def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
     """
     Return *jwks_uri* if it can be trusted; if not, the issuer's own document must name
     the keys, since whoever names them can impersonate its users. Unless the issuer was
-    set manually, only a URL on its origin is trusted, and only if no other server
-    disputes it.
+    set manually, only a URL on its origin is trusted.
     """
     is_entered = server.id_token_issuer or "jwks_uri" in (server.overrides or {})
-    if not jwks_uri or is_entered or not server.issuer:
+    if is_entered or not server.issuer or not _is_foreign(jwks_uri, server):
         return jwks_uri
-    if _is_foreign(jwks_uri, server):
-        return ""
-    others = FHIRServer.objects.exclude(pk=server.pk).with_issuer(server.issuer)
-    return "" if others.exclude(jwks_uri__in=["", jwks_uri]).exists() else jwks_uri
+    return ""
 
 
-def check_dispute(server: FHIRServer) -> None:
+def check_moved(server: FHIRServer) -> None:
     """
-    Refuse sign-in while *server*'s issuer, keys or token endpoint are disputed.
+    Refuse sign-in while an operator has to approve what *server* names now.
 
     Raises:
-        IssuerDisputedError: the message names the values, or the other servers.
+        ServerMovedError: the message says which values.
     """
-    if moved := server.disputed.get("moved"):
+    if moved := server.moved:
         carry_over = "carry its identities over, " if "issuer" in moved else ""
-        raise IssuerDisputedError(
+        raise ServerMovedError(
             f"Server {server.slug} now names a different "
             f"{' and '.join(sorted(moved))}: if that is correct, {carry_over}"
             "clear its pinned values and run discovery again."
-        )
-    if owners := server.disputed.get("owners"):
-        raise IssuerDisputedError(
-            f"Server {server.slug} names an issuer, key URL or token endpoint "
-            f"of {', '.join(owners)}: deactivate the wrong one, or put both "
-            "into one login group."
         )
 
 
@@ -444,21 +432,17 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
     Pin issuer, key URL and token endpoint, unless an operator has to approve them.
 
     Raises:
-        IssuerDisputedError: one of them moved to another origin; only that fact is
+        ServerMovedError: one of them moved to another origin; only that fact is
             stored. If only the issuer of known identities changed, so is all else, and
             the caller raises it afterward.
     """
     found = _find_pinned(server)
     moved = {name: url for name, url in found.items() if _has_moved(server, name, url)}
     if not moved:
-        server.pinned = {**server.pinned, **found}
-        server.disputed = {
-            name: value for name, value in server.disputed.items() if name != "moved"
-        }
+        server.pinned, server.moved = {**server.pinned, **found}, {}
         return
-    is_new = server.disputed.get("moved") != moved
     logger.log(
-        logging.ERROR if is_new else logging.INFO,
+        logging.INFO if moved == server.moved else logging.ERROR,
         "Server %s: %s changed; the known values stay in use, "
         "and no one can sign in until its pinned values are cleared.",
         server.slug,
@@ -472,11 +456,11 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
         # The token endpoint may have changed with the issuer, and refreshes need it.
         server.issuer = server.pinned["issuer"]
         server.pinned = {**server.pinned, **found, "issuer": server.issuer}
-    server.disputed = {**server.disputed, "moved": moved}
+    server.moved = moved
     if is_elsewhere:
         if save:
-            _store(server, "disputed")
-        check_dispute(server)
+            _store(server, "moved")
+        check_moved(server)
 
 
 def _has_moved(server: FHIRServer, name: str, url: str) -> bool:
@@ -542,8 +526,7 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
     _pin(server, before, save=save)
     if save:
         _store(server, *_LEARNED_COLUMNS)
-    if "moved" in server.disputed:
-        check_dispute(server)
+    check_moved(server)
 
 
 def _check_lengths(**urls: str | None) -> None:
@@ -602,18 +585,11 @@ def _store(server: FHIRServer, *columns: str) -> None:
     """
     asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
     values = {name: getattr(server, name) for name in columns}
-    with transaction.atomic(using=router.db_for_write(FHIRServer)):
-        # A conditional UPDATE: the race is with an operator.
-        if not asked.update(**values, updated_at=timezone.now()):
-            raise DiscoveryBusyError(
-                f"Server {server.slug} was changed while its configuration was fetched."
-            )
-        if "pinned" in columns:
-            FHIRServer.objects.review_disputes()
-    if "pinned" in columns:
-        # Of two that name one issuer at the same time, only this review sees both.
-        FHIRServer.objects.review_disputes()
-        server.refresh_from_db(fields=["disputed"])
+    # A conditional UPDATE: the race is with an operator.
+    if not asked.update(**values, updated_at=timezone.now()):
+        raise DiscoveryBusyError(
+            f"Server {server.slug} was changed while its configuration was fetched."
+        )
 
 
 def _mark_miss(server: FHIRServer) -> None:

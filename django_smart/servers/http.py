@@ -277,11 +277,8 @@ def _prepare_private_key_jwt(
         )
     parsed, algorithm, kid = _get_parsed_key(key), key.algorithm, key.kid
     server = registration.server
-    # A disputed token endpoint belongs to another server, which would accept the
-    # assertion.
     names_token_endpoint = (
         server.assertion_audience == server.AssertionAudience.TOKEN_ENDPOINT
-        and not server.disputed.get("owners")
     )
     return lambda: PrivateKeyJWT(
         client_id=registration.client_id,

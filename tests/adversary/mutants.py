@@ -160,14 +160,7 @@ MUTANTS = (
     ),
     Mutant(
         attack="6b relay of a genuine ID token",
-        patches=[
-            _SCOPED,
-            (
-                "servers/discovery.py",
-                'if owners := server.disputed.get("owners"):',
-                "if owners := []:",
-            ),
-        ],
+        patches=[_SCOPED],
         without=["forge", "pose_as_an_honest_server"],
     ),
     Mutant(

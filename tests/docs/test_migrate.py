@@ -51,7 +51,7 @@ def test_user_is_still_known_after_the_ehr_changed_its_issuer(
     browser = make_browser()
     FHIRServer.objects.update(configuration_fetched_at=None)
     response = browser.get("/smart/login/", {"server": "harbour"})
-    assert response.context["code"] == "issuer_disputed"
+    assert response.context["code"] == "server_moved"
     page["carry_over"]("harbour", old=old, new=new)
     server = FHIRServer.objects.get()
     server.pinned = {}

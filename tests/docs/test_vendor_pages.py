@@ -171,31 +171,12 @@ def test_whoever_follows_the_page_can_launch(preset, page, settings, monkeypatch
         launches = list(operator.launch())
     servers = FHIRServer.objects.all()
     assert {each.base_url for each in servers} == set(ehrs)
-    assert all(each.preset == preset and not each.disputed for each in servers)
+    assert all(each.preset == preset and not each.moved for each in servers)
     assert {each.registration_id for each in launches} == set(operator.registered)
     for launch in launches:
         assert launch.status == Launch.Status.COMPLETED
         assert launch.context["patient"]
         assert launch.user is not None
-
-
-@pytest.mark.django_db
-@pytest.mark.parametrize("preset", ["oracle_health", "eclinicalworks"])
-def test_servers_that_share_a_sign_in_server_need_a_login_group(preset, settings):
-    settings.SMART_SITE_URL = SITE
-    with serving(preset) as ehrs:
-        for number, base_url in enumerate(ehrs):
-            call_command(
-                "smart_register",
-                *("--base-url", base_url, "--client-id", f"client-{number}"),
-                *("--auth-method", "none", "--slug", f"server-{number}"),
-                *("--ehr-scope", "launch openid fhirUser patient/Patient.rs"),
-                *("--preset", preset),
-                stdout=io.StringIO(),
-            )
-            server = FHIRServer.objects.get(base_url=base_url)
-            call_command("smart_discover", server.slug, stdout=io.StringIO())
-    assert all(server.disputed for server in FHIRServer.objects.all())
 
 
 @pytest.mark.parametrize("page", _PAGES.values())

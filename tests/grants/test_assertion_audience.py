@@ -16,7 +16,6 @@ from django_smart.models import (
     ClientRegistration,
     FHIRServer,
     SigningKey,
-    TokenGrant,
 )
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.servers.http import send
@@ -152,16 +151,3 @@ def test_column_names_no_token_endpoint_of_another_origin(
     with pytest.raises(CredentialsError, match="origin"):
         revoke_tokens(grant)
     assert len(ehr.requests_to("revoke")) == before
-
-
-@pytest.mark.usefixtures("honest")
-def test_disputed_token_endpoint_is_named_in_no_assertion(ehr: EHRSimulator) -> None:
-    _register_with_keys(ehr, server__assertion_audience="token_endpoint")
-    grant = connect(make_browser(), ehr).grant
-    assert grant is not None
-    FHIRServer.objects.update(disputed={"owners": ["meadow"]})
-    revoke_tokens(TokenGrant.objects.get(pk=grant.pk))
-    claims = jwt.decode(
-        _get_assertion(ehr, "revoke"), options={"verify_signature": False}
-    )
-    assert claims["aud"] == ehr.revocation_endpoint

@@ -14,11 +14,13 @@ from django.db import IntegrityError, transaction
 from django_smart import transport
 from django_smart.models import ClientRegistration, Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.errors import AuthorizationPageError
 from tests.answers import answer
 from tests.ehr import (
     REDIRECT_URI,
     SITE,
     get_callback,
+    get_launch,
     make_browser,
     make_registration,
     start_login,
@@ -64,15 +66,18 @@ def _sign_in(browser: Any) -> Any:
 @pytest.mark.compliance("CALL-09")
 @pytest.mark.parametrize("connects", [False, True])
 @pytest.mark.parametrize("sends_iss", [False, True])
+@pytest.mark.parametrize("names", [(), ("issuer", "jwks_uri", "token_endpoint")])
 def test_code_of_another_server_is_sent_nowhere(
     ehr: EHRSimulator,
     registration: ClientRegistration,
     evil: EHRSimulator,
     connects: bool,
     sends_iss: bool,
+    names: tuple[str, ...],
 ) -> None:
     # Most EHRs send no iss, which would tell the two servers apart as well.
-    answer(evil, "/smart-configuration", remove=(_PROMISE,))
+    values: Any = {name: getattr(ehr, name) for name in names}
+    answer(evil, "/smart-configuration", remove=(_PROMISE,), **values)
     victim, attacker = make_browser(), make_browser()
     if connects:
         _sign_in(victim)
@@ -92,6 +97,38 @@ def test_code_of_another_server_is_sent_nowhere(
     assert not Identity.objects.exists()
     launch = Launch.objects.get(registration__server__slug="evil")
     assert (launch.status, launch.error_code) == ("failed", "callback_mismatch")
+
+
+def test_server_that_names_all_endpoints_of_another_gets_none_of_its_tokens(
+    ehr: EHRSimulator, registration: ClientRegistration, evil: EHRSimulator
+) -> None:
+    """Tokens of the honest server would be sent to the hostile base URL."""
+    victim = get_launch(
+        get_callback(b := make_browser(), ehr.authorize(start_login(b)))
+    )
+    names = ("issuer", "jwks_uri", "authorization_endpoint", "token_endpoint")
+    values: Any = {name: getattr(ehr, name) for name in names}
+    answer(evil, "/smart-configuration", **values)
+    # The client IDs are the same, which the hostile server chose.
+    started = start_login(browser := make_browser(), server="evil")
+    assert started.startswith(ehr.authorization_endpoint)
+    with pytest.raises(AuthorizationPageError, match="redirect_uri"):
+        ehr.authorize(started)
+    # Even if it knows both redirect URIs, aud has the hostile base URL.
+    register_at(ehr, redirect_uris=[REDIRECT_URI, _EVIL_CALLBACK])
+    refused = ehr.authorize(start_login(browser, server="evil"))
+    assert parse_qs(urlsplit(refused).query)["error"] == ["invalid_request"]
+    started = start_login(browser, server="evil")
+    # It redirects to its own callback with a code of the honest server instead.
+    own = urlsplit(ehr.authorize(start_login(attacker := make_browser())))
+    (code,) = parse_qs(own.query)["code"]
+    (state,) = parse_qs(urlsplit(started).query)["state"]
+    query = urlencode({"code": code, "state": state, "iss": ehr.issuer})
+    response = get_callback(browser, f"{_EVIL_CALLBACK}?{query}")
+    assert response.status_code >= 400
+    assert list(TokenGrant.objects.active()) == [victim.grant]
+    assert not evil.requests_to("token")
+    assert get_launch(get_callback(attacker, own.geturl())).user == victim.user
 
 
 def test_each_server_completes_at_its_own_callback(

@@ -190,7 +190,7 @@ def test_entered_issuer_is_removed_only_if_the_server_has_the_same(
     assert name in raised.value.message_dict
 
 
-def test_disputed_issuer_keeps_no_other_value_from_being_changed() -> None:
+def test_issuer_that_differs_keeps_no_other_value_from_being_changed() -> None:
     server = _server_with_identity(configuration={"issuer": NEW})
     server.name = "Renamed"
     server.overrides = {"token_endpoint": "https://ehr.example.org/token"}

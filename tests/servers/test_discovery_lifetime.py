@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -202,22 +201,6 @@ def test_server_that_never_answered_is_asked_every_ten_seconds(
         ehr.faults.clear()
         assert get_configuration(server).token_endpoint == ehr.token_endpoint
     assert read().discovery_failed_at is None
-
-
-@pytest.mark.django_db(transaction=True)
-def test_two_servers_that_name_one_issuer_at_once_are_disputed(
-    registration: ClientRegistration,
-) -> None:
-    server = registration.server
-    other = make_server(slug="other", base_url="https://other.example.org/r4")
-    servers = (server, other)
-    for _ in range(8):
-        FHIRServer.objects.update(pinned={}, disputed={})
-        for each in servers:
-            each.refresh_from_db()
-            each.pinned = {"issuer": "https://third.example.org"}
-        run_together(*[partial(_store, each, "pinned") for each in servers])
-        assert all(FHIRServer.objects.get(pk=each.pk).disputed for each in servers)
 
 
 @pytest.mark.django_db(transaction=True)

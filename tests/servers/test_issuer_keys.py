@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,11 +11,10 @@ from urllib.parse import urljoin
 import pytest
 import time_machine
 from django.utils import timezone
-from werkzeug.wrappers import Response
 
 from django_smart import transport
-from django_smart.exceptions import IssuerDisputedError
-from django_smart.models import FHIRServer, Identity, Launch
+from django_smart.exceptions import ServerMovedError
+from django_smart.models import FHIRServer, Identity
 from django_smart.servers.discovery import (
     fetch_configuration,
     get_configuration,
@@ -142,7 +140,9 @@ def test_issuer_that_is_named_below_the_base_alone_is_asked_too(
     refuse(other)
 
 
-def test_issuer_that_moves_to_another_origin_is_disputed(ehr: EHRSimulator) -> None:
+def test_issuer_that_moves_to_another_origin_waits_for_the_operator(
+    ehr: EHRSimulator,
+) -> None:
     make_registration()
     own = "https://other.example.org"
     with mounted(own) as other:
@@ -154,7 +154,7 @@ def test_issuer_that_moves_to_another_origin_is_disputed(ehr: EHRSimulator) -> N
     FHIRServer.objects.filter(pk=server.pk).update(configuration_fetched_at=None)
     with mounted(ehr.issuer) as other:
         browser = make_browser()
-        with pytest.raises(IssuerDisputedError):
+        with pytest.raises(ServerMovedError):
             fetch_configuration(server)
         response = browser.get(
             "/smart/launch/",
@@ -163,7 +163,7 @@ def test_issuer_that_moves_to_another_origin_is_disputed(ehr: EHRSimulator) -> N
                 "launch": other.create_launch(CLIENT_ID, patient=None),
             },
         )
-        assert response.context["code"] == "issuer_disputed"
+        assert response.context["code"] == "server_moved"
         server.refresh_from_db()
         assert (server.issuer, server.pinned) == (own, known)
         # Until the operator accepts what it names now.
@@ -172,21 +172,6 @@ def test_issuer_that_moves_to_another_origin_is_disputed(ehr: EHRSimulator) -> N
         fetch_configuration(server)
         assert server.issuer == ehr.issuer
     assert list(Identity.objects.values_list("issuer", flat=True)) == [own]
-
-
-def test_issuer_that_is_learned_at_the_first_sign_in_is_disputed_as_well(
-    ehr: EHRSimulator, other: EHRSimulator
-) -> None:
-    server = make_registration().server
-    fetch_configuration(server)
-    register(other)
-    # Nothing says that it has an issuer before somebody signs in.
-    answer(other, SMART, remove=("issuer", "jwks_uri"), capabilities=["launch-ehr"])
-    other.signing_keys = ehr.signing_keys
-    refuse(other)
-    opened = Launch.objects.get(registration__server__slug="other")
-    assert opened.error_code == "issuer_disputed"
-    assert not Identity.objects.exists()
 
 
 @pytest.mark.parametrize("name", ["jwks_uri", "token_endpoint"])
@@ -199,7 +184,7 @@ def test_value_that_moves_within_its_origin_is_taken(
     answer(ehr, SMART, **cast("Any", {name: moved}))
     fetch_configuration(server)
     assert server.pinned[name] == moved
-    assert server.disputed == {}
+    assert server.moved == {}
 
 
 @pytest.mark.parametrize("moved", [f"{OTHER}/realms/x", f"{OTHER}/auth/realms/x/"])
@@ -212,37 +197,37 @@ def test_issuer_of_known_identities_changes_only_if_the_operator_approves(
         user = launch(make_browser(), other).user
         server.refresh_from_db()
     with mounted(moved) as other:
-        with pytest.raises(IssuerDisputedError):
+        with pytest.raises(ServerMovedError):
             fetch_configuration(server)
         assert "issuer" in caplog.text
         refuse(other)
         server.refresh_from_db()
         assert (server.issuer, server.pinned["issuer"]) == (known, known)
-        assert server.disputed == {"moved": {"issuer": moved}}
+        assert server.moved == {"issuer": moved}
         # Once the identities have the new issuer, nobody gets a second account.
         for identity in Identity.objects.filter(server=server, issuer=known):
             identity.issuer = moved
             identity.save()
         fetch_configuration(server)
-        assert (server.pinned["issuer"], server.disputed) == (moved, {})
+        assert (server.pinned["issuer"], server.moved) == (moved, {})
         assert launch(make_browser(), other).user == user
     assert Identity.objects.get().issuer == moved
 
 
-def test_issuer_that_comes_back_ends_the_dispute(
+def test_issuer_that_comes_back_needs_no_approval(
     ehr: EHRSimulator, registration: Any
 ) -> None:
     assert launch(make_browser(), ehr).identity is not None
     with time_machine.travel(timezone.now(), tick=False) as clock:
         answer(ehr, SMART, issuer=f"{ehr.issuer}/")
         registration.server.refresh_from_db()
-        with pytest.raises(IssuerDisputedError):
+        with pytest.raises(ServerMovedError):
             fetch_configuration(registration.server)
         ehr.interceptors.pop()
         clock.shift(timedelta(minutes=11))
         refresh_servers()
     registration.server.refresh_from_db()
-    assert registration.server.disputed == {}
+    assert registration.server.moved == {}
     assert registration.server.configuration_fetched_at is not None
 
 
@@ -250,7 +235,7 @@ def test_issuer_that_comes_back_ends_the_dispute(
     ("name", "moved"),
     [("issuer", "/"), ("token_endpoint", "https://elsewhere.example/token")],
 )
-def test_dispute_is_an_error_in_the_log_once(
+def test_moved_value_is_an_error_in_the_log_once(
     ehr: EHRSimulator, registration: Any, caplog: Any, name: str, moved: str
 ) -> None:
     caplog.set_level("INFO")
@@ -259,7 +244,7 @@ def test_dispute_is_an_error_in_the_log_once(
     values: dict[str, Any] = {name: urljoin(f"{ehr.issuer}/", moved)}
     answer(ehr, SMART, **values)
     for _ in range(3):
-        with pytest.raises(IssuerDisputedError):
+        with pytest.raises(ServerMovedError):
             fetch_configuration(FHIRServer.objects.get(pk=server.pk))
     told = [
         (each.levelname, each.getMessage())
@@ -280,15 +265,17 @@ def test_operator_may_approve_an_issuer_without_its_identities() -> None:
         assert launch(make_browser(), other).identity is not None
         server.refresh_from_db()
     with mounted(moved):
-        with pytest.raises(IssuerDisputedError):
+        with pytest.raises(ServerMovedError):
             fetch_configuration(server)
         server.pinned = {}
         server.save()
         fetch_configuration(server)
-        assert (server.issuer, server.disputed) == (moved, {})
+        assert (server.issuer, server.moved) == (moved, {})
 
 
-def test_issuer_of_identities_in_its_login_group_is_disputed(ehr: EHRSimulator) -> None:
+def test_issuer_of_identities_in_its_login_group_waits_for_the_operator(
+    ehr: EHRSimulator,
+) -> None:
     server = make_registration(server__login_group="vendor").server
     fetch_configuration(server)
     branch = make_server(
@@ -296,7 +283,7 @@ def test_issuer_of_identities_in_its_login_group_is_disputed(ehr: EHRSimulator) 
     )
     make_identity(make_user(), server=branch, issuer=server.issuer)
     answer(ehr, SMART, issuer=f"{server.issuer}/")
-    with pytest.raises(IssuerDisputedError):
+    with pytest.raises(ServerMovedError):
         fetch_configuration(server)
 
 
@@ -309,7 +296,7 @@ def test_issuer_without_identities_moves_within_its_origin(
     answer(ehr, SMART, issuer=moved)
     fetch_configuration(server)
     assert (server.issuer, server.pinned["issuer"]) == (moved, moved)
-    assert server.disputed == {}
+    assert server.moved == {}
 
 
 def test_refreshes_use_the_endpoint_that_moved_together_with_the_issuer(
@@ -321,7 +308,7 @@ def test_refreshes_use_the_endpoint_that_moved_together_with_the_issuer(
     endpoint = get_configuration(server).token_endpoint
     moved = f"{endpoint}/v2"
     answer(ehr, SMART, issuer=f"{ehr.issuer}/", token_endpoint=moved)
-    with pytest.raises(IssuerDisputedError):
+    with pytest.raises(ServerMovedError):
         fetch_configuration(server)
     server.refresh_from_db()
     assert get_configuration(server).token_endpoint == moved
@@ -335,11 +322,11 @@ def test_token_endpoint_that_moves_to_another_origin_is_not_used(
     name, server = "token_endpoint", registration.server
     known = fetch_configuration(server).token_endpoint, server.jwks_uri
     answer(ehr, SMART, token_endpoint="https://elsewhere.example/moved")
-    with pytest.raises(IssuerDisputedError):
+    with pytest.raises(ServerMovedError):
         fetch_configuration(server)
     server.refresh_from_db()
     assert (server.read_configuration().token_endpoint, server.jwks_uri) == known
-    assert set(server.disputed["moved"]) == {name}
+    assert set(server.moved) == {name}
 
 
 def test_servers_of_one_login_group_know_the_same_people(
@@ -362,55 +349,49 @@ def test_server_that_names_another_ones_issuer_reaches_none_of_its_users(
     make_registration()
     server = register(other)
     victim = launch(make_browser(), ehr).user
-    # As if nobody disputed it: what a server proves counts for its own users alone.
+    # It passes on genuine ID tokens, which prove an identity at that server alone.
     other._signing_keys = ehr._signing_keys
     answer(other, SMART, jwks_uri=ehr.jwks_uri)
     fetch_configuration(server)
-    FHIRServer.objects.update(disputed={})
     assert launch(make_browser(), other).user != victim
+    assert launch(make_browser(), ehr).user == victim
 
 
-def test_dispute_ends_when_the_wrong_server_is_switched_off(
-    ehr: EHRSimulator, registration: Any, caplog: Any
+@pytest.mark.parametrize("name", ["issuer", "jwks_uri", "token_endpoint"])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_server_that_names_values_of_another_stops_no_other(
+    ehr: EHRSimulator, registration: Any, name: str, is_known: bool
 ) -> None:
-    wrong = make_server(slug="wrong", base_url="https://ehr.example.org/other/r4")
-    fetch_configuration(registration.server)
-    wrong.pinned = dict(registration.server.pinned)
-    wrong.save()
-    assert wrong.disputed == {"owners": ["harbour"]}
-    assert "wrong names" in caplog.text
-    assert "of harbour." in caplog.text
-    # The one that is nearer to its issuer goes on.
-    assert launch(make_browser(), ehr).identity is not None
-    wrong.is_active = False
-    wrong.save()
-    wrong.is_active, wrong.pinned = True, {}
-    wrong.save()
-    assert wrong.disputed == {}
+    with mounted(OTHER) as other:
+        server = register(other)
+        if is_known:
+            fetch_configuration(server)
+        fetch_configuration(registration.server)
+        values: dict[str, Any] = {name: registration.server.pinned[name]}
+        answer(other, SMART, **values)
+        FHIRServer.objects.update(configuration_fetched_at=None)
+        refresh_servers()
+        assert launch(make_browser(), ehr).identity is not None
+        server.refresh_from_db()
+        registration.server.refresh_from_db()
+        # A key URL outside the issuer's origin is not even looked at.
+        assert (name in server.moved) is (is_known and name != "jwks_uri")
+        assert registration.server.moved == {}
 
 
-def test_on_one_host_the_issuer_settles_a_dispute(
-    ehr: EHRSimulator, registration: Any
+def test_tenants_of_one_vendor_need_no_login_group(
+    ehr: EHRSimulator, other: EHRSimulator
 ) -> None:
-    fetch_configuration(registration.server)
-    neighbour = make_registration(
-        server__slug="neighbour", server__base_url="https://ehr.example.org/other/r4"
-    ).server
-    elsewhere = {"jwks_uri": "https://ehr.example.org/other/jwks"}
-    document = registration.server.configuration | elsewhere
-
-    def respond_for_both(respond: Any, request: Any) -> Any:
-        if request.path == "/other/r4/.well-known/smart-configuration":
-            return Response(json.dumps(document), mimetype="application/json")
-        return respond(request)
-
-    ehr.interceptors.append(respond_for_both)
-    fetch_configuration(neighbour)
-    assert neighbour.jwks_uri == ehr.jwks_uri
-    # Who has nobody to dispute with is believed.
-    FHIRServer.objects.exclude(pk=neighbour.pk).update(issuer="https://a.example.org")
-    fetch_configuration(neighbour)
-    assert neighbour.jwks_uri == elsewhere["jwks_uri"]
+    make_registration()
+    register(other)
+    first = launch(make_browser(), ehr)
+    # Issuer and keys are the same for all of them.
+    other._signing_keys = ehr._signing_keys
+    answer(other, SMART, jwks_uri=ehr.jwks_uri)
+    second = launch(make_browser(), other)
+    assert first.identity is not None
+    assert second.identity is not None
+    assert first.user != second.user
 
 
 def test_operator_may_vouch_for_a_server(

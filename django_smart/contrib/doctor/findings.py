@@ -102,6 +102,16 @@ KINDS: dict[str, tuple[Severity, str]] = {
         _W,
         "The values entered here are used even after the server changes its own.",
     ),
+    "server_moved": (
+        _E,
+        "No one can sign in there: whoever controls an issuer's keys can "
+        "impersonate its users.",
+    ),
+    "values_shared": (
+        _N,
+        "Each server signs in only its own users, but people who use several of them "
+        "get an account for each.",
+    ),
     "clock_off": (
         _E,
         "ID tokens and signed token requests contain times; if these are "
@@ -155,11 +165,6 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "Access ends at sign-out, so nothing can be read in the background.",
     ),
     # The registration itself
-    "issuer_disputed": (
-        _E,
-        "No one can sign in there: whoever controls an issuer's keys can "
-        "impersonate its users.",
-    ),
     "callback_shared": (
         _W,
         "A compromised server in this group can pass on another server's "

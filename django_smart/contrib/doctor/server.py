@@ -18,7 +18,7 @@ from ...conf import conf
 from ...exceptions import (
     DiscoveryError,
     InsecureURLError,
-    IssuerDisputedError,
+    ServerMovedError,
     ServerUnreachableError,
     SMARTError,
     TransportError,
@@ -35,11 +35,7 @@ from ...protocol.json import parse_json_object
 from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.urls import get_origin
-from ...servers.discovery import (
-    check_dispute,
-    fetch_configuration,
-    fetch_jwks,
-)
+from ...servers.discovery import check_moved, fetch_configuration, fetch_jwks
 from .findings import Finding, Severity, ask, build_finding, collect
 from .registration import examine_registration
 
@@ -93,6 +89,7 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
         yield configuration
         return
     yield from _find_overruled(server)
+    yield from _find_shared(server)
     registrations: list[ClientRegistration] = []
     if server.pk:
         # Django gives each of them this very server, with what was just fetched.
@@ -130,6 +127,27 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
             f"configuration. {'; '.join(differing)}.",
             fix="Do nothing if the vendor documents these values; otherwise "
             "remove them from the server's overrides.",
+        )
+
+
+def _find_shared(server: FHIRServer) -> Iterator[Finding]:
+    others = FHIRServer.objects.active().exclude(pk=server.pk).order_by("slug")
+    if server.login_group:
+        others = others.exclude(login_group=server.login_group)
+    own = server.pinned.items()
+    sharing = [
+        slug
+        for slug, pinned in others.values_list("slug", "pinned")
+        if own & pinned.items()
+    ]
+    if sharing:
+        yield build_finding(
+            "values_shared",
+            what="Other servers name the same issuer, key URL or token endpoint: "
+            f"{', '.join(sharing)}.",
+            fix="Do nothing for tenants of one vendor. If the servers have the same "
+            "users, put them into one login group. If they are unrelated, find out "
+            "why, and give backend services there a separate signing key.",
         )
 
 
@@ -228,12 +246,12 @@ def _discover(
             configuration = fetch_configuration(server, save=save)
         except DatabaseError:  # The database has findings of its own.
             configuration = fetch_configuration(server, save=False)
-        check_dispute(server)
+        check_moved(server)
     except TransportError as exc:
         return _explain_failure(exc)
-    except IssuerDisputedError as exc:
+    except ServerMovedError as exc:
         what, _, fix = str(exc).partition(": ")
-        return build_finding("issuer_disputed", what=f"{what}.", fix=capfirst(fix))
+        return build_finding("server_moved", what=f"{what}.", fix=capfirst(fix))
     except DiscoveryError as exc:
         return _explain_discovery(server, answer, exc)
     return configuration
