@@ -148,9 +148,13 @@ def note_failure(
         return
     code = get_failure_code(error)
     retry_after = error.retry_after if isinstance(error, TokenServerError) else None
-    failures = 1 if on_demand else grant.refresh_failures + 1
+    before = grant.refresh_failures
+    if isinstance(error, TokenResponseError) and code != grant.last_error:
+        # Refusals with the same error are counted, because they may end the grant.
+        before = 0
+    failures = 1 if on_demand else before + 1
     changes: dict[str, object] = {
-        "refresh_failures": max(failures, grant.refresh_failures),
+        "refresh_failures": max(failures, before),
         "last_error": code,
         "lease_owner": "",
         "lease_expires_at": None,

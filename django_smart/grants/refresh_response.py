@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,10 @@ logger = logging.getLogger(__name__)
 _Stop = ClientRegistration.StopReason
 # What a server answers for a while, also after the known end of a grant.
 _PASSING = frozenset({"server_error", "temporarily_unavailable"})
+# A grant that was refused so often with the same error, and has had no access token for
+# so long, has ended if another one of its registration was refreshed meanwhile.
+_REFUSALS = 5
+_REFUSED_FOR = timedelta(days=1)
 # Written only if they did: each column takes time, and another process may have set it.
 _SELDOM_CHANGED = (
     *("scope", "patient_id", "encounter_id"),
@@ -123,10 +127,13 @@ def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], b
             registration at once; the refresh token is kept.
     """
     is_over = grant.ends_at is not None and grant.ends_at <= grant.clock()
+    is_final = error.is_final or (
+        error.error not in _PASSING and (is_over or _is_refused_alone(grant, error))
+    )
     if error.error == "invalid_client" and refuses_others_too(grant):
         with unless_locked("Grant %s: its registration is locked", grant.pk):
             stop_refreshes(grant.registration, reason=_Stop.CREDENTIALS_REFUSED)
-    if not (error.is_final or (is_over and error.error not in _PASSING)):
+    if not is_final:
         raise error
     # A restored grant that is refused again is really gone.
     may_be_good = not (is_over or grant.was_restored)
@@ -145,6 +152,24 @@ def take_refusal(grant: TokenGrant, error: TokenResponseError) -> Callable[[], b
         return lambda: False
     reason = "known_end" if is_over else code
     return partial(_tell_lost, grant, error, code=code, reason=reason)
+
+
+def _is_refused_alone(grant: TokenGrant, error: TokenResponseError) -> bool:
+    """
+    Return whether only *grant* has been refused with the same error for a day.
+
+    Some servers do not say ``invalid_grant`` for a refresh token that they no longer
+    know (OpenEMR says ``invalid_request``, 2026).
+    """
+    since = grant.clock() - _REFUSED_FOR
+    return (
+        grant.last_error == get_failure_code(error)
+        and grant.refresh_failures >= _REFUSALS - 1
+        and grant.expires_at <= since
+        and TokenGrant.objects.filter(registration=grant.registration_id)
+        .refreshed(since)
+        .exists()
+    )
 
 
 def _tell_lost(

@@ -531,6 +531,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """Grants that the EHR has refused before the end that is known of them."""
         return self.lost(within=within).exclude(ends_at__lte=F("ended_at"))
 
+    def refreshed(self, since: datetime) -> Self:
+        """Return active grants that were refreshed since then, not just connected."""
+        # A new row's times come from two clocks.
+        connected = F("created_at") + timedelta(minutes=1)
+        return self.active().filter(received_at__gt=Greatest(since, connected))
+
     def ending(self) -> Self:
         """Active offline grants whose known end is near, or past."""
         return self.active().offline().filter(ends_soon_at__lte=DatabaseNow())

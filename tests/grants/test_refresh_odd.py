@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
 import time_machine
 from django.db import connection
 from django.utils import timezone
+from werkzeug.wrappers import Request, Response
 
 from django_smart.contrib.monitoring import read_health
 from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
-from tests.answers import answer
-from tests.factories import make_grant, make_grants, reload_grant
+from tests.answers import Respond, answer
+from tests.ehr import listening
+from tests.factories import make_due, make_grant, make_grants, reload_grant
 from tests.grants.working import refresh_due
 
 pytestmark = pytest.mark.django_db
@@ -53,6 +57,95 @@ def test_refresh_token_stays_in_a_batch_where_none_comes(
     ehr.faults.clear()
     TokenGrant.objects.update(refresh_due_at=timezone.now())
     assert refresh_due() == RefreshResult(refreshed=2)
+
+
+def _refuse(ehr: EHRSimulator, grant_id: int, errors: list[str]) -> None:
+    """Refuse the refresh token of one grant as OpenEMR does, with each of *errors*."""
+    dead = reload_grant(grant_id).refresh_token
+
+    def respond(respond: Respond, request: Request) -> Response:
+        if dead.encode() not in request.get_data():
+            return respond(request)
+        error = json.dumps({"error": errors.pop(0)})
+        return Response(error, status=401, content_type="application/json")
+
+    ehr.interceptors.append(respond)
+
+
+def _refresh_at(hours: list[float], *grant_ids: int) -> None:
+    now = timezone.now()
+    for each in hours:
+        with time_machine.travel(now + timedelta(hours=each)):
+            refresh_grants([make_due(grant_id) for grant_id in grant_ids])
+
+
+@pytest.mark.usefixtures("database_travels")
+@pytest.mark.parametrize("error", ["invalid_request", "invalid_client", "no_such"])
+def test_refusal_that_repeats_for_a_day_ends_the_grant(
+    ehr: EHRSimulator, registration: ClientRegistration, error: str
+) -> None:
+    dead, other = make_grants(ehr, registration, 2)
+    _refuse(ehr, dead, [error] * 5)
+    with listening(grant_lost) as lost:
+        _refresh_at([0, 6, 12, 18], other, dead)
+        assert reload_grant(dead).status == "active"
+        assert lost == []
+        _refresh_at([24], other, dead)
+    assert reload_grant(dead).status == "needs_reauthorization"
+    assert [each["grant"].pk for each in lost] == [dead]
+    assert reload_grant(other).status == "active"
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None
+
+
+_SAME = ["invalid_request"] * 5
+
+
+@pytest.mark.usefixtures("database_travels")
+@pytest.mark.parametrize(
+    ("hours", "errors", "is_other_refreshed"),
+    [
+        pytest.param([0, 5, 10, 15, 20], _SAME, True, id="within a day"),
+        pytest.param([0, 8, 16, 24], _SAME, True, id="four"),
+        pytest.param([0, 6, 12, 18, 24], _SAME, False, id="no other grant"),
+        pytest.param(
+            [0, 6, 12, 18, 24],
+            ["invalid_request", "invalid_scope", *_SAME],
+            True,
+            id="another error",
+        ),
+        pytest.param(
+            [0, 6, 12, 18, 24], ["temporarily_unavailable"] * 5, True, id="passing"
+        ),
+    ],
+)
+def test_refusal_that_may_pass_costs_no_grant(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    hours: list[float],
+    errors: list[str],
+    is_other_refreshed: bool,
+) -> None:
+    dead, other = make_grants(ehr, registration, 2)
+    # It was just refreshed, and its access token has ended now.
+    now = timezone.now()
+    TokenGrant.objects.update(received_at=now, expires_at=now)
+    _refuse(ehr, dead, [*errors])
+    _refresh_at(hours, *([other] if is_other_refreshed else []), dead)
+    assert reload_grant(dead).status == "active"
+
+
+@pytest.mark.usefixtures("database_travels")
+def test_new_connection_says_nothing_about_a_refused_grant(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (dead,) = make_grants(ehr, registration, 1)
+    _refuse(ehr, dead, [*_SAME])
+    _refresh_at([0, 6, 12, 18], dead)
+    with time_machine.travel(timezone.now() + timedelta(hours=24)):
+        make_grant(registration)
+        refresh_grants([make_due(dead)])
+    assert reload_grant(dead).status == "active"
 
 
 def test_answer_that_would_keep_a_worker_busy_is_not_parsed(
