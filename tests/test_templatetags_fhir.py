@@ -303,6 +303,19 @@ def test_unknown_modifier_is_visible():
     assert "modified by an extension" in fhir.fhir_status(odd)
 
 
+def local(code: str, **members: str) -> dict[str, str]:
+    return {"system": "urn:local", "code": code, **members}
+
+
+def hl7(code: str) -> dict[str, str]:
+    system = "http://terminology.hl7.org/CodeSystem/condition-ver-status"
+    return {"system": system, "code": code}
+
+
+def verification(*codings: dict[str, str], **members: str) -> dict[str, Any]:
+    return {"verificationStatus": {"coding": list(codings), **members}}
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -316,6 +329,14 @@ def test_unknown_modifier_is_visible():
             "active, entered in error",
         ),
         ({"clinicalStatus": "active"}, "active"),
+        (verification(local("30"), hl7("entered-in-error")), "entered in error"),
+        (verification(local("active"), hl7("entered-in-error")), "entered in error"),
+        (verification(hl7("confirmed"), local("refuted")), "refuted"),
+        (verification(local("A", display="Aktiv"), hl7("refuted")), "refuted"),
+        (verification(local("30"), hl7("differential")), "differential"),
+        (verification(local("active"), hl7("confirmed")), "confirmed"),
+        (verification(local("active"), text="Entered in Error"), "entered in error"),
+        (verification(local("30", display="Bestätigt")), "Bestätigt"),
         ({}, ""),
         ("active", ""),
     ],

@@ -226,6 +226,9 @@ def _tell_half(start: PartialDate | None, end: PartialDate | None) -> str:
 
 
 _ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+# Code systems of FHIR itself; those before R4 were below the second.
+_FHIR_SYSTEMS = ("http://terminology.hl7.org/CodeSystem/", "http://hl7.org/fhir/")
+_NEVER_HIDDEN = frozenset({"entered-in-error", "refuted"})
 # "final" is the same in all of them.
 _STATUSES = {
     "aborted": gettext_lazy("aborted"),
@@ -328,16 +331,37 @@ def _iter_statuses(value: Mapping[str, Any]) -> Iterator[str]:
         concept = value.get(name)
         if isinstance(concept, str):  # as in DSTU2
             concept = {"code": concept}
-        codes = [concept, *iter_mappings(_get(concept, "coding"))]
-        code = next(filter(None, (read_text(_get(each, "code")) for each in codes)), "")
+        codings = [concept, *iter_mappings(_get(concept, "coding"))]
+        code = _find_status(codings)
         if code in _STATUSES:
             yield str(_STATUSES[code])
-        elif text := codeable_concept(concept):
+        elif text := code.replace("-", " ") or codeable_concept(concept):
             yield text
     if value.get("doNotPerform") is True:
         yield _("do not perform")
     if value.get("modifierExtension"):
         yield _("meaning modified by an extension not shown here")
+
+
+def _find_status(codings: list[object]) -> str:
+    """
+    Return a status code: one of FHIR's own before a local one.
+
+    Entered in error and refuted come first, whichever coding or text says so.
+    """
+    for coding in codings:
+        for name in ("code", "display", "text"):
+            code = read_text(_get(coding, name)).lower().replace(" ", "-")
+            if code in _NEVER_HIDDEN:
+                return code
+    codings.sort(key=lambda coding: not _is_of_fhir(coding))
+    coding = next((each for each in codings if read_text(_get(each, "code"))), None)
+    code = read_text(_get(coding, "code"))
+    return code if _is_of_fhir(coding) or code in _STATUSES else ""
+
+
+def _is_of_fhir(coding: object) -> bool:
+    return read_text(_get(coding, "system")).startswith(_FHIR_SYSTEMS)
 
 
 def _get(value: object, name: str) -> object:
