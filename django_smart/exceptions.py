@@ -857,16 +857,24 @@ class MalformedFHIRResponseError(FHIRError):
 
     Attributes:
         status_code: HTTP status.
+        issues: ``OperationOutcome.issue``, if the server sent one instead; see
+            :class:`FHIRStatusError`.
         media_type: of the response, without parameters.
     """
 
     code = "fhir_response_malformed"
 
     def __init__(
-        self, message: str, *, status_code: int = 200, media_type: str = ""
+        self,
+        message: str,
+        *,
+        status_code: int = 200,
+        issues: list[dict[str, object]] | None = None,
+        media_type: str = "",
     ) -> None:
         super().__init__(message)
         self.status_code = status_code
+        self.issues = issues or []
         self.media_type = media_type
 
 

@@ -24,6 +24,7 @@ from django_smart.fhir.interactions import (
 )
 from django_smart.fhir.messages import (
     build_status_error,
+    get_issues,
     parse_etag,
     parse_place,
     process_bundle_response,
@@ -245,8 +246,10 @@ class Batch:
                 found = {"resourceType": "", **(resource or {})}
                 validate_bundle(found, type="searchset", what=what)
             except MalformedFHIRResponseError as error:
+                error.issues = get_issues(resource)
                 return BatchAnswer(status_code=status_code, error=error)
         outcomes = resource, response.get("outcome")
+        issues = [issue for outcome in outcomes for issue in get_issues(outcome)]
         # 201 says that it was stored.
         is_unsure = interaction.method != "GET" and status_code != 201
         if is_unsure and any(map(reports_error, outcomes)):
@@ -256,6 +259,7 @@ class Batch:
                 error=MalformedFHIRResponseError(
                     f"the {what} reported an error with status {status_code}",
                     status_code=status_code,
+                    issues=issues,
                 ),
             )
         location = str(response.get("location") or "")
@@ -271,6 +275,7 @@ class Batch:
                 error=MalformedFHIRResponseError(
                     f"the {what} returned a different resource, or none",
                     status_code=status_code,
+                    issues=issues,
                 ),
             )
         return BatchAnswer(

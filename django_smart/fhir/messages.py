@@ -44,6 +44,7 @@ __all__ = [
     "build_malformed_error",
     "build_status_error",
     "find_request_id",
+    "get_issues",
     "is_resource_type",
     "limit_chunks",
     "parse_etag",
@@ -456,7 +457,7 @@ def build_status_error(
     error = _STATUS_ERRORS.get(
         status, FHIRUnavailableError if status >= 500 else FHIRStatusError
     )
-    issues = _get_issues(outcome)
+    issues = get_issues(outcome)
     said = _describe_issues(issues, url=url)
     return error(
         f"the {what} returned status {status}" + (f" ({said})" if said else ""),
@@ -478,11 +479,11 @@ def reports_error(outcome: object, *, codes: Collection[str] = ()) -> bool:
     return any(
         issue.get("severity") in ("error", "fatal")
         or (issue.get("code") in codes and issue.get("severity") != "information")
-        for issue in _get_issues(outcome)
+        for issue in get_issues(outcome)
     )
 
 
-def _get_issues(outcome: object) -> list[dict[str, object]]:
+def get_issues(outcome: object) -> list[dict[str, object]]:
     """``issue`` of an ``OperationOutcome``, if it is one (FHIR-07)."""
     if not isinstance(outcome, dict):
         return []
@@ -501,8 +502,13 @@ def build_malformed_error(
     error: type[MalformedFHIRResponseError] = MalformedFHIRResponseError,
 ) -> MalformedFHIRResponseError:
     """Make the error for a *response* that is not what was requested."""
+    issues = get_issues(parse_resource(response.body))
+    said = _describe_issues(issues, url=response.url)
     return error(
-        message, status_code=response.status_code, media_type=response.media_type
+        f"{message} ({said})" if said else message,
+        status_code=response.status_code,
+        issues=issues,
+        media_type=response.media_type,
     )
 
 

@@ -15,6 +15,7 @@ from django_smart.exceptions import (
     TooManyResultsError,
 )
 from django_smart.fhir.messages import (
+    get_issues,
     process_bundle_response,
     reports_error,
     resolve_link,
@@ -86,6 +87,12 @@ class Page:
         return total if is_number else None
 
     @property
+    def issues(self) -> list[dict[str, object]]:
+        """The issues of the server's outcomes on this page."""
+        resources = (entry.get("resource") for entry in self.bundle["entry"])
+        return [issue for each in resources for issue in get_issues(each)]
+
+    @property
     def is_cut_off(self) -> bool:
         """Return whether it announces another page without naming it."""
         has_next = any(link.get("relation") == "next" for link in self.bundle["link"])
@@ -126,6 +133,7 @@ def iter_pages(
             reports some, or an error.
     """
     is_odd = False
+    issues: list[dict[str, object]] = []
     seen: set[bytes] = set()
     fruitless_pages = 0
     seconds = fruitless_seconds = 0.0
@@ -156,6 +164,7 @@ def iter_pages(
             fruitless_pages += 1
             fruitless_seconds += taken
             is_odd = is_odd or page.is_odd
+            issues = issues or page.issues
         url = page.next_url
         yield page
         # Before the next page is built, which then replaces it in memory.
@@ -163,7 +172,9 @@ def iter_pages(
     is_empty = fruitless_pages == len(seen)
     if is_empty and is_odd and not _COUNT_ALONE.search(first_url):
         raise MalformedFHIRResponseError(
-            f"the {what} returned no matches, but reported an error or a possible error"
+            f"the {what} returned no matches, but reported an error or a possible "
+            "error",
+            issues=issues,
         )
 
 
@@ -472,13 +483,18 @@ class SearchStream(Stream[_T]):
                 iterating.
         """
         is_cut_off = False
+        issues: list[dict[str, object]] = []
         for page in iter_pages(self._fetch_page, self._url, what=self._what):
-            is_cut_off = is_cut_off or page.is_cut_off
+            if page.is_cut_off:
+                is_cut_off = True
+                issues = issues or page.issues
             yield page
             # Before the next page is built, which then replaces it in memory.
             del page
         if is_cut_off:
-            raise MalformedFHIRResponseError(f"the {self._what} is incomplete")
+            raise MalformedFHIRResponseError(
+                f"the {self._what} is incomplete", issues=issues
+            )
 
     def load(self, limit: int | None = None) -> SearchResult[_T]:
         """Load everything, like ``FHIRClient.search``."""

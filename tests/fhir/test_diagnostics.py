@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from django_smart.exceptions import FHIRStatusError
-from tests.fhir.servers import respond
+from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
+from tests.fhir.servers import BASE, bundle, respond
 
 
 def outcome(text: str, **members: object) -> dict[str, object]:
@@ -71,3 +71,34 @@ def test_text_of_the_details_and_the_place_are_told(grant):
 )
 def test_odd_issue_adds_nothing(grant, members):
     assert refuse(grant, outcome("x", **members)).endswith("returned status 400")
+
+
+@pytest.mark.parametrize("kind", ["read", "page", "later page", "write", "batch"])
+def test_outcome_that_comes_with_200_is_in_the_error(grant, kind):
+    said = outcome("no status of Jones", details={"text": "no status"})
+    grant.server.on("Observation/o-1", respond(said))
+    grant.server.on("Observation", respond(said if kind == "page" else bundle(said)))
+    response = {"status": "200", "outcome": said}
+    batch = {"type": "batch-response", "entry": [{"response": response}]}
+    grant.server.on(BASE, respond({**bundle(), **batch}))
+    resource = {"resourceType": "Observation", "id": "o-1"}
+    error: Exception | None = None
+    try:
+        if kind == "read":
+            grant.client.read("Observation", "o-1")
+        elif kind == "write":
+            grant.client.update(resource)
+        elif kind == "batch":
+            collected = grant.client.batch()
+            collected.update(resource)
+            [answer] = collected.send()
+            error = answer.error
+        else:
+            list(grant.client.iterate("Observation"))
+    except MalformedFHIRResponseError as exc:
+        error = exc
+    assert isinstance(error, MalformedFHIRResponseError)
+    assert error.issues == said["issue"]
+    assert "Jones" not in str(error)
+    if kind in {"read", "page", "write"}:
+        assert "(invalid: no status)" in str(error)
