@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.chromium import chromium
 
@@ -51,6 +51,12 @@ def bundle(*resources: dict[str, Any], **members: Any) -> dict[str, Any]:
 
 def show(chromium: Browser, *answers: dict[str, Any]) -> tuple[str, list[str]]:
     """Return what the script says and shows if the search has these pages."""
+    page = open_page(chromium, *answers)
+    status = page.get_by_role("status").inner_text()
+    return status, page.locator("dd .number").all_inner_texts()
+
+
+def open_page(chromium: Browser, *answers: dict[str, Any]) -> Page:
     pages = list(answers)
 
     def answer(route: Route) -> None:
@@ -73,7 +79,7 @@ def show(chromium: Browser, *answers: dict[str, Any]) -> tuple[str, list[str]]:
     status = page.get_by_role("status")
     expect(status).not_to_be_empty()
     assert pages == []
-    return status.inner_text(), page.locator("dd .number").all_inner_texts()
+    return page
 
 
 def test_failure_is_not_shown_as_a_patient_without_vital_signs(
@@ -135,7 +141,61 @@ def test_part_of_a_measurement_is_not_shown_as_the_whole(chromium: Browser) -> N
         ),
         observation("Nothing", valueQuantity=None, component=[absent]),
     )
-    assert show(chromium, page)[1] == ["Diastolic 84 mmHg", "97 %, Flow 2 L/min"]
+    assert show(chromium, page)[1] == [
+        "Systolic (error), Diastolic 84 mmHg",
+        "97 %, Flow 2 L/min",
+        "Systolic (error)",
+    ]
+
+
+def half(code: str, text: str, **quantity: Any) -> dict[str, Any]:
+    coding = {"system": "http://loinc.org", "code": code}
+    return {"code": {"text": text, "coding": [coding]}, "valueQuantity": quantity}
+
+
+def test_systolic_comes_first_in_whatever_order_the_ehr_sends(
+    chromium: Browser,
+) -> None:
+    high = half("8480-6", "Systolic", value=120, unit="mmHg")
+    low = half("8462-4", "Diastolic", value=80, unit="mmHg")
+    unknown = [{**part, "code": {"text": part["code"]["text"]}} for part in (low, high)]
+    kilopascal = half("8480-6", "Systolic", value=16, unit="kPa")
+    for parts, expected in (
+        ([low, high], "120/80 mmHg"),
+        ([high, low], "120/80 mmHg"),
+        (unknown, "Diastolic 80 mmHg, Systolic 120 mmHg"),
+        ([low, kilopascal], "Diastolic 80 mmHg, Systolic 16 kPa"),
+        ([high, low, low], "Systolic 120 mmHg, Diastolic 80 mmHg, Diastolic 80 mmHg"),
+    ):
+        pressure = observation(valueQuantity=None, component=parts)
+        assert show(chromium, bundle(pressure))[1] == [expected]
+
+
+def test_date_is_no_more_exact_than_the_ehrs(chromium: Browser) -> None:
+    dates = {
+        "2021": "2021",
+        "2021-03": "March 2021",
+        "2021-03-04": "March 4, 2021",
+        "2021-03-04T23:30:00-05:00": "March 4, 2021",
+        "soon": "",
+    }
+    observations = [observation(date, effectiveDateTime=date) for date in dates]
+    page = open_page(chromium, bundle(*observations))
+    assert page.locator("dd .quiet").all_text_contents() == list(dates.values())
+
+
+def test_older_value_is_not_the_latest_if_the_newest_is_no_number(
+    chromium: Browser,
+) -> None:
+    old = observation(effectiveDateTime="2015-05-01")
+    for members, expected in (
+        ({"dataAbsentReason": {"text": "refused"}}, "(refused)"),
+        ({"valueString": "weak"}, "weak"),
+        ({"valueCodeableConcept": {"text": "Regular"}}, "Regular"),
+        ({"valueRange": {"low": {"value": 60}}}, "(not shown here)"),
+    ):
+        newest = observation(valueQuantity=None, **members)
+        assert show(chromium, bundle(newest, old))[1] == [expected]
 
 
 def test_result_that_is_not_final_says_so(chromium: Browser) -> None:
@@ -145,7 +205,10 @@ def test_result_that_is_not_final_says_so(chromium: Browser) -> None:
 
 def test_comparator_is_shown_before_the_value(chromium: Browser) -> None:
     pressures = [{"value": 250, "comparator": ">", "unit": "mmHg"}, {"value": 90}]
-    parts = [{"valueQuantity": pressure} for pressure in pressures]
+    codes = ("8480-6", "8462-4")
+    parts = [
+        half(code, "", **each) for code, each in zip(codes, pressures, strict=True)
+    ]
     quantity = {"value": 40, "comparator": "<", "unit": "/min"}
     page = bundle(
         observation(valueQuantity=quantity),

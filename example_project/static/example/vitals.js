@@ -28,23 +28,45 @@
     return concept.text || coding.display || coding.code || "Measurement";
   }
 
-  const hasValue = ({ valueQuantity }) => Boolean(valueQuantity) && valueQuantity.value !== undefined;
+  // Halves of a blood pressure, which is written 120/80 in whatever order they come.
+  const halves = ["8480-6", "8462-4"];
+  const isHalf = (half) => ({ code = {} }) =>
+    (code.coding || []).some((coding) => coding.system === "http://loinc.org" && coding.code === half);
+
+  const hasNumber = ({ valueQuantity }) => Boolean(valueQuantity) && valueQuantity.value !== undefined;
   const numberOf = ({ valueQuantity }) => `${valueQuantity.comparator || ""}${valueQuantity.value}`;
   const unitOf = ({ valueQuantity }) => valueQuantity.unit || "";
 
+  // Also why there is none: otherwise, an older value would be shown as the latest.
+  function partOf(part) {
+    if (hasNumber(part)) {
+      return `${numberOf(part)} ${unitOf(part)}`.trim();
+    }
+    if (part.dataAbsentReason) {
+      return `(${labelOf(part.dataAbsentReason)})`;
+    }
+    const [, value] = Object.entries(part).find(([name, value]) => name.startsWith("value") && value) || [];
+    return typeof value === "string" ? value : value ? value.text || "(not shown here)" : "";
+  }
+
   function valueOf(observation) {
     const components = observation.component || [];
-    const parts = [observation, ...components].filter(hasValue);
-    if (!parts.length) {
-      return "";
-    }
-    const unit = unitOf(parts[0]);
-    // "84 mmHg" would not say which half of a blood pressure is missing.
-    const isWhole = components.every(hasValue) && parts.every((part) => [unit, ""].includes(unitOf(part)));
-    const value = isWhole
-      ? `${parts.map(numberOf).join("/")} ${unit}`.trim()
-      : parts.map((part) => `${part === observation ? "" : labelOf(part.code)} ${numberOf(part)} ${unitOf(part)}`.trim()).join(", ");
-    return observation.status === "final" ? value : `${value}, ${observation.status}`;
+    const [high, low] = halves.map((half) => components.find(isHalf(half)));
+    const isPressure = components.length === 2 && high && low && [high, low].every(hasNumber)
+      && [unitOf(high), ""].includes(unitOf(low)) && !partOf(observation);
+    const value = isPressure
+      ? `${numberOf(high)}/${numberOf(low)} ${unitOf(high)}`.trim()
+      : [
+        partOf(observation),
+        ...components.filter(partOf).map((part) => `${labelOf(part.code)} ${partOf(part)}`),
+      ].filter(Boolean).join(", ");
+    return observation.status === "final" || !value ? value : `${value}, ${observation.status}`;
+  }
+
+  // A month or a year is no day, and the day is the one where it was measured.
+  function dateOf({ effectiveDateTime = "" }) {
+    const [, year, month, day] = effectiveDateTime.match(/^(\d{4})(?:-(\d\d))?(?:-(\d\d))?/) || [];
+    return [month && months[month - 1], day && `${Number(day)},`, year].filter(Boolean).join(" ");
   }
 
   // A server may report with status 200 that the search failed: that is not an empty result.
@@ -74,8 +96,7 @@
     number.textContent = valueOf(observation);
     const when = document.createElement("span");
     when.className = "quiet";
-    const date = new Date(observation.effectiveDateTime || NaN);
-    when.textContent = Number.isNaN(date.getTime()) ? "" : `${months[date.getUTCMonth()]} ${date.getUTCDate()}, ${date.getUTCFullYear()}`;
+    when.textContent = dateOf(observation);
     detail.append(number, when);
     tile.append(term, detail);
     list.append(tile);
