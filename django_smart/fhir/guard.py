@@ -214,8 +214,8 @@ class Guard:
     Args:
         boundary: of the record.
         fetch: sends an interaction as it is.
-        allow: called with each interaction, those of a Bundle too; raises for what the
-            caller does not want.
+        allow: called with each interaction, and with each of a Bundle; raises for what
+            the caller does not want.
         rules: of changes.
         max_entries: of a batch or transaction, each of which may have to be read first.
         binaries: ids of those that were found to be the patient's.
@@ -240,11 +240,11 @@ class Guard:
             InsufficientScopeError: no scope allows reading it.
         """
         name, kind = asked.name, asked.resource_type
-        if name in _BUNDLES:
-            return replace(asked, body=self._prepare_bundle(asked.body))
         if name == "get":
             return self._prepare_get(asked, urns)
         self.allow(asked)
+        if name in _BUNDLES:
+            return replace(asked, body=self._prepare_bundle(asked.body))
         if name == "capabilities" or self._is_open(asked):
             return asked
         if self.boundary.patient_id is None:
@@ -353,22 +353,6 @@ class Guard:
         left_out: list[str] = []
         self.boundary.check(resource, letters, is_made=is_made, left_out=left_out)
         return bool(left_out)
-
-    def hides_match(self, asked: Interaction, answer: Any) -> bool:
-        """
-        Whether *asked* may have found what is not known to be the patient's.
-
-        Args:
-            answer: the resource that came, if any: it shows what a create has found.
-        """
-        kind = asked.resource_type
-        return (
-            asked.name == "create"
-            and "If-None-Exist" in asked.headers
-            and _read_type(answer)[0] != kind
-            and not is_shared(kind)
-            and not self.boundary.is_open("create", kind)
-        )
 
     def _prepare_search(
         self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]

@@ -42,6 +42,7 @@ from ..exceptions import (
     TokenServerError,
 )
 from ..fhir import FHIRClient
+from ..fhir.allow_list import OPERATIONS, AllowList
 from ..fhir.client import find_missing_scope
 from ..fhir.compartment import PatientBoundary
 from ..fhir.guard import (
@@ -58,7 +59,6 @@ from ..fhir.messages import process_read_response, raise_for_status, resolve_lin
 from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
-from ..protocol.scopes import ScopeSet
 from .base import outside_transactions
 
 __all__ = ["FHIRProxyView"]
@@ -74,6 +74,7 @@ _PAGE = "_page"
 _PAGED_TYPES = frozenset({"history", "searchset"})
 _READS = {"GET", "HEAD"}
 _BUNDLES = {"batch", "transaction"}
+_WRITES = {"create", "delete", "patch", "update"}
 # A script must not send the server many times as many requests.
 _MAX_ENTRIES = 100
 # What has to come back.
@@ -113,9 +114,8 @@ _HARMLESS_TYPES = frozenset(
     }
 )
 _FORM_TYPE = "application/x-www-form-urlencoded"
-# Nothing of the connection, no cookie and no credentials.  If-None-Match is answered
-# here, and reads have no other condition: which version another patient's resource has
-# is also news.
+# Nothing of the connection, no cookie and no credentials, and no condition of a read:
+# which version another patient's resource has is also news.
 _REQUEST_HEADERS = {
     "DELETE": "If-Match",
     "PATCH": "If-Match",
@@ -125,7 +125,7 @@ _REQUEST_HEADERS = {
 _PREFERENCES = re.compile(r"\s*(?:return|handling)=[A-Za-z]+\s*")
 # 5xx statuses that mean what they say here too; any other fault is a bad gateway.
 _UNAVAILABLE = {503, 504}
-_ISSUES = {400: "invalid", 503: "transient", 504: "transient"}
+_ISSUES = {400: "invalid", 403: "forbidden", 503: "transient", 504: "transient"}
 
 
 class _RefusedError(Exception):
@@ -149,29 +149,31 @@ class FHIRProxyView(View):
     """
     Forwards FHIR requests of a page's script to the launch's FHIR server.
 
-    The access token is not sent to the browser.  Under ``patient/`` scopes, requests
-    and responses that are not known to belong to that patient are refused, whatever the
-    server allows.  The server's refusals (4xx) are passed on; its faults become 502,
-    503 or 504.  Every response is FHIR JSON that must not be stored.
+    The access token is not sent to the browser.  Under ``patient/`` scopes, only the
+    requests of a list are sent, and only what is known to belong to that patient is
+    returned, whatever the server allows.  The server's refusals (4xx) are passed on;
+    its faults become 502, 503 or 504.  Every response is FHIR JSON that must not be
+    stored.
 
     Attributes:
         methods: allowed methods; ``"POST"``, ``"PUT"``, ``"PATCH"`` and ``"DELETE"``
             require the site's CSRF token.
-        resource_types: allowed types; ``None`` for every type in the launch's scopes.
-            ``"Binary"``, if listed, is sent as a download.
+        batch: whether batches and transactions are allowed, with ``"POST"``.
+        resource_types: allowed types; ``None`` for every type of R4 in the launch's
+            scopes.  ``"Binary"``, if listed, is sent as a download; a type that belongs
+            to no patient can only be changed if it is listed.
         operations: allowed operations, without ``$``.
+        parameters: search parameters that are allowed as well, with their type, such as
+            ``"Observation.encounter"``.
         other_patients: elements that may name other patients, such as
             ``"Coverage.subscriber"`` for a child whose parent is insured.
     """
 
     methods: Collection[str] = ("GET", "HEAD")
+    batch: bool = False
     resource_types: Collection[str] | None = None
-    operations: Collection[str] = frozenset(
-        {
-            *("docref", "everything", "expand", "lastn", "lookup", "translate"),
-            *("validate", "validate-code", "versions"),
-        }
-    )
+    operations: Collection[str] = OPERATIONS
+    parameters: Collection[str] = ()
     other_patients: Collection[str] = ()
 
     # Not meant to be overridden
@@ -208,7 +210,9 @@ class FHIRProxyView(View):
 
     def _answer(self, request: HttpRequest, path: str) -> HttpResponseBase:
         method = request.method or ""
-        self._check_method(method)
+        if method not in self.methods:
+            text = f"{method} is not allowed, unless the view's attribute methods does."
+            raise _RefusedError(405, "not-supported", text)
         # Content of the EHR must not run as a script of this site.
         destination = request.headers.get("Sec-Fetch-Dest", "empty")
         if destination not in _PASSIVE_DESTINATIONS:
@@ -222,11 +226,11 @@ class FHIRProxyView(View):
             _check_csrf(request)
         proxy_url = request.build_absolute_uri(request.path.removesuffix(path))
         rewriter = _Rewriter(smart.fhir, proxy_url=proxy_url, key=smart.launch.key)
-        guard = self._build_guard(smart)
+        rules, guard = self._build_rules(smart)
         if path == _PAGE:
             url = rewriter.read_page_url(request)
             asked = Interaction(name="get", method="GET", path=url)
-            return self._pass_on(request, guard.fetch(asked), asked, guard, rewriter)
+            return _pass_on(guard.fetch(asked), asked, rules, guard, rewriter)
         query, source = _take_source(request)
         asked = _read_interaction(request, path, query)
         prepared = guard.prepare(asked)
@@ -241,18 +245,30 @@ class FHIRProxyView(View):
             # Unchanged, unless something had to be added.
             body = request.body if body is asked.body else dump_json(body)
         answer = guard.fetch(replace(prepared, body=body))
-        return self._pass_on(request, answer, asked, guard, rewriter)
+        return _pass_on(answer, asked, rules, guard, rewriter)
 
-    def _build_guard(self, smart: Any) -> Guard:
+    def _build_rules(self, smart: Any) -> tuple[AllowList, Guard]:
         boundary = PatientBoundary(
             patient_id=smart.patient_id,
             base_url=smart.fhir.base_url,
             scopes=smart.scopes,
             other_patients=self.other_patients,
         )
+        rules = AllowList(
+            boundary=boundary,
+            methods=self.methods,
+            resource_types=self.resource_types,
+            operations=self.operations,
+            parameters=self.parameters,
+            batch=self.batch,
+        )
 
         def allow(asked: Interaction) -> None:
-            self._allow(asked, smart.scopes)
+            rules.check(asked)
+            missing = find_missing_scope(smart.scopes, asked.name, asked.resource_type)
+            if missing and smart.scopes.resource_scopes:
+                text = f"This requires the scope {missing}."
+                raise _RefusedError(403, "forbidden", text)
 
         def fetch(asked: Interaction) -> HTTPResponse:
             headers = dict(asked.headers)
@@ -263,85 +279,9 @@ class FHIRProxyView(View):
             )
             return answer
 
-        return Guard(
+        return rules, Guard(
             boundary=boundary, fetch=fetch, allow=allow, max_entries=_MAX_ENTRIES
         )
-
-    def _check_method(self, method: str) -> None:
-        if method not in self.methods:
-            raise _RefusedError(405, "not-supported", f"{method} is not allowed.")
-
-    def _check_type(self, resource_type: str) -> None:
-        if self.resource_types is not None and resource_type not in self.resource_types:
-            raise _RefusedError(403, "forbidden", "This resource type is not allowed.")
-
-    def _allow(self, asked: Interaction, scopes: ScopeSet) -> None:
-        self._check_method(asked.method)
-        if asked.name == "operation":
-            operation = asked.path.partition("?")[0].rpartition("$")[2]
-            if operation not in self.operations:
-                raise _RefusedError(403, "forbidden", "This operation is not allowed.")
-        if asked.resource_type:
-            self._check_type(asked.resource_type)
-        missing = find_missing_scope(scopes, asked.name, asked.resource_type)
-        if missing and scopes.resource_scopes:
-            raise _RefusedError(403, "forbidden", f"This requires the scope {missing}.")
-
-    def _pass_on(
-        self,
-        request: HttpRequest,
-        answer: HTTPResponse,
-        asked: Interaction,
-        guard: Guard,
-        rewriter: _Rewriter,
-    ) -> HttpResponse:
-        """Check what came, and answer with it."""
-        is_read = asked.method == "GET" or asked.name in {"search", *_BUNDLES}
-        if asked.name == "delete" and answer.status_code in {200, 202, 204}:
-            # What a server says about a deletion may be no FHIR.
-            answer = replace(answer, body=b"")
-        elif answer.status_code not in ({200} if is_read else {200, 201, 204}):
-            return _pass_on_failure(answer, guard)
-        resource, answer = self._check_body(answer, asked, guard)
-        is_created = answer.status_code == 201
-        is_known = is_created or not guard.hides_match(asked, resource)
-        etag = answer.headers.get("etag", "")
-        wanted = request.headers.get("If-None-Match", "")
-        if etag and asked.name in {"read", "vread"} and _has_etag(wanted, etag):
-            response = _build_fhir_response(304, b"")
-        else:
-            body = rewriter.rewrite(answer, asked, guard)
-            response = _build_fhir_response(answer.status_code, body)
-        for name in _RESPONSE_HEADERS if is_known else ():
-            if value := answer.headers.get(name.lower()):
-                # What is no address of the server stays as it is.
-                response.headers[name] = rewriter.rewrite_url(value)
-        return response
-
-    def _check_body(
-        self, answer: HTTPResponse, asked: Interaction, guard: Guard
-    ) -> tuple[dict[str, Any] | None, HTTPResponse]:
-        """Check every resource that came; return it, and what may be passed on."""
-        is_write = asked.name in {"create", "update", "patch", "delete"}
-        if is_write and not answer.body:
-            return None, answer
-        resource = _json_object(answer)
-        found = resource.get("resourceType"), resource.get("id")
-        wanted = _BUNDLE_TYPES.get(asked.name)
-        is_wanted = found[0] == "Bundle" and str(resource.get("type")) in (wanted or ())
-        if wanted is not None and not is_wanted:
-            raise MalformedFHIRResponseError("the response is of another type")
-        if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
-            raise MalformedFHIRResponseError("the server returned another resource")
-        for one in _get_resources(resource) if asked.name != "capabilities" else ():
-            if (kind := str(one.get("resourceType"))) not in _HOLDERS:
-                self._check_type(kind)
-        if guard.check_answer(asked, resource):
-            # The same, with the digits of its numbers.
-            value = load_json(answer.body)
-            guard.check_answer(asked, value)
-            answer = replace(answer, body=dump_json(value))
-        return resource, answer
 
 
 # Requests: checks that do not depend on the patient
@@ -493,9 +433,52 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
 # Responses
 
 
-def _has_etag(wanted: str, etag: str) -> bool:
-    known = {one.strip().removeprefix("W/") for one in wanted.split(",")}
-    return etag.removeprefix("W/") in known
+def _pass_on(
+    answer: HTTPResponse,
+    asked: Interaction,
+    rules: AllowList,
+    guard: Guard,
+    rewriter: _Rewriter,
+) -> HttpResponse:
+    """Check what came, and answer with it."""
+    is_read = asked.method == "GET" or asked.name in {"search", *_BUNDLES}
+    if asked.name == "delete" and answer.status_code in {200, 202, 204}:
+        # What a server says about a deletion may be no FHIR.
+        answer = replace(answer, body=b"")
+    elif answer.status_code not in ({200} if is_read else {200, 201, 204}):
+        return _pass_on_failure(answer, guard)
+    if answer.body or asked.name not in _WRITES:
+        answer = _check_body(answer, asked, rules, guard)
+    body = rewriter.rewrite(answer, asked)
+    response = _build_fhir_response(answer.status_code, body)
+    for name in _RESPONSE_HEADERS:
+        if value := answer.headers.get(name.lower()):
+            # What is no address of the server stays as it is.
+            response.headers[name] = rewriter.rewrite_url(value)
+    return response
+
+
+def _check_body(
+    answer: HTTPResponse, asked: Interaction, rules: AllowList, guard: Guard
+) -> HTTPResponse:
+    """Check every resource that came; return what may be passed on of it."""
+    resource = _json_object(answer)
+    found = resource.get("resourceType"), resource.get("id")
+    wanted = _BUNDLE_TYPES.get(asked.name)
+    is_wanted = found[0] == "Bundle" and str(resource.get("type")) in (wanted or ())
+    if wanted is not None and not is_wanted:
+        raise MalformedFHIRResponseError("the response is of another type")
+    if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
+        raise MalformedFHIRResponseError("the server returned another resource")
+    for one in _get_resources(resource) if asked.name != "capabilities" else ():
+        if (kind := str(one.get("resourceType"))) not in _HOLDERS:
+            rules.check_type(kind)
+    if not guard.check_answer(asked, resource):
+        return answer
+    # The same, with the digits of its numbers.
+    value = load_json(answer.body)
+    guard.check_answer(asked, value)
+    return replace(answer, body=dump_json(value))
 
 
 def _stream_binary(
@@ -619,14 +602,14 @@ class _Rewriter:
         is_below = url.startswith(self._base)
         return self._proxy_url + url.removeprefix(self._base) if is_below else url
 
-    def rewrite(self, answer: HTTPResponse, asked: Interaction, guard: Guard) -> bytes:
+    def rewrite(self, answer: HTTPResponse, asked: Interaction) -> bytes:
         """
         Replace the addresses in the body of *answer*; without any, return it unchanged.
 
         In Bundles: ``fullUrl``, ``location`` and links; only those that the server made
         to answer *asked* lead to further pages.  In resources: references to
         the server become relative, which are right at the proxy, and at the server if
-        the resource is sent back.  In a batch, *guard* says what must be left out.
+        the resource is sent back.
         """
         if not answer.body:
             return b""
@@ -634,7 +617,7 @@ class _Rewriter:
         before = dump_json(value)
         url = answer.url or self._base
         if asked.name in _BUNDLES:
-            self._sign_batch(value, url, asked, guard)
+            self._sign_batch(value, url, asked)
         else:
             self._sign(value, url, asked)
         self._rewrite(value, url)
@@ -697,29 +680,13 @@ class _Rewriter:
                 signed = signing.dumps(target, salt=self._salt, compress=True)
                 link["url"] = f"{self._proxy_url}{_PAGE}?url={signed}"
 
-    def _sign_batch(
-        self, value: dict[str, Any], url: str, asked: Interaction, guard: Guard
-    ) -> None:
+    def _sign_batch(self, value: dict[str, Any], url: str, asked: Interaction) -> None:
         entries = [parse_entry(entry) for entry in asked.body.get("entry", [])]
         answers = _get_objects(value.get("entry"))
         # An answer is known by its place alone.
-        is_known = len(answers) == len(entries)
-        for number, answer in enumerate(answers):
-            resource = answer.get("resource")
-            possible = [entries[number]] if is_known else entries
-            if any(guard.hides_match(one, resource) for one in possible):
-                _hide_match(answer)
-            if is_known:
-                self._sign(resource, url, entries[number])
-
-
-def _hide_match(entry: dict[str, Any]) -> None:
-    """Leave out the address of what a create has found."""
-    response = entry.get("response") or {}
-    if str(response.get("status")).split()[:1] != ["201"]:
-        entry.pop("fullUrl", None)
-        for name in ("etag", "lastModified", "location"):
-            response.pop(name, None)
+        if len(answers) == len(entries):
+            for answer, entry in zip(answers, entries, strict=True):
+                self._sign(answer.get("resource"), url, entry)
 
 
 def _get_objects(items: object) -> list[dict[str, Any]]:

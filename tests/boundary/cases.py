@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django_smart.fhir.compartment import get_compartment
 from django_smart.testing.simulator.search import RESOURCE_TYPES
 
 BASE = "https://ehr.example.org/fhir"
+POPULATE = {"operations": {"populate"}}
 SCOPE = "patient/*.cruds"
 SECRET = "9f8b-secret"
 JSON_PATCH = "application/json-patch+json"
@@ -37,7 +38,8 @@ class Case:
     """A resource, a JSON Patch, or text as it is sent."""
     headers: dict[str, str] = field(default_factory=dict)
     scope: str = SCOPE
-    other_patients: tuple[str, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the view, beside all methods."""
     is_attack: bool = True
     expected: str = "refused"
     """
@@ -48,6 +50,16 @@ class Case:
     is_for_proxy: bool = False
     """Whether it has no meaning for ``request.smart.fhir``."""
     media_type: str = "application/fhir+json"
+
+    @property
+    def needs_attribute(self) -> bool:
+        """Whether the default view refuses this, and says what would allow it."""
+        return not self.is_attack and bool(self.attributes) and not self.needs_family
+
+    @property
+    def needs_family(self) -> bool:
+        """Whether the mother is named."""
+        return "other_patients" in self.attributes and not self.is_attack
 
     @property
     def request(self) -> str:
@@ -336,6 +348,20 @@ def _reads() -> Iterator[Case]:
             about=f"read {name} with {json.dumps(members)}",
             path=f"{name}/naming-{number}",
         )
+    for name, element in (
+        ("Appointment", "participant.actor"),
+        ("Group", "member.entity"),
+        ("Person", "link.target"),
+        ("Schedule", "actor"),
+        ("Observation", "subject"),
+    ):
+        numbers = [n for n, one in enumerate(NAMING_OTHERS) if one[0] == name]
+        for path in (f"{name.lower()}-other", f"naming-{numbers[0]}"):
+            yield Case(
+                about="read another's, with its patient as other patient",
+                path=f"{name}/{path}",
+                attributes={"other_patients": {f"{name}.{element}"}},
+            )
     yield Case(about="another patient's document", path="Bundle/document-other")
     yield Case(about="Bundle without a patient", path="Bundle/collection-shared")
     yield Case(
@@ -389,6 +415,9 @@ def _searches() -> Iterator[Case]:
         "Patient?_id=other",
         "Patient?_id=mine,other",
         "Patient?link=Patient/other",
+        "Patient?identifier=1",
+        "Patient?identifier:not=1",
+        "Patient?_revinclude=Observation:performer",
         "Coverage?beneficiary=Patient/other",
         "Coverage?subscriber=Patient/other",
         "Appointment?actor=Patient/other",
@@ -437,11 +466,6 @@ def _searches() -> Iterator[Case]:
         ("?code=4548-4", None),
         ("?identifier=id-other", 0),
         ("?_summary=count", 3),
-        ("?_count=0", 3),
-        ("?patient.family=x&_summary=count", 0),
-        ("?patient:missing=false", None),
-        ("?patient:not=mine", None),
-        ("?_has:Provenance:target:patient=mine&_summary=count", 0),
         ("?_elements=id", None),
         ("?_summary=text", None),
         ("?_id=vital-other", 0),
@@ -450,22 +474,80 @@ def _searches() -> Iterator[Case]:
         yield Case(
             about="search without a patient", path=path, expected="own", total=total
         )
+    for query in (
+        "_count=0",
+        "_elements:x=id",
+        "_summary=COUNT",
+        "patient.family=x&_summary=count",
+        "patient:missing=false",
+        "patient:not=mine",
+        "patient:identifier=1",
+        "patient%00=other",
+        "patient[]=other",
+        "patient;subject=other",
+        ".patient=other",
+        "%70atient=other",
+        "_has:Provenance:target:patient=mine&_summary=count",
+        "code:in=List/list-other",
+        "code:of-type=x",
+        "Code=4548-4",
+        "CODE=4548-4&_summary=count",
+        "performer:Patient=other",
+        "performer:identifier=1",
+        "performer=other",
+        "performer=Practitioner/dr,Patient/other",
+        "performer=RelatedPerson/relatedperson-other",
+        "performer=Practitioner/dr%3FPatient/other",
+        "performer=Patient%252Fother",
+        "encounter=Encounter/encounter-other",
+        "_include=*",
+        "_include=Condition:encounter",
+        "_include:iterate=Observation:performer",
+        "_sort=performer.name",
+        "_sort=_has:Provenance:target:agent",
+        "_type=Patient",
+        "_format=xml",
+        "_total=all",
+        "_contained=both",
+        "_text=x",
+        "_content=x",
+        "name=x",
+    ):
+        yield Case(about="search by what is not listed", path=f"Observation?{query}")
+    for parameter in ("PATIENT", "subject:PATIENT", "Subject"):
+        yield Case(
+            about="search by a parameter in capitals",
+            path=f"Observation?{parameter}=other",
+            headers={"Prefer": "handling=lenient"},
+        )
     yield Case(
         about="search by a parameter that the server does not know",
         path="Coverage?subject=Patient/mine&_summary=count",
         headers={"Prefer": "handling=lenient"},
-        expected="own",
-        total=1,
     )
-    yield Case(
-        about="search by a parameter in capitals",
-        path="Observation?PATIENT=other",
-        headers={"Prefer": "handling=lenient"},
-    )
+    for name, parameter, value in (
+        ("Observation", "subject", "Patient/other"),
+        ("Observation", "patient", "other"),
+        ("Observation", "performer", "Patient/other"),
+        ("Observation", "performer", "Patient%252Fother"),
+        ("Observation", "performer", "Group/group-other"),
+        ("Observation", "focus", "Person/person-other"),
+        ("Appointment", "actor", "Patient/other"),
+        ("Group", "member", "Patient/other"),
+        ("Slot", "schedule.actor", "Patient/other"),
+        ("Practitioner", "_has:Observation:performer:patient", "other"),
+        ("Practitioner", "_has:Observation:performer:subject", "Patient/other"),
+        ("Patient", "_id", "other"),
+        ("Patient", "identifier", "https://x/Patient/other"),
+    ):
+        yield Case(
+            about="search for another patient, by a parameter that the view lists",
+            path=f"{name}?{parameter}={value}&_summary=count",
+            attributes={"parameters": {f"{name}.{parameter}"}},
+        )
     for path in (
         "Patient",
         "Patient?_summary=count",
-        "Patient?identifier=1",
         "Condition?_revinclude=Provenance:target",
         "Patient?_revinclude=Condition:subject",
     ):
@@ -576,11 +658,42 @@ def _creates() -> Iterator[Case]:
     yield create(
         "create another patient's Binary", {**scan, "securityContext": ref_to("other")}
     )
+    for name in ("other", "nobody"):
+        for url in (f"Binary/scan-{name}", f" {BASE}/Binary/scan-{name}/_history/1"):
+            content = [{"attachment": {"url": url}}]
+            yield create(
+                "create a document that refers to a Binary that is not the patient's",
+                new("DocumentReference", "mine", content=content),
+                is_for_proxy=True,
+            )
+    for reference in (
+        "Practitioner?_has:Observation:performer:patient=other",
+        "Observation?identifier=id-other",
+        "Patient?identifier=1",
+        "Practitioner%3Fidentifier=1",
+    ):
+        yield create(
+            f"create with the conditional reference {reference}",
+            new("Observation", "mine", performer=[ref(reference)]),
+        )
+    for kind in ("Practitioner", "Organization", "Questionnaire"):
+        yield create(
+            f"create a {kind}, which belongs to no patient",
+            {"resourceType": kind},
+            is_for_proxy=True,
+        )
     yield create(
         "conditional create, with a search for another patient's",
         new("Observation", "mine"),
         headers={"If-None-Exist": "patient=other&identifier=id-other"},
     )
+    for condition in ("_has:Provenance:target:agent=x", "code:in=x", "x=1", "_count=1"):
+        yield create(
+            "conditional create, by what is not listed",
+            new("Observation", "mine"),
+            headers={"If-None-Exist": condition},
+            is_for_proxy=True,
+        )
     yield create(
         "conditional create, with the identifier of another's",
         new("Observation", "mine"),
@@ -784,10 +897,25 @@ def _operations() -> Iterator[Case]:
         "Patient/$everything",
         "Observation/$lastn?patient=other",
         "Observation/$lastn?subject=Patient/other",
+        "Observation/$lastn?performer=Patient/other",
+        "Observation/$lastn?_summary=count",
         "DocumentReference/$docref?patient=other",
-        "Questionnaire/deep/$populate?subject=Patient/other",
+        "DocumentReference/$docref?subject:identifier=1",
+        "Patient/mine/$everything?_Type=Patient&patient=other",
+        "Patient/mine/$lastn",
+        "Condition/$lastn",
+        "CodeSystem/$expand",
+        "ValueSet/$expand?context=Patient/other",
+        f"ValueSet/$expand?url={BASE}/Patient/other",
+        "$validate",
     ):
         yield Case(about="operation outside the record", path=path)
+    for query in ("subject=Patient/other", "x=Patient/other", "_summary=count"):
+        yield Case(
+            about="operation that the view lists, about another patient",
+            path=f"Questionnaire/deep/$populate?{query}",
+            attributes=POPULATE,
+        )
     # Nothing in the answer would say whose it is.
     for path in (
         "Encounter/encounter-other/$everything?_type=Medication",
@@ -825,7 +953,18 @@ def _operations() -> Iterator[Case]:
     ):
         body = {"resourceType": "Parameters", "parameter": [part]}
         text = f"$populate with {json.dumps(part)}"
-        yield call(text, "Questionnaire/deep/$populate", body)
+        populate = call(text, "Questionnaire/deep/$populate", body)
+        yield replace(populate, attributes=POPULATE)
+    yield call(
+        "$lastn with a body",
+        "Observation/$lastn",
+        {"resourceType": "Parameters", "parameter": [{"name": "max"}]},
+    )
+    yield call(
+        "$expand with a parameter that is not listed",
+        "ValueSet/$expand",
+        {"resourceType": "Parameters", "parameter": [{"name": "context"}]},
+    )
 
 
 def _bundles() -> Iterator[Case]:
@@ -835,7 +974,14 @@ def _bundles() -> Iterator[Case]:
         expected = (
             "nothing" if text == "batch that reads another's resource" else "refused"
         )
-        return Case(about=text, method="POST", path="", body=body, expected=expected)
+        return Case(
+            about=text,
+            method="POST",
+            path="",
+            body=body,
+            expected=expected,
+            attributes={"batch": True},
+        )
 
     def entry(
         method: str, url: str, resource: Any = None, **more: Any
@@ -1040,8 +1186,19 @@ def _legitimate() -> Iterator[Case]:
             "Observation?_id=absolute&_include=Observation:performer",
         ),
         ("search in pages", "Condition?_count=1"),
-        ("chain to what belongs to no patient", "MedicationRequest?medication.code=1"),
-        ("free appointments of a doctor", "Slot?schedule.actor=Practitioner/dr"),
+        ("search by a doctor", "Observation?performer=Practitioner/dr"),
+        ("search by a doctor's id", "Observation?performer:Practitioner=dr"),
+        ("search by the id of what is shared", "Encounter?location=ward"),
+        ("search by the patient in another role", "Observation?performer=Patient/mine"),
+        ("search by a modifier", "Observation?code:not=1&value-string:exact=x"),
+        ("search by what is missing", "Observation?performer:missing=true"),
+        (
+            "search with the parameters of all types",
+            "Condition?_lastUpdated=ge2026&_tag=x&_security=R&_sort=-_lastUpdated"
+            "&_total=accurate&_count=50&_format=json&_pretty=true",
+        ),
+        ("sorted search", "Observation?_sort=-date,code"),
+        ("schedules of a doctor", "Schedule?actor=Practitioner/dr"),
         (
             "Provenance",
             "Observation?_id=observation-mine&_revinclude=Provenance:target",
@@ -1054,22 +1211,33 @@ def _legitimate() -> Iterator[Case]:
         is_for_proxy=True,
     )
     yield fine("HEAD", mine, "HEAD", is_for_proxy=True)
+    for text, kind, name, value in (
+        ("search by an encounter", "Observation", "encounter", "Encounter/e1"),
+        ("search by the id of an encounter", "Observation", "encounter", "e1"),
+        ("chain to what is shared", "MedicationRequest", "medication.code", "1"),
+        ("free appointments of a doctor", "Slot", "schedule.actor", "Practitioner/dr"),
+    ):
+        yield fine(
+            text,
+            f"{kind}?{name}={value}",
+            attributes={"parameters": {f"{kind}.{name}"}},
+        )
     yield fine(
         "child's coverage, with the mother as subscriber",
         "Coverage/coverage-child",
-        other_patients=("Coverage.subscriber",),
+        attributes={"other_patients": {"Coverage.subscriber"}},
     )
     yield fine(
         "mother as performer",
         "Observation/told-by-mother",
-        other_patients=("Observation.performer",),
+        attributes={"other_patients": {"Observation.performer"}},
     )
     yield fine(
         "create with the mother as performer",
         "Observation",
         "POST",
         body=new("Observation", "mine", performer=[ref_to("mother")]),
-        other_patients=("Observation.performer",),
+        attributes={"other_patients": {"Observation.performer"}},
     )
     yield fine(
         "search by POST",
@@ -1125,6 +1293,8 @@ def _legitimate() -> Iterator[Case]:
         "FHIRPath Patch",
         mine,
         "PATCH",
+        expected="refused",
+        is_for_proxy=True,
         body={
             "resourceType": "Parameters",
             "parameter": [{"name": "operation", "part": parts}],
@@ -1133,10 +1303,16 @@ def _legitimate() -> Iterator[Case]:
     yield fine("delete", mine, "DELETE")
     yield fine("conditional delete", "Observation?identifier=id-mine", "DELETE")
     populate = "Questionnaire/deep/$populate"
-    yield fine("$populate", f"{populate}?subject=Patient/mine")
+    yield fine("$populate", f"{populate}?subject=Patient/mine", attributes=POPULATE)
     part = {"name": "subject", "valueReference": ref_to("mine")}
     parameters = {"resourceType": "Parameters", "parameter": [part]}
-    yield fine("$populate with Parameters", populate, "POST", body=parameters)
+    yield fine(
+        "$populate with Parameters",
+        populate,
+        "POST",
+        body=parameters,
+        attributes=POPULATE,
+    )
     yield fine("$validate", "Observation/$validate", "POST", body=observation())
     yield fine(
         "$validate in place of a resource",
@@ -1156,7 +1332,7 @@ def _legitimate() -> Iterator[Case]:
     ]
     for kind in ("batch", "transaction"):
         body = {"resourceType": "Bundle", "type": kind, "entry": entries}
-        yield fine(kind, "", "POST", body=body)
+        yield fine(kind, "", "POST", body=body, attributes={"batch": True})
     encounter: dict[str, Any] = {
         "fullUrl": "urn:uuid:1",
         "request": {"method": "POST", "url": "Encounter"},
@@ -1171,7 +1347,13 @@ def _legitimate() -> Iterator[Case]:
         "type": "transaction",
         "entry": [encounter, linked],
     }
-    yield fine("transaction whose entries refer to each other", "", "POST", body=body)
+    yield fine(
+        "transaction whose entries refer to each other",
+        "",
+        "POST",
+        body=body,
+        attributes={"batch": True},
+    )
     user = "patient/*.cruds user/Observation.cruds"
     other = "Observation/observation-other"
     yield fine("read another's resource, with user/ scopes", other, scope=user)

@@ -1,4 +1,4 @@
-"""Sends a case to a simulated hospital, through the proxy or by the FHIR client."""
+"""Sends a case to a simulated hospital, by a script or by a view's own code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.boundary.cases import (
 from tests.fhir.servers import Carrier, Tokens
 from tests.testing.app import App
 
-WAYS = ("proxy, strict", "proxy, lenient", "client, lenient")
+WAYS = ("strict", "lenient")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -45,6 +45,13 @@ class Result:
     is_leaked: bool
     written: int
     total: int | None
+    text: str
+
+    def is_harmless(self, case: Case) -> bool:
+        """Whether an attack failed, however; whether a use succeeded."""
+        if case.is_attack:
+            return not (self.is_leaked or self.written)
+        return self.is_refused is (case.expected == "refused")
 
     def fits(self, case: Case) -> bool:
         """Whether this is what was expected."""
@@ -68,23 +75,31 @@ class Hospital:
         self.app = App(self.ehr, self.session)
         self._tokens: dict[str, str] = {}
 
-    def run(self, case: Case, *, by_client: bool) -> Result:
-        """Send *case* to the server as it was at first."""
+    def run(
+        self, case: Case, *, by_client: bool = False, is_opened: bool = True
+    ) -> Result:
+        """
+        Send *case* to the server as it was at first.
+
+        Args:
+            is_opened: whether the view has the attributes of *case*.
+        """
         asked = f"{case.path} {case.body}"
         odd = build_odd() if any(name in asked for name in _ODD) else ()
-        self._reset([*odd, *(build_family() if case.other_patients else ())])
+        self._reset([*odd, *(build_family() if case.needs_family else ())])
         client = self.build_client(case.scope)
         self.ehr.clear_requests()
         if by_client:
             status, body = _call(client, case)
         else:
-            response = ask_proxy(client, case)
+            response = ask_proxy(client, case, is_opened=is_opened)
             status, body = str(response.status_code), bytes(response.content)
         is_refused = not status.startswith(("2", "3"))
         return Result(
             status=status,
             is_refused=is_refused,
             is_leaked=SECRET.encode() in body,
+            text=body.decode("utf-8", "replace"),
             written=len(self.ehr.written),
             total=_find_total(body),
         )
@@ -146,7 +161,7 @@ def _encode(body: Any) -> bytes:
     return (body if isinstance(body, str) else json.dumps(body)).encode()
 
 
-def ask_proxy(client: FHIRClient, case: Case) -> Any:
+def ask_proxy(client: FHIRClient, case: Case, *, is_opened: bool = True) -> Any:
     """The answer of the proxy, which allows every method."""
     smart = SimpleNamespace(
         fhir=client,
@@ -168,15 +183,13 @@ def ask_proxy(client: FHIRClient, case: Case) -> Any:
     state.context = smart
     state.prefix = SimpleNamespace(key="launch-1")
     view = FHIRProxyView.as_view(
-        methods=METHODS,
-        operations={*FHIRProxyView.operations, "populate"},
-        other_patients=case.other_patients,
+        methods=METHODS, **(case.attributes if is_opened else {})
     )
     return view(request, path=case.path.partition("?")[0])
 
 
 def _call(client: FHIRClient, case: Case) -> tuple[str, bytes]:
-    client.other_patients = case.other_patients
+    client.other_patients = case.attributes.get("other_patients", ())
     body = _encode(case.body) if isinstance(case.body, str) else case.body
     try:
         asked = parse_interaction(
@@ -203,15 +216,12 @@ def _find_total(body: bytes) -> int | None:
 _hospitals: dict[bool, Hospital] = {}
 
 
-def run(case: Case, way: str) -> Result | None:
-    """What becomes of *case*; ``None`` where it has no meaning."""
-    by_client = way.startswith("client")
-    if by_client and case.is_for_proxy:
-        return None
-    is_lenient = way.endswith("lenient")
+def get_hospital(way: str) -> Hospital:
+    """The same server for all cases."""
+    is_lenient = way == "lenient"
     if is_lenient not in _hospitals:
         _hospitals[is_lenient] = Hospital(is_lenient=is_lenient)
-    return _hospitals[is_lenient].run(case, by_client=by_client)
+    return _hospitals[is_lenient]
 
 
-__all__ = ["WAYS", "Hospital", "Result", "ask_proxy", "run"]
+__all__ = ["METHODS", "WAYS", "Hospital", "Result", "ask_proxy", "get_hospital"]

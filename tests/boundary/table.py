@@ -18,24 +18,24 @@ _LONGEST = 160
 def build_table() -> str:
     """Return the table as CSV."""
     from tests.boundary.cases import build_cases
-    from tests.boundary.running import WAYS, run
+    from tests.boundary.running import WAYS, get_hospital
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["", "Kind", "Request", "Description", "Expected"]
+    head = ["", "Kind", "Request", "Description", "Attribute", "Expected"]
     writer.writerow([*head, *(way.capitalize() for way in WAYS), "Written"])
     for number, case in enumerate(build_cases(), start=1):
-        results = [run(case, way) for way in WAYS]
-        written = {result.written for result in results[1:] if result is not None}
+        results = [get_hospital(way).run(case) for way in WAYS]
         writer.writerow(
             [
                 str(number),
                 "attack" if case.is_attack else "legitimate",
                 f"``{case.request}``",
                 _shorten(case.about),
+                " ".join(f"``{name}``" for name in case.attributes),
                 _EXPECTED[case.expected],
-                *(result.status if result is not None else "–" for result in results),
-                "–" if case.method in {"GET", "HEAD"} else str(max(written)),
+                *(result.status for result in results),
+                "–" if case.method in {"GET", "HEAD"} else str(results[1].written),
             ]
         )
     return text.getvalue()

@@ -47,7 +47,9 @@ CANARY = "c4nary"
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
 Compartment.parameter Compartment.referring Compartment.subjects _Around.is_made
-_Around.is_written
+_Around.is_written _Around.left_out
+AllowList.batch AllowList.boundary AllowList.methods AllowList.operations
+AllowList.parameters AllowList.resource_types
 Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
 PatientBoundary.other_patients
 PatientBoundary.trusts_binaries

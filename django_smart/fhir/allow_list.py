@@ -1,0 +1,431 @@
+"""
+What a script may ask of the launch's FHIR server: an allow-list.
+
+A script may be that of a patient with developer tools.  So each part of its request is
+listed here or by an attribute of the view, or it is refused before anything is sent:
+method, type, operation, each parameter with its modifier and value.
+
+Spec: FHIR R4, "RESTful API", http://hl7.org/fhir/R4/http.html, and "Search",
+http://hl7.org/fhir/R4/search.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+from django_smart.exceptions import FHIRRequestError, ForeignPatientError
+from django_smart.fhir.compartment import (
+    PatientBoundary,
+    get_compartment,
+    is_shared,
+    iter_values,
+)
+from django_smart.fhir.interactions import Interaction
+
+__all__ = ["OPERATIONS", "AllowList"]
+
+# The columns of search.tsv, and the modifiers of each kind of parameter.
+_MODIFIERS: Mapping[str, Collection[str]] = {
+    "token": {"missing", "not", "text"},
+    "date": {"missing"},
+    "number": {"missing"},
+    "quantity": {"missing"},
+    "string": {"contains", "exact", "missing"},
+    "uri": {"above", "below", "missing"},
+    "reference": {"missing"},
+}
+# Search parameters that all types have.
+_OF_ALL = {
+    "_id": "token",
+    "_lastUpdated": "date",
+    "_profile": "uri",
+    "_security": "token",
+    "_source": "uri",
+    "_tag": "token",
+}
+# Parameters that select nothing, and their values.
+_DATE = re.compile(r"[0-9]{4}[0-9T:.Z+ \-]{0,40}")
+_CONTROLS = {
+    "_at": _DATE,
+    "_count": re.compile("[1-9][0-9]{0,5}"),
+    "_elements": re.compile("[A-Za-z][A-Za-z.,]*"),
+    # A plus sign that was not encoded is a space.
+    "_format": re.compile("json|application/(?:fhir[+ ])?json"),
+    "_pretty": re.compile("true|false"),
+    "_since": _DATE,
+    "_summary": re.compile("count|data|false|text|true"),
+    "_total": re.compile("accurate|estimate|none"),
+}
+_FORM = frozenset({"_format", "_pretty"})
+_PARTS = _FORM | {"_elements", "_summary"}
+# Interactions, and the parameters that select nothing in them.
+_ALLOWED = {
+    "capabilities": _PARTS,
+    "create": _FORM,
+    "delete": _FORM,
+    "history-instance": _PARTS | {"_at", "_count", "_since"},
+    "operation": _FORM | {"_count"},
+    "patch": _FORM,
+    "read": _PARTS,
+    "search": _PARTS | {"_count", "_total"},
+    "update": _FORM,
+    "vread": _PARTS,
+}
+_WRITES = frozenset({"create", "delete", "patch", "update"})
+_BUNDLES = frozenset({"batch", "transaction"})
+
+# Operations with the types that have them, on a type, on a resource, or on both.
+_ON_TYPE, _ON_RESOURCE = 1, 2
+_ON_BOTH = _ON_TYPE | _ON_RESOURCE
+_OPERATIONS: Mapping[str, tuple[Collection[str], int]] = {
+    "docref": ({"DocumentReference"}, _ON_TYPE),
+    "everything": ({"Patient"}, _ON_RESOURCE),
+    "expand": ({"ValueSet"}, _ON_BOTH),
+    "lastn": ({"Observation"}, _ON_TYPE),
+    "lookup": ({"CodeSystem"}, _ON_TYPE),
+    "validate": ((), _ON_BOTH),
+    "validate-code": ({"CodeSystem", "ValueSet"}, _ON_BOTH),
+}
+#: What scripts may call unless the view lists other operations.
+OPERATIONS = frozenset(_OPERATIONS)
+# They read nothing of a patient, so that their parameters may also be in a body.
+_WITH_BODY = frozenset({"expand", "lookup", "validate", "validate-code"})
+# None of them leads to a patient, whatever the operation.
+_OPERATION_PARAMETERS = frozenset(
+    {
+        *("_since", "_type", "abstract", "activeOnly", "check-system-version", "code"),
+        *("codeableConcept", "coding", "count", "date", "designation", "display"),
+        *("displayLanguage", "end", "exclude-system", "excludeNested"),
+        *("excludeNotForUI", "excludePostCoordinated", "filter"),
+        *("force-system-version", "includeDefinition", "includeDesignations", "max"),
+        *("mode", "offset", "on-demand", "profile", "property", "resource", "start"),
+        *("system", "system-version", "systemVersion", "type", "url"),
+        *("valueSetVersion", "version"),
+    }
+)
+
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
+_INCLUSION = re.compile("([A-Z][A-Za-z]+):([a-z-]+)(?::[A-Z][A-Za-z]+)?")
+# The type and the search of a conditional reference, as careless servers read it.
+_CONDITION = re.compile(r"(?:[^?]*/)?\s*([A-Za-z]+)[\s/]*(?:\?|%3f)(.*)", re.DOTALL)
+_PATIENT = re.compile(r"patient\s*[/%?\\]", re.IGNORECASE)
+# Parameters by which a server might leave out the resources, which say whose they are.
+_HIDING = re.compile("_|.*:")
+# The parts of a parameter: of a chain, a type, a modifier.
+_STEPS = re.compile("[.:]")
+_SUBJECTS = frozenset({"patient", "subject"})
+# Parameters that name a patient in some type, or at the end of a chain.
+_WHO = _SUBJECTS | {"actor", "beneficiary", "individual", "member"}
+# Types that are patients, or of which patients are members.
+_PERSONS = frozenset({"Group", "Patient", "Person", "RelatedPerson"})
+# By which some servers search and check everything, such as whose a resource is.
+_RULES = frozenset(
+    {
+        *("CompartmentDefinition", "GraphDefinition", "OperationDefinition"),
+        *("SearchParameter", "StructureDefinition", "StructureMap"),
+    }
+)
+
+
+@cache
+def _read_table() -> dict[str, dict[str, str]]:
+    """The kind of each search parameter, for each type of R4."""
+    table = {}
+    text = files(__package__).joinpath("search.tsv").read_text("utf-8")
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            resource_type, *columns = line.split("\t")
+            table[resource_type] = {
+                name: kind
+                for kind, names in zip(_MODIFIERS, columns, strict=True)
+                for name in names.split()
+            }
+    return table
+
+
+def _find_kind(resource_type: str, name: str) -> tuple[str, bool]:
+    """Kind of a search parameter, and whether it leads to shared types alone."""
+    found = _read_table().get(resource_type, {})
+    marked = found.get(f"{name}*")
+    return marked or found.get(name) or _OF_ALL.get(name, ""), marked is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowList:
+    """
+    What a view's scripts may ask under the scopes of their launch.
+
+    Args:
+        boundary: of the patient's record.  What the scopes leave to the server, it
+            decides about.
+        methods: of HTTP.
+        resource_types: ``None`` for all of R4, of which those that belong to no patient
+            can only be read.
+        operations: without ``$``.
+        parameters: of searches, beside those of the table, as ``Slot.schedule``.
+        batch: whether batches and transactions are allowed.
+    """
+
+    boundary: PatientBoundary
+    methods: Collection[str]
+    resource_types: Collection[str] | None = None
+    operations: Collection[str] = OPERATIONS
+    parameters: Collection[str] = ()
+    batch: bool = False
+
+    def check(self, asked: Interaction) -> None:
+        """
+        Refuse a request, or an entry of a Bundle, that is not allowed in all its parts.
+
+        Raises:
+            FHIRRequestError: with the code ``fhir_not_allowed``; the message says which
+                attribute of the view would allow it.
+            ForeignPatientError: it may lead to another patient, so that none would.
+        """
+        name, kind = asked.name, asked.resource_type
+        self._check_attributes(asked)
+        path, _, query = asked.path.partition("?")
+        parts, pairs = path.split("/"), _parse_query(query)
+        if name in _BUNDLES:
+            return  # each of its entries is checked
+        if self.boundary.is_open(name, kind):
+            self._check_open(asked, pairs)
+            return
+        if name not in _ALLOWED:
+            raise ForeignPatientError(f"A {name} is not about a single patient.")
+        if kind and kind not in _read_table() and self.resource_types is None:
+            _refuse(kind, "resource_types")
+        self._check_place(name, parts)
+        if name == "search":
+            if isinstance(asked.body, bytes):
+                pairs += _parse_query(asked.body.decode("utf-8", "replace"))
+            self._check_search(kind, pairs)
+        elif name == "operation":
+            self._check_operation(asked, parts, pairs)
+        elif name in _WRITES:
+            self._check_write(asked, parts, pairs)
+        else:
+            for parameter, value in pairs:
+                self._check_control(name, parameter, value)
+
+    def _check_attributes(self, asked: Interaction) -> None:
+        """What the view decides, whatever the scopes."""
+        if asked.method not in self.methods:
+            _refuse(asked.method, "methods")
+        if asked.name in _BUNDLES and not self.batch:
+            _refuse(f"A {asked.name}", "batch")
+        if asked.resource_type:
+            self.check_type(asked.resource_type)
+        operation = asked.path.partition("?")[0].rpartition("$")[2]
+        if asked.name == "operation" and operation not in self.operations:
+            _refuse(f"${operation}", "operations")
+
+    def check_type(self, resource_type: str) -> None:
+        """Refuse a type, also of a resource that came, that the view does not list."""
+        if self.resource_types is not None and resource_type not in self.resource_types:
+            _refuse(resource_type, "resource_types")
+
+    def _check_open(self, asked: Interaction, pairs: list[tuple[str, str]]) -> None:
+        """The server decides about this type, which is not to say about others."""
+        if asked.name == "search" and self.boundary.scopes.are_for_patient:
+            for parameter, _ in pairs:
+                listed = f"{asked.resource_type}.{parameter}"
+                if "_has" in parameter.lower() and listed not in self.parameters:
+                    _refuse(f'"{parameter}"', "parameters", listed)
+
+    def _check_place(self, name: str, parts: list[str]) -> None:
+        """A record is that of the patient: ``Patient/<id>`` and all below."""
+        is_record = name == "search" and len(parts) > 2
+        is_patient = parts[0] == "Patient" and _ID.fullmatch("".join(parts[1:2]))
+        is_own = parts[:2] == ["Patient", self.boundary.patient_id]
+        if (is_record or is_patient) and not is_own:
+            raise ForeignPatientError("This is not the patient of this launch.")
+
+    def _check_control(self, name: str, parameter: str, value: str) -> None:
+        is_listed = parameter in _ALLOWED[name]
+        if not is_listed or not _CONTROLS[parameter].fullmatch(value):
+            _refuse(f'"{parameter}" with this value')
+
+    # Searches
+
+    def _check_search(self, kind: str, pairs: list[tuple[str, str]]) -> None:
+        for parameter, value in pairs:
+            if parameter in {"_include", "_revinclude"}:
+                self._check_inclusion(kind, parameter, value)
+            elif parameter == "_sort":
+                for key in value.split(","):
+                    known, _ = _find_kind(kind, key.removeprefix("-"))
+                    if not known:
+                        _refuse('"_sort" by this')
+            elif parameter in _CONTROLS:
+                self._check_control("search", parameter, value)
+            else:
+                self._check_criterion(kind, parameter, value)
+
+    def _check_criterion(self, kind: str, parameter: str, value: str) -> None:
+        """One parameter that selects resources, also for a conditional change."""
+        bare, _, modifier = parameter.partition(":")
+        ends = {bare, _STEPS.split(parameter)[-1]}
+        is_own = self._is_own(value)
+        if ends & (get_compartment(kind).names | _WHO) and not (
+            is_own or (self._lead_to_shared(value) and not ends & _SUBJECTS)
+        ):
+            raise ForeignPatientError(
+                f'"{parameter}" does not name the patient of this launch.'
+            )
+        known, is_to_shared = _find_kind(kind, bare)
+        is_opened = f"{kind}.{parameter}" in self.parameters
+        if known == "reference" and modifier != "missing":
+            is_allowed = (is_own and modifier in {"", "Patient"}) or (
+                self._lead_to_shared(value, modifier, is_to_shared=is_to_shared)
+            )
+        else:
+            is_allowed = bool(known) and modifier in {"", *_MODIFIERS[known]}
+        if not is_allowed and not (is_opened and self._names_nobody(value)):
+            text = f'The search parameter "{parameter}", or its value,'
+            _refuse(text, "parameters", f"{kind}.{parameter}")
+
+    def _is_own(self, value: str) -> bool:
+        return value in {self.boundary.patient_id, *self.boundary.own}
+
+    def _lead_to_shared(
+        self, value: str, modifier: str = "", *, is_to_shared: bool = False
+    ) -> bool:
+        """Whether each of some references is to what belongs to no patient."""
+        for text in value.split(","):
+            text = text.removeprefix(f"{self.boundary.base_url}/")
+            found = _REFERENCE.fullmatch(text)
+            kind = found[1] if found else modifier
+            is_id = _ID.fullmatch(text) is not None
+            is_known = is_shared(kind) if kind else is_to_shared
+            if not is_known or not (found or is_id):
+                return False
+        return True
+
+    def _names_nobody(self, value: str) -> bool:
+        """Whether a value that the view allows leads to no other patient."""
+        kinds = {found[1] for found in map(_REFERENCE.match, value.split(",")) if found}
+        return self._is_own(value) or not (kinds & _PERSONS or _PATIENT.search(value))
+
+    def _check_inclusion(self, kind: str, parameter: str, value: str) -> None:
+        """Refuse to include what is not of *kind*, or what many patients have."""
+        found = _INCLUSION.fullmatch(value)
+        is_known = found and _find_kind(found[1], found[2])[0] == "reference"
+        is_about = found and found[1] == kind
+        if found and parameter == "_revinclude":
+            # What refers to a patient in another role may be in another record.
+            own = get_compartment(found[1]).names | _SUBJECTS
+            is_about = not is_shared(kind) and (kind != "Patient" or found[2] in own)
+        if not (is_known and is_about):
+            _refuse(f'"{parameter}" with this value')
+
+    # Operations
+
+    def _check_operation(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> None:
+        operation, kind = parts[-1].removeprefix("$"), asked.resource_type
+        is_known = operation in _OPERATIONS
+        types, places = _OPERATIONS.get(operation, ((), _ON_BOTH))
+        if (types and kind not in types) or not places & (len(parts) - 1):
+            _refuse(f"${operation} of this")
+        if asked.body is not None:
+            if is_known and operation not in _WITH_BODY:
+                _refuse(f"A body for ${operation}")
+            pairs = [*pairs, *_iter_parameters(asked.body)]
+        for parameter, value in pairs:
+            if parameter in _SUBJECTS:
+                if not self._is_own(value):
+                    raise ForeignPatientError(f'"{parameter}" names another patient.')
+            elif parameter in _ALLOWED["operation"]:
+                self._check_control("operation", parameter, value)
+            elif parameter in _OPERATION_PARAMETERS or not (
+                is_known or _HIDING.match(parameter)
+            ):
+                if not self._names_nobody(value):
+                    raise ForeignPatientError(f'"{parameter}" names another patient.')
+            elif operation == "lastn":
+                self._check_criterion(kind, parameter, value)
+            else:
+                _refuse(f'"{parameter}" of ${operation}')
+
+    # Changes
+
+    def _check_write(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> None:
+        kind, name = asked.resource_type, asked.name
+        if kind in _RULES:
+            raise ForeignPatientError(f"A {kind} is not about a single patient.")
+        if is_shared(kind) and self.resource_types is None:
+            _refuse(f"A change of a {kind}", "resource_types", kind)
+        if name == "create":
+            condition = asked.headers.get("If-None-Exist", "")
+            criteria = _parse_query(condition.partition("?")[2] or condition)
+        else:
+            criteria = pairs if len(parts) == 1 else []
+        for parameter, value in criteria:
+            self._check_criterion(kind, parameter, value)
+        for parameter, value in pairs if criteria is not pairs else ():
+            self._check_control(name, parameter, value)
+        if name == "patch" and not isinstance(asked.body, list):
+            _refuse("A patch that is not a JSON Patch")
+        for text in _iter_references(asked.body):
+            self._check_condition(text)
+
+    def _check_condition(self, reference: str) -> None:
+        """Refuse a reference for which the server may search in other records."""
+        found = _CONDITION.fullmatch(reference)
+        if found is None:
+            return
+        if not is_shared(found[1]):
+            raise ForeignPatientError("A reference may find another patient's.")
+        for parameter, value in _parse_query(found[2]):
+            self._check_criterion(found[1], parameter, value)
+
+
+def _parse_query(text: str) -> list[tuple[str, str]]:
+    return parse_qsl(text, keep_blank_values=True)
+
+
+def _iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
+    """Each parameter of a Parameters, and of its parts, as if it were in a URL."""
+    if not isinstance(body, Mapping) or body.get("resourceType") != "Parameters":
+        return
+    lists = [body.get("parameter", [])]
+    for found in lists:
+        if not isinstance(found, list):
+            _refuse("A parameter that is not in a list")
+        for one in found:
+            if not isinstance(one, Mapping):
+                _refuse("A parameter that is not an object")
+            values = [value for key, value in one.items() if key.startswith("value")]
+            for value in values or [""]:
+                if isinstance(value, Mapping):
+                    value = value.get("reference", "")
+                yield str(one.get("name")), str(value)
+            lists.append(one.get("part", []))
+
+
+def _iter_references(body: Any) -> Iterator[str]:
+    """What a server may take for a reference, in a resource or a JSON Patch."""
+    name = "value" if isinstance(body, list) else "reference"
+    for item in iter_values(body):
+        for key in {name, "reference"} if isinstance(item, Mapping) else ():
+            if isinstance(text := item.get(key), str):
+                yield text
+
+
+def _refuse(what: str, attribute: str = "", value: str = "") -> NoReturn:
+    hint = "."
+    if attribute:
+        listed = f', which can list "{value}"' if value else ""
+        hint = f", unless the view's attribute {attribute} allows it{listed}."
+    raise FHIRRequestError(f"{what} is not allowed{hint}", code="fhir_not_allowed")
