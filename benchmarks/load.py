@@ -70,7 +70,8 @@ class Person:
                 f"Content-Length: {len(form)}\r\n"
             )
         writer.write(
-            f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n{cookie}{more}\r\n"
+            f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Sec-Fetch-Site: same-origin\r\n{cookie}{more}\r\n"
             f"{form or ''}".encode()
         )
         head = await reader.readuntil(b"\r\n\r\n")

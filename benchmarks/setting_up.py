@@ -159,7 +159,7 @@ class LoginDriver:
 
     def browser(self) -> Any:
         """A browser without cookies."""
-        browser = self._client(HTTP_HOST="127.0.0.1")
+        browser = self._client(HTTP_HOST="127.0.0.1", HTTP_SEC_FETCH_SITE="same-origin")
         browser.handler = self.handler
         return browser
 

@@ -66,7 +66,8 @@ class _Browser(Client):
 
 def make_browser(host: str = "app.example.org") -> Client:
     """A browser with cookies of its own, which reaches the site by https."""
-    return _Browser(HTTP_HOST=host)
+    # Its user follows links on the site, unless a test says otherwise.
+    return _Browser(HTTP_HOST=host, HTTP_SEC_FETCH_SITE="same-origin")
 
 
 def start_ehr_launch(

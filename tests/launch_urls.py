@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LogoutView
 from django.contrib.messages import get_messages
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -36,8 +37,15 @@ def show_notices(request: HttpRequest) -> HttpResponse:
     return HttpResponse("\n".join(str(each) for each in get_messages(request)))
 
 
+@login_required
+def show_members(request: HttpRequest) -> HttpResponse:
+    """A page for users who are signed in."""
+    return HttpResponse("members")
+
+
 urlpatterns = [
     *site,
+    path("members/", show_members),
     path("notices/", show_notices),
     path("page/", show),
     path("sign-out/", LogoutView.as_view(next_page="/")),

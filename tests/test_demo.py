@@ -167,6 +167,7 @@ def test_demo_starts_again_on_other_ports(project):
             answer = requests.get(
                 f"{site}smart/login/",
                 params={"server": f"harbour-{port}"},
+                headers={"Sec-Fetch-Site": "same-origin"},
                 allow_redirects=False,
                 timeout=60,
             )

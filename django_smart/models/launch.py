@@ -594,8 +594,9 @@ _callback_row = JoinedRow(
         ),
         "registration__server": (
             *CONFIGURATION_COLUMNS,
-            *("slug", "is_active", "login_group", "issuer", "id_token_issuer"),
-            *("id_token_algorithms", "nonce_required", "basic_credentials"),
+            *("slug", "name", "is_active", "login_group", "issuer"),
+            *("id_token_issuer", "id_token_algorithms"),
+            *("nonce_required", "basic_credentials"),
             *("jwks", "jwks_fetched_at", "jwks_max_age", "assertion_audience"),
             *("bearer_boundary", "allow_embedding", "frame_origins"),
             *("enforces_compartments", "request_headers", "min_refresh_interval"),

@@ -23,6 +23,7 @@ __all__ = ["AsyncSMARTClient", "SMARTClient"]
 # Never under a launch prefix.
 _APPS_OUTSIDE = frozenset({"admin", "django_smart"})
 _HOST = urlsplit(SITE_URL).netloc
+_FROM_EHR = {"Sec-Fetch-Site": "cross-site"}
 
 
 class _InLaunch:
@@ -65,7 +66,9 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
     def __init__(
         self, registration: ClientRegistration, ehr: EHRSimulator, **defaults: Any
     ) -> None:
-        super().__init__(**{"HTTP_HOST": _HOST, **defaults})
+        # By default, its user follows links on this site.
+        own: dict[str, Any] = {"HTTP_HOST": _HOST, "HTTP_SEC_FETCH_SITE": "same-origin"}
+        super().__init__(**{**own, **defaults})
         self.registration = registration
         self.ehr = ehr
 
@@ -118,6 +121,7 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         response = self.get(
             urlsplit(urls.launch_url).path,
             {"iss": self.ehr.base_url, "launch": launch_id},
+            headers=_FROM_EHR,
         )
         granted = f"launch openid fhirUser {scopes}" if scopes else None
         return self._finish(response, scope=granted)
@@ -167,7 +171,8 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
 
     def as_async(self) -> AsyncSMARTClient:
         """Return a client for async views, with the same cookies and launch."""
-        client = AsyncSMARTClient(headers={"host": _HOST})
+        headers: dict[str, Any] = {"sec-fetch-site": "same-origin"}
+        client = AsyncSMARTClient(**headers)
         client.cookies = self.cookies
         client.smart_launch = self.smart_launch
         return client
@@ -176,9 +181,8 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         authorization_url = _get_redirect(response)
         (state,) = parse_qs(urlsplit(authorization_url).query)["state"]
         callback = urlsplit(self.ehr.authorize(authorization_url, **choices))
-        _get_redirect(
-            self.get(callback.path, parse_qsl(callback.query, keep_blank_values=True))
-        )
+        query = parse_qsl(callback.query, keep_blank_values=True)
+        _get_redirect(self.get(callback.path, query, headers=_FROM_EHR))
         launch = Launch.objects.with_related().with_state(state).get()
         if launch.status == Launch.Status.PARKED:
             raise AssertionError(

@@ -107,6 +107,8 @@ _TRIED = "cookies"
 _LEFT = "frame"
 # The parameter that says that an answer was refused, so the page asks again.
 _AGAIN = "again"
+# Of Sec-Fetch-Site: a link on this site, and an address that was typed or bookmarked.
+_CHOSEN_HERE = frozenset({"same-origin", "none"})
 # A time (seconds) that keeps upstream's SessionRefresh away from our sessions.
 _NEVER = 2**40
 # Code of an error: the session ended, so that nobody is signed in any more.
@@ -159,8 +161,9 @@ class LoginView(ProtocolView):
 
     ``registration=<launch slug>`` instead of ``server`` is for a specific registration.
 
-    Anonymous users are redirected to the EHR to sign in.  Signed-in users first see a
-    button; pressing it (``POST``) redirects them to the EHR to connect their records.
+    An anonymous user who follows a link of this site is redirected to the EHR to sign
+    in.  Signed-in users, who connect their records, and those who come from elsewhere
+    first see a button; pressing it (``POST``) redirects them to the EHR.
     Without ``server`` and ``registration``, the organization picker is shown.
     """
 
@@ -177,12 +180,14 @@ class LoginView(ProtocolView):
         if first is not None:
             return first
         user = get_user(request)
-        if user is None:
+        # Another site must not sign its visitors in here, perhaps with an account of
+        # its own at one of the EHRs.
+        if user is None and request.headers.get("Sec-Fetch-Site") in _CHOSEN_HERE:
             return self._begin(request, registration, next_url=next_url)
         context = {
             "registration": registration,
             "next": next_url,
-            "user_pk": str(user.pk),
+            "user_pk": "" if user is None else str(user.pk),
             "user_name": get_own_name(user),
             "may_be_chosen": _may_be_chosen(request, registration),
             # Not straight to the EHR, which might sign the same person in again.
@@ -197,12 +202,12 @@ class LoginView(ProtocolView):
         chosen, next_url = self._read(request.POST)
         self.registration = registration = self._find(chosen)
         url = build_login_url(**chosen, next_url=next_url)
-        user = get_user(request)
-        if user is None and "connect" in request.POST:
+        user, named = get_user(request), request.POST.get("user", "")
+        if user is None and named:
             # The session ran out: the launch would sign in, perhaps a new user.
             return self._sign_in_again(request, url)
-        if user is not None and request.POST.get("user") != str(user.pk):
-            # The page named somebody else, as when support staff impersonate a user.
+        if user is not None and named != str(user.pk):
+            # The page named another user, as when support staff impersonate one.
             return harden(HttpResponseRedirect(url))
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
@@ -317,6 +322,7 @@ class _CompletingView(ProtocolView):
         keep_messages_apart(request, key=completion.launch.key)
         if completion.user is not None:
             self._sign_in(request, completion.user, backend)
+            _say_who(request, completion)
         self._set_frame(completion.launch)
         if completion.launch.intent == Launch.Intent.CONNECT:
             _say_what_is_missing(request, completion.launch)
@@ -405,6 +411,20 @@ def _get_visitor(request: HttpRequest, backend: SMARTAuthenticationBackend) -> V
     )
 
 
+def _say_who(request: HttpRequest, completion: Completion) -> None:
+    """Let the page that follows say whom the launch has signed in."""
+    user = completion.user
+    name = get_display_name(user, completion.claims) or get_own_name(user)
+    # A link can sign in with an account of whoever sent it, who chooses the name there.
+    text = (
+        gettext("You are now signed in as %(name)s, with an account at %(server)s.")
+        if name
+        else gettext("You are now signed in with an account at %(server)s.")
+    )
+    server = completion.launch.registration.server.name
+    messages.info(request, text % {"name": name, "server": server}, fail_silently=True)
+
+
 def _say_what_is_missing(request: HttpRequest, launch: Launch) -> None:
     """Let the page that follows say what the organization did not allow."""
     missing = launch.missing_scope.split()
@@ -441,8 +461,7 @@ class CallbackView(_CompletingView):
 
     def get(self, request: HttpRequest, callback_id: str = "") -> HttpResponse:
         """Complete the launch, sign in if it is for that, and go to its page."""
-        browser, user = get_browser(request), get_user(request)
-        backend = self.get_backend()
+        browser, backend = get_browser(request), self.get_backend()
         digests_at_start = browser.digests_at_start
         try:
             completion = complete_launch(
@@ -463,14 +482,11 @@ class CallbackView(_CompletingView):
             browser.renew(completion.open_digests or ())
             return self._ask(request, completion)
         try:
-            response = self._finish(request, completion, backend)
+            return self._finish(request, completion, backend)
         except SMARTError:
             # Raised by the site, in a receiver or a hook of this view.
             self.launch = completion.launch
             raise
-        if user is not None and completion.user is not None:
-            self._say_who(request, completion)
-        return response
 
     # Hooks for subclasses
 
@@ -520,17 +536,6 @@ class CallbackView(_CompletingView):
         ):
             url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
-
-    @staticmethod
-    def _say_who(request: HttpRequest, completion: Completion) -> None:
-        """Let the page that follows name whom the launch has put in another's place."""
-        name = get_display_name(completion.user, completion.claims)
-        text = (
-            gettext("You are now signed in as %(name)s.") % {"name": name}
-            if name
-            else gettext("Another user is now signed in.")
-        )
-        messages.info(request, text, fail_silently=True)
 
     def _note_launch(
         self, request: HttpRequest, browser_digests: Collection[str]

@@ -128,7 +128,11 @@ class WatchedBrowser(Client):
     """
 
     def __init__(self) -> None:
-        super().__init__(HTTP_HOST="app.example.org", raise_request_exception=False)
+        super().__init__(
+            HTTP_HOST="app.example.org",
+            HTTP_SEC_FETCH_SITE="same-origin",
+            raise_request_exception=False,
+        )
         self.pages: list[str] = []
         self.forms: list[str] = []
         self.cookies_set: list[str] = []

@@ -124,3 +124,17 @@ def test_patient_connects_records_on_a_phone(
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 375
+
+
+def test_link_on_another_site_shows_a_button_first(
+    chromium: Browser, real_ehr: EHRSimulator, site: ExampleSite
+) -> None:
+    page = chromium.new_page()
+    page.goto(real_ehr.origin)
+    login = f"{site.url}/smart/login/?server=harbour"
+    page.evaluate("url => { location.href = url }", login)
+    page.get_by_role("button", name="Continue to Harbour EHR").click()
+    page.get_by_role("button", name="Marisol Quillfeather").click()
+    page.get_by_role("button", name="Approve").click()
+    page.wait_for_url("**/~*/patient/")
+    expect(page.get_by_text("You are now signed in")).to_be_visible()

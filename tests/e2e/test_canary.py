@@ -397,6 +397,7 @@ def test_nothing_secret_is_in_what_the_example_writes(
 def walk_through(site: ExampleSite, ehr: EHRSimulator) -> None:
     """A launch, and what goes wrong with one, by plain HTTP."""
     with requests.Session() as browser:
+        browser.headers["Sec-Fetch-Site"] = "same-origin"
         login = f"{site.url}/smart/login/?server=harbour"
         started = browser.get(login, allow_redirects=False, timeout=60)
         callback = ehr.authorize(started.headers["Location"], patient=PATIENT)
@@ -496,6 +497,7 @@ def connect_and_leave(
 ) -> None:
     """Connect one patient's records; disconnect them too, or go away."""
     with requests.Session() as browser:
+        browser.headers["Sec-Fetch-Site"] = "same-origin"
         login = f"{site.url}/smart/login/?server=harbour"
         started = browser.get(login, allow_redirects=False, timeout=60)
         callback = ehr.authorize(started.headers["Location"], patient=patient)

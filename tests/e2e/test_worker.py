@@ -32,6 +32,7 @@ def _connect(site: ExampleSite, ehr: EHRSimulator) -> None:
     scope = "launch/patient patient/Patient.rs offline_access"
     registered = site.register_at(ehr, "--standalone-scope", scope)
     with site.web(), requests.Session() as browser:
+        browser.headers["Sec-Fetch-Site"] = "same-origin"
         started = browser.get(
             registered["login_url"], allow_redirects=False, timeout=60
         )

@@ -204,7 +204,7 @@ def test_owner_without_a_password_is_sent_to_no_other_dead_end(
     pages = [
         browser.get(f"/~{connected.key}/page/"),
         get_callback(browser, second.authorize(url)),
-        browser.post("/smart/login/", {"server": "second", "connect": "1"}),
+        browser.post("/smart/login/", {"server": "second", "user": "1"}),
     ]
     codes = ["launch_signed_out", "user_signed_out", "user_signed_out"]
     assert [get_code(page) for page in pages] == codes

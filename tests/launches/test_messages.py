@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from django.contrib import messages
 from django.contrib.auth.signals import user_logged_in
+from django.contrib.messages.storage.base import BaseStorage
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
@@ -60,6 +63,7 @@ def test_message_of_one_chart_is_never_shown_in_another(ehr, settings, method, l
     if "Cookie" in settings.MESSAGE_STORAGE and length > 1:
         length = 1000
     one = open_chart(ehr)
+    shown(one)  # who is signed in
     two = open_chart(ehr, one.browser, patient=OTHER_PATIENT)
     plain = Chart(one.browser, one.launch, "/")
     queue(one, "a" * length)
@@ -76,6 +80,7 @@ def test_message_of_one_chart_is_never_shown_in_another(ehr, settings, method, l
 @pytest.mark.usefixtures("_storage")
 def test_message_outlives_pages_that_do_not_show_it(ehr):
     chart = open_chart(ehr)
+    shown(chart)  # who is signed in
     queue(chart, "saved")
     chart.get("/links/")
     chart.get("/links")  # a redirect, which adds the slash
@@ -96,7 +101,7 @@ def test_message_of_the_sign_in_is_shown_by_the_page_it_leads_to(ehr):
         user_logged_in.disconnect(_welcome)
     two = open_chart(ehr, one.browser, patient=OTHER_PATIENT)
     assert shown(two) == ""
-    assert shown(one) == "welcome"
+    assert shown(one).startswith("welcome|")
 
 
 def test_message_of_the_sign_in_is_shown_where_no_launch_has_a_prefix(ehr, settings):
@@ -106,7 +111,7 @@ def test_message_of_the_sign_in_is_shown_where_no_launch_has_a_prefix(ehr, setti
         chart = open_chart(ehr)
     finally:
         user_logged_in.disconnect(_welcome)
-    assert shown(chart) == "welcome"
+    assert shown(chart).startswith("welcome|")
 
 
 def test_site_without_messages_opens_charts(ehr, settings):
@@ -116,8 +121,18 @@ def test_site_without_messages_opens_charts(ehr, settings):
     assert open_chart(ehr).get("/links/").status_code == 200
 
 
+class OwnStorage(BaseStorage):
+    """Keeps nothing in the browser."""
+
+    def _get(self, *_args: Any, **_kwargs: Any) -> Any:
+        return [], True
+
+    def _store(self, *_args: Any, **_kwargs: Any) -> Any:
+        return []
+
+
 def test_storage_of_the_site_s_own_is_left_alone(ehr, settings):
-    settings.MESSAGE_STORAGE = "django.contrib.messages.storage.base.BaseStorage"
+    settings.MESSAGE_STORAGE = f"{__name__}.OwnStorage"
     assert open_chart(ehr).get("/links/").status_code == 200
 
 

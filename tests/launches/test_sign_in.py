@@ -37,6 +37,7 @@ from django_smart.testing.simulator import id_tokens
 from tests.answers import after_answer, answer
 from tests.ehr import (
     PATIENT,
+    SITE,
     connect,
     get_callback,
     get_launch,
@@ -243,6 +244,75 @@ def test_identity_that_was_asked_for_and_not_granted_signs_nobody_in(
     assert not User.objects.exists()
 
 
+# From a link on another site
+
+
+_LOGIN = "/smart/login/?server=harbour&next=%2Fnotices%2F"
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", ""])
+@pytest.mark.parametrize("path", [_LOGIN, "/members/"])
+def test_link_on_another_site_signs_nobody_in_without_a_click(
+    ehr: EHRSimulator, settings: Any, site: str, path: str
+) -> None:
+    settings.LOGIN_URL = "/smart/login/?server=harbour"
+    victim = make_browser()
+    victim.handler.enforce_csrf_checks = True
+    headers = {"Sec-Fetch-Site": site}
+    page = victim.get(path, headers=headers)
+    if page.status_code == 302:
+        # A redirect keeps the header of the navigation that it belongs to.
+        page = victim.get(page["Location"], headers=headers)
+    assert page.status_code == 200
+    assert not Launch.objects.exists()
+    assert _signed_in(victim) is None
+    # The victim reads the page, and wants that.
+    form = _read_form(page)
+    started = victim.post("/smart/login/", form, headers={"Origin": SITE})
+    opened = get_launch(get_callback(victim, ehr.authorize(started["Location"])))
+    assert opened.intent == "sign_in"
+    assert opened.next_url in {"/notices/", path}
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_link_on_this_site_and_a_typed_address_lead_to_the_organization(
+    site: str,
+) -> None:
+    started = make_browser().get(_LOGIN, headers={"Sec-Fetch-Site": site})
+    assert started["Location"].startswith("https://ehr.example.org/")
+
+
+def test_page_of_somebody_who_signed_in_meanwhile_asks_again(ehr: EHRSimulator) -> None:
+    browser = make_browser()
+    form = _read_form(browser.get(_LOGIN, headers={"Sec-Fetch-Site": "cross-site"}))
+    _sign_in(browser)
+    response = browser.post("/smart/login/", form)
+    assert (response.status_code, response["Location"]) == (302, _LOGIN)
+    assert not Launch.objects.exists()
+
+
+@pytest.mark.parametrize("start", [start_login, start_ehr_launch])
+@pytest.mark.parametrize("name", ["Mallory Silva", ""])
+def test_first_page_after_a_sign_in_says_who_is_signed_in(
+    ehr: EHRSimulator, start: Any, name: str
+) -> None:
+    attacker: Any = launch(make_browser(), ehr).user
+    User.objects.filter(pk=attacker.pk).update(last_name=name)
+    victim = make_browser()
+    # A link that the attacker sent leads to the attacker's account.
+    authorization = start(victim) if start is start_login else start(victim, ehr)
+    choices: Any = {"user": next(iter(ehr.users))} if start is start_login else {}
+    opened = get_launch(get_callback(victim, ehr.authorize(authorization, **choices)))
+    assert opened.user == attacker
+    notice = victim.get(f"/~{opened.key}/notices/").content.decode()
+    assert name in notice
+    assert opened.registration.server.name in notice
+    # Once; and not when the same user opens the next chart.
+    assert victim.get(f"/~{opened.key}/notices/").content == b""
+    again = launch(victim, ehr)
+    assert victim.get(f"/~{again.key}/notices/").content == b""
+
+
 # Connect
 
 
@@ -263,8 +333,11 @@ def test_connecting_links_an_unknown_identity_to_the_signed_in_user(
 
 def _read_connect_form(browser: Client) -> dict[str, str]:
     """Open the page that asks; returns what its button sends."""
-    page = browser.get("/smart/login/?server=harbour&next=/page/").content.decode()
-    form, _, _ = page.partition("</form>")
+    return _read_form(browser.get("/smart/login/?server=harbour&next=/page/"))
+
+
+def _read_form(response: Any) -> dict[str, str]:
+    form, _, _ = response.content.decode().partition("</form>")
     return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form))
 
 
@@ -322,7 +395,7 @@ def test_signing_out_instead_of_connecting_leads_back_to_the_organization(
     assert _signed_in(browser) is None
     _sign_in(browser, "sam")
     asked = browser.get(parse_qs(login.query)["next"][0])
-    assert b'name="connect"' in asked.content
+    assert b'name="user" value="' in asked.content
     assert b'name="next" value="/page/"' in asked.content
 
 
@@ -339,7 +412,7 @@ def test_connecting_after_the_session_ran_out_asks_to_sign_in_again(
     # Whoever signs in is asked again.
     _sign_in(browser)
     asked = browser.get(parse_qs(login.query)["next"][0])
-    assert b'name="connect"' in asked.content
+    assert b'name="user" value="' in asked.content
     assert b'name="next" value="/page/"' in asked.content
 
 

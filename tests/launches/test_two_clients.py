@@ -103,7 +103,7 @@ def test_signing_in_again_leads_to_the_client_that_signed_in(ehr, patients) -> N
     started = browser.get("/smart/login/?registration=harbour-2&next=/page/")
     get_launch(get_callback(browser, ehr.authorize(started["Location"])))
     del browser.cookies["sessionid"]
-    values = {"registration": "harbour-2", "next": "/page/", "connect": "1"}
+    values = {"registration": "harbour-2", "next": "/page/", "user": "1"}
     page = browser.post("/smart/login/", values)
     assert page.status_code == 409
     url = page.context["retry"].url
@@ -117,7 +117,7 @@ def test_signing_in_again_leads_to_the_client_that_signed_in(ehr, patients) -> N
     assert page.context["retry"].url.startswith("/smart/login/?server=harbour&next=")
     # If it is gone, the server's default may know them.
     ClientRegistration.objects.filter(pk=patients.pk).update(standalone_scope="")
-    values = {"server": "harbour", "connect": "1"}
+    values = {"server": "harbour", "user": "1"}
     page = browser.post("/smart/login/", values)
     assert page.context["retry"].url.startswith("/smart/login/?server=harbour&next=")
 

@@ -315,6 +315,18 @@ def test_asynchronous_client_has_the_same_launch(
     assert response.resolver_match.route == "awhoami/"
 
 
+def test_link_on_the_site_leads_to_the_ehr(smart_client: SMARTClient) -> None:
+    url = "/smart/login/?server=test-ehr"
+    for response in (
+        smart_client.get(url),
+        async_to_sync(smart_client.as_async().get)(url),
+    ):
+        assert response["Location"].startswith("https://ehr.example.org/")
+    # A link on another site shows a button first.
+    response = smart_client.get(url, headers={"Sec-Fetch-Site": "cross-site"})
+    assert response.status_code == 200
+
+
 class TestsOfAClass(SMARTTestMixin, TestCase):
     """What the documentation says of ``unittest``."""
 
