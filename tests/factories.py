@@ -15,6 +15,7 @@ from django_smart.models import (
     FHIRServer,
     Identity,
     Launch,
+    ServerState,
     SigningKey,
     TokenGrant,
 )
@@ -42,7 +43,8 @@ _numbers = count(1)
 
 
 def make_server(**values: Any) -> FHIRServer:
-    """A valid server, of which nothing is known yet."""
+    """A valid server, of which nothing is known yet but ``state__…`` values."""
+    state = _pop(values, "state__")
     server = FHIRServer(
         **{
             "slug": "harbour",
@@ -53,18 +55,21 @@ def make_server(**values: Any) -> FHIRServer:
     )
     server.full_clean()
     server.save()
+    if state:
+        ServerState.objects.filter(server=server).update(**state)
     return server
+
+
+def _pop(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    names = [name for name in values if name.startswith(prefix)]
+    return {name.removeprefix(prefix): values.pop(name) for name in names}
 
 
 def make_registration(
     server: FHIRServer | None = None, /, **values: Any
 ) -> ClientRegistration:
     """A valid registration at *server* or at one made of ``server__…`` values."""
-    server_values = {
-        name.removeprefix("server__"): values.pop(name)
-        for name in list(values)
-        if name.startswith("server__")
-    }
+    server_values = _pop(values, "server__")
     registration = ClientRegistration(
         server=server or make_server(**server_values),
         **{

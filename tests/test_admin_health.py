@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from django_smart.models import FHIRServer
+from django_smart.models import FHIRServer, ServerState
 from tests.factories import make_grant, make_registration, make_server
 
 pytestmark = pytest.mark.django_db
@@ -63,8 +63,8 @@ def test_list_reads_all_servers_at_once(operator):
 
 def test_page_of_a_server_shows_every_count_and_nothing_of_a_person(operator):
     registration = make_registration(
-        server__last_refresh_error="server_timeout",
-        server__last_refresh_failure_at=timezone.now(),
+        server__state__last_error="server_timeout",
+        server__state__last_failure_at=timezone.now(),
     )
     make_grant(registration, patient_id="hush-patient", refresh_failures=1)
     make_grant(registration, status="needs_reauthorization")
@@ -98,7 +98,7 @@ def test_pause_is_seen_in_the_list_and_on_the_page(operator):
         ]
 
     assert read() == ["–", "–"]
-    FHIRServer.objects.update(refresh_paused_until=until)
+    ServerState.objects.update(paused_until=until)
     in_list, on_page = read()
     assert in_list == on_page != "–"
     # An operator's pause has no end; an outage's ends before it.

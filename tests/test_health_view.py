@@ -15,7 +15,7 @@ from django.urls import path
 from django.utils import timezone
 
 from django_smart.grants.deployment import hold_grants
-from django_smart.models import FHIRServer, TaskRun
+from django_smart.models import FHIRServer, ServerState, TaskRun
 from django_smart.models.task_run import REFRESH
 from django_smart.views import HealthView
 from tests.factories import make_grant, make_registration
@@ -115,16 +115,15 @@ def test_grant_that_waits_too_long_although_workers_run_is_overdue():
 def test_grants_that_wait_for_the_ehr_are_no_fault_of_the_workers(is_paused):
     TaskRun.objects.note(REFRESH)
     until = timezone.now() + timedelta(minutes=1) if is_paused else None
-    make_late(server__refresh_paused_until=until, server__refresh_failures=5)
+    make_late(server__state__paused_until=until, server__state__failures=5)
     assert get_status() == (503, "ehr_paused", "ehr_paused")
 
 
 def test_pause_by_an_operator_or_for_a_moment_is_no_alarm():
     make_registration(server__paused=True)
     assert get_status() == (200, "ok", "ehr_paused")
-    FHIRServer.objects.update(
-        paused=False, refresh_paused_until=timezone.now() + timedelta(minutes=1)
-    )
+    FHIRServer.objects.update(paused=False)
+    ServerState.objects.update(paused_until=timezone.now() + timedelta(minutes=1))
     assert get_status() == (200, "ok", "ehr_paused")
 
 

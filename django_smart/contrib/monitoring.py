@@ -15,7 +15,14 @@ from django.utils import timezone
 
 from ..grants.counting import BUCKETS, LOST_REASONS, SUCCESS
 from ..grants.deployment import belong_elsewhere
-from ..models import ClientRegistration, FHIRServer, RefreshCount, TaskRun, TokenGrant
+from ..models import (
+    ClientRegistration,
+    FHIRServer,
+    RefreshCount,
+    ServerState,
+    TaskRun,
+    TokenGrant,
+)
 from ..models.clock import DatabaseNow
 from ..models.task_run import REFRESH
 
@@ -32,11 +39,11 @@ _COLUMNS = (
     "slug",
     "is_active",
     "paused",
-    "refresh_failures",
-    "refresh_paused_until",
-    "last_refresh_at",
-    "last_refresh_failure_at",
-    "last_refresh_error",
+    "state__failures",
+    "state__paused_until",
+    "state__last_success_at",
+    "state__last_failure_at",
+    "state__last_error",
 )
 
 
@@ -133,7 +140,9 @@ def read_health(
     refused = stopped & Q(registrations__refresh_stop_reason=reason)
     health = {
         server.pk: _build(server)
-        for server in servers.only(*_COLUMNS).annotate(
+        for server in servers.select_related("state")
+        .only(*_COLUMNS)
+        .annotate(
             stopped=Count("registrations", filter=stopped),
             refused=Count("registrations", filter=refused),
             database_now=DatabaseNow(),
@@ -183,19 +192,20 @@ def read_health(
 
 def _build(server: Any) -> ServerHealth:
     read_at = server.database_now
-    paused_until = server.refresh_paused_until
+    state = getattr(server, "state", ServerState())
+    paused_until = state.paused_until
     return ServerHealth(
         slug=server.slug,
         is_active=server.is_active,
         read_at=read_at,
         paused=server.paused,
         paused_until=paused_until if paused_until and paused_until > read_at else None,
-        is_failing=server.refresh_failures > 0,
+        is_failing=state.failures > 0,
         stopped_registrations=server.stopped,
         refused_registrations=server.refused,
-        last_success_at=server.last_refresh_at,
-        last_failure_at=server.last_refresh_failure_at,
-        last_error=server.last_refresh_error,
+        last_success_at=state.last_success_at,
+        last_failure_at=state.last_failure_at,
+        last_error=state.last_error,
     )
 
 

@@ -118,7 +118,7 @@ def _read(grant_ids: Sequence[int], *, owner: str) -> list[TokenGrant]:
         return []
     # With each grant, the same few rows would be read and decoded hundreds of times.
     registrations = (
-        ClientRegistration.objects.select_related("server")
+        ClientRegistration.objects.select_related("server__state")
         .annotate(database_now=DatabaseNow(), deployment=find_owner())
         .in_bulk({grant.registration_id for grant in grants})
     )

@@ -131,7 +131,7 @@ def _take_out_hanging(
 
     def get_turn(registrations: list[ClientRegistration]) -> datetime:
         server = registrations[0].server
-        return server.refresh_paused_until or server.created_at
+        return server.state.paused_until or server.created_at
 
     hanging = [each for each in servers.values() if is_hanging(each[0].server)]
     for registrations in hanging:
@@ -208,7 +208,7 @@ def revoke_pending(
     # In random order: grants that always fail must not block the others.
     pending = (
         grants.awaiting_revocation()
-        .exclude(registration__server__refresh_paused_until__gt=DatabaseNow())
+        .exclude(registration__server__state__paused_until__gt=DatabaseNow())
         .order_by("?")
         .values_list("pk", "registration__server_id")
     )

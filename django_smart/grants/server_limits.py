@@ -24,7 +24,7 @@ from ..exceptions import (
     TokenServerError,
     TransportError,
 )
-from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from .lease import lease_length
 
@@ -131,7 +131,7 @@ def get_claim_limit(server: FHIRServer, *, busy: int, now: datetime) -> int:
         # The rest of one message would occupy a second process.
         return 0
     if server.rate_limit:
-        reserved = (_get_slot(server.refresh_slot_at, now) - now).total_seconds()
+        reserved = (_get_slot(server.state.slot_at, now) - now).total_seconds()
         limit = min(limit, int(_SHARE * server.rate_limit * (_BEAT_SECONDS - reserved)))
     return max(limit - busy, 0)
 
@@ -170,7 +170,7 @@ def get_batch_size(server: FHIRServer) -> int:
 
 def _get_seconds(server: FHIRServer) -> float:
     """Return how long a refresh takes."""
-    return max(server.refresh_seconds or _USUAL_SECONDS, 0.01)
+    return max(server.state.refresh_seconds or _USUAL_SECONDS, 0.01)
 
 
 class Pace:
@@ -192,7 +192,7 @@ class Pace:
         self._seconds: list[float] = []
         self._claimed: datetime | None = None
         self.is_probe = _is_down(server)
-        last = server.last_refresh_at
+        last = server.state.last_success_at
         self._was_there = not self.is_probe and bool(last and now - last < _RECENT)
         self._has_paused = False
         self.is_stopped = _is_paused(server, now) or (
@@ -227,9 +227,9 @@ class Pace:
         length = timedelta(seconds=number * spacing)
         while True:
             row = (
-                FHIRServer.objects.filter(pk=self._server.pk)
+                ServerState.objects.filter(pk=self._server.pk)
                 .annotate(now=DatabaseNow())
-                .values_list("refresh_slot_at", "now")
+                .values_list("slot_at", "now")
                 .first()
             )
             if row is None:
@@ -241,8 +241,8 @@ class Pace:
             if wait > _LONGEST_WAIT:
                 self.is_stopped = True
                 return
-            if FHIRServer.objects.reserve_slots(
-                self._server, seen=seen, until=start + length
+            if ServerState.objects.reserve_slots(
+                self._server.state, seen=seen, until=start + length
             ):
                 self._next, self._turns = time.monotonic() + wait, number
                 return
@@ -275,34 +275,32 @@ class Pace:
         # A later response may ask for a longer pause.
         if self._has_paused and not rest:
             return
-        before = 0 if self._is_there else self._server.refresh_failures
+        before = 0 if self._is_there else self._server.state.failures
         failures = before + self._streak
         if rest is not None or self.is_probe or failures >= _THRESHOLD:
             self._stop(failures, rest)
 
     def finish(self) -> None:
         """Store the outcome for the other workers."""
-        servers, now = FHIRServer.objects, self._now()
-        own = servers.filter(pk=self._server.pk)
+        states, now = ServerState.objects, self._now()
+        own = states.filter(pk=self._server.pk)
         if self._claimed and not self._seconds and self._failure is None:
             until = now + timedelta(seconds=_FIRST_PAUSE)
             # A probe that sent nothing: another follows soon.
-            own.filter(refresh_paused_until=self._claimed).update(
-                refresh_paused_until=until
-            )
+            own.filter(paused_until=self._claimed).update(paused_until=until)
         if self._has_succeeded:
-            own.update(last_refresh_at=now, refresh_seconds=mean(self._seconds))
+            own.update(last_success_at=now, refresh_seconds=mean(self._seconds))
         is_over = self._is_there and self._streak == 0 and not self._has_paused
         if self._failure is not None and not self._has_paused:
-            servers.note_failures(
-                self._server,
+            states.note_failures(
+                self._server.state,
                 self._streak,
                 in_a_row=not self._is_there,
                 now=now,
                 error_code=self._failure.code,
             )
-        elif is_over and self._server.refresh_failures:
-            servers.note_recovery(self._server, claimed=self._claimed)
+        elif is_over and self._server.state.failures:
+            states.note_recovery(self._server.state, claimed=self._claimed)
         if is_over and self.is_probe:
             self._wake()
 
@@ -315,8 +313,8 @@ class Pace:
         pause = max(jitter, _SHORTEST_PAUSE, rest or 0.0)
         now = self._now()
         error_code = self._failure.code if self._failure else ""
-        FHIRServer.objects.note_outage(
-            self._server,
+        ServerState.objects.note_outage(
+            self._server.state,
             failures=failures,
             now=now,
             until=now + timedelta(seconds=pause),
@@ -348,7 +346,7 @@ class Pace:
 
     def _claim_probe(self) -> bool:
         until = self._now() + lease_length()
-        if not FHIRServer.objects.claim_probe(self._server, until=until):
+        if not ServerState.objects.claim_probe(self._server.state, until=until):
             return False
         self._claimed = until
         return True
@@ -360,17 +358,17 @@ def _get_slot(slot_at: datetime | None, now: datetime) -> datetime:
 
 
 def _is_down(server: FHIRServer) -> bool:
-    failures: int = server.refresh_failures
+    failures: int = server.state.failures
     return failures >= _THRESHOLD
 
 
 def is_hanging(server: FHIRServer) -> bool:
     """Return whether *server* is down and lets requests wait until they time out."""
-    return _is_down(server) and server.last_refresh_error == ServerTimeoutError.code
+    return _is_down(server) and server.state.last_error == ServerTimeoutError.code
 
 
 def _is_paused(server: FHIRServer, now: datetime) -> bool:
-    until: datetime | None = server.refresh_paused_until
+    until: datetime | None = server.state.paused_until
     return until is not None and until > now
 
 

@@ -9,6 +9,7 @@ from .key import SigningKey
 from .launch import Launch
 from .registration import ClientRegistration
 from .server import FHIRServer
+from .server_state import ServerState
 from .task_run import RefreshCount, TaskRun
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Identity",
     "Launch",
     "RefreshCount",
+    "ServerState",
     "SigningKey",
     "TaskRun",
     "TokenGrant",

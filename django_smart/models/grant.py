@@ -234,7 +234,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
             .filter(first_due_at__isnull=False)
             .order_by("first_due_at", "pk")
-            .select_related("server")
+            .select_related("server__state")
         )
 
     def read_due(

@@ -9,7 +9,6 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import models
-from django.db.models import Case, F, Value, When
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -235,104 +234,6 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
             )
             # Marked before the result is known: the race is between waiting processes.
             .update(discovery_failed_at=now)
-        )
-
-    def claim_probe(self, server: FHIRServer, *, until: datetime) -> bool:
-        """
-        Return whether the caller may try *server* again after its pause.
-
-        One conditional UPDATE: the pause continues for everyone else meanwhile.
-        """
-        return bool(
-            self.filter(
-                pk=server.pk,
-                refresh_failures=server.refresh_failures,
-                refresh_paused_until=server.refresh_paused_until,
-            ).update(refresh_paused_until=until)
-        )
-
-    def reserve_slots(
-        self, server: FHIRServer, *, seen: datetime | None, until: datetime
-    ) -> bool:
-        """
-        Return whether the caller may send the requests until *until*.
-
-        Compare-and-set on the end of the previous reservation, *seen*.
-        """
-        return bool(
-            self.filter(pk=server.pk, refresh_slot_at=seen).update(
-                refresh_slot_at=until
-            )
-        )
-
-    def note_recovery(self, server: FHIRServer, *, claimed: datetime | None) -> None:
-        """
-        Store that it responds again; only a successful probe ends the pause.
-
-        Args:
-            claimed: until when the probe was claimed. A longer pause that the server
-                has asked for since then continues.
-        """
-        changes: dict[str, object] = {"refresh_failures": 0}
-        if claimed:
-            own = When(refresh_paused_until=claimed, then=None)
-            other = F("refresh_paused_until")
-            changes["refresh_paused_until"] = Case(own, default=other)
-        rows = self.filter(pk=server.pk)
-        if not claimed:
-            # Another worker may have found it down meanwhile.
-            rows = rows.filter(refresh_failures=server.refresh_failures)
-        rows.update(**changes)
-
-    def note_failures(
-        self,
-        server: FHIRServer,
-        number: int,
-        *,
-        in_a_row: bool,
-        now: datetime,
-        error_code: str,
-    ) -> None:
-        """
-        Store that *number* requests failed.
-
-        Args:
-            in_a_row: after those that failed before, with no response in between.
-        """
-        rows = self.filter(pk=server.pk)
-        if not in_a_row:
-            # Another worker may have found it down meanwhile.
-            rows = rows.filter(refresh_failures=server.refresh_failures)
-        before = F("refresh_failures") if in_a_row else 0
-        rows.update(
-            refresh_failures=before + number,
-            last_refresh_failure_at=now,
-            last_refresh_error=error_code,
-        )
-
-    def note_outage(
-        self,
-        server: FHIRServer,
-        *,
-        failures: int,
-        now: datetime,
-        until: datetime,
-        error_code: str,
-        claimed: datetime | None = None,
-    ) -> None:
-        """
-        Send nothing to *server* until then, or until a longer pause ends.
-
-        Args:
-            claimed: until when the probe was claimed: this pause is replaced.
-        """
-        own = [When(refresh_paused_until=claimed, then=Value(until))] if claimed else []
-        longer = When(refresh_paused_until__gt=until, then=F("refresh_paused_until"))
-        self.filter(pk=server.pk).update(
-            refresh_failures=failures,
-            refresh_paused_until=Case(*own, longer, default=Value(until)),
-            last_refresh_failure_at=now,
-            last_refresh_error=error_code,
         )
 
 
@@ -772,60 +673,6 @@ class FHIRServer(models.Model):
         help_text=_("Workers refresh no grants of this server while this is on."),
     )
 
-    # Written by the workers that refresh grants.
-    refresh_failures = models.PositiveIntegerField(
-        _("consecutive failed refreshes"),
-        default=0,
-        editable=False,
-        help_text=(
-            "Consecutive refreshes that failed because the server was down or busy."
-        ),
-    )
-    refresh_paused_until = models.DateTimeField(
-        _("refresh paused until"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_("Set after an outage, or when the server asks to wait."),
-    )
-    refresh_slot_at = models.DateTimeField(
-        _("next refresh slot"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=("When the next refresh request may be sent under the rate limit."),
-    )
-    refresh_seconds = models.FloatField(
-        _("refresh duration"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text="Average seconds per refresh, which limits how many workers wait for "
-        "the server.",
-    )
-    last_refresh_at = models.DateTimeField(
-        _("last refresh"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text="When a worker last received tokens.",
-    )
-    last_refresh_failure_at = models.DateTimeField(
-        _("last failed refresh"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text="When a worker last found the server down or busy.",
-    )
-    last_refresh_error = models.CharField(
-        _("last refresh error"),
-        max_length=100,
-        blank=True,
-        default="",
-        editable=False,
-        help_text="Error code of what the worker found then.",
-    )
-
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated at"), auto_now=True)
 
@@ -852,6 +699,15 @@ class FHIRServer(models.Model):
 
     def __str__(self) -> str:
         return self.name or self.slug
+
+    def save(self, **kwargs: Any) -> None:
+        """Save; a new server has a state, which the processes write."""
+        from .server_state import ServerState  # which imports this module
+
+        is_new = self._state.adding
+        super().save(**kwargs)
+        if is_new:
+            ServerState.objects.get_or_create(server=self)
 
     def clean(self) -> None:
         """Refuse another issuer while identities are stored with the current one."""

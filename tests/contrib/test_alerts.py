@@ -80,9 +80,9 @@ def _cause_trouble(registrations: dict[str, ClientRegistration]) -> None:
     late: dict[str, Any] = {"refresh_due_at": now - timedelta(minutes=10)}
     make_grant(registrations["late"], **late)
     make_grant(registrations["away"], **late)
-    server = registrations["away"].server
-    server.refresh_paused_until = now + timedelta(minutes=5)
-    server.save()
+    state = registrations["away"].server.state
+    state.paused_until = now + timedelta(minutes=5)
+    state.save()
     registrations["paused"].server.paused = True
     registrations["paused"].server.save()
     for name, reason in (

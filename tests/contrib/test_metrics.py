@@ -59,9 +59,9 @@ def test_trouble_of_a_server_is_told(registry):
     now = timezone.now()
     make_registration(
         refresh_stopped_at=now,
-        server__refresh_paused_until=now + timedelta(minutes=1),
-        server__last_refresh_at=now - timedelta(minutes=2),
-        server__last_refresh_failure_at=now,
+        server__state__paused_until=now + timedelta(minutes=1),
+        server__state__last_success_at=now - timedelta(minutes=2),
+        server__state__last_failure_at=now,
     )
 
     def get(name: str) -> Any:

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from django_smart.contrib.monitoring import read_health
 from django_smart.grants.engine import refresh_grants
-from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.models import ClientRegistration, ServerState, TokenGrant
 from tests.ehr import connect, make_browser
 from tests.factories import make_grant, make_registration, make_server
 
@@ -78,11 +78,11 @@ def test_grants_of_a_registration_that_is_stopped_are_told_of_apart(registration
 
 
 def test_last_success_failure_and_pause_are_those_of_the_server(registration):
-    FHIRServer.objects.update(
-        last_refresh_at=NOW - timedelta(minutes=2),
-        last_refresh_failure_at=NOW - timedelta(minutes=1),
-        last_refresh_error="server_timeout",
-        refresh_paused_until=NOW + timedelta(hours=3),
+    ServerState.objects.update(
+        last_success_at=NOW - timedelta(minutes=2),
+        last_failure_at=NOW - timedelta(minutes=1),
+        last_error="server_timeout",
+        paused_until=NOW + timedelta(hours=3),
     )
     health = read(registration)
     assert health.last_success_at == NOW - timedelta(minutes=2)
@@ -92,7 +92,7 @@ def test_last_success_failure_and_pause_are_those_of_the_server(registration):
 
 
 def test_pause_that_is_over_is_none(registration):
-    FHIRServer.objects.update(refresh_paused_until=NOW)
+    ServerState.objects.update(paused_until=NOW)
     assert read(registration).paused_until is None
 
 

@@ -32,7 +32,7 @@ from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.engine import claim_due_batches
 from django_smart.grants.refresh import get_access_token
 from django_smart.grants.server_limits import resume_refreshes
-from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.models import ClientRegistration, ServerState, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer
@@ -696,7 +696,7 @@ def test_refused_credentials_stop_the_registration_and_burn_no_grant(
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is not None
     # The server itself is well: other registrations go on.
-    assert FHIRServer.objects.get().refresh_failures == 0
+    assert ServerState.objects.get().failures == 0
 
 
 def _new_secret(registration: ClientRegistration) -> None:

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from django_smart.grants.engine import claim_due_batches
 from django_smart.grants.server_limits import MOST_CLAIMED
-from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.models import ClientRegistration, ServerState, TokenGrant
 
 # MariaDB commits with ANALYZE TABLE, so what is filled in has to be taken out again.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -154,7 +154,7 @@ def test_claim_among_a_million_grants_reads_those_that_are_due(
 
 
 def _check_backlog(registration: ClientRegistration, number: int) -> None:
-    FHIRServer.objects.update(refresh_seconds=0.01)
+    ServerState.objects.update(refresh_seconds=0.01)
     _fill(registration, number, are_due=True)
     _claim(MOST_CLAIMED)
     # Nothing was taken up, so nothing more is claimed.

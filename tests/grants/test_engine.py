@@ -22,7 +22,13 @@ from django_smart.grants.engine import (
 )
 from django_smart.grants.server_limits import BATCH_SIZE, MOST_CLAIMED
 from django_smart.launches.purge import purge
-from django_smart.models import ClientRegistration, FHIRServer, TaskRun, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    ServerState,
+    TaskRun,
+    TokenGrant,
+)
 from django_smart.models.task_run import REFRESH
 from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
@@ -131,9 +137,9 @@ def test_servers_that_do_not_respond_are_tried_one_at_a_time(
         make_registration(
             server__slug=f"away{number}",
             server__base_url=f"https://away{number}.example.org/r4",
-            server__refresh_failures=5,
-            server__last_refresh_error="server_timeout",
-            server__refresh_paused_until=now - timedelta(seconds=number),
+            server__state__failures=5,
+            server__state__last_error="server_timeout",
+            server__state__paused_until=now - timedelta(seconds=number),
         )
         for number in range(3)
     ]
@@ -146,8 +152,8 @@ def test_servers_that_do_not_respond_are_tried_one_at_a_time(
     TokenGrant.objects.take_leases([grants[2]], owner="w", length=timedelta(minutes=1))
     assert list(claim_due_batches()) == []
     first.update(lease_expires_at=None, lease_owner="", claimed_until=None)
-    FHIRServer.objects.filter(slug="away2").update(
-        refresh_paused_until=now + timedelta(minutes=1)
+    ServerState.objects.filter(server__slug="away2").update(
+        paused_until=now + timedelta(minutes=1)
     )
     # One whose grants cannot be refreshed keeps no other from being tried.
     user = get_user_model().objects.create(username="gone", is_active=False)
@@ -156,7 +162,7 @@ def test_servers_that_do_not_respond_are_tried_one_at_a_time(
     TokenGrant.objects.filter(pk=grants[1]).update(user=None)
     # Those that respond with an error occupy no worker.
     TokenGrant.objects.update(claimed_until=None)
-    FHIRServer.objects.update(last_refresh_error="token_server_error")
+    ServerState.objects.update(last_error="token_server_error")
     assert len(list(claim_due_batches())) == 3
 
 
@@ -184,7 +190,7 @@ def test_two_beats_never_claim_the_same_grant(registration: ClientRegistration) 
 def test_first_batches_leave_before_all_is_claimed(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    FHIRServer.objects.update(refresh_seconds=0.1)
+    ServerState.objects.update(refresh_seconds=0.1)
     grant_ids = make_grants(ehr, registration, 3 * BATCH_SIZE)
     batches = claim_due_batches()
     batch = next(batches)
@@ -198,7 +204,7 @@ def test_first_batches_leave_before_all_is_claimed(
 def test_batches_are_of_one_size(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    FHIRServer.objects.update(refresh_seconds=0.1)
+    ServerState.objects.update(refresh_seconds=0.1)
     make_grants(ehr, registration, BATCH_SIZE + 20)
     assert [len(each) for each in claim_due_batches()] == [135, 135]
 
@@ -225,7 +231,7 @@ def test_server_with_very_much_to_do_leaves_room_for_the_others(
 ) -> None:
     now = timezone.now()
     share = MOST_CLAIMED // 2
-    FHIRServer.objects.update(refresh_seconds=0.01)
+    ServerState.objects.update(refresh_seconds=0.01)
     TokenGrant.objects.bulk_create(
         TokenGrant(
             registration=registration,
@@ -275,7 +281,8 @@ def test_database_clock_that_was_set_back_stops_no_refreshes(
 ) -> None:
     # Its rows are from the time when it was an hour ahead.
     later = timezone.now() + timedelta(hours=1)
-    FHIRServer.objects.update(rate_limit=10, refresh_slot_at=later)
+    FHIRServer.objects.update(rate_limit=10)
+    ServerState.objects.update(slot_at=later)
     TaskRun.objects.update_or_create(name=REFRESH, defaults={"busy_until": later})
     (grant_id,) = make_grants(ehr, registration, 1)
     run_tick(lambda grant_ids, _: refresh_grants(grant_ids))
@@ -493,12 +500,10 @@ def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     ended = _end(registration, number=2)
-    FHIRServer.objects.update(
-        refresh_paused_until=timezone.now() + timedelta(minutes=1)
-    )
+    ServerState.objects.update(paused_until=timezone.now() + timedelta(minutes=1))
     assert revoke_grants(ended) == 0
     assert ehr.requests_to("revoke") == []
-    FHIRServer.objects.update(refresh_paused_until=timezone.now())
+    ServerState.objects.update(paused_until=timezone.now())
     assert revoke_grants(ended) == 2
 
 

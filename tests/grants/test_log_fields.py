@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from django_smart.grants.engine import refresh_grants, revoke_grants
-from django_smart.models import FHIRServer, TokenGrant
+from django_smart.models import ServerState, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.answers import answer, refuse_refresh
 
@@ -84,7 +84,7 @@ def test_pause_and_its_end_tell_of_which_server(
     ehr: EHRSimulator, grant: TokenGrant, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "django_smart")
-    FHIRServer.objects.update(refresh_failures=4)
+    ServerState.objects.update(failures=4)
     ehr.faults = ["refresh_500"]
     refresh(grant)
     paused = read_fields(caplog, "server_paused")
@@ -92,7 +92,7 @@ def test_pause_and_its_end_tell_of_which_server(
     assert paused["smart_error"] == "token_server_error"
     assert "smart_grant" not in paused
     ehr.faults = []
-    FHIRServer.objects.update(refresh_paused_until=None)
+    ServerState.objects.update(paused_until=None)
     refresh(grant)
     resumed = read_fields(caplog, "server_resumed")
     assert resumed["smart_server"] == grant.registration.server_id

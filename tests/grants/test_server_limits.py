@@ -27,7 +27,7 @@ from django_smart.grants.server_limits import (
     stop_refreshes,
 )
 from django_smart.launches.purge import purge
-from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer, refuse_refresh
@@ -54,13 +54,13 @@ def one_thread(settings: Any) -> None:
 
 
 def _end_pause() -> None:
-    FHIRServer.objects.update(refresh_paused_until=timezone.now())
+    ServerState.objects.update(paused_until=timezone.now())
 
 
 def _get_pause(server: FHIRServer) -> timedelta:
-    assert server.refresh_paused_until is not None
-    assert server.last_refresh_failure_at is not None
-    return server.refresh_paused_until - server.last_refresh_failure_at
+    assert server.state.paused_until is not None
+    assert server.state.last_failure_at is not None
+    return server.state.paused_until - server.state.last_failure_at
 
 
 # Outages
@@ -81,11 +81,11 @@ def test_server_that_is_away_is_left_alone_and_no_grant_is_lost(
     assert len(ehr.requests_to("refresh")) == 5
     assert "refreshes paused" in caplog.text
     server = FHIRServer.objects.get()
-    assert server.refresh_failures == 5
+    assert server.state.failures == 5
     assert timedelta(seconds=1) <= _get_pause(server) <= timedelta(seconds=2)
-    assert server.last_refresh_error == "token_server_error"
+    assert server.state.last_error == "token_server_error"
     # Neither beat nor a message that is on its way asks for anything.
-    FHIRServer.objects.update(refresh_paused_until=timezone.now() + timedelta(hours=1))
+    ServerState.objects.update(paused_until=timezone.now() + timedelta(hours=1))
     assert list(claim_due_batches()) == []
     assert refresh_grants(grant_ids) == RefreshResult(skipped=30)
     assert len(ehr.requests_to("refresh")) == 5
@@ -110,7 +110,7 @@ def test_server_is_tried_again_with_one_grant_after_pauses_that_grow(
         assert refresh_grants(batches[0]) == RefreshResult(failed=1)
         assert len(ehr.requests_to("refresh")) == 1
         server = FHIRServer.objects.get()
-        assert server.refresh_failures == failures
+        assert server.state.failures == failures
         limit = min(60, 2 ** (failures - 4))
         pause = _get_pause(server).total_seconds()
         assert 1 <= pause <= limit
@@ -137,8 +137,8 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
     (probe,) = claim_due_batches()
     assert refresh_grants(probe) == RefreshResult(refreshed=1)
     server = FHIRServer.objects.get()
-    assert (server.refresh_failures, server.refresh_paused_until) == (0, None)
-    assert server.last_refresh_at is not None
+    assert (server.state.failures, server.state.paused_until) == (0, None)
+    assert server.state.last_success_at is not None
     (batch,) = claim_due_batches()
     left = [pk for pk in grant_ids if pk not in probe]
     assert batch == left
@@ -150,7 +150,7 @@ def test_what_an_outage_left_waits_a_short_time_after_one_more_failure(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     (grant_id, other) = make_grants(ehr, registration, 2)
-    FHIRServer.objects.update(refresh_failures=9, refresh_paused_until=timezone.now())
+    ServerState.objects.update(failures=9, paused_until=timezone.now())
     waiting = TokenGrant.objects.filter(pk=grant_id)
     waiting.update(
         refresh_failures=9,
@@ -206,9 +206,7 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
         rest = TokenGrant.objects.filter(pk__in=others)
         rest.update(refresh_failures=1, last_error="token_server_error")
     _fail_for(ehr, failing)
-    FHIRServer.objects.update(
-        refresh_failures=failures, refresh_paused_until=timezone.now()
-    )
+    ServerState.objects.update(failures=failures, paused_until=timezone.now())
     # After an outage, the first tick is for the attempt that ends it.
     for _ in range(2):
         refresh_due()
@@ -217,7 +215,7 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
     assert {grant.last_error for grant in always} == {"token_server_error"}
     for _ in range(3):
         # Each time after an outage, or after a 429, if there was one before.
-        FHIRServer.objects.update(refresh_failures=failures)
+        ServerState.objects.update(failures=failures)
         TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
         for _ in range(2):
             _end_pause()
@@ -230,12 +228,12 @@ def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
 ) -> None:
     (grant_id,) = make_grants(ehr, registration, 1)
     ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
-    FHIRServer.objects.update(refresh_failures=7, refresh_paused_until=timezone.now())
+    ServerState.objects.update(failures=7, paused_until=timezone.now())
     assert refresh_grants([grant_id]) == RefreshResult(failed=1)
     server = FHIRServer.objects.get()
-    assert server.refresh_failures == 7
-    assert server.refresh_paused_until is not None
-    assert server.refresh_paused_until <= timezone.now() + timedelta(seconds=2)
+    assert server.state.failures == 7
+    assert server.state.paused_until is not None
+    assert server.state.paused_until <= timezone.now() + timedelta(seconds=2)
     assert ehr.requests_to("refresh") == []
 
 
@@ -243,18 +241,18 @@ def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
 def test_attempt_does_not_shorten_the_rest_a_server_asked_for_meanwhile(
     registration: ClientRegistration, works: bool
 ) -> None:
-    FHIRServer.objects.update(refresh_failures=7, refresh_paused_until=timezone.now())
+    ServerState.objects.update(failures=7, paused_until=timezone.now())
     pace = Pace(FHIRServer.objects.get(), now=timezone.now())
     assert pace.is_probe
     assert not pace.is_stopped
     until = timezone.now() + timedelta(minutes=10)
-    FHIRServer.objects.update(refresh_paused_until=until)
+    ServerState.objects.update(paused_until=until)
     pace.note_seconds(0.1)
     pace.note_answer(None if works else TokenServerError("Down.", status_code=500))
     pace.finish()
     server = FHIRServer.objects.get()
-    assert server.refresh_paused_until == until
-    assert (server.refresh_failures == 0) is works
+    assert server.state.paused_until == until
+    assert (server.state.failures == 0) is works
 
 
 @pytest.mark.django_db(transaction=True)
@@ -262,8 +260,8 @@ def test_of_all_workers_one_tries_a_server_again(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
-    FHIRServer.objects.update(
-        refresh_failures=7, refresh_paused_until=timezone.now() - timedelta(seconds=1)
+    ServerState.objects.update(
+        failures=7, paused_until=timezone.now() - timedelta(seconds=1)
     )
 
     def respond_slowly(respond: Any, request: Any) -> Any:
@@ -292,17 +290,17 @@ def test_failures_with_answers_between_them_are_no_outage(
         assert after.refresh_due_at == before.refresh_due_at
         assert after.refresh_failures == failures
         TokenGrant.objects.update(refresh_due_at=timezone.now())
-        assert FHIRServer.objects.get().refresh_failures == 0
+        assert ServerState.objects.get().failures == 0
 
 
 def test_refusal_is_an_answer_of_a_server_that_is_there(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     (grant_id,) = make_grants(ehr, registration, 1)
-    FHIRServer.objects.update(refresh_failures=9, refresh_paused_until=timezone.now())
+    ServerState.objects.update(failures=9, paused_until=timezone.now())
     ehr.faults.add("refresh_invalid_grant")
     assert refresh_grants([grant_id]).failed == 1
-    assert FHIRServer.objects.get().refresh_failures == 0
+    assert ServerState.objects.get().failures == 0
 
 
 def test_server_whose_configuration_cannot_be_had_is_left_alone_too(
@@ -314,9 +312,7 @@ def test_server_whose_configuration_cannot_be_had_is_left_alone_too(
             TokenGrant.objects.update(refresh_due_at=timezone.now())
             assert refresh_grants(grant_ids) == RefreshResult(failed=2)
         assert _get_pause(FHIRServer.objects.get()) >= timedelta(seconds=1)
-        FHIRServer.objects.update(
-            refresh_paused_until=timezone.now() + timedelta(hours=1)
-        )
+        ServerState.objects.update(paused_until=timezone.now() + timedelta(hours=1))
         TokenGrant.objects.update(refresh_due_at=timezone.now())
         assert refresh_grants(grant_ids) == RefreshResult(skipped=2)
     grant = reload_grant(grant_ids[0])
@@ -343,7 +339,7 @@ def test_retry_after_is_kept_by_all_workers(
 def test_rest_counts_that_a_response_asks_for_after_the_batch_has_stopped(
     registration: ClientRegistration,
 ) -> None:
-    FHIRServer.objects.update(refresh_failures=3)
+    ServerState.objects.update(failures=3)
     server = FHIRServer.objects.get()
     pace = Pace(server, now=timezone.now())
     for status_code in (503, 503):
@@ -353,18 +349,19 @@ def test_rest_counts_that_a_response_asks_for_after_the_batch_has_stopped(
     pace.note_answer(error)
     server.refresh_from_db()
     assert _get_pause(server) == timedelta(seconds=120)
-    until = server.refresh_paused_until
+    until = server.state.paused_until
     error = TokenServerError("Busy.", status_code=503, retry_after=1)
     pace.note_answer(error)
     server.refresh_from_db()
-    assert server.refresh_paused_until == until
+    assert server.state.paused_until == until
 
 
 def test_outage_counts_where_the_rate_limit_has_ended_the_batch(
     registration: ClientRegistration,
 ) -> None:
     now = timezone.now()
-    FHIRServer.objects.update(rate_limit=1, refresh_slot_at=now + timedelta(minutes=1))
+    FHIRServer.objects.update(rate_limit=1)
+    ServerState.objects.update(slot_at=now + timedelta(minutes=1))
     pace = Pace(FHIRServer.objects.get(), now=now)
     pace.get_wait(1)
     assert pace.is_stopped
@@ -372,8 +369,8 @@ def test_outage_counts_where_the_rate_limit_has_ended_the_batch(
     for _ in range(5):
         pace.note_answer(TokenServerError("Down.", status_code=500))
     server = FHIRServer.objects.get()
-    assert server.refresh_failures == 5
-    assert server.refresh_paused_until is not None
+    assert server.state.failures == 5
+    assert server.state.paused_until is not None
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -381,10 +378,10 @@ def test_failures_are_counted_from_the_last_response(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
-    FHIRServer.objects.update(refresh_failures=4)
+    ServerState.objects.update(failures=4)
     _fail_for(ehr, grant_ids[-1:])
     assert refresh_grants(grant_ids) == RefreshResult(refreshed=2, failed=1)
-    assert FHIRServer.objects.get().refresh_failures == 1
+    assert ServerState.objects.get().failures == 1
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -398,33 +395,33 @@ def test_failures_elsewhere_do_not_shorten_the_rest_a_server_asked_for(
         result = execute(sql, *args)
         if sql.startswith("UPDATE") and "last_error" in sql:
             # What another worker was answered meanwhile.
-            FHIRServer.objects.update(refresh_paused_until=until)
+            ServerState.objects.update(paused_until=until)
         return result
 
     ehr.faults.add("refresh_500")
     with connection.execute_wrapper(rest):
         assert refresh_grants(grant_ids).failed == 5
-    assert FHIRServer.objects.get().refresh_paused_until == until
+    assert ServerState.objects.get().paused_until == until
 
 
 def test_rate_limit_decides_how_much_is_claimed() -> None:
     now = timezone.now()
-    server = FHIRServer()
+    server = ServerState(server=FHIRServer()).server
     assert get_claim_limit(server, busy=0, now=now) == 384
     assert get_claim_limit(server, busy=310, now=now) == 74
     sizes = {}
     for seconds in (0.0, 0.05, 0.3, 0.5, 1.0, 9.0):
-        server.refresh_seconds = seconds
+        server.state.refresh_seconds = seconds
         sizes[seconds] = get_batch_size(server)
     assert sizes == {0: 125, 0.05: BATCH_SIZE, 0.3: 160, 0.5: 125, 1: 125, 9: 125}
-    server.refresh_seconds = None
+    server.state.refresh_seconds = None
     server.rate_limit = 10
     assert get_claim_limit(server, busy=0, now=now) == 90
     assert get_claim_limit(server, busy=50, now=now) == 40
     assert get_batch_size(server) == 27
-    server.refresh_slot_at = now + timedelta(seconds=4)
+    server.state.slot_at = now + timedelta(seconds=4)
     assert get_claim_limit(server, busy=0, now=now) == 54
-    server.refresh_slot_at = now + timedelta(minutes=1)
+    server.state.slot_at = now + timedelta(minutes=1)
     assert get_claim_limit(server, busy=0, now=now) == 0
     server.rate_limit = 1
     assert get_batch_size(server) == 2
@@ -473,9 +470,8 @@ def test_turn_that_is_too_far_away_is_left_to_a_later_tick(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 2)
-    FHIRServer.objects.update(
-        rate_limit=5, refresh_slot_at=timezone.now() + timedelta(seconds=40)
-    )
+    FHIRServer.objects.update(rate_limit=5)
+    ServerState.objects.update(slot_at=timezone.now() + timedelta(seconds=40))
     assert refresh_grants(grant_ids) == RefreshResult(skipped=2)
     assert ehr.requests_to("refresh") == []
     assert not TokenGrant.objects.exclude(lease_owner="").exists()
@@ -491,7 +487,7 @@ def test_turns_that_were_missed_are_taken_anew(
     after_answer(ehr, lambda: time.sleep(0.2))
     before = timezone.now()
     assert refresh_grants(grant_ids[1:]).refreshed == 3
-    slot_at = FHIRServer.objects.get().refresh_slot_at
+    slot_at = ServerState.objects.get().slot_at
     # Three turns from the start on would have been over after 0.07 s.
     assert slot_at is not None
     assert slot_at - before > timedelta(seconds=0.4)
@@ -519,7 +515,7 @@ def test_slower_server_gets_fewer_grants(
     seconds: float | None, limit: int, settings: Any
 ) -> None:
     settings.SMART_REFRESH_THREADS = 16
-    server = FHIRServer(refresh_seconds=seconds)
+    server = ServerState(server=FHIRServer(), refresh_seconds=seconds).server
     assert get_claim_limit(server, busy=0, now=timezone.now()) == limit
     assert get_claim_limit(server, busy=limit, now=timezone.now()) == 0
 
@@ -528,7 +524,7 @@ def test_slow_server_is_given_no_second_process(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     make_grants(ehr, registration, 100)
-    FHIRServer.objects.update(refresh_seconds=9)
+    ServerState.objects.update(refresh_seconds=9)
     (batch,) = claim_due_batches()
     assert len(batch) == 21
     # Nor while a worker has them, or waits for the last responses.
@@ -549,7 +545,8 @@ def test_slow_server_gets_one_message_whatever_its_rate_limit(
     rate_limit: int | None,
 ) -> None:
     make_grants(ehr, registration, 100)
-    FHIRServer.objects.update(refresh_seconds=seconds, rate_limit=rate_limit)
+    FHIRServer.objects.update(rate_limit=rate_limit)
+    ServerState.objects.update(refresh_seconds=seconds)
     assert len(list(claim_due_batches())) == 1
 
 
