@@ -188,30 +188,12 @@ def test_older_value_is_not_the_latest_if_the_newest_is_no_number(
     chromium: Browser,
 ) -> None:
     old = observation(effectiveDateTime="2015-05-01")
-    for members, expected in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"dataAbsentReason": {"text": "refused"}}, "(refused)"),
         ({"valueString": "weak"}, "weak"),
         ({"valueCodeableConcept": {"text": "Regular"}}, "Regular"),
         ({"valueRange": {"low": {"value": 60}}}, "(not shown here)"),
-    ):
+    ]
+    for members, expected in cases:
         newest = observation(valueQuantity=None, **members)
         assert show(chromium, bundle(newest, old))[1] == [expected]
-
-
-def test_result_that_is_not_final_says_so(chromium: Browser) -> None:
-    page = bundle(observation(status="preliminary"), observation("Weight"))
-    assert show(chromium, page)[1] == ["60 /min, preliminary", "60 /min"]
-
-
-def test_comparator_is_shown_before_the_value(chromium: Browser) -> None:
-    pressures = [{"value": 250, "comparator": ">", "unit": "mmHg"}, {"value": 90}]
-    codes = ("8480-6", "8462-4")
-    parts = [
-        half(code, "", **each) for code, each in zip(codes, pressures, strict=True)
-    ]
-    quantity = {"value": 40, "comparator": "<", "unit": "/min"}
-    page = bundle(
-        observation(valueQuantity=quantity),
-        observation("Blood pressure", valueQuantity=None, component=parts),
-    )
-    assert show(chromium, page)[1] == ["<40 /min", ">250/90 mmHg"]

@@ -457,6 +457,7 @@ def test_patients_are_named_in_a_body_and_in_no_url(grant):
     )
     (request,) = grant.server.requests
     assert request.headers["Content-Type"] == FHIR_JSON
+    assert request.headers["Prefer"] == "respond-async, handling=strict"
     body = json.loads(request.body)
     assert body["resourceType"] == "Parameters"
     assert body["parameter"] == [
@@ -501,10 +502,56 @@ def test_manifest_that_may_grow_is_not_read_before_it_has_its_link(grant):
 
 
 def test_lists_of_files_may_be_null(grant):
-    members = dict.fromkeys(("output", "deleted", "error", "link"))
+    members = dict.fromkeys(("output", "deleted", "error", "outcome", "link"))
     grant.server.on(STATUS, respond(manifest(**members)))
     export = BulkExport(grant.client, {"status_url": STATUS})
     assert (ids(export), list(export.deleted()), export.problems()) == ([], [], [])
+
+
+def test_problems_are_found_under_both_names(grant):
+    names = ("error", "outcome")
+    files: Any = {name: [{"url": f"{BASE}/{name}"}] for name in names}
+    grant.server.on(STATUS, respond(manifest(**files)))
+    outcomes = [
+        {"resourceType": "OperationOutcome", "issue": [{"code": name}]}
+        for name in names
+    ]
+    for name, outcome in zip(names, outcomes, strict=True):
+        grant.server.on(name, respond(outcome))
+    export = BulkExport(grant.client, {"status_url": STATUS})
+    assert export.problems() == outcomes
+
+
+@pytest.mark.parametrize("name", ["error", "outcome"])
+@pytest.mark.parametrize(
+    ("issue", "is_refused"),
+    [
+        ({"code": "not-supported", "diagnostics": "Parameter patient"}, True),
+        ({"code": "informational", "details": {"text": "Ignored: 'patient'"}}, True),
+        ({"code": "processing", "diagnostics": "patient is not supported"}, True),
+        ({"code": "not-supported", "diagnostics": "_typeFilter"}, False),
+        ({"code": "processing", "diagnostics": "One patient is locked"}, False),
+        ({"code": "processing", "details": "patient"}, False),
+    ],
+)
+def test_export_of_more_patients_than_named_is_not_read(grant, name, issue, is_refused):
+    grant.server.on("Patient/$export", respond(b"", 202, content_location=STATUS))
+    told: Any = {name: [{"url": f"{BASE}/told"}]}
+    grant.server.on(STATUS, respond(manifest("a", **told)))
+    outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
+    grant.server.on("told", respond(outcome))
+    grant.server.on("a", respond(line(1)))
+    export = grant.client.export("Patient", patient="Patient/1")
+    for running in (export, grant.client.resume_export(export.state)):
+        if is_refused:
+            with pytest.raises(MalformedFHIRResponseError, match="ignored") as caught:
+                ids(running)
+            assert caught.value.issues == [issue]
+        else:
+            assert ids(running) == ["1"]
+    # Without patients, nothing was ignored.
+    everybody = BulkExport(grant.client, {"status_url": STATUS})
+    assert ids(everybody) == ["1"]
 
 
 @pytest.mark.parametrize(
