@@ -30,6 +30,7 @@ class DjangoSMARTConfig(AppConfig):
         user_logged_in.connect(
             _end_launches_of_others, dispatch_uid="django_smart.user_logged_in"
         )
+        user_logged_in.connect(_note_sign_in, dispatch_uid="django_smart.note_sign_in")
         for model in self.get_models():
             pre_save.connect(
                 _compute_fields, sender=model, dispatch_uid="django_smart.pre_save"
@@ -61,3 +62,9 @@ def _end_launches_of_others(**values: Any) -> None:
     from .launches import sign_out
 
     sign_out.end_launches_of_others(**values)
+
+
+def _note_sign_in(**values: Any) -> None:
+    from .views import fresh_sign_in
+
+    fresh_sign_in.note_sign_in(**values)

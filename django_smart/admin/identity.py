@@ -27,10 +27,10 @@ class IdentityAdmin(ReadOnlyAdmin):
     list_select_related = ("user",)
     search_fields = ("issuer",)
     search_help_text = _("Issuer or user name")
-    list_filter = ("may_sign_in", "created_at")
+    list_filter = ("may_sign_in", "is_connected", "created_at")
     fields = (
         *("user", "server", "issuer", "subject", "fhir_user"),
-        "may_sign_in",
+        *("may_sign_in", "is_connected"),
         *("created_at", "last_seen_at"),
     )
     # Whoever may change it may let the account sign in, and nothing else.

@@ -708,17 +708,19 @@ def _link_identity(
     identity = next((each for each in known if each.server_id == server.pk), None)
     if identity is None:
         # Connecting lends records, not the account, also within a login group.
-        signs_in = (
-            may_sign_in(known, server)
+        is_connected = (
+            any(each.is_connected for each in known)
             if known
-            else launch.intent == Launch.Intent.SIGN_IN
+            else launch.intent == Launch.Intent.CONNECT
         )
+        signs_in = may_sign_in(known, server) if known else not is_connected
         return Identity.objects.create(
             server=server,
             issuer=claims.issuer,
             subject=claims.subject,
             user=cast("Any", owner),
             fhir_user=claims.fhir_user or claims.foreign_fhir_user,
+            is_connected=is_connected,
             may_sign_in=signs_in or launch.may_sign_in,
             last_seen_at=now,
         )

@@ -87,6 +87,14 @@ class Identity(models.Model):
             "opted in."
         ),
     )
+    is_connected = models.BooleanField(
+        _("connected"),
+        default=False,
+        help_text=_(
+            "Whether a user who was signed in connected this EHR account. "
+            "Otherwise, they first signed in with it."
+        ),
+    )
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
     last_seen_at = models.DateTimeField(
         _("last seen at"),
@@ -122,3 +130,18 @@ class Identity(models.Model):
             servers = FHIRServer.objects.with_issuer(self.issuer)[:2]
             (self.server,) = servers or FHIRServer.objects.all()[:2]
         super().save(**kwargs)
+
+    def withdraw_sign_in(self) -> bool:
+        """
+        End the choice that lets this connected account sign in its user.
+
+        Also at the other servers of its login group, which share the choice.
+
+        Returns:
+            Whether the account signed them in until now.
+        """
+        account = Identity.objects.with_subject(
+            self.issuer, self.subject, server=self.server
+        )
+        lent = account.filter(user=self.user_id, is_connected=True, may_sign_in=True)
+        return lent.update(may_sign_in=False) > 0

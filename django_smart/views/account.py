@@ -24,7 +24,8 @@ from ..launches.browser import get_browser
 from ..launches.prefix import get_protocol_url
 from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
-from ..models import ClientRegistration, Launch, TokenGrant
+from ..models import ClientRegistration, Identity, Launch, TokenGrant
+from ..models.identity import IdentityQuerySet
 from .base import ProtocolView, get_next_url
 from .picker import tell_apart
 
@@ -57,7 +58,12 @@ class LogoutView(ProtocolView):
 
 @method_decorator(never_cache, name="dispatch")
 class ConnectionsView(ProtocolView):
-    """A user's grants: ``GET connections/``; ``POST`` with ``grant`` disconnects."""
+    """
+    A user's grants, and the connected accounts that can sign them in.
+
+    ``GET connections/``; ``POST`` with ``grant`` disconnects, and with ``identity``
+    no longer lets that account sign the user in.
+    """
 
     http_method_names = ["get", "head", "options", "post"]
 
@@ -86,8 +92,17 @@ class ConnectionsView(ProtocolView):
         startable = ClientRegistration.objects.startable().filter(pk__in=ended)
         # What this site can use while the user is away.
         lasting = [each for each in shown if each.is_used and each.is_offline]
+        sign_ins: list[Any] = list(
+            self._get_connected(request)
+            .filter(may_sign_in=True)
+            .select_related("server")
+        )
+        servers = {each.server.slug: str(each.server) for each in sign_ins}
+        for identity in sign_ins:
+            identity.name = tell_apart(servers)[identity.server.slug]
         context = {
             "grants": shown,
+            "sign_ins": sign_ins,
             "are_patients": any(not each.is_of_clinician for each in lasting),
             "are_clinicians": any(each.is_of_clinician for each in lasting),
             # An EHR launch can only be repeated in the EHR.
@@ -132,11 +147,18 @@ class ConnectionsView(ProtocolView):
             grant.is_of_clinician = "Practitioner" in fhir_user
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """End one grant of this user; a worker revokes it at the EHR."""
-        grant_id = request.POST.get("grant", "")
-        is_id = grant_id.isdecimal() and len(grant_id) <= 18
-        pk = int(grant_id) if is_id else 0
-        shown = self._get_shown(request).select_related("registration__server")
+        """
+        End one grant of this user, or the choice that an account signs them in.
+
+        Disconnecting ends that choice as well, even if the same account has another
+        connection. A worker revokes the grant at the EHR.
+        """
+        if "identity" in request.POST:
+            return self._withdraw(request)
+        pk = _read_pk(request, "grant")
+        shown = self._get_shown(request).select_related(
+            "registration__server", "identity__server"
+        )
         grant = shown.filter(pk=pk).first()
         if grant is None:
             ended = self._get_own(request).exclude(status__in=TokenGrant.ENDABLE)
@@ -158,7 +180,35 @@ class ConnectionsView(ProtocolView):
         )
         # A site may do without django.contrib.messages.
         messages.success(request, text % {"name": name}, fail_silently=True)
+        if grant.identity is not None:
+            self._end_sign_in(request, grant.identity)
         return HttpResponseRedirect(get_protocol_url("connections"))
+
+    def _withdraw(self, request: HttpRequest) -> HttpResponse:
+        pk = _read_pk(request, "identity")
+        connected = self._get_connected(request).select_related("server")
+        identity = connected.filter(pk=pk).first()
+        if identity is None:
+            messages.warning(
+                request, gettext("Nothing was changed."), fail_silently=True
+            )
+            return self._list(request, status=404)
+        self._end_sign_in(request, identity)
+        return HttpResponseRedirect(get_protocol_url("connections"))
+
+    @staticmethod
+    def _end_sign_in(request: HttpRequest, identity: Identity) -> None:
+        if identity.withdraw_sign_in():
+            text = gettext("Your account at %(name)s no longer signs you in here.")
+            text %= {"name": identity.server}
+            messages.success(request, text, fail_silently=True)
+
+    @staticmethod
+    def _get_connected(request: HttpRequest) -> IdentityQuerySet:
+        user = get_user(request)
+        if user is None:
+            return Identity.objects.none()
+        return Identity.objects.filter(user_id=user.pk, is_connected=True)
 
     @staticmethod
     def _get_own(request: HttpRequest) -> Any:
@@ -169,6 +219,12 @@ class ConnectionsView(ProtocolView):
 
     def _get_shown(self, request: HttpRequest) -> Any:
         return self._get_own(request).connected(timezone.now())
+
+
+def _read_pk(request: HttpRequest, name: str) -> int:
+    """The primary key that was sent; 0, which no row has, if it is none."""
+    value = request.POST.get(name, "")
+    return int(value) if value.isdecimal() and len(value) <= 18 else 0
 
 
 def _is_active(grant: TokenGrant) -> bool:

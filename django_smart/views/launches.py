@@ -88,6 +88,7 @@ from ..protocol.urls import get_origin
 from ..signals import launch_completed
 from ..templatetags.scope_words import in_words
 from .base import ProtocolView, get_next_url, get_single
+from .fresh_sign_in import has_just_signed_in
 from .picker import render_picker
 
 __all__ = [
@@ -184,16 +185,22 @@ class LoginView(ProtocolView):
         # its own at one of the EHRs.
         if user is None and request.headers.get("Sec-Fetch-Site") in _CHOSEN_HERE:
             return self._begin(request, registration, next_url=next_url)
+        # Not straight to the EHR, which might sign the same person in again.
+        after_sign_out = find_site_sign_in(
+            request, build_login_url(**chosen, next_url=next_url)
+        )
         context = {
             "registration": registration,
             "next": next_url,
             "user_pk": "" if user is None else str(user.pk),
             "user_name": get_own_name(user),
             "may_be_chosen": _may_be_chosen(request, registration),
-            # Not straight to the EHR, which might sign the same person in again.
-            "after_sign_out": find_site_sign_in(
-                request, build_login_url(**chosen, next_url=next_url)
+            "may_be_chosen_later": (
+                _may_be_chosen(request, registration, later=True)
+                and after_sign_out
+                and not find_ehr_sign_in(user)
             ),
+            "after_sign_out": after_sign_out,
         }
         return harden(render(request, "django_smart/confirm_connect.html", context))
 
@@ -206,8 +213,10 @@ class LoginView(ProtocolView):
         if user is None and named:
             # The session ran out: the launch would sign in, perhaps a new user.
             return self._sign_in_again(request, url)
-        if user is not None and named != str(user.pk):
+        if user is not None and (
             # The page named another user, as when support staff impersonate one.
+            named != str(user.pk) or _chose_too_late(request)
+        ):
             return harden(HttpResponseRedirect(url))
         first = enter_frame(request, registration.server, url=url)
         if first is not None:
@@ -648,7 +657,11 @@ class DecideView(_CompletingView):
         }
         if choice not in answers.get(Launch.Question(question), ()) or (
             # Whoever is still signed in must not keep the next clinician's account.
-            choice == "connect" and has_account(user, launch.registration.server)
+            choice == "connect"
+            and (
+                has_account(user, launch.registration.server)
+                or _chose_too_late(request)
+            )
         ):
             return harden(HttpResponseRedirect(_build_decide_url(launch)))
         if choice == "connect":
@@ -868,19 +881,32 @@ def _get_file_origins() -> list[str]:
     return ["'self'"] if url.startswith("/") else ["'self'", get_origin(url)]
 
 
-def _may_be_chosen(request: HttpRequest, registration: ClientRegistration) -> bool:
-    """Whether the user can let an account of this EHR sign them in."""
+def _may_be_chosen(
+    request: HttpRequest, registration: ClientRegistration, *, later: bool = False
+) -> bool:
+    """
+    Whether the user can let an account of this EHR sign them in.
+
+    Args:
+        later: after signing in again, if they have not just done that.
+    """
     user = get_user(request)
     # The page around a frame could get the click by laying its own over ours.
     return (
         user is not None
         and not is_framed(request)
         and not is_protected(user, registration.server)
+        and (later or has_just_signed_in(request))
     )
 
 
 def _has_chosen(request: HttpRequest, registration: ClientRegistration) -> bool:
     return "may_sign_in" in request.POST and _may_be_chosen(request, registration)
+
+
+def _chose_too_late(request: HttpRequest) -> bool:
+    """Whether the page with the checkbox was sent too long after the sign-in."""
+    return "may_sign_in" in request.POST and not has_just_signed_in(request)
 
 
 def _is_owner(user: AbstractBaseUser | None, asked: UndecidedError) -> bool:

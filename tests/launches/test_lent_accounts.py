@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+import time_machine
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.contrib.auth.signals import user_logged_in
+from django.contrib.auth.views import LoginView
+from django.http import HttpRequest, HttpResponse
 from django.test import Client
+from django.urls import path
+from django.utils import timezone
 
 from django_smart.backends import SMARTAuthenticationBackend
-from django_smart.models import ClientRegistration, Identity
+from django_smart.models import ClientRegistration, FHIRServer, Identity, TokenGrant
 from django_smart.testing import EHRSimulator
-from django_smart.testing.site import create_registration, mounted_ehr
+from django_smart.testing.site import create_registration, link_user, mounted_ehr
 from tests.ehr import make_browser
+from tests.factories import make_identity, make_server
+from tests.urls import urlpatterns as site
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
 User: Any = get_user_model()
+
+
+def issue_token(request: HttpRequest) -> HttpResponse:
+    """Sign in to an API: some packages send the signal without a session."""
+    user = User.objects.get(username="mallory")
+    user_logged_in.send(sender=User, request=request, user=user)
+    return HttpResponse()
+
+
+urlpatterns = [
+    *site,
+    path("accounts/login/", LoginView.as_view()),
+    path("token/", issue_token),
+]
+
+
+@pytest.fixture(autouse=True)
+def _login_url(settings: Any) -> None:
+    settings.LOGIN_URL = "/accounts/login/"
 
 
 @pytest.fixture
@@ -30,6 +58,28 @@ def evil() -> Iterator[EHRSimulator]:
         yield simulator
 
 
+@pytest.fixture
+def person(evil: EHRSimulator) -> str:
+    """The attacker's account at the EHR, or one that a user connects."""
+    return next(name for name in evil.users if name.startswith("Patient/"))
+
+
+@pytest.fixture
+def vera() -> Any:
+    """A user of this site who signs in with a password."""
+    return User.objects.create_user(
+        "vera", "vera@hospital.example", "a password", last_name="Vera"
+    )
+
+
+def _sign_in(username: str, *, minutes_ago: int = 0) -> Client:
+    """A browser in which a user has signed in with their password."""
+    browser = make_browser(host="testserver")
+    with time_machine.travel(timezone.now() - timedelta(minutes=minutes_ago)):
+        assert browser.login(username=username, password="a password")
+    return browser
+
+
 def _come_back(browser: Client, ehr: EHRSimulator, response: Any, person: str) -> Any:
     """Go to the EHR as *person*, and from there to the callback."""
     patient = person.removeprefix("Patient/")
@@ -37,12 +87,21 @@ def _come_back(browser: Client, ehr: EHRSimulator, response: Any, person: str) -
     return browser.get(url.path, parse_qsl(url.query))
 
 
-def _connect(browser: Client, ehr: EHRSimulator, person: str, **values: str) -> Any:
+def _press_connect(browser: Client, **values: str) -> Any:
     """Press the button of the confirmation page."""
-    server = ClientRegistration.objects.get().server.slug
-    form = {"server": server, "connect": "1", "user": browser.session["_auth_user_id"]}
-    response = browser.post("/smart/login/", form | values)
-    return _come_back(browser, ehr, response, person)
+    form = {"server": "evil", "user": browser.session["_auth_user_id"]}
+    return browser.post("/smart/login/", form | values)
+
+
+def _connect(browser: Client, ehr: EHRSimulator, person: str, **values: str) -> Any:
+    return _come_back(browser, ehr, _press_connect(browser, **values), person)
+
+
+def _log_in(browser: Client, ehr: EHRSimulator, person: str) -> str | None:
+    """Sign in through the EHR; returns the user, if somebody was signed in."""
+    response = browser.get("/smart/login/", {"server": "evil"})
+    _come_back(browser, ehr, response, person)
+    return browser.session.get("_auth_user_id")
 
 
 def _follow_link(browser: Client, ehr: EHRSimulator, person: str) -> Any:
@@ -89,6 +148,8 @@ def _describe(user: Any) -> tuple[str, str, set[str]]:
 )
 def test_hooks_change_only_a_user_whom_the_account_signs_in(
     evil: EHRSimulator,
+    person: str,
+    vera: Any,
     settings: Any,
     *,
     may_sign_in: bool,
@@ -104,14 +165,9 @@ def test_hooks_change_only_a_user_whom_the_account_signs_in(
     ClientRegistration.objects.update(manage_groups=True)
     patients = Group.objects.create(name="Patients")
     clinicians = Group.objects.create(name="Clinicians")
-    vera = User.objects.create_user(
-        "vera", "vera@hospital.example", "a password", last_name="Vera"
-    )
     vera.groups.add(clinicians)
     before = _describe(vera)
-    person = next(name for name in evil.users if name.startswith("Patient/"))
-    browser = make_browser(host="testserver")
-    browser.login(username="vera", password="a password")
+    browser = _sign_in("vera")
     _connect(browser, evil, person)
     assert _describe(vera) == before
     Identity.objects.update(may_sign_in=may_sign_in)
@@ -122,3 +178,171 @@ def test_hooks_change_only_a_user_whom_the_account_signs_in(
     assert browser.session["_auth_user_id"] == str(vera.pk)
     changed = ("mallory@evil.example.net", "Mallory", {patients.name})
     assert _describe(vera) == (changed if is_changed else before)
+
+
+# Whether it signs them in
+
+
+def test_next_user_of_an_open_session_keeps_no_way_into_it(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    desk = _sign_in("vera", minutes_ago=11)
+    page = desk.get("/smart/login/", {"server": "evil"})
+    assert b"may_sign_in" not in page.content
+    # Also not by a page that was opened in time: it shows what to do.
+    response = _press_connect(desk, may_sign_in="on")
+    assert response["Location"] == "/smart/login/?server=evil"
+    assert evil.requests_to("authorize") == []
+    _connect(desk, evil, person)
+    assert Identity.objects.get().is_connected
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+
+
+def test_user_who_signs_in_again_comes_back_and_has_the_choice(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    browser = _sign_in("vera", minutes_ago=11)
+    page = browser.get("/smart/login/", {"server": "evil", "next": "/records/"})
+    assert b"ten minutes" in page.content
+    response = browser.post("/smart/logout/", {"next": page.context["after_sign_out"]})
+    assert "_auth_user_id" not in browser.session
+    form = {"username": "vera", "password": "a password"}
+    response = browser.post(response["Location"], form)
+    assert response["Location"] == "/smart/login/?server=evil&next=%2Frecords%2F"
+    assert b"may_sign_in" in browser.get(response["Location"]).content
+    _connect(browser, evil, person, may_sign_in="on")
+    assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
+
+
+def test_page_that_asks_offers_the_choice_only_after_a_sign_in(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    browser = _sign_in("vera", minutes_ago=11)
+    page = _follow_link(browser, evil, person)["Location"]
+    shown = browser.get(page).content
+    assert b"may_sign_in" not in shown
+    assert b"Keep signing in the way you do now" in shown
+    choice = {"choice": "connect", "may_sign_in": "on"}
+    assert browser.post(page, choice)["Location"] == page
+    assert not Identity.objects.exists()
+    assert browser.post(page, {"choice": "connect"})["Location"].startswith("/~")
+    assert not Identity.objects.get().may_sign_in
+
+
+@pytest.mark.parametrize("login_url", ["/accounts/login/", "/smart/login/"])
+def test_sign_in_through_an_ehr_does_not_count(
+    evil: EHRSimulator, person: str, settings: Any, login_url: str
+) -> None:
+    settings.LOGIN_URL = login_url
+    browser = make_browser(host="testserver")
+    first = [name for name in evil.users if name.startswith("Patient/")][1]
+    user_pk = _log_in(browser, evil, first)
+    page = browser.get("/smart/login/", {"server": "evil"}).content
+    assert b"may_sign_in" not in page
+    # They have no password to sign in again with.
+    assert b"ten minutes" not in page
+    assert b"Keep signing in the way you do now" in page
+    assert _press_connect(browser, may_sign_in="on").status_code == 302
+    _connect(browser, evil, person)
+    # What signed in first still does.
+    assert _log_in(make_browser(host="testserver"), evil, first) == user_pk
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+
+
+def test_sign_in_of_another_user_does_not_count(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    User.objects.create_user("mallory", password="a password")
+    desk = _sign_in("vera", minutes_ago=11)
+    desk.get("/token/")
+    response = _press_connect(desk, may_sign_in="on")
+    assert response["Location"] == "/smart/login/?server=evil"
+
+
+def test_choice_is_listed_and_withdrawn(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    browser = _sign_in("vera")
+    _connect(browser, evil, person, may_sign_in="on")
+    identity = Identity.objects.get()
+    # Without a connection that is listed, too.
+    TokenGrant.objects.all().delete()
+    page = browser.get("/smart/connections/")
+    assert page.context["sign_ins"] == [identity]
+    assert f'name="identity" value="{identity.pk}"' in page.content.decode()
+    for _click in range(2):
+        response = browser.post("/smart/connections/", {"identity": identity.pk})
+        assert response["Location"] == "/smart/connections/"
+    assert browser.get("/smart/connections/").context["sign_ins"] == []
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+
+
+def test_choice_ends_with_the_connection(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    browser = _sign_in("vera")
+    _connect(browser, evil, person, may_sign_in="on")
+    # Also if the same account has another connection.
+    _connect(browser, evil, person)
+    newest = TokenGrant.objects.latest("pk")
+    browser.post("/smart/connections/", {"grant": newest.pk})
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+    _connect(browser, evil, person)
+    assert not Identity.objects.get().may_sign_in
+
+
+def test_account_that_signed_in_first_signs_in_after_disconnecting(
+    evil: EHRSimulator, person: str
+) -> None:
+    browser = make_browser(host="testserver")
+    user_pk = _log_in(browser, evil, person)
+    identity = Identity.objects.get()
+    assert browser.get("/smart/connections/").context["sign_ins"] == []
+    browser.post("/smart/connections/", {"grant": TokenGrant.objects.get().pk})
+    response = browser.post("/smart/connections/", {"identity": identity.pk})
+    assert response.status_code == 404
+    assert _log_in(make_browser(host="testserver"), evil, person) == user_pk
+
+
+def test_choice_of_another_user_is_neither_listed_nor_withdrawn(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    _connect(_sign_in("vera"), evil, person, may_sign_in="on")
+    User.objects.create_user("mallory", password="a password")
+    identity = Identity.objects.get()
+    for browser in (_sign_in("mallory"), make_browser(host="testserver")):
+        assert browser.get("/smart/connections/").context["sign_ins"] == []
+        for pk in (identity.pk, "", "x", "9" * 40):
+            response = browser.post("/smart/connections/", {"identity": pk})
+            assert response.status_code == 404
+    identity.refresh_from_db()
+    assert identity.may_sign_in
+
+
+def test_choice_is_withdrawn_at_all_servers_of_the_login_group(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    FHIRServer.objects.update(login_group="tenants")
+    tenant = make_server(
+        slug="tenant", base_url="https://tenant.example.org", login_group="tenants"
+    )
+    browser = _sign_in("vera")
+    _connect(browser, evil, person, may_sign_in="on")
+    # The account was connected at the other tenant, and signs in at this one.
+    Identity.objects.update(server=tenant)
+    assert _log_in(make_browser(host="testserver"), evil, person) == str(vera.pk)
+    first, second = Identity.objects.order_by("pk")
+    assert (second.is_connected, second.may_sign_in) == (True, True)
+    stranger = make_identity(vera, server=tenant, is_connected=True)
+    browser.post("/smart/connections/", {"identity": first.pk})
+    assert _log_in(make_browser(host="testserver"), evil, person) is None
+    stranger.refresh_from_db()
+    assert stranger.may_sign_in
+
+
+def test_account_that_staff_linked_counts_as_signed_in_first(
+    evil: EHRSimulator, person: str, vera: Any
+) -> None:
+    link_user(evil, vera, person)
+    _connect(_sign_in("vera"), evil, person)
+    assert not Identity.objects.get().is_connected
