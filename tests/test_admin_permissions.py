@@ -50,6 +50,7 @@ EVERYTHING = {
         "patient_from_fhir_user": "on",
         "basic_credentials": "form_encoded",
         "assertion_audience": "token_endpoint",
+        "client_id_with_assertion": "on",
         "send_scope_on_refresh": "on",
         "introspection_mode": "client",
         "rp_initiated_logout": "on",

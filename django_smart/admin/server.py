@@ -265,6 +265,7 @@ class FHIRServerAdmin(TestConnectionMixin):
                     "patient_from_fhir_user",
                     "basic_credentials",
                     "assertion_audience",
+                    "client_id_with_assertion",
                     "send_scope_on_refresh",
                     "introspection_mode",
                     "rp_initiated_logout",

@@ -29,7 +29,7 @@ from ..models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from ..protocol.client_auth import ClientAuthentication
 from ..protocol.messages import HTTPRequest, HTTPResponse
-from ..servers.discovery import doubt_if_gone, get_configuration
+from ..servers.discovery import get_configuration, note_token_error
 from ..servers.http import prepare_client_authentication, send, whole_call_seconds
 from .counting import SUCCESS, Outcomes
 from .deployment import find_owner, is_owner, note_owned_elsewhere
@@ -346,7 +346,7 @@ class _Batch:
         try:
             yield
         except SMARTError as exc:
-            doubt_if_gone(self._server, exc)
+            note_token_error(grant.registration, exc)
             self._fail(grant, exc)
             self._pace.note_answer(exc, of_grant=is_to_blame(grant, exc))
         except Exception as exc:

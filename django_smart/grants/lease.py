@@ -25,7 +25,7 @@ from ..exceptions import (
     TokenServerError,
 )
 from ..models import TokenGrant
-from ..servers.discovery import doubt_if_gone
+from ..servers.discovery import note_token_error
 from ..servers.http import whole_call_seconds
 from .counting import SUCCESS, count_refresh
 from .due_times import get_retry_at
@@ -122,7 +122,7 @@ def exchange_with_lease(
             is_done = exchange(grant)
         except Exception as exc:
             seconds = time.monotonic() - started
-            doubt_if_gone(grant.registration.server, exc)
+            note_token_error(grant.registration, exc)
             with waiting_for_locks():
                 note_failure(grant, exc, owner=owner, on_demand=True)
             count_refresh(grant, get_failure_code(exc), seconds=seconds)

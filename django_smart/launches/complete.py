@@ -52,9 +52,9 @@ from ..protocol.token import (
 )
 from ..servers.discovery import (
     check_moved,
-    doubt_if_gone,
     get_configuration,
     get_issuer,
+    note_token_error,
 )
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
@@ -494,7 +494,7 @@ def _exchange_code(
             enqueue_revocations([insist(keep)])
         raise
     except TokenError as exc:
-        doubt_if_gone(launch.registration.server, exc)
+        note_token_error(launch.registration, exc)
         raise
 
 

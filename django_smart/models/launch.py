@@ -598,6 +598,7 @@ _callback_row = JoinedRow(
             *("id_token_issuer", "id_token_algorithms"),
             *("nonce_required", "basic_credentials"),
             *("jwks", "jwks_fetched_at", "jwks_max_age", "assertion_audience"),
+            "client_id_with_assertion",
             *("bearer_boundary", "allow_embedding", "frame_origins"),
             *("enforces_compartments", "request_headers", "min_refresh_interval"),
             *("context_in_access_token", "refresh_token_lifetime"),

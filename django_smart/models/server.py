@@ -585,6 +585,13 @@ class FHIRServer(models.Model):
             "endpoints at the same origin."
         ),
     )
+    client_id_with_assertion = models.BooleanField(
+        _("client ID with assertions"),
+        default=False,
+        help_text=_(
+            "Send client_id with client assertions, for servers that require it."
+        ),
+    )
     send_scope_on_refresh = models.BooleanField(
         _("send scope on refresh"),
         default=False,

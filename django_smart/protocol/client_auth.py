@@ -140,6 +140,7 @@ class PrivateKeyJWT:
         algorithm: ``RS384`` with an RSA key, ``ES384`` with a P-384 key.
         kid: the key's id in the published JWK Set.
         audience: the ``aud``, if a server requires another than the request's URL.
+        with_client_id: add ``client_id`` to the form, for servers that require it.
         now: aware datetime.
         jti: single-use value with at least 128 random bits.
     """
@@ -151,6 +152,7 @@ class PrivateKeyJWT:
     now: datetime
     jti: str = field(repr=False)
     audience: str | None = None
+    with_client_id: bool = False
 
     def apply(
         self, parameters: _Parameters, headers: _Headers, *, endpoint: str
@@ -172,6 +174,8 @@ class PrivateKeyJWT:
                 f"for; the endpoint {endpoint} is not at the origin of "
                 f"{audience}."
             )
+        if self.with_client_id:
+            parameters.append(("client_id", self.client_id))
         parameters.append(("client_assertion_type", CLIENT_ASSERTION_TYPE))
         parameters.append(("client_assertion", self.sign(audience)))
 

@@ -23,11 +23,12 @@ from ..exceptions import (
     MalformedDiscoveryError,
     ServerMovedError,
     SMARTError,
+    TokenResponseError,
     TokenServerError,
     TransportError,
     UnsupportedServerError,
 )
-from ..models import FHIRServer, Identity
+from ..models import ClientRegistration, FHIRServer, Identity
 from ..models.server import CLOCKS_DIFFER, MAX_URL_LENGTH
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
@@ -50,13 +51,13 @@ __all__ = [
     "DISCOVERED_COLUMNS",
     "check_moved",
     "copy_discovered",
-    "doubt_if_gone",
     "fetch_configuration",
     "fetch_jwks",
     "get_configuration",
     "get_issuer",
     "get_jwks",
     "iter_jwks",
+    "note_token_error",
     "refresh_servers",
 ]
 
@@ -82,6 +83,8 @@ _LEAST_LIFETIME = timedelta(minutes=5)
 # While a server is down, it is retried this often, and less in the background.
 _PAUSE = timedelta(seconds=60)
 _GONE = frozenset({404, 410})
+_REFUSED = frozenset({400, 401})
+_HINT = "Some servers require client_id too: set client_id_with_assertion."
 _LONG_PAUSE = timedelta(minutes=10)
 # Seconds for one run in the background: servers that do not answer must not occupy
 # workers.
@@ -131,8 +134,25 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
         return server.read_configuration() or known
 
 
-def doubt_if_gone(server: FHIRServer, error: Exception) -> None:
-    """Have the configuration fetched again if *error* says that an endpoint is gone."""
+def note_token_error(registration: ClientRegistration, error: Exception) -> None:
+    """
+    Act on an *error* of the token endpoint that may have a cause in our data.
+
+    Has the configuration fetched again if an endpoint is gone. If a client assertion
+    may have been refused, its message then names the switch for servers that require
+    ``client_id`` too; some of them respond with an empty body (Glewlwyd, 2026).
+    """
+    server = registration.server
+    is_refused = (
+        error.error == "invalid_client"
+        if isinstance(error, TokenResponseError)
+        else isinstance(error, TokenServerError) and error.status_code in _REFUSED
+    )
+    is_without_id = registration.uses_private_key and not (
+        server.client_id_with_assertion
+    )
+    if is_refused and is_without_id:
+        error.args = (f"{error} {_HINT}",)
     if isinstance(error, TokenServerError) and error.status_code in _GONE:
         try:
             server.doubt_configuration()

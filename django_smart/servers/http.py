@@ -286,6 +286,7 @@ def _prepare_private_key_jwt(
         algorithm=algorithm,
         kid=kid,
         audience=token_endpoint if names_token_endpoint else None,
+        with_client_id=server.client_id_with_assertion,
         now=clock(),
         jti=secrets.token_urlsafe(24),
     )

@@ -195,6 +195,10 @@ KINDS: dict[str, tuple[Severity, str]] = {
         _E,
         "People approve access at the EHR, and then their launch fails.",
     ),
+    "client_id_wanted": (
+        _E,
+        "People approve access at the EHR, and then their launch fails.",
+    ),
     "cookies_unfit_for_frames": (
         _E,
         "In another site's frame, browsers keep cookies only if they are "

@@ -78,7 +78,7 @@ def examine_registration(
     is_refused = codes & {"method_not_offered", "algorithm_not_offered"}
     if not is_refused and not has_unreadable_secret(registration):
         findings += collect("credentials", _try_credentials, *both)
-        findings += collect("encoding of credentials", _try_other_encoding, *both)
+        findings += collect("form of credentials", _try_other_form, *both)
     return findings
 
 
@@ -447,26 +447,39 @@ def _explain_credentials(
     )
 
 
-def _try_other_encoding(
+def _try_other_form(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
     """
-    Send the credentials once in the other encoding, if this one is refused.
+    Send the credentials once as another server wants them, if these are refused.
 
     Only an answer about the code that nobody gave (``invalid_grant``) shows that a
     client is accepted; every other answer proves nothing.
     """
     url = configuration.token_endpoint
     other = copy.copy(registration)
-    other.server = copy.copy(registration.server)
-    is_raw = other.server.basic_credentials == _Basic.RAW
-    other.server.basic_credentials = _Basic.FORM_ENCODED if is_raw else _Basic.RAW
+    server = other.server = copy.copy(registration.server)
+    is_raw = server.basic_credentials == _Basic.RAW
+    server.basic_credentials = _Basic.FORM_ENCODED if is_raw else _Basic.RAW
+    server.client_id_with_assertion = True
+    is_without_id = registration.uses_private_key and not (
+        registration.server.client_id_with_assertion
+    )
     try:
         if (
-            _differs(registration)
-            and not _is_accepted(registration, url)
-            and _is_accepted(other, url)
+            not (is_without_id or _differs(registration))
+            or _is_accepted(registration, url)
+            or not _is_accepted(other, url)
         ):
+            return
+        if is_without_id:
+            yield build_finding(
+                "client_id_wanted",
+                what="The token endpoint refuses client assertions, and accepts them "
+                "together with client_id.",
+                fix="Turn on client_id_with_assertion on the server's admin page.",
+            )
+        else:
             yield build_finding(
                 "basic_encoding_wrong",
                 what="The token endpoint refuses client ID and secret in the "

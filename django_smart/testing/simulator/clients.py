@@ -76,6 +76,8 @@ def authenticate(exchange: Exchange) -> Client:
     if used != {client.auth_method}:
         raise _refused(f"{client_id} is registered for {client.auth_method}", basic)
     if client.auth_method == "private_key_jwt":
+        if "assertion_client_id" in exchange.ehr.quirks and "client_id" not in form:
+            raise OAuthError("", "client_id is missing")
         assertions.verify(
             exchange.ehr, client, form, endpoint=exchange.request.base_url
         )

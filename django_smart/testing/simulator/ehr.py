@@ -58,6 +58,7 @@ QUIRKS: dict[str, str] = {
     "header_wanted": "requires X-Api-Key: s3cret-key for tokens and FHIR",
     "basic_form_encoded": "accepts Basic credentials only form-encoded (RFC 6749)",
     "basic_raw": "accepts Basic credentials only unencoded",
+    "assertion_client_id": "refuses client assertions without client_id, silently",
     "assertion_token_endpoint": "accepts client assertions only for the token endpoint",
     "discovery_wrong": "publishes wrong methods and capabilities but no JWK Set URL",
 }

@@ -17,6 +17,8 @@ class OAuthError(Exception):
     """
     An error response of the token, revocation or introspection endpoint.
 
+    Without an error code, its body is empty.
+
     Spec: RFC 6749 section 5.2.
     """
 

@@ -102,6 +102,8 @@ def oauth_error_response(error: OAuthError) -> Response:
     headers = dict(_NO_STORE)
     if error.basic and error.status == 401:
         headers["WWW-Authenticate"] = 'Basic realm="Harbour EHR"'
+    if not error.error:
+        return Response(status=error.status, headers=headers)
     body = {"error": error.error, "error_description": error.description}
     return json_response(body, status=error.status, headers=headers)
 

@@ -473,6 +473,17 @@ def test_secret_that_encodes_to_itself_is_asked_about_once(world: World) -> None
     assert len(world.ehr.requests_to("token")) == 2
 
 
+def test_client_id_beside_the_assertion_is_tried_and_the_field_named(
+    world: World,
+) -> None:
+    world.sign()
+    world.ehr.quirks = ["assertion_client_id"]
+    found = {each.code: each for each in examine_world(world)}
+    assert "client_id_with_assertion" in found["client_id_wanted"].fix
+    world.set_server(client_id_with_assertion=True)
+    assert "client_id_wanted" not in {each.code for each in examine_world(world)}
+
+
 # In the background
 
 
