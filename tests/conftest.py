@@ -251,11 +251,13 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Broker]:
     """A broker that keeps what it is sent; no task is run at once."""
     broker = Broker()
     celery_app.set_current()  # a page of the documentation may have made another
     monkeypatch.setattr(celery_app, "send_task", broker.send_task)
+    # Celery 5.4 prefers the setting; later versions the app's configuration.
+    settings.CELERY_TASK_ALWAYS_EAGER = False
     celery_app.conf.task_always_eager = False
     yield broker
     broker.thaw()

@@ -192,6 +192,16 @@ def test_promised_goals_of_make_are_there():
     assert {"demo", "docs", "help", "lint", "long", "test", "test-fast"} <= goals
 
 
+def test_checks_run_goals_that_make_has():
+    makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in (".github/workflows/ci.yml", ".ci/run"):
+        text = (_ROOT / name).read_text(encoding="utf-8")
+        goals = re.findall(r"\bmake (?:--no-print-directory )?([a-z-]+)$", text, re.M)
+        assert {"lint", "migrations", "docs"} <= {*goals}
+        for goal in goals:
+            assert f"\n{goal}: " in makefile
+
+
 def test_readme_names_the_commands_of_a_newcomer():
     text = (_ROOT / "README.rst").read_text(encoding="utf-8")
     for command in ("make demo", "make test"):
@@ -227,9 +237,20 @@ def test_every_python_that_is_claimed_is_tested(setup_cfg):
     )
     checks = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
     workflow = (_ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    assert claimed
     for version in claimed:
-        assert version in checks
+        assert version in checks or f"py{version.replace('.', '')}" in checks
         assert re.search(rf'python(?:-version)?: "{version}"$', workflow, re.MULTILINE)
+
+
+def test_lower_bounds_of_the_dependencies_are_tested(setup_cfg):
+    needed = setup_cfg["options"]["install_requires"].split("\n")
+    bounds = {re.sub(r"\[\w+\]", "", each) for each in needed if each}
+    tox = (_ROOT / "tox.ini").read_text(encoding="utf-8")
+    tested = re.findall(r"^    lowest: (\S+)$", tox, re.MULTILINE)
+    assert {each.replace("==", ">=") for each in tested} == bounds
+    for name in (".github/workflows/ci.yml", ".ci/run"):
+        assert "py311-lowest" in (_ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["ci.yml", "release.yml"])

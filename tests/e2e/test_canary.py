@@ -91,10 +91,12 @@ FHIR_FAULTS = ("fhir_404", "fhir_html_200", "fhir_next_other_origin", "fhir_wron
 
 
 @pytest.fixture
-def broker() -> Iterator[None]:
+def broker(settings: Any) -> Iterator[None]:
     """Tasks are put into messages, which stay where they are."""
     Channel.queues.clear()
-    # Whichever app has the tasks: importing the example's makes it that one.
+    # Whichever app has the tasks: importing the example's makes it that one.  Celery
+    # 5.4 prefers the setting; later versions the app's configuration.
+    settings.CELERY_TASK_ALWAYS_EAGER = False
     current_app.conf.task_always_eager = False
     yield
     current_app.conf.task_always_eager = True

@@ -394,6 +394,8 @@ def set_broker(world: World, url: str) -> None:
     celery_app.set_current()
     for name, value in (("broker_url", url), ("task_always_eager", False)):
         world.monkeypatch.setitem(celery_app.conf, name, value)
+        # Celery 5.4 prefers the setting; later versions the app's configuration.
+        setattr(world.settings, f"CELERY_{name.upper()}", value)
 
 
 def broker_down(world: World) -> None:
