@@ -21,6 +21,8 @@ from ..exceptions import (
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.context import LaunchContext
+from ..protocol.messages import HTTPResponse
+from ..protocol.oauth import find_oauth_error
 from ..protocol.token_management import (
     IntrospectionResponse,
     build_introspection_request,
@@ -35,6 +37,13 @@ from .separate_connection import is_in_transaction, run_on_own_connection
 __all__ = ["introspect", "introspect_grant"]
 
 logger = logging.getLogger(__name__)
+
+_UNAUTHORIZED = frozenset({401, 403})
+_INVALID = "invalid_token"  # RFC 6750 section 3.1
+_HINT = (
+    "The server did not accept how introspection authenticates: set the server's "
+    "introspection_mode to client or bearer."
+)
 
 
 def introspect(
@@ -70,7 +79,8 @@ def introspect(
             "The server names no introspection_endpoint: if its vendor documents one, "
             "enter it in the server's overrides."
         )
-    if _uses_credentials(registration, configuration):
+    is_bearer = not _uses_credentials(registration, configuration)
+    if not is_bearer:
         request = build_introspection_request(
             introspection_endpoint=endpoint,
             token=token,
@@ -87,9 +97,25 @@ def introspect(
             "Introspection at this server requires an access token: pass access_token, "
             "or set the server's introspection_mode to client."
         )
-    return process_introspection_response(
-        send(request, server=server), insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
-    )
+    response = send(request, server=server)
+    if is_bearer and token == access_token and _is_called_invalid(response):
+        # The token that authorizes the call is also the introspected one.
+        return IntrospectionResponse(active=False)
+    try:
+        return process_introspection_response(
+            response, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
+        )
+    except (TokenResponseError, TokenServerError) as exc:
+        if exc.status_code in _UNAUTHORIZED:
+            exc.args = (f"{exc} {_HINT}",)
+        raise
+
+
+def _is_called_invalid(response: HTTPResponse) -> bool:
+    """Return whether the bearer token was refused, not bearer tokens as such."""
+    challenge = response.headers.get("www-authenticate", "")
+    error = find_oauth_error(response).get("error")
+    return response.status_code == 401 and (_INVALID in challenge or error == _INVALID)
 
 
 def _uses_credentials(
@@ -126,7 +152,11 @@ def introspect_grant(grant: TokenGrant) -> IntrospectionResponse:
             "Inside a transaction, SQLite cannot store safely what introspection "
             "finds: make the call before atomic() begins."
         )
-    answer = _ask_with_own_token(grant)
+    answer = introspect(
+        grant.access_token,
+        registration=grant.registration,
+        access_token=grant.access_token,
+    )
     if not answer.active:
         _commit(partial(_expire, grant), grant)
         return answer
@@ -140,23 +170,6 @@ def introspect_grant(grant: TokenGrant) -> IntrospectionResponse:
             "ended."
         )
     return answer
-
-
-def _ask_with_own_token(grant: TokenGrant) -> IntrospectionResponse:
-    registration = grant.registration
-    try:
-        return introspect(
-            grant.access_token,
-            registration=registration,
-            access_token=grant.access_token,
-        )
-    except (TokenResponseError, TokenServerError) as exc:
-        configuration = get_configuration(registration.server)
-        uses_token = not _uses_credentials(registration, configuration)
-        if exc.status_code == 401 and uses_token:
-            # The token that authorizes the call is also the introspected one.
-            return IntrospectionResponse(active=False)
-        raise
 
 
 def _commit(change: Callable[[], None], grant: TokenGrant) -> None:

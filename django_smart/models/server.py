@@ -20,6 +20,7 @@ from ..protocol.configuration import (
     SMARTConfiguration,
     check_overrides,
 )
+from ..protocol.id_token import DEFAULT_ALGORITHMS
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HiddenText
 from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
@@ -85,6 +86,19 @@ def validate_overrides(value: object) -> None:
     if not isinstance(value, dict):
         raise ValidationError(_("Enter a JSON object."), code="overrides")
     validate_by(check_overrides, value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
+
+
+def validate_algorithms(value: str) -> None:
+    """Refuse names of algorithms with which no ID token can be verified."""
+    if unknown := sorted(set(value.split()) - DEFAULT_ALGORITHMS):
+        raise ValidationError(
+            _("%(names)s cannot be used here. Choose from %(choices)s."),
+            code="algorithms",
+            params={
+                "names": ", ".join(unknown),
+                "choices": ", ".join(sorted(DEFAULT_ALGORITHMS)),
+            },
+        )
 
 
 def validate_headers(value: object) -> None:
@@ -540,6 +554,7 @@ class FHIRServer(models.Model):
         max_length=100,
         blank=True,
         default="",
+        validators=[validate_algorithms],
         help_text=_(
             "Accepted algorithms, separated by spaces. Empty accepts the "
             "package's default list."

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt.utils import base64url_decode
 
 from django_smart.exceptions import (
@@ -88,16 +88,28 @@ def parse_fhir_user(value: str, *, base_url: str) -> str:
     return reference
 
 
-VerificationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+VerificationKey = (
+    rsa.RSAPublicKey
+    | ec.EllipticCurvePublicKey
+    | ed25519.Ed25519PublicKey
+    | ed448.Ed448PublicKey
+)
 
 # By algorithm: key type and curve.
 _KEY_TYPES: dict[str, tuple[str, str | None]] = {
     "RS256": ("RSA", None),
     "RS384": ("RSA", None),
     "RS512": ("RSA", None),
+    "PS256": ("RSA", None),
+    "PS384": ("RSA", None),
+    "PS512": ("RSA", None),
     "ES256": ("EC", "P-256"),
     "ES384": ("EC", "P-384"),
+    "ES512": ("EC", "P-521"),
+    "EdDSA": ("OKP", None),
 }
+# By key type: the public members.
+_MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 4096
@@ -159,9 +171,8 @@ def _load(jwk: Mapping[str, Any]) -> VerificationKey | None:
     """
     Return the public key of *jwk*, or ``None`` if it is broken, weak or oversized.
     """
-    names = ("n", "e") if jwk["kty"] == "RSA" else ("crv", "x", "y")
     # Private members, which do not belong in the set, are dropped.
-    members: dict[str, Any] = {name: jwk.get(name) for name in names}
+    members: dict[str, Any] = {name: jwk.get(name) for name in _MEMBERS[jwk["kty"]]}
     if not all(isinstance(value, str) for value in members.values()):
         return None
     if (

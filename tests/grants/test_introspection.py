@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.utils import timezone
+from werkzeug.wrappers import Request, Response
 
 from django_smart.exceptions import (
     ContextChangedError,
     CredentialsError,
     ReauthorizationRequiredError,
     RefreshInTransactionError,
+    TokenResponseError,
     TokenServerError,
     UnsupportedServerError,
 )
@@ -23,7 +25,7 @@ from django_smart.grants.refresh import get_access_token
 from django_smart.models import FHIRServer, Identity, Launch, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
-from tests.answers import answer
+from tests.answers import Respond, answer
 from tests.ehr import PATIENT, connect, listening, make_browser
 from tests.factories import make_registration, reload_grant
 
@@ -168,14 +170,39 @@ def test_token_that_came_meanwhile_is_not_taken_for_dead(
 def test_other_refusals_say_nothing_of_the_token(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
-    answer(ehr, PATH, status=403)
-    with pytest.raises(TokenServerError):
-        introspect_grant(grant)
-    set_mode("client")
-    answer(ehr, PATH, status=401)
-    with pytest.raises(TokenServerError):
-        introspect_grant(reload_grant(grant.pk))
+    for status in (401, 403):
+        answer(ehr, PATH, status=status)
+        for mode in ("bearer", "client"):
+            set_mode(mode)
+            with pytest.raises(TokenServerError, match="introspection_mode"):
+                introspect_grant(reload_grant(grant.pk))
     assert reload_grant(grant.pk).expires_at == grant.expires_at
+
+
+def test_bearer_token_that_the_endpoint_calls_invalid_is_dead(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    def respond(_: Respond, request: Request) -> Response:
+        headers = {"WWW-Authenticate": 'Bearer realm="x", error="invalid_token"'}
+        return Response("", 401, headers)
+
+    ehr.interceptors.append(respond)
+    set_mode("bearer")
+    assert not introspect_grant(reload_grant(grant.pk)).active
+    # Nothing is said about the token of another app.
+    with pytest.raises(TokenServerError, match="introspection_mode"):
+        introspect(
+            "another", registration=grant.registration, access_token=grant.access_token
+        )
+
+
+def test_client_that_the_endpoint_refuses_is_told_of_the_mode(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    set_mode("client")
+    ehr.faults.add("introspect_invalid_client")
+    with pytest.raises(TokenResponseError, match="introspection_mode"):
+        introspect_grant(reload_grant(grant.pk))
 
 
 def test_grant_that_has_ended_is_not_asked_about(

@@ -305,6 +305,14 @@ def test_values_of_a_wrong_preset_are_reset():
     assert (server.introspection_mode, server.pkce) == ("bearer", "never")
 
 
+def test_algorithm_that_verifies_no_id_token_is_refused():
+    with pytest.raises(CommandError, match="HS256 cannot be used here"):
+        register(*_SECRET, *_EHR, "--offline", "--set", "id_token_algorithms=HS256")
+    assert not FHIRServer.objects.exists()
+    register(*_SECRET, *_EHR, "--offline", "--set", "id_token_algorithms=PS256 EdDSA")
+    assert the_registration().server.id_token_algorithms == "PS256 EdDSA"
+
+
 def test_json_with_characters_that_no_database_takes_is_refused():
     pair = 'overrides={"scopes_supported": ["%s"]}'
     for text in ("\\u0000", "\\ud800"):

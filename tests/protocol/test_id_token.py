@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,13 +55,20 @@ _LEEWAY = timedelta(seconds=60)
 
 
 def get_key(algorithm):
+    if algorithm == "EdDSA":
+        return ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
     return make_ec_key(CURVES[algorithm]) if algorithm in CURVES else make_rsa_key()
 
 
 def to_jwk(key, **members):
     """The public JWK of a private key."""
-    name = "ES384" if isinstance(key, ec.EllipticCurvePrivateKey) else "RS256"
-    algorithm = get_default_algorithms()[name]
+    name = {
+        rsa.RSAPrivateKey: "RS256",
+        ec.EllipticCurvePrivateKey: "ES384",
+        ed25519.Ed25519PrivateKey: "EdDSA",
+    }
+    kind = next(kind for kind in name if isinstance(key, kind))
+    algorithm = get_default_algorithms()[name[kind]]
     jwk = algorithm.to_jwk(key.public_key(), as_dict=True)
     jwk.pop("key_ops", None)
     return {**jwk, "kid": "k1", **members}
@@ -397,6 +404,24 @@ def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(algorithm):
 def test_an_algorithm_that_is_none_of_ours_is_refused(algorithm):
     with pytest.raises(IDTokenSignatureError, match="algorithm"):
         validate(sign(header={"alg": algorithm}))
+
+
+@pytest.mark.compliance("IDT-06")
+@pytest.mark.parametrize("algorithm", sorted(DEFAULT_ALGORITHMS))
+def test_each_algorithm_verifies_with_a_key_of_its_kind_alone(algorithm):
+    key = get_key(algorithm)
+    token = sign(algorithm, key=key)
+    assert validate(token, keys=[to_jwk(key)]).subject == "alice"
+    others = [to_jwk(key, alg="RS999"), to_jwk(key, crv="P-000", kty="X")]
+    with pytest.raises(UnknownSigningKeyError):
+        validate(token, keys=others)
+    with pytest.raises(IDTokenSignatureError):
+        validate(f"{token[:-8]}AAAAAAAA", keys=[to_jwk(key)])
+
+
+def test_algorithms_that_pyjwt_has_are_accepted():
+    assert {"PS256", "PS384", "PS512", "ES512", "EdDSA"} < DEFAULT_ALGORITHMS
+    assert set(get_default_algorithms()) >= DEFAULT_ALGORITHMS
 
 
 @pytest.mark.compliance("IDT-06")
