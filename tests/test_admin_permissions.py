@@ -139,6 +139,9 @@ def test_row_is_not_added_without_trust(
     url = url_of(model, "add")
     assert staff.get(url).status_code == 403
     assert staff.post(url, EVERYTHING[model]).status_code == 403
+    row = registration.server if model is FHIRServer else registration
+    copied = {**EVERYTHING[model], "_saveasnew": "1"}
+    assert staff.post(url_of(model, "change", row.pk), copied).status_code == 403
     assert staff.post(url_of(model, "changelist"), {"_save": "1"}).status_code == 200
     if model is ClientRegistration:
         check = url_of(model, "check", registration.pk)

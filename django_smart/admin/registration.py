@@ -124,11 +124,7 @@ class ClientRegistrationAdmin(TestConnectionMixin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """What the vendor's form needs, what it gave, and what is asked for."""
-        may_edit = (
-            self.has_add_permission(request)
-            if obj is None
-            else self.has_change_permission(request, obj)
-        )
+        may_edit = obj is None or self.has_change_permission(request, obj)
         # Who may only look gets every field as it is read from the row: no secret.
         secrets = ["client_secret"] if may_edit else []
         steps: list[str] = []
