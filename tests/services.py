@@ -119,6 +119,12 @@ def _find_nginx() -> None:
         raise RuntimeError("not found")
 
 
+def _find_prometheus() -> None:
+    for name in ("prometheus", "promtool"):
+        if shutil.which(name) is None:
+            raise RuntimeError(f"{name} not found")
+
+
 def _install_node_servers() -> None:
     from tests.outside.node import install
 
@@ -159,6 +165,7 @@ SERVICES = {
         name="Node.js and what npm installs", port=None, ping=_install_node_servers
     ),
     "postgresql": Service(name="PostgreSQL", port=5432, ping=_ping_postgresql),
+    "prometheus": Service(name="Prometheus", port=None, ping=_find_prometheus),
     "rabbitmq": Service(name="RabbitMQ", port=5672, ping=_ping_rabbitmq),
     "redis": Service(name="Redis", port=6379, ping=_ping_redis),
 }

@@ -10,6 +10,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
+from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.urls import path
 from django.utils import timezone
@@ -27,6 +28,7 @@ TOKEN = "a token of the monitor's own"
 urlpatterns = [
     path("health/", HealthView.as_view(token=TOKEN, overdue_after=600)),
     path("staff/", HealthView.as_view()),
+    path("broken/", lambda request: HttpResponse(status=503)),
 ]
 
 
@@ -246,6 +248,17 @@ def test_database_that_is_away_is_told_of_without_an_error_page():
     with connection.execute_wrapper(fail):
         response = get()
     assert (response.status_code, response.json()) == (503, {"status": "unavailable"})
+
+
+def test_unhealthy_state_mails_nobody(settings, mailoutbox):
+    settings.ADMINS = ["admin@example.org"]
+    hold_grants()
+    for _ in range(2):
+        assert get().status_code == 503
+    assert mailoutbox == []
+    # Django's default LOGGING mails this of any other view.
+    assert Client().get("/broken/").status_code == 503
+    assert len(mailoutbox) == 1
 
 
 def test_grants_of_another_deployment_are_no_health():

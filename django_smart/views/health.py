@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.http import HttpRequest, JsonResponse
 from django.utils.decorators import method_decorator
+from django.utils.log import log_response
 from django.views.decorators.cache import never_cache
 from django.views.generic import View
 
@@ -79,7 +80,7 @@ class HealthView(View):
             ran_at = TaskRun.objects.get_time(REFRESH)
         except DatabaseError as exc:
             logger.warning("Health cannot be determined: %s", type(exc).__name__)
-            return JsonResponse({"status": "unavailable"}, status=503)
+            return self._respond(request, {"status": "unavailable"})
         status = self._get_status(health.values(), is_ours=is_ours, ran_at=ran_at)
         body = {
             "status": status,
@@ -87,7 +88,7 @@ class HealthView(View):
             "last_run_at": ran_at,
             "servers": [self._as_json(one) for one in health.values()],
         }
-        return JsonResponse(body, status=200 if status == "ok" else 503)
+        return self._respond(request, body)
 
     # Hooks for subclasses
 
@@ -110,6 +111,20 @@ class HealthView(View):
         )
 
     # Not meant to be overridden
+
+    def _respond(self, request: HttpRequest, body: dict[str, Any]) -> JsonResponse:
+        response = JsonResponse(body, status=200 if body["status"] == "ok" else 503)
+        if response.status_code != 200:
+            # As an error, each poll would be mailed to the site's admins.
+            log_response(
+                "Unhealthy (%s): %s",
+                body["status"],
+                request.path,
+                response=response,
+                request=request,
+                level="warning",
+            )
+        return response
 
     def _get_status(
         self,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ def _cause_trouble(registrations: dict[str, ClientRegistration]) -> None:
 
 
 @contextmanager
-def _run_prometheus(program: str, folder: Path, port: int) -> Iterator[str]:
+def _run_prometheus(folder: Path, port: int) -> Iterator[str]:
     """Prometheus, which scrapes *port* twice a second; its address."""
     config = folder / "prometheus.yml"
     config.write_text(
@@ -121,7 +121,7 @@ def _run_prometheus(program: str, folder: Path, port: int) -> Iterator[str]:
     own = get_free_port()
     process = subprocess.Popen(
         [
-            program,
+            "prometheus",
             f"--config.file={config}",
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{own}",
@@ -154,13 +154,11 @@ def _find_firing(url: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.process
+@pytest.mark.prometheus
 @pytest.mark.django_db
 def test_each_alert_fires_for_its_trouble_and_for_nothing_else(
     tmp_path: Path,
 ) -> None:
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("needs Prometheus: prometheus is not installed")
     registrations = _make_registrations()
     # A failure of its kind before: the first one of all is no increase.
     _count(registrations["failing"], "token_server_error", 0.2)
@@ -182,7 +180,7 @@ def test_each_alert_fires_for_its_trouble_and_for_nothing_else(
 
     with (
         Server(respond) as endpoint,
-        _run_prometheus(program, tmp_path, endpoint.port) as url,
+        _run_prometheus(tmp_path, endpoint.port) as url,
     ):
         wait_for(lambda: _is_ready(url), what="Prometheus")
         assert _find_firing(url) == {"SMARTMetricsMissing": {""}}
@@ -220,11 +218,112 @@ def test_each_alert_fires_for_its_trouble_and_for_nothing_else(
     }
 
 
+@pytest.mark.prometheus
 def test_rules_are_well_formed() -> None:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("needs Prometheus: promtool is not installed")
-    subprocess.run([program, "check", "rules", str(_RULES)], check=True)
+    subprocess.run(["promtool", "check", "rules", str(_RULES)], check=True)
+
+
+_RUNS, _STANDS = "0+60x120", "0x120"
+_LATE = {"grants_oldest_overdue_seconds{server='late'}": "600x120"}
+_ADOPTED = {"deployment_adopted": "1x120"}
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize(
+    ("mine", "firing"),
+    [
+        pytest.param(
+            {**_ADOPTED, "last_run_timestamp_seconds": _STANDS, **_LATE},
+            {"NoWorker": ""},
+            id="workers stopped",
+        ),
+        pytest.param(
+            {**_ADOPTED, **_LATE}, {"NoWorker": ""}, id="workers never started"
+        ),
+        pytest.param(
+            {**_ADOPTED, "last_run_timestamp_seconds": _RUNS, **_LATE},
+            {"GrantsOverdue": "late"},
+            id="workers too slow",
+        ),
+        pytest.param(
+            {
+                **_ADOPTED,
+                "last_run_timestamp_seconds": _RUNS,
+                "refreshes_total{server='shared',code='ok'}": "0+1x120",
+                "refreshes_total{server='shared',code='server_timeout'}": "0+1x120",
+            },
+            {"RefreshesFail": "shared"},
+            id="refreshes fail",
+        ),
+        pytest.param(
+            {
+                **_ADOPTED,
+                "last_run_timestamp_seconds": _RUNS,
+                **_LATE,
+                "refresh_paused{server='late'}": "1x120",
+                "refresh_paused_by_operator{server='late'}": "0x120",
+            },
+            {"EHRPaused": "late"},
+            id="paused",
+        ),
+        pytest.param(
+            {"deployment_adopted": "1x30 stale"},
+            {"MetricsMissing": ""},
+            id="metrics went missing",
+        ),
+    ],
+)
+def test_one_of_two_deployments_in_trouble_is_the_one_that_is_named(
+    mine: dict[str, str], firing: dict[str, str], tmp_path: Path
+) -> None:
+    fine = {
+        **_ADOPTED,
+        "last_run_timestamp_seconds": _RUNS,
+        "grants_oldest_overdue_seconds{server='late'}": "0x120",
+        "refresh_paused{server='late'}": "0x120",
+        "refresh_paused_by_operator{server='late'}": "1x120",
+        "refreshes_total{server='shared',code='ok'}": "0+60x120",
+        "registrations_stopped{server='late'}": "0x120",
+    }
+    series = [
+        {
+            "series": f"django_smart_{name.partition('{')[0]}"
+            f"{{job='site', instance='{instance}', {name.partition('{')[2] or '}'}",
+            "values": values,
+        }
+        for instance, deployment in (("fine", fine), ("mine", mine))
+        for name, values in deployment.items()
+    ]
+    expected = [
+        {
+            "labels": f"{{alertname='SMART{name}', instance='mine'"
+            f"{', server=' + repr(server) if server else ''}}}",
+            "value": 1,
+        }
+        for name, server in firing.items()
+    ]
+    test = {
+        "interval": "1m",
+        "input_series": series,
+        "promql_expr_test": [
+            {
+                "expr": "sum by (alertname, instance, server) "
+                "(ALERTS{alertstate='firing'})",
+                "eval_time": "60m",
+                "exp_samples": expected,
+            }
+        ],
+    }
+    file = tmp_path / "two.yml"
+    # JSON is YAML, too.
+    file.write_text(json.dumps({"rule_files": [str(_RULES)], "tests": [test]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.django_db
