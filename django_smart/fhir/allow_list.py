@@ -80,35 +80,36 @@ _ALLOWED = {
 _WRITES = frozenset({"create", "delete", "patch", "update"})
 _BUNDLES = frozenset({"batch", "transaction"})
 
-# Operations with the types that have them, on a type, on a resource, or on both.
+# Operations with the types that have them, on a type, on a resource, or on both, and
+# their parameters, none of which leads to a patient.
 _ON_TYPE, _ON_RESOURCE = 1, 2
 _ON_BOTH = _ON_TYPE | _ON_RESOURCE
-_OPERATIONS: Mapping[str, tuple[Collection[str], int]] = {
-    "docref": ({"DocumentReference"}, _ON_TYPE),
-    "everything": ({"Patient"}, _ON_RESOURCE),
-    "expand": ({"ValueSet"}, _ON_BOTH),
-    "lastn": ({"Observation"}, _ON_TYPE),
-    "lookup": ({"CodeSystem"}, _ON_TYPE),
-    "validate": ((), _ON_BOTH),
-    "validate-code": ({"CodeSystem", "ValueSet"}, _ON_BOTH),
+_CODE = "code coding date displayLanguage system version"
+_OPERATIONS: Mapping[str, tuple[Collection[str], int, str]] = {
+    "docref": ({"DocumentReference"}, _ON_TYPE, "end on-demand profile start type"),
+    "everything": ({"Patient"}, _ON_RESOURCE, "_since _type end start"),
+    "expand": (
+        {"ValueSet"},
+        _ON_BOTH,
+        "activeOnly check-system-version count date designation displayLanguage "
+        "exclude-system excludeNested excludeNotForUI excludePostCoordinated filter "
+        "force-system-version includeDefinition includeDesignations offset "
+        "system-version url valueSetVersion",
+    ),
+    # And what an Observation can be searched by.
+    "lastn": ({"Observation"}, _ON_TYPE, "max"),
+    "lookup": ({"CodeSystem"}, _ON_TYPE, f"{_CODE} property"),
+    "validate": ((), _ON_BOTH, "mode profile resource"),
+    "validate-code": (
+        {"CodeSystem", "ValueSet"},
+        _ON_BOTH,
+        f"{_CODE} abstract codeableConcept display systemVersion url valueSetVersion",
+    ),
 }
 #: What scripts may call unless the view lists other operations.
 OPERATIONS = frozenset(_OPERATIONS)
 # They read nothing of a patient, so that their parameters may also be in a body.
 _WITH_BODY = frozenset({"expand", "lookup", "validate", "validate-code"})
-# None of them leads to a patient, whatever the operation.
-_OPERATION_PARAMETERS = frozenset(
-    {
-        *("_since", "_type", "abstract", "activeOnly", "check-system-version", "code"),
-        *("codeableConcept", "coding", "count", "date", "designation", "display"),
-        *("displayLanguage", "end", "exclude-system", "excludeNested"),
-        *("excludeNotForUI", "excludePostCoordinated", "filter"),
-        *("force-system-version", "includeDefinition", "includeDesignations", "max"),
-        *("mode", "offset", "on-demand", "profile", "property", "resource", "start"),
-        *("system", "system-version", "systemVersion", "type", "url"),
-        *("valueSetVersion", "version"),
-    }
-)
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
@@ -288,6 +289,7 @@ class AllowList:
             )
         else:
             is_allowed = bool(known) and modifier in {"", *_MODIFIERS[known]}
+            is_allowed &= modifier != "missing" or value in {"true", "false"}
         if not is_allowed and not (is_opened and self._names_nobody(value)):
             text = f'The search parameter "{parameter}", or its value,'
             _refuse(text, "parameters", f"{kind}.{parameter}")
@@ -299,6 +301,8 @@ class AllowList:
         self, value: str, modifier: str = "", *, is_to_shared: bool = False
     ) -> bool:
         """Whether each of some references is to what belongs to no patient."""
+        if modifier and not is_shared(modifier):
+            return False
         for text in value.split(","):
             text = text.removeprefix(f"{self.boundary.base_url}/")
             found = _REFERENCE.fullmatch(text)
@@ -333,7 +337,7 @@ class AllowList:
     ) -> None:
         operation, kind = parts[-1].removeprefix("$"), asked.resource_type
         is_known = operation in _OPERATIONS
-        types, places = _OPERATIONS.get(operation, ((), _ON_BOTH))
+        types, places, names = _OPERATIONS.get(operation, ((), _ON_BOTH, ""))
         if (types and kind not in types) or not places & (len(parts) - 1):
             _refuse(f"${operation} of this")
         if asked.body is not None:
@@ -346,7 +350,7 @@ class AllowList:
                     raise ForeignPatientError(f'"{parameter}" names another patient.')
             elif parameter in _ALLOWED["operation"]:
                 self._check_control("operation", parameter, value)
-            elif parameter in _OPERATION_PARAMETERS or not (
+            elif parameter in names.split() or not (
                 is_known or _HIDING.match(parameter)
             ):
                 if not self._names_nobody(value):

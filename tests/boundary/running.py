@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import requests
 from django.test import RequestFactory
@@ -182,10 +183,10 @@ def ask_proxy(client: FHIRClient, case: Case, *, is_opened: bool = True) -> Any:
     state: Any = get_request_state(request)
     state.context = smart
     state.prefix = SimpleNamespace(key="launch-1")
-    view = FHIRProxyView.as_view(
-        methods=METHODS, **(case.attributes if is_opened else {})
-    )
-    return view(request, path=case.path.partition("?")[0])
+    attributes = case.attributes if is_opened else {}
+    view = FHIRProxyView.as_view(**{"methods": METHODS, **attributes})
+    # Decoded, as Django finds it.
+    return view(request, path=unquote(case.path.partition("?")[0]))
 
 
 def _call(client: FHIRClient, case: Case) -> tuple[str, bytes]:
