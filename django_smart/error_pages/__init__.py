@@ -140,6 +140,8 @@ def harden(response: HttpResponse) -> HttpResponse:
     """
     Keep the page out of caches, and its URL out of ``Referer`` (CALL-10).
 
+    In a frame of the EHR, it can be shown as the launch's own pages can.
+
     The pages themselves relax this to ``strict-origin`` with a ``meta`` element: under
     ``no-referrer``, browsers send "Origin: null" with a page's forms (a site's sign-out
     button, say), which Django's CSRF check refuses.
@@ -147,4 +149,6 @@ def harden(response: HttpResponse) -> HttpResponse:
     # "private", too: early releases of Django 5.2 store what says no-store alone.
     response.headers["Cache-Control"] = "private, no-store"
     response.headers["Referrer-Policy"] = "no-referrer"
+    # For the middleware, as Django's "xframe_options_exempt" is for its own.
+    response.leads_to_launch = True  # type: ignore[attr-defined]
     return response

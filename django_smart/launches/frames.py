@@ -12,13 +12,20 @@ from __future__ import annotations
 
 from http.cookies import Morsel
 from typing import Any
+from urllib.parse import urlsplit
 
+from django.conf import settings
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.shortcuts import resolve_url
+from django.urls import NoReverseMatch, get_script_prefix
 from django.utils.cache import patch_vary_headers
 
+from ..conf import conf
 from ..models import FHIRServer, Launch
 from .browser import FRAME_MARK, peek_browser
+from .context import has_found_launch
+from .prefix import get_protocol_url, split_launch_key
 from .request_state import get_request_state
 
 __all__ = [
@@ -91,12 +98,18 @@ def may_be_framed(request: HttpRequest, response: HttpResponseBase) -> bool:
 
 
 def adapt_response(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Allow only the frame's server to embed *response*."""
+    """
+    Make the cookies of *response* work in the frame.
+
+    Pages of its launch, and those that lead to one, may be shown in it.  The page
+    around the frame gets no other page: it could cover the page, to redirect clicks.
+    """
     server = _find_server(request)
     if server is None or not may_embed(server):
         return
-    _set_frame_ancestors(response, " ".join(server.frame_origins))
-    response.headers.pop("X-Frame-Options", None)
+    if _belongs_to_launch(request, response):
+        _set_frame_ancestors(response, " ".join(server.frame_origins))
+        response.headers.pop("X-Frame-Options", None)
     patch_vary_headers(response, ["Cookie"])
     # In a frame of this site itself, cookies are shared with its other windows.
     if peek_browser(request).frame is not None:
@@ -124,6 +137,32 @@ def _find_server(request: HttpRequest) -> FHIRServer | None:
         .first()
     )
     return launch.registration.server if launch else None
+
+
+def _belongs_to_launch(request: HttpRequest, response: HttpResponseBase) -> bool:
+    state = get_request_state(request)
+    return (
+        state.is_frame_known
+        or state.prefix is not None
+        or getattr(response, "leads_to_launch", False)
+        or (not conf.SMART_LAUNCH_PREFIX and has_found_launch(state.context))
+        or _asks_to_sign_in(request)
+    )
+
+
+def _asks_to_sign_in(request: HttpRequest) -> bool:
+    """Return whether it is the site's sign-in page, and leads back to a launch."""
+    try:
+        login_url = resolve_url(settings.LOGIN_URL)
+    except NoReverseMatch:
+        return False
+    if request.path != urlsplit(login_url).path:
+        return False
+    next_url = request.GET.get("next") or request.POST.get("next", "")
+    path = urlsplit(next_url).path
+    decide = get_protocol_url("decide", key="-").removesuffix("-/")
+    inner = "/" + path.removeprefix(get_script_prefix())
+    return path.startswith(decide) or split_launch_key(inner)[0] is not None
 
 
 def _set_frame_ancestors(response: HttpResponseBase, origins: str) -> None:

@@ -21,6 +21,7 @@ from django.views.decorators.cache import never_cache
 from ..error_pages.retry import sign_in_again
 from ..grants.ending import disconnect_grant, enqueue_revocations
 from ..launches.browser import get_browser
+from ..launches.frames import is_framed
 from ..launches.prefix import get_protocol_url
 from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
@@ -45,6 +46,9 @@ class LogoutView(ProtocolView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """End the session and this browser's launches; sign out at the EHR if set."""
         url = resolve_url(settings.LOGOUT_REDIRECT_URL or get_script_prefix())
+        if is_framed(request):
+            # Only pages that lead to a launch can be shown there.
+            url = get_protocol_url("login")
         user, browser_digests = get_user(request), get_browser(request).digests
         there = None
         if user is not None:

@@ -256,7 +256,7 @@ def test_launch_in_a_frame_is_carried_by_partitioned_cookies(
 
         # A form of the site, whose token is in a cookie.
         frame.get_by_role("button", name="Sign out").click()
-        expect(frame.locator('a[href="/smart/login/"]').first).to_be_visible()
+        expect(frame.get_by_text("Connect your records").first).to_be_visible()
         reload(second)
         expect(second.get_by_text("launch_ended")).to_be_visible()
 

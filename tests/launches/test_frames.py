@@ -8,10 +8,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import django
 import pytest
+from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
+from django.views.decorators.clickjacking import xframe_options_deny
 
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import (
@@ -54,6 +56,13 @@ def _own_policy(request: HttpRequest) -> HttpResponse:
     return response
 
 
+@xframe_options_deny
+def _never(request: HttpRequest) -> HttpResponse:
+    response = HttpResponse("transfer money")
+    response["Content-Security-Policy"] = "frame-ancestors 'none'"
+    return response
+
+
 def _banner(request: Any) -> HttpResponse:
     return JsonResponse({"needed": request.smart.need_patient_banner})
 
@@ -65,6 +74,7 @@ def _context(request: Any) -> HttpResponse:
 urlpatterns = [
     *site,
     path("banner/", _banner),
+    path("never/", _never),
     path("context/", _context),
     path("cookies/", _cookies),
     path("acookies/", _acookies),
@@ -170,14 +180,66 @@ def test_cookies_of_the_site_s_views_do_so_as_well(ehr, server, method, view, pr
 
 @pytest.mark.compliance("EHRL-08")
 @pytest.mark.parametrize("method", ["get", "aget"])
-@pytest.mark.parametrize("prefixed", [True, False])
-def test_the_server_s_origins_alone_may_frame_the_pages(ehr, server, method, prefixed):
-    chart = open_framed(ehr)
-    if not prefixed:
-        chart.landing = "/"
-    response = getattr(chart, method)("/links/")
+@pytest.mark.parametrize("prefix", ["~", ""])
+def test_the_server_s_origins_alone_may_frame_the_pages(
+    ehr, server, settings, method, prefix
+):
+    settings.SMART_LAUNCH_PREFIX = prefix
+    response = getattr(open_framed(ehr), method)("/whoami/")
     assert response["Content-Security-Policy"] == ANCESTORS
     assert "X-Frame-Options" not in response
+
+
+@pytest.mark.parametrize("prefix", ["~", ""])
+def test_page_around_the_frame_cannot_show_what_is_not_the_launch_s(
+    ehr, server, settings, prefix
+):
+    """The user types a password in the frame, as the package may ask."""
+    settings.SMART_LAUNCH_PREFIX = prefix
+    settings.LOGIN_URL = "/admin/login/"
+    chart = open_framed(ehr)
+    staff = make_user("ada", is_staff=True, is_superuser=True)
+    chart.browser.force_login(
+        staff, backend="django.contrib.auth.backends.ModelBackend"
+    )
+    for url in (
+        *("/never/", "/admin/", f"/admin/auth/user/{staff.pk}/password/"),
+        *("/accounts/password_change/", "/smart/connections/", "/nowhere/"),
+        "/admin/login/?next=/admin/",
+    ):
+        response = chart.browser.get(url, headers=IN_FRAME)
+        assert response["X-Frame-Options"] == "DENY"
+        assert "https" not in response.get("Content-Security-Policy", "")
+    # Its cookies work in the frame, as everywhere there.
+    cookies = chart.browser.get("/cookies/", headers=IN_FRAME)
+    assert cookies["X-Frame-Options"] == "DENY"
+    assert attributes(cookies)["colour"] == FRAMED
+
+
+def test_sign_in_that_a_launch_asks_for_can_be_done_in_the_frame(ehr, server, settings):
+    settings.LOGIN_URL = "/admin/login/"
+    chart = open_framed(ehr)
+    staff = User.objects.get()
+    staff.is_staff = True
+    staff.set_password("secret")
+    staff.save()
+    chart.browser.post("/smart/logout/", headers=IN_FRAME)
+    started = begin(chart.browser, ehr)
+    asked = get_callback(chart.browser, ehr.authorize(started["Location"]))
+    assert asked["Location"].startswith("/admin/login/?next=/smart/decide/")
+    form = chart.browser.get(asked["Location"], headers=IN_FRAME)
+    assert form["Content-Security-Policy"] == ANCESTORS
+    # Also after a wrong password, and when the session of an open chart ran out.
+    values = {"username": staff.username, "password": "wrong"}
+    form = chart.browser.post(asked["Location"], values, headers=IN_FRAME)
+    assert form["Content-Security-Policy"] == ANCESTORS
+    values["password"] = "secret"
+    signed_in = chart.browser.post(asked["Location"], values, headers=IN_FRAME)
+    opened = get_launch(follow(chart.browser, signed_in))
+    del chart.browser.cookies["sessionid"]
+    page = f"/~{opened.key}/links/"
+    form = chart.browser.get("/admin/login/", {"next": page}, headers=IN_FRAME)
+    assert form["Content-Security-Policy"] == ANCESTORS
 
 
 def test_windows_of_their_own_keep_the_site_s_cookies_and_headers(ehr, server):
@@ -344,9 +406,9 @@ def test_frame_of_this_very_site_shares_the_ordinary_cookies(ehr, server):
     assert response["Content-Security-Policy"] == ANCESTORS
     assert attributes(response)["colour"] == ("", False, False)
     # A page without a launch, in the frame and in a tab.
-    page = browser.get("/links/", headers={**IN_FRAME, **same_site})
+    page = browser.get("/smart/login/", headers={**IN_FRAME, **same_site})
     assert page["Content-Security-Policy"] == ANCESTORS
-    page = browser.get("/links/", headers={"Sec-Fetch-Dest": "document"})
+    page = browser.get("/smart/login/", headers={"Sec-Fetch-Dest": "document"})
     assert page["X-Frame-Options"] == "DENY"
     assert browser.get(f"/~{tab.key}/whoami/").json()["patient"] == PATIENT
 
@@ -385,9 +447,11 @@ def test_refusal_at_the_ehr_can_be_read_in_the_frame(ehr, server):
     assert response["Content-Security-Policy"] == ANCESTORS
 
 
-@pytest.mark.parametrize("url", ["/smart/login/", "/smart/connections/", "/nowhere/"])
-def test_pages_without_a_launch_can_be_read_in_the_frame(ehr, server, url):
+@pytest.mark.parametrize("url", ["/smart/login/", "/chart/", "/smart/callback/"])
+def test_pages_that_lead_to_a_launch_can_be_read_in_the_frame(ehr, server, url):
     chart = open_framed(ehr)
+    # The next launch makes the page ask for which one it is.
+    open_framed(ehr, chart.browser)
     response = chart.browser.get(url, headers=IN_FRAME)
     assert response["Content-Security-Policy"] == ANCESTORS
     assert "X-Frame-Options" not in response
@@ -412,7 +476,7 @@ def test_page_after_sign_out_can_be_read_in_the_frame(ehr, server):
     response = chart.browser.post("/smart/logout/", headers=IN_FRAME)
     assert set(attributes(response).values()) == {FRAMED}
     assert response.cookies["sessionid"]["max-age"] == 0
-    home = chart.browser.get("/links/", headers=IN_FRAME)
+    home = follow(chart.browser, response)
     assert home["Content-Security-Policy"] == ANCESTORS
     assert chart.get("/links/").status_code == 410
     # It is a new browser to every launch from now on.
