@@ -67,10 +67,10 @@ class SMARTSettings:
     @property
     def SMART_PRIVATE_HOSTS(self) -> frozenset[str]:
         """
-        Host names, without port, that servers may name even if their address is
-        private.
+        Host names, without port, that may have a private address.
 
-        Default: empty.
+        ``localhost`` and loopback addresses need no entry if
+        ``SMART_INSECURE_HTTP_HOSTS`` lists them.  Default: empty.
         """
         hosts = self._get("SMART_PRIVATE_HOSTS", ())
         return frozenset(str(host).lower().strip("[]") for host in hosts)

@@ -178,7 +178,7 @@ class ResponseTooLargeError(TransportError):
 
 
 class AddressRefusedError(TransportError):
-    """A host that a server named has an address in a private network."""
+    """A host has a private address, and ``SMART_PRIVATE_HOSTS`` does not list it."""
 
     code = "address_refused"
 

@@ -6,6 +6,7 @@ Settings of the example site, all of them from the environment.
 ``DEBUG``                   ``1`` while developing; off by default
 ``ALLOWED_HOSTS``           names without port, separated by commas
 ``SMART_INSECURE_HTTP_HOSTS``  names that may be reached by plain http, likewise
+``SMART_PRIVATE_HOSTS``     names of EHRs in a private network, likewise
 ``SMART_SITE_URL``          address of this site, such as ``https://app.example.org``
 ``BEHIND_PROXY``            ``1`` behind a proxy that sets ``X-Forwarded-Proto``
 ``SMART_ENCRYPTION_KEYS``   Fernet keys for tokens at rest, newest first, by commas
@@ -65,6 +66,7 @@ ALLOWED_HOSTS = [*_names("ALLOWED_HOSTS"), *_LOOPBACK]
 SMART_INSECURE_HTTP_HOSTS = [
     name.strip("[]") for name in [*_names("SMART_INSECURE_HTTP_HOSTS"), *_LOOPBACK]
 ]
+SMART_PRIVATE_HOSTS = _names("SMART_PRIVATE_HOSTS")
 SMART_SITE_URL: str = env.str("SMART_SITE_URL", default="").rstrip("/")
 
 # Cookies are Secure where the site is reached by https, and only there: over plain

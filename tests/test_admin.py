@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -32,6 +33,7 @@ from django_smart.models import (
     TokenGrant,
 )
 from django_smart.servers.signing_keys import OVERLAP, create_signing_key
+from django_smart.testing import EHRSimulator
 from tests import factories
 from tests.admin_forms import (
     grant_permissions,
@@ -591,6 +593,32 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
     assert (server.configuration, server.jwks) == (None, None)
     assert (server.issuer, server.jwks_uri) == ("", "")
     assert (server.pinned, server.moved) == ({}, {})
+
+
+def test_cleared_pinned_values_are_discovered_anew(admin_client, commit):
+    ehr = EHRSimulator("https://ehr.example.org/fhir")
+    moved = {"token_endpoint": ehr.token_endpoint}
+    server = make_server(
+        base_url=ehr.base_url,
+        pinned={"token_endpoint": "https://old.example.org/token"},
+        moved=moved,
+    )
+    url, data = open_form(admin_client, server)
+    with transport.mounted(ehr.origin, ehr.adapter()), commit():
+        save(admin_client, url, {**data, "pinned": "{}"})
+    server.refresh_from_db()
+    assert server.pinned["token_endpoint"] == ehr.token_endpoint
+    assert server.moved == {}
+
+
+def test_message_about_a_private_address_has_the_line_to_add(admin_client, commit):
+    with socket.create_server(("127.0.0.1", 0)) as listener, commit():
+        base_url = f"https://127.0.0.1:{listener.getsockname()[1]}/fhir"
+        data = server_form(base_url=base_url)
+        admin_client.post(url_of(FHIRServer, "add"), data)
+    page = admin_client.get(url_of(FHIRServer, "changelist"))
+    (message,) = map(str, page.context["messages"])
+    assert 'SMART_PRIVATE_HOSTS = ["127.0.0.1"]' in message
 
 
 def test_values_pinned_together_with_a_new_base_url_stay(admin_client, sent):

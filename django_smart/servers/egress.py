@@ -1,25 +1,22 @@
 """
-Keep URLs that a server names from leading into this site's network.
+Keep URLs of a server from leading into this site's network.
 
 The address of the connection is checked before anything is sent, so DNS rebinding does
-not help a server.
+not help a server.  Its base URL is no exception: it may have been honest when it was
+registered, and the server's owner decides to which address its name leads.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
-from functools import partial
+import json
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from ..conf import conf
 from ..exceptions import AddressRefusedError
-from ..models import FHIRServer
 
-__all__ = ["build_peer_check"]
+__all__ = ["check_peer"]
 
-_LINK_LOCAL = "a link-local or metadata"
 # Metadata addresses of clouds besides 169.254.169.254 (AWS, Alibaba, Oracle).
 _METADATA = frozenset(
     map(ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192"))
@@ -33,40 +30,41 @@ _EMBEDDING = tuple(
 _LOCAL = tuple(map(ip_network, ("64:ff9b:1::/48", "fec0::/10")))
 
 
-def build_peer_check(url: str, server: FHIRServer) -> Callable[[str], None] | None:
+def check_peer(url: str, address: str) -> None:
     """
-    Build the check for the address to which *url* of *server* leads.
+    Refuse *address*, to which *url* leads, unless it is public or its host is listed.
 
-    Returns:
-        A function of the address, which raises ``AddressRefusedError``; or ``None`` if
-        the operator entered the host: in a field of *server* or in
-        ``SMART_PRIVATE_HOSTS``.
+    Listed are hosts in ``SMART_PRIVATE_HOSTS``, and this machine in
+    ``SMART_INSECURE_HTTP_HOSTS``.
+
+    Raises:
+        AddressRefusedError: the message has the line to add to the settings.
     """
-    host, base_host = _get_host(url), _get_host(server.base_url)
-    if host == base_host or host in conf.SMART_PRIVATE_HOSTS:
-        return None
-    entered = [*(server.overrides or {}).values(), server.id_token_issuer]
-    if host in [_get_host(each) for each in entered if isinstance(each, str)]:
-        return None
-    return partial(_check_peer, host, base_host)
+    host, kind = urlsplit(url).hostname or "", _classify(address)
+    if (
+        kind
+        and host not in conf.SMART_PRIVATE_HOSTS
+        and not (host in conf.SMART_INSECURE_HTTP_HOSTS and _is_this_machine(host))
+    ):
+        listed = json.dumps(sorted({host, *conf.SMART_PRIVATE_HOSTS}))
+        raise AddressRefusedError(
+            f"Nothing was sent to {host}, which has {kind} address: if the host is "
+            f"part of the EHR, set SMART_PRIVATE_HOSTS = {listed}."
+        )
 
 
-def _check_peer(host: str, base_host: str, address: str) -> None:
-    kind = _classify(address)
-    if not kind or (kind != _LINK_LOCAL and kind in _get_kinds(base_host)):
-        return
-    raise AddressRefusedError(
-        f"{host}, which the server named, has {kind} address. Nothing was "
-        "sent. If the host belongs to this server, add it to "
-        "SMART_PRIVATE_HOSTS."
-    )
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _classify(text: str) -> str:
     """Return the kind of address; empty for a public one."""
     address = _find_target(ip_address(text.partition("%")[0]))
     if address.is_link_local or address in _METADATA:
-        return _LINK_LOCAL
+        return "a link-local or metadata"
     if address.is_loopback or address.is_unspecified:
         return "a loopback"
     is_local = not address.is_global or any(address in each for each in _LOCAL)
@@ -80,19 +78,3 @@ def _find_target(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Addres
     if any(address in each for each in _EMBEDDING):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.sixtofour or address
-
-
-def _get_kinds(host: str) -> set[str]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return set()
-    return {_classify(str(item[4][0])) for item in found}
-
-
-def _get_host(url: str) -> str:
-    """Return the host of *url*; empty if it has none that could be contacted."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

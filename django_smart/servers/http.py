@@ -29,7 +29,7 @@ from ..protocol.client_auth import (
 )
 from ..protocol.jwk import PrivateKey, load_private_key
 from ..protocol.messages import HTTPRequest, HTTPResponse
-from .egress import build_peer_check
+from .egress import check_peer
 
 __all__ = [
     "EHRTransport",
@@ -83,7 +83,7 @@ def send(
         ),
         max_body=min(conf.SMART_MAX_BODY, max_body),
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        check_peer=build_peer_check(request.url, server) if server else None,
+        check_peer=partial(check_peer, request.url) if server else None,
     )
 
 
@@ -97,7 +97,7 @@ def open_stream(
         timeouts=transport.Timeouts(connect=connect, read=read, total=_LONGEST_STREAM),
         max_body=max_body,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
-        check_peer=build_peer_check(request.url, server) if server else None,
+        check_peer=partial(check_peer, request.url) if server else None,
     )
 
 

@@ -131,6 +131,7 @@ class Deployment:
             **{name: os.environ[name] for name in kept if name in os.environ},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "REQUESTS_CA_BUNDLE": self.authority,
+            "SMART_PRIVATE_HOSTS": "localhost",
             **self.settings,
             **{name: addresses[url] for name, url in set_by_compose.items()},
         }

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = [
     *("DEBUG", "SECRET_KEY", "ALLOWED_HOSTS", "SMART_INSECURE_HTTP_HOSTS"),
+    "SMART_PRIVATE_HOSTS",
     *("SMART_SITE_URL", "SMART_ENCRYPTION_KEYS", "DATABASES", "CACHES"),
     *("SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE", "CSRF_TRUSTED_ORIGINS"),
     "CELERY_BROKER_URL",
@@ -89,6 +90,7 @@ def test_everything_can_be_named():
         SECRET_KEY="x",
         ALLOWED_HOSTS="app.example.org, www.example.org,",
         SMART_INSECURE_HTTP_HOSTS="ehr.test",
+        SMART_PRIVATE_HOSTS="ehr.internal, login.internal",
         SMART_SITE_URL="https://app.example.org/",
         DATABASE_URL="postgres://app:pw@db.example.org:5432/app",
         CACHE_URL="redis://cache.example.org:6379/1",
@@ -97,6 +99,7 @@ def test_everything_can_be_named():
     )
     assert settings["ALLOWED_HOSTS"] == ["app.example.org", "www.example.org"]
     assert settings["SMART_INSECURE_HTTP_HOSTS"] == ["ehr.test"]
+    assert settings["SMART_PRIVATE_HOSTS"] == ["ehr.internal", "login.internal"]
     assert settings["SESSION_COOKIE_SECURE"] is True
     assert settings["CSRF_COOKIE_SECURE"] is True
     assert settings["CSRF_TRUSTED_ORIGINS"] == ["https://app.example.org"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from datetime import timedelta
 
 import pytest
@@ -694,6 +695,15 @@ def test_server_that_is_down_is_registered_with_a_remark():
         ran = register(*_SECRET, *_EHR)
     assert "cannot be reached" in ran.err
     assert "smart_doctor ehr-example-org" in ran.err
+    assert FHIRServer.objects.exists()
+
+
+def test_remark_on_a_server_with_a_private_address_has_the_line_to_add():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        base_url = f"https://127.0.0.1:{listener.getsockname()[1]}/fhir"
+        who = ("--base-url", base_url, "--client-id", CLIENT_ID)
+        ran = run("smart_register", *who, *_SECRET, *_EHR)
+    assert 'SMART_PRIVATE_HOSTS = ["127.0.0.1"]' in ran.err
     assert FHIRServer.objects.exists()
 
 

@@ -16,6 +16,7 @@ from django.utils.text import capfirst
 
 from ...conf import conf
 from ...exceptions import (
+    AddressRefusedError,
     DiscoveryError,
     InsecureURLError,
     ServerMovedError,
@@ -185,6 +186,9 @@ def _ask(server: FHIRServer) -> HTTPResponse | Finding:
 
 
 def _explain_failure(error: TransportError) -> Finding:
+    if isinstance(error, AddressRefusedError):
+        what, _, fix = str(error).partition(": ")
+        return build_finding("server_unreachable", what=f"{what}.", fix=capfirst(fix))
     if isinstance(error, InsecureURLError):
         return build_finding(
             "base_url_wrong",

@@ -79,6 +79,8 @@ def test_untrusted_certificate_is_named_with_its_fix(
 ) -> None:
     with Server(raw_answer(), context=certificate[0]) as server:
         world.set_server(base_url=server.url.partition("/metadata")[0])
+        check(world, {"server_unreachable"}, 'PRIVATE_HOSTS = ["127.0.0.1"]')
+        world.settings.SMART_PRIVATE_HOSTS = ["127.0.0.1"]
         check(world, {"certificate_untrusted"}, "certificate chain")
         assert server.requests == []
 

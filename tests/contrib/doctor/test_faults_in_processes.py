@@ -193,6 +193,7 @@ def build_settings(url: str, folder: Path) -> dict[str, Any]:
         "SECRET_KEY": "x1" * 30,
         "DEBUG": False,
         "ALLOWED_HOSTS": ["127.0.0.1"],
+        "SMART_PRIVATE_HOSTS": ["127.0.0.1"],
         "ROOT_URLCONF": "urls",
         "INSTALLED_APPS": [
             *(f"django.contrib.{each}" for each in contrib),
