@@ -57,7 +57,7 @@ def test_an_entry_falls_back_to_the_answer_for_what_it_leaves_out():
         {**R4, "locations": [BASE_URL, "http://ehr.example.org/fhir"]},
         {**R4, "fhirVersions": None},
         {**R4, "scope": 1},
-        {**R4, "patient": 7},
+        {**R4, "patient": 7.5},
     ],
 )
 def test_an_entry_of_another_kind_or_that_breaks_a_rule_gives_no_access(entry):

@@ -283,6 +283,9 @@ def test_private_key_jwt_appends_a_fresh_assertion_and_nothing_else(algorithm):
     assert claims["aud"] == AUDIENCE
     assert claims["exp"] - int(NOW.timestamp()) == 240
     jwt.PyJWS().decode_complete(form[2][1], key.public_key(), algorithms=[algorithm])
+    form, _ = apply(replace(authentication, with_client_id=True), [("code", "x")])
+    assert form[1] == ("client_id", CLIENT_ID)
+    assert len(form) == 4
 
 
 @pytest.mark.compliance("TOK-14")
