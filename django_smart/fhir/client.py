@@ -31,9 +31,8 @@ from django_smart.exceptions import (
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
-from django_smart.fhir.compartment import PatientBoundary, is_shared
+from django_smart.fhir.compartment import Record, is_shared
 from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
-from django_smart.fhir.guard import Guard
 from django_smart.fhir.interactions import (
     FHIR_JSON,
     Interaction,
@@ -73,6 +72,7 @@ from django_smart.fhir.paging import (
 )
 from django_smart.fhir.parameters import AnyOf, SearchParams, build_search_query
 from django_smart.fhir.record import PatientRecord
+from django_smart.fhir.record_check import RecordGuard
 from django_smart.fhir.session import FHIRSession
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
@@ -510,27 +510,23 @@ class FHIRClient(FHIRConnection):
             not is_page
             and self.is_within_boundary(target)
             and not is_shared(interaction.resource_type)
-            and not guard.boundary.is_open(interaction.name, interaction.resource_type)
+            and not guard.record.is_open(interaction.name, interaction.resource_type)
         ):
             raise ForeignPatientError(
                 "The same id at another base URL may be another patient's."
             )
         response = self._perform(interaction, url=url)
-        return guard.check_response(interaction, response)
+        return guard.check(interaction, response)
 
-    def _build_guard(self) -> Guard | None:
-        """Return the patient boundary, if scopes are for one patient."""
+    def _build_guard(self) -> RecordGuard | None:
+        """Return what keeps to the record, if scopes are for one patient."""
         scopes, rules = self._tokens.scopes or ScopeSet(), self._record_rules
         if rules is None or not (rules.always or scopes.are_for_patient):
             return None
-        boundary = PatientBoundary(
-            patient_id=self.patient_id,
-            base_url=self.base_url,
-            scopes=scopes,
-            other_patients=self.other_patients,
-            trusts_binaries=True,
+        record = Record(
+            patient_id=self.patient_id, base_url=self.base_url, scopes=scopes
         )
-        return Guard(boundary=boundary, fetch=self._perform, rules=rules)
+        return RecordGuard(record=record, fetch=self._perform, rules=rules)
 
     def _perform(
         self, interaction: Interaction, *, url: str | None = None
@@ -1058,7 +1054,7 @@ class FHIRClient(FHIRConnection):
         # Before reading the scopes, which may require a query.
         refuse_in_event_loop()
         guard = self._build_guard()
-        if guard is not None and not guard.boundary.is_open("operation", ""):
+        if guard is not None and not guard.record.is_open("operation", ""):
             raise ForeignPatientError("An export is not about a single patient.")
         return start_export(
             self, scope, types=types, since=since, by_post=by_post, **parameters

@@ -31,11 +31,15 @@ __all__ = [
     "ABOUT_OTHERS",
     "Compartment",
     "PatientBoundary",
+    "Record",
     "find_patient_parameter",
+    "find_values",
     "get_compartment",
     "get_letters",
     "is_shared",
     "iter_values",
+    "read_reference",
+    "selects",
 ]
 
 
@@ -209,7 +213,7 @@ class _Around:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatientBoundary:
+class Record:
     """
     The record of the patient that ``patient/`` scopes were granted for.
 
@@ -219,21 +223,23 @@ class PatientBoundary:
         patient_id: of the patient in context; ``None`` if there is none.
         base_url: of the server.
         scopes: that were granted.
-        other_patients: elements that may name other patients all the same, such as
-            ``Coverage.subscriber``.
-        trusts_binaries: whether a ``Binary`` that does not say whose it is may be read.
     """
 
     patient_id: str | None = field(repr=False)
     base_url: str
     scopes: ScopeSet
-    other_patients: Collection[str] = ()
-    trusts_binaries: bool = False
+    own: frozenset[str] = field(init=False, repr=False, compare=False)
+    """The references that name the patient, and no other form of them."""
     _by_type: dict[str, list[tuple[frozenset[str], ResourceScope]]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
 
     def __post_init__(self) -> None:
+        own = set[str]()
+        if self.patient_id is not None:
+            reference = f"Patient/{self.patient_id}"
+            own = {reference, f"{self.base_url}/{reference}"}
+        object.__setattr__(self, "own", frozenset(own))
         # A server can send thousands of scopes, and of resources to compare them with.
         seen, lengths = set[object](), Counter[str]()
         for scope in self.scopes.resource_scopes:
@@ -246,23 +252,17 @@ class PatientBoundary:
             found = self._by_type.setdefault(name, [])
             found.append((frozenset(scope.letters), scope))
 
-    @property
-    def own(self) -> frozenset[str]:
-        """The references that name the patient, and no other form of them."""
-        if self.patient_id is None:
-            return frozenset()
-        reference = f"Patient/{self.patient_id}"
-        return frozenset({reference, f"{self.base_url}/{reference}"})
-
     # Scopes
 
     def is_open(self, interaction: str, resource_type: str) -> bool:
         """Whether the server alone decides: a scope is not for one patient."""
-        letters = get_letters(interaction)
-        return any(
-            scope.level != "patient" and not scope.query
-            for scope in self._get_scopes(resource_type, letters)
-        )
+        scopes = self.get_open_scopes(get_letters(interaction), resource_type)
+        return any(not scope.query for scope in scopes)
+
+    def get_open_scopes(self, letters: str, resource_type: str) -> list[ResourceScope]:
+        """The scopes with any of *letters* that are not for one patient."""
+        granted = self._get_scopes(resource_type, letters)
+        return [scope for scope in granted if scope.level != "patient"]
 
     def has_scope(self, resource_type: str, letter: str) -> bool:
         """Whether a scope has *letter* for the type, or none is about resources."""
@@ -274,6 +274,96 @@ class PatientBoundary:
             for granted, scope in self._by_type.get(name, ()):
                 if not granted.isdisjoint(letters):
                     yield scope
+
+    # Searches
+
+    def narrow(
+        self,
+        resource_type: str,
+        pairs: list[tuple[str, str]],
+        *,
+        is_in_record: bool = False,
+    ) -> list[tuple[str, str]]:
+        """
+        Add the patient to the parameters of a search.
+
+        Args:
+            is_in_record: whether the path of the search selects the patient already.
+
+        Raises:
+            ForeignPatientError: a parameter names another patient, or nothing selects
+                one among resources of this type.
+        """
+        compartment = get_compartment(resource_type)
+        is_named = is_in_record or is_shared(resource_type)
+        for name, value in pairs:
+            bare = name.removesuffix(":Patient")
+            if bare in compartment.names | compartment.sole_names:
+                # A Schedule may be that of a doctor or a room.
+                if not (self._is_own(value) or self.is_to_shared(value)):
+                    _refuse(f'"{name}" does not name the patient of this launch.')
+                is_named |= bare in compartment.names
+        if not is_named:
+            if not compartment.parameter:
+                _refuse(f"No search parameter of {resource_type} selects the patient.")
+            is_id = compartment.parameter in {"patient", "_id"}
+            own = f"{'' if is_id else 'Patient/'}{self.patient_id}"
+            pairs = [*pairs, (compartment.parameter, own)]
+        return self.complete(resource_type, pairs)
+
+    def refuse_others(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Refuse a patient or subject who is not the patient of this launch."""
+        for name, value in pairs:
+            if name.strip().casefold() in _NAMES and not self._is_own(value):
+                _refuse(f'"{name}" does not name the patient of this launch.')
+
+    def _is_own(self, value: str) -> bool:
+        return value in {self.patient_id, *self.own}
+
+    def is_to_shared(self, value: str) -> bool:
+        """Whether each reference of a parameter is to what belongs to no patient."""
+        references = (
+            _REFERENCE.fullmatch(one.removeprefix(f"{self.base_url}/"))
+            for one in value.split(",")
+        )
+        return all(found and is_shared(found[1]) for found in references)
+
+    def complete(
+        self, resource_type: str, pairs: list[tuple[str, str]]
+    ) -> list[tuple[str, str]]:
+        """Leave out, or extend, what would hide whose the resources are."""
+        includes = any(
+            name.partition(":")[0].lower() in _INCLUSIONS for name, _ in pairs
+        )
+        paths = get_compartment(resource_type).subjects
+        subjects = [path.partition(".")[0].removesuffix("[]") for path in paths]
+        completed = []
+        for name, value in pairs:
+            bare = name.partition(":")[0].lower()
+            if bare == "_summary" and value not in _WHOLE_SUMMARIES:
+                continue
+            if bare == "_elements":
+                if includes or name != "_elements":
+                    continue
+                wanted = [*value.split(","), *subjects]
+                value = ",".join(dict.fromkeys(filter(None, wanted)))
+            completed.append((name, value))
+        return completed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientBoundary(Record):
+    """
+    The record, for the requests of a script.
+
+    Args:
+        other_patients: elements that may name other patients all the same, such as
+            ``Coverage.subscriber``.
+        trusts_binaries: whether a ``Binary`` that does not say whose it is may be read.
+    """
+
+    other_patients: Collection[str] = ()
+    trusts_binaries: bool = False
 
     # Searches
 
@@ -324,7 +414,7 @@ class PatientBoundary:
                 "_has" in steps and last in _NAMES
             ):
                 # Of a Schedule, which then belongs to no patient, as the answer shows.
-                is_open = name == "actor" and self._is_to_shared(value)
+                is_open = name == "actor" and self.is_to_shared(value)
                 if not (self._is_own(value) or is_open):
                     _refuse(f'"{name}" does not name the patient of this launch.')
                 # A server may ignore a name, or a modifier, that it does not know.
@@ -379,48 +469,15 @@ class PatientBoundary:
                 _refuse(f'"{name}" may search in other records.')
         bare, _, kind = last.partition(":")
         if bare.lower() in _CHAINED and not (
-            self._is_own(value) or is_shared(kind) or self._is_to_shared(value)
+            self._is_own(value) or is_shared(kind) or self.is_to_shared(value)
         ):
             _refuse(f'"{name}" does not name the patient of this launch.')
-
-    def _is_to_shared(self, value: str) -> bool:
-        """Whether each reference of a parameter is to what belongs to no patient."""
-        references = (
-            _REFERENCE.fullmatch(one.removeprefix(f"{self.base_url}/"))
-            for one in value.split(",")
-        )
-        return all(found and is_shared(found[1]) for found in references)
-
-    def complete(
-        self, resource_type: str, pairs: list[tuple[str, str]]
-    ) -> list[tuple[str, str]]:
-        """Leave out, or extend, what would hide whose the resources are."""
-        includes = any(
-            name.partition(":")[0].lower() in _INCLUSIONS for name, _ in pairs
-        )
-        paths = get_compartment(resource_type).subjects
-        subjects = [path.partition(".")[0].removesuffix("[]") for path in paths]
-        completed = []
-        for name, value in pairs:
-            bare = name.partition(":")[0].lower()
-            if bare == "_summary" and value not in _WHOLE_SUMMARIES:
-                continue
-            if bare == "_elements":
-                if includes or name != "_elements":
-                    continue
-                wanted = [*value.split(","), *subjects]
-                value = ",".join(dict.fromkeys(filter(None, wanted)))
-            completed.append((name, value))
-        return completed
 
     def _get_scope_query(self, resource_type: str) -> Iterator[tuple[str, str]]:
         """The parameters of the only scope for searching, which a server may forget."""
         scopes = list(self._get_scopes(resource_type, "s"))
         if len(scopes) == 1:
             yield from scopes[0].query
-
-    def _is_own(self, value: str) -> bool:
-        return value in {self.patient_id, *self.own}
 
     def _is_foreign_value(self, value: str) -> bool:
         # "system|code" is no reference, whatever the system is called.
@@ -485,12 +542,12 @@ class PatientBoundary:
             for scope in self._get_scopes(name, letters)
             if not is_carrier or (scope.type == "*" and not scope.query)
         ]
-        if any(s.level != "patient" and _selects(s, resource) for s in granted):
+        if any(s.level != "patient" and selects(s, resource) for s in granted):
             return self._is_own_anyway(resource, name, around)
         if self.patient_id is None and name not in _CONTAINERS:
             _refuse("There is no patient in context.")
         granted = [scope for scope in granted if scope.level == "patient"]
-        if granted and not any(_selects(scope, resource) for scope in granted):
+        if granted and not any(selects(scope, resource) for scope in granted):
             _refuse(f"No granted scope selects this {name}.")
         if name == "Bundle":
             is_own = self._check_bundle(resource, letters, around)
@@ -513,7 +570,7 @@ class PatientBoundary:
         actors = list(_get_values(schedule, "actor[]"))
         texts = [one.get("reference") for one in actors if isinstance(one, Mapping)]
         return len(texts) == len(actors) > 0 and all(
-            isinstance(text, str) and self._is_to_shared(text) for text in texts
+            isinstance(text, str) and self.is_to_shared(text) for text in texts
         )
 
     def _is_own_anyway(
@@ -616,15 +673,15 @@ class PatientBoundary:
     ) -> bool:
         if name == "Patient":
             return f"Patient/{resource.get('id')}" in around.own
-        found = _find_values(resource, compartment.subjects)
+        found = find_values(resource, compartment.subjects)
         if not found and not around.is_written and not compartment.is_shared:
             # DSTU2 and STU3 had other names for some of them.
-            found = _find_values(resource, _UNKNOWN.subjects)
+            found = find_values(resource, _UNKNOWN.subjects)
         is_own = False
         for path, value in found:
             reference = value.get("reference") if isinstance(value, Mapping) else None
             kind = value.get("type", "Patient") if isinstance(value, Mapping) else ""
-            reference = _read_reference(reference)
+            reference = read_reference(reference)
             if reference in around.own:
                 is_own = is_own or kind == "Patient"
             elif reference in around.known and name in ABOUT_OTHERS:
@@ -658,12 +715,12 @@ class PatientBoundary:
             if name == "reference" and not isinstance(item, Mapping):
                 self._check_reference(item, path, place)
             elif name in _URIS and isinstance(item, str):
-                is_own = _read_reference(item) in place.around.own
+                is_own = read_reference(item) in place.around.own
                 if _PATIENT_URI.fullmatch(item) and not is_own:
                     _refuse(f"{place.name}.{here} names another patient.")
             else:
                 self._walk(item, here, place)
-        reference = _read_reference(value.get("reference"))
+        reference = read_reference(value.get("reference"))
         is_patient = bool(reference) and value.get("type") == "Patient"
         is_listed = self._is_listed(path, place)
         if is_patient and reference not in place.around.own and not is_listed:
@@ -722,7 +779,7 @@ class PatientBoundary:
 
     def _is_foreign(self, reference: str, own: Container[str]) -> bool:
         """Whether a reference names a patient in any way but as the launch's."""
-        is_own = _read_reference(reference) in own
+        is_own = read_reference(reference) in own
         return not is_own and bool(_PATIENT.search(_fold(reference)))
 
     # Patches
@@ -924,7 +981,7 @@ def _fold(text: str) -> str:
     return text.strip().casefold().replace("\\", "/")
 
 
-def _read_reference(text: object) -> str:
+def read_reference(text: object) -> str:
     """A reference without its version; empty if it is no text."""
     return _VERSION.sub("", text) if isinstance(text, str) else ""
 
@@ -975,7 +1032,7 @@ def _is_condition(text: str) -> bool:
     return found is not None and found[1] in map(str.casefold, _read_table())
 
 
-def _find_values(resource: Any, paths: Iterable[str]) -> list[tuple[str, Any]]:
+def find_values(resource: Any, paths: Iterable[str]) -> list[tuple[str, Any]]:
     """Each path with each value at it."""
     return [(path, value) for path in paths for value in _get_values(resource, path)]
 
@@ -1004,7 +1061,7 @@ def iter_values(value: Any) -> Iterator[Any]:
             values += item.values() if isinstance(item, Mapping) else item
 
 
-def _selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:
+def selects(scope: ResourceScope, resource: Mapping[str, Any]) -> bool:
     """
     Whether a scope's parameters let *resource* through.
 

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -143,8 +143,6 @@ class FHIRConnection:
         self.sleep = sleep
         self._refused = HiddenText(""), 0.0
         self._record_rules = record_rules
-        #: Elements that may name other patients, such as ``"Coverage.subscriber"``.
-        self.other_patients: Collection[str] = ()
 
     def __repr__(self) -> str:
         # The origin alone: some servers have a patient's id in the path of their base.

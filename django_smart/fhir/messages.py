@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 from urllib.parse import parse_qsl, quote, urldefrag, urljoin, urlsplit
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FHIRExchange",
+    "ParsedResponse",
     "add_version",
     "build_malformed_error",
     "build_status_error",
@@ -113,6 +114,13 @@ class FHIRExchange:
     status_code: int | None
     duration: float
     request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParsedResponse(HTTPResponse):
+    """A response whose resource was parsed already, and may be changed."""
+
+    resource: dict[str, Any] = field(repr=False, compare=False)
 
 
 def validate_resource_type(resource_type: object) -> str:
@@ -252,6 +260,8 @@ def process_resource_response(response: HTTPResponse, *, what: str) -> dict[str,
         )
     if response.media_type not in _MEDIA_TYPES:
         raise build_malformed_error(response, f"the {what} did not return JSON")
+    if isinstance(response, ParsedResponse):
+        return response.resource
     resource = parse_resource(response.body)
     if resource is None:
         raise build_malformed_error(response, f"the {what} returned no FHIR resource")

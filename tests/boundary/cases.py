@@ -297,6 +297,14 @@ NAMING_OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+def _only_refers_to_others(name: str, members: dict[str, Any]) -> bool:
+    """Whether it is the patient's all the same, which the site's own code may use."""
+    paths = get_compartment(name).subjects
+    subjects = {path.partition(".")[0].removesuffix("[]") for path in paths}
+    # A message about the patient may be to somebody else.
+    return not ((subjects - {"recipient"}) | {"contained"}) & set(members)
+
+
 def build_cases() -> list[Case]:
     """All of them."""
     return [
@@ -347,6 +355,7 @@ def _reads() -> Iterator[Case]:
         yield Case(
             about=f"read {name} with {json.dumps(members)}",
             path=f"{name}/naming-{number}",
+            is_for_proxy=_only_refers_to_others(name, members),
         )
     for name, element in (
         ("Appointment", "participant.actor"),
@@ -361,6 +370,7 @@ def _reads() -> Iterator[Case]:
                 about="read another's, with its patient as other patient",
                 path=f"{name}/{path}",
                 attributes={"other_patients": {f"{name}.{element}"}},
+                is_for_proxy=path == "naming-0",
             )
     yield Case(about="another patient's document", path="Bundle/document-other")
     yield Case(about="Bundle without a patient", path="Bundle/collection-shared")
@@ -626,6 +636,7 @@ def _creates() -> Iterator[Case]:
     yield create(
         "create a definition by which the server searches",
         {"resourceType": "SearchParameter", "code": "patient", "base": ["Observation"]},
+        is_for_proxy=True,
     )
     yield create("create a Patient", {"resourceType": "Patient", "active": True})
     for subject in ODD_SUBJECTS:
@@ -633,7 +644,11 @@ def _creates() -> Iterator[Case]:
         yield create(f"create with the subject {json.dumps(subject)}", body)
     for name, members in NAMING_OTHERS:
         body = {**new(name, "mine"), **members}
-        yield create(f"create {name} with {json.dumps(members)}", body)
+        yield create(
+            f"create {name} with {json.dumps(members)}",
+            body,
+            is_for_proxy=_only_refers_to_others(name, members),
+        )
     twice = (
         '{"resourceType": "Observation", "subject": {"reference": "Patient/other"}, '
         '"subject": {"reference": "Patient/mine"}}'
@@ -678,6 +693,7 @@ def _creates() -> Iterator[Case]:
         yield create(
             f"create with the conditional reference {reference}",
             new("Observation", "mine", performer=[ref(reference)]),
+            is_for_proxy=True,
         )
     for kind in ("Practitioner", "Organization", "Questionnaire"):
         yield create(
@@ -715,8 +731,14 @@ def _changes() -> Iterator[Case]:
             method="PUT",
             path=path,
             body={**mine, "id": name},
+            is_for_proxy=name == "naming-1",
         )
-        yield Case(about="delete another's resource", method="DELETE", path=path)
+        yield Case(
+            about="delete another's resource",
+            method="DELETE",
+            path=path,
+            is_for_proxy=name == "naming-1",
+        )
     yield Case(
         about="update that changes the patient",
         method="PUT",
@@ -749,7 +771,14 @@ def _changes() -> Iterator[Case]:
     ):
         path = f"Observation?{query}"
         body = {name: value for name, value in mine.items() if name != "id"}
-        yield Case(about="conditional update", method="PUT", path=path, body=body)
+        yield Case(
+            about="conditional update",
+            method="PUT",
+            path=path,
+            body=body,
+            # The search is narrowed to the patient, and finds nothing.
+            is_for_proxy=query.startswith("performer"),
+        )
         yield Case(about="conditional delete", method="DELETE", path=path)
     yield Case(
         about="conditional delete by the identifier of another's",
@@ -836,7 +865,12 @@ def _patches() -> Iterator[Case]:
             ],
         ),
     ):
-        yield patch("observation-mine", f"patch that {text}", *steps)
+        yield patch(
+            "observation-mine",
+            f"patch that {text}",
+            *steps,
+            is_for_proxy=text == "adds a performer",
+        )
 
     def fhirpath(text: str, name: str, /, **parts: str) -> Case:
         part = [
@@ -1096,12 +1130,14 @@ def _scopes() -> Iterator[Case]:
         path="Observation",
         body=new("Observation", "mine", category=[{"coding": [{"code": "x"}]}]),
         scope=laboratory,
+        is_for_proxy=True,
     )
     yield Case(
         about="delete a resource that the scope does not select",
         method="DELETE",
         path="Observation/vital-mine",
         scope=laboratory,
+        is_for_proxy=True,
     )
     for method in ("DELETE", "PATCH"):
         yield Case(

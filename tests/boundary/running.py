@@ -190,7 +190,6 @@ def ask_proxy(client: FHIRClient, case: Case, *, is_opened: bool = True) -> Any:
 
 
 def _call(client: FHIRClient, case: Case) -> tuple[str, bytes]:
-    client.other_patients = case.attributes.get("other_patients", ())
     body = _encode(case.body) if isinstance(case.body, str) else case.body
     try:
         asked = parse_interaction(

@@ -53,6 +53,7 @@ AllowList.parameters AllowList.resource_types
 Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
 PatientBoundary.other_patients
 PatientBoundary.trusts_binaries
+RecordGuard.fetch RecordGuard.record RecordGuard.rules
 RecordRules.always RecordRules.may_write_unread RecordRules.reads_first
 _Place.compartment Visitor.resolve_user
 audience

@@ -325,6 +325,9 @@ class Search:
         for key, descending in reversed(keys):
             for resource in resources:
                 self.get_parameter(resource["resourceType"], key)
+                if "." in key:
+                    text = f"unsupported sort by a chain: {key}"
+                    raise FHIRError(400, "not-supported", text)
             resources = sorted(
                 resources, key=lambda one: _sort_key(one, key), reverse=descending
             )
