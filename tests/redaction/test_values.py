@@ -55,7 +55,7 @@ PatientBoundary.other_patients
 PatientBoundary.trusts_binaries
 RecordGuard.fetch RecordGuard.record RecordGuard.rules
 RecordRules.always RecordRules.may_write_unread RecordRules.reads_first
-_Place.compartment Visitor.resolve_user
+_Place.compartment PrivateKeyJWT.with_client_id Visitor.resolve_user
 audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
 associated_endpoints
