@@ -16,7 +16,14 @@ from django_smart.error_pages.retry import build_login_url, can_pass
 from django_smart.error_pages.words import DEFAULT, WORDS, ByKind, find_words
 from django_smart.models import Launch
 from django_smart.signals import launch_completed
-from tests.ehr import get_callback, make_browser, make_registration, start_ehr_launch
+from tests.ehr import (
+    CLIENT_ID,
+    PATIENT,
+    get_callback,
+    make_browser,
+    make_registration,
+    start_ehr_launch,
+)
 
 # Nobody in front of a page meets these: they are raised where a developer or an
 # operator is told, before any page is asked for.
@@ -557,6 +564,25 @@ def test_refused_credentials_are_not_the_persons_to_correct(refusal):
     assert "support team can" in page
     other = exceptions.TokenResponseError("x", error="invalid_grant")
     assert "open the app again" in render(other, kind="ehr")
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("registration")
+def test_launch_value_that_was_used_already_is_for_the_person_to_replace(ehr):
+    browser = make_browser()
+    values = {
+        "iss": ehr.base_url,
+        "launch": ehr.create_launch(CLIENT_ID, patient=PATIENT),
+    }
+    # The page was loaded twice.
+    first, second = (browser.get("/smart/launch/", values) for _ in range(2))
+    ehr.authorize(first["Location"])
+    response = get_callback(browser, ehr.authorize(second["Location"]))
+    page = response.content.decode()
+    assert "<code>authorization_refused</code>" in page
+    assert "open the app again" in page
+    assert "Contact" not in page
+    assert "yourself" in response.context["turn"]
 
 
 @pytest.mark.parametrize("busy", ["server_error", "temporarily_unavailable"])

@@ -76,7 +76,7 @@ def render_error(
     """
     if launch is not None:
         server_name, kind = launch.registration.server.name, launch.kind
-    words = find_words(error, code)
+    words = find_words(error, code, kind=kind)
     context = {
         "code": code or error.code,
         "docs_url": build_docs_url("errors", error.code),

@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext
 
 from .. import exceptions
-from ..exceptions import SMARTError
+from ..exceptions import AuthorizationDeniedError, SMARTError
 from ..models import Launch
 
 if TYPE_CHECKING:
@@ -116,12 +116,20 @@ class Words:
         return str(advice.get(kind) if isinstance(advice, ByKind) else advice)
 
 
-def find_words(error: SMARTError, code: str = "") -> Words:
+def find_words(error: SMARTError, code: str = "", *, kind: str = "") -> Words:
     """
     Return the words for *code*, or for the error's code or its nearest parent class.
+
+    Args:
+        kind: how the launch began (``Launch.Kind``).
     """
+    named = getattr(error, "error", "")
+    is_refused = isinstance(error, AuthorizationDeniedError)
+    if is_refused and named == "invalid_request" and kind == Launch.Kind.EHR:
+        # The launch value was used or has expired, as after a reload.
+        return _LAUNCH_REFUSED
     above = (getattr(each, "code", "") for each in type(error).__mro__)
-    oauth_error = _CODES.get(getattr(error, "error", ""), "")
+    oauth_error = _CODES.get(named, "")
     codes = [code] if code else [oauth_error, error.code, *above]
     return next((WORDS[each] for each in codes if each in WORDS), DEFAULT)
 
@@ -179,6 +187,8 @@ _TELL_SUPPORT = _(
     "end of this page."
 )
 _UNUSABLE = _("%(Server)s sent an invalid response")
+_REFUSED = _("%(Server)s refused to open this app")
+_LAUNCH_REFUSED = Words(title=_REFUSED, advice=_AGAIN)
 _LOOK_AGAIN = _(
     "Nothing was saved. Open the page again, check the current version, and repeat "
     "your change if it is still correct."
@@ -411,7 +421,7 @@ WORDS: Mapping[str, Words] = {
         ),
     ),
     "authorization_refused": Words(
-        title=_("%(Server)s refused to open this app"),
+        title=_REFUSED,
         advice=_TELL_SUPPORT,
         turn=_EHRS_TURN,
     ),
