@@ -130,7 +130,9 @@ def test_reader_of_the_tutorial_sees_the_patient(tmp_path: Path) -> None:
             reader.do(block)
         url = reader.adapt("http://127.0.0.1:8000/smart/login/?server=epic-sandbox")
         assert "/smart/login/?server=epic-sandbox" in (DOCS / _SANDBOX).read_text()
-        answer = browser.get(url, allow_redirects=False)
+        # As a browser sends for a URL that someone has typed.
+        typed = {"Sec-Fetch-Site": "none"}
+        answer = browser.get(url, allow_redirects=False, headers=typed)
         page = browser.get(ehr.authorize(answer.headers["Location"]))
     _check_page(page, reader)
 
