@@ -159,7 +159,6 @@ def build_fhir_client(
         boundary="base" if base_url else _get_boundary(server),
         patient_id=patient_id,
         record_rules=RecordRules(
-            reads_first=not server.enforces_compartments,
             may_write_unread=grant.registration.unread_changes,
             # A refresh can take these scopes away, and leave others.
             always=grant.is_for_patient

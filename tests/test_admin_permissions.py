@@ -55,7 +55,6 @@ EVERYTHING = {
         "introspection_mode": "client",
         "rp_initiated_logout": "on",
         "bearer_boundary": "origin",
-        "enforces_compartments": "on",
         "allow_embedding": "on",
         "frame_origins": f'["{EVIL}"]',
         "refresh_token_lifetime": "1 00:00:00",

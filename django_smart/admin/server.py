@@ -270,7 +270,6 @@ class FHIRServerAdmin(TestConnectionMixin):
                     "introspection_mode",
                     "rp_initiated_logout",
                     "bearer_boundary",
-                    "enforces_compartments",
                     "refresh_token_lifetime",
                     "min_refresh_interval",
                     "rate_limit",

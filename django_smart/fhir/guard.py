@@ -195,13 +195,10 @@ class RecordRules:
     How requests keep to the patient's record.
 
     Attributes:
-        reads_first: whether the target of a change, of an operation, of a history or of
-            a read of a version is read and checked.
         may_write_unread: whether a change may go out where no scope allows reading.
         always: whether they do so whatever scopes the token has now.
     """
 
-    reads_first: bool = True
     may_write_unread: bool = False
     always: bool = False
 
@@ -424,7 +421,7 @@ class Guard:
 
     def _check_instance(self, kind: str, resource_id: str) -> None:
         """Refuse what is asked about another patient's resource."""
-        if kind == "Patient" or is_shared(kind) or not self.rules.reads_first:
+        if kind == "Patient" or is_shared(kind):
             return  # its path was checked, or it is nobody's
         self._require(self._find_missing(kind, "r"))
         self._read(kind, resource_id, "r")
@@ -473,7 +470,7 @@ class Guard:
         asked = _with_query(asked, "/".join(parts), pairs)
         letters = "rs" if is_conditional else "r"
         missing = self._find_missing(kind, letters)
-        if not self.rules.reads_first or (missing and self.rules.may_write_unread):
+        if missing and self.rules.may_write_unread:
             self._check_unread(asked)
             return asked
         self._require(missing)

@@ -481,7 +481,7 @@ class RecordGuard:
 
     def _read_target(self, kind: str, resource_id: str) -> None:
         """Refuse what is asked about another patient's resource."""
-        if kind == "Patient" or is_shared(kind) or not self.rules.reads_first:
+        if kind == "Patient" or is_shared(kind):
             return  # its path was checked, or it is nobody's
         self._require(self._find_missing(kind, "r"))
         self._read(kind, resource_id, "r")
@@ -539,7 +539,7 @@ class RecordGuard:
             pairs = self.record.narrow(kind, pairs)
         asked = _with_query(asked, "/".join(parts), pairs)
         missing = self._find_missing(kind, "rs" if is_conditional else "r")
-        if not self.rules.reads_first or (missing and self.rules.may_write_unread):
+        if missing and self.rules.may_write_unread:
             return asked
         self._require(missing)
         if not is_conditional:

@@ -566,8 +566,7 @@ _page_row = JoinedRow(
         "registration": ("id", "unread_changes"),
         "registration__server": (
             *("id", "slug", "name", "base_url", "bearer_boundary"),
-            *("allow_embedding", "enforces_compartments", "frame_origins"),
-            "request_headers",
+            *("allow_embedding", "frame_origins", "request_headers"),
         ),
         "grant": (
             *("id", "user_id", "access_token", "refresh_token", "scope"),
@@ -600,8 +599,8 @@ _callback_row = JoinedRow(
             *("jwks", "jwks_fetched_at", "jwks_max_age", "assertion_audience"),
             "client_id_with_assertion",
             *("bearer_boundary", "allow_embedding", "frame_origins"),
-            *("enforces_compartments", "request_headers", "min_refresh_interval"),
-            *("context_in_access_token", "refresh_token_lifetime"),
+            *("request_headers", "min_refresh_interval", "context_in_access_token"),
+            "refresh_token_lifetime",
         ),
     },
 )

@@ -633,15 +633,6 @@ class FHIRServer(models.Model):
         default=BearerBoundary.BASE,
         help_text=_("URLs that may receive the access token."),
     )
-    enforces_compartments = models.BooleanField(
-        _("enforces patient compartments"),
-        default=False,
-        help_text=_(
-            "Under patient/ scopes, the server itself rejects writes outside "
-            "the patient's record. Otherwise, the resource is read and "
-            "checked before each write."
-        ),
-    )
     allow_embedding = models.BooleanField(
         _("may embed this site in a frame"),
         default=False,

@@ -122,8 +122,8 @@ def test_any_target_is_checked(path):
         prepare(_build_guard(SCOPES[0], answer), "DELETE", path)
 
 
-@pytest.mark.parametrize("reads_first", [True, False])
-def test_any_patch_is_checked(reads_first):
-    guard = _build_guard(SCOPES[0], OBSERVATION, reads_first=reads_first)
+@pytest.mark.parametrize("scope", ["patient/*.cruds", "patient/*.cud"])
+def test_any_patch_is_checked(scope):
+    guard = _build_guard(scope, OBSERVATION, may_write_unread=True)
     for patch in spoil(STEPS, PARAMETERS):
         prepare(guard, "PATCH", "Observation/o1", patch)

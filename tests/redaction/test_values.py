@@ -54,7 +54,7 @@ Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
 PatientBoundary.other_patients
 PatientBoundary.trusts_binaries
 RecordGuard.fetch RecordGuard.record RecordGuard.rules
-RecordRules.always RecordRules.may_write_unread RecordRules.reads_first
+RecordRules.always RecordRules.may_write_unread
 _Place.compartment PrivateKeyJWT.with_client_id Visitor.resolve_user
 audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
