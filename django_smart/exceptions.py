@@ -331,7 +331,7 @@ class TokenError(SMARTError):
         "tokens_not_stored": (
             503,
             "The EHR sent new tokens, but this site's database refused to store them; "
-            "refreshing stops until an operator resumes it.",
+            "refreshing stops until it stores them again.",
         ),
         "deployment_not_adopted": (
             503,

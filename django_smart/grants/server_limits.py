@@ -27,6 +27,7 @@ from ..exceptions import (
 from ..models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from ..models.clock import DatabaseClock, DatabaseNow
 from .lease import lease_length
+from .storing import can_store
 
 __all__ = [
     "BATCH_SIZE",
@@ -404,8 +405,12 @@ _FIRST_PROBES = {
     # Immediately: the grants themselves may have been refused.
     _Stop.CREDENTIALS_REFUSED: DatabaseNow(),
     _Stop.GRANTS_REFUSED: DatabaseNow(_PROBE_PAUSE),
-    # Do not request tokens that cannot be stored.
-    _Stop.TOKENS_NOT_STORED: None,
+    _Stop.TOKENS_NOT_STORED: DatabaseNow(_PROBE_PAUSE),
+}
+_RESUMED_BY = {
+    _Stop.CREDENTIALS_REFUSED: ", or its credentials are changed",
+    _Stop.GRANTS_REFUSED: "",
+    _Stop.TOKENS_NOT_STORED: ", or the database stores them again",
 }
 
 
@@ -434,9 +439,7 @@ def stop_refreshes(registration: ClientRegistration, *, reason: str) -> None:
             "registration is resumed in the admin or by smart_refresh --resume%s.",
             registration.pk,
             _STOPPED[_Stop(reason)],
-            ", or its credentials are changed"
-            if reason == _Stop.CREDENTIALS_REFUSED
-            else "",
+            _RESUMED_BY[_Stop(reason)],
         )
 
 
@@ -445,9 +448,14 @@ def may_refresh(registration: ClientRegistration) -> bool:
     Return whether a refresh token of *registration* may be sent.
 
     While it is stopped, one request every few minutes tests whether it works again.
+    No request is sent for tokens that could not be stored.
     """
     return registration.refresh_stopped_at is None or (
         ClientRegistration.objects.claim_probe(registration.pk, pause=_PROBE_PAUSE)
+        and (
+            registration.refresh_stop_reason != _Stop.TOKENS_NOT_STORED
+            or can_store(registration)
+        )
     )
 
 

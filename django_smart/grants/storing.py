@@ -9,6 +9,7 @@ from secrets import randbelow
 from typing import TYPE_CHECKING, TypeVar
 
 from django.db import (
+    DatabaseError,
     IntegrityError,
     InterfaceError,
     InternalError,
@@ -18,14 +19,14 @@ from django.db import (
     transaction,
 )
 
-from ..models import TokenGrant
+from ..models import ClientRegistration, TokenGrant
 from .separate_connection import waiting_for_locks
 from .uninterrupted import is_asked_to_stop
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["insist", "store_together"]
+__all__ = ["can_store", "insist", "store_together"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,28 @@ def insist(write: Callable[[], _Result], *, grant_id: int | None = None) -> _Res
 def _is_about_schema(error: Exception) -> bool:
     first = next(iter(error.args), None)
     return first in _MARIADB_SCHEMA or str(first).startswith(_SQLITE_SCHEMA)
+
+
+def can_store(registration: ClientRegistration) -> bool:
+    """
+    Return whether the database accepts the columns that each refresh changes.
+
+    Writes those of one grant again, and rolls that back.
+    """
+    using = router.db_for_write(TokenGrant)
+    try:
+        with transaction.atomic(using=using):
+            grants = TokenGrant.objects.active().filter(registration=registration)
+            grant = grants.order_by("refresh_due_at").first()
+            if grant is not None:
+                digest = grant.refresh_token_digest
+                TokenGrant.objects.store_refreshed(grant, used_digest=digest)
+            transaction.set_rollback(True, using=using)
+    except DatabaseError as exc:
+        name = type(exc).__name__
+        logger.warning("Registration %s: still not stored (%s)", registration.pk, name)
+        return False
+    return True
 
 
 def store_together(

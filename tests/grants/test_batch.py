@@ -31,7 +31,6 @@ from django_smart.grants import batch, refresh
 from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.engine import claim_due_batches
 from django_smart.grants.refresh import get_access_token
-from django_smart.grants.server_limits import resume_refreshes
 from django_smart.models import ClientRegistration, ServerState, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
@@ -523,6 +522,13 @@ def test_tokens_wait_for_as_long_as_the_database_is_away(
     assert _lost_answers(ehr) == 0
 
 
+def _let_try_again(registration: ClientRegistration) -> None:
+    """Let the minutes between two attempts of a stopped registration pass."""
+    assert ClientRegistration.objects.filter(
+        pk=registration.pk, refresh_probe_at__isnull=False
+    ).update(refresh_probe_at=timezone.now() - timedelta(seconds=1))
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("error", [OperationalError, DataError, ProgrammingError])
 def test_tokens_that_the_database_refuses_stop_the_registration(
@@ -543,6 +549,11 @@ def test_tokens_that_the_database_refuses_stop_the_registration(
     with _failing(is_full_store, times=None, clock=host_clock, error=error):
         result = refresh_due()
         assert refresh_due() == RefreshResult()
+        # A trial write fails as well, so nothing is sent.
+        before = len(ehr.requests_to("refresh"))
+        _let_try_again(registration)
+        assert refresh_due().refreshed == 0
+        assert len(ehr.requests_to("refresh")) == before
     sent = len(ehr.requests_to("refresh"))
     assert 1 <= sent == result.failed <= 4
     # What was under way is kept as far as it can be.
@@ -550,9 +561,12 @@ def test_tokens_that_the_database_refuses_stop_the_registration(
     assert TokenGrant.objects.active().count() == 20
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == "tokens_not_stored"
-    # Once the reason is gone, an operator lets them go on.
-    assert resume_refreshes(registration, by_operator=True)
-    assert refresh_due() == RefreshResult(refreshed=20)
+    # Once the reason is gone, they go on by themselves.
+    _let_try_again(registration)
+    assert refresh_due().refreshed == 1
+    registration.refresh_from_db()
+    assert registration.refresh_stopped_at is None
+    assert refresh_due() == RefreshResult(refreshed=19)
     assert ehr.reused_refresh_tokens == 0
 
 
