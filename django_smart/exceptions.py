@@ -114,6 +114,7 @@ class PrefixError(LaunchRequestError):
         "launch_unknown": (404, "No launch has the key in the URL."),
         "launch_foreign": (403, "The launch belongs to another browser or user."),
         "launch_signed_out": (403, "The session of the launch's user has expired."),
+        "launch_without_user": (403, "Its user signed in after it was opened."),
     }
 
 

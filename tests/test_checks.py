@@ -32,6 +32,7 @@ from django_smart.redaction import (
     SMARTExceptionReporter,
     SMARTExceptionReporterFilter,
 )
+from tests.factories import make_registration, make_server
 
 _ROOT = Path(__file__).resolve().parent.parent
 # Fixed, as it stands in the names of tests: two workers have to find the same.
@@ -950,6 +951,23 @@ def test_hint_names_what_to_add_or_take_out(deployed, name):
 
 def test_checks_run_with_djangos_own_and_the_tests_site_passes():
     assert run_checks(tags=["django_smart"]) == []
+
+
+@pytest.mark.django_db
+def test_site_that_requires_a_sign_in_needs_launches_that_sign_in(settings):
+    scope = "launch patient/*.rs"
+    plain = make_registration(ehr_scope=scope, standalone_scope="")
+    other = make_server(slug="other", base_url="https://other.example.org/r4")
+    make_registration(other, ehr_scope=f"{scope} openid")
+    assert run_checks(tags=["django_smart"], databases=["default"]) == []
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    (message,) = run_checks(tags=["django_smart"], databases=["default"])
+    assert message.id == "django_smart.W071"
+    assert message.msg.endswith(f" {plain.pk}.")
+    assert run_checks(tags=["django_smart"], databases=["another"]) == []
 
 
 def test_deployment_is_checked_on_request_only(settings):

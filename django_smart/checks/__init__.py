@@ -6,6 +6,7 @@ Ids are never reused.  ``manage.py check --tag django_smart`` runs only these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.core import checks
@@ -14,6 +15,7 @@ from ..conf import build_docs_url
 
 __all__ = [
     "check_deployment",
+    "check_registrations",
     "check_settings",
     "check_structure",
     "register_all",
@@ -45,6 +47,15 @@ def check_deployment(**values: Any) -> list[checks.CheckMessage]:
     return _add_links(deployment.check_deployment())
 
 
+def check_registrations(
+    *, databases: Sequence[str] | None = None, **values: Any
+) -> list[checks.CheckMessage]:
+    """Check that the registrations suit the site: with ``migrate`` and the doctor."""
+    from . import registrations
+
+    return _add_links(registrations.check_registrations(databases or ()))
+
+
 def _add_links(messages: list[checks.CheckMessage]) -> list[checks.CheckMessage]:
     for each in messages:
         each.hint = f"{each.hint} See {build_docs_url('checks', str(each.id))}"
@@ -55,4 +66,5 @@ def register_all() -> None:
     """Register every check with Django."""
     checks.register(check_settings, _TAG)
     checks.register(check_structure, _TAG)
+    checks.register(check_registrations, _TAG, checks.Tags.database)
     checks.register(check_deployment, _TAG, checks.Tags.security, deploy=True)

@@ -28,7 +28,7 @@ from ..middleware import SessionRefresh, SMARTCacheMiddleware, SMARTMiddleware
 from ..models import TokenGrant
 from ..models.grant import can_be_deactivated
 
-__all__ = ["check_structure"]
+__all__ = ["check_structure", "find_classes", "load_class"]
 
 _UTC = {None, "UTC", "Etc/UTC"}
 _DATABASE_SESSIONS = {
@@ -57,8 +57,8 @@ def check_structure() -> list[checks.CheckMessage]:
 
 
 def _check_middleware() -> Iterator[checks.CheckMessage]:
-    loaded = [_load(path) for path in settings.MIDDLEWARE]
-    ours = _find(loaded, SMARTMiddleware)
+    loaded = [load_class(path) for path in settings.MIDDLEWARE]
+    ours = find_classes(loaded, SMARTMiddleware)
     if not ours:
         yield checks.Error(
             "The middleware of django_smart is missing.",
@@ -75,8 +75,8 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
             ),
             id="django_smart.W020",
         )
-    sessions = _find(loaded, SessionMiddleware)
-    users = _find(loaded, AuthenticationMiddleware)
+    sessions = find_classes(loaded, SessionMiddleware)
+    users = find_classes(loaded, AuthenticationMiddleware)
     if sessions and users and sessions[0] > users[0]:
         yield checks.Error(
             "AuthenticationMiddleware comes before SessionMiddleware, so "
@@ -99,12 +99,12 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
 
 def _check_site_cache() -> Iterator[checks.CheckMessage]:
     """Require our second middleware between the two of Django's per-site cache."""
-    loaded = [_load(path) for path in settings.MIDDLEWARE]
-    if not _find(loaded, UpdateCacheMiddleware):
+    loaded = [load_class(path) for path in settings.MIDDLEWARE]
+    if not find_classes(loaded, UpdateCacheMiddleware):
         return
-    before = _find(loaded, UpdateCacheMiddleware, AuthenticationMiddleware)
-    ours = _find(loaded, SMARTCacheMiddleware)
-    after = _find(loaded, FetchFromCacheMiddleware)
+    before = find_classes(loaded, UpdateCacheMiddleware, AuthenticationMiddleware)
+    ours = find_classes(loaded, SMARTCacheMiddleware)
+    after = find_classes(loaded, FetchFromCacheMiddleware)
     if not ours or max(before) > ours[0] or (after and min(after) < ours[-1]):
         yield checks.Error(
             "UpdateCacheMiddleware would cache pages with patient data, and "
@@ -119,9 +119,9 @@ def _check_site_cache() -> Iterator[checks.CheckMessage]:
 
 
 def _check_session_refresh() -> Iterator[checks.CheckMessage]:
-    loaded = [_load(path) for path in settings.MIDDLEWARE]
-    theirs = _find(loaded, upstream.SessionRefresh)
-    if conf.SMART_LAUNCH_PREFIX and theirs != _find(loaded, SessionRefresh):
+    loaded = [load_class(path) for path in settings.MIDDLEWARE]
+    theirs = find_classes(loaded, upstream.SessionRefresh)
+    if conf.SMART_LAUNCH_PREFIX and theirs != find_classes(loaded, SessionRefresh):
         yield checks.Error(
             "mozilla-django-oidc's SessionRefresh builds URLs with the launch prefix: "
             "its identity provider refuses the redirect URI, or users are sent there "
@@ -135,8 +135,8 @@ def _check_session_refresh() -> Iterator[checks.CheckMessage]:
 
 
 def _check_backend() -> Iterator[checks.CheckMessage]:
-    loaded = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
-    if not _find(loaded, SMARTAuthenticationBackend):
+    loaded = [load_class(path) for path in settings.AUTHENTICATION_BACKENDS]
+    if not find_classes(loaded, SMARTAuthenticationBackend):
         yield checks.Error(
             "The authentication backend of django_smart is missing, so no one "
             "stays signed in after a launch.",
@@ -163,8 +163,8 @@ def _check_user_model() -> Iterator[checks.CheckMessage]:
             ),
             id="django_smart.W070",
         )
-    loaded: list[Any] = [_load(path) for path in settings.AUTHENTICATION_BACKENDS]
-    used = [loaded[index] for index in _find(loaded, ours)]
+    loaded: list[Any] = [load_class(path) for path in settings.AUTHENTICATION_BACKENDS]
+    used = [loaded[index] for index in find_classes(loaded, ours)]
     if not any(each.create_user is ours.create_user for each in used):
         return
     name = model._meta.get_field(model.USERNAME_FIELD)
@@ -305,7 +305,7 @@ def _check_audit_log() -> Iterator[checks.CheckMessage]:
     """Require that django-auditlog, which logs text as it reads, gets no secrets."""
     if not apps.is_installed("auditlog"):
         return
-    registry: Any = _load("auditlog.registry.auditlog")
+    registry: Any = load_class("auditlog.registry.auditlog")
     if registry is None:
         return  # Another app of this name.
     logged = [
@@ -334,14 +334,15 @@ def _is_logged(name: str, fields: Mapping[str, Collection[str]]) -> bool:
     return (name in included or not included) and name not in excluded
 
 
-def _load(path: str) -> object:
+def load_class(path: str) -> object:
+    """Return what *path* of a setting names; ``None`` if it cannot be loaded."""
     try:
         return import_string(path)
     except Exception:  # noqa: BLE001 (Django reports what cannot be loaded)
         return None
 
 
-def _find(loaded: Sequence[object], *classes: type) -> list[int]:
+def find_classes(loaded: Sequence[object], *classes: type) -> list[int]:
     """Return the positions of *classes* and their subclasses."""
     return [
         index

@@ -261,6 +261,9 @@ WORDS: Mapping[str, Words] = {
             unknown=_("Sign in again to continue."),
         ),
     ),
+    "launch_without_user": Words(
+        title=_("You signed in after this page was opened"), advice=_AGAIN
+    ),
     "launch_ended": Words(title=_("This page was closed"), advice=_AGAIN),
     "no_launch": Words(
         title=_("No patient's chart is open here"),

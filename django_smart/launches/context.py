@@ -354,6 +354,12 @@ class SMARTContext:
                     "The user of this launch is no longer signed in.",
                     code="launch_signed_out",
                 )
+            if launch.belongs_to(browser_digests=digests, user_id=None):
+                # It may be the next user of a shared computer who signed in.
+                raise PrefixError(
+                    "This launch was opened before its user signed in.",
+                    code="launch_without_user",
+                )
             raise PrefixError(
                 "The launch in this URL was opened by another browser or user.",
                 code="launch_foreign",

@@ -547,6 +547,35 @@ def test_launch_without_identity_is_not_adopted_by_who_signs_in_later(
         fhir_client_for(user, registration.server)
 
 
+@pytest.mark.parametrize("kind", ["ehr", "standalone"])
+def test_launch_before_the_sign_in_that_the_site_requires_is_opened_once_more(
+    ehr: EHRSimulator, settings: Any, kind: str
+) -> None:
+    settings.LOGIN_URL = "/admin/login/"
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    ClientRegistration.objects.update(
+        ehr_scope="launch patient/Patient.rs", standalone_scope=PLAIN_SCOPE
+    )
+    open_app = launch if kind == "ehr" else connect
+    browser = make_browser()
+    page = f"/~{open_app(browser, ehr).key}/page/"
+    assert browser.get(page)["Location"] == f"/admin/login/?next={page}"
+    user = _sign_in(browser)
+    response = browser.get(page)
+    assert (response.status_code, get_code(response)) == (403, "launch_without_user")
+    text = response.content.decode()
+    if kind == "ehr":
+        assert "open the app again" in text
+    else:
+        assert response.context["retry"].url.startswith("/smart/login/?server=")
+    opened = open_app(browser, ehr)
+    assert opened.user == user
+    assert open_page(browser, opened) == 200
+
+
 def test_launch_without_identity_is_refused_when_the_user_changed_meanwhile(
     ehr: EHRSimulator,
 ) -> None:

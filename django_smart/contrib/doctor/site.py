@@ -66,6 +66,7 @@ _WHY = {
         "When SECRET_KEY changes, every refresh token is lost, and people "
         "have to connect again."
     ),
+    "django_smart.W071": "Users open the app, sign in, and have to open it again.",
 }
 _WHY_OTHERWISE = "“manage.py check --deploy” reports this too."
 
@@ -84,6 +85,7 @@ def find_setting_faults() -> Iterator[Finding]:
     messages = checks.run_checks(
         tags=["django_smart"],
         include_deployment_checks=is_public or not settings.DEBUG,
+        databases=list(connections),
     )
     for message in messages:
         if message.level < checks.WARNING or message.is_silenced():
