@@ -184,7 +184,7 @@ class ClientRegistrationForm(_RowForm):
         registration = self.instance
         if not registration.server_id or not registration.is_active:
             return []
-        known = registration.server.read_configuration()
+        known = registration.server.read_configuration(registration.client_id)
         if known is None or _OFFERED.intersection(self.errors):
             return []
         return [str(problem) for problem in find_problems(registration, known)]

@@ -24,8 +24,6 @@ from ..servers.registering import (
     build_client_urls,
     choose_callback,
     get_site_url,
-    name_first_client,
-    rename_client,
 )
 from ..servers.signing_keys import ensure_active_key, get_ready_at
 from .base import EMPTY, as_copyable, as_list, lock_and_merge, show_client_id
@@ -222,18 +220,6 @@ class ClientRegistrationAdmin(TestConnectionMixin):
                 changed.add("client_secret")
             lock_and_merge(obj, changed)
         super().save_model(request, obj, form, change)
-        is_named = (
-            rename_client(obj.server, old=form.initial["client_id"], new=obj.client_id)
-            if change and "client_id" in form.changed_data
-            else not change and name_first_client(obj.server, obj.client_id)
-        )
-        if is_named:
-            obj.server.save(
-                update_fields=[
-                    *("discovery_headers", "configuration_fetched_at"),
-                    *("discovery_failed_at", "updated_at"),
-                ]
-            )
         if form.unasked is not None:
             self.message_user(
                 request,

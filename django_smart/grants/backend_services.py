@@ -130,7 +130,7 @@ def _fetch(grant: TokenGrant) -> bool:
     """Fetch a token; ``False`` if the row was ended in the meantime."""
     registration = grant.registration
     server = registration.server
-    configuration = get_configuration(server)
+    configuration = get_configuration(server, registration.client_id)
     try:
         check_backend_service(registration, configuration)
     except UnsupportedServerError:

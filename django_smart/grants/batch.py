@@ -55,6 +55,8 @@ _MOST_FAILURES = 5
 _MANY_FAILURES = 1000
 #: ``None`` if nothing was sent.
 _Answer = HTTPResponse | Exception | None
+#: Token endpoint and authentication, by registration.
+_Clients = dict[int, tuple[str, Callable[[], ClientAuthentication]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,13 +178,13 @@ class _Batch:
 
     def _refresh(self) -> None:
         try:
-            token_endpoint = get_configuration(self._server).token_endpoint
+            get_configuration(self._server)
         except SMARTError as exc:
             self._pace.note_answer(exc)
             self._postpone(list(self._todo), exc)
             self._todo.clear()
             return
-        authentications = self._prepare_authentications(token_endpoint)
+        clients = self._prepare_clients()
         if not self._todo:
             return
         if self._pace.is_probe:
@@ -191,26 +193,29 @@ class _Batch:
         with ThreadPoolExecutor(size, "django_smart-refresh") as pool:
             try:
                 while self._todo or self._running or self._stored:
-                    wait = self._submit(pool, size, token_endpoint, authentications)
+                    wait = self._submit(pool, size, clients)
                     self._go_on(wait)
             except BaseException:
                 self._take_what_is_under_way()
                 raise
 
-    def _prepare_authentications(
-        self, token_endpoint: str
-    ) -> dict[int, Callable[[], ClientAuthentication]]:
+    def _prepare_clients(self) -> _Clients:
         """Group grants by registration; postpone those with unusable credentials."""
-        prepared: dict[int, Callable[[], ClientAuthentication]] = {}
+        prepared: _Clients = {}
         by_registration: dict[int, list[TokenGrant]] = {}
         for grant in self._todo:
             by_registration.setdefault(grant.registration_id, []).append(grant)
         for registration_id, grants in by_registration.items():
+            registration = grants[0].registration
             try:
-                prepared[registration_id] = prepare_client_authentication(
-                    grants[0].registration,
-                    token_endpoint=token_endpoint,
-                    clock=self._clock,
+                endpoint = get_configuration(
+                    self._server, registration.client_id
+                ).token_endpoint
+                prepared[registration_id] = (
+                    endpoint,
+                    prepare_client_authentication(
+                        registration, token_endpoint=endpoint, clock=self._clock
+                    ),
                 )
             except SMARTError as exc:
                 self._postpone(grants, exc)
@@ -228,8 +233,7 @@ class _Batch:
         self,
         pool: ThreadPoolExecutor,
         size: int,
-        token_endpoint: str,
-        authentications: dict[int, Callable[[], ClientAuthentication]],
+        clients: _Clients,
     ) -> float | None:
         """
         Send what may be sent; return the seconds until the next request may be, if any.
@@ -251,11 +255,12 @@ class _Batch:
                 self._stopped.add(registration.pk)
                 self._give_back([grant.pk])
                 continue
+            token_endpoint, authenticate = clients[registration.pk]
             try:
                 request = build_request(
                     grant,
                     token_endpoint=token_endpoint,
-                    client_authentication=authentications[grant.registration_id](),
+                    client_authentication=authenticate(),
                 )
             except SMARTError as exc:
                 # A token that cannot be decrypted.

@@ -285,7 +285,8 @@ def revoke_tokens(grant: TokenGrant) -> None:
     """
     if not (grant.refresh_token or grant.access_token) or _is_shared(grant):
         return
-    configuration = get_configuration(grant.registration.server)
+    registration = grant.registration
+    configuration = get_configuration(registration.server, registration.client_id)
     endpoint = configuration.revocation_endpoint
     if endpoint is None:
         return

@@ -72,7 +72,7 @@ def introspect(
     Spec: SMART App Launch 2.2, "Token Introspection"; RFC 7662.
     """
     server = registration.server
-    configuration = get_configuration(server)
+    configuration = get_configuration(server, registration.client_id)
     endpoint = configuration.introspection_endpoint
     if endpoint is None:
         raise UnsupportedServerError(

@@ -213,7 +213,8 @@ def _try_refresh(grant: TokenGrant, *, send: _Send) -> bool:
     _check_not_stopped(grant.registration)
     try:
         # Before the lease, which covers only one request.
-        configuration = get_configuration(grant.registration.server)
+        registration = grant.registration
+        configuration = get_configuration(registration.server, registration.client_id)
     except SMARTError as exc:
         note_failure(grant, exc, owner="", on_demand=True)
         raise

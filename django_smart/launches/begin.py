@@ -273,7 +273,7 @@ def _begin(
     launch.callback_id = registration.callback_id
     launch.expires_at = timezone.now() + conf.SMART_AUTHORIZATION_LIFETIME
     try:
-        configuration = get_configuration(registration.server)
+        configuration = get_configuration(registration.server, registration.client_id)
         if "openid" in launch.scopes_asked:
             check_moved(registration.server)
         _check_support(launch, configuration)

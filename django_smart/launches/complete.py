@@ -347,7 +347,7 @@ def _complete(
 ) -> Completion:
     _check_registration(launch)
     registration = launch.registration
-    configuration = get_configuration(registration.server)
+    configuration = get_configuration(registration.server, registration.client_id)
     answer = process_authorization_response(
         parameters,
         expected_issuer=_get_expected_issuer(launch, configuration, parameters),

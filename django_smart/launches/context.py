@@ -266,7 +266,8 @@ class SMARTContext:
         server = launch.registration.server
         fhir_base_url = server.base_url.removesuffix("/")
         base_url = find_app_state_base(
-            get_configuration(server), base_url=fhir_base_url
+            get_configuration(server, launch.registration.client_id),
+            base_url=fhir_base_url,
         )
         # This server's own configuration names the endpoint, so the token may go there.
         # App state also concerns users, and has its own rules.

@@ -48,9 +48,11 @@ MAX_URL_LENGTH = 1000
 CONFIGURATION_COLUMNS = (
     "id",
     "base_url",
+    "client_configurations",
     "configuration",
     "configuration_fetched_at",
     "configuration_max_age",
+    "discovery_headers",
     "moved",
     "overrides",
 )
@@ -177,7 +179,8 @@ def validate_origins(value: object) -> None:
 def validate_pinned(value: object) -> None:
     """Refuse values that are not an object of URLs with the names in ``PINNED``."""
     if not isinstance(value, dict) or not all(
-        name in PINNED and isinstance(url, str) for name, url in value.items()
+        name.partition(" ")[0] in PINNED and isinstance(url, str)
+        for name, url in value.items()
     ):
         raise ValidationError(
             _(
@@ -209,6 +212,8 @@ _RESERVED_PARAMETERS = REQUEST_PARAMETERS | {
 
 PINNED = ("issuer", "jwks_uri", "token_endpoint")
 """What discovery may change within its origin only."""
+
+_CLIENT_ID = "{client_id}"
 
 CLOCKS_DIFFER = timedelta(hours=1)
 """By how much the clocks of two hosts may differ."""
@@ -380,6 +385,13 @@ class FHIRServer(models.Model):
         blank=True,
         help_text=_("The server's .well-known/smart-configuration, as last fetched."),
     )
+    client_configurations = models.JSONField(
+        _("SMART configurations by client"),
+        default=dict,
+        blank=True,
+        editable=False,
+        help_text="By client ID, if the discovery headers contain it.",
+    )
     configuration_fetched_at = models.DateTimeField(
         _("configuration fetched at"),
         null=True,
@@ -483,7 +495,10 @@ class FHIRServer(models.Model):
         default=dict,
         blank=True,
         validators=[validate_headers],
-        help_text=_('For example {"Epic-Client-ID": "…"}.'),
+        help_text=_(
+            'For example {"Epic-Client-ID": "{client_id}"}, if the endpoints can '
+            "differ between clients: the configuration is then fetched for each."
+        ),
     )
     authorization_parameters = models.JSONField(
         _("extra authorization parameters"),
@@ -769,16 +784,35 @@ class FHIRServer(models.Model):
         self.configuration_fetched_at = None
         self.save(update_fields=["configuration_fetched_at"])
 
-    def read_configuration(self) -> SMARTConfiguration | None:
+    @property
+    def differs_by_client(self) -> bool:
+        """Whether the discovery headers contain the client ID."""
+        return any(_CLIENT_ID in each for each in self.discovery_headers.values())
+
+    def build_discovery_headers(self, client_id: str = "") -> dict[str, str]:
+        """Return the discovery headers of one client, or those of no client."""
+        return {
+            name: value.replace(_CLIENT_ID, client_id)
+            for name, value in self.discovery_headers.items()
+            if client_id or _CLIENT_ID not in value
+        }
+
+    def read_configuration(self, client_id: str = "") -> SMARTConfiguration | None:
         """
         Return the discovered configuration with the overrides, however old it is.
 
         ``None`` if none is stored, or if current settings do not accept it.
+
+        Args:
+            client_id: of a registration, if the answer can differ between clients.
         """
-        if self.configuration is None:
+        document = self.configuration
+        if client_id and self.differs_by_client:
+            document = self.client_configurations.get(client_id)
+        if document is None:
             return None
         try:
-            return self.parse_configuration(self.configuration)
+            return self.parse_configuration(document)
         except SMARTError:
             return None
 

@@ -65,6 +65,7 @@ logger = logging.getLogger(__name__)
 
 #: Columns of a server that discovery fills in.
 DISCOVERED_COLUMNS = (
+    "client_configurations",
     "configuration",
     "configuration_fetched_at",
     "configuration_max_age",
@@ -100,9 +101,11 @@ _END_SESSION = "end_session_endpoint"
 _JWKS_COOLDOWN = timedelta(seconds=60)
 
 
-def get_configuration(server: FHIRServer) -> SMARTConfiguration:
+def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfiguration:
     """
     Return *server*'s SMART configuration, from its row while that is fresh.
+
+    The endpoints can differ between clients; *client_id* says whose are needed.
 
     If it cannot be fetched again, the stale configuration is used, so that launches do
     not depend on it. With manually set endpoints, launches never depend on it. For a
@@ -114,24 +117,24 @@ def get_configuration(server: FHIRServer) -> SMARTConfiguration:
             the server was changed or deleted while it was fetched.
         TransportError, DiscoveryError: nothing is stored and nothing could be fetched.
     """
-    known = server.read_configuration()
+    known = server.read_configuration(client_id)
     if known is not None and _is_fresh(
         server.configuration_fetched_at, server.configuration_max_age
     ):
         return known
     known = known or _build_from_overrides(server)
     if known is None and not _claim_first(server):
-        return _wait_for_first(server)
+        return _wait_for_first(server, client_id)
     if known is not None and not _claim(server):
         return known
     try:
-        return fetch_configuration(server)
+        return fetch_configuration(server, client_id)
     except (TransportError, DiscoveryError) as exc:
         _mark_failure(server)
         if known is None:
             raise
         logger.warning("Server %s: stale configuration used (%s)", server.pk, exc.code)
-        return server.read_configuration() or known
+        return server.read_configuration(client_id) or known
 
 
 def note_token_error(registration: ClientRegistration, error: Exception) -> None:
@@ -162,15 +165,19 @@ def note_token_error(registration: ClientRegistration, error: Exception) -> None
             logger.warning("Server %s: still read from the row (%s)", server.pk, what)
 
 
-def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfiguration:
+def fetch_configuration(
+    server: FHIRServer, client_id: str = "", *, save: bool = True
+) -> SMARTConfiguration:
     """
     Fetch the configuration and store it with its time.
 
     Reads the SMART configuration, or the CapabilityStatement if there is none; and the
     OpenID configuration if the server supports OpenID Connect but does not name the
-    issuer, or cannot be trusted for the keys.
+    issuer, or cannot be trusted for the keys.  If the answer can differ between
+    clients, it is read for each.
 
     Args:
+        client_id: whose configuration is returned, registered or not yet.
         save: ``False`` to only set the attributes of *server*, which need not be saved
             yet.
 
@@ -178,11 +185,15 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
         TransportError, DiscoveryError: as met; the stored one is left as it was.
         DiscoveryBusyError: the base URL was changed while it was asked.
     """
-    configuration, answer = _fetch_document(server)
+    found = _fetch_documents(server, client_id)
+    configuration, answer = next(iter(found.values()))
     for problem in configuration.problems:
         logger.warning("Server %s: member ignored: %s", server.pk, problem)
     _check_lengths(issuer=configuration.issuer, jwks_uri=configuration.jwks_uri)
     before = {name: getattr(server, name) for name in DISCOVERED_COLUMNS}
+    server.client_configurations = server.client_configurations | {
+        each: dict(own.raw) for each, (own, _) in found.items() if each
+    }
     server.configuration = dict(configuration.raw)
     server.issuer = configuration.issuer or ""
     server.jwks_uri = _get_keys_of_issuer(server, configuration.jwks_uri or "")
@@ -210,7 +221,7 @@ def fetch_configuration(server: FHIRServer, *, save: bool = True) -> SMARTConfig
     if save:
         _store(server, *DISCOVERED_COLUMNS)
     check_moved(server)
-    return server.read_configuration() or configuration
+    return server.read_configuration(client_id) or configuration
 
 
 def copy_discovered(server: FHIRServer, *, source: FHIRServer) -> None:
@@ -357,15 +368,42 @@ def _refresh(server: FHIRServer) -> None:
         fetch_jwks(server)
 
 
-def _fetch_document(server: FHIRServer) -> tuple[SMARTConfiguration, HTTPResponse]:
-    """Fetch the configuration; return it with the response."""
+def _fetch_documents(
+    server: FHIRServer, client_id: str
+) -> dict[str, tuple[SMARTConfiguration, HTTPResponse]]:
+    """Fetch the configuration, by client ID where it can differ between clients."""
+    client_ids = [""]
+    if server.differs_by_client:
+        registered = ClientRegistration.objects.filter(server_id=server.pk)
+        known = registered.order_by("pk").values_list("client_id", flat=True)
+        client_ids = list(dict.fromkeys(filter(None, (*known, client_id)))) or [""]
+    found, failed = {}, {}
+    for each in client_ids:
+        try:
+            found[each] = _fetch_document(server, each)
+        except DiscoveryError as exc:
+            failed[each] = exc
+    for each, error in failed.items():
+        if each == client_id or not found:
+            raise error
+        # One that the server does not know must not stop the others.
+        logger.warning(
+            "Server %s: no configuration for a client (%s)", server.pk, error
+        )
+    return found
+
+
+def _fetch_document(
+    server: FHIRServer, client_id: str
+) -> tuple[SMARTConfiguration, HTTPResponse]:
+    """Fetch the configuration of one client; return it with the response."""
     overrides = server.overrides or {}
     where: dict[str, Any] = {
         "base_url": server.base_url,
         "insecure_hosts": conf.SMART_INSECURE_HTTP_HOSTS,
         "overrides": overrides,
     }
-    headers = server.discovery_headers or {}
+    headers = server.build_discovery_headers(client_id)
     answer = send(
         build_discovery_request(server.base_url, headers=headers),
         server=server,
@@ -512,7 +550,14 @@ def _find_pinned(server: FHIRServer) -> dict[str, str]:
         "jwks_uri": server.jwks_uri,
         "token_endpoint": configuration.token_endpoint if configuration else "",
     }
-    return {name: url for name, url in found.items() if url and name not in entered}
+    for client_id in server.client_configurations if server.differs_by_client else ():
+        if own := server.read_configuration(client_id):
+            found[f"token_endpoint of {client_id}"] = own.token_endpoint
+    return {
+        name: url
+        for name, url in found.items()
+        if url and name.partition(" ")[0] not in entered
+    }
 
 
 def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
@@ -578,12 +623,12 @@ def _claim_first(server: FHIRServer) -> bool:
     )
 
 
-def _wait_for_first(server: FHIRServer) -> SMARTConfiguration:
+def _wait_for_first(server: FHIRServer, client_id: str) -> SMARTConfiguration:
     """Wait for what another process discovers in the meantime."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         server.refresh_from_db(fields=DISCOVERED_COLUMNS)
-        known = server.read_configuration()
+        known = server.read_configuration(client_id)
         if known is not None:
             return known
         marked_at = server.discovery_failed_at

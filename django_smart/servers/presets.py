@@ -11,11 +11,7 @@ from typing import Any
 
 from ..models import FHIRServer
 
-__all__ = ["PRESETS", "get_preset_values"]
-
-
-#: Placeholder for the client id, which some vendors' servers require.
-_CLIENT_ID = "{client_id}"
+__all__ = ["PRESETS"]
 
 #: Values of columns of ``FHIRServer``, by preset.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -23,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Endpoints can differ between clients; without the header, the general ones are
         # returned. (fhir.epic.com, OAuth 2.0 Specification, "Additional Header
         # Requirements".)
-        "discovery_headers": {"Epic-Client-ID": _CLIENT_ID},
+        "discovery_headers": {"Epic-Client-ID": "{client_id}"},
     },
     # Advertises client_secret_basic and private_key_jwt (RS384, ES384), S256, POST to
     # the authorization endpoint, scopes of both versions and offline_access besides
@@ -56,22 +52,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bearer_boundary": FHIRServer.BearerBoundary.ORIGIN,
     },
 }
-
-
-def get_preset_values(preset: str, *, client_id: str) -> dict[str, Any]:
-    """
-    Return the fields that *preset* sets.
-
-    Args:
-        preset: one of ``FHIRServer.Preset``; an unknown one sets nothing.
-        client_id: for servers that respond differently to each client; without one,
-            they are sent no header.
-    """
-    values = PRESETS.get(preset, {}).copy()
-    if headers := values.get("discovery_headers"):
-        values["discovery_headers"] = {
-            name: client_id if value == _CLIENT_ID else value
-            for name, value in headers.items()
-            if client_id or value != _CLIENT_ID
-        }
-    return values

@@ -33,7 +33,7 @@ from ..protocol.scopes import ScopeSet
 from ..protocol.urls import get_origin, validate_https_url
 from .discovery import copy_discovered, fetch_configuration
 from .http import send
-from .presets import get_preset_values
+from .presets import PRESETS
 from .requirements import check_registration
 from .signing_keys import ensure_active_key
 
@@ -205,7 +205,6 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
     if data.preset is not None:
         before, server.preset = server.preset, data.preset
         apply_preset(server, before=before)
-    name_first_client(server, data.client_id)
     before = server.overrides
     _assign(server, data.server_values)
     if server.overrides != before:
@@ -223,69 +222,24 @@ def apply_preset(
     """
     Fill in the preset of *server*.
 
-    Discovery headers are kept, if there are any, and contain the client ID of the first
-    registration; without one, :func:`name_first_client` fills them in later.
+    Discovery headers are kept, if there are any.
 
     Args:
         before: its previous preset; fields that still have a value of that one are
             reset to their defaults first.
         keep: fields that an operator has just entered.
     """
-    rows = ClientRegistration.objects.filter(server_id=server.pk)
-    client_ids = list(rows.values_list("client_id", flat=True))
     values: dict[str, Any] = {}
     if before != server.preset:
-        for client_id in client_ids or [""]:
-            for name, value in get_preset_values(before, client_id=client_id).items():
-                if getattr(server, name) == value:
-                    values[name] = getattr(FHIRServer(), name)
-    chosen = get_preset_values(server.preset, client_id=(client_ids or [""])[0])
+        for name, value in PRESETS.get(before, {}).items():
+            if getattr(server, name) == value:
+                values[name] = getattr(FHIRServer(), name)
+    chosen = dict(PRESETS.get(server.preset, {}))
     headers = values.get("discovery_headers", server.discovery_headers)
     if headers or before == server.preset:
         chosen.pop("discovery_headers", None)
     values.update(chosen)
     _assign(server, {name: values[name] for name in values.keys() - {*keep}})
-
-
-def name_first_client(server: FHIRServer, client_id: str) -> bool:
-    """
-    Fill in the preset's discovery headers, which may contain the client ID.
-
-    Only for the first client of *server*, and if it has no headers.
-
-    Returns:
-        Whether they were filled in, so that *server* is to be saved.
-    """
-    if server.discovery_headers:
-        return False
-    others = ClientRegistration.objects.exclude(client_id=client_id)
-    if others.filter(server_id=server.pk).exists():
-        return False
-    values = get_preset_values(server.preset, client_id=client_id)
-    headers = values.get("discovery_headers")
-    if headers:
-        server.discovery_headers = headers
-        # The server may answer this client otherwise.
-        server.configuration_fetched_at = server.discovery_failed_at = None
-    return bool(headers)
-
-
-def rename_client(server: FHIRServer, *, old: str, new: str) -> bool:
-    """
-    Replace the client ID in the discovery headers of *server*.
-
-    Returns:
-        Whether one contained it, so that *server* is to be saved.
-    """
-    headers = {
-        name: new if value == old else value
-        for name, value in server.discovery_headers.items()
-    }
-    if headers == server.discovery_headers:
-        return False
-    server.discovery_headers = headers
-    server.configuration_fetched_at = server.discovery_failed_at = None
-    return True
 
 
 def make_name(base_url: str) -> str:
@@ -508,13 +462,6 @@ def _plan(data: RegistrationInput) -> ClientRegistration:
             replace(data, client_id=stand_in, registration_values=values)
         )
         transaction.set_rollback(True, using=router.db_for_write(ClientRegistration))
-    server = planned.server
-    # If a vendor's server requires the client id, there is none to send yet.
-    server.discovery_headers = {
-        name: value
-        for name, value in server.discovery_headers.items()
-        if value != stand_in
-    }
     return planned
 
 

@@ -99,13 +99,13 @@ def ask_and_check(registration: ClientRegistration) -> None:
         TransportError, DiscoveryError: the stored configuration is missing or
             unsuitable, and the server could not be reached.
     """
-    server = registration.server
-    known = server.read_configuration()
+    server, client_id = registration.server, registration.client_id
+    known = server.read_configuration(client_id)
     if known is not None:
         with suppress(UnsupportedServerError):
             check_registration(registration, known)
             return
-    check_registration(registration, fetch_configuration(server))
+    check_registration(registration, fetch_configuration(server, client_id))
 
 
 def check_launch(launch: Launch, configuration: SMARTConfiguration) -> None:

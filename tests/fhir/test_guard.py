@@ -739,8 +739,6 @@ def test_nothing_is_read_first_where_that_is_certain(path):
         grant.client.get("Patient/p2/_history")
 
 
-
-
 def test_operation_requires_a_scope_for_reading():
     grant = make_grant("patient/Observation.s")
     with pytest.raises(InsufficientScopeError) as caught:

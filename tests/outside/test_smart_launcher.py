@@ -32,7 +32,7 @@ from django_smart.grants.engine import revoke_grants
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
-from django_smart.servers.presets import get_preset_values
+from django_smart.servers.presets import PRESETS
 from django_smart.servers.signing_keys import create_signing_key, ensure_active_key
 from django_smart.signals import launch_failed
 from tests.ehr import get_callback, get_launch, listening, make_browser
@@ -140,7 +140,7 @@ def register(
     encoded = encode(launch_type, client, **options)
     is_ehr = launch_type in {"provider-ehr", "patient-portal"}
     path = "/v/r4/fhir" if is_ehr else f"/v/r4/sim/{encoded}/fhir"
-    preset = get_preset_values("smart_launcher", client_id=CLIENT_ID)
+    preset = PRESETS["smart_launcher"]
     registration = make_registration(
         **{
             **columns,

@@ -59,12 +59,17 @@ def examine_server(server: FHIRServer) -> list[Finding]:
     return collect("server", _examine, server, subject=server.slug)
 
 
-def discover(server: FHIRServer) -> SMARTConfiguration | Finding:
-    """Return *server*'s configuration, or why it is unavailable; nothing is stored."""
+def discover(server: FHIRServer, client_id: str = "") -> SMARTConfiguration | Finding:
+    """
+    Return *server*'s configuration, or why it is unavailable; nothing is stored.
+
+    Args:
+        client_id: whose configuration is returned, if it can differ between clients.
+    """
     answer = _ask(server)
     if isinstance(answer, Finding):
         return answer
-    return _discover(server, answer, save=False)
+    return _discover(server, answer, client_id, save=False)
 
 
 def _examine(server: FHIRServer) -> Iterator[Finding]:
@@ -108,7 +113,8 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
             "admin or with smart_register.",
         )
     for registration in registrations:
-        both = registration, configuration
+        own = server.read_configuration(registration.client_id)
+        both = registration, own or configuration
         yield from collect("authorization", _try_authorization, *both)
         yield from collect("registration", examine_registration, *both)
 
@@ -177,7 +183,7 @@ def _ask(server: FHIRServer) -> HTTPResponse | Finding:
     try:
         return ask(
             build_discovery_request(
-                server.base_url, headers=server.discovery_headers or {}
+                server.base_url, headers=server.build_discovery_headers()
             ),
             server=server,
         )
@@ -243,13 +249,13 @@ def _read_date(answer: HTTPResponse) -> datetime | None:
 
 
 def _discover(
-    server: FHIRServer, answer: HTTPResponse, *, save: bool
+    server: FHIRServer, answer: HTTPResponse, client_id: str = "", *, save: bool
 ) -> SMARTConfiguration | Finding:
     try:
         try:
-            configuration = fetch_configuration(server, save=save)
+            configuration = fetch_configuration(server, client_id, save=save)
         except DatabaseError:  # The database has findings of its own.
-            configuration = fetch_configuration(server, save=False)
+            configuration = fetch_configuration(server, client_id, save=False)
         check_moved(server)
     except TransportError as exc:
         return _explain_failure(exc)
@@ -322,7 +328,7 @@ def _ask_for_statement(server: FHIRServer, base_url: str) -> HTTPResponse | None
     with suppress(SMARTError):
         return ask(
             build_capability_statement_request(
-                base_url, headers=server.discovery_headers or {}
+                base_url, headers=server.build_discovery_headers()
             ),
             server=server,
         )

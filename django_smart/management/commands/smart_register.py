@@ -243,7 +243,7 @@ class Command(BaseCommand):
         server = registration.server
         if FHIRServer.objects.filter(pk=server.pk).exists():
             return
-        found = discover(server)
+        found = discover(server, registration.client_id)
         if not isinstance(found, Finding):
             problems = find_problems(registration, found)
             for problem in problems:
@@ -371,13 +371,14 @@ def _store(
 
 def _check(registrations: Sequence[ClientRegistration]) -> None:
     """Ask each server once, and hold its registrations against the answer."""
-    configurations: dict[int, SMARTConfiguration] = {}
+    configurations: dict[tuple[int, str], SMARTConfiguration] = {}
     for registration in registrations:
-        server = registration.server
+        server, client_id = registration.server, registration.client_id
+        key = server.pk, client_id if server.differs_by_client else ""
         try:
-            if server.pk not in configurations:
-                configurations[server.pk] = fetch_configuration(server, save=False)
-            check_registration(registration, configurations[server.pk])
+            if key not in configurations:
+                configurations[key] = fetch_configuration(server, client_id, save=False)
+            check_registration(registration, configurations[key])
             scopes = f"{registration.ehr_scope} {registration.standalone_scope}"
             if "openid" in ScopeSet.parse(scopes):
                 fetch_jwks(server, save=False)
