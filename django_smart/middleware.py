@@ -155,11 +155,12 @@ class SMARTMiddleware(MiddlewareMixin):
             if state.prefix is not None:
                 set_script_prefix(state.prefix.outer)
             return _render_ending(request, exception, launch)
-        if launch is None or not is_trouble(exception):
+        if not is_trouble(exception):
             return None
         logger.warning(
             "Launch %s: a page failed: %s",
-            launch.pk,
+            # None if the page used a client of its own.
+            launch and launch.pk,
             exception.code,
             exc_info=exception,
         )

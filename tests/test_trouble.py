@@ -14,7 +14,11 @@ from django.urls import path
 from django.utils import timezone
 
 from django_smart.error_pages.words import OUTCOME_UNKNOWN
-from django_smart.exceptions import FHIRRequestError, ReauthorizationRequiredError
+from django_smart.exceptions import (
+    FHIRRequestError,
+    FHIRUnavailableError,
+    ReauthorizationRequiredError,
+)
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import CLIENT_SECRET, connect, launch, make_browser
@@ -44,7 +48,9 @@ def misuse(request: HttpRequest) -> HttpResponse:
 
 def use_a_grant_of_somebody(request: HttpRequest) -> HttpResponse:
     """Fails as a page without a launch may, by a grant of its own choice."""
-    raise ReauthorizationRequiredError("ended")
+    if "ended" in request.GET:
+        raise ReauthorizationRequiredError("ended")
+    raise FHIRUnavailableError("the search returned status 503", status_code=503)
 
 
 urlpatterns = [
@@ -198,9 +204,16 @@ def test_faults_of_the_page_are_left_to_the_site(ask: Callable[..., Any]) -> Non
     assert isinstance(page.exc_info[1], FHIRRequestError)
 
 
-def test_page_without_a_launch_is_left_to_the_site(
+def test_page_without_a_launch_says_what_happened(
     registration: ClientRegistration,
 ) -> None:
     browser = make_browser()
     browser.raise_request_exception = False
-    assert browser.get("/somebody/").status_code == 500
+    page = browser.get("/somebody/")
+    assert page.status_code == 502
+    assert b"<code>fhir_unavailable</code>" in page.content
+    assert b"Try again" in page.content
+    # Which connection ended is for the page to know.
+    page = browser.get("/somebody/?ended")
+    assert b"<code>grant_lost</code>" in page.content
+    assert b"Try again" not in page.content

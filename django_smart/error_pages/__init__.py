@@ -99,15 +99,15 @@ def render_error(
 
 
 def render_trouble(
-    request: HttpRequest, error: SMARTError, launch: Launch
+    request: HttpRequest, error: SMARTError, launch: Launch | None
 ) -> HttpResponse:
-    """Render the page for *error*, raised in a view that used *launch*."""
+    """Render the page for *error*, raised in a view that used *launch*, if any."""
     page = get_page(request)
     extra: dict[str, object] = {}
     if can_pass(error):
         retry = try_again(page) if page else None
     else:
-        retry = connect_again(launch, next_url=page)
+        retry = connect_again(launch, next_url=page) if launch is not None else None
     if request.method not in {"GET", "HEAD"} and _may_be_stored(error):
         extra["advice"] = OUTCOME_UNKNOWN
     return render_error(request, error, retry=retry, launch=launch, extra=extra)
