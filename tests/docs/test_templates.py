@@ -29,7 +29,7 @@ RESULT = {
 
 
 def test_templates_of_the_page_show_what_it_says():
-    resources, banner = read_blocks("how-to/templates.rst")
+    resources, _, banner = read_blocks("how-to/templates.rst")
     values = {"patient": PATIENT, "conditions": [CONDITION], "results": [RESULT]}
     page = engines["django"].from_string(resources.code).render(values)
     for text in (
@@ -41,3 +41,15 @@ def test_templates_of_the_page_show_what_it_says():
     request = SimpleNamespace(smart=None)
     page = engines["django"].from_string(banner.code).render({**values}, request)  # type: ignore[arg-type]  # has what the tag asks for
     assert ">Ada Byron</h2>" in page
+
+
+def test_medication_of_an_order_is_shown_in_each_form():
+    _, orders, _ = read_blocks("how-to/templates.rst")
+    template = engines["django"].from_string(orders.code)
+    for order, text in (
+        ({"medicationCodeableConcept": {"text": "Metformin"}}, "Metformin"),
+        ({"medicationReference": {"display": "Ramipril"}}, "Ramipril"),
+        ({"medicationReference": {"reference": "#m"}}, "unknown medication"),
+        ({}, "unknown medication"),
+    ):
+        assert f"<p>{text}</p>" in template.render({"orders": [order]})
