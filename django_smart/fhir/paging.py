@@ -46,6 +46,7 @@ _MAX_SECONDS = 3600
 _MAX_FRUITLESS_PAGES = 50
 _MAX_FRUITLESS_SECONDS = 60
 _COUNT_ALONE = re.compile(r"[?&](_summary=count|_count=0)(&|$)")
+_NO_TOTAL = re.compile(rf"{_COUNT_ALONE.pattern}|[?&]_total=estimate(&|$)")
 # The same for results that are loaded completely, while somebody waits.
 _WHOLE = {"max_pages": 1_000, "max_seconds": 300}
 # Of their pages together: few matches can come with very much else.
@@ -85,6 +86,19 @@ class Page:
         total = self.bundle.get("total")
         is_number = isinstance(total, int) and not isinstance(total, bool)
         return total if is_number else None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """How many matches are on it, and its first and last one, if they have ids."""
+        ends = []
+        for match in self.matches[:1] + self.matches[-1:]:
+            resource = match.get("resource", match)
+            if not isinstance(resource, dict) or "id" not in resource:
+                return ()
+            meta = resource.get("meta")
+            version = meta.get("versionId") if isinstance(meta, dict) else None
+            ends.append(f"{resource.get('resourceType')}/{resource['id']}/{version}")
+        return len(self.matches), *ends
 
     @property
     def issues(self) -> list[dict[str, object]]:
@@ -128,13 +142,14 @@ def iter_pages(
         fetch_page: gets a page by its absolute URL, within the boundary.
 
     Raises:
-        MalformedFHIRResponseError: the pages form a loop, too many of them have no
+        MalformedFHIRResponseError: the pages form a loop, too many of them have no new
             match, or there are too many; or none has a match, although the server
             reports some, or an error.
     """
     is_odd = False
     issues: list[dict[str, object]] = []
     seen: set[bytes] = set()
+    seen_pages: set[tuple[object, ...]] = set()
     fruitless_pages = 0
     seconds = fruitless_seconds = 0.0
     url: str | None = first_url
@@ -151,15 +166,18 @@ def iter_pages(
             or fruitless_seconds >= _MAX_FRUITLESS_SECONDS
         ):
             raise MalformedFHIRResponseError(
-                f"the {what} returned {fruitless_pages} pages in a row without a match"
+                f"the {what} returned {fruitless_pages} pages in a row without a new "
+                "match"
             )
         seen.add(digest)
         started = monotonic()
         page = fetch_page(url)
         taken = monotonic() - started
         seconds += taken
-        if page.matches:
+        identity = page.identity
+        if page.matches and (not identity or identity not in seen_pages):
             fruitless_pages, fruitless_seconds = 0, 0.0
+            seen_pages.add(identity)
         else:
             fruitless_pages += 1
             fruitless_seconds += taken
@@ -235,6 +253,7 @@ class _Results(list[_T]):
         super().__init__()
         self.total = 0
         self.is_complete = True
+        self._received = 0
 
     def first(self) -> _T | None:
         """Return the first match, or ``None``."""
@@ -258,9 +277,10 @@ class _Results(list[_T]):
         if limit is not None and limit < 1:
             raise FHIRRequestError("A limit must be at least 1.")
         most = _MAX_RESULTS if limit is None else limit
-        size = 0
+        size = self._received = 0
         for page in pages:
             size += page.size
+            self._received += len(page.matches)
             if size > _MAX_MIB * 1024**2:
                 raise TooManyResultsError(
                     f"The {what} has more than {_MAX_MIB} MiB: read it with iterate(), "
@@ -406,9 +426,11 @@ class SearchResult(_Results[_T]):
     Attributes:
         total: number of matches according to the server, or those received if more.
         is_complete: false if ``limit=`` cut off matches, or if the server reported an
-            error, left some out of a page or named no URL for the next one.
+            error or a larger total, left some out of a page or named no URL for the
+            next one.
         included: resources from ``_include`` and ``_revinclude``, each once.
-        outcomes: ``OperationOutcome`` resources in the result (FHIR-07).
+        outcomes: ``OperationOutcome`` resources in the result (FHIR-07); one is added
+            if the total is larger.
         resource_type: the searched type; empty for a complete record.
     """
 
@@ -420,6 +442,14 @@ class SearchResult(_Results[_T]):
 
     def __repr__(self) -> str:
         return f"<SearchResult: {self.resource_type}>"
+
+    def _compare_total(self) -> None:
+        """Say so if the server reports more matches than it has sent."""
+        if self.is_complete and self.total > self._received:
+            text = f"The server reported {self.total} matches and sent {self._received}"
+            issue = {"severity": "warning", "code": "incomplete", "diagnostics": text}
+            self.outcomes.append({"resourceType": "OperationOutcome", "issue": [issue]})
+            self.is_complete = False
 
     def _read(self, stream: SearchStream[_T]) -> Callable[[SearchPage], Iterable[_T]]:
         matches, inclusions = Seen(), Seen()
@@ -501,6 +531,9 @@ class SearchStream(Stream[_T]):
         result: SearchResult[_T] = SearchResult(self.resource_type)
         pages = iter_pages(self._fetch_page, self._url, what=self._what, **_WHOLE)
         result._load(pages, limit=limit, what=self._what, read=result._read(self))
+        # Everything of a record has no total that all servers agree on.
+        if self.resource_type and not _NO_TOTAL.search(self._url):
+            result._compare_total()
         return result
 
     def _iterate(self) -> Iterator[_T]:

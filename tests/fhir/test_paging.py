@@ -59,7 +59,7 @@ USES: list[Callable[[FHIRClient], object]] = [
 @pytest.mark.parametrize("others", [[], [OTHER]])
 def test_endless_pages_without_a_match_end_with_an_error(use, others):
     server = EndlessServer(lambda _: others)
-    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+    with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
         use(Grant(send=server).client)
     assert server.count <= 51
 
@@ -97,7 +97,7 @@ def test_endless_pages_without_a_match_end_in_async_code():
 
     for read in (read_all, load):
         server.count = 0
-        with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+        with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
             asyncio.run(read())
         assert server.count <= 51
 
@@ -105,10 +105,10 @@ def test_endless_pages_without_a_match_end_in_async_code():
 def test_endless_empty_pages_of_a_history_and_of_a_record_end():
     server = EndlessServer(lambda _: [])
     fhir = Grant(send=server).client
-    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+    with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
         fhir.patient("p-1").everything()
     server.type = "history"
-    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+    with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
         fhir.history()
     assert server.count <= 102
 
@@ -124,9 +124,20 @@ def test_some_empty_pages_are_passed_over():
 def test_pages_that_repeat_one_match_end_too():
     server = EndlessServer(lambda _: [observation(1)])
     server.last_page = 12_000
+    for use in USES:
+        server.count = 0
+        with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
+            use(Grant(send=server).client)
+        assert server.count == 51
+
+
+def test_pages_without_end_end_with_an_error():
+    server = EndlessServer(lambda number: [observation(number)])
+    server.last_page = 12_000
     with pytest.raises(MalformedFHIRResponseError, match="10000 pages"):
         list(Grant(send=server).client.iterate("Observation"))
     assert server.count == 10_000
+    server.make_page = lambda number: [OTHER] if number % 2 else [observation(number)]
     server.count = 0
     with pytest.raises(MalformedFHIRResponseError, match="1000 pages"):
         Grant(send=server).client.search("Observation")
@@ -161,7 +172,7 @@ def test_slow_pages_without_a_match_end_after_a_minute(use, monkeypatch):
     clock = Clock(monkeypatch)
     server = EndlessServer(lambda _: [])
     clock.make_slow(server, 19)
-    with pytest.raises(MalformedFHIRResponseError, match="without a match"):
+    with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
         use(Grant(send=server).client)
     assert clock.now <= 80
 
@@ -186,3 +197,40 @@ def test_time_that_the_caller_takes_is_not_counted(monkeypatch):
     for _ in Grant(send=server).client.iterate("Observation"):
         clock.now += 3600
     assert server.count == 100
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *USES[2:],
+        lambda fhir: list(fhir.iterate_pages(fhir.get("Observation/_history"))),
+    ],
+)
+def test_endless_pages_with_the_same_matches_end_with_an_error(use):
+    versions = {"meta": {"versionId": "1"}}
+    server = EndlessServer(lambda number: [{**observation(number % 2), **versions}])
+    client = Grant(send=server).client
+    if use is not USES[2] and use is not USES[3]:
+        server.type = "history"
+    with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
+        use(client)
+    assert server.count <= 53
+
+
+@pytest.mark.parametrize(
+    "query", ["", "_count=0", "_total=estimate", "x=1&_total=none"]
+)
+@pytest.mark.parametrize("total", [1, 23, None])
+def test_result_with_fewer_matches_than_the_total_is_incomplete(grant, query, total):
+    found = bundle(observation(1), **({} if total is None else {"total": total}))
+    path = f"Observation?{query}" if query else "Observation"
+    grant.server.on(path, respond(found))
+    params = [part.split("=") for part in query.split("&") if part]
+    result = grant.client.search("Observation", dict(params))
+    is_missing = total == 23 and query in {"", "x=1&_total=none"}
+    assert result.is_complete is not is_missing
+    assert len(result.outcomes) == is_missing
+    if is_missing:
+        [issue] = result.outcomes[0]["issue"]
+        assert (issue["severity"], issue["code"]) == ("warning", "incomplete")
+        assert issue["diagnostics"] == "The server reported 23 matches and sent 1"
