@@ -15,6 +15,7 @@ from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import Observer, TokenSource, Transport
 from django_smart.fhir.json import Number, dump_json, load_json
 from django_smart.fhir.messages import FHIRExchange
+from django_smart.fhir.outputs import get_output, get_outputs
 from django_smart.fhir.paging import History, SearchPage, SearchResult, SearchStream
 from django_smart.fhir.parameters import AnyOf, Quantity, Reference, Token, escape
 from django_smart.fhir.record import PatientRecord
@@ -48,5 +49,7 @@ __all__ = [
     "Transport",
     "dump_json",
     "escape",
+    "get_output",
+    "get_outputs",
     "load_json",
 ]

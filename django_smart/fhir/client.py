@@ -59,6 +59,7 @@ from django_smart.fhir.messages import (
     process_resource_response,
     process_write_response,
     raise_unless_ok,
+    refuse_error,
     resolve_link,
     validate_bundle,
 )
@@ -781,9 +782,14 @@ class FHIRClient(FHIRConnection):
             prefer: see :meth:`create`.
 
         Returns:
-            The returned resource.  If there is none, ``Parameters``, which contain the
-            ``Content-Location`` of an asynchronous operation (202).  To read all pages
-            of a Bundle, use :meth:`iterate_pages`.
+            The returned resource; :func:`get_output` reads its parts.  If there is
+            none, ``Parameters``, which contain the ``Content-Location`` of an
+            asynchronous operation (202).  To read all pages of a Bundle, use
+            :meth:`iterate_pages`.
+
+        Raises:
+            MalformedFHIRResponseError: also an ``OperationOutcome`` with an error, but
+                not of ``validate``.
         """
         query = build_search_query(params, keywords)
         interaction = build_operation(
@@ -793,7 +799,11 @@ class FHIRClient(FHIRConnection):
         answer = None
         # What comes with 202 is about the request: nothing was done yet.
         if response.status_code != 202:
-            answer = process_change_response(response, what=f"operation {name}")
+            what = f"operation {name}"
+            answer = process_change_response(response, what=what)
+            # Its result is an outcome, also if the resource is not valid.
+            if name.removeprefix("$") != "validate":
+                refuse_error(response, answer, what=what)
         if answer is None:
             answer = {"resourceType": "Parameters"}
             if location := response.headers.get("content-location"):

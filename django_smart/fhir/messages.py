@@ -59,6 +59,7 @@ __all__ = [
     "process_write_response",
     "raise_for_status",
     "raise_unless_ok",
+    "refuse_error",
     "reports_error",
     "resolve_link",
     "resolve_url",
@@ -300,7 +301,7 @@ def process_write_response(
     what = f"{interaction.name} of {interaction.resource_type}"
     answer = process_change_response(response, what=what)
     if response.status_code != 201:  # which says that it was stored
-        _refuse_error(response, answer, what=what)
+        refuse_error(response, answer, what=what)
     if answer is not None and answer["resourceType"] == "OperationOutcome":
         if interaction.headers.get("Prefer") == "return=OperationOutcome":
             return answer
@@ -330,10 +331,10 @@ def process_delete_response(response: HTTPResponse, *, what: str) -> None:
         raise build_malformed_error(
             response, f"the {what} returned status {response.status_code}"
         )
-    _refuse_error(response, parse_resource(response.body), what=what)
+    refuse_error(response, parse_resource(response.body), what=what)
 
 
-def _refuse_error(response: HTTPResponse, outcome: object, *, what: str) -> None:
+def refuse_error(response: HTTPResponse, outcome: object, *, what: str) -> None:
     """Refuse an *outcome* with an error, which by FHIR's definition is a failure."""
     if reports_error(outcome):
         raise build_malformed_error(

@@ -21,7 +21,7 @@ class Request:
 
 
 def test_view_of_the_page_searches_as_it_says() -> None:
-    view, exact, _, stream = read_blocks("how-to/search.rst")
+    view, exact, _, operation, stream = read_blocks("how-to/search.rst")
     names = execute(view)
     grant = Grant()
     found = [
@@ -46,6 +46,12 @@ def test_view_of_the_page_searches_as_it_says() -> None:
         "2024-02": 10,
         "2024-03": 10,
     }
+
+    exec(operation.code, names)
+    parameter = {"name": "result", "valueBoolean": False}
+    answer = {"resourceType": "Parameters", "parameter": [parameter]}
+    grant.server.on("ValueSet/$validate-code?code=1&url=urn%3Ax", respond(answer))
+    assert names["is_known"](grant.client, "1", "urn:x") is False
 
     grant.server.on(
         "Observation?_sort%3Adesc=date&patient.identifier=urn%3Amrn%7C12",
