@@ -21,12 +21,12 @@ from urllib.parse import parse_qsl
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
-    PatientBoundary,
     get_compartment,
     is_shared,
     iter_values,
 )
 from django_smart.fhir.interactions import Interaction
+from django_smart.fhir.script_record import ScriptRecord
 
 __all__ = ["OPERATIONS", "AllowList"]
 
@@ -115,7 +115,9 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 _INCLUSION = re.compile("([A-Z][A-Za-z]+):([a-z-]+)(?::[A-Z][A-Za-z]+)?")
 # The type and the search of a conditional reference, as careless servers read it.
-_CONDITION = re.compile(r"(?:[^?]*/)?\s*([A-Za-z]+)[\s/]*(?:\?|%3f)(.*)", re.DOTALL)
+_CONDITION = re.compile(r"(?:[^?]*/)?\s*([A-Za-z]+)[\s/]*(?:\?|%3[Ff])(.*)", re.DOTALL)
+# The path of a JSON Patch: names of elements, and numbers.
+_POINTER = re.compile(r"(?:/(?:_?[a-z][A-Za-z]*|[0-9]+|-))+")
 _PATIENT = re.compile(r"patient\s*[/%?\\]", re.IGNORECASE)
 # Parameters by which a server might leave out the resources, which say whose they are.
 _HIDING = re.compile("_|.*:")
@@ -164,8 +166,7 @@ class AllowList:
     What a view's scripts may ask under the scopes of their launch.
 
     Args:
-        boundary: of the patient's record.  What the scopes leave to the server, it
-            decides about.
+        record: of the patient.  What the scopes leave to the server, it decides about.
         methods: of HTTP.
         resource_types: ``None`` for all of R4, of which those that belong to no patient
             can only be read.
@@ -174,7 +175,7 @@ class AllowList:
         batch: whether batches and transactions are allowed.
     """
 
-    boundary: PatientBoundary
+    record: ScriptRecord
     methods: Collection[str]
     resource_types: Collection[str] | None = None
     operations: Collection[str] = OPERATIONS
@@ -196,7 +197,7 @@ class AllowList:
         parts, pairs = path.split("/"), _parse_query(query)
         if name in _BUNDLES:
             return  # each of its entries is checked
-        if self.boundary.is_open(name, kind):
+        if self.record.is_open(name, kind):
             self._check_open(asked, pairs)
             return
         if name not in _ALLOWED:
@@ -235,7 +236,7 @@ class AllowList:
 
     def _check_open(self, asked: Interaction, pairs: list[tuple[str, str]]) -> None:
         """The server decides about this type, which is not to say about others."""
-        if asked.name == "search" and self.boundary.scopes.are_for_patient:
+        if asked.name == "search" and self.record.scopes.are_for_patient:
             for parameter, _ in pairs:
                 listed = f"{asked.resource_type}.{parameter}"
                 if "_has" in parameter.lower() and listed not in self.parameters:
@@ -245,7 +246,7 @@ class AllowList:
         """A record is that of the patient: ``Patient/<id>`` and all below."""
         is_record = name == "search" and len(parts) > 2
         is_patient = parts[0] == "Patient" and _ID.fullmatch("".join(parts[1:2]))
-        is_own = parts[:2] == ["Patient", self.boundary.patient_id]
+        is_own = parts[:2] == ["Patient", self.record.patient_id]
         if (is_record or is_patient) and not is_own:
             raise ForeignPatientError("This is not the patient of this launch.")
 
@@ -295,7 +296,7 @@ class AllowList:
             _refuse(text, "parameters", f"{kind}.{parameter}")
 
     def _is_own(self, value: str) -> bool:
-        return value in {self.boundary.patient_id, *self.boundary.own}
+        return value in {self.record.patient_id, *self.record.own}
 
     def _lead_to_shared(
         self, value: str, modifier: str = "", *, is_to_shared: bool = False
@@ -304,7 +305,7 @@ class AllowList:
         if modifier and not is_shared(modifier):
             return False
         for text in value.split(","):
-            text = text.removeprefix(f"{self.boundary.base_url}/")
+            text = text.removeprefix(f"{self.record.base_url}/")
             found = _REFERENCE.fullmatch(text)
             kind = found[1] if found else modifier
             is_id = _ID.fullmatch(text) is not None
@@ -379,10 +380,22 @@ class AllowList:
             self._check_criterion(kind, parameter, value)
         for parameter, value in pairs if criteria is not pairs else ():
             self._check_control(name, parameter, value)
-        if name == "patch" and not isinstance(asked.body, list):
-            _refuse("A patch that is not a JSON Patch")
+        if name == "patch":
+            self._check_patch(kind, asked.body)
         for text in _iter_references(asked.body):
             self._check_condition(text)
+
+    def _check_patch(self, kind: str, patch: Any) -> None:
+        if not isinstance(patch, list):
+            _refuse("A patch that is not a JSON Patch")
+        for step in patch:
+            told = step if isinstance(step, Mapping) else {}
+            # To copy or move could turn a text into a link.
+            if str(told.get("op")) not in {"add", "remove", "replace", "test"}:
+                _refuse("This operation of a patch")
+            if not _POINTER.fullmatch(str(told.get("path"))):
+                _refuse("This path of a patch")
+        self.record.check_patch(kind, patch)
 
     def _check_condition(self, reference: str) -> None:
         """Refuse a reference for which the server may search in other records."""

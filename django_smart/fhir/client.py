@@ -1178,8 +1178,8 @@ def find_missing_scope(scopes: ScopeSet, interaction: str, resource_type: str) -
     Return the scope that *interaction* needs and *scopes* lack, or "".
 
     A scope with parameters counts, because only the resources show which ones it
-    allows (``PatientBoundary``).  The server decides about interactions without a
-    scope, such as most operations.
+    allows.  The server decides about interactions without a scope, such as most
+    operations.
 
     Args:
         resource_type: empty for the whole server, for which any type's scope suffices.

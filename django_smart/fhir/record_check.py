@@ -36,7 +36,6 @@ from django_smart.fhir.compartment import (
     read_reference,
     selects,
 )
-from django_smart.fhir.guard import RecordRules, parse_entry, parse_interaction
 from django_smart.fhir.interactions import Interaction, build_etag, build_read
 from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
@@ -47,11 +46,12 @@ from django_smart.fhir.messages import (
     resolve_link,
     validate_id,
 )
+from django_smart.fhir.requests import parse_entry, parse_interaction
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ResourceScope
 from django_smart.protocol.urls import is_within_base
 
-__all__ = ["RecordGuard", "record_check"]
+__all__ = ["RecordGuard", "RecordRules", "record_check"]
 
 # DSTU2 and STU3 had other names for some of the elements that say whose a resource is.
 _OLDER_SUBJECTS = ("patient", "subject")
@@ -116,6 +116,8 @@ class _Check:
         # References to the patient, and to resources that are known to be theirs.
         self._own = set(record.own)
         self._known: set[str] = set()
+        # Names of entries that are no patient.
+        self._urns: set[str] = set()
 
     def run(self, resource: Any) -> bool:
         """Return whether it is the patient's: neither nobody's nor the server's."""
@@ -131,6 +133,7 @@ class _Check:
         if kind == "Bundle":
             return self._check_bundle(resource, own)
         if kind == "Parameters":
+            self._record.check_elements(resource, "", own, self._urns)
             return self._check_parameters(resource.get("parameter"), own)
         if self._is_open(kind, resource):
             try:
@@ -138,6 +141,7 @@ class _Check:
             except ForeignPatientError:
                 return False  # which the server has allowed
         is_own = self._is_own(resource, kind, own)
+        self._record.check_elements(resource, self._letters, own, self._urns)
         if "contained" in resource:
             self._check_contained(resource["contained"], own)
         if not (is_own or is_shared(kind) or self._is_nobodys(resource, kind)):
@@ -202,6 +206,7 @@ class _Check:
             else:
                 # Without a subject, it belongs to what contains it.
                 self._is_own(each, kind, own)
+                self._record.check_elements(each, "", own, self._urns)
             self._check_contained(each.get("contained", []), own)
 
     def _check_parameters(self, parameters: Any, own: Collection[str]) -> bool:
@@ -226,9 +231,13 @@ class _Check:
             is_patient = resource.get("resourceType") == "Patient"
             if is_patient and resource.get("id") == self._record.patient_id:
                 self._own.update({url} if str(url).startswith("urn:") else ())
+            elif not is_patient:
+                self._urns.add(str(url))
         is_stored = not self._is_made and str(bundle.get("type")) in _STORED
         if is_stored and self._is_open("Bundle", bundle):
             return False
+        letters = self._letters if is_stored else ""
+        self._record.check_elements(bundle, letters, own, self._urns)
         is_own = False
         removed: list[Mapping[str, Any]] = []
         for entry in sorted(entries, key=_is_about_others):
@@ -316,6 +325,20 @@ def _leave_out(entries: list[Any], removed: list[Mapping[str, Any]]) -> None:
     }
     outcome = {"resourceType": "OperationOutcome", "issue": [issue]}
     entries.append({"resource": outcome, "search": {"mode": "outcome"}})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRules:
+    """
+    How requests keep to the patient's record.
+
+    Attributes:
+        may_write_unread: whether a change may go out where no scope allows reading.
+        always: whether they do so whatever scopes the token has now.
+    """
+
+    may_write_unread: bool = False
+    always: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -636,7 +659,7 @@ def _find_touched(patch: Any) -> Iterator[str]:
         raise FHIRRequestError("A FHIRPath Patch must be a Parameters resource.")
     for part in _iter_parts(patch):
         texts = [text for name, text in part.items() if name.startswith("value")]
-        for text in texts if part.get("name") in {"name", "path"} else ():
+        for text in texts if str(part.get("name")) in {"name", "path"} else ():
             for step in _FILTER.sub("", str(text)).split("."):
                 found = _STEP.fullmatch(step)
                 if found is None:

@@ -44,18 +44,13 @@ from ..exceptions import (
 from ..fhir import FHIRClient
 from ..fhir.allow_list import OPERATIONS, AllowList
 from ..fhir.client import find_missing_scope
-from ..fhir.compartment import PatientBoundary
-from ..fhir.guard import (
-    Guard,
-    iter_links,
-    parse_body,
-    parse_entry,
-    parse_interaction,
-    tells_of_others,
-)
+from ..fhir.compartment import ABOUT_OTHERS, is_shared, iter_values
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
 from ..fhir.messages import process_read_response, raise_for_status, resolve_link
+from ..fhir.record_check import RecordGuard, RecordRules, record_check
+from ..fhir.requests import parse_body, parse_entry, parse_interaction
+from ..fhir.script_record import ScriptRecord, iter_links
 from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
@@ -233,9 +228,10 @@ class FHIRProxyView(View):
             return _pass_on(guard.fetch(asked), asked, rules, guard, rewriter)
         query, source = _take_source(request)
         asked = _read_interaction(request, path, query)
+        guard = _allow(asked, rules, guard)
         prepared = guard.prepare(asked)
         if asked.resource_type == "Binary" and asked.name == "read":
-            guard = _check_binary(guard, asked, source)
+            guard = _check_binary(guard, asked, rules, source)
             if "Binary" in (self.resource_types or ()):
                 return _stream_binary(request, smart, asked.path)
         elif source:
@@ -247,28 +243,21 @@ class FHIRProxyView(View):
         answer = guard.fetch(replace(prepared, body=body))
         return _pass_on(answer, asked, rules, guard, rewriter)
 
-    def _build_rules(self, smart: Any) -> tuple[AllowList, Guard]:
-        boundary = PatientBoundary(
+    def _build_rules(self, smart: Any) -> tuple[AllowList, RecordGuard]:
+        record = ScriptRecord(
             patient_id=smart.patient_id,
             base_url=smart.fhir.base_url,
             scopes=smart.scopes,
             other_patients=self.other_patients,
         )
         rules = AllowList(
-            boundary=boundary,
+            record=record,
             methods=self.methods,
             resource_types=self.resource_types,
             operations=self.operations,
             parameters=self.parameters,
             batch=self.batch,
         )
-
-        def allow(asked: Interaction) -> None:
-            rules.check(asked)
-            missing = find_missing_scope(smart.scopes, asked.name, asked.resource_type)
-            if missing and smart.scopes.resource_scopes:
-                text = f"This requires the scope {missing}."
-                raise _RefusedError(403, "forbidden", text)
 
         def fetch(asked: Interaction) -> HTTPResponse:
             headers = dict(asked.headers)
@@ -279,9 +268,7 @@ class FHIRProxyView(View):
             )
             return answer
 
-        return rules, Guard(
-            boundary=boundary, fetch=fetch, allow=allow, max_entries=_MAX_ENTRIES
-        )
+        return rules, RecordGuard(record=record, fetch=fetch, rules=RecordRules())
 
 
 # Requests: checks that do not depend on the patient
@@ -335,6 +322,48 @@ def _read_interaction(request: HttpRequest, path: str, query: str) -> Interactio
         body=body,
         media_type=media_type or "",
     )
+
+
+def _allow(asked: Interaction, rules: AllowList, guard: RecordGuard) -> RecordGuard:
+    """
+    Refuse what the view or the scopes do not allow, also in a Bundle.
+
+    Returns:
+        A guard that knows what the bodies may refer to.
+    """
+    entries, urns = [asked], set[str]()
+    rules.check(asked)
+    if asked.name in _BUNDLES:
+        entries = []
+        for entry in _get_entries(asked.body):
+            one = parse_entry(entry)
+            rules.check(one)
+            entries.append(one)
+            if one.name == "create" and one.resource_type != "Patient":
+                urns.add(str(entry.get("fullUrl")))
+    scopes = guard.record.scopes
+    for one in entries:
+        missing = find_missing_scope(scopes, one.name, one.resource_type)
+        if missing and scopes.resource_scopes:
+            text = f"This requires the scope {missing}."
+            raise _RefusedError(403, "forbidden", text)
+    record = replace(rules.record, known=frozenset(urns))
+    changes = [one for one in entries if one.name in _WRITES]
+    changes = [
+        one for one in changes if not record.is_open(one.name, one.resource_type)
+    ]
+    return replace(guard, record=record.check_links(changes, guard.fetch))
+
+
+def _get_entries(bundle: Any) -> list[Any]:
+    entries = bundle.get("entry", [])
+    if not isinstance(entries, list):
+        raise FHIRRequestError("The body is not a Bundle with entries.")
+    if len(entries) > _MAX_ENTRIES:
+        raise FHIRRequestError(
+            f"A Bundle may have at most {_MAX_ENTRIES} entries: send several."
+        )
+    return entries
 
 
 def _get_headers(request: HttpRequest) -> dict[str, str]:
@@ -393,7 +422,9 @@ def _take_source(request: HttpRequest) -> tuple[str, str]:
     return "&".join(kept), request.GET.get(_SOURCE, "")
 
 
-def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
+def _check_binary(
+    guard: RecordGuard, asked: Interaction, rules: AllowList, source: str
+) -> RecordGuard:
     """
     Refuse a Binary that is not the patient's; return what checks the Binary itself.
 
@@ -401,18 +432,17 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
     patient's that refers to it.  What is streamed shows no ``securityContext``; then
     *source* alone decides.
     """
-    boundary = guard.boundary
-    if boundary.is_open("read", "Binary"):
+    if guard.record.is_open("read", "Binary"):
         return guard
     read = parse_interaction("GET", source or f"Binary/{asked.id}")
     if read.name != "read":
         raise FHIRRequestError(f"{_SOURCE} must be a resource's type and id.")
+    rules.check(read)
+    kind = read.resource_type
     answer = guard.fetch(guard.prepare(read))
     try:
-        resource = process_read_response(
-            answer, resource_type=read.resource_type, id=read.id
-        )
-        is_own = boundary.check(resource)
+        resource = process_read_response(answer, resource_type=kind, id=read.id)
+        record_check(resource, guard.record, "r")
     except (ForeignPatientError, MalformedFHIRResponseError) as error:
         if source:
             raise
@@ -420,14 +450,19 @@ def _check_binary(guard: Guard, asked: Interaction, source: str) -> Guard:
             "A Binary does not name its patient: name the resource that "
             f"refers to it, as in Binary/1?{_SOURCE}=DocumentReference/2."
         ) from error
-    reference = f"Binary/{asked.id}"
-    references = {reference, f"{boundary.base_url}/{reference}"}
-    # What the patient did is on record with what others own.
-    if source and (not is_own or tells_of_others(resource)):
+    if not source:
+        return guard
+    # What belongs to nobody, or is the server's to decide about, does not say it; and
+    # what the patient did is on record with what others own.
+    held = [one for one in iter_values(resource) if isinstance(one, Mapping)]
+    tells_of_others = any(str(one.get("resourceType")) in ABOUT_OTHERS for one in held)
+    if is_shared(kind) or guard.record.is_open("read", kind) or tells_of_others:
         raise ForeignPatientError(f"{source} does not say whose the Binary is.")
-    if source and references.isdisjoint(iter_links(resource)):
+    reference = f"Binary/{asked.id}"
+    references = {reference, f"{guard.record.base_url}/{reference}"}
+    if references.isdisjoint(iter_links(resource)):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")
-    return replace(guard, boundary=replace(boundary, trusts_binaries=bool(source)))
+    return replace(guard, record=replace(rules.record, trusts_binaries=True))
 
 
 # Responses
@@ -437,7 +472,7 @@ def _pass_on(
     answer: HTTPResponse,
     asked: Interaction,
     rules: AllowList,
-    guard: Guard,
+    guard: RecordGuard,
     rewriter: _Rewriter,
 ) -> HttpResponse:
     """Check what came, and answer with it."""
@@ -459,7 +494,7 @@ def _pass_on(
 
 
 def _check_body(
-    answer: HTTPResponse, asked: Interaction, rules: AllowList, guard: Guard
+    answer: HTTPResponse, asked: Interaction, rules: AllowList, guard: RecordGuard
 ) -> HTTPResponse:
     """Check every resource that came; return what may be passed on of it."""
     resource = _json_object(answer)
@@ -473,12 +508,7 @@ def _check_body(
     for one in _get_resources(resource) if asked.name != "capabilities" else ():
         if (kind := str(one.get("resourceType"))) not in _HOLDERS:
             rules.check_type(kind)
-    if not guard.check_answer(asked, resource):
-        return answer
-    # The same, with the digits of its numbers.
-    value = load_json(answer.body)
-    guard.check_answer(asked, value)
-    return replace(answer, body=dump_json(value))
+    return guard.check(asked, answer)
 
 
 def _stream_binary(
@@ -523,7 +553,9 @@ async def _read_async(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpResponse:
+def _pass_on_failure(
+    answer: HTTPResponse, guard: RecordGuard | None = None
+) -> HttpResponse:
     """Pass on a refusal of the server, and report its fault as what it is here."""
     status = answer.status_code
     if status >= 500:
@@ -535,7 +567,7 @@ def _pass_on_failure(answer: HTTPResponse, guard: Guard | None = None) -> HttpRe
         if outcome.get("resourceType") != "OperationOutcome":
             raise MalformedFHIRResponseError("the server refused without an outcome")
         if guard is not None:
-            guard.boundary.check(outcome)
+            record_check(outcome, guard.record)
     except SMARTError:
         response = _build_outcome(
             status, "processing", f"The server returned status {status}."

@@ -169,13 +169,14 @@ class CarelessServer:
         is_secret &= self._types.get(parts[0]) not in _SHARED
         is_secret |= parts[-1] in {"$export", "$graphql", "$purge", "$match", "$merge"}
         is_secret |= len(parts) == 1 or parts == ["patient", "$everything"]
+        is_search = parts[-1] in {"$lastn", "$docref"}
         for name, value in [*pairs, *_iter_parameters(body)]:
-            is_who = fold(name) in _WHO
-            is_secret |= names_other(value) and (is_who or "/" in fold(value))
+            is_who = fold(name) in _WHO or ("/" in fold(value) and not is_search)
+            is_secret |= names_other(value) and is_who
         is_secret |= any(
             fold(name).startswith(("_has", "_summary")) for name, _ in pairs
         )
-        if parts[-1] in {"$lastn", "$docref"}:
+        if is_search:
             is_secret |= any(
                 self._looks_elsewhere("Observation", *pair) for pair in pairs
             )
@@ -268,8 +269,12 @@ def _iter_texts(value: Any) -> Iterator[str]:
 
 def _iter_references(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
-        names = {"reference"} | ({"value"} if "op" in value else set())
-        yield from (item for name, item in value.items() if name in names)
+        is_step = str(value.get("path")).endswith("/reference")
+        is_step &= value.get("op") in {"add", "replace"}
+        yield from (value[name] for name in ("reference",) if name in value)
+        yield from (value[name] for name in ("value",) if is_step)
+        if value.get("op") in {"remove", "test"}:
+            return
         value = list(value.values())
     for item in value if isinstance(value, list) else ():
         yield from _iter_references(item)

@@ -688,7 +688,7 @@ def _creates() -> Iterator[Case]:
         "Practitioner?_has:Observation:performer:patient=other",
         "Observation?identifier=id-other",
         "Patient?identifier=1",
-        "Practitioner%3Fidentifier=1",
+        "Practitioner%3F_has:Observation:performer:patient=other",
     ):
         yield create(
             f"create with the conditional reference {reference}",
@@ -853,6 +853,10 @@ def _patches() -> Iterator[Case]:
         (
             "changes the type",
             [{"op": "replace", "path": "/resourceType", "value": "Media"}],
+        ),
+        (
+            "names an element in capitals",
+            [{"op": "replace", "path": "/Subject", "value": other}],
         ),
         (
             "adds a contained Patient",
@@ -1255,6 +1259,13 @@ def _legitimate() -> Iterator[Case]:
         ("search by an encounter", "Observation", "encounter", "Encounter/e1"),
         ("search by the id of an encounter", "Observation", "encounter", "e1"),
         ("chain to what is shared", "MedicationRequest", "medication.code", "1"),
+        ("chain within the record", "Observation", "has-member.code", "4548-4"),
+        (
+            "search by what refers to it",
+            "Patient",
+            "_has:Observation:patient:code",
+            "1",
+        ),
         ("free appointments of a doctor", "Slot", "schedule.actor", "Practitioner/dr"),
     ):
         yield fine(

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from django_smart.exceptions import SMARTError
-from django_smart.fhir.compartment import PatientBoundary
-from django_smart.fhir.guard import Guard, RecordRules, parse_interaction
+from django_smart.fhir.allow_list import AllowList
+from django_smart.fhir.record_check import RecordGuard, RecordRules, record_check
+from django_smart.fhir.requests import parse_interaction
+from django_smart.fhir.script_record import ScriptRecord
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, bundle, respond
@@ -82,20 +84,31 @@ def _list_places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _list_places(value[name])
 
 
-def _build_guard(scope: str, answer: object = None, **rules: bool) -> Guard:
-    boundary = PatientBoundary(
-        patient_id="p1", base_url=BASE, scopes=ScopeSet.parse(scope)
-    )
+def _build_guard(scope: str, answer: object = None, **rules: bool) -> RecordGuard:
+    record = ScriptRecord(patient_id="p1", base_url=BASE, scopes=ScopeSet.parse(scope))
 
     def fetch(asked: object) -> HTTPResponse:
         return respond(answer)
 
-    return Guard(boundary=boundary, fetch=fetch, rules=RecordRules(**rules))
+    return RecordGuard(record=record, fetch=fetch, rules=RecordRules(**rules))
 
 
-def prepare(guard: Guard, method: str, path: str, body: Any = None) -> None:
+ALLOW_LIST = AllowList(
+    record=ScriptRecord(
+        patient_id="p1", base_url=BASE, scopes=ScopeSet.parse(SCOPES[0])
+    ),
+    methods={"GET", "POST", "PATCH"},
+    batch=True,
+)
+
+
+def prepare(guard: RecordGuard, method: str, path: str, body: Any = None) -> None:
     with contextlib.suppress(SMARTError):
-        guard.prepare(parse_interaction(method, path, body=body))
+        asked = parse_interaction(method, path, body=body)
+        with contextlib.suppress(SMARTError):
+            ALLOW_LIST.check(asked)
+        guard.prepare(asked)
+        ALLOW_LIST.record.check_links([asked], guard.fetch)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -104,9 +117,9 @@ def test_any_answer_is_checked(scope):
     asked = parse_interaction("GET", "Observation/o1")
     for answer in spoil(ANSWER, {**ANSWER, "type": "document"}, PARAMETERS):
         with contextlib.suppress(SMARTError):
-            guard.check_answer(asked, answer)
+            guard.check(asked, respond(answer))
         with contextlib.suppress(SMARTError):
-            guard.boundary.check(answer)
+            record_check(answer, guard.record)
 
 
 @pytest.mark.parametrize("path", ["", "Observation/$validate"])

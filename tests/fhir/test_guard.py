@@ -18,8 +18,8 @@ from django_smart.exceptions import (
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
-from django_smart.fhir.compartment import apply_json_patch
-from django_smart.fhir.guard import RecordRules, parse_interaction
+from django_smart.fhir.record_check import RecordRules
+from django_smart.fhir.requests import parse_interaction
 from django_smart.protocol.messages import HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, bundle, respond
@@ -876,50 +876,6 @@ def test_pages_are_read_as_the_server_links_to_them():
 def test_request_that_is_no_interaction_is_refused(method, path):
     with pytest.raises(FHIRRequestError):
         parse_interaction(method, path)
-
-
-@pytest.mark.parametrize(
-    ("steps", "result"),
-    [
-        ([{"op": "add", "path": "/a/-", "value": 3}], {"a": [1, 2, 3]}),
-        ([{"op": "add", "path": "/a/0", "value": 0}], {"a": [0, 1, 2]}),
-        ([{"op": "replace", "path": "/a/1", "value": 9}], {"a": [1, 9]}),
-        ([{"op": "remove", "path": "/a/0"}], {"a": [2]}),
-        ([{"op": "move", "from": "/a", "path": "/b~1c"}], {"b/c": [1, 2]}),
-        ([{"op": "copy", "from": "/a/1", "path": "/b"}], {"a": [1, 2], "b": 2}),
-        ([{"op": "test", "path": "/a/0", "value": 1}], {"a": [1, 2]}),
-        ([{"op": "replace", "path": "", "value": 1}], 1),
-        ([{"op": "test", "path": "/a/0", "value": 2}], None),
-        ([{"op": "remove", "path": "/a/-1"}], None),
-        ([{"op": "remove", "path": "/a/01"}], None),
-        ([{"op": "replace", "path": "/b", "value": 1}], None),
-        ([{"op": "shout", "path": "/a"}], None),
-        ([{"path": "/a"}], None),
-        (["x"], None),
-        ([{"op": "remove", "path": "a"}], None),
-    ],
-)
-def test_json_patch_is_carried_out_for_the_check(steps, result):
-    resource = {"a": [1, 2]}
-    if result is None:
-        with pytest.raises(FHIRRequestError):
-            apply_json_patch(resource, steps)
-    else:
-        assert apply_json_patch(resource, steps) == result
-    assert resource == {"a": [1, 2]}
-
-
-def test_json_patch_cannot_copy_without_end():
-    double = {"op": "copy", "from": "", "path": "/a/-"}
-    assert len(apply_json_patch({"a": []}, [double] * 3)["a"]) == 3
-    with pytest.raises(FHIRRequestError):
-        apply_json_patch({"a": []}, [double] * 24)
-    text = {"op": "copy", "from": "/a", "path": "/b"}
-    held = {"a": "x" * 600_000}
-    assert len(apply_json_patch(held, [text])["b"]) == 600_000
-    for long in (held, {"a": {"x" * 600_000: 1}}):
-        with pytest.raises(FHIRRequestError):
-            apply_json_patch(long, [text] * 2)
 
 
 @pytest.mark.parametrize(

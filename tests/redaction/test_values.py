@@ -46,16 +46,13 @@ CANARY = "c4nary"
 # What anybody may see: names, kinds and numbers.  A new field of a value is hidden
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
-Compartment.parameter Compartment.referring Compartment.subjects _Around.is_made
-_Around.is_written _Around.left_out
-AllowList.batch AllowList.boundary AllowList.methods AllowList.operations
+Compartment.parameter Compartment.referring Compartment.subjects
+AllowList.batch AllowList.record AllowList.methods AllowList.operations
 AllowList.parameters AllowList.resource_types
-Guard.allow Guard.boundary Guard.fetch Guard.max_entries Guard.rules
-PatientBoundary.other_patients
-PatientBoundary.trusts_binaries
+ScriptRecord.other_patients ScriptRecord.trusts_binaries
 RecordGuard.fetch RecordGuard.record RecordGuard.rules
 RecordRules.always RecordRules.may_write_unread
-_Place.compartment PrivateKeyJWT.with_client_id Visitor.resolve_user
+PrivateKeyJWT.with_client_id Visitor.resolve_user
 audience
 AppState.code AppState.id ExportedFile.count Quantity.unit active algorithm
 associated_endpoints
