@@ -37,7 +37,8 @@ async function load(button) {
   return document.querySelector("#part").innerHTML = await response.text();
 }
 </script>
-{% for message in messages %}<p data-patient="{{ message }}">Saved</p>{% endfor %}
+{% for message in messages %}{% if message.extra_tags == "patient" %}
+<p data-patient="{{ message }}">Saved</p>{% endif %}{% endfor %}
 <h1 data-patient="{{ patient }}">{{ name }}</h1>
 <p data-page="{{ page }}"></p>
 <ul>{% for each in observations %}<li data-patient="{{ each }}"></li>{% endfor %}</ul>
@@ -129,14 +130,14 @@ class Labs(SMARTRequiredMixin):
 async def part(request: HttpRequest) -> HttpResponse:
     """A part of a page, for a script; the page after it has something to say."""
     smart = await request.asmart()  # type: ignore[attr-defined]
-    messages.info(request, smart.patient_id)
+    messages.info(request, smart.patient_id, extra_tags="patient")
     return await sync_to_async(_render)(request, _PART)
 
 
 def _write(request: HttpRequest) -> HttpResponse:
     smart = request.smart  # type: ignore[attr-defined]
     notes.append((request.POST.get("patient", ""), smart.patient_id))
-    messages.success(request, smart.patient_id)
+    messages.success(request, smart.patient_id, extra_tags="patient")
     return redirect("patient")
 
 
