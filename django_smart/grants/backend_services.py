@@ -19,10 +19,12 @@ from ..exceptions import (
     InactiveRegistrationError,
     UnsupportedServerError,
 )
-from ..models import ClientRegistration, TokenGrant
+from ..models import ClientRegistration, SigningKey, TokenGrant
+from ..protocol.configuration import SMARTConfiguration
 from ..protocol.messages import HTTPRequest
 from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.token import build_client_credentials_request, process_token_response
+from ..protocol.urls import get_origin
 from ..servers.discovery import get_configuration
 from ..servers.http import build_client_authentication, send_patiently
 from ..servers.requirements import check_backend_service
@@ -126,6 +128,34 @@ def _check(registration: ClientRegistration) -> None:
         )
 
 
+def _check_token_endpoint(
+    registration: ClientRegistration, configuration: SMARTConfiguration
+) -> None:
+    """
+    Refuse a token endpoint that may belong to another server.
+
+    Nothing in the request says for which server the token is. A hostile server that
+    names another one's token endpoint, and gave this site the client id that it has
+    there, would otherwise get that server's token.
+    """
+    server = registration.server
+    if (
+        registration.uses_private_key
+        and get_origin(configuration.token_endpoint) != get_origin(server.base_url)
+        and "token_endpoint" not in (server.overrides or {})
+        and not SigningKey.objects.of(registration)
+        .active()
+        .filter(algorithm=registration.signing_algorithm)
+        .exists()
+    ):
+        raise CredentialsError(
+            f"The token endpoint of {server.slug} has another origin than its base "
+            "URL. Give the registration its own signing key (smart_keys generate "
+            f"--registration {registration.pk}), or enter the token endpoint in the "
+            "server's overrides if its vendor documents it."
+        )
+
+
 def _fetch(grant: TokenGrant) -> bool:
     """Fetch a token; ``False`` if the row was ended in the meantime."""
     registration = grant.registration
@@ -137,6 +167,7 @@ def _fetch(grant: TokenGrant) -> bool:
         # Not cached for a day: it may be fixed by the next request.
         server.doubt_configuration()
         raise
+    _check_token_endpoint(registration, configuration)
     response = send_patiently(
         lambda: _build_request(grant, token_endpoint=configuration.token_endpoint),
         server=server,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +14,7 @@ from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.utils import timezone
 
+from django_smart import transport
 from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.exceptions import (
     CredentialsError,
@@ -28,11 +31,17 @@ from django_smart.grants.ending import disconnect_grant
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, SigningKey, TokenGrant
 from django_smart.servers.discovery import get_configuration
+from django_smart.servers.signing_keys import create_signing_key
 from django_smart.signals import fhir_request_finished
 from django_smart.testing import EHRSimulator
 from tests.answers import after_answer, answer
 from tests.ehr import PATIENT, listening, make_browser
-from tests.factories import SERVICE_ID, SERVICE_SCOPE, make_service
+from tests.factories import (
+    SERVICE_ID,
+    SERVICE_SCOPE,
+    make_registration,
+    make_service,
+)
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
@@ -67,6 +76,63 @@ def test_token_is_asked_for_with_an_assertion_and_nothing_else(
     assert "Authorization" not in request.headers
     (fhir,) = ehr.requests_to("fhir")
     assert fhir.headers["Authorization"].startswith("Bearer ")
+
+
+@pytest.fixture
+def evil(ehr: EHRSimulator, service: ClientRegistration) -> Iterator[EHRSimulator]:
+    """A server that names the token endpoint of *ehr*, and hands out its client id."""
+    evil = EHRSimulator("https://evil.example/r4")
+    answer(evil, "/smart-configuration", token_endpoint=ehr.token_endpoint)
+    with transport.mounted("https://evil.example", evil.adapter()):
+        yield evil
+
+
+def _register_service_at(evil: EHRSimulator, **values: Any) -> ClientRegistration:
+    return make_registration(
+        server__slug="evil",
+        server__base_url=evil.base_url,
+        client_id=SERVICE_ID,
+        token_endpoint_auth_method="private_key_jwt",
+        signing_algorithm="ES384",
+        client_secret="",
+        ehr_scope="",
+        standalone_scope="",
+        redirect_uri="",
+        system_scope=SERVICE_SCOPE,
+        **values,
+    )
+
+
+def test_server_that_names_another_token_endpoint_gets_none_of_its_tokens(
+    ehr: EHRSimulator, evil: EHRSimulator
+) -> None:
+    registration = _register_service_at(evil)
+    with pytest.raises(CredentialsError, match="--registration"):
+        read(backend_client_for(registration))
+    assert ehr.requests_to("token") == evil.requests_to("fhir") == []
+
+
+def test_token_endpoint_elsewhere_is_used_if_an_operator_entered_it(
+    ehr: EHRSimulator, evil: EHRSimulator
+) -> None:
+    registration = _register_service_at(
+        evil, server__overrides={"token_endpoint": ehr.token_endpoint}
+    )
+    with suppress(FHIRUnauthorizedError):
+        read(backend_client_for(registration))
+    assert ehr.requests_to("token")
+
+
+def test_token_endpoint_elsewhere_is_used_with_a_key_of_its_own(
+    ehr: EHRSimulator, evil: EHRSimulator
+) -> None:
+    registration = _register_service_at(evil)
+    create_signing_key("ES384", registration=registration)
+    with pytest.raises(TokenResponseError):
+        read(backend_client_for(registration))
+    # It knows the shared keys alone.
+    assert ehr.requests_to("token")
+    assert evil.requests_to("fhir") == []
 
 
 @pytest.mark.compliance("BACK-05", "BACK-08")
