@@ -500,7 +500,7 @@ def test_bundle_that_is_malformed_is_the_servers_fault(entry):
 
 @pytest.mark.parametrize("odd", [[], {}])
 def test_answer_with_an_odd_type_is_refused_or_left_as_it_is(odd):
-    proxy = Proxy(resource_types={"Observation"})
+    proxy = Proxy()
     path = "Observation/$lastn?patient=p1"
     for answer, status in [
         (bundle(OBSERVATION, type=odd, next_url=f"{BASE}?page=2"), 200),

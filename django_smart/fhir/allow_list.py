@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
@@ -114,8 +114,6 @@ _WITH_BODY = frozenset({"expand", "lookup", "validate", "validate-code"})
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 _INCLUSION = re.compile("([A-Z][A-Za-z]+):([a-z-]+)(?::[A-Z][A-Za-z]+)?")
-# The type and the search of a conditional reference, as careless servers read it.
-_CONDITION = re.compile(r"(?:[^?]*/)?\s*([A-Za-z]+)[\s/]*(?:\?|%3[Ff])(.*)", re.DOTALL)
 # The path of a JSON Patch: names of elements, and numbers.
 _POINTER = re.compile(r"(?:/(?:_?[a-z][A-Za-z]*|[0-9]+|-))+")
 _PATIENT = re.compile(r"patient\s*[/%?\\]", re.IGNORECASE)
@@ -166,10 +164,10 @@ class AllowList:
     What a view's scripts may ask under the scopes of their launch.
 
     Args:
-        record: of the patient.  What the scopes leave to the server, it decides about.
+        record: of the patient, with the types that are allowed; by default, those of
+            R4, of which those that belong to no patient can only be read.  What the
+            scopes leave to the server, it decides about.
         methods: of HTTP.
-        resource_types: ``None`` for all of R4, of which those that belong to no patient
-            can only be read.
         operations: without ``$``.
         parameters: of searches, beside those of the table, as ``Slot.schedule``.
         batch: whether batches and transactions are allowed.
@@ -177,7 +175,6 @@ class AllowList:
 
     record: ScriptRecord
     methods: Collection[str]
-    resource_types: Collection[str] | None = None
     operations: Collection[str] = OPERATIONS
     parameters: Collection[str] = ()
     batch: bool = False
@@ -202,7 +199,7 @@ class AllowList:
             return
         if name not in _ALLOWED:
             raise ForeignPatientError(f"A {name} is not about a single patient.")
-        if kind and kind not in _read_table() and self.resource_types is None:
+        if kind and kind not in _read_table() and self.record.resource_types is None:
             _refuse(kind, "resource_types")
         self._check_place(name, parts)
         if name == "search":
@@ -224,15 +221,10 @@ class AllowList:
         if asked.name in _BUNDLES and not self.batch:
             _refuse(f"A {asked.name}", "batch")
         if asked.resource_type:
-            self.check_type(asked.resource_type)
+            self.record.check_type(asked.resource_type)
         operation = asked.path.partition("?")[0].rpartition("$")[2]
         if asked.name == "operation" and operation not in self.operations:
             _refuse(f"${operation}", "operations")
-
-    def check_type(self, resource_type: str) -> None:
-        """Refuse a type, also of a resource that came, that the view does not list."""
-        if self.resource_types is not None and resource_type not in self.resource_types:
-            _refuse(resource_type, "resource_types")
 
     def _check_open(self, asked: Interaction, pairs: list[tuple[str, str]]) -> None:
         """The server decides about this type, which is not to say about others."""
@@ -369,7 +361,7 @@ class AllowList:
         kind, name = asked.resource_type, asked.name
         if kind in _RULES:
             raise ForeignPatientError(f"A {kind} is not about a single patient.")
-        if is_shared(kind) and self.resource_types is None:
+        if is_shared(kind) and self.record.resource_types is None:
             _refuse(f"A change of a {kind}", "resource_types", kind)
         if name == "create":
             condition = asked.headers.get("If-None-Exist", "")
@@ -382,8 +374,8 @@ class AllowList:
             self._check_control(name, parameter, value)
         if name == "patch":
             self._check_patch(kind, asked.body)
-        for text in _iter_references(asked.body):
-            self._check_condition(text)
+        if any("?" in unquote(text) for text in _iter_references(asked.body)):
+            raise ForeignPatientError("A conditional reference may find another's.")
 
     def _check_patch(self, kind: str, patch: Any) -> None:
         if not isinstance(patch, list):
@@ -396,16 +388,6 @@ class AllowList:
             if not _POINTER.fullmatch(str(told.get("path"))):
                 _refuse("This path of a patch")
         self.record.check_patch(kind, patch)
-
-    def _check_condition(self, reference: str) -> None:
-        """Refuse a reference for which the server may search in other records."""
-        found = _CONDITION.fullmatch(reference)
-        if found is None:
-            return
-        if not is_shared(found[1]):
-            raise ForeignPatientError("A reference may find another patient's.")
-        for parameter, value in _parse_query(found[2]):
-            self._check_criterion(found[1], parameter, value)
 
 
 def _parse_query(text: str) -> list[tuple[str, str]]:

@@ -272,7 +272,10 @@ class Record:
             completed.append((name, value))
         return completed
 
-    # Resources
+    # What comes, and what is sent; here, all types may, and others may be named
+
+    def check_type(self, resource_type: str) -> None:
+        """Refuse a type of resource."""
 
     def check_elements(
         self,
@@ -282,7 +285,7 @@ class Record:
         urns: Collection[str],
     ) -> None:
         """
-        Refuse what a resource of the patient says of others; here, they may be named.
+        Refuse what a resource of the patient says of others.
 
         Args:
             letters: of the scopes that must select it.

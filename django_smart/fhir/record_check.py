@@ -135,6 +135,7 @@ class _Check:
         if kind == "Parameters":
             self._record.check_elements(resource, "", own, self._urns)
             return self._check_parameters(resource.get("parameter"), own)
+        self._record.check_type(kind)
         if self._is_open(kind, resource):
             try:
                 return self._is_own(resource, kind, own)
@@ -227,12 +228,11 @@ class _Check:
                 raise FHIRRequestError("An entry of the Bundle is malformed.")
             raise MalformedFHIRResponseError("An entry of a Bundle is malformed.")
         for entry in entries:
-            url, resource = entry.get("fullUrl"), entry.get("resource", {})
+            url, resource = str(entry.get("fullUrl")), entry.get("resource", {})
             is_patient = resource.get("resourceType") == "Patient"
-            if is_patient and resource.get("id") == self._record.patient_id:
-                self._own.update({url} if str(url).startswith("urn:") else ())
-            elif not is_patient:
-                self._urns.add(str(url))
+            is_mine = is_patient and resource.get("id") == self._record.patient_id
+            if url.startswith("urn:") and (is_mine or not is_patient):
+                (self._own if is_mine else self._urns).add(url)
         is_stored = not self._is_made and str(bundle.get("type")) in _STORED
         if is_stored and self._is_open("Bundle", bundle):
             return False

@@ -52,12 +52,14 @@ class ScriptRecord(Record):
     A record in which nothing names another patient.
 
     Args:
-        other_patients: elements that may all the same, such as
+        resource_types: that scripts may see; ``None`` for all.
+        other_patients: elements that may name others all the same, such as
             ``Coverage.subscriber``; never those that say whose a resource is.
         known: what bodies may refer to as well, see :meth:`check_links`.
         trusts_binaries: whether a ``Binary`` that does not say whose it is may be read.
     """
 
+    resource_types: Collection[str] | None = None
     other_patients: Collection[str] = ()
     known: frozenset[str] = field(default=frozenset(), repr=False)
     trusts_binaries: bool = False
@@ -78,6 +80,16 @@ class ScriptRecord(Record):
 
     # Resources
 
+    def check_type(self, resource_type: str) -> None:
+        """Refuse a type that the view does not list."""
+        listed = self.resource_types
+        if listed is not None and resource_type not in {*listed, "OperationOutcome"}:
+            raise FHIRRequestError(
+                f"{resource_type} is not allowed, unless the view's attribute "
+                "resource_types allows it.",
+                code="fhir_not_allowed",
+            )
+
     def check_elements(
         self,
         resource: Mapping[str, Any],
@@ -97,11 +109,11 @@ class ScriptRecord(Record):
         if kind == "Patient" and "r" in letters:
             # Another record of the same person, as after every merge.
             listed.add("link.other")
-        _Names(kind, listed, {*own, *urns, *self.known}).check(resource, "")
+        _Names(kind, listed, own, urns, self.known).check(resource, "")
 
     def check_patch(self, kind: str, patch: list[dict[str, Any]]) -> None:
         """Refuse a JSON Patch, with a path in each step, that names another patient."""
-        names = _Names(kind, self._get_listed(kind), {*self.own, *self.known})
+        names = _Names(kind, self._get_listed(kind), self.own)
         for step in patch:
             *parts, last = step["path"].split("/")
             path = ".".join(part for part in parts[1:] if not re.match(r"\d|-", part))
@@ -162,11 +174,12 @@ class _Names:
 
     Args:
         listed: elements that may have them.
-        known: references that are none.
+        known: references that are none, in several collections, as a server may send
+            any number of them.
     """
 
     def __init__(
-        self, kind: str, listed: Collection[str], known: Collection[str]
+        self, kind: str, listed: Collection[str], *known: Collection[str]
     ) -> None:
         self._kind = kind
         self._listed = listed
@@ -180,7 +193,7 @@ class _Names:
         elif isinstance(value, str):
             is_uri = path.rpartition(".")[2] in _URIS and _PATIENT_URI.fullmatch(value)
             is_text = path in self._referring and _PATIENT.search(value)
-            if (is_uri or is_text) and read_reference(value) not in self._known:
+            if (is_uri or is_text) and not self._is_known(value):
                 _refuse(f"{self._kind}.{path} names another patient.")
         elif isinstance(value, Mapping):
             if path not in self._listed:
@@ -188,6 +201,9 @@ class _Names:
             for name, item in value.items():
                 if name not in _HELD:
                     self.check(item, f"{path}.{name}" if path else name)
+
+    def _is_known(self, text: str) -> bool:
+        return any(read_reference(text) in known for known in self._known)
 
     def _check_reference(self, value: Mapping[str, Any], path: str) -> None:
         where, text = f"{self._kind}.{path}", value.get("reference")
@@ -198,7 +214,7 @@ class _Names:
                 _refuse(f"{where} uses an identifier instead of a reference.")
         elif not isinstance(text, str):
             _refuse(f"{where} is not a reference.")
-        elif read_reference(text) not in self._known:
+        elif not self._is_known(text):
             is_patient = _PATIENT.search(text) or value.get("type") == "Patient"
             if is_patient or (may_refer and text.strip().lower().startswith("urn:")):
                 _refuse(f"{where} names another patient.")

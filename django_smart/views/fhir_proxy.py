@@ -47,7 +47,12 @@ from ..fhir.client import find_missing_scope
 from ..fhir.compartment import ABOUT_OTHERS, is_shared, iter_values
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
-from ..fhir.messages import process_read_response, raise_for_status, resolve_link
+from ..fhir.messages import (
+    ParsedResponse,
+    process_read_response,
+    raise_for_status,
+    resolve_link,
+)
 from ..fhir.record_check import RecordGuard, RecordRules, record_check
 from ..fhir.requests import parse_body, parse_entry, parse_interaction
 from ..fhir.script_record import ScriptRecord, iter_links
@@ -84,8 +89,6 @@ _BUNDLE_TYPES = {
 }
 # What may come in pages.
 _PAGED = {*_BUNDLE_TYPES, "operation"}
-# Allowed if all that they hold is.
-_HOLDERS = {"Bundle", "OperationOutcome", "Parameters"}
 # Parameter of a read of a Binary: the resource that refers to it.
 _SOURCE = "_of"
 # All that is passed on of an answer: nothing of the connection, no cookie and no
@@ -225,7 +228,7 @@ class FHIRProxyView(View):
         if path == _PAGE:
             url = rewriter.read_page_url(request)
             asked = Interaction(name="get", method="GET", path=url)
-            return _pass_on(guard.fetch(asked), asked, rules, guard, rewriter)
+            return _pass_on(guard.fetch(asked), asked, guard, rewriter)
         query, source = _take_source(request)
         asked = _read_interaction(request, path, query)
         guard = _allow(asked, rules, guard)
@@ -241,19 +244,19 @@ class FHIRProxyView(View):
             # Unchanged, unless something had to be added.
             body = request.body if body is asked.body else dump_json(body)
         answer = guard.fetch(replace(prepared, body=body))
-        return _pass_on(answer, asked, rules, guard, rewriter)
+        return _pass_on(answer, asked, guard, rewriter)
 
     def _build_rules(self, smart: Any) -> tuple[AllowList, RecordGuard]:
         record = ScriptRecord(
             patient_id=smart.patient_id,
             base_url=smart.fhir.base_url,
             scopes=smart.scopes,
+            resource_types=self.resource_types,
             other_patients=self.other_patients,
         )
         rules = AllowList(
             record=record,
             methods=self.methods,
-            resource_types=self.resource_types,
             operations=self.operations,
             parameters=self.parameters,
             batch=self.batch,
@@ -471,7 +474,6 @@ def _check_binary(
 def _pass_on(
     answer: HTTPResponse,
     asked: Interaction,
-    rules: AllowList,
     guard: RecordGuard,
     rewriter: _Rewriter,
 ) -> HttpResponse:
@@ -483,7 +485,7 @@ def _pass_on(
     elif answer.status_code not in ({200} if is_read else {200, 201, 204}):
         return _pass_on_failure(answer, guard)
     if answer.body or asked.name not in _WRITES:
-        answer = _check_body(answer, asked, rules, guard)
+        answer = _check_body(answer, asked, guard)
     body = rewriter.rewrite(answer, asked)
     response = _build_fhir_response(answer.status_code, body)
     for name in _RESPONSE_HEADERS:
@@ -494,7 +496,7 @@ def _pass_on(
 
 
 def _check_body(
-    answer: HTTPResponse, asked: Interaction, rules: AllowList, guard: RecordGuard
+    answer: HTTPResponse, asked: Interaction, guard: RecordGuard
 ) -> HTTPResponse:
     """Check every resource that came; return what may be passed on of it."""
     resource = _json_object(answer)
@@ -505,10 +507,10 @@ def _check_body(
         raise MalformedFHIRResponseError("the response is of another type")
     if asked.name in {"read", "vread"} and found != (asked.resource_type, asked.id):
         raise MalformedFHIRResponseError("the server returned another resource")
-    for one in _get_resources(resource) if asked.name != "capabilities" else ():
-        if (kind := str(one.get("resourceType"))) not in _HOLDERS:
-            rules.check_type(kind)
-    return guard.check(asked, answer)
+    checked = guard.check(asked, answer)
+    if asked.name != "capabilities" and not isinstance(checked, ParsedResponse):
+        raise ForeignPatientError("The response has no type that can be checked.")
+    return checked
 
 
 def _stream_binary(
@@ -589,26 +591,6 @@ def _json_object(answer: HTTPResponse) -> dict[str, Any]:
         what="server response",
         max_depth=_MAX_DEPTH,
     )
-
-
-def _get_resources(value: object) -> Iterator[Mapping[str, Any]]:
-    """*value*, and the resources that a Bundle or Parameters holds, at any depth."""
-    if not isinstance(value, Mapping):
-        return
-    yield value
-    if value.get("resourceType") == "Bundle":
-        for entry in _get_objects(value.get("entry")):
-            yield from _get_resources(entry.get("resource"))
-            for response in _get_objects([entry.get("response")]):
-                yield from _get_resources(response.get("outcome"))
-    elif value.get("resourceType") == "Parameters":
-        yield from _get_held(value.get("parameter"))
-
-
-def _get_held(parameters: object) -> Iterator[Mapping[str, Any]]:
-    for parameter in _get_objects(parameters):
-        yield from _get_resources(parameter.get("resource"))
-        yield from _get_held(parameter.get("part"))
 
 
 # Addresses of the FHIR server, replaced by addresses of this site

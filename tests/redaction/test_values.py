@@ -48,8 +48,9 @@ CANARY = "c4nary"
 _VISIBLE = """
 Compartment.parameter Compartment.referring Compartment.subjects
 AllowList.batch AllowList.record AllowList.methods AllowList.operations
-AllowList.parameters AllowList.resource_types
-ScriptRecord.other_patients ScriptRecord.trusts_binaries
+AllowList.parameters
+ScriptRecord.other_patients ScriptRecord.resource_types
+ScriptRecord.trusts_binaries
 RecordGuard.fetch RecordGuard.record RecordGuard.rules
 RecordRules.always RecordRules.may_write_unread
 PrivateKeyJWT.with_client_id Visitor.resolve_user
