@@ -16,8 +16,8 @@ from .conf import conf
 from .exceptions import AmbiguousGrantError, InsufficientScopeError, NoGrantError
 from .fhir.asynchronous import AsyncFHIRClient
 from .fhir.client import FHIRClient
+from .fhir.guard import RecordRules
 from .fhir.messages import FHIRExchange
-from .fhir.record_check import RecordRules
 from .grants.backend_services import BackendService
 from .grants.refresh import get_access_token, renew_access_token
 from .models import ClientRegistration, FHIRServer, Launch, TokenGrant

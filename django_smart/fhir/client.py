@@ -33,6 +33,7 @@ from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, start_export
 from django_smart.fhir.compartment import Record, is_shared
 from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
+from django_smart.fhir.guard import RecordGuard
 from django_smart.fhir.interactions import (
     FHIR_JSON,
     Interaction,
@@ -73,7 +74,6 @@ from django_smart.fhir.paging import (
 )
 from django_smart.fhir.parameters import AnyOf, SearchParams, build_search_query
 from django_smart.fhir.record import PatientRecord
-from django_smart.fhir.record_check import RecordGuard
 from django_smart.fhir.session import FHIRSession
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse

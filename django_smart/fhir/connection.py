@@ -21,13 +21,13 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
     ServerTimeoutError,
 )
+from django_smart.fhir.guard import RecordRules
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     FHIRExchange,
     find_request_id,
     resolve_url,
 )
-from django_smart.fhir.record_check import RecordRules
 from django_smart.protocol.messages import HiddenText, HTTPRequest, HTTPResponse
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.protocol.urls import get_origin, is_same_origin, is_within_base

@@ -8,19 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from django_smart.exceptions import (
-    FHIRRequestError,
-)
-from django_smart.fhir.interactions import (
-    FHIR_JSON,
-    JSON_PATCH,
-    Interaction,
-)
+from django_smart.exceptions import FHIRRequestError
+from django_smart.fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from django_smart.fhir.json import load_json
-from django_smart.fhir.messages import (
-    validate_id,
-    validate_resource_type,
-)
+from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.protocol.json import parse_json
 
 __all__ = ["parse_body", "parse_entry", "parse_interaction"]

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from django_smart.exceptions import SMARTError
 from django_smart.fhir import FHIRClient
+from django_smart.fhir.guard import RecordRules
 from django_smart.fhir.interactions import FHIR_JSON
-from django_smart.fhir.record_check import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.testing.simulator.search import get_parameters
 from tests.boundary.careless import SECRET_TOTAL, CarelessServer

@@ -11,7 +11,8 @@ import pytest
 
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.allow_list import AllowList
-from django_smart.fhir.record_check import RecordGuard, RecordRules, record_check
+from django_smart.fhir.guard import RecordGuard, RecordRules
+from django_smart.fhir.record_check import record_check
 from django_smart.fhir.requests import parse_interaction
 from django_smart.fhir.script_record import ScriptRecord
 from django_smart.protocol.messages import HTTPResponse

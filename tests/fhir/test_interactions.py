@@ -23,7 +23,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir import client as client_module
-from django_smart.fhir.record_check import RecordRules
+from django_smart.fhir.guard import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, FHIR_JSON, Grant, bundle, respond
 

@@ -20,7 +20,7 @@ from django_smart.exceptions import (
     ResponseTooLargeError,
 )
 from django_smart.fhir import Reference
-from django_smart.fhir.record_check import RecordRules
+from django_smart.fhir.guard import RecordRules
 from django_smart.protocol.scopes import ScopeSet
 from tests.fhir.servers import BASE, Grant, bundle, respond
 

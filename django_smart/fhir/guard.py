@@ -1,0 +1,429 @@
+"""
+Keeps requests to the record of the launch's patient.
+
+The site's own code is trusted, but its mistakes and the answers of the server are not.
+A search is sent with the patient, and otherwise as it was written.  The subject of a
+resource is checked before it is sent, and the target of a change is read first.
+Everything that comes passes :func:`~django_smart.fhir.record_check.record_check`.  What
+a script asks is also on the list of :mod:`~django_smart.fhir.allow_list`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from django_smart.exceptions import (
+    FHIRPreconditionFailedError,
+    FHIRRequestError,
+    ForeignPatientError,
+    InsufficientScopeError,
+)
+from django_smart.fhir.compartment import (
+    Record,
+    get_compartment,
+    get_letters,
+    is_shared,
+)
+from django_smart.fhir.interactions import Interaction, build_etag, build_read
+from django_smart.fhir.json import dump_json
+from django_smart.fhir.messages import (
+    ParsedResponse,
+    parse_resource,
+    process_bundle_response,
+    process_read_response,
+    validate_id,
+)
+from django_smart.fhir.record_check import OLDER_SUBJECTS, check_body, record_check
+from django_smart.fhir.requests import parse_entry, parse_interaction
+from django_smart.protocol.messages import HTTPResponse
+
+__all__ = ["RecordGuard", "RecordRules"]
+
+_BUNDLES = frozenset({"batch", "transaction"})
+# Operations on a type that take the patient as a search does.
+_SEARCHING = frozenset({"$docref", "$lastn", "$stats"})
+# Parameters of a conditional change that select resources, beside those without "_".
+_CONDITIONS = frozenset(
+    {"_has", "_id", "_lastUpdated", "_profile", "_security", "_source", "_tag"}
+)
+# A path of a FHIRPath Patch that can be read here: names, indexes and filters.
+_FILTER = re.compile(r"\.where\([^()]*\)")
+_STEP = re.compile(r"([A-Za-z]+)(?:\[[0-9]+\])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRules:
+    """
+    How requests keep to the patient's record.
+
+    Attributes:
+        may_write_unread: whether a change may go out where no scope allows reading.
+        always: whether they do so whatever scopes the token has now.
+    """
+
+    may_write_unread: bool = False
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordGuard:
+    """
+    Prepares the requests of a client, and checks the responses.
+
+    Args:
+        record: of the patient.
+        fetch: sends an interaction as it is.
+        rules: of changes.
+    """
+
+    record: Record
+    fetch: Callable[[Interaction], HTTPResponse]
+    rules: RecordRules
+
+    def prepare(self, asked: Interaction) -> Interaction:
+        """
+        Return what is sent: with the patient added, and a version to change.
+
+        Raises:
+            ForeignPatientError: it is about another patient, or about several.
+            FHIRStatusError: the target of a change cannot be read, or has changed.
+            InsufficientScopeError: no scope allows reading it.
+        """
+        name, kind = asked.name, asked.resource_type
+        if name in _BUNDLES:
+            return replace(asked, body=self._prepare_bundle(asked.body))
+        if name == "get":
+            return self._prepare_get(asked)
+        if name == "capabilities" or self.record.is_open(name, kind):
+            return asked
+        if self.record.patient_id is None:
+            raise ForeignPatientError("There is no patient in context.")
+        path, _, query = asked.path.partition("?")
+        parts, pairs = path.split("/"), _parse_query(query)
+        self._check_place(name, parts)
+        match name:
+            case "read":
+                return _with_query(asked, path, self.record.complete(kind, pairs))
+            case "vread" | "history-instance":
+                self._read_target(kind, parts[1])
+                return _with_query(asked, path, self.record.complete(kind, pairs))
+            case "search":
+                return self._prepare_search(asked, parts, pairs)
+            case "create":
+                self._check_body(asked)
+                return self._narrow_header(replace(asked, path=path))
+            case "update" | "patch" | "delete":
+                return self._prepare_change(asked, parts, pairs)
+            case "operation":
+                return self._prepare_operation(asked, parts, pairs)
+        raise ForeignPatientError(f"A {name} is not about a single patient.")
+
+    def check(self, asked: Interaction, response: HTTPResponse) -> HTTPResponse:
+        """
+        Refuse what came, unless it is the patient's or nobody's.
+
+        Returns:
+            The response, parsed if it is a resource.  What is malformed is left to
+            whoever reads it.
+        """
+        if asked.name == "capabilities" or not 200 <= response.status_code < 300:
+            return response
+        resource = parse_resource(response.body) if response.body else None
+        if resource is None:
+            return response
+        is_other = asked.id and (
+            (resource["resourceType"], resource.get("id"))
+            != (asked.resource_type, asked.id)
+        )
+        if is_other and asked.name in {"read", "vread"}:
+            return response  # whose reader refuses it, and says why
+        path = asked.path.partition("?")[0]
+        # A further page, whose path is empty, is no stored Bundle either.
+        is_page = asked.name == "get" and not path
+        is_made = is_page or ("$" in path and not path.startswith("Bundle/"))
+        letters = f"rs{get_letters(asked.name)}"
+        left_out = record_check(resource, self.record, letters, is_made=is_made)
+        return ParsedResponse(
+            status_code=response.status_code,
+            headers=response.headers,
+            body=dump_json(resource) if left_out else response.body,
+            url=response.url,
+            resource=resource,
+        )
+
+    # Reading
+
+    def _check_place(self, name: str, parts: list[str]) -> None:
+        """Refuse the path of another patient, and of a new one."""
+        if parts[0] != "Patient":
+            return
+        is_search = len(parts) == 1 or parts[1].startswith(("_", "$"))
+        if not is_search and parts[1] != self.record.patient_id:
+            raise ForeignPatientError("This is not the patient of this launch.")
+        # The server chooses its id, also of an update whose search finds nothing.
+        if name == "create" or (name == "update" and len(parts) == 1):
+            raise ForeignPatientError(
+                "A new Patient is not the patient of this launch; update it by its id."
+            )
+
+    def _prepare_get(self, asked: Interaction) -> Interaction:
+        """Prepare what a path or URL means; others, such as pages, are kept."""
+        url, base = urlsplit(asked.path), urlsplit(self.record.base_url)
+        # Of an absolute URL, which is known to be below the base.
+        path = unquote(url.path.removeprefix(base.path if url.scheme else ""))
+        try:
+            parsed = parse_interaction("GET", f"{path.lstrip('/')}?{url.query}")
+        except FHIRRequestError:
+            return asked
+        return replace(asked, path=self.prepare(parsed).path)
+
+    def _prepare_search(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> Interaction:
+        is_in_record = parts[0] == "Patient" and len(parts) > 2
+        kind, path = asked.resource_type, "/".join(parts)
+        if not isinstance(asked.body, bytes):
+            narrowed = self.record.narrow(kind, pairs, is_in_record=is_in_record)
+            return _with_query(asked, path, narrowed)
+        form = _parse_query(asked.body.decode("utf-8", "replace"))
+        form = self.record.narrow(kind, form, is_in_record=is_in_record)
+        asked = replace(asked, body=_write_query(form).encode())
+        return _with_query(asked, path, self.record.complete(kind, pairs))
+
+    def _prepare_operation(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> Interaction:
+        kind, operation = asked.resource_type, parts[-1]
+        is_about_one = len(parts) == 3
+        if parts == ["Patient", "$everything"] or (
+            operation == "$export" and not is_about_one
+        ):
+            raise ForeignPatientError("This would cover every patient.")
+        if asked.body is not None:
+            self._check_body(asked)
+            self._check_parameters(asked.body.get("parameter"))
+        if len(parts) == 2 and operation in _SEARCHING and asked.body is None:
+            pairs = self.record.narrow(kind, pairs)
+        else:
+            self.record.refuse_others(pairs)
+            pairs = self.record.complete(kind, pairs)
+        if is_about_one:
+            self._read_target(kind, parts[1])
+        return _with_query(asked, "/".join(parts), pairs)
+
+    def _check_parameters(self, parameters: Any) -> None:
+        """Refuse parameters, at any depth, that name another patient."""
+        for one in parameters if isinstance(parameters, list) else ():
+            if not isinstance(one, Mapping):
+                raise FHIRRequestError("A parameter is not an object.")
+            for name, value in one.items() if one.get("name") else ():
+                if name.startswith("value"):
+                    told = (
+                        value.get("reference") if isinstance(value, Mapping) else value
+                    )
+                    self.record.refuse_others([(str(one["name"]), str(told))])
+            self._check_parameters(one.get("part"))
+
+    # What is read first
+
+    def _read_target(self, kind: str, resource_id: str) -> None:
+        """Refuse what is asked about another patient's resource."""
+        if kind == "Patient" or is_shared(kind):
+            return  # its path was checked, or it is nobody's
+        self._require(self._find_missing(kind, "r"))
+        self._read(kind, resource_id, "r")
+
+    def _find_missing(self, kind: str, letters: str) -> str:
+        """The scope without which a type cannot be read first, if it is missing."""
+        missing = [one for one in letters if not self.record.has_scope(kind, one)]
+        return f"patient/{kind}.{''.join(missing)}" if missing else ""
+
+    def _require(self, missing: str) -> None:
+        if missing:
+            raise InsufficientScopeError(
+                "The resource must be read first, which requires the scope "
+                f"{missing}; nothing was sent.",
+                missing=missing,
+            )
+
+    def _read(
+        self, kind: str, resource_id: str, letters: str
+    ) -> tuple[dict[str, Any], HTTPResponse]:
+        response = self.fetch(build_read(kind, resource_id))
+        resource = process_read_response(response, resource_type=kind, id=resource_id)
+        record_check(resource, self.record, letters)
+        return resource, response
+
+    # Writing
+
+    def _check_body(self, asked: Interaction) -> None:
+        """Refuse a resource of another patient before it is sent."""
+        letters = get_letters(asked.name)
+        check_body(asked.body, self.record, letters)
+
+    def _narrow_header(self, asked: Interaction) -> Interaction:
+        condition = asked.headers.get("If-None-Exist")
+        if condition is None:
+            return asked
+        pairs = _parse_query(condition.partition("?")[2] or condition)
+        narrowed = _write_query(self.record.narrow(asked.resource_type, pairs))
+        return replace(asked, headers={**asked.headers, "If-None-Exist": narrowed})
+
+    def _prepare_change(
+        self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
+    ) -> Interaction:
+        kind, name = asked.resource_type, asked.name
+        if name == "update":
+            self._check_body(asked)
+        elif name == "patch":
+            _check_patch(asked.body, kind)
+        is_conditional = len(parts) == 1
+        # Others are left out, such as _cascade=delete.
+        pairs = [pair for pair in pairs if is_conditional and _is_condition(pair[0])]
+        if is_conditional:
+            if not pairs:
+                raise FHIRRequestError("Name the resource by its id or by a search.")
+            pairs = self.record.narrow(kind, pairs)
+        asked = _with_query(asked, "/".join(parts), pairs)
+        missing = self._find_missing(kind, "rs" if is_conditional else "r")
+        if missing and self.rules.may_write_unread:
+            return asked
+        self._require(missing)
+        if not is_conditional:
+            return self._pin(asked, parts[1])
+        return self._pin_found(asked)
+
+    def _pin_found(self, asked: Interaction) -> Interaction:
+        """Search as the server would, and change what was found by its id."""
+        kind = asked.resource_type
+        search = Interaction(
+            name="search", method="GET", path=asked.path, resource_type=kind
+        )
+        bundle = process_bundle_response(
+            self.fetch(search), type="searchset", what=f"search of {kind}"
+        )
+        record_check(bundle, self.record, get_letters(asked.name))
+        found = [entry.get("resource") for entry in bundle["entry"]]
+        found = [one for one in found if one and one.get("resourceType") == kind]
+        if len(found) != 1:
+            return asked  # none or several: what the server does with its condition
+        found_id = validate_id(found[0].get("id"))
+        body = asked.body
+        if asked.name == "update":
+            body = {"id": found_id, **body}
+        asked = replace(asked, path=f"{kind}/{found_id}", id=found_id, body=body)
+        return self._pin(asked, found_id)
+
+    def _pin(self, asked: Interaction, resource_id: str) -> Interaction:
+        """Read and check the target, and name the version to change."""
+        if asked.name == "update" and asked.body.get("id") != resource_id:
+            raise FHIRRequestError("The resource has a different id.")
+        letters = get_letters(asked.name)
+        current, response = self._read(asked.resource_type, resource_id, letters)
+        try:
+            # Before the header, to which Apache's mod_deflate adds "-gzip".
+            etag = build_etag(current)
+        except FHIRRequestError:
+            etag = response.headers.get("etag", "")
+        if not etag:
+            return asked  # a server without versions
+        wanted = asked.headers.get("If-Match", etag)
+        if wanted.removeprefix("W/") != etag.removeprefix("W/"):
+            raise FHIRPreconditionFailedError(
+                "the resource has changed since it was read", status_code=412
+            )
+        return replace(asked, headers={**asked.headers, "If-Match": etag})
+
+    def _prepare_bundle(self, bundle: Any) -> Any:
+        """The Bundle with each entry as it may be sent."""
+        entries = bundle.get("entry", []) if isinstance(bundle, Mapping) else None
+        if not isinstance(entries, list):
+            raise FHIRRequestError("The body is not a Bundle with entries.")
+        prepared = []
+        for entry in entries:
+            asked = parse_entry(entry)
+            rest = {n: v for n, v in entry.items() if n not in {"request", "resource"}}
+            prepared.append(rest | self.prepare(asked).as_entry())
+        return {**bundle, "entry": prepared}
+
+
+def _check_patch(patch: Any, kind: str) -> None:
+    """
+    Refuse a patch that touches what the resource is, and whose it is.
+
+    Raises:
+        FHIRRequestError: it is none, or its path is too complex to read.
+    """
+    kept = {path.partition(".")[0].removesuffix("[]") for path in _get_subjects(kind)}
+    kept |= {"", "contained", "id", "resourceType"}
+    touched = set(_find_touched(patch))
+    if kind in touched:
+        touched.discard(kind)  # the type before the path of a FHIRPath Patch
+    if touched & kept:
+        _refuse("The patch changes whose the resource is, its id or its type.")
+
+
+def _get_subjects(kind: str) -> Collection[str]:
+    return {*get_compartment(kind).subjects, *OLDER_SUBJECTS}
+
+
+def _find_touched(patch: Any) -> Iterator[str]:
+    """The elements that a patch changes, and those that it moves or copies from."""
+    if isinstance(patch, list):
+        for step in patch:
+            if not isinstance(step, Mapping):
+                raise FHIRRequestError("A step of the patch is not an object.")
+            for pointer in (step.get("path"), step.get("from", "/_")):
+                if not isinstance(pointer, str):
+                    raise FHIRRequestError("A step of the patch has no path.")
+                name = pointer.split("/")[1] if "/" in pointer else ""
+                yield name.replace("~1", "/").replace("~0", "~")
+        return
+    if not isinstance(patch, Mapping) or patch.get("resourceType") != "Parameters":
+        raise FHIRRequestError("A FHIRPath Patch must be a Parameters resource.")
+    for part in _iter_parts(patch):
+        texts = [text for name, text in part.items() if name.startswith("value")]
+        for text in texts if str(part.get("name")) in {"name", "path"} else ():
+            for step in _FILTER.sub("", str(text)).split("."):
+                found = _STEP.fullmatch(step)
+                if found is None:
+                    raise FHIRRequestError("The patch has a path that is too complex.")
+                yield found[1]
+
+
+def _iter_parts(patch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The parts of each operation of a FHIRPath Patch."""
+    operations = patch.get("parameter")
+    for operation in operations if isinstance(operations, list) else ():
+        parts = operation.get("part") if isinstance(operation, Mapping) else None
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, Mapping):
+                yield part
+
+
+def _is_condition(name: str) -> bool:
+    """Whether a parameter selects resources; others would hide some of them."""
+    bare = name.partition(":")[0]
+    return not bare.startswith("_") or bare in _CONDITIONS
+
+
+def _parse_query(text: str) -> list[tuple[str, str]]:
+    return parse_qsl(text, keep_blank_values=True)
+
+
+def _write_query(pairs: list[tuple[str, str]]) -> str:
+    return urlencode(pairs, quote_via=quote, safe="")
+
+
+def _with_query(
+    asked: Interaction, path: str, pairs: list[tuple[str, str]]
+) -> Interaction:
+    return replace(asked, path=f"{path}?{_write_query(pairs)}" if pairs else path)
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ForeignPatientError(reason)
