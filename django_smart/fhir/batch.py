@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
 from django_smart.fhir.interactions import (
@@ -32,9 +32,7 @@ from django_smart.fhir.messages import (
     validate_bundle,
 )
 from django_smart.fhir.parameters import SearchParams, build_search_query
-
-if TYPE_CHECKING:
-    from django_smart.fhir.client import FHIRClient
+from django_smart.fhir.perform import Performer
 
 __all__ = ["Batch", "BatchAnswer"]
 
@@ -98,7 +96,7 @@ class Batch:
     """
 
     def __init__(
-        self, kind: Literal["batch", "transaction"], client: FHIRClient
+        self, kind: Literal["batch", "transaction"], client: Performer
     ) -> None:
         self._kind = kind
         self._client = client

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 from django_smart.exceptions import (
@@ -25,6 +25,7 @@ from django_smart.exceptions import (
     ServerTimeoutError,
     ServerUnreachableError,
 )
+from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
@@ -41,9 +42,6 @@ from django_smart.fhir.parameters import build_search_query
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from django_smart.protocol.urls import is_same_origin
 from django_smart.transport import ResponseStream
-
-if TYPE_CHECKING:
-    from django_smart.fhir.client import FHIRClient
 
 __all__ = ["BulkExport", "ExportedFile", "start_export"]
 
@@ -92,7 +90,7 @@ class ExportedFile:
 
 
 def start_export(
-    client: FHIRClient,
+    client: FHIRConnection,
     scope: str = "",
     *,
     types: Sequence[str] = (),
@@ -175,7 +173,7 @@ class BulkExport(Stream[dict[str, Any]]):
         state: an earlier value of :attr:`state`, possibly from another process.
     """
 
-    def __init__(self, client: FHIRClient, state: Mapping[str, Any]) -> None:
+    def __init__(self, client: FHIRConnection, state: Mapping[str, Any]) -> None:
         try:
             self._status_url = client.build_url(str(state["status_url"]))
             self._file = int(state.get("file", 0))

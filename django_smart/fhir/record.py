@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django_smart.exceptions import ForeignPatientError
 from django_smart.fhir.compartment import find_patient_parameter
-from django_smart.fhir.interactions import build_operation
-from django_smart.fhir.messages import validate_id
+from django_smart.fhir.interactions import build_operation, build_read
+from django_smart.fhir.messages import (
+    add_version,
+    process_read_response,
+    validate_id,
+)
 from django_smart.fhir.paging import SearchResult, SearchStream
 from django_smart.fhir.parameters import (
     Reference,
     SearchParams,
     build_search_query,
 )
-
-if TYPE_CHECKING:
-    from django_smart.fhir.client import FHIRClient
-    from django_smart.protocol.messages import HTTPResponse
+from django_smart.fhir.perform import Performer
+from django_smart.fhir.searching import iterate
+from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["PatientRecord"]
 
@@ -33,7 +36,7 @@ class PatientRecord:
             you write.
     """
 
-    def __init__(self, client: FHIRClient, patient_id: str) -> None:
+    def __init__(self, client: Performer, patient_id: str) -> None:
         self._client = client
         self.id = validate_id(patient_id)
         self.reference = f"Patient/{self.id}"
@@ -43,31 +46,54 @@ class PatientRecord:
 
     def read(self) -> dict[str, Any]:
         """Read the ``Patient``."""
-        return self._client.read("Patient", self.id)
+        response = self._client.perform(build_read("Patient", self.id))
+        resource = process_read_response(response, resource_type="Patient", id=self.id)
+        return add_version(resource, response)
 
     def search(
-        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
+        self,
+        resource_type: str,
+        params: SearchParams | None = None,
+        /,
+        *,
+        limit: int | None = None,
+        **keywords: Any,
     ) -> SearchResult[dict[str, Any]]:
         """
         Search in this record: ``record.search("Observation", code="4548-4")``.
 
         Args:
-            params, keywords: see ``FHIRClient.search``; the patient is added.
+            params, limit, keywords: see ``FHIRClient.search``; the patient is added.
 
         Raises:
             ForeignPatientError: a parameter names another patient; nothing was sent.
             FHIRRequestError: see ``FHIRClient.search``; or resources of this type do
                 not belong to a patient.
         """
-        pairs = self._select(resource_type, params, keywords)
-        return self._client.search(resource_type, pairs, **keywords)
+        return self.iterate(resource_type, params, **keywords).load(limit)
 
     def iterate(
-        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
+        self,
+        resource_type: str,
+        params: SearchParams | None = None,
+        /,
+        *,
+        prefer: str = "",
+        compartment: str = "",
+        by_post: bool = False,
+        **keywords: Any,
     ) -> SearchStream[dict[str, Any]]:
         """Like :meth:`search`, one page at a time; see ``FHIRClient.iterate``."""
         pairs = self._select(resource_type, params, keywords)
-        return self._client.iterate(resource_type, pairs, **keywords)
+        return iterate(
+            self._client,
+            resource_type,
+            pairs,
+            keywords,
+            prefer=prefer,
+            compartment=compartment,
+            by_post=by_post,
+        )
 
     def everything(
         self, /, *, limit: int | None = None, **params: Any

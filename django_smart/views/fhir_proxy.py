@@ -43,7 +43,6 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.allow_list import OPERATIONS, AllowList
-from ..fhir.client import find_missing_scope
 from ..fhir.compartment import ABOUT_OTHERS, is_shared, iter_values
 from ..fhir.guard import RecordGuard, RecordRules
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
@@ -54,6 +53,7 @@ from ..fhir.messages import (
     raise_for_status,
     resolve_link,
 )
+from ..fhir.perform import find_missing_scope
 from ..fhir.record_check import record_check
 from ..fhir.requests import parse_body, parse_entry, parse_interaction
 from ..fhir.script_record import ScriptRecord, iter_links

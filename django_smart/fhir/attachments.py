@@ -1,0 +1,132 @@
+"""Files: uploaded in a ``DocumentReference``, and downloaded in chunks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from django_smart.exceptions import FHIRRequestError, ResponseTooLargeError
+from django_smart.fhir.interactions import Interaction
+from django_smart.fhir.messages import limit_chunks, parse_place, raise_unless_ok
+from django_smart.fhir.perform import Performer
+
+__all__ = ["build_document", "download"]
+
+
+def build_document(
+    content: bytes | BinaryIO,
+    content_type: str,
+    *,
+    title: str,
+    elements: Mapping[str, Any],
+    patient_id: str | None,
+) -> dict[str, Any]:
+    """Build the ``DocumentReference`` of :meth:`FHIRClient.upload`."""
+    data = content if isinstance(content, bytes) else content.read()
+    attachment = {
+        "contentType": content_type,
+        "data": base64.b64encode(data).decode(),
+        "size": len(data),
+    }
+    if title:
+        attachment["title"] = title
+    resource = {
+        "resourceType": "DocumentReference",
+        "status": "current",
+        **elements,
+        "content": [{"attachment": attachment}],
+    }
+    if "subject" not in resource and patient_id:
+        resource["subject"] = {"reference": f"Patient/{patient_id}"}
+    return resource
+
+
+def download(
+    client: Performer,
+    source: str | Mapping[str, Any],
+    file: BinaryIO,
+    *,
+    accept: str = "",
+    max_size: int = 1024**3,
+) -> str:
+    """
+    Write a ``Binary`` or an attachment to *file*, in chunks.
+
+    Under ``patient/`` scopes, it is not checked whose content it is: pass only URLs
+    from a resource that you have read.
+
+    Args:
+        source: an ``Attachment`` of a resource, or a path or URL such as
+            ``Binary/123``.
+        accept: requested media type; by default, the attachment's, or any.
+        max_size: maximum number of bytes to write.
+
+    Returns:
+        The media type of the content.
+
+    Raises:
+        BearerBoundaryError: the content is at another server; nothing was sent.
+        FHIRRequestError: the attachment has no data and no valid URL.
+        FHIRStatusError: the server refused; nothing was written.
+        ResponseTooLargeError: the content is larger than *max_size*.
+        TransportError: the response is incomplete; *file* contains a part of it.
+    """
+    content, media_type = _read_attachment(source, accept)
+    if isinstance(content, bytes):
+        if len(content) > max_size:
+            raise ResponseTooLargeError("the attachment is larger than the limit")
+        file.write(content)
+        return media_type
+    place = parse_place(content)
+    interaction = Interaction(
+        name="read",
+        method="GET",
+        path=client.build_url(content),
+        resource_type=place[0] if place else "",
+    )
+    client.check_scope(interaction)
+    with client.stream(
+        "GET",
+        interaction.path,
+        # The content itself, not a resource that wraps it.
+        headers={"Accept": media_type or "*/*"},
+        interaction=interaction.name,
+        resource_type=interaction.resource_type,
+    ) as stream:
+        raise_unless_ok(stream, what="download")
+        for chunk in limit_chunks(stream.chunks, max_size):
+            file.write(chunk)
+        return stream.head.media_type
+
+
+def _read_attachment(
+    source: str | Mapping[str, Any], accept: str = ""
+) -> tuple[bytes | str, str]:
+    """
+    Read an ``Attachment``, or the URL of content.
+
+    Returns:
+        The content, or its URL; and its media type, empty if unknown.
+
+    Raises:
+        FHIRRequestError: it has no valid data and no URL.
+
+    Spec: FHIR R4, data type Attachment; "RESTful API", Binary.
+    """
+    if isinstance(source, str):
+        return source, accept
+    media_type = accept or str(source.get("contentType") or "")
+    data, url = source.get("data"), source.get("url")
+    if isinstance(data, str) and (data or not url):
+        try:
+            content = base64.b64decode("".join(data.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise FHIRRequestError(
+                "The attachment's data is not valid base64."
+            ) from None
+        return content, media_type
+    if not isinstance(url, str) or not url:
+        raise FHIRRequestError("The attachment has neither data nor a URL.")
+    return url, media_type

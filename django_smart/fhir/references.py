@@ -1,0 +1,293 @@
+"""Targets of references: at hand, in a Bundle, or read from the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from django_smart.exceptions import (
+    BearerBoundaryError,
+    FHIRRequestError,
+    FHIRStatusError,
+    ForeignPatientError,
+    InsufficientScopeError,
+    MalformedFHIRResponseError,
+)
+from django_smart.fhir.interactions import build_read
+from django_smart.fhir.messages import (
+    add_version,
+    parse_place,
+    process_read_response,
+)
+from django_smart.fhir.names import iter_mappings
+from django_smart.fhir.parameters import AnyOf
+from django_smart.fhir.perform import Performer
+from django_smart.fhir.searching import iterate
+
+__all__ = ["resolve", "resolve_many"]
+
+_IDS_AT_ONCE = 50
+# Statuses of servers that let resources of a type be read, but not found by their id.
+_NOT_SEARCHABLE = frozenset({400, 403, 404, 405, 422, 501})
+
+
+def resolve(
+    client: Performer,
+    reference: str | Mapping[str, Any],
+    *,
+    within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """
+    Return the target of a reference.
+
+    Args:
+        reference: a ``Reference`` of a resource, or its text: relative
+            (``Patient/123``), absolute, with a version (``…/_history/2``), to a
+            contained resource (``#org``) or within a Bundle (``urn:uuid:…``).
+        within: the resource that contains the reference, its Bundle, or a list of
+            resources, such as a search's ``included``; targets in it are not
+            requested.
+
+    Raises:
+        BearerBoundaryError: the reference leads to another server; nothing was
+            sent.
+        FHIRRequestError: the reference has no target that can be resolved, or its
+            document comes from another server and does not contain the target.
+        ForeignPatientError: under ``patient/`` scopes, also for a reference to
+            another base URL, unless resources of its type belong to no patient.
+    """
+    text = _get_reference(reference)
+    found = _find_within(text, within, base_url=client.base_url)
+    if found is not None:
+        return found
+    url = client.build_url(text)
+    if not client.is_within_boundary(url):
+        raise BearerBoundaryError("the reference points to another server")
+    resource_type, resource_id, version_id = _parse_target(url)
+    interaction = build_read(resource_type, resource_id, version_id=version_id)
+    response = client.perform(interaction, url=url)
+    resource = process_read_response(
+        response, resource_type=resource_type, id=resource_id
+    )
+    return add_version(resource, response)
+
+
+def resolve_many(
+    client: Performer,
+    references: Iterable[str | Mapping[str, Any]],
+    *,
+    within: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """
+    Return the targets of *references*, with one search per type where possible.
+
+    Args:
+        references, within: see :meth:`resolve`.
+
+    Returns:
+        The targets, in the order of the references.
+
+    Raises:
+        BearerBoundaryError, FHIRRequestError, ForeignPatientError: see
+            :meth:`resolve`.
+    """
+    texts = [_get_reference(each) for each in references]
+    found: dict[str, dict[str, Any]] = {}
+    ids: dict[str, dict[str, str]] = {}
+    for text in texts:
+        target = _find_within(text, within, base_url=client.base_url)
+        if target is not None:
+            found[text] = target
+            continue
+        url = client.build_url(text)
+        if client.is_within_boundary(url):
+            resource_type, resource_id, _ = _parse_target(url)
+            # The same id at another base is another resource.
+            if url == client.build_url(f"{resource_type}/{resource_id}"):
+                ids.setdefault(resource_type, {})[resource_id] = text
+    for resource_type, by_id in ids.items():
+        wanted = list(by_id) if len(by_id) > 1 else []
+        for start in range(0, len(wanted), _IDS_AT_ONCE):
+            some = wanted[start : start + _IDS_AT_ONCE]
+            for resource in _find_by_id(client, resource_type, some):
+                if (resource_id := resource.get("id", "")) in by_id:
+                    found[by_id[resource_id]] = resource
+    # The only one of its type, with a version, at another base, or not found.
+    for text in texts:
+        if text not in found:
+            found[text] = resolve(client, text, within=within)
+    return [found[text] for text in texts]
+
+
+def _find_by_id(
+    client: Performer, resource_type: str, ids: list[str]
+) -> list[dict[str, Any]]:
+    """Search for resources; without a result where they may only be read."""
+    query = {"_id": AnyOf(*ids), "_count": len(ids)}
+    try:
+        # With a limit, because a server may ignore _id.
+        return iterate(client, resource_type, query, {}).load(len(ids))
+    except FHIRStatusError as error:
+        if error.status_code not in _NOT_SEARCHABLE:
+            raise
+    except (ForeignPatientError, InsufficientScopeError):
+        pass  # no scope allows it, or no parameter selects the patient
+    except MalformedFHIRResponseError:
+        pass  # such as an error with status 200
+    return []
+
+
+def _get_reference(reference: object) -> str:
+    """
+    Return the text of a reference or a ``Reference``.
+
+    Raises:
+        FHIRRequestError: it has none, for example with only an identifier.
+    """
+    text = reference.get("reference") if isinstance(reference, Mapping) else reference
+    if not isinstance(text, str) or not text:
+        raise FHIRRequestError("The reference has no target that can be resolved.")
+    return text
+
+
+def _parse_target(url: str) -> tuple[str, str, str | None]:
+    """
+    Return the resource type, id and version (or ``None``) in *url*.
+
+    Raises:
+        FHIRRequestError: it names no resource.
+    """
+    place = parse_place(url)
+    if place is None or "?" in url:
+        raise FHIRRequestError("The reference does not name a resource with an id.")
+    return place[0], place[1], place[2] or None
+
+
+def _find_within(
+    reference: str,
+    within: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    base_url: str,
+) -> dict[str, Any] | None:
+    """
+    Look for the target in the given resources and Bundles.
+
+    Args:
+        within: the resource that contains the reference, its Bundle, or a list with
+            these and other resources of the server, such as a search's ``included``.
+            Only one of them may have a target for a reference with ``#``; the same
+            resource may be in the list twice.
+        base_url: base of relative references, unless a Bundle in *within* shows where
+            the resource with the reference comes from.
+
+    Raises:
+        FHIRRequestError: it could only be there, and is not.
+
+    Spec: FHIR R4, "References", "Bundle", Resolving references in Bundles.
+    """
+    resources = [within] if isinstance(within, Mapping) else list(within)
+    bundles = [each for each in resources if each.get("resourceType") == "Bundle"]
+    sources = [each for each in resources if each.get("resourceType") != "Bundle"]
+    if reference.startswith("#"):
+        # The same id is something else in each resource.
+        targets = [
+            each
+            for source in sources
+            for each in (source, *iter_mappings(source.get("contained")))
+            if reference[1:] == ("" if each is source else each.get("id"))
+        ]
+        if targets and all(each == targets[0] for each in targets):
+            return dict(targets[0])
+        raise FHIRRequestError(
+            "The reference is to a contained resource: pass the resource that "
+            "contains it, and no other with the same contained id, as within=."
+        )
+    if not isinstance(within, Mapping):
+        bundles.append({"entry": [{"resource": each} for each in sources]})
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    for source in sources:
+        known.setdefault(_get_key(source), []).append(source)
+    bases = set()
+    for bundle in bundles:
+        base = _find_base(bundle, known, base_url)
+        bases.add(base if bundle.get("type") == "document" else base_url)
+        found = _find_entry(reference, bundle, base, base_url=base_url)
+        if found is not None:
+            return found
+    if bases - {base_url} and ":" not in reference:
+        raise FHIRRequestError(
+            "The reference is to a resource of another server, which the document "
+            "does not contain."
+        )
+    if reference.lower().startswith("urn:"):
+        raise FHIRRequestError(
+            "The reference is to an entry of a Bundle: pass the Bundle as within=."
+        )
+    return None
+
+
+def _find_base(
+    bundle: Mapping[str, Any],
+    known: Mapping[str, Sequence[Mapping[str, Any]]],
+    base_url: str,
+) -> str:
+    """
+    Return the base of a relative reference in *bundle*.
+
+    It is that of the resource with the reference, which is one of *known*, or the only
+    one of a document of another server; empty if that has several.
+    """
+    found = set()
+    for full_url, resource in _get_entries(bundle):
+        # Without a URL, an entry shows no base.
+        base = _get_base(full_url, resource)
+        if base and resource in known.get(_get_key(resource), ()):
+            return base
+        found |= {base} - {""}
+    if bundle.get("type") != "document" or not found or base_url in found:
+        return base_url
+    return found.pop() if len(found) == 1 else ""
+
+
+def _find_entry(
+    reference: str, bundle: Mapping[str, Any], base: str, *, base_url: str
+) -> dict[str, Any] | None:
+    """Look in *bundle*, in which a relative reference is below *base*."""
+    entries = list(_get_entries(bundle))
+    target, _, version = reference.partition("/_history/")
+    if "://" not in target and not target.lower().startswith("urn:"):
+        target = f"{base}/{target.removeprefix('/')}"
+    matches = [
+        resource
+        for full_url, resource in entries
+        if (full_url or f"{base_url}/{_get_key(resource)}") == target
+        and version in {"", _get_meta(resource).get("versionId")}
+    ]
+    # Of several versions, the last one is meant.
+    return max(
+        matches,
+        key=lambda each: str(_get_meta(each).get("lastUpdated", "")),
+        default=None,
+    )
+
+
+def _get_entries(bundle: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for entry in iter_mappings(bundle.get("entry")):
+        resource = entry.get("resource")
+        if isinstance(resource, dict):
+            yield str(entry.get("fullUrl", "")), resource
+
+
+def _get_base(full_url: str, resource: Mapping[str, Any]) -> str:
+    """Return the FHIR base URL of *resource*, or "" if its URL does not show it."""
+    base, _, id_ = full_url.rpartition(f"/{resource.get('resourceType')}/")
+    return base if id_ == resource.get("id", id_) else ""
+
+
+def _get_key(resource: Mapping[str, Any]) -> str:
+    return f"{resource.get('resourceType')}/{resource.get('id')}"
+
+
+def _get_meta(resource: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = resource.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
