@@ -20,7 +20,6 @@ from ..protocol.configuration import (
     SMARTConfiguration,
     check_overrides,
 )
-from ..protocol.id_token import DEFAULT_ALGORITHMS
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HiddenText
 from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
@@ -92,6 +91,9 @@ def validate_overrides(value: object) -> None:
 
 def validate_algorithms(value: str) -> None:
     """Refuse names of algorithms with which no ID token can be verified."""
+    # Only this needs PyJWT, which commands without a launch do not load.
+    from ..protocol.id_token import DEFAULT_ALGORITHMS
+
     if unknown := sorted(set(value.split()) - DEFAULT_ALGORITHMS):
         raise ValidationError(
             _("%(names)s cannot be used here. Choose from %(choices)s."),
