@@ -1366,6 +1366,14 @@ def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
                 ]
             },
         ),
+        ("Parameters", {"parameter": [{"valueReference": {"reference": "Binary/b1"}}]}),
+        (
+            "Schedule",
+            {
+                "actor": [{"reference": "Practitioner/dr"}],
+                "extension": [{"valueReference": {"reference": "Binary/b1"}}],
+            },
+        ),
         # The server decides about it, not about the Binary.
         (
             "DocumentReference",
@@ -1378,7 +1386,10 @@ def test_binary_is_known_by_the_document_that_refers_to_it(resource_types):
 )
 def test_binary_is_not_known_by_what_does_not_say_whose_it_is(resource_type, members):
     proxy = Proxy()
-    types = ("AuditEvent", "Binary", "Communication", "Patient")
+    types = (
+        *("AuditEvent", "Binary", "Communication", "Parameters", "Patient"),
+        "Schedule",
+    )
     own = " ".join(f"patient/{name}.rs" for name in types)
     proxy.smart.scopes = ScopeSet.parse(f"{own} user/DocumentReference.rs")
     proxy.server.on("Binary/b1", respond({"resourceType": "Binary", "id": "b1"}))

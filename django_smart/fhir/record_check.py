@@ -30,7 +30,7 @@ from django_smart.fhir.messages import resolve_link
 from django_smart.protocol.scopes import ResourceScope
 from django_smart.protocol.urls import is_within_base
 
-__all__ = ["OLDER_SUBJECTS", "check_body", "record_check"]
+__all__ = ["OLDER_SUBJECTS", "check_body", "is_of_patient", "record_check"]
 
 #: DSTU2 and STU3 had other names for some of the elements that say whose a resource is.
 OLDER_SUBJECTS = ("patient", "subject")
@@ -304,6 +304,11 @@ def check_body(resource: Any, record: Record, letters: str) -> None:
         FHIRRequestError: it is another patient's, does not say, or is malformed.
     """
     _Check(record, letters, is_written=True).run(resource)
+
+
+def is_of_patient(resource: Any, record: Record) -> bool:
+    """:func:`record_check` of what was read; whether it says that it is theirs."""
+    return _Check(record, "r").run(resource)
 
 
 def _refuse(reason: str) -> NoReturn:

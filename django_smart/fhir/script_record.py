@@ -120,9 +120,8 @@ class ScriptRecord(Record):
             names.check({last: step.get("value")}, path)
 
     def _get_listed(self, kind: str) -> set[str]:
-        """The elements that may name other patients."""
-        subjects = {path.replace("[]", "") for path in get_compartment(kind).subjects}
-        return {one.removeprefix(f"{kind}.") for one in self.other_patients} - subjects
+        """The elements that may name other patients; whose it is, is checked anyway."""
+        return {one.removeprefix(f"{kind}.") for one in self.other_patients}
 
     def check_links(
         self,

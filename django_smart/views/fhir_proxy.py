@@ -43,7 +43,7 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.allow_list import OPERATIONS, AllowList
-from ..fhir.compartment import ABOUT_OTHERS, is_shared, iter_values
+from ..fhir.compartment import ABOUT_OTHERS, iter_values
 from ..fhir.guard import RecordGuard, RecordRules
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
@@ -54,7 +54,7 @@ from ..fhir.messages import (
     resolve_link,
 )
 from ..fhir.perform import find_missing_scope
-from ..fhir.record_check import record_check
+from ..fhir.record_check import is_of_patient, record_check
 from ..fhir.requests import parse_body, parse_entry, parse_interaction
 from ..fhir.script_record import ScriptRecord, iter_links
 from ..launches.request_state import get_request_state
@@ -335,27 +335,24 @@ def _allow(asked: Interaction, rules: AllowList, guard: RecordGuard) -> RecordGu
     Returns:
         A guard that knows what the bodies may refer to.
     """
-    entries, urns = [asked], set[str]()
     rules.check(asked)
+    asked_for, urns = [asked], set[str]()
     if asked.name in _BUNDLES:
-        entries = []
-        for entry in _get_entries(asked.body):
-            one = parse_entry(entry)
+        entries = _get_entries(asked.body)
+        asked_for = list(map(parse_entry, entries))
+        for entry, one in zip(entries, asked_for, strict=True):
             rules.check(one)
-            entries.append(one)
             if one.name == "create" and one.resource_type != "Patient":
                 urns.add(str(entry.get("fullUrl")))
-    scopes = guard.record.scopes
-    for one in entries:
+    changes, scopes = [], guard.record.scopes
+    for one in asked_for:
         missing = find_missing_scope(scopes, one.name, one.resource_type)
         if missing and scopes.resource_scopes:
             text = f"This requires the scope {missing}."
             raise _RefusedError(403, "forbidden", text)
+        is_open = guard.record.is_open(one.name, one.resource_type)
+        changes += [one] if one.name in _WRITES and not is_open else []
     record = replace(rules.record, known=frozenset(urns))
-    changes = [one for one in entries if one.name in _WRITES]
-    changes = [
-        one for one in changes if not record.is_open(one.name, one.resource_type)
-    ]
     return replace(guard, record=record.check_links(changes, guard.fetch))
 
 
@@ -446,7 +443,7 @@ def _check_binary(
     answer = guard.fetch(guard.prepare(read))
     try:
         resource = process_read_response(answer, resource_type=kind, id=read.id)
-        record_check(resource, guard.record, "r")
+        is_own = is_of_patient(resource, guard.record)
     except (ForeignPatientError, MalformedFHIRResponseError) as error:
         if source:
             raise
@@ -456,11 +453,10 @@ def _check_binary(
         ) from error
     if not source:
         return guard
-    # What belongs to nobody, or is the server's to decide about, does not say it; and
-    # what the patient did is on record with what others own.
+    # What the patient did is on record with what others own.
     held = [one for one in iter_values(resource) if isinstance(one, Mapping)]
     tells_of_others = any(str(one.get("resourceType")) in ABOUT_OTHERS for one in held)
-    if is_shared(kind) or guard.record.is_open("read", kind) or tells_of_others:
+    if not is_own or tells_of_others:
         raise ForeignPatientError(f"{source} does not say whose the Binary is.")
     reference = f"Binary/{asked.id}"
     references = {reference, f"{guard.record.base_url}/{reference}"}
