@@ -1,5 +1,5 @@
 """
-The FHIR client for async code: each call in a thread.
+The FHIR client for async code: each method in a thread.
 
 Calls of several tasks run side by side, over the connections that all threads share.
 ``sync_to_async`` as Django uses it would put them into one thread, one after the other.
@@ -8,21 +8,18 @@ Calls of several tasks run side by side, over the connections that all threads s
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor
 from contextvars import copy_context
 from functools import partial, wraps
 from threading import Event
-from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
-from django_smart.exceptions import ServerTimeoutError
 from django_smart.fhir.batch import Batch
 from django_smart.fhir.bulk import BulkExport, ExportedFile
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import CANCELED
-from django_smart.fhir.paging import SearchPage, SearchStream, Seen, Stream
-from django_smart.fhir.parameters import SearchParams
+from django_smart.fhir.paging import SearchPage, SearchStream, Stream
 from django_smart.fhir.record import PatientRecord
 
 __all__ = [
@@ -34,6 +31,7 @@ __all__ = [
 ]
 
 _P = ParamSpec("_P")
+_R = TypeVar("_R")
 _S = TypeVar("_S")
 _S_co = TypeVar("_S_co", covariant=True)
 _T = TypeVar("_T")
@@ -92,13 +90,26 @@ class _Async(Generic[_S_co]):
 
 def _awaited(
     method: Callable[Concatenate[_S, _P], _T],
-) -> Callable[Concatenate[_Async[_S], _P], Awaitable[_T]]:
+) -> Callable[Concatenate[_Async[_S], _P], Coroutine[Any, Any, _T]]:
     """Make an async method that calls *method* of what is wrapped, in a thread."""
 
     @wraps(method)
     async def call(self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         function: Callable[_P, _T] = getattr(self._wrapped, method.__name__)
         return await self._threads.run(function, *args, **kwargs)
+
+    return call
+
+
+def _twin(
+    method: Callable[Concatenate[_S, _P], _T], twin: Callable[[_T, _Threads], _R]
+) -> Callable[Concatenate[_Async[_S], _P], Coroutine[Any, Any, _R]]:
+    """:func:`_awaited`, and the async twin of what *method* returns."""
+
+    @wraps(method)
+    async def call(self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        function: Callable[_P, _T] = getattr(self._wrapped, method.__name__)
+        return twin(await self._threads.run(function, *args, **kwargs), self._threads)
 
     return call
 
@@ -114,6 +125,133 @@ def _direct(
         return function(*args, **kwargs)
 
     return call
+
+
+class AsyncSearchStream(Stream[_T]):
+    """:class:`SearchStream` for ``async for``; always true, without a length."""
+
+    def __init__(self, stream: SearchStream[_T], threads: _Threads) -> None:
+        self._stream = stream
+        self._threads = threads
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._stream)[1:]}"
+
+    def __iter__(self) -> NoReturn:
+        self._refuse()
+
+    async def __aiter__(self) -> AsyncIterator[_T]:
+        convert = self._stream.convert
+        lists = (list(map(convert, new)) for new in self._stream.iterate_new())
+        async for found in self._threads.step_through(lists):
+            for each in found:
+                yield each
+            del found
+
+    def pages(self) -> AsyncIterator[SearchPage]:
+        """Like :meth:`SearchStream.pages`, for ``async for``."""
+        return self._threads.step_through(self._stream.pages())
+
+
+def _streamed(
+    method: Callable[Concatenate[_S, _P], SearchStream[_T]],
+) -> Callable[Concatenate[_Async[_S], _P], AsyncSearchStream[_T]]:
+    """Make a method that returns what *method* does, for ``async for``."""
+
+    @wraps(method)
+    def call(
+        self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> AsyncSearchStream[_T]:
+        function: Callable[_P, SearchStream[_T]]
+        function = getattr(self._wrapped, method.__name__)
+        return AsyncSearchStream(function(*args, **kwargs), self._threads)
+
+    return call
+
+
+class AsyncPatientRecord(_Async[PatientRecord]):
+    """:class:`PatientRecord` with methods for ``await`` or ``async for``."""
+
+    @property
+    def id(self) -> str:
+        """Id of the patient."""
+        return self._wrapped.id
+
+    @property
+    def reference(self) -> str:
+        """Such as ``Patient/123``."""
+        return self._wrapped.reference
+
+    read = _awaited(PatientRecord.read)
+    search = _awaited(PatientRecord.search)
+    everything = _awaited(PatientRecord.everything)
+    iterate = _streamed(PatientRecord.iterate)
+    iterate_everything = _streamed(PatientRecord.iterate_everything)
+
+
+class AsyncBatch(_Async[Batch]):
+    """:class:`Batch`; only ``send`` is awaited."""
+
+    def __len__(self) -> int:
+        return len(self._wrapped)
+
+    read = _direct(Batch.read)
+    vread = _direct(Batch.vread)
+    search = _direct(Batch.search)
+    create = _direct(Batch.create)
+    update = _direct(Batch.update)
+    patch = _direct(Batch.patch)
+    delete = _direct(Batch.delete)
+    send = _awaited(Batch.send)
+
+
+class AsyncBulkExport(_Async[BulkExport]):
+    """
+    :class:`BulkExport` for ``async for``, with awaitable methods.
+
+    Files are read when all of them are ready, even with partial manifests.
+    """
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Like :attr:`BulkExport.state`."""
+        return self._wrapped.state
+
+    delete = _awaited(BulkExport.delete)
+    poll = _awaited(BulkExport.poll)
+
+    async def wait(self, *, seconds: float = 24 * 3600.0) -> None:
+        """Like :meth:`BulkExport.wait`, without blocking a thread."""
+        pauses = self._wrapped.iterate_pauses(seconds)
+        async for pause in self._threads.step_through(pauses):
+            await asyncio.sleep(pause)
+
+    async def files(self) -> list[ExportedFile]:
+        """Like :attr:`BulkExport.files`."""
+        await self.wait()
+        return await self._threads.run(lambda: self._wrapped.files)
+
+    async def transaction_time(self) -> str:
+        """Like :attr:`BulkExport.transaction_time`."""
+        await self.wait()
+        return self._wrapped.transaction_time
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        await self.wait()
+        # One by one: its state counts each as handled when the next is asked for.
+        async for resource in self._threads.step_through(self._wrapped):
+            yield resource
+
+    async def deleted(self) -> AsyncIterator[str]:
+        """Like :meth:`BulkExport.deleted`, for ``async for``."""
+        await self.wait()
+        async for reference in self._threads.step_through(self._wrapped.deleted()):
+            yield reference
+
+    async def problems(self) -> list[dict[str, Any]]:
+        """Like :meth:`BulkExport.problems`."""
+        await self.wait()
+        return await self._threads.run(self._wrapped.problems)
 
 
 class AsyncFHIRClient(_Async[FHIRClient]):
@@ -166,60 +304,16 @@ class AsyncFHIRClient(_Async[FHIRClient]):
     request = _awaited(FHIRClient.request)
     download = _awaited(FHIRClient.download)
     upload = _awaited(FHIRClient.upload)
+    iterate = _streamed(FHIRClient.iterate)
+    patient = _twin(FHIRClient.patient, AsyncPatientRecord)
+    batch = _twin(FHIRClient.batch, AsyncBatch)
+    transaction = _twin(FHIRClient.transaction, AsyncBatch)
+    export = _twin(FHIRClient.export, AsyncBulkExport)
+    resume_export = _twin(FHIRClient.resume_export, AsyncBulkExport)
 
-    @overload
-    def iterate(
-        self,
-        resource_type: str,
-        params: SearchParams | None = None,
-        /,
-        *,
-        model: type[_T],
-        **keywords: Any,
-    ) -> AsyncSearchStream[_T]: ...
-
-    @overload
-    def iterate(
-        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
-    ) -> AsyncSearchStream[dict[str, Any]]: ...
-
-    def iterate(
-        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
-    ) -> AsyncSearchStream[Any]:
-        """Like :meth:`FHIRClient.iterate`, for ``async for``."""
-        stream = self._wrapped.iterate(resource_type, params, **keywords)
-        return AsyncSearchStream(stream, self._threads)
-
-    async def iterate_pages(
-        self, bundle: Mapping[str, Any]
-    ) -> AsyncIterator[dict[str, Any]]:
+    def iterate_pages(self, bundle: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Like :meth:`FHIRClient.iterate_pages`, for ``async for``."""
-        async for page in self._threads.step_through(
-            self._wrapped.iterate_pages(bundle)
-        ):
-            yield page
-
-    async def patient(self, id: str | None = None) -> AsyncPatientRecord:  # noqa: A002
-        """Like :meth:`FHIRClient.patient`."""
-        record = await self.run(self._wrapped.patient, id)
-        return AsyncPatientRecord(record, self._threads)
-
-    async def batch(self) -> AsyncBatch:
-        """Like :meth:`FHIRClient.batch`."""
-        return AsyncBatch(self._wrapped.batch(), self._threads)
-
-    async def transaction(self) -> AsyncBatch:
-        """Like :meth:`FHIRClient.transaction`."""
-        return AsyncBatch(self._wrapped.transaction(), self._threads)
-
-    async def export(self, scope: str = "", **parameters: Any) -> AsyncBulkExport:
-        """Like :meth:`FHIRClient.export`."""
-        export = await self.run(self._wrapped.export, scope, **parameters)
-        return AsyncBulkExport(export, self._threads)
-
-    async def resume_export(self, state: Mapping[str, Any]) -> AsyncBulkExport:
-        """Like :meth:`FHIRClient.resume_export`."""
-        return AsyncBulkExport(self._wrapped.resume_export(state), self._threads)
+        return self._threads.step_through(self._wrapped.iterate_pages(bundle))
 
     async def run(
         self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
@@ -231,142 +325,3 @@ class AsyncFHIRClient(_Async[FHIRClient]):
         ``await afhir.run(load_chart, fhir)``.
         """
         return await self._threads.run(function, *args, **kwargs)
-
-
-class AsyncSearchStream(Stream[_T]):
-    """:class:`SearchStream` for ``async for``; always true, without a length."""
-
-    def __init__(self, stream: SearchStream[_T], threads: _Threads) -> None:
-        self._stream = stream
-        self._threads = threads
-
-    def __repr__(self) -> str:
-        return f"<Async{repr(self._stream)[1:]}"
-
-    def __iter__(self) -> NoReturn:
-        self._refuse()
-
-    async def __aiter__(self) -> AsyncIterator[_T]:
-        seen = Seen()
-
-        def convert(page: SearchPage) -> list[_T]:
-            return [
-                self._stream.convert(each) for each in seen.keep_new(page.resources)
-            ]
-
-        async for found in self._threads.step_through(
-            map(convert, self._stream.pages())
-        ):
-            for each in found:
-                yield each
-            del found
-
-    def pages(self) -> AsyncIterator[SearchPage]:
-        """Like :meth:`SearchStream.pages`, for ``async for``."""
-        return self._threads.step_through(self._stream.pages())
-
-
-class AsyncPatientRecord(_Async[PatientRecord]):
-    """:class:`PatientRecord` with methods for ``await`` or ``async for``."""
-
-    @property
-    def id(self) -> str:
-        """Id of the patient."""
-        return self._wrapped.id
-
-    @property
-    def reference(self) -> str:
-        """Such as ``Patient/123``."""
-        return self._wrapped.reference
-
-    read = _awaited(PatientRecord.read)
-    search = _awaited(PatientRecord.search)
-    everything = _awaited(PatientRecord.everything)
-
-    def iterate(
-        self, resource_type: str, params: SearchParams | None = None, /, **keywords: Any
-    ) -> AsyncSearchStream[dict[str, Any]]:
-        """Like :meth:`PatientRecord.iterate`, for ``async for``."""
-        stream = self._wrapped.iterate(resource_type, params, **keywords)
-        return AsyncSearchStream(stream, self._threads)
-
-    def iterate_everything(self, **params: Any) -> AsyncSearchStream[dict[str, Any]]:
-        """Like :meth:`PatientRecord.iterate_everything`, for ``async for``."""
-        stream = self._wrapped.iterate_everything(**params)
-        return AsyncSearchStream(stream, self._threads)
-
-
-class AsyncBatch(_Async[Batch]):
-    """:class:`Batch`; only ``send`` is awaited."""
-
-    def __len__(self) -> int:
-        return len(self._wrapped)
-
-    read = _direct(Batch.read)
-    vread = _direct(Batch.vread)
-    search = _direct(Batch.search)
-    create = _direct(Batch.create)
-    update = _direct(Batch.update)
-    patch = _direct(Batch.patch)
-    delete = _direct(Batch.delete)
-    send = _awaited(Batch.send)
-
-
-class AsyncBulkExport(_Async[BulkExport]):
-    """
-    :class:`BulkExport` for ``async for``, with awaitable methods.
-
-    Files are read when all of them are ready, even with partial manifests.
-    """
-
-    _is_ready = False
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Like :attr:`BulkExport.state`."""
-        return self._wrapped.state
-
-    delete = _awaited(BulkExport.delete)
-
-    async def poll(self) -> float | None:
-        """Like :meth:`BulkExport.poll`."""
-        seconds = await self._threads.run(self._wrapped.poll)
-        self._is_ready = seconds is None
-        return seconds
-
-    async def wait(self, *, seconds: float = 24 * 3600.0) -> None:
-        """Like :meth:`BulkExport.wait`, without blocking a thread."""
-        deadline = time.monotonic() + seconds
-        while (pause := await self.poll()) is not None:
-            if time.monotonic() + pause > deadline:
-                raise ServerTimeoutError(f"the export is not ready after {seconds} s")
-            await asyncio.sleep(pause)
-
-    async def files(self) -> list[ExportedFile]:
-        """Like :attr:`BulkExport.files`."""
-        return (await self._get_ready()).files
-
-    async def transaction_time(self) -> str:
-        """Like :attr:`BulkExport.transaction_time`."""
-        return (await self._get_ready()).transaction_time
-
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        # One by one: its state counts each as handled when the next is asked for.
-        async for resource in self._threads.step_through(await self._get_ready()):
-            yield resource
-
-    async def deleted(self) -> AsyncIterator[str]:
-        """Like :meth:`BulkExport.deleted`, for ``async for``."""
-        export = await self._get_ready()
-        async for reference in self._threads.step_through(export.deleted()):
-            yield reference
-
-    async def problems(self) -> list[dict[str, Any]]:
-        """Like :meth:`BulkExport.problems`."""
-        export = await self._get_ready()
-        return await self._threads.run(export.problems)
-
-    async def _get_ready(self) -> BulkExport:
-        if not self._is_ready:
-            await self.wait()
-        return self._wrapped

@@ -275,10 +275,13 @@ class BulkExport(Stream[dict[str, Any]]):
             FHIRStatusError, MalformedFHIRResponseError, BearerBoundaryError: see
                 :meth:`poll`.
         """
-        self._wait_for(math.inf, seconds)
+        for pause in self.iterate_pauses(seconds):
+            self._client.sleep(pause)
 
-    def _wait_for(self, manifests: float, seconds: float = 24 * 3600.0) -> None:
-        """Wait until there are that many manifests, or no more to come."""
+    def iterate_pauses(
+        self, seconds: float = 24 * 3600.0, *, manifests: float = math.inf
+    ) -> Iterator[float]:
+        """Yield how long to pause before each poll, until there are that many."""
         deadline = time.monotonic() + seconds
         while len(self._manifests) < manifests and self._next_url is not None:
             if self._pause is not None:
@@ -286,8 +289,12 @@ class BulkExport(Stream[dict[str, Any]]):
                     raise ServerTimeoutError(
                         f"the export is not ready after {seconds} s"
                     )
-                self._client.sleep(self._pause)
+                yield self._pause
             self._pause = self.poll()
+
+    def _wait_for(self, manifests: int) -> None:
+        for pause in self.iterate_pauses(manifests=manifests):
+            self._client.sleep(pause)
 
     @property
     def files(self) -> list[ExportedFile]:

@@ -641,6 +641,7 @@ class FHIRClient(Performer):
 
     def export(
         self,
+        /,
         scope: str = "",
         *,
         types: Sequence[str] = (),

@@ -536,11 +536,17 @@ class SearchStream(Stream[_T]):
             result._compare_total()
         return result
 
-    def _iterate(self) -> Iterator[_T]:
+    def iterate_new(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the matches of each page that no earlier page had."""
         seen = Seen()
         for page in self.pages():
-            yield from map(self.convert, seen.keep_new(page.resources))
+            yield list(seen.keep_new(page.resources))
             del page
+
+    def _iterate(self) -> Iterator[_T]:
+        for resources in self.iterate_new():
+            yield from map(self.convert, resources)
+            del resources
 
     def _fetch_page(self, url: str) -> SearchPage:
         response = self._fetch(url)

@@ -112,7 +112,7 @@ class PatientRecord:
         """
         return self.iterate_everything(**params).load(limit)
 
-    def iterate_everything(self, **params: Any) -> SearchStream[dict[str, Any]]:
+    def iterate_everything(self, /, **params: Any) -> SearchStream[dict[str, Any]]:
         """Like :meth:`everything`, one page at a time."""
         interaction = build_operation(
             "everything", "Patient", self.id, query=build_search_query(None, params)

@@ -300,6 +300,32 @@ def test_another_patient_by_name_is_refused_before_anything_is_sent(path):
     assert grant.server.requests == []
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"reference": "Patient/p2", "type": "Patient"},
+        {"type": "Patient", "display": "Ada"},
+        {"reference": "Patient/p1", "type": "Group"},
+        {"reference": "Group/p1"},
+        {"reference": "#p1"},
+        {"identifier": {"value": "p1"}},
+        "Patient/p1",
+        [{"reference": "Patient/p1"}],
+    ],
+)
+def test_subject_is_the_reference_and_no_other_form(subject):
+    grant = make_grant()
+    odd = {**MINE, "subject": subject}
+    grant.server.on("Observation/o1", respond(odd))
+    with pytest.raises(ForeignPatientError):
+        grant.client.read("Observation", "o1")
+    with pytest.raises(ForeignPatientError):
+        grant.client.create(odd)
+    typed = {**MINE, "subject": {"reference": "Patient/p1", "type": "Patient"}}
+    grant.server.on("Observation/o1", respond(typed))
+    assert grant.client.read("Observation", "o1") == typed
+
+
 def test_several_subjects_are_all_of_the_patient():
     grant = make_grant()
     for other, is_own in (
