@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
@@ -26,6 +26,7 @@ from django_smart.fhir.compartment import (
     iter_values,
 )
 from django_smart.fhir.interactions import Interaction
+from django_smart.fhir.requests import parse_query
 from django_smart.fhir.script_record import ScriptRecord
 
 __all__ = ["OPERATIONS", "AllowList"]
@@ -191,7 +192,7 @@ class AllowList:
         name, kind = asked.name, asked.resource_type
         self._check_attributes(asked)
         path, _, query = asked.path.partition("?")
-        parts, pairs = path.split("/"), _parse_query(query)
+        parts, pairs = path.split("/"), parse_query(query)
         if name in _BUNDLES:
             return  # each of its entries is checked
         if self.record.is_open(name, kind):
@@ -204,7 +205,7 @@ class AllowList:
         self._check_place(name, parts)
         if name == "search":
             if isinstance(asked.body, bytes):
-                pairs += _parse_query(asked.body.decode("utf-8", "replace"))
+                pairs += parse_query(asked.body.decode("utf-8", "replace"))
             self._check_search(kind, pairs)
         elif name == "operation":
             self._check_operation(asked, parts, pairs)
@@ -365,7 +366,7 @@ class AllowList:
             _refuse(f"A change of a {kind}", "resource_types", kind)
         if name == "create":
             condition = asked.headers.get("If-None-Exist", "")
-            criteria = _parse_query(condition.partition("?")[2] or condition)
+            criteria = parse_query(condition.partition("?")[2] or condition)
         else:
             criteria = pairs if len(parts) == 1 else []
         for parameter, value in criteria:
@@ -388,10 +389,6 @@ class AllowList:
             if not _POINTER.fullmatch(str(told.get("path"))):
                 _refuse("This path of a patch")
         self.record.check_patch(kind, patch)
-
-
-def _parse_query(text: str) -> list[tuple[str, str]]:
-    return parse_qsl(text, keep_blank_values=True)
 
 
 def _iter_parameters(body: Any) -> Iterator[tuple[str, str]]:

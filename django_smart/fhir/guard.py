@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from django_smart.exceptions import (
     FHIRPreconditionFailedError,
@@ -38,7 +38,12 @@ from django_smart.fhir.messages import (
     validate_id,
 )
 from django_smart.fhir.record_check import OLDER_SUBJECTS, check_body, record_check
-from django_smart.fhir.requests import parse_entry, parse_interaction
+from django_smart.fhir.requests import (
+    parse_entry,
+    parse_interaction,
+    parse_query,
+    write_query,
+)
 from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["RecordGuard", "RecordRules"]
@@ -103,7 +108,7 @@ class RecordGuard:
         if self.record.patient_id is None:
             raise ForeignPatientError("There is no patient in context.")
         path, _, query = asked.path.partition("?")
-        parts, pairs = path.split("/"), _parse_query(query)
+        parts, pairs = path.split("/"), parse_query(query)
         self._check_place(name, parts)
         match name:
             case "read":
@@ -189,9 +194,9 @@ class RecordGuard:
         if not isinstance(asked.body, bytes):
             narrowed = self.record.narrow(kind, pairs, is_in_record=is_in_record)
             return _with_query(asked, path, narrowed)
-        form = _parse_query(asked.body.decode("utf-8", "replace"))
+        form = parse_query(asked.body.decode("utf-8", "replace"))
         form = self.record.narrow(kind, form, is_in_record=is_in_record)
-        asked = replace(asked, body=_write_query(form).encode())
+        asked = replace(asked, body=write_query(form).encode())
         return _with_query(asked, path, self.record.complete(kind, pairs))
 
     def _prepare_operation(
@@ -269,8 +274,8 @@ class RecordGuard:
         condition = asked.headers.get("If-None-Exist")
         if condition is None:
             return asked
-        pairs = _parse_query(condition.partition("?")[2] or condition)
-        narrowed = _write_query(self.record.narrow(asked.resource_type, pairs))
+        pairs = parse_query(condition.partition("?")[2] or condition)
+        narrowed = write_query(self.record.narrow(asked.resource_type, pairs))
         return replace(asked, headers={**asked.headers, "If-None-Exist": narrowed})
 
     def _prepare_change(
@@ -411,18 +416,10 @@ def _is_condition(name: str) -> bool:
     return not bare.startswith("_") or bare in _CONDITIONS
 
 
-def _parse_query(text: str) -> list[tuple[str, str]]:
-    return parse_qsl(text, keep_blank_values=True)
-
-
-def _write_query(pairs: list[tuple[str, str]]) -> str:
-    return urlencode(pairs, quote_via=quote, safe="")
-
-
 def _with_query(
     asked: Interaction, path: str, pairs: list[tuple[str, str]]
 ) -> Interaction:
-    return replace(asked, path=f"{path}?{_write_query(pairs)}" if pairs else path)
+    return replace(asked, path=f"{path}?{write_query(pairs)}" if pairs else path)
 
 
 def _refuse(reason: str) -> NoReturn:

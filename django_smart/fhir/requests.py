@@ -14,7 +14,13 @@ from django_smart.fhir.json import load_json
 from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.protocol.json import parse_json
 
-__all__ = ["parse_body", "parse_entry", "parse_interaction"]
+__all__ = [
+    "parse_body",
+    "parse_entry",
+    "parse_interaction",
+    "parse_query",
+    "write_query",
+]
 
 _MAX_PARAMETERS = 100
 # Of JSON: a Questionnaire has groups in groups, each of which is two levels.
@@ -74,11 +80,11 @@ def parse_interaction(
     )
     if name in {"create", "update"} and not is_resource:
         raise FHIRRequestError("The resource has a different type.")
-    pairs = _parse_query(query)
+    pairs = parse_query(query, limit=_MAX_PARAMETERS)
     return Interaction(
         name=name,
         method="GET" if method == "HEAD" else method,
-        path=f"{place}?{_write_query(pairs)}" if mark and pairs else place,
+        path=f"{place}?{write_query(pairs)}" if mark and pairs else place,
         resource_type=resource_type,
         id=of_type[1] if len(of_type) == 2 else "",
         headers=headers or {},
@@ -118,13 +124,15 @@ def _find_name(method: str, parts: list[str], body: Any) -> str:
     raise FHIRRequestError(f"{method} of this path is not a FHIR interaction.")
 
 
-def _write_query(pairs: list[tuple[str, str]]) -> str:
+def write_query(pairs: list[tuple[str, str]]) -> str:
+    """Write them so that every server reads the same."""
     return urlencode(pairs, quote_via=quote, safe="")
 
 
-def _parse_query(text: str) -> list[tuple[str, str]]:
+def parse_query(text: str, *, limit: int | None = None) -> list[tuple[str, str]]:
+    """Read the parameters of a URL or a form."""
     try:
-        return parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
+        return parse_qsl(text, keep_blank_values=True, max_num_fields=limit)
     except ValueError:
         raise FHIRRequestError("There are too many parameters.") from None
 
