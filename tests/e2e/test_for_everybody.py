@@ -72,9 +72,9 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
     open_chart(page, real_ehr)
     app = open_as_another(page, real_ehr)
     app.wait_for_url("**/smart/decide/*/")
-    label = app.locator(".smart-check span").bounding_box()
-    assert label is not None
-    assert label["width"] > 200
+    app.get_by_role("heading", name="Whose account is this?").wait_for()
+    # The one who is signed in here has an account there already.
+    assert app.get_by_role("button", name="Connect it to your account").count() == 0
     app.get_by_role("button", name="Cancel").press("Enter")
     app.get_by_text("decision_declined").wait_for()
     # The first one is signed in still.
@@ -86,6 +86,15 @@ def test_person_says_who_goes_on_by_keyboard_and_without_script(
     app.get_by_role("button", name="Continue as a new user").press("Enter")
     app.wait_for_url("**/~*/patient/")
     context.close()
+
+
+def test_words_beside_a_checkbox_have_room_on_a_phone(context: BrowserContext) -> None:
+    page = context.new_page()
+    page.set_viewport_size({"width": 375, "height": 740})
+    page.goto("/pages/decide/link/named/")
+    label = page.locator(".smart-check span").bounding_box()
+    assert label is not None
+    assert label["width"] > 200
 
 
 @pytest.mark.parametrize(
