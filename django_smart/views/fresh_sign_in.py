@@ -28,14 +28,16 @@ _KEY = "smart_signed_in"
 def note_sign_in(request: HttpRequest | None, user: Any, **_kwargs: Any) -> None:
     """Note in the session who has signed in, and when; a receiver."""
     session: Any = getattr(request, "session", None)
-    if session is None:
+    if session is None or not session.modified:
+        # Not Django's login(), which stores the user in the session: APIs also send
+        # the signal for a token, which some issue for a session that was left open.
         return
     path = session.get(BACKEND_SESSION_KEY)
     if path and issubclass(import_string(path), SMARTAuthenticationBackend):
         # An EHR that is still open in this browser asks for no password.
         session.pop(_KEY, None)
     else:
-        # Of whom: sites also send the signal for tokens, whatever session there is.
+        # Of whom: staff may be shown the site as another user in the same session.
         session[_KEY] = [str(user.pk), timezone.now().timestamp()]
 
 

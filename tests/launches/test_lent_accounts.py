@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
@@ -14,6 +14,7 @@ from django.contrib.auth.models import Group
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
@@ -33,7 +34,7 @@ User: Any = get_user_model()
 
 def issue_token(request: HttpRequest) -> HttpResponse:
     """Sign in to an API: some packages send the signal without a session."""
-    user = User.objects.get(username="mallory")
+    user = User.objects.get(username=request.GET["user"])
     user_logged_in.send(sender=User, request=request, user=user)
     return HttpResponse()
 
@@ -249,13 +250,36 @@ def test_sign_in_through_an_ehr_does_not_count(
     assert _log_in(make_browser(host="testserver"), evil, person) is None
 
 
-def test_sign_in_of_another_user_does_not_count(
-    evil: EHRSimulator, person: str, vera: Any
+@pytest.mark.parametrize("user", ["mallory", "vera"])
+def test_token_of_an_api_is_no_sign_in(
+    evil: EHRSimulator, person: str, vera: Any, user: str
 ) -> None:
     User.objects.create_user("mallory", password="a password")
     desk = _sign_in("vera", minutes_ago=11)
-    desk.get("/token/")
+    # Its view may accept the session that was left open, as Django REST framework does.
+    desk.get("/token/", {"user": user})
     response = _press_connect(desk, may_sign_in="on")
+    assert response["Location"] == "/smart/login/?server=evil"
+
+
+def impersonate_vera(get_response: Any) -> Callable[[HttpRequest], HttpResponseBase]:
+    """Show the site as this user, without a sign-in."""
+
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        request.user = User.objects.get(username="vera")
+        response: HttpResponseBase = get_response(request)
+        return response
+
+    return middleware
+
+
+def test_sign_in_of_staff_does_not_count_for_whom_they_impersonate(
+    evil: EHRSimulator, vera: Any, settings: Any
+) -> None:
+    User.objects.create_user("support", password="a password")
+    browser = _sign_in("support")
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.impersonate_vera"]
+    response = _press_connect(browser, user=str(vera.pk), may_sign_in="on")
     assert response["Location"] == "/smart/login/?server=evil"
 
 
