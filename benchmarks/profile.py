@@ -60,7 +60,7 @@ def main() -> None:
 def _prepare_refresh(stub: Stub, registration: Any) -> Callable[[], Any]:
     from django.utils import timezone
 
-    from django_smart.grants.engine import refresh_grants
+    from django_smart.grants.engine import serve
     from django_smart.models import TokenGrant
 
     now = timezone.now()
@@ -79,7 +79,7 @@ def _prepare_refresh(stub: Stub, registration: Any) -> Callable[[], Any]:
         grant.set_tokens(access_token="a" * 43, refresh_token=secrets.token_hex(20))
         grants.append(grant)
     TokenGrant.objects.bulk_create(grants)
-    return lambda: refresh_grants([grant.pk for grant in grants])
+    return lambda: serve(registration.server_id)
 
 
 def _show(title: str, number: int, action: Callable[[], Any]) -> None:

@@ -1,7 +1,7 @@
 """
 Celery tasks: each takes at most primary keys, and is idempotent.
 
-No task carries a token, because brokers and result stores keep messages.
+No task carries an EHR's token, because brokers and result stores keep messages.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SOFT_LIMIT, _LIMIT = 3600, 3900
 
 @shared_task(ignore_result=True)
 def refresh_due_grants() -> None:
-    """Send the due grants to the workers, in batches for one server each."""
+    """Send the workers a message for each server with due grants."""
     engine.run_tick(refresh_grants.delay)
 
 
@@ -46,18 +46,15 @@ def refresh_due_grants() -> None:
     soft_time_limit=_SOFT_LIMIT,
     time_limit=86400,
 )
-def refresh_grants(grant_ids: Sequence[int], has_more: bool = False) -> None:
+def refresh_grants(server_id: int, token: str = "") -> None:
     """
-    Refresh those of the grants that are still due.
+    Refresh due grants of a server for about ten seconds, unless another process does.
 
     Args:
-        grant_ids: primary keys of grants of one server.
-        has_more: whether that server had more due grants than were claimed; if so, they
-            are claimed right after this batch, without waiting for beat.
+        server_id: primary key of the server.
+        token: names the turn to share, for a server with several ``turns``.
     """
-    engine.refresh_grants(grant_ids)
-    if has_more:
-        refresh_due_grants.delay()
+    engine.serve(server_id, token=token, send=refresh_grants.delay)
 
 
 @shared_task(

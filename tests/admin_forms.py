@@ -27,6 +27,7 @@ def server_form(**values: Any) -> dict[str, Any]:
         "is_active": "on",
         "aud_rule": "as_received",
         "pkce": "always",
+        "turns": "1",
         "authorize_method": "auto",
         "discovery_headers": "{}",
         "authorization_parameters": "{}",

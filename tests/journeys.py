@@ -95,7 +95,7 @@ def make_journeys(browser: SMARTClient) -> dict[str, list[str]]:
     grant.refresh_due_at = timezone.now()
     grant.save()
     refreshes = len(ehr.requests_to("refresh"))
-    _, refresh = _trace(tasks.refresh_grants, [grant.pk])
+    _, refresh = _trace(tasks.refresh_grants, registration.server_id)
     assert len(ehr.requests_to("refresh")) == refreshes + 1
     return {
         "launch request": begin,

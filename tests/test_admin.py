@@ -1334,7 +1334,7 @@ def test_grants_are_refreshed_by_a_worker(admin_client, rows, sent):
     grant = rows[TokenGrant]
     response = run_action(admin_client, TokenGrant, "refresh", grant)
     assert levels_of(response) == ["success"]
-    assert sent == [("refresh_grants", ([grant.pk],))]
+    assert sent == [("refresh_grants", (grant.registration.server_id,))]
     assert list(find_due()) == [grant]
 
 
@@ -1346,7 +1346,7 @@ def test_grants_are_due_at_once_though_the_clock_of_the_host_is_fast(
     grant = rows[TokenGrant]
     with time_machine.travel(timezone.now() + timedelta(minutes=10)):
         run_action(admin_client, TokenGrant, "refresh", grant)
-    assert sent == [("refresh_grants", ([grant.pk],))]
+    assert sent == [("refresh_grants", (grant.registration.server_id,))]
     assert list(find_due()) == [grant]
 
 
@@ -1360,7 +1360,7 @@ def test_grants_of_a_paused_server_wait_until_it_is_resumed(admin_client, rows, 
     other = make_grant(make_registration(make_server(1)))
     response = run_action(admin_client, TokenGrant, "refresh", grant, other)
     assert sorted(levels_of(response)) == ["success", "warning"]
-    assert sent == [("refresh_grants", ([other.pk],))]
+    assert sent == [("refresh_grants", (other.registration.server_id,))]
     FHIRServer.objects.update(paused=False)
     assert set(find_due()) == {grant, other}
 
@@ -1378,7 +1378,7 @@ def test_selected_grants_that_end_with_their_sign_in_are_counted(
         each for each in response.context["messages"] if each.level_tag == "warning"
     ]
     assert left_out[0].message.startswith("2 ")
-    assert sent == [("refresh_grants", ([rows[TokenGrant].pk],))]
+    assert sent == [("refresh_grants", (rows[FHIRServer].pk,))]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ EVERYTHING = {
         "refresh_token_lifetime": "1 00:00:00",
         "min_refresh_interval": "00:01:00",
         "rate_limit": "5",
+        "turns": "3",
     },
     ClientRegistration: registration_form(
         client_id="evil",

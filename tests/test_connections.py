@@ -13,12 +13,12 @@ from django.utils import timezone
 from django.utils.formats import date_format
 
 from django_smart.grants.ending import end_changed_grant
-from django_smart.grants.engine import refresh_grants
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
 from django_smart.views import ConnectionsView
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
 from tests.factories import make_grant, make_identity, make_registration
+from tests.grants.working import refresh_grants
 from tests.site.browsers import SITE_MARKS, open_chart
 
 pytestmark = SITE_MARKS

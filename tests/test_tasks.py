@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from django_smart import tasks
 from django_smart.grants.ending import disconnect_grant, enqueue_revocations
-from django_smart.models import FHIRServer, Launch, TaskRun, TokenGrant
+from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.testing import EHRSimulator
 from tests.celery import Broker, app
@@ -51,32 +51,23 @@ def test_beat_goes_on_when_daylight_saving_time_ends() -> None:
             assert pickle.loads(pickle.dumps(each)) == each
 
 
-def test_due_grants_are_sent_to_the_workers_by_their_keys(
+def test_due_grants_are_sent_to_the_workers_by_their_server(
     ehr: EHRSimulator, broker: Broker
 ) -> None:
-    grant_id = connect(make_browser(), ehr).grant_id
+    connect(make_browser(), ehr)
     tasks.refresh_due_grants()
     assert broker.messages == []
     TokenGrant.objects.update(refresh_due_at=timezone.now() - timedelta(seconds=1))
-    # Ticks that piled up do nothing; nor does one while another runs.
-    tasks.refresh_due_grants()
-    assert broker.messages == []
+    # Ticks that accumulated send one message.
     for _ in range(2):
-        TaskRun.objects.update(busy_until=None)
         tasks.refresh_due_grants()
-    # The message holds ids and nothing else.
-    assert broker.messages == [("refresh_grants", ([grant_id], False))]
+    # The message holds a key and nothing else.
+    assert broker.messages == [("refresh_grants", (FHIRServer.objects.get().pk,))]
     # Whether it is late is for the database to say: the clocks of hosts differ.
     assert broker.options[0]["expires"] is None
-    tasks.refresh_grants(*broker.messages[0][1])
+    for _ in range(2):
+        tasks.refresh_grants(*broker.messages[0][1])
     assert len(ehr.requests_to("refresh")) == 1
-
-
-def test_after_a_batch_of_a_backlog_there_is_a_tick(broker: Broker) -> None:
-    tasks.refresh_grants([], False)
-    assert broker.messages == []
-    tasks.refresh_grants([], True)
-    assert broker.messages == [("refresh_due_grants", ())]
 
 
 @pytest.mark.parametrize("name", ["refresh_grants", "revoke_grants"])

@@ -25,7 +25,7 @@ from benchmarks.stub import Stub
 __all__ = ["TEXT", "fill_grants", "run"]
 
 TEXT = """
-A hundred grants are due, among a growing number that are not; one tick of beat finds and claims them.
+A hundred grants are due, among a growing number that are not; one tick of beat finds their server, and a worker finds the grants.
 Each size has its own database.
 """
 
@@ -90,25 +90,20 @@ def _databases(kinds: list[str], sizes: list[int]) -> Iterator[dict[Any, str]]:
 def _measure(
     report: Report, kind: str, sizes: list[int], aliases: dict[Any, str]
 ) -> list[list[float]]:
-    from django_smart.grants.engine import claim_due_batches
-    from django_smart.models import TokenGrant
-
-    due: dict[str, list[int]] = {}
+    from django_smart.models import ServerState
 
     def let_go(alias: str, _number: int = 0) -> None:
-        # By their keys: a search among all would leave another cache for each size.
         use(alias)
-        TokenGrant.objects.filter(pk__in=due[alias]).update(claimed_until=None)
+        ServerState.objects.update(turn_until=None)
 
     def claim(_number: int) -> None:
-        (batch,) = claim_due_batches()
-        assert len(batch) == _DUE
+        _find()
 
     variants = []
     for size in sizes:
         alias = aliases[kind, size]
         use(alias)
-        due[alias] = fill_grants(size)
+        fill_grants(size)
         variants.append(
             Variant(
                 name=f"{size:,} grants",
@@ -144,13 +139,12 @@ def _look_at_plan(report: Report, kind: str, alias: str, let_go: Any) -> None:
     from django.db import connections
     from django.test.utils import CaptureQueriesContext
 
-    from django_smart.grants.engine import claim_due_batches
     from django_smart.models import TokenGrant
 
     let_go(alias)
     connection = connections[alias]
     with CaptureQueriesContext(connection) as captured:
-        list(claim_due_batches())
+        _find()
     let_go(alias)
     table = connection.ops.quote_name(TokenGrant._meta.db_table)
     finds = [
@@ -181,19 +175,30 @@ def _count_idle_tick(report: Report, kind: str) -> None:
     from django.db import connections, router
     from django.test.utils import CaptureQueriesContext
 
-    from django_smart.grants.engine import claim_due_batches
+    from django_smart.grants.engine import run_tick
     from django_smart.models import TokenGrant
 
     due = TokenGrant.objects.refreshable().filter(refresh_due_at__lte=_now())
     due.update(refresh_due_at=_now() + timedelta(hours=1))
     with CaptureQueriesContext(connections[router.db_for_read(TokenGrant)]) as captured:
-        assert not list(claim_due_batches())
+        run_tick(lambda _: None)
     report.check(
         f"{kind}-idle",
         f"{_TITLES[kind]}: queries of an idle tick",
         len(captured),
-        at_most=1,
+        at_most=2,
     )
+
+
+def _find() -> None:
+    from django_smart.grants.engine import run_tick
+    from django_smart.models import ClientRegistration, TokenGrant
+
+    servers: list[int] = []
+    run_tick(servers.append)
+    registration = ClientRegistration.objects.get()
+    assert servers == [registration.server_id]
+    assert len(TokenGrant.objects.read_due(registration, limit=4000)) == _DUE
 
 
 def _now() -> Any:

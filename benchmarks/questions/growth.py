@@ -177,7 +177,7 @@ def fill_grants_further(number: int, registration: Any) -> None:
 
 
 def _make_actions(stub: Any) -> dict[str, tuple[Callable[[int], None], int]]:
-    from django_smart.grants.engine import claim_due_batches
+    from django_smart.grants.engine import run_tick
     from django_smart.models import ClientRegistration, FHIRServer
     from django_smart.servers.http import build_client_authentication
     from django_smart.servers.signing_keys import create_signing_key
@@ -204,7 +204,7 @@ def _make_actions(stub: Any) -> dict[str, tuple[Callable[[int], None], int]]:
     return {
         "a login": (driver.run, 2),
         "a page under a prefix": (page.run, 10),
-        "a tick of the beat": (repeat(lambda: list(claim_due_batches())), 10),
+        "a tick of the beat": (repeat(lambda: run_tick(lambda _: None)), 10),
         "finding a server": (
             repeat(lambda: FHIRServer.objects.with_base_url(stub.base_url).get()),
             10,

@@ -246,16 +246,14 @@ class _Grants:
             received_at=now - timedelta(hours=2),
             expires_at=now - timedelta(hours=1),
             refresh_due_at=now - timedelta(hours=1),
-            claimed_until=None,
         )
 
     def make_due_for_beat(self, number: int) -> None:
         """The same, for a tick that comes long after the last one."""
-        from django_smart.models import TaskRun
-        from django_smart.models.task_run import REFRESH
+        from django_smart.models import ServerState
 
         self.make_due(number)
-        TaskRun.objects.hold(REFRESH, within=timedelta(0))
+        ServerState.objects.update(turn_token="", turn_until=None)
 
     def refresh(self, _number: int, **options: Any) -> None:
         """As the beat does; *options* are of its message."""
@@ -294,7 +292,6 @@ class _Grants:
             if monotonic() > deadline:
                 raise TimeoutError(f"{left} grants are still due")
             if tick is not None and monotonic() >= ticks_at:
-                # The first tick claims little of a server that was never measured.
                 tick()
                 ticks_at += 10
             # Each look takes from the cores that the workers share; the last ones tell

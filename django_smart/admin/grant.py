@@ -13,7 +13,6 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from ..grants.ending import disconnect_grant, enqueue_revocations
-from ..grants.engine import BATCH_SIZE
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
@@ -149,9 +148,9 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 registration__server__is_active=True,
             )
         )
-        rows = dict(
+        rows = list(
             grants.order_by("registration__server_id", "pk").values_list(
-                "pk", "registration__server__paused"
+                "pk", "registration__server_id", "registration__server__paused"
             )
         )
         left_out = len(selected) - len(rows)
@@ -164,10 +163,10 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 left_out,
             ) % {"count": left_out}
             self.message_user(request, message, messages.WARNING)
-        TokenGrant.objects.active().filter(pk__in=rows).update(
+        TokenGrant.objects.active().filter(pk__in=[pk for pk, _, _ in rows]).update(
             refresh_due_at=DatabaseNow()
         )
-        waiting = sum(rows.values())
+        waiting = sum(is_paused for _, _, is_paused in rows)
         if waiting:
             message = ngettext(
                 "%(count)d grant will be refreshed when somebody resumes its server.",
@@ -176,8 +175,7 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 waiting,
             ) % {"count": waiting}
             self.message_user(request, message, messages.WARNING)
-        grant_ids = [pk for pk, is_paused in rows.items() if not is_paused]
-        if count := len(grant_ids):
+        if count := len(rows) - waiting:
             sent = ngettext(
                 "A worker will refresh %(count)d grant; reload the page to see the "
                 "result.",
@@ -189,11 +187,10 @@ class TokenGrantAdmin(AuthorizationAdmin):
                 "The message broker cannot be reached. The grants are due now: the "
                 "next run of refresh_due_grants or smart_refresh refreshes them."
             )
-            starts = range(0, count, BATCH_SIZE)
-            batches = [grant_ids[start : start + BATCH_SIZE] for start in starts]
-            # Not by the next tick, which has others to claim first.
+            servers = sorted({pk for _, pk, is_paused in rows if not is_paused})
+            # Not by the next tick, which may be ten seconds away.
             self.send_task(
-                request, "refresh_grants", *batches, sent=sent, unsent=unsent
+                request, "refresh_grants", *servers, sent=sent, unsent=unsent
             )
 
     @admin.action(description=_("Revoke the selected grants"), permissions=["operate"])

@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..exceptions import InsecureURLError
-from ..grants.server_limits import resume_refreshes
+from ..grants.stopping import resume_refreshes
 from ..models import ClientRegistration, FHIRServer, Launch, SigningKey, TokenGrant
 from ..servers.registering import (
     build_client_urls,

@@ -179,6 +179,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         "refresh_token_lifetime",
         "min_refresh_interval",
         "rate_limit",
+        "turns",
     )
     list_display = (
         "name",
@@ -273,6 +274,7 @@ class FHIRServerAdmin(TestConnectionMixin):
                     "refresh_token_lifetime",
                     "min_refresh_interval",
                     "rate_limit",
+                    "turns",
                 ),
             },
         ),

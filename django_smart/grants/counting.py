@@ -42,7 +42,7 @@ _Kind = RefreshCount.Kind
 
 
 class Outcomes:
-    """The outcomes of a batch's refreshes at one server, to be written together."""
+    """The outcomes of a turn's refreshes at one server, to be written together."""
 
     def __init__(self, server_id: int) -> None:
         self._server_id = server_id
@@ -58,7 +58,7 @@ class Outcomes:
 
     def write(self) -> None:
         """Add them to those of the other processes."""
-        # In order, so that no two batches wait for each other.
+        # In order, so that no two processes wait for each other.
         for (code, bucket), (number, seconds) in sorted(self._counts.items()):
             _write(
                 partial(
@@ -75,7 +75,7 @@ class Outcomes:
 
 
 def count_refresh(grant: TokenGrant, code: str, *, seconds: float) -> None:
-    """Count a refresh that was not part of a batch."""
+    """Count a refresh that was not part of a turn."""
     outcomes = Outcomes(grant.registration.server_id)
     outcomes.add(code, seconds=seconds)
     outcomes.write()

@@ -17,6 +17,7 @@ from django.db.models import Subquery
 from ..conf import conf
 from ..exceptions import TokenError
 from ..models import TaskRun
+from ..models.clock import DatabaseNow
 from ..models.task_run import REFRESH
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "hold_grants",
     "is_owner",
     "note_owned_elsewhere",
+    "note_tick",
 ]
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,17 @@ def is_owner(owner: str | None = None) -> bool:
         TaskRun.objects.set_owner(REFRESH, mine, unless_owned=True)
         owner = TaskRun.objects.get_owner(REFRESH)
     return owner == mine
+
+
+def note_tick() -> bool:
+    """Note that this deployment looks for due grants now; return whether it may."""
+    own = TaskRun.objects.filter(name=REFRESH, owner=conf.SMART_SITE_URL)
+    if not own.update(ran_at=DatabaseNow()):
+        if not is_owner():
+            note_owned_elsewhere()
+            return False
+        TaskRun.objects.note(REFRESH)
+    return True
 
 
 def note_owned_elsewhere() -> None:

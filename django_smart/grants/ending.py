@@ -25,8 +25,8 @@ from ..servers.http import build_client_authentication, send
 from ..signals import grant_ending, grant_lost, grant_revoked
 from .counting import count_lost
 from .deployment import belong_elsewhere
+from .pacing import is_outage
 from .separate_connection import unless_locked
-from .server_limits import is_outage
 from .workers import hand_to_worker
 
 __all__ = [

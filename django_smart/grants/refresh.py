@@ -45,7 +45,7 @@ from .separate_connection import (
     refuse_in_transaction,
     unless_locked,
 )
-from .server_limits import may_refresh
+from .stopping import may_refresh
 
 __all__ = ["build_request", "get_access_token", "refresh_grant", "renew_access_token"]
 

@@ -40,7 +40,7 @@ from .due_times import get_refresh_due_at, note_end
 from .ending import end_changed_grant, enqueue_revocations, keep_for_revocation
 from .lease import get_failure_code
 from .separate_connection import unless_locked
-from .server_limits import (
+from .stopping import (
     refuses_nearly_all,
     refuses_others_too,
     resume_refreshes,

@@ -54,7 +54,7 @@ def purge() -> PurgeResult:
     with the row.
     """
     # By the database's clock: a wrong one would end the launches of all users.
-    now = TaskRun.objects.note(PURGE)
+    now = TaskRun.objects.note_and_read(PURGE)
     limit = now - conf.SMART_PURGE_AFTER
     # A callback that arrived in time may still be under way.
     left = Q(consumed_at__isnull=True) | Q(consumed_at__lte=now - _LONGEST_CALLBACK)

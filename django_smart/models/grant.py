@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from secrets import randbelow
 from typing import Any, Self
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
-from django.db import models, router, transaction
+from django.db import models
 from django.db.models import (
-    BooleanField,
     Case,
     Count,
     Exists,
-    ExpressionWrapper,
     F,
     Func,
     Max,
     OuterRef,
     Q,
-    Subquery,
     When,
 )
 from django.db.models.functions import Coalesce, Greatest, Least
@@ -72,8 +68,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     Select grants that are usable or due, and change who refreshes them and their
     status.
 
-    A *claim* keeps a second beat from sending tasks that are on their way to a worker;
-    losing it does no harm.  A *lease* allows a request to be sent.
+    A *lease* allows a request to be sent.
     """
 
     def active(self) -> Self:
@@ -197,111 +192,40 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         grant.registration = registration
         return grant
 
-    def refreshable(self, *, with_probes: bool = False) -> Self:
-        """
-        Return offline grants that workers may refresh, without stops and pauses.
-
-        Args:
-            with_probes: also of stopped registrations that may be tried again.
-        """
-        goes_on = Q(registration__refresh_stopped_at__isnull=True)
-        if with_probes:
-            goes_on |= Q(registration__refresh_probe_at__lte=DatabaseNow())
+    def refreshable(self) -> Self:
+        """Return offline grants that workers may refresh, without stops and pauses."""
         return (
             self.usable()
             .offline()
             .filter(
-                goes_on,
+                registration__refresh_stopped_at__isnull=True,
                 registration__is_active=True,
                 registration__server__is_active=True,
                 registration__server__paused=False,
             )
         )
 
-    def find_due_registrations(self) -> list[ClientRegistration]:
-        """
-        Return registrations with due grants, each with its server and database time.
-
-        The one whose grants have been due for longest comes first.
-        """
-        due = self.active().offline().filter(refresh_due_at__lte=DatabaseNow())
-        first = due.filter(registration=OuterRef("pk")).order_by("refresh_due_at")
-        return list(
-            ClientRegistration.objects.refreshable()
-            .annotate(
-                first_due_at=Subquery(first.values("refresh_due_at")[:1]),
-                database_now=DatabaseNow(),
-            )
-            .filter(first_due_at__isnull=False)
-            .order_by("first_due_at", "pk")
-            .select_related("server__state")
-        )
-
     def read_due(
         self, registration: ClientRegistration, *, limit: int
-    ) -> list[tuple[int, datetime, int, bool]]:
+    ) -> list[tuple[int, datetime, int]]:
         """
         Return the due grants of *registration* whose access tokens expire first.
 
         Returns:
-            For each, how often it has failed, when its token expires, its primary key,
-            and whether it is free: neither on its way to a worker nor being refreshed.
+            For each that nobody is refreshing, how often it has failed, when its token
+            expires, and its primary key.
         """
         return list(
             self.usable()
             .offline()
-            .filter(registration=registration, refresh_due_at__lte=DatabaseNow())
-            .annotate(
-                is_free=ExpressionWrapper(
-                    _is_unclaimed() & _is_free(), output_field=BooleanField()
-                )
+            .filter(
+                _is_free(),
+                registration=registration,
+                refresh_due_at__lte=DatabaseNow(),
             )
             .order_by(_SortedBySQLite("expires_at"), "pk")
-            .values_list("refresh_failures", "expires_at", "pk", "is_free")[:limit]
+            .values_list("refresh_failures", "expires_at", "pk")[:limit]
         )
-
-    def under_way(self, server_ids: Collection[int]) -> Self:
-        """Return due grants of these servers that wait for a worker, or have one."""
-        return (
-            self.active()
-            .offline()
-            .exclude(_is_unclaimed() & _is_free())
-            .filter(
-                registration__server__in=server_ids, refresh_due_at__lte=DatabaseNow()
-            )
-        )
-
-    def claim(self, pks: Sequence[int], *, length: timedelta) -> list[int]:
-        """
-        Claim the grants that are still due and free; return their keys, in order.
-
-        Two concurrent callers get different grants: the second one skips rows that the
-        first has locked, or changes no row.
-        """
-        free = TokenGrant.objects.filter(
-            _is_unclaimed(), _is_free(), pk__in=pks, refresh_due_at__lte=DatabaseNow()
-        )
-        found = list(pks)
-        until: datetime | DatabaseNow = DatabaseNow(length)
-        using = router.db_for_write(TokenGrant)
-        features = transaction.get_connection(using).features
-        if not features.has_select_for_update:
-            # Without locks (SQLite), the time of a claim shows whose it is.
-            until = timezone.now() + length + timedelta(microseconds=randbelow(10**6))
-        with transaction.atomic(using=using):
-            if features.has_select_for_update:
-                free = free.select_for_update(
-                    skip_locked=features.has_select_for_update_skip_locked
-                )
-                locked = set(free.values_list("pk", flat=True))
-                found = [pk for pk in found if pk in locked]
-                free = TokenGrant.objects.filter(pk__in=found)
-            number = free.update(claimed_until=until)
-            if number < len(found):
-                mine = TokenGrant.objects.filter(pk__in=found, claimed_until=until)
-                claimed = set(mine.values_list("pk", flat=True))
-                found = [pk for pk in found if pk in claimed]
-        return found
 
     def read_with_clock(self, pk: int) -> TokenGrant | None:
         """Return a grant with registration, server and user, on database time."""
@@ -327,11 +251,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 received_at=grant.received_at,
                 refresh_token_digest=grant.refresh_token_digest,
             )
-            .update(
-                lease_owner=owner,
-                lease_expires_at=DatabaseNow(length),
-                claimed_until=None,
-            )
+            .update(lease_owner=owner, lease_expires_at=DatabaseNow(length))
         )
         return taken == 1
 
@@ -350,11 +270,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 pk__in=pks,
                 refresh_due_at__lte=DatabaseNow(),
             )
-            .update(
-                lease_owner=owner,
-                lease_expires_at=DatabaseNow(length),
-                claimed_until=None,
-            )
+            .update(lease_owner=owner, lease_expires_at=DatabaseNow(length))
         )
 
     def release_expired_leases(self, pks: Sequence[int]) -> int:
@@ -369,7 +285,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             .update(
                 lease_owner="",
                 lease_expires_at=None,
-                claimed_until=None,
                 refresh_due_at=Case(When(is_offline=True, then=DatabaseNow(_GRACE))),
             )
         )
@@ -629,10 +544,6 @@ def _set_if_unchanged(
     )
 
 
-def _is_unclaimed() -> Q:
-    return Q(claimed_until__isnull=True) | Q(claimed_until__lte=DatabaseNow())
-
-
 def _is_free() -> Q:
     return Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lte=DatabaseNow())
 
@@ -869,13 +780,6 @@ class TokenGrant(models.Model):
         blank=True,
         editable=False,
         help_text="When another process may refresh the grant instead.",
-    )
-    claimed_until = models.DateTimeField(
-        _("claimed until"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_("While set, a task for this grant is on its way to a worker."),
     )
     last_used_at = models.DateTimeField(
         _("last used at"),

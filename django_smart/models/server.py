@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -687,13 +688,23 @@ class FHIRServer(models.Model):
             "Minimum time between two refreshes of a grant. Empty for no limit."
         ),
     )
-    rate_limit = models.PositiveIntegerField(
+    rate_limit = models.FloatField(
         _("requests per second"),
         null=True,
         blank=True,
+        validators=[MinValueValidator(0.001)],
         help_text=_(
-            "Most refresh requests per second from all workers together. "
-            "Empty for no limit."
+            "Most refresh requests per second from all workers together, such as 10, "
+            "or 0.16 for ten per minute. Empty for no limit."
+        ),
+    )
+    turns = models.PositiveSmallIntegerField(
+        _("turns"),
+        default=1,
+        validators=[MinValueValidator(1)],
+        help_text=_(
+            "How many worker processes refresh its grants at a time. Raise it only for "
+            "a server with so many grants that one process is not enough."
         ),
     )
 

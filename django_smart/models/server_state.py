@@ -2,115 +2,130 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from typing import Self
 
 from django.db import models
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, F, Q, Value, When
 from django.utils.translation import gettext_lazy as _
 
+from ..exceptions import ServerTimeoutError
+from .clock import DatabaseNow
 from .server import FHIRServer
 
-__all__ = ["ServerState", "ServerStateQuerySet"]
+__all__ = ["DOWN_AFTER", "ServerState", "ServerStateQuerySet", "has_ended", "is_silent"]
+
+DOWN_AFTER = 5
+"""Consecutive failures after which a server is left alone for a while."""
 
 
 class ServerStateQuerySet(models.QuerySet["ServerState"]):
-    """Changes that only one worker may make."""
+    """
+    Decide whose turn a server is.
 
-    def of(self, server: FHIRServer) -> ServerState:
-        """Return the state of *server*, created if a bulk import left it out."""
-        try:
-            return server.state
-        except ServerState.DoesNotExist:
-            return self.get_or_create(server=server)[0]
+    A turn belongs to the process that knows its token, until it is given back or its
+    time is over: that of a process that was killed ends without further action.
+    Without a token, a message to a worker is on its way.
+    """
 
-    def claim_probe(self, state: ServerState, *, until: datetime) -> bool:
-        """
-        Return whether the caller may try the server again after its pause.
+    def announced(self) -> Self:
+        """Return states of servers for which a message is on its way."""
+        return self.exclude(has_ended("turn_until")).filter(turn_token="")
 
-        One conditional UPDATE: the pause continues for everyone else meanwhile.
-        """
-        return bool(
-            self.filter(
-                pk=state.pk, failures=state.failures, paused_until=state.paused_until
-            ).update(paused_until=until)
+    def announce(self, server_ids: Collection[int]) -> None:
+        """Note that messages are on their way, which may get lost."""
+        changed = self.filter(has_ended("turn_until"), pk__in=server_ids).update(
+            turn_token="", turn_until=DatabaseNow(_ON_ITS_WAY)
         )
+        if changed < len(server_ids):
+            # A bulk import may have created servers without their states.
+            states = [ServerState(server_id=pk) for pk in server_ids]
+            self.bulk_create(states, ignore_conflicts=True)
 
-    def reserve_slots(
-        self, state: ServerState, *, seen: datetime | None, until: datetime
+    def take_turn(self, server_id: int, *, token: str, length: timedelta) -> bool:
+        """
+        Return whether the turn is the caller's now.
+
+        One conditional UPDATE: of all processes, only one changes the row.
+        """
+        rows = self.filter(Q(turn_token="") | has_ended("turn_until"), pk=server_id)
+        until = DatabaseNow(length)
+        return rows.update(turn_token=token, turn_until=until) == 1
+
+    def hold_turn(self, server_id: int, *, token: str, length: timedelta) -> bool:
+        """Let the turn *token* end later; return whether no other has begun."""
+        rows = self.filter(pk=server_id, turn_token=token)
+        return rows.update(turn_until=DatabaseNow(length)) == 1
+
+    def end_turn(
+        self,
+        server_id: int,
+        *,
+        token: str,
+        changes: Mapping[str, object] | None = None,
+        after: timedelta = timedelta(),
+        is_announced: bool = False,
     ) -> bool:
         """
-        Return whether the caller may send the requests until *until*.
-
-        Compare-and-set on the end of the previous reservation, *seen*.
-        """
-        return bool(self.filter(pk=state.pk, slot_at=seen).update(slot_at=until))
-
-    def note_recovery(self, state: ServerState, *, claimed: datetime | None) -> None:
-        """
-        Store that it responds again; only a successful probe ends the pause.
+        Give the turn back, unless another process has taken it since.
 
         Args:
-            claimed: until when the probe was claimed. A longer pause that the server
-                has asked for since then continues.
+            changes: what the next turn has to know.
+            after: until then, no other turn begins.
+            is_announced: a message for the next one is sent.
         """
-        changes: dict[str, object] = {"failures": 0}
-        if claimed:
-            own = When(paused_until=claimed, then=None)
-            changes["paused_until"] = Case(own, default=F("paused_until"))
-        rows = self.filter(pk=state.pk)
-        if not claimed:
-            # Another worker may have found it down meanwhile.
-            rows = rows.filter(failures=state.failures)
-        rows.update(**changes)
+        values = dict(changes or {}, turn_until=DatabaseNow(min(after, _FARTHEST)))
+        if is_announced:
+            values |= {"turn_token": "", "turn_until": DatabaseNow(_ON_ITS_WAY)}
+        return self.filter(pk=server_id, turn_token=token).update(**values) == 1
 
-    def note_failures(
+    def pause(
         self,
-        state: ServerState,
-        number: int,
-        *,
-        in_a_row: bool,
-        now: datetime,
-        error_code: str,
-    ) -> None:
-        """
-        Store that *number* requests failed.
-
-        Args:
-            in_a_row: after those that failed before, with no response in between.
-        """
-        rows = self.filter(pk=state.pk)
-        if not in_a_row:
-            # Another worker may have found it down meanwhile.
-            rows = rows.filter(failures=state.failures)
-        before = F("failures") if in_a_row else 0
-        rows.update(
-            failures=before + number, last_failure_at=now, last_error=error_code
-        )
-
-    def note_outage(
-        self,
-        state: ServerState,
+        server_id: int,
         *,
         failures: int,
         now: datetime,
         until: datetime,
         error_code: str,
-        claimed: datetime | None = None,
     ) -> None:
-        """
-        Send nothing to the server until then, or until a longer pause ends.
-
-        Args:
-            claimed: until when the probe was claimed: this pause is replaced.
-        """
-        own = [When(paused_until=claimed, then=Value(until))] if claimed else []
+        """Send nothing to the server until then, or until a longer pause ends."""
         longer = When(paused_until__gt=until, then=F("paused_until"))
-        self.filter(pk=state.pk).update(
+        self.filter(pk=server_id).update(
             failures=failures,
-            paused_until=Case(*own, longer, default=Value(until)),
+            paused_until=Case(longer, default=Value(until)),
             last_failure_at=now,
             last_error=error_code,
         )
+
+
+def has_ended(name: str) -> Q:
+    """
+    Return whether the time in the column *name* is over, or was never set.
+
+    One far in the future is of a clock that has been set back since.
+    """
+    return (
+        Q(**{f"{name}__isnull": True})
+        | Q(**{f"{name}__lte": DatabaseNow()})
+        | Q(**{f"{name}__gt": DatabaseNow(_FARTHEST)})
+    )
+
+
+def is_silent(prefix: str = "") -> Q:
+    """Return whether a server is down and lets requests wait until they time out."""
+    return Q(
+        **{
+            f"{prefix}failures__gte": DOWN_AFTER,
+            f"{prefix}last_error": ServerTimeoutError.code,
+        }
+    )
+
+
+# How long a message may wait for a worker until another one is sent.
+_ON_ITS_WAY = timedelta(seconds=45)
+# No turn or message has its end further ahead.
+_FARTHEST = timedelta(minutes=5)
 
 
 class ServerState(models.Model):
@@ -127,6 +142,21 @@ class ServerState(models.Model):
         verbose_name=_("FHIR server"),
         related_name="state",
     )
+    turn_token = models.CharField(
+        _("turn token"),
+        max_length=64,
+        blank=True,
+        default="",
+        editable=False,
+        help_text="Of the process that refreshes its grants.",
+    )
+    turn_until = models.DateTimeField(
+        _("turn until"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="When another process may refresh its grants instead.",
+    )
     failures = models.PositiveIntegerField(
         _("consecutive failed refreshes"),
         default=0,
@@ -141,21 +171,6 @@ class ServerState(models.Model):
         blank=True,
         editable=False,
         help_text="Set after an outage, or when the server asks to wait.",
-    )
-    slot_at = models.DateTimeField(
-        _("next refresh slot"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text="When the next refresh request may be sent under the rate limit.",
-    )
-    refresh_seconds = models.FloatField(
-        _("refresh duration"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text="Average seconds per refresh, which limits how many workers wait for "
-        "the server.",
     )
     last_success_at = models.DateTimeField(
         _("last refresh"),
@@ -189,3 +204,7 @@ class ServerState(models.Model):
 
     def __str__(self) -> str:
         return f"#{self.pk}"
+
+    def is_paused(self, now: datetime) -> bool:
+        """Whether the server needs a pause, or has asked for one."""
+        return self.paused_until is not None and self.paused_until > now

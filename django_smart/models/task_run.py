@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from django.db import models, router
-from django.db.models import F, Q
+from django.db.models import F
 from django.utils.translation import gettext_lazy as _
 
 from .clock import DatabaseNow
@@ -27,46 +27,24 @@ PURGE = "purge"
 REFRESH = "refresh_due_grants"
 ROTATE_KEYS = "rotate_keys"
 
-# No reservation is for longer.
-_LONGEST = timedelta(minutes=1)
-
 
 class TaskRunQuerySet(models.QuerySet["TaskRun"]):
     """Select runs by task."""
 
-    def note(self, name: str) -> datetime:
-        """Store that the task *name* runs now; return the database's time."""
+    def note(self, name: str) -> None:
+        """Store that the task *name* runs now."""
         # Nearly always one UPDATE; two workers at the very first run find one row.
         rows = self.filter(name=name)
         if not rows.update(ran_at=DatabaseNow()):
             self.get_or_create(name=name)
             rows.update(ran_at=DatabaseNow())
+
+    def note_and_read(self, name: str) -> datetime:
+        """Store that the task *name* runs now; return the database's time."""
+        self.note(name)
         # In the time zone of a connection, sums are of local time.
         row = self.using(router.db_for_write(TaskRun)).get(name=name)
         return cast("datetime", row.ran_at).astimezone(UTC)
-
-    def begin(self, name: str, *, within: timedelta) -> bool:
-        """
-        Return whether the caller may run *name* now, and reserve it.
-
-        One conditional UPDATE.  The reservation lasts *within*, unless :meth:`hold`
-        moves its end.
-        """
-        self.get_or_create(name=name)
-        free = (
-            Q(busy_until__isnull=True)
-            | Q(busy_until__lte=DatabaseNow())
-            # The database's clock was ahead, and has been set back since.
-            | Q(busy_until__gt=DatabaseNow(_LONGEST))
-        )
-        begun = self.filter(free, name=name).update(
-            ran_at=DatabaseNow(), busy_until=DatabaseNow(within)
-        )
-        return begun == 1
-
-    def hold(self, name: str, *, within: timedelta) -> None:
-        """Let the reservation of *name* end *within* from now."""
-        self.filter(name=name).update(busy_until=DatabaseNow(within))
 
     def get_owner(self, name: str) -> str:
         """Return the deployment that runs *name*, or ""."""
@@ -101,12 +79,6 @@ class TaskRun(models.Model):
         null=True,
         blank=True,
         help_text="When the task last started.",
-    )
-    busy_until = models.DateTimeField(
-        _("busy until"),
-        null=True,
-        blank=True,
-        help_text="No other process starts the task before this time.",
     )
     owner = models.CharField(
         _("owner"),

@@ -228,7 +228,7 @@ def rotate_due_keys() -> Counter[str]:
     Returns:
         How many keys were ``generated``, ``rotated`` to, and ``removed`` from the set.
     """
-    now = TaskRun.objects.note(ROTATE_KEYS)
+    now = TaskRun.objects.note_and_read(ROTATE_KEYS)
     removed = SigningKey.objects.retired_before(now - OVERLAP).remove()
     changes = Counter(generated=0, rotated=0, removed=removed)
     period = conf.SMART_KEY_ROTATION

@@ -308,7 +308,8 @@ class Adversary(RuleBasedStateMachine):
         """A worker refreshes a grant."""
         grants = TokenGrant.objects.offline().active().order_by("pk")
         if (grant := _pick(list(grants), number)) is not None:
-            tasks.refresh_grants([make_due(grant.pk)])
+            make_due(grant.pk)
+            tasks.refresh_grants(grant.registration.server_id)
 
     @move(number=SOME)
     def revoke_at_the_ehr(self, number: int) -> None:

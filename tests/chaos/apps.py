@@ -17,9 +17,10 @@ class ChaosConfig(AppConfig):
     label = "chaos"
 
     def ready(self) -> None:
-        """Name the process in each request; make claims as short as the rest."""
+        """Name the process in each request; make waits as short as the rest."""
         from django_smart import transport
-        from django_smart.grants import engine
+        from django_smart.grants import turn
+        from django_smart.models import server_state
 
         def name_process() -> None:
             transport._USER_AGENT = f"chaos/{os.getpid()}"
@@ -27,5 +28,6 @@ class ChaosConfig(AppConfig):
         name_process()
         os.register_at_fork(after_in_child=name_process)
         # For a message that was lost, the short form has no 45 seconds.
-        if seconds := os.environ.get("CHAOS_CLAIM"):
-            engine.CLAIM_LENGTH = timedelta(seconds=float(seconds))
+        if seconds := os.environ.get("CHAOS_MESSAGE"):
+            server_state._ON_ITS_WAY = timedelta(seconds=float(seconds))
+            turn._HELD, turn._HELD_ANEW = 5.0, 2.0

@@ -47,7 +47,7 @@ class Scale:
     #: Of the answers, while some are late.
     late_share: float
     #: How long a message may wait, if not as long as ever.
-    claim: float | None = None
+    message: float | None = None
     #: People who open pages meanwhile.
     readers: int = 2
 
@@ -58,7 +58,7 @@ class Scale:
             "CHAOS_TIMEOUT": " ".join(map(str, self.timeout)),
             "CHAOS_FLOOR": str(self.floor),
             "CHAOS_TICK": str(self.tick),
-            "CHAOS_CLAIM": str(self.claim or ""),
+            "CHAOS_MESSAGE": str(self.message or ""),
         }
 
 

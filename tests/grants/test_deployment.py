@@ -15,8 +15,8 @@ from django.utils import timezone
 
 from django_smart import tasks
 from django_smart.exceptions import SMARTError, TokenError
-from django_smart.grants.batch import RefreshResult, refresh_grants
 from django_smart.grants.deployment import is_owner
+from django_smart.grants.engine import RefreshResult
 from django_smart.grants.refresh import get_access_token
 from django_smart.launches.purge import purge
 from django_smart.models import (
@@ -29,7 +29,7 @@ from django_smart.models.clock import DatabaseClock
 from django_smart.testing import EHRSimulator
 from tests.celery import Broker
 from tests.factories import make_grants, make_service, reload_grant
-from tests.grants.working import refresh_due
+from tests.grants.working import refresh_due, refresh_grants
 
 pytestmark = pytest.mark.django_db
 
@@ -76,7 +76,7 @@ def test_copy_without_an_address_refreshes_nothing_either(
 ) -> None:
     staging.SMART_SITE_URL = ""
     assert not is_owner()
-    assert refresh_due() == RefreshResult(skipped=2)
+    assert refresh_due() == RefreshResult()
     assert ehr.requests_to("refresh") == []
     call_command("smart_refresh", "--adopt")
     assert is_owner()
@@ -104,7 +104,7 @@ def test_nobody_refreshes_what_is_on_hold(staging: Any) -> None:
     for url in ("https://app.example.org", "https://staging.example.org", ""):
         staging.SMART_SITE_URL = url
         assert not is_owner()
-    assert refresh_due() == RefreshResult(skipped=2)
+    assert refresh_due() == RefreshResult()
     call_command("smart_refresh", "--adopt")
     assert is_owner()
 

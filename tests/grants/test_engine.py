@@ -13,36 +13,27 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.grants import engine
-from django_smart.grants.engine import (
-    RefreshResult,
-    claim_due_batches,
-    refresh_grants,
-    revoke_grants,
-    run_tick,
-)
-from django_smart.grants.server_limits import BATCH_SIZE, MOST_CLAIMED
+from django_smart.grants.engine import RefreshResult, revoke_grants
 from django_smart.launches.purge import purge
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
     ServerState,
-    TaskRun,
     TokenGrant,
 )
-from django_smart.models.task_run import REFRESH
 from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.clocks import HostClock
 from tests.ehr import connect, listening, make_browser
 from tests.factories import (
-    find_due,
     make_due,
     make_grant,
     make_grants,
     make_registration,
+    make_server,
 )
-from tests.threads import run_together
+from tests.grants.working import refresh_due, refresh_grants, tick
 
 pytestmark = pytest.mark.django_db
 
@@ -84,49 +75,46 @@ def test_message_that_is_delivered_twice_does_nothing(ehr: EHRSimulator) -> None
 
 @pytest.mark.compliance("REF-11")
 def test_only_usable_offline_grants_without_a_lease_are_due(
-    registration: ClientRegistration,
+    ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     user = get_user_model().objects.create(username="gone", is_active=False)
     now = timezone.now()
-    due = _make_grant(registration)
     _make_grant(registration, is_offline=False)
     _make_grant(registration, status="revoked")
     _make_grant(registration, user=user)
     later = _make_grant(registration, due=-1)
-    leased = _make_grant(registration, lease_expires_at=now + timedelta(minutes=1))
-    assert list(claim_due_batches()) == [[due.pk]]
-    # The lease of a dead worker runs out.
-    TokenGrant.objects.filter(pk=leased.pk).update(lease_expires_at=now)
-    assert list(claim_due_batches()) == [[leased.pk]]
+    assert tick() == []
+    _make_grant(registration, lease_expires_at=now + timedelta(minutes=1))
+    assert refresh_due() == RefreshResult()
     make_due(later.pk)
-    assert list(claim_due_batches()) == [[later.pk]]
+    assert refresh_due() == RefreshResult(failed=1)
 
 
-def test_grants_whose_token_ends_first_come_first_in_batches_of_one_server(
-    registration: ClientRegistration,
+def test_grants_whose_token_ends_first_come_first_of_all_registrations(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
 ) -> None:
+    settings.SMART_REFRESH_THREADS = 1
     other = make_registration(
-        server__slug="other", server__base_url="https://other.example.org/r4"
+        registration.server,
+        client_id="another",
+        is_ehr_default=False,
+        is_standalone_default=False,
     )
-    # Which makes batches of two.
-    FHIRServer.objects.update(rate_limit=1)
     now = timezone.now()
-    here, there = (
-        [
-            _make_grant(each, expires_at=now + timedelta(minutes=minutes)).pk
-            for minutes in ends
-        ]
-        for each, ends in ((registration, (3, 1, 2)), (other, (5, 4)))
-    )
-    assert list(claim_due_batches(limit=2)) == [
-        [here[1], here[2]],
-        [there[1], there[0]],
+    wanted = [
+        _make_grant(
+            each,
+            expires_at=now + timedelta(minutes=minutes),
+            refresh_token=f"{minutes}",
+        ).refresh_token
+        for each, minutes in ((registration, 3), (other, 2), (registration, 1))
     ]
-    # The others are on their way, until the claim has run out.
-    assert list(claim_due_batches()) == [[here[0]]]
-    assert list(claim_due_batches()) == []
-    TokenGrant.objects.update(claimed_until=timezone.now())
-    assert [len(batch) for batch in claim_due_batches()] == [2, 2, 1]
+    sent: list[str] = []
+    ehr.on_request = lambda request: sent.append(
+        dict(request.form).get("refresh_token", "")
+    )
+    refresh_due()
+    assert [token for token in sent if token] == wanted[::-1]
 
 
 def test_servers_that_do_not_respond_are_tried_one_at_a_time(
@@ -144,166 +132,82 @@ def test_servers_that_do_not_respond_are_tried_one_at_a_time(
         for number in range(3)
     ]
     grants = [_make_grant(each, due=5).pk for each in hanging]
+    servers = [each.server_id for each in hanging]
     # The one whose pause ended first, and no other until a worker is done with it.
-    assert list(claim_due_batches()) == [[grants[2]]]
-    here = _make_grant(registration).pk
-    assert list(claim_due_batches()) == [[here]]
-    first = TokenGrant.objects.filter(pk=grants[2])
-    TokenGrant.objects.take_leases([grants[2]], owner="w", length=timedelta(minutes=1))
-    assert list(claim_due_batches()) == []
-    first.update(lease_expires_at=None, lease_owner="", claimed_until=None)
-    ServerState.objects.filter(server__slug="away2").update(
-        paused_until=now + timedelta(minutes=1)
-    )
+    assert tick() == [servers[2]]
+    _make_grant(registration)
+    assert tick() == [registration.server_id]
+    states = ServerState.objects
+    assert states.take_turn(servers[2], token="w", length=timedelta(minutes=1))
+    assert tick() == []
+    until = now + timedelta(minutes=1)
+    assert states.end_turn(servers[2], token="w", changes={"paused_until": until})
     # One whose grants cannot be refreshed keeps no other from being tried.
     user = get_user_model().objects.create(username="gone", is_active=False)
     TokenGrant.objects.filter(pk=grants[1]).update(user=user)
-    assert list(claim_due_batches()) == [[grants[0]]]
+    assert tick() == [servers[0]]
     TokenGrant.objects.filter(pk=grants[1]).update(user=None)
     # Those that respond with an error occupy no worker.
-    TokenGrant.objects.update(claimed_until=None)
-    ServerState.objects.update(last_error="token_server_error")
-    assert len(list(claim_due_batches())) == 3
+    states.update(last_error="token_server_error", turn_until=None)
+    assert set(tick()) == {registration.server_id, *servers[:2]}
 
 
-def test_tick_with_nothing_to_do_is_one_query(
-    registration: ClientRegistration, django_assert_num_queries: Any
+def test_server_gets_one_message_until_that_may_be_lost(
+    registration: ClientRegistration,
+) -> None:
+    _make_grant(registration)
+    assert tick() == [registration.server_id]
+    assert tick() == []
+    state = ServerState.objects.get()
+    assert state.turn_until is not None
+    assert state.turn_until <= timezone.now() + timedelta(seconds=45)
+    ServerState.objects.update(turn_until=timezone.now())
+    assert tick() == [registration.server_id]
+    # Nor while a worker serves it.
+    ServerState.objects.take_turn(state.pk, token="w", length=timedelta(minutes=1))
+    assert tick() == []
+
+
+def test_server_that_a_bulk_import_created_without_its_state_is_served(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    ServerState.objects.all().delete()
+    make_grants(ehr, registration, 1)
+    assert refresh_due() == RefreshResult(refreshed=1)
+
+
+def test_tick_for_many_servers_is_a_few_statements(
+    registration: ClientRegistration, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(20):
+        server = make_server(
+            slug=f"s{number}", base_url=f"https://s{number}.example.org/r4"
+        )
+        _make_grant(make_registration(server, client_id=f"c{number}"))
+    tick()
+    ServerState.objects.update(turn_until=None)
+    with django_assert_max_num_queries(6):
+        assert len(tick()) == 20
+
+
+def test_tick_with_nothing_to_do_is_few_queries(
+    registration: ClientRegistration, django_assert_max_num_queries: Any
 ) -> None:
     _make_grant(registration, due=-1)
-    with django_assert_num_queries(1):
-        assert list(claim_due_batches()) == []
-
-
-@pytest.mark.django_db(transaction=True)
-def test_two_beats_never_claim_the_same_grant(registration: ClientRegistration) -> None:
-    grants = {_make_grant(registration).pk for _ in range(40)}
-
-    def claim() -> list[int]:
-        return [pk for batch in claim_due_batches(limit=15) for pk in batch]
-
-    claimed = [pk for pks in run_together(*[claim] * 3) for pk in pks]
-    assert len(claimed) == len(set(claimed))
-    claimed += [pk for batch in claim_due_batches() for pk in batch]
-    assert sorted(claimed) == sorted(grants)
-
-
-def test_first_batches_leave_before_all_is_claimed(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    ServerState.objects.update(refresh_seconds=0.1)
-    grant_ids = make_grants(ehr, registration, 3 * BATCH_SIZE)
-    batches = claim_due_batches()
-    batch = next(batches)
-    claimed = TokenGrant.objects.filter(claimed_until__isnull=False).count()
-    assert (len(batch), claimed) == (BATCH_SIZE, 2 * BATCH_SIZE)
-    rest = list(batches)
-    assert [len(each) for each in rest] == [BATCH_SIZE] * 2
-    assert sorted(batch + [pk for each in rest for pk in each]) == grant_ids
-
-
-def test_batches_are_of_one_size(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    ServerState.objects.update(refresh_seconds=0.1)
-    make_grants(ehr, registration, BATCH_SIZE + 20)
-    assert [len(each) for each in claim_due_batches()] == [135, 135]
-
-
-def test_grants_of_two_registrations_at_one_server_go_by_need(
-    registration: ClientRegistration,
-) -> None:
-    other = make_registration(
-        registration.server,
-        client_id="another",
-        is_ehr_default=False,
-        is_standalone_default=False,
-    )
-    now = timezone.now()
-    grants = [
-        _make_grant(each, expires_at=now + timedelta(minutes=minutes)).pk
-        for each, minutes in ((registration, 3), (other, 2), (registration, 1))
-    ]
-    assert list(claim_due_batches()) == [grants[::-1]]
-
-
-def test_server_with_very_much_to_do_leaves_room_for_the_others(
-    registration: ClientRegistration,
-) -> None:
-    now = timezone.now()
-    share = MOST_CLAIMED // 2
-    ServerState.objects.update(refresh_seconds=0.01)
-    TokenGrant.objects.bulk_create(
-        TokenGrant(
-            registration=registration,
-            is_offline=True,
-            received_at=now,
-            expires_at=now,
-            refresh_due_at=now - timedelta(hours=2),
-        )
-        for _ in range(share + 1)
-    )
-    other = make_registration(
-        server__slug="other", server__base_url="https://other.example.org/r4"
-    )
-    grant = _make_grant(other)
-    batches: list[tuple[list[int], bool]] = []
-    run_tick(lambda *batch: batches.append(batch))
-    assert batches.pop(1) == ([grant.pk], False)
-    assert sum(len(grant_ids) for grant_ids, _ in batches) == share
-    # So that they are not left to beat.
-    assert all(has_more for _, has_more in batches)
-
-
-def test_tick_that_takes_long_keeps_out_the_next(
-    registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "_HELD_ANEW", 0.0)
-    other = make_registration(
-        server__slug="other", server__base_url="https://other.example.org/r4"
-    )
-    expected = {_make_grant(each).pk for each in (registration, other)}
-    sent: list[int] = []
-
-    def send(grant_ids: list[int], _has_more: bool) -> None:
-        sent.extend(grant_ids)
-        if len(sent) == 1:
-            # The time for which it was reserved is over.
-            TaskRun.objects.update(busy_until=timezone.now())
-        else:
-            assert not TaskRun.objects.begin(REFRESH, within=timedelta(seconds=1))
-
-    run_tick(send)
-    assert set(sent) == expected
+    tick()
+    # The owner, that it ran, and what is due.
+    with django_assert_max_num_queries(4):
+        assert tick() == []
 
 
 def test_database_clock_that_was_set_back_stops_no_refreshes(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    # Its rows are from the time when it was an hour ahead.
+    # Its row is from the time when it was an hour ahead.
     later = timezone.now() + timedelta(hours=1)
-    FHIRServer.objects.update(rate_limit=10)
-    ServerState.objects.update(slot_at=later)
-    TaskRun.objects.update_or_create(name=REFRESH, defaults={"busy_until": later})
-    (grant_id,) = make_grants(ehr, registration, 1)
-    run_tick(lambda grant_ids, _: refresh_grants(grant_ids))
-    assert not find_due().filter(pk=grant_id).exists()
-
-
-@pytest.mark.django_db(transaction=True)
-def test_tick_after_a_batch_of_a_moment_finds_the_others(
-    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
-) -> None:
-    settings.SMART_REFRESH_THREADS = 1
-    make_grants(ehr, registration, 30)
-    batches: list[tuple[list[int], bool]] = []
-    run_tick(lambda *batch: batches.append(batch))
-    [(first, has_more)] = batches
-    assert refresh_grants(first) == RefreshResult(refreshed=len(first))
-    assert len(first) < 30
-    assert has_more
-    time.sleep(0.15)
-    run_tick(lambda grant_ids, _: refresh_grants(grant_ids))
-    assert not find_due().exists()
+    ServerState.objects.update(turn_token="then", turn_until=later)
+    make_grants(ehr, registration, 1)
+    assert refresh_due() == RefreshResult(refreshed=1)
 
 
 @pytest.mark.usefixtures("registration")

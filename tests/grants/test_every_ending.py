@@ -11,7 +11,6 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from django_smart.grants import engine
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import get_access_token
 from django_smart.launches.purge import purge
@@ -28,6 +27,7 @@ from tests.ehr import (
     start_login,
 )
 from tests.factories import METHODS, expire, make_client, reload_grant
+from tests.grants.working import refresh_grants, tick
 
 pytestmark = pytest.mark.django_db
 
@@ -165,8 +165,8 @@ def test_online_access_is_refreshed_when_it_is_used_and_not_by_a_worker(
     # Whatever its time says, the worker leaves it alone.
     due = timezone.now() - timedelta(hours=1)
     TokenGrant.objects.update(refresh_due_at=due)
-    assert list(engine.claim_due_batches()) == []
-    assert engine.refresh_grants([grant.pk]).skipped == 1
+    assert tick() == []
+    assert refresh_grants([grant.pk]).skipped == 1
     assert ehr.requests_to("refresh") == []
 
     get_access_token(expire(grant, ehr))

@@ -13,7 +13,6 @@ from django.utils import timezone
 from django_smart.grants.deployment import hold_grants
 from django_smart.grants.due_times import get_refresh_due_at
 from django_smart.grants.ending import announce_ends
-from django_smart.grants.engine import claim_due_batches, refresh_grants
 from django_smart.grants.refresh import get_access_token
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
@@ -38,6 +37,7 @@ from tests.factories import (
     make_user,
     reload_grant,
 )
+from tests.grants.working import refresh_due, refresh_grants
 
 pytestmark = pytest.mark.django_db
 
@@ -205,8 +205,7 @@ def test_grants_past_their_known_end_do_not_stop_the_registration(
     make_grants(ehr, registration, 30, **past)
     good = make_grants(ehr, registration, 1)[-1]
     ehr.faults.add("refresh_invalid_grant")
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == ""
     assert TokenGrant.objects.active().count() == 0
@@ -219,8 +218,7 @@ def test_grants_before_their_known_end_stop_it_as_any_other(
     values = {"ends_at": timezone.now() + DAY, "ends_soon_at": timezone.now()}
     make_grants(ehr, registration, 30, **values)
     ehr.faults.add("refresh_invalid_grant")
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == "grants_refused"
     assert TokenGrant.objects.active().count() == 10

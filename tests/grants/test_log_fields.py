@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from django_smart.grants.engine import refresh_grants, revoke_grants
+from django_smart.grants.engine import revoke_grants
 from django_smart.models import ServerState, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.answers import answer, refuse_refresh
+from tests.grants.working import refresh_grants
 
 pytestmark = pytest.mark.django_db
 

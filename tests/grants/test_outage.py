@@ -17,7 +17,7 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.grants.engine import CLAIM_LENGTH, claim_due_batches, refresh_grants
+from django_smart.grants.engine import run_tick, serve
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
@@ -53,21 +53,22 @@ class _Line(Away):
 def _engine() -> Iterator[None]:
     """Beat and two workers, as threads, until the block ends."""
     stop = threading.Event()
-    messages: Queue[tuple[float, list[int]]] = Queue()
+    messages: Queue[tuple[Any, ...]] = Queue()
+
+    def send(*args: Any) -> None:
+        messages.put(args)
 
     def beat() -> None:
         while not stop.wait(0.5):
-            for batch in claim_due_batches():
-                messages.put((time.monotonic(), batch))
+            run_tick(send)
 
     def work() -> None:
         while not stop.is_set():
             try:
-                sent_at, batch = messages.get(timeout=0.1)
+                server_id, *token = messages.get(timeout=0.1)
             except Empty:
                 continue
-            if time.monotonic() - sent_at < CLAIM_LENGTH.total_seconds():
-                refresh_grants(batch)
+            serve(server_id, token="".join(token), send=send)
 
     def run(function: Any) -> None:
         try:
@@ -136,8 +137,8 @@ def _check_order(places: list[int]) -> None:
 def _outlast(ehr: EHRSimulator, registration: ClientRegistration, number: int) -> None:
     """An outage of the server of so many grants, and what comes after."""
     FHIRServer.objects.update(rate_limit=_LIMIT)
-    (first,) = make_grants(ehr, registration, 1)
-    refresh_grants([first])  # the configuration is known then
+    make_grants(ehr, registration, 1)
+    serve(registration.server_id)  # the configuration is known then
     grant_ids = make_grants(ehr, registration, number)
     places = _spread_ends(grant_ids)
     sent: list[tuple[float, str]] = []

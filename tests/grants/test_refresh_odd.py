@@ -12,7 +12,7 @@ from django.utils import timezone
 from werkzeug.wrappers import Request, Response
 
 from django_smart.contrib.monitoring import read_health
-from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import RefreshResult
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.signals import grant_lost
@@ -20,7 +20,7 @@ from django_smart.testing import EHRSimulator
 from tests.answers import Respond, answer
 from tests.ehr import listening
 from tests.factories import make_due, make_grant, make_grants, reload_grant
-from tests.grants.working import refresh_due
+from tests.grants.working import refresh_due, refresh_grants
 
 pytestmark = pytest.mark.django_db
 

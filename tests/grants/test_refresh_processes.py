@@ -22,11 +22,12 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from django_smart.grants.batch import RefreshResult, refresh_grants
+from django_smart.grants.engine import RefreshResult
 from django_smart.models import TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.factories import make_due, make_grants, make_registration, reload_grant
 from tests.grants.askers import THREADS
+from tests.grants.working import refresh_grants
 from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +183,7 @@ django.setup()
 
 from django.conf import settings
 
-from django_smart.grants.batch import refresh_grants
+from tests.grants.working import refresh_grants
 
 settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
 settings.SMART_HTTP_TIMEOUT = (5, 5, 5)

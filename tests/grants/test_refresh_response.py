@@ -37,6 +37,7 @@ from tests.ehr import (
     start_ehr_launch,
 )
 from tests.factories import expire, make_grants, make_registration, reload_grant
+from tests.grants.working import refresh_grants
 
 pytestmark = pytest.mark.django_db
 
@@ -488,7 +489,7 @@ def test_rotated_refresh_token_is_kept_whatever_goes_wrong_after_the_answer(
     before = reload_grant(grant_id)
     # Workers run no checks that would refuse it: this is to be a number.
     settings.SMART_REFRESH_FLOOR = "30"
-    assert engine.refresh_grants([grant_id]).failed == 1
+    assert refresh_grants([grant_id]).failed == 1
     stored = reload_grant(grant_id)
     assert (stored.status, stored.last_error) == ("active", "internal_error")
     assert stored.refresh_token in ehr.store.refresh_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,23 +15,16 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.exceptions import TokenError, TokenServerError
-from django_smart.grants.batch import RefreshResult, refresh_grants
-from django_smart.grants.engine import claim_due_batches
-from django_smart.grants.refresh import get_access_token
-from django_smart.grants.server_limits import (
-    BATCH_SIZE,
-    Pace,
-    get_batch_size,
-    get_claim_limit,
-    resume_refreshes,
-    stop_refreshes,
-)
+from django_smart.exceptions import SMARTError, TokenError
+from django_smart.grants import turn
+from django_smart.grants.engine import RefreshResult, refresh_for, serve
+from django_smart.grants.refresh import get_access_token, refresh_grant
+from django_smart.grants.stopping import resume_refreshes, stop_refreshes
 from django_smart.launches.purge import purge
 from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.signals import grant_lost
 from django_smart.testing import EHRSimulator
-from tests.answers import Away, after_answer, refuse_refresh
+from tests.answers import Away, refuse_refresh
 from tests.ehr import listening
 from tests.factories import (
     find_due,
@@ -41,7 +35,7 @@ from tests.factories import (
     make_user,
     reload_grant,
 )
-from tests.grants.working import refresh_due
+from tests.grants.working import refresh_due, refresh_grants, tick
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db
@@ -86,7 +80,7 @@ def test_server_that_is_away_is_left_alone_and_no_grant_is_lost(
     assert server.state.last_error == "token_server_error"
     # Neither beat nor a message that is on its way asks for anything.
     ServerState.objects.update(paused_until=timezone.now() + timedelta(hours=1))
-    assert list(claim_due_batches()) == []
+    assert tick() == []
     assert refresh_grants(grant_ids) == RefreshResult(skipped=30)
     assert len(ehr.requests_to("refresh")) == 5
     assert not TokenGrant.objects.exclude(lease_owner="").exists()
@@ -99,15 +93,11 @@ def test_server_is_tried_again_with_one_grant_after_pauses_that_grow(
 ) -> None:
     make_grants(ehr, registration, 30)
     ehr.faults.add("refresh_500")
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     for failures in range(6, 20):
         _end_pause()
-        TokenGrant.objects.update(claimed_until=None)
         ehr.clear_requests()
-        batches = list(claim_due_batches())
-        assert [len(batch) for batch in batches] == [1]
-        assert refresh_grants(batches[0]) == RefreshResult(failed=1)
+        assert refresh_due() == RefreshResult(failed=1)
         assert len(ehr.requests_to("refresh")) == 1
         server = FHIRServer.objects.get()
         assert server.state.failures == failures
@@ -124,25 +114,29 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 20)
     ehr.faults.add("refresh_500")
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     ehr.faults.clear()
-    TokenGrant.objects.update(claimed_until=None)
     later = TokenGrant.objects.filter(refresh_failures=1)
     later.update(refresh_due_at=timezone.now() + timedelta(minutes=30))
     assert later.count() == 5
     _end_pause()
-    ehr.clear_requests()
+    tokens = {reload_grant(pk).refresh_token: pk for pk in grant_ids}
+    sent: list[int] = []
 
-    (probe,) = claim_due_batches()
-    assert refresh_grants(probe) == RefreshResult(refreshed=1)
-    server = FHIRServer.objects.get()
-    assert (server.state.failures, server.state.paused_until) == (0, None)
-    assert server.state.last_success_at is not None
-    (batch,) = claim_due_batches()
-    left = [pk for pk in grant_ids if pk not in probe]
-    assert batch == left
-    assert refresh_grants(batch) == RefreshResult(refreshed=19)
+    def note(request: Any) -> None:
+        if token := dict(request.form).get("refresh_token"):
+            sent.append(tokens[token])
+
+    ehr.on_request = note
+
+    assert refresh_due() == RefreshResult(refreshed=20)
+    state = FHIRServer.objects.get().state
+    assert state.failures == 0
+    assert state.last_success_at is not None
+    # The first one tested the server: one of those that had not failed.
+    first, *others = sent
+    assert first == grant_ids[5]
+    assert others == [pk for pk in grant_ids if pk != first]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -216,7 +210,7 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
     for _ in range(3):
         # Each time after an outage, or after a 429, if there was one before.
         ServerState.objects.update(failures=failures)
-        TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
+        TokenGrant.objects.update(refresh_due_at=timezone.now())
         for _ in range(2):
             _end_pause()
             refresh_due()
@@ -237,40 +231,23 @@ def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
     assert ehr.requests_to("refresh") == []
 
 
-@pytest.mark.parametrize("works", [False, True])
-def test_attempt_does_not_shorten_the_rest_a_server_asked_for_meanwhile(
-    registration: ClientRegistration, works: bool
-) -> None:
-    ServerState.objects.update(failures=7, paused_until=timezone.now())
-    pace = Pace(FHIRServer.objects.get(), now=timezone.now())
-    assert pace.is_probe
-    assert not pace.is_stopped
-    until = timezone.now() + timedelta(minutes=10)
-    ServerState.objects.update(paused_until=until)
-    pace.note_seconds(0.1)
-    pace.note_answer(None if works else TokenServerError("Down.", status_code=500))
-    pace.finish()
-    server = FHIRServer.objects.get()
-    assert server.state.paused_until == until
-    assert (server.state.failures == 0) is works
-
-
 @pytest.mark.django_db(transaction=True)
 def test_of_all_workers_one_tries_a_server_again(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    grant_ids = make_grants(ehr, registration, 3)
+    make_grants(ehr, registration, 3)
     ServerState.objects.update(
         failures=7, paused_until=timezone.now() - timedelta(seconds=1)
     )
+    ehr.faults.add("refresh_503")
 
     def respond_slowly(respond: Any, request: Any) -> Any:
         time.sleep(0.5)
         return respond(request)
 
     ehr.interceptors.append(respond_slowly)
-    results = run_together(*[lambda pk=pk: refresh_grants([pk]) for pk in grant_ids])
-    assert sorted(result.refreshed for result in results) == [0, 0, 1]
+    results = run_together(*[lambda: serve(registration.server_id)] * 3)
+    assert sorted(result.failed for result in results) == [0, 0, 1]
     assert len(ehr.requests_to("refresh")) == 1
 
 
@@ -336,43 +313,6 @@ def test_retry_after_is_kept_by_all_workers(
     assert len(ehr.requests_to("refresh")) == 1
 
 
-def test_rest_counts_that_a_response_asks_for_after_the_batch_has_stopped(
-    registration: ClientRegistration,
-) -> None:
-    ServerState.objects.update(failures=3)
-    server = FHIRServer.objects.get()
-    pace = Pace(server, now=timezone.now())
-    for status_code in (503, 503):
-        pace.note_answer(TokenServerError("Busy.", status_code=status_code))
-    assert pace.is_stopped
-    error = TokenServerError("Busy.", status_code=429, retry_after=120)
-    pace.note_answer(error)
-    server.refresh_from_db()
-    assert _get_pause(server) == timedelta(seconds=120)
-    until = server.state.paused_until
-    error = TokenServerError("Busy.", status_code=503, retry_after=1)
-    pace.note_answer(error)
-    server.refresh_from_db()
-    assert server.state.paused_until == until
-
-
-def test_outage_counts_where_the_rate_limit_has_ended_the_batch(
-    registration: ClientRegistration,
-) -> None:
-    now = timezone.now()
-    FHIRServer.objects.update(rate_limit=1)
-    ServerState.objects.update(slot_at=now + timedelta(minutes=1))
-    pace = Pace(FHIRServer.objects.get(), now=now)
-    pace.get_wait(1)
-    assert pace.is_stopped
-    # Of requests that were under way.
-    for _ in range(5):
-        pace.note_answer(TokenServerError("Down.", status_code=500))
-    server = FHIRServer.objects.get()
-    assert server.state.failures == 5
-    assert server.state.paused_until is not None
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_failures_are_counted_from_the_last_response(
     ehr: EHRSimulator, registration: ClientRegistration
@@ -394,160 +334,49 @@ def test_failures_elsewhere_do_not_shorten_the_rest_a_server_asked_for(
     def rest(execute: Any, sql: str, *args: Any) -> Any:
         result = execute(sql, *args)
         if sql.startswith("UPDATE") and "last_error" in sql:
-            # What another worker was answered meanwhile.
+            # What another process was answered meanwhile, as turns can be shared.
             ServerState.objects.update(paused_until=until)
         return result
 
     ehr.faults.add("refresh_500")
     with connection.execute_wrapper(rest):
-        assert refresh_grants(grant_ids).failed == 5
+        assert refresh_grants(grant_ids).failed > 0
     assert ServerState.objects.get().paused_until == until
 
 
-def test_rate_limit_decides_how_much_is_claimed() -> None:
-    now = timezone.now()
-    server = ServerState(server=FHIRServer()).server
-    assert get_claim_limit(server, busy=0, now=now) == 384
-    assert get_claim_limit(server, busy=310, now=now) == 74
-    sizes = {}
-    for seconds in (0.0, 0.05, 0.3, 0.5, 1.0, 9.0):
-        server.state.refresh_seconds = seconds
-        sizes[seconds] = get_batch_size(server)
-    assert sizes == {0: 125, 0.05: BATCH_SIZE, 0.3: 160, 0.5: 125, 1: 125, 9: 125}
-    server.state.refresh_seconds = None
-    server.rate_limit = 10
-    assert get_claim_limit(server, busy=0, now=now) == 90
-    assert get_claim_limit(server, busy=50, now=now) == 40
-    assert get_batch_size(server) == 27
-    server.state.slot_at = now + timedelta(seconds=4)
-    assert get_claim_limit(server, busy=0, now=now) == 54
-    server.state.slot_at = now + timedelta(minutes=1)
-    assert get_claim_limit(server, busy=0, now=now) == 0
-    server.rate_limit = 1
-    assert get_batch_size(server) == 2
-
-
 @pytest.mark.django_db(transaction=True)
-def test_rate_limit_is_never_passed_by_workers_beside_each_other(
-    ehr: EHRSimulator, registration: ClientRegistration
+def test_rate_limit_is_never_passed_by_turns_after_each_other(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(turn, "_LONGEST", 0.5)
     FHIRServer.objects.update(rate_limit=20)
-    grant_ids = make_grants(ehr, registration, 32)
-    refresh_grants(grant_ids[:1])
-    ehr.clear_requests()
+    make_grants(ehr, registration, 32)
     sent: list[float] = []
     ehr.on_request = lambda _: sent.append(time.monotonic())
-    parts = [grant_ids[1 + start : 32 : 3] for start in range(3)]
-    results = run_together(*[lambda part=part: refresh_grants(part) for part in parts])
-    assert sum(result.refreshed for result in results) == 31
+    results = list(refresh_for(30))
+    assert sum(result.refreshed for result in results) == 32
+    assert len(results) >= 3
+    token_requests = sent[-31:]
     # In any half of a second, with what a busy machine may delay the last of them.
-    for number, start in enumerate(sent):
-        assert sum(start <= each < start + 0.5 for each in sent[number:]) <= 20
+    for number, start in enumerate(token_requests):
+        assert sum(each < start + 0.5 for each in token_requests[number:]) <= 20
     assert sent[-1] - sent[0] > 1.4
 
 
-@pytest.mark.django_db(transaction=True)
-def test_slow_answers_waste_no_turns(
-    ehr: EHRSimulator,
-    registration: ClientRegistration,
-    settings: Any,
-) -> None:
-    settings.SMART_REFRESH_THREADS = 2
-    FHIRServer.objects.update(rate_limit=20)
-    grant_ids = make_grants(ehr, registration, 31)
-    refresh_grants(grant_ids[:1])
-    after_answer(ehr, lambda: time.sleep(0.5))
-    started = time.monotonic()
-    parts = [grant_ids[1 + start : 31 : 3] for start in range(3)]
-    results = run_together(*[lambda part=part: refresh_grants(part) for part in parts])
-    assert [result.refreshed for result in results] == [10, 10, 10]
-    # Six requests at a time, of half a second.  With turns for all that is left taken
-    # anew each time, it would be 5.7 seconds.
-    assert time.monotonic() - started < 5.4
-
-
-def test_turn_that_is_too_far_away_is_left_to_a_later_tick(
+def test_limit_of_ten_per_minute_is_kept(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    grant_ids = make_grants(ehr, registration, 2)
-    FHIRServer.objects.update(rate_limit=5)
-    ServerState.objects.update(slot_at=timezone.now() + timedelta(seconds=40))
-    assert refresh_grants(grant_ids) == RefreshResult(skipped=2)
-    assert ehr.requests_to("refresh") == []
-    assert not TokenGrant.objects.exclude(lease_owner="").exists()
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_turns_that_were_missed_are_taken_anew(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    grant_ids = make_grants(ehr, registration, 4)
-    FHIRServer.objects.update(rate_limit=50)
-    refresh_grants(grant_ids[:1])
-    after_answer(ehr, lambda: time.sleep(0.2))
-    before = timezone.now()
-    assert refresh_grants(grant_ids[1:]).refreshed == 3
-    slot_at = ServerState.objects.get().slot_at
-    # Three turns from the start on would have been over after 0.07 s.
-    assert slot_at is not None
-    assert slot_at - before > timedelta(seconds=0.4)
-
-
-def test_server_with_a_backlog_does_not_keep_others_waiting(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    FHIRServer.objects.update(rate_limit=1)
-    make_grants(ehr, registration, 50)
-    other = make_registration(
-        server__slug="other", server__base_url="https://other.example.org/r4"
-    )
-    newer = make_grants(ehr, other, 3)
-    TokenGrant.objects.filter(pk__in=newer).update(expires_at=timezone.now())
-    batches = list(claim_due_batches())
-    assert batches[1] == newer
-    assert sum(map(len, batches)) == 9 + 3
-
-
-@pytest.mark.parametrize(
-    ("seconds", "limit"), [(None, 384), (0.05, 2000), (0.2, 960), (1, 192), (9, 21)]
-)
-def test_slower_server_gets_fewer_grants(
-    seconds: float | None, limit: int, settings: Any
-) -> None:
-    settings.SMART_REFRESH_THREADS = 16
-    server = ServerState(server=FHIRServer(), refresh_seconds=seconds).server
-    assert get_claim_limit(server, busy=0, now=timezone.now()) == limit
-    assert get_claim_limit(server, busy=limit, now=timezone.now()) == 0
-
-
-def test_slow_server_is_given_no_second_process(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    make_grants(ehr, registration, 100)
-    ServerState.objects.update(refresh_seconds=9)
-    (batch,) = claim_due_batches()
-    assert len(batch) == 21
-    # Nor while a worker has them, or waits for the last responses.
-    owner, length = "a worker", timedelta(seconds=30)
-    TokenGrant.objects.take_leases(batch, owner=owner, length=length)
-    assert list(claim_due_batches()) == []
-    TokenGrant.objects.give_back_leases(batch[6:], owner=owner)
-    assert list(claim_due_batches()) == []
-    TokenGrant.objects.give_back_leases(batch[:1], owner=owner)
-    assert [len(batch) for batch in claim_due_batches()] == [16]
-
-
-@pytest.mark.parametrize(("seconds", "rate_limit"), [(9, None), (5, 10), (8, 4)])
-def test_slow_server_gets_one_message_whatever_its_rate_limit(
-    ehr: EHRSimulator,
-    registration: ClientRegistration,
-    seconds: int,
-    rate_limit: int | None,
-) -> None:
-    make_grants(ehr, registration, 100)
-    FHIRServer.objects.update(rate_limit=rate_limit)
-    ServerState.objects.update(refresh_seconds=seconds)
-    assert len(list(claim_due_batches())) == 1
+    FHIRServer.objects.update(rate_limit=10 / 60)
+    make_grants(ehr, registration, 5)
+    for number in range(1, 4):
+        assert refresh_due() == RefreshResult(refreshed=1)
+        assert len(ehr.requests_to("refresh")) == number
+        # No process waits, and no message leaves before the next one may be sent.
+        assert refresh_due() == RefreshResult()
+        until = ServerState.objects.get().turn_until
+        assert until is not None
+        assert timedelta(seconds=6) < until - timezone.now() < timedelta(seconds=7)
+        ServerState.objects.update(turn_until=timezone.now())
 
 
 # A server that refuses nearly all grants
@@ -565,8 +394,7 @@ def test_server_that_refuses_nearly_all_grants_loses_few(
     _lose(ehr, grant_ids)
     with listening(grant_lost) as lost:
         for _ in range(3):
-            for batch in claim_due_batches():
-                refresh_grants(batch)
+            refresh_due()
     assert len(lost) == 20
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == "grants_refused"
@@ -581,25 +409,26 @@ def test_server_that_refuses_nearly_all_grants_loses_few(
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [400, pytest.param(20_000, marks=pytest.mark.long)])
-def test_storm_of_refusals_at_workers_beside_each_other_loses_few(
+def test_storm_of_refusals_at_processes_beside_each_other_loses_few(
     ehr: EHRSimulator, registration: ClientRegistration, number: int
 ) -> None:
     grant_ids = make_grants(ehr, registration, number)
     ehr.faults.add("refresh_invalid_grant")
 
     def work(part: list[int]) -> None:
-        for start in range(0, len(part), BATCH_SIZE):
-            refresh_grants(part[start : start + BATCH_SIZE])
+        for grant_id in part:
+            with suppress(SMARTError):
+                refresh_grant(reload_grant(grant_id))
 
     parts = [grant_ids[start::4] for start in range(4)]
-    run_together(*[lambda part=part: work(part) for part in parts])
+    run_together(*[lambda part=part: work(part) for part in parts], refresh_due)
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == "grants_refused"
     lost = TokenGrant.objects.lost(within=timedelta(hours=1)).count()
     assert 20 <= lost <= 100
     assert TokenGrant.objects.active().count() == number - lost
     # Nor does a tick send more.
-    assert list(claim_due_batches()) == []
+    assert tick() == []
     assert len(ehr.requests_to("refresh")) <= 300
 
 
@@ -611,8 +440,7 @@ def test_operator_gets_back_what_such_a_server_took(
     for grant_id in grant_ids:
         TokenGrant.objects.filter(pk=grant_id).update(patient_id=str(grant_id))
     ehr.faults.add("refresh_invalid_grant")
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     ehr.faults.clear()
     lost = list(TokenGrant.objects.lost(within=timedelta(hours=1)).order_by("pk"))
     assert len(lost) == 20
@@ -779,7 +607,7 @@ def test_operator_who_accepts_losses_resumes_once(
     call_command("smart_refresh", "--resume", "--accept-losses")
     # Also those that were refreshed or claimed before the registration was stopped.
     active = TokenGrant.objects.active()
-    active.update(refresh_due_at=timezone.now(), claimed_until=None)
+    active.update(refresh_due_at=timezone.now())
     refresh_due()
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == ""
@@ -787,7 +615,7 @@ def test_operator_who_accepts_losses_resumes_once(
     assert active.filter(was_restored=True).count() == 0
     # Those that were refreshed since are protected as ever.
     _lose(ehr, good)
-    active.update(refresh_due_at=timezone.now(), claimed_until=None)
+    active.update(refresh_due_at=timezone.now())
     refresh_due()
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == "grants_refused"
@@ -800,14 +628,12 @@ def test_grant_that_is_refused_like_a_client_stops_no_others(
     dead, *good = make_grants(ehr, registration, 3)
     refuse_refresh(ehr, reload_grant(dead), "invalid_client")
     for _ in range(3):
-        TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
-        for batch in claim_due_batches():
-            assert refresh_grants(batch).refreshed == len(good)
+        TokenGrant.objects.update(refresh_due_at=timezone.now())
+        assert refresh_due().refreshed == len(good)
     # Another one that is dead comes later.
     refuse_refresh(ehr, reload_grant(good[0]), "invalid_client")
-    TokenGrant.objects.update(refresh_due_at=timezone.now(), claimed_until=None)
-    for batch in claim_due_batches():
-        assert refresh_grants(batch).refreshed == 1
+    TokenGrant.objects.update(refresh_due_at=timezone.now())
+    assert refresh_due().refreshed == 1
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is None
     assert TokenGrant.objects.filter(last_error="invalid_client").count() == 2
@@ -862,8 +688,7 @@ def _stop(ehr: EHRSimulator, registration: ClientRegistration, fault: str) -> li
     ehr.faults.add(fault)
     kept = TokenGrant.objects.active()
     for _ in range(2):
-        for batch in claim_due_batches():
-            refresh_grants(batch)
+        refresh_due()
         registration.refresh_from_db()
         assert registration.refresh_stopped_at is not None
         # Those that were refused are due later.
@@ -885,21 +710,18 @@ def test_stopped_registration_is_tried_with_one_grant_every_few_minutes(
 ) -> None:
     kept = _stop(ehr, registration, fault)
     for _ in range(2):
-        assert list(claim_due_batches()) == []
+        assert tick() == []
         assert refresh_grants(kept) == RefreshResult(skipped=len(kept))
         with pytest.raises(TokenError) as caught:
             get_access_token(_make_stale(kept[0]))
         assert caught.value.code in {"grants_refused", "token_refused"}
         assert ehr.requests_to("refresh") == []
         _end_probe_pause()
-        (batch,) = claim_due_batches()
-        assert len(batch) == 1
+        assert refresh_due() == RefreshResult(failed=1)
         # A message that was on its way asks for no more either.
-        result = refresh_grants([*batch, *kept])
-        assert result == RefreshResult(failed=1, skipped=len(kept))
+        assert refresh_grants(kept) == RefreshResult(skipped=len(kept))
         assert len(ehr.requests_to("refresh")) == 1
         ehr.clear_requests()
-        TokenGrant.objects.update(claimed_until=None)
     assert TokenGrant.objects.active().count() == len(kept)
 
 
@@ -909,15 +731,17 @@ def _make_stale(grant_id: int) -> TokenGrant:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_all_workers_one_tries_a_stopped_registration(
+def test_of_all_processes_one_tries_a_stopped_registration(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     kept = _stop(ehr, registration, "refresh_invalid_client")
     _end_probe_pause()
-    results = run_together(
-        *[lambda pk=pk: refresh_grants([pk]) for pk in kept[:3]],
-    )
-    assert sorted(result.failed for result in results) == [0, 0, 1]
+
+    def refresh(grant_id: int) -> None:
+        with suppress(SMARTError):
+            refresh_grant(reload_grant(grant_id))
+
+    run_together(*[lambda pk=pk: refresh(pk) for pk in kept[:2]], refresh_due)
     assert len(ehr.requests_to("refresh")) == 1
 
 
@@ -927,13 +751,11 @@ def test_attempt_that_works_resumes_a_registration_with_good_credentials(
     kept = _stop(ehr, registration, "refresh_invalid_client")
     ehr.faults.clear()
     _end_probe_pause()
-    for batch in claim_due_batches():
-        assert refresh_grants(batch) == RefreshResult(refreshed=1)
+    assert refresh_due() == RefreshResult(refreshed=1)
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is None
     assert registration.refresh_probe_at is None
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     assert len(ehr.requests_to("refresh")) == len(kept)
 
 
@@ -1021,13 +843,16 @@ def test_stopped_registration_is_not_tried_with_a_grant_that_always_fails(
     TokenGrant.objects.filter(pk=always).update(refresh_failures=5)
     stop_refreshes(registration, reason="invalid_client")
     _end_probe_pause()
-    assert list(claim_due_batches()) == [[other]]
+    token = reload_grant(other).refresh_token
+    refresh_due()
+    assert len(ehr.requests_to("refresh")) == 1
+    assert reload_grant(other).refresh_token != token
 
 
 def test_stopped_registration_is_tried_while_others_of_its_server_have_many_due(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    (refused,) = make_grants(ehr, registration, 1, refresh_failures=1)
+    make_grants(ehr, registration, 1, refresh_failures=1)
     busy = make_registration(
         registration.server,
         client_id="another",
@@ -1036,8 +861,8 @@ def test_stopped_registration_is_tried_while_others_of_its_server_have_many_due(
     )
     make_grants(ehr, busy, 5)
     stop_refreshes(registration, reason="invalid_client")
-    claimed = [pk for batch in claim_due_batches(limit=3) for pk in batch]
-    assert refused in claimed
+    refresh_due()
+    assert _reload(registration).refresh_stopped_at is None
 
 
 def test_grants_that_are_refused_like_a_client_stop_others_only_for_a_moment(
@@ -1051,8 +876,9 @@ def test_grants_that_are_refused_like_a_client_stop_others_only_for_a_moment(
     # Not with those, which are due again by now and whose tokens expire first.
     expired = TokenGrant.objects.filter(pk__in=dead)
     expired.update(refresh_due_at=timezone.now(), expires_at=timezone.now())
-    assert list(claim_due_batches()) == [[good]]
-    assert refresh_grants([good]) == RefreshResult(refreshed=1)
+    token = reload_grant(good).refresh_token
+    assert refresh_due() == RefreshResult(refreshed=1)
+    assert reload_grant(good).refresh_token != token
     assert _reload(registration).refresh_stopped_at is None
 
 
@@ -1064,8 +890,7 @@ def test_attempt_that_works_is_no_proof_for_other_grants_that_were_refused(
     _end_probe_pause()
     # While they work, each tick makes one.
     for number in (1, 2):
-        (batch,) = claim_due_batches()
-        assert refresh_grants(batch) == RefreshResult(refreshed=1)
+        assert refresh_due() == RefreshResult(refreshed=1)
         assert len(ehr.requests_to("refresh")) == number
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == "grants_refused"
@@ -1076,7 +901,7 @@ def test_registration_whose_tokens_cannot_be_stored_is_not_tried(
 ) -> None:
     (grant_id,) = make_grants(ehr, registration, 1)
     stop_refreshes(registration, reason="tokens_not_stored")
-    assert list(claim_due_batches()) == []
+    assert tick() == []
     assert refresh_grants([grant_id]) == RefreshResult(skipped=1)
     with pytest.raises(TokenError) as caught:
         get_access_token(_make_stale(grant_id))
@@ -1091,8 +916,7 @@ def test_grants_that_end_one_by_one_among_many_are_lost_as_ever(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 120)
     _lose(ehr, grant_ids[::4])
-    for batch in claim_due_batches():
-        refresh_grants(batch)
+    refresh_due()
     assert TokenGrant.objects.active().count() == 90
     registration.refresh_from_db()
     assert registration.refresh_stop_reason == ""

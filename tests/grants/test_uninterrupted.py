@@ -17,7 +17,6 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from django_smart.exceptions import RefreshInTransactionError
-from django_smart.grants.batch import refresh_grants
 from django_smart.grants.refresh import get_access_token, refresh_grant
 from django_smart.grants.storing import insist
 from django_smart.grants.uninterrupted import is_asked_to_stop, uninterrupted
@@ -25,6 +24,7 @@ from django_smart.models import ClientRegistration, TokenGrant
 from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
 from tests.factories import make_grants, reload_grant
+from tests.grants.working import refresh_grants
 
 
 @pytest.fixture

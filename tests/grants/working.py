@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from django_smart.grants.batch import RefreshResult, refresh_grants
-from django_smart.grants.engine import claim_due_batches
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from django_smart.grants.engine import RefreshResult, run_tick, serve
+from django_smart.models import FHIRServer, ServerState, TokenGrant
+from django_smart.models.clock import DatabaseNow
 from django_smart.testing import EHRSimulator
+from tests.factories import find_due
 from tests.known import CLIENT_SECRET, PATIENT
+
+
+def tick() -> list[int]:
+    """One tick of beat: the servers for which it sends a message."""
+    sent: list[int] = []
+    run_tick(sent.append)
+    return sent
+
+
+def forget_messages() -> None:
+    """Let no message be on its way, as long after the last tick."""
+    ServerState.objects.filter(turn_token="").update(turn_until=None)
 
 
 def refresh_due() -> RefreshResult:
     """One tick of beat, and the worker's part."""
-    results = [refresh_grants(batch) for batch in claim_due_batches()]
+    return _add(serve(pk) for pk in tick())
+
+
+def refresh_grants(grant_ids: Iterable[int]) -> RefreshResult:
+    """Serve the servers while these grants are due, and no others."""
+    asked = list(grant_ids)
+    servers = FHIRServer.objects.filter(registrations__grants__in=asked).distinct()
+    with _postponed(set(asked)):
+        result = _add(serve(server.pk) for server in servers.order_by("pk"))
+    skipped = len(asked) - result.refreshed - result.failed
     return RefreshResult(
-        refreshed=sum(each.refreshed for each in results),
-        skipped=sum(each.skipped for each in results),
-        failed=sum(each.failed for each in results),
+        refreshed=result.refreshed, failed=result.failed, skipped=skipped
+    )
+
+
+@contextmanager
+def _postponed(asked: set[int]) -> Iterator[None]:
+    due = find_due().exclude(pk__in=asked)
+    others = dict(due.values_list("pk", "refresh_due_at"))
+    later = TokenGrant.objects.filter(pk__in=others)
+    later.update(refresh_due_at=DatabaseNow(timedelta(days=1)))
+    try:
+        yield
+    finally:
+        for pk, due_at in others.items():
+            TokenGrant.objects.filter(pk=pk).update(refresh_due_at=due_at)
+
+
+def _add(results: Iterable[RefreshResult]) -> RefreshResult:
+    each = list(results)
+    return RefreshResult(
+        refreshed=sum(one.refreshed for one in each),
+        skipped=sum(one.skipped for one in each),
+        failed=sum(one.failed for one in each),
     )
 
 

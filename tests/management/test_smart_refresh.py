@@ -10,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import timezone
 
-from django_smart.grants.server_limits import stop_refreshes
+from django_smart.grants.stopping import stop_refreshes
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.signals import grant_refreshed
 from tests.ehr import connect, make_browser

@@ -268,14 +268,14 @@ def test_set_reaches_columns_of_both_tables_typed():
         *(*_SECRET, *_EHR),
         *("--set", "min_refresh_interval=90", "--set", "nonce_required=off"),
         *("--set", 'discovery_headers={"Epic-Client-ID": "abc"}'),
-        *("--set", "rate_limit=7", "--set", "landing_page=/a=b/"),
+        *("--set", "rate_limit=0.16", "--set", "landing_page=/a=b/"),
         *("--set", "server.is_active=false", "--set", "create_users=0"),
     )
     row = the_registration()
     assert row.server.min_refresh_interval == timedelta(seconds=90)
     assert row.server.nonce_required is False
     assert row.server.discovery_headers == {"Epic-Client-ID": "abc"}
-    assert row.server.rate_limit == 7
+    assert row.server.rate_limit == 0.16
     assert row.landing_page == "/a=b/"
     assert (row.server.is_active, row.is_active, row.create_users) == (
         False,
@@ -361,7 +361,10 @@ def test_set_wins_over_the_preset():
         ("pkce", "FIELD=VALUE"),
         ("pkce=perhaps", "not a valid choice"),
         ("nonce_required=perhaps", "nonce_required must be true or false"),
-        ("rate_limit=many", "rate_limit must be a whole number"),
+        ("rate_limit=many", "rate_limit must be a number"),
+        ("rate_limit=0", "rate_limit"),
+        ("turns=many", "turns must be a whole number"),
+        ("turns=0", "turns"),
         ("rate_limit=-1", "rate_limit"),
         ("min_refresh_interval=soon", "must be a number of seconds"),
         ("min_refresh_interval=nan", "must be a number of seconds"),
@@ -586,8 +589,8 @@ def test_one_bad_entry_refuses_the_whole_file(tmp_path):
         (_entry(1, frame_origin=5), "frame_origin must be a JSON list"),
         (_entry(1, frame_origin=[5]), "--frame-origin: .*list of strings"),
         (_entry(1, set=[]), "set is not an object"),
-        (_entry(1, set={"rate_limit": 1.5}), "rate_limit must be a whole number"),
-        (_entry(1, set={"rate_limit": True}), "rate_limit must be a whole number"),
+        (_entry(1, set={"turns": 1.5}), "turns must be a whole number"),
+        (_entry(1, set={"rate_limit": True}), "rate_limit must be a number"),
         (_entry(1, set={"min_refresh_interval": 10**400}), "number that is too l"),
         (_entry(1, set={"min_refresh_interval": 10**19}), "a number of seconds"),
         (_entry(1, set={"landing_page": 5}), "landing_page must be text"),

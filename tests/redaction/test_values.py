@@ -90,7 +90,7 @@ PUBLISHED = (
     "django_smart.contrib.monitoring",
     "django_smart.views.picker",
     "django_smart.management.commands.smart_reencrypt",
-    "django_smart.grants.batch",
+    "django_smart.grants.turn",
     "django_smart.servers.requirements",
     "django_smart.protocol.brands",
     "django_smart.protocol.style",

@@ -12,7 +12,6 @@ from django.utils import timezone
 from werkzeug.wrappers import Response
 
 from django_smart.exceptions import DiscoveryStatusError, ServerMovedError
-from django_smart.grants.batch import refresh_grants
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.servers.discovery import fetch_configuration, get_configuration
@@ -27,6 +26,7 @@ from tests.ehr import (
     make_registration,
     start_login,
 )
+from tests.grants.working import refresh_grants
 
 pytestmark = pytest.mark.django_db
 

@@ -21,7 +21,6 @@ from django_smart.exceptions import (
     ServerTimeoutError,
     TokenServerError,
 )
-from django_smart.grants.batch import refresh_grants
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
@@ -37,6 +36,7 @@ from tests.answers import answer
 from tests.clocks import HostClock
 from tests.ehr import CLIENT_ID, get_callback, launch, make_browser, start_login
 from tests.factories import make_grants, make_registration, make_server, reload_grant
+from tests.grants.working import refresh_grants
 from tests.threads import run_together
 
 pytestmark = pytest.mark.django_db

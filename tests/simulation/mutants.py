@@ -21,9 +21,9 @@ from django.db import InterfaceError, OperationalError, connections
 from django.utils import timezone
 
 from django_smart import tasks
-from django_smart.grants import batch, engine, refresh_response, server_limits
-from django_smart.models import ClientRegistration, TokenGrant, task_run
-from django_smart.models.grant import TokenGrantQuerySet
+from django_smart.grants import refresh_response, stopping, turn
+from django_smart.models import ClientRegistration
+from django_smart.models.server_state import ServerStateQuerySet
 from django_smart.servers import http
 from tests.simulation.world import Scenario
 
@@ -37,7 +37,7 @@ class Mutant:
 
     Attributes:
         row: its name.
-        seed: with which it is found.
+        seed: with which, or with one of the next, it is found.
         finding: part of the violation's text.
         patches: object, attribute, and what replaces it.
         scenario: what differs from the usual one.
@@ -52,9 +52,9 @@ class Mutant:
     def __str__(self) -> str:
         return self.row.replace(" ", "-")
 
-    def build_scenario(self) -> Scenario:
+    def build_scenario(self, seed: int) -> Scenario:
         """What it is found in."""
-        return Scenario(seed=self.seed, **self.scenario)
+        return Scenario(seed=seed, **self.scenario)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -66,10 +66,9 @@ class Mutant:
 
 
 def _expire_messages() -> tuple[tuple[Any, str, Any], ...]:
-    """Messages end at a time by the clock of their sender, as a claim does."""
-    seconds = engine.CLAIM_LENGTH.total_seconds()
+    """Messages end at a time by the clock of their sender, as one on its way does."""
     send = tasks.refresh_grants.apply_async
-    sender = SimpleNamespace(delay=lambda *args: send(args, expires=seconds))
+    sender = SimpleNamespace(delay=lambda *args: send(args, expires=45))
     return ((tasks, "refresh_grants", sender),)
 
 
@@ -80,10 +79,6 @@ def _sign_by_own_clock(
     registration: ClientRegistration, *, token_endpoint: str, clock: Any
 ) -> Any:
     return _sign(registration, token_endpoint=token_endpoint, clock=timezone.now)
-
-
-def _claim_all(_: Any, *, busy: int, now: Any) -> int:
-    return 100 * engine.BATCH_SIZE
 
 
 def _give_up(write: Callable[[], Any], *, grant_id: int | None = None) -> Any:
@@ -111,16 +106,19 @@ class _CountInMemory:
         self._refusals[key] += 1
         if self._refusals[key] <= 20:
             return False
-        server_limits.stop_refreshes(registration, reason="grants_refused")
+        stopping.stop_refreshes(registration, reason="grants_refused")
         return True
 
 
-def _store_anyway(grant: TokenGrant, *, used_digest: str, changed: Any = ()) -> bool:
-    """Let a late response replace a newer one."""
-    grant.save()
-    return True
+def _end_any_turn(
+    states: ServerStateQuerySet, server_id: int, *, token: str, **values: Any
+) -> bool:
+    """Give back the turn of whoever has it."""
+    owner = states.values_list("turn_token", flat=True).get(pk=server_id)
+    return _end_turn(states, server_id, token=owner, **values)
 
 
+_end_turn = ServerStateQuerySet.end_turn
 _QUIET: dict[str, Any] = {"seconds": 600.0, "calm": 300.0, "lifetimes": (600,)}
 _FAST = ("fast", "fast", "fast", "fast")
 
@@ -155,10 +153,7 @@ MUTANTS = (
         row="2 a slow server takes all processes",
         seed=2,
         finding="is due for",
-        patches=(
-            (engine, "get_claim_limit", _claim_all),
-            (batch, "_LONGEST_BATCH", 1e9),
-        ),
+        patches=((turn, "_LONGEST", 1e9),),
         scenario={
             **_QUIET,
             "grants": 1600,
@@ -197,9 +192,9 @@ MUTANTS = (
     ),
     Mutant(
         row="8 an old token leaves after its lease",
-        seed=30,
+        seed=2,
         finding="is sent twice",
-        patches=((batch, "whole_call_seconds", lambda: -1e9),),
+        patches=((turn, "whole_call_seconds", lambda: -1e9),),
         scenario={
             **_QUIET,
             "seconds": 1200.0,
@@ -215,9 +210,8 @@ MUTANTS = (
         seed=1,
         finding="is due for",
         patches=(
-            (engine, "get_rank", lambda *_: 0),
-            (batch, "get_rank", lambda *_: 0),
-            (server_limits, "_RECENT", timedelta(0)),
+            (turn, "get_rank", lambda *_, **__: 0),
+            (turn, "_RECENT", timedelta(0)),
         ),
         scenario={
             **_QUIET,
@@ -228,14 +222,10 @@ MUTANTS = (
         },
     ),
     Mutant(
-        row="18 a lost tick keeps out the others",
+        row="18 a lost turn keeps out the others",
         seed=2,
         finding="is due for",
-        patches=(
-            (engine, "_TICK_LENGTH", timedelta(minutes=3)),
-            # Else, such a long reservation counts as one of a wrong clock.
-            (task_run, "_LONGEST", timedelta(minutes=6)),
-        ),
+        patches=((turn, "lease_length", lambda: timedelta(minutes=4)),),
         scenario={
             **_QUIET,
             "seconds": 1200.0,
@@ -246,23 +236,8 @@ MUTANTS = (
         },
     ),
     Mutant(
-        row="19 a late response replaces a newer one",
-        seed=3,
-        finding="is sent twice",
-        patches=((TokenGrantQuerySet, "store_refreshed", staticmethod(_store_anyway)),),
-        scenario={
-            **_QUIET,
-            "seconds": 2400.0,
-            "grants": 60,
-            "kinds": _FAST,
-            "lifetimes": (60,),
-            "faults": ("stop",),
-            "every": 10.0,
-        },
-    ),
-    Mutant(
         row="20 refusals are counted in memory",
-        seed=4,
+        seed=1,
         finding="are lost",
         patches=((refresh_response, "refuses_nearly_all", _CountInMemory()),),
         scenario={
@@ -272,6 +247,32 @@ MUTANTS = (
             "kinds": ("fast", "storm"),
             "faults": ("kill",),
             "every": 10.0,
+        },
+    ),
+    Mutant(
+        row="21 a turn is given back that is another process's",
+        seed=3,
+        finding="more than its limit",
+        patches=((ServerStateQuerySet, "end_turn", _end_any_turn),),
+        scenario={
+            **_QUIET,
+            "grants": 400,
+            "kinds": ("fast", "limited"),
+            "backlog": 1.0,
+            "faults": ("stop",),
+            "every": 15.0,
+        },
+    ),
+    Mutant(
+        row="22 the pause that a server asked for is forgotten",
+        seed=1,
+        finding="is asked although it rests",
+        patches=((ServerStateQuerySet, "pause", lambda *_, **__: None),),
+        scenario={
+            **_QUIET,
+            "grants": 80,
+            "kinds": ("fast", "rest"),
+            "faults": (),
         },
     ),
 )

@@ -21,7 +21,7 @@ from unittest import mock
 
 from django.utils import timezone
 
-from django_smart.grants import batch
+from django_smart.grants import turn
 
 __all__ = ["EPOCH", "Killed", "Process", "Queue", "Scheduler"]
 
@@ -117,8 +117,8 @@ class Scheduler:
                 (time, "monotonic", self._get_monotonic),
                 (time, "sleep", self._sleep),
                 (timezone, "now", self._get_host_time),
-                (batch, "SimpleQueue", lambda: Queue(self)),
-                (batch, "ThreadPoolExecutor", lambda *_: _Executor(self)),
+                (turn, "SimpleQueue", lambda: Queue(self)),
+                (turn, "ThreadPoolExecutor", lambda *_: _Executor(self)),
             ):
                 stack.enter_context(mock.patch.object(where, name, value))
             yield

@@ -30,9 +30,16 @@ def _own_databases(django_db_blocker: Any) -> Iterator[None]:
         yield
 
 
-def _find(mutant: Mutant) -> None:
-    with mutant.applied(), pytest.raises(ViolationError, match=mutant.finding):
-        simulate(mutant.build_scenario())
+def _find(mutant: Mutant) -> int:
+    """Return the seed with which *mutant* is found: what happens when is chance."""
+    for seed in range(mutant.seed, mutant.seed + 6):
+        try:
+            with mutant.applied():
+                simulate(mutant.build_scenario(seed))
+        except ViolationError as exc:
+            if mutant.finding in str(exc):
+                return seed
+    pytest.fail("not found")
 
 
 def test_commands_of_the_page_are_understood() -> None:
@@ -72,9 +79,9 @@ def test_fault_that_was_put_back_is_found(mutant: Mutant) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_every_fault_that_was_put_back_is_found(mutant: Mutant) -> None:
-    _find(mutant)
+    seed = _find(mutant)
     try:
-        simulate(mutant.build_scenario())
+        simulate(mutant.build_scenario(seed))
     except ViolationError as exc:
         pytest.fail(f"found without the fault as well: {exc}")
 

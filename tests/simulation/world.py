@@ -26,7 +26,7 @@ from django_smart import transport
 from django_smart.exceptions import SMARTError
 from django_smart.grants import ending
 from django_smart.grants.refresh import get_access_token, renew_access_token
-from django_smart.grants.server_limits import resume_refreshes
+from django_smart.grants.stopping import resume_refreshes
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.servers.signing_keys import create_signing_key
@@ -316,12 +316,20 @@ class World:
                 continue
             try:
                 scheduler.wait(0.002)
-                grant_ids = tuple(message.args[0]) if message.args else ()
+                grant_ids = self._get_grants(message)
                 self._do(process, message.name, grant_ids, partial(task, *message.args))
             except Killed:
                 if task.acks_late and not self.scheduler.is_ending:
                     self.broker.deliver(message, self.random.uniform(1, 20))
                 raise
+
+    def _get_grants(self, message: Message) -> tuple[int, ...]:
+        """Those that the message is about: all of its server."""
+        if not message.args:
+            return ()
+        server = self.servers[message.args[0] - 1]
+        first = server.number or len(self.servers)
+        return tuple(range(first, self.scenario.grants + 1, len(self.servers)))
 
     def _beat(self, _: Process) -> None:
         entry = BEAT_SCHEDULE["django_smart.refresh_due_grants"]
@@ -359,7 +367,7 @@ class World:
     ) -> None:
         name = name.rpartition(".")[2]
         job = self.jobs[process] = Job(name=name, process=process, grant_ids=grant_ids)
-        self.note("begins", name, *grant_ids)
+        self.note("begins", name, *grant_ids[:1])
         try:
             function()
             self.tally[name] += 1
@@ -465,7 +473,7 @@ class World:
     def excuse(self, message: Message, *, until: float = 0.0) -> None:
         """Its grants come later."""
         until = max(until, self.scheduler.now)
-        for grant_id in message.args[0] if message.args else ():
+        for grant_id in self._get_grants(message):
             self._excuse(grant_id, until)
         if not message.args:
             self._excuse_all(until)

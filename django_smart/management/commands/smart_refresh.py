@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -13,23 +11,15 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
 from django_smart.grants.deployment import adopt_grants, hold_grants, is_owner
-from django_smart.grants.engine import (
-    BATCH_SIZE,
-    RefreshResult,
-    claim_due_batches,
-    refresh_grants,
-)
+from django_smart.grants.engine import RefreshResult, refresh_for
 from django_smart.grants.refresh import refresh_grant
-from django_smart.grants.server_limits import resume_refreshes
-from django_smart.models import ClientRegistration, FHIRServer, TaskRun, TokenGrant
-from django_smart.models.task_run import REFRESH
+from django_smart.grants.stopping import resume_refreshes
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 
 __all__ = ["Command"]
 
 # Called every minute: what is left is due in the next run.
 _SECONDS = 50
-# Grants of each server that are claimed at a time.
-_LIMIT = 4 * BATCH_SIZE
 
 
 class Command(BaseCommand):
@@ -183,23 +173,9 @@ def _refresh_due() -> RefreshResult:
             "The grants of this database belong to another deployment or are "
             "on hold. To refresh them here, run smart_refresh --adopt."
         )
-    TaskRun.objects.note(REFRESH)
-    results = list(_refresh_for(_SECONDS))
+    results = list(refresh_for(_SECONDS))
     return RefreshResult(
         refreshed=sum(result.refreshed for result in results),
         skipped=sum(result.skipped for result in results),
         failed=sum(result.failed for result in results),
     )
-
-
-def _refresh_for(seconds: float) -> Iterator[RefreshResult]:
-    """Refresh one batch after the other; the next run continues."""
-    deadline = time.monotonic() + seconds
-    is_done = False
-    while not is_done:
-        is_done = True
-        for batch in claim_due_batches(limit=_LIMIT):
-            yield refresh_grants(batch)
-            if time.monotonic() > deadline:
-                return
-            is_done = False

@@ -564,6 +564,8 @@ def _describe_type(field: models.Field[Any, Any]) -> str:
         return "true or false"
     if isinstance(field, models.IntegerField):
         return "a whole number"
+    if isinstance(field, models.FloatField):
+        return "a number"
     if isinstance(field, models.DurationField):
         return "a number of seconds"
     if isinstance(field, models.JSONField):
@@ -579,8 +581,10 @@ def _parse(field: models.Field[Any, Any], value: Any) -> Any:
         return _parse_boolean(value)
     if isinstance(field, models.IntegerField):
         return int(_require(value, int, str))
+    if isinstance(field, models.FloatField):
+        return _parse_number(value)
     if isinstance(field, models.DurationField):
-        return timedelta(seconds=_parse_seconds(value))
+        return timedelta(seconds=_parse_number(value))
     if isinstance(field, models.JSONField):
         if isinstance(value, str):
             value = _parse_json(value.encode(), what=f"value of {field.name}")
@@ -607,12 +611,12 @@ def _require(value: Any, *types: type) -> Any:
     return value
 
 
-def _parse_seconds(value: Any) -> float:
-    seconds = float(_require(value, int, float, str))
+def _parse_number(value: Any) -> float:
+    number = float(_require(value, int, float, str))
     # Written so that NaN is refused; the limit is that of the databases' intervals.
-    if not 0 <= seconds <= _MAX_SECONDS:
+    if not 0 <= number <= _MAX_SECONDS:
         raise ValueError
-    return seconds
+    return number
 
 
 def _as_option(name: str) -> str:

@@ -14,11 +14,11 @@ from django.utils import timezone
 from django_smart.checks import check_structure
 from django_smart.clients import fhir_client_for
 from django_smart.exceptions import NoGrantError, ReauthorizationRequiredError
-from django_smart.grants.engine import refresh_grants
 from django_smart.launches.purge import purge
 from django_smart.models import Identity, Launch, TokenGrant
 from tests.ehr import PATIENT, connect, get_callback, make_browser, start_login
 from tests.factories import find_due
+from tests.grants.working import refresh_grants
 from tests.sites.journey import Visitor, visit
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""A worker's batch: overlapping requests, few statements, and nothing lost."""
+"""A worker's turn: overlapping requests, few statements, and nothing lost."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ReauthorizationRequiredError
-from django_smart.grants import batch, refresh
-from django_smart.grants.batch import RefreshResult, refresh_grants
-from django_smart.grants.engine import claim_due_batches
+from django_smart.grants import refresh, turn
+from django_smart.grants.engine import RefreshResult, run_tick, serve
 from django_smart.grants.refresh import get_access_token
-from django_smart.models import ClientRegistration, ServerState, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.signals import grant_lost, grant_refreshed
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, after_answer
 from tests.clocks import HostClock
 from tests.ehr import PATIENT, connect, listening, make_browser
-from tests.factories import find_due, make_grants, make_registration, reload_grant
-from tests.grants.working import refresh_due
+from tests.factories import (
+    find_due,
+    make_grants,
+    make_registration,
+    make_server,
+    reload_grant,
+)
+from tests.grants.working import refresh_due, refresh_grants
 
 pytestmark = pytest.mark.django_db
 
@@ -103,10 +108,10 @@ def test_batch_needs_hardly_more_than_a_statement_for_a_grant(
     ]
     counts = [sql for sql in statements if "django_smart_refreshcount" in sql]
     statements = [sql for sql in statements if sql not in counts]
-    assert len(statements) <= 109, statements[:6]
-    # Of which the worker's: the owner, leases, grants, an update for each, and the end.
+    # With the tick, two slices, and the end of the turn.
+    assert len(statements) <= 112, statements[:6]
     updates = [sql for sql in statements if sql.startswith("UPDATE")]
-    assert len(updates) <= 103
+    assert len(updates) <= 106
     # One for each outcome and length of a call, or a few where it is the first.
     assert 1 <= len(counts) <= 12
 
@@ -159,39 +164,152 @@ def test_answer_is_stored_the_moment_it_comes(
 def test_same_message_twice_at_once_refreshes_once(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    grant_ids = make_grants(ehr, registration, 5)
+    make_grants(ehr, registration, 5)
     again: list[RefreshResult] = []
 
     def deliver_again(execute: Any, sql: str, *args: Any) -> Any:
         if _writes_tokens(sql) and not again:
-            again.append(RefreshResult())
-            again[0] = refresh_grants(grant_ids)
+            again.append(serve(registration.server_id))
         return execute(sql, *args)
 
     with connection.execute_wrapper(deliver_again):
-        assert refresh_grants(grant_ids) == RefreshResult(refreshed=5)
-    assert again == [RefreshResult(skipped=5)]
+        assert serve(registration.server_id) == RefreshResult(refreshed=5)
+    assert again == [RefreshResult()]
     assert len(ehr.requests_to("refresh")) == 5
     assert ehr.reused_refresh_tokens == 0
 
 
-def test_batch_of_a_dead_worker_is_taken_up_when_its_leases_end(
+def test_grants_of_a_dead_worker_are_taken_up_when_its_leases_end(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     grant_ids = make_grants(ehr, registration, 3)
-    batches = list(claim_due_batches())
     now = timezone.now()
     TokenGrant.objects.take_leases(
-        batches[0], owner="a dead one", length=timedelta(seconds=30)
+        grant_ids, owner="a dead one", length=timedelta(seconds=30)
     )
     assert refresh_due() == RefreshResult()
-    assert refresh_grants(grant_ids) == RefreshResult(skipped=3)
     TokenGrant.objects.update(lease_expires_at=now - timedelta(seconds=1))
     # First, it has time to store what it may have in memory.
-    assert refresh_due() == RefreshResult(skipped=3)
-    assert refresh_grants(grant_ids) == RefreshResult(skipped=3)
+    assert refresh_due() == RefreshResult()
     assert TokenGrant.objects.update(refresh_due_at=now) == 3
     assert refresh_due() == RefreshResult(refreshed=3)
+
+
+def test_turn_of_a_dead_worker_ends_by_itself(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    make_grants(ehr, registration, 1)
+    states = ServerState.objects
+    length = timedelta(seconds=30)
+    assert states.take_turn(registration.server_id, token="a dead one", length=length)
+    assert refresh_due() == RefreshResult()
+    assert serve(registration.server_id) == RefreshResult()
+    states.update(turn_until=timezone.now())
+    assert refresh_due() == RefreshResult(refreshed=1)
+    # It was suspended only, and gives nothing back that is another's now.
+    assert states.take_turn(registration.server_id, token="another", length=length)
+    assert not states.end_turn(registration.server_id, token="a dead one")
+    assert states.get().turn_token == "another"
+
+
+def test_turn_ends_after_some_seconds_and_sends_its_successor(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    host_clock: HostClock,
+    settings: Any,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    make_grants(ehr, registration, 9)
+    after_answer(ehr, lambda: host_clock.shift(3))
+    sent: list[Any] = []
+    run_tick(sent.append)
+    (server_id,) = sent
+    assert serve(server_id, send=sent.append) == RefreshResult(refreshed=4)
+    assert sent == [server_id] * 2
+    # Its message is on its way: no tick sends another one.
+    run_tick(sent.append)
+    assert sent == [server_id] * 2
+    assert serve(server_id).refreshed == 4
+    assert serve(server_id, send=sent.append) == RefreshResult(refreshed=1)
+    assert sent == [server_id] * 2
+
+
+def test_slow_server_rests_while_others_wait_for_a_process(
+    ehr: EHRSimulator,
+    registration: ClientRegistration,
+    host_clock: HostClock,
+    settings: Any,
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    make_grants(ehr, registration, 9)
+    after_answer(ehr, lambda: host_clock.shift(9))
+    other = make_server(slug="other", base_url="https://other.example.org/r4")
+    ServerState.objects.announce([other.pk])
+    sent: list[Any] = []
+    assert serve(registration.server_id, send=sent.append).refreshed == 2
+    assert sent == []
+    ServerState.objects.filter(pk=other.pk).update(turn_until=timezone.now())
+    assert serve(registration.server_id, send=sent.append).refreshed == 2
+    assert sent == [registration.server_id]
+
+
+def test_slow_server_has_no_more_grants_leased_than_requests_under_way(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    # Of a lease that is not used yet, a page would wait for the end.
+    settings.SMART_REFRESH_THREADS = 4
+    make_grants(ehr, registration, 20)
+    leased: list[int] = []
+
+    def look(execute: Any, sql: str, *args: Any) -> Any:
+        if _writes_tokens(sql):
+            leased.append(TokenGrant.objects.exclude(lease_owner="").count())
+        return execute(sql, *args)
+
+    after_answer(ehr, lambda: time.sleep(0.1))
+    with pytest.MonkeyPatch.context() as patch, connection.execute_wrapper(look):
+        patch.setattr(turn, "_SLICE", 0.1)
+        assert serve(registration.server_id) == RefreshResult(refreshed=20)
+    assert max(leased) <= 8
+
+
+def test_operator_pauses_a_server_during_a_turn(
+    ehr: EHRSimulator, registration: ClientRegistration, settings: Any
+) -> None:
+    settings.SMART_REFRESH_THREADS = 1
+    make_grants(ehr, registration, 5)
+
+    def pause(execute: Any, sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if _writes_tokens(sql):
+            FHIRServer.objects.update(paused=True)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, connection.execute_wrapper(pause):
+        patch.setattr(turn, "_MOST_LEASED", 1)
+        assert serve(registration.server_id) == RefreshResult(refreshed=1)
+    assert not TokenGrant.objects.exclude(lease_owner="").exists()
+
+
+def test_processes_share_the_turn_of_a_giant_server(
+    ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "_MOST_LEASED", 5)
+    FHIRServer.objects.update(turns=2)
+    make_grants(ehr, registration, 20)
+    shared: list[RefreshResult] = []
+
+    def send(server_id: int, token: str = "") -> None:
+        # No other process begins a turn of its own meanwhile.
+        assert serve(server_id) == RefreshResult()
+        assert serve(server_id, token="of an earlier turn") == RefreshResult()
+        shared.append(serve(server_id, token=token))
+
+    result = serve(registration.server_id, send=send)
+    assert len(shared) == 1
+    assert shared[0].refreshed + result.refreshed == 20
+    assert shared[0].refreshed > 0
+    assert ehr.reused_refresh_tokens == 0
 
 
 def test_tokens_that_a_process_still_stores_after_an_outage_are_not_lost(
@@ -215,7 +333,6 @@ def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
 ) -> None:
     user = get_user_model().objects.create(username="maria")
     grant_ids = make_grants(ehr, registration, 5, user=user)
-    list(claim_due_batches())
     deleted, revoked, fresh, first, second = grant_ids
     TokenGrant.objects.filter(pk=deleted).delete()
     TokenGrant.objects.filter(pk=revoked).end_pending_revocation(now=timezone.now())
@@ -224,7 +341,6 @@ def test_grants_that_are_gone_or_ended_meanwhile_are_left_alone(
     get_user_model().objects.update(is_active=False)
     assert refresh_grants(grant_ids) == RefreshResult(skipped=5)
     get_user_model().objects.update(is_active=True)
-    # No lease was kept of the one that was deactivated for a moment.
     assert refresh_grants(grant_ids) == RefreshResult(refreshed=2, skipped=3)
     assert len(ehr.requests_to("refresh")) == 2
     assert all(
@@ -301,7 +417,7 @@ def test_token_that_was_not_replaced_revives_no_grant(
     assert reload_grant(grant_id).status == TokenGrant.Status.NEEDS_REAUTHORIZATION
 
 
-def test_batch_at_a_slow_server_ends_and_gives_back_what_it_did_not_start(
+def test_turn_at_a_slow_server_ends_and_gives_back_what_it_did_not_start(
     ehr: EHRSimulator,
     registration: ClientRegistration,
     host_clock: HostClock,
@@ -310,9 +426,9 @@ def test_batch_at_a_slow_server_ends_and_gives_back_what_it_did_not_start(
     settings.SMART_REFRESH_THREADS = 1
     grant_ids = make_grants(ehr, registration, 6)
     after_answer(ehr, lambda: host_clock.shift(4))
-    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2, skipped=4)
+    assert refresh_grants(grant_ids) == RefreshResult(refreshed=3, skipped=3)
     assert not TokenGrant.objects.exclude(lease_owner="").exists()
-    assert find_due().count() == 4
+    assert find_due().count() == 3
 
 
 @contextmanager
@@ -605,7 +721,7 @@ def test_answers_that_are_under_way_are_kept_after_an_error_of_ours(
             raise ZeroDivisionError
         return build(*args, **values)
 
-    monkeypatch.setattr(batch, "build_request", break_down)
+    monkeypatch.setattr(turn, "build_request", break_down)
     with pytest.raises(ZeroDivisionError):
         refresh_grants(grant_ids)
     assert _lost_answers(ehr) == 0
@@ -765,9 +881,7 @@ def test_missing_credentials_postpone_the_batch_and_send_nothing(
             # Soon, since nothing tells when the secret is there.
             wait = grant.refresh_due_at - timezone.now()
             assert wait < timedelta(minutes=6)
-        TokenGrant.objects.update(
-            refresh_failures=20, refresh_due_at=timezone.now(), claimed_until=None
-        )
+        TokenGrant.objects.update(refresh_failures=20, refresh_due_at=timezone.now())
     assert ehr.requests_to("refresh") == []
 
 

@@ -1,4 +1,4 @@
-"""What a claim reads among many grants: those it claims, and hardly any others."""
+"""What is read among many grants: those that are due, and hardly any others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_smart.grants.engine import claim_due_batches
-from django_smart.grants.server_limits import MOST_CLAIMED
-from django_smart.models import ClientRegistration, ServerState, TokenGrant
+from django_smart.grants.turn import _MOST_READ
+from django_smart.models import ClientRegistration, TokenGrant
+from tests.grants.working import tick
 
 # MariaDB commits with ANALYZE TABLE, so what is filled in has to be taken out again.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -68,11 +68,12 @@ def _fill(registration: ClientRegistration, number: int, *, are_due: bool) -> No
     assert TokenGrant.objects.count() == number
 
 
-def _claim(number: int) -> list[str]:
-    """Claim *number* grants; returns the SELECTs that were needed."""
+def _find(registration: ClientRegistration, number: int) -> list[str]:
+    """Find *number* due grants; returns the SELECTs that were needed."""
     with CaptureQueriesContext(connection) as captured:
-        batches = list(claim_due_batches())
-    assert sum(len(batch) for batch in batches) == number
+        assert tick() == [registration.server_id]
+        found = TokenGrant.objects.read_due(registration, limit=_MOST_READ)
+    assert len(found) == number
     table = connection.ops.quote_name(TokenGrant._meta.db_table)
     return [
         each["sql"]
@@ -130,47 +131,41 @@ def _walk(step: dict[str, Any]) -> list[dict[str, Any]]:
     return [step, *(low for each in step.get("Plans", ()) for low in _walk(each))]
 
 
-def _check_claim(registration: ClientRegistration, number: int) -> None:
+def _check_few(registration: ClientRegistration, number: int) -> None:
     _fill(registration, number, are_due=False)
-    selects = _claim(_DUE)
-    TokenGrant.objects.filter(claimed_until__isnull=False).update(claimed_until=None)
-    assert len(selects) >= 2
+    selects = _find(registration, _DUE)
+    assert len(selects) >= 1
     for sql in selects:
         _check_plan(sql)
 
 
-def test_claim_among_many_grants_reads_those_that_are_due(
+def test_turn_among_many_grants_reads_those_that_are_due(
     registration: ClientRegistration,
 ) -> None:
-    _check_claim(registration, 20_000)
+    _check_few(registration, 20_000)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_claim_among_a_million_grants_reads_those_that_are_due(
+def test_turn_among_a_million_grants_reads_those_that_are_due(
     registration: ClientRegistration,
 ) -> None:
-    _check_claim(registration, 1_000_000)
+    _check_few(registration, 1_000_000)
 
 
 def _check_backlog(registration: ClientRegistration, number: int) -> None:
-    ServerState.objects.update(refresh_seconds=0.01)
     _fill(registration, number, are_due=True)
-    _claim(MOST_CLAIMED)
-    # Nothing was taken up, so nothing more is claimed.
-    selects = _claim(0)
-    assert len(selects) == 2
-    for sql in selects:
+    for sql in _find(registration, _MOST_READ):
         (plan,) = _explain(sql)[0][0]
         for step in _walk(plan["Plan"]):
             read = step["Actual Rows"] + step.get("Rows Removed by Filter", 0)
             # One registration is put in order, and no grants.
-            most = 1 if "Sort" in step["Node Type"] else 2 * MOST_CLAIMED
+            most = 1 if "Sort" in step["Node Type"] else _MOST_READ
             assert read <= most, plan
 
 
 @_POSTGRESQL
-def test_claim_among_many_due_grants_sorts_nothing(
+def test_turn_among_many_due_grants_sorts_nothing(
     registration: ClientRegistration,
 ) -> None:
     _check_backlog(registration, 100_000)
@@ -179,7 +174,7 @@ def test_claim_among_many_due_grants_sorts_nothing(
 @_POSTGRESQL
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_claim_among_a_million_due_grants_sorts_nothing(
+def test_turn_among_a_million_due_grants_sorts_nothing(
     registration: ClientRegistration,
 ) -> None:
     _check_backlog(registration, 1_000_000)

@@ -1,0 +1,109 @@
+"""How fast a server is asked, and when it is left alone: without a database."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from django_smart.exceptions import TokenServerError
+from django_smart.grants.pacing import Breaker, Pace, get_rank
+
+
+def _down(status_code: int = 500, **values: float) -> TokenServerError:
+    return TokenServerError("Down.", status_code=status_code, **values)
+
+
+def test_fifth_failure_in_a_row_needs_a_pause() -> None:
+    breaker = Breaker()
+    for number in range(1, 5):
+        assert breaker.note_outage(_down()) is None
+        assert breaker.failures == number
+    pause = breaker.note_outage(_down())
+    assert pause is not None
+    assert 1 <= pause <= 2
+    assert breaker.is_open
+    assert (breaker.failures, breaker.error_code) == (5, "token_server_error")
+
+
+def test_failures_are_counted_on_from_the_last_turn() -> None:
+    breaker = Breaker(failures=4)
+    assert not breaker.is_probe
+    assert breaker.note_outage(_down()) is not None
+    # A response in between begins anew.
+    breaker = Breaker(failures=4)
+    assert breaker.note_response() is False
+    assert breaker.note_outage(_down()) is None
+    assert breaker.failures == 1
+
+
+def test_server_that_was_down_is_tried_once() -> None:
+    breaker = Breaker(failures=7, was_there=True)
+    assert breaker.is_probe
+    assert breaker.note_outage(_down(), of_grant=True) is not None
+    assert breaker.failures == 8
+    breaker = Breaker(failures=7)
+    assert breaker.note_response() is True
+    assert not breaker.is_probe
+    assert breaker.note_response() is False
+    assert breaker.failures == 0
+
+
+def test_rest_that_a_server_asks_for_is_kept() -> None:
+    breaker = Breaker()
+    assert breaker.note_outage(_down(503, retry_after=120)) == 120
+    # The next turn begins with one request.
+    assert breaker.failures == 5
+    # A later response may ask for a longer pause; another failure asks for none.
+    assert breaker.note_outage(_down()) is None
+    assert breaker.note_outage(_down(429, retry_after=300)) == 300
+    # Responses that were under way do not end it.
+    assert breaker.note_response() is False
+    assert breaker.failures == 5
+    pause = Breaker().note_outage(_down(429))
+    assert pause is not None
+    assert 1 <= pause <= 2
+    assert Breaker().note_outage(_down(503, retry_after=10**6)) == 3600
+
+
+def test_grant_that_always_fails_does_not_count_while_others_work() -> None:
+    breaker = Breaker(was_there=True)
+    for _ in range(9):
+        assert breaker.note_outage(_down(), of_grant=True) is None
+    assert breaker.failures == 0
+    breaker = Breaker()
+    assert [breaker.note_outage(_down(), of_grant=True) for _ in range(5)][-1]
+
+
+@pytest.mark.parametrize("rate", [0.16, 5, 200])
+def test_no_second_exceeds_the_limit(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, sent = 1000.0, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pace = Pace(rate)
+    for number in range(50):
+        now += pace.get_wait()
+        pace.note_sent()
+        sent.append(now)
+        # Once, the server takes long.
+        now += 0.2 if number == 20 else 0.0
+    for number, start in enumerate(sent):
+        period = max(1.0, 1 / rate)
+        within = sum(each < start + period - 1e-6 for each in sent[number:])
+        assert within <= max(rate, 1)
+    assert sent[-1] - sent[0] <= 50 / (0.9 * rate) + 0.2
+
+
+def test_server_without_a_limit_is_asked_at_once() -> None:
+    pace = Pace(None)
+    pace.note_sent()
+    assert pace.get_wait() == 0
+    assert pace.count_within(5) > 10**6
+    assert Pace(10).count_within(5) == 45
+    assert Pace(0.1).count_within(5) == 1
+
+
+def test_what_always_fails_comes_last_but_for_a_test() -> None:
+    assert [get_rank(each, is_probe=False) for each in (0, 2, 5)] == [0, 0, 3]
+    assert [get_rank(each, is_probe=True) for each in (0, 2, 5)] == [0, 2, 5]
