@@ -1,20 +1,17 @@
-"""The pages on app state and on Tasks, by the code that they show."""
+"""The page on app state, by the code that it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from django.test import RequestFactory
-from django.urls import clear_script_prefix, set_script_prefix
 
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration
-from django_smart.protocol.task_launch import TaskLaunchKind
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import execute, read_blocks
-from tests.ehr import EHR_SCOPE, SITE, launch, make_browser
+from tests.ehr import EHR_SCOPE, launch, make_browser
 from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
@@ -88,23 +85,3 @@ def test_view_of_the_page_tells_of_a_conflict(
     assert response.status_code == 409
     [kept] = search(page["CODE"], subject=smart.fhir_user)
     assert kept.read_json(URL) == {"rows": 10}
-
-
-@pytest.fixture(params=["/", f"/~{'k' * 24}/"])
-def script_prefix(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Of a page without a launch, and of one in a launch."""
-    set_script_prefix(request.param)
-    yield
-    clear_script_prefix()
-
-
-@pytest.mark.usefixtures("script_prefix")
-@pytest.mark.compliance("TASK-01", "TASK-05")
-def test_task_of_the_page_is_read_by_its_own_app_alone() -> None:
-    names = execute(*read_blocks("how-to/task-launch.rst"))
-    request = RequestFactory().get("/", secure=True, HTTP_HOST="app.example.org")
-    task = names["make_task"](f"{SITE}/smart/launch/", "Patient/1", "dose?")
-    found = names["read_task"](request, task)
-    assert (found.kind, found.app_context) == (TaskLaunchKind.EHR, "dose?")
-    foreign = names["make_task"]("https://evil.example/smart/launch/", "Patient/1", "")
-    assert names["read_task"](request, foreign) is None
