@@ -352,6 +352,7 @@ def test_several_subjects_are_all_of_the_patient():
     "contained",
     [
         [{"resourceType": "Patient", "id": "c"}],
+        [{"resourceType": "Patient", "id": "p1"}],
         {"resourceType": "Patient", "id": "c"},
         [{"resourceType": "Condition", "subject": {"reference": "Patient/p2"}}],
         [{"resourceType": "Parameters", "parameter": [{"resource": OTHERS}]}],
@@ -373,6 +374,18 @@ def test_what_a_resource_contains_is_checked(contained):
         own = {**resource, "contained": [device]}
         grant.server.on(f"{kind}/o1", respond(own))
         assert grant.client.read(kind, "o1") == own
+
+
+def test_outcome_of_an_entry_is_checked():
+    grant = make_grant()
+    outcome = {"resourceType": "OperationOutcome", "contained": [OTHERS]}
+    response = {"status": "400", "outcome": outcome}
+    answer = bundle(type="batch-response", entry=[{"response": response}])
+    grant.server.answers[BASE] = [respond(answer)]
+    batch = grant.client.batch()
+    batch.search("Observation")
+    with pytest.raises(ForeignPatientError):
+        batch.send()
 
 
 @pytest.mark.parametrize("answer", [b"", OTHERS])
