@@ -16,9 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from django_smart import tasks
-from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, Identity, TokenGrant
 from django_smart.testing import EHRSimulator
-from tests.adversary.servers import CLIENT_IDS, HONEST, Hostile, get_redirect_uri
+from tests.adversary.servers import (
+    CLIENT_IDS,
+    HONEST,
+    TENANTS,
+    Hostile,
+    get_redirect_uri,
+)
 from tests.adversary.world import (
     EVIL,
     LAIR,
@@ -37,6 +43,8 @@ __all__ = ["Adversary"]
 BROWSERS = st.sampled_from((*VICTIMS, LAIR))
 VICTIM = st.sampled_from(VICTIMS)
 SERVERS = st.sampled_from((*HONEST, EVIL))
+# What the site records of a server.
+PINNED = ("issuer", "jwks_uri", "token_endpoint")
 SOME = st.integers(0, 7)
 METADATA = (
     *("issuer", "jwks_uri", "token_endpoint", "authorization_endpoint"),
@@ -143,6 +151,7 @@ class Adversary(RuleBasedStateMachine):
         launch = ehr.create_launch(CLIENT_IDS[server], patient=patient, user=person)
         query = urlencode({"iss": ehr.base_url, "launch": launch})
         response = self.world.get(browser, f"/smart/launch/?{query}")
+        self.world.expect_service(server, response)
         started = self.world.note_start(browser, server, response, user=user)
         self._go(started, who, goes)
 
@@ -195,7 +204,8 @@ class Adversary(RuleBasedStateMachine):
             if choice == "sign_in":
                 world.step.signed_out.add(browser)
             if choice == "connect":
-                world.step.connecting[browser] = browser.user, lends
+                lent = lends and browser.is_fresh
+                world.step.connecting[browser] = browser.user, lent
             values = {"choice": choice} | ({"may_sign_in": "on"} if lends else {})
             response = world.post(browser, url, **values)
         if browser is parked.browser:
@@ -204,7 +214,13 @@ class Adversary(RuleBasedStateMachine):
             raise ViolationError(f"{browser.name} is asked what others are to answer")
 
     def _start(
-        self, name: str, server: str, *, posts: bool, lends: bool = False
+        self,
+        name: str,
+        server: str,
+        *,
+        posts: bool,
+        lends: bool = False,
+        is_tampered: bool = False,
     ) -> Pending | None:
         browser = self.world.browsers[name]
         user = browser.user
@@ -214,6 +230,8 @@ class Adversary(RuleBasedStateMachine):
             response = self.world.post(browser, "/smart/login/", **values)
         else:
             response = self.world.get(browser, f"/smart/login/?server={server}")
+        if not is_tampered:
+            self.world.expect_service(server, response)
         connects = posts and user is not None
         return self.world.note_start(
             browser, server, response, user=user, connects=connects, lends=lends
@@ -222,18 +240,19 @@ class Adversary(RuleBasedStateMachine):
     def _go(self, started: Pending | None, who: int, goes: bool) -> None:
         if started is not None and goes:
             self.world.proven.append((started.server, who))
-            self._authorize(started.browser, started.url, who, arrives=True)
+            response = self._authorize(started.browser, started.url, who, arrives=True)
+            if response is not None:
+                self.world.expect_service(started.server, response)
 
-    def _authorize(
-        self, browser: Browser, url: str, who: int, *, arrives: bool
-    ) -> None:
+    def _authorize(self, browser: Browser, url: str, who: int, *, arrives: bool) -> Any:
+        """Returns what the site answers to the callback, if it gets there."""
         callback = self.world.authorize(browser, url, who, patient=who)
         if callback is None or not callback.startswith(SITE):
-            return
+            return None
         if arrives:
-            self.world.visit_callback(browser, callback)
-        else:
-            self.world.callbacks.append((browser, callback))
+            return self.world.visit_callback(browser, callback)
+        self.world.callbacks.append((browser, callback))
+        return None
 
     @move(number=SOME, who=SOME, arrives=PERHAPS)
     def go_on_at_the_server(self, number: int, who: int, arrives: bool) -> None:
@@ -249,11 +268,12 @@ class Adversary(RuleBasedStateMachine):
             self.world.callbacks.remove(found)
             self.world.visit_callback(*found)
 
-    @move(name=BROWSERS, who=st.sampled_from(("carla", "root")))
-    def sign_in_with_password(self, name: str, who: str) -> None:
-        """The site's own sign-in."""
+    @move(name=BROWSERS, who=st.sampled_from(("carla", "root")), long_ago=PERHAPS)
+    def sign_in_with_password(self, name: str, who: str, long_ago: bool) -> None:
+        """The site's own sign-in, now or a quarter of an hour ago."""
         browser = self.world.browsers[name]
-        self.world.sign_in(browser, who if browser.is_victim else "mallory")
+        username = who if browser.is_victim else "mallory"
+        self.world.sign_in(browser, username, long_ago=long_ago)
 
     @move(name=BROWSERS, server=SERVERS, who=SOME, lends=PERHAPS)
     def sign_in_and_connect(
@@ -280,6 +300,31 @@ class Adversary(RuleBasedStateMachine):
             self._take(name, anew=True)
             self._go(self._start(name, server, posts=False), who, goes=True)
 
+    @move(
+        name=VICTIM,
+        who=SOME,
+        visits=st.lists(
+            st.tuples(
+                st.sampled_from(TENANTS), st.sampled_from(("connect", "lend", "log in"))
+            ),
+            min_size=2,
+            max_size=4,
+        ),
+    )
+    def use_tenants_of_one_vendor(
+        self, name: str, who: int, visits: list[tuple[str, str]]
+    ) -> None:
+        """One account, which is known at each of them."""
+        for tenant, how in visits:
+            browser = self._take(name, anew=how == "log in")
+            if how != "log in" and browser.user is None:
+                self.world.sign_in(browser, "carla")
+            started = self._start(
+                name, tenant, posts=how != "log in", lends=how == "lend"
+            )
+            self._go(started, who, goes=True)
+            self.world.judge()
+
     @move(name=BROWSERS)
     def sign_out(self, name: str) -> None:
         """A click."""
@@ -299,7 +344,17 @@ class Adversary(RuleBasedStateMachine):
         own = grants.filter(user_id=browser.user or 0)
         grant = _pick(list(own if number % 4 else grants), number)
         if grant is not None:
-            self.world.post(browser, "/smart/connections/", grant=str(grant.pk))
+            self.world.disconnect(browser, grant)
+
+    @move(name=BROWSERS, number=SOME)
+    def withdraw_a_choice(self, name: str, number: int) -> None:
+        """The button of an account that signs its user in; as above."""
+        browser = self.world.browsers[name]
+        identities = Identity.objects.filter(is_connected=True).order_by("pk")
+        own = identities.filter(user_id=browser.user or 0)
+        identity = _pick(list(own if number % 4 else identities), number)
+        if identity is not None:
+            self.world.withdraw(browser, identity)
 
     # What time does
 
@@ -351,7 +406,7 @@ class Adversary(RuleBasedStateMachine):
             user_id=browser.user or 0, registration__server__slug=EVIL
         )
         if (found := grant.last()) is not None:
-            self.world.post(browser, "/smart/connections/", grant=str(found.pk))
+            self.world.disconnect(browser, found)
         self.world.sign_out(browser)
 
     @move(name=BROWSERS, of=st.sampled_from(HONEST), who=SOME, anew=MOSTLY)
@@ -402,6 +457,68 @@ class Adversary(RuleBasedStateMachine):
         if takes_nonce:
             members["nonce"] = victims.query["nonce"]
         self._authorize(victims.browser, theirs.build(**members), who, arrives=True)
+
+    @move(name=VICTIM, member=st.sampled_from(PINNED), who=SOME)
+    def tamper_with_a_configuration(self, name: str, member: str, who: int) -> None:
+        """
+        Once, Harbour's configuration names a service of the attacker on its host.
+
+        Whoever writes it before the site has ever read it is believed.
+        """
+        if not FHIRServer.objects.get(slug="harbour").pinned:
+            return
+        self.hostile.tampered = {member: getattr(self.hostile.den, member)}
+        self.world.forget_discovery("harbour")
+        started = self._start(name, "harbour", posts=False, is_tampered=True)
+        if started is not None:
+            self._authorize(started.browser, started.url, who, arrives=True)
+        self.hostile.tampered = {}
+        self.world.forget_discovery("harbour")
+
+    @move(
+        name=VICTIM,
+        server=st.sampled_from(HONEST),
+        was_left=MOSTLY,
+        lends=MOSTLY,
+        disconnects=PERHAPS,
+        goes_home=MOSTLY,
+    )
+    def sit_down_at_an_open_session(
+        self,
+        name: str,
+        server: str,
+        was_left: bool,
+        lends: bool,
+        disconnects: bool,
+        goes_home: bool,
+    ) -> None:
+        """The attacker connects an account of their own there, and leaves."""
+        browser = self.world.browsers[name]
+        if browser.user is None:
+            self.world.sign_in(browser, "carla", long_ago=was_left)
+        started = self._start(name, server, posts=True, lends=lends)
+        if started is not None:
+            callback = self.world.authorize(browser, started.url, 0, is_attacker=True)
+            if callback is not None:
+                self.world.visit_callback(browser, callback)
+                self.world.judge()
+        grants = TokenGrant.objects.active().offline().order_by("pk")
+        grant = grants.filter(user_id=browser.user or 0).last()
+        if disconnects and grant is not None:
+            self.world.disconnect(browser, grant)
+        if goes_home:
+            self._take(LAIR, anew=True)
+            self._go(self._start(LAIR, server, posts=False), 0, goes=True)
+
+    @move(name=VICTIM, server=st.sampled_from(HONEST))
+    def deliver_a_callback_of_the_attacker(self, name: str, server: str) -> None:
+        """An unused code and its state, both the attacker's, in a victim's browser."""
+        lair = self._take(LAIR, anew=True)
+        started = self._start(LAIR, server, posts=False)
+        if started is not None:
+            callback = self.world.authorize(lair, started.url, 0)
+            if callback is not None:
+                self.world.visit_callback(self.world.browsers[name], callback)
 
     @move(name=BROWSERS, who=SOME, posts=PERHAPS)
     def forward_to_their_own_app(self, name: str, who: int, posts: bool) -> None:

@@ -96,6 +96,10 @@ def get_finding(printed: str) -> str:
     return "\n".join(lines)
 
 
+_HAS_CHOSEN = (
+    "launches/parked.py",
+    "return all(each.may_sign_in for each in own or known)",
+)
 _SCOPED = (
     "models/identity.py",
     "return self.known_to(server).filter(digest=digest(issuer, subject))",
@@ -126,11 +130,7 @@ MUTANTS = (
     Mutant(
         attack="4 connecting gives the account away",
         patches=[
-            (
-                "launches/parked.py",
-                "return all(each.may_sign_in for each in own or known)",
-                "return True",
-            ),
+            (*_HAS_CHOSEN, "return True"),
             (
                 "launches/parked.py",
                 "return is_staff and server.slug not in",
@@ -170,6 +170,73 @@ MUTANTS = (
                 "launches/complete.py",
                 "or changes or claims is None or not opened",
                 "or changes",
+            )
+        ],
+    ),
+    Mutant(
+        attack="8 callback in another browser",
+        patches=[
+            (
+                "launches/complete.py",
+                "if not any(secrets.compare_digest(launch.browser_digest, each) "
+                "for each in digests):",
+                "if not digests:",
+            )
+        ],
+    ),
+    Mutant(
+        attack="9 service on another port",
+        patches=[
+            (
+                "servers/discovery.py",
+                "return get_origin(url) != get_origin(server.pinned[name])",
+                # Without scheme and port.
+                'return get_origin(url).split(":")[1] '
+                '!= get_origin(server.pinned[name]).split(":")[1]',
+            )
+        ],
+    ),
+    Mutant(
+        attack="10 any account of a login group",
+        patches=[
+            (*_HAS_CHOSEN, "return any(each.may_sign_in for each in own or known)")
+        ],
+    ),
+    Mutant(
+        attack="11 hooks of a connected account",
+        patches=[
+            (
+                "backends.py",
+                "return signs_in(self._identities, user, self.server)",
+                "return True",
+            )
+        ],
+    ),
+    Mutant(
+        attack="12 open session",
+        patches=[
+            ("views/fresh_sign_in.py", "0 <= age < _FRESH.total_seconds()", "0 <= age")
+        ],
+    ),
+    Mutant(
+        attack="13 choice that stays",
+        patches=[
+            (
+                "models/identity.py",
+                "return lent.update(may_sign_in=False) > 0",
+                "return lent.exists()",
+            )
+        ],
+    ),
+    Mutant(
+        attack="14 value of an honest server",
+        patches=[
+            (
+                "servers/discovery.py",
+                "    if moved := server.moved:\n",
+                "    others = FHIRServer.objects.exclude(pk=server.pk)\n"
+                "    same = others.filter(issuer=server.issuer)\n"
+                "    if moved := server.moved or {each.slug: '' for each in same}:\n",
             )
         ],
     ),

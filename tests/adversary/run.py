@@ -45,6 +45,10 @@ __all__ = ["celery_app", "make_machine", "play"]
 
 # Of each example; then everything begins anew.
 _LENGTH = 40
+_BACKENDS = [
+    "django.contrib.auth.backends.ModelBackend",
+    "tests.adversary.site.ClinicBackend",
+]
 # Steps of each seed, as a long run prints what it has done.
 _AT_ONCE = 2000
 
@@ -60,7 +64,9 @@ def make_machine(*, without: Iterable[str] = ()) -> Iterator[type[Adversary]]:
             "tally": Counter(),
             "without": frozenset(without),
         }
-        with override_settings(SMART_STAFF_SIGN_IN_SERVERS=[TRUSTED]):
+        with override_settings(
+            SMART_STAFF_SIGN_IN_SERVERS=[TRUSTED], AUTHENTICATION_BACKENDS=_BACKENDS
+        ):
             yield type("Adversary", (Adversary,), members)
 
 

@@ -1,4 +1,8 @@
-"""Two honest EHRs, and the hostile one that shares an origin with one of them."""
+"""
+The honest EHRs, and the hostile one that shares an origin with one of them.
+
+Three tenants of one vendor have its users and its issuer in common.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,10 @@ from tests.known import SITE
 __all__ = [
     "BASE_URLS",
     "CLIENT_IDS",
+    "EVERY_HONEST",
     "HONEST",
     "SECRET",
+    "TENANTS",
     "Hostile",
     "get_redirect_uri",
     "mounted",
@@ -31,20 +37,32 @@ __all__ = [
 ]
 
 HONEST = ("harbour", "meadow")
+#: A login group: whom one of them knows, the others know.
+TENANTS = ("east", "north", "west")
+EVERY_HONEST = (*HONEST, *TENANTS)
 BASE_URLS = {
     "harbour": "https://harbour.example/r4/fhir",
     # Two tenants of one origin.
     "meadow": "https://tenants.example/meadow/fhir",
     "evil": "https://tenants.example/evil/fhir",
+    **{name: f"https://vendor.example/{name}/fhir" for name in TENANTS},
 }
+# Another service on the host of an honest server.
+_DEN = "https://harbour.example:8443"
 _MOUNTS = {
     "harbour": "https://harbour.example",
     "meadow": "https://tenants.example/meadow",
     "evil": "https://tenants.example/evil",
+    **{name: f"https://vendor.example/{name}" for name in TENANTS},
 }
 # Who registers a client chooses its id.  The hostile server gave out the one that the
 # site has at Harbour, and that its owner's own app has at Meadow.
-CLIENT_IDS = {"harbour": "growth-chart", "meadow": "site", "evil": "growth-chart"}
+CLIENT_IDS = {
+    "harbour": "growth-chart",
+    "meadow": "site",
+    "evil": "growth-chart",
+    **dict.fromkeys(TENANTS, "site-of-a-tenant"),
+}
 SECRET = "a secret of the site's"
 _PROMISE = "authorization_response_iss_parameter_supported"
 _APP_SECRET = "a secret of the attacker's"
@@ -62,6 +80,7 @@ class Hostile:
 
     Attributes:
         ehr: the server itself.
+        den: what its owner runs on another port of Harbour's host.
         meadow: where its owner has an app, as anybody may.
         claims: members of its metadata; ``None`` leaves one out.
         forges: whether it signs ID tokens of the issuer that it claims.
@@ -70,6 +89,8 @@ class Hostile:
 
     def __init__(self, ehr: EHRSimulator, others: Mapping[str, EHRSimulator]) -> None:
         self.ehr, self.others = ehr, others
+        self.den = EHRSimulator(f"{_DEN}/r4/fhir")
+        others["harbour"].interceptors.append(self._tamper)
         self.meadow = others["meadow"]
         self.forges = True
         self.forget()
@@ -79,6 +100,7 @@ class Hostile:
         """Be as on the day of the registration."""
         self.behave()
         self.captured: dict[str, str] = {}
+        self.tampered: dict[str, str] = {}
 
     def behave(self) -> None:
         """Tell the truth, and promise nothing that could be missed."""
@@ -164,6 +186,13 @@ class Hostile:
         )
         return answer | {"id_token": token}
 
+    def _tamper(self, respond: Respond, request: Request) -> Response:
+        """Harbour's configuration is a file that somebody else could write once."""
+        response = respond(request)
+        if request.path.endswith("-configuration") and self.tampered:
+            self._change(response, lambda document: document | self.tampered)
+        return response
+
     @staticmethod
     def _change(response: Response, change: Any) -> None:
         document = change(json.loads(response.get_data()))
@@ -184,18 +213,26 @@ def _withhold_iss(respond: Respond, request: Request) -> Response:
 
 @contextmanager
 def mounted() -> Iterator[tuple[dict[str, EHRSimulator], Hostile]]:
-    """The three, reached by the site inside the ``with`` block."""
+    """All of them, reached by the site inside the ``with`` block."""
     ehrs = {
-        name: EHRSimulator(url, id_token_algorithm="ES256")
+        name: EHRSimulator(
+            url,
+            id_token_algorithm="ES256",
+            issuer="https://vendor.example/users" if name in TENANTS else None,
+        )
         for name, url in BASE_URLS.items()
     }
     for ehr in ehrs.values():
         ehr.signing_keys = [SigningKey.generate("ES256")]
-    ehrs["meadow"].interceptors.append(_withhold_iss)
+    for name in TENANTS:
+        ehrs[name].signing_keys = ehrs[TENANTS[0]].signing_keys
+    for name in ("meadow", *TENANTS):
+        ehrs[name].interceptors.append(_withhold_iss)
     hostile = Hostile(ehrs["evil"], {name: ehrs[name] for name in HONEST})
     with ExitStack() as stack:
         for name, ehr in ehrs.items():
             stack.enter_context(transport.mounted(_MOUNTS[name], ehr.adapter()))
+        stack.enter_context(transport.mounted(_DEN, hostile.den.adapter()))
         yield ehrs, hostile
 
 

@@ -11,17 +11,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import jwt
+import time_machine
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.test import Client
+from django.utils import timezone
 
 from django_smart.models import (
     ClientRegistration,
@@ -37,12 +40,15 @@ from django_smart.testing.simulator.errors import AuthorizationPageError
 from tests.adversary.servers import (
     BASE_URLS,
     CLIENT_IDS,
+    EVERY_HONEST,
     HONEST,
     SECRET,
+    TENANTS,
     Hostile,
     get_redirect_uri,
     register_clients,
 )
+from tests.adversary.site import CHANGED
 from tests.ehr import make_browser
 from tests.factories import make_registration
 
@@ -75,6 +81,8 @@ class Browser:
 
     name: str
     client: Client = field(default_factory=make_browser)
+    #: Whether its user has just signed in with a password.
+    is_fresh: bool = False
 
     @property
     def is_victim(self) -> bool:
@@ -104,7 +112,8 @@ class Pending:
     server: str
     url: str
     user: int | None
-    #: Whether the button "Connect" began it, and whether the account may sign in later.
+    #: Whether the button "Connect" began it, and whether its person, who had just
+    #: signed in, lets the account sign in later.
     connects: bool = False
     lends: bool = False
 
@@ -136,6 +145,7 @@ class Opened:
     user: int | None
     server: str
     patient: str | None
+    identity: int | None
     is_live: bool = True
 
 
@@ -149,7 +159,8 @@ class Step:
     connecting: dict[Browser, tuple[int | None, bool]] = field(default_factory=dict)
     #: Whose form said yes to another user.
     decided: set[Browser] = field(default_factory=set)
-    opened: set[Browser] = field(default_factory=set)
+    #: The identity of the launch that was opened.
+    opened: dict[Browser, int | None] = field(default_factory=dict)
     signed_out: set[Browser] = field(default_factory=set)
     active: set[Browser] = field(default_factory=set)
 
@@ -178,8 +189,11 @@ class World:
             "mallory": User.objects.create_user("mallory", password=PASSWORD),
         }
         self.known_users = {user.pk for user in self.passwords.values()}
-        self.evil_users: set[int] = set()
-        self.ways: dict[Way, int] = {}
+        #: Identities by the account that proved them, and those that sign in a user.
+        self.accounts: dict[int, tuple[Way, int]] = {}
+        self.granted: set[int] = set()
+        #: Identities that somebody signed in has connected.
+        self.connected: set[int] = set()
         self.pending: list[Pending] = []
         self.callbacks: list[tuple[Browser, str]] = []
         self.used: list[tuple[Browser, str]] = []
@@ -192,6 +206,12 @@ class World:
         self.seen_rows = {Identity: 0, TokenGrant: 0}
         self.sessions: dict[Browser, int | None] = dict.fromkeys(self.browsers.values())
         self.step = Step()
+        for name in ("Clinicians", "Patients"):
+            Group.objects.create(name=name)
+        for user in self.passwords.values():
+            user.groups.set(Group.objects.filter(name="Clinicians"))
+        self.groups = {user.pk: {"Clinicians"} for user in self.passwords.values()}
+        CHANGED.clear()
 
     @staticmethod
     def _register(name: str) -> None:
@@ -200,6 +220,7 @@ class World:
             server__slug=name,
             server__name=name.title(),
             server__base_url=BASE_URLS[name],
+            server__login_group="vendor" if name in TENANTS else "",
             client_id=CLIENT_IDS[name],
             token_endpoint_auth_method=(
                 "client_secret_basic" if has_secret else "private_key_jwt"
@@ -214,6 +235,7 @@ class World:
                 else f"launch openid fhirUser {_SCOPE} online_access"
             ),
             standalone_scope=_SIGN_IN,
+            manage_groups=True,
         )
 
     # Who sits where
@@ -239,15 +261,26 @@ class World:
         url = response.get("Location", "")
         if response.status_code != 302 or "state=" not in url:
             return None
-        started = Pending(browser, server, url, user, connects, lends)
+        started = Pending(
+            browser, server, url, user, connects, lends and browser.is_fresh
+        )
         self.pending.append(started)
         return started
 
     def authorize(
-        self, browser: Browser, url: str, number: int, *, patient: int = 0
+        self,
+        browser: Browser,
+        url: str,
+        number: int,
+        *,
+        patient: int = 0,
+        is_attacker: bool = False,
     ) -> str | None:
         """
         Open an authorization page in *browser*; whoever sits there approves.
+
+        Args:
+            is_attacker: the attacker does, with their own account.
 
         Returns:
             Where the browser is sent to, or ``None`` if the page refuses.
@@ -267,6 +300,8 @@ class World:
         person = (
             self.people[number % 3]
             if name == EVIL
+            else self.people[3]
+            if is_attacker
             else self.get_person(browser, number)
         )
         launch = ehr.store.launches.get(
@@ -295,7 +330,7 @@ class World:
             (each for each in self.pending if each.query["state"] == state), None
         )
 
-    def visit_callback(self, browser: Browser, url: str) -> None:
+    def visit_callback(self, browser: Browser, url: str) -> Any:
         """Let *browser* follow a redirect to the site."""
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
@@ -306,7 +341,20 @@ class World:
         if pending is not None and pending.connects:
             self.step.connecting[browser] = pending.user, pending.lends
         self.used.append((browser, url))
-        self.note_answer(browser, self.get(browser, url))
+        response = self.get(browser, url)
+        self.note_answer(browser, response)
+        return response
+
+    def expect_service(self, server: str, response: Any) -> None:
+        """
+        Judge what the site answers to people who do nothing but use *server*.
+
+        Raises:
+            ViolationError: it is out of service, though it does all that it should.
+        """
+        code = str((getattr(response, "context", None) or {}).get("code", ""))
+        if server != EVIL and (response.status_code >= 500 or code == "server_moved"):
+            raise ViolationError(f"{server} is out of service: {code}")
 
     def note_answer(self, browser: Browser, response: Any) -> None:
         """Where the site sends a browser that has proven somebody."""
@@ -327,7 +375,9 @@ class World:
         if pending is None:
             return None
         if pending.server == EVIL:
-            return (EVIL, "")
+            # It knows every code of its own, but not the victims' cookies.
+            is_delivered = browser.is_victim and pending.browser is not browser
+            return None if is_delivered else (EVIL, "")
         given = self.given.get(query.get("code", ""))
         if given is None:
             return None
@@ -342,13 +392,15 @@ class World:
             )
         launch = Launch.objects.with_related().get(key=key)
         patient = None
-        if way[0] in HONEST and launch.grant is not None:
+        if way[0] in EVERY_HONEST and launch.grant is not None:
             patient = self.ehrs[way[0]].patient_of(launch.grant.access_token)
         self.tally[f"opened at {way[0]}"] += 1
         user = browser.user
-        self.step.opened.add(browser)
+        self.step.opened[browser] = launch.identity_id
         if key not in self.opened:
-            self.opened[key] = Opened(key, browser, user, way[0], patient)
+            self.opened[key] = Opened(
+                key, browser, user, way[0], patient, launch.identity_id
+            )
 
     def get(self, browser: Browser, url: str) -> Any:
         """Open a page of the site."""
@@ -361,10 +413,15 @@ class World:
         self.step.active.add(browser)
         return browser.client.post(path, values)
 
-    def sign_in(self, browser: Browser, username: str) -> None:
-        """With a password; whoever was there before goes."""
-        self.post(browser, "/accounts/login/", username=username, password=PASSWORD)
+    def sign_in(
+        self, browser: Browser, username: str, *, long_ago: bool = False
+    ) -> None:
+        """With a password, perhaps a quarter of an hour ago; who was there goes."""
+        age = timedelta(minutes=15 if long_ago else 0)
+        with time_machine.travel(timezone.now() - age):
+            self.post(browser, "/accounts/login/", username=username, password=PASSWORD)
         self.sessions[browser] = user = browser.user
+        browser.is_fresh = not long_ago
         if user != self.passwords[username].pk:
             raise ViolationError(f"{username} could not sign in at {browser.name}")
 
@@ -372,8 +429,33 @@ class World:
         """A click, which ends what was open there."""
         self.post(browser, "/smart/logout/")
         self.sessions[browser] = None
+        browser.is_fresh = False
         for opened in self.opened.values():
             opened.is_live = opened.is_live and opened.browser is not browser
+
+    def disconnect(self, browser: Browser, grant: TokenGrant) -> None:
+        """Press the button of a connection, which may be another user's."""
+        self.post(browser, "/smart/connections/", grant=str(grant.pk))
+        if grant.user_id == browser.user:
+            self._withdraw(grant.identity_id)
+
+    def withdraw(self, browser: Browser, identity: Identity) -> None:
+        """Press the button of an account that signs its user in, perhaps another's."""
+        self.post(browser, "/smart/connections/", identity=str(identity.pk))
+        if identity.user_id == browser.user:
+            self._withdraw(identity.pk)
+
+    def _withdraw(self, identity: int | None) -> None:
+        if identity in self.connected:
+            (server, person), user = self.accounts[identity]
+            same = {
+                each
+                for each, (way, owner) in self.accounts.items()
+                if owner == user
+                and way[1] == person
+                and {way[0], server} <= set(TENANTS)
+            }
+            self.granted -= self.connected & {identity, *same}
 
     @staticmethod
     def forget_discovery(server: str) -> None:
@@ -396,6 +478,7 @@ class World:
         """
         self._judge_requests()
         self._judge_identities()
+        self._judge_hooks()
         self._judge_sessions()
         self._judge_grants()
         self._judge_pages()
@@ -403,10 +486,12 @@ class World:
 
     def _judge_requests(self) -> None:
         """No code, token or assertion of an honest EHR reached the hostile one."""
-        if not self.ehrs[EVIL].requests:
+        hostile = (self.ehrs[EVIL], self.hostile.den)
+        requests = [request for ehr in hostile for request in ehr.requests]
+        if not requests:
             return
         secrets = set(self._iter_secrets())
-        for request in self.ehrs[EVIL].requests:
+        for request in requests:
             sent = b" ".join(
                 [
                     request.url.encode(),
@@ -419,7 +504,8 @@ class World:
                 raise ViolationError(f"{what} reached the hostile server")
             for assertion in _JWT.findall(sent):
                 self._judge_assertion(assertion.decode())
-        self.ehrs[EVIL].clear_requests()
+        for ehr in hostile:
+            ehr.clear_requests()
 
     def _judge_assertion(self, assertion: str) -> None:
         claims = jwt.decode(assertion, options={"verify_signature": False})
@@ -431,7 +517,7 @@ class World:
 
     def _iter_secrets(self) -> Iterator[bytes]:
         """Codes of the honest, and every token that the site got for one."""
-        for name in HONEST:
+        for name in EVERY_HONEST:
             store = self.ehrs[name].store
             for code in store.codes:
                 _, browser = self.given.get(code, (None, None))
@@ -451,7 +537,7 @@ class World:
         return grant.client_id == CLIENT_IDS[name]
 
     def _describe(self, secret: str) -> str:
-        for name in HONEST:
+        for name in EVERY_HONEST:
             if secret in self.ehrs[name].store.codes:
                 return f"a code of {name}"
         return "a token of an honest EHR"
@@ -467,22 +553,38 @@ class World:
                 )
             way = self.step.ways[browser]
             is_new = user not in self.known_users
+            known = self._get_accounts_of_the_group(way)
             connecting, lends = self.step.connecting.get(browser, (None, False))
             is_connected = connecting == user == self.sessions[browser]
-            if not (is_new or is_connected):
+            signs_in = bool(known) and user in self._get_entitled(browser)
+            # At another tenant, whoever is signed in opens what is theirs already.
+            is_theirs = user == self.sessions[browser] and user in {
+                self.accounts[each][1] for each in known
+            }
+            if not (is_new or is_connected or signs_in or is_theirs):
                 raise ViolationError(f"user {user} was linked to {way} by nobody")
             self.known_users.add(user)
-            if is_new or lends:
-                self._lend(way, user)
+            self.accounts[identity.pk] = way, user
+            if known & self.connected if known else not is_new:
+                self.connected.add(identity.pk)
+            if is_new or lends or signs_in:
+                self._lend(identity.pk)
 
-    def _lend(self, way: Way, user: int) -> None:
-        """From now on whoever *way* proves may be signed in as *user*."""
-        if user == self.passwords["root"].pk and way[0] != TRUSTED:
-            return
-        if way[0] == EVIL:
-            self.evil_users.add(user)
-        else:
-            self.ways[way] = user
+    def _lend(self, identity: int) -> None:
+        """From now on whoever proves *identity* may be signed in as its user."""
+        (server, _), user = self.accounts[identity]
+        if server == TRUSTED or user != self.passwords["root"].pk:
+            self.granted.add(identity)
+
+    def _get_accounts_of_the_group(self, way: Way) -> set[int]:
+        """The identities of the same person, if *way* is one of the tenants."""
+        if way[0] not in TENANTS:
+            return set()
+        return {
+            each
+            for each, (other, _) in self.accounts.items()
+            if other[0] in TENANTS and other[1] == way[1]
+        }
 
     def _find_prover(self, server: str, subject: str) -> Browser | None:
         for browser, (name, person) in self.step.ways.items():
@@ -492,17 +594,38 @@ class World:
                 return browser
         return None
 
+    def _judge_hooks(self) -> None:
+        """A user is changed only by the account that signs them in."""
+        for user, server in CHANGED:
+            if not any(
+                user in self._get_entitled(browser)
+                for browser, way in self.step.ways.items()
+                if way[0] == server
+            ):
+                raise ViolationError(f"{server} has changed user {user}")
+        CHANGED.clear()
+        for known in self.passwords.values():
+            names = set(known.groups.values_list("name", flat=True))
+            changed = names != self.groups[known.pk]
+            self.groups[known.pk] = names
+            if changed and not any(
+                known.pk in self._get_entitled(browser) for browser in self.step.ways
+            ):
+                raise ViolationError(f"user {known.pk} was put into groups: {names}")
+
     def _judge_sessions(self) -> None:
         """Whoever is signed in did so there; nobody is replaced without their form."""
-        for browser in self.step.opened:
+        for browser, identity in self.step.opened.items():
             user, lends = self.step.connecting.get(browser, (None, False))
-            if lends and user and user == self.sessions[browser] == browser.user:
-                self._lend(self.step.ways[browser], user)
+            is_theirs = user == self.sessions[browser] == browser.user
+            if lends and user and is_theirs and identity is not None:
+                self._lend(identity)
         for browser, before in self.sessions.items():
             user = browser.user
             if user == before:
                 continue
             self.sessions[browser] = user
+            browser.is_fresh = False
             if user is None:
                 if browser not in self.step.signed_out:
                     raise ViolationError(f"{browser.name} was signed out")
@@ -522,14 +645,17 @@ class World:
 
     def _get_entitled(self, browser: Browser) -> set[int]:
         """Whom a browser may turn out to be signed in as after this step."""
-        entitled = set()
         way = self.step.ways.get(browser)
-        if way is not None:
-            if way[0] == EVIL:
-                entitled |= self.evil_users
-            elif way in self.ways:
-                entitled.add(self.ways[way])
-        return entitled
+        if way is None:
+            return set()
+        own = {each for each, (other, _) in self.accounts.items() if other == way}
+        known = own or self._get_accounts_of_the_group(way)
+        if way[0] == EVIL:
+            # It may name any of its own accounts.
+            known &= self.granted
+        elif not known <= self.granted:
+            return set()
+        return {self.accounts[each][1] for each in known}
 
     def _judge_grants(self) -> None:
         """A grant belongs to who signed in to its EHR, in the browser of the launch."""
@@ -589,7 +715,7 @@ class World:
             raise ViolationError(
                 f"user {shown['user']} is shown what user {opened.user} has opened"
             )
-        if opened.server in HONEST and shown["patient"] != opened.patient:
+        if opened.server in EVERY_HONEST and shown["patient"] != opened.patient:
             raise ViolationError(f"{browser.name} is shown another record")
 
     def _take_new(self, model: Any) -> list[Any]:
@@ -610,6 +736,7 @@ def _empty_tables() -> None:
     ):
         model.objects.all().delete()
     User.objects.all().delete()
+    Group.objects.all().delete()
     cache.clear()
     if not SigningKey.objects.exists():
         create_signing_key("ES384")
