@@ -376,6 +376,20 @@ def test_what_a_resource_contains_is_checked(contained):
         assert grant.client.read(kind, "o1") == own
 
 
+@pytest.mark.parametrize("type_", ["collection", "document", "message"])
+def test_stored_bundle_has_something_of_the_patient(type_):
+    grant = make_grant()
+    doctor = {"resourceType": "Practitioner", "id": "d1"}
+    for resources, is_own in (([doctor], False), ([doctor, MINE], True)):
+        stored = bundle(*resources, type=type_, id="b1")
+        grant.server.on("Bundle/b1", respond(stored))
+        if is_own:
+            assert grant.client.read("Bundle", "b1") == stored
+        else:
+            with pytest.raises(ForeignPatientError):
+                grant.client.read("Bundle", "b1")
+
+
 def test_outcome_of_an_entry_is_checked():
     grant = make_grant()
     outcome = {"resourceType": "OperationOutcome", "contained": [OTHERS]}
