@@ -1291,19 +1291,22 @@ def test_launch_page_shows_status_error_and_scopes(admin_client, rows):
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "words", "turn"),
     [
-        ("token_server_error", "Harbour Hospital is unavailable at the moment."),
-        ("id_token_missing", "Harbour Hospital could not prove who you are."),
+        ("token_server_error", "Harbour Hospital is unavailable", "the EHR"),
+        ("id_token_missing", "Harbour Hospital could not prove", "the EHR"),
         # A code without words of its own has those of its nearest parent class.
-        ("id_token_claim", "Harbour Hospital could not prove who you are."),
+        ("id_token_claim", "Harbour Hospital could not prove", "the EHR"),
     ],
 )
-def test_page_of_a_failed_launch_explains_its_code(admin_client, rows, code, words):
+def test_page_of_a_failed_launch_explains_its_code(
+    admin_client, rows, code, words, turn
+):
     Launch.objects.update(status="failed", error_code=code)
     page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
     assert f'reference/errors.html#{code}"' in page.text
     assert words in page.text
+    assert f": {turn}." in page.text
     registration = rows[ClientRegistration]
     assert url_of(ClientRegistration, "change", registration.pk) in page.text
 

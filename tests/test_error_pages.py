@@ -13,7 +13,7 @@ from django_smart import exceptions
 from django_smart.conf import DOCS_URL
 from django_smart.error_pages import Retry, render_error
 from django_smart.error_pages.retry import build_login_url, can_pass
-from django_smart.error_pages.words import DEFAULT, WORDS, ByKind, find_words
+from django_smart.error_pages.words import DEFAULT, WORDS, Turn, find_words
 from django_smart.models import Launch
 from django_smart.signals import launch_completed
 from tests.ehr import (
@@ -118,9 +118,11 @@ def test_words_are_whole_sentences_with_and_without_an_organisation(code, server
     title = words.get_title(server_name)
     assert re.fullmatch(r"[A-Z].*[^.]", title)
     for kind in KINDS:
-        advice = words.get_advice(kind)
-        assert re.fullmatch(r"[A-Z].*\.", advice)
-        assert "%" not in advice
+        for can_retry in (True, False):
+            advice = words.advice.get(kind, can_retry=can_retry)
+            # One sentence.
+            assert re.fullmatch(r"[A-Z][^.]*\.", advice)
+            assert "%" not in advice
     if not server_name:
         assert "%" not in title
         assert "the the" not in title.lower()
@@ -130,11 +132,8 @@ def test_words_are_whole_sentences_with_and_without_an_organisation(code, server
 def test_words_can_be_translated(code):
     words = WORDS[code]
     assert isinstance(words.title, Promise)
-    if isinstance(words.advice, ByKind):
-        for kind in KINDS:
-            assert isinstance(words.advice.get(kind), Promise)
-    else:
-        assert isinstance(words.advice, Promise)
+    assert isinstance(words.advice.text, Promise)
+    assert isinstance(words.advice.in_ehr or words.title, Promise)
 
 
 def test_error_without_words_of_its_own_has_those_of_its_family():
@@ -150,16 +149,24 @@ def test_code_that_a_page_gives_has_its_own_words():
 
 def test_organisation_is_named():
     error = exceptions.ServerUnreachableError("for developers")
-    assert "<h1>The EHR cannot be reached</h1>" in render(error)
+    assert "<h1>The EHR is unavailable" in render(error)
     page = render(error, server_name="Harbour <b>")
-    assert "<h1>Harbour &lt;b&gt; cannot be reached</h1>" in page
+    assert "<h1>Harbour &lt;b&gt; is unavailable" in page
 
 
 def test_advice_fits_where_the_launch_began():
     error = exceptions.StateError("for developers", code="state_expired")
-    assert "Go back to the patient&#x27;s chart" in render(error, kind="ehr")
-    assert "Connect your records again." in render(error, kind="standalone")
-    assert "Start again: open the app" in render(error)
+    assert "patient&#x27;s chart" in render(error, kind="ehr")
+    for kind in ("standalone", ""):
+        page = render(error, kind=kind)
+        assert "connect your records" in page
+        assert "chart" not in page
+
+
+def test_page_shows_what_to_do_and_not_who_can_fix_it():
+    response = render_error(RequestFactory().get("/page/"), exceptions.TokenError("x"))
+    assert response.content.decode().count("<p>") == 1
+    assert "fix" not in response.content.decode()
 
 
 @of_every_code
@@ -235,7 +242,7 @@ def test_code_comes_last():
         page.index(part)
         for part in (
             "<h1>",
-            "approve the access",
+            "approve",
             "The door is closed.",
             "https://ehr.example.org/help",
             'href="/again/"',
@@ -332,7 +339,7 @@ def test_denied_ehr_launch_sends_back_to_the_chart(ehr, registration):
     response = get_callback(browser, url)
     assert response.status_code == 403
     content = response.content.decode()
-    assert "open it again from the patient&#x27;s chart" in content
+    assert "from the patient&#x27;s chart" in content
     assert "No one was signed in, and nothing was stored." in content
     assert "clean-address.js" in content
     assert button_of(response) is None
@@ -438,7 +445,7 @@ def test_unreachable_organisation_can_be_tried_again(method):
     values = {"server": "harbour", "next": "/a/"}
     response = getattr(browser, method)("/smart/login/", values)
     assert response.status_code == 503
-    assert "Harbour Hospital cannot be reached" in response.content.decode()
+    assert "Harbour Hospital is unavailable" in response.content.decode()
     assert button_of(response) == (
         "/smart/login/?server=harbour&next=%2Fa%2F",
         "Try again",
@@ -489,7 +496,7 @@ def test_ended_ehr_launch_has_no_button(ehr, registration):
     response = browser.get(response["Location"] + "chart/")
     assert response.status_code == 410
     assert button_of(response) is None
-    assert "Go back to the patient&#x27;s chart" in response.content.decode()
+    assert "from the patient&#x27;s chart" in response.content.decode()
 
 
 @pytest.mark.django_db
@@ -502,7 +509,7 @@ def test_passing_trouble_in_a_callback_can_be_tried_again(ehr, registration, kin
     response = get_callback(browser, ehr.authorize(url))
     assert f"<code>{exceptions.TokenServerError.code}</code>" in response.text
     # A reload of the callback would not do.
-    assert ("open the app again" in response.context["advice"]) is is_from_ehr
+    assert ("open the app" in response.context["advice"]) is is_from_ehr
     assert (button_of(response) is None) is is_from_ehr
 
 
@@ -519,21 +526,18 @@ def test_switched_off_organisation_is_not_offered_again(ehr, registration):
 @pytest.mark.parametrize(
     ("error", "turn"),
     [
-        (exceptions.StateError("x", code="state_expired"), "You can"),
-        (exceptions.ServerTimeoutError("x"), "administrators of Harbour can"),
-        (exceptions.MalformedTokenResponseError("x"), "administrators of Harbour can"),
-        (exceptions.UnsupportedServerError("x"), "administrators of Harbour can"),
-        (exceptions.CredentialsError("x"), "support team can"),
-        (
-            exceptions.LaunchRequestError("x", code="unknown_server"),
-            "support team can",
-        ),
-        (exceptions.FHIRNotFoundError("x", status_code=404), "of Harbour can"),
+        (exceptions.StateError("x", code="state_expired"), Turn.USER),
+        (exceptions.DecisionError("x", code="decision_declined"), Turn.USER),
+        (exceptions.ServerTimeoutError("x"), Turn.EHR),
+        (exceptions.MalformedTokenResponseError("x"), Turn.EHR),
+        (exceptions.UnsupportedServerError("x"), Turn.EHR),
+        (exceptions.FHIRNotFoundError("x", status_code=404), Turn.EHR),
+        (exceptions.CredentialsError("x"), Turn.SITE),
+        (exceptions.LaunchRequestError("x", code="unknown_server"), Turn.SITE),
     ],
 )
-def test_page_says_who_can_put_it_right(error, turn):
-    page = render(error, server_name="Harbour", kind="ehr")
-    assert turn in page
+def test_every_error_is_for_one_to_put_right(error, turn):
+    assert find_words(error).advice.turn is turn
 
 
 @of_every_code
@@ -546,24 +550,40 @@ def test_error_can_be_sent_to_another_process(error):
     )
 
 
-@of_every_code
-def test_nobody_is_told_both_to_ask_others_and_to_fix_it_alone(error):
-    words = find_words(error)
-    for kind in KINDS:
-        advice = words.get_advice(kind)
-        asks = re.match(r"(.*\. )?(Contact this site's|Ask the admin)", advice)
-        if asks and " If it happens again, " not in advice:
-            assert "yourself" not in words.get_turn("Harbour"), advice
+@pytest.mark.parametrize("code", [*WORDS, ""])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("can_retry", [True, False])
+def test_no_advice_contradicts_whose_turn_it_is(code, kind, can_retry):
+    advice = WORDS.get(code, DEFAULT).advice
+    text = advice.get(kind, can_retry=can_retry)
+    starts_with_support = text.startswith("Contact")
+    waits = "Wait" in text
+    assert "administrators" not in text
+    match advice.turn:
+        case Turn.USER:
+            # The support is named only for what does not help.
+            assert not starts_with_support
+            assert not waits
+            assert "support" not in text or " or " in text
+        case Turn.SITE:
+            assert starts_with_support
+            assert not {"again", "there", "hospital"} & set(re.findall(r"\w+", text))
+        case Turn.EHR:
+            # It passes, or it is told there.
+            assert waits or re.search(r"\b(there|hospital)\b", text)
+    # Where it can only be started in the EHR, no one is sent elsewhere.
+    if kind == Launch.Kind.EHR and not can_retry and advice.in_ehr:
+        assert "patient's chart" in text
 
 
 @pytest.mark.parametrize("refusal", ["invalid_client", "unauthorized_client"])
 def test_refused_credentials_are_not_the_persons_to_correct(refusal):
     error = exceptions.TokenResponseError("x", error=refusal)
     page = render(error, kind="ehr")
-    assert "open the app again" not in page
-    assert "support team can" in page
+    assert "open the app" not in page
+    assert find_words(error).advice.turn is Turn.SITE
     other = exceptions.TokenResponseError("x", error="invalid_grant")
-    assert "open the app again" in render(other, kind="ehr")
+    assert find_words(other).advice.turn is Turn.USER
 
 
 @pytest.mark.django_db
@@ -580,15 +600,14 @@ def test_launch_value_that_was_used_already_is_for_the_person_to_replace(ehr):
     response = get_callback(browser, ehr.authorize(second["Location"]))
     page = response.content.decode()
     assert "<code>authorization_refused</code>" in page
-    assert "open the app again" in page
+    assert "open the app from the patient&#x27;s chart again" in page
     assert "Contact" not in page
-    assert "yourself" in response.context["turn"]
 
 
 @pytest.mark.parametrize("busy", ["server_error", "temporarily_unavailable"])
 def test_ehr_that_is_busy_has_not_refused_the_app(busy):
     error = exceptions.AuthorizationDeniedError("x", error=busy)
     assert find_words(error) is WORDS["token_server_error"]
-    assert "open the app again" in render(error, kind="ehr")
+    assert "open the app" in render(error, kind="ehr")
     other = exceptions.AuthorizationDeniedError("x", error="invalid_scope")
     assert find_words(other) is WORDS["authorization_refused"]

@@ -207,9 +207,9 @@ def test_connections_are_in_the_readers_language(
 @pytest.mark.parametrize(
     ("language", "title", "path"),
     [
-        ("de", "Diese Adresse funktioniert nur aus einem Kliniksystem heraus", ""),
-        ("es", "Esta dirección solo funciona desde un sistema", ""),
-        ("fr", "Cette adresse ne fonctionne que depuis un logiciel", ""),
+        ("de", "Hier ist keine Patientenakte", ""),
+        ("es", "Aquí no hay abierta ninguna historia", ""),
+        ("fr", "Aucun dossier de patient", ""),
         ("de", "Gesundheitsdaten verbinden", "login/"),
         ("es", "Conectar sus datos de salud", "login/"),
         ("fr", "Connecter vos données de santé", "login/"),

@@ -118,9 +118,9 @@ class LaunchAdmin(AuthorizationAdmin):
         if words is None:
             return link
         name = obj.registration.server.name
-        page = gettext("The error page says: “%(title)s. %(turn)s”") % {
+        page = gettext("The error page says: “%(title)s.” Whose turn: %(turn)s.") % {
             "title": words.get_title(name),
-            "turn": words.get_turn(name),
+            "turn": words.advice.turn.label,
         }
         return format_html("{}<br>{}", link, page)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from django.db import models
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext
 
@@ -21,7 +22,8 @@ __all__ = [
     "ENDINGS",
     "OUTCOME_UNKNOWN",
     "WORDS",
-    "ByKind",
+    "Advice",
+    "Turn",
     "Words",
     "find_stored_words",
     "find_words",
@@ -51,49 +53,46 @@ OUTCOME_UNKNOWN = _(
 """Advice if the EHR did not answer a page that writes."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ByKind:
-    """Advice by how the launch began (``Launch.Kind``)."""
+class Turn(models.TextChoices):
+    """Who can do something about an error; the admin shows it to this site's staff."""
 
-    ehr: StrOrPromise
-    standalone: StrOrPromise
-    unknown: StrOrPromise
-
-    def get(self, kind: str) -> StrOrPromise:
-        """Return the advice for *kind*, or for an unknown kind."""
-        if kind == Launch.Kind.EHR:
-            return self.ehr
-        return self.standalone if kind == Launch.Kind.STANDALONE else self.unknown
+    USER = "user", _("the user")
+    SITE = "site", _("this site")
+    EHR = "ehr", _("the EHR")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """
+    What to do next, in one sentence that agrees with whose turn it is.
+
+    Attributes:
+        in_ehr: instead of ``text``, for an EHR launch whose page has no button, because
+            it can only be started again in the EHR.
+    """
+
+    turn: Turn
+    text: StrOrPromise
+    in_ehr: StrOrPromise = ""
+
+    def get(self, kind: str, *, can_retry: bool = False) -> str:
+        """Return the sentence for a launch of this kind (``Launch.Kind``)."""
+        is_in_ehr = kind == Launch.Kind.EHR and not can_retry
+        return str((is_in_ehr and self.in_ehr) or self.text)
+
+
+@dataclass(frozen=True, slots=True)
 class Words:
     """
-    The texts of one error code.
+    The texts of some error codes.
 
     Attributes:
         title: a sentence without a period; ``%(Server)s`` at its beginning and
             ``%(server)s`` later are replaced with the organization's name.
-        advice: what to do next.
-        turn: who can fix it; if empty, it is derived from title and advice.
     """
 
     title: StrOrPromise
-    advice: StrOrPromise | ByKind
-    turn: StrOrPromise = ""
-
-    def get_turn(self, server_name: str) -> str:
-        """Return who can fix it; derived from title and advice if not set."""
-        turn = self.turn or (
-            _EHRS_TURN
-            if self.title is _UNUSABLE or self.advice is _TRY_LATER
-            else _SITES_TURN
-            if self.advice in {_TELL_SUPPORT, _ASK_ADMINISTRATOR}
-            else _YOUR_TURN
-        )
-        return str(turn) % {
-            "server": server_name or pgettext("in a sentence", "the EHR")
-        }
+    advice: Advice
 
     def get_title(self, server_name: str) -> str:
         """Return the title with the organization's name, or "the EHR" without one."""
@@ -101,19 +100,6 @@ class Words:
             "Server": server_name or pgettext("at the beginning", "The EHR"),
             "server": server_name or pgettext("in a sentence", "the EHR"),
         }
-
-    def get_advice(self, kind: str, *, can_retry: bool = True) -> str:
-        """
-        Return the advice for a launch of this kind.
-
-        Args:
-            can_retry: whether the page has a button; without one, an EHR launch can
-                only be tried again in the EHR.
-        """
-        advice = self.advice
-        if advice is _TRY_LATER and kind == Launch.Kind.EHR and not can_retry:
-            advice = _OPEN_LATER
-        return str(advice.get(kind) if isinstance(advice, ByKind) else advice)
 
 
 def find_words(error: SMARTError, code: str = "", *, kind: str = "") -> Words:
@@ -163,469 +149,185 @@ _CODES = {
     "server_error": "token_server_error",
     "temporarily_unavailable": "token_server_error",
 }
-_YOUR_TURN = _("You can fix this yourself.")
-_EHRS_TURN = _("Only the administrators of %(server)s can fix this.")
-_SITES_TURN = _("Only this site's support team can fix this.")
-_AGAIN = ByKind(
-    ehr=_("Go back to the patient's chart and open the app again."),
-    standalone=_("Connect your records again."),
-    unknown=_(
-        "Start again: open the app from the patient's chart, or connect your records "
-        "on this site."
+_AGAIN = Advice(
+    Turn.USER,
+    _("To continue, open the app or connect your records again."),
+    in_ehr=_("To continue, open the app from the patient's chart again."),
+)
+_OPEN_CHART = Advice(
+    Turn.USER, _("Open the app from a patient's chart, or connect your records.")
+)
+_CHOOSE = Advice(
+    Turn.USER,
+    _("Choose an open chart, or open the app from the chart that you want to see."),
+)
+_OPEN_VISIT = Advice(
+    Turn.USER, _("Open the app from one of the patient's visits (encounters).")
+)
+_SIGN_IN = Advice(
+    Turn.USER,
+    _("Sign in again to continue."),
+    in_ehr=_("Sign in again, or open the app from the patient's chart again."),
+)
+_GO_FORWARD = Advice(
+    Turn.USER,
+    _("Go forward in your browser, or start again if nothing opens within a minute."),
+)
+_ALLOW_COOKIES = Advice(
+    Turn.USER,
+    _(
+        "Start again in this browser, and allow cookies for this site if it happens "
+        "again."
     ),
 )
-_TRY_LATER = _(
-    "Wait a minute and try again. If the problem continues, contact this site's "
-    "support."
+_APPROVE = Advice(
+    Turn.USER,
+    _("To continue, start again and approve the access that you are asked for."),
+    in_ehr=_(
+        "Open the app from the patient's chart again and approve the access that it "
+        "asks for, or contact this site's support if you are not asked."
+    ),
 )
-_OPEN_LATER = _(
-    "Wait a minute, then go back to the patient's chart and open the app again. If the "
-    "problem continues, contact this site's support."
+_USE_THAT_ACCOUNT = Advice(
+    Turn.USER,
+    _(
+        "Sign out here and sign in with this account instead, or ask this site's "
+        "support to unlink it from that user."
+    ),
 )
-_TELL_SUPPORT = _(
-    "You did nothing wrong. Contact this site's support and include the code at the "
-    "end of this page."
+_LOOK_AGAIN = Advice(
+    Turn.USER,
+    _(
+        "Nothing was saved, so open the page again, check the current version, and "
+        "repeat your change if it is still correct."
+    ),
 )
-_UNUSABLE = _("%(Server)s sent an invalid response")
-_REFUSED = _("%(Server)s refused to open this app")
-_LAUNCH_REFUSED = Words(title=_REFUSED, advice=_AGAIN)
-_LOOK_AGAIN = _(
-    "Nothing was saved. Open the page again, check the current version, and repeat "
-    "your change if it is still correct."
+_TELL_SUPPORT = Advice(
+    Turn.SITE,
+    _("Contact this site's support and include the code at the end of this page."),
 )
-_ASK_ADMINISTRATOR = _("Ask the administrators of this site.")
+_REPORT = Advice(
+    Turn.EHR,
+    _("Contact this site's support, who can report the code below to the hospital."),
+)
+_TRY_LATER = Advice(
+    Turn.EHR,
+    _(
+        "Wait a minute and try again, or contact this site's support if the problem "
+        "continues."
+    ),
+    in_ehr=_(
+        "Wait a minute and open the app from the patient's chart again, or contact "
+        "this site's support if the problem continues."
+    ),
+)
+_ASK_THERE = Advice(
+    Turn.EHR, _("If you need it, look for it there or ask there for access.")
+)
 
-DEFAULT = Words(title=_("Something went wrong"), advice=_TELL_SUPPORT)
+_INVALID_RESPONSE = _("%(Server)s sent an invalid response")
+_REFUSED = _("%(Server)s refused to open this app")
+_UNPROVEN = _("%(Server)s could not prove who you are")
+_LAUNCH_REFUSED = Words(_REFUSED, _AGAIN)
+
+DEFAULT = Words(_("Something went wrong"), _TELL_SUPPORT)
 """For errors that no page should meet; a test lists them."""
 
-WORDS: Mapping[str, Words] = {
+_TABLE: Mapping[str, Words] = {
     # Before anything was sent
-    "launch_request_invalid": Words(
-        title=_("The app cannot be opened this way"), advice=_AGAIN
+    "launch_request_invalid missing_parameter no_launch "
+    "grant_missing patient_missing": Words(
+        _("No patient's chart is open here"), _OPEN_CHART
     ),
-    "missing_parameter": Words(
-        title=_("This address works only from inside an EHR"),
-        advice=_(
-            "Open the app from a patient's chart. To connect your own records, start "
-            "on this site's home page."
-        ),
-    ),
+    "encounter_missing": Words(_("No visit was selected"), _OPEN_VISIT),
+    "ambiguous grant_ambiguous": Words(_("Which chart do you mean?"), _CHOOSE),
     "unknown_server": Words(
-        title=_("This organization is not registered here"),
-        advice=_("Contact this site's support and name your organization."),
-        turn=_SITES_TURN,
+        _("This organization is not registered here"), _TELL_SUPPORT
     ),
-    "registration_inactive": Words(
-        title=_("This app is turned off for %(server)s"),
-        advice=_("Ask this site's support when it will be available."),
-        turn=_SITES_TURN,
+    "registration_inactive server_moved": Words(
+        _("This app is turned off for %(server)s"), _TELL_SUPPORT
     ),
-    "server_unsupported": Words(
-        title=_("%(Server)s does not support what this app needs"),
-        advice=_TELL_SUPPORT,
-        turn=_EHRS_TURN,
+    "server_unsupported app_state_unsupported": Words(
+        _("%(Server)s does not support what this app needs"), _REPORT
     ),
-    "credentials_unusable": Words(
-        title=_("This site is not set up for %(server)s"), advice=_TELL_SUPPORT
+    "credentials_unusable tokens_not_stored deployment_not_adopted grants_refused "
+    "refresh_in_transaction": Words(
+        _("This site cannot connect to %(server)s"), _TELL_SUPPORT
     ),
-    # Open charts
-    "launch_unavailable": Words(title=_("This page cannot be opened"), advice=_AGAIN),
-    "launch_unknown": Words(title=_("This page does not exist"), advice=_AGAIN),
-    "launch_foreign": Words(
-        title=_("This page is not open in this browser"),
-        advice=ByKind(
-            ehr=_(
-                "It was opened by another user, in another browser, or before this "
-                "browser was restarted. Go back to the patient's chart and open the "
-                "app yourself."
-            ),
-            standalone=_(
-                "It was opened by another user, in another browser, or before this "
-                "browser was restarted. Connect your own records."
-            ),
-            unknown=_(
-                "It was opened by another user, in another browser, or before this "
-                "browser was restarted. Open the app yourself from the patient's "
-                "chart, or connect your records on this site."
-            ),
-        ),
+    # Pages that are over, and the page that asks
+    "launch_unavailable launch_unknown launch_foreign launch_ended "
+    "decision_refused decision_unknown decision_expired": Words(
+        _("This page is not open here"), _AGAIN
     ),
-    "launch_signed_out": Words(
-        title=_("You were signed out"),
-        advice=ByKind(
-            ehr=_(
-                "Sign in again to continue. If you sign in through your EHR, go back "
-                "to the patient's chart and open the app again."
-            ),
-            standalone=_("Sign in again to continue."),
-            unknown=_("Sign in again to continue."),
-        ),
-    ),
-    "launch_without_user": Words(
-        title=_("You signed in after this page was opened"), advice=_AGAIN
-    ),
-    "launch_ended": Words(title=_("This page was closed"), advice=_AGAIN),
-    "no_launch": Words(
-        title=_("No patient's chart is open here"),
-        advice=_("Open the app from inside your EHR, or connect your records."),
-    ),
-    "ambiguous": Words(
-        title=_("Which chart do you mean?"),
-        advice=_(
-            "Several charts were opened in this browser, and this link does not say "
-            "which one you want. Choose one that is still open, or open the app again "
-            "from the chart in your EHR."
-        ),
-    ),
-    "patient_missing": Words(
-        title=_("No patient was selected"),
-        advice=ByKind(
-            ehr=_("Open the app again from inside a patient's chart."),
-            standalone=_("Connect your records again and select a patient."),
-            unknown=_(
-                "Open the app from inside a patient's chart, or connect your records "
-                "again and select a patient."
-            ),
-        ),
-    ),
-    "tokens_not_stored": Words(
-        title=_("This site could not save its access to %(server)s"),
-        advice=_TELL_SUPPORT,
-    ),
-    "deployment_not_adopted": Words(
-        title=_("This copy of the site cannot renew its access to %(server)s"),
-        advice=_TELL_SUPPORT,
-    ),
-    "grants_refused": Words(
-        title=_("%(Server)s no longer accepts this site's access"),
-        advice=_TELL_SUPPORT,
-    ),
-    "encounter_missing": Words(
-        title=_("No visit was selected"),
-        advice=_(
-            "This page shows a single visit. Open the app again from one of the "
-            "patient's visits (encounters)."
-        ),
-    ),
-    # The page that asks
-    "decision_refused": Words(title=_("This question is closed"), advice=_AGAIN),
-    "decision_unknown": Words(
-        title=_("There is no question to answer here"),
-        advice=_(
-            "The question was asked in another browser, or someone has signed out "
-            "since. Open the app again from the patient's chart, or connect your "
-            "records again."
-        ),
-    ),
-    "decision_expired": Words(
-        title=_("This question is closed"),
-        advice=_(
-            "This question was already answered, or it expired after five minutes. "
-            "Open the app again from the patient's chart, or connect your records "
-            "again."
-        ),
-    ),
-    "decision_declined": Words(
-        title=_("You canceled"),
-        advice=_(
-            "Nothing was changed. To continue, open the app again from the patient's "
-            "chart, or connect your records again."
-        ),
+    "decision_declined": Words(_("You canceled, so nothing was changed"), _AGAIN),
+    "launch_signed_out user_signed_out": Words(_("You were signed out"), _SIGN_IN),
+    "launch_without_user user_changed": Words(
+        _("Someone signed in after this page was opened"), _AGAIN
     ),
     # The connection between the two systems
-    "transport_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
-    "server_unreachable": Words(
-        title=_("%(Server)s cannot be reached"), advice=_TRY_LATER
+    "transport_failed discovery_failed token_failed issuer_not_known fhir_failed": (
+        Words(_INVALID_RESPONSE, _REPORT)
     ),
-    "server_timeout": Words(
-        title=_("%(Server)s took too long to respond"), advice=_TRY_LATER
+    "address_refused bearer_boundary issuer_mismatch": Words(
+        _INVALID_RESPONSE, _TELL_SUPPORT
     ),
-    "address_refused": Words(
-        title=_("%(Server)s points to an address inside this site's own network"),
-        advice=_TELL_SUPPORT,
-    ),
-    "discovery_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
-    "discovery_status": Words(
-        title=_("%(Server)s did not send its connection settings"), advice=_TRY_LATER
-    ),
-    "discovery_busy": Words(
-        title=_("The connection settings of %(server)s are still loading"),
-        advice=_TRY_LATER,
+    "server_unreachable server_timeout discovery_status discovery_busy "
+    "token_server_error grant_unusable refresh_busy fhir_unavailable": Words(
+        _("%(Server)s is unavailable at the moment"), _TRY_LATER
     ),
     # The way back from the EHR
-    "authorization_response_invalid": Words(title=_UNUSABLE, advice=_AGAIN),
-    "state_invalid": Words(title=_("This sign-in link is incomplete"), advice=_AGAIN),
-    "state_unknown": Words(
-        title=_("This sign-in link is no longer valid"), advice=_AGAIN
+    "authorization_response_invalid state_invalid state_unknown state_failed "
+    "state_withdrawn too_many_pending state_expired callback_mismatch": Words(
+        _("This sign-in can no longer be completed"), _AGAIN
     ),
-    "state_used": Words(
-        title=_("This sign-in was already completed"),
-        advice=_(
-            "If you used the Back button, go forward again. Otherwise, open the app "
-            "or connect your records again."
-        ),
-    ),
-    "state_in_use": Words(
-        title=_("This sign-in is still being completed"),
-        advice=ByKind(
-            ehr=_(
-                "If nothing opens within a minute, go back to the patient's chart and "
-                "open the app again."
-            ),
-            standalone=_(
-                "If nothing opens within a minute, connect your records again."
-            ),
-            unknown=_(
-                "If nothing opens within a minute, open the app again from the "
-                "patient's chart, or connect your records again."
-            ),
-        ),
-    ),
-    "state_failed": Words(title=_("This sign-in did not succeed"), advice=_AGAIN),
-    "state_withdrawn": Words(
-        title=_("You signed out, so this was canceled"), advice=_AGAIN
-    ),
-    "too_many_pending": Words(
-        title=_("Too many apps were opened at once, so this one was closed"),
-        advice=_AGAIN,
-    ),
-    "state_expired": Words(title=_("Signing in took too long"), advice=_AGAIN),
-    "callback_mismatch": Words(
-        title=_("The response came from an unexpected server"), advice=_AGAIN
+    "state_used state_in_use": Words(
+        _("This sign-in link was already opened"), _GO_FORWARD
     ),
     "state_foreign": Words(
-        title=_("This was started in another browser or window"),
-        advice=ByKind(
-            ehr=_(
-                "Open the app again from the patient's chart. If it happens again, "
-                "allow cookies for this site."
-            ),
-            standalone=_(
-                "Start again in this browser. If it happens again, allow cookies for "
-                "this site."
-            ),
-            unknown=_(
-                "Open the app or connect your records again in this browser. If it "
-                "happens again, allow cookies for this site."
-            ),
-        ),
+        _("This was started in another browser or window"), _ALLOW_COOKIES
     ),
-    "access_denied": Words(
-        title=_("Access was denied"),
-        advice=ByKind(
-            ehr=_(
-                "To use the app, open it again from the patient's chart and approve "
-                "the access it asks for."
-            ),
-            standalone=_("If you change your mind, you can start again at any time."),
-            unknown=_(
-                "To use the app, open it again and approve the access it asks for."
-            ),
-        ),
+    "access_denied scope_insufficient": Words(
+        _("%(Server)s did not grant the access that this app needs"), _APPROVE
     ),
-    "authorization_refused": Words(
-        title=_REFUSED,
-        advice=_TELL_SUPPORT,
-        turn=_EHRS_TURN,
-    ),
-    "issuer_not_known": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
-    "server_moved": Words(
-        title=_("Sign-in with %(server)s is temporarily disabled"),
-        advice=_TELL_SUPPORT,
-    ),
-    "issuer_mismatch": Words(
-        title=_("The response came from an unexpected server"),
-        advice=_(
-            "For your safety, it was discarded. Contact this site's support and "
-            "include the code at the end of this page."
-        ),
-        turn=_SITES_TURN,
-    ),
-    "token_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
-    "token_refused": Words(
-        title=_("%(Server)s refused access to this app"), advice=_AGAIN
-    ),
-    "token_server_error": Words(
-        title=_("%(Server)s is unavailable at the moment"), advice=_TRY_LATER
+    "authorization_refused": Words(_REFUSED, _REPORT),
+    "token_refused": _LAUNCH_REFUSED,
+    "grant_lost fhir_unauthorized": Words(
+        _("The access to %(server)s has ended"), _AGAIN
     ),
     # The user's identity
-    "id_token_invalid": Words(
-        title=_("%(Server)s could not prove who you are"),
-        advice=_TELL_SUPPORT,
-        turn=_EHRS_TURN,
-    ),
-    "id_token_key_unknown": Words(
-        title=_("%(Server)s could not prove who you are"), advice=_TRY_LATER
-    ),
-    "identity_refused": Words(
-        title=_("You cannot sign in with this account"), advice=_ASK_ADMINISTRATOR
+    "id_token_invalid": Words(_UNPROVEN, _REPORT),
+    "id_token_key_unknown": Words(_UNPROVEN, _TRY_LATER),
+    "identity_refused user_inactive user_refused": Words(
+        _("You cannot sign in with this account"), _TELL_SUPPORT
     ),
     "identity_in_use": Words(
-        title=_("This account is connected to another user of this site"),
-        advice=_(
-            "Sign out here and sign in with this account instead, or ask this site's "
-            "support to unlink it from that user."
-        ),
-    ),
-    "user_changed": Words(
-        title=_("Another user signed in meanwhile"),
-        advice=_("Check who is signed in here, then start again."),
-    ),
-    "user_signed_out": Words(
-        title=_("You were signed out"),
-        advice=_("Sign in again, then open the app or connect your records again."),
-    ),
-    "user_inactive": Words(
-        title=_("Your account here is deactivated"), advice=_ASK_ADMINISTRATOR
-    ),
-    "user_refused": Words(
-        title=_("You do not have an account here"),
-        advice=_("Ask the administrators of this site to create one for you."),
-        turn=_SITES_TURN,
-    ),
-    # Access that was given earlier
-    "grant_unusable": Words(
-        title=_("The access to %(server)s cannot be used at the moment"),
-        advice=_TRY_LATER,
-    ),
-    "grant_missing": Words(
-        title=_("This page needs a connection to your records"),
-        advice=_("Connect your records, or open the app from a patient's chart."),
-    ),
-    "grant_ambiguous": Words(
-        title=_("More than one connection matches"),
-        advice=_("Open the app from the chart of the patient you want to see."),
-    ),
-    "grant_lost": Words(
-        title=_("The connection to %(server)s has ended"), advice=_AGAIN
-    ),
-    "refresh_busy": Words(
-        title=_("%(Server)s took too long to respond"), advice=_TRY_LATER
-    ),
-    "refresh_in_transaction": Words(
-        title=_("The access to %(server)s could not be renewed"), advice=_TELL_SUPPORT
-    ),
-    "context_changed": Words(
-        title=_("%(Server)s switched to another patient"),
-        advice=ByKind(
-            ehr=_(
-                "This page was closed to prevent a mix-up. Open the app again from the "
-                "patient's chart."
-            ),
-            standalone=_(
-                "This page was closed to prevent a mix-up. Connect your records again."
-            ),
-            unknown=_(
-                "This page was closed to prevent a mix-up. Open the app from the "
-                "patient's chart, or connect your records again."
-            ),
-        ),
-    ),
-    "scope_insufficient": Words(
-        title=_("%(Server)s did not grant enough access for this page"),
-        advice=ByKind(
-            ehr=_(
-                "Open the app again from the patient's chart and approve everything "
-                "it asks for. If you were not asked, contact this site's support."
-            ),
-            standalone=_("Connect again and approve everything this page needs."),
-            unknown=_("Open the app again and approve everything it asks for."),
-        ),
+        _("This account is connected to another user of this site"), _USE_THAT_ACCOUNT
     ),
     # The records themselves
-    "fhir_failed": Words(title=_UNUSABLE, advice=_TELL_SUPPORT),
-    "fhir_request_invalid": Words(
-        title=_("This page made an invalid request"), advice=_TELL_SUPPORT
-    ),
-    "fhir_model_version": Words(
-        title=_("This page made an invalid request"), advice=_TELL_SUPPORT
-    ),
-    "bearer_boundary": Words(
-        title=_("%(Server)s pointed to an address on another server"),
-        advice=_(
-            "For safety, nothing was sent there. Contact this site's support and "
-            "include the code at the end of this page."
-        ),
-        turn=_SITES_TURN,
-    ),
-    "too_many_results": Words(
-        title=_("%(Server)s has more records than this page can show"),
-        advice=_(
-            "To avoid showing an incomplete list, this page shows none of them. "
-            "Contact this site's support and include the code at the end of this page."
-        ),
-        turn=_SITES_TURN,
+    "context_changed patient_replaced": Words(
+        _("%(Server)s switched to another patient"), _AGAIN
     ),
     "patient_foreign": Words(
-        title=_("This site could not confirm that this belongs to the patient"),
-        advice=_(
-            "For safety, nothing was changed or shown. Go back and try again. If it "
-            "happens again, contact this site's support and include the code at the "
-            "end of this page."
-        ),
+        _("Nothing was shown or changed, because it may belong to another patient"),
+        _TELL_SUPPORT,
     ),
-    "fhir_status": Words(
-        title=_("%(Server)s refused this page's request"), advice=_TELL_SUPPORT
+    "fhir_request_invalid fhir_model_version task_launch_invalid task_url_foreign": (
+        Words(_("This page made an invalid request"), _TELL_SUPPORT)
     ),
-    "fhir_unauthorized": Words(
-        title=_("The access to %(server)s has ended"), advice=_AGAIN
+    "fhir_status": Words(_("%(Server)s refused this page's request"), _TELL_SUPPORT),
+    "fhir_forbidden fhir_not_found fhir_gone": Words(
+        _("%(Server)s does not have this, or does not share it with this app"),
+        _ASK_THERE,
     ),
-    "fhir_forbidden": Words(
-        title=_("%(Server)s does not let this app see that"),
-        advice=_(
-            "The access you approved or your own permissions there do not cover it. "
-            "If you need it, ask the administrators there."
-        ),
-        turn=_EHRS_TURN,
+    "fhir_conflict fhir_precondition_failed": Words(
+        _("Someone else has changed this at %(server)s"), _LOOK_AGAIN
     ),
-    "fhir_not_found": Words(
-        title=_("%(Server)s did not find what this page asked for"),
-        advice=_("It may have been moved or deleted, or you may not have access."),
-        turn=_EHRS_TURN,
+    "too_many_results": Words(
+        _("%(Server)s has more records than this page can show"), _TELL_SUPPORT
     ),
-    "patient_replaced": Words(
-        title=_("%(Server)s sent the record of another patient"),
-        advice=ByKind(
-            ehr=_(
-                "Two records may have been merged, so nothing is shown here. Open the "
-                "app again from the patient's chart."
-            ),
-            standalone=_(
-                "Two records may have been merged, so nothing is shown here. Connect "
-                "your records again."
-            ),
-            unknown=_(
-                "Two records may have been merged, so nothing is shown here. Open the "
-                "app from the patient's chart, or connect your records again."
-            ),
-        ),
-    ),
-    "fhir_gone": Words(
-        title=_("This was deleted at %(server)s"),
-        advice=_("If you need it, look for it there."),
-        turn=_EHRS_TURN,
-    ),
-    "fhir_unavailable": Words(
-        title=_("%(Server)s is too busy at the moment"), advice=_TRY_LATER
-    ),
-    "fhir_conflict": Words(
-        title=_("Someone else has changed this at %(server)s"), advice=_LOOK_AGAIN
-    ),
-    "fhir_precondition_failed": Words(
-        title=_("Someone else has changed this at %(server)s"), advice=_LOOK_AGAIN
-    ),
-    "app_state_unsupported": Words(
-        title=_("%(Server)s does not store settings for this app"),
-        advice=_("They cannot be saved there. Contact this site's support."),
-        turn=_SITES_TURN,
-    ),
-    # Tasks
-    "task_launch_invalid": Words(
-        title=_("This task does not open an app"), advice=_TELL_SUPPORT
-    ),
-    "task_url_foreign": Words(
-        title=_("This task points to an address outside this site"),
-        advice=_TELL_SUPPORT,
-    ),
+}
+
+WORDS: Mapping[str, Words] = {
+    code: words for codes, words in _TABLE.items() for code in codes.split()
 }
 """By code; a code without an entry uses the words of its nearest parent class."""

@@ -79,7 +79,7 @@ def test_refresh_about_another_patient_closes_the_page(
         page = getattr(chart, method)(view)
     assert page.status_code == 409
     assert b"<code>context_changed</code>" in page.content
-    assert b"Open the app again from the patient" in page.content
+    assert b"open the app from the patient" in page.content
     assert b'href="/~' not in page.content
     assert page["Cache-Control"] == "private, no-store"
     assert [each["error_code"] for each in lost] == ["context_changed"]

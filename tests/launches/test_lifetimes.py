@@ -165,4 +165,4 @@ def test_page_says_why_a_launch_ended(ehr, reason):
     response = chart.get("/links/")
     assert response.status_code == 410
     assert str(escape(ENDINGS.get(reason, ""))) in response.content.decode()
-    assert b"Go back to the patient" in response.content
+    assert b"from the patient" in response.content

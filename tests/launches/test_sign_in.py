@@ -568,7 +568,7 @@ def test_launch_before_the_sign_in_that_the_site_requires_is_opened_once_more(
     assert (response.status_code, get_code(response)) == (403, "launch_without_user")
     text = response.content.decode()
     if kind == "ehr":
-        assert "open the app again" in text
+        assert "open the app from the patient" in text
     else:
         assert response.context["retry"].url.startswith("/smart/login/?server=")
     opened = open_app(browser, ehr)
