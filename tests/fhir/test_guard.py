@@ -421,6 +421,21 @@ def test_body_about_another_patient_is_not_sent(answer):
     assert grant.server.requests == []
 
 
+def test_answer_to_a_change_is_checked():
+    grant = make_grant()
+    grant.server.on("Observation", respond(OTHERS, 201))
+    with pytest.raises(ForeignPatientError):
+        grant.client.create(MINE)
+    grant.server.on("Observation/o1", respond(MINE), respond(OTHERS))
+    with pytest.raises(ForeignPatientError):
+        grant.client.update(MINE)
+    assert [request.method for request in grant.server.requests] == [
+        "POST",
+        "GET",
+        "PUT",
+    ]
+
+
 def test_other_elements_may_refer_to_anybody():
     grant = make_grant()
     told = {**MINE, "performer": [{"reference": "Patient/mother"}]}
