@@ -18,8 +18,10 @@ class DjangoSMARTConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from django.apps import apps
+        from django.contrib.auth import get_user_model
         from django.contrib.auth.signals import user_logged_in, user_logged_out
-        from django.db.models.signals import pre_save
+        from django.db.models.signals import pre_delete, pre_save
 
         from . import checks
 
@@ -31,6 +33,14 @@ class DjangoSMARTConfig(AppConfig):
             _end_launches_of_others, dispatch_uid="django_smart.user_logged_in"
         )
         user_logged_in.connect(_note_sign_in, dispatch_uid="django_smart.note_sign_in")
+        for model in apps.get_models():
+            # Also a proxy, whose deletion sends the signal in its own name.
+            if issubclass(model, get_user_model()):
+                pre_delete.connect(
+                    _end_grants_of_deleted,
+                    sender=model,
+                    dispatch_uid="django_smart.pre_delete",
+                )
         for model in self.get_models():
             pre_save.connect(
                 _compute_fields, sender=model, dispatch_uid="django_smart.pre_save"
@@ -62,6 +72,12 @@ def _end_launches_of_others(**values: Any) -> None:
     from .launches import sign_out
 
     sign_out.end_launches_of_others(**values)
+
+
+def _end_grants_of_deleted(**values: Any) -> None:
+    from .launches import sign_out
+
+    sign_out.end_grants_of_deleted(**values)
 
 
 def _note_sign_in(**values: Any) -> None:

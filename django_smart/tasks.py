@@ -6,12 +6,10 @@ No task carries an EHR's token, because brokers and result stores keep messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from celery import shared_task
 
 from .grants import engine
-from .grants.ending import enqueue_revocations
+from .grants.ending import revoke_pending
 from .launches.parked import end_expired_launches
 from .launches.purge import purge as _purge
 from .servers import discovery, signing_keys
@@ -21,7 +19,6 @@ __all__ = [
     "refresh_due_grants",
     "refresh_grants",
     "refresh_servers",
-    "revoke_grants",
     "rotate_keys",
 ]
 
@@ -33,8 +30,13 @@ _SOFT_LIMIT, _LIMIT = 3600, 3900
 
 @shared_task(ignore_result=True)
 def refresh_due_grants() -> None:
-    """Send the workers a message for each server with due grants."""
+    """
+    Send the workers a message for each server with due grants.
+
+    After that, revoke at their EHRs the tokens of grants that have ended here.
+    """
     engine.run_tick(refresh_grants.delay)
+    revoke_pending()
 
 
 # Safe to run twice, and to retry after a worker was killed: its leases expire.  The
@@ -57,25 +59,17 @@ def refresh_grants(server_id: int, token: str = "") -> None:
     engine.serve(server_id, token=token, send=refresh_grants.delay)
 
 
-@shared_task(
-    ignore_result=True, acks_late=True, soft_time_limit=_SOFT_LIMIT, time_limit=_LIMIT
-)
-def revoke_grants(grant_ids: Sequence[int]) -> None:
-    """Revoke grants that have ended here at their EHRs."""
-    engine.revoke_grants(grant_ids)
-
-
 @shared_task(ignore_result=True)
 def refresh_servers() -> None:
     """
     Fetch configurations and keys again before they expire.
 
-    First, end launches that nobody decided in time, and have their tokens revoked.
+    First, end launches that nobody decided in time.
     """
     # No message per launch with a countdown: a worker holds it until its time, and with
     # RabbitMQ's quorum queues, two of them can keep it from taking others.
     try:
-        enqueue_revocations(end_expired_launches())
+        end_expired_launches()
     finally:
         discovery.refresh_servers()
 

@@ -24,7 +24,6 @@ from django.utils import timezone
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
 
-from django_smart.grants import engine
 from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
 from django_smart.models.clock import DatabaseNow
 from django_smart.testing import EHRSimulator
@@ -205,7 +204,6 @@ def _fresh_caches() -> Iterator[None]:
     yield
     for each in caches.all(initialized_only=True):
         each.clear()
-    engine._slow_until.clear()
 
 
 @pytest.fixture

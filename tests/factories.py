@@ -231,6 +231,11 @@ def reload_grant(grant_id: Any) -> TokenGrant:
     return TokenGrant.objects.select_related("registration__server").get(pk=grant_id)
 
 
+def end_wait() -> None:
+    """Let the time be over after which a failed revocation is tried again."""
+    TokenGrant.objects.awaiting_revocation().update(lease_expires_at=timezone.now())
+
+
 def make_due(grant_id: Any, *, minutes: int = 1) -> int:
     """Let the refresh be due since *minutes*; returns *grant_id*."""
     TokenGrant.objects.filter(pk=grant_id).update(

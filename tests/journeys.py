@@ -1,5 +1,5 @@
 """
-Count the files of ``django_smart`` that four warm journeys enter.
+Count the files of ``django_smart`` that warm journeys enter.
 
     python -m tests.journeys            a table
     python -m tests.journeys --files    also the files, in the order of first entry
@@ -45,6 +45,7 @@ from django.utils import timezone
 import django_smart
 from django_smart import tasks
 from django_smart.decorators import smart_required
+from django_smart.grants.ending import revoke_pending
 from django_smart.testing.client import SMARTClient
 from django_smart.testing.site import create_registration, mounted_ehr
 from tests.celery import app as celery_app
@@ -71,7 +72,7 @@ urlpatterns = [*site, path(PAGE.removeprefix("/"), _show_patient)]
 
 def make_journeys(browser: SMARTClient) -> dict[str, list[str]]:
     """
-    Make the four journeys once; returns, for each, the file of every call.
+    Make the journeys once; returns, for each, the file of every call.
 
     Args:
         browser: at a registration whose landing page is ``PAGE``.
@@ -97,11 +98,19 @@ def make_journeys(browser: SMARTClient) -> dict[str, list[str]]:
     refreshes = len(ehr.requests_to("refresh"))
     _, refresh = _trace(tasks.refresh_grants, registration.server_id)
     assert len(ehr.requests_to("refresh")) == refreshes + 1
+    signed_out, leave = _trace(browser.post, reverse("django_smart:logout"))
+    assert signed_out.status_code == 302, signed_out.content
+    assert ehr.requests_to("revoke") == []
+    finished, revoke = _trace(revoke_pending)
+    assert finished == 1
+    ehr.clear_requests()
     return {
         "launch request": begin,
         "callback": complete,
         "page": show,
         "background refresh": refresh,
+        "sign-out": leave,
+        "revocation": revoke,
     }
 
 

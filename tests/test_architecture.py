@@ -49,8 +49,6 @@ _EDGES = {
 _OFFER_CONTRIB = {"admin", "checks", "management", "urls", "views"}
 # Imports that go up, inside a function: at most eight, each with its reason.
 _SEAMS = {
-    # Celery is loaded when there is something to send, not with each web process.
-    ("grants.ending", "tasks"),
     # Loaded for the sites that ask for it.
     ("launches.context", "contrib.app_state"),
     ("launches.context", "contrib.style"),

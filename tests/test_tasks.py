@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 import time_machine
@@ -14,7 +12,7 @@ from celery.beat import ScheduleEntry
 from django.utils import timezone
 
 from django_smart import tasks
-from django_smart.grants.ending import disconnect_grant, enqueue_revocations
+from django_smart.grants.ending import disconnect_grant
 from django_smart.models import FHIRServer, Launch, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.testing import EHRSimulator
@@ -70,14 +68,12 @@ def test_due_grants_are_sent_to_the_workers_by_their_server(
     assert len(ehr.requests_to("refresh")) == 1
 
 
-@pytest.mark.parametrize("name", ["refresh_grants", "revoke_grants"])
-def test_batches_are_acknowledged_late_as_they_may_run_twice(name: str) -> None:
-    assert getattr(tasks, name).acks_late is True
+def test_work_is_acknowledged_late_as_it_may_run_twice() -> None:
+    assert tasks.refresh_grants.acks_late is True
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"),
-    [("refresh_grants", 86400), ("revoke_grants", 3900), ("purge", 3900)],
+    ("name", "limit"), [("refresh_grants", 86400), ("purge", 3900)]
 )
 def test_time_limits_of_the_site_are_not_for_tasks_that_wait(
     name: str, limit: int
@@ -97,7 +93,7 @@ def test_revoking_tells_the_ehr_once(ehr: EHRSimulator) -> None:
     assert grant is not None
     disconnect_grant(grant)
     for _ in range(2):
-        tasks.revoke_grants.delay([grant.pk, 10_000])
+        tasks.refresh_due_grants.delay()
     # The refresh token and the access token.
     assert len(ehr.requests_to("revoke")) == 2
 
@@ -109,40 +105,3 @@ def test_servers_and_old_rows_are_seen_to(ehr: EHRSimulator) -> None:
     Launch.objects.update(expires_at=timezone.now())
     tasks.purge.delay()
     assert Launch.objects.get().status == "failed"
-
-
-def test_revocations_wait_for_the_commit(
-    ehr: EHRSimulator, django_capture_on_commit_callbacks: Any
-) -> None:
-    grant = connect(make_browser(), ehr).grant
-    assert grant is not None
-    with django_capture_on_commit_callbacks(execute=True):
-        enqueue_revocations(disconnect_grant(grant))
-        assert not ehr.requests_to("revoke")
-    assert ehr.requests_to("revoke")
-    with django_capture_on_commit_callbacks() as callbacks:
-        enqueue_revocations([])
-    assert callbacks == []
-
-
-def test_page_works_without_a_broker(
-    ehr: EHRSimulator,
-    django_capture_on_commit_callbacks: Any,
-    broker: Broker,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    browser = make_browser()
-    grant_id = connect(browser, ehr).grant_id
-
-    broker.error = ConnectionError("amqp://user:secret@broker")
-    with (
-        caplog.at_level(logging.WARNING),
-        django_capture_on_commit_callbacks(execute=True),
-    ):
-        response = browser.post("/smart/connections/", {"grant": grant_id})
-    assert response.status_code == 302
-    assert "ConnectionError" in caplog.text
-    assert "secret@broker" not in caplog.text
-    assert TokenGrant.objects.get().is_revocation_pending
-    tasks.purge()
-    assert not TokenGrant.objects.get().is_revocation_pending

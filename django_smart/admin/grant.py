@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..grants.ending import disconnect_grant, enqueue_revocations
+from ..grants.ending import disconnect_grant
 from ..models import TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.grant import TokenGrantQuerySet
@@ -198,14 +198,14 @@ class TokenGrantAdmin(AuthorizationAdmin):
         """End grants, also lost ones, and the launches that use them."""
         with transaction.atomic(using=router.db_for_write(TokenGrant)):
             grants = list(queryset.endable())
-            ended = [pk for grant in grants for pk in disconnect_grant(grant)]
+            for grant in grants:
+                disconnect_grant(grant)
             self.log_action(request, grants, "status")
-            enqueue_revocations(ended)
         done = ngettext(
             "%(count)d grant was revoked. A worker will revoke its tokens at the EHR.",
             "%(count)d grants were revoked. A worker will revoke their tokens at the "
             "EHRs.",
-            len(ended),
+            len(grants),
         )
         nothing = gettext("None of the selected grants was active.")
-        self.tell_result(request, len(ended), done=done, nothing=nothing)
+        self.tell_result(request, len(grants), done=done, nothing=nothing)

@@ -15,7 +15,6 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import build_docs_url
 from ..error_pages.words import ENDINGS, find_stored_words
-from ..grants.ending import enqueue_revocations
 from ..launches.parked import end_at_any_stage
 from ..models import Launch, TokenGrant
 from .base import EMPTY, AuthorizationAdmin
@@ -132,10 +131,9 @@ class LaunchAdmin(AuthorizationAdmin):
         )
         with transaction.atomic(using=router.db_for_write(Launch)):
             rows = list(launches.exclude(status__in=_OVER))
-            ended = end_at_any_stage(launches, reason="ended_by_staff")
-            enqueue_revocations(ended)
-            grants = TokenGrant.objects.filter(pk__in=ended)
-            self.log_action(request, [*rows, *grants], "status")
+            end_at_any_stage(launches, reason="ended_by_staff")
+            grants = TokenGrant.objects.awaiting_revocation().filter(launches__in=rows)
+            self.log_action(request, [*rows, *grants.distinct()], "status")
         done = ngettext(
             "%(count)d launch was ended. A worker revokes its tokens at the EHR, "
             "unless they outlive the sign-in.",

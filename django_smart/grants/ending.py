@@ -1,10 +1,16 @@
-"""End launches and the grants that are no longer needed, and revoke their tokens."""
+"""
+End launches and the grants that are no longer needed, and revoke their tokens.
+
+The row is the outbox: what ends is marked in the transaction that ends it, and
+:func:`revoke_pending` revokes it at the EHR later.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
+import time
+from collections.abc import Collection, Iterable
+from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import router, transaction
@@ -25,9 +31,9 @@ from ..servers.http import build_client_authentication, send
 from ..signals import grant_ending, grant_lost, grant_revoked
 from .counting import count_lost
 from .deployment import belong_elsewhere
+from .lease import lease_length, new_owner
 from .pacing import is_outage
 from .separate_connection import unless_locked
-from .workers import hand_to_worker
 
 __all__ = [
     "announce_ends",
@@ -35,10 +41,9 @@ __all__ = [
     "end_changed_grant",
     "end_idlest_launches",
     "end_launches",
-    "enqueue_revocations",
     "find_unused_grants",
     "keep_for_revocation",
-    "revoke_at_server",
+    "revoke_pending",
     "revoke_tokens",
     "supersede_grants",
 ]
@@ -48,15 +53,14 @@ logger = logging.getLogger(__name__)
 # The error in RFC 6749 section 5.2 that does not concern the token: the same request
 # may succeed with another secret or key.
 _CLIENT_REFUSED = "invalid_client"
+# How long tokens wait after a failed attempt, and the others of a server that did not
+# respond.  Those of a server that took longer than these seconds wait for a while, too.
+_WAIT = timedelta(minutes=15)
+_SLOW, _WAIT_OF_SLOW = 5.0, timedelta(minutes=1)
 
 
-def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> list[int]:
-    """
-    End *launches*, and the grants that do not outlive them.
-
-    Returns:
-        Primary keys of the grants whose tokens are to be revoked at the EHR.
-    """
+def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> None:
+    """End *launches*, and the grants that do not outlive them."""
     grant_ids = list(
         launches.open()
         .filter(grant__isnull=False, grant__is_offline=False)
@@ -64,20 +68,17 @@ def end_launches(launches: LaunchQuerySet, *, reason: str, now: datetime) -> lis
     )
     launches.end(reason=reason, now=now)
     grants = TokenGrant.objects.filter(pk__in=grant_ids).exclude(_is_in_use(now))
-    return _end_grants(grants.values_list("pk", flat=True), now=now)
+    _end_grants(grants.values_list("pk", flat=True), now=now)
 
 
 def end_idlest_launches(
     launch: Launch, browser_digests: Collection[str], *, now: datetime
-) -> list[int]:
+) -> None:
     """
     Keep a browser to ``SMART_LAUNCHES_PER_BROWSER``, of which *launch* is the newest.
 
     Two launches that complete at the same moment do not see each other; the next one
     sees both.
-
-    Returns:
-        Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     others = (
         Launch.objects.of_browser(browser_digests)
@@ -86,38 +87,28 @@ def end_idlest_launches(
         .order_by("-last_used_at", "-pk")
         .values_list("pk", flat=True)
     )
-    surplus = list(others[conf.SMART_LAUNCHES_PER_BROWSER - 1 :])
-    if not surplus:
-        return []
-    launches = Launch.objects.filter(pk__in=surplus)
-    return end_launches(launches, reason="too_many_open", now=now)
+    if surplus := list(others[conf.SMART_LAUNCHES_PER_BROWSER - 1 :]):
+        launches = Launch.objects.filter(pk__in=surplus)
+        end_launches(launches, reason="too_many_open", now=now)
 
 
-def disconnect_grant(grant: TokenGrant) -> list[int]:
+def disconnect_grant(grant: TokenGrant) -> None:
     """
     End one grant, and the launches that use it, at its owner's request.
 
     Also one that the EHR has refused, since an operator could restore it.  One that
     ended because of another patient is listed no longer.
-
-    Returns:
-        Primary keys of the grants whose tokens are to be revoked at the EHR.
     """
     now = timezone.now()
     TokenGrant.objects.changed().filter(pk=grant.pk).update(last_error="")
     Launch.objects.filter(grant=grant).end(reason="disconnected", now=now)
-    return _end_grants([grant.pk], now=now)
+    _end_grants([grant.pk], now=now)
 
 
-def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
-    """
-    End the older offline grants that *grant* replaces and no live launch uses.
-
-    Returns:
-        Primary keys of the grants whose tokens are to be revoked at the EHR.
-    """
+def supersede_grants(grant: TokenGrant, *, now: datetime) -> None:
+    """End the older offline grants that *grant* replaces and no live launch uses."""
     if not grant.is_offline or grant.user_id is None:
-        return []
+        return
     older = (
         TokenGrant.objects.active()
         .offline()
@@ -132,11 +123,11 @@ def supersede_grants(grant: TokenGrant, *, now: datetime) -> list[int]:
     )
     # Patient ids differ in case; not every database's comparison does.
     same = [each.pk for each in older if each.is_same_connection_as(grant)]
-    return _end_grants(same, now=now)
+    _end_grants(same, now=now)
 
 
 def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
-    """End *grant* and its launches; a worker revokes its tokens at the EHR."""
+    """End *grant* and its launches, and have its tokens revoked at the EHR."""
     error_code = ContextChangedError.code
     # The grant first: without it, a launch that stays locked is useless.
     row = TokenGrant.objects.filter(pk=grant.pk)
@@ -189,13 +180,10 @@ def announce_ends() -> int:
     return announced
 
 
-def keep_for_revocation(registration: ClientRegistration, tokens: TokenResponse) -> int:
-    """
-    Keep *tokens* of a launch that was refused until the EHR has revoked them.
-
-    Returns:
-        Primary key of a grant that nobody can use, for :func:`enqueue_revocations`.
-    """
+def keep_for_revocation(
+    registration: ClientRegistration, tokens: TokenResponse
+) -> None:
+    """Keep *tokens* that nobody may use here until the EHR has revoked them."""
     now = timezone.now()
     grant = TokenGrant(
         registration=registration,
@@ -210,50 +198,49 @@ def keep_for_revocation(registration: ClientRegistration, tokens: TokenResponse)
         access_token=tokens.access_token, refresh_token=tokens.refresh_token or ""
     )
     grant.save()
-    return grant.pk
 
 
-def enqueue_revocations(grant_ids: Sequence[int]) -> None:
+def revoke_pending(*, seconds: float = 10.0) -> int:
     """
-    Have a worker revoke these grants at their EHRs after the transaction commits.
+    Revoke the tokens of ended grants at their EHRs, then delete them here (SEC-12).
 
-    Without a broker nothing is lost: ``purge`` finds the open revocations.
-    """
-    if grant_ids:
-        transaction.on_commit(
-            lambda: _enqueue(list(grant_ids)),
-            using=router.db_for_write(TokenGrant),
-        )
-
-
-def revoke_at_server(grant: TokenGrant, *, away: set[int] | None = None) -> bool:
-    """
-    Revoke an ended grant's tokens at the EHR, then delete them here (SEC-12).
+    One process at a time does so, whoever calls it.  A request that was lost with its
+    process, or failed, is repeated later.  What was tried before comes last, so that no
+    EHR can keep others waiting.
 
     Args:
-        away: primary keys of servers that do not respond; this one is added if it does
-            not respond.
+        seconds: after which nothing more is begun; the next run goes on.
 
     Returns:
-        ``True`` if nothing is left to do; otherwise, the next purge tries again.
+        How many grants were revoked.
     """
-    if not grant.is_revocation_pending:
-        return True
-    if belong_elsewhere():
-        # In a copy of the database, grants in use elsewhere look unused.
-        logger.warning("Grant %s: not revoked: see smart_refresh --adopt", grant.pk)
-        return False
+    # In a copy of the database, grants in use elsewhere look unused.
+    if belong_elsewhere() or TokenGrant.objects.being_revoked().exists():
+        return 0
+    owner, number, ends_at = new_owner(), 0, time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        take = TokenGrant.objects.take_revocation
+        if (grant := take(owner=owner, length=lease_length())) is None:
+            break
+        number += _revoke(grant)
+    return number
+
+
+def _revoke(grant: TokenGrant) -> bool:
+    started = time.monotonic()
+    postpone = TokenGrant.objects.postpone_revocations
     try:
         revoke_tokens(grant)
     except SMARTError as exc:
         hint = _get_hint(grant, exc)
         logger.warning("Grant %s: not revoked yet (%s)%s", grant.pk, exc.code, hint)
-        if away is not None and is_outage(exc):
-            away.add(grant.registration.server_id)
+        postpone(grant, length=_WAIT, with_others=is_outage(exc))
         return False
     TokenGrant.objects.filter(pk=grant.pk).forget_tokens()
     fields = grant.build_log_fields("grant_revoked")
     logger.info("Grant %s revoked", grant.pk, extra=fields)
+    if time.monotonic() - started > _SLOW:
+        postpone(grant, length=_WAIT_OF_SLOW, with_others=True)
     return True
 
 
@@ -329,10 +316,8 @@ def _is_shared(grant: TokenGrant) -> bool:
     return same.exclude(pk=grant.pk).exists()
 
 
-def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
-    grants = list(TokenGrant.objects.endable().filter(pk__in=list(grant_ids)))
-    ended = []
-    for grant in grants:
+def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> None:
+    for grant in TokenGrant.objects.endable().filter(pk__in=list(grant_ids)):
         # One by one: a grant that ended elsewhere in the meantime is not revoked twice.
         if TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=now):
             grant.status = TokenGrant.Status.REVOKED
@@ -341,22 +326,9 @@ def _end_grants(grant_ids: Iterable[int], *, now: datetime) -> list[int]:
                 partial(grant_revoked.send_robust, sender=TokenGrant, grant=grant),
                 using=router.db_for_write(TokenGrant),
             )
-            ended.append(grant.pk)
-    return ended
 
 
 def _is_in_use(now: datetime) -> Exists:
     # Asked for each grant, which has an index: a list of all that are in use would need
     # every launch.
     return Exists(Launch.objects.live(now).filter(grant=OuterRef("pk")))
-
-
-def _enqueue(grant_ids: list[int]) -> None:
-    from ..tasks import revoke_grants
-
-    try:
-        hand_to_worker(revoke_grants, grant_ids)
-    except Exception as exc:  # noqa: BLE001 (any broker, any client library)
-        logger.warning(
-            "Revocations are left to the next purge: no broker (%s)", type(exc).__name__
-        )

@@ -37,7 +37,7 @@ from ..servers.id_tokens import check_id_token
 from ..signals import grant_lost, grant_refreshed
 from .counting import count_lost
 from .due_times import get_refresh_due_at, note_end
-from .ending import end_changed_grant, enqueue_revocations, keep_for_revocation
+from .ending import end_changed_grant, keep_for_revocation
 from .lease import get_failure_code
 from .separate_connection import unless_locked
 from .stopping import (
@@ -191,7 +191,7 @@ def _finish(
     if not (stored or TokenGrant.objects.active().filter(pk=grant.pk).exists()):
         # Disconnected while the response was on its way.
         keep = partial(keep_for_revocation, grant.registration, tokens)
-        enqueue_revocations([insist(keep, grant_id=grant.pk)])
+        insist(keep, grant_id=grant.pk)
         raise ReauthorizationRequiredError("The grant was ended during its refresh.")
     if tokens.context_changed or (
         stored and _names_another_person(grant, tokens.id_token)

@@ -32,7 +32,6 @@ from ..grants.due_times import get_refresh_due_at, note_end
 from ..grants.ending import (
     end_idlest_launches,
     end_launches,
-    enqueue_revocations,
     keep_for_revocation,
     supersede_grants,
 )
@@ -239,9 +238,7 @@ def refuse_parked_launch(launch: Launch, error: SMARTError) -> None:
     Only if it is still parked: a second answer must not end what the first one opened.
     """
     this = Launch.objects.filter(pk=launch.pk)
-    ended = end_parked_launches(this, reason=error.code)
-    if ended:
-        enqueue_revocations(ended)
+    if end_parked_launches(this, reason=error.code):
         fail_launch(launch, error)
 
 
@@ -365,8 +362,7 @@ def _complete(
         # or had them: a sign-out may have ended it since.
         holds = Q(completed_at__isnull=False) | Q(status=Launch.Status.PARKED)
         if not insist(_get_stored(launch).filter(holds).exists):
-            keep = partial(keep_for_revocation, registration, tokens)
-            enqueue_revocations([insist(keep)])
+            insist(partial(keep_for_revocation, registration, tokens))
         raise
 
 
@@ -490,8 +486,7 @@ def _exchange_code(
         # Valid at the EHR, perhaps for years, whatever else is wrong.
         if issued := find_refresh_token(response):
             unused = _build_refresh_token_only(issued, now=now)
-            keep = partial(keep_for_revocation, launch.registration, unused)
-            enqueue_revocations([insist(keep)])
+            insist(partial(keep_for_revocation, launch.registration, unused))
         raise
     except TokenError as exc:
         note_token_error(launch.registration, exc)
@@ -606,9 +601,8 @@ def _store(
     )
     changes = owner is not None and not _is_same(user, owner)
     ended_earlier = others is not None
-    to_revoke: list[int] = []
     if others is not None:
-        to_revoke += end_launches(others, reason="user_changed", now=now)
+        end_launches(others, reason="user_changed", now=now)
     # Without a user, only the cookie protects the chart, so it must be a new one.
     renews = others is not None or changes or claims is None or not opened
     launch.replaced_digest = launch.browser_digest if renews else ""
@@ -626,9 +620,8 @@ def _store(
         raise build_used_error(launch)
     if len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER:
         digests = [launch.browser_digest, *visitor.browser_digests]
-        to_revoke += end_idlest_launches(launch, digests, now=now)
-    to_revoke += supersede_grants(launch.grant, now=now)
-    enqueue_revocations(to_revoke)
+        end_idlest_launches(launch, digests, now=now)
+    supersede_grants(launch.grant, now=now)
     return Completion(
         launch=launch,
         user=owner if changes else None,

@@ -199,28 +199,18 @@ def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
     return tokens, IDTokenClaims(**held["claims"])
 
 
-def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> list[int]:
-    """
-    End *launches*, whether under way, parked or completed, and grants with them.
-
-    Returns:
-        Primary keys of the grants whose tokens are to be revoked at the EHR.
-    """
+def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> None:
+    """End *launches*, whether under way, parked or completed, and grants with them."""
     now = timezone.now()
     # In the order of the stages: one that goes on meanwhile is met at the next one.
     launches.fail(error_code=reason, now=now)
-    ended = end_parked_launches(launches, reason=reason)
-    return ended + end_launches(launches, reason=reason, now=now)
+    end_parked_launches(launches, reason=reason)
+    end_launches(launches, reason=reason, now=now)
 
 
-def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:
-    """
-    End those of *launches* that are parked.
-
-    Returns:
-        Primary keys of the grants whose tokens are to be revoked at the EHR.
-    """
-    to_revoke = []
+def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> int:
+    """End those of *launches* that are parked; return how many were."""
+    number = 0
     for launch in launches.parked().select_related("registration"):
         with transaction.atomic(using=router.db_for_write(Launch)):
             # One by one: a simultaneous decision may have used the tokens.
@@ -228,25 +218,26 @@ def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> list[int]:
                 error_code=reason, now=timezone.now()
             )
             if ended:
-                to_revoke += _keep_held(launch)
-    return to_revoke
+                _keep_held(launch)
+                number += 1
+    return number
 
 
-def end_expired_launches() -> list[int]:
+def end_expired_launches() -> int:
     """Like :func:`end_parked_launches`, for launches that nobody decided in time."""
     expired = Launch.objects.filter(expires_at__lte=DatabaseNow())
     return end_parked_launches(expired, reason="decision_expired")
 
 
-def _keep_held(launch: Launch) -> list[int]:
+def _keep_held(launch: Launch) -> None:
     try:
         tokens, _claims = read_held(launch)
     except Exception as exc:  # noqa: BLE001 (it must not keep others from ending)
         # No current key decrypts them, or a newer version of this package wrote them.
         name = type(exc).__name__
         logger.warning("Launch %s: its tokens cannot be read (%s)", launch.pk, name)
-        return []
-    return [keep_for_revocation(launch.registration, tokens)]
+        return
+    keep_for_revocation(launch.registration, tokens)
 
 
 def get_own_name(user: AbstractBaseUser | None) -> str:

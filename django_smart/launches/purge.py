@@ -1,4 +1,4 @@
-"""Clean up ended launches and grants, and retry open revocations."""
+"""Clean up ended launches and grants."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..grants.ending import (
     announce_ends,
     disconnect_grant,
     find_unused_grants,
+    revoke_pending,
     supersede_grants,
 )
-from ..grants.engine import revoke_pending
 from ..models import Launch, TaskRun, TokenGrant
 from ..models.task_run import PURGE
 from .parked import end_expired_launches
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _IDLE = timedelta(days=1)
 # More than the EHR's responses to one callback may take.
 _LONGEST_CALLBACK = timedelta(minutes=5)
+# Seconds for revocations, in a site where only the purge runs.
+_REVOKING = 600.0
 _CHUNK = 1000
 
 
@@ -50,8 +52,7 @@ def purge() -> PurgeResult:
 
     Rows are kept for ``SMART_PURGE_AFTER`` after their end, those of failed launches
     for ``SMART_PURGE_FAILED_AFTER``. Revocations that did not succeed until then are
-    abandoned after a last attempt (none if the EHR is down): the tokens are deleted
-    with the row.
+    abandoned: the tokens are deleted with the row.
     """
     # By the database's clock: a wrong one would end the launches of all users.
     now = TaskRun.objects.note_and_read(PURGE)
@@ -61,7 +62,7 @@ def purge() -> PurgeResult:
     failed = Launch.objects.filter(left, expires_at__lte=now).fail(
         error_code="state_expired", now=now
     )
-    undecided = len(end_expired_launches())
+    undecided = end_expired_launches()
     Launch.objects.too_old(now).end(reason="lifetime", now=now)
     Launch.objects.idle(now).end(reason="idle", now=now)
     for grant in TokenGrant.objects.of_deactivated_users().iterator(_CHUNK):
@@ -87,7 +88,7 @@ def purge() -> PurgeResult:
     _log_protected(Launch, protected)
     closed, _ = _delete(revoked)
     # EHRs last: they can be slow or unavailable.
-    finished = revoke_pending(TokenGrant.objects.all())
+    finished = revoke_pending(seconds=_REVOKING)
     tried, protected = _delete(revoked, old.awaiting_revocation())
     _log_protected(TokenGrant, protected)
     # Of those that the site protects.

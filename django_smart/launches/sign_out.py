@@ -1,7 +1,8 @@
 """
 Sign-out: what ends on this site, and whether the EHR's session ends as well.
 
-A change of user without a sign-out ends what the other user had open, too.
+A change of user without a sign-out ends what the other user had open, too, and the
+deletion of a user everything of that user.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from urllib.parse import urlencode, urljoin
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ..grants.ending import end_launches, enqueue_revocations
-from ..models import Launch
+from ..grants.ending import end_launches
+from ..models import Launch, TokenGrant
 from ..protocol.urls import get_origin
 from .browser import get_browser
 from .messages import forget_messages
-from .parked import end_at_any_stage
+from .parked import end_at_any_stage, end_parked_launches
 from .request_state import get_request_state
 
-__all__ = ["end_launches_of_browser", "end_launches_of_others", "find_end_session_url"]
+__all__ = [
+    "end_grants_of_deleted",
+    "end_launches_of_browser",
+    "end_launches_of_others",
+    "find_end_session_url",
+]
 
 # How long the response with a new cookie may be on its way.
 _LONGEST_RESPONSE = timedelta(minutes=5)
@@ -91,10 +97,8 @@ def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None
         completing = Launch.objects.filter(
             replaced_digest__in=digests, completed_at__gt=now - _LONGEST_RESPONSE
         )
-        enqueue_revocations(
-            end_at_any_stage(launches, reason="signed_out")
-            + end_launches(completing, reason="signed_out", now=now)
-        )
+        end_at_any_stage(launches, reason="signed_out")
+        end_launches(completing, reason="signed_out", now=now)
         browser.rotate()
         forget_messages(request)
         _leave_prefix(request)
@@ -116,15 +120,23 @@ def end_launches_of_others(
         .exclude(user=user)
     )
     if others.open().exists():
-        enqueue_revocations(
-            end_launches(others, reason="user_changed", now=timezone.now())
-        )
+        end_launches(others, reason="user_changed", now=timezone.now())
         # Parked launches may be waiting for this sign-in.
         Launch.objects.parked().filter(
             browser_digest__in=browser.digests_at_start
         ).update(browser_digest=browser.prepare_rotation())
         browser.rotate()
         _leave_prefix(request)
+
+
+def end_grants_of_deleted(instance: Any, **_kwargs: Any) -> None:
+    """Keep of a user who is being deleted only tokens that are still to be revoked."""
+    launches = Launch.objects.filter(user=instance.pk)
+    end_parked_launches(launches, reason="user_deleted")
+    grants = TokenGrant.objects.filter(user=instance.pk)
+    grants.end_pending_revocation(now=timezone.now())
+    grants.filter(is_revocation_pending=False).delete()
+    grants.update(patient_id="", encounter_id="")
 
 
 def _leave_prefix(request: HttpRequest) -> None:

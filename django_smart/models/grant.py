@@ -519,7 +519,49 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             refresh_due_at=None,
             is_revocation_pending=True,
             service_slot=None,
+            lease_owner="",
+            lease_expires_at=None,
         )
+
+    def being_revoked(self) -> Self:
+        """Return grants whose tokens a process is revoking at the EHR."""
+        leased = self.awaiting_revocation().filter(lease_expires_at__gt=DatabaseNow())
+        return leased.exclude(lease_owner="")
+
+    def take_revocation(self, *, owner: str, length: timedelta) -> TokenGrant | None:
+        """
+        Lease the grant whose tokens are to be revoked next, if there is one.
+
+        Those that were tried before come last.  None are at a server that has asked to
+        wait.
+        """
+        free = self.awaiting_revocation().filter(_is_free())
+        pk = (
+            free.exclude(registration__server__state__paused_until__gt=DatabaseNow())
+            .order_by(F("lease_expires_at").asc(nulls_first=True), "ended_at")
+            .values_list("pk", flat=True)
+            .first()
+        )
+        if pk is None:
+            return None
+        until = DatabaseNow(length)
+        # Of two processes, only one changes the row.
+        free.filter(pk=pk).update(lease_owner=owner, lease_expires_at=until)
+        taken = self.awaiting_revocation().leased_by(owner)
+        return taken.select_related("registration__server").filter(pk=pk).first()
+
+    def postpone_revocations(
+        self, grant: TokenGrant, *, length: timedelta, with_others: bool
+    ) -> None:
+        """Let *grant* wait before it is tried again, or all others of its server."""
+        rows = Q(pk=grant.pk)
+        if with_others:
+            server_id = grant.registration.server_id
+            there = ClientRegistration.objects.filter(server_id=server_id)
+            rows |= Q(_is_free(), registration__in=there)
+        until = DatabaseNow(length)
+        waiting = self.awaiting_revocation().filter(rows)
+        waiting.update(lease_owner="", lease_expires_at=until)
 
     def forget_tokens(self) -> int:
         """Delete the tokens of grants that have ended."""
@@ -619,7 +661,8 @@ class TokenGrant(models.Model):
     )
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
-        models.CASCADE,
+        # It has ended then, and is kept until its tokens are revoked.
+        models.SET_NULL,
         verbose_name=_("user"),
         related_name="smart_grants",
         null=True,

@@ -19,7 +19,7 @@ from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
 from ..error_pages.retry import sign_in_again
-from ..grants.ending import disconnect_grant, enqueue_revocations
+from ..grants.ending import disconnect_grant
 from ..launches.browser import get_browser
 from ..launches.frames import is_framed
 from ..launches.prefix import get_protocol_url
@@ -174,7 +174,7 @@ class ConnectionsView(ProtocolView):
                 request, gettext("Nothing was disconnected."), fail_silently=True
             )
             return self._list(request, status=404)
-        enqueue_revocations(disconnect_grant(grant))
+        disconnect_grant(grant)
         name = str(grant.registration.server)
         active = self._get_shown(request).active()
         text = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.utils import timezone
 from django_smart.grants.ending import (
     disconnect_grant,
     find_unused_grants,
-    revoke_at_server,
+    revoke_pending,
     supersede_grants,
 )
 from django_smart.launches.purge import purge
@@ -34,8 +35,15 @@ _ONLINE = "launch openid fhirUser patient/Patient.rs online_access"
 
 @pytest.fixture
 def commit(django_capture_on_commit_callbacks: Any) -> Callable[[], Any]:
-    """A ``with`` block after which what waits for the commit has run."""
-    return lambda: django_capture_on_commit_callbacks(execute=True)
+    """A ``with`` block after which what has ended is revoked."""
+
+    @contextmanager
+    def run() -> Iterator[None]:
+        with django_capture_on_commit_callbacks(execute=True):
+            yield
+        revoke_pending()
+
+    return run
 
 
 def _second_clinician(ehr: EHRSimulator) -> str:
@@ -277,7 +285,8 @@ def test_only_grants_of_the_same_user_registration_and_patient_are_superseded(
     TokenGrant.objects.filter(pk=_grant(kept[0]).pk).update(
         patient_id=grant.patient_id.upper(), user=grant.user
     )
-    assert supersede_grants(grant, now=timezone.now()) == []
+    supersede_grants(grant, now=timezone.now())
+    assert not TokenGrant.objects.awaiting_revocation().exists()
 
 
 @pytest.mark.parametrize(
@@ -335,7 +344,8 @@ def test_disconnecting_ends_the_grant_and_its_launches(
     assert open_page(browser, opened) == 410
     assert _grant(opened).status == "revoked"
     assert _is_revoked_at(ehr, token)
-    assert disconnect_grant(grant) == []
+    disconnect_grant(grant)
+    assert not TokenGrant.objects.awaiting_revocation().exists()
 
 
 @pytest.mark.usefixtures("registration")
@@ -368,8 +378,7 @@ def test_server_without_revocation_has_the_tokens_forgotten(
     FHIRServer.objects.update(configuration=document)
     grant = TokenGrant.objects.get(pk=grant.pk)
     disconnect_grant(grant)
-    grant.refresh_from_db()
-    assert revoke_at_server(grant) is True
+    assert revoke_pending() == 1
     grant.refresh_from_db()
     assert (grant.status, grant.refresh_token) == ("revoked", "")
     assert not ehr.requests_to("revoke")

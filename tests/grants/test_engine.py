@@ -1,8 +1,7 @@
-"""What workers do with grants: refresh those that are due, revoke what has ended."""
+"""What workers do with grants: refresh those that are due."""
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,10 +10,7 @@ import time_machine
 from django.contrib.auth import get_user_model
 from django.utils import timezone
 
-from django_smart import transport
-from django_smart.grants import engine
-from django_smart.grants.engine import RefreshResult, revoke_grants
-from django_smart.launches.purge import purge
+from django_smart.grants.engine import RefreshResult
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -23,8 +19,6 @@ from django_smart.models import (
 )
 from django_smart.signals import grant_refreshed
 from django_smart.testing import EHRSimulator
-from tests.answers import Away
-from tests.clocks import HostClock
 from tests.ehr import connect, listening, make_browser
 from tests.factories import (
     make_due,
@@ -258,174 +252,3 @@ def test_due_times_are_spread(ehr: EHRSimulator) -> None:
     ]
     assert all(0.65 <= fraction <= 0.751 for fraction in fractions)
     assert len({round(fraction, 4) for fraction in fractions}) > 1
-
-
-# Revocations
-
-
-class _Silent(Away):
-    """A server that does not answer, and counts who asks."""
-
-    asked = 0
-
-    def send(self, *args: Any, **kwargs: Any) -> Any:
-        self.asked += 1
-        return super().send(*args, **kwargs)
-
-
-def _end(*registrations: ClientRegistration, number: int) -> list[int]:
-    """Grants whose EHR is to be told that they have ended."""
-    now = timezone.now()
-    grants = [
-        _make_grant(registration)
-        for registration in registrations
-        for _ in range(number)
-    ]
-    ended = TokenGrant.objects.filter(pk__in=[each.pk for each in grants])
-    ended.end_pending_revocation(now=now)
-    return [each.pk for each in grants]
-
-
-def _revoke(how: str, grant_ids: list[int]) -> int:
-    return purge().revocations_finished if how == "purge" else revoke_grants(grant_ids)
-
-
-@pytest.mark.usefixtures("ehr")
-@pytest.mark.parametrize("how", ["purge", "revoke_grants"])
-def test_ehr_that_is_not_there_keeps_no_other_from_being_told(
-    registration: ClientRegistration, how: str
-) -> None:
-    base_url = "https://other.example.org/r4"
-    other = make_registration(server__slug="other", server__base_url=base_url)
-    ended = _end(registration, other, number=4)
-    silent = _Silent()
-    with transport.mounted("https://other.example.org", silent):
-        assert _revoke(how, ended) == 4
-    assert silent.asked == 1
-    pending = TokenGrant.objects.awaiting_revocation()
-    assert {each.registration for each in pending} == {other}
-
-
-@pytest.mark.parametrize("how", ["purge", "revoke_grants"])
-def test_ehr_that_does_not_answer_is_asked_once_in_a_run(
-    ehr: EHRSimulator,
-    registration: ClientRegistration,
-    how: str,
-) -> None:
-    ended = _end(registration, number=4)
-    assert revoke_grants(ended[:1]) == 1  # the configuration is known then
-    asked: list[str] = []
-
-    def be_silent(respond: Any, request: Any) -> Any:
-        asked.append(request.path)
-        raise OSError("no route")
-
-    ehr.interceptors.append(be_silent)
-    assert _revoke(how, ended) == 0
-    ehr.interceptors.clear()
-    assert len(asked) == 1
-    assert _revoke(how, ended) == 3
-
-
-def test_ehr_that_does_not_answer_occupies_no_worker_for_each_sign_out(
-    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
-) -> None:
-    assert revoke_grants(_end(registration, number=1)) == 1
-    asked: list[str] = []
-
-    def be_silent(respond: Any, request: Any) -> Any:
-        asked.append(request.path)
-        host_clock.shift(10)
-        raise OSError("no answer")
-
-    ehr.interceptors.append(be_silent)
-    for grant_id in _end(registration, number=3):
-        assert revoke_grants([grant_id]) == 0
-    assert len(asked) == 1
-    ehr.interceptors.clear()
-    host_clock.shift(300)
-    assert revoke_grants(_end(registration, number=1)) == 1
-    assert purge().revocations_finished == 3
-
-
-def test_ehr_that_refuses_one_token_at_once_is_told_of_the_next_sign_out(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    known, first, second = _end(registration, number=3)
-    assert revoke_grants([known]) == 1  # the configuration is known then
-
-    def fail(respond: Any, request: Any) -> Any:
-        raise OSError("connection reset")
-
-    ehr.interceptors.append(fail)
-    assert revoke_grants([first]) == 0
-    ehr.interceptors.clear()
-    assert revoke_grants([second]) == 1
-
-
-def test_slow_ehr_occupies_no_worker_for_each_sign_out(
-    ehr: EHRSimulator, registration: ClientRegistration, host_clock: HostClock
-) -> None:
-    assert revoke_grants(_end(registration, number=1)) == 1
-
-    def be_slow(respond: Any, request: Any) -> Any:
-        host_clock.shift(9)
-        return respond(request)
-
-    ehr.interceptors.append(be_slow)
-    started = time.monotonic()
-    assert sum(revoke_grants([each]) for each in _end(registration, number=5)) == 1
-    assert time.monotonic() - started < 30
-    assert purge().revocations_finished == 4
-
-
-def test_slow_ehr_does_not_use_up_the_time_of_the_purge(
-    registration: ClientRegistration, host_clock: HostClock
-) -> None:
-    other = make_registration(
-        server__slug="other", server__base_url="https://other.example.org/r4"
-    )
-    order: list[int] = []
-
-    def revoke(grant: TokenGrant, **_: Any) -> bool:
-        order.append(grant.registration_id)
-        host_clock.shift(60 if grant.registration_id == registration.pk else 0)
-        return True
-
-    _end(registration, number=100)
-    _end(other, number=30)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "revoke_at_server", revoke)
-        engine.revoke_pending(TokenGrant.objects.all())
-    assert order.count(other.pk) == 30
-
-
-def test_ehr_that_asked_for_rest_is_not_told_of_grants_meanwhile(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    ended = _end(registration, number=2)
-    ServerState.objects.update(paused_until=timezone.now() + timedelta(minutes=1))
-    assert revoke_grants(ended) == 0
-    assert ehr.requests_to("revoke") == []
-    ServerState.objects.update(paused_until=timezone.now())
-    assert revoke_grants(ended) == 2
-
-
-def test_revocations_of_a_run_have_an_end_and_the_next_run_goes_on(
-    ehr: EHRSimulator,
-    registration: ClientRegistration,
-    host_clock: HostClock,
-    settings: Any,
-) -> None:
-    settings.SMART_HTTP_TIMEOUT = (1000, 1000, 1000)
-    _end(registration, number=3)
-
-    def respond_once_in_time(respond: Any, request: Any) -> Any:
-        if request.path.endswith("/revoke"):
-            host_clock.shift(700)
-        return respond(request)
-
-    ehr.interceptors.append(respond_once_in_time)
-    assert purge().revocations_finished == 1
-    ehr.interceptors.clear()
-    assert purge().revocations_finished == 2

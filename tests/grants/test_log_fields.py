@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from django_smart.grants.engine import revoke_grants
+from django_smart.grants.ending import revoke_pending
 from django_smart.models import ServerState, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.answers import answer, refuse_refresh
@@ -105,5 +105,5 @@ def test_revocation_tells_of_which_grant_it_was(
 ) -> None:
     caplog.set_level(logging.INFO, "django_smart")
     TokenGrant.objects.filter(pk=grant.pk).end_pending_revocation(now=timezone.now())
-    revoke_grants([grant.pk])
+    revoke_pending()
     assert read_fields(caplog, "grant_revoked")["smart_grant"] == grant.pk

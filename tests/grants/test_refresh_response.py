@@ -13,7 +13,7 @@ from django.utils import timezone
 from werkzeug.wrappers import Request, Response
 
 from django_smart.exceptions import ContextChangedError, MalformedTokenResponseError
-from django_smart.grants import engine
+from django_smart.grants.ending import revoke_pending
 from django_smart.grants.refresh import get_access_token
 from django_smart.models import (
     ClientRegistration,
@@ -230,7 +230,7 @@ def check_it_ends(opened: Launch, ehr: EHRSimulator) -> None:
     # The rotated one, which is what the EHR knows.
     assert stored.refresh_token not in ("", used)
     assert [each["error_code"] for each in lost] == ["context_changed"]
-    assert engine.revoke_grants([stored.pk]) == 1
+    assert revoke_pending() == 1
     assert all(each.revoked for each in ehr.store.grants())
 
 

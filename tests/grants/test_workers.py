@@ -28,21 +28,21 @@ def second_app(
 def test_error_of_the_broker_is_raised(broker: Broker) -> None:
     broker.error = ConnectionError("refused")
     with pytest.raises(ConnectionError, match="refused"):
-        hand_to_worker(tasks.revoke_grants, [1])
+        hand_to_worker(tasks.refresh_grants, [1])
 
 
 def test_while_a_message_waits_no_other_is_sent(broker: Broker) -> None:
     broker.answers.clear()
     with pytest.raises(TimeoutError):
-        hand_to_worker(tasks.revoke_grants, [1])
+        hand_to_worker(tasks.refresh_grants, [1])
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        hand_to_worker(tasks.revoke_grants, [1])
+        hand_to_worker(tasks.refresh_grants, [1])
     assert time.monotonic() - started < 1
     assert len(broker.waiting) == 1
     broker.thaw()
-    hand_to_worker(tasks.revoke_grants, [2])
-    assert broker.messages == [("revoke_grants", ([1],)), ("revoke_grants", ([2],))]
+    hand_to_worker(tasks.refresh_grants, [2])
+    assert broker.messages == [("refresh_grants", ([1],)), ("refresh_grants", ([2],))]
 
 
 def test_message_is_sent_by_the_current_app(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlencode
@@ -21,6 +22,7 @@ from django.utils.html import escape
 
 from django_smart import tasks, transport
 from django_smart.backends import SMARTAuthenticationBackend
+from django_smart.grants.ending import revoke_pending
 from django_smart.launches.parked import end_at_any_stage
 from django_smart.launches.purge import purge
 from django_smart.models import (
@@ -60,8 +62,15 @@ _COOKIE = "__Host-smart_browser"
 
 @pytest.fixture
 def commit(django_capture_on_commit_callbacks: Any) -> Callable[[], Any]:
-    """A ``with`` block after which what waits for the commit has run."""
-    return lambda: django_capture_on_commit_callbacks(execute=True)
+    """A ``with`` block after which what has ended is revoked."""
+
+    @contextmanager
+    def run() -> Iterator[None]:
+        with django_capture_on_commit_callbacks(execute=True):
+            yield
+        revoke_pending()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

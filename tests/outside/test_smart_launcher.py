@@ -27,8 +27,7 @@ from django_smart.exceptions import (
     TokenResponseError,
 )
 from django_smart.fhir import Reference
-from django_smart.grants.ending import disconnect_grant
-from django_smart.grants.engine import revoke_grants
+from django_smart.grants.ending import disconnect_grant, revoke_pending
 from django_smart.grants.introspection import introspect_grant
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import ClientRegistration, Launch, SigningKey, TokenGrant
@@ -240,7 +239,8 @@ def test_launch_reads_searches_and_refreshes(name, launch_type):
     assert refresh_grant(grant) is True
     assert fhir_client_for(grant=grant).read("Patient", patient)["id"] == patient
     # There is no revocation endpoint: the tokens are only forgotten here.
-    revoke_grants(disconnect_grant(grant))
+    disconnect_grant(grant)
+    revoke_pending()
     grant.refresh_from_db()
     assert (grant.status, grant.refresh_token) == (TokenGrant.Status.REVOKED, "")
     assert open_page(browser, opened) != 200

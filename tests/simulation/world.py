@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 from unittest import mock
 
 from django.db import DatabaseError, connections
@@ -24,7 +23,6 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import SMARTError
-from django_smart.grants import ending
 from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.grants.stopping import resume_refreshes
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
@@ -141,8 +139,6 @@ class World:
                 stack.enter_context(
                     mock.patch.object(celery_app, "send_task", self.broker.send_task)
                 )
-                # Its thread would not be one of the scheduler's.
-                stack.enter_context(mock.patch.object(ending, "hand_to_worker", _send))
                 named = {each.slug: each for each in self.servers}
                 adapter = Servers(self, named)
                 for slug in named:
@@ -623,10 +619,6 @@ class World:
             number = Counter(bisect(storms, at) for at in times)
             if number[0] or max(number.values()) > _LOST_AT_ONCE:
                 self.fail(f"{len(times)} grants of {server.slug} are lost")
-
-
-def _send(task: Any, *args: object) -> None:
-    task.apply_async(args, retry=False)
 
 
 def _parse(moment: datetime) -> float:

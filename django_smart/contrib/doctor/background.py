@@ -23,7 +23,7 @@ __all__ = ["examine_background"]
 _LATE = timedelta(minutes=5)
 # Rotation is checked every fifteen minutes.
 _LATE_ROTATION = timedelta(hours=1)
-_LATE_REVOCATION = timedelta(days=1)
+_LATE_REVOCATION = timedelta(minutes=15)
 _MANY_FAILURES = 5
 # Seconds for the broker to be reached, and for workers to answer.
 _BROKER, _ANSWER = 3, 1.0
@@ -237,10 +237,11 @@ def _find_late_revocations(now: datetime) -> Iterator[Finding]:
     if count := late.count():
         yield build_finding(
             "revocation_overdue",
-            what=f"{count} grants ended more than a day ago and are not yet revoked "
-            "at the EHR.",
-            fix="Run smart_purge, and check its log for a server that is down. "
-            "Beat runs the purge every hour; without Celery, cron must run it.",
+            what=f"{count} grants ended more than 15 minutes ago and are not yet "
+            "revoked at the EHR.",
+            fix="Run smart_refresh, and check its log for a server that is down. "
+            "Beat runs refresh_due_grants every 10 seconds. Without Celery, cron must "
+            "run smart_refresh.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Refresh grants, as the worker does, without Celery."""
+"""Refresh and revoke grants, as the workers do, without Celery."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.exceptions import SMARTError
 from django_smart.grants.deployment import adopt_grants, hold_grants, is_owner
+from django_smart.grants.ending import revoke_pending
 from django_smart.grants.engine import RefreshResult, refresh_for
 from django_smart.grants.refresh import refresh_grant
 from django_smart.grants.stopping import resume_refreshes
@@ -26,8 +27,8 @@ class Command(BaseCommand):
     """``smart_refresh``: for a site without a worker, call it every minute."""
 
     help = (
-        "Refresh the offline grants that are due, as the task "
-        "refresh_due_grants does. Safe to run alongside workers: only one "
+        "Refresh the offline grants that are due, and revoke those that have ended, as "
+        "the task refresh_due_grants does. Safe to run alongside workers: only one "
         "process refreshes a grant at a time."
     )
 
@@ -132,6 +133,8 @@ class Command(BaseCommand):
             f"refreshed: {result.refreshed}, skipped: {result.skipped}, "
             f"failed: {result.failed}"
         )
+        if options["grant"] is None and (number := revoke_pending()):
+            self.stdout.write(f"revocations finished: {number}")
 
 
 def _exit(number: int, _: FrameType | None) -> NoReturn:

@@ -310,12 +310,12 @@ def test_grants_that_nobody_looks_after_are_told(world: World) -> None:
         world.registration,
         status="revoked",
         is_revocation_pending=True,
-        ended_at=now - timedelta(days=2),
+        ended_at=now - timedelta(minutes=16),
     )
     check(
         world,
         {"refresh_overdue", "refresh_failing", "revocation_overdue"},
-        "Run smart_purge",
+        "Beat runs refresh_due_grants",
     )
 
 
