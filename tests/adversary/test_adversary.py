@@ -57,7 +57,7 @@ def test_every_hole_can_still_be_made(mutant: Mutant, tmp_path: Path) -> None:
 @pytest.mark.process
 def test_adversary_finds_a_mix_up(tmp_path: Path) -> None:
     mutant = MUTANTS[0]
-    assert "reached the hostile server" in mutant.find(tmp_path, steps=6000, seed=1)
+    assert "reached the hostile server" in mutant.find(tmp_path, steps=6000, seed=3)
 
 
 @pytest.mark.long
