@@ -20,7 +20,6 @@ The branches of the tree; the classes follow in this order::
     ├── RegistrationError               dynamic registration
     ├── CredentialsError                the registration's secret or key
     ├── BrandError                      a bundle of user-access brands
-    ├── TaskLaunchError                 a Task that requests a launch
     └── FHIRError
         ├── FHIRRequestError            refused before anything was sent
         │   └── AppStateError
@@ -659,25 +658,6 @@ class MalformedBrandError(BrandError):
     """The bundle is not a valid collection of organizations and endpoints."""
 
     code = "brands_malformed"
-
-
-class TaskLaunchError(SMARTError):
-    """A Task does not result in a launch."""
-
-    code = "task_launch_invalid"
-
-
-class MalformedTaskError(TaskLaunchError):
-    """The Task does not follow a profile for launches (TASK-01, TASK-02)."""
-
-    code = "task_malformed"
-
-
-class ForeignTaskURLError(TaskLaunchError):
-    """The Task names a URL that does not belong to this app (TASK-05)."""
-
-    code = "task_url_foreign"
-    http_status = 403
 
 
 class FHIRError(SMARTError):

@@ -311,8 +311,8 @@ _TABLE: Mapping[str, Words] = {
         _("Nothing was shown or changed, because it may belong to another patient"),
         _TELL_SUPPORT,
     ),
-    "fhir_request_invalid fhir_model_version task_launch_invalid task_url_foreign": (
-        Words(_("This page made an invalid request"), _TELL_SUPPORT)
+    "fhir_request_invalid fhir_model_version": Words(
+        _("This page made an invalid request"), _TELL_SUPPORT
     ),
     "fhir_status": Words(_("%(Server)s refused this page's request"), _TELL_SUPPORT),
     "fhir_forbidden fhir_not_found fhir_gone": Words(
