@@ -157,7 +157,7 @@ class _Turn:
         self._outcomes = Outcomes(server_id)
         self._seconds: dict[int, float] = {}
         self._latest: deque[float] = deque(maxlen=100)
-        self._has_succeeded = False
+        self._has_succeeded, self._sent = False, 0
         # Whether nothing more is leased, and whether more was due then.
         self._is_over = self._has_more = False
         self._threads = conf.SMART_REFRESH_THREADS
@@ -258,7 +258,10 @@ class _Turn:
         most = self._threads
         if self._latest:
             seconds = max(fmean(self._latest), 0.001)
-            most = max(most, int(self._threads * _SLICE / seconds))
+            left = self._ends_at - time.monotonic()
+            # What a slow host does not manage until the end would be given back.
+            usual = self._sent / max(_LONGEST - left, 0.001) * left
+            most = max(most, int(min(self._threads * _SLICE / seconds, usual)))
         most = min(most, _MOST_LEASED, self._pace.count_within(_SLICE))
         number = most - busy
         return number if not busy or number >= self._threads // 2 else 0
@@ -397,6 +400,7 @@ class _Turn:
             self._fail(grant, exc)
             return
         self._running[grant.pk] = grant
+        self._sent += 1
         self._pace.note_sent()
         unsent = [request]
         try:
