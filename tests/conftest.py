@@ -258,7 +258,6 @@ def broker(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[Broker]:
     settings.CELERY_TASK_ALWAYS_EAGER = False
     celery_app.conf.task_always_eager = False
     yield broker
-    broker.thaw()
     celery_app.conf.task_always_eager = True
 
 

@@ -24,7 +24,6 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
-from ..grants.workers import hand_to_worker
 from ..models import ClientRegistration, Launch, TokenGrant
 
 __all__ = [
@@ -204,7 +203,7 @@ class BaseAdmin(_ModelAdmin):
             try:
                 task = getattr(tasks, name)
                 for arguments in zip(calls) if calls else ((),):
-                    hand_to_worker(task, *arguments)
+                    task.apply_async(arguments, retry=False)
             except Exception as exc:  # noqa: BLE001 (any broker, any client library)
                 error = type(exc).__name__
                 logger.warning("Nothing sent to a worker: no broker (%s)", error)
