@@ -30,6 +30,7 @@ from django.urls import reverse
 from django.utils import timezone
 from kombu.transport.memory import Channel
 
+from django_smart import tasks
 from django_smart.clients import fhir_client_for
 from django_smart.contrib.style import get_style
 from django_smart.exceptions import SMARTError
@@ -307,8 +308,10 @@ class Journey:
                     assert browser.get(url).status_code in {200, 403}
 
     def leave(self) -> None:
-        """Sign-out and disconnection, and what a worker makes of them."""
+        """Sign-out and disconnection, and what the tick and a worker make of them."""
         self._browser.post("/smart/logout/")
+        self._make_due()
+        tasks.refresh_due_grants()
         # A patient with the offline grants.
         for grant in TokenGrant.objects.offline().active().filter(user__isnull=False):
             browser = self._everywhere.browser()
