@@ -12,7 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_smart.models import ClientRegistration, Launch
+from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import PATIENT, launch, make_browser, start_ehr_launch
 
@@ -160,14 +160,15 @@ def test_choices_are_checked(pending: Launch) -> None:
 
 
 @pytest.mark.usefixtures("registration")
-def test_user_that_is_deleted_takes_launches_and_grants_along(
+def test_user_that_is_deleted_takes_launches_along_and_leaves_tokens_to_revoke(
     ehr: EHRSimulator,
 ) -> None:
-    opened = launch(make_browser(), ehr)
-    assert opened.grant is not None
+    launch(make_browser(), ehr)
     get_user_model().objects.get().delete()
     assert not Launch.objects.exists()
-    assert not type(opened.grant).objects.exists()
+    grant = TokenGrant.objects.get()
+    assert (grant.user, grant.patient_id) == (None, "")
+    assert (grant.status, grant.is_revocation_pending) == ("revoked", True)
 
 
 @pytest.mark.parametrize(
