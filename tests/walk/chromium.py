@@ -193,8 +193,20 @@ class ChromiumWalker:
 
     def follow_link(self) -> list[Place]:
         """A link of the page, built by name, relative or written by hand."""
+        if not self._is_at_a_chart():
+            return []
         # Not the links of a refusal that a script has put into the page.
-        return self._click("a:not(#part a)") if self._is_at_a_chart() else []
+        selector = "a:not(#part a)"
+        if self.place.number is None:
+            return self._click(selector)
+        # In an EHR's frame, the browser shows only pages that belong to the launch.
+        frame = self.place.frame
+        assert frame is not None
+        paths = frame.locator(selector).evaluate_all(
+            "links => links.map(each => each.pathname)"
+        )
+        own = [n for n, path in enumerate(paths) if path.startswith("/~")]
+        return self._click(selector, self.random.choice(own)) if own else []
 
     def choose_chart(self) -> list[Place]:
         """A chart that a refusal offers; the place is that chart's from then on."""
