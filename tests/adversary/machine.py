@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
+from itertools import cycle
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
@@ -275,16 +276,20 @@ class Adversary(RuleBasedStateMachine):
         username = who if browser.is_victim else "mallory"
         self.world.sign_in(browser, username, long_ago=long_ago)
 
-    @move(name=BROWSERS, server=SERVERS, who=SOME, lends=PERHAPS)
+    @move(name=BROWSERS, server=SERVERS, who=SOME, lends=PERHAPS, launches=PERHAPS)
     def sign_in_and_connect(
-        self, name: str, server: str, who: int, lends: bool
+        self, name: str, server: str, who: int, lends: bool, launches: bool
     ) -> None:
-        """What somebody does who has an account here."""
+        """What somebody does who has an account here; perhaps they use it at once."""
         browser = self.world.browsers[name]
         if browser.user is None:
             username = ("carla", "root")[who % 2] if browser.is_victim else "mallory"
             self.world.sign_in(browser, username)
         self._go(self._start(name, server, posts=True, lends=lends), who, goes=True)
+        if launches:
+            self.world.judge()
+            person = self.world.get_person(browser, who)
+            self._launch(browser, server, person, who, goes=True)
 
     @move(name=BROWSERS, number=SOME, is_other=PERHAPS)
     def come_again(self, name: str, number: int, is_other: bool) -> None:
@@ -303,19 +308,17 @@ class Adversary(RuleBasedStateMachine):
     @move(
         name=VICTIM,
         who=SOME,
-        visits=st.lists(
-            st.tuples(
-                st.sampled_from(TENANTS), st.sampled_from(("connect", "lend", "log in"))
-            ),
-            min_size=2,
-            max_size=4,
+        tenants=st.permutations(TENANTS),
+        first=st.sampled_from(("connect", "lend")),
+        then=st.lists(
+            st.sampled_from(("connect", "lend", "log in")), min_size=2, max_size=3
         ),
     )
     def use_tenants_of_one_vendor(
-        self, name: str, who: int, visits: list[tuple[str, str]]
+        self, name: str, who: int, tenants: list[str], first: str, then: list[str]
     ) -> None:
         """One account, which is known at each of them."""
-        for tenant, how in visits:
+        for tenant, how in zip(cycle(tenants), [first, *then], strict=False):
             browser = self._take(name, anew=how == "log in")
             if how != "log in" and browser.user is None:
                 self.world.sign_in(browser, "carla")
