@@ -20,6 +20,7 @@ from django_smart.models import FHIRServer, ServerState, TaskRun
 from django_smart.models.task_run import REFRESH
 from django_smart.views import HealthView
 from tests.factories import make_grant, make_registration
+from tests.redaction.reporting import ADMINS
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
 
@@ -251,7 +252,7 @@ def test_database_that_is_away_is_told_of_without_an_error_page():
 
 
 def test_unhealthy_state_mails_nobody(settings, mailoutbox):
-    settings.ADMINS = ["admin@example.org"]
+    settings.ADMINS = ADMINS
     hold_grants()
     for _ in range(2):
         assert get().status_code == 503
