@@ -5,11 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from django_smart.exceptions import FHIRRequestError, ResponseTooLargeError
-from django_smart.fhir.interactions import Interaction
-from django_smart.fhir.messages import limit_chunks, parse_place, raise_unless_ok
+from django_smart.fhir.interactions import FHIR_JSON, Interaction
+from django_smart.fhir.messages import (
+    build_malformed_error,
+    limit_chunks,
+    parse_place,
+    parse_resource,
+    raise_unless_ok,
+    refuse_error,
+)
 from django_smart.fhir.perform import Performer
 
 __all__ = ["build_document", "download"]
@@ -70,14 +78,14 @@ def download(
         BearerBoundaryError: the content is at another server; nothing was sent.
         FHIRRequestError: the attachment has no data and no valid URL.
         FHIRStatusError: the server refused; nothing was written.
+        MalformedFHIRResponseError: the server sent a resource instead of the content;
+            nothing was written.  A ``Binary`` with the content is unwrapped.
         ResponseTooLargeError: the content is larger than *max_size*.
         TransportError: the response is incomplete; *file* contains a part of it.
     """
     content, media_type = _read_attachment(source, accept)
     if isinstance(content, bytes):
-        if len(content) > max_size:
-            raise ResponseTooLargeError("the attachment is larger than the limit")
-        file.write(content)
+        _write(content, file, max_size)
         return media_type
     place = parse_place(content)
     interaction = Interaction(
@@ -96,9 +104,32 @@ def download(
         resource_type=interaction.resource_type,
     ) as stream:
         raise_unless_ok(stream, what="download")
-        for chunk in limit_chunks(stream.chunks, max_size):
-            file.write(chunk)
-        return stream.head.media_type
+        head = stream.head
+        if head.media_type != FHIR_JSON or media_type == FHIR_JSON:
+            for chunk in limit_chunks(stream.chunks, max_size):
+                file.write(chunk)
+            return head.media_type
+        # Some servers send a resource with the content, whatever the client accepts;
+        # base64 is a third longer.
+        body = b"".join(limit_chunks(stream.chunks, 2 * max_size))
+    response = replace(head, body=body)
+    resource = parse_resource(body) or {}
+    refuse_error(response, resource, what="download")
+    if resource.get("resourceType") == "Binary":
+        body = _decode(resource.get("data", ""))
+        media_type = str(resource.get("contentType") or "")
+    elif media_type:
+        raise build_malformed_error(response, "the download returned another resource")
+    else:
+        media_type = head.media_type
+    _write(body, file, max_size)
+    return media_type
+
+
+def _write(content: bytes, file: BinaryIO, max_size: int) -> None:
+    if len(content) > max_size:
+        raise ResponseTooLargeError("the attachment is larger than the limit")
+    file.write(content)
 
 
 def _read_attachment(
@@ -120,13 +151,14 @@ def _read_attachment(
     media_type = accept or str(source.get("contentType") or "")
     data, url = source.get("data"), source.get("url")
     if isinstance(data, str) and (data or not url):
-        try:
-            content = base64.b64decode("".join(data.split()), validate=True)
-        except (binascii.Error, ValueError):
-            raise FHIRRequestError(
-                "The attachment's data is not valid base64."
-            ) from None
-        return content, media_type
+        return _decode(data), media_type
     if not isinstance(url, str) or not url:
         raise FHIRRequestError("The attachment has neither data nor a URL.")
     return url, media_type
+
+
+def _decode(data: object) -> bytes:
+    try:
+        return base64.b64decode("".join(str(data).split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise FHIRRequestError("The attachment's data is not valid base64.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from copy import deepcopy
 from typing import Any, NoReturn
@@ -429,6 +430,35 @@ def test_attachment_elsewhere_is_refused_before_a_request(grant):
     with pytest.raises(BearerBoundaryError):
         grant.client.download({"url": f"{FAR}/Binary/b-1"}, io.BytesIO())
     assert grant.server.requests == []
+
+
+@pytest.mark.parametrize(
+    "source", [{"contentType": "application/pdf", "url": "Binary/b-1"}, "Binary/b-1"]
+)
+def test_content_that_a_server_wraps_in_json_is_unwrapped(grant, source):
+    binary = {"resourceType": "Binary", "contentType": "application/pdf"}
+    grant.server.on("Binary/b-1", respond({**binary, "data": "JVBERg=="}))
+    file = io.BytesIO()
+    assert grant.client.download(source, file) == "application/pdf"
+    assert file.getvalue() == b"%PDF"
+    with pytest.raises(ResponseTooLargeError):
+        grant.client.download(source, io.BytesIO(), max_size=3)
+
+
+def test_resource_is_content_if_nothing_else_was_requested(grant):
+    grant.server.on("Binary/b-1", respond({"resourceType": "Bundle"}))
+    for source in (
+        {"contentType": "application/fhir+json", "url": "Binary/b-1"},
+        "Binary/b-1",
+    ):
+        file = io.BytesIO()
+        assert grant.client.download(source, file) == "application/fhir+json"
+        assert json.loads(file.getvalue()) == {"resourceType": "Bundle"}
+    file = io.BytesIO()
+    attachment = {"contentType": "application/pdf", "url": "Binary/b-1"}
+    with pytest.raises(MalformedFHIRResponseError):
+        grant.client.download(attachment, file)
+    assert file.getvalue() == b""
 
 
 @pytest.mark.parametrize(
