@@ -2,139 +2,27 @@
 
 from __future__ import annotations
 
-import ast
-import asyncio
 import io
-import json
 import re
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from functools import partial
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from django.template import engines
 from fhirclient.models.observation import Observation
 from fhirclient.models.patient import Patient
-from fhirclient.server import FHIRServer
-from fhirpy import AsyncFHIRClient as AsyncPy
-from fhirpy import SyncFHIRClient
 
-from django_smart import transport
-from django_smart.exceptions import FHIRError
-from django_smart.fhir import AsyncFHIRClient, FHIRClient
-from django_smart.fhir.json import Number, dump_json
-from tests.docs.blocks import DOCS, Block, execute, read_blocks
-from tests.fhir.servers import Carrier, Tokens, bundle
+from django_smart.fhir.json import Number
+from tests.docs.blocks import execute, read_blocks
+from tests.docs.comparing import Task, check_page, judge, observe, quantity
+from tests.fhir.servers import bundle
 from tests.transport.conftest import _fresh_pool
-from tests.transport.servers import LOOPBACK, Server
 
 __all__ = ["_fresh_pool"]
 
 PAGE = "explanation/ten-tasks.rst"
-LIBRARIES = ("django_smart", "fhirpy", "fhirclient")
 SINCE = datetime(2026, 3, 1, tzinfo=UTC)
 IDS = [f"00000000-0000-4000-8000-{number:012}" for number in range(120)]
 BIRTHDAY = date(date.today().year - 42, 1, 1)
-
-
-@dataclass
-class Asked:
-    """A request, as the server sees it."""
-
-    method: str
-    path: str
-    target: str
-    params: dict[str, str]
-    headers: dict[str, str]
-    body: Any
-
-
-@dataclass
-class Chart:
-    """What a server of one task answers, and what it was asked."""
-
-    task: Task
-    is_troubled: bool = False
-    #: Where the other server is.
-    elsewhere: str = ""
-    asked: list[Asked] = field(default_factory=list)
-    has_failed: bool = False
-
-    def handle(self, sock: socket.socket, raw: bytes) -> None:
-        head, _, body = raw.partition(b"\r\n\r\n")
-        first, *lines = head.decode().split("\r\n")
-        method, target, _ = first.split(" ")
-        headers = {
-            name.lower(): value
-            for name, _, value in (line.partition(": ") for line in lines)
-        }
-        url = urlsplit(target)
-        path, query = url.path.removeprefix("/fhir/"), url.query
-        if path.endswith("/_search"):
-            method, path, query = "GET", path.removesuffix("/_search"), body.decode()
-            body = b""
-        asked = Asked(
-            method=method,
-            path=path,
-            target=target,
-            params=dict(parse_qsl(query, keep_blank_values=True)),
-            headers=headers,
-            body=json.loads(body) if body else None,
-        )
-        self.asked.append(asked)
-        answer = self.task.trouble(self, asked) if self.is_troubled else None
-        status, value, *more = answer or self.task.answer(self, asked)
-        text = b"" if value is None else dump_json(value)
-        start = [f"HTTP/1.1 {status} X", f"Content-Length: {len(text)}", *more]
-        start += ["Content-Type: application/fhir+json", "", ""]
-        sock.sendall("\r\n".join(start).encode() + text)
-
-    def fail_once(self) -> bool:
-        is_first, self.has_failed = not self.has_failed, True
-        return is_first
-
-
-class Task:
-    """A task of the page, its server, and what is right."""
-
-    title: str
-    arguments: tuple[Any, ...] = ()
-    expected: Any
-    #: The same where something has gone wrong; an error if it is None.
-    expected_in_trouble: Any
-
-    def answer(self, chart: Chart, asked: Asked) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-    def trouble(self, chart: Chart, asked: Asked) -> tuple[Any, ...] | None:
-        """Answer in another way than as a rule; ``None`` for the rule."""
-        raise NotImplementedError
-
-    def get_arguments(self) -> tuple[Any, ...]:
-        return self.arguments
-
-    def read(self, result: Any) -> Any:
-        """What has to be equal of a result."""
-        return result
-
-
-def observe(number: int, **members: Any) -> dict[str, Any]:
-    return {
-        "resourceType": "Observation",
-        "id": str(number),
-        "status": "final",
-        "code": {"text": "HbA1c"},
-        "subject": {"reference": f"Patient/{number % 2 + 1}"},
-        **members,
-    }
-
-
-def quantity(value: float, **members: Any) -> dict[str, Any]:
-    return {"valueQuantity": {"value": value, "unit": "%", **members}}
 
 
 class LatestA1c(Task):
@@ -357,6 +245,22 @@ class Template(Task):
         ],
     )
 
+    def perform(self, library, blocks, *, is_troubled):
+        patient: Any = self.patient
+        results: Any = [*self.results, *([self.pressure] if is_troubled else [])]
+        if library == "fhirclient":
+            patient, results = Patient(patient), [Observation(each) for each in results]
+        values: dict[str, Any] = {"patient": patient, "results": results}
+        if library != "django_smart":
+            values = execute(blocks[0])["describe"](patient, results)
+
+        def call() -> str:
+            html = engines["django"].from_string(blocks[-1].code).render(values)
+            text = re.sub(r"<[^>]*>", " ", html).replace("&lt;", "<")
+            return " ".join(text.split())
+
+        return judge(self, call, is_troubled=is_troubled), 0
+
 
 class Five(Task):
     title = "Five resources at once"
@@ -378,156 +282,5 @@ TASKS: list[type[Task]] = [
 ]
 
 
-def read_page() -> list[dict[str, list[Block]]]:
-    """The blocks of each task, by library."""
-    tasks: list[dict[str, list[Block]]] = []
-    library = ""
-    for block in read_blocks(PAGE):
-        if block.before:
-            library = block.before.removeprefix("With ").removesuffix(":")
-            if library == "this package":
-                library = "django_smart"
-                tasks.append({})
-        assert library in LIBRARIES
-        tasks[-1].setdefault(library, []).append(block)
-    return tasks
-
-
-def count_lines(blocks: list[Block]) -> int:
-    """Lines with something on them, without imports."""
-    count = 0
-    for block in blocks:
-        assert all(len(line) <= 88 for line in block.code.splitlines())
-        count += len(re.findall(r"^ *[^ #\n]", block.code, re.MULTILINE))
-        if block.language == "python":
-            count -= sum(
-                isinstance(each, ast.Import | ast.ImportFrom)
-                for each in ast.parse(block.code).body
-            )
-    return count
-
-
-def build_client(library: str, base_url: str, *, is_async: bool) -> Any:
-    token = "Bearer token-1"
-    if library == "fhirpy":
-        return (AsyncPy if is_async else SyncFHIRClient)(base_url, token)
-    if library == "fhirclient":
-        server = FHIRServer(None, base_uri=base_url)
-        server.session.headers["Authorization"] = token
-        return server
-    send = partial(
-        transport.send,
-        timeouts=transport.Timeouts(),
-        max_body=1_000_000,
-        insecure_hosts=LOOPBACK,
-    )
-    fhir = FHIRClient(
-        base_url=base_url,
-        tokens=Tokens(lambda: "token-1", lambda used: "token-2"),
-        transport=Carrier(send),
-        patient_id="1",
-    )
-    return AsyncFHIRClient(fhir) if is_async else fhir
-
-
-@contextmanager
-def serving(chart: Chart) -> Iterator[str]:
-    try:
-        with Server(chart.handle) as server:
-            yield f"127.0.0.1:{server.port}"
-    finally:
-        transport.close()
-
-
-def perform(
-    task: Task, library: str, blocks: list[Block], *, is_troubled: bool
-) -> tuple[str, int]:
-    """Run the code; how it ended and how many requests it sent."""
-    if isinstance(task, Template):
-        return render(task, library, blocks, is_troubled=is_troubled), 0
-    names = execute(blocks[0])
-    (function,) = (
-        each
-        for each in ast.parse(blocks[0].code).body
-        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
-    is_async = isinstance(function, ast.AsyncFunctionDef)
-    chart, other = Chart(task, is_troubled), Chart(task)
-    with serving(other) as elsewhere, serving(chart) as host:
-        chart.elsewhere = elsewhere
-        client = build_client(library, f"http://{host}/fhir", is_async=is_async)
-
-        def call() -> Any:
-            result = names[function.name](client, *task.get_arguments())
-            return asyncio.run(result) if is_async else result
-
-        try:
-            outcome = judge(task, call, is_troubled=is_troubled)
-        finally:
-            if library == "fhirclient":
-                client.session.close()
-    if any("authorization" in asked.headers for asked in other.asked):
-        outcome = "wrong"
-    return outcome, len(chart.asked)
-
-
-def judge(task: Task, call: Callable[[], Any], *, is_troubled: bool) -> str:
-    expected = task.expected_in_trouble if is_troubled else task.expected
-    try:
-        result = call()
-    except Exception as exc:
-        if not is_troubled:
-            raise
-        # What a program can catch and tell apart, and no mishap of the code.
-        is_right = expected is None and isinstance(exc, FHIRError | ValueError)
-        return "right" if is_right else "raises"
-    try:
-        return "right" if task.read(result) == expected else "wrong"
-    except (KeyError, TypeError):
-        return "wrong"
-
-
-def render(
-    task: Template, library: str, blocks: list[Block], *, is_troubled: bool
-) -> str:
-    patient: Any = task.patient
-    results: Any = [*task.results, *([task.pressure] if is_troubled else [])]
-    if library == "fhirclient":
-        patient, results = Patient(patient), [Observation(each) for each in results]
-    values: dict[str, Any] = {"patient": patient, "results": results}
-    if library != "django_smart":
-        values = execute(blocks[0])["describe"](patient, results)
-
-    def call() -> str:
-        html = engines["django"].from_string(blocks[-1].code).render(values)
-        text = re.sub(r"<[^>]*>", " ", html).replace("&lt;", "<")
-        return " ".join(text.split())
-
-    return judge(task, call, is_troubled=is_troubled)
-
-
 def test_table_of_the_page_is_what_its_code_does():
-    page = read_page()
-    assert len(page) == len(TASKS) == 10
-    rows = []
-    for kind, by_library in zip(TASKS, page, strict=True):
-        task, cells = kind(), []
-        lines: dict[str, int] = {}
-        for library in LIBRARIES:
-            blocks = by_library[library]
-            lines[library] = count_lines(blocks)
-            outcome, requests = perform(task, library, blocks, is_troubled=False)
-            assert outcome == "right", (task.title, library, outcome)
-            outcome, _ = perform(task, library, blocks, is_troubled=True)
-            count = f"{requests} request{'' if requests == 1 else 's'}"
-            cells.append(f'"{lines[library]} lines, {count}, {outcome}"')
-            if library == "django_smart":
-                assert outcome == "right", task.title
-                fewest = requests
-            assert fewest <= requests
-        assert lines["django_smart"] == min(lines.values()), task.title
-        rows.append(f'   "{task.title}", {", ".join(cells)}')
-    text = (DOCS / PAGE).read_text(encoding="utf-8")
-    table = re.search(r'fhirclient"\n\n((?:   ".*\n)+)', text)
-    assert table
-    assert table[1].splitlines() == rows
+    check_page(PAGE, read_blocks(PAGE), TASKS)
