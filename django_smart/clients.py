@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import lru_cache
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from django.db import connections
+from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from .conf import conf
-from .exceptions import AmbiguousGrantError, InsufficientScopeError, NoGrantError
+from .exceptions import (
+    AmbiguousGrantError,
+    InsufficientScopeError,
+    NoGrantError,
+    SMARTError,
+)
 from .fhir.asynchronous import AsyncFHIRClient
 from .fhir.client import FHIRClient
 from .fhir.guard import RecordRules
 from .fhir.messages import FHIRExchange
+from .fhir.names import get_name
 from .grants.backend_services import BackendService
 from .grants.refresh import get_access_token, renew_access_token
 from .models import ClientRegistration, FHIRServer, Launch, TokenGrant
@@ -29,10 +37,13 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 __all__ = [
+    "Connection",
     "backend_client_for",
     "build_async_client",
     "build_fhir_client",
+    "connections_of",
     "fhir_client_for",
+    "read_patient_name",
 ]
 
 logger = logging.getLogger(__name__)
@@ -50,8 +61,9 @@ def fhir_client_for(
     Return a client that uses an earlier grant, for code without a signed-in user.
 
     Args:
-        user, server: owner and server of the offline grant; exactly one must match.
-        patient_id: only consider grants for this patient.
+        user, server: owner and server; exactly one of the owner's connections there
+            must match, and its newest grant is used.
+        patient_id: only consider the connection to this patient's record.
         grant: use this grant instead of looking one up.
 
     Returns:
@@ -60,7 +72,7 @@ def fhir_client_for(
 
     Raises:
         NoGrantError: no usable grant matches, or *grant* has ended.
-        AmbiguousGrantError: several grants match; pass ``patient_id`` or ``grant``.
+        AmbiguousGrantError: several connections match; the message says what differs.
         TypeError: neither a grant, nor a user and a server.
     """
     if grant is not None:
@@ -73,26 +85,133 @@ def fhir_client_for(
         raise TypeError(
             "fhir_client_for() requires either a user and a server, or a grant."
         )
-    if user.pk is None or not user.is_active:
-        # An anonymous user would match grants without a user.
-        raise NoGrantError("An anonymous or deactivated user has no usable grants.")
-    grants = (
-        TokenGrant.objects.usable()
-        .offline()
-        .filter(user_id=user.pk, registration__server=server)
-        .select_related("registration__server")
-    )
     matching = [
-        each for each in grants if patient_id is None or each.patient_id == patient_id
+        each
+        for each in connections_of(user)
+        if each.server.pk == server.pk and patient_id in (None, each.patient_id)
     ]
     if not matching:
         raise NoGrantError("The user has no usable offline grant here.")
     if len(matching) > 1:
-        raise AmbiguousGrantError(
-            f"{len(matching)} offline grants of this user match; pass "
-            "patient_id, or the grant itself."
+        raise AmbiguousGrantError(_describe_difference(matching))
+    return matching[0].fhir
+
+
+def _describe_difference(connections: Sequence[Connection]) -> str:
+    number = f"{len(connections)} connections of this user match"
+    if len({each.patient_id for each in connections}) > 1:
+        return f"{number}, to the records of different patients; pass patient_id."
+    accounts = ", ".join(str(each.grant.identity_id) for each in connections)
+    return (
+        f"{number}, of different accounts at the server (identities {accounts}) and "
+        "without a patient; pass the grant of one of them."
+    )
+
+
+class Connection:
+    """
+    What a user has connected: one patient's record at one server.
+
+    Of all grants for it, the newest is used.  Without a patient, each account at the
+    server is a connection.
+
+    Attributes:
+        grant: the newest usable grant.
+    """
+
+    def __init__(self, grant: TokenGrant) -> None:
+        self.grant = grant
+
+    def __repr__(self) -> str:
+        return f"<Connection: grant {self.grant.pk}>"
+
+    @property
+    def server(self) -> FHIRServer:
+        """Where the record is kept."""
+        return self.grant.registration.server
+
+    @property
+    def patient_id(self) -> str:
+        """ID of the patient; empty for a connection without one."""
+        return self.grant.patient_id
+
+    @property
+    def patient_name(self) -> str:
+        """
+        The patient's name, or "" if the scopes do not include it.
+
+        The first access requests it from the server; then it is stored, encrypted,
+        until the connection ends.  "" also if it could not be read.
+        """
+        return self.grant.patient_name or read_patient_name(self.grant)
+
+    @property
+    def since(self) -> datetime:
+        """When it was connected, or connected again."""
+        return self.grant.created_at
+
+    @property
+    def scopes(self) -> ScopeSet:
+        """The scopes of the current access token."""
+        return self.grant.scopes
+
+    @cached_property
+    def fhir(self) -> FHIRClient:
+        """A client that refreshes its token automatically."""
+        return build_fhir_client(self.grant)
+
+
+def connections_of(user: AbstractBaseUser) -> list[Connection]:
+    """
+    Return what *user* has connected and this site can use while they are away.
+
+    That is one connection for each server and patient, whichever launches it came from;
+    those connected first come first.  An anonymous or deactivated user has none.
+    """
+    if user.pk is None or not user.is_active:
+        # An anonymous user would match grants without a user.
+        return []
+    grants = (
+        TokenGrant.objects.usable()
+        .offline()
+        .filter(user_id=user.pk)
+        .select_related("registration__server", "identity")
+        .order_by("pk")
+    )
+    # Compared here, because not every database compares patient ids exactly.
+    newest = {each.connection: each for each in grants}
+    return [Connection(grant) for grant in newest.values()]
+
+
+def read_patient_name(
+    grant: TokenGrant, *, transport: EHRTransport | None = None
+) -> str:
+    """
+    Read the name of *grant*'s patient and store it; "" if that is not possible.
+
+    Args:
+        transport: another transport, such as one with a deadline.
+    """
+    scopes = grant.scopes
+    if not grant.patient_id or not any(
+        scopes.covers(f"{level}/Patient.r") for level in ("patient", "user")
+    ):
+        return ""
+    try:
+        patient = build_fhir_client(grant, transport=transport).read(
+            "Patient", grant.patient_id
         )
-    return build_fhir_client(matching[0])
+    except SMARTError as exc:
+        logger.info(
+            "Grant %s: the patient's name was not read (%s)", grant.pk, exc.code
+        )
+        return ""
+    name = get_name(patient, today=timezone.localdate())
+    # It may have ended meanwhile, and its patient's name is gone then.
+    row = TokenGrant.objects.active().filter(pk=grant.pk)
+    row.update(patient_name=name)
+    grant.patient_name = name
+    return name
 
 
 def backend_client_for(registration: ClientRegistration) -> FHIRClient:

@@ -550,18 +550,19 @@ def test_audit_log_of_every_model_would_hold_the_secrets(audit_log):
         "Launch.held",
         "SigningKey.private_key",
         "TokenGrant.access_token",
+        "TokenGrant.patient_name",
         "TokenGrant.refresh_token",
     }
 
 
-_TOKENS = ["access_token", "refresh_token"]
+_TOKENS = ["access_token", "patient_name", "refresh_token"]
 
 
 @pytest.mark.parametrize(
     ("values", "logged"),
     [
         ({}, _TOKENS),
-        ({"exclude_fields": ["access_token"]}, ["refresh_token"]),
+        ({"exclude_fields": _TOKENS[:2]}, ["refresh_token"]),
         ({"exclude_fields": _TOKENS}, []),
         # Half of the text would still be logged.
         ({"mask_fields": _TOKENS}, _TOKENS),

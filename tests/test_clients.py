@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.db import connection as db_connection
 from django.db import connections
 from django.utils import timezone
 
 from django_smart.clients import (
     build_async_client,
     build_fhir_client,
+    connections_of,
     fhir_client_for,
 )
 from django_smart.exceptions import (
@@ -31,7 +33,7 @@ from django_smart.fhir import AsyncFHIRClient
 from django_smart.grants.ending import disconnect_grant, supersede_grants
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from tests import factories
-from tests.ehr import PATIENT
+from tests.ehr import PATIENT, connect, make_browser
 from tests.factories import make_registration
 
 pytestmark = pytest.mark.django_db
@@ -42,7 +44,7 @@ OTHER_PATIENT = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
 def make_grant(user: Any, server: FHIRServer, **values: Any) -> TokenGrant:
     """An offline grant that is good for another hour."""
     return factories.make_grant(
-        ClientRegistration.objects.get(server=server),
+        ClientRegistration.objects.filter(server=server).earliest("pk"),
         **{
             "user": user,
             "scope": "patient/Patient.rs",
@@ -118,21 +120,131 @@ def test_patient_id_selects_one_exactly(user, server):
             fhir_client_for(user, server, patient_id=unknown)
 
 
-def test_two_grants_of_one_patient_stay_a_guess(user, server):
-    make_grant(user, server)
+def test_newest_of_two_grants_of_one_connection_is_used(user, server):
+    # Also of another client at the server: two clients keep a grant each.
+    other = make_registration(
+        server, client_id="other", is_standalone_default=False, is_ehr_default=False
+    )
+    make_grant(user, server, identity=factories.make_identity(user, server=server))
     second = make_grant(user, server)
-    with pytest.raises(AmbiguousGrantError):
-        fhir_client_for(user, server, patient_id=PATIENT)
-    assert token_of(fhir_client_for(grant=second)) == second.access_token
+    assert token_of(fhir_client_for(user, server)) == second.access_token
+    third = factories.make_grant(
+        other, user=user, patient_id=PATIENT, scope="patient/Patient.rs"
+    )
+    for patient_id in (None, PATIENT):
+        client = fhir_client_for(user, server, patient_id=patient_id)
+        assert token_of(client) == third.access_token
+    TokenGrant.objects.filter(pk=third.pk).update(status="expired")
+    assert token_of(fhir_client_for(user, server)) == second.access_token
 
 
-def test_two_accounts_of_one_user_at_the_ehr_are_no_guess(user, server):
-    for _ in range(2):
+@pytest.mark.parametrize("differs", ["patients", "accounts"])
+def test_ambiguity_names_what_differs(user, server, differs):
+    for each in ("one", "two"):
         identity = factories.make_identity(user, server=server)
-        grant = make_grant(user, server, patient_id="", identity=identity)
+        patient = each if differs == "patients" else ""
+        grant = make_grant(user, server, patient_id=patient, identity=identity)
     supersede_grants(grant, now=timezone.now())
-    with pytest.raises(AmbiguousGrantError):
+    with pytest.raises(AmbiguousGrantError, match=differs):
         fhir_client_for(user, server)
+
+
+def test_connections_are_one_for_each_server_and_patient(user, server):
+    other = make_registration(
+        server__slug="lake", server__base_url="https://lake.example.org/fhir"
+    )
+    make_grant(user, server)
+    ada = make_grant(user, server)
+    # Ids that differ in case are of two patients.
+    for patient in (PATIENT.upper(), OTHER_PATIENT):
+        make_grant(user, server, patient_id=patient)
+    make_grant(user, server, is_offline=False, patient_id="visit")
+    make_grant(user, server, status="revoked", patient_id="ended")
+    lake = make_grant(user, other.server)
+    found = connections_of(user)
+    assert [(each.server.slug, each.patient_id) for each in found] == [
+        ("harbour", PATIENT),
+        ("harbour", PATIENT.upper()),
+        ("harbour", OTHER_PATIENT),
+        ("lake", PATIENT),
+    ]
+    assert [found[0].grant, found[3].grant] == [ada, lake]
+    assert token_of(found[0].fhir) == ada.access_token
+    assert found[0].since == ada.created_at
+    assert found[0].scopes == ada.scopes
+    assert PATIENT not in repr(found[0])
+
+
+def test_others_connections_are_not_listed(user, server, django_user_model):
+    make_grant(user, server)
+    make_grant(None, server)
+    nobodies: tuple[Any, ...] = (AnonymousUser(), django_user_model())
+    for nobody in (*nobodies, django_user_model.objects.create_user("sam")):
+        assert connections_of(nobody) == []
+    user.is_active = False
+    user.save()
+    assert connections_of(user) == []
+
+
+def test_patient_name_is_read_once_and_gone_with_the_connection(ehr, user, server):
+    launch = connect(make_signed_in(user), ehr)
+    (connection,) = connections_of(user)
+    ehr.clear_requests()
+    assert connection.patient_name == "Marisol Jean Quillfeather"
+    assert connections_of(user)[0].patient_name == connection.patient_name
+    assert len(ehr.requests_to("fhir")) == 1
+    with db_connection.cursor() as cursor:
+        cursor.execute("SELECT patient_name FROM django_smart_tokengrant")
+        assert "Quillfeather" not in cursor.fetchone()[0]
+    assert launch.grant is not None
+    disconnect_grant(launch.grant)
+    assert TokenGrant.objects.get().patient_name == ""
+
+
+@pytest.mark.parametrize("why", ["scope", "away", "no patient"])
+def test_patient_name_that_cannot_be_read_is_empty(ehr, user, server, why):
+    connect(make_signed_in(user), ehr)
+    if why == "scope":
+        TokenGrant.objects.update(scope="patient/Observation.rs")
+    elif why == "no patient":
+        TokenGrant.objects.update(patient_id="")
+    else:
+        ehr.faults.add("fhir_500")
+    ehr.clear_requests()
+    (connection,) = connections_of(user)
+    assert connection.patient_name == ""
+    assert bool(ehr.requests_to("fhir")) is (why == "away")
+
+
+def make_signed_in(user: Any) -> Any:
+    """A browser in which *user* is signed in."""
+    browser = make_browser()
+    browser.force_login(user)
+    return browser
+
+
+@pytest.mark.parametrize(
+    ("kind", "fhir_user", "is_theirs"),
+    [
+        ("standalone", "Patient/1", True),
+        ("standalone", "RelatedPerson/1", True),
+        ("standalone", "https://elsewhere.example.org/r4/Patient/1", True),
+        ("standalone", "Practitioner/1", False),
+        ("standalone", "", False),
+        ("standalone", "Person/1", False),
+        ("ehr", "Patient/1", False),
+    ],
+)
+def test_only_what_a_patient_connected_is_a_patient_s(
+    user, server, kind, fhir_user, is_theirs
+):
+    identity = factories.make_identity(user, server=server, fhir_user=fhir_user)
+    grant = make_grant(user, server, kind=kind, identity=identity)
+    assert grant.is_of_patient is is_theirs
+    # A registration without launches from the EHR is one for patients.
+    grant.registration.ehr_scope = ""
+    is_unknown = fhir_user in {"", "Person/1"}
+    assert grant.is_of_patient is (is_theirs or (is_unknown and kind != "ehr"))
 
 
 def test_grants_for_one_visit_are_not_offered(user, server):

@@ -739,6 +739,7 @@ def _create_grant(
     )
     grant = TokenGrant(
         registration=launch.registration,
+        kind=launch.kind,
         user=launch.user,
         identity=launch.identity,
         scope_asked=launch.scope_asked,

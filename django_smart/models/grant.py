@@ -82,9 +82,11 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     def bound_to_client(self) -> Self:
         """Return grants whose tokens only the client that received them may send."""
         lost = Q(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
-        endable = Q(
-            kind=TokenGrant.Kind.AUTHORIZATION_CODE, status__in=TokenGrant.ENDABLE
-        ) & ~(lost & Q(refresh_token_digest=""))
+        endable = (
+            Q(status__in=TokenGrant.ENDABLE)
+            & ~Q(kind=TokenGrant.Kind.CLIENT_CREDENTIALS)
+            & ~(lost & Q(refresh_token_digest=""))
+        )
         return self.filter(endable | Q(is_revocation_pending=True))
 
     def usable(self) -> Self:
@@ -129,7 +131,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def launched(self) -> Self:
         """Return grants from launches, not from backend services."""
-        return self.filter(kind=TokenGrant.Kind.AUTHORIZATION_CODE)
+        return self.exclude(kind=TokenGrant.Kind.CLIENT_CREDENTIALS)
 
     def awaiting_revocation(self) -> Self:
         """Return grants that ended here but are not yet revoked at the EHR."""
@@ -416,6 +418,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             lease_owner="",
             lease_expires_at=None,
             service_slot=None,
+            patient_name="",
             **_NO_TOKENS,
         )
 
@@ -521,6 +524,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             service_slot=None,
             lease_owner="",
             lease_expires_at=None,
+            patient_name="",
         )
 
     def being_revoked(self) -> Self:
@@ -632,7 +636,8 @@ class TokenGrant(models.Model):
     class Kind(models.TextChoices):
         """How the tokens were obtained."""
 
-        AUTHORIZATION_CODE = "authorization_code", _("launch")
+        EHR = "ehr", _("EHR launch")
+        STANDALONE = "standalone", _("standalone launch")
         CLIENT_CREDENTIALS = "client_credentials", _("backend service")
 
     class Status(models.TextChoices):
@@ -656,7 +661,7 @@ class TokenGrant(models.Model):
         _("kind"),
         max_length=30,
         choices=Kind,
-        default=Kind.AUTHORIZATION_CODE,
+        default=Kind.EHR,
         help_text=_("How the tokens were obtained."),
     )
     user = models.ForeignKey(
@@ -729,6 +734,16 @@ class TokenGrant(models.Model):
         help_text=_(
             "ID of the patient whose record the grant is limited to; "
             "empty without patient context."
+        ),
+    )
+    patient_name = EncryptedTextField(
+        _("patient name"),
+        blank=True,
+        default="",
+        editable=False,
+        help_text=(
+            "Stored encrypted when a page first shows it; removed when the connection "
+            "ends."
         ),
     )
     encounter_id = models.CharField(
@@ -917,6 +932,31 @@ class TokenGrant(models.Model):
         if not granted.resource_scopes:
             granted = parse_stored_scopes(self.scope_asked)
         return granted.are_for_patient
+
+    @property
+    def is_of_patient(self) -> bool:
+        """
+        Whether a patient connected it on this site, or somebody who acts for them.
+
+        What a clinician opened is not theirs to come back to.
+        """
+        if self.kind != self.Kind.STANDALONE:
+            return False
+        reference = self.identity.fhir_user if self.identity else ""
+        *_path, kind, _id = ("", "", *reference.split("/"))
+        if kind in {"Patient", "RelatedPerson"}:
+            return True
+        return kind in {"", "Person"} and self.registration.is_for_patients
+
+    @property
+    def connection(self) -> tuple[Any, ...]:
+        """
+        What it has in common with the other grants of its user's connection.
+
+        Without a patient, what two accounts at the EHR may read can differ.
+        """
+        account = None if self.patient_id else self.identity_id
+        return self.registration.server_id, self.patient_id, account
 
     @property
     def missing_scope(self) -> str:

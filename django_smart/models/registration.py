@@ -480,6 +480,11 @@ class ClientRegistration(models.Model):
         return bool(self.ehr_scope or self.standalone_scope)
 
     @property
+    def is_for_patients(self) -> bool:
+        """Whether its users are patients: it is not for launches from an EHR."""
+        return bool(self.standalone_scope) and not self.ehr_scope
+
+    @property
     def uses_private_key(self) -> bool:
         """Whether it authenticates with a signing key."""
         return self.token_endpoint_auth_method == self.AuthMethod.PRIVATE_KEY_JWT

@@ -242,7 +242,7 @@ def test_celery(settings, monkeypatch):
 
 
 def test_keep_access_fresh(settings, ehr: EHRSimulator):
-    schedule, start, by_hand, use = read_blocks("how-to/keep-access-fresh.rst")
+    schedule, start, by_hand, use, use_all = read_blocks("how-to/keep-access-fresh.rst")
     apply(settings, schedule)
     assert settings.CELERY_BEAT_SCHEDULE == BEAT_SCHEDULE
     assert list(map(parse_celery, start.commands)) == [{}, {}]
@@ -258,6 +258,8 @@ def test_keep_access_fresh(settings, ehr: EHRSimulator):
     assert grant.expires_at > timezone.now()
     found = execute(use)["latest_a1c"](row.user, registration.server, PATIENT)
     assert len(list(found)) > 10
+    ((name, values),) = execute(use_all)["latest_a1c_of_all"](row.user)
+    assert (name, len(list(values))) == ("Harbour Hospital", len(list(found)))
 
 
 def test_monitor(settings, monkeypatch, put_urls, registration: ClientRegistration):

@@ -157,7 +157,7 @@ def test_client_launches_reads_refreshes_and_revokes(
     assert (opened.user is not None) is with_identity
     assert open_page(browser, opened) == 200
     grant = TokenGrant.objects.get()
-    assert (grant.user_id, grant.kind) == (opened.user_id, "authorization_code")
+    assert (grant.user_id, grant.kind) == (opened.user_id, opened.kind)
     assert grant.is_offline
     client = fhir_client_for(grant=grant)
     assert client.read("Patient", PATIENT)["id"] == PATIENT
