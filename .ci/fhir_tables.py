@@ -125,8 +125,8 @@ def _build_rows(
     yield "# Made by .ci/fhir_tables.py of FHIR 4.0.1 (http://hl7.org/fhir/R4/):"
     yield "# compartmentdefinition-patient.json, search-parameters.json and the"
     yield "# profiles of the types.  Type; search parameter that names the patient;"
-    yield "# elements that say whose it is (- for none that could); all elements that"
-    yield "# may refer to a patient.  [] follows an element that is a list."
+    yield "# elements that say whose it is (- for none that could).  [] follows an"
+    yield "# element that is a list."
     for one in sorted(_load(folder, "profiles-resources.json"), key=lambda x: x["id"]):
         name = one["id"]
         # SubscriptionStatus is of R4B, which some collections bring along.
@@ -137,7 +137,6 @@ def _build_rows(
             or name == "SubscriptionStatus"
         ):
             continue
-        referring = sorted(set(_find_referring(one)))
         own = list(_SUBJECTS) if name in _OUTSIDE else compartment.get(name, [])
         found = [(each, paths_of.get((name, each), [])) for each in _SUBJECTS]
         parameter, paths = next(
@@ -153,8 +152,9 @@ def _build_rows(
         elif not subjects and name in _TELL_NOTHING:
             subjects = ["-"]
         elif not subjects and not _is_definition(one) and name not in _CONTAINERS:
-            subjects = [_mark_lists(path, lists) for path in referring] or subjects
-        yield "\t".join((name, parameter, " ".join(subjects), " ".join(referring)))
+            referring = sorted(set(_find_referring(one)))
+            subjects = [_mark_lists(path, lists) for path in referring]
+        yield "\t".join((name, parameter, " ".join(subjects)))
     yield ""
 
 

@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
+    Record,
     get_compartment,
     is_shared,
-    iter_values,
+    refuse_unlisted,
 )
 from django_smart.fhir.interactions import Interaction
 from django_smart.fhir.requests import parse_query
-from django_smart.fhir.script_record import ScriptRecord
 
 __all__ = ["OPERATIONS", "AllowList"]
 
@@ -63,47 +62,31 @@ _CONTROLS = {
     "_summary": re.compile("count|data|false|text|true"),
     "_total": re.compile("accurate|estimate|none"),
 }
-_FORM = frozenset({"_format", "_pretty"})
-_PARTS = _FORM | {"_elements", "_summary"}
-# Interactions, and the parameters that select nothing in them.
-_ALLOWED = {
-    "capabilities": _PARTS,
-    "create": _FORM,
-    "delete": _FORM,
-    "history-instance": _PARTS | {"_at", "_count", "_since"},
-    "operation": _FORM | {"_count"},
-    "patch": _FORM,
-    "read": _PARTS,
-    "search": _PARTS | {"_count", "_total"},
-    "update": _FORM,
-    "vread": _PARTS,
-}
+# Others would hide whose the resources are that an operation returns.
+_OPERATION_CONTROLS = frozenset({"_count", "_format", "_pretty"})
+_READS = frozenset({"capabilities", "history-instance", "read", "vread"})
 _WRITES = frozenset({"create", "delete", "patch", "update"})
 _BUNDLES = frozenset({"batch", "transaction"})
 
-# Operations with the types that have them, on a type, on a resource, or on both, and
-# their parameters, none of which leads to a patient.
-_ON_TYPE, _ON_RESOURCE = 1, 2
-_ON_BOTH = _ON_TYPE | _ON_RESOURCE
+# Operations with the types that have them, and their parameters, none of which leads
+# to a patient.
 _CODE = "code coding date displayLanguage system version"
-_OPERATIONS: Mapping[str, tuple[Collection[str], int, str]] = {
-    "docref": ({"DocumentReference"}, _ON_TYPE, "end on-demand profile start type"),
-    "everything": ({"Patient"}, _ON_RESOURCE, "_since _type end start"),
+_OPERATIONS: Mapping[str, tuple[Collection[str], str]] = {
+    "docref": ({"DocumentReference"}, "end on-demand profile start type"),
+    "everything": ({"Patient"}, "_since _type end start"),
     "expand": (
         {"ValueSet"},
-        _ON_BOTH,
         "activeOnly check-system-version count date designation displayLanguage "
         "exclude-system excludeNested excludeNotForUI excludePostCoordinated filter "
         "force-system-version includeDefinition includeDesignations offset "
         "system-version url valueSetVersion",
     ),
     # And what an Observation can be searched by.
-    "lastn": ({"Observation"}, _ON_TYPE, "max"),
-    "lookup": ({"CodeSystem"}, _ON_TYPE, f"{_CODE} property"),
-    "validate": ((), _ON_BOTH, "mode profile resource"),
+    "lastn": ({"Observation"}, "max"),
+    "lookup": ({"CodeSystem"}, f"{_CODE} property"),
+    "validate": ((), "mode profile resource"),
     "validate-code": (
         {"CodeSystem", "ValueSet"},
-        _ON_BOTH,
         f"{_CODE} abstract codeableConcept display systemVersion url valueSetVersion",
     ),
 }
@@ -115,8 +98,6 @@ _WITH_BODY = frozenset({"expand", "lookup", "validate", "validate-code"})
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 _INCLUSION = re.compile("([A-Z][A-Za-z]+):([a-z-]+)(?::[A-Z][A-Za-z]+)?")
-# The path of a JSON Patch: names of elements, and numbers.
-_POINTER = re.compile(r"(?:/(?:_?[a-z][A-Za-z]*|[0-9]+|-))+")
 _PATIENT = re.compile(r"patient\s*[/%?\\]", re.IGNORECASE)
 # Parameters by which a server might leave out the resources, which say whose they are.
 _HIDING = re.compile("_|.*:")
@@ -127,13 +108,6 @@ _SUBJECTS = frozenset({"patient", "subject"})
 _WHO = _SUBJECTS | {"actor", "beneficiary", "individual", "member"}
 # Types that are patients, or of which patients are members.
 _PERSONS = frozenset({"Group", "Patient", "Person", "RelatedPerson"})
-# By which some servers search and check everything, such as whose a resource is.
-_RULES = frozenset(
-    {
-        *("CompartmentDefinition", "GraphDefinition", "OperationDefinition"),
-        *("SearchParameter", "StructureDefinition", "StructureMap"),
-    }
-)
 
 
 @cache
@@ -165,20 +139,24 @@ class AllowList:
     What a view's scripts may ask under the scopes of their launch.
 
     Args:
-        record: of the patient, with the types that are allowed; by default, those of
-            R4, of which those that belong to no patient can only be read.  What the
-            scopes leave to the server, it decides about.
+        record: of the patient; what its scopes leave to the server, that decides about.
+
+    The others are attributes of the view, and list what a refusal says they would open:
+
         methods: of HTTP.
+        batch: kinds of Bundles that may be sent.
+        resource_types: by default, those of R4, of which those that belong to no
+            patient can only be read.
         operations: without ``$``.
         parameters: of searches, beside those of the table, as ``Slot.schedule``.
-        batch: whether batches and transactions are allowed.
     """
 
-    record: ScriptRecord
+    record: Record
     methods: Collection[str]
+    batch: Collection[str] = ()
+    resource_types: Collection[str] | None = None
     operations: Collection[str] = OPERATIONS
     parameters: Collection[str] = ()
-    batch: bool = False
 
     def check(self, asked: Interaction) -> None:
         """
@@ -190,20 +168,21 @@ class AllowList:
             ForeignPatientError: it may lead to another patient, so that none would.
         """
         name, kind = asked.name, asked.resource_type
-        self._check_attributes(asked)
         path, _, query = asked.path.partition("?")
         parts, pairs = path.split("/"), parse_query(query)
+        self._require("methods", asked.method)
         if name in _BUNDLES:
+            self._require("batch", name)
             return  # each of its entries is checked
+        if kind and (self.resource_types is not None or kind not in _read_table()):
+            self._require("resource_types", kind)
+        if name == "operation":
+            self._require("operations", parts[-1].removeprefix("$"))
         if self.record.is_open(name, kind):
             self._check_open(asked, pairs)
-            return
-        if name not in _ALLOWED:
-            raise ForeignPatientError(f"A {name} is not about a single patient.")
-        if kind and kind not in _read_table() and self.record.resource_types is None:
-            _refuse(kind, "resource_types")
-        self._check_place(name, parts)
-        if name == "search":
+        elif name == "search":
+            if len(parts) > 2 and parts[0] != "Patient":
+                raise ForeignPatientError("This is not the patient of this launch.")
             if isinstance(asked.body, bytes):
                 pairs += parse_query(asked.body.decode("utf-8", "replace"))
             self._check_search(kind, pairs)
@@ -211,41 +190,27 @@ class AllowList:
             self._check_operation(asked, parts, pairs)
         elif name in _WRITES:
             self._check_write(asked, parts, pairs)
-        else:
+        elif name in _READS:
             for parameter, value in pairs:
-                self._check_control(name, parameter, value)
+                self._check_control(parameter, value)
+        else:
+            raise ForeignPatientError(f"A {name} is not about a single patient.")
 
-    def _check_attributes(self, asked: Interaction) -> None:
-        """What the view decides, whatever the scopes."""
-        if asked.method not in self.methods:
-            _refuse(asked.method, "methods")
-        if asked.name in _BUNDLES and not self.batch:
-            _refuse(f"A {asked.name}", "batch")
-        if asked.resource_type:
-            self.record.check_type(asked.resource_type)
-        operation = asked.path.partition("?")[0].rpartition("$")[2]
-        if asked.name == "operation" and operation not in self.operations:
-            _refuse(f"${operation}", "operations")
+    def _require(self, attribute: str, value: str) -> None:
+        """Refuse what an attribute of the view has to list, and does not."""
+        if value not in (getattr(self, attribute) or ()):
+            refuse_unlisted(attribute, value)
 
     def _check_open(self, asked: Interaction, pairs: list[tuple[str, str]]) -> None:
         """The server decides about this type, which is not to say about others."""
         if asked.name == "search" and self.record.scopes.are_for_patient:
             for parameter, _ in pairs:
-                listed = f"{asked.resource_type}.{parameter}"
-                if "_has" in parameter.lower() and listed not in self.parameters:
-                    _refuse(f'"{parameter}"', "parameters", listed)
+                if "_has" in parameter.lower():
+                    self._require("parameters", f"{asked.resource_type}.{parameter}")
 
-    def _check_place(self, name: str, parts: list[str]) -> None:
-        """A record is that of the patient: ``Patient/<id>`` and all below."""
-        is_record = name == "search" and len(parts) > 2
-        is_patient = parts[0] == "Patient" and _ID.fullmatch("".join(parts[1:2]))
-        is_own = parts[:2] == ["Patient", self.record.patient_id]
-        if (is_record or is_patient) and not is_own:
-            raise ForeignPatientError("This is not the patient of this launch.")
-
-    def _check_control(self, name: str, parameter: str, value: str) -> None:
-        is_listed = parameter in _ALLOWED[name]
-        if not is_listed or not _CONTROLS[parameter].fullmatch(value):
+    def _check_control(self, parameter: str, value: str) -> None:
+        known = _CONTROLS.get(parameter)
+        if known is None or not known.fullmatch(value):
             _refuse(f'"{parameter}" with this value')
 
     # Searches
@@ -260,7 +225,7 @@ class AllowList:
                     if not known:
                         _refuse('"_sort" by this')
             elif parameter in _CONTROLS:
-                self._check_control("search", parameter, value)
+                self._check_control(parameter, value)
             else:
                 self._check_criterion(kind, parameter, value)
 
@@ -276,7 +241,6 @@ class AllowList:
                 f'"{parameter}" does not name the patient of this launch.'
             )
         known, is_to_shared = _find_kind(kind, bare)
-        is_opened = f"{kind}.{parameter}" in self.parameters
         if known == "reference" and modifier != "missing":
             is_allowed = (is_own and modifier in {"", "Patient"}) or (
                 self._lead_to_shared(value, modifier, is_to_shared=is_to_shared)
@@ -284,9 +248,9 @@ class AllowList:
         else:
             is_allowed = bool(known) and modifier in {"", *_MODIFIERS[known]}
             is_allowed &= modifier != "missing" or value in {"true", "false"}
-        if not is_allowed and not (is_opened and self._names_nobody(value)):
-            text = f'The search parameter "{parameter}", or its value,'
-            _refuse(text, "parameters", f"{kind}.{parameter}")
+        if not is_allowed:
+            self._refuse_others(parameter, value)
+            self._require("parameters", f"{kind}.{parameter}")
 
     def _is_own(self, value: str) -> bool:
         return value in {self.record.patient_id, *self.record.own}
@@ -307,10 +271,11 @@ class AllowList:
                 return False
         return True
 
-    def _names_nobody(self, value: str) -> bool:
-        """Whether a value that the view allows leads to no other patient."""
+    def _refuse_others(self, parameter: str, value: str) -> None:
+        """Refuse a value that may lead to another patient, whatever the view lists."""
         kinds = {found[1] for found in map(_REFERENCE.match, value.split(",")) if found}
-        return self._is_own(value) or not (kinds & _PERSONS or _PATIENT.search(value))
+        if not self._is_own(value) and (kinds & _PERSONS or _PATIENT.search(value)):
+            raise ForeignPatientError(f'"{parameter}" may name another patient.')
 
     def _check_inclusion(self, kind: str, parameter: str, value: str) -> None:
         """Refuse to include what is not of *kind*, or what many patients have."""
@@ -331,8 +296,8 @@ class AllowList:
     ) -> None:
         operation, kind = parts[-1].removeprefix("$"), asked.resource_type
         is_known = operation in _OPERATIONS
-        types, places, names = _OPERATIONS.get(operation, ((), _ON_BOTH, ""))
-        if (types and kind not in types) or not places & (len(parts) - 1):
+        types, names = _OPERATIONS.get(operation, ((), ""))
+        if not kind or (types and kind not in types):
             _refuse(f"${operation} of this")
         if asked.body is not None:
             if is_known and operation not in _WITH_BODY:
@@ -340,15 +305,13 @@ class AllowList:
             pairs = [*pairs, *_iter_parameters(asked.body)]
         for parameter, value in pairs:
             if parameter in _SUBJECTS:
-                if not self._is_own(value):
-                    raise ForeignPatientError(f'"{parameter}" names another patient.')
-            elif parameter in _ALLOWED["operation"]:
-                self._check_control("operation", parameter, value)
+                self.record.refuse_others([(parameter, value)])
+            elif parameter in _OPERATION_CONTROLS:
+                self._check_control(parameter, value)
             elif parameter in names.split() or not (
                 is_known or _HIDING.match(parameter)
             ):
-                if not self._names_nobody(value):
-                    raise ForeignPatientError(f'"{parameter}" names another patient.')
+                self._refuse_others(parameter, value)
             elif operation == "lastn":
                 self._check_criterion(kind, parameter, value)
             else:
@@ -360,35 +323,21 @@ class AllowList:
         self, asked: Interaction, parts: list[str], pairs: list[tuple[str, str]]
     ) -> None:
         kind, name = asked.resource_type, asked.name
-        if kind in _RULES:
-            raise ForeignPatientError(f"A {kind} is not about a single patient.")
-        if is_shared(kind) and self.record.resource_types is None:
-            _refuse(f"A change of a {kind}", "resource_types", kind)
+        if is_shared(kind):
+            self._require("resource_types", kind)
+        if name == "patch":
+            # To copy or move could turn a text into a link.
+            is_plain = isinstance(asked.body, list) and not any(
+                isinstance(step, Mapping) and "from" in step for step in asked.body
+            )
+            if not is_plain:
+                _refuse("A patch that is no JSON Patch, copies or moves")
         if name == "create":
             condition = asked.headers.get("If-None-Exist", "")
-            criteria = parse_query(condition.partition("?")[2] or condition)
-        else:
-            criteria = pairs if len(parts) == 1 else []
-        for parameter, value in criteria:
+            pairs = parse_query(condition.partition("?")[2] or condition)
+        # Without effect where an id names the resource.
+        for parameter, value in pairs if len(parts) == 1 else ():
             self._check_criterion(kind, parameter, value)
-        for parameter, value in pairs if criteria is not pairs else ():
-            self._check_control(name, parameter, value)
-        if name == "patch":
-            self._check_patch(kind, asked.body)
-        if any("?" in unquote(text) for text in _iter_references(asked.body)):
-            raise ForeignPatientError("A conditional reference may find another's.")
-
-    def _check_patch(self, kind: str, patch: Any) -> None:
-        if not isinstance(patch, list):
-            _refuse("A patch that is not a JSON Patch")
-        for step in patch:
-            told = step if isinstance(step, Mapping) else {}
-            # To copy or move could turn a text into a link.
-            if str(told.get("op")) not in {"add", "remove", "replace", "test"}:
-                _refuse("This operation of a patch")
-            if not _POINTER.fullmatch(str(told.get("path"))):
-                _refuse("This path of a patch")
-        self.record.check_patch(kind, patch)
 
 
 def _iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
@@ -410,18 +359,5 @@ def _iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
             lists.append(one.get("part", []))
 
 
-def _iter_references(body: Any) -> Iterator[str]:
-    """What a server may take for a reference, in a resource or a JSON Patch."""
-    name = "value" if isinstance(body, list) else "reference"
-    for item in iter_values(body):
-        for key in {name, "reference"} if isinstance(item, Mapping) else ():
-            if isinstance(text := item.get(key), str):
-                yield text
-
-
-def _refuse(what: str, attribute: str = "", value: str = "") -> NoReturn:
-    hint = "."
-    if attribute:
-        listed = f', which can list "{value}"' if value else ""
-        hint = f", unless the view's attribute {attribute} allows it{listed}."
-    raise FHIRRequestError(f"{what} is not allowed{hint}", code="fhir_not_allowed")
+def _refuse(what: str) -> NoReturn:
+    raise FHIRRequestError(f"{what} is not allowed.", code="fhir_not_allowed")

@@ -2,8 +2,8 @@
 Whose record a resource belongs to, and what scopes for one patient let through.
 
 The facts are those of ``compartment.tsv``: for each type of R4 the elements that say
-whose a resource is, and all that may name a patient.  Whatever the server checks, what
-is not known to be the patient's is refused.
+whose a resource is.  Whatever the server checks, what is not known to be the patient's
+is refused.
 
 Spec: FHIR R4, "CompartmentDefinition", http://hl7.org/fhir/R4/compartmentdefinition-patient.html;
 SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
@@ -34,6 +34,7 @@ __all__ = [
     "is_shared",
     "iter_values",
     "read_reference",
+    "refuse_unlisted",
     "selects",
 ]
 
@@ -46,12 +47,10 @@ class Compartment:
     Attributes:
         parameter: search parameter that names the patient; empty if there is none.
         subjects: elements that say whose a resource is; ``[]`` follows a list.
-        referring: all elements that may refer to a patient.
     """
 
     parameter: str = ""
     subjects: tuple[str, ...] = ()
-    referring: frozenset[str] = frozenset()
 
     @property
     def is_shared(self) -> bool:
@@ -83,11 +82,9 @@ def _read_table() -> dict[str, Compartment]:
     text = files(__package__).joinpath("compartment.tsv").read_text("utf-8")
     for line in text.splitlines():
         if not line.startswith("#"):
-            name, parameter, subjects, referring = line.split("\t")
+            name, parameter, subjects = line.split("\t")
             table[name] = Compartment(
-                parameter=parameter,
-                subjects=tuple(subjects.split()),
-                referring=frozenset(referring.split()),
+                parameter=parameter, subjects=tuple(subjects.split())
             )
     return table
 
@@ -144,11 +141,17 @@ class Record:
         patient_id: of the patient in context; ``None`` if there is none.
         base_url: of the server.
         scopes: that were granted.
+        is_for_script: whether a script asks, which may be that of a patient with
+            developer tools: scopes select what it may see, a ``Binary`` has to say
+            whose it is, and a body may add no link to another patient or their file.
+        types: that may be seen; ``None`` for all.
     """
 
     patient_id: str | None = field(repr=False)
     base_url: str
     scopes: ScopeSet
+    is_for_script: bool = False
+    types: Collection[str] | None = None
     own: frozenset[str] = field(init=False, repr=False, compare=False)
     """The references that name the patient, and no other form of them."""
     _by_type: dict[str, list[tuple[frozenset[str], ResourceScope]]] = field(
@@ -216,6 +219,10 @@ class Record:
             ForeignPatientError: a parameter names another patient, or nothing selects
                 one among resources of this type.
         """
+        scopes = list(self.get_scopes(resource_type, "s"))
+        if self.is_for_script and len(scopes) == 1:
+            # A server may forget the parameters of the only scope.
+            pairs = [*pairs, *scopes[0].query]
         compartment = get_compartment(resource_type)
         is_named = is_in_record or is_shared(resource_type)
         for name, value in pairs:
@@ -272,31 +279,18 @@ class Record:
             completed.append((name, value))
         return completed
 
-    # What comes, and what is sent; here, all types may, and others may be named
-
-    def check_type(self, resource_type: str) -> None:
-        """Refuse a type of resource."""
-
-    def check_elements(
-        self,
-        resource: Mapping[str, Any],
-        letters: str,
-        own: Collection[str],
-        urns: Collection[str],
-    ) -> None:
-        """
-        Refuse what a resource of the patient says of others.
-
-        Args:
-            letters: of the scopes that must select it.
-            own: references to the patient.
-            urns: names of the entries that came with it, none of them a patient.
-        """
-
 
 def get_letters(interaction: str) -> str:
     """Letters of the scopes any of which allows it; reading for what has none."""
     return required_letter(interaction) or "rs"
+
+
+def refuse_unlisted(attribute: str, value: str) -> NoReturn:
+    """Refuse what an attribute of the proxy's view would have to list."""
+    raise FHIRRequestError(
+        f'"{value}" is not allowed, unless the view\'s attribute {attribute} lists it.',
+        code="fhir_not_allowed",
+    )
 
 
 def _refuse(reason: str) -> NoReturn:

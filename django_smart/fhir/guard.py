@@ -5,7 +5,8 @@ The site's own code is trusted, but its mistakes and the answers of the server a
 A search is sent with the patient, and otherwise as it was written.  The subject of a
 resource is checked before it is sent, and the target of a change is read first.
 Everything that comes passes :func:`~django_smart.fhir.record_check.record_check`.  What
-a script asks is also on the list of :mod:`~django_smart.fhir.allow_list`.
+a script asks is also on the list of :mod:`~django_smart.fhir.allow_list`, and its body
+adds no link to another patient or to a file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ from django_smart.fhir.messages import (
     process_read_response,
     validate_id,
 )
-from django_smart.fhir.record_check import OLDER_SUBJECTS, check_body, record_check
+from django_smart.fhir.record_check import (
+    OLDER_SUBJECTS,
+    check_body,
+    check_links,
+    record_check,
+)
 from django_smart.fhir.requests import (
     parse_entry,
     parse_interaction,
@@ -120,6 +126,7 @@ class RecordGuard:
                 return self._prepare_search(asked, parts, pairs)
             case "create":
                 self._check_body(asked)
+                self._check_links(asked, None)
                 return self._narrow_header(replace(asked, path=path))
             case "update" | "patch" | "delete":
                 return self._prepare_change(asked, parts, pairs)
@@ -270,6 +277,11 @@ class RecordGuard:
         letters = get_letters(asked.name)
         check_body(asked.body, self.record, letters)
 
+    def _check_links(self, asked: Interaction, current: Any) -> None:
+        """Refuse the body of a script that adds a link to what may be another's."""
+        if self.record.is_for_script:
+            check_links(asked.body, current, self.record)
+
     def _narrow_header(self, asked: Interaction) -> Interaction:
         condition = asked.headers.get("If-None-Exist")
         if condition is None:
@@ -315,7 +327,9 @@ class RecordGuard:
         found = [entry.get("resource") for entry in bundle["entry"]]
         found = [one for one in found if one and one.get("resourceType") == kind]
         if len(found) != 1:
-            return asked  # none or several: what the server does with its condition
+            # None or several: what the server does with its condition.
+            self._check_links(asked, None)
+            return asked
         found_id = validate_id(found[0].get("id"))
         body = asked.body
         if asked.name == "update":
@@ -329,6 +343,7 @@ class RecordGuard:
             raise FHIRRequestError("The resource has a different id.")
         letters = get_letters(asked.name)
         current, response = self._read(asked.resource_type, resource_id, letters)
+        self._check_links(asked, current)
         try:
             # Before the header, to which Apache's mod_deflate adds "-gzip".
             etag = build_etag(current)
@@ -366,9 +381,8 @@ def _check_patch(patch: Any, kind: str) -> None:
     kept = {path.partition(".")[0].removesuffix("[]") for path in _get_subjects(kind)}
     kept |= {"", "contained", "id", "resourceType"}
     touched = set(_find_touched(patch))
-    if kind in touched:
-        touched.discard(kind)  # the type before the path of a FHIRPath Patch
-    if touched & kept:
+    touched.discard(kind)  # the type before the path of a FHIRPath Patch
+    if {name.lower() for name in touched} & {name.lower() for name in kept}:
         _refuse("The patch changes whose the resource is, its id or its type.")
 
 

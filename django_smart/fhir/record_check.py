@@ -1,14 +1,16 @@
 """
 Whether a resource belongs to the launch's patient, or to no patient.
 
-Whose a resource is, say the elements in the column ``subjects`` of ``compartment.tsv``.
-Other elements may refer to anyone: a mother may report her child's symptoms.
+Whose a resource is, say the elements in the column ``subjects`` of ``compartment.tsv``,
+for what comes and for what is sent.  Other elements may refer to anyone: a mother may
+report her child's symptoms.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -23,17 +25,29 @@ from django_smart.fhir.compartment import (
     find_values,
     get_compartment,
     is_shared,
+    iter_values,
     read_reference,
+    refuse_unlisted,
     selects,
 )
 from django_smart.fhir.messages import resolve_link
 from django_smart.protocol.scopes import ResourceScope
 from django_smart.protocol.urls import is_within_base
 
-__all__ = ["OLDER_SUBJECTS", "check_body", "is_of_patient", "record_check"]
+__all__ = [
+    "OLDER_SUBJECTS",
+    "check_body",
+    "check_links",
+    "is_of_patient",
+    "iter_links",
+    "record_check",
+]
 
 #: DSTU2 and STU3 had other names for some of the elements that say whose a resource is.
 OLDER_SUBJECTS = ("patient", "subject")
+# What some server may take for a link to a patient or a file: in any spelling, with a
+# version, or with a base that may be another name of the server.
+_LINK = re.compile(r"(?:.*[/:])?(?:patient[/?%\\]|binary/).*", re.IGNORECASE)
 # Kinds of Bundles that are resources of their own.
 _STORED = frozenset({"collection", "document", "message"})
 
@@ -80,13 +94,10 @@ class _Check:
         self._letters = letters
         self._is_made = is_made
         self._is_written = is_written
-        # By type, the scopes that leave it to the server.
-        self._open: dict[str, list[ResourceScope]] = {}
+        self._scopes: dict[str, list[ResourceScope]] = {}
         # References to the patient, and to resources that are known to be theirs.
         self._own = set(record.own)
         self._known: set[str] = set()
-        # Names of entries that are no patient.
-        self._urns: set[str] = set()
 
     def run(self, resource: Any) -> bool:
         """Return whether it is the patient's: neither nobody's nor the server's."""
@@ -102,31 +113,45 @@ class _Check:
         if kind == "Bundle":
             return self._check_bundle(resource, own)
         if kind == "Parameters":
-            self._record.check_elements(resource, "", own, self._urns)
             return self._check_parameters(resource.get("parameter"), own)
-        self._record.check_type(kind)
+        listed = self._record.types
+        if listed is not None and kind not in {*listed, "OperationOutcome"}:
+            refuse_unlisted("resource_types", kind)
         if self._is_open(kind, resource):
             try:
                 return self._is_own(resource, kind, own)
             except ForeignPatientError:
                 return False  # which the server has allowed
         is_own = self._is_own(resource, kind, own)
-        self._record.check_elements(resource, self._letters, own, self._urns)
+        self._check_scopes(kind, resource)
         if "contained" in resource:
             self._check_contained(resource["contained"], own)
         if not (is_own or is_shared(kind) or self._is_nobodys(resource, kind)):
             _refuse(f"The {kind} is not known to be the patient's.")
         return is_own
 
+    def _get_scopes(self, kind: str) -> list[ResourceScope]:
+        if kind not in self._scopes:
+            self._scopes[kind] = list(self._record.get_scopes(kind, self._letters))
+        return self._scopes[kind]
+
     def _is_open(self, kind: str, resource: Mapping[str, Any]) -> bool:
-        if kind not in self._open:
-            self._open[kind] = self._record.get_open_scopes(self._letters, kind)
-        return any(selects(scope, resource) for scope in self._open[kind])
+        """Whether a scope that is not for one patient leaves it to the server."""
+        scopes = (scope for scope in self._get_scopes(kind) if scope.level != "patient")
+        return any(selects(scope, resource) for scope in scopes)
+
+    def _check_scopes(self, kind: str, resource: Mapping[str, Any]) -> None:
+        """Refuse for a script what no scope selects; site code may rely on the EHR."""
+        scopes = [scope for scope in self._get_scopes(kind) if scope.level == "patient"]
+        is_selected = not scopes or any(selects(scope, resource) for scope in scopes)
+        if self._record.is_for_script and not is_selected:
+            _refuse(f"No granted scope selects this {kind}.")
 
     def _is_nobodys(self, resource: Mapping[str, Any], kind: str) -> bool:
         """Whether one resource, unlike others of its type, belongs to no patient."""
         if kind == "Binary":
-            return "securityContext" not in resource
+            is_unknown = "securityContext" not in resource
+            return is_unknown and not self._record.is_for_script
         # To read the schedule of a doctor or a room is not to change it.
         if kind != "Schedule" or "r" not in self._letters:
             return False
@@ -176,7 +201,6 @@ class _Check:
             else:
                 # Without a subject, it belongs to what contains it.
                 self._is_own(each, kind, own)
-                self._record.check_elements(each, "", own, self._urns)
             self._check_contained(each.get("contained", []), own)
 
     def _check_parameters(self, parameters: Any, own: Collection[str]) -> bool:
@@ -198,15 +222,14 @@ class _Check:
             raise MalformedFHIRResponseError("An entry of a Bundle is malformed.")
         for entry in entries:
             url, resource = str(entry.get("fullUrl")), entry.get("resource", {})
-            is_patient = resource.get("resourceType") == "Patient"
-            is_mine = is_patient and resource.get("id") == self._record.patient_id
-            if url.startswith("urn:") and (is_mine or not is_patient):
-                (self._own if is_mine else self._urns).add(url)
+            names = resource.get("resourceType"), resource.get("id")
+            if url.startswith("urn:") and names == ("Patient", self._record.patient_id):
+                self._own.add(url)
         is_stored = not self._is_made and str(bundle.get("type")) in _STORED
         if is_stored and self._is_open("Bundle", bundle):
             return False
-        letters = self._letters if is_stored else ""
-        self._record.check_elements(bundle, letters, own, self._urns)
+        if is_stored:
+            self._check_scopes("Bundle", bundle)
         is_own = False
         removed: list[Mapping[str, Any]] = []
         for entry in sorted(entries, key=_is_about_others):
@@ -304,6 +327,42 @@ def check_body(resource: Any, record: Record, letters: str) -> None:
         FHIRRequestError: it is another patient's, does not say, or is malformed.
     """
     _Check(record, letters, is_written=True).run(resource)
+
+
+def check_links(body: Any, current: Any, record: Record) -> None:
+    """
+    Refuse a script's body that adds a link to another patient or to a file.
+
+    Whoever may read what a resource of the patient's refers to could otherwise write
+    that it refers to anything.
+
+    Args:
+        body: a resource or JSON Patch.
+        current: the resource that it changes, whose links it may keep.
+    """
+    base = f"{record.base_url}/"
+    known = {*record.own, *(link.removeprefix(base) for link in iter_links(current))}
+    for value in iter_values(body):
+        if isinstance(value, Mapping):
+            told = [value.get("reference")]
+            told += [value.get("value")] if isinstance(body, list) else []
+            texts = [text for text in told if isinstance(text, str)]
+            is_other = value.get("type") == "Patient" and not known.issuperset(texts)
+            if is_other or any("?" in unquote(text) for text in texts):
+                _refuse("A reference in the body may lead to another patient.")
+        # A text is no link.
+        elif isinstance(value, str) and len(value.split()) == 1:
+            link = value.strip().removeprefix(base)
+            if _LINK.fullmatch(link) and not {link, read_reference(link)} & known:
+                _refuse("The body adds a link to a Patient or a Binary.")
+
+
+def iter_links(value: Any) -> Iterator[str]:
+    """What *value* refers to, and no other text: patients write messages, too."""
+    for item in iter_values(value):
+        if isinstance(item, Mapping):
+            links = (item.get(name) for name in ("reference", "url"))
+            yield from (link for link in links if isinstance(link, str))
 
 
 def is_of_patient(resource: Any, record: Record) -> bool:

@@ -43,7 +43,7 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.allow_list import OPERATIONS, AllowList
-from ..fhir.compartment import ABOUT_OTHERS, iter_values
+from ..fhir.compartment import ABOUT_OTHERS, Record, iter_values
 from ..fhir.guard import RecordGuard, RecordRules
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
@@ -54,9 +54,8 @@ from ..fhir.messages import (
     resolve_link,
 )
 from ..fhir.perform import find_missing_scope
-from ..fhir.record_check import is_of_patient, record_check
+from ..fhir.record_check import is_of_patient, iter_links, record_check
 from ..fhir.requests import parse_body, parse_entry, parse_interaction
-from ..fhir.script_record import ScriptRecord, iter_links
 from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
@@ -164,8 +163,6 @@ class FHIRProxyView(View):
         operations: allowed operations, without ``$``.
         parameters: search parameters that are allowed as well, with their type, such as
             ``"Observation.encounter"``.
-        other_patients: elements that may name other patients, such as
-            ``"Coverage.subscriber"`` for a child whose parent is insured.
     """
 
     methods: Collection[str] = ("GET", "HEAD")
@@ -173,7 +170,6 @@ class FHIRProxyView(View):
     resource_types: Collection[str] | None = None
     operations: Collection[str] = OPERATIONS
     parameters: Collection[str] = ()
-    other_patients: Collection[str] = ()
 
     # Not meant to be overridden
 
@@ -232,7 +228,7 @@ class FHIRProxyView(View):
             return _pass_on(guard.fetch(asked), asked, guard, rewriter)
         query, source = _take_source(request)
         asked = _read_interaction(request, path, query)
-        guard = _allow(asked, rules, guard)
+        _allow(asked, rules)
         prepared = guard.prepare(asked)
         if asked.resource_type == "Binary" and asked.name == "read":
             guard = _check_binary(guard, asked, rules, source)
@@ -248,19 +244,20 @@ class FHIRProxyView(View):
         return _pass_on(answer, asked, guard, rewriter)
 
     def _build_rules(self, smart: Any) -> tuple[AllowList, RecordGuard]:
-        record = ScriptRecord(
+        record = Record(
             patient_id=smart.patient_id,
             base_url=smart.fhir.base_url,
             scopes=smart.scopes,
-            resource_types=self.resource_types,
-            other_patients=self.other_patients,
+            is_for_script=True,
+            types=self.resource_types,
         )
         rules = AllowList(
             record=record,
             methods=self.methods,
+            batch=_BUNDLES if self.batch else (),
+            resource_types=self.resource_types,
             operations=self.operations,
             parameters=self.parameters,
-            batch=self.batch,
         )
 
         def fetch(asked: Interaction) -> HTTPResponse:
@@ -328,32 +325,20 @@ def _read_interaction(request: HttpRequest, path: str, query: str) -> Interactio
     )
 
 
-def _allow(asked: Interaction, rules: AllowList, guard: RecordGuard) -> RecordGuard:
-    """
-    Refuse what the view or the scopes do not allow, also in a Bundle.
-
-    Returns:
-        A guard that knows what the bodies may refer to.
-    """
+def _allow(asked: Interaction, rules: AllowList) -> None:
+    """Refuse what the view or the scopes do not allow, also in a Bundle."""
     rules.check(asked)
-    asked_for, urns = [asked], set[str]()
+    asked_for = [asked]
     if asked.name in _BUNDLES:
-        entries = _get_entries(asked.body)
-        asked_for = list(map(parse_entry, entries))
-        for entry, one in zip(entries, asked_for, strict=True):
+        asked_for = list(map(parse_entry, _get_entries(asked.body)))
+        for one in asked_for:
             rules.check(one)
-            if one.name == "create" and one.resource_type != "Patient":
-                urns.add(str(entry.get("fullUrl")))
-    changes, scopes = [], guard.record.scopes
+    scopes = rules.record.scopes
     for one in asked_for:
         missing = find_missing_scope(scopes, one.name, one.resource_type)
         if missing and scopes.resource_scopes:
             text = f"This requires the scope {missing}."
             raise _RefusedError(403, "forbidden", text)
-        is_open = guard.record.is_open(one.name, one.resource_type)
-        changes += [one] if one.name in _WRITES and not is_open else []
-    record = replace(rules.record, known=frozenset(urns))
-    return replace(guard, record=record.check_links(changes, guard.fetch))
 
 
 def _get_entries(bundle: Any) -> list[Any]:
@@ -462,7 +447,8 @@ def _check_binary(
     references = {reference, f"{guard.record.base_url}/{reference}"}
     if references.isdisjoint(iter_links(resource)):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")
-    return replace(guard, record=replace(rules.record, trusts_binaries=True))
+    # Of its own, it may say nothing: it is known by now.
+    return replace(guard, record=replace(guard.record, is_for_script=False))
 
 
 # Responses

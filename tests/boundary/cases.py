@@ -54,12 +54,7 @@ class Case:
     @property
     def needs_attribute(self) -> bool:
         """Whether the default view refuses this, and says what would allow it."""
-        return not self.is_attack and bool(self.attributes) and not self.needs_family
-
-    @property
-    def needs_family(self) -> bool:
-        """Whether the mother is named."""
-        return "other_patients" in self.attributes and not self.is_attack
+        return not self.is_attack and bool(self.attributes)
 
     @property
     def request(self) -> str:
@@ -140,6 +135,8 @@ def build_odd() -> Iterator[dict[str, Any]]:
     for number, (resource_type, members) in enumerate(NAMING_OTHERS):
         resource = {**about(resource_type, "mine"), **members, **secret}
         yield {**resource, "id": f"naming-{number}"}
+    child = about("Coverage", "mine", subscriber=ref_to("mother"))
+    yield {**child, "id": "naming-mother"}
     yield {
         "resourceType": "Bundle",
         "id": "document-other",
@@ -214,14 +211,6 @@ def _build_legitimate() -> Iterator[dict[str, Any]]:
             {"resource": {"resourceType": "Practitioner", "id": "dr"}},
         ],
     }
-
-
-def build_family() -> Iterator[dict[str, Any]]:
-    """What names the mother, for requests that may see her named."""
-    child = about("Coverage", "mine", subscriber=ref_to("mother"))
-    yield {**child, "id": "coverage-child"}
-    told = observation(performer=[ref_to("mother")])
-    yield {**told, "id": "told-by-mother"}
 
 
 # Observations of somebody that no rule by the letter recognizes.
@@ -352,26 +341,13 @@ def _reads() -> Iterator[Case]:
             about=f"read with the subject {text}", path=f"Observation/odd-{number}"
         )
     for number, (name, members) in enumerate(NAMING_OTHERS):
+        is_own = _only_refers_to_others(name, members)
         yield Case(
             about=f"read {name} with {json.dumps(members)}",
             path=f"{name}/naming-{number}",
-            is_for_proxy=_only_refers_to_others(name, members),
+            is_attack=not is_own,
+            expected="answered" if is_own else "refused",
         )
-    for name, element in (
-        ("Appointment", "participant.actor"),
-        ("Group", "member.entity"),
-        ("Person", "link.target"),
-        ("Schedule", "actor"),
-        ("Observation", "subject"),
-    ):
-        numbers = [n for n, one in enumerate(NAMING_OTHERS) if one[0] == name]
-        for path in (f"{name.lower()}-other", f"naming-{numbers[0]}"):
-            yield Case(
-                about="read another's, with its patient as other patient",
-                path=f"{name}/{path}",
-                attributes={"other_patients": {f"{name}.{element}"}},
-                is_for_proxy=path == "naming-0",
-            )
     yield Case(about="another patient's document", path="Bundle/document-other")
     yield Case(about="Bundle without a patient", path="Bundle/collection-shared")
     yield Case(
@@ -643,11 +619,16 @@ def _creates() -> Iterator[Case]:
         body = {**nobodys, "subject": subject}
         yield create(f"create with the subject {json.dumps(subject)}", body)
     for name, members in NAMING_OTHERS:
-        body = {**new(name, "mine"), **members}
+        text = json.dumps(members)
+        is_own = _only_refers_to_others(name, members)
+        # Without a literal reference, it leads nowhere.
+        is_attack = not is_own or "other" in text
         yield create(
-            f"create {name} with {json.dumps(members)}",
-            body,
-            is_for_proxy=_only_refers_to_others(name, members),
+            f"create {name} with {text}",
+            {**new(name, "mine"), **members},
+            is_for_proxy=is_own and is_attack,
+            is_attack=is_attack,
+            expected="refused" if is_attack else "answered",
         )
     twice = (
         '{"resourceType": "Observation", "subject": {"reference": "Patient/other"}, '
@@ -676,11 +657,11 @@ def _creates() -> Iterator[Case]:
     yield create(
         "create another patient's Binary", {**scan, "securityContext": ref_to("other")}
     )
-    for name in ("other", "nobody"):
+    for name in ("mine", "other", "nobody"):
         for url in (f"Binary/scan-{name}", f" {BASE}/Binary/scan-{name}/_history/1"):
             content = [{"attachment": {"url": url}}]
             yield create(
-                "create a document that refers to a Binary that is not the patient's",
+                "create a document that refers to a Binary",
                 new("DocumentReference", "mine", content=content),
                 is_for_proxy=True,
             )
@@ -724,21 +705,15 @@ def _creates() -> Iterator[Case]:
 
 def _changes() -> Iterator[Case]:
     mine = observation()
-    for name in ("observation-other", "vital-other", "odd-0", "odd-13", "naming-1"):
+    for name in ("observation-other", "vital-other", "odd-0", "odd-13"):
         path = f"Observation/{name}"
         yield Case(
             about="replace another's resource with the patient's",
             method="PUT",
             path=path,
             body={**mine, "id": name},
-            is_for_proxy=name == "naming-1",
         )
-        yield Case(
-            about="delete another's resource",
-            method="DELETE",
-            path=path,
-            is_for_proxy=name == "naming-1",
-        )
+        yield Case(about="delete another's resource", method="DELETE", path=path)
     yield Case(
         about="update that changes the patient",
         method="PUT",
@@ -1274,21 +1249,7 @@ def _legitimate() -> Iterator[Case]:
             attributes={"parameters": {f"{kind}.{name}"}},
         )
     yield fine(
-        "child's coverage, with the mother as subscriber",
-        "Coverage/coverage-child",
-        attributes={"other_patients": {"Coverage.subscriber"}},
-    )
-    yield fine(
-        "mother as performer",
-        "Observation/told-by-mother",
-        attributes={"other_patients": {"Observation.performer"}},
-    )
-    yield fine(
-        "create with the mother as performer",
-        "Observation",
-        "POST",
-        body=new("Observation", "mine", performer=[ref_to("mother")]),
-        attributes={"other_patients": {"Observation.performer"}},
+        "child's coverage, with the mother as subscriber", "Coverage/naming-mother"
     )
     yield fine(
         "search by POST",
@@ -1296,13 +1257,6 @@ def _legitimate() -> Iterator[Case]:
         "POST",
         body="code=4548-4",
         media_type=FORM,
-    )
-    made = [{"attachment": {"url": "Binary/scan-mine"}}]
-    yield fine(
-        "create a document that refers to the patient's Binary",
-        "DocumentReference",
-        "POST",
-        body=new("DocumentReference", "mine", content=made),
     )
     for name in ("Observation", "Condition", "DocumentReference", "Task", "Coverage"):
         yield fine(f"create {name}", name, "POST", body=new(name, "mine"))

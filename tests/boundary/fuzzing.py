@@ -52,7 +52,6 @@ VIEWS: tuple[dict[str, Any], ...] = (
             "Slot.schedule.actor",
             "Appointment.actor",
         },
-        "other_patients": {"Coverage.subscriber", "Appointment.participant.actor"},
     },
     {"resource_types": {"Observation", "Practitioner", "DocumentReference"}},
 )

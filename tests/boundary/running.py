@@ -28,7 +28,6 @@ from tests.boundary.cases import (
     SECRET,
     Case,
     build_data,
-    build_family,
     build_odd,
 )
 from tests.fhir.servers import Carrier, Tokens
@@ -87,8 +86,7 @@ class Hospital:
             is_opened: whether the view has the attributes of *case*.
         """
         asked = f"{case.path} {case.body}"
-        odd = build_odd() if any(name in asked for name in _ODD) else ()
-        self._reset([*odd, *(build_family() if case.needs_family else ())])
+        self._reset(build_odd() if any(name in asked for name in _ODD) else ())
         client = self.build_client(case.scope)
         self.ehr.clear_requests()
         if by_client:

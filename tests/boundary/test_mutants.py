@@ -43,15 +43,15 @@ HOLES = (
     (
         "the search of a conditional change",
         "fhir/allow_list.py",
-        "for parameter, value in criteria:",
+        "for parameter, value in pairs if len(parts) == 1 else ():",
         "for parameter, value in ():",
         (_RULES,),
     ),
     (
         "a patch that copies",
         "fhir/allow_list.py",
-        '{"add", "remove", "replace", "test"}',
-        '{"add", "copy", "move", "remove", "replace", "test"}',
+        '"from" in step',
+        "False",
         (_PROXY,),
     ),
     (
@@ -64,8 +64,8 @@ HOLES = (
     (
         "an entry of a batch",
         "views/fhir_proxy.py",
-        "            rules.check(one)\n            if one.name",
-        "            if one.name",
+        "        for one in asked_for:\n            rules.check(one)\n",
+        "",
         (_PROXY,),
     ),
     (
@@ -77,23 +77,23 @@ HOLES = (
     ),
     (
         "a Binary that a text names",
-        "fhir/script_record.py",
+        "fhir/record_check.py",
         '(item.get(name) for name in ("reference", "url"))',
         "item.values()",
         (_PROXY,),
     ),
     (
         "a Binary that a script's own document names",
-        "fhir/script_record.py",
-        "for binary_id in sorted(ids):",
-        "for binary_id in ():",
+        "fhir/record_check.py",
+        "|binary/)",
+        ")",
         (_RULES,),
     ),
     (
         "another patient who is named",
-        "fhir/script_record.py",
-        '_PATIENT.search(text) or value.get("type") == "Patient"',
-        "False",
+        "fhir/record_check.py",
+        "(?:patient[/?%\\\\]|",
+        "(?:",
         (_RULES,),
     ),
     (

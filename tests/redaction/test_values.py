@@ -46,11 +46,9 @@ CANARY = "c4nary"
 # What anybody may see: names, kinds and numbers.  A new field of a value is hidden
 # (``repr=False``), or was thought about and is written here.
 _VISIBLE = """
-Compartment.parameter Compartment.referring Compartment.subjects
+Compartment.parameter Compartment.subjects
 AllowList.batch AllowList.record AllowList.methods AllowList.operations
-AllowList.parameters
-ScriptRecord.other_patients ScriptRecord.resource_types
-ScriptRecord.trusts_binaries
+AllowList.parameters AllowList.resource_types Record.is_for_script Record.types
 RecordGuard.fetch RecordGuard.record RecordGuard.rules
 RecordRules.always RecordRules.may_write_unread
 PrivateKeyJWT.with_client_id Visitor.resolve_user
