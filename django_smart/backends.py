@@ -20,7 +20,7 @@ from django.db.models import EmailField
 from django.utils.functional import cached_property
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from .exceptions import UserInactiveError, UserRefusedError
+from .exceptions import IdentityError
 from .launches.parked import signs_in
 from .models import ClientRegistration, FHIRServer, Identity
 from .models.identity import IdentityQuerySet
@@ -227,12 +227,12 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 sign-in ends.
 
         Raises:
-            UserRefusedError: ``verify_claims`` returned false, several users have the
+            IdentityError: ``verify_claims`` returned false, several users have the
                 identity, it is unknown and the registration does not create users, the
                 name from the site's ``get_username`` is already taken, the database
-                refused the user, or a hook raised ``SuspiciousOperation``.
-            UserInactiveError: the user is deactivated, or hidden by the user model's
-                default manager.
+                refused the user, or a hook raised ``SuspiciousOperation``; the code is
+                ``user_inactive`` if the user is deactivated, or hidden by the user
+                model's default manager.
         """
         values = _build_values(claims, registration)
         decision = _Decision(self, registration, check)
@@ -241,11 +241,11 @@ class SMARTAuthenticationBackend(OIDCAuthenticationBackend):
                 None, None, values
             )
         except SuspiciousOperation as exc:
-            raise UserRefusedError(
+            raise IdentityError(
                 "This identity may not sign in here, or it has several users."
             ) from exc
         if user is None:
-            raise UserRefusedError(
+            raise IdentityError(
                 "This identity is unknown, and the registration does not create users."
             )
         if registration.manage_groups and values._sign_in(user):
@@ -348,17 +348,21 @@ class _Decision(OIDCAuthenticationBackend):
         Return the users that upstream chooses from: known ones, or the one to link.
 
         Raises:
-            UserInactiveError: one is deactivated, or hidden by the site's manager; if
+            IdentityError: one is deactivated, or hidden by the site's manager; if
                 it were left out of the list, upstream would create another user.
         """
         users = list(self.backend.filter_users_by_claims(claims))
         if not users:
             if claims._identities:
-                raise UserInactiveError("The user model's manager hides this user.")
+                raise IdentityError(
+                    "The user model's manager hides this user.", code="user_inactive"
+                )
             linked = self.backend.find_user_to_link(claims)
             users = [] if linked is None else [linked]
         if not all(user.is_active for user in users):
-            raise UserInactiveError("The user of this identity is deactivated.")
+            raise IdentityError(
+                "The user of this identity is deactivated.", code="user_inactive"
+            )
         if self.check is not None and len(users) < 2:
             self.check(users[0] if users else None, claims._identities)
         return users
@@ -387,7 +391,7 @@ class _Decision(OIDCAuthenticationBackend):
                     type(exc).__name__,
                 )
                 message = "The database refused the user of this identity."
-            raise UserRefusedError(message) from exc
+            raise IdentityError(message) from exc
 
     def update_user(self, user: AbstractBaseUser, claims: Claims) -> AbstractBaseUser:
         return self.backend.update_user(user, claims) if claims._sign_in(user) else user

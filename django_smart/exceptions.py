@@ -5,14 +5,12 @@ The branches of the tree; the classes follow in this order::
 
     SMARTError
     ├── LaunchRequestError              an unusable launch or sign-in request
-    │   └── PrefixError                 the launch in the URL is unavailable
     ├── TransportError                  no usable response
     ├── DiscoveryError
     ├── AuthorizationResponseError      the browser returned with an unusable response
     │   └── StateError
     ├── TokenError
     ├── IDTokenError
-    │   └── IDTokenSignatureError
     ├── IdentityError                   a proven identity that may not sign in
     ├── GrantError                      no usable access token
     ├── ScopeError
@@ -24,7 +22,7 @@ The branches of the tree; the classes follow in this order::
         ├── FHIRRequestError            refused before anything was sent
         │   └── AppStateError
         ├── FHIRStatusError             the server returned status 4xx or 5xx
-        │   └── FHIRUnavailableError
+        │   └── FHIRConflictError
         └── MalformedFHIRResponseError  the response is not what was requested
 
 Invalid configuration raises :class:`django.core.exceptions.ImproperlyConfigured`,
@@ -34,9 +32,10 @@ data.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 on_error: ContextVar[Callable[[SMARTError], None] | None]
 on_error = ContextVar("on_error", default=None)
@@ -73,21 +72,18 @@ class SMARTError(Exception):
 
 
 class LaunchRequestError(SMARTError):
-    """The launch or sign-in request cannot be used."""
+    """A parameter of the launch is missing, empty, repeated or too long (EHRL-01)."""
 
-    code = "launch_request_invalid"
+    code = "missing_parameter"
     codes = {
         "unknown_server": (
             400,
             "No FHIR server is registered under this base URL or name (EHRL-06).",
         ),
+        "decision_unknown": (404, "There is no open question for this browser."),
+        "decision_expired": (410, "The user did not answer within five minutes."),
+        "decision_declined": (403, "The user canceled."),
     }
-
-
-class MissingParameterError(LaunchRequestError):
-    """``iss`` or ``launch`` is missing, empty, repeated or unusable (EHRL-01)."""
-
-    code = "missing_parameter"
 
 
 class InactiveRegistrationError(LaunchRequestError):
@@ -105,41 +101,36 @@ class UnsupportedServerError(LaunchRequestError):
 
 
 class PrefixError(LaunchRequestError):
-    """This browser cannot use the launch in the URL."""
+    """No launch has the key in the URL, or this browser cannot use it."""
 
-    code = "launch_unavailable"
+    code = "launch_unknown"
     http_status = 404
     codes = {
-        "launch_unknown": (404, "No launch has the key in the URL."),
+        "launch_ended": (
+            410,
+            "The launch has ended, by sign-out, expiry or a change of user.",
+        ),
         "launch_foreign": (403, "The launch belongs to another browser or user."),
         "launch_signed_out": (403, "The session of the launch's user has expired."),
         "launch_without_user": (403, "Its user signed in after it was opened."),
     }
 
 
-class EndedLaunchError(PrefixError):
-    """The launch has ended, by sign-out, expiry or a change of user."""
-
-    code = "launch_ended"
-    http_status = 410
-
-
-class DecisionError(LaunchRequestError):
-    """A question to the user was declined or can no longer be answered."""
-
-    code = "decision_refused"
-    codes = {
-        "decision_unknown": (404, "There is no open question for this browser."),
-        "decision_expired": (410, "The user did not answer within five minutes."),
-        "decision_declined": (403, "The user canceled."),
-    }
-
-
 class TransportError(SMARTError):
     """A request got no usable response."""
 
-    code = "transport_failed"
     http_status = 502
+    codes = {
+        "address_refused": (
+            502,
+            "A host has a private address, and ``SMART_PRIVATE_HOSTS`` does not list "
+            "it.",
+        ),
+        "redirect_refused": (
+            502,
+            "The server responded with a redirect, which is not followed here.",
+        ),
+    }
 
 
 class InsecureURLError(TransportError):
@@ -177,23 +168,18 @@ class ResponseTooLargeError(TransportError):
     code = "response_too_large"
 
 
-class AddressRefusedError(TransportError):
-    """A host has a private address, and ``SMART_PRIVATE_HOSTS`` does not list it."""
-
-    code = "address_refused"
-
-
-class RedirectRefusedError(TransportError):
-    """The server responded with a redirect, which is not followed here."""
-
-    code = "redirect_refused"
-
-
 class DiscoveryError(SMARTError):
-    """The server's SMART configuration is unusable."""
+    """The configuration is not JSON, or a member is missing, invalid or unsafe."""
 
-    code = "discovery_failed"
+    code = "discovery_malformed"
     http_status = 502
+    codes = {
+        "discovery_busy": (
+            503,
+            "No configuration is cached, and another process is fetching it or just "
+            "failed.",
+        ),
+    }
 
 
 class DiscoveryStatusError(DiscoveryError):
@@ -206,19 +192,6 @@ class DiscoveryStatusError(DiscoveryError):
         self.status_code = status_code
 
 
-class DiscoveryBusyError(DiscoveryError):
-    """No configuration is cached, and another process is fetching it or just failed."""
-
-    code = "discovery_busy"
-    http_status = 503
-
-
-class MalformedDiscoveryError(DiscoveryError):
-    """The configuration is not JSON, or a member is missing, invalid or unsafe."""
-
-    code = "discovery_malformed"
-
-
 class ServerMovedError(DiscoveryError):
     """Issuer, key URL or token endpoint changed, and an operator has to approve it."""
 
@@ -226,9 +199,9 @@ class ServerMovedError(DiscoveryError):
 
 
 class AuthorizationResponseError(SMARTError):
-    """The response at the redirect URI is unusable."""
+    """``code`` and ``error`` are both missing or present, repeated or too long."""
 
-    code = "authorization_response_invalid"
+    code = "authorization_response_malformed"
     codes = {
         "issuer_mismatch": (
             400,
@@ -242,12 +215,10 @@ class AuthorizationResponseError(SMARTError):
 
 
 class StateError(AuthorizationResponseError):
-    """The ``state`` does not match a pending launch of this browser (CALL-01)."""
+    """No launch was started with this ``state``, or there is none (CALL-01)."""
 
-    code = "state_invalid"
+    code = "state_unknown"
     codes = {
-        "state_missing": (400, "There is no ``state``, or more than one."),
-        "state_unknown": (400, "No launch was started with this ``state``."),
         "too_many_pending": (
             409,
             "The browser started too many launches, so the oldest were dropped.",
@@ -269,12 +240,11 @@ class StateError(AuthorizationResponseError):
 
 
 class StateUsedError(StateError):
-    """The ``state`` was already used (CALL-03)."""
+    """The ``state`` was already used, or another request is using it (CALL-03)."""
 
     code = "state_used"
     http_status = 409
     codes = {
-        "state_in_use": (409, "Another request is still completing the launch."),
         "state_failed": (409, "The ``state`` was already used, and the launch failed."),
     }
 
@@ -312,16 +282,9 @@ class AuthorizationDeniedError(AuthorizationResponseError):
         self.error_uri = error_uri
 
 
-class MalformedAuthorizationResponseError(AuthorizationResponseError):
-    """``code`` and ``error`` are both missing or present, repeated or too long."""
-
-    code = "authorization_response_malformed"
-
-
 class TokenError(SMARTError):
     """The token endpoint returned nothing usable."""
 
-    code = "token_failed"
     http_status = 502
     codes = {
         "patient_missing": (
@@ -416,31 +379,22 @@ class MalformedTokenResponseError(TokenError):
 
 
 class IDTokenError(SMARTError):
-    """The ID token does not prove who the user is (OpenID Connect Core 3.1.3.7)."""
+    """The ID token is missing, or is not a signed JWT in compact form."""
 
     code = "id_token_invalid"
     http_status = 502
-    codes = {
-        "id_token_missing": (502, "``openid`` was granted, but no ID token was sent."),
-    }
-
-
-class MalformedIDTokenError(IDTokenError):
-    """The ID token is not a signed JWT in compact form."""
-
-    code = "id_token_malformed"
 
 
 class IDTokenSignatureError(IDTokenError):
     """The signature is invalid, or its algorithm is not allowed."""
 
     code = "id_token_signature"
-
-
-class UnknownSigningKeyError(IDTokenSignatureError):
-    """No key in the server's JWK Set matches the token; the set may be outdated."""
-
-    code = "id_token_key_unknown"
+    codes = {
+        "id_token_key_unknown": (
+            502,
+            "No key in the server's JWK Set matches the token, or it is outdated.",
+        ),
+    }
 
 
 class IDTokenClaimError(IDTokenError):
@@ -459,40 +413,35 @@ class IDTokenClaimError(IDTokenError):
 
 
 class IdentityError(SMARTError):
-    """The identity is proven, but may not sign in."""
+    """No user has this identity and none can be created, or a hook refused."""
 
-    code = "identity_refused"
+    code = "user_refused"
     http_status = 403
     codes = {
+        "identity_in_use": (
+            409,
+            "The identity is linked to another user of this site.",
+        ),
+        "user_inactive": (
+            403,
+            "The user of this identity is deactivated, or hidden by the site's "
+            "manager.",
+        ),
         "user_changed": (409, "The signed-in user changed in the meantime."),
         "user_signed_out": (409, "The user's session expired in the meantime."),
     }
 
 
-class IdentityInUseError(IdentityError):
-    """The identity is linked to another user of this site."""
-
-    code = "identity_in_use"
-    http_status = 409
-
-
-class UserInactiveError(IdentityError):
-    """The user of this identity is deactivated, or hidden by the site's manager."""
-
-    code = "user_inactive"
-
-
-class UserRefusedError(IdentityError):
-    """No user has this identity and none can be created, or a hook refused."""
-
-    code = "user_refused"
-
-
 class GrantError(SMARTError):
     """There is no usable access token."""
 
-    code = "grant_unusable"
     http_status = 503
+    codes = {
+        "refresh_busy": (
+            503,
+            "Another process is refreshing the grant and did not finish in time.",
+        ),
+    }
 
 
 class NoGrantError(GrantError):
@@ -516,12 +465,6 @@ class ReauthorizationRequiredError(GrantError):
     http_status = 403
 
 
-class RefreshBusyError(GrantError):
-    """Another process is refreshing the grant and did not finish in time."""
-
-    code = "refresh_busy"
-
-
 class RefreshInTransactionError(GrantError):
     """What must be stored cannot be, inside ``atomic()`` on SQLite or a locked row."""
 
@@ -537,8 +480,6 @@ class ContextChangedError(GrantError):
 
 class ScopeError(SMARTError):
     """A scope is invalid or insufficient."""
-
-    code = "scope_invalid"
 
 
 class ScopeSyntaxError(ScopeError):
@@ -580,7 +521,7 @@ class NoLaunchError(SMARTError):
 
 
 class RegistrationError(SMARTError):
-    """The server did not register this client; nothing was stored."""
+    """The response is not a registration, or registers a different client."""
 
     code = "registration_failed"
     http_status = 502
@@ -612,12 +553,6 @@ class RegistrationRefusedError(RegistrationError):
         self.status_code = status_code
 
 
-class MalformedRegistrationResponseError(RegistrationError):
-    """The response is not a registration, or registers a different client."""
-
-    code = "registration_malformed"
-
-
 class CredentialsError(SMARTError):
     """The registration's secret or key is missing or unusable."""
 
@@ -633,9 +568,9 @@ class KeyRotationError(CredentialsError):
 
 
 class BrandError(SMARTError):
-    """A bundle of user-access brands is unusable; stored brands are kept."""
+    """The bundle of user-access brands is malformed; stored brands are kept."""
 
-    code = "brands_failed"
+    code = "brands_malformed"
     http_status = 502
 
 
@@ -654,16 +589,9 @@ class BrandStatusError(BrandError):
         self.status_code = status_code
 
 
-class MalformedBrandError(BrandError):
-    """The bundle is not a valid collection of organizations and endpoints."""
-
-    code = "brands_malformed"
-
-
 class FHIRError(SMARTError):
     """Base class for errors in FHIR interactions."""
 
-    code = "fhir_failed"
     http_status = 502
 
 
@@ -709,12 +637,6 @@ class ForeignPatientError(FHIRRequestError):
     http_status = 403
 
 
-class StreamedResultError(FHIRRequestError):
-    """The result of ``iterate()`` can only be iterated, not measured or indexed."""
-
-    code = "result_streamed"
-
-
 class TooManyResultsError(FHIRError):
     """More results than ``search()`` loads, or larger ones: use ``iterate()``."""
 
@@ -725,6 +647,16 @@ class AppStateError(FHIRRequestError):
     """The app state breaks a rule; nothing was sent."""
 
     code = "app_state_invalid"
+    codes = {
+        "app_state_too_large": (
+            400,
+            "The state is larger than ``SMART_APP_STATE_MAX_SIZE`` (STATE-06).",
+        ),
+        "app_state_deleted": (
+            400,
+            "The state was deleted; its id cannot be used again (STATE-12).",
+        ),
+    }
 
 
 class AppStateUnsupportedError(AppStateError):
@@ -732,18 +664,6 @@ class AppStateUnsupportedError(AppStateError):
 
     code = "app_state_unsupported"
     http_status = 502
-
-
-class AppStateTooLargeError(AppStateError):
-    """The state is larger than ``SMART_APP_STATE_MAX_SIZE`` (STATE-06)."""
-
-    code = "app_state_too_large"
-
-
-class AppStateDeletedError(AppStateError):
-    """The state was deleted; its id cannot be used again (STATE-12)."""
-
-    code = "app_state_deleted"
 
 
 class FHIRStatusError(FHIRError):
@@ -793,7 +713,7 @@ class FHIRForbiddenError(FHIRStatusError):
 
 
 class FHIRNotFoundError(FHIRStatusError):
-    """Status 404: the resource does not exist, or not for this user."""
+    """Status 404 or 410: the resource does not exist, was deleted or is not shared."""
 
     code = "fhir_not_found"
 
@@ -805,35 +725,14 @@ class FHIRConflictError(FHIRStatusError):
     http_status = 409
 
 
-class FHIRPreconditionFailedError(FHIRStatusError):
+class FHIRPreconditionFailedError(FHIRConflictError):
     """Status 412: the resource has changed since the ``If-Match`` version."""
-
-    code = "fhir_precondition_failed"
-    http_status = 409
-
-
-class FHIRGoneError(FHIRStatusError):
-    """Status 410: the resource was deleted."""
-
-    code = "fhir_gone"
-
-
-class FHIRUnprocessableError(FHIRStatusError):
-    """Status 422: the resource breaks a rule of the server; see ``issues``."""
-
-    code = "fhir_unprocessable"
 
 
 class FHIRUnavailableError(FHIRStatusError):
-    """Status 429 or 5xx: trying again later may help."""
+    """Status 429 or 5xx: trying again may help, after ``retry_after`` seconds."""
 
     code = "fhir_unavailable"
-
-
-class FHIRTooManyRequestsError(FHIRUnavailableError):
-    """Status 429: too many requests; wait for ``retry_after`` seconds."""
-
-    code = "fhir_too_many_requests"
 
 
 class MalformedFHIRResponseError(FHIRError):
@@ -873,10 +772,44 @@ class ReplacedPatientError(MalformedFHIRResponseError):
     code = "patient_replaced"
 
 
-class ModelVersionError(MalformedFHIRResponseError):
-    """The model is for a different FHIR version than the server's; see the message."""
+# Removed names, and the class whose codes tell the errors apart now.
+_FOLDED = {
+    "AddressRefusedError": "TransportError",
+    "AppStateDeletedError": "AppStateError",
+    "AppStateTooLargeError": "AppStateError",
+    "DecisionError": "LaunchRequestError",
+    "DiscoveryBusyError": "DiscoveryError",
+    "EndedLaunchError": "PrefixError",
+    "FHIRGoneError": "FHIRNotFoundError",
+    "FHIRTooManyRequestsError": "FHIRUnavailableError",
+    "FHIRUnprocessableError": "FHIRStatusError",
+    "IdentityInUseError": "IdentityError",
+    "MalformedAuthorizationResponseError": "AuthorizationResponseError",
+    "MalformedBrandError": "BrandError",
+    "MalformedDiscoveryError": "DiscoveryError",
+    "MalformedIDTokenError": "IDTokenError",
+    "MalformedRegistrationResponseError": "RegistrationError",
+    "MissingParameterError": "LaunchRequestError",
+    "ModelVersionError": "FHIRRequestError",
+    "RedirectRefusedError": "TransportError",
+    "RefreshBusyError": "GrantError",
+    "StreamedResultError": "FHIRRequestError",
+    "UnknownSigningKeyError": "IDTokenSignatureError",
+    "UserInactiveError": "IdentityError",
+    "UserRefusedError": "IdentityError",
+}
 
-    code = "fhir_model_version"
+
+def __getattr__(name: str) -> type[SMARTError]:
+    if name not in _FOLDED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    parent = _FOLDED[name]
+    warnings.warn(
+        f"{name} is removed in 0.1.0: use {parent} and its code.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return cast("type[SMARTError]", globals()[parent])
 
 
 __all__ = [

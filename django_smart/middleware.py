@@ -37,7 +37,6 @@ from .error_pages.retry import (
 from .error_pages.words import ENDINGS
 from .exceptions import (
     ContextChangedError,
-    EndedLaunchError,
     NoLaunchError,
     PrefixError,
     SMARTError,
@@ -63,7 +62,7 @@ _APPS_OUTSIDE = frozenset({"admin", "django_smart"})
 _VIEW_OUTSIDE = "oidc_authentication_init"
 _SIGNED_OUT = "launch_signed_out"
 # Codes of errors that only the launch's own browser sees.
-_OF_OWN_BROWSER = frozenset({_SIGNED_OUT, "launch_without_user"})
+_OF_OWN_BROWSER = frozenset({_SIGNED_OUT, "launch_ended", "launch_without_user"})
 
 
 class SMARTMiddleware(MiddlewareMixin):
@@ -337,7 +336,7 @@ def _check_key(request: HttpRequest, state: RequestState) -> HttpResponseBase | 
         set_script_prefix(prefix.outer)
         # Only for an ended launch, and to its own browser, the page may explain how to
         # start again.
-        is_named = isinstance(exc, EndedLaunchError) or exc.code in _OF_OWN_BROWSER
+        is_named = exc.code in _OF_OWN_BROWSER
         launch = context.named_launch if is_named else None
         return _render_ending(
             request, exc, launch, form_was_sent=request.method not in {"GET", "HEAD"}

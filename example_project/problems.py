@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from django_smart.exceptions import (
     ContextChangedError,
     FHIRForbiddenError,
-    FHIRGoneError,
     FHIRNotFoundError,
     FHIRUnauthorizedError,
     FHIRUnavailableError,
@@ -42,7 +41,6 @@ _TEXTS: list[tuple[type[SMARTError] | tuple[type[SMARTError], ...], str, str]] =
     ),
     (ContextChangedError, "The EHR has changed to another patient.", _AGAIN),
     (FHIRNotFoundError, "The EHR does not know them.", _AGAIN),
-    (FHIRGoneError, "They were deleted in the EHR.", _AGAIN),
     (ReplacedPatientError, "The EHR sent the record of another patient.", _AGAIN),
     (ServerTimeoutError, "The EHR took too long to answer.", _LATER),
     (

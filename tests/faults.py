@@ -65,11 +65,10 @@ _LAUNCHES = {
         authorize_long_parameter authorize_malformed_code authorize_missing_code
         authorize_parameter_twice
     """,
-    ("state_missing", 400): """
+    ("state_unknown", 400): """
         authorize_empty_state authorize_long_state authorize_missing_state
-        authorize_state_twice
+        authorize_state_twice authorize_unknown_state
     """,
-    ("state_unknown", 400): "authorize_unknown_state",
     ("issuer_mismatch", 400): "authorize_missing_iss authorize_wrong_iss",
     ("token_refused", 400): """
         token_error_markup token_invalid_client token_invalid_grant
@@ -98,10 +97,10 @@ _LAUNCHES = {
     ("patient_missing", 502): """
         token_empty_patient token_missing_patient token_null_patient
     """,
-    ("id_token_missing", 502): "id_token_absent",
-    ("id_token_malformed", 502): """
-        id_token_alg_none id_token_bad_base64 id_token_encrypted id_token_malformed
-        id_token_not_json id_token_number_kid id_token_too_long id_token_two_parts
+    ("id_token_invalid", 502): """
+        id_token_absent id_token_alg_none id_token_bad_base64 id_token_encrypted
+        id_token_malformed id_token_not_json id_token_number_kid id_token_too_long
+        id_token_two_parts
     """,
     ("id_token_signature", 502): """
         id_token_alg_none_signed id_token_bad_signature id_token_crit_header

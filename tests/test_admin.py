@@ -1294,7 +1294,7 @@ def test_launch_page_shows_status_error_and_scopes(admin_client, rows):
     ("code", "words", "turn"),
     [
         ("token_server_error", "Harbour Hospital is unavailable", "the EHR"),
-        ("id_token_missing", "Harbour Hospital could not prove", "the EHR"),
+        ("id_token_invalid", "Harbour Hospital could not prove", "the EHR"),
         # A code without words of its own has those of its nearest parent class.
         ("id_token_claim", "Harbour Hospital could not prove", "the EHR"),
     ],

@@ -28,14 +28,11 @@ from tests.ehr import (
 # Nobody in front of a page meets these: they are raised where a developer or an
 # operator is told, before any page is asked for.
 WITHOUT_WORDS = {
-    "brands_failed": "smart_import_brands alone reads bundles",
     "brands_malformed": "smart_import_brands alone reads bundles",
     "brands_status": "smart_import_brands alone reads bundles",
     "registration_failed": "smart_register alone registers clients dynamically",
-    "registration_malformed": "smart_register alone registers clients dynamically",
     "registration_refused": "smart_register alone registers clients dynamically",
     "smart_error": "the root of the tree: nothing raises it",
-    "scope_invalid": "the head of its family: nothing raises it",
     "scope_syntax": "a decorator's or a registration's scope is checked when written",
 }
 # Codes of pages that no class has; see SMARTContext.reason and smart_required.
@@ -87,9 +84,14 @@ def test_no_words_are_left_over():
     assert WITHOUT_WORDS.keys() <= codes
 
 
-def test_every_code_names_one_class():
-    codes = [each.code for each in ERRORS]
-    assert len(codes) == len(set(codes))
+def test_removed_class_is_the_class_that_has_its_code_now():
+    with pytest.warns(DeprecationWarning, match="use IdentityError and its code"):
+        removed = exceptions.UserInactiveError
+    with pytest.raises(removed):
+        raise exceptions.IdentityError("for developers", code="user_inactive")
+    assert "UserInactiveError" not in exceptions.__all__
+    with pytest.raises(AttributeError, match="NoSuchError"):
+        exceptions.NoSuchError  # noqa: B018
 
 
 def test_drawing_of_the_tree_has_every_branch():
@@ -104,7 +106,7 @@ def test_code_of_another_class_cannot_be_raised():
     error = exceptions.StateError("for developers", code="state_foreign")
     assert (error.code, error.http_status) == ("state_foreign", 403)
     assert (exceptions.StateError.code, exceptions.StateError.http_status) == (
-        "state_invalid",
+        "state_unknown",
         400,
     )
     with pytest.raises(KeyError):
@@ -137,8 +139,8 @@ def test_words_can_be_translated(code):
 
 
 def test_error_without_words_of_its_own_has_those_of_its_family():
-    error = make(exceptions.MalformedTokenResponseError)
-    assert find_words(error) is WORDS["token_failed"]
+    error = make(exceptions.IDTokenClaimError)
+    assert find_words(error) is WORDS["id_token_invalid"]
 
 
 def test_code_that_a_page_gives_has_its_own_words():
@@ -292,7 +294,7 @@ def test_missing_access_is_told_in_words_and_to_the_support_as_scopes():
 
 
 def test_there_is_no_button_where_none_can_help():
-    error = exceptions.UserRefusedError("for developers")
+    error = exceptions.IdentityError("for developers")
     assert "smart-button" not in render(error)
 
 
@@ -308,7 +310,7 @@ def test_login_url_carries_only_what_is_known():
     [
         (exceptions.ServerTimeoutError, True),
         (exceptions.TokenServerError, True),
-        (exceptions.MalformedDiscoveryError, False),
+        (exceptions.DiscoveryError, False),
         (exceptions.InactiveRegistrationError, False),
     ],
 )
@@ -527,7 +529,7 @@ def test_switched_off_organisation_is_not_offered_again(ehr, registration):
     ("error", "turn"),
     [
         (exceptions.StateError("x", code="state_expired"), Turn.USER),
-        (exceptions.DecisionError("x", code="decision_declined"), Turn.USER),
+        (exceptions.LaunchRequestError("x", code="decision_declined"), Turn.USER),
         (exceptions.ServerTimeoutError("x"), Turn.EHR),
         (exceptions.MalformedTokenResponseError("x"), Turn.EHR),
         (exceptions.UnsupportedServerError("x"), Turn.EHR),

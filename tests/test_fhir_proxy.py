@@ -18,8 +18,8 @@ from django.test import AsyncRequestFactory, RequestFactory
 from django_smart.exceptions import (
     BearerBoundaryError,
     CredentialsError,
+    GrantError,
     ReauthorizationRequiredError,
-    RefreshBusyError,
     ServerTimeoutError,
     ServerUnreachableError,
     TokenResponseError,
@@ -197,7 +197,7 @@ def test_fault_of_the_server_is_told_as_such(status, expected):
         (ServerUnreachableError("x"), 503),
         (ServerTimeoutError("x"), 504),
         (BearerBoundaryError("x"), 502),
-        (RefreshBusyError("x"), 503),
+        (GrantError("x", code="refresh_busy"), 503),
         (ReauthorizationRequiredError("x"), 403),
         (TokenServerError("x", status_code=500), 503),
         (TokenResponseError("x", error="invalid_client"), 502),

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_smart.exceptions import (
-    AppStateDeletedError,
     AppStateError,
-    AppStateTooLargeError,
     AppStateUnsupportedError,
     FHIRRequestError,
     MalformedFHIRResponseError,
@@ -92,7 +90,7 @@ class AppStateClient:
 
         Raises:
             AppStateError: a code, value or subject is invalid; nothing was sent.
-            AppStateTooLargeError: larger than *max_size*; nothing was sent.
+            AppStateError: larger than *max_size*; nothing was sent.
 
         Spec: STATE-05 to STATE-08.
         """
@@ -113,8 +111,8 @@ class AppStateClient:
         Replace the values of *state* with *values*, if no one else has changed it.
 
         Raises:
-            AppStateDeletedError: it was deleted.
-            AppStateError, AppStateTooLargeError: see ``create``; or *state* has no
+            AppStateError: it was deleted.
+            AppStateError: see ``create``; or *state* has no
                 ETag.
 
         Spec: STATE-09, STATE-11.
@@ -135,7 +133,7 @@ class AppStateClient:
         Delete *state*, if no one else has changed it; it cannot be changed afterward.
 
         Raises:
-            AppStateDeletedError: it was already deleted.
+            AppStateError: it was already deleted.
             AppStateError: *state* has no ETag.
 
         Spec: STATE-10, STATE-12.
@@ -179,7 +177,7 @@ class AppStateClient:
 
     def _match(self, state: AppState) -> dict[str, str]:
         if state.is_deleted or state.id in self._deleted_ids:
-            raise AppStateDeletedError("This state was deleted.")
+            raise AppStateError("This state was deleted.", code="app_state_deleted")
         if not _ETAG.fullmatch(state.etag):
             raise AppStateError("The state has no ETag; search for it again.")
         return {"If-Match": state.etag}
@@ -191,8 +189,9 @@ class AppStateClient:
         except UnicodeEncodeError:
             raise AppStateError("A value contains an unpaired surrogate.") from None
         if len(body) > self._max_size:
-            raise AppStateTooLargeError(
-                f"The state has {len(body)} bytes; the limit is {self._max_size}."
+            raise AppStateError(
+                f"The state has {len(body)} bytes; the limit is {self._max_size}.",
+                code="app_state_too_large",
             )
         return body
 

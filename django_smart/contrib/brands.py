@@ -25,7 +25,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from ..conf import conf
-from ..exceptions import BrandStatusError, MalformedBrandError
+from ..exceptions import BrandError, BrandStatusError
 from ..fields import DigestField, digest
 from ..models import (
     Brand,
@@ -158,9 +158,7 @@ def _store(
     force: bool,
 ) -> BrandImport:
     if len(location) > MAX_URL_LENGTH:
-        raise MalformedBrandError(
-            f"The location is longer than {MAX_URL_LENGTH} characters."
-        )
+        raise BrandError(f"The location is longer than {MAX_URL_LENGTH} characters.")
     file.seek(0)
     content_digest = hashlib.file_digest(file, "sha256").hexdigest()
     with transaction.atomic(using=router.db_for_write(BrandBundle)):
@@ -289,7 +287,7 @@ def _read_entries(
         members: gets the other members that are needed, which may follow the entries.
 
     Raises:
-        MalformedBrandError: not JSON, or not a ``Bundle`` of type ``collection``.
+        BrandError: not JSON, or not a ``Bundle`` of type ``collection``.
         ImproperlyConfigured: the extra ``brands`` is not installed.
     """
     try:
@@ -317,18 +315,14 @@ def _read_entries(
                 events += 1
                 characters += len(value) if isinstance(value, str) else 0
                 if events > _MAX_EVENTS or characters > _MAX_CHARACTERS:
-                    raise MalformedBrandError(
-                        "An entry of the brand bundle is too large."
-                    )
+                    raise BrandError("An entry of the brand bundle is too large.")
                 builder.event(event, value)
             elif prefix in {"resourceType", "type", "timestamp"}:
                 members[prefix] = value
     except (ijson.JSONError, UnicodeDecodeError) as exc:
-        raise MalformedBrandError("The brand bundle is not complete JSON.") from exc
+        raise BrandError("The brand bundle is not complete JSON.") from exc
     if members.get("resourceType") != "Bundle" or members.get("type") != "collection":
-        raise MalformedBrandError(
-            "The brand bundle is not a Bundle of type collection."
-        )
+        raise BrandError("The brand bundle is not a Bundle of type collection.")
 
 
 def _read_timestamp(value: object) -> datetime | None:
@@ -399,7 +393,7 @@ class _RowWriter:
         for entry in entries:
             try:
                 row = self._build_row(entry)
-            except MalformedBrandError as exc:
+            except BrandError as exc:
                 self.problems[str(exc)] += 1
                 continue
             if row is not None:
@@ -553,7 +547,7 @@ def _read_names(
     reference = match[0] if match else ""
     full_url = full_url if isinstance(full_url, str) and full_url else reference
     if not full_url or len(full_url) > MAX_URL_LENGTH or not full_url.isprintable():
-        raise MalformedBrandError("An entry has no valid fullUrl and no id.")
+        raise BrandError("An entry has no valid fullUrl and no id.")
     return full_url, reference
 
 

@@ -15,7 +15,6 @@ from ..exceptions import (
     InactiveRegistrationError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
-    RefreshBusyError,
     ReplacedPatientError,
     ResponseTooLargeError,
     ServerTimeoutError,
@@ -42,7 +41,6 @@ _TROUBLE = (
     InactiveRegistrationError,
     MalformedFHIRResponseError,
     ReauthorizationRequiredError,
-    RefreshBusyError,
     TokenError,
     TooManyResultsError,
     TransportError,
@@ -132,7 +130,7 @@ def _may_be_stored(error: SMARTError) -> bool:
 
 def is_trouble(error: SMARTError) -> bool:
     """Return whether the EHR or an operator caused *error*, not the site's code."""
-    return isinstance(error, _TROUBLE)
+    return isinstance(error, _TROUBLE) or error.code == "refresh_busy"
 
 
 def harden(response: HttpResponse) -> HttpResponse:

@@ -15,15 +15,12 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
 from ..exceptions import (
-    DiscoveryBusyError,
     DiscoveryStatusError,
     FHIRUnavailableError,
-    RefreshBusyError,
     ServerTimeoutError,
     ServerUnreachableError,
     SMARTError,
     TokenServerError,
-    UnknownSigningKeyError,
 )
 from ..launches.parked import is_protected
 from ..launches.prefix import find_route, get_protocol_url
@@ -51,15 +48,13 @@ __all__ = [
 ]
 
 _PASSING = (
-    DiscoveryBusyError,
     DiscoveryStatusError,
     FHIRUnavailableError,
-    RefreshBusyError,
     ServerTimeoutError,
     ServerUnreachableError,
     TokenServerError,
-    UnknownSigningKeyError,
 )
+_PASSING_CODES = frozenset({"discovery_busy", "id_token_key_unknown", "refresh_busy"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +159,7 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
 
 def can_pass(error: SMARTError) -> bool:
     """Return whether the same request may succeed a little later."""
-    return isinstance(error, _PASSING)
+    return isinstance(error, _PASSING) or error.code in _PASSING_CODES
 
 
 def build_login_url(

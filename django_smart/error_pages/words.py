@@ -235,8 +235,7 @@ DEFAULT = Words(_("Something went wrong"), _TELL_SUPPORT)
 
 _TABLE: Mapping[str, Words] = {
     # Before anything was sent
-    "launch_request_invalid missing_parameter no_launch "
-    "grant_missing patient_missing": Words(
+    "missing_parameter no_launch grant_missing patient_missing": Words(
         _("No patient's chart is open here"), _OPEN_CHART
     ),
     "encounter_missing": Words(_("No visit was selected"), _OPEN_VISIT),
@@ -255,34 +254,31 @@ _TABLE: Mapping[str, Words] = {
         _("This site cannot connect to %(server)s"), _TELL_SUPPORT
     ),
     # Pages that are over, and the page that asks
-    "launch_unavailable launch_unknown launch_foreign launch_ended "
-    "decision_refused decision_unknown decision_expired": Words(
-        _("This page is not open here"), _AGAIN
-    ),
+    "launch_unknown launch_foreign launch_ended "
+    "decision_unknown decision_expired": Words(_("This page is not open here"), _AGAIN),
     "decision_declined": Words(_("You canceled, so nothing was changed"), _AGAIN),
     "launch_signed_out user_signed_out": Words(_("You were signed out"), _SIGN_IN),
     "launch_without_user user_changed": Words(
         _("Someone signed in after this page was opened"), _AGAIN
     ),
     # The connection between the two systems
-    "transport_failed discovery_failed token_failed issuer_not_known fhir_failed": (
-        Words(_INVALID_RESPONSE, _REPORT)
+    "insecure_url response_too_large redirect_refused discovery_malformed "
+    "issuer_not_known token_response_malformed fhir_response_malformed": Words(
+        _INVALID_RESPONSE, _REPORT
     ),
     "address_refused bearer_boundary issuer_mismatch": Words(
         _INVALID_RESPONSE, _TELL_SUPPORT
     ),
     "server_unreachable server_timeout discovery_status discovery_busy "
-    "token_server_error grant_unusable refresh_busy fhir_unavailable": Words(
+    "token_server_error refresh_busy fhir_unavailable": Words(
         _("%(Server)s is unavailable at the moment"), _TRY_LATER
     ),
     # The way back from the EHR
-    "authorization_response_invalid state_invalid state_unknown state_failed "
+    "authorization_response_malformed state_unknown state_failed "
     "state_withdrawn too_many_pending state_expired callback_mismatch": Words(
         _("This sign-in can no longer be completed"), _AGAIN
     ),
-    "state_used state_in_use": Words(
-        _("This sign-in link was already opened"), _GO_FORWARD
-    ),
+    "state_used": Words(_("This sign-in link was already opened"), _GO_FORWARD),
     "state_foreign": Words(
         _("This was started in another browser or window"), _ALLOW_COOKIES
     ),
@@ -297,7 +293,7 @@ _TABLE: Mapping[str, Words] = {
     # The user's identity
     "id_token_invalid": Words(_UNPROVEN, _REPORT),
     "id_token_key_unknown": Words(_UNPROVEN, _TRY_LATER),
-    "identity_refused user_inactive user_refused": Words(
+    "user_inactive user_refused": Words(
         _("You cannot sign in with this account"), _TELL_SUPPORT
     ),
     "identity_in_use": Words(
@@ -311,15 +307,15 @@ _TABLE: Mapping[str, Words] = {
         _("Nothing was shown or changed, because it may belong to another patient"),
         _TELL_SUPPORT,
     ),
-    "fhir_request_invalid fhir_model_version": Words(
+    "fhir_request_invalid": Words(
         _("This page made an invalid request"), _TELL_SUPPORT
     ),
     "fhir_status": Words(_("%(Server)s refused this page's request"), _TELL_SUPPORT),
-    "fhir_forbidden fhir_not_found fhir_gone": Words(
+    "fhir_forbidden fhir_not_found": Words(
         _("%(Server)s does not have this, or does not share it with this app"),
         _ASK_THERE,
     ),
-    "fhir_conflict fhir_precondition_failed": Words(
+    "fhir_conflict": Words(
         _("Someone else has changed this at %(server)s"), _LOOK_AGAIN
     ),
     "too_many_results": Words(

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from django_smart.exceptions import (
     FHIRRequestError,
     MalformedFHIRResponseError,
-    ModelVersionError,
     SMARTError,
 )
 from django_smart.fhir.interactions import Interaction
@@ -105,7 +104,7 @@ def convert(client: Performer, resource: dict[str, Any], model: type[_T]) -> _T:
             dict as its only argument.
 
     Raises:
-        ModelVersionError: *model* refuses the resource, and is one of another FHIR
+        FHIRRequestError: *model* refuses the resource, and is one of another FHIR
             than the server's.
         MalformedFHIRResponseError: it refuses the resource for another reason.
     """
@@ -124,7 +123,7 @@ def convert(client: Performer, resource: dict[str, Any], model: type[_T]) -> _T:
             version, own_package = _get_version(client)
         if own_package not in {None, package}:
             its_version = import_module(package).__fhir_version__
-            raise ModelVersionError(
+            raise FHIRRequestError(
                 f"{text} is a model for FHIR {its_version}, but the server "
                 f"uses FHIR {version}: use the model that the client's "
                 "get_model() returns"

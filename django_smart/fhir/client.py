@@ -140,7 +140,7 @@ class FHIRClient(Performer):
         id: str,  # noqa: A002
         version_id: str,
     ) -> dict[str, Any]:
-        """Read one version of a resource; ``FHIRGoneError`` if it is a deletion."""
+        """Read one version of a resource; ``FHIRNotFoundError`` if it is a deletion."""
         resource = self._read(build_read(resource_type, id, version_id=version_id))
         meta = resource.get("meta")
         if isinstance(meta, dict) and meta.get("versionId", version_id) != version_id:
@@ -268,7 +268,7 @@ class FHIRClient(Performer):
                 several match, some servers delete all of them and others refuse.
 
         Raises:
-            FHIRNotFoundError, FHIRGoneError: it does not exist or was already deleted;
+            FHIRNotFoundError: it does not exist or was already deleted;
                 other servers report success.
             MalformedFHIRResponseError: an error with a status of success.
         """

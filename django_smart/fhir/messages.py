@@ -18,15 +18,12 @@ from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRConflictError,
     FHIRForbiddenError,
-    FHIRGoneError,
     FHIRNotFoundError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
     FHIRStatusError,
-    FHIRTooManyRequestsError,
     FHIRUnauthorizedError,
     FHIRUnavailableError,
-    FHIRUnprocessableError,
     MalformedFHIRResponseError,
     ReplacedPatientError,
     ResponseTooLargeError,
@@ -85,10 +82,9 @@ _STATUS_ERRORS: dict[int, type[FHIRStatusError]] = {
     403: FHIRForbiddenError,
     404: FHIRNotFoundError,
     409: FHIRConflictError,
-    410: FHIRGoneError,
+    410: FHIRNotFoundError,
     412: FHIRPreconditionFailedError,
-    422: FHIRUnprocessableError,
-    429: FHIRTooManyRequestsError,
+    429: FHIRUnavailableError,
 }
 
 _OK = HTTPResponse(status_code=200)

@@ -11,7 +11,6 @@ from typing import Any, Generic, NoReturn, TypeVar, cast
 from django_smart.exceptions import (
     FHIRRequestError,
     MalformedFHIRResponseError,
-    StreamedResultError,
     TooManyResultsError,
 )
 from django_smart.fhir.messages import (
@@ -232,7 +231,7 @@ class Stream(Generic[_T]):
         raise NotImplementedError
 
     def _refuse(self) -> NoReturn:
-        raise StreamedResultError(
+        raise FHIRRequestError(
             "A stream can only be iterated, and only in Python. For a "
             "template, for len() and for slices, use search(), which loads "
             "the complete result."

@@ -72,7 +72,7 @@ class BackendService:
 
         Raises:
             TokenResponseError: the server refused; ``error`` says why.
-            RefreshBusyError: another process is fetching it and takes too long.
+            GrantError: another process is fetching it and takes too long.
             RefreshInTransactionError: one is needed inside ``atomic()`` on SQLite.
             UnsupportedServerError: the server does not offer backend services.
             TransportError, DiscoveryError, TokenError, InactiveRegistrationError,

@@ -18,7 +18,6 @@ from django.db import connections, router
 
 from ..exceptions import (
     GrantError,
-    RefreshBusyError,
     RefreshInTransactionError,
     SMARTError,
     TokenResponseError,
@@ -77,7 +76,7 @@ def get_fresh_grant(
             :func:`exchange_with_lease` for one server.
 
     Raises:
-        RefreshBusyError: another process holds the lease and takes too long.
+        GrantError: another process holds the lease and takes too long.
         RefreshInTransactionError: called inside ``atomic()`` on SQLite, or with the
             grant's row locked, and nothing was sent; or with another related row
             locked, and the new tokens were stored.
@@ -218,8 +217,9 @@ def _exchange_or_wait(
         if exchange(grant):
             return grant
         if time.monotonic() > deadline:
-            raise RefreshBusyError(
+            raise GrantError(
                 "Another process is refreshing the access token and has not finished "
-                "in time."
+                "in time.",
+                code="refresh_busy",
             )
         time.sleep(_POLL_SECONDS)

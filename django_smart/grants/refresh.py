@@ -17,9 +17,9 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from ..exceptions import (
+    GrantError,
     InactiveRegistrationError,
     ReauthorizationRequiredError,
-    RefreshBusyError,
     RefreshInTransactionError,
     SMARTError,
     TokenError,
@@ -70,7 +70,7 @@ def get_access_token(grant: TokenGrant) -> str:
     Raises:
         ReauthorizationRequiredError: the grant has ended, and its owner must connect
             again; or its owner is deactivated.
-        RefreshBusyError: another process is refreshing it and takes too long.
+        GrantError: another process is refreshing it and takes too long.
         RefreshInTransactionError: a refresh is needed inside ``atomic()`` on SQLite.
         InactiveRegistrationError: the registration or its server is inactive; the
             refresh token is kept.
@@ -266,9 +266,10 @@ def _refresh_with_lease(
             ),
         )
         if time.monotonic() > latest:
-            raise RefreshBusyError(
+            raise GrantError(
                 "This process was suspended for a while, and another one may be "
-                "refreshing the access token."
+                "refreshing the access token.",
+                code="refresh_busy",
             )
         # A second attempt ends within the time limit of the first.
         latest = float("inf")

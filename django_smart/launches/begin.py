@@ -16,7 +16,6 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import (
-    DiscoveryBusyError,
     InactiveRegistrationError,
     LaunchRequestError,
     SMARTError,
@@ -281,7 +280,7 @@ def _begin(
             launch, configuration, state=state, iss=iss, ehr_launch_id=ehr_launch_id
         )
     except SMARTError as exc:
-        fail_launch(None if isinstance(exc, DiscoveryBusyError) else launch, exc)
+        fail_launch(None if exc.code == "discovery_busy" else launch, exc)
         raise
     launch.save()
     logger.info("Launch %s started at server %s", launch.pk, registration.server_id)

@@ -17,7 +17,6 @@ from django.utils import timezone
 from ..conf import conf
 from ..exceptions import (
     IdentityError,
-    IdentityInUseError,
     IDTokenError,
     InactiveRegistrationError,
     MalformedTokenResponseError,
@@ -25,8 +24,6 @@ from ..exceptions import (
     StateError,
     StateUsedError,
     TokenError,
-    UserInactiveError,
-    UserRefusedError,
 )
 from ..grants.due_times import get_refresh_due_at, note_end
 from ..grants.ending import (
@@ -288,7 +285,6 @@ def _find_launch(state: str) -> Launch:
     if launch is None:
         raise StateError(
             "No launch was started with the state of this callback.",
-            code="state_unknown",
         )
     return launch
 
@@ -566,7 +562,6 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
         if "openid" in tokens.scopes:
             raise IDTokenError(
                 "openid was granted, but the response has no id_token.",
-                code="id_token_missing",
             )
         return None
     claims = check_id_token(
@@ -675,10 +670,12 @@ def _get_owner(
         return launch.user, list(own)
     owner = visitor.resolve_user(claims, registration, check)
     if not owner.is_active:
-        raise UserInactiveError("The user of this identity is deactivated.")
+        raise IdentityError(
+            "The user of this identity is deactivated.", code="user_inactive"
+        )
     if not _is_same(user, owner) and is_protected(owner, registration.server):
         # A hook of the site has just given them staff rights.
-        raise UserRefusedError(
+        raise IdentityError(
             f"The server {registration.server.slug} may not sign in staff: it "
             "is not in SMART_STAFF_SIGN_IN_SERVERS."
         )
@@ -695,8 +692,9 @@ def _link_identity(
 ) -> Identity:
     server = launch.registration.server
     if any(each.user_id != owner.pk for each in known):
-        raise IdentityInUseError(
-            "This account at the EHR is linked to another user of this site."
+        raise IdentityError(
+            "This account at the EHR is linked to another user of this site.",
+            code="identity_in_use",
         )
     identity = next((each for each in known if each.server_id == server.pk), None)
     if identity is None:

@@ -20,7 +20,6 @@ from ..clients import build_async_client, build_fhir_client
 from ..conf import conf
 from ..exceptions import (
     BearerBoundaryError,
-    EndedLaunchError,
     InsecureURLError,
     NoLaunchError,
     PrefixError,
@@ -337,14 +336,12 @@ class SMARTContext:
     def _find_by_key(self) -> Launch:
         launch = self.named_launch
         if launch is None or launch.completed_at is None:
-            raise PrefixError(
-                "No launch has the key in this URL.", code="launch_unknown"
-            )
+            raise PrefixError("No launch has the key in this URL.")
         # Before comparing the browser: sign-out replaces its cookie, and an ended
         # launch holds nothing that its key could disclose.
         now = timezone.now()
         if not launch.is_live(now):
-            raise EndedLaunchError("This launch has ended.")
+            raise PrefixError("This launch has ended.", code="launch_ended")
         digests = get_browser(self._request).digests
         if not launch.belongs_to(browser_digests=digests, user_id=self._user_id):
             if self._user_id is None and launch.belongs_to(

@@ -59,7 +59,7 @@ def build_used_error(launch: Launch) -> StateError:
     status, reason = found or ("", "")
     if status == Launch.Status.PENDING:
         # By a request that waits for the EHR, or by a process that was killed.
-        return StateUsedError("Another request is using it.", code="state_in_use")
+        return StateUsedError("Another request is using it.")
     if status != Launch.Status.FAILED:
         return StateUsedError("The state of this callback was already used.")
     message = f"The launch of this callback has failed ({reason})."

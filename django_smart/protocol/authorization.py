@@ -12,8 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from django_smart.exceptions import (
     AuthorizationDeniedError,
     AuthorizationResponseError,
-    MalformedAuthorizationResponseError,
-    MalformedDiscoveryError,
+    DiscoveryError,
     StateError,
 )
 from django_smart.protocol.oauth import VISIBLE, parse_oauth_error
@@ -109,7 +108,7 @@ def build_authorization_request(
 
     Raises:
         ValueError: a value is empty, or *extra* repeats a parameter.
-        MalformedDiscoveryError: the endpoint's query contains one of the parameters.
+        DiscoveryError: the endpoint's query contains one of the parameters.
 
     Spec: SMART App Launch 2.2, "Obtain authorization code", Request.
     """
@@ -140,7 +139,7 @@ def build_authorization_request(
     own_query = urlsplit(authorization_endpoint).query
     for name, _ in parse_qsl(own_query, keep_blank_values=True):
         if name in names:
-            raise MalformedDiscoveryError(
+            raise DiscoveryError(
                 f"authorization_endpoint already has the parameter {name!r} in "
                 "its query."
             )
@@ -165,7 +164,6 @@ def get_state(parameters: Sequence[tuple[str, str]]) -> str:
         raise StateError(
             "Expected exactly one state parameter of 1 to "
             f"{MAX_PARAMETER_LENGTH} characters; got {len(values)}.",
-            code="state_missing",
         )
     return values[0]
 
@@ -190,7 +188,7 @@ def process_authorization_response(
         AuthorizationDeniedError: the response is an ``error``.
         AuthorizationResponseError: ``iss`` names another server, is missing although
             promised, or cannot be compared with anything.
-        MalformedAuthorizationResponseError: neither ``code`` nor ``error``, both,
+        AuthorizationResponseError: neither ``code`` nor ``error``, both,
             repeated or oversized parameters.
 
     Spec: SMART App Launch 2.2, "Obtain authorization code", Response; RFC 6749 sections
@@ -199,23 +197,21 @@ def process_authorization_response(
     known = [pair for pair in parameters if pair[0] in _RESPONSE_PARAMETERS]
     values = dict(known)
     if len(values) != len(known):
-        raise MalformedAuthorizationResponseError("A parameter occurs more than once.")
+        raise AuthorizationResponseError("A parameter occurs more than once.")
     for name, value in parameters:
         limit = MAX_CODE_LENGTH if name == "code" else MAX_PARAMETER_LENGTH
         if len(value) > limit:
-            raise MalformedAuthorizationResponseError(
+            raise AuthorizationResponseError(
                 f"A parameter has {len(value)} characters; the limit is {limit}."
             )
     _check_issuer(values.get("iss"), expected_issuer, promised=issuer_promised)
     if "code" in values and "error" in values:
-        raise MalformedAuthorizationResponseError(
-            "The response has both code and error."
-        )
+        raise AuthorizationResponseError("The response has both code and error.")
     if "error" in values:
         raise _build_error(values)
     code = values.get("code", "")
     if not VISIBLE.fullmatch(code):
-        raise MalformedAuthorizationResponseError(
+        raise AuthorizationResponseError(
             "Expected code or error; neither is present, or code is not visible ASCII."
         )
     return AuthorizationResponse(code=code)
@@ -244,11 +240,11 @@ def _check_issuer(issuer: str | None, expected: str | None, *, promised: bool) -
 
 def _build_error(
     values: dict[str, str],
-) -> AuthorizationDeniedError | MalformedAuthorizationResponseError:
+) -> AuthorizationDeniedError | AuthorizationResponseError:
     """Return the exception for a response with ``error``."""
     refusal = parse_oauth_error(values)
     if not refusal:
-        return MalformedAuthorizationResponseError(
+        return AuthorizationResponseError(
             "error is empty or has characters that RFC 6749 does not allow."
         )
     return AuthorizationDeniedError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
-from django_smart.exceptions import InsecureURLError, MalformedBrandError
+from django_smart.exceptions import BrandError, InsecureURLError
 from django_smart.protocol.urls import (
     is_https_url,
     normalize_base_url,
@@ -199,7 +199,7 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
     Invalid or declined values (with a ``data-absent-reason``) count as absent.
 
     Raises:
-        MalformedBrandError: it has no name.
+        BrandError: it has no name.
 
     Spec: SMART App Launch 2.2, "User-access Brands and Endpoints" (BRAND-05, BRAND-12).
     """
@@ -207,7 +207,7 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
         return None
     name = _text(resource.get("name"), _MAX_NAME)
     if not name:
-        raise MalformedBrandError("An Organization has no name.")
+        raise BrandError("An Organization has no name.")
     brand = next(_get_extensions(resource, "organization-brand"), {})
     portals = list(_get_extensions(resource, "organization-portal"))
     return Brand(
@@ -238,7 +238,7 @@ def parse_brand_endpoint(
         the FHIR base URL, and whether the versions include FHIR R4, or are missing.
 
     Raises:
-        MalformedBrandError: no address usable for a launch.
+        BrandError: no address usable for a launch.
 
     Spec: as :func:`parse_brand` (BRAND-10).
     """
@@ -251,9 +251,9 @@ def parse_brand_endpoint(
         validate_https_url(address, insecure_hosts=insecure_hosts, what="address")
         normalize_base_url(address)
     except InsecureURLError as exc:
-        raise MalformedBrandError(f"An Endpoint is unusable: {exc}") from exc
+        raise BrandError(f"An Endpoint is unusable: {exc}") from exc
     if len(address) > MAX_URL_CHARACTERS:
-        raise MalformedBrandError(
+        raise BrandError(
             f"The address of an Endpoint has more than {MAX_URL_CHARACTERS} characters."
         )
     versions = [

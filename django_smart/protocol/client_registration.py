@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from django_smart.exceptions import (
-    MalformedRegistrationResponseError,
+    RegistrationError,
     RegistrationRefusedError,
 )
 from django_smart.protocol.json import parse_json_object
@@ -92,7 +92,7 @@ def process_registration_response(
 
     Raises:
         RegistrationRefusedError: a status other than 200 or 201.
-        MalformedRegistrationResponseError: no ``client_id``, a secret that does not
+        RegistrationError: no ``client_id``, a secret that does not
             match the method, or redirect URIs or keys other than the requested ones.
 
     Spec: RFC 7591 section 3.2.
@@ -101,31 +101,29 @@ def process_registration_response(
         raise _build_refusal(response)
     answer = parse_json_object(
         response.body,
-        error=MalformedRegistrationResponseError,
+        error=RegistrationError,
         what="registration response",
     )
-    read = partial(get_text, answer, error=MalformedRegistrationResponseError)
+    read = partial(get_text, answer, error=RegistrationError)
     client_id = read("client_id")
     if client_id is None:
-        raise MalformedRegistrationResponseError("client_id is missing.")
+        raise RegistrationError("client_id is missing.")
     requested_method: str = metadata["token_endpoint_auth_method"]
     method = read("token_endpoint_auth_method") or requested_method
     secret = read("client_secret")
     if method not in _METHODS:
-        raise MalformedRegistrationResponseError(
+        raise RegistrationError(
             f"The server replaced the authentication method with {method}, "
             "which SMART does not define."
         )
     if method.startswith("client_secret_") and secret is None:
-        raise MalformedRegistrationResponseError(
-            f"client_secret is missing, but {method} requires it."
-        )
+        raise RegistrationError(f"client_secret is missing, but {method} requires it.")
     _expect(answer, "redirect_uris", *metadata.get("redirect_uris", ()))
     if method == "private_key_jwt":
         if "jwks_uri" in metadata:
             _expect(answer, "jwks_uri", metadata["jwks_uri"])
         elif "jwks" not in metadata:
-            raise MalformedRegistrationResponseError(
+            raise RegistrationError(
                 "The server replaced the authentication method with "
                 "private_key_jwt, but it was sent no keys."
             )
@@ -144,7 +142,7 @@ def _get_seconds(answer: Mapping[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise MalformedRegistrationResponseError(f"{name} is not a whole number.")
+        raise RegistrationError(f"{name} is not a whole number.")
     return value
 
 
@@ -155,7 +153,7 @@ def _expect(answer: Mapping[str, Any], name: str, *values: str) -> None:
         return
     listed = found if isinstance(found, list) else [found]
     if any(value not in listed for value in values):
-        raise MalformedRegistrationResponseError(
+        raise RegistrationError(
             f"The server registered a different {name} than requested."
         )
 

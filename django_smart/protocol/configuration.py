@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urljoin, urlsplit
 
-from django_smart.exceptions import InsecureURLError, MalformedDiscoveryError
+from django_smart.exceptions import DiscoveryError, InsecureURLError
 from django_smart.protocol.urls import validate_https_url
 
 __all__ = [
@@ -118,7 +118,7 @@ class SMARTConfiguration:
                 ``raw`` does not include them.
 
         Raises:
-            MalformedDiscoveryError: ``token_endpoint`` is missing, or a member that a
+            DiscoveryError: ``token_endpoint`` is missing, or a member that a
                 launch may need has a wrong type or an unsafe URL; the message names it.
         """
         merged = {**document, **(overrides or {})}
@@ -127,7 +127,7 @@ class SMARTConfiguration:
         )
         token_endpoint = reader.url("token_endpoint")
         if token_endpoint is None:
-            raise MalformedDiscoveryError("token_endpoint is missing.")
+            raise DiscoveryError("token_endpoint is missing.")
         return cls(
             token_endpoint=token_endpoint,
             authorization_endpoint=reader.authorization_endpoint(),
@@ -198,14 +198,14 @@ def check_overrides(
     Refuse overrides that :meth:`SMARTConfiguration.from_json` could never use.
 
     Raises:
-        MalformedDiscoveryError: a member is unknown, has a wrong type, or must be an
+        DiscoveryError: a member is unknown, has a wrong type, or must be an
             absolute URL; the message names it.
     """
     known = {each.name for each in fields(SMARTConfiguration)}
     known -= {"missing", "problems", "raw"}
     for name in overrides:
         if name not in known:
-            raise MalformedDiscoveryError(
+            raise DiscoveryError(
                 f"{name} is not a member of the SMART configuration that this "
                 f"package uses; valid names are: {', '.join(sorted(known))}."
             )
@@ -217,7 +217,7 @@ def check_overrides(
         overrides=overrides,
     )
     for problem in configuration.problems:
-        raise MalformedDiscoveryError(problem)
+        raise DiscoveryError(problem)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +235,7 @@ class DocumentReader:
         """Read a member that no launch needs; an odd one is ignored."""
         try:
             return read(name)
-        except MalformedDiscoveryError as exc:
+        except DiscoveryError as exc:
             self.problems.append(str(exc))
             return None
 
@@ -244,7 +244,7 @@ class DocumentReader:
         if value is None or value == "":
             return None
         if not isinstance(value, str):
-            raise MalformedDiscoveryError(f"{name} is not a string.")
+            raise DiscoveryError(f"{name} is not a string.")
         return value
 
     def _validate(self, url: str, name: str) -> str:
@@ -253,16 +253,16 @@ class DocumentReader:
                 url, insecure_hosts=self.insecure_hosts, what=name
             )
         except InsecureURLError as exc:
-            raise MalformedDiscoveryError(str(exc)) from exc
+            raise DiscoveryError(str(exc)) from exc
 
     def _resolve(self, url: str, name: str) -> str:
         # urljoin() would silently drop line breaks and tabs.
         if _WHITE_SPACE.search(url):
-            raise MalformedDiscoveryError(f"{name} contains whitespace.")
+            raise DiscoveryError(f"{name} contains whitespace.")
         try:
             return self._validate(urljoin(self.base_url, url), name)
         except ValueError as exc:
-            raise MalformedDiscoveryError(f"{name} is not a URL.") from exc
+            raise DiscoveryError(f"{name} is not a URL.") from exc
 
     def url(self, name: str) -> str | None:
         """Read an endpoint's URL, made absolute."""
@@ -276,7 +276,7 @@ class DocumentReader:
         query = "" if url is None else urlsplit(url).query
         for own, _ in parse_qsl(query, keep_blank_values=True):
             if own in REQUEST_PARAMETERS:
-                raise MalformedDiscoveryError(
+                raise DiscoveryError(
                     f"{name} already has the parameter {own!r} in its query."
                 )
         return url
@@ -291,7 +291,7 @@ class DocumentReader:
         if value is None:
             return False
         if not isinstance(value, bool):
-            raise MalformedDiscoveryError(f"{name} is not a boolean.")
+            raise DiscoveryError(f"{name} is not a boolean.")
         return value
 
     def strings(self, name: str) -> tuple[str, ...] | None:
@@ -304,9 +304,9 @@ class DocumentReader:
         if value is None:
             return None
         if not isinstance(value, dict) or not isinstance(value.get("value"), str):
-            raise MalformedDiscoveryError(f"{name} is not an object with a value.")
+            raise DiscoveryError(f"{name} is not an object with a value.")
         if not isinstance(value.get("system", ""), str):
-            raise MalformedDiscoveryError(f"{name}.system is not a string.")
+            raise DiscoveryError(f"{name}.system is not a string.")
         return {key: value[key] for key in ("system", "value") if key in value}
 
     def associated_endpoints(self, name: str) -> Iterator[AssociatedEndpoint]:
@@ -314,10 +314,10 @@ class DocumentReader:
         if value is None:
             return
         if not isinstance(value, list):
-            raise MalformedDiscoveryError(f"{name} is not a list.")
+            raise DiscoveryError(f"{name} is not a list.")
         for item in value:
             if not isinstance(item, dict) or not isinstance(item.get("url"), str):
-                raise MalformedDiscoveryError(f"{name} has an entry without a url.")
+                raise DiscoveryError(f"{name} has an entry without a url.")
             yield AssociatedEndpoint(
                 url=self._resolve(item["url"], name),
                 capabilities=frozenset(
@@ -328,5 +328,5 @@ class DocumentReader:
 
 def _check_strings(value: object, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise MalformedDiscoveryError(f"{name} is not a list of strings.")
+        raise DiscoveryError(f"{name} is not a list of strings.")
     return tuple(value)

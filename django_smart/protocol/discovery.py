@@ -8,7 +8,6 @@ from typing import Any
 from django_smart.exceptions import (
     DiscoveryError,
     DiscoveryStatusError,
-    MalformedDiscoveryError,
 )
 from django_smart.protocol.configuration import DocumentReader
 from django_smart.protocol.json import parse_json_object
@@ -71,7 +70,7 @@ def process_discovery_response(response: HTTPResponse) -> dict[str, Any]:
 
     Raises:
         DiscoveryStatusError: a status other than 200, including redirects.
-        MalformedDiscoveryError: not a JSON object.
+        DiscoveryError: not a JSON object.
 
     Spec: SMART App Launch 2.2, "Conformance", Response.
     """
@@ -118,7 +117,7 @@ def process_capability_statement(response: HTTPResponse) -> dict[str, Any]:
 
     Raises:
         DiscoveryStatusError: another status than 200.
-        MalformedDiscoveryError: not a JSON object.
+        DiscoveryError: not a JSON object.
 
     Spec: SMART App Launch 2.2, "Conformance", Using CapabilityStatement.
     """
@@ -179,7 +178,7 @@ def process_openid_configuration_response(
 
     Raises:
         DiscoveryStatusError: another status than 200.
-        MalformedDiscoveryError: not a JSON object, a member is missing or unsafe, or
+        DiscoveryError: not a JSON object, a member is missing or unsafe, or
             the issuer differs.
 
     Spec: OpenID Connect Discovery 1.0 sections 4.2 and 4.3.
@@ -191,9 +190,9 @@ def process_openid_configuration_response(
     found_issuer = reader.absolute_url("issuer")
     jwks_uri = reader.absolute_url("jwks_uri")
     if found_issuer is None or jwks_uri is None:
-        raise MalformedDiscoveryError("issuer or jwks_uri is missing.")
+        raise DiscoveryError("issuer or jwks_uri is missing.")
     if issuer not in (None, found_issuer):
-        raise MalformedDiscoveryError(
+        raise DiscoveryError(
             "The OpenID configuration names an issuer other than the one it "
             "was fetched from."
         )
@@ -229,16 +228,16 @@ def process_jwks_response(response: HTTPResponse) -> dict[str, Any]:
 
     Raises:
         DiscoveryStatusError: another status than 200.
-        MalformedDiscoveryError: not a JSON object of that shape, or too many keys.
+        DiscoveryError: not a JSON object of that shape, or too many keys.
 
     Spec: RFC 7517 section 5.
     """
     document = _parse_body(response, what="JWK Set")
     keys = document.get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
-        raise MalformedDiscoveryError("keys is not a list of objects.")
+        raise DiscoveryError("keys is not a list of objects.")
     if len(keys) > _MAX_KEYS:
-        raise MalformedDiscoveryError(
+        raise DiscoveryError(
             f"The JWK Set has {len(keys)} keys; the limit is {_MAX_KEYS}."
         )
     return document
@@ -251,4 +250,4 @@ def _parse_body(response: HTTPResponse, *, what: str) -> dict[str, Any]:
             f"Expected the {what} with status 200, got {response.status_code}.",
             status_code=response.status_code,
         )
-    return parse_json_object(response.body, error=MalformedDiscoveryError, what=what)
+    return parse_json_object(response.body, error=DiscoveryError, what=what)

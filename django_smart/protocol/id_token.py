@@ -15,10 +15,9 @@ from jwt.utils import base64url_decode
 
 from django_smart.exceptions import (
     IDTokenClaimError,
+    IDTokenError,
     IDTokenSignatureError,
     InsecureURLError,
-    MalformedIDTokenError,
-    UnknownSigningKeyError,
 )
 from django_smart.protocol.json import parse_json_object
 from django_smart.protocol.urls import normalize_base_url
@@ -133,7 +132,7 @@ def select_verification_key(
         kid: from the header; without one, only one key may match (IDT-06).
 
     Raises:
-        UnknownSigningKeyError: no key matches; the set may be outdated.
+        IDTokenSignatureError: no key matches; the set may be outdated.
         IDTokenSignatureError: there is no *kid*, and several keys match.
     """
     candidates = (
@@ -144,8 +143,9 @@ def select_verification_key(
     keys = (key for key in map(_load, candidates) if key is not None)
     key = next(keys, None)
     if key is None:
-        raise UnknownSigningKeyError(
-            f"No key in the server's JWK Set matches the ID token (alg {algorithm})."
+        raise IDTokenSignatureError(
+            f"No key in the server's JWK Set matches the ID token (alg {algorithm}).",
+            code="id_token_key_unknown",
         )
     if kid is None and next(keys, None) is not None:
         raise IDTokenSignatureError(
@@ -251,8 +251,8 @@ def validate_id_token(
         algorithms: accepted ones, further limited to the supported ones.
 
     Raises:
-        MalformedIDTokenError: not a signed JWT.
-        UnknownSigningKeyError: no key of *jwks* matches: refetch it once, then give up.
+        IDTokenError: not a signed JWT.
+        IDTokenSignatureError: no key of *jwks* matches: refetch it once, then give up.
         IDTokenSignatureError: the signature is wrong, or its algorithm is not accepted.
         IDTokenClaimError: a claim is missing or wrong; ``claim`` names it.
 
@@ -322,25 +322,25 @@ def read_unverified_claims(token: object) -> dict[str, Any]:
     """Return the claims of a JWT, unverified; none of anything else."""
     try:
         return _parse(str(token))[1]
-    except MalformedIDTokenError:
+    except IDTokenError:
         return {}
 
 
 def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header and claims, unverified."""
     if len(token) > MAX_ID_TOKEN_LENGTH:
-        raise MalformedIDTokenError(
+        raise IDTokenError(
             f"The ID token is longer than {MAX_ID_TOKEN_LENGTH} characters."
         )
     if not _COMPACT.fullmatch(token):
-        raise MalformedIDTokenError("The ID token is not a signed JWT in compact form.")
+        raise IDTokenError("The ID token is not a signed JWT in compact form.")
     try:
         header, payload = (base64url_decode(part) for part in token.split(".")[:2])
     except ValueError:
-        raise MalformedIDTokenError("The ID token is not base64url.") from None
+        raise IDTokenError("The ID token is not base64url.") from None
     return (
-        parse_json_object(header, error=MalformedIDTokenError, what="ID token header"),
-        parse_json_object(payload, error=MalformedIDTokenError, what="ID token"),
+        parse_json_object(header, error=IDTokenError, what="ID token header"),
+        parse_json_object(payload, error=IDTokenError, what="ID token"),
     )
 
 
@@ -395,7 +395,7 @@ def _check_signature(
         raise IDTokenSignatureError("The ID token has critical header parameters.")
     kid = header.get("kid")
     if "kid" in header and not isinstance(kid, str):
-        raise MalformedIDTokenError("kid of the ID token is not a string.")
+        raise IDTokenError("kid of the ID token is not a string.")
     key = select_verification_key(jwks, algorithm=algorithm, kid=kid)
     try:
         _JWS.decode_complete(token, key, algorithms=[algorithm])

@@ -11,10 +11,10 @@ from urllib.parse import urlencode
 
 from django_smart.exceptions import (
     MalformedTokenResponseError,
-    RedirectRefusedError,
     SMARTError,
     TokenResponseError,
     TokenServerError,
+    TransportError,
 )
 from django_smart.protocol.client_auth import ClientAuthentication
 from django_smart.protocol.json import parse_json_object
@@ -66,7 +66,7 @@ def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
     Raises:
         TokenResponseError: 4xx with an OAuth error.
         TokenServerError: 429, 5xx, or 4xx without an OAuth error.
-        RedirectRefusedError: a redirect.
+        TransportError: a redirect (``redirect_refused``).
         MalformedTokenResponseError: any other status, or not a JSON object.
     """
     status = response.status_code
@@ -79,10 +79,11 @@ def parse_token_body(response: HTTPResponse) -> dict[str, Any]:
             replace_unstorable=True,
         )
     if 300 <= status < 400:
-        raise RedirectRefusedError(
+        raise TransportError(
             f"The token endpoint responded with a redirect (status {status}), "
             "which is not followed because it would send codes and secrets "
-            "elsewhere."
+            "elsewhere.",
+            code="redirect_refused",
         )
     is_refusal = 400 <= status < 500 and status != 429
     if is_refusal and (refusal := find_oauth_error(response)):

@@ -10,8 +10,8 @@ from typing import Any
 
 from django_smart.exceptions import (
     MalformedTokenResponseError,
-    RedirectRefusedError,
     TokenError,
+    TransportError,
 )
 from django_smart.protocol.client_auth import ClientAuthentication
 from django_smart.protocol.context import (
@@ -186,7 +186,7 @@ def process_token_response(
     Raises:
         TokenResponseError: the server answered with an OAuth error.
         TokenServerError: 429, 5xx, or 4xx without an OAuth error.
-        RedirectRefusedError: the response is a redirect.
+        TransportError: the response is a redirect (``redirect_refused``).
         MalformedTokenResponseError: not a JSON object, a member is missing or invalid,
             or the context is too long to store.
 
@@ -218,7 +218,7 @@ def process_refresh_response(
         context_in_access_token: whether the access token, a JWT, also has context.
 
     Raises:
-        TokenError, RedirectRefusedError: as :func:`process_token_response`.
+        TokenError, TransportError: as :func:`process_token_response`.
 
     Spec: SMART App Launch 2.2, "Refresh access token", Response.
     """
@@ -263,7 +263,7 @@ def find_refresh_token(response: HTTPResponse) -> str | None:
     """
     try:
         return get_text(parse_token_body(response), "refresh_token")
-    except (TokenError, RedirectRefusedError):
+    except (TokenError, TransportError):
         return None
 
 

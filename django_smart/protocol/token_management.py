@@ -54,7 +54,7 @@ def process_revocation_response(response: HTTPResponse) -> None:
     Check that the token is revoked; an unknown token counts as revoked.
 
     Raises:
-        TokenError, RedirectRefusedError: as
+        TokenError, TransportError: as
             :func:`~django_smart.protocol.token.process_token_response`.
 
     Spec: RFC 7009 section 2.2.
@@ -123,7 +123,7 @@ def process_introspection_response(
         insecure_hosts: hosts for which http is accepted in the context's URLs.
 
     Raises:
-        TokenError, RedirectRefusedError: as
+        TokenError, TransportError: as
             :func:`~django_smart.protocol.token.process_token_response`.
 
     Spec: SMART App Launch 2.2, "Token Introspection"; RFC 7662 section 2.2.

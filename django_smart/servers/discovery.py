@@ -17,10 +17,8 @@ from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import (
-    DiscoveryBusyError,
     DiscoveryError,
     DiscoveryStatusError,
-    MalformedDiscoveryError,
     ServerMovedError,
     SMARTError,
     TokenResponseError,
@@ -113,7 +111,7 @@ def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfigura
     briefly.
 
     Raises:
-        DiscoveryBusyError: another process is fetching it, or has just failed to, or
+        DiscoveryError: another process is fetching it, or has just failed to, or
             the server was changed or deleted while it was fetched.
         TransportError, DiscoveryError: nothing is stored and nothing could be fetched.
     """
@@ -183,7 +181,7 @@ def fetch_configuration(
 
     Raises:
         TransportError, DiscoveryError: as met; the stored one is left as it was.
-        DiscoveryBusyError: the base URL was changed while it was asked.
+        DiscoveryError: the base URL was changed while it was asked.
     """
     found = _fetch_documents(server, client_id)
     configuration, answer = next(iter(found.values()))
@@ -597,9 +595,7 @@ def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
 def _check_lengths(**urls: str | None) -> None:
     for name, url in urls.items():
         if url is not None and len(url) > MAX_URL_LENGTH:
-            raise MalformedDiscoveryError(
-                f"{name} is longer than {MAX_URL_LENGTH} characters."
-            )
+            raise DiscoveryError(f"{name} is longer than {MAX_URL_LENGTH} characters.")
 
 
 def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
@@ -634,9 +630,10 @@ def _wait_for_first(server: FHIRServer, client_id: str) -> SMARTConfiguration:
         marked_at = server.discovery_failed_at
         is_under_way = marked_at is not None and marked_at > timezone.now()
         if not is_under_way or time.monotonic() > deadline:
-            raise DiscoveryBusyError(
+            raise DiscoveryError(
                 f"Server {server.slug} has no cached configuration, and "
-                "another process is fetching it or has just failed to."
+                "another process is fetching it or has just failed to.",
+                code="discovery_busy",
             )
         time.sleep(_LOOK_EVERY)
 
@@ -646,14 +643,15 @@ def _store(server: FHIRServer, *columns: str) -> None:
     Save *columns*, unless another base URL was entered while this one was asked.
 
     Raises:
-        DiscoveryBusyError: one was, or the server was deleted.
+        DiscoveryError: one was, or the server was deleted.
     """
     asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
     values = {name: getattr(server, name) for name in columns}
     # A conditional UPDATE: the race is with an operator.
     if not asked.update(**values, updated_at=timezone.now()):
-        raise DiscoveryBusyError(
-            f"Server {server.slug} was changed while its configuration was fetched."
+        raise DiscoveryError(
+            f"Server {server.slug} was changed while its configuration was fetched.",
+            code="discovery_busy",
         )
 
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from ..conf import conf
-from ..exceptions import AddressRefusedError
+from ..exceptions import TransportError
 
 __all__ = ["check_peer"]
 
@@ -38,7 +38,7 @@ def check_peer(url: str, address: str) -> None:
     ``SMART_INSECURE_HTTP_HOSTS``.
 
     Raises:
-        AddressRefusedError: the message has the line to add to the settings.
+        TransportError: the message has the line to add to the settings.
     """
     host, kind = urlsplit(url).hostname or "", _classify(address)
     if (
@@ -47,9 +47,10 @@ def check_peer(url: str, address: str) -> None:
         and not (host in conf.SMART_INSECURE_HTTP_HOSTS and _is_this_machine(host))
     ):
         listed = json.dumps(sorted({host, *conf.SMART_PRIVATE_HOSTS}))
-        raise AddressRefusedError(
+        raise TransportError(
             f"Nothing was sent to {host}, which has {kind} address: if the host is "
-            f"part of the EHR, set SMART_PRIVATE_HOSTS = {listed}."
+            f"part of the EHR, set SMART_PRIVATE_HOSTS = {listed}.",
+            code="address_refused",
         )
 
 

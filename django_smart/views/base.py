@@ -19,7 +19,7 @@ from django.views.decorators.debug import (
 from django.views.generic import View
 
 from ..error_pages import Retry, harden, render_error
-from ..exceptions import MissingParameterError, SMARTError
+from ..exceptions import LaunchRequestError, SMARTError
 from ..models import ClientRegistration, Launch
 from ..redaction import hide_parameters
 
@@ -110,17 +110,17 @@ class ProtocolView(View):
 def get_single(request: HttpRequest, name: str) -> str:
     values = request.GET.getlist(name)
     if len(values) != 1:
-        raise MissingParameterError(
+        raise LaunchRequestError(
             f"The launch URL must have one {name} parameter, but it has {len(values)}."
         )
     (value,) = values
     if len(value) > _MAX_VALUE:
-        raise MissingParameterError(
+        raise LaunchRequestError(
             f"The {name} parameter of the launch URL has {len(value)} characters; "
             f"{_MAX_VALUE} are allowed."
         )
     if not _VALUE.fullmatch(value):
-        raise MissingParameterError(
+        raise LaunchRequestError(
             f"The {name} parameter of the launch URL is empty or contains control "
             "characters."
         )

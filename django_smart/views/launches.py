@@ -45,8 +45,8 @@ from ..error_pages.retry import (
     try_again,
 )
 from ..exceptions import (
-    DecisionError,
     IdentityError,
+    LaunchRequestError,
     SMARTError,
     StateError,
     StateUsedError,
@@ -522,7 +522,7 @@ class CallbackView(_CompletingView):
         """Remove the code from the address bar, and say whether anything was done."""
         launch = self.launch
         is_stored = launch is not None and launch.completed_at is not None
-        is_used = error.code in {StateUsedError.code, "state_in_use"}
+        is_used = error.code == StateUsedError.code
         return {
             "clean_address": True,
             # Without a query, it is the reload of a page that has removed it.
@@ -643,7 +643,7 @@ class DecideView(_CompletingView):
         if launch.status == Launch.Status.COMPLETED:
             return harden(HttpResponseRedirect(self.get_launch_url(launch)))
         if choice == "cancel":
-            self._end(launch, DecisionError("Canceled.", code="decision_declined"))
+            self._end(launch, LaunchRequestError("Canceled.", code="decision_declined"))
         asked = self._look(request, launch)
         user = get_user(request)
         if _is_owner(user, asked):
@@ -684,7 +684,7 @@ class DecideView(_CompletingView):
         if launch is None or not any(
             secrets.compare_digest(launch.browser_digest, each) for each in digests
         ):
-            raise DecisionError(
+            raise LaunchRequestError(
                 "There is no open question for this browser.", code="decision_unknown"
             )
         self.launch = launch
@@ -694,7 +694,8 @@ class DecideView(_CompletingView):
             return launch
         if launch.status != Launch.Status.PARKED or now >= launch.expires_at:
             self._end(
-                launch, DecisionError("The question expired.", code="decision_expired")
+                launch,
+                LaunchRequestError("The question expired.", code="decision_expired"),
             )
         return launch
 

@@ -17,19 +17,18 @@ from django_smart.contrib.app_state import (
     find_app_state_base,
 )
 from django_smart.exceptions import (
-    AppStateDeletedError,
     AppStateError,
-    AppStateTooLargeError,
     AppStateUnsupportedError,
     BearerBoundaryError,
     FHIRConflictError,
-    FHIRGoneError,
+    FHIRNotFoundError,
     FHIRPreconditionFailedError,
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.scopes import ScopeSet
+from tests.errors import raises_code
 from tests.fhir.servers import BASE, TOKEN, Grant, bundle, respond
 
 FHIR_BASE = "https://ehr.example.org/fhir"
@@ -209,10 +208,10 @@ def test_state_up_to_256_kilobytes_is_sent(grant, app_state):
     room = 256 * 1024 - len(grant.server.requests[0].body or b"") + 1
     app_state.create(CODE, {URL: "x" * room}, subject=SUBJECT)
     assert len(grant.server.requests[1].body or b"") == 256 * 1024
-    with pytest.raises(AppStateTooLargeError):
+    with raises_code("app_state_too_large"):
         app_state.create(CODE, {URL: "x" * (room + 1)}, subject=SUBJECT)
     # Counted in bytes, not in letters.
-    with pytest.raises(AppStateTooLargeError):
+    with raises_code("app_state_too_large"):
         app_state.create(CODE, {URL: "ä" * room}, subject=SUBJECT)
     assert len(grant.server.requests) == 2
 
@@ -222,7 +221,7 @@ def test_limit_can_be_the_ehrs_own(grant):
     client = AppStateClient(
         grant.client, fhir_base_url=FHIR_BASE, system=SYSTEM, max_size=300
     )
-    with pytest.raises(AppStateTooLargeError):
+    with raises_code("app_state_too_large"):
         client.create(CODE, {URL: "x" * 300}, subject=SUBJECT)
     assert grant.server.requests == []
 
@@ -299,7 +298,7 @@ def test_change_without_an_etag_is_not_sent(grant, app_state, etag):
     ("status", "error"),
     [
         (409, FHIRConflictError),
-        (410, FHIRGoneError),
+        (410, FHIRNotFoundError),
         (412, FHIRPreconditionFailedError),
     ],
 )
@@ -340,9 +339,9 @@ def test_deleted_state_takes_no_more_changes(grant, app_state, answer):
     assert state.is_deleted
     # Nor does what another read has found under this id.
     for one in (state, make_state(etag='W/"b"')):
-        with pytest.raises(AppStateDeletedError):
+        with raises_code("app_state_deleted"):
             app_state.update(one, VALUES)
-        with pytest.raises(AppStateDeletedError):
+        with raises_code("app_state_deleted"):
             app_state.delete(one)
     assert len(grant.server.requests) == 1
 

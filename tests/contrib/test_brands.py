@@ -24,9 +24,9 @@ from django_smart.contrib.brands import (
     remove_brands,
 )
 from django_smart.exceptions import (
+    BrandError,
     BrandStatusError,
     InsecureURLError,
-    MalformedBrandError,
     ServerUnreachableError,
 )
 from django_smart.models import (
@@ -232,14 +232,14 @@ def test_bad_bundle_changes_nothing(path, content, message):
     read(path, organization("a", "A", endpoints=["Endpoint/e"]), endpoint("e", R4))
     before = everything()
     path.write_bytes(content)
-    with pytest.raises(MalformedBrandError, match=message):
+    with pytest.raises(BrandError, match=message):
         import_brand_file(path)
     assert everything() == before
 
 
 def test_bad_bundle_at_first_leaves_nothing_at_all(path):
     path.write_bytes(bundle(organization("b", "B"), type="searchset"))
-    with pytest.raises(MalformedBrandError):
+    with pytest.raises(BrandError):
         import_brand_file(path)
     assert everything() == [[], [], [], [], []]
 
@@ -248,7 +248,7 @@ def test_giant_entry_is_refused(path):
     path.write_bytes(
         bundle(organization("a", "A", alias=["x" * 1_000_000 for _ in range(17)]))
     )
-    with pytest.raises(MalformedBrandError, match="too large"):
+    with pytest.raises(BrandError, match="too large"):
         import_brand_file(path)
 
 
@@ -592,7 +592,7 @@ def test_redirects_in_circles_end(host):
 def test_overlong_address_is_refused(host):
     url = URL + "?" + "x" * 1000
     host.on(url, bundle())
-    with pytest.raises(MalformedBrandError, match="1000"):
+    with pytest.raises(BrandError, match="1000"):
         import_brands(url)
 
 

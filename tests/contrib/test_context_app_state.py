@@ -9,8 +9,6 @@ import pytest
 from django_smart import transport
 from django_smart.contrib.app_state import GLOBAL
 from django_smart.exceptions import (
-    AppStateDeletedError,
-    AppStateTooLargeError,
     AppStateUnsupportedError,
     FHIRForbiddenError,
     FHIRPreconditionFailedError,
@@ -20,6 +18,7 @@ from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, FHIRServer, Launch
 from django_smart.testing import EHRSimulator
 from tests.ehr import BASE_URL, EHR_SCOPE, PATIENT, SITE
+from tests.errors import raises_code
 from tests.site.browsers import SITE_MARKS, make_context, open_chart
 
 pytestmark = SITE_MARKS
@@ -56,7 +55,7 @@ def test_person_s_settings_are_kept_changed_and_deleted(ehr):
     assert second.read_json(URL) == {"rows": 2}
     client.delete(second)
     assert client.search(CODE, subject=person) == []
-    with pytest.raises(AppStateDeletedError):
+    with raises_code("app_state_deleted"):
         client.update(second, {URL: "x"})
     token = f"Bearer {smart.grant.access_token}" if smart.grant else ""
     assert {one.headers["Authorization"] for one in ehr.requests} == {token}
@@ -141,7 +140,7 @@ def test_associated_endpoint_gets_the_token_and_subjects_of_the_main_server(ehr)
 def test_limit_is_a_setting(ehr, settings):
     settings.SMART_APP_STATE_MAX_SIZE = 1024
     client = open_context(ehr).app_state
-    with pytest.raises(AppStateTooLargeError):
+    with raises_code("app_state_too_large"):
         client.create(CODE, {URL: "x" * 1024}, subject=GLOBAL)
     assert ehr.requests == []
 

@@ -57,7 +57,7 @@ def test_errors_are_listed_with_their_codes_and_statuses(list_errors):
 def test_advice_for_a_code_is_listed_with_it(list_errors):
     lines = list(list_errors("StateError", ":state_used:\n   Nothing\n   is wrong."))
     place = next(i for i, line in enumerate(lines) if "``state_used`` (409" in line)
-    assert lines[place + 1].endswith("used (CALL-03). Nothing is wrong.")
+    assert lines[place + 1].endswith("(CALL-03). Nothing is wrong.")
     with pytest.raises(ValueError, match="token_refused"):
         list(list_errors("StateError", ":token_refused: Wrong."))
 

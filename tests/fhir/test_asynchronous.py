@@ -18,7 +18,6 @@ from django_smart.exceptions import (
     FHIRNotFoundError,
     FHIRRequestError,
     ServerTimeoutError,
-    StreamedResultError,
 )
 from django_smart.fhir import AsyncFHIRClient, FHIRClient
 from tests.fhir.servers import BASE, Grant, bundle, respond
@@ -123,7 +122,7 @@ def test_search_is_awaited_and_iterate_is_for_async_for(grant, afhir):
         stream = afhir.iterate("Observation")
         assert stream
         for use in (len, list, iter):
-            with pytest.raises(StreamedResultError):
+            with pytest.raises(FHIRRequestError):
                 use(stream)
         assert len(grant.server.requests) == 2
         found = [each["id"] async for each in stream]

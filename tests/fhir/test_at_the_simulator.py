@@ -15,11 +15,9 @@ import requests
 from django_smart import transport
 from django_smart.exceptions import (
     FHIRForbiddenError,
-    FHIRGoneError,
     FHIRNotFoundError,
     FHIRPreconditionFailedError,
     FHIRStatusError,
-    FHIRUnprocessableError,
 )
 from django_smart.fhir import FHIRClient, Number
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
@@ -100,7 +98,7 @@ def test_resource_lives_from_creation_to_deletion(fhir: FHIRClient) -> None:
     assert caught.value.request_id
     assert fhir.read("Observation", created["id"]) == amended
     fhir.delete("Observation", created["id"], if_match="2")
-    with pytest.raises(FHIRGoneError):
+    with pytest.raises(FHIRNotFoundError):
         fhir.read("Observation", created["id"])
     fhir.delete("Observation", created["id"])
     history = list(fhir.history("Observation", created["id"]))
@@ -108,7 +106,7 @@ def test_resource_lives_from_creation_to_deletion(fhir: FHIRClient) -> None:
     assert methods == ["DELETE", "PUT", "POST"]
     assert "resource" not in history[0]
     assert fhir.vread("Observation", created["id"], "1") == created
-    with pytest.raises(FHIRGoneError):
+    with pytest.raises(FHIRNotFoundError):
         fhir.vread("Observation", created["id"], "3")
     with pytest.raises(FHIRNotFoundError):
         fhir.vread("Observation", created["id"], "4")
@@ -150,7 +148,7 @@ def test_resource_is_patched_both_ways(fhir: FHIRClient) -> None:
     patched = fhir.patch(*place, patch, if_match=created)
     assert patched["status"] == "amended"
     assert patched["code"]["coding"][1] == {"code": "own"}
-    with pytest.raises(FHIRUnprocessableError):
+    with pytest.raises(FHIRStatusError):
         fhir.patch(*place, patch)
     parts = [
         {"name": "type", "valueCode": "replace"},
@@ -198,7 +196,7 @@ def test_conditions_find_one_resource_or_none(fhir: FHIRClient) -> None:
             use()
     fhir.delete("Observation", where=mine)
     fhir.delete("Observation", where=mine)
-    with pytest.raises(FHIRGoneError):
+    with pytest.raises(FHIRNotFoundError):
         fhir.read("Observation", created["id"])
     with pytest.raises(FHIRNotFoundError):
         fhir.patch("Observation", None, [{"op": "remove", "path": "/x"}], where=unknown)

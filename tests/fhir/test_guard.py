@@ -10,7 +10,6 @@ from urllib.parse import quote
 import pytest
 
 from django_smart.exceptions import (
-    FHIRGoneError,
     FHIRNotFoundError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
@@ -747,7 +746,7 @@ def test_resource_is_read_before_anything_is_asked_about_it(path):
     for held, error in [
         (respond(OTHERS), ForeignPatientError),
         (respond(b"", 404), FHIRNotFoundError),
-        (respond(b"", 410), FHIRGoneError),
+        (respond(b"", 410), FHIRNotFoundError),
     ]:
         grant.server.on("Observation/o1", held)
         with pytest.raises(error):

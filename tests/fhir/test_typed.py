@@ -11,7 +11,6 @@ import pytest
 from django_smart.exceptions import (
     FHIRRequestError,
     MalformedFHIRResponseError,
-    ModelVersionError,
 )
 from django_smart.fhir import AsyncFHIRClient
 from tests.fhir.servers import Grant, bundle, respond
@@ -98,11 +97,11 @@ def test_model_of_another_version_is_an_error_that_says_so(server, model, resour
         lambda: grant.client.read("MedicationRequest", "m-1", model=wrong),
         lambda: grant.client.search("MedicationRequest", model=wrong),
     ):
-        with pytest.raises(ModelVersionError) as caught:
+        with pytest.raises(FHIRRequestError) as caught:
             read()
         assert server in str(caught.value)
         assert model in str(caught.value)
-        assert caught.value.code == "fhir_model_version"
+        assert caught.value.code == "fhir_request_invalid"
         assert caught.value.__context__ is None
         assert "c4nary" not in str(caught.value)
 

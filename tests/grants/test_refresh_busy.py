@@ -11,7 +11,6 @@ from django.db import connection
 from werkzeug.wrappers import Response
 
 from django_smart.exceptions import (
-    RefreshBusyError,
     TokenServerError,
 )
 from django_smart.grants.refresh import (
@@ -24,6 +23,7 @@ from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator
 from django_smart.transport.connections import get_time_left
 from tests.clocks import HostClock
+from tests.errors import raises_code
 from tests.factories import expire, reload_grant
 
 pytestmark = pytest.mark.django_db
@@ -210,7 +210,7 @@ def test_process_that_was_stopped_sends_nothing_once_its_lease_is_too_short(
         if requests:
             assert get_access_token(grant) in ehr.store.access_tokens
         else:
-            with pytest.raises(RefreshBusyError):
+            with raises_code("refresh_busy"):
                 get_access_token(grant)
     assert len(ehr.requests_to("refresh")) == requests
     assert reload_grant(grant.pk).status == "active"

@@ -12,7 +12,6 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils import timezone
 
 from django_smart.exceptions import (
-    EndedLaunchError,
     NoLaunchError,
     PrefixError,
 )
@@ -20,6 +19,7 @@ from django_smart.fields import digest
 from django_smart.launches.context import SMARTContext
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from tests.ehr import EHR_SCOPE, PATIENT, get_callback, make_browser, start_ehr_launch
+from tests.errors import raises_code
 from tests.factories import make_launch, make_registration
 from tests.site.browsers import SITE_MARKS, Chart, make_context, open_chart
 
@@ -266,7 +266,7 @@ def test_every_refusal_of_a_key_has_a_code_and_a_reason(ehr, django_user_model):
 
     Launch.objects.end(reason="test", now=timezone.now())
     ended = make_context(chart, user=user, key=key)
-    with pytest.raises(EndedLaunchError):
+    with raises_code("launch_ended"):
         ended.check_prefix()
     assert (bool(ended), ended.reason) == (False, "launch_ended")
 

@@ -20,7 +20,7 @@ from django_smart.clients import backend_client_for, fhir_client_for
 from django_smart.contrib.doctor import Severity, examine
 from django_smart.exceptions import (
     FHIRForbiddenError,
-    FHIRGoneError,
+    FHIRNotFoundError,
     FHIRPreconditionFailedError,
     ReauthorizationRequiredError,
 )
@@ -283,7 +283,7 @@ def test_backend_service_writes_and_searches(name):
     assert read is not None
     assert read["id"] == created["id"]
     fhir.delete("Patient", created["id"])
-    with pytest.raises(FHIRGoneError):
+    with pytest.raises(FHIRNotFoundError):
         fhir.read("Patient", created["id"])
 
 

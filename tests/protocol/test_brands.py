@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_smart.exceptions import MalformedBrandError
+from django_smart.exceptions import BrandError
 from django_smart.protocol.brands import (
     CATEGORIES,
     MAX_LOGO_BYTES,
@@ -217,12 +217,12 @@ def test_every_text_is_cut_to_what_its_column_takes():
 def test_address_of_an_endpoint_is_not_cut():
     address = "https://a.example/" + "x" * 982
     assert parse_brand_endpoint({"address": address}) == (address, True)
-    with pytest.raises(MalformedBrandError, match="more than 1000"):
+    with pytest.raises(BrandError, match="more than 1000"):
         parse_brand_endpoint({"address": f"{address}x"})
 
 
 def test_brand_without_a_name_is_refused():
-    with pytest.raises(MalformedBrandError, match="no name"):
+    with pytest.raises(BrandError, match="no name"):
         parse_brand({"resourceType": "Organization", "name": " \n"})
 
 
@@ -353,7 +353,7 @@ def test_endpoint_of_no_use_is_left_out(members):
     ],
 )
 def test_endpoint_without_a_safe_address_is_refused(address):
-    with pytest.raises(MalformedBrandError, match="An Endpoint is unusable"):
+    with pytest.raises(BrandError, match="An Endpoint is unusable"):
         parse_brand_endpoint({"address": address})
 
 
@@ -440,7 +440,7 @@ def test_any_resource_is_read_or_refused_by_name(resource):
     for parse in (parse_brand, parse_brand_endpoint):
         try:
             parse(resource)
-        except MalformedBrandError:
+        except BrandError:
             continue
 
 

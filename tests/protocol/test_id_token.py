@@ -19,8 +19,6 @@ from django_smart.exceptions import (
     IDTokenClaimError,
     IDTokenError,
     IDTokenSignatureError,
-    MalformedIDTokenError,
-    UnknownSigningKeyError,
 )
 from django_smart.protocol.id_token import (
     DEFAULT_ALGORITHMS,
@@ -28,6 +26,7 @@ from django_smart.protocol.id_token import (
     read_access_token,
     validate_id_token,
 )
+from tests.errors import raises_code
 from tests.protocol.helpers import (
     BASE_URL,
     CLIENT_ID,
@@ -192,7 +191,7 @@ def test_an_access_token_that_another_key_signed_is_refused():
     token = sign("ES256", key=ec.generate_private_key(ec.SECP256R1()))
     with pytest.raises(IDTokenSignatureError):
         read(token, jwks={"keys": [to_jwk(get_key("ES256"))]})
-    with pytest.raises(MalformedIDTokenError):
+    with pytest.raises(IDTokenError):
         read("opaque")
 
 
@@ -263,7 +262,7 @@ def test_the_published_forgery_does_not_verify():
     ],
 )
 def test_what_is_no_signed_jwt_is_malformed(token):
-    with pytest.raises(MalformedIDTokenError):
+    with pytest.raises(IDTokenError):
         validate(token)
 
 
@@ -271,9 +270,9 @@ def test_what_is_no_signed_jwt_is_malformed(token):
 @pytest.mark.parametrize("junk", ["\n", "=", "!", " ", "é", "."])
 def test_a_good_token_with_junk_in_it_is_malformed(junk):
     token = sign()
-    with pytest.raises(MalformedIDTokenError, match="compact form"):
+    with pytest.raises(IDTokenError, match="compact form"):
         validate(f"{token}{junk}")
-    with pytest.raises(MalformedIDTokenError, match="compact form"):
+    with pytest.raises(IDTokenError, match="compact form"):
         validate(f"{token[:4]}{junk}{token[4:]}")
 
 
@@ -282,7 +281,7 @@ def test_a_token_of_the_greatest_length_is_read_and_a_longer_one_is_not():
     token = sign(x="x" * ((MAX_ID_TOKEN_LENGTH - short) * 3 // 4))
     assert MAX_ID_TOKEN_LENGTH - 4 <= len(token) <= MAX_ID_TOKEN_LENGTH
     assert validate(token).subject == "alice"
-    with pytest.raises(MalformedIDTokenError, match="longer"):
+    with pytest.raises(IDTokenError, match="longer"):
         validate(sign(x="x" * MAX_ID_TOKEN_LENGTH))
 
 
@@ -297,7 +296,7 @@ def test_a_token_of_the_greatest_length_is_read_and_a_longer_one_is_not():
 def test_a_member_named_twice_is_refused_although_the_signature_is_good(
     header, payload
 ):
-    with pytest.raises(MalformedIDTokenError, match="duplicate"):
+    with pytest.raises(IDTokenError, match="duplicate"):
         validate(sign_raw(header, payload))
 
 
@@ -413,7 +412,7 @@ def test_each_algorithm_verifies_with_a_key_of_its_kind_alone(algorithm):
     token = sign(algorithm, key=key)
     assert validate(token, keys=[to_jwk(key)]).subject == "alice"
     others = [to_jwk(key, alg="RS999"), to_jwk(key, crv="P-000", kty="X")]
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(token, keys=others)
     with pytest.raises(IDTokenSignatureError):
         validate(f"{token[:-8]}AAAAAAAA", keys=[to_jwk(key)])
@@ -502,14 +501,14 @@ def test_the_key_is_chosen_by_its_kid():
 @pytest.mark.compliance("IDT-06")
 @pytest.mark.parametrize("kid", ["unknown", "K1", ""])
 def test_an_unknown_kid_asks_for_the_keys_once_more(kid):
-    with pytest.raises(UnknownSigningKeyError) as caught:
+    with raises_code("id_token_key_unknown") as caught:
         validate(sign(header={"kid": kid}))
     assert caught.value.code == "id_token_key_unknown"
 
 
 @pytest.mark.parametrize("kid", [None, 7, ["k1"], {}, True])
 def test_a_kid_that_is_no_string_is_malformed(kid):
-    with pytest.raises(MalformedIDTokenError, match="kid"):
+    with pytest.raises(IDTokenError, match="kid"):
         validate(sign(header={"kid": kid}))
 
 
@@ -522,7 +521,7 @@ def test_without_a_kid_there_must_be_no_choice():
     with pytest.raises(IDTokenSignatureError, match="names no key") as caught:
         validate(token, keys=two)
     assert caught.type is IDTokenSignatureError
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(token, keys=one[1:])
 
 
@@ -577,7 +576,7 @@ def test_of_several_keys_with_one_kid_the_first_of_the_algorithm_counts():
 )
 def test_a_key_that_does_not_fit_or_is_broken_is_passed_over(members):
     keys = [to_jwk(make_rsa_key(), **members)]
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign(), keys=keys)
     assert validate(sign(), keys=[*keys, to_jwk(make_rsa_key())]).subject == "alice"
 
@@ -596,7 +595,7 @@ def test_a_key_that_does_not_fit_or_is_broken_is_passed_over(members):
 )
 def test_a_broken_curve_key_is_passed_over(members):
     key = make_ec_key(ec.SECP256R1)
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign("ES256"), keys=[to_jwk(key, **members)])
     assert validate(sign("ES256"), keys=[to_jwk(key)]).subject == "alice"
 
@@ -604,13 +603,13 @@ def test_a_broken_curve_key_is_passed_over(members):
 @pytest.mark.compliance("IDT-06")
 def test_an_algorithm_goes_with_its_own_curve_alone():
     key = make_ec_key(ec.SECP384R1)
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign("ES384", header={"alg": "ES256"}), keys=[to_jwk(key)])
 
 
 def test_a_short_rsa_key_is_passed_over():
     key = make_rsa_key(1024)
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign(key=key), keys=[to_jwk(key)])
 
 
@@ -624,7 +623,7 @@ def test_a_short_rsa_key_is_passed_over():
     ids=["4097 bits", "16384 bits", "exponent"],
 )
 def test_a_key_that_would_take_long_to_verify_with_is_passed_over(members):
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign(), keys=[to_jwk(make_rsa_key(), **members)])
 
 
@@ -642,9 +641,9 @@ def test_a_private_key_in_the_set_is_used_for_its_public_half():
 
 
 def test_a_set_without_keys_is_an_outdated_one():
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign(), jwks={})
-    with pytest.raises(UnknownSigningKeyError):
+    with raises_code("id_token_key_unknown"):
         validate(sign(), jwks={"keys": []})
 
 

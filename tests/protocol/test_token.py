@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from django_smart.exceptions import (
     MalformedTokenResponseError,
-    RedirectRefusedError,
     TokenError,
     TokenResponseError,
     TokenServerError,
+    TransportError,
 )
 from django_smart.protocol.authorization_details import parse_authorization_details
 from django_smart.protocol.client_auth import (
@@ -37,6 +37,7 @@ from django_smart.protocol.token import (
     process_refresh_response,
     process_token_response,
 )
+from tests.errors import raises_code
 from tests.protocol.helpers import (
     NOW,
     SEED,
@@ -516,7 +517,7 @@ def test_a_server_error_without_retry_after_says_so():
 @pytest.mark.compliance("TOK-05")
 @pytest.mark.parametrize("status", [300, 301, 302, 307, 308, 399])
 def test_a_redirect_is_refused(status):
-    with pytest.raises(RedirectRefusedError, match=str(status)):
+    with raises_code("redirect_refused", match=str(status)):
         process(GOOD, status_code=status, headers={"location": "https://evil.example"})
 
 
@@ -712,11 +713,11 @@ _MEMBERS = st.dictionaries(
 @given(_MEMBERS, st.sampled_from([200, 204, 302, 400, 401, 429, 500]))
 def test_any_answer_gives_tokens_or_a_typed_error(members, status):
     body = {**GOOD, **members}
-    with contextlib.suppress(TokenError, RedirectRefusedError):
+    with contextlib.suppress(TokenError, TransportError):
         tokens = process(body, status_code=status)
         assert tokens.access_token == body["access_token"]
     answer = build_answer(body, status_code=status)
-    with contextlib.suppress(TokenError, RedirectRefusedError):
+    with contextlib.suppress(TokenError, TransportError):
         tokens = process_refresh_response(
             answer, granted=REQUESTED, now=NOW, previous_context=LaunchContext()
         )
@@ -725,7 +726,7 @@ def test_any_answer_gives_tokens_or_a_typed_error(members, status):
 
 @given(st.binary(max_size=100), st.integers(100, 599))
 def test_any_bytes_with_any_status_give_a_typed_error(body, status):
-    with pytest.raises((TokenError, RedirectRefusedError)):
+    with pytest.raises((TokenError, TransportError)):
         process(body, status_code=status)
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from django_smart.exceptions import (
     MalformedTokenResponseError,
-    RedirectRefusedError,
     TokenError,
     TokenResponseError,
     TokenServerError,
+    TransportError,
 )
 from django_smart.protocol.client_auth import ClientSecretBasic, PublicClient
 from django_smart.protocol.scopes import ScopeSet
@@ -58,7 +58,7 @@ def test_a_revocation_succeeds_whatever_its_body(status, body):
         (400, {"error": "unsupported_token_type"}, TokenResponseError),
         (503, b"", TokenServerError),
         (404, b"", TokenServerError),
-        (302, b"", RedirectRefusedError),
+        (302, b"", TransportError),
         (202, {}, MalformedTokenResponseError),
     ],
 )

@@ -11,8 +11,7 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import (
-    DiscoveryBusyError,
-    MalformedDiscoveryError,
+    DiscoveryError,
     ResponseTooLargeError,
     ServerUnreachableError,
 )
@@ -28,6 +27,7 @@ from django_smart.servers.discovery import (
 from django_smart.testing import EHRSimulator
 from tests.answers import Away, answer
 from tests.ehr import launch, make_browser
+from tests.errors import raises_code
 from tests.factories import make_registration, make_server
 
 pytestmark = pytest.mark.django_db
@@ -113,7 +113,7 @@ def test_url_that_no_column_takes_is_refused(
 ) -> None:
     url = f"https://ehr.example.org/{'x' * 1000}"
     answer(ehr, "/smart-configuration", **cast("Any", {name: url}))
-    with pytest.raises(MalformedDiscoveryError):
+    with pytest.raises(DiscoveryError):
         fetch_configuration(server)
 
 
@@ -148,7 +148,7 @@ def test_openid_configuration_of_another_issuer_is_refused(
     get_configuration(server)
     server.jwks_uri = ""
     answer(ehr, "/openid-configuration", issuer="https://elsewhere.example.net")
-    with pytest.raises(MalformedDiscoveryError):
+    with pytest.raises(DiscoveryError):
         get_jwks(server)
     assert FHIRServer.objects.get().jwks is None
 
@@ -194,7 +194,7 @@ def test_keys_that_cannot_be_fetched_again_are_served_stale(
     with time_machine.travel(timezone.now() + timedelta(days=2)):
         assert get_jwks(FHIRServer.objects.get()) == known
     server.jwks = None
-    with pytest.raises(MalformedDiscoveryError):
+    with pytest.raises(DiscoveryError):
         get_jwks(server)
 
 
@@ -290,7 +290,7 @@ def test_answer_of_an_address_that_was_changed_meanwhile_is_not_stored(
         return respond(request)
 
     ehr.interceptors.append(move)
-    with pytest.raises(DiscoveryBusyError):
+    with raises_code("discovery_busy"):
         fetch_configuration(server)
     stored = FHIRServer.objects.get()
     assert (stored.configuration, stored.pinned) == (None, {})

@@ -8,8 +8,8 @@ import pytest
 
 from django_smart import transport
 from django_smart.exceptions import (
+    DiscoveryError,
     DiscoveryStatusError,
-    MalformedDiscoveryError,
     ServerUnreachableError,
     UnsupportedServerError,
 )
@@ -116,7 +116,7 @@ def test_another_issuer_in_the_openid_configuration_is_refused(
     answer(ehr, SMART, remove=("jwks_uri",))
     answer(ehr, OPENID, issuer="https://elsewhere.example.net")
     server = registration.server
-    with pytest.raises(MalformedDiscoveryError, match="names an issuer"):
+    with pytest.raises(DiscoveryError, match="names an issuer"):
         fetch_configuration(server)
     # Nothing of either document is left behind.
     assert (server.configuration, server.issuer, server.jwks_uri) == (None, "", "")

@@ -16,7 +16,6 @@ from django.db import connection
 from django.utils import timezone
 
 from django_smart.exceptions import (
-    DiscoveryBusyError,
     DiscoveryStatusError,
     ServerTimeoutError,
     TokenServerError,
@@ -35,6 +34,7 @@ from django_smart.testing import EHRSimulator
 from tests.answers import answer
 from tests.clocks import HostClock
 from tests.ehr import CLIENT_ID, get_callback, launch, make_browser, start_login
+from tests.errors import raises_code
 from tests.factories import make_grants, make_registration, make_server, reload_grant
 from tests.grants.working import refresh_grants
 from tests.threads import run_together
@@ -190,7 +190,7 @@ def test_server_that_never_answered_is_asked_every_ten_seconds(
                 get_configuration(server)
             sent = len(ehr.requests)
             for _ in range(20):
-                with pytest.raises(DiscoveryBusyError) as caught:
+                with raises_code("discovery_busy") as caught:
                     get_configuration(read())
                 assert (caught.value.code, caught.value.http_status) == (
                     "discovery_busy",

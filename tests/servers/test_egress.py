@@ -13,13 +13,13 @@ from django.utils import timezone
 from django_smart.clients import build_fhir_client
 from django_smart.contrib.brands import import_brands
 from django_smart.contrib.style import get_style
-from django_smart.exceptions import AddressRefusedError
 from django_smart.grants.refresh import refresh_grant
 from django_smart.models import BrandBundle, FHIRServer
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.servers.discovery import fetch_jwks
 from django_smart.servers.egress import check_peer
 from django_smart.servers.http import send
+from tests.errors import raises_code
 from tests.factories import make_grant, make_registration, make_server
 from tests.transport.conftest import _fresh_pool
 from tests.transport.servers import Server, answer
@@ -78,7 +78,7 @@ def get(url: str, server: FHIRServer | None) -> int:
 
 
 def test_host_with_a_private_address_is_not_asked(evil, vault):
-    with pytest.raises(AddressRefusedError) as caught:
+    with raises_code("address_refused") as caught:
         get(vault.url, evil)
     assert vault.requests == []
     assert caught.value.code == "address_refused"
@@ -88,7 +88,7 @@ def test_host_with_a_private_address_is_not_asked(evil, vault):
 
 def test_error_has_the_line_to_add(evil, vault, settings):
     settings.SMART_PRIVATE_HOSTS = ["login.internal"]
-    with pytest.raises(AddressRefusedError) as caught:
+    with raises_code("address_refused") as caught:
         get(vault.url, evil)
     _, _, line = str(caught.value).partition("set ")
     name, _, value = line.removesuffix(".").partition(" = ")
@@ -104,7 +104,7 @@ def test_host_in_a_field_of_the_server_is_checked_as_well(evil, vault, names, fi
     # Where its own name leads to, decides the server itself.
     names["evil.example"] = ["127.0.0.1"]
     for url in (vault.url, vault.url.replace("vault", "evil")):
-        with pytest.raises(AddressRefusedError):
+        with raises_code("address_refused"):
             get(url, evil)
     assert vault.requests == []
 
@@ -113,7 +113,7 @@ def test_host_in_a_field_of_the_server_is_checked_as_well(evil, vault, names, fi
 def test_this_machine_is_listed_for_plain_http_alone(evil, vault, settings, host):
     settings.SMART_INSECURE_HTTP_HOSTS = [host]
     assert get(f"http://{host}:{vault.port}/", evil) == 200
-    with pytest.raises(AddressRefusedError):
+    with raises_code("address_refused"):
         check_peer("https://127.0.0.3/", "127.0.0.3")
 
 
@@ -121,14 +121,14 @@ def test_name_that_is_rebound_does_not_help(evil, vault, names):
     # Looked up by anybody else, it is a host of the internet.
     names["vault.example"] = [PUBLIC, "127.0.0.1"]
     assert socket.getaddrinfo("vault.example", 80)[0][4][0] == PUBLIC
-    with pytest.raises(AddressRefusedError):
+    with raises_code("address_refused"):
         get(vault.url, evil)
     assert vault.requests == []
 
 
 def test_connection_of_the_operator_is_not_borrowed(evil, vault):
     assert get(vault.url, None) == 200
-    with pytest.raises(AddressRefusedError):
+    with raises_code("address_refused"):
         get(vault.url, evil)
     assert get(vault.url, None) == 200
     assert len(vault.requests) == 2
@@ -136,7 +136,7 @@ def test_connection_of_the_operator_is_not_borrowed(evil, vault):
 
 def test_nothing_is_sent_over_tls_either(evil):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with pytest.raises(AddressRefusedError):
+        with raises_code("address_refused"):
             get(f"https://127.0.0.1:{listener.getsockname()[1]}/", evil)
         connection = listener.accept()[0]
         with connection:
@@ -170,7 +170,7 @@ def test_public_address_is_asked(address):
     ],
 )
 def test_private_address_is_not_asked(address, settings):
-    with pytest.raises(AddressRefusedError):
+    with raises_code("address_refused"):
         check_peer("https://login.evil.example/", address)
     settings.SMART_PRIVATE_HOSTS = ["login.evil.example"]
     check_peer("https://login.evil.example/", address)
@@ -210,7 +210,7 @@ def test_each_kind_of_named_url_is_checked(vault, what):
         # Never waited for, and no reason to fail.
         assert uses[what]() is None
     else:
-        with pytest.raises(AddressRefusedError):
+        with raises_code("address_refused"):
             uses[what]()
     assert vault.requests == []
 
@@ -220,7 +220,7 @@ def test_redirect_of_a_brand_bundle_is_checked(vault, settings):
     settings.SMART_INSECURE_HTTP_HOSTS += ["127.0.0.1"]
     server = make_server(base_url="https://evil.example/fhir", slug="evil")
     away = answer(status="302 Found", headers=(f"Location: {vault.url}",))
-    with Server(away) as outer, pytest.raises(AddressRefusedError):
+    with Server(away) as outer, raises_code("address_refused"):
         import_brands(outer.url, server=server)
     assert vault.requests == []
 
@@ -233,7 +233,7 @@ def test_brand_bundle_of_a_server_is_checked_again(vault, still_names):
         server.configuration = {"user_access_brand_bundle": vault.url}
         server.save()
     BrandBundle.objects.create(location=vault.url, server=server)
-    with pytest.raises(AddressRefusedError):
+    with raises_code("address_refused"):
         import_brands(vault.url)
     assert vault.requests == []
 

@@ -13,7 +13,6 @@ from django.db import connection
 
 from django_smart.exceptions import (
     DiscoveryStatusError,
-    MalformedRegistrationResponseError,
     RegistrationError,
     RegistrationRefusedError,
     TransportError,
@@ -45,14 +44,14 @@ SITE = "https://app.example.org"
 # By fault: what is raised.
 REFUSED: dict[str, type[Exception]] = {
     "register_500": RegistrationRefusedError,
-    "register_html_200": MalformedRegistrationResponseError,
-    "register_missing_client_id": MalformedRegistrationResponseError,
-    "register_missing_secret": MalformedRegistrationResponseError,
-    "register_not_json": MalformedRegistrationResponseError,
-    "register_other_redirect_uri": MalformedRegistrationResponseError,
+    "register_html_200": RegistrationError,
+    "register_missing_client_id": RegistrationError,
+    "register_missing_secret": RegistrationError,
+    "register_not_json": RegistrationError,
+    "register_other_redirect_uri": RegistrationError,
     "register_redirect_307": RegistrationRefusedError,
     "register_refused": RegistrationRefusedError,
-    "register_unknown_method": MalformedRegistrationResponseError,
+    "register_unknown_method": RegistrationError,
 }
 
 

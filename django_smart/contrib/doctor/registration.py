@@ -23,7 +23,6 @@ from ...conf import conf
 from ...exceptions import (
     CredentialsError,
     MalformedTokenResponseError,
-    RedirectRefusedError,
     SMARTError,
     TokenResponseError,
     TransportError,
@@ -392,7 +391,7 @@ def _find_wrong_answer(answer: HTTPResponse) -> str:
     if status in {404, 405} or status >= 500:
         return f"responds with status {status}"
     error = _read_error(answer)
-    if isinstance(error, RedirectRefusedError):
+    if error is not None and error.code == "redirect_refused":
         return "redirects the request to another URL, as sign-in pages do"
     is_html = "html" in answer.headers.get("content-type", "")
     if isinstance(error, MalformedTokenResponseError) and is_html:

@@ -16,7 +16,6 @@ from django.utils.text import capfirst
 
 from ...conf import conf
 from ...exceptions import (
-    AddressRefusedError,
     DiscoveryError,
     InsecureURLError,
     ServerMovedError,
@@ -192,7 +191,7 @@ def _ask(server: FHIRServer) -> HTTPResponse | Finding:
 
 
 def _explain_failure(error: TransportError) -> Finding:
-    if isinstance(error, AddressRefusedError):
+    if error.code == "address_refused":
         what, _, fix = str(error).partition(": ")
         return build_finding("server_unreachable", what=f"{what}.", fix=capfirst(fix))
     if isinstance(error, InsecureURLError):
