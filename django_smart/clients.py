@@ -400,5 +400,5 @@ def _get_executor(threads: int, pid: int, base_url: str) -> Executor:
 
 
 def _get_boundary(server: FHIRServer) -> Literal["base", "origin"]:
-    is_origin = server.bearer_boundary == server.BearerBoundary.ORIGIN
+    is_origin = server.quirks.bearer_boundary == "origin"
     return "origin" if is_origin else "base"

@@ -34,6 +34,7 @@ extensions = [
     "error_codes",
     "internal_links",
     "model_fields",
+    "quirk_table",
     "reference_anchors",
 ]
 exclude_patterns = ["_build"]

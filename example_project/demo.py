@@ -146,7 +146,7 @@ class Demo:
             *("--ehr-scope", f"launch {_DATA_SCOPE} user/Practitioner.r"),
             *("--standalone-scope", f"launch/patient {_DATA_SCOPE}"),
             *("--site-url", self.site_url),
-            *("--frame-origin", self.ehr_url, "--embed", "--offline"),
+            *("--frame-origin", self.ehr_url, "--offline"),
         )
 
     def _start(self) -> None:

@@ -20,6 +20,7 @@ from django_smart.models import (
     TokenGrant,
 )
 from django_smart.models.clock import DatabaseNow
+from django_smart.protocol.quirks import QUIRKS
 from django_smart.servers.signing_keys import create_signing_key, ensure_active_key
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
@@ -45,11 +46,13 @@ _numbers = count(1)
 def make_server(**values: Any) -> FHIRServer:
     """A valid server, of which nothing is known yet but ``state__…`` values."""
     state = _pop(values, "state__")
+    quirks = {name: values.pop(name) for name in QUIRKS.keys() & values}
     server = FHIRServer(
         **{
             "slug": "harbour",
             "name": "Harbour Hospital",
             "base_url": BASE_URL,
+            "quirks": quirks,
             **values,
         }
     )

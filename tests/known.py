@@ -14,3 +14,6 @@ STANDALONE_SCOPE = "openid fhirUser launch/patient patient/Patient.rs offline_ac
 
 OURS = "django_smart.backends.SMARTAuthenticationBackend"
 THEIRS = "mozilla_django_oidc.auth.OIDCAuthenticationBackend"
+
+#: Authorization parameters of a server, too long for a URL: requests go by POST.
+BY_POST = {"padding": "x" * 2000}

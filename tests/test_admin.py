@@ -31,6 +31,7 @@ from django_smart.models import (
     SigningKey,
     TokenGrant,
 )
+from django_smart.protocol.quirks import Quirks
 from django_smart.servers.signing_keys import OVERLAP, create_signing_key
 from django_smart.testing import EHRSimulator
 from tests import factories
@@ -420,7 +421,7 @@ def sent(broker: Broker) -> list[tuple[str, Any]]:
 def test_preset_fills_in_what_was_not_typed(admin_client, sent):
     data = server_form(preset="smart_launcher")
     admin_client.post(url_of(FHIRServer, "add"), data)
-    assert FHIRServer.objects.get().bearer_boundary == "origin"
+    assert FHIRServer.objects.get().quirks.bearer_boundary == "origin"
 
 
 def test_values_of_the_preset_before_are_reset_unless_somebody_changed_them(
@@ -437,18 +438,24 @@ def test_values_of_the_preset_before_are_reset_unless_somebody_changed_them(
         return FHIRServer.objects.get()
 
     headers = {"Epic-Client-ID": "{client_id}"}
-    assert choose("epic").discovery_headers == headers
+    assert choose("epic").quirks.discovery_headers == headers
     stored = choose("oracle_health")
-    assert (stored.bearer_boundary, stored.discovery_headers) == ("base", {})
-    assert choose("athenahealth").introspection_mode == "client"
+    assert stored.quirks == Quirks()
+    assert choose("athenahealth").quirks.introspection_mode == "client"
     # What was typed counts, and what the preset had not filled in stays.
-    stored = choose("smart_launcher", introspection_mode="bearer", pkce="never")
-    assert (stored.bearer_boundary, stored.introspection_mode) == ("origin", "bearer")
+    stored = choose("smart_launcher", basic_credentials="form_encoded")
+    assert stored.quirks.as_json() == {
+        "basic_credentials": "form_encoded",
+        "bearer_boundary": "origin",
+    }
     stored = choose("athenahealth", bearer_boundary="base")
     stored = choose("epic", discovery_headers='{"X": "y"}')
-    stored = choose("", introspection_mode="bearer")
-    assert (stored.discovery_headers, stored.pkce) == ({"X": "y"}, "never")
-    assert (stored.bearer_boundary, stored.introspection_mode) == ("base", "bearer")
+    stored = choose("", introspection_mode="client")
+    assert stored.quirks.as_json() == {
+        "basic_credentials": "form_encoded",
+        "discovery_headers": {"X": "y"},
+        "introspection_mode": "client",
+    }
 
 
 @pytest.mark.parametrize(
@@ -966,13 +973,9 @@ def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
         "moved": moved,
         "overrides": {"token_endpoint": "https://ehr.example.org/token"},
         "preset": "athenahealth",
-        "introspection_mode": "client",
         "login_group": "harbours",
-        "patient_from_fhir_user": True,
-        "nonce_required": False,
         "frame_origins": ["https://ehr.example.org"],
-        "min_refresh_interval": timedelta(minutes=5),
-        "rate_limit": None,
+        "quirks": Quirks(nonce_required=False, introspection_mode="client"),
     }
     FHIRServer.objects.update(**newer)
     save(admin_client, url, {**data, "name": "Renamed"})
@@ -991,7 +994,7 @@ def test_form_without_its_first_values_is_compared_with_the_row(admin_client):
     del given["nonce_required"]
     save(admin_client, url, {**given, "rate_limit": ""})
     stored = FHIRServer.objects.get()
-    assert (stored.nonce_required, stored.rate_limit) == (False, None)
+    assert (stored.quirks.nonce_required, stored.quirks.rate_limit) == (False, None)
 
 
 def test_page_that_was_opened_earlier_is_checked_with_the_newer_values(
@@ -1031,17 +1034,18 @@ def test_server_page_stores_every_kind_of_field_that_was_changed(admin_client):
     typed = {
         "rate_limit": "",
         "frame_origins": "[]",
-        "min_refresh_interval": "0:05:00",
+        "refresh_token_lifetime": "0:05:00",
         "login_group": "harbours",
-        "pkce": "never",
+        "aud_rule": "base_url",
     }
     save(admin_client, url, {**data, **typed})
     stored = FHIRServer.objects.get()
-    assert stored.rate_limit is None
-    assert stored.frame_origins == []
-    assert stored.min_refresh_interval == timedelta(minutes=5)
-    assert (stored.login_group, stored.pkce) == ("harbours", "never")
-    assert not stored.nonce_required
+    assert (stored.frame_origins, stored.login_group) == ([], "harbours")
+    assert stored.quirks == Quirks(
+        aud_rule="base_url",
+        nonce_required=False,
+        refresh_token_lifetime=timedelta(minutes=5),
+    )
 
 
 def test_registration_page_that_was_opened_earlier_undoes_nothing(admin_client):
@@ -1474,7 +1478,7 @@ def test_row_is_ended_on_its_own_page(admin_client, rows, sent, model, name, sta
 
 def test_server_is_paused_on_its_own_page_and_goes_on(admin_client, rows):
     server = rows[FHIRServer]
-    FHIRServer.objects.update(pkce="never")
+    FHIRServer.objects.update(login_group="harbours")
     for name, other, paused in (
         ("pause", "unpause", True),
         ("unpause", "pause", False),
@@ -1483,7 +1487,7 @@ def test_server_is_paused_on_its_own_page_and_goes_on(admin_client, rows):
         assert levels_of(response) == ["success"]
         assert f'name="action" value="{other}"' in response.text
         server.refresh_from_db()
-        assert (server.paused, server.pkce) == (paused, "never")
+        assert (server.paused, server.login_group) == (paused, "harbours")
     assert changed_by(admin_client, server) == ["Changed paused."] * 2
     assert levels_of(run_action(admin_client, FHIRServer, "unpause", server)) == [
         "warning"

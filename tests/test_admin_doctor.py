@@ -293,7 +293,7 @@ def test_what_is_right_or_not_typed_yet_is_no_fault(
 def test_row_that_is_there_is_checked_against_its_server(
     admin_client: Client, registration: ClientRegistration
 ) -> None:
-    FHIRServer.objects.update(scope_syntax="v1")
+    FHIRServer.objects.update(quirks={"scope_syntax": "v1"})
     url = url_of(ClientRegistration, "check", registration.pk)
     assert "version 1" in check(admin_client, url)["ehr_scope"][0]
     registration.refresh_from_db()

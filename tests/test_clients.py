@@ -298,7 +298,7 @@ def test_boundary_is_the_server_s(user, server):
         True,
         False,
     )
-    server.bearer_boundary = "origin"
+    server.quirks = {"bearer_boundary": "origin"}
     server.save()
     client = fhir_client_for(user, server)
     assert (client.is_within_boundary(inside), client.is_within_boundary(beside)) == (

@@ -12,9 +12,11 @@ from django.utils.translation import gettext_lazy as _
 from ..exceptions import CredentialsError, SMARTError, UnsupportedServerError
 from ..models import ClientRegistration, FHIRServer
 from ..models.server import validate_base_url, validate_request_headers
+from ..protocol.quirks import QUIRKS, QuirkError
 from ..servers.registering import make_name, make_slug
 from ..servers.requirements import ask_and_check, find_problems
 from .base import ModelForm
+from .quirk_fields import build_quirk_fields, read_quirk
 
 __all__ = ["ClientRegistrationForm", "FHIRServerForm"]
 
@@ -49,7 +51,8 @@ class FHIRServerForm(_RowForm):
     """
     A server whose base URL is not registered twice, and is enough to begin with.
 
-    ``request_headers`` is a field of the form alone, as ``client_secret`` is below.
+    ``request_headers`` is a field of the form alone, as ``client_secret`` is below; so
+    are the quirks.
     """
 
     request_headers = forms.CharField(
@@ -62,9 +65,11 @@ class FHIRServerForm(_RowForm):
         ),
     )
 
+    vars().update(build_quirk_fields())
+
     class Meta:
         model = FHIRServer
-        exclude = ("request_headers",)
+        exclude = ("quirks", "request_headers")
         help_texts = {
             "base_url": _(
                 "The URL of the FHIR API, exactly as the vendor documents it, such as "
@@ -83,6 +88,19 @@ class FHIRServerForm(_RowForm):
                 if name in self.fields:
                     self.fields[name].required = False
                     self.fields[name].help_text = _("Leave empty to use the host name.")
+        for name in self.fields.keys() & QUIRKS.keys():
+            self.initial[name] = getattr(self.instance.quirks, name)
+
+    @property
+    def changed_quirks(self) -> dict[str, Any]:
+        """The quirks that were entered, as JSON has them."""
+        data = self.cleaned_data
+        return {
+            name: read_quirk(data[name])
+            for name in QUIRKS.keys() & {*self.changed_data} & data.keys()
+            # A request without the field says nothing of it.
+            if data[name] or not QUIRKS[name].choices
+        }
 
     def clean_base_url(self) -> str:
         """Refuse what is no base URL before a new server is named by its host."""
@@ -95,7 +113,8 @@ class FHIRServerForm(_RowForm):
         data = super().clean() or self.cleaned_data
         for name, value in data.items():
             # An empty JSON field would be stored as NULL.
-            if value is None and isinstance(self.fields[name], forms.JSONField):
+            is_json = isinstance(self.fields[name], forms.JSONField)
+            if value is None and is_json and name not in QUIRKS:
                 data[name] = getattr(FHIRServer(), name)
         if headers := data.get("request_headers"):
             try:
@@ -104,6 +123,11 @@ class FHIRServerForm(_RowForm):
                 self.add_error("request_headers", exc)
             else:
                 self.instance.request_headers = "" if headers == "{}" else headers
+        for name, value in self.changed_quirks.items():
+            try:
+                self.instance.quirks = self.instance.quirks.replace({name: value})
+            except QuirkError as exc:
+                self.add_error(name, str(exc))
         base_url = data.get("base_url")
         if self.instance._state.adding and base_url:
             if not data.get("name"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..exceptions import ServerMovedError, SMARTError
 from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..protocol.quirks import QUIRKS
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
     check_moved,
@@ -41,6 +42,7 @@ from .base import (
 )
 from .doctor import TestConnectionMixin
 from .forms import FHIRServerForm
+from .quirk_fields import get_quirk_label
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -136,9 +138,9 @@ def _has_tokens(server: FHIRServer | None) -> bool:
     return server is not None and grants.exists()
 
 
-def _without(fieldset: Any, name: str) -> Any:
+def _without(fieldset: Any, names: Collection[str]) -> Any:
     title, options = fieldset
-    fields = [each for each in options["fields"] if each != name]
+    fields = [each for each in options["fields"] if each not in names]
     return title, {**options, "fields": fields}
 
 
@@ -176,10 +178,8 @@ class FHIRServerAdmin(TestConnectionMixin):
     form = FHIRServerForm
     operational_fields = (
         "paused",
-        "refresh_token_lifetime",
-        "min_refresh_interval",
-        "rate_limit",
         "turns",
+        *(name for name, quirk in QUIRKS.items() if quirk.is_operational),
     )
     list_display = (
         "name",
@@ -208,6 +208,7 @@ class FHIRServerAdmin(TestConnectionMixin):
         "jwks_fetched_at",
         "discovery_failed_at",
         "moved_values",
+        "quirk_values",
         "health",
         "request_headers_state",
         "created_at",
@@ -252,28 +253,11 @@ class FHIRServerAdmin(TestConnectionMixin):
                 "classes": ("collapse",),
                 "description": _("A preset fills in a vendor's known settings."),
                 "fields": (
-                    "aud_rule",
-                    "pkce",
-                    "authorize_method",
-                    "discovery_headers",
+                    "quirk_values",
+                    *QUIRKS,
                     "authorization_parameters",
                     "request_headers_state",
                     "request_headers",
-                    "scope_syntax",
-                    "id_token_algorithms",
-                    "nonce_required",
-                    "context_in_access_token",
-                    "patient_from_fhir_user",
-                    "basic_credentials",
-                    "assertion_audience",
-                    "client_id_with_assertion",
-                    "send_scope_on_refresh",
-                    "introspection_mode",
-                    "rp_initiated_logout",
-                    "bearer_boundary",
-                    "refresh_token_lifetime",
-                    "min_refresh_interval",
-                    "rate_limit",
                     "turns",
                 ),
             },
@@ -282,7 +266,7 @@ class FHIRServerAdmin(TestConnectionMixin):
             _("Frames"),
             {
                 "classes": ("collapse",),
-                "fields": ("allow_embedding", "frame_origins", "authorize_in_frame"),
+                "fields": ("frame_origins",),
             },
         ),
         (None, {"fields": (("created_at", "updated_at"),)}),
@@ -312,14 +296,28 @@ class FHIRServerAdmin(TestConnectionMixin):
             return str(exc)
         return EMPTY
 
+    @admin.display(description=_("quirks that are set"))
+    def quirk_values(self, obj: FHIRServer) -> SafeString | str:
+        """Those that differ from the defaults, also of another version."""
+        return as_list(
+            f"{get_quirk_label(name)}: {value}"
+            if name in QUIRKS and name not in obj.quirks.unknown
+            else gettext("%(name)s: not known to this version, which ignores it")
+            % {"name": name}
+            for name, value in obj.quirks.as_json().items()
+        )
+
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Of a new server nothing is known that could be shown."""
         fieldsets = list(super().get_fieldsets(request, obj))
         if obj is None:
             return [each for each in fieldsets[:-1] if each[0] != _OFFER]
-        if not (has_trust(request) and self.has_change_permission(request, obj)):
-            # Read from the row, it would be shown.
-            fieldsets = [_without(each, "request_headers") for each in fieldsets]
+        may_change = self.has_change_permission(request, obj)
+        if not (has_trust(request) and may_change):
+            # Read from the row, the headers would be shown; quirks are no columns.
+            kept = self.operational_fields if may_change else ()
+            hidden = {"request_headers", *QUIRKS}.difference(kept)
+            fieldsets = [_without(each, hidden) for each in fieldsets]
         return fieldsets
 
     def get_inlines(self, request: HttpRequest, obj: Any) -> Any:
@@ -382,10 +380,10 @@ class FHIRServerAdmin(TestConnectionMixin):
     ) -> None:
         """Fill in the preset, forget what belongs to an old address, and ask."""
         if change:
-            lock_and_merge(obj, form.changed_data)
+            lock_and_merge(obj, {"quirks", *form.changed_data})
         if "preset" in form.changed_data:
             before = form.initial.get("preset", "")
-            apply_preset(obj, before=before, keep=form.changed_data)
+            apply_preset(obj, before=before, keep=form.changed_quirks)
         if "base_url" in form.changed_data:
             # What was found at one base URL says nothing of another one.
             fresh = FHIRServer()

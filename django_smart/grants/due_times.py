@@ -30,20 +30,17 @@ def get_refresh_due_at(grant: TokenGrant) -> datetime:
     For a lifetime of less than a minute, a time at which the worker still notices it
     before the end. Sooner if the refresh token would expire unused; later, only as
     often as the refresh token requires, if the grant has long been unused. Never sooner
-    than the server's minimum refresh interval and ``SMART_REFRESH_FLOOR`` after the
-    tokens were received.
+    than ``SMART_REFRESH_FLOOR`` after the tokens were received.
     """
     received_at: datetime = grant.received_at
-    server = grant.registration.server
-    life = server.refresh_token_lifetime
+    life = grant.registration.server.quirks.refresh_token_lifetime
     if grant.ends_at is not None:
         life = max(grant.ends_at - received_at, timedelta(0))
     wait = _KEEP_ALIVE if life is None else _take_part(life)
     if not _is_idle(grant):
         lifetime = grant.expires_at - received_at
         wait = min(wait, _take_part(lifetime), lifetime - _MARGIN)
-    least = max(conf.SMART_REFRESH_FLOOR, server.min_refresh_interval or timedelta(0))
-    return received_at + max(wait, least)
+    return received_at + max(wait, conf.SMART_REFRESH_FLOOR)
 
 
 def note_end(
@@ -60,7 +57,7 @@ def note_end(
         reported: the end that the EHR has sent.
         is_new: the refresh token is another than before.
     """
-    lifetime = grant.registration.server.refresh_token_lifetime
+    lifetime = grant.registration.server.quirks.refresh_token_lifetime
     if reported is None and is_new and lifetime:
         reported = now + lifetime
     elif reported is None and not is_new and not _is_disproven(grant.ends_at, now):

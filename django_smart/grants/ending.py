@@ -253,7 +253,7 @@ def _get_hint(grant: TokenGrant, error: SMARTError) -> str:
         isinstance(error, TokenResponseError)
         and error.error == _CLIENT_REFUSED
         and grant.registration.uses_private_key
-        and server.assertion_audience == server.AssertionAudience.ENDPOINT
+        and server.quirks.assertion_audience == "endpoint"
     ):
         return "; if it refreshes, set assertion_audience=token_endpoint"
     return ""

@@ -18,7 +18,7 @@ from ..exceptions import (
     TokenServerError,
     UnsupportedServerError,
 )
-from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..models import ClientRegistration, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.context import LaunchContext
 from ..protocol.messages import HTTPResponse
@@ -42,7 +42,8 @@ _UNAUTHORIZED = frozenset({401, 403})
 _INVALID = "invalid_token"  # RFC 6750 section 3.1
 _HINT = (
     "The server did not accept how introspection authenticates: set the server's "
-    "introspection_mode to client or bearer."
+    "introspection_mode to client, or override its "
+    "introspection_endpoint_auth_methods_supported."
 )
 
 
@@ -52,7 +53,7 @@ def introspect(
     """
     Ask the registration's server whether *token* is valid, and for what.
 
-    The server's field ``introspection_mode`` determines how the call is authorized.
+    The server's quirk ``introspection_mode`` determines how the call is authorized.
     The token is neither stored nor logged (INTRO-05).
 
     Args:
@@ -121,9 +122,8 @@ def _is_called_invalid(response: HTTPResponse) -> bool:
 def _uses_credentials(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> bool:
-    mode = registration.server.introspection_mode
-    if mode != FHIRServer.IntrospectionMode.AUTO:
-        return mode == FHIRServer.IntrospectionMode.CLIENT
+    if registration.server.quirks.introspection_mode == "client":
+        return True
     # Names of methods and of access token types (RFC 8414 section 2).
     methods = configuration.introspection_endpoint_auth_methods_supported or ()
     method = registration.token_endpoint_auth_method

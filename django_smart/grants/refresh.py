@@ -290,7 +290,7 @@ def build_request(
     client_authentication: ClientAuthentication,
 ) -> HTTPRequest:
     """Build the request for new tokens of *grant*."""
-    sends_scope = grant.registration.server.send_scope_on_refresh
+    sends_scope = grant.registration.server.quirks.send_scope_on_refresh
     return build_refresh_request(
         token_endpoint=token_endpoint,
         refresh_token=grant.refresh_token,

@@ -323,7 +323,7 @@ def _read(response: HTTPResponse, grant: TokenGrant, *, now: datetime) -> TokenR
         previous_context=LaunchContext(
             patient=grant.patient_id or None, encounter=grant.encounter_id or None
         ),
-        context_in_access_token=grant.registration.server.context_in_access_token,
+        context_in_access_token=grant.registration.server.quirks.context_in_access_token,
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
 

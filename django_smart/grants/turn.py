@@ -225,7 +225,7 @@ class _Turn:
             failures=state.failures,
             was_there=last is not None and self._clock() - last < _RECENT,
         )
-        rate = server.rate_limit
+        rate = server.quirks.rate_limit
         self._pace = Pace(rate / server.turns if rate else None)
 
     def _fill(self) -> None:

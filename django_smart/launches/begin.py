@@ -287,7 +287,7 @@ def _begin(
     return LaunchStart(
         launch=launch,
         request=request,
-        uses_post=_uses_post(registration.server, configuration, request),
+        uses_post=_uses_post(configuration, request),
     )
 
 
@@ -307,9 +307,8 @@ def build_request(
     """
     registration = launch.registration
     launch.nonce = _make_random()
-    if _uses_pkce(registration, configuration):
-        # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
-        launch.code_verifier = secrets.token_urlsafe(64)
+    # 86 unreserved characters; 43 to 128 are allowed (AUTH-04).
+    launch.code_verifier = secrets.token_urlsafe(64)
     return build_authorization_request(
         authorization_endpoint=configuration.authorization_endpoint or "",
         client_id=registration.client_id,
@@ -317,19 +316,15 @@ def build_request(
         scope=launch.scope_asked,
         state=state,
         aud=_choose_aud(registration.server, iss),
-        code_challenge=(
-            build_code_challenge(launch.code_verifier) if launch.code_verifier else None
-        ),
+        code_challenge=build_code_challenge(launch.code_verifier),
         launch=ehr_launch_id,
         nonce=launch.nonce if "openid" in launch.scopes_asked else None,
         extra=tuple((registration.server.authorization_parameters or {}).items()),
     )
 
 
-def _choose_aud(server: FHIRServer, iss: str) -> str | None:
-    if server.aud_rule == server.AudRule.NONE:
-        return None
-    if server.aud_rule == server.AudRule.BASE_URL:
+def _choose_aud(server: FHIRServer, iss: str) -> str:
+    if server.quirks.aud_rule == "base_url":
         return server.base_url
     return iss or server.normalized_base_url
 
@@ -346,24 +341,13 @@ def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
         raise
 
 
-def _uses_pkce(
-    registration: ClientRegistration, configuration: SMARTConfiguration
-) -> bool:
-    rule = registration.server.pkce
-    if rule == FHIRServer.PKCE.IF_ADVERTISED:
-        return configuration.supports_s256
-    return rule == FHIRServer.PKCE.ALWAYS
-
-
 def _uses_post(
-    server: FHIRServer, configuration: SMARTConfiguration, request: AuthorizationRequest
+    configuration: SMARTConfiguration, request: AuthorizationRequest
 ) -> bool:
-    if server.authorize_method == FHIRServer.AuthorizeMethod.AUTO:
-        # A redirect shows no page in between, so a form is used only for long requests.
-        return len(request.url) > _LONGEST_URL and configuration.has(
-            Capability.AUTHORIZE_POST
-        )
-    return server.authorize_method == FHIRServer.AuthorizeMethod.POST
+    # A redirect shows no page in between, so a form is used only for long requests.
+    return len(request.url) > _LONGEST_URL and configuration.has(
+        Capability.AUTHORIZE_POST
+    )
 
 
 def _make_random() -> str:

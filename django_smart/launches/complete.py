@@ -363,7 +363,7 @@ def _complete(
 
 
 def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Completion:
-    if launch.registration.server.context_in_access_token:
+    if launch.registration.server.quirks.context_in_access_token:
         tokens = _fill_in_context(tokens, registration=launch.registration)
     claims = _validate_identity(launch, tokens)
     tokens = _fill_in_patient(tokens, claims, server=launch.registration.server)
@@ -464,7 +464,7 @@ def _exchange_code(
         token_endpoint=token_endpoint,
         code=code,
         redirect_uri=launch.redirect_uri,
-        code_verifier=launch.code_verifier or None,
+        code_verifier=launch.code_verifier,
         client_authentication=build_client_authentication(
             launch.registration, token_endpoint=token_endpoint
         ),
@@ -524,7 +524,7 @@ def _fill_in_patient(
     if (
         tokens.context.patient is not None
         or not reference.startswith("Patient/")
-        or not server.patient_from_fhir_user
+        or not server.quirks.patient_from_fhir_user
     ):
         return tokens
     patient = reference.removeprefix("Patient/")
@@ -568,7 +568,7 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
         tokens.id_token,
         registration=launch.registration,
         nonce=launch.nonce,
-        nonce_required=launch.registration.server.nonce_required,
+        nonce_required=launch.registration.server.quirks.nonce_required,
     )
     # The check may have discovered the issuer just now.
     check_moved(launch.registration.server)

@@ -66,7 +66,7 @@ def is_same_site(request: HttpRequest) -> bool:
 
 def may_embed(server: FHIRServer) -> bool:
     """Return whether *server* may show this site in a frame."""
-    return server.allow_embedding and bool(server.frame_origins)
+    return bool(server.frame_origins)
 
 
 def set_frame(request: HttpRequest, server: FHIRServer | None) -> None:

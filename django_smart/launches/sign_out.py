@@ -68,7 +68,7 @@ def find_end_session_url(
     if launch is None:
         return None
     registration = launch.registration
-    if not registration.server.rp_initiated_logout:
+    if not registration.server.quirks.rp_initiated_logout:
         return None
     configuration = registration.server.read_configuration()
     if configuration is None or configuration.end_session_endpoint is None:

@@ -565,8 +565,8 @@ _page_row = JoinedRow(
         ),
         "registration": ("id", "unread_changes"),
         "registration__server": (
-            *("id", "slug", "name", "base_url", "bearer_boundary"),
-            *("allow_embedding", "frame_origins", "request_headers"),
+            *("id", "slug", "name", "base_url", "quirks"),
+            *("frame_origins", "request_headers"),
         ),
         "grant": (
             *("id", "user_id", "access_token", "refresh_token", "scope"),
@@ -594,13 +594,8 @@ _callback_row = JoinedRow(
         "registration__server": (
             *CONFIGURATION_COLUMNS,
             *("slug", "name", "is_active", "login_group", "issuer"),
-            *("id_token_issuer", "id_token_algorithms"),
-            *("nonce_required", "basic_credentials"),
-            *("jwks", "jwks_fetched_at", "jwks_max_age", "assertion_audience"),
-            "client_id_with_assertion",
-            *("bearer_boundary", "allow_embedding", "frame_origins"),
-            *("request_headers", "min_refresh_interval", "context_in_access_token"),
-            "refresh_token_lifetime",
+            *("id_token_issuer", "jwks", "jwks_fetched_at", "jwks_max_age"),
+            *("frame_origins", "request_headers"),
         ),
     },
 )

@@ -688,7 +688,7 @@ class ClientRegistration(models.Model):
                 _("The scope launch is only for EHR launches. Use launch/patient here.")
             ]
         # A form without a server already reports that.
-        if self.server_id and (self.server.scope_syntax == FHIRServer.ScopeSyntax.V1):
+        if self.server_id and self.server.quirks.scope_syntax == "v1":
             self._clean_scope_syntax(errors)
 
     def _clean_scope_syntax(self, errors: dict[str, list[Any]]) -> None:
@@ -766,9 +766,7 @@ _starting_row = JoinedRow(
         ),
         "server": (
             *CONFIGURATION_COLUMNS,
-            *("slug", "pkce", "scope_syntax", "authorize_method", "aud_rule"),
-            *("authorization_parameters", "allow_embedding", "authorize_in_frame"),
-            "frame_origins",
+            *("slug", "authorization_parameters", "frame_origins"),
         ),
     },
 )

@@ -24,6 +24,7 @@ from ..protocol.configuration import (
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HiddenText
 from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
+from .quirks_field import QuirksField
 from .search_words import SearchTextField
 
 __all__ = [
@@ -52,9 +53,9 @@ CONFIGURATION_COLUMNS = (
     "configuration",
     "configuration_fetched_at",
     "configuration_max_age",
-    "discovery_headers",
     "moved",
     "overrides",
+    "quirks",
 )
 """What is read of a server whose configuration is fresh, to use it."""
 
@@ -88,22 +89,6 @@ def validate_overrides(value: object) -> None:
     if not isinstance(value, dict):
         raise ValidationError(_("Enter a JSON object."), code="overrides")
     validate_by(check_overrides, value, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS)
-
-
-def validate_algorithms(value: str) -> None:
-    """Refuse names of algorithms with which no ID token can be verified."""
-    # Only this needs PyJWT, which commands without a launch do not load.
-    from ..protocol.id_token import DEFAULT_ALGORITHMS
-
-    if unknown := sorted(set(value.split()) - DEFAULT_ALGORITHMS):
-        raise ValidationError(
-            _("%(names)s cannot be used here. Choose from %(choices)s."),
-            code="algorithms",
-            params={
-                "names": ", ".join(unknown),
-                "choices": ", ".join(sorted(DEFAULT_ALGORITHMS)),
-            },
-        )
 
 
 def validate_headers(value: object) -> None:
@@ -279,64 +264,6 @@ class FHIRServer(models.Model):
         MEDPLUM = "medplum", _("Medplum")
         SMART_LAUNCHER = "smart_launcher", _("SMART launcher")
 
-    class AudRule(models.TextChoices):
-        """Value of ``aud``."""
-
-        AS_RECEIVED = (
-            "as_received",
-            _(
-                "the iss of the launch as received, or else the base URL without "
-                "a trailing slash"
-            ),
-        )
-        BASE_URL = "base_url", _("the base URL, exactly as entered here")
-        NONE = "none", _("nothing")
-
-    class PKCE(models.TextChoices):
-        """When a code challenge is sent, which is always S256."""
-
-        ALWAYS = "always", _("always")
-        IF_ADVERTISED = "if_advertised", _("if the server advertises S256")
-        NEVER = "never", _("never")
-
-    class AuthorizeMethod(models.TextChoices):
-        """How the browser reaches the authorization endpoint."""
-
-        AUTO = "auto", _("GET, or POST for long requests if the server advertises it")
-        GET = "get", _("GET")
-        POST = "post", _("POST")
-
-    class ScopeSyntax(models.TextChoices):
-        """Syntax of resource scopes."""
-
-        V1 = "v1", _("version 1 (patient/Observation.read)")
-        V2 = "v2", _("version 2 (patient/Observation.rs)")
-
-    class BasicCredentials(models.TextChoices):
-        """Encoding of client ID and secret in ``Authorization: Basic``."""
-
-        RAW = "raw", _("unencoded")
-        FORM_ENCODED = "form_encoded", _("form-encoded (RFC 6749)")
-
-    class AssertionAudience(models.TextChoices):
-        """Audience of client assertions."""
-
-        ENDPOINT = "endpoint", _("the URL that the assertion is sent to")
-        TOKEN_ENDPOINT = "token_endpoint", _("the token endpoint's URL")
-
-    class BearerBoundary(models.TextChoices):
-        """URLs that the access token may be sent to."""
-
-        BASE = "base", _("the base URL and everything below it")
-        ORIGIN = "origin", _("the complete origin of the base URL")
-
-    class IntrospectionMode(models.TextChoices):
-        """Authorization of requests to the introspection endpoint."""
-
-        AUTO = "auto", _("as the server advertises, or else with an access token")
-        BEARER = "bearer", _("with an access token")
-        CLIENT = "client", _("with the client's credentials")
-
     slug = models.SlugField(
         _("slug"),
         max_length=100,
@@ -471,37 +398,11 @@ class FHIRServer(models.Model):
         ),
     )
 
-    # Quirks: typed columns with safe defaults.
-    aud_rule = models.CharField(
-        _("aud rule"),
-        max_length=20,
-        choices=AudRule,
-        default=AudRule.AS_RECEIVED,
-        help_text=_("Value of aud in authorization requests."),
-    )
-    pkce = models.CharField(
-        _("PKCE"),
-        max_length=20,
-        choices=PKCE,
-        default=PKCE.ALWAYS,
-        help_text=_("When the S256 code challenge is sent."),
-    )
-    authorize_method = models.CharField(
-        _("authorization request"),
-        max_length=10,
-        choices=AuthorizeMethod,
-        default=AuthorizeMethod.AUTO,
-        help_text=_("How the browser sends the authorization request."),
-    )
-    discovery_headers = models.JSONField(
-        _("extra discovery headers"),
+    quirks = QuirksField(
+        _("quirks"),
         default=dict,
         blank=True,
-        validators=[validate_headers],
-        help_text=_(
-            'For example {"Epic-Client-ID": "{client_id}"}, if the endpoints can '
-            "differ between clients: the configuration is then fetched for each."
-        ),
+        help_text=_("How the server deviates from SMART App Launch."),
     )
     authorization_parameters = models.JSONField(
         _("extra authorization parameters"),
@@ -519,13 +420,6 @@ class FHIRServer(models.Model):
             'A JSON object, such as {"X-Api-Key": "…"}. Stored encrypted, '
             "because headers can contain keys."
         ),
-    )
-    scope_syntax = models.CharField(
-        _("scope syntax"),
-        max_length=5,
-        choices=ScopeSyntax,
-        default=ScopeSyntax.V2,
-        help_text=_("Version of the scopes that the server understands."),
     )
     login_group = models.SlugField(
         _("login group"),
@@ -567,95 +461,6 @@ class FHIRServer(models.Model):
         validators=[validate_url],
         help_text=_("Expected iss of ID tokens, if discovery does not provide it."),
     )
-    id_token_algorithms = models.CharField(
-        _("ID token algorithms"),
-        max_length=100,
-        blank=True,
-        default="",
-        validators=[validate_algorithms],
-        help_text=_(
-            "Accepted algorithms, separated by spaces. Empty accepts the "
-            "package's default list."
-        ),
-    )
-    nonce_required = models.BooleanField(
-        _("nonce required"),
-        default=True,
-        help_text=_("Refuse ID tokens without the nonce that was sent."),
-    )
-    context_in_access_token = models.BooleanField(
-        _("context in the access token"),
-        default=False,
-        help_text=_(
-            "Read launch context that is missing in the token response from "
-            "the access token, a JWT signed with the same keys as ID tokens."
-        ),
-    )
-    patient_from_fhir_user = models.BooleanField(
-        _("patient from fhirUser"),
-        default=False,
-        help_text=_(
-            "If the server names no patient and fhirUser is a Patient, use "
-            "that patient. Turn this on only if the vendor documents it: for "
-            "a parent who opens a child's record, it would be the wrong "
-            "patient."
-        ),
-    )
-    basic_credentials = models.CharField(
-        _("Basic credentials"),
-        max_length=20,
-        choices=BasicCredentials,
-        default=BasicCredentials.RAW,
-        help_text=_("How client ID and secret are encoded for client_secret_basic."),
-    )
-    assertion_audience = models.CharField(
-        _("audience of client assertions"),
-        max_length=20,
-        choices=AssertionAudience,
-        default=AssertionAudience.ENDPOINT,
-        help_text=_(
-            "The value of aud. The token endpoint's URL is only used for "
-            "endpoints at the same origin."
-        ),
-    )
-    client_id_with_assertion = models.BooleanField(
-        _("client ID with assertions"),
-        default=False,
-        help_text=_(
-            "Send client_id with client assertions, for servers that require it."
-        ),
-    )
-    send_scope_on_refresh = models.BooleanField(
-        _("send scope on refresh"),
-        default=False,
-        help_text=_(
-            "Send the granted scope with refresh requests, for servers that require it."
-        ),
-    )
-    introspection_mode = models.CharField(
-        _("introspection authorization"),
-        max_length=10,
-        choices=IntrospectionMode,
-        default=IntrospectionMode.AUTO,
-        help_text=_("How introspection requests authenticate."),
-    )
-    rp_initiated_logout = models.BooleanField(
-        _("sign out at the EHR"),
-        default=False,
-        help_text=_("Sign-out sends the browser to the server's end_session_endpoint."),
-    )
-    bearer_boundary = models.CharField(
-        _("bearer boundary"),
-        max_length=10,
-        choices=BearerBoundary,
-        default=BearerBoundary.BASE,
-        help_text=_("URLs that may receive the access token."),
-    )
-    allow_embedding = models.BooleanField(
-        _("may embed this site in a frame"),
-        default=False,
-        help_text=_("Allow this server's pages to show this site in a frame."),
-    )
     frame_origins = models.JSONField(
         _("frame origins"),
         default=list,
@@ -664,38 +469,6 @@ class FHIRServer(models.Model):
         help_text=_(
             "Origins of the pages that may show this site in a frame, "
             'such as ["https://ehr.example.org"].'
-        ),
-    )
-    authorize_in_frame = models.BooleanField(
-        _("authorization page allows frames"),
-        default=True,
-        help_text=_("If off, launches in a frame continue in a new window."),
-    )
-    refresh_token_lifetime = models.DurationField(
-        _("refresh token lifetime"),
-        null=True,
-        blank=True,
-        help_text=_(
-            "Lifetime of refresh tokens as the vendor documents it, if the EHR does "
-            "not send it. Grants then have an end, which a new refresh token moves."
-        ),
-    )
-    min_refresh_interval = models.DurationField(
-        _("minimum refresh interval"),
-        null=True,
-        blank=True,
-        help_text=_(
-            "Minimum time between two refreshes of a grant. Empty for no limit."
-        ),
-    )
-    rate_limit = models.FloatField(
-        _("requests per second"),
-        null=True,
-        blank=True,
-        validators=[MinValueValidator(0.001)],
-        help_text=_(
-            "Most refresh requests per second from all workers together, such as 10, "
-            "or 0.16 for ten per minute. Empty for no limit."
         ),
     )
     turns = models.PositiveSmallIntegerField(
@@ -800,13 +573,14 @@ class FHIRServer(models.Model):
     @property
     def differs_by_client(self) -> bool:
         """Whether the discovery headers contain the client ID."""
-        return any(_CLIENT_ID in each for each in self.discovery_headers.values())
+        headers = self.quirks.discovery_headers
+        return any(_CLIENT_ID in each for each in headers.values())
 
     def build_discovery_headers(self, client_id: str = "") -> dict[str, str]:
         """Return the discovery headers of one client, or those of no client."""
         return {
             name: value.replace(_CLIENT_ID, client_id)
-            for name, value in self.discovery_headers.items()
+            for name, value in self.quirks.discovery_headers.items()
             if client_id or _CLIENT_ID not in value
         }
 

@@ -88,8 +88,8 @@ def build_authorization_request(
     redirect_uri: str,
     scope: str,
     state: str,
-    aud: str | None,
-    code_challenge: str | None = None,
+    aud: str,
+    code_challenge: str,
     launch: str | None = None,
     nonce: str | None = None,
     extra: Sequence[tuple[str, str]] = (),
@@ -100,9 +100,8 @@ def build_authorization_request(
     Args:
         authorization_endpoint: as discovered; its own query is kept (AUTH-13).
         scope: wire string, sent unchanged.
-        aud: FHIR base URL, character for character as received or registered;
-            ``None`` for a server that refuses it.
-        code_challenge: for S256, or ``None`` for a server registered without PKCE.
+        aud: FHIR base URL, character for character as received or registered.
+        code_challenge: for S256.
         launch: opaque value of an EHR launch, sent unchanged; ``None`` if standalone.
         extra: further parameters, sent last.
 
@@ -113,8 +112,6 @@ def build_authorization_request(
     Spec: SMART App Launch 2.2, "Obtain authorization code", Request.
     """
     optional = (
-        ("code_challenge", code_challenge),
-        ("code_challenge_method", None if code_challenge is None else "S256"),
         ("launch", launch),
         ("nonce", nonce),
     )
@@ -123,8 +120,10 @@ def build_authorization_request(
         ("client_id", client_id),
         ("scope", scope),
         ("redirect_uri", redirect_uri),
-        *(() if aud is None else (("aud", aud),)),
+        ("aud", aud),
         ("state", state),
+        ("code_challenge", code_challenge),
+        ("code_challenge_method", "S256"),
         *((name, value) for name, value in optional if value is not None),
         *extra,
     )

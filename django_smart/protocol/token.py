@@ -87,7 +87,7 @@ def build_token_request(
     token_endpoint: str,
     code: str,
     redirect_uri: str,
-    code_verifier: str | None,
+    code_verifier: str,
     client_authentication: ClientAuthentication,
 ) -> HTTPRequest:
     """
@@ -95,7 +95,7 @@ def build_token_request(
 
     Args:
         redirect_uri: as in the authorization request.
-        code_verifier: ``None`` only if the request had no ``code_challenge``.
+        code_verifier: of the authorization request's ``code_challenge``.
 
     Raises:
         CredentialsError: the client's secret or key cannot be used.
@@ -106,9 +106,8 @@ def build_token_request(
         ("code", code),
         ("grant_type", "authorization_code"),
         ("redirect_uri", redirect_uri),
+        ("code_verifier", code_verifier),
     ]
-    if code_verifier is not None:
-        parameters.append(("code_verifier", code_verifier))
     return build_form_request(
         token_endpoint, parameters, client_authentication=client_authentication
     )

@@ -150,7 +150,7 @@ def note_token_error(registration: ClientRegistration, error: Exception) -> None
         else isinstance(error, TokenServerError) and error.status_code in _REFUSED
     )
     is_without_id = registration.uses_private_key and not (
-        server.client_id_with_assertion
+        server.quirks.client_id_with_assertion
     )
     if is_refused and is_without_id:
         error.args = (f"{error} {_HINT}",)
@@ -427,7 +427,7 @@ def _fill_in_openid(server: FHIRServer) -> None:
     """Add what the SMART configuration omits from the OpenID configuration."""
     issuer = server.id_token_issuer or server.issuer
     document = server.configuration or {}
-    wants_logout = server.rp_initiated_logout and not document.get(_END_SESSION)
+    wants_logout = server.quirks.rp_initiated_logout and not document.get(_END_SESSION)
     if issuer and server.jwks_uri and not wants_logout:
         return
     found = process_openid_configuration_response(

@@ -229,12 +229,11 @@ def prepare_client_authentication(
             client_secret=registration.get_client_secret(os.environ),
         )
     else:
-        encoding = server.basic_credentials
         build = partial(
             ClientSecretBasic,
             client_id=registration.client_id,
             client_secret=registration.get_client_secret(os.environ),
-            form_encode=encoding == server.BasicCredentials.FORM_ENCODED,
+            form_encode=server.quirks.basic_credentials == "form_encoded",
         )
     headers = server.get_request_headers()
     return (lambda: WithHeaders(method=build(), headers=headers)) if headers else build
@@ -276,17 +275,15 @@ def _prepare_private_key_jwt(
             f"{registration.signing_algorithm}."
         )
     parsed, algorithm, kid = _get_parsed_key(key), key.algorithm, key.kid
-    server = registration.server
-    names_token_endpoint = (
-        server.assertion_audience == server.AssertionAudience.TOKEN_ENDPOINT
-    )
+    quirks = registration.server.quirks
+    names_token_endpoint = quirks.assertion_audience == "token_endpoint"
     return lambda: PrivateKeyJWT(
         client_id=registration.client_id,
         key=parsed,
         algorithm=algorithm,
         kid=kid,
         audience=token_endpoint if names_token_endpoint else None,
-        with_client_id=server.client_id_with_assertion,
+        with_client_id=quirks.client_id_with_assertion,
         now=clock(),
         jti=secrets.token_urlsafe(24),
     )

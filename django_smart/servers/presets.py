@@ -1,5 +1,5 @@
 """
-What is known about vendors: values for the fields of a server.
+What is known about vendors: values of quirks.
 
 Contains only values that a vendor publishes and that differ from the safe defaults; a
 vendor with an empty entry was examined and needs none.
@@ -13,7 +13,7 @@ from ..models import FHIRServer
 
 __all__ = ["PRESETS"]
 
-#: Values of columns of ``FHIRServer``, by preset.
+#: Quirks by preset.
 PRESETS: dict[str, dict[str, Any]] = {
     FHIRServer.Preset.EPIC: {
         # Endpoints can differ between clients; without the header, the general ones are
@@ -29,13 +29,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     FHIRServer.Preset.ATHENAHEALTH: {
         # Introspection requires the client's credentials; its SMART configuration does
         # not say so. (docs.athenahealth.com, "Additional OAuth Endpoints", 2026.)
-        "introspection_mode": FHIRServer.IntrospectionMode.CLIENT,
+        "introspection_mode": "client",
     },
     FHIRServer.Preset.ECLINICALWORKS: {
         # Introspection requires the client's credentials with Basic; signatures are
         # RS384 only, the default. (fhir.eclinicalworks.com, Getting started, "Token
         # introspection" and "Backend, Authentication".)
-        "introspection_mode": FHIRServer.IntrospectionMode.CLIENT,
+        "introspection_mode": "client",
     },
     # Advertises S256, POST to the authorization endpoint, scopes of both versions and
     # an issuer that ends in a slash, which is compared unchanged: the defaults are
@@ -49,6 +49,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         # The base URL contains the simulated launch in its path; links to the next page
         # have the same origin but another path. (SMART App Launch 2.2, "Example App
         # Launch for Symmetric Client Auth".)
-        "bearer_boundary": FHIRServer.BearerBoundary.ORIGIN,
+        "bearer_boundary": "origin",
     },
 }

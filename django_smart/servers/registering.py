@@ -29,6 +29,7 @@ from ..protocol.client_registration import (
     build_registration_request,
     process_registration_response,
 )
+from ..protocol.quirks import QUIRKS, QuirkError
 from ..protocol.scopes import ScopeSet
 from ..protocol.urls import get_origin, validate_https_url
 from .discovery import copy_discovered, fetch_configuration
@@ -68,7 +69,8 @@ class RegistrationInput:
         base_url: FHIR base URL; with ``client_id``, it identifies the row to update.
         site_url: origin of this site, for ``redirect_uri``; empty for
             ``SMART_SITE_URL``.
-        server_values: fields of the server by name; they override the preset's.
+        server_values: fields and quirks of the server by name; they override the
+            preset's.
         registration_values: fields of the registration by name.
     """
 
@@ -206,7 +208,7 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
         before, server.preset = server.preset, data.preset
         apply_preset(server, before=before)
     before = server.overrides
-    _assign(server, data.server_values)
+    _assign_to_server(server, data.server_values)
     if server.overrides != before:
         # Issuer and keys are fetched again.
         server.configuration_fetched_at = server.discovery_failed_at = None
@@ -225,21 +227,23 @@ def apply_preset(
     Discovery headers are kept, if there are any.
 
     Args:
-        before: its previous preset; fields that still have a value of that one are
-            reset to their defaults first.
-        keep: fields that an operator has just entered.
+        before: its previous preset; quirks that still have a value of that one are
+            reset first.
+        keep: quirks that an operator has just entered.
     """
+    current = server.quirks.as_json()
     values: dict[str, Any] = {}
     if before != server.preset:
         for name, value in PRESETS.get(before, {}).items():
-            if getattr(server, name) == value:
-                values[name] = getattr(FHIRServer(), name)
+            if current.get(name) == value:
+                values[name] = None
     chosen = dict(PRESETS.get(server.preset, {}))
-    headers = values.get("discovery_headers", server.discovery_headers)
-    if headers or before == server.preset:
+    if (current | values).get("discovery_headers") or before == server.preset:
         chosen.pop("discovery_headers", None)
     values.update(chosen)
-    _assign(server, {name: values[name] for name in values.keys() - {*keep}})
+    server.quirks = server.quirks.replace(
+        {name: values[name] for name in values.keys() - {*keep}}
+    )
 
 
 def make_name(base_url: str) -> str:
@@ -360,6 +364,16 @@ def _reverse_jwks(registration: ClientRegistration) -> str:
     """Return the path of its separate keys, if it has any."""
     own = registration.pk and SigningKey.objects.of(registration).published().exists()
     return _reverse("jwks", **({"registration_id": registration.pk} if own else {}))
+
+
+def _assign_to_server(server: FHIRServer, values: Mapping[str, Any]) -> None:
+    try:
+        server.quirks = server.quirks.replace(
+            {name: values[name] for name in values.keys() & QUIRKS.keys()}
+        )
+    except QuirkError as exc:
+        raise ValidationError({exc.name: str(exc)}) from exc
+    _assign(server, {name: values[name] for name in values.keys() - QUIRKS.keys()})
 
 
 def _assign(row: FHIRServer | ClientRegistration, values: Mapping[str, Any]) -> None:

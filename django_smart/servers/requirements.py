@@ -71,7 +71,7 @@ def find_problems(
     """Return why :func:`check_registration` refuses *registration*, if it does."""
     problems = list(_find_client_problems(registration, configuration))
     if registration.is_for_launches:
-        problems += _find_authorization_problems(registration, configuration)
+        problems += _find_authorization_problems(configuration)
     if registration.ehr_scope:
         problems += _find_mode_problems(Launch.Kind.EHR, configuration)
     if registration.standalone_scope:
@@ -119,7 +119,7 @@ def check_launch(launch: Launch, configuration: SMARTConfiguration) -> None:
     _refuse(
         [
             *_find_client_problems(registration, configuration),
-            *_find_authorization_problems(registration, configuration),
+            *_find_authorization_problems(configuration),
             *_find_mode_problems(launch.kind, configuration),
             *_find_scope_problems(
                 registration.server, configuration, launch.scope_asked
@@ -189,9 +189,8 @@ def _find_client_problems(
 
 
 def _find_authorization_problems(
-    registration: ClientRegistration, configuration: SMARTConfiguration
+    configuration: SMARTConfiguration,
 ) -> Iterator[Problem]:
-    server = registration.server
     if not configuration.authorization_endpoint:
         yield Problem(
             code="authorization_endpoint_missing",
@@ -200,15 +199,14 @@ def _find_authorization_problems(
             fix="if its vendor documents one, enter it in the server's overrides",
         )
     methods = configuration.code_challenge_methods_supported
-    always = server.pkce == FHIRServer.PKCE.ALWAYS
     # An old server that lists nothing is sent S256; "plain" is never used.
-    if always and methods and not configuration.supports_s256:
+    if methods and not configuration.supports_s256:
         yield Problem(
             code="s256_not_offered",
             what=f"The server supports the code challenge {', '.join(methods)} but "
             "not S256 (DISC-08)",
-            fix="ask the server's operator to enable S256, or set the server's "
-            "PKCE to if_advertised to go without",
+            fix="ask the server's operator to enable S256; if it works but is not "
+            "advertised, list it in the server's overrides",
         )
     yield from _find_grant_type_problems("authorization_code", configuration)
 
@@ -252,7 +250,7 @@ def _find_scope_problems(
     v2 = [each.text for each in scopes.resource_scopes if not each.is_v1]
     takes_v1 = configuration.has(Capability.PERMISSION_V1)
     takes_v2 = configuration.has(Capability.PERMISSION_V2)
-    if v2 and server.scope_syntax == FHIRServer.ScopeSyntax.V1:
+    if v2 and server.quirks.scope_syntax == "v1":
         yield Problem(
             code="v2_scopes_not_offered",
             what=f"The server is set to version 1 scopes, but {v2[0]} is a version "

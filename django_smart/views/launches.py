@@ -776,7 +776,7 @@ def enter_frame(
         # The page around the frame is not one of this server.
         return _offer_window(request, server, url=url)
     set_frame(request, server)
-    if not server.authorize_in_frame:
+    if not server.quirks.authorize_in_frame:
         return _offer_window(request, server, url=url)
     came_back = browser.digest is not None
     if is_same_site(request):

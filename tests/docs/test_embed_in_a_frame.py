@@ -25,17 +25,14 @@ def test_commands_say_who_may_embed_the_site():
     )
     call_command(*allow.commands[0][2:])
     server = FHIRServer.objects.get()
-    assert server.allow_embedding is True
     assert server.frame_origins == ["https://ehr.hospital.example"]
-    assert server.authorize_in_frame
+    assert server.quirks.authorize_in_frame
     call_command(*window.commands[0][2:])
-    assert FHIRServer.objects.filter(allow_embedding=True, authorize_in_frame=False)
+    assert not FHIRServer.objects.get().quirks.authorize_in_frame
 
 
 def test_client_can_be_a_frame(ehr: EHRSimulator) -> None:
-    make_registration(
-        server__allow_embedding=True, server__frame_origins=["https://ehr.example.org"]
-    )
+    make_registration(server__frame_origins=["https://ehr.example.org"])
     code = read_blocks(_PAGE)[2].code
     launch_id = ehr.create_launch("growth-chart", patient=PATIENT)
     names = {"client": make_browser(), "ehr": ehr, "launch_id": launch_id}

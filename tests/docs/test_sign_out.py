@@ -34,7 +34,7 @@ def test_command_switches_it_on_for_a_known_server(capsys):
         client_id=arguments["--client-id"],
     )
     call_command(*register[2:])
-    assert FHIRServer.objects.get().rp_initiated_logout is True
+    assert FHIRServer.objects.get().quirks.rp_initiated_logout is True
     assert discover[1:] == [
         "manage.py",
         "smart_discover",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from django_smart.testing import EHRSimulator
 from tests.e2e.clicks import NAME, click_app, run_example
-from tests.known import CLIENT_ID
+from tests.known import BY_POST, CLIENT_ID
 from tests.processes import ExampleSite
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
@@ -22,7 +23,7 @@ def post_site(tmp_path: Path, real_ehr: EHRSimulator) -> Iterator[ExampleSite]:
     with run_example(tmp_path, real_ehr) as site:
         site.register(
             *("--base-url", real_ehr.base_url, "--client-id", CLIENT_ID),
-            *("--set", "authorize_method=post"),
+            *("--set", f"authorization_parameters={json.dumps(BY_POST)}"),
         )
         yield site
 

@@ -58,6 +58,7 @@ from tests.ehr import (
 )
 from tests.factories import register_at, register_key_at
 from tests.grants.working import refresh_grants
+from tests.known import BY_POST
 from tests.launches.forms import Form
 from tests.processes import ExampleSite, wait_for
 from tests.redaction.reporting import ADMINS, redacted_reports
@@ -271,14 +272,14 @@ class Journey:
 
     def go_by_form(self) -> None:
         """The authorization request is a page of this site, with a form."""
-        FHIRServer.objects.update(authorize_method="post")
+        FHIRServer.objects.update(authorization_parameters=BY_POST)
         browser = self._everywhere.browser()
         launch_id = self._ehr.create_launch(CLIENT_ID, patient=PATIENT)
         query = {"iss": self._ehr.base_url, "launch": launch_id}
         form = Form(browser.get("/smart/launch/", query).content)
         callback = self._ehr.authorize(form.action, form=form.inputs)
         assert get_launch(get_callback(browser, callback)).status == "completed"
-        FHIRServer.objects.update(authorize_method="get")
+        FHIRServer.objects.update(authorization_parameters={})
 
     def use_keys(self, canaries: Canaries) -> None:
         """The same with a key in place of the secret."""

@@ -135,7 +135,7 @@ def test_log_names_the_column_where_only_revocation_refuses_the_assertion(
     assert revoke_pending() == 0
     assert "assertion_audience" in caplog.text
     caplog.clear()
-    FHIRServer.objects.update(assertion_audience="token_endpoint")
+    FHIRServer.objects.update(quirks={"assertion_audience": "token_endpoint"})
     end_wait()
     assert revoke_pending() == 1
     assert "assertion_audience" not in caplog.text

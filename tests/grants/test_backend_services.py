@@ -218,7 +218,7 @@ def test_bearer_goes_where_the_server_column_says(
     ehr: EHRSimulator, service: ClientRegistration
 ) -> None:
     assert backend_client_for(service).boundary == "base"
-    service.server.bearer_boundary = "origin"
+    service.server.quirks = {"bearer_boundary": "origin"}
     assert backend_client_for(service).boundary == "origin"
 
 

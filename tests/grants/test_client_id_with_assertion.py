@@ -32,7 +32,7 @@ def signing(ehr: EHRSimulator) -> ClientRegistration:
 def test_client_id_goes_beside_the_assertion_if_the_switch_is_on(
     ehr: EHRSimulator, *, is_on: bool
 ) -> None:
-    FHIRServer.objects.update(client_id_with_assertion=is_on)
+    FHIRServer.objects.update(quirks={"client_id_with_assertion": is_on})
     if is_on:
         ehr.quirks = ["assertion_client_id"]
     grant = connect(make_browser(), ehr).grant

@@ -59,11 +59,6 @@ def test_a_long_token_is_due_in_the_last_part_of_its_life() -> None:
         assert timedelta(minutes=39) <= wait_for(3600) <= timedelta(minutes=45)
 
 
-def test_the_least_interval_of_a_server_counts_more_than_the_end() -> None:
-    least = timedelta(seconds=40)
-    assert wait_for(30, min_refresh_interval=least) == least
-
-
 def test_grants_of_one_hour_do_not_come_due_in_one_minute() -> None:
     # The most crowded minute of a million that were given at once, by a sample.
     waits = Counter(wait_for(3600) // timedelta(minutes=1) for _ in range(6000))

@@ -13,7 +13,6 @@ from django.utils import timezone
 from django_smart.grants.engine import RefreshResult
 from django_smart.models import (
     ClientRegistration,
-    FHIRServer,
     ServerState,
     TokenGrant,
 )
@@ -232,14 +231,6 @@ def test_grant_that_failed_is_not_due_at_once(ehr: EHRSimulator) -> None:
         assert grant.last_error == "token_server_error"
         make_due(due)
     assert len(ehr.requests_to("refresh")) == 3
-
-
-@pytest.mark.usefixtures("registration")
-def test_least_refresh_interval_of_the_server_is_kept(ehr: EHRSimulator) -> None:
-    FHIRServer.objects.update(min_refresh_interval=timedelta(hours=2))
-    grant = connect(make_browser(), ehr).grant
-    assert grant is not None
-    assert _due_at(grant) >= grant.received_at + timedelta(hours=2)
 
 
 @pytest.mark.usefixtures("registration")

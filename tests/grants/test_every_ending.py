@@ -140,7 +140,7 @@ def test_refresh_says_who_the_client_is(ehr: EHRSimulator, method: str) -> None:
 @every_method
 def test_introspection_says_who_the_client_is(ehr: EHRSimulator, method: str) -> None:
     make_client(ehr, method, ONLINE)
-    FHIRServer.objects.update(introspection_mode="client")
+    FHIRServer.objects.update(quirks={"introspection_mode": "client"})
     grant = reload_grant(launch(make_browser(), ehr).grant_id)
     described = introspect_grant(grant)
     (request,) = ehr.requests_to("introspect")

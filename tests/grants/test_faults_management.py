@@ -71,7 +71,7 @@ CHANGED = [
 @pytest.fixture
 def visit(grant: TokenGrant) -> TokenGrant:
     """The grant, of a visit, where the client's own credentials ask about it."""
-    FHIRServer.objects.update(introspection_mode="client")
+    FHIRServer.objects.update(quirks={"introspection_mode": "client"})
     TokenGrant.objects.update(encounter_id="a-visit")
     return reload_grant(grant.pk)
 

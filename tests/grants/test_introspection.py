@@ -37,7 +37,12 @@ both_modes = pytest.mark.parametrize("mode", ["bearer", "client"])
 
 
 def set_mode(mode: str) -> None:
-    FHIRServer.objects.update(introspection_mode=mode)
+    is_bearer = mode == "bearer"
+    FHIRServer.objects.update(
+        quirks={} if is_bearer else {"introspection_mode": mode},
+        # Otherwise the simulator's, which lists the methods of clients.
+        overrides={"introspection_endpoint_auth_methods_supported": None},
+    )
 
 
 @pytest.mark.compliance("INTRO-01", "INTRO-02", "INTRO-03", "REF-13")

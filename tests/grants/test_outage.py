@@ -136,7 +136,7 @@ def _check_order(places: list[int]) -> None:
 
 def _outlast(ehr: EHRSimulator, registration: ClientRegistration, number: int) -> None:
     """An outage of the server of so many grants, and what comes after."""
-    FHIRServer.objects.update(rate_limit=_LIMIT)
+    FHIRServer.objects.update(quirks={"rate_limit": _LIMIT})
     make_grants(ehr, registration, 1)
     serve(registration.server_id)  # the configuration is known then
     grant_ids = make_grants(ehr, registration, number)

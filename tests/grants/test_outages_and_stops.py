@@ -349,7 +349,7 @@ def test_rate_limit_is_never_passed_by_turns_after_each_other(
     ehr: EHRSimulator, registration: ClientRegistration, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(turn, "_LONGEST", 0.5)
-    FHIRServer.objects.update(rate_limit=20)
+    FHIRServer.objects.update(quirks={"rate_limit": 20})
     make_grants(ehr, registration, 32)
     sent: list[float] = []
     ehr.on_request = lambda _: sent.append(time.monotonic())
@@ -366,7 +366,7 @@ def test_rate_limit_is_never_passed_by_turns_after_each_other(
 def test_limit_of_ten_per_minute_is_kept(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    FHIRServer.objects.update(rate_limit=10 / 60)
+    FHIRServer.objects.update(quirks={"rate_limit": 10 / 60})
     make_grants(ehr, registration, 5)
     for number in range(1, 4):
         assert refresh_due() == RefreshResult(refreshed=1)

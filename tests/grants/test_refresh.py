@@ -143,7 +143,7 @@ def test_refresh_token_stays_where_none_comes(
 def test_scope_is_sent_only_if_the_server_wants_it(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
-    FHIRServer.objects.update(send_scope_on_refresh=True)
+    FHIRServer.objects.update(quirks={"send_scope_on_refresh": True})
     get_access_token(expire(grant, ehr))
     assert dict(ehr.requests_to("refresh")[0].form)["scope"] == grant.scope
     # What one response leaves out is requested again.

@@ -208,7 +208,7 @@ def test_reference_to_the_same_patient_and_encounter_ends_nothing(
 def test_another_patient_in_the_access_token_ends_launch_and_grant(
     ehr: EHRSimulator, opened: Launch
 ) -> None:
-    FHIRServer.objects.update(context_in_access_token=True)
+    FHIRServer.objects.update(quirks={"context_in_access_token": True})
     ehr.quirks = ["context_in_access_token"]
     grant = refresh(opened, ehr)
     assert grant.patient_id == PATIENT
@@ -362,7 +362,8 @@ def test_algorithms_are_those_the_server_names_within_ours(
     signed: str,
     accepted: bool,
 ) -> None:
-    make_registration(server__id_token_algorithms=pinned)
+    name = "id_token_signing_alg_values_supported"
+    make_registration(server__overrides={name: pinned.split()} if pinned else {})
     ehr.id_token_algorithm = signed
     if advertised is not None:
         answer(

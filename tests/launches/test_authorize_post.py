@@ -23,6 +23,7 @@ from tests.ehr import (
     start_ehr_launch,
 )
 from tests.factories import make_registration
+from tests.known import BY_POST
 from tests.launches.forms import Form
 
 pytestmark = pytest.mark.django_db
@@ -48,8 +49,8 @@ def test_request_by_post_has_what_a_request_by_get_has(
 ) -> None:
     make_registration()
     answers = []
-    for method in ("get", "post"):
-        FHIRServer.objects.update(authorize_method=method)
+    for parameters in ({}, BY_POST):
+        FHIRServer.objects.update(authorization_parameters=parameters)
         browser = make_browser()
         if kind == "ehr":
             answers.append(start(browser, ehr))
@@ -59,8 +60,11 @@ def test_request_by_post_has_what_a_request_by_get_has(
     form = Form(answers[1].content)
     assert (form.method, form.action) == ("post", ehr.authorization_endpoint)
     query = parse_qsl(urlsplit(answers[0]["Location"]).query)
-    assert [name for name, _ in form.inputs] == [name for name, _ in query]
-    once = {"state", "nonce", "code_challenge", "launch"}
+    assert [name for name, _ in form.inputs] == [
+        *(name for name, _ in query),
+        *BY_POST,
+    ]
+    once = {"state", "nonce", "code_challenge", "launch", *BY_POST}
     assert dict(form.inputs).keys() >= {"state", "nonce", "code_challenge"}
     assert [pair for pair in form.inputs if pair[0] not in once] == [
         pair for pair in query if pair[0] not in once
@@ -73,7 +77,7 @@ def test_request_by_post_has_what_a_request_by_get_has(
 def test_confirmed_connection_goes_by_post_too(
     ehr: EHRSimulator, django_user_model: Any
 ) -> None:
-    make_registration(server__authorize_method="post")
+    make_registration(server__authorization_parameters=BY_POST)
     browser = make_browser()
     browser.force_login(
         django_user_model.objects.create_user("ada"),
@@ -91,24 +95,17 @@ def test_confirmed_connection_goes_by_post_too(
 
 @pytest.mark.compliance("AUTH-09")
 @pytest.mark.parametrize(
-    ("method", "scope", "is_advertised", "is_form"),
+    ("scope", "is_advertised", "is_form"),
     [
-        ("auto", "launch patient/Patient.rs", True, False),
-        ("auto", LONG_SCOPE, True, True),
-        ("auto", LONG_SCOPE, False, False),
-        ("get", LONG_SCOPE, True, False),
-        ("post", "launch patient/Patient.rs", True, True),
-        ("post", "launch patient/Patient.rs", False, True),
+        ("launch patient/Patient.rs", True, False),
+        (LONG_SCOPE, True, True),
+        (LONG_SCOPE, False, False),
     ],
 )
 def test_form_is_for_what_an_address_cannot_carry(
-    ehr: EHRSimulator,
-    method: str,
-    scope: str,
-    is_advertised: bool,
-    is_form: bool,
+    ehr: EHRSimulator, scope: str, is_advertised: bool, is_form: bool
 ) -> None:
-    make_registration(server__authorize_method=method, ehr_scope=scope)
+    make_registration(ehr_scope=scope)
     if not is_advertised:
         answer(ehr, "/smart-configuration", capabilities=["launch-ehr"])
     response = start(make_browser(), ehr)
@@ -147,7 +144,7 @@ def test_two_thousand_characters_still_go_by_get(ehr: EHRSimulator) -> None:
 )
 def test_no_value_gets_out_of_its_attribute(ehr: EHRSimulator, value: str) -> None:
     registration = make_registration(
-        server__authorize_method="post", server__name=value[:200]
+        server__authorization_parameters=BY_POST, server__name=value[:200]
     )
     registration.client_id = value
     registration.save()
@@ -167,7 +164,7 @@ def test_no_value_gets_out_of_its_attribute(ehr: EHRSimulator, value: str) -> No
 def test_query_of_the_endpoint_stays_in_the_address(ehr: EHRSimulator) -> None:
     endpoint = f"{ehr.authorization_endpoint}?tenant=a%20b&x=%22%3E"
     make_registration(
-        server__authorize_method="post",
+        server__authorization_parameters=BY_POST,
         server__overrides={"authorization_endpoint": endpoint},
     )
     form = Form(start(make_browser(), ehr).content)
@@ -188,7 +185,7 @@ def test_page_allows_nothing_but_its_own_form_and_files(
     ehr: EHRSimulator, settings: Any, static_url: str, files: str
 ) -> None:
     settings.STATIC_URL = static_url
-    make_registration(server__authorize_method="post")
+    make_registration(server__authorization_parameters=BY_POST)
     response = start(make_browser(), ehr)
     policy = dict(
         each.split(" ", 1) for each in response["Content-Security-Policy"].split("; ")
@@ -212,7 +209,7 @@ def test_page_allows_nothing_but_its_own_form_and_files(
 
 
 def test_launch_in_a_frame_is_offered_a_window_first(ehr: EHRSimulator) -> None:
-    make_registration(server__authorize_method="post")
+    make_registration(server__authorization_parameters=BY_POST)
     response = make_browser().get(
         "/smart/launch/",
         {"iss": BASE_URL, "launch": "x"},

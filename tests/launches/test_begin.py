@@ -18,9 +18,10 @@ from django_smart.exceptions import LaunchRequestError
 from django_smart.fields import digest
 from django_smart.launches.begin import get_ehr_registration
 from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.protocol.quirks import QUIRKS
 from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
-from tests.answers import Away
+from tests.answers import Away, answer
 from tests.ehr import (
     BASE_URL,
     CLIENT_ID,
@@ -100,10 +101,10 @@ def test_standalone_launch_sends_no_launch_value(ehr: EHRSimulator) -> None:
 @pytest.mark.compliance("EHRL-05")
 @pytest.mark.parametrize(
     ("rule", "aud"),
-    [("as_received", f"{BASE_URL}/"), ("base_url", BASE_URL), ("none", None)],
+    [("as_received", f"{BASE_URL}/"), ("base_url", BASE_URL)],
 )
 def test_aud_is_the_iss_as_received_unless_the_server_says_otherwise(
-    ehr: EHRSimulator, rule: str, aud: str | None
+    ehr: EHRSimulator, rule: str, aud: str
 ) -> None:
     make_registration(server__aud_rule=rule)
     response = make_browser().get(
@@ -114,15 +115,16 @@ def test_aud_is_the_iss_as_received_unless_the_server_says_otherwise(
 
 @pytest.mark.parametrize(
     ("rule", "quirks"),
-    [("as_received", []), ("base_url", ["aud_slash"]), ("none", ["aud_none"])],
+    [("as_received", []), ("base_url", ["aud_slash"])],
 )
 def test_base_url_with_a_slash_connects_where_the_rule_fits(
     ehr: EHRSimulator, rule: str, quirks: list[str]
 ) -> None:
     registration = make_registration(server__base_url=f"{BASE_URL}/")
     ehr.quirks = quirks
-    for each in FHIRServer.AudRule.values:
-        FHIRServer.objects.filter(pk=registration.server_id).update(aud_rule=each)
+    for each in QUIRKS["aud_rule"].choices:
+        servers = FHIRServer.objects.filter(pk=registration.server_id)
+        servers.update(quirks={"aud_rule": each})
         answer = ehr.authorize(start_login(make_browser()))
         assert ("code=" in answer) == (each == rule)
 
@@ -148,22 +150,13 @@ def test_state_nonce_and_verifier_are_new_and_unreadable(ehr: EHRSimulator) -> N
 
 
 @pytest.mark.compliance("AUTH-03", "DISC-08")
-def test_pkce_follows_the_column_of_the_server(ehr: EHRSimulator) -> None:
-    registration = make_registration(server__pkce="never")
-    browser = make_browser()
-    assert "code_challenge" not in _query(start_ehr_launch(browser, ehr))
-    FHIRServer.objects.update(pkce="if_advertised")
-    assert "code_challenge" in _query(start_ehr_launch(browser, ehr))
-    for advertised in ([], ["plain"]):
-        document: Any = FHIRServer.objects.get().configuration
-        document["code_challenge_methods_supported"] = advertised
-        FHIRServer.objects.update(configuration=document)
-        assert "code_challenge" not in _query(start_ehr_launch(browser, ehr))
-    # The default: an old server that lists nothing is sent S256 all the same.
-    document["code_challenge_methods_supported"] = []
-    FHIRServer.objects.update(configuration=document, pkce="always")
-    assert "code_challenge" in _query(start_ehr_launch(browser, ehr))
-    assert registration.server.pkce == "never"
+def test_server_that_lists_no_challenge_is_sent_s256_all_the_same(
+    ehr: EHRSimulator,
+) -> None:
+    make_registration()
+    answer(ehr, "smart-configuration", code_challenge_methods_supported=[])
+    query = _query(start_ehr_launch(make_browser(), ehr))
+    assert query["code_challenge_method"] == "S256"
 
 
 @pytest.mark.compliance("EHRL-06", "SEC-05")

@@ -78,7 +78,7 @@ def elsewhere(ehr):
 @pytest.mark.compliance("FHIR-02", "FHIR-03")
 def test_token_never_leaves_its_server(ehr, elsewhere, fault, boundary):
     registration = ClientRegistration.objects.get()
-    registration.server.bearer_boundary = boundary
+    registration.server.quirks = {"bearer_boundary": boundary}
     registration.server.save()
     chart = open_chart(ehr)
     fhir = make_context(chart, user=chart.launch.user).fhir

@@ -18,6 +18,7 @@ from tests.ehr import (
     make_browser,
 )
 from tests.factories import METHODS, make_client
+from tests.known import BY_POST
 from tests.launches.forms import Form
 
 pytestmark = pytest.mark.django_db
@@ -53,7 +54,8 @@ def test_launch_is_complete(
     ehr: EHRSimulator, method: str, kind: str, how: str, with_identity: bool
 ) -> None:
     scope = f"openid fhirUser {DATA}" if with_identity else DATA
-    make_client(ehr, method, scope, server__authorize_method=how)
+    parameters = BY_POST if how == "post" else {}
+    make_client(ehr, method, scope, server__authorization_parameters=parameters)
     browser = make_browser()
     callback, asked = authorize(ehr, go(browser, ehr, kind))
 

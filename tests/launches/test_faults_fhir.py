@@ -181,7 +181,7 @@ def test_fault_of_the_api_is_tolerated(
 def test_page_outside_of_the_base_is_for_the_servers_that_have_it(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
-    grant.registration.server.bearer_boundary = "origin"
+    grant.registration.server.quirks = {"bearer_boundary": "origin"}
     fhir = fhir_client_for(grant=grant)
     ehr.faults = {"fhir_next_outside_base"}
     ehr.clear_requests()

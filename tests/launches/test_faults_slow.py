@@ -188,7 +188,7 @@ def _read(ehr: EHRSimulator) -> None:
 
 
 def _introspect(ehr: EHRSimulator) -> None:
-    FHIRServer.objects.update(introspection_mode="client")
+    FHIRServer.objects.update(quirks={"introspection_mode": "client"})
     assert introspect_grant(reload_grant(TokenGrant.objects.get().pk)).active
 
 

@@ -26,6 +26,7 @@ from django_smart.models import (
 from tests.answers import answer
 from tests.ehr import PATIENT, get_callback, get_launch, launch, make_browser
 from tests.factories import expire, make_registration, make_server, make_user
+from tests.known import BY_POST
 from tests.site.browsers import Chart
 from tests.site.urls import urlpatterns as site
 
@@ -85,9 +86,7 @@ urlpatterns = [
 @pytest.fixture
 def server(ehr: Any) -> FHIRServer:
     """An EHR that may show this site in a frame."""
-    return make_registration(
-        server__allow_embedding=True, server__frame_origins=[EHR, PORTAL]
-    ).server
+    return make_registration(server__frame_origins=[EHR, PORTAL]).server
 
 
 def begin(
@@ -308,7 +307,7 @@ def test_blocked_cookies_are_found_out_before_anything_is_spent(ehr, server):
 @pytest.mark.compliance("RESP-13")
 @pytest.mark.parametrize(
     "values",
-    [{"allow_embedding": False}, {"authorize_in_frame": False}, {}],
+    [{"frame_origins": []}, {"quirks": {"authorize_in_frame": False}}, {}],
     ids=["not embedded", "not authorized in the frame", "cookies blocked"],
 )
 def test_banner_around_the_frame_is_not_around_the_window(ehr, server, values):
@@ -365,7 +364,7 @@ def test_cookie_of_another_jar_proves_nothing(ehr, server):
 
 
 def test_server_that_may_not_be_framed_itself_opens_a_window(ehr, server):
-    FHIRServer.objects.update(authorize_in_frame=False)
+    FHIRServer.objects.update(quirks={"authorize_in_frame": False})
     page = begin(make_browser(), ehr)
     assert b"Open in a new window" in page.content
     assert page["Content-Security-Policy"] == ANCESTORS
@@ -374,11 +373,8 @@ def test_server_that_may_not_be_framed_itself_opens_a_window(ehr, server):
     assert not ehr.requests
 
 
-@pytest.mark.parametrize(
-    "values", [{"allow_embedding": False}, {"frame_origins": []}], ids=str
-)
-def test_server_that_may_not_embed_changes_no_header(ehr, server, values):
-    FHIRServer.objects.update(**values)
+def test_server_that_may_not_embed_changes_no_header(ehr, server):
+    FHIRServer.objects.update(frame_origins=[])
     page = begin(make_browser(), ehr)
     assert b"Open in a new window" in page.content
     assert page["X-Frame-Options"] == "DENY"
@@ -389,7 +385,7 @@ def test_server_that_may_not_embed_changes_no_header(ehr, server, values):
 
 def test_embedding_that_is_switched_off_ends_at_once(ehr, server):
     chart = open_framed(ehr)
-    FHIRServer.objects.update(allow_embedding=False)
+    FHIRServer.objects.update(frame_origins=[])
     response = chart.get("/cookies/")
     assert response["X-Frame-Options"] == "DENY"
     assert attributes(response)["colour"] == ("", False, False)
@@ -485,7 +481,7 @@ def test_page_after_sign_out_can_be_read_in_the_frame(ehr, server):
 
 
 def test_form_that_is_sent_to_the_ehr_can_be_in_the_frame(ehr, server):
-    FHIRServer.objects.update(authorize_method="post")
+    FHIRServer.objects.update(authorization_parameters=BY_POST)
     browser = make_browser()
     page = follow(browser, begin(browser, ehr))
     policy = page["Content-Security-Policy"]

@@ -162,7 +162,7 @@ def test_endpoints_have_scopes_and_context_of_their_own(ehr):
 def test_token_goes_to_the_endpoints_it_is_good_for(ehr, location):
     context = open_context(ehr)
     # Another version of FHIR, and below its own base alone.
-    FHIRServer.objects.update(bearer_boundary="origin")
+    FHIRServer.objects.update(quirks={"bearer_boundary": "origin"})
     fhir = context.fhir_at(location)
     assert fhir.patient_id == "r2-7"
     ehr.clear_requests()

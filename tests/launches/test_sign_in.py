@@ -757,7 +757,7 @@ def test_patient_of_fhir_user_counts_only_where_the_column_says_so(ehr, registra
     browser = make_browser()
     refused = get_callback(browser, ehr.authorize(start_login(browser), user=person))
     assert b"<code>patient_missing</code>" in refused.content
-    FHIRServer.objects.update(patient_from_fhir_user=True)
+    FHIRServer.objects.update(quirks={"patient_from_fhir_user": True})
     opened = connect(browser, ehr, user=person)
     assert opened.grant is not None
     assert (opened.grant.patient_id, opened.context["patient"]) == (PATIENT, PATIENT)
@@ -773,7 +773,7 @@ def test_context_of_a_signed_access_token_counts_where_the_column_says_so(
     browser = make_browser()
     url = ehr.authorize(start_ehr_launch(browser, ehr, tenant="north"))
     assert b"<code>patient_missing</code>" in get_callback(browser, url).content
-    FHIRServer.objects.update(context_in_access_token=True)
+    FHIRServer.objects.update(quirks={"context_in_access_token": True})
     # Absent in the response, whatever a server writes for that.
     answer(ehr, "/auth/token", patient=None, tenant="")
     opened = launch(browser, ehr, tenant="north")
@@ -804,7 +804,7 @@ def test_access_token_that_does_not_verify_names_nobody(
     monkeypatch.setattr(
         "django_smart.testing.simulator.token.issue_access_token", forge
     )
-    FHIRServer.objects.update(context_in_access_token=True)
+    FHIRServer.objects.update(quirks={"context_in_access_token": True})
     ehr.quirks = ["context_in_access_token"]
     browser = make_browser()
     answer = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))

@@ -94,7 +94,7 @@ def test_the_way_back_is_where_sign_out_leads_to(
 
 @pytest.mark.usefixtures("server")
 def test_sign_out_stays_here_unless_the_server_is_set_to_it(ehr: EHRSimulator) -> None:
-    FHIRServer.objects.update(rp_initiated_logout=False)
+    FHIRServer.objects.update(quirks={"rp_initiated_logout": False})
     browser = make_browser()
     launch(browser, ehr)
     assert sign_out(browser) == "/"

@@ -73,16 +73,18 @@ def test_every_option_reaches_its_column():
     register(
         *("--secret-env", "EHR_SECRET", "--auth-method", "client_secret_post"),
         *("--slug", "harbour", "--name", "Harbour Hospital", *_EHR),
-        *("--embed", "--frame-origin", "https://a.example"),
+        *("--frame-origin", "https://a.example"),
         *("--frame-origin", "https://b.example", "--preset", "smart_launcher"),
         *("--site-url", "https://other.example/"),
     )
     row = the_registration()
     server = row.server
     assert (server.slug, server.name) == ("harbour", "Harbour Hospital")
-    assert server.allow_embedding is True
     assert server.frame_origins == ["https://a.example", "https://b.example"]
-    assert (server.preset, server.bearer_boundary) == ("smart_launcher", "origin")
+    assert (server.preset, server.quirks.bearer_boundary) == (
+        "smart_launcher",
+        "origin",
+    )
     assert (row.client_secret, row.client_secret_env) == ("", "EHR_SECRET")
     assert row.token_endpoint_auth_method == "client_secret_post"
     assert row.redirect_uri == "https://other.example/smart/callback/"
@@ -96,21 +98,20 @@ def test_command_line_and_file_give_the_same_row(tmp_path):
         "client_secret": CLIENT_SECRET,
         "ehr_scope": EHR_SCOPE,
         "frame_origin": "https://a.example",
-        "embed": True,
         "name": None,
-        "set": {"pkce": "if_advertised", "rate_limit": 5},
+        "set": {"aud_rule": "base_url", "rate_limit": 5},
     }
     file.write_text(json.dumps([entry]))
     from_file = run("smart_register", "--from", str(file))
     columns = ClientRegistration.objects.values(
-        "server__pkce", "server__rate_limit", "server__frame_origins", "redirect_uri"
+        "server__quirks", "server__frame_origins", "redirect_uri"
     )
     stored = columns.get()
     from_line = register(
         *_SECRET,
         *_EHR,
-        *("--frame-origin", "https://a.example", "--embed"),
-        *("--set", "pkce=if_advertised", "--set", "rate_limit=5"),
+        *("--frame-origin", "https://a.example"),
+        *("--set", "aud_rule=base_url", "--set", "rate_limit=5"),
     )
     assert from_file.json == [from_line.json]
     assert columns.get() == stored
@@ -165,7 +166,7 @@ def test_remark_on_a_variable_that_is_not_set(monkeypatch):
 
 
 def test_same_base_url_and_client_id_update_the_row():
-    register(*_SECRET, *_EHR, "--name", "Harbour", "--set", "pkce=never")
+    register(*_SECRET, *_EHR, "--name", "Harbour", "--set", "aud_rule=base_url")
     first = the_registration()
     # A slash at the end names the same server.
     run(
@@ -177,7 +178,7 @@ def test_same_base_url_and_client_id_update_the_row():
     assert (row.pk, row.server.pk) == (first.pk, first.server.pk)
     assert row.create_users is False
     # What was not given stays.
-    assert (row.server.name, row.server.pkce) == ("Harbour", "never")
+    assert (row.server.name, row.server.quirks.aud_rule) == ("Harbour", "base_url")
     assert (row.ehr_scope, row.client_secret) == (EHR_SCOPE, CLIENT_SECRET)
     assert row.server.slug == first.server.slug
 
@@ -210,9 +211,9 @@ def test_secret_goes_when_the_method_needs_none():
 
 
 def test_embedding_is_switched_off_again():
-    register(*_SECRET, *_EHR, "--embed")
-    register("--no-embed")
-    assert the_registration().server.allow_embedding is False
+    register(*_SECRET, *_EHR, "--frame-origin", "https://a.example")
+    register("--set", "frame_origins=[]")
+    assert the_registration().server.frame_origins == []
 
 
 def test_client_ids_that_differ_by_case_are_two_clients():
@@ -266,51 +267,43 @@ def test_backend_services_with_a_secret_are_reminded_of_keys():
 def test_set_reaches_columns_of_both_tables_typed():
     register(
         *(*_SECRET, *_EHR),
-        *("--set", "min_refresh_interval=90", "--set", "nonce_required=off"),
+        *("--set", "refresh_token_lifetime=90", "--set", "nonce_required=False"),
         *("--set", 'discovery_headers={"Epic-Client-ID": "abc"}'),
         *("--set", "rate_limit=0.16", "--set", "landing_page=/a=b/"),
         *("--set", "server.is_active=false", "--set", "create_users=0"),
     )
     row = the_registration()
-    assert row.server.min_refresh_interval == timedelta(seconds=90)
-    assert row.server.nonce_required is False
-    assert row.server.discovery_headers == {"Epic-Client-ID": "abc"}
-    assert row.server.rate_limit == 0.16
+    assert row.server.quirks.refresh_token_lifetime == timedelta(seconds=90)
+    assert row.server.quirks.nonce_required is False
+    assert row.server.quirks.discovery_headers == {"Epic-Client-ID": "abc"}
+    assert row.server.quirks.rate_limit == 0.16
     assert row.landing_page == "/a=b/"
     assert (row.server.is_active, row.is_active, row.create_users) == (
         False,
         True,
         False,
     )
-    register("--set", "rate_limit=", "--set", "min_refresh_interval=")
+    register("--set", "rate_limit=", "--set", "refresh_token_lifetime=")
     row = the_registration()
-    assert (row.server.rate_limit, row.server.min_refresh_interval) == (None, None)
+    quirks = row.server.quirks
+    assert (quirks.rate_limit, quirks.refresh_token_lifetime) == (None, None)
 
 
 def test_values_of_a_wrong_preset_are_reset():
     register(*_SECRET, *_EHR, "--preset", "smart_launcher")
     register("--preset", "oracle_health")
-    assert the_registration().server.bearer_boundary == "base"
+    assert the_registration().server.quirks.bearer_boundary == "base"
     register("--preset", "epic")
     headers = {"Epic-Client-ID": "{client_id}"}
-    assert the_registration().server.discovery_headers == headers
+    assert the_registration().server.quirks.discovery_headers == headers
     register("--preset", "epic")
-    assert the_registration().server.discovery_headers == headers
-    register("--preset", "athenahealth", "--set", "pkce=never")
-    server = the_registration().server
-    assert (server.discovery_headers, server.introspection_mode) == ({}, "client")
-    register("--set", "introspection_mode=bearer")
+    assert the_registration().server.quirks.discovery_headers == headers
+    register("--preset", "athenahealth", "--set", "aud_rule=base_url")
+    quirks = the_registration().server.quirks
+    assert quirks.as_json() == {"aud_rule": "base_url", "introspection_mode": "client"}
     register("--preset", "")
-    server = the_registration().server
-    assert (server.introspection_mode, server.pkce) == ("bearer", "never")
-
-
-def test_algorithm_that_verifies_no_id_token_is_refused():
-    with pytest.raises(CommandError, match="HS256 cannot be used here"):
-        register(*_SECRET, *_EHR, "--offline", "--set", "id_token_algorithms=HS256")
-    assert not FHIRServer.objects.exists()
-    register(*_SECRET, *_EHR, "--offline", "--set", "id_token_algorithms=PS256 EdDSA")
-    assert the_registration().server.id_token_algorithms == "PS256 EdDSA"
+    quirks = the_registration().server.quirks
+    assert quirks.as_json() == {"aud_rule": "base_url"}
 
 
 def test_json_with_characters_that_no_database_takes_is_refused():
@@ -347,34 +340,37 @@ def test_set_wins_over_the_preset():
         *(*_SECRET, *_EHR, "--preset", "smart_launcher"),
         *("--set", "bearer_boundary=base"),
     )
-    assert the_registration().server.bearer_boundary == "base"
+    assert the_registration().server.quirks.bearer_boundary == "base"
 
 
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ("min_refesh_interval=1", "Did you mean min_refresh_interval?"),
-        ("nothing=1", "can be set: allow_embedding"),
+        ("rate_limt=1", "Did you mean rate_limit?"),
+        ("nothing=1", "can be set: assertion_audience"),
         ("base_url=https://x.example", "There is no field base_url"),
         ("jwks={}", "There is no field jwks"),
         ("ehr_slot=x", "There is no field ehr_slot"),
-        ("pkce", "FIELD=VALUE"),
-        ("pkce=perhaps", "not a valid choice"),
+        ("aud_rule", "FIELD=VALUE"),
+        ("bearer_boundary=orign", "did you mean origin?"),
         ("nonce_required=perhaps", "nonce_required must be true or false"),
         ("rate_limit=many", "rate_limit must be a number"),
         ("rate_limit=0", "rate_limit"),
         ("turns=many", "turns must be a whole number"),
         ("turns=0", "turns"),
         ("rate_limit=-1", "rate_limit"),
-        ("min_refresh_interval=soon", "must be a number of seconds"),
-        ("min_refresh_interval=nan", "must be a number of seconds"),
-        ("min_refresh_interval=-1", "must be a number of seconds"),
-        ("min_refresh_interval=1e300", "must be a number of seconds"),
-        ("discovery_headers={", "discovery_headers is not valid JSON"),
+        ("refresh_token_lifetime=soon", "must be a number of seconds"),
+        ("refresh_token_lifetime=NaN", "must be a number of seconds"),
+        ("refresh_token_lifetime=-1", "must be a number of seconds"),
+        ("refresh_token_lifetime=1e300", "must be a number of seconds"),
+        ("discovery_headers={", "must be a JSON object"),
         ("discovery_headers=[]", "must be a JSON object"),
+        ('discovery_headers={"X": "a\\r\\nY: b"}', "must be a JSON object"),
+        ("overrides={", "overrides is not valid JSON"),
+        ("quirks={}", "There is no field quirks"),
         ("frame_origins=1", "must be a JSON list"),
         ("frame_origins=[1]", "list of strings"),
-        ('discovery_headers={"a": 1}', "Headers must be a JSON object"),
+        ('discovery_headers={"a": 1}', "must be a JSON object"),
     ],
 )
 def test_set_refuses_what_the_column_does_not_take(pair, message):
@@ -484,10 +480,10 @@ def test_second_registration_of_a_server_is_no_default():
 
 def test_headers_that_an_operator_removed_do_not_come_back():
     register(*_SECRET, *_EHR, "--preset", "epic")
-    FHIRServer.objects.update(discovery_headers={})
+    FHIRServer.objects.update(quirks={"discovery_headers": {}})
     other = ("--base-url", BASE_URL, "--client-id", "other", "--preset", "epic")
     run("smart_register", *other, *_SECRET, *_EHR)
-    assert FHIRServer.objects.get().discovery_headers == {}
+    assert FHIRServer.objects.get().quirks.discovery_headers == {}
 
 
 def test_slug_of_another_server_is_refused():
@@ -584,15 +580,14 @@ def test_one_bad_entry_refuses_the_whole_file(tmp_path):
         (_entry(1, client_id=""), "--client-id is missing"),
         (_entry(1, ehr_scope=["launch"]), "ehr_scope must be text"),
         (_entry(1, name=5), "name must be text"),
-        (_entry(1, embed="perhaps"), "embed must be true or false"),
         (_entry(1, client_secret={}), "client_secret must be text"),
         (_entry(1, frame_origin=5), "frame_origin must be a JSON list"),
         (_entry(1, frame_origin=[5]), "--frame-origin: .*list of strings"),
         (_entry(1, set=[]), "set is not an object"),
         (_entry(1, set={"turns": 1.5}), "turns must be a whole number"),
         (_entry(1, set={"rate_limit": True}), "rate_limit must be a number"),
-        (_entry(1, set={"min_refresh_interval": 10**400}), "number that is too l"),
-        (_entry(1, set={"min_refresh_interval": 10**19}), "a number of seconds"),
+        (_entry(1, set={"refresh_token_lifetime": 10**400}), "number that is too l"),
+        (_entry(1, set={"refresh_token_lifetime": 10**19}), "a number of seconds"),
         (_entry(1, set={"landing_page": 5}), "landing_page must be text"),
         (_entry(1, set={"name": "a\0b"}), "text with NUL"),
         (_entry(1, client_id="a\0b"), "text with NUL"),
@@ -634,7 +629,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "extra", [("--client-id", "x"), ("--set", "pkce=never"), ("--embed",)]
+    "extra", [("--client-id", "x"), ("--set", "aud_rule=base_url")]
 )
 def test_file_and_options_are_not_mixed(tmp_path, extra):
     with pytest.raises(CommandError, match="from the file"):

@@ -277,7 +277,7 @@ def test_server_of_version_1_is_asked_for_scopes_of_version_1(
     (message,) = _messages(registration)[field]
     assert fix in message
     assert "set the server's scope syntax to v2" in message
-    registration.server.scope_syntax = "v2"
+    registration.server.quirks = {"scope_syntax": "v2"}
     registration.full_clean()
 
 

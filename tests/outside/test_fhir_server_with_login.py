@@ -177,7 +177,7 @@ def test_assertion_for_the_revocation_endpoint_is_refused_there():
     assert opened.grant is not None
     disconnect_grant(opened.grant)
     assert revoke_pending() == 0
-    FHIRServer.objects.update(assertion_audience="token_endpoint")
+    FHIRServer.objects.update(quirks={"assertion_audience": "token_endpoint"})
     end_wait()
     assert revoke_pending() == 1
 

@@ -36,7 +36,7 @@ from django_smart.servers.signing_keys import create_signing_key, ensure_active_
 from django_smart.signals import launch_failed
 from tests.ehr import get_callback, get_launch, listening, make_browser
 from tests.factories import make_registration
-from tests.known import CLIENT_ID, REDIRECT_URI, SITE
+from tests.known import BY_POST, CLIENT_ID, REDIRECT_URI, SITE
 from tests.launch_urls import get_code, open_page
 from tests.launches.forms import Form
 from tests.outside.people import go
@@ -248,7 +248,7 @@ def test_launch_reads_searches_and_refreshes(name, launch_type):
 
 @pytest.mark.parametrize("launch_type", LAUNCHES[:4])
 def test_authorization_request_by_post(launch_type):
-    values = {"server__authorize_method": "post"}
+    values = {"server__authorization_parameters": BY_POST}
     _, opened = launch("public", launch_type, values=values)
     assert opened.grant is not None
     assert opened.grant.patient_id == find_id("Patient")

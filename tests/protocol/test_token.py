@@ -138,12 +138,6 @@ def test_each_client_type_sends_its_own_parameters_and_no_others():
         assert request.headers == {"Accept": "application/json", "Content-Type": FORM}
 
 
-def test_a_server_registered_without_pkce_gets_no_verifier():
-    assert "code_verifier" not in dict(
-        read_form(build_exchange(BASIC, code_verifier=None))
-    )
-
-
 def test_values_are_form_encoded():
     request = build_exchange(BASIC, code="a+b/c =&é")
     assert dict(read_form(request))["code"] == "a+b/c =&é"

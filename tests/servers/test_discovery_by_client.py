@@ -121,7 +121,7 @@ def test_one_client_costs_one_request(
 def test_without_the_header_all_clients_share_one_configuration(
     server: FHIRServer, asked: list[str | None], headers: dict[str, str]
 ) -> None:
-    server.discovery_headers = headers
+    server.quirks = {"discovery_headers": headers}
     server.save()
     add_second(server)
     known = [get_configuration(server, each) for each in (CLIENT_ID, _SECOND, "")]

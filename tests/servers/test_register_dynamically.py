@@ -306,7 +306,7 @@ def test_header_for_the_client_id_is_left_out_before_there_is_one(
     )
     row = register_dynamically(data).registration
     assert "Epic-Client-ID" not in ehr.requests[0].headers
-    assert row.server.discovery_headers == {"Epic-Client-ID": "{client_id}"}
+    assert row.server.quirks.discovery_headers == {"Epic-Client-ID": "{client_id}"}
 
 
 # The command

@@ -217,7 +217,7 @@ class World:
                 slug=server.slug,
                 name=server.slug,
                 base_url=base_url,
-                rate_limit=server.rate_limit,
+                quirks={"rate_limit": server.rate_limit},
                 configuration={
                     "authorization_endpoint": f"{base_url}/authorize",
                     "token_endpoint": f"{base_url}/token",

@@ -59,7 +59,6 @@ def site_url(
             ehr_scope=f"{EHR_SCOPE} online_access",
             standalone_scope=f"{STANDALONE_SCOPE} patient/Observation.rs",
             server__base_url=real_ehr.base_url,
-            server__allow_embedding=True,
             server__frame_origins=[real_ehr.origin],
             server__authorize_in_frame=True,
         )

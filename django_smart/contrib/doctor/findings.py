@@ -98,6 +98,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
         "Without it, the endpoints for authorization and tokens are unknown.",
     ),
     "configuration_unusable": (_E, _NO_LAUNCH),
+    "quirk_unknown": (
+        _W,
+        "The server may need a quirk that this version ignores, so launches or "
+        "refreshes there may fail.",
+    ),
     "configuration_overruled": (
         _W,
         "The values entered here are used even after the server changes its own.",

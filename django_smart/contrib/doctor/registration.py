@@ -28,7 +28,7 @@ from ...exceptions import (
     TransportError,
 )
 from ...launches.prefix import find_route
-from ...models import ClientRegistration, FHIRServer, TokenGrant
+from ...models import ClientRegistration, TokenGrant
 from ...protocol.capabilities import Capability
 from ...protocol.configuration import SMARTConfiguration
 from ...protocol.messages import HTTPResponse
@@ -51,7 +51,6 @@ __all__ = ["examine_registration"]
 _NO_CODE = "no-code-the-doctor-is-asking"
 _CLIENT_REFUSED = {"invalid_client", "unauthorized_client"}
 _AuthMethod = ClientRegistration.AuthMethod
-_Basic = FHIRServer.BasicCredentials
 
 
 def examine_registration(
@@ -115,7 +114,7 @@ def _find_missing_launch_patient(
         and "launch/patient" not in scopes
         # Others may refuse the scope, and choose a patient in any case.
         and configuration.has(Capability.CONTEXT_STANDALONE_PATIENT)
-        and not registration.server.patient_from_fhir_user
+        and not registration.server.quirks.patient_from_fhir_user
     ):
         yield build_finding(
             "launch_patient_missing",
@@ -150,16 +149,13 @@ def _find_refresh_faults(
             "does not request offline_access.",
             fix="Add offline_access to the scope for standalone launch or EHR "
             "launch. If nothing is read in the background, clear the server's "
-            "refresh fields.",
+            "refresh token lifetime.",
         )
 
 
 def _expects_refresh(registration: ClientRegistration) -> str:
-    server = registration.server
-    if server.refresh_token_lifetime is not None:
+    if registration.server.quirks.refresh_token_lifetime is not None:
         return "the server has a refresh token lifetime"
-    if server.min_refresh_interval is not None:
-        return "the server has a minimum refresh interval"
     offline = TokenGrant.objects.active().offline()
     if offline.filter(registration=registration).exists():
         return "people have connected it for background access"
@@ -235,7 +231,7 @@ def _get_hosts() -> list[str]:
 
 
 def _find_cookie_faults(registration: ClientRegistration) -> Iterator[Finding]:
-    if not registration.server.allow_embedding:
+    if not registration.server.frame_origins:
         return
     faults = []
     if not get_site_url(registration).startswith("https:"):
@@ -458,11 +454,13 @@ def _try_other_form(
     url = configuration.token_endpoint
     other = copy.copy(registration)
     server = other.server = copy.copy(registration.server)
-    is_raw = server.basic_credentials == _Basic.RAW
-    server.basic_credentials = _Basic.FORM_ENCODED if is_raw else _Basic.RAW
-    server.client_id_with_assertion = True
-    is_without_id = registration.uses_private_key and not (
-        registration.server.client_id_with_assertion
+    current = server.quirks
+    encoding = "raw" if current.basic_credentials == "form_encoded" else "form_encoded"
+    server.quirks = current.replace(
+        {"basic_credentials": encoding, "client_id_with_assertion": True}
+    )
+    is_without_id = (
+        registration.uses_private_key and not current.client_id_with_assertion
     )
     try:
         if (
@@ -482,10 +480,9 @@ def _try_other_form(
             yield build_finding(
                 "basic_encoding_wrong",
                 what="The token endpoint refuses client ID and secret in the "
-                f"current encoding ({registration.server.basic_credentials}) "
-                f"and accepts them as {other.server.basic_credentials}.",
-                fix="Set basic_credentials on the server's admin page to "
-                f"{other.server.basic_credentials}.",
+                f"current encoding ({current.basic_credentials}) "
+                f"and accepts them as {encoding}.",
+                fix=f"Set basic_credentials on the server's admin page to {encoding}.",
             )
     except SMARTError:
         # Reported where the credentials themselves are tried.

@@ -93,6 +93,7 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
     if isinstance(configuration, Finding):
         yield configuration
         return
+    yield from _find_unknown_quirks(server)
     yield from _find_overruled(server)
     yield from _find_shared(server)
     registrations: list[ClientRegistration] = []
@@ -133,6 +134,17 @@ def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
             f"configuration. {'; '.join(differing)}.",
             fix="Do nothing if the vendor documents these values; otherwise "
             "remove them from the server's overrides.",
+        )
+
+
+def _find_unknown_quirks(server: FHIRServer) -> Iterator[Finding]:
+    if unknown := sorted(server.quirks.unknown):
+        yield build_finding(
+            "quirk_unknown",
+            what=f"Quirks that this version does not know are stored: "
+            f"{', '.join(unknown)}.",
+            fix="Look up in the changelog what replaces them, and set that instead. "
+            "To remove them, assign the server's quirks in a shell.",
         )
 
 

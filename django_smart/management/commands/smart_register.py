@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from django_smart.exceptions import SMARTError
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration
 from django_smart.protocol.json import parse_json
+from django_smart.protocol.quirks import QUIRKS, Quirk
 from django_smart.protocol.scopes import ScopeSet
 from django_smart.servers.discovery import (
     copy_discovered,
@@ -135,16 +134,11 @@ class Command(BaseCommand):
             help="Vendor whose known settings are used.",
         )
         server.add_argument(
-            "--embed",
-            action=argparse.BooleanOptionalAction,
-            default=None,
-            help="Whether the server may show this site in a frame.",
-        )
-        server.add_argument(
             "--frame-origin",
             action="append",
             metavar="URL",
-            help="Origin of the page that contains the frame; can be repeated.",
+            help="Origin of a page that may show this site in a frame; can be "
+            "repeated.",
         )
         rest = parser.add_argument_group("other options")
         rest.add_argument(
@@ -157,9 +151,9 @@ class Command(BaseCommand):
             action="append",
             default=[],
             metavar="FIELD=VALUE",
-            help="Set any other field by name; durations in seconds, headers and "
-            "lists as JSON; can be repeated. Fields: "
-            f"{', '.join(sorted(_get_fields()))}.",
+            help="Set any other field or quirk by name; durations in seconds, headers "
+            "and lists as JSON; can be repeated. Fields: "
+            f"{', '.join(_get_names())}.",
         )
         asking = rest.add_mutually_exclusive_group()
         asking.add_argument(
@@ -447,8 +441,8 @@ _NOT_SETTABLE = {
     "jwks",
     "jwks_fetched_at",
     "jwks_uri",
+    "quirks",
 }
-_MAX_SECONDS = 100 * 366 * 24 * 3600
 _TRUE = {"1", "on", "true", "yes"}
 _FALSE = {"0", "false", "no", "off"}
 # Option, as a file names it, and the column it sets.
@@ -456,7 +450,6 @@ _OPTIONS = {
     "auth_method": "token_endpoint_auth_method",
     "client_secret": "client_secret",
     "ehr_scope": "ehr_scope",
-    "embed": "allow_embedding",
     "frame_origin": "frame_origins",
     "secret_env": "client_secret_env",
     "standalone_scope": "standalone_scope",
@@ -514,7 +507,7 @@ def _parse_columns(
     """
     Turn text, or values as JSON has them, into what the columns of each table hold.
 
-    Durations are seconds; booleans are true or false; what JSON columns hold is JSON.
+    Booleans are true or false; what JSON columns hold is JSON.
     An empty text, or null, empties a column that may be null.
 
     Raises:
@@ -527,12 +520,15 @@ def _parse_columns(
     }
     for name, value in values.items():
         column = _OPTIONS.get(name, name)
+        if column in QUIRKS:
+            columns[FHIRServer][column] = _parse_quirk(QUIRKS[column], value)
+            continue
         if column not in fields:
-            near = get_close_matches(name, fields, n=1)
+            near = get_close_matches(name, _get_names(), n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise CommandError(
                 f"There is no field {name}.{hint} Fields that can be set: "
-                f"{', '.join(sorted(fields))}."
+                f"{', '.join(_get_names())}."
             )
         model, field = fields[column]
         try:
@@ -559,15 +555,28 @@ def _get_fields() -> dict[str, tuple[type[models.Model], models.Field[Any, Any]]
     return fields
 
 
+def _get_names() -> list[str]:
+    return sorted([*_get_fields(), *QUIRKS])
+
+
+def _parse_quirk(quirk: Quirk, value: Any) -> Any:
+    """Return *value* as JSON has it; whether it fits is checked when it is stored."""
+    if value == "":
+        return None
+    if quirk.choices or not isinstance(value, str):
+        return value
+    text = value.lower() if quirk.type is bool else value
+    try:
+        return parse_json(text.encode(), error=SMARTError, what=quirk.name)
+    except SMARTError:
+        return value
+
+
 def _describe_type(field: models.Field[Any, Any]) -> str:
     if isinstance(field, models.BooleanField):
         return "true or false"
     if isinstance(field, models.IntegerField):
         return "a whole number"
-    if isinstance(field, models.FloatField):
-        return "a number"
-    if isinstance(field, models.DurationField):
-        return "a number of seconds"
     if isinstance(field, models.JSONField):
         kind = "object" if isinstance(field.get_default(), dict) else "list"
         return f"a JSON {kind}"
@@ -581,10 +590,6 @@ def _parse(field: models.Field[Any, Any], value: Any) -> Any:
         return _parse_boolean(value)
     if isinstance(field, models.IntegerField):
         return int(_require(value, int, str))
-    if isinstance(field, models.FloatField):
-        return _parse_number(value)
-    if isinstance(field, models.DurationField):
-        return timedelta(seconds=_parse_number(value))
     if isinstance(field, models.JSONField):
         if isinstance(value, str):
             value = _parse_json(value.encode(), what=f"value of {field.name}")
@@ -609,14 +614,6 @@ def _require(value: Any, *types: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, types):
         raise TypeError
     return value
-
-
-def _parse_number(value: Any) -> float:
-    number = float(_require(value, int, float, str))
-    # Written so that NaN is refused; the limit is that of the databases' intervals.
-    if not 0 <= number <= _MAX_SECONDS:
-        raise ValueError
-    return number
 
 
 def _as_option(name: str) -> str:

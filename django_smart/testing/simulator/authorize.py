@@ -141,7 +141,7 @@ def _check_fixed_parameters(
     if "state" not in params:
         raise refuse("invalid_request", "state is missing")
     aud = f"{ehr.base_url}/" if "aud_slash" in ehr.quirks else ehr.base_url
-    if params.get("aud") != (None if "aud_none" in ehr.quirks else aud):
+    if params.get("aud") != aud:
         raise refuse("invalid_request", f"aud must be {aud}")
     if "parameter_wanted" in ehr.quirks and params.get("tenant") != "harbour":
         raise refuse("invalid_request", "tenant must be harbour")

@@ -49,7 +49,6 @@ parameters of a scope; a server may omit any of these checks.
 # and the EHR refuses an app that is not configured for it.
 QUIRKS: dict[str, str] = {
     "aud_slash": "accepts only the base URL with a trailing slash as aud",
-    "aud_none": "refuses every aud",
     "context_in_access_token": "returns the context only in the access token, a JWT",
     "patient_in_fhir_user": "names the patient only in fhirUser",
     "scopes_trimmed": "grants neither Patient nor Observation",

@@ -190,12 +190,12 @@ def offline_access_missing(world: World) -> None:
     world.set_registration(
         standalone_scope="launch/patient openid fhirUser patient/Patient.rs"
     )
-    world.set_server(refresh_token_lifetime=timedelta(days=90))
+    world.set_server(quirks={"refresh_token_lifetime": 90 * 24 * 3600})
 
 
 def cookies_unfit_for_frames(world: World) -> None:
     """The app is shown in frames, but the session cookie is not secure."""
-    world.set_server(allow_embedding=True, frame_origins=["https://ehr.example.org"])
+    world.set_server(frame_origins=["https://ehr.example.org"])
     world.settings.SESSION_COOKIE_SECURE = False
 
 

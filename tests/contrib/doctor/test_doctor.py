@@ -17,6 +17,7 @@ from django_smart.contrib.doctor import KINDS, Finding, examine
 from django_smart.grants.deployment import adopt_grants
 from django_smart.models import FHIRServer, SigningKey, TaskRun
 from django_smart.models.task_run import ROTATE_KEYS
+from django_smart.protocol.quirks import Quirks
 from django_smart.servers.signing_keys import ensure_active_key, generate_key
 from django_smart.tasks import refresh_due_grants
 from django_smart.testing import EHRSimulator
@@ -62,7 +63,7 @@ def test_right_configuration_of_a_client_with_a_key_is_silent(world: World) -> N
 
 
 def test_right_configuration_of_an_app_in_frames_is_silent(world: World) -> None:
-    world.set_server(allow_embedding=True, frame_origins=["https://ehr.example.org"])
+    world.set_server(frame_origins=["https://ehr.example.org"])
     assert examine_world(world) == []
 
 
@@ -88,14 +89,11 @@ def test_untrusted_certificate_is_named_with_its_fix(
 # What else it finds
 
 
-def test_authorization_is_requested_with_pkce_only_where_launches_use_it(
-    world: World,
-) -> None:
-    examine_world(world)
-    assert "code_challenge" in dict(world.ehr.requests_to("authorize")[-1].query)
-    world.set_server(pkce="never")
-    examine_world(world)
-    assert "code_challenge" not in dict(world.ehr.requests_to("authorize")[-1].query)
+def test_quirks_of_another_version_are_reported(world: World) -> None:
+    world.set_server(quirks=Quirks(unknown={"pkce": "never"}))
+    (found,) = examine_world(world)
+    assert found.code == "quirk_unknown"
+    assert "pkce" in found.what
 
 
 @pytest.mark.compliance("SAL-03")
@@ -105,9 +103,9 @@ def test_launch_patient_is_missed_only_where_it_helps(world: World) -> None:
 
     world.set_registration(standalone_scope="openid patient/Patient.rs")
     assert is_missed()
-    world.set_server(patient_from_fhir_user=True)
+    world.set_server(quirks={"patient_from_fhir_user": True})
     assert not is_missed()
-    world.set_server(patient_from_fhir_user=False)
+    world.set_server(quirks={})
     offer(world, capabilities=["launch-ehr", "launch-standalone"])
     assert not is_missed()
 
@@ -460,10 +458,10 @@ def test_other_encoding_is_tried_once_and_the_column_named(
 ) -> None:
     set_secret(world, "s3:cr/et+ %&=")
     world.ehr.quirks = [f"basic_{taken}"]
-    world.set_server(basic_credentials=other)
+    world.set_server(quirks={"basic_credentials": other})
     found = {each.code: each for each in examine_world(world)}
     assert f"to {taken}" in found["basic_encoding_wrong"].fix
-    world.set_server(basic_credentials=taken)
+    world.set_server(quirks={"basic_credentials": taken})
     assert examine_world(world) == []
 
 
@@ -482,7 +480,7 @@ def test_client_id_beside_the_assertion_is_tried_and_the_field_named(
     world.ehr.quirks = ["assertion_client_id"]
     found = {each.code: each for each in examine_world(world)}
     assert "client_id_with_assertion" in found["client_id_wanted"].fix
-    world.set_server(client_id_with_assertion=True)
+    world.set_server(quirks={"client_id_with_assertion": True})
     assert "client_id_wanted" not in {each.code for each in examine_world(world)}
 
 

@@ -86,7 +86,7 @@ def with_cron_alone(world: World) -> None:
 
 
 def with_v1_scopes(world: World) -> None:
-    world.set_server(scope_syntax="v1")
+    world.set_server(quirks={"scope_syntax": "v1"})
     world.set_registration(
         ehr_scope="launch openid fhirUser patient/*.read",
         standalone_scope="launch/patient openid fhirUser patient/*.read",
@@ -151,9 +151,9 @@ def with_a_secret_in_the_environment(world: World) -> None:
     world.set_registration(client_secret="", client_secret_env="HARBOUR_SECRET")
 
 
-def with_a_server_that_refuses_aud(world: World) -> None:
-    world.ehr.quirks = ["aud_none"]
-    world.set_server(aud_rule="none")
+def with_a_server_that_wants_a_slash_in_aud(world: World) -> None:
+    world.ehr.quirks = ["aud_slash"]
+    world.set_server(base_url=f"{BASE_URL}/", quirks={"aud_rule": "base_url"})
 
 
 def with_a_server_that_wants_a_parameter(world: World) -> None:
@@ -179,7 +179,7 @@ HEALTHY = [
     *(with_sessions_in_the_cache, with_csrf_in_the_session),
     *(with_a_landing_page_by_name, without_a_prefix, in_debug),
     *(with_a_server_that_says_little, with_launches_from_the_ehr_alone),
-    *(with_a_secret_in_the_environment, with_a_server_that_refuses_aud),
+    *(with_a_secret_in_the_environment, with_a_server_that_wants_a_slash_in_aud),
     *(with_a_server_that_wants_a_parameter, with_a_slash_after_the_base_url),
     *(with_a_capital_letter_in_its_address, with_the_usual_port_in_its_address),
 ]
