@@ -15,7 +15,7 @@ from functools import partial, wraps
 from threading import Event
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
-from django_smart.fhir.batch import Batch
+from django_smart.fhir.batch import Batch, BatchAnswer
 from django_smart.fhir.bulk import BulkExport, ExportedFile
 from django_smart.fhir.client import FHIRClient
 from django_smart.fhir.connection import CANCELED
@@ -88,23 +88,10 @@ class _Async(Generic[_S_co]):
         return f"<Async{repr(self._wrapped)[1:]}"
 
 
-def _awaited(
-    method: Callable[Concatenate[_S, _P], _T],
-) -> Callable[Concatenate[_Async[_S], _P], Coroutine[Any, Any, _T]]:
-    """Make an async method that calls *method* of what is wrapped, in a thread."""
-
-    @wraps(method)
-    async def call(self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        function: Callable[_P, _T] = getattr(self._wrapped, method.__name__)
-        return await self._threads.run(function, *args, **kwargs)
-
-    return call
-
-
 def _twin(
     method: Callable[Concatenate[_S, _P], _T], twin: Callable[[_T, _Threads], _R]
 ) -> Callable[Concatenate[_Async[_S], _P], Coroutine[Any, Any, _R]]:
-    """:func:`_awaited`, and the async twin of what *method* returns."""
+    """Make an async method: *method* in a thread, and the twin of what it returns."""
 
     @wraps(method)
     async def call(self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -114,15 +101,24 @@ def _twin(
     return call
 
 
-def _direct(
+def _awaited(
     method: Callable[Concatenate[_S, _P], _T],
-) -> Callable[Concatenate[_Async[_S], _P], _T]:
-    """Make a method that calls *method* of what is wrapped, which sends nothing."""
+) -> Callable[Concatenate[_Async[_S], _P], Coroutine[Any, Any, _T]]:
+    return _twin(method, lambda value, threads: value)
+
+
+def _streamed(
+    method: Callable[Concatenate[_S, _P], SearchStream[_T]],
+) -> Callable[Concatenate[_Async[_S], _P], AsyncSearchStream[_T]]:
+    """Make a method for ``async for``, which sends nothing before."""
 
     @wraps(method)
-    def call(self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        function: Callable[_P, _T] = getattr(self._wrapped, method.__name__)
-        return function(*args, **kwargs)
+    def call(
+        self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> AsyncSearchStream[_T]:
+        function: Callable[_P, SearchStream[_T]]
+        function = getattr(self._wrapped, method.__name__)
+        return AsyncSearchStream(function(*args, **kwargs), self._threads)
 
     return call
 
@@ -153,22 +149,6 @@ class AsyncSearchStream(Stream[_T]):
         return self._threads.step_through(self._stream.pages())
 
 
-def _streamed(
-    method: Callable[Concatenate[_S, _P], SearchStream[_T]],
-) -> Callable[Concatenate[_Async[_S], _P], AsyncSearchStream[_T]]:
-    """Make a method that returns what *method* does, for ``async for``."""
-
-    @wraps(method)
-    def call(
-        self: _Async[_S], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> AsyncSearchStream[_T]:
-        function: Callable[_P, SearchStream[_T]]
-        function = getattr(self._wrapped, method.__name__)
-        return AsyncSearchStream(function(*args, **kwargs), self._threads)
-
-    return call
-
-
 class AsyncPatientRecord(_Async[PatientRecord]):
     """:class:`PatientRecord` with methods for ``await`` or ``async for``."""
 
@@ -189,20 +169,16 @@ class AsyncPatientRecord(_Async[PatientRecord]):
     iterate_everything = _streamed(PatientRecord.iterate_everything)
 
 
-class AsyncBatch(_Async[Batch]):
+class AsyncBatch(Batch):
     """:class:`Batch`; only ``send`` is awaited."""
 
-    def __len__(self) -> int:
-        return len(self._wrapped)
+    def __init__(self, batch: Batch, threads: _Threads) -> None:
+        super().__init__(batch.kind, batch.client)
+        self._threads = threads
 
-    read = _direct(Batch.read)
-    vread = _direct(Batch.vread)
-    search = _direct(Batch.search)
-    create = _direct(Batch.create)
-    update = _direct(Batch.update)
-    patch = _direct(Batch.patch)
-    delete = _direct(Batch.delete)
-    send = _awaited(Batch.send)
+    async def send(self) -> list[BatchAnswer]:  # type: ignore[override]
+        """Like :meth:`Batch.send`."""
+        return await self._threads.run(super().send)
 
 
 class AsyncBulkExport(_Async[BulkExport]):
@@ -236,11 +212,10 @@ class AsyncBulkExport(_Async[BulkExport]):
         await self.wait()
         return self._wrapped.transaction_time
 
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+    async def problems(self) -> list[dict[str, Any]]:
+        """Like :meth:`BulkExport.problems`."""
         await self.wait()
-        # One by one: its state counts each as handled when the next is asked for.
-        async for resource in self._threads.step_through(self._wrapped):
-            yield resource
+        return await self._threads.run(self._wrapped.problems)
 
     async def deleted(self) -> AsyncIterator[str]:
         """Like :meth:`BulkExport.deleted`, for ``async for``."""
@@ -248,10 +223,11 @@ class AsyncBulkExport(_Async[BulkExport]):
         async for reference in self._threads.step_through(self._wrapped.deleted()):
             yield reference
 
-    async def problems(self) -> list[dict[str, Any]]:
-        """Like :meth:`BulkExport.problems`."""
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         await self.wait()
-        return await self._threads.run(self._wrapped.problems)
+        # One by one: its state counts each as handled when the next is asked for.
+        async for resource in self._threads.step_through(self._wrapped):
+            yield resource
 
 
 class AsyncFHIRClient(_Async[FHIRClient]):

@@ -98,13 +98,13 @@ class Batch:
     def __init__(
         self, kind: Literal["batch", "transaction"], client: Performer
     ) -> None:
-        self._kind = kind
-        self._client = client
+        self.kind = kind
+        self.client = client
         self._interactions: list[Interaction] = []
         self._entries: list[dict[str, Any]] = []
 
     def __repr__(self) -> str:
-        return f"<Batch: {self._kind} of {len(self)}>"
+        return f"<{type(self).__name__}: {self.kind} of {len(self)}>"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -185,22 +185,22 @@ class Batch:
         if not self._entries:
             return []
         for interaction in self._interactions:
-            self._client.check_scope(interaction)
+            self.client.check_scope(interaction)
         bundle = {
             "resourceType": "Bundle",
-            "type": self._kind,
+            "type": self.kind,
             "entry": self._entries,
         }
-        response = self._client.perform(
-            Interaction(name=self._kind, method="POST", path="", body=bundle)
+        response = self.client.perform(
+            Interaction(name=self.kind, method="POST", path="", body=bundle)
         )
         answer = process_bundle_response(
-            response, type=f"{self._kind}-response", what=self._kind
+            response, type=f"{self.kind}-response", what=self.kind
         )
         entries = answer["entry"]
         if len(entries) != len(self._interactions):
             raise MalformedFHIRResponseError(
-                f"the {self._kind} of {len(self._interactions)} entries "
+                f"the {self.kind} of {len(self._interactions)} entries "
                 f"returned {len(entries)} responses"
             )
         return [
@@ -224,7 +224,7 @@ class Batch:
         match = _STATUS.fullmatch(str(response.get("status", "")))
         if match is None:
             raise MalformedFHIRResponseError(
-                f"a response in the {self._kind} has no status"
+                f"a response in the {self.kind} has no status"
             )
         status_code = int(match[1])
         resource = entry.get("resource")
@@ -261,7 +261,7 @@ class Batch:
                 ),
             )
         location = str(response.get("location") or "")
-        is_here = "://" not in location or self._client.is_within_boundary(location)
+        is_here = "://" not in location or self.client.is_within_boundary(location)
         told = parse_place(location) if is_here else None
         if not location and interaction.name in {"update", "patch"} and interaction.id:
             # Not told, because the request itself names it.
