@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from django_smart.exceptions import FHIRStatusError, MalformedFHIRResponseError
 from django_smart.fhir.interactions import (
+    FHIR_JSON,
     Interaction,
     build_create,
     build_delete,
@@ -22,23 +23,23 @@ from django_smart.fhir.interactions import (
     build_search,
     build_update,
 )
+from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
-    build_status_error,
-    get_issues,
     parse_etag,
     parse_place,
     process_bundle_response,
+    process_delete_response,
+    process_read_response,
+    process_write_response,
     reports_error,
-    validate_bundle,
 )
 from django_smart.fhir.parameters import SearchParams, build_search_query
 from django_smart.fhir.perform import Performer
+from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["Batch", "BatchAnswer"]
 
 _STATUS = re.compile(r"\s*([1-5][0-9]{2})(?:\s.*)?", re.DOTALL)
-# Those that bring one resource, which is known before.
-_OF_ONE = frozenset({"read", "vread", "create", "update", "patch"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,111 +219,63 @@ class Batch:
     def _read_answer(
         self, interaction: Interaction, entry: dict[str, Any]
     ) -> BatchAnswer:
-        response = entry.get("response")
-        if not isinstance(response, dict):
-            response = {}
-        match = _STATUS.fullmatch(str(response.get("status", "")))
+        """Read an entry as the response that the interaction alone would have had."""
+        told = entry.get("response")
+        told = told if isinstance(told, dict) else {}
+        match = _STATUS.fullmatch(str(told.get("status", "")))
         if match is None:
             raise MalformedFHIRResponseError(
                 f"a response in the {self.kind} has no status"
             )
-        status_code = int(match[1])
-        resource = entry.get("resource")
+        status_code, resource = int(match[1]), entry.get("resource")
         resource = resource if isinstance(resource, dict) else None
-        what = f"{interaction.name} of {interaction.resource_type}"
-        if status_code >= 400:
-            return BatchAnswer(
-                status_code=status_code,
-                resource=resource,
-                error=build_status_error(
-                    status_code, what, outcome=response.get("outcome") or resource
-                ),
-            )
-        if interaction.name == "search":
-            try:
-                # A copy, because the lists that it lacks are added.
-                found = {"resourceType": "", **(resource or {})}
-                validate_bundle(found, type="searchset", what=what)
-            except MalformedFHIRResponseError as error:
-                error.issues = get_issues(resource)
-                return BatchAnswer(status_code=status_code, error=error)
-        outcomes = resource, response.get("outcome")
-        issues = [issue for outcome in outcomes for issue in get_issues(outcome)]
+        outcome = told.get("outcome")
         # 201 says that it was stored.
-        is_unsure = interaction.method != "GET" and status_code != 201
-        if is_unsure and any(map(reports_error, outcomes)):
-            return BatchAnswer(
-                status_code=status_code,
-                resource=resource,
-                error=MalformedFHIRResponseError(
-                    f"the {what} reported an error with status {status_code}",
-                    status_code=status_code,
-                    issues=issues,
-                ),
-            )
-        location = str(response.get("location") or "")
+        is_refused = status_code >= 400 or (
+            interaction.method != "GET"
+            and status_code != 201
+            and reports_error(outcome)
+        )
+        content = outcome if outcome and is_refused else resource
+        location = str(told.get("location") or "")
         is_here = "://" not in location or self.client.is_within_boundary(location)
-        told = parse_place(location) if is_here else None
-        if not location and interaction.name in {"update", "patch"} and interaction.id:
-            # Not told, because the request itself names it.
-            told = interaction.resource_type, interaction.id, ""
-        place = _choose_place(interaction, told, resource)
-        if place is None:
-            return BatchAnswer(
-                status_code=status_code,
-                error=MalformedFHIRResponseError(
-                    f"the {what} returned a different resource, or none",
-                    status_code=status_code,
-                    issues=issues,
-                ),
-            )
+        response = HTTPResponse(
+            status_code=status_code,
+            headers={
+                "content-type": FHIR_JSON,
+                "etag": str(told.get("etag") or ""),
+                "location": location if is_here and parse_place(location) else "",
+            },
+            body=b"" if content is None else dump_json(content),
+            url=self.client.build_url(interaction.path),
+        )
+        try:
+            found = _process(interaction, response)
+        except (FHIRStatusError, MalformedFHIRResponseError) as error:
+            # What did not come with an error is another resource.
+            kept = resource if status_code >= 400 else None
+            return BatchAnswer(status_code=status_code, resource=kept, error=error)
         return BatchAnswer(
             status_code=status_code,
             resource=resource,
-            reference=f"{place[0]}/{place[1]}" if place[1] else "",
-            version_id=place[2] or parse_etag(response.get("etag")),
+            reference=f"{found['resourceType']}/{found['id']}" if found else "",
+            version_id=found.get("meta", {}).get("versionId", "")
+            or parse_etag(told.get("etag")),
         )
 
 
-def _choose_place(
-    interaction: Interaction,
-    told: tuple[str, str, str] | None,
-    resource: dict[str, Any] | None,
-) -> tuple[str, str, str] | None:
-    """
-    Return type, id and version of an entry's subject; unknown ones are empty.
-
-    ``None`` if it is not what *interaction* is about.
-    """
-    nothing = "", "", ""
-    if interaction.name not in _OF_ONE:
-        return told or nothing
-    is_outcome = (resource or {}).get("resourceType") == "OperationOutcome"
-    if interaction.method != "GET" and (resource is None or is_outcome):
-        return (told if _is_meant(interaction, told) else None) if told else nothing
-    kept = _parse_kept(resource or {})
-    if not _is_meant(interaction, kept):
-        return None
-    if told and (told[:2] == kept[:2] or not kept[1]):
-        return told[0], told[1], told[2] or kept[2]
-    return kept
-
-
-def _is_meant(interaction: Interaction, place: tuple[str, str, str]) -> bool:
-    """Return whether the resource at *place* can be the response to *interaction*."""
-    asked = parse_place(interaction.path)
-    version_id = asked[2] if asked else ""
-    return (
-        place[0] == interaction.resource_type
-        and interaction.id in {"", place[1]}
-        and (not version_id or place[2] in {"", version_id})
+def _process(interaction: Interaction, response: HTTPResponse) -> dict[str, Any]:
+    """Return what is known of the only resource that an entry is about."""
+    what = f"{interaction.name} of {interaction.resource_type}"
+    match interaction.name:
+        case "read" | "vread":
+            return process_read_response(response, interaction)
+        case "search":
+            process_bundle_response(response, type="searchset", what=what)
+            return {}
+        case "delete":
+            process_delete_response(response, what=what)
+            return {}
+    return process_write_response(
+        response, interaction, is_within_boundary=lambda url: True, may_be_silent=True
     )
-
-
-def _parse_kept(resource: dict[str, Any]) -> tuple[str, str, str]:
-    meta = resource.get("meta")
-    version_id = (meta.get("versionId") if isinstance(meta, dict) else "") or ""
-    resource_type = str(resource.get("resourceType"))
-    url = f"{resource_type}/{resource.get('id') or ''}"
-    place = parse_place(f"{url}/_history/{version_id}") or parse_place(url)
-    return place or (resource_type, "", "")

@@ -12,7 +12,6 @@ from django_smart.exceptions import (
     FHIRPreconditionFailedError,
     FHIRRequestError,
     ForeignPatientError,
-    MalformedFHIRResponseError,
 )
 from django_smart.fhir.adapters import build_fhirclient, build_fhirpy
 from django_smart.fhir.attachments import build_document, download
@@ -32,7 +31,6 @@ from django_smart.fhir.interactions import (
 )
 from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
-    add_version,
     process_change_response,
     process_delete_response,
     process_read_response,
@@ -131,7 +129,7 @@ class FHIRClient(Performer):
             model: return an instance of this class, such as one from :meth:`get_model`.
         """
         interaction = build_read(resource_type, id, summary=summary, elements=elements)
-        resource = self._read(interaction)
+        resource = self.perform_read(interaction)
         return resource if model is None else convert(self, resource, model)
 
     def vread(
@@ -141,13 +139,7 @@ class FHIRClient(Performer):
         version_id: str,
     ) -> dict[str, Any]:
         """Read one version of a resource; ``FHIRNotFoundError`` if it is a deletion."""
-        resource = self._read(build_read(resource_type, id, version_id=version_id))
-        meta = resource.get("meta")
-        if isinstance(meta, dict) and meta.get("versionId", version_id) != version_id:
-            raise MalformedFHIRResponseError(
-                f"the vread of {resource_type} returned a different version"
-            )
-        return resource
+        return self.perform_read(build_read(resource_type, id, version_id=version_id))
 
     def reread(self, resource: Mapping[str, Any]) -> Mapping[str, Any]:
         """
@@ -162,7 +154,7 @@ class FHIRClient(Performer):
         response = self.perform(interaction)
         if response.status_code == 304:
             return resource
-        return self._process_read(response, interaction)
+        return process_read_response(response, interaction)
 
     def create(
         self,
@@ -321,19 +313,6 @@ class FHIRClient(Performer):
         """
         interaction = Interaction(name="get", method="GET", path=path_or_url)
         return process_resource_response(self.perform(interaction), what="GET request")
-
-    def _read(self, interaction: Interaction) -> dict[str, Any]:
-        return self._process_read(self.perform(interaction), interaction)
-
-    def _process_read(
-        self, response: HTTPResponse, interaction: Interaction
-    ) -> dict[str, Any]:
-        resource = process_read_response(
-            response,
-            resource_type=interaction.resource_type,
-            id=interaction.id,
-        )
-        return add_version(resource, response)
 
     def _write(self, interaction: Interaction) -> dict[str, Any]:
         return process_write_response(

@@ -265,8 +265,9 @@ class RecordGuard:
     def _read(
         self, kind: str, resource_id: str, letters: str
     ) -> tuple[dict[str, Any], HTTPResponse]:
-        response = self.fetch(build_read(kind, resource_id))
-        resource = process_read_response(response, resource_type=kind, id=resource_id)
+        asked = build_read(kind, resource_id)
+        response = self.fetch(asked)
+        resource = process_read_response(response, asked)
         record_check(resource, self.record, letters)
         return resource, response
 

@@ -191,21 +191,29 @@ def resolve_link(base: str, reference: str) -> str:
 
 
 def process_read_response(
-    response: HTTPResponse,
-    *,
-    resource_type: str,
-    id: str,  # noqa: A002
+    response: HTTPResponse, interaction: Interaction
 ) -> dict[str, Any]:
-    """Turn the answer to a read into the resource."""
-    resource = process_resource_response(response, what=f"read of {resource_type}")
-    if resource["resourceType"] != resource_type or resource.get("id") != id:
-        is_patient = resource["resourceType"] == resource_type == "Patient"
+    """Turn the answer to a read or vread into the resource, with its version."""
+    resource_type = interaction.resource_type
+    what = f"{interaction.name} of {resource_type}"
+    resource = process_resource_response(response, what=what)
+    is_type = resource["resourceType"] == resource_type
+    if not is_type or resource.get("id") != interaction.id:
+        is_patient = is_type and resource_type == "Patient"
         raise build_malformed_error(
             response,
-            f"the read of {resource_type} returned a different resource",
+            f"the {what} returned a different resource",
             error=ReplacedPatientError
             if is_patient and _is_id(resource.get("id"))
             else MalformedFHIRResponseError,
+        )
+    add_version(resource, response)
+    place, meta = parse_place(interaction.path), resource.get("meta")
+    version_id = place[2] if place else ""
+    found_id = meta.get("versionId") if isinstance(meta, dict) else None
+    if version_id and found_id not in {None, version_id}:
+        raise build_malformed_error(
+            response, f"the {what} returned a different version"
         )
     return resource
 
@@ -281,9 +289,13 @@ def process_write_response(
     interaction: Interaction,
     *,
     is_within_boundary: Callable[[str], bool],
+    may_be_silent: bool = False,
 ) -> dict[str, Any]:
     """
     Turn the answer to a create, update or patch into the resource as it is now.
+
+    Args:
+        may_be_silent: return nothing if nothing says which resource was stored.
 
     Returns:
         What the server sent.  If it sent no resource, as after ``prefer="minimal"``,
@@ -304,6 +316,8 @@ def process_write_response(
         answer = None
     if answer is None:
         answer = _read_place(response, interaction, is_within_boundary)
+    if answer is None and may_be_silent:
+        return {}
     if answer is None:
         raise build_malformed_error(
             response, f"the {what} does not say which resource it stored"

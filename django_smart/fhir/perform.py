@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from django_smart.exceptions import ForeignPatientError
 from django_smart.fhir.compartment import Record, is_shared
@@ -12,7 +13,7 @@ from django_smart.fhir.connection import FHIRConnection, refuse_in_event_loop
 from django_smart.fhir.guard import RecordGuard
 from django_smart.fhir.interactions import FHIR_JSON, Interaction
 from django_smart.fhir.json import dump_json
-from django_smart.fhir.messages import find_request_id
+from django_smart.fhir.messages import find_request_id, process_read_response
 from django_smart.fhir.session import FHIRSession
 from django_smart.protocol.id_token import FHIR_USER_TYPES
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
@@ -67,6 +68,12 @@ class Performer(FHIRConnection):
             )
         response = self._perform(interaction, url=url)
         return guard.check(interaction, response)
+
+    def perform_read(
+        self, interaction: Interaction, *, url: str | None = None
+    ) -> dict[str, Any]:
+        """Return the resource that *interaction* reads, at its own address or *url*."""
+        return process_read_response(self.perform(interaction, url=url), interaction)
 
     def _build_guard(self) -> RecordGuard | None:
         """Return what keeps to the record, if scopes are for one patient."""

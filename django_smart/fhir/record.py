@@ -8,11 +8,7 @@ from typing import Any
 from django_smart.exceptions import ForeignPatientError
 from django_smart.fhir.compartment import find_patient_parameter
 from django_smart.fhir.interactions import build_operation, build_read
-from django_smart.fhir.messages import (
-    add_version,
-    process_read_response,
-    validate_id,
-)
+from django_smart.fhir.messages import validate_id
 from django_smart.fhir.paging import SearchResult, SearchStream
 from django_smart.fhir.parameters import (
     Reference,
@@ -46,9 +42,7 @@ class PatientRecord:
 
     def read(self) -> dict[str, Any]:
         """Read the ``Patient``."""
-        response = self._client.perform(build_read("Patient", self.id))
-        resource = process_read_response(response, resource_type="Patient", id=self.id)
-        return add_version(resource, response)
+        return self._client.perform_read(build_read("Patient", self.id))
 
     def search(
         self,

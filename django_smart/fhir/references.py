@@ -14,11 +14,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
 )
 from django_smart.fhir.interactions import build_read
-from django_smart.fhir.messages import (
-    add_version,
-    parse_place,
-    process_read_response,
-)
+from django_smart.fhir.messages import parse_place
 from django_smart.fhir.names import iter_mappings
 from django_smart.fhir.parameters import AnyOf
 from django_smart.fhir.perform import Performer
@@ -65,11 +61,7 @@ def resolve(
         raise BearerBoundaryError("the reference points to another server")
     resource_type, resource_id, version_id = _parse_target(url)
     interaction = build_read(resource_type, resource_id, version_id=version_id)
-    response = client.perform(interaction, url=url)
-    resource = process_read_response(
-        response, resource_type=resource_type, id=resource_id
-    )
-    return add_version(resource, response)
+    return client.perform_read(interaction, url=url)
 
 
 def resolve_many(

@@ -424,10 +424,9 @@ def _check_binary(
     if read.name != "read":
         raise FHIRRequestError(f"{_SOURCE} must be a resource's type and id.")
     rules.check(read)
-    kind = read.resource_type
     answer = guard.fetch(guard.prepare(read))
     try:
-        resource = process_read_response(answer, resource_type=kind, id=read.id)
+        resource = process_read_response(answer, read)
         is_own = is_of_patient(resource, guard.record)
     except (ForeignPatientError, MalformedFHIRResponseError) as error:
         if source:

@@ -206,7 +206,7 @@ def test_synchronous_call_is_allowed_as_django_allows_it(grant, monkeypatch):
 # Not for async code: libraries' clients, and what the methods are made of.
 SYNCHRONOUS = {
     *("as_fhirclient", "as_fhirpy", "session", "stream", "stream_anonymous"),
-    *("build_url", "check_scope", "is_within_boundary", "perform"),
+    *("build_url", "check_scope", "is_within_boundary", "perform", "perform_read"),
     *("send_anonymous", "send_authorized"),
 }
 
