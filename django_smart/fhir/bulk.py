@@ -29,7 +29,6 @@ from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
-    get_issues,
     is_resource_type,
     parse_resource,
     process_delete_response,
@@ -69,9 +68,6 @@ _VALUE_TYPES = {
 _REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 # Lists of files with what went wrong; the second is that of STU 4.
 _PROBLEMS = ("error", "outcome")
-_IGNORED = re.compile(
-    r"\b(ignor\w*|unsupported|not support\w*|unknown)\b", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,10 +109,11 @@ def start_export(
         pairs.append(("_since", since))
     query = build_search_query(pairs, parameters)
     headers = {"Prefer": "respond-async"}
-    is_limited = "patient" in parameters
-    if is_limited:
+    if "patient" in parameters:
+        # A server that does not know it would export every patient.
         headers["Prefer"] += ", handling=strict"
-    if by_post or is_limited:
+        by_post = True
+    if by_post:
         headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)
@@ -134,8 +131,7 @@ def start_export(
             f"Content-Location; the status was {response.status_code}",
             status_code=response.status_code,
         )
-    state: dict[str, Any] = {"status_url": status_url}
-    export = BulkExport(client, state | ({"is_limited": True} if is_limited else {}))
+    export = BulkExport(client, {"status_url": status_url})
     if not client.is_within_boundary(status_url):
         error = BearerBoundaryError(
             "the export has started, but its Content-Location is outside the "
@@ -178,8 +174,6 @@ class BulkExport(Stream[dict[str, Any]]):
             self._status_url = client.build_url(str(state["status_url"]))
             self._file = int(state.get("file", 0))
             self._line = int(state.get("line", 0))
-            # Whether it is only for the patients that its request named.
-            self._is_limited = bool(state.get("is_limited"))
         except (KeyError, TypeError, ValueError):
             raise FHIRRequestError("This is not the state of an export.") from None
         self._client = client
@@ -207,7 +201,6 @@ class BulkExport(Stream[dict[str, Any]]):
             "status_url": self._status_url,
             "file": self._file,
             "line": self._line,
-            **({"is_limited": True} if self._is_limited else {}),
         }
 
     def poll(self) -> float | None:
@@ -364,32 +357,14 @@ class BulkExport(Stream[dict[str, Any]]):
         return self._manifests[0]
 
     def _walk(self, *names: str) -> Iterator[ExportedFile]:
-        """
-        Yield the files of all manifests in order; waits for more of them.
-
-        Raises:
-            MalformedFHIRResponseError: they are not only about the named patients.
-        """
+        """Yield the files of all manifests in order; waits for more of them."""
         number = 0
         while number < len(self._manifests) or self._next_url is not None:
             if number == len(self._manifests):
                 self._wait_for(number + 1)
                 continue
-            manifest = self._manifests[number]
-            if self._is_limited and "output" in names:
-                self._check_limit(manifest)
-            yield from _get_files(manifest, *names)
+            yield from _get_files(self._manifests[number], *names)
             number += 1
-
-    def _check_limit(self, manifest: dict[str, Any]) -> None:
-        """Refuse files for which the server has ignored which patients were named."""
-        for file in _get_files(manifest, *_PROBLEMS):
-            for outcome in self._read(file):
-                issues = get_issues(outcome)
-                if any(map(_is_about_patients, issues)):
-                    raise MalformedFHIRResponseError(
-                        'the server ignored "patient" of the export', issues=issues
-                    )
 
     def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
         """Read a file; after a broken connection, continue at the same line."""
@@ -439,15 +414,6 @@ def _get_files(manifest: dict[str, Any], *names: str) -> Iterator[ExportedFile]:
             url=item["url"],
             count=count if isinstance(count, int) else None,
         )
-
-
-def _is_about_patients(issue: Mapping[str, Any]) -> bool:
-    """Whether an issue says that the parameter ``patient`` was ignored."""
-    details = issue.get("details")
-    text = details.get("text") if isinstance(details, Mapping) else ""
-    told = f"{text} {issue.get('diagnostics')} {issue.get('expression')}"
-    is_ignored = issue.get("code") == "not-supported" or _IGNORED.search(told)
-    return bool(is_ignored and re.search(r"\bpatient\b", told))
 
 
 def _load_manifest(body: bytes) -> dict[str, Any] | str:

@@ -642,8 +642,6 @@ class FHIRClient(Performer):
 
         Returns:
             The export.  Iterate it when the server is ready, or store its ``state``.
-            With ``patient``, iterating raises ``MalformedFHIRResponseError`` if the
-            server reports that it has ignored this parameter.
 
         Raises:
             FHIRRequestError: the scope or a parameter is invalid; nothing was sent.

@@ -48,8 +48,6 @@ CANCELED: ContextVar[Event | None] = ContextVar("canceled", default=None)
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Seconds after a refresh that did not help in which another one would not, either.
-_USELESS_FOR = 30.0
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _SAFE_INTERACTIONS = frozenset({"search"})  # by POST, too
 _METHOD = re.compile(r"[A-Z]{1,16}")
@@ -141,7 +139,8 @@ class FHIRConnection:
         self._transport = transport
         self._observer = observer
         self.sleep = sleep
-        self._refused = HiddenText(""), 0.0
+        # A token that met 401 after a refresh: another one would not help, either.
+        self._refused = HiddenText("")
         self._record_rules = record_rules
 
     def __repr__(self) -> str:
@@ -300,22 +299,16 @@ class FHIRConnection:
             self._told(request, interaction, resource_type) as told,
             ExitStack() as stack,
         ):
-            token = HiddenText(self._tokens.get())
-            request = told.request
-            stream = stack.enter_context(
-                self._transport.open_stream(_authorize(request, token))
-            )
-            told.status_code = stream.head.status_code
-            if told.status_code == 401 and self._may_renew(token):
-                renewed = HiddenText(self._tokens.renew(token))
-                if renewed != token:
-                    stack.close()
-                    request = _authorize(request, renewed)
-                    stream = stack.enter_context(self._transport.open_stream(request))
-                if stream.head.status_code == 401:
-                    self._refused = renewed, time.monotonic()
-            told.status_code = stream.head.status_code
-            yield stream
+            streams: list[ResponseStream] = []
+
+            def open_stream(request: HTTPRequest) -> HTTPResponse:
+                stack.close()
+                opened = self._transport.open_stream(request)
+                streams.append(stack.enter_context(opened))
+                return streams[-1].head
+
+            self._exchange(told, open_stream)
+            yield streams[-1]
 
     def stream_anonymous(
         self, url: str, *, headers: Mapping[str, str] | None = None
@@ -333,26 +326,27 @@ class FHIRConnection:
             replace(request, headers=_merge(request.headers, {}))
         )
 
-    def _may_renew(self, token: str) -> bool:
-        """Whether a refresh may help; if not, each request would cost one."""
-        refused, refused_at = self._refused
-        return token != refused or time.monotonic() - refused_at > _USELESS_FOR
+    def _exchange(
+        self, told: _Told, send: Callable[[HTTPRequest], HTTPResponse]
+    ) -> tuple[HTTPRequest, HTTPResponse]:
+        """Send with the token, and after 401 with another one; return both ends."""
+        token = HiddenText(self._tokens.get())
+        request = _authorize(told.request, token)
+        response = send(request)
+        told.status_code = response.status_code
+        if response.status_code == 401 and token != self._refused:
+            renewed = HiddenText(self._tokens.renew(token))
+            if renewed != token:
+                request = _authorize(told.request, renewed)
+                response = send(request)
+                told.status_code = response.status_code
+            if response.status_code == 401:
+                self._refused = renewed
+        return request, response
 
     def _send_with_retries(self, told: _Told, *, is_safe: bool) -> HTTPResponse:
-        request = told.request
-        access_token = HiddenText(self._tokens.get())
         started = time.monotonic()
-        response = self._transport.send(_authorize(request, access_token))
-        if response.status_code == 401 and self._may_renew(access_token):
-            # There may be no other token.
-            told.status_code = 401
-            used_token = access_token
-            access_token = HiddenText(self._tokens.renew(used_token))
-            if access_token != used_token:
-                started = time.monotonic()
-                response = self._transport.send(_authorize(request, access_token))
-            if response.status_code == 401:
-                self._refused = access_token, time.monotonic()
+        request, response = self._exchange(told, self._transport.send)
         wait = response.retry_wait if is_safe else None
         if wait is None:
             return response
@@ -362,7 +356,7 @@ class FHIRConnection:
         self.sleep(wait)
         _refuse_canceled()
         with limit_call(left):
-            return self._transport.send(_authorize(request, access_token))
+            return self._transport.send(request)
 
     def _follow(
         self,

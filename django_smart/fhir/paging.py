@@ -41,9 +41,8 @@ _MAX_RESULTS = 1_000
 # the server's time: callers may take as long as they like with each page.
 _MAX_PAGES = 10_000
 _MAX_SECONDS = 3600
-# Pages in a row without a match.
+# Pages in a row without a new match.
 _MAX_FRUITLESS_PAGES = 50
-_MAX_FRUITLESS_SECONDS = 60
 _COUNT_ALONE = re.compile(r"[?&](_summary=count|_count=0)(&|$)")
 _NO_TOTAL = re.compile(rf"{_COUNT_ALONE.pattern}|[?&]_total=estimate(&|$)")
 # The same for results that are loaded completely, while somebody waits.
@@ -150,7 +149,7 @@ def iter_pages(
     seen: set[bytes] = set()
     seen_pages: set[tuple[object, ...]] = set()
     fruitless_pages = 0
-    seconds = fruitless_seconds = 0.0
+    seconds = 0.0
     url: str | None = first_url
     while url is not None:
         digest = hashlib.sha256(url.encode()).digest()
@@ -160,10 +159,7 @@ def iter_pages(
             raise MalformedFHIRResponseError(
                 f"the {what} does not end within {max_pages} pages and {max_seconds} s"
             )
-        if (
-            fruitless_pages >= _MAX_FRUITLESS_PAGES
-            or fruitless_seconds >= _MAX_FRUITLESS_SECONDS
-        ):
+        if fruitless_pages >= _MAX_FRUITLESS_PAGES:
             raise MalformedFHIRResponseError(
                 f"the {what} returned {fruitless_pages} pages in a row without a new "
                 "match"
@@ -171,15 +167,13 @@ def iter_pages(
         seen.add(digest)
         started = monotonic()
         page = fetch_page(url)
-        taken = monotonic() - started
-        seconds += taken
+        seconds += monotonic() - started
         identity = page.identity
         if page.matches and (not identity or identity not in seen_pages):
-            fruitless_pages, fruitless_seconds = 0, 0.0
+            fruitless_pages = 0
             seen_pages.add(identity)
         else:
             fruitless_pages += 1
-            fruitless_seconds += taken
             is_odd = is_odd or page.is_odd
             issues = issues or page.issues
         url = page.next_url

@@ -167,16 +167,6 @@ class Clock:
         server.make_page = make_slowly
 
 
-@pytest.mark.parametrize("use", USES)
-def test_slow_pages_without_a_match_end_after_a_minute(use, monkeypatch):
-    clock = Clock(monkeypatch)
-    server = EndlessServer(lambda _: [])
-    clock.make_slow(server, 19)
-    with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
-        use(Grant(send=server).client)
-    assert clock.now <= 80
-
-
 def test_slow_pages_end_after_an_hour(monkeypatch):
     clock = Clock(monkeypatch)
     server = EndlessServer(lambda n: [observation(n)])
