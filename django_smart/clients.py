@@ -42,8 +42,8 @@ __all__ = [
     "build_async_client",
     "build_fhir_client",
     "connections_of",
+    "fetch_patient_name",
     "fhir_client_for",
-    "read_patient_name",
 ]
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,15 @@ class Connection:
         The first access requests it from the server; then it is stored, encrypted,
         until the connection ends.  "" also if it could not be read.
         """
-        return self.grant.patient_name or read_patient_name(self.grant)
+        grant = self.grant
+        if not grant.patient_name and grant.may_read_name:
+            try:
+                name = fetch_patient_name(grant)
+            except SMARTError as exc:
+                logger.info("Grant %s: its patient's name: %s", grant.pk, exc.code)
+            else:
+                TokenGrant.objects.note_patient_name(grant, name)
+        return grant.patient_name
 
     @property
     def since(self) -> datetime:
@@ -183,35 +191,21 @@ def connections_of(user: AbstractBaseUser) -> list[Connection]:
     return [Connection(grant) for grant in newest.values()]
 
 
-def read_patient_name(
+def fetch_patient_name(
     grant: TokenGrant, *, transport: EHRTransport | None = None
 ) -> str:
     """
-    Read the name of *grant*'s patient and store it; "" if that is not possible.
+    Request the name of *grant*'s patient, whose resource its scopes include.
 
     Args:
         transport: another transport, such as one with a deadline.
+
+    Raises:
+        SMARTError: it could not be read.
     """
-    scopes = grant.scopes
-    if not grant.patient_id or not any(
-        scopes.covers(f"{level}/Patient.r") for level in ("patient", "user")
-    ):
-        return ""
-    try:
-        patient = build_fhir_client(grant, transport=transport).read(
-            "Patient", grant.patient_id
-        )
-    except SMARTError as exc:
-        logger.info(
-            "Grant %s: the patient's name was not read (%s)", grant.pk, exc.code
-        )
-        return ""
-    name = get_name(patient, today=timezone.localdate())
-    # It may have ended meanwhile, and its patient's name is gone then.
-    row = TokenGrant.objects.active().filter(pk=grant.pk)
-    row.update(patient_name=name)
-    grant.patient_name = name
-    return name
+    fhir = build_fhir_client(grant, transport=transport)
+    patient = fhir.read("Patient", grant.patient_id)
+    return get_name(patient, today=timezone.localdate())
 
 
 def backend_client_for(registration: ClientRegistration) -> FHIRClient:

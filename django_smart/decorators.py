@@ -8,17 +8,32 @@ from functools import partial, wraps
 from typing import Any, TypeVar, cast, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext_lazy as _
 from django.views.generic import View
 
 from .conf import conf
-from .error_pages import render_error
-from .error_pages.retry import connect_again, connect_records, get_page
+from .error_pages import harden, render_error
+from .error_pages.retry import (
+    connect_again,
+    connect_records,
+    find_site_sign_in,
+    get_page,
+    reconnect,
+)
 from .exceptions import InsufficientScopeError, NoLaunchError, SMARTError
 from .launches.context import SMARTContext, get_context
 from .launches.open_charts import get_open_charts
+from .launches.records import (
+    Record,
+    build_record_url,
+    find_records,
+    is_navigation,
+    open_record,
+    read_names,
+)
+from .launches.request_state import get_user
 from .models import Launch
 from .protocol.scopes import ScopeSet
 
@@ -52,8 +67,10 @@ def smart_required(
     """
     Run the view only with a launch that has the granted *scopes* and *context*.
 
-    Otherwise, the response is a page with status 403 that explains how to open the app
-    or connect, and lists the open charts if several match.
+    Without a launch, an anonymous visitor is sent to the site's sign-in, and a patient
+    with one connection to the same page under a launch of it.  Otherwise, the response
+    is a page with status 403 that explains how to open the app or connect, and lists
+    the open charts and the patient's connections if there are several.
 
     Args:
         scopes: required scopes, as a scope string or :class:`ScopeSet`.
@@ -117,17 +134,7 @@ def _find_refusal(
         return None
     (error, code), launch = lack, smart.launch
     if launch is None:
-        open_charts = get_open_charts(request)
-        extra: dict[str, object] = {
-            "open_charts": open_charts,
-            "form_was_sent": request.method not in {"GET", "HEAD"},
-        }
-        retry = None if open_charts else connect_records(next_url=get_page(request))
-        if code == "ambiguous" and not conf.SMART_LAUNCH_PREFIX:
-            # Another launch would be as ambiguous.
-            extra |= {"advice": _ONE_CHART, "signs_out": True}
-            retry = None
-        return render_error(request, error, code=code, retry=retry, extra=extra)
+        return _respond_without_launch(request, error, code, scopes=scopes)
     if isinstance(error, InsufficientScopeError):
         _log_unasked(launch, ScopeSet.parse(error.missing))
     return render_error(
@@ -138,6 +145,66 @@ def _find_refusal(
         retry=connect_again(launch, next_url=get_page(request)),
         launch=launch,
     )
+
+
+def _respond_without_launch(
+    request: HttpRequest, error: SMARTError, code: str, *, scopes: ScopeSet
+) -> HttpResponseBase:
+    """
+    Lead to a launch: an open one, a connection, the sign-in, or a new connection.
+
+    Only a person who goes to a page is led anywhere; scripts and forms get the page
+    that explains it.
+    """
+    page, user = get_page(request), get_user(request)
+    extra: dict[str, object] = {
+        "form_was_sent": request.method not in {"GET", "HEAD"},
+        "page": page,
+    }
+    if code == "ambiguous" and not conf.SMART_LAUNCH_PREFIX:
+        # Another launch would be as ambiguous.
+        extra |= {"advice": _ONE_CHART, "signs_out": True}
+        return render_error(request, error, code=code, extra=extra)
+    open_charts, records = get_open_charts(request), find_records(user)
+    theirs = {pk for record in records for pk in record.grant_ids}
+    if not all(chart.grant_id in theirs for chart in open_charts):
+        is_shown = {chart.grant_id for chart in open_charts}
+        extra["open_charts"] = open_charts
+        records = [each for each in records if is_shown.isdisjoint(each.grant_ids)]
+        extra["records"] = _describe(request, records, scopes=scopes)
+        return render_error(request, error, code=code, extra=extra)
+    goes = is_navigation(request)
+    connect = connect_records(next_url=page)
+    if user is None and goes and connect and (url := find_site_sign_in(request, page)):
+        return harden(HttpResponseRedirect(url))
+    if not records:
+        return render_error(request, error, code=code, retry=connect, extra=extra)
+    if len(records) == 1 and goes and not records[0].is_over:
+        launch = open_record(request, records[0])
+        return harden(HttpResponseRedirect(build_record_url(launch, page)))
+    extra["records"] = _describe(request, records, scopes=scopes)
+    return render_error(
+        request, error, code="grant_ambiguous", retry=connect, extra=extra
+    )
+
+
+def _describe(
+    request: HttpRequest, records: list[Record], *, scopes: ScopeSet
+) -> list[dict[str, object]]:
+    """Return what the page shows of each record."""
+    # Nobody sees the response to a script.
+    if request.headers.get("Sec-Fetch-Dest", "") != "empty":
+        read_names(each.grant for each in records)
+    page = get_page(request)
+    return [
+        {
+            "grant": each.grant,
+            "is_over": each.is_over,
+            "missing": str(each.grant.scopes.missing(scopes)),
+            "connect_again": reconnect(each.grant.registration, next_url=page),
+        }
+        for each in records
+    ]
 
 
 def find_lack(

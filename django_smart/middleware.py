@@ -32,6 +32,7 @@ from .error_pages.retry import (
     connect_records,
     find_ehr_sign_in,
     get_page,
+    open_again,
     sign_in_again,
 )
 from .error_pages.words import ENDINGS
@@ -365,6 +366,7 @@ def _render_ending(
     ):
         # As login_required, whatever the method.
         retry = sign_in_again(request, launch.user, next_url=request.get_full_path())
+    retry = retry or open_again(launch, next_url=page)
     retry = retry or connect_again(launch, next_url=page)
     return render_error(request, error, retry=retry, launch=launch, extra=extra)
 

@@ -21,4 +21,9 @@ urlpatterns = [
     path("jwks/<int:registration_id>.json", views.JWKSView.as_view(), name="jwks"),
     path("logout/", views.LogoutView.as_view(), name="logout"),
     path("connections/", views.ConnectionsView.as_view(), name="connections"),
+    path(
+        "connections/open/",
+        views.OpenConnectionView.as_view(),
+        name="open_connection",
+    ),
 ]

@@ -15,7 +15,6 @@ from django.utils.formats import date_format
 from django_smart.grants.ending import end_changed_grant, revoke_pending
 from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.signals import launch_completed
-from django_smart.views import ConnectionsView
 from tests.ehr import PATIENT, get_callback, get_launch, make_browser, start_login
 from tests.factories import make_grant, make_identity, make_registration
 from tests.grants.working import refresh_grants
@@ -79,7 +78,8 @@ def test_own_connections_are_listed_and_can_be_ended(ehr, browser):
     assert launch.grant is not None
     for secret in (launch.grant.access_token, launch.grant.refresh_token, PATIENT):
         assert secret not in page
-    assert re.findall(r'name="grant" value="(\d+)"', page) == [str(launch.grant_id)]
+    shown = set(re.findall(r'name="grant" value="(\d+)"', page))
+    assert shown == {str(launch.grant_id)}
 
     ehr.clear_requests()
     response = browser.post("/smart/connections/", {"grant": launch.grant_id})
@@ -193,7 +193,7 @@ def test_connection_that_ended_is_told_of_until_it_is_renewed(ehr, browser):
     response = browser.get("/smart/connections/")
     assert listed(response) == [(renewed.grant_id, "active")]
     page = text_of(response)
-    assert page.count('name="grant"') == page.count("<h2") == 1
+    assert page.count(">Disconnect<") == page.count("<h2") == 1
     assert AGAIN not in page
 
 
@@ -323,45 +323,63 @@ def test_lost_connection_is_listed_until_its_token_ends(ehr, user):
 
 def test_two_patients_at_one_hospital_are_told_apart(ehr, user):
     browser, first = connect_as(user, ehr)
-    assert "connection 1" not in text_of(browser.get("/smart/connections/"))
-    TokenGrant.objects.filter(launches=first).update(patient_id="another")
-    second = connect(browser, ehr)
+    other = "1c6a5a3e-4d2b-4c8e-9a70-0f5b7d1e9b11"
+    ehr.clear_requests()
+    second = connect(browser, ehr, user=f"Patient/{other}")
+    for _ in range(2):
+        page = text_of(browser.get("/smart/connections/"))
+        headings = re.findall(r'<h2 id="connection-(\d+)"><bdi>(.*?)</bdi>', page)
+        assert headings == [
+            (str(first.grant_id), "Marisol Jean Quillfeather"),
+            (str(second.grant_id), "Søren Ægir Løvenskiold-Å"),
+        ]
+        assert f'aria-describedby="connection-{first.grant_id}"' in page
+    # Each name was read once, with the token of its own patient.
+    reads = [each.patient for each in ehr.requests_to("fhir")]
+    assert sorted(reads) == sorted([PATIENT, other])
+    browser.post("/smart/connections/", {"grant": first.grant_id})
+    assert first.grant_id not in dict(listed(browser.get("/smart/connections/")))
+    assert TokenGrant.objects.get(launches=first).patient_name == ""
+
+
+def test_without_names_connections_are_told_apart_by_when_and_how_long(ehr, user):
+    browser, first = connect_as(user, ehr)
+    TokenGrant.objects.update(scope="patient/Observation.rs", patient_id="another")
+    connect(browser, ehr)
+    TokenGrant.objects.filter(launches=first).update(
+        created_at=timezone.now() - timedelta(days=40),
+        ends_at=timezone.now() + timedelta(days=200),
+    )
     page = text_of(browser.get("/smart/connections/"))
-    # As they were connected: another one does not change the numbers.
-    for grant_id, number in ((first.grant_id, 1), (second.grant_id, 2)):
-        heading = (
-            f'<h2 id="connection-{grant_id}">Harbour Hospital, connection {number}'
-        )
-        assert heading in page
-        assert f'aria-describedby="connection-{grant_id}"' in page
-    assert page.count("connected on this site") == 2
+    since = re.findall(r"Connected since ([^·]*) ·", page)
+    assert len(set(since)) == 2
     # On the hour, Django writes no minutes.
-    assert re.search(r"Connected since .*(\d:\d\d|[ap]\.m\.|noon|midnight)", page)
+    assert re.search(r"(\d:\d\d|[ap]\.m\.|noon|midnight)", since[0])
+    ends = date_format(timezone.now() + timedelta(days=200), "DATE_FORMAT")
+    assert ends in page
 
 
-def test_label_of_the_site_takes_the_place_of_the_number(ehr, user, rf):
-    class Named(ConnectionsView):
-        def get_label(self, grant: TokenGrant) -> str:
-            return f"<{grant.patient_id[:4]}>"
-
-    _, launch = connect_as(user, ehr)
-    request = rf.get("/smart/connections/")
-    request.user = user
-    page = text_of(Named.as_view()(request))
-    assert f"Harbour Hospital: &lt;{PATIENT[:4]}&gt;</h2>" in page
-    assert launch.grant is not None
+def test_all_grants_of_a_connection_are_one_entry_and_end_together(ehr, user):
+    browser, first = connect_as(user, ehr)
+    second = connect(browser, ehr)
+    assert TokenGrant.objects.active().count() == 2
+    shown = listed(browser.get("/smart/connections/"))
+    assert shown == [(second.grant_id, "active")]
+    browser.post("/smart/connections/", {"grant": second.grant_id})
+    assert TokenGrant.objects.active().count() == 0
+    assert browser.get(f"/~{first.key}/links/").status_code == 410
 
 
 def test_clinicians_and_patients_read_other_texts(ehr, user):
     browser, launch = connect_as(user, ehr)
     page = text_of(browser.get("/smart/connections/"))
-    assert "keep about you" in page
+    assert "access these records" in page
     assert "member of their staff" not in page
     assert launch.identity is not None
     launch.identity.fhir_user = "Practitioner/1"
     launch.identity.save()
     page = text_of(browser.get("/smart/connections/"))
-    assert "keep about you" not in page
+    assert "access these records" not in page
     assert "member of their staff" in page
     end_at_the_ehr(launch)
     page = text_of(browser.get("/smart/connections/"))
@@ -373,7 +391,7 @@ def test_ehr_launch_with_offline_access_is_listed_as_such(ehr, user, registratio
     registration.save()
     chart = open_chart(ehr)
     page = text_of(chart.browser.get("/smart/connections/"))
-    assert "opened from inside the EHR" in page
+    assert "opened from a chart" in page
 
 
 # Ended because of another patient

@@ -151,7 +151,7 @@ def test_code_that_a_page_gives_has_its_own_words():
 
 def test_organisation_is_named():
     error = exceptions.ServerUnreachableError("for developers")
-    assert "<h1>The EHR is unavailable" in render(error)
+    assert "<h1>The hospital is unavailable" in render(error)
     page = render(error, server_name="Harbour <b>")
     assert "<h1>Harbour &lt;b&gt; is unavailable" in page
 

@@ -168,12 +168,12 @@ _READERS = [
     (
         "de-CH, de;q=0.9, en;q=0.5",
         "de",
-        "Verbundene Organisationen",
+        "Verbundene Gesundheitsdaten",
         "seit dem 1. März 2026",
     ),
-    ("es-MX, es;q=0.9", "es-mx", "Organizaciones conectadas", "1 de marzo de 2026"),
-    ("fr-CA, fr;q=0.9", "fr", "Établissements connectés", "1 mars 2026"),
-    ("gv", "en", "Connected organizations", "March 1, 2026"),
+    ("es-MX, es;q=0.9", "es-mx", "Datos de salud conectados", "1 de marzo de 2026"),
+    ("fr-CA, fr;q=0.9", "fr", "Données de santé connectées", "1 mars 2026"),
+    ("gv", "en", "Connected records", "March 1, 2026"),
 ]
 
 
@@ -229,11 +229,11 @@ def test_pages_are_in_the_readers_language(localized, language, title, path):
 @pytest.mark.parametrize(
     ("language", "title"),
     [
-        ("de", "Der Zugriff auf das Kliniksystem ist beendet"),
-        ("es", "El acceso en el sistema de historias clínicas ha terminado"),
+        ("de", "Der Zugriff auf das Krankenhaus ist beendet"),
+        ("es", "El acceso en el hospital ha terminado"),
         (
             "fr",
-            "L’accès a pris fin\N{NO-BREAK SPACE}: le logiciel de dossiers patients",
+            "L’accès a pris fin\N{NO-BREAK SPACE}: l’hôpital",
         ),
     ],
 )

@@ -85,6 +85,8 @@ def render_error(
         "error_uri": getattr(error, "error_uri", ""),
         "missing_scopes": getattr(error, "missing", ""),
         "retry": retry,
+        # Its advice is to sign out.
+        "signs_out": error.code == "identity_in_use",
         "server_name": server_name,
         "launch_id": launch.pk if launch else None,
         **(extra or {}),

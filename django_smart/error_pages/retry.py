@@ -23,8 +23,8 @@ from ..exceptions import (
     TokenServerError,
 )
 from ..launches.parked import is_protected
-from ..launches.prefix import find_route, get_protocol_url
-from ..models import ClientRegistration, Identity, Launch
+from ..launches.prefix import find_route, get_protocol_url, leave_launch
+from ..models import ClientRegistration, Identity, Launch, TokenGrant
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -42,6 +42,8 @@ __all__ = [
     "find_site_sign_in",
     "get_page",
     "has_login_page",
+    "open_again",
+    "reconnect",
     "sign_in_again",
     "signs_in_through_ehr",
     "try_again",
@@ -77,16 +79,33 @@ def connect_again(launch: Launch | None, *, next_url: str = "") -> Retry | None:
 
     Returns ``None`` for an EHR launch, which can only be started in the EHR.
     """
-    if launch is None or launch.kind != Launch.Kind.STANDALONE:
+    if launch is None or launch.kind == Launch.Kind.EHR:
         return None
-    registration = launch.registration
-    startable = ClientRegistration.objects.startable().filter(pk=registration.pk)
-    if not startable.exists():
+    return reconnect(launch.registration, next_url=next_url)
+
+
+def reconnect(
+    registration: ClientRegistration | None, *, next_url: str = ""
+) -> Retry | None:
+    """Return a button that connects with *registration*, if that is possible."""
+    startable = ClientRegistration.objects.startable()
+    if registration is None or not startable.filter(pk=registration.pk).exists():
         return None
     return Retry(
         url=build_login_url(**registration.login_parameters, next_url=next_url),
         label=_("Connect again"),
     )
+
+
+def open_again(launch: Launch, *, next_url: str) -> Retry | None:
+    """Return a button to the page without a launch, if *launch*'s connection lasts."""
+    grant = launch.grant
+    is_left = grant is not None and grant.status == TokenGrant.Status.ACTIVE
+    if launch.kind != Launch.Kind.CONNECTION or not is_left:
+        return None
+    landing = launch.registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
+    url = leave_launch(next_url or resolve_url(landing))
+    return Retry(url=url, label=_("Open the record again"))
 
 
 def connect_records(*, next_url: str = "") -> Retry | None:

@@ -31,10 +31,10 @@ __all__ = [
 
 ENDINGS: Mapping[str, StrOrPromise] = {
     "context_changed": _(
-        "The EHR switched to another patient, so this page was closed to prevent a "
-        "mix-up."
+        "The hospital switched to another patient, so this page was closed to prevent "
+        "a mix-up."
     ),
-    "disconnected": _("Its connection to the EHR was removed."),
+    "disconnected": _("Its connection to the hospital was removed."),
     "ended_by_staff": _("A member of this site's staff closed it."),
     "idle": _("It was not used for a long time."),
     "lifetime": _("It was open for too long."),
@@ -95,10 +95,10 @@ class Words:
     advice: Advice
 
     def get_title(self, server_name: str) -> str:
-        """Return the title with the organization's name, or "the EHR" without one."""
+        """Return the title with the organization's name, or with "the hospital"."""
         return str(self.title) % {
-            "Server": server_name or pgettext("at the beginning", "The EHR"),
-            "server": server_name or pgettext("in a sentence", "the EHR"),
+            "Server": server_name or pgettext("at the beginning", "The hospital"),
+            "server": server_name or pgettext("in a sentence", "the hospital"),
         }
 
 
@@ -160,6 +160,9 @@ _OPEN_CHART = Advice(
 _CHOOSE = Advice(
     Turn.USER,
     _("Choose an open chart, or open the app from the chart that you want to see."),
+)
+_CHOOSE_RECORD = Advice(
+    Turn.USER, _("Choose the record that you want to see, or connect another one.")
 )
 _OPEN_VISIT = Advice(
     Turn.USER, _("Open the app from one of the patient's visits (encounters).")
@@ -239,7 +242,8 @@ _TABLE: Mapping[str, Words] = {
         _("No patient's chart is open here"), _OPEN_CHART
     ),
     "encounter_missing": Words(_("No visit was selected"), _OPEN_VISIT),
-    "ambiguous grant_ambiguous": Words(_("Which chart do you mean?"), _CHOOSE),
+    "ambiguous": Words(_("Which chart do you mean?"), _CHOOSE),
+    "grant_ambiguous": Words(_("Whose record?"), _CHOOSE_RECORD),
     "unknown_server": Words(
         _("This organization is not registered here"), _TELL_SUPPORT
     ),

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from django.db import connections
@@ -35,13 +36,16 @@ from .browser import get_browser
 from .prefix import build_launch_path
 from .request_state import get_user
 
-__all__ = ["OpenChart", "get_open_charts"]
+__all__ = ["OpenChart", "can_be_used", "fetch_at_once", "get_open_charts"]
 
 logger = logging.getLogger(__name__)
 
 # How long a user waits for names, in seconds, and how many are fetched at once.
 _PATIENCE = 5.0
 _AT_ONCE = 8
+
+_Key = TypeVar("_Key")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -59,6 +63,7 @@ class OpenChart:
     kind: str
     opened_at: datetime
     is_from_today: bool
+    grant_id: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -105,6 +110,7 @@ def _describe(
         kind=launch.kind,
         opened_at=opened_at,
         is_from_today=timezone.localdate(opened_at) == today,
+        grant_id=launch.grant_id,
     )
 
 
@@ -125,24 +131,15 @@ def _get_path(request: HttpRequest, launch: Launch) -> str:
 
 def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
     """Return the patients of the launches; those not read in time are omitted."""
-    deadline = time.monotonic() + _PATIENCE
-    executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="django_smart-names")
-    futures: dict[Future[_Person | None], Launch] = {}
+    calls: dict[Launch, Callable[[float], _Person | None]] = {}
     for launch in launches:
         grant, patient_id = launch.grant, _get_patient_id(launch)
-        if grant is None or patient_id is None or not _can_be_used(grant):
+        if grant is None or patient_id is None or not can_be_used(grant):
             continue
         grant.registration = launch.registration
-        future = executor.submit(_fetch_person, launch, grant, patient_id, deadline)
-        futures[future] = launch
-    try:
-        done, _ = wait(futures, timeout=_PATIENCE)
-    finally:
-        # A running call ends by the same deadline.
-        executor.shutdown(wait=False, cancel_futures=True)
+        calls[launch] = partial(_fetch_person, launch, grant, patient_id)
     people = {}
-    for future in done:
-        launch = futures[future]
+    for launch, future in fetch_at_once(calls).items():
         error = future.exception()
         if isinstance(error, ContextChangedError):
             launch.status = Launch.Status.ENDED
@@ -156,13 +153,43 @@ def _fetch_people(launches: list[Launch]) -> dict[int, _Person]:
     return people
 
 
+def fetch_at_once(
+    calls: Mapping[_Key, Callable[[float], _Result]],
+) -> dict[_Key, Future[_Result]]:
+    """
+    Run the calls in threads, each with the deadline of all.
+
+    Returns:
+        Those that have ended by then; a running one ends by the same deadline.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="django_smart-names")
+    futures = {
+        executor.submit(_run, call, deadline): key for key, call in calls.items()
+    }
+    try:
+        done, _ = wait(futures, timeout=_PATIENCE)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+    return {futures[future]: future for future in done}
+
+
+def _run(call: Callable[[float], _Result], deadline: float) -> _Result:
+    try:
+        return call(deadline)
+    finally:
+        # Connections that a refresh or signal receiver opened in this thread.
+        connections.close_all()
+
+
 def _get_patient_id(launch: Launch) -> str | None:
     return LaunchContext.from_parameters(
         launch.context, insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
     ).patient
 
 
-def _can_be_used(grant: TokenGrant) -> bool:
+def can_be_used(grant: TokenGrant) -> bool:
+    """Return whether *grant*'s token can be sent without a new one, or from threads."""
     # On SQLite, a refresh in another thread would wait for this transaction.
     return not grant.is_stale(timezone.now()) or can_store_tokens()
 
@@ -170,13 +197,9 @@ def _can_be_used(grant: TokenGrant) -> bool:
 def _fetch_person(
     launch: Launch, grant: TokenGrant, patient_id: str, deadline: float
 ) -> _Person | None:
-    try:
-        transport = EHRTransport(grant.registration.server, deadline=deadline)
-        fhir = build_fhir_client(grant, launch=launch, transport=transport)
-        patient = fhir.read("Patient", patient_id)
-    finally:
-        # Connections that a refresh or signal receiver opened in this thread.
-        connections.close_all()
+    transport = EHRTransport(grant.registration.server, deadline=deadline)
+    fhir = build_fhir_client(grant, launch=launch, transport=transport)
+    patient = fhir.read("Patient", patient_id)
     name = get_name(patient, today=timezone.localdate())
     return _Person(name=name, birth_date=_read_birth_date(patient)) if name else None
 

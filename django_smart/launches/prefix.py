@@ -27,6 +27,7 @@ __all__ = [
     "build_launch_path",
     "find_route",
     "get_protocol_url",
+    "leave_launch",
     "script_prefix",
     "split_launch_key",
 ]
@@ -138,13 +139,22 @@ def build_launch_path(key: str, path: str) -> str:
 
     Query and fragment are kept. Call it outside any launch prefix.
     """
+    mark = conf.SMART_LAUNCH_PREFIX
+    return _build_path(path, f"{mark}{key}" if mark else "")
+
+
+def leave_launch(path: str) -> str:
+    """Return *path* of this site without a launch prefix, as above."""
+    return _build_path(path, "")
+
+
+def _build_path(path: str, prefix: str) -> str:
     outer = get_script_prefix()
     parts = urlsplit(path)
     inner = "/" + parts.path.removeprefix(outer).lstrip("/")
     _, inner = split_launch_key(inner)
-    mark = conf.SMART_LAUNCH_PREFIX
-    prefix = f"{outer}{mark}{key}" if mark else outer.rstrip("/")
-    return parts._replace(scheme="", netloc="", path=prefix + inner).geturl()
+    path = f"{outer}{prefix}{inner}" if prefix else outer.rstrip("/") + inner
+    return parts._replace(scheme="", netloc="", path=path).geturl()
 
 
 def get_protocol_url(name: str, **kwargs: str) -> str:

@@ -110,6 +110,11 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """Return grants that stay valid after sign-out."""
         return self.filter(is_offline=True)
 
+    def note_patient_name(self, grant: TokenGrant, name: str) -> None:
+        """Store the name of *grant*'s patient, unless its connection has ended."""
+        self.active().filter(pk=grant.pk).update(patient_name=name)
+        grant.patient_name = name
+
     def connected(self, now: datetime) -> Self:
         """
         Return the grants that their owners see in their list.
@@ -949,14 +954,23 @@ class TokenGrant(models.Model):
         return kind in {"", "Person"} and self.registration.is_for_patients
 
     @property
+    def may_read_name(self) -> bool:
+        """Whether its scopes include the patient's own resource."""
+        levels = ("patient", "user")
+        covers = self.scopes.covers
+        return bool(self.patient_id) and any(covers(f"{x}/Patient.r") for x in levels)
+
+    @property
     def connection(self) -> tuple[Any, ...]:
         """
         What it has in common with the other grants of its user's connection.
 
-        Without a patient, what two accounts at the EHR may read can differ.
+        Without a patient, what two accounts at the EHR may read can differ.  What ends
+        with a visit does not continue what lasts.
         """
         account = None if self.patient_id else self.identity_id
-        return self.registration.server_id, self.patient_id, account
+        server_id = self.registration.server_id
+        return server_id, self.patient_id, account, self.is_offline
 
     @property
     def missing_scope(self) -> str:

@@ -222,6 +222,7 @@ class Launch(models.Model):
 
         EHR = "ehr", _("EHR launch")
         STANDALONE = "standalone", _("standalone launch")
+        CONNECTION = "connection", _("connection opened again")
 
     class Intent(models.TextChoices):
         """What a proven identity is used for."""

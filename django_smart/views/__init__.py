@@ -7,7 +7,7 @@ network call is made inside a transaction.
 
 from __future__ import annotations
 
-from .account import ConnectionsView, LogoutView
+from .account import ConnectionsView, LogoutView, OpenConnectionView
 from .fhir_proxy import FHIRProxyView
 from .health import HealthView
 from .jwks import JWKSView
@@ -23,4 +23,5 @@ __all__ = [
     "LaunchView",
     "LoginView",
     "LogoutView",
+    "OpenConnectionView",
 ]

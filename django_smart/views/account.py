@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
-from django.db.models import OuterRef, Subquery
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix
@@ -18,19 +16,29 @@ from django.utils.decorators import method_decorator
 from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 
-from ..error_pages.retry import sign_in_again
+from ..error_pages import Retry, harden
+from ..error_pages.retry import reconnect, sign_in_again
+from ..exceptions import ReauthorizationRequiredError, SMARTError
 from ..grants.ending import disconnect_grant
 from ..launches.browser import get_browser
 from ..launches.frames import is_framed
 from ..launches.prefix import get_protocol_url
+from ..launches.records import (
+    Record,
+    build_record_url,
+    find_newest,
+    find_records,
+    open_record,
+    read_names,
+)
 from ..launches.request_state import get_user
 from ..launches.sign_out import find_end_session_url
-from ..models import ClientRegistration, Identity, Launch, TokenGrant
+from ..models import ClientRegistration, Identity, TokenGrant
 from ..models.identity import IdentityQuerySet
 from .base import ProtocolView, get_next_url
 from .picker import tell_apart
 
-__all__ = ["ConnectionsView", "LogoutView"]
+__all__ = ["ConnectionsView", "LogoutView", "OpenConnectionView"]
 
 
 @method_decorator(never_cache, name="dispatch")
@@ -76,18 +84,18 @@ class ConnectionsView(ProtocolView):
         return self._list(request)
 
     def _list(self, request: HttpRequest, *, status: int = 200) -> HttpResponse:
-        launches = Launch.objects.filter(grant=OuterRef("pk")).order_by("pk")
         grants = (
             self._get_shown(request)
             .select_related("registration__server", "identity")
-            .annotate(launch_kind=Subquery(launches.values("kind")[:1]))
-            # The oldest first: a new one does not change the numbers of the others.
-            .order_by(
-                "registration__server__name", "registration__server_id", "created_at"
-            )
+            .order_by("pk")
         )
-        shown: list[Any] = _leave_out_renewed(grants)
+        shown: list[Any] = list(find_newest(grants).values())
+        # Those at one server together, in the order in which they were connected.
+        servers_of = (each.registration.server for each in shown)
+        order = {server.pk: (str(server), server.pk) for server in servers_of}
+        shown.sort(key=lambda grant: order[grant.registration.server_id])
         self._mark(shown)
+        read_names(each for each in shown if each.is_used)
         ended = {
             grant.registration_id
             for grant in shown
@@ -118,41 +126,27 @@ class ConnectionsView(ProtocolView):
         }
         return render(request, "django_smart/connections.html", context, status=status)
 
-    def get_label(self, grant: TokenGrant) -> str:
-        """
-        Return a label that distinguishes *grant* from others at its server.
-
-        For example, return the patient's name, if your site stores it.  Default: an
-        empty string, and several grants at one server are numbered.
-        """
-        return ""
-
     def _mark(self, grants: Sequence[Any]) -> None:
         """Add the values that the page shows."""
         now = timezone.now()
         servers = [each.registration.server for each in grants]
         names = tell_apart({each.slug: str(each) for each in servers})
-        numbers: Counter[int] = Counter()
-        total = Counter(each.registration.server_id for each in grants)
         for grant in grants:
             registration = grant.registration
-            server_id = registration.server_id
-            numbers[server_id] += 1
             grant.name = names[registration.server.slug]
-            grant.label = self.get_label(grant)
             grant.is_used = (
                 _is_active(grant)
                 and registration.is_active
                 and registration.server.is_active
             )
+            grant.can_open = grant.is_used and grant.is_offline and grant.is_of_patient
             grant.is_ending_soon = grant.is_ending(now)
-            grant.number = numbers[server_id] if total[server_id] > 1 else 0
             fhir_user = grant.identity.fhir_user if grant.identity else ""
             grant.is_of_clinician = "Practitioner" in fhir_user
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """
-        End one grant of this user, or the choice that an account signs them in.
+        End one connection of this user, or the choice that an account signs them in.
 
         Disconnecting ends that choice as well, even if the same account has another
         connection. A worker revokes the grant at the EHR.
@@ -174,16 +168,21 @@ class ConnectionsView(ProtocolView):
                 request, gettext("Nothing was disconnected."), fail_silently=True
             )
             return self._list(request, status=404)
-        disconnect_grant(grant)
-        name = str(grant.registration.server)
+        patient, name = grant.patient_name, str(grant.registration.server)
+        for each in shown:
+            if each.connection == grant.connection:
+                disconnect_grant(each)
         active = self._get_shown(request).active()
         text = (
-            gettext("One connection to %(name)s was ended. Another one remains.")
+            gettext("The record of %(patient)s at %(name)s is disconnected.")
+            if patient
+            else gettext("One connection to %(name)s was ended. Another one remains.")
             if active.filter(registration__server__name=name).exists()
             else gettext("%(name)s is disconnected.")
         )
         # A site may do without django.contrib.messages.
-        messages.success(request, text % {"name": name}, fail_silently=True)
+        text %= {"name": name, "patient": patient}
+        messages.success(request, text, fail_silently=True)
         if grant.identity is not None:
             self._end_sign_in(request, grant.identity)
         return HttpResponseRedirect(get_protocol_url("connections"))
@@ -225,6 +224,45 @@ class ConnectionsView(ProtocolView):
         return self._get_own(request).connected(timezone.now())
 
 
+@method_decorator(never_cache, name="dispatch")
+class OpenConnectionView(ConnectionsView):
+    """
+    ``POST connections/open/`` with ``grant``, and with ``next``, a path of this site.
+
+    Opens a connection of the signed-in patient like a chart, without contacting the
+    EHR, and goes to ``next`` or to the page that launches open.
+    """
+
+    http_method_names = ["options", "post"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Open what this user has connected; nothing else is opened or stored."""
+        user = get_user(request)
+        if user is None:
+            # The session ran out; the page there leads to the sign-in.
+            return harden(HttpResponseRedirect(get_protocol_url("connections")))
+        grant = self._get_own(request).filter(pk=_read_pk(request, "grant"))
+        chosen = grant.select_related("registration__server").first()
+        for record in find_records(user):
+            if chosen is not None and record.grant.connection == chosen.connection:
+                return self._open(request, record)
+        messages.warning(request, gettext("Nothing was opened."), fail_silently=True)
+        return self._list(request, status=404)
+
+    def _open(self, request: HttpRequest, record: Record) -> HttpResponse:
+        self.registration = record.grant.registration
+        if record.is_over:
+            raise ReauthorizationRequiredError("The EHR has ended this connection.")
+        launch = open_record(request, record)
+        next_url = get_next_url(request, request.POST.get("next", ""))
+        return harden(HttpResponseRedirect(build_record_url(launch, next_url)))
+
+    def get_retry(self, error: SMARTError) -> Retry | None:
+        """Offer to connect the same organization again."""
+        next_url = get_next_url(self.request, self.request.POST.get("next", ""))
+        return reconnect(self.registration, next_url=next_url)
+
+
 def _read_pk(request: HttpRequest, name: str) -> int:
     """The primary key that was sent; 0, which no row has, if it is none."""
     value = request.POST.get(name, "")
@@ -233,15 +271,3 @@ def _read_pk(request: HttpRequest, name: str) -> int:
 
 def _is_active(grant: TokenGrant) -> bool:
     return grant.status == TokenGrant.Status.ACTIVE
-
-
-def _leave_out_renewed(grants: Collection[TokenGrant]) -> list[TokenGrant]:
-    """Leave out grants that ended at the EHR and were replaced by a newer one."""
-    # Compared here, because not every database compares exactly.
-    active = [grant for grant in grants if _is_active(grant) and grant.is_offline]
-    return [
-        grant
-        for grant in grants
-        if _is_active(grant)
-        or not any(grant.is_same_connection_as(each) for each in active)
-    ]

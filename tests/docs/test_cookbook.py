@@ -11,7 +11,7 @@ from django.utils import timezone
 from django_smart.models import Identity, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import do, execute, read_blocks
-from tests.ehr import PATIENT, connect, launch, make_browser
+from tests.ehr import PATIENT, launch, make_browser
 from tests.factories import (
     make_grant,
     make_identity,
@@ -34,8 +34,6 @@ def page(put_urls: Any, put_templates: Any) -> dict[str, Any]:
     put_urls(
         [
             *(path(f"{name}/", names[name]) for name in (*views, *others)),
-            path("my_records/", names["my_records"]),
-            path("my_records/<int:grant_id>/", names["my_record"]),
             path("smart/", include("django_smart.urls")),
         ]
     )
@@ -119,56 +117,6 @@ def test_patients_are_found_by_name(ehr: EHRSimulator) -> None:
     (found,) = get(browser, row, "find_patient", q=family).json()["patients"]
     assert (found["id"], family in found["name"]) == (PATIENT, True)
     assert get(browser, row, "find_patient", q="a").json() == {"patients": []}
-
-
-@pytest.mark.usefixtures("page")
-def test_each_connected_record_is_shown_on_later_visits(ehr: EHRSimulator) -> None:
-    make_registration()
-    browser = make_browser()
-    sibling = min(set(ehr.data["Patient"]) - {PATIENT})
-    grants = {
-        patient: connect(browser, ehr, patient=patient).grant
-        for patient in (PATIENT, sibling)
-    }
-    shown = {each["grant"]: each["name"] for each in _get_records(browser)}
-    for patient, grant in grants.items():
-        family = ehr.data["Patient"][patient]["name"][0]["family"]
-        assert grant is not None
-        assert family in shown.pop(grant.pk)
-        answer = browser.get(f"/my_records/{grant.pk}/")
-        assert family in answer.json()["name"]
-        assert "no-store" in answer["Cache-Control"]
-    assert shown == {}
-
-
-@pytest.mark.usefixtures("page")
-def test_no_other_record_is_shown_for_a_lost_or_foreign_one(ehr: EHRSimulator) -> None:
-    registration = make_registration()
-    browser = make_browser()
-    sibling = min(set(ehr.data["Patient"]) - {PATIENT})
-    lost = connect(browser, ehr, patient=sibling).grant
-    kept = connect(browser, ehr, patient=PATIENT).grant
-    foreign = make_grant(registration, user=make_user(), patient_id="another")
-    assert lost is not None
-    assert kept is not None
-    TokenGrant.objects.filter(pk=lost.pk).end(
-        TokenGrant.Status.NEEDS_REAUTHORIZATION, now=timezone.now()
-    )
-    (record,) = _get_records(browser)
-    assert record["grant"] == kept.pk
-    for grant in (lost, foreign):
-        assert browser.get(f"/my_records/{grant.pk}/").status_code == 404
-    ehr.faults = ["fhir_503"]
-    (record,) = _get_records(browser)
-    assert "name" not in record
-    assert record["error"]
-
-
-def _get_records(browser: Any) -> Any:
-    answer = browser.get("/my_records/")
-    assert "no-store" in answer["Cache-Control"]
-    assert answer.json()["connect"] == "/smart/login/"
-    return answer.json()["records"]
 
 
 def test_tenants_of_the_page_have_addresses_of_their_own(monkeypatch: Any) -> None:

@@ -28,9 +28,9 @@ def test_settings_and_catalogue_of_the_page(
     settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow, paths, catalogue, compile_ = read_blocks(_PAGE)
-    assert "Connected organizations" in _read("de")
+    assert "Connected records" in _read("de")
     apply(settings, follow)
-    assert "Verbundene Organisationen" in _read("de")
+    assert "Verbundene Gesundheitsdaten" in _read("de")
 
     monkeypatch.chdir(tmp_path)
     apply(settings, paths)
@@ -42,5 +42,5 @@ def test_settings_and_catalogue_of_the_page(
     call_command(*words[2:], verbosity=0)
     assert "Verbundene Kliniken" in _read("de")
     # The page's site has no Spanish.
-    assert "Connected organizations" in _read("es")
+    assert "Connected records" in _read("es")
     translation.deactivate()

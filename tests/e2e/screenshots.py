@@ -161,7 +161,7 @@ def _take_picker_and_connections(scene: _Scene) -> None:
     page.get_by_role("button", name="Approve").click()
     page.wait_for_url("**/~*/patient/")
     page.get_by_role("link", name="Connections").click()
-    page.get_by_role("heading", name="Connected organizations").wait_for()
+    page.get_by_role("heading", name="Connected records").wait_for()
     _take(page, "connections")
 
 
