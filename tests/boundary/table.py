@@ -10,22 +10,35 @@ import csv
 import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.boundary.cases import Case
+    from tests.boundary.running import Result
 
 TABLE = Path(__file__).parents[2] / "docs" / "reference" / "patient-boundary.csv"
 _LONGEST = 160
 
 
-def build_table() -> str:
-    """Return the table as CSV."""
+def run_cases() -> list[tuple[Case, list[Result]]]:
+    """Each request with its results, in the order of ``WAYS``."""
     from tests.boundary.cases import build_cases
     from tests.boundary.running import WAYS, get_hospital
+
+    return [
+        (case, [get_hospital(way).run(case) for way in WAYS]) for case in build_cases()
+    ]
+
+
+def build_table(rows: list[tuple[Case, list[Result]]]) -> str:
+    """Return the table as CSV."""
+    from tests.boundary.running import WAYS
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["", "Kind", "Request", "Description", "Attribute", "Expected"]
     writer.writerow([*head, *(way.capitalize() for way in WAYS), "Written"])
-    for number, case in enumerate(build_cases(), start=1):
-        results = [get_hospital(way).run(case) for way in WAYS]
+    for number, (case, results) in enumerate(rows, start=1):
         writer.writerow(
             [
                 str(number),
@@ -59,4 +72,4 @@ if __name__ == "__main__":
     import django
 
     django.setup()
-    TABLE.write_text(build_table(), encoding="utf-8")
+    TABLE.write_text(build_table(run_cases()), encoding="utf-8")

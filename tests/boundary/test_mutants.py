@@ -14,7 +14,7 @@ from tests.adversary.mutants import Mutant
 _ROOT = Path(__file__).parents[2]
 _PACKAGE = _ROOT / "django_smart"
 
-_RULES = "tests/boundary/test_boundary.py::test_request_of_a_script"
+_RULES = "tests/boundary/test_boundary.py"
 _FUZZ = "tests/boundary/test_fuzz.py::test_no_request_reaches_another_patient"
 _GUARD = "tests/fhir/test_guard.py"
 _PROXY = "tests/test_fhir_proxy.py"
