@@ -29,6 +29,7 @@ MINE = {
     "subject": {"reference": "Patient/p1"},
 }
 OTHERS = {**MINE, "subject": {"reference": "Patient/p2"}}
+FORM = "application/x-www-form-urlencoded"
 STATUS = [{"op": "add", "path": "/status", "value": "final"}]
 
 
@@ -307,6 +308,12 @@ def test_another_patient_by_name_is_refused_before_anything_is_sent(path):
         {"reference": "Patient/p1", "type": "Group"},
         {"reference": "Group/p1"},
         {"reference": "#p1"},
+        {"reference": "Patient/p1/"},
+        {"reference": "Patient/p1#x"},
+        {"reference": "Patient/p1?x=1"},
+        {"reference": "Patient/p1/_history/"},
+        {"reference": "Patient/p1/_history/1/x"},
+        {"reference": f"{BASE}/Patient/p1/"},
         {"identifier": {"value": "p1"}},
         "Patient/p1",
         [{"reference": "Patient/p1"}],
@@ -320,13 +327,39 @@ def test_subject_is_the_reference_and_no_other_form(subject):
         grant.client.read("Observation", "o1")
     with pytest.raises(ForeignPatientError):
         grant.client.create(odd)
-    typed = {**MINE, "subject": {"reference": "Patient/p1", "type": "Patient"}}
+
+
+@pytest.mark.parametrize("version", ["", "/_history/1"])
+@pytest.mark.parametrize("base", ["", f"{BASE}/"])
+def test_subject_is_named_relatively_or_at_the_server(base, version):
+    grant = make_grant()
+    reference = f"{base}Patient/p1{version}"
+    typed = {**MINE, "subject": {"reference": reference, "type": "Patient"}}
     grant.server.on("Observation/o1", respond(typed))
     assert grant.client.read("Observation", "o1") == typed
 
 
-def test_several_subjects_are_all_of_the_patient():
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    [
+        ("Account", lambda *them: {"subject": list(them)}),
+        ("Appointment", lambda *them: {"participant": [{"actor": x} for x in them]}),
+        ("AuditEvent", lambda *them: {"entity": [{"what": x} for x in them]}),
+        ("AuditEvent", lambda *them: {"agent": [{"who": x} for x in them]}),
+        ("Group", lambda *them: {"member": [{"entity": x} for x in them]}),
+        ("Person", lambda *them: {"link": [{"target": x} for x in them]}),
+        ("Provenance", lambda *them: {"target": list(them)}),
+    ],
+)
+def test_several_subjects_are_all_of_the_patient(kind, build):
     grant = make_grant()
+    own = {"reference": "Patient/p1"}
+    odd: tuple[list[Any], ...] = ([], [None, "Patient/p2", {"reference": 2}])
+    for members in (*odd, [{"reference": "#p"}]):
+        group = {"resourceType": kind, "id": "a1", **build(*members)}
+        grant.server.on(f"{kind}/a1", respond(group))
+        with pytest.raises(ForeignPatientError):
+            grant.client.read(kind, "a1")
     for other, is_own in (
         ({"reference": "Practitioner/d1"}, True),
         ({"display": "A nurse"}, True),
@@ -336,15 +369,14 @@ def test_several_subjects_are_all_of_the_patient():
         ({"identifier": {"value": "1"}}, False),
         ({"identifier": {"value": "1"}, "type": "Practitioner"}, True),
     ):
-        actors: list[dict[str, Any]] = [{"reference": "Patient/p1"}, other]
-        people = [{"actor": actor} for actor in actors]
-        group = {"resourceType": "Appointment", "id": "a1", "participant": people}
-        grant.server.on("Appointment/a1", respond(group))
-        if is_own:
-            assert grant.client.read("Appointment", "a1") == group
-        else:
-            with pytest.raises(ForeignPatientError):
-                grant.client.read("Appointment", "a1")
+        for members in ([own, other], [other, own]):
+            group = {"resourceType": kind, "id": "a1", **build(*members)}
+            grant.server.on(f"{kind}/a1", respond(group))
+            if is_own:
+                assert grant.client.read(kind, "a1") == group
+            else:
+                with pytest.raises(ForeignPatientError):
+                    grant.client.read(kind, "a1")
 
 
 @pytest.mark.parametrize(
@@ -502,6 +534,49 @@ def test_parameter_about_the_patient_is_sent(asked, sent):
     assert grant.client.get(asked)["entry"] == []
 
 
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [
+        ("code=1&_elements=id", "code=1&_elements=id%2Csubject"),
+        ("code=1&_summary=true", "code=1"),
+        ("_summary=text&code=1", "code=1"),
+        ("_summary=count", "_summary=count"),
+        ("_summary=data&code=1", "_summary=data&code=1"),
+        ("_summary=false&code=1", "_summary=false&code=1"),
+    ],
+)
+def test_search_leaves_out_nothing_that_names_the_patient(query, sent):
+    grant = make_grant()
+    grant.server.on(f"Observation?{sent}&patient=p1", respond(bundle(MINE)))
+    assert grant.client.get(f"Observation?{query}")["entry"]
+    for path, body, sent_path, sent_body in (
+        ("", query, "", f"{sent}&patient=p1"),
+        (f"?{query}", "code=2", f"?{sent}", "code=2&patient=p1"),
+    ):
+        asked = parse_interaction(
+            "POST", f"Observation/_search{path}", body=body.encode(), media_type=FORM
+        )
+        grant.server.on(f"Observation/_search{sent_path}", respond(bundle(MINE)))
+        assert grant.client.perform(asked).status_code == 200
+        assert grant.server.requests[-1].body == sent_body.encode()
+
+
+def test_search_may_be_partial_where_the_server_decides():
+    grant = make_grant("patient/*.rs user/Observation.rs")
+    query = "Observation?_elements=id&_include=Observation%3Asubject"
+    partial = {"resourceType": "Observation", "id": "o1"}
+    own, other = ({"resourceType": "Patient", "id": name} for name in ("p1", "p2"))
+    grant.server.on(query, respond(bundle(partial, own)))
+    assert len(grant.client.get(query)["entry"]) == 2
+    # What comes along is of other types.
+    grant.server.on(query, respond(bundle(partial, other)))
+    with pytest.raises(ForeignPatientError):
+        grant.client.get(query)
+    grant = make_grant("patient/*.rs user/*.rs", patient_id=None)
+    grant.server.on(query, respond(bundle(partial, other)))
+    assert len(grant.client.get(query)["entry"]) == 2
+
+
 def test_inclusion_in_any_case_keeps_the_elements_that_name_the_patient():
     grant = make_grant()
     query = "_Include=x&patient=p1"
@@ -623,6 +698,10 @@ def test_version_in_the_resource_decides_if_a_proxy_changes_the_etag():
     with pytest.raises(FHIRPreconditionFailedError):
         grant.client.update(current, if_match="2")
     assert grant.server.requests[-1].method == "GET"
+    # A server without versions has nothing to compare.
+    grant.server.on("Observation/o1", respond(MINE))
+    grant.client.update(MINE)
+    assert "If-Match" not in grant.server.requests[-1].headers
 
 
 def test_condition_finds_what_is_changed():
