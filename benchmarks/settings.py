@@ -33,6 +33,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django_smart",
+    "django_smart.contrib.brands",
     "benchmarks.site",
 ]
 if "BENCH_ADMIN" in os.environ:

@@ -568,25 +568,10 @@ class KeyRotationError(CredentialsError):
 
 
 class BrandError(SMARTError):
-    """The bundle of user-access brands is malformed; stored brands are kept."""
+    """The bundle of user-access brands is unusable; stored brands are kept."""
 
     code = "brands_malformed"
     http_status = 502
-
-
-class BrandStatusError(BrandError):
-    """
-    The request for the bundle returned a status other than 200 or 304.
-
-    Attributes:
-        status_code: HTTP status.
-    """
-
-    code = "brands_status"
-
-    def __init__(self, message: str, *, status_code: int) -> None:
-        super().__init__(message)
-        self.status_code = status_code
 
 
 class FHIRError(SMARTError):
@@ -777,6 +762,7 @@ _FOLDED = {
     "AddressRefusedError": "TransportError",
     "AppStateDeletedError": "AppStateError",
     "AppStateTooLargeError": "AppStateError",
+    "BrandStatusError": "BrandError",
     "DecisionError": "LaunchRequestError",
     "DiscoveryBusyError": "DiscoveryError",
     "EndedLaunchError": "PrefixError",

@@ -96,6 +96,7 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",  # static files come the same way in all servers
     "django.contrib.staticfiles",
     "django_smart",
+    "django_smart.contrib.brands",
     "example_project",
     "example_project.records.apps.RecordsConfig",
 ]

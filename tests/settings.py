@@ -39,6 +39,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.staticfiles",
     "django_smart",
+    "django_smart.contrib.brands",
     # Of the example; without its receivers, which would read what no test asked for.
     "example_project.records",
 ]

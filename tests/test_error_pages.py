@@ -29,7 +29,6 @@ from tests.ehr import (
 # operator is told, before any page is asked for.
 WITHOUT_WORDS = {
     "brands_malformed": "smart_import_brands alone reads bundles",
-    "brands_status": "smart_import_brands alone reads bundles",
     "registration_failed": "smart_register alone registers clients dynamically",
     "registration_refused": "smart_register alone registers clients dynamically",
     "smart_error": "the root of the tree: nothing raises it",

@@ -1,4 +1,4 @@
-"""The one migration: it creates the tables, and takes them away again."""
+"""The one migration of each app: it creates tables, and takes them away again."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from django_smart.testing import EHRSimulator
 from tests.ehr import launch, make_browser, make_registration
 
 _APP = "django_smart"
+_APPS = (_APP, "django_smart_brands")
 
 
 def _migrate(name: str | None) -> None:
-    MigrationExecutor(connection).migrate([(_APP, name)])
+    MigrationExecutor(connection).migrate([(app, name) for app in _APPS])
 
 
 def _get_tables() -> set[str]:
@@ -39,8 +40,8 @@ def _back_again() -> Iterator[None]:
 
 def test_there_is_one_migration_until_the_first_release() -> None:
     loader = MigrationLoader(None)
-    names = [name for app, name in loader.disk_migrations if app == _APP]
-    assert names == ["0001_initial"]
+    names = [each for each in loader.disk_migrations if each[0] in _APPS]
+    assert sorted(names) == [(app, "0001_initial") for app in _APPS]
 
 
 def test_users_may_be_of_any_model() -> None:
@@ -72,7 +73,7 @@ def test_columns_of_later_migrations_have_a_default_in_the_database() -> None:
     later = [
         operation
         for (app, name), migration in migrations.items()
-        if app == _APP and name != "0001_initial"
+        if app in _APPS and name != "0001_initial"
         for operation in migration.operations
     ]
     assert _find_columns_that_break_old_code(later) == []

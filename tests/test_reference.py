@@ -18,9 +18,12 @@ from django_smart.checks.settings import KNOWN_SETTINGS
 from django_smart.conf import conf
 
 _REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
-_COMMANDS = sorted(
-    name for name, app in get_commands().items() if app == "django_smart"
-)
+_APPS = {
+    name: str(app)
+    for name, app in get_commands().items()
+    if str(app).startswith("django_smart")
+}
+_COMMANDS = sorted(_APPS)
 
 
 def _read(page: str) -> str:
@@ -92,7 +95,7 @@ def _options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_every_option_of_a_command_is_described_and_no_other(name):
-    parser = load_command_class("django_smart", name).create_parser("manage.py", name)
+    parser = load_command_class(_APPS[name], name).create_parser("manage.py", name)
     of_django = BaseCommand().create_parser("manage.py", name)
     options = _options_of(parser) - _options_of(of_django)
     entries = re.findall(r"^``--.*$", _command_sections()[name], re.MULTILINE)
@@ -104,4 +107,4 @@ def test_every_option_of_a_command_is_described_and_no_other(name):
 
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_every_command_says_what_it_is_for(name):
-    assert load_command_class("django_smart", name).help
+    assert load_command_class(_APPS[name], name).help

@@ -96,62 +96,35 @@ def _by_hand(query: str) -> Callable[[int], None]:
 
 def _fill(number: int, server: Any) -> None:
     """As an import would, without its checks."""
-    from django.db.models import F
-
-    from django_smart.contrib.brands import refresh_statistics
+    from django_smart.contrib.brands.importing import refresh_statistics
+    from django_smart.contrib.brands.models import Brand, BrandBundle, BrandEndpoint
     from django_smart.fields import digest
-    from django_smart.models import (
-        Brand,
-        BrandAccess,
-        BrandBundle,
-        BrandEndpoint,
-        BrandWord,
-    )
-    from django_smart.models.search_words import build_key, split_words
+    from django_smart.models.search_words import build_search_text, split_words
 
     source = BrandBundle.objects.create(location="made")
-    endpoints = BrandEndpoint.objects.bulk_create(
-        (
-            BrandEndpoint(
-                bundle=source,
-                full_url=f"https://a.example/Endpoint/{n}",
-                address=server.base_url if n % 5 == 0 else f"https://a.example/{n}",
-                content_digest="",
-            )
-            for n in range(number)
-        ),
-        5000,
-    )
     cities = [_CITIES[n % len(_CITIES)] for n in range(number)]
+    names = [f"Hospital {n:05} of {city}" for n, city in enumerate(cities)]
     brands = Brand.objects.bulk_create(
         (
             Brand(
                 bundle=source,
-                full_url=f"https://a.example/Organization/{n}",
-                merge_digest=digest(str(n)),
-                name=f"Hospital {n:05} of {city}",
-                name_key=build_key("hospital"),
-                sort_name=" ".join(split_words(f"Hospital {n:05} of {city}")),
-                places=[{"city": city, "state": "IA"}],
-                content_digest="",
+                merge_digest=digest(name),
+                name=name,
+                sort_name=" ".join(split_words(name)),
+                search_text=build_search_text(f"{name} IA Good Health"),
+                places=[f"{city}, IA"],
             )
-            for n, city in enumerate(cities)
+            for name, city in zip(names, cities, strict=True)
         ),
         5000,
     )
-    Brand.objects.update(card=F("pk"))
-    BrandAccess.objects.bulk_create(
+    BrandEndpoint.objects.bulk_create(
         (
-            BrandAccess(brand=brand, card=brand, endpoint=each, position=0)
-            for brand, each in zip(brands, endpoints, strict=True)
-        ),
-        5000,
-    )
-    BrandWord.objects.bulk_create(
-        (
-            BrandWord(brand=brand, card=brand, word=word, key=build_key(word))
-            for brand in brands
-            for word in [*split_words(brand.name), "ia", "good", "health"]
+            BrandEndpoint(
+                brand=brand,
+                address=server.base_url if n % 5 == 0 else f"https://a.example/{n}",
+            )
+            for n, brand in enumerate(brands)
         ),
         5000,
     )

@@ -1,8 +1,7 @@
-"""The models: servers, registrations, launches, grants and brands."""
+"""The models: servers, registrations, launches and grants."""
 
 from __future__ import annotations
 
-from .brand import Brand, BrandAccess, BrandBundle, BrandEndpoint, BrandWord
 from .grant import TokenGrant
 from .identity import Identity
 from .key import SigningKey
@@ -13,11 +12,6 @@ from .server_state import ServerState
 from .task_run import RefreshCount, TaskRun
 
 __all__ = [
-    "Brand",
-    "BrandAccess",
-    "BrandBundle",
-    "BrandEndpoint",
-    "BrandWord",
     "ClientRegistration",
     "FHIRServer",
     "Identity",

@@ -1,9 +1,7 @@
 """
-Words as people type them, and as an index finds them.
+Words as people type them: folded, without case and accents, letters and digits alone.
 
-A word is folded (no case, no accents, letters and digits alone) and its beginning is
-written as a number, so that the words with one beginning are a range of numbers: the
-same on every database, whatever its collation says of text.
+They match the same on every database, whatever its collation.
 """
 
 from __future__ import annotations
@@ -12,23 +10,12 @@ import unicodedata
 
 from django.db import models
 
-__all__ = [
-    "KEY_LENGTH",
-    "SearchTextField",
-    "build_key",
-    "build_key_range",
-    "build_search_text",
-    "split_words",
-]
+__all__ = ["SearchTextField", "build_search_text", "split_words"]
 
-#: Symbols of a word that its number tells apart.
-KEY_LENGTH = 12
 # Of a word that is stored or looked for.
 _MAX_WORD = 40
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_SYMBOLS = {symbol: number for number, symbol in enumerate(_DIGITS, start=1)}
-_BASE = len(_DIGITS) + 1  # 0 stands for the end of a word; 37 ** 12 < 2 ** 63
 # Letters that Unicode does not take apart, and that people type without the stroke.
 _PLAIN = str.maketrans(
     {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
@@ -45,33 +32,13 @@ def split_words(text: str) -> list[str]:
     decomposed = unicodedata.normalize("NFKD", text.casefold().translate(_PLAIN))
     symbols = []
     for char in decomposed:
-        if char in _SYMBOLS:
+        if char in _DIGITS:
             symbols.append(char)
         elif char.isalnum():
             symbols.append(_write_code_point(ord(char)))
         elif not unicodedata.combining(char) and char not in "'’ʼ`":
             symbols.append(" ")
     return [word[:_MAX_WORD] for word in dict.fromkeys("".join(symbols).split())]
-
-
-def build_key(word: str) -> int:
-    """The number of a folded word's beginning; alphabetical order is its order."""
-    key = 0
-    for position in range(KEY_LENGTH):
-        symbol = word[position : position + 1]
-        key = key * _BASE + (_SYMBOLS[symbol] if symbol else 0)
-    return key
-
-
-def build_key_range(prefix: str) -> tuple[int, int]:
-    """
-    The first and the last number a word can have that begins with *prefix*.
-
-    Beyond ``KEY_LENGTH`` symbols words are not told apart by their numbers.
-    """
-    low = build_key(prefix)
-    rest = KEY_LENGTH - len(prefix)
-    return low, low + (_BASE**rest - 1 if rest > 0 else 0)
 
 
 def build_search_text(text: str) -> str:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from django.db.models import Exists, OuterRef
+from django.apps import apps
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.http import urlencode
 
-from ..conf import conf
 from ..error_pages import harden
 from ..launches.prefix import get_protocol_url
-from ..models import Brand, BrandAccess, ClientRegistration
-from ..models.brand import BrandQuerySet
-from ..models.registration import ClientRegistrationQuerySet
+from ..models import ClientRegistration
 from ..models.search_words import split_words
-from ..protocol.brands import CATEGORIES
 
 __all__ = [
     "MAX_PAGE",
@@ -70,8 +66,7 @@ def render_picker(request: HttpRequest, *, next_url: str) -> HttpResponse:
     """
     query = request.GET.get("q", "")[:MAX_QUERY].strip()
     page = _read_page(request.GET.get("page", ""))
-    category = request.GET.get("category", "")
-    category = category if category in CATEGORIES else ""
+    category = _read_category(request.GET.get("category", ""))
     found, has_next = find_choices(query, page=page, category=category)
     kept = {"next": next_url, "category": category}
 
@@ -111,7 +106,7 @@ def find_choices(
     Find organizations whose name, alias, place or portal has the words of *query*.
 
     The beginning of a word is enough, and all words have to match.  Registered servers
-    that no brand leads to come first, by name.
+    that no brand leads to come first, by name; without the app of brands, that is all.
 
     Args:
         page: from 1 to ``MAX_PAGE``.
@@ -124,19 +119,27 @@ def find_choices(
     if query.strip() and not words:
         return [], False
     start = PAGE_SIZE * (page - 1)
-    registrations = _find_registrations(words)
-    if category:
-        registrations = registrations.none()
     # One more than fits shows that there is a next page.
     wanted = PAGE_SIZE + 1
-    servers = list(registrations[start : start + wanted])
-    # How many pages they fill matters only after their last one.
-    skipped = 0 if servers or not start else start - registrations.count()
-    brands = _find_brands(words, category)[skipped : skipped + wanted - len(servers)]
-    names = tell_apart({each.server.slug: str(each.server) for each in servers})
-    choices = [Choice(name=name, links={slug: name}) for slug, name in names.items()]
-    choices += _build_brand_choices(list(brands), words)
+    servers = {} if category else _find_servers(words)
+    choices = [
+        Choice(name=name, links={slug: name})
+        for slug, name in list(tell_apart(servers).items())[start : start + wanted]
+    ]
+    if _has_brands() and len(choices) < wanted:
+        from ..contrib.brands.search import find_brands
+
+        choices += find_brands(
+            words,
+            category=category,
+            start=max(0, start - len(servers)),
+            count=wanted - len(choices),
+        )
     return choices[:PAGE_SIZE], len(choices) > PAGE_SIZE
+
+
+def _has_brands() -> bool:
+    return apps.is_installed("django_smart.contrib.brands")
 
 
 def _read_page(value: str) -> int:
@@ -144,73 +147,26 @@ def _read_page(value: str) -> int:
     return min(max(int(value), 1), MAX_PAGE) if is_number else 1
 
 
-def _find_registrations(words: Iterable[str]) -> ClientRegistrationQuerySet:
-    """Registrations that no brand leads to."""
-    accesses = BrandAccess.objects.usable().filter(
-        endpoint__address_digest=OuterRef("server__base_url_digest")
-    )
-    found = ClientRegistration.objects.standalone().filter(~Exists(accesses))
+def _read_category(value: str) -> str:
+    if not _has_brands():
+        return ""
+    from ..contrib.brands.search import CATEGORIES
+
+    return value if value in CATEGORIES else ""
+
+
+def _find_servers(words: list[str]) -> dict[str, str]:
+    """Names of registered servers that no brand leads to, in order, by slug."""
+    registrations = ClientRegistration.objects.standalone()
+    if _has_brands():
+        from ..contrib.brands.search import leave_out_brands
+
+        registrations = leave_out_brands(registrations)
     for word in words:
-        found = found.filter(server__search_text__contains=f" {word}")
-    return found.order_by("server__name", "pk")
-
-
-def _find_brands(words: list[str], category: str) -> BrandQuerySet:
-    # All of these yield cards alone (BRAND-06), so brands are not asked for their card:
-    # databases guess badly how many rows have two equal columns.
-    found = Brand.objects.with_words(words)
-    if conf.SMART_PICKER_SHOW_UNREGISTERED:
-        found = found.with_access()
-    else:
-        found = found.connectable()
-    if category:
-        found = found.in_category(category)
-    return found.best_first(words).only(
-        "name", "aliases", "places", "logo", "logo_license"
-    )
-
-
-def _build_brand_choices(brands: list[Brand], words: list[str]) -> list[Choice]:
-    links = _find_links([brand.pk for brand in brands])
-    accepted = conf.SMART_LOGO_LICENSES
-    choices = []
-    for brand in brands:
-        labels = brand.place_labels
-        place = _pick(labels, words) or next(iter(labels), "")
-        missing = [word for word in words if not _has_words(brand.name, [word])]
-        agreed = not brand.logo_license or brand.logo_license in accepted
-        choices.append(
-            Choice(
-                name=brand.name,
-                alias=_pick(brand.aliases, missing),
-                place=place,
-                more_places=max(0, len(labels) - 1),
-                logo=brand.logo if agreed else "",
-                links=tell_apart(links[brand.pk]),
-            )
-        )
-    return choices
-
-
-def _find_links(cards: list[int]) -> dict[int | None, dict[str, str]]:
-    """The label of each registered server, by card; the card's own links first."""
-    accesses = (
-        BrandAccess.objects.registered()
-        .filter(card__in=cards)
-        .order_by("brand_id", "position")
-        .values_list("card", "brand", "endpoint__address_digest", "portal_name")
-    )
-    registrations = ClientRegistration.objects.standalone().filter(
-        server__base_url_digest__in={each[2] for each in accesses}
-    )
-    servers = {each.server.base_url_digest: each.server for each in registrations}
-    links: dict[int | None, dict[str, str]] = defaultdict(dict)
-    # Its own bundle before others about the same organization (BRAND-02).
-    for card, _, address_digest, portal in sorted(accesses, key=lambda a: a[0] != a[1]):
-        server = servers.get(address_digest)
-        if server is not None:
-            links[card].setdefault(server.slug, portal or server.name)
-    return links
+        registrations = registrations.filter(server__search_text__contains=f" {word}")
+    ordered = registrations.order_by("server__name", "pk")
+    pairs = ordered.values_list("server__slug", "server__name")
+    return {slug: name or slug for slug, name in pairs}
 
 
 def tell_apart(labels: Mapping[str, str]) -> dict[str, str]:
@@ -220,13 +176,3 @@ def tell_apart(labels: Mapping[str, str]) -> dict[str, str]:
         slug: label if times[label] == 1 else f"{label} ({slug})"
         for slug, label in labels.items()
     }
-
-
-def _pick(texts: Iterable[str], words: list[str]) -> str:
-    """The first of *texts* that matches *words*; empty if none does."""
-    return next((text for text in texts if _has_words(text, words)), "")
-
-
-def _has_words(text: str, words: list[str]) -> bool:
-    """Whether a word of *text* begins with one of *words*."""
-    return any(each.startswith(tuple(words)) for each in split_words(text))

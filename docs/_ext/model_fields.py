@@ -18,12 +18,17 @@ __all__ = ["setup"]
 
 
 class Model(SphinxDirective):
-    """``.. model:: Launch`` writes the docstring of the class, and its columns."""
+    """
+    ``.. model:: Launch`` writes the docstring of the class, and its columns.
+
+    A model of another app has its label: ``.. model:: django_smart_brands.Brand``.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        model = apps.get_model("django_smart", self.arguments[0])
+        app, _, name = self.arguments[0].rpartition(".")
+        model = apps.get_model(app or "django_smart", name)
         return self.parse_text_to_nodes("\n".join(_describe(model)))
 
 

@@ -14,7 +14,9 @@ from django.template import engines
 from django.test import Client, RequestFactory
 
 from django_smart import transport
-from django_smart.models import Brand, BrandBundle, ClientRegistration, SigningKey
+from django_smart.contrib.brands.models import Brand, BrandBundle
+from django_smart.contrib.brands.tasks import import_known_brands
+from django_smart.models import ClientRegistration, SigningKey
 from django_smart.testing import EHRSimulator
 from tests.answers import Away
 from tests.bundles import Host, bundle, endpoint, host, organization
@@ -100,15 +102,24 @@ def test_connect_many_hospitals(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
 ):
     blocks = read_blocks("how-to/connect-many-hospitals.rst")
-    listed, register, unknown, url, file, by_server, again, link, logos, away = blocks
+    listed, register, unknown, extra, app, url, file, *rest = blocks
+    by_server, again, schedule, link, logos, away = rest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("APP_SECRET", "from the vendor")
     (tmp_path / register.commands[0][4]).write_text(listed.code)
     printed = do([*register.commands[0], "--offline"]).json
     assert len(printed) == len(json.loads(listed.code)) == 2
     assert len({each["redirect_uri"] for each in printed}) == 1
-    install, fetch = url.commands
-    assert install == ["pip", "install", "django-smart[brands]"]
+    assert extra.commands == [["pip", "install", "django-smart[brands]"]]
+    names: dict[str, Any] = {"INSTALLED_APPS": [], "CELERY_BEAT_SCHEDULE": {}}
+    exec(f"{app.code}\n{schedule.code}", names)
+    assert names["INSTALLED_APPS"][0] in settings.INSTALLED_APPS
+    ((_, task),) = [
+        (name, entry["task"]) for name, entry in names["CELERY_BEAT_SCHEDULE"].items()
+    ]
+    assert task == import_known_brands.name
+    migrate, fetch = url.commands
+    assert migrate == ["python", "manage.py", "migrate"]
     address = "https://fhir.example.org/r4"
     harbour = bundle(
         organization("a", "Harbour", endpoints=["Endpoint/1"]), endpoint("1", address)
@@ -118,7 +129,7 @@ def test_connect_many_hospitals(
         endpoint("2", "https://birch.example.org/r4"),
     )
     host.on(_BUNDLE, harbour, ETag='"1"')
-    assert "1 added" in do(fetch).out
+    assert "1 brands" in do(fetch).out
     (tmp_path / file.commands[0][3]).write_bytes(birch)
     do(file.commands[0])
     assert {each.location for each in BrandBundle.objects.all()} == {
@@ -153,6 +164,7 @@ def test_connect_many_hospitals(
         "user_access_brand_bundle": _BUNDLE,
     }
     server.save()
-    assert "unchanged" in do(by_server.commands[0]).out
+    do(by_server.commands[0])
+    assert BrandBundle.objects.get(location=_BUNDLE).server == server
     do(away.commands[0])
     assert not BrandBundle.objects.filter(location=_BUNDLE).exists()

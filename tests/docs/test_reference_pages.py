@@ -104,9 +104,16 @@ def test_signals_are_listed():
 
 
 def test_models_are_listed():
-    listed = re.findall(r"^\.\. model:: (\w+)$", _read("models.rst"), re.M)
-    models = apps.get_app_config("django_smart").get_models()
-    assert sorted(listed) == sorted(model.__name__ for model in models)
+    listed = re.findall(r"^\.\. model:: ([\w.]+)$", _read("models.rst"), re.M)
+    models = {
+        f"{prefix}{model.__name__}"
+        for app, prefix in (
+            ("django_smart", ""),
+            ("django_smart_brands", "django_smart_brands."),
+        )
+        for model in apps.get_app_config(app).get_models()
+    }
+    assert sorted(listed) == sorted(models)
 
 
 def _imported_names() -> Iterator[str]:

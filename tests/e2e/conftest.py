@@ -14,7 +14,7 @@ from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, expect
 
 from django_smart import transport
-from django_smart.contrib.brands import import_brand_file
+from django_smart.contrib.brands.importing import import_brand_file
 from django_smart.models import Launch, TokenGrant
 from django_smart.servers.signing_keys import create_signing_key
 from django_smart.testing import EHRSimulator

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from django_smart.contrib.brands import import_brand_file
+from django_smart.contrib.brands.importing import import_brand_file
 from tests.bundles import bundle, endpoint, organization
 from tests.factories import make_registration
 

@@ -94,7 +94,7 @@ def _administer(folder: Path) -> None:
     from django.core.management import CommandError, call_command
 
     from django_smart import transport
-    from django_smart.contrib.brands import import_brand_file, remove_brands
+    from django_smart.contrib.brands.importing import import_brand_file, remove_brands
     from django_smart.models import ClientRegistration, FHIRServer
     from django_smart.testing import EHRSimulator
 

@@ -90,7 +90,6 @@ PUBLISHED = (
     "django_smart.management.commands.smart_reencrypt",
     "django_smart.grants.turn",
     "django_smart.servers.requirements",
-    "django_smart.protocol.brands",
     "django_smart.protocol.style",
 )
 # They show what they are made of by a method of their own, looked at below.
@@ -128,7 +127,11 @@ def find_classes() -> Iterator[type]:
 
 CLASSES = sorted(set(find_classes()), key=lambda cls: (cls.__module__, cls.__name__))
 VALUES = [cls for cls in CLASSES if dataclasses.is_dataclass(cls)]
-MODELS = list(apps.get_app_config("django_smart").get_models())
+MODELS = [
+    model
+    for app in ("django_smart", "django_smart_brands")
+    for model in apps.get_app_config(app).get_models()
+]
 
 
 def test_the_classes_are_found():
@@ -166,7 +169,7 @@ def test_only_known_classes_describe_themselves():
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_row_shows_no_secret_and_no_patient(model):
-    shown = {"slug", "name", "base_url", "issuer", "location", "address", "word"}
+    shown = {"slug", "name", "base_url", "issuer", "location", "address"}
     row = model()
     for field in model._meta.concrete_fields:
         if isinstance(field, models.CharField | models.TextField) and not field.choices:

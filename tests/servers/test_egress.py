@@ -11,10 +11,11 @@ import pytest
 from django.utils import timezone
 
 from django_smart.clients import build_fhir_client
-from django_smart.contrib.brands import import_brands
+from django_smart.contrib.brands.importing import import_brands
+from django_smart.contrib.brands.models import BrandBundle
 from django_smart.contrib.style import get_style
 from django_smart.grants.refresh import refresh_grant
-from django_smart.models import BrandBundle, FHIRServer
+from django_smart.models import FHIRServer
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.servers.discovery import fetch_jwks
 from django_smart.servers.egress import check_peer

@@ -41,7 +41,7 @@ UNUSABLE = frozenset({"database_unusable", "migrations_missing"})
 #: The codes that say that this site does not answer at an address.
 NO_ANSWER = frozenset({"jwks_unreachable", "jwks_wrong"})
 
-_APPS = ("django_smart", "auth", "sessions")
+_APPS = ("django_smart", "django_smart_brands", "auth", "sessions")
 _MIGRATE = (
     "Run “manage.py migrate”. If there is nothing to apply, compare "
     "“manage.py showmigrations” with the tables: a migration that stopped "

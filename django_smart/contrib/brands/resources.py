@@ -1,4 +1,4 @@
-"""User-access brands: parse the entries of a bundle, and check their logos."""
+"""The entries of a bundle: read organizations and endpoints, and check their logos."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
-from django_smart.exceptions import BrandError, InsecureURLError
-from django_smart.protocol.urls import (
-    is_https_url,
-    normalize_base_url,
-    validate_https_url,
-)
+from ...exceptions import BrandError, InsecureURLError
+from ...protocol.urls import is_https_url, normalize_base_url, validate_https_url
 
 __all__ = [
     "CATEGORIES",
@@ -130,7 +126,6 @@ _REFERENCE = re.compile(r"(?:.*/)?([A-Z][A-Za-z]{0,63}/[A-Za-z0-9\-.]{1,64})")
 _HISTORY = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}\Z")
 
 _MAX_NAME = 300
-_MAX_TEXT = 2000
 _MAX_ITEMS = 5000
 
 
@@ -163,12 +158,11 @@ class Brand:
     One organization as people know it.
 
     Attributes:
-        website, logo, logo_license: empty if absent or declined.
+        logo, logo_license: empty if absent or declined.
         categories: its codes that are in ``CATEGORIES``.
         places: ``city``, ``state``, ``postal_code`` and ``country`` of each, as far as
             people search for it; without those that are empty.
-        portals: ``name``, ``description``, ``url``, ``logo`` and ``logo_license`` of
-            each patient portal; empty if absent or declined.
+        portals: names of its patient portals.
         endpoints: the name of the portal that names it, or "", by reference as written.
         part_of: reference as written, empty if there is none.
     """
@@ -178,10 +172,9 @@ class Brand:
     identifiers: tuple[BrandIdentifier, ...] = ()
     categories: tuple[str, ...] = ()
     places: tuple[Mapping[str, str], ...] = ()
-    website: str = ""
     logo: str = ""
     logo_license: str = ""
-    portals: tuple[Mapping[str, str], ...] = ()
+    portals: tuple[str, ...] = ()
     endpoints: Mapping[str, str] = field(default_factory=dict)
     part_of: str = ""
 
@@ -190,6 +183,15 @@ class Brand:
         """The identifier by which two bundles are merged, or ``None``."""
         ordered = sorted(self.identifiers, key=lambda each: each.system != _URI_SYSTEM)
         return ordered[0].merge_key if ordered else None
+
+    @property
+    def search_texts(self) -> Iterator[str]:
+        """The words that people can search for."""
+        yield self.name
+        yield from self.aliases
+        yield from self.portals
+        for place in self.places:
+            yield from place.values()
 
 
 def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
@@ -216,10 +218,9 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
         identifiers=tuple(_read_identifiers(resource)),
         categories=tuple(dict.fromkeys(_read_categories(resource))),
         places=tuple(_read_places(resource)),
-        website=_read_contact(resource.get("telecom")),
         logo=sanitize_logo_url(_get_value(brand, "brandLogo")),
         logo_license=_link(_get_value(brand, "brandLogoLicense")),
-        portals=tuple(map(_read_portal, portals)),
+        portals=tuple(filter(None, map(_read_portal_name, portals))),
         endpoints=_read_endpoints(resource, portals),
         part_of=_read_reference(resource.get("partOf")),
     )
@@ -227,7 +228,7 @@ def parse_brand(resource: Mapping[str, Any]) -> Brand | None:
 
 def parse_brand_endpoint(
     resource: Mapping[str, Any], *, insecure_hosts: frozenset[str] = frozenset()
-) -> tuple[str, bool] | None:
+) -> str | None:
     """
     Read an ``Endpoint``; ``None`` if it is inactive or not a FHIR REST API.
 
@@ -235,7 +236,7 @@ def parse_brand_endpoint(
         insecure_hosts: hosts for which http is accepted.
 
     Returns:
-        the FHIR base URL, and whether the versions include FHIR R4, or are missing.
+        The FHIR base URL; empty if the endpoint lists versions, and R4 is not one.
 
     Raises:
         BrandError: no address usable for a launch.
@@ -261,7 +262,7 @@ def parse_brand_endpoint(
         for each in _get_extensions(resource, "endpoint-fhir-version")
         if (version := _text(each.get("valueCode"), 20))
     ]
-    return address, not versions or any(map(_R4.fullmatch, versions))
+    return address if not versions or any(map(_R4.fullmatch, versions)) else ""
 
 
 def resolve_reference(reference: str, *, full_url: str) -> tuple[str, str]:
@@ -311,14 +312,8 @@ def _get_value(extension: Mapping[str, Any], name: str) -> Any:
     return next(_get_values(extension, name), None)
 
 
-def _read_portal(extension: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "name": _text(_get_value(extension, "portalName"), _MAX_NAME),
-        "description": _text(_get_value(extension, "portalDescription"), _MAX_TEXT),
-        "url": _link(_get_value(extension, "portalUrl")),
-        "logo": sanitize_logo_url(_get_value(extension, "portalLogo")),
-        "logo_license": _link(_get_value(extension, "portalLogoLicense")),
-    }
+def _read_portal_name(extension: Mapping[str, Any]) -> str:
+    return _text(_get_value(extension, "portalName"), _MAX_NAME)
 
 
 def _read_endpoints(
@@ -327,7 +322,7 @@ def _read_endpoints(
     """Return the first portal that names it, if one does, by reference."""
     endpoints: dict[str, str] = {}
     for portal in portals:
-        name = _text(_get_value(portal, "portalName"), _MAX_NAME)
+        name = _read_portal_name(portal)
         for reference in _read_references(list(_get_values(portal, "portalEndpoint"))):
             endpoints.setdefault(reference, name)
     for reference in _read_references(resource.get("endpoint")):
@@ -371,14 +366,6 @@ def label_place(place: Mapping[str, str]) -> str:
     """Return city and state of one of a brand's places, or what is available."""
     parts = filter(None, (place.get("city"), place.get("state")))
     return ", ".join(parts) or place.get("postal_code") or place.get("country", "")
-
-
-def _read_contact(points: object) -> str:
-    """Return the first contact point of type ``url`` that is a link."""
-    for each in _objects(points):
-        if each.get("system") == "url" and (link := _link(each.get("value"))):
-            return link
-    return ""
 
 
 def _read_references(values: object) -> Iterator[str]:

@@ -10,18 +10,19 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.conf import conf
-from django_smart.contrib.brands import (
+from django_smart.contrib.brands.importing import (
     BrandImport,
+    get_known_urls,
     import_brand_file,
     import_brands,
+    is_url,
     remove_brands,
 )
+from django_smart.contrib.brands.models import BrandBundle
 from django_smart.exceptions import SMARTError
-from django_smart.models import BrandBundle, FHIRServer
+from django_smart.models import FHIRServer
 
 __all__ = ["Command"]
-
-_SCHEMES = ("https://", "http://")
 
 
 class Command(BaseCommand):
@@ -55,11 +56,6 @@ class Command(BaseCommand):
             "this bundle.",
         )
         parser.add_argument(
-            "--force",
-            action="store_true",
-            help="Import the bundle even if it has not changed.",
-        )
-        parser.add_argument(
             "--remove",
             action="store_true",
             help="Remove everything imported from this source or, for a file, this "
@@ -74,7 +70,7 @@ class Command(BaseCommand):
         if options["remove"]:
             self._remove(options)
         elif options["known"]:
-            self._import_known(force=options["force"])
+            self._import_known()
         else:
             try:
                 self._report(_import(options))
@@ -86,16 +82,15 @@ class Command(BaseCommand):
                     f"{str(exc.strerror).lower()}."
                 ) from exc
 
-    def _import_known(self, *, force: bool) -> None:
+    def _import_known(self) -> None:
         failures = 0
-        bundles = BrandBundle.objects.all()
-        urls = [each for each in bundles if each.location.startswith(_SCHEMES)]
-        for bundle in urls:
+        urls = get_known_urls()
+        for url in urls:
             try:
-                self._report(import_brands(bundle.location, force=force))
+                self._report(import_brands(url))
             except (SMARTError, ImproperlyConfigured, OSError) as exc:
                 failures += 1
-                self.stderr.write(f"{bundle.location}: {exc}")
+                self.stderr.write(f"{url}: {exc}")
         if failures:
             raise CommandError(f"{failures} of {len(urls)} bundles failed.")
 
@@ -104,7 +99,7 @@ class Command(BaseCommand):
         if not source:
             raise CommandError("Name the source to remove.")
         location = options["name"] or source
-        if location == source and not source.startswith(_SCHEMES):
+        if location == source and not is_url(source):
             location = str(Path(source).resolve())
         try:
             removed = remove_brands(location)
@@ -117,20 +112,15 @@ class Command(BaseCommand):
         if not result.is_new:
             self.stdout.write(f"{location}: unchanged")
             return
-        self.stdout.write(f"{location}:")
-        for name, (added, changed, removed) in (
-            ("brands", result.brands),
-            ("endpoints", result.endpoints),
-        ):
-            self.stdout.write(
-                f"  {name}: {added} added, {changed} changed, {removed} removed"
-            )
+        self.stdout.write(
+            f"{location}: {result.brands} brands, {result.endpoints} endpoints"
+        )
         for line in _get_remarks(result):
             self.stderr.write(line)
 
 
 def _import(options: dict[str, Any]) -> BrandImport:
-    source, slug, force = options["source"], options["server"], options["force"]
+    source, slug = options["source"], options["server"]
     if slug:
         server = FHIRServer.objects.filter(slug=slug).first()
         if server is None:
@@ -143,10 +133,10 @@ def _import(options: dict[str, Any]) -> BrandImport:
                 "again."
             )
         url = configuration.user_access_brand_bundle
-        return import_brands(url, server=server, force=force)
-    if source.startswith(_SCHEMES):
-        return import_brands(source, force=force)
-    return import_brand_file(Path(source), name=options["name"], force=force)
+        return import_brands(url, server=server)
+    if is_url(source):
+        return import_brands(source)
+    return import_brand_file(Path(source), name=options["name"])
 
 
 def _get_remarks(result: BrandImport) -> Iterator[str]:

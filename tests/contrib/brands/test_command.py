@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError
 
-from django_smart.models import Brand, BrandBundle, FHIRServer
+from django_smart.contrib.brands.models import Brand, BrandBundle
+from django_smart.contrib.brands.tasks import import_known_brands
+from django_smart.models import FHIRServer
 from tests.bundles import VECTORS, Host, bundle, endpoint, host, organization
 from tests.factories import make_server
 from tests.management.running import run
@@ -36,11 +38,8 @@ def add_server(**configuration: object) -> FHIRServer:
 
 def test_file_is_imported_and_told():
     ran = run("smart_import_brands", str(VECTORS / "Bundle-example2.json"))
-    assert "brands: 3 added, 0 changed, 0 removed" in ran.out
-    assert "endpoints: 2 added, 0 changed, 0 removed" in ran.out
+    assert "3 brands, 3 endpoints" in ran.out
     assert ran.err == ""
-    again = run("smart_import_brands", str(VECTORS / "Bundle-example2.json"))
-    assert "unchanged" in again.out
 
 
 def test_what_was_left_out_is_told(tmp_path, settings):
@@ -53,7 +52,7 @@ def test_what_was_left_out_is_told(tmp_path, settings):
     assert "Skipped 1 times: An Organization has no name." in ran.err
     assert f"Logos from {URL} are hidden" in ran.err
     settings.SMART_LOGO_LICENSES = [URL]
-    ran = run("smart_import_brands", path, "--force")
+    ran = run("smart_import_brands", path)
     assert "Logos" not in ran.err
 
 
@@ -63,7 +62,7 @@ def test_url_and_all_known_urls_are_imported(host: Host, tmp_path):
     run("smart_import_brands", URL)
     assert f"{URL}: unchanged" in run("smart_import_brands", "--known").out
     host.on(URL, bundle(organization("a", "B")), ETag='"2"')
-    assert "1 changed" in run("smart_import_brands", "--known").out
+    assert "1 brands, 0 endpoints" in run("smart_import_brands", "--known").out
     host.on(URL, b"", 500)
     with pytest.raises(CommandError, match=r"1 of 1 bundles failed"):
         run("smart_import_brands", "--known")
@@ -115,3 +114,15 @@ def test_bundle_is_removed_by_path_and_by_name(tmp_path):
     ran = run("smart_import_brands", path, "--name", "monthly", "--remove")
     assert "1 brands removed" in ran.out
     assert not BrandBundle.objects.exists()
+
+
+def test_task_imports_known_urls_and_goes_on_after_a_failure(host: Host, caplog):
+    other = f"{URL}?other"
+    for url in (URL, other):
+        host.on(url, bundle(organization("a", "A")))
+        run("smart_import_brands", url)
+    host.on(URL, b"", 500)
+    host.on(other, bundle(organization("a", "Anew")))
+    import_known_brands.delay()
+    assert Brand.objects.filter(name="Anew").count() == 1
+    assert f"{URL} was not imported" in caplog.text
