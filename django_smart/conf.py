@@ -184,9 +184,9 @@ class SMARTSettings:
     @property
     def SMART_BROWSER_COOKIE_NAME(self) -> str:
         """
-        Name of the cookie that binds launches to a browser: ``smart_browser``.
+        How the names of launch cookies begin.  Default: ``smart_browser``.
 
-        Over https, the name gets the prefix ``__Host-``.
+        Over https, they get the prefix ``__Host-``.
         """
         return str(self._get("SMART_BROWSER_COOKIE_NAME", "smart_browser"))
 

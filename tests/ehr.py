@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,24 @@ def make_browser(host: str = "app.example.org") -> Client:
     """A browser with cookies of its own, which reaches the site by https."""
     # Its user follows links on the site, unless a test says otherwise.
     return _Browser(HTTP_HOST=host, HTTP_SEC_FETCH_SITE="same-origin")
+
+
+def get_launch_cookies(browser: Client) -> dict[str, str]:
+    """The cookies of launches that *browser* has, one for each."""
+    return {
+        name: each.value
+        for name, each in browser.cookies.items()
+        if each.value and re.fullmatch(r"__Host-smart_browser_[0-9a-f]{16}", name)
+    }
+
+
+def copy_browser(browser: Client) -> Client:
+    """Another one, with the cookies that *browser* has now."""
+    other = make_browser()
+    for name, each in browser.cookies.items():
+        if each.value:
+            other.cookies[name] = each.value
+    return other
 
 
 def start_ehr_launch(

@@ -349,7 +349,7 @@ RULES = (
     Rule(
         id="django_smart.E029",
         name="SMART_LAUNCHES_PER_BROWSER",
-        find_fault=whole_number_between(1, 1000),
+        find_fault=whole_number_between(1, 50),
         hint="Set how many charts a browser may have open, such as 20.",
     ),
     Rule(

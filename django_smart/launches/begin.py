@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -35,7 +34,9 @@ from ..protocol.configuration import SMARTConfiguration
 from ..protocol.scopes import ScopeSet
 from ..servers.discovery import check_moved, get_configuration
 from ..servers.requirements import check_launch
+from .browser import Browser, forget_ended
 from .failure import fail_launch
+from .parked import end_at_any_stage
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -47,7 +48,6 @@ __all__ = [
     "build_request",
     "get_ehr_registration",
     "get_standalone_registration",
-    "make_room",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 # Characters of a URL that every server and proxy on the way accepts (AUTH-09).
 _LONGEST_URL = 2000
 # Pending launches of one browser: more than anybody has tabs open.
-_MAX_PENDING = 20
+_MAX_PENDING = 10
 # Limits: characters of an unknown iss, and base URLs that it is compared with.
 _LONGEST_LOGGED = 200
 _COMPARED = 20
@@ -168,18 +168,19 @@ def get_standalone_registration(slug: str, launch_slug: str = "") -> ClientRegis
     )
 
 
-def make_room(browser_digests: Collection[str]) -> None:
+def _make_room(browser: Browser) -> None:
     """
-    Delete the oldest pending launches of a browser that starts another one.
+    Make room in a browser that starts another launch.
 
-    Users who return from one of them get an error page and start again.
+    Cookies of launches that are over are deleted, and the oldest that are under way
+    end: users who return from one of them get an error page and start again.
     """
-    pending = Launch.objects.pending().filter(browser_digest__in=browser_digests)
-    newest_first = pending.order_by("-pk").values_list("pk", flat=True)
-    if surplus := list(newest_first[_MAX_PENDING - 1 :]):
-        Launch.objects.filter(pk__in=surplus).fail(
-            error_code="too_many_pending", now=timezone.now()
-        )
+    kept = forget_ended(browser)
+    under_way = [each for each in kept if each.status in Launch.UNDER_WAY]
+    if surplus := under_way[_MAX_PENDING - 1 :]:
+        launches = Launch.objects.filter(pk__in=[each.pk for each in surplus])
+        end_at_any_stage(launches, reason="too_many_pending")
+        browser.keep(each for each in kept if each not in surplus)
 
 
 def begin_ehr_launch(
@@ -187,7 +188,7 @@ def begin_ehr_launch(
     *,
     iss: str,
     ehr_launch_id: str,
-    browser_digest: str,
+    browser: Browser,
     user: AbstractBaseUser | None,
     is_framed: bool = False,
     left_frame: bool = False,
@@ -215,7 +216,7 @@ def begin_ehr_launch(
     return _begin(
         launch,
         registration=registration,
-        browser_digest=browser_digest,
+        browser=browser,
         user=user,
         iss=iss,
         ehr_launch_id=ehr_launch_id,
@@ -225,7 +226,7 @@ def begin_ehr_launch(
 def begin_standalone_launch(
     registration: ClientRegistration,
     *,
-    browser_digest: str,
+    browser: Browser,
     user: AbstractBaseUser | None,
     next_url: str = "",
     is_framed: bool = False,
@@ -249,16 +250,14 @@ def begin_standalone_launch(
         scope_asked=registration.standalone_scope,
         next_url=next_url,
     )
-    return _begin(
-        launch, registration=registration, browser_digest=browser_digest, user=user
-    )
+    return _begin(launch, registration=registration, browser=browser, user=user)
 
 
 def _begin(
     launch: Launch,
     *,
     registration: ClientRegistration,
-    browser_digest: str,
+    browser: Browser,
     user: AbstractBaseUser | None,
     iss: str = "",
     ehr_launch_id: str | None = None,
@@ -267,7 +266,6 @@ def _begin(
     launch.registration = registration
     launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
     launch.state_digest = digest(state)
-    launch.browser_digest = browser_digest
     launch.redirect_uri = registration.redirect_uri
     launch.callback_id = registration.callback_id
     launch.expires_at = timezone.now() + conf.SMART_AUTHORIZATION_LIFETIME
@@ -282,6 +280,8 @@ def _begin(
     except SMARTError as exc:
         fail_launch(None if exc.code == "discovery_busy" else launch, exc)
         raise
+    _make_room(browser)
+    browser.start(launch)
     launch.save()
     logger.info("Launch %s started at server %s", launch.pk, registration.server_id)
     return LaunchStart(

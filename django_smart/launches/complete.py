@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +24,7 @@ from ..exceptions import (
     StateUsedError,
     TokenError,
 )
+from ..fields import digest
 from ..grants.due_times import get_refresh_due_at, note_end
 from ..grants.ending import (
     end_idlest_launches,
@@ -54,6 +54,7 @@ from ..servers.discovery import (
 )
 from ..servers.http import build_client_authentication, send
 from ..servers.id_tokens import check_id_token, get_access_token_claims
+from .browser import Browser, forget_ended, make_secret
 from .failure import build_used_error, fail_launch
 from .parked import (
     UndecidedError,
@@ -110,16 +111,12 @@ class Visitor:
 
     Attributes:
         user: who is signed in, or ``None``.
-        browser_digests: of the browser's cookie, and of others it got from simultaneous
-            first requests; empty without one.
-        new_browser_digest: of the cookie that replaces it, unless the same user opens
-            another launch next to existing ones.
+        browser: with the cookies of its launches.
         resolve_user: called for a sign-in with a verified identity.
     """
 
     user: AbstractBaseUser | None
-    browser_digests: Sequence[str] = field(repr=False)
-    new_browser_digest: str = field(repr=False)
+    browser: Browser
     resolve_user: UserResolver
 
 
@@ -133,10 +130,7 @@ class Completion:
         user: who must be signed in now, or ``None`` for no change.
         owner: whom the question of a parked launch is about, if that is known.
         claims: the EHR's claims about the user, or ``None`` if there are none.
-        ended_earlier: whether another user's launches in this browser were ended, so
-            that the new browser cookie must replace the old one.
-        open_digests: digests of the browser's open launches, if the launch is bound to
-            the new cookie and they remain valid; otherwise ``None``.
+        ended_earlier: whether other launches in this browser were ended.
     """
 
     launch: Launch
@@ -144,14 +138,12 @@ class Completion:
     owner: AbstractBaseUser | None = None
     claims: IDTokenClaims | None = None
     ended_earlier: bool = False
-    open_digests: Collection[str] | None = field(default=None, repr=False)
 
 
 def complete_launch(
     parameters: Sequence[tuple[str, str]],
     *,
     callback_id: str,
-    digests_at_start: Collection[str],
     visitor: Visitor,
 ) -> Completion:
     """
@@ -163,7 +155,6 @@ def complete_launch(
     Args:
         parameters: the query, as pairs in order.
         callback_id: of the redirect URI that was requested.
-        digests_at_start: the browser's, and that of a recently replaced cookie.
 
     Raises:
         AuthorizationResponseError, InactiveRegistrationError, TransportError,
@@ -174,9 +165,11 @@ def complete_launch(
     launch: Launch | None = None
     try:
         launch = _find_launch(get_state(parameters))
-        _consume(launch, digests=digests_at_start)
+        _consume(launch, visitor.browser)
         _check_callback(launch, callback_id)
-        launch.browser_digest = visitor.browser_digests[0]
+        # Whoever has noted the cookie that the launch was started with opens nothing.
+        secret = make_secret()
+        launch.browser_digest = digest(secret)
         completion = _complete(launch, parameters, visitor)
     except SMARTError as exc:
         # A used state belongs to a completed launch, which must not change.
@@ -185,6 +178,7 @@ def complete_launch(
     except Exception:
         fail_launch(launch, None)
         raise
+    visitor.browser.replace(launch, secret)
     if not completion.launch.question:
         _log_completion(launch)
     return completion
@@ -208,7 +202,6 @@ def complete_parked_launch(
     try:
         _check_registration(launch)
         tokens, claims = read_held(launch)
-        launch.browser_digest = visitor.browser_digests[0]
         completion = _store_together(launch, tokens, claims, visitor, answer=answer)
     except SMARTError as exc:
         refuse_parked_launch(launch, exc)
@@ -289,10 +282,10 @@ def _find_launch(state: str) -> Launch:
     return launch
 
 
-def _consume(launch: Launch, *, digests: Collection[str]) -> None:
+def _consume(launch: Launch, browser: Browser) -> None:
     if launch.status != Launch.Status.PENDING or launch.consumed_at is not None:
         raise build_used_error(launch)
-    if not any(secrets.compare_digest(launch.browser_digest, each) for each in digests):
+    if not browser.opens(launch):
         raise StateError(
             "The launch of this callback was started by another browser.",
             code="state_foreign",
@@ -380,15 +373,8 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
     except UndecidedError as exc:
         if claims is None:
             raise
-        opened = Launch.objects.of_browser(visitor.browser_digests).open().order_by()
-        # Somebody who noted the earlier cookie does not see the question.
-        launch.browser_digest = visitor.new_browser_digest
         park_launch(launch, tokens, claims, question=exc.question, user=visitor.user)
-        return Completion(
-            launch=launch,
-            owner=exc.owner,
-            open_digests=set(opened.values_list("browser_digest", flat=True)),
-        )
+        return Completion(launch=launch, owner=exc.owner)
 
 
 def _build_user_error(visitor: Visitor) -> IdentityError:
@@ -406,12 +392,12 @@ def _store_together(
     *,
     answer: str = "",
 ) -> Completion:
-    start = launch.user, launch.browser_digest
+    user = launch.user
 
     def restart() -> None:
-        launch.user, launch.browser_digest = start
+        launch.user = user
 
-    return store_together(
+    completion = store_together(
         partial(_store, launch, tokens, claims, visitor, answer=answer),
         restart=restart,
         # In memory, the launch has the grant of the last attempt.
@@ -422,6 +408,12 @@ def _store_together(
             .exists()
         ),
     )
+    browser = visitor.browser
+    if completion.ended_earlier:
+        forget_ended(browser)
+        browser.start_over()
+    browser.note_open(launch)
+    return completion
 
 
 def _get_stored(launch: Launch) -> LaunchQuerySet:
@@ -589,20 +581,12 @@ def _store(
         owner, known = _get_owner(launch, claims, visitor, answer=answer)
         launch.identity = _link_identity(launch, claims, owner, known, now=now)
         launch.fhir_user = claims.fhir_user or claims.foreign_fhir_user
-    launches = Launch.objects.of_browser(visitor.browser_digests)
-    opened = list(launches.open().order_by().values_list("user_id", "browser_digest"))
-    others = _find_launches_of_others(
-        launches, [user_id for user_id, _ in opened], user=user, owner=owner
-    )
+    launches = Launch.objects.of_browser(visitor.browser.digests)
+    opened = list(launches.open().order_by().values_list("user_id", flat=True))
+    others = _find_launches_of_others(launches, opened, user=user, owner=owner)
     changes = owner is not None and not _is_same(user, owner)
-    ended_earlier = others is not None
     if others is not None:
         end_launches(others, reason="user_changed", now=now)
-    # Without a user, only the cookie protects the chart, so it must be a new one.
-    renews = others is not None or changes or claims is None or not opened
-    launch.replaced_digest = launch.browser_digest if renews else ""
-    if renews:
-        launch.browser_digest = visitor.new_browser_digest
     launch.user = cast("Any", owner)
     launch.grant = _create_grant(launch, tokens, now=now)
     launch.status = Launch.Status.COMPLETED
@@ -613,16 +597,15 @@ def _store(
     if not Launch.objects.complete(launch):
         # Its browser signed out, or it expired, while the tokens were fetched.
         raise build_used_error(launch)
-    if len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER:
-        digests = [launch.browser_digest, *visitor.browser_digests]
-        end_idlest_launches(launch, digests, now=now)
+    has_too_many = len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER
+    if has_too_many:
+        end_idlest_launches(launch, visitor.browser.digests, now=now)
     supersede_grants(launch.grant, now=now)
     return Completion(
         launch=launch,
         user=owner if changes else None,
         claims=claims,
-        ended_earlier=ended_earlier,
-        open_digests={each for _, each in opened} if renews else None,
+        ended_earlier=has_too_many or others is not None,
     )
 
 

@@ -337,27 +337,28 @@ class SMARTContext:
         launch = self.named_launch
         if launch is None or launch.completed_at is None:
             raise PrefixError("No launch has the key in this URL.")
-        # Before comparing the browser: sign-out replaces its cookie, and an ended
-        # launch holds nothing that its key could disclose.
+        # Before comparing the browser: sign-out deletes the cookie, and an ended launch
+        # holds nothing that its key could disclose.
         now = timezone.now()
         if not launch.is_live(now):
             raise PrefixError("This launch has ended.", code="launch_ended")
-        digests = get_browser(self._request).digests
-        if not launch.belongs_to(browser_digests=digests, user_id=self._user_id):
-            if self._user_id is None and launch.belongs_to(
-                browser_digests=digests, user_id=launch.user_id
-            ):
+        is_here = get_browser(self._request).opens(launch)
+        # A launch without a user belongs to its browser while nobody is signed in
+        # there: it is never adopted by whoever signs in later.
+        if is_here and launch.user_id != self._user_id:
+            if self._user_id is None:
                 # An expired session; a sign-out would have ended the launch.
                 raise PrefixError(
                     "The user of this launch is no longer signed in.",
                     code="launch_signed_out",
                 )
-            if launch.belongs_to(browser_digests=digests, user_id=None):
+            if launch.user_id is None:
                 # It may be the next user of a shared computer who signed in.
                 raise PrefixError(
                     "This launch was opened before its user signed in.",
                     code="launch_without_user",
                 )
+        if not is_here or launch.user_id != self._user_id:
             raise PrefixError(
                 "The launch in this URL was opened by another browser or user.",
                 code="launch_foreign",
@@ -373,22 +374,22 @@ class SMARTContext:
         launches = Launch.objects.with_related().of_browser(browser.digests)[:2]
         if not launches:
             return None
-        # Exactly one launch, counting ended and deleted ones and those before a
-        # sign-out. Anything else would be a guess, because older tabs may show another
-        # patient.
+        # Exactly one launch, counting those whose cookies or rows are gone. Anything
+        # else would be a guess, because older tabs may show another patient.
+        launch = launches[0]
         if (
             len(launches) > 1
-            or browser.was_used_before
-            or self._comes_from_another(launches[0])
+            or not browser.is_only(launch)
+            or self._comes_from_another(launch)
         ):
             self._reason = "ambiguous"
             return None
-        launch = launches[0]
-        is_ours = launch.belongs_to(
-            browser_digests=browser.digests, user_id=self._user_id
-        )
         now = timezone.now()
-        if not is_ours or not launch.is_live(now):
+        if (
+            not browser.opens(launch)
+            or launch.user_id != self._user_id
+            or not launch.is_live(now)
+        ):
             return None
         # In a view's transaction, the row would stay locked, also for a refresh.
         transaction.on_commit(

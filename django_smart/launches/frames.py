@@ -3,9 +3,9 @@ Pages in a frame of the EHR: who may frame them, and cookies that work there.
 
 Browsers do not send a site's ordinary cookies from another site's frame. They send
 ``SameSite=None; Secure; Partitioned`` cookies, which they store separately for the page
-around the frame: a frame acts as another browser. The value of its
-:class:`.browser.Browser` names the server whose frame it is, so that pages without a
-launch know it, too.
+around the frame: a frame acts as another browser. One of the cookies of its
+:class:`.browser.Browser` says whose frame it is, so that pages without a launch know
+it, too.
 """
 
 from __future__ import annotations

@@ -76,13 +76,13 @@ def get_open_charts(request: HttpRequest) -> list[OpenChart]:
     """
     Return the launches that *request*'s browser and user can continue, newest first.
     """
-    browser_digests = get_browser(request).digests
+    browser = get_browser(request)
     # Without a launch prefix, no URL leads to one of several launches.
-    if not browser_digests or not conf.SMART_LAUNCH_PREFIX:
+    if not browser.digests or not conf.SMART_LAUNCH_PREFIX:
         return []
     launches = list(
         Launch.objects.with_related()
-        .of_browser(browser_digests)
+        .of_browser(browser.digests)
         .live(timezone.now())
         .filter(user=get_user(request))
     )

@@ -8,17 +8,15 @@ deletion of a user everything of that user.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode, urljoin
 
 from django.http import HttpRequest
 from django.utils import timezone
 
-from ..grants.ending import end_launches
 from ..models import Launch, TokenGrant
 from ..protocol.urls import get_origin
-from .browser import get_browser
+from .browser import forget_ended, get_browser
 from .messages import forget_messages
 from .parked import end_at_any_stage, end_parked_launches
 from .request_state import get_request_state
@@ -29,9 +27,6 @@ __all__ = [
     "end_launches_of_others",
     "find_end_session_url",
 ]
-
-# How long the response with a new cookie may be on its way.
-_LONGEST_RESPONSE = timedelta(minutes=5)
 
 
 def find_end_session_url(
@@ -91,15 +86,10 @@ def end_launches_of_browser(request: HttpRequest | None, **_kwargs: Any) -> None
         return
     browser = get_browser(request)
     if browser.digests:
-        digests, now = browser.digests_at_start, timezone.now()
-        launches = Launch.objects.filter(browser_digest__in=digests)
-        # The browser may not have received the new cookie of these yet.
-        completing = Launch.objects.filter(
-            replaced_digest__in=digests, completed_at__gt=now - _LONGEST_RESPONSE
-        )
+        launches = Launch.objects.known_to(browser.digests)
         end_at_any_stage(launches, reason="signed_out")
-        end_launches(completing, reason="signed_out", now=now)
-        browser.rotate()
+        browser.keep(())
+        browser.start_over()
         forget_messages(request)
         _leave_prefix(request)
 
@@ -114,18 +104,13 @@ def end_launches_of_others(
     browser = get_browser(request)
     if not browser.digests:
         return
-    others = (
-        Launch.objects.of_browser(browser.digests)
-        .filter(user__isnull=False)
-        .exclude(user=user)
-    )
+    others = Launch.objects.known_to(browser.digests).filter(user__isnull=False)
+    # One that waits for a decision may be waiting for this sign-in.
+    others = others.exclude(user=user).exclude(status=Launch.Status.PARKED)
     if others.open().exists():
-        end_launches(others, reason="user_changed", now=timezone.now())
-        # Parked launches may be waiting for this sign-in.
-        Launch.objects.parked().filter(
-            browser_digest__in=browser.digests_at_start
-        ).update(browser_digest=browser.prepare_rotation())
-        browser.rotate()
+        end_at_any_stage(others, reason="user_changed")
+        forget_ended(browser)
+        browser.start_over()
         _leave_prefix(request)
 
 

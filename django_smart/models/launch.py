@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.conf import settings
 from django.db import models
+from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
@@ -70,6 +70,16 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
     def pending(self) -> LaunchQuerySet:
         """Return launches without a callback so far."""
         return self.filter(status=Launch.Status.PENDING, consumed_at__isnull=True)
+
+    def known_to(self, browser_digests: Collection[str]) -> LaunchQuerySet:
+        """
+        Return launches at any stage, by any of their secrets.
+
+        Of one that completes, a simultaneous request still has the first secret.
+        """
+        return self.filter(
+            Q(browser_digest__in=browser_digests) | Q(start_digest__in=browser_digests)
+        )
 
     def of_browser(self, browser_digests: Collection[str]) -> LaunchQuerySet:
         """Return launches that one browser completed, including ended ones."""
@@ -141,8 +151,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
         One conditional UPDATE: a sign-out in another tab may have ended it.
         """
         changes = {name: getattr(launch, name) for name in _COMPLETED_FIELDS}
-        under_way = (Launch.Status.PENDING, Launch.Status.PARKED)
-        return compare_and_set(launch, changes, status=under_way)
+        return compare_and_set(launch, changes, status=Launch.UNDER_WAY)
 
     @staticmethod
     def park(launch: Launch) -> bool:
@@ -193,7 +202,6 @@ _COMPLETED_FIELDS = (
     "intent",
     "last_used_at",
     "question",
-    "replaced_digest",
     "scope_granted",
     "status",
     "user_id",
@@ -213,8 +221,8 @@ class Launch(models.Model):
     """
     One authorization: the request, the browser that started it, and the result.
 
-    The key appears in URLs and is not a credential: it only selects one of the launches
-    of the browser whose cookie has the stored digest.
+    The key appears in URLs and is not a credential: the launch belongs to the browser
+    whose cookie has the secret with the stored digest.
     """
 
     class Kind(models.TextChoices):
@@ -245,6 +253,8 @@ class Launch(models.Model):
         SIGN_IN = "sign_in", _("its user to sign in here")
         SWITCH = "switch", _("a decision on switching users")
         LINK = "link", _("a decision on who owns the account")
+
+    UNDER_WAY = (Status.PENDING, Status.PARKED)
 
     key = models.CharField(
         _("key"),
@@ -371,23 +381,22 @@ class Launch(models.Model):
         editable=False,
         help_text=_("The user allowed this account to sign them in."),
     )
+    start_digest = models.CharField(
+        _("first cookie digest"),
+        max_length=64,
+        editable=False,
+        help_text=(
+            "SHA-256 of the secret in the cookie that the launch was started with; a "
+            "sign-out with it ends the launch."
+        ),
+    )
     browser_digest = models.CharField(
         _("browser cookie digest"),
         max_length=64,
         editable=False,
         help_text=(
-            "SHA-256 of the browser's cookie; only that browser can use the launch."
-        ),
-    )
-    replaced_digest = models.CharField(
-        _("replaced cookie digest"),
-        max_length=64,
-        blank=True,
-        default="",
-        editable=False,
-        help_text=(
-            "SHA-256 of the cookie that the completion replaced, if any; a sign-out "
-            "with that cookie ends the launch, too."
+            "SHA-256 of the secret in the launch's cookie, which completing the launch "
+            "replaces; only a browser with this cookie can use the launch."
         ),
     )
     is_framed = models.BooleanField(
@@ -495,8 +504,7 @@ class Launch(models.Model):
                 fields=["browser_digest", "status"], name="django_smart_launch_browser"
             ),
             models.Index(
-                fields=["replaced_digest", "status"],
-                name="django_smart_launch_replaced",
+                fields=["start_digest", "status"], name="django_smart_launch_start"
             ),
         )
 
@@ -543,18 +551,6 @@ class Launch(models.Model):
             return "idle"
         return ""
 
-    def belongs_to(self, *, browser_digests: Collection[str], user_id: Any) -> bool:
-        """
-        Whether a request of this browser and this user may use the launch.
-
-        A launch without a user belongs to its browser while nobody is signed in there:
-        it is never adopted by whoever signs in later.
-        """
-        return self.user_id == user_id and any(
-            secrets.compare_digest(self.browser_digest, each)
-            for each in browser_digests
-        )
-
 
 # What a page under a launch reads.
 _page_row = JoinedRow(
@@ -582,7 +578,8 @@ _callback_row = JoinedRow(
     {
         "": (
             *("id", "key", "callback_id", "intent", "status", "user_id", "nonce"),
-            *("code_verifier", "browser_digest", "is_framed", "redirect_uri"),
+            *("code_verifier", "start_digest", "browser_digest", "is_framed"),
+            "redirect_uri",
             *("next_url", "scope_asked", "expires_at", "consumed_at"),
             *("may_sign_in", "context"),
         ),

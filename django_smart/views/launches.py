@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn
@@ -57,9 +56,8 @@ from ..launches.begin import (
     begin_standalone_launch,
     get_ehr_registration,
     get_standalone_registration,
-    make_room,
 )
-from ..launches.browser import get_browser
+from ..launches.browser import forget_ended, get_browser
 from ..launches.complete import (
     Completion,
     Visitor,
@@ -144,7 +142,7 @@ class LaunchView(ProtocolView):
             registration,
             iss=iss,
             ehr_launch_id=ehr_launch_id,
-            browser_digest=_get_starting_browser(request),
+            browser=get_browser(request),
             user=get_user(request),
             is_framed=is_framed(request),
             left_frame=_LEFT in request.GET,
@@ -273,7 +271,7 @@ class LoginView(ProtocolView):
     ) -> HttpResponse:
         start = begin_standalone_launch(
             registration,
-            browser_digest=_get_starting_browser(request),
+            browser=get_browser(request),
             user=get_user(request),
             next_url=next_url,
             is_framed=is_framed(request),
@@ -319,12 +317,6 @@ class _CompletingView(ProtocolView):
         backend: SMARTAuthenticationBackend,
     ) -> HttpResponse:
         """Sign in, if the launch is for that, and go to its page."""
-        browser = get_browser(request)
-        if completion.ended_earlier:
-            browser.rotate(keeps_starts=True)
-        elif completion.open_digests is not None:
-            browser.renew(completion.open_digests)
-        browser.note_launch()
         self._fill_user(completion, backend)
         forget_messages(request)
         # Messages of the sign-in's signals are for the page the browser goes on to.
@@ -411,11 +403,9 @@ def _runs_code_of_site(backend: SMARTAuthenticationBackend) -> bool:
 
 
 def _get_visitor(request: HttpRequest, backend: SMARTAuthenticationBackend) -> Visitor:
-    browser = get_browser(request)
     return Visitor(
         user=get_user(request),
-        browser_digests=browser.digests,
-        new_browser_digest=browser.prepare_rotation(),
+        browser=get_browser(request),
         resolve_user=backend.resolve_user,
     )
 
@@ -470,8 +460,7 @@ class CallbackView(_CompletingView):
 
     def get(self, request: HttpRequest, callback_id: str = "") -> HttpResponse:
         """Complete the launch, sign in if it is for that, and go to its page."""
-        browser, backend = get_browser(request), self.get_backend()
-        digests_at_start = browser.digests_at_start
+        backend = self.get_backend()
         try:
             completion = complete_launch(
                 [
@@ -481,14 +470,12 @@ class CallbackView(_CompletingView):
                 ],
                 # From the route: proxies change paths and hosts.
                 callback_id=callback_id or self.callback_id,
-                digests_at_start=digests_at_start,
                 visitor=_get_visitor(request, backend),
             )
         except SMARTError:
-            self._note_launch(request, digests_at_start)
+            self._note_launch(request)
             raise
         if completion.launch.question:
-            browser.renew(completion.open_digests or ())
             return self._ask(request, completion)
         try:
             return self._finish(request, completion, backend)
@@ -546,16 +533,14 @@ class CallbackView(_CompletingView):
             url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
 
-    def _note_launch(
-        self, request: HttpRequest, browser_digests: Collection[str]
-    ) -> None:
+    def _note_launch(self, request: HttpRequest) -> None:
         """Let the error page name the launch, if it is this browser's."""
         state = request.GET.get("state", "")
         launch = Launch.objects.with_related().with_state(state).first()
         if launch is None:
             return
         self._set_frame(launch)
-        if launch.browser_digest in browser_digests:
+        if get_browser(request).knows(launch):
             self.launch = launch
 
 
@@ -679,11 +664,9 @@ class DecideView(_CompletingView):
 
     def _find(self, request: HttpRequest, key: str) -> Launch:
         """The launch that this browser is asked about, or one it has just finished."""
-        digests, user = get_browser(request).digests_at_start, get_user(request)
+        user = get_user(request)
         launch = Launch.objects.with_related().with_key(key).first()
-        if launch is None or not any(
-            secrets.compare_digest(launch.browser_digest, each) for each in digests
-        ):
+        if launch is None or not get_browser(request).opens(launch):
             raise LaunchRequestError(
                 "There is no open question for this browser.", code="decision_unknown"
             )
@@ -736,20 +719,17 @@ class DecideView(_CompletingView):
         request: HttpRequest, launch: Launch, owner: AbstractBaseUser | None
     ) -> HttpResponse:
         """Sign the other user out, and keep the launch for the one to sign in."""
-        browser = get_browser(request)
-        Launch.objects.parked().filter(pk=launch.pk).update(
-            browser_digest=browser.prepare_rotation()
-        )
-        # Its receiver ends what the other had open, and sets the new cookie.
+        get_browser(request).set_aside(launch)
+        # Its receiver ends what the other had open.
         logout(request)
         url = _build_decide_url(launch)
         if not find_ehr_sign_in(owner):
             url = build_sign_in_url(request, url)
         return harden(HttpResponseRedirect(url))
 
-    @staticmethod
-    def _end(launch: Launch, error: SMARTError) -> NoReturn:
+    def _end(self, launch: Launch, error: SMARTError) -> NoReturn:
         refuse_parked_launch(launch, error)
+        forget_ended(get_browser(self.request))
         raise error
 
 
@@ -778,13 +758,7 @@ def enter_frame(
     set_frame(request, server)
     if not server.quirks.authorize_in_frame:
         return _offer_window(request, server, url=url)
-    came_back = browser.digest is not None
-    if is_same_site(request):
-        browser.ensure()
-    else:
-        came_back = browser.frame is not None
-        browser.enter_frame(server.pk)
-    if came_back:
+    if browser.enter_frame(None if is_same_site(request) else server.pk):
         return None
     if _TRIED in request.GET or request.method != "GET":
         return _offer_window(request, server, url=url)
@@ -822,14 +796,6 @@ def _note_other_host(request: HttpRequest, launch: Launch) -> None:
                 request.get_host(),
                 callback_host,
             )
-
-
-def _get_starting_browser(request: HttpRequest) -> str:
-    """The digest to bind a launch to that starts now."""
-    browser = get_browser(request)
-    if browser.digests:
-        make_room(browser.digests_at_start)
-    return browser.ensure()
 
 
 def _offer_window(

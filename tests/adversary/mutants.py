@@ -168,8 +168,8 @@ MUTANTS = (
         patches=[
             (
                 "launches/complete.py",
-                "or changes or claims is None or not opened",
-                "or changes",
+                "        launch.browser_digest = digest(secret)\n",
+                "        secret = visitor.browser._secrets[digest(launch.key)[:16]]\n",
             )
         ],
     ),
@@ -178,9 +178,8 @@ MUTANTS = (
         patches=[
             (
                 "launches/complete.py",
-                "if not any(secrets.compare_digest(launch.browser_digest, each) "
-                "for each in digests):",
-                "if not digests:",
+                "if not browser.opens(launch):",
+                "if not browser.digests:",
             )
         ],
     ),

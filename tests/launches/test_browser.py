@@ -1,43 +1,62 @@
-"""The browser cookie: what it looks like, and when it comes and goes."""
+"""The cookies of launches: what they look like, and when they come and go."""
 
 from __future__ import annotations
 
-from http.cookies import Morsel
 from typing import Any
 
 import pytest
 from django.conf import settings
-from django.http import HttpResponse
 from django.test import Client
+from django.utils import timezone
 
 from django_smart.fields import digest
 from django_smart.launches.browser import get_browser
-from django_smart.models import ClientRegistration, Launch
+from django_smart.models import ClientRegistration, Launch, TokenGrant
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
+    connect,
+    copy_browser,
     get_callback,
     get_launch,
+    get_launch_cookies,
     launch,
     make_browser,
     start_ehr_launch,
 )
+from tests.factories import make_user
 from tests.site.browsers import SITE_MARKS, open_chart
 
 pytestmark = SITE_MARKS
 
-SECURE, PLAIN = "__Host-smart_browser", "smart_browser"
+FIRST = "__Host-smart_browser"
 LOGIN = "/smart/login/?server=harbour"
+# Of a launch that nobody signs in with.
+NO_IDENTITY = "launch launch/patient patient/Patient.rs"
 
 
-def cookie_of(response: Any, name: str = SECURE) -> Morsel[str]:
-    """The cookie that *response* sets."""
-    morsel: Morsel[str] = response.cookies[name]
-    return morsel
+def get_name(opened: Launch) -> str:
+    return f"{FIRST}_{digest(opened.key)[:16]}"
+
+
+def connect_as_maria(ehr: EHRSimulator) -> None:
+    """From then on, launches of that account ask its user to sign in first."""
+    browser = make_browser()
+    browser.force_login(
+        make_user("maria"), backend="django.contrib.auth.backends.ModelBackend"
+    )
+    connect(browser, ehr)
+
+
+# What they look like
 
 
 def test_cookie_over_https_is_bound_to_the_host():
-    cookie = cookie_of(make_browser().get(LOGIN))
+    (cookie,) = make_browser().get(LOGIN).cookies.values()
+    pending = Launch.objects.get()
+    assert cookie.key == get_name(pending)
     assert len(cookie.value) == 43
+    assert digest(cookie.value) == pending.browser_digest
+    assert cookie.value not in pending.key
     attributes = {name: value for name, value in cookie.items() if value}
     # No domain, no lifetime beyond the browser's session.
     assert attributes == {
@@ -49,32 +68,24 @@ def test_cookie_over_https_is_bound_to_the_host():
 
 
 def test_cookie_over_http_is_neither_secure_nor_called_so():
-    response = Client(HTTP_SEC_FETCH_SITE="same-origin").get(LOGIN)
-    assert SECURE not in response.cookies
-    cookie = cookie_of(response, PLAIN)
+    (cookie,) = Client(HTTP_SEC_FETCH_SITE="same-origin").get(LOGIN).cookies.values()
+    assert cookie.key == get_name(Launch.objects.get()).removeprefix("__Host-")
     attributes = {name: value for name, value in cookie.items() if value}
     assert attributes == {"path": "/", "httponly": True, "samesite": "Lax"}
 
 
-def test_plain_cookie_is_not_believed_over_https():
-    browser = make_browser()
-    browser.cookies[PLAIN] = "a" * 43
-    value = cookie_of(browser.get(LOGIN)).value
-    assert value != "a" * 43
-    assert Launch.objects.get().browser_digest == digest(value)
+def test_plain_cookie_is_not_believed_over_https(ehr):
+    chart = open_chart(ehr)
+    name = get_name(chart.launch)
+    value = chart.browser.cookies.pop(name).value
+    chart.browser.cookies[name.removeprefix("__Host-")] = value
+    assert chart.get("/links/").status_code == 403
 
 
-def test_name_of_the_cookie_is_a_setting(settings):
+def test_name_of_the_cookies_is_a_setting(settings):
     settings.SMART_BROWSER_COOKIE_NAME = "other"
-    assert "__Host-other" in make_browser().get(LOGIN).cookies
-
-
-def test_cookie_is_set_once(ehr):
-    browser = make_browser()
-    start_ehr_launch(browser, ehr)
-    value = browser.cookies[SECURE].value
-    assert SECURE not in browser.get(LOGIN).cookies
-    assert {row.browser_digest for row in Launch.objects.all()} == {digest(value)}
+    (name,) = make_browser().get(LOGIN).cookies
+    assert name.startswith("__Host-other_")
 
 
 @pytest.mark.parametrize(
@@ -87,68 +98,212 @@ def test_cookie_is_set_once(ehr):
     ],
 )
 def test_no_cookie_is_set_while_nothing_is_launched(path):
-    assert SECURE not in make_browser().get(path).cookies
+    assert FIRST not in str(make_browser().get(path).cookies)
+
+
+def test_browser_of_a_request_is_one_and_never_shows_a_secret(rf):
+    request = rf.get("/")
+    request.COOKIES[f"smart_browser_{'0' * 16}"] = "s" * 43
+    browser = get_browser(request)
+    assert browser is get_browser(request)
+    assert browser.digests == (digest("s" * 43),)
+    assert repr(browser) == "<Browser: 1 launches>"
+
+
+# What they open
 
 
 @pytest.mark.parametrize(
     "value", ["", "a", "a" * 42, "a" * 44, "a" * 42 + "!", "a" * 42 + "é", "a" * 9999]
 )
-def test_malformed_cookie_is_ignored_and_replaced(rf, value):
-    request = rf.get("/")
-    request.COOKIES[PLAIN] = value
-    assert get_browser(request).digest is None
-    get_browser(request).ensure()
-    response = HttpResponse()
-    get_browser(request).apply(response)
-    assert len(response.cookies[PLAIN].value) == 43
-
-
-def test_malformed_cookie_opens_no_launch(ehr):
+def test_malformed_cookie_opens_nothing(ehr, value):
     chart = open_chart(ehr)
-    chart.browser.cookies[SECURE] = chart.launch.browser_digest
+    chart.browser.cookies[get_name(chart.launch)] = value
     assert chart.get("/links/").status_code == 403
     assert chart.browser.get("/whoami/").json()["reason"] == "no_launch"
 
 
-def test_sign_out_replaces_the_cookie(ehr):
-    chart = open_chart(ehr)
-    before = chart.browser.cookies[SECURE].value
-    cookie = cookie_of(chart.browser.post("/smart/logout/"))
-    assert before not in cookie.value
-    assert cookie["secure"]
-    assert chart.get("/links/").status_code == 410
+def test_cookie_that_is_missing_foreign_or_of_another_launch_opens_nothing(ehr):
+    browser = make_browser()
+    first, second = launch(browser, ehr), launch(browser, ehr)
+    cookies = get_launch_cookies(browser)
+    own = cookies[get_name(first)]
+    for value in (cookies[get_name(second)], first.browser_digest, "x" * 43):
+        browser.cookies[get_name(first)] = value
+        assert browser.get(f"/~{first.key}/links/").status_code == 403
+    # Nor under the name of another launch.
+    browser.cookies[get_name(second)] = own
+    del browser.cookies[get_name(first)]
+    assert browser.get(f"/~{first.key}/links/").status_code == 403
+    browser.cookies[get_name(first)] = own
+    assert browser.get(f"/~{first.key}/links/").status_code == 200
 
 
-def test_browser_of_a_request_is_one(rf):
-    request = rf.get("/")
-    assert get_browser(request) is get_browser(request)
-    assert repr(get_browser(request)) == "<Browser: new>"
+def test_cookie_of_another_launch_completes_nothing(ehr):
+    victim, attacker = make_browser(), make_browser()
+    url = ehr.authorize(start_ehr_launch(victim, ehr))
+    start_ehr_launch(attacker, ehr)
+    (name,), (own,) = get_launch_cookies(victim), get_launch_cookies(attacker)
+    attacker.cookies[name] = attacker.cookies[own].value
+    assert get_callback(attacker, url).status_code == 403
 
 
-def test_browser_never_shows_its_value(rf):
-    request = rf.get("/")
-    request.COOKIES[PLAIN] = "s" * 43
-    browser = get_browser(request)
-    assert "s" * 43 not in repr(browser)
-    assert browser.digest == digest("s" * 43)
+@pytest.mark.parametrize("scope", ["", NO_IDENTITY])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_noted_start_cookie_opens_nothing(ehr, earlier, scope):
+    """A shared machine: what could be noted of a launch before it completed."""
+    if scope:
+        ClientRegistration.objects.update(ehr_scope=scope)
+    browser = make_browser()
+    seen = [launch(browser, ehr) for _ in range(earlier)]
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    noted = copy_browser(browser)
+
+    opened = get_launch(get_callback(browser, url))
+
+    if session := browser.cookies.get(settings.SESSION_COOKIE_NAME):
+        noted.cookies[settings.SESSION_COOKIE_NAME] = session.value
+    assert noted.get(f"/~{opened.key}/whoami/").status_code == 403
+    assert browser.get(f"/~{opened.key}/whoami/").status_code == 200
+    shown = [each.context["patient"] for each in seen]
+    assert noted.get("/whoami/").json()["patient"] in {None, *shown}
+    # Nor is it sent anything, with the same callback or another one.
+    for again in (url, "/smart/callback/?state=junk&code=junk"):
+        assert not get_launch_cookies(noted).keys() & set(
+            get_callback(noted, again).cookies
+        )
 
 
-def test_rotation_keeps_its_promise(rf):
-    request = rf.get("/")
-    request.COOKIES[PLAIN] = "s" * 43
-    browser = get_browser(request)
-    promised = browser.prepare_rotation()
-    assert promised == browser.prepare_rotation()
-    assert browser.digest == digest("s" * 43)
-    browser.rotate()
-    assert browser.digest == promised
-    # Another one is another value.
-    browser.rotate()
-    assert browser.digest != promised
+# When they go
+
+
+def test_sign_out_deletes_them(ehr):
+    browser = make_browser()
+    opened = [launch(browser, ehr) for _ in range(2)]
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    deleted = browser.post("/smart/logout/").cookies
+    assert get_launch_cookies(browser) == {}
+    for name in (get_name(each) for each in Launch.objects.all()):
+        assert (deleted[name]["max-age"], deleted[name]["secure"]) == (0, True)
+    for each in opened:
+        assert browser.get(f"/~{each.key}/links/").status_code == 410
+    # Nor can what was under way be finished.
+    assert get_callback(browser, url).status_code == 409
+
+
+@pytest.mark.parametrize("secret", ["first", "second"])
+@pytest.mark.parametrize("stage", ["pending", "parked", "completed"])
+def test_sign_out_with_any_secret_ends_a_launch_at_any_stage(ehr, stage, secret):
+    """In another tab, whose request was sent while the launch went on."""
+    if stage == "parked":
+        connect_as_maria(ehr)
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    row = Launch.objects.latest("pk")
+    tab = copy_browser(browser)
+    if stage != "pending":
+        get_callback(browser, url)
+    row.refresh_from_db()
+    assert row.status == stage
+    (tab if secret == "first" else browser).post("/smart/logout/")
+    row.refresh_from_db()
+    assert row.error_code == "signed_out"
+    assert row.status == ("ended" if stage == "completed" else "failed")
+    assert get_callback(browser, url).status_code == 409
+    assert not TokenGrant.objects.active().filter(is_offline=False).exists()
+
+
+def test_launch_that_is_declined_takes_its_cookie_along(ehr):
+    connect_as_maria(ehr)
+    browser = make_browser()
+    response = get_callback(browser, ehr.authorize(start_ehr_launch(browser, ehr)))
+    page = response["Location"].partition("next=")[2]
+    assert len(get_launch_cookies(browser)) == 1
+    assert browser.post(page, {"choice": "cancel"}).status_code == 403
+    assert get_launch_cookies(browser) == {}
+
+
+@pytest.mark.parametrize("reason", ["ended", "failed", "deleted"])
+def test_cookies_of_launches_that_are_over_go_with_the_next_start(ehr, reason):
+    browser = make_browser()
+    opened = launch(browser, ehr)
+    if reason == "ended":
+        Launch.objects.end(reason="ended_by_staff", now=timezone.now())
+    elif reason == "failed":
+        url = ehr.authorize(start_ehr_launch(browser, ehr), approve=False)
+        assert get_callback(browser, url).status_code == 403
+        assert len(get_launch_cookies(browser)) == 2
+    else:
+        Launch.objects.all().delete()
+    browser.get(LOGIN, headers={"Sec-Fetch-Site": "none"})
+    start_ehr_launch(browser, ehr)
+    names = {get_name(each) for each in Launch.objects.filter(status="pending")}
+    kept = {get_name(opened)} if reason == "failed" else set()
+    assert get_launch_cookies(browser).keys() == names | kept
+
+
+def test_browser_with_very_many_launches_keeps_few_cookies(ehr, settings):
+    settings.SMART_LAUNCHES_PER_BROWSER = 5
+    browser = make_browser()
+    for _ in range(15):
+        start_ehr_launch(browser, ehr)
+        launch(browser, ehr)
+    pending = Launch.objects.filter(status="pending")
+    opened = Launch.objects.open()
+    assert (pending.count(), opened.count()) == (9, 5)
+    expected = {get_name(each) for each in (*pending, *opened)}
+    assert get_launch_cookies(browser).keys() == expected
+
+
+# Which launch a page without a prefix may use
+
+
+def whoami(browser: Client) -> tuple[Any, str]:
+    found = browser.get("/whoami/").json()
+    return found["patient"], found["reason"]
+
+
+def test_only_launch_that_a_browser_ever_had_is_used_without_a_prefix(ehr):
+    browser = make_browser()
+    first, second = list(ehr.data["Patient"])[:2]
+    start_ehr_launch(browser, ehr)
+    opened = launch(browser, ehr, patient=first)
+    assert browser.cookies[FIRST].value == digest(opened.key)[:16]
+    start_ehr_launch(browser, ehr)
+    assert whoami(browser) == (first, "")
+    launch(browser, ehr, patient=second)
+    assert browser.cookies[FIRST].value == "several"
+    assert whoami(browser) == (None, "ambiguous")
+    # Its tabs are still there when it has ended, and its row is deleted.
+    Launch.objects.filter(pk=opened.pk).delete()
+    assert whoami(browser) == (None, "ambiguous")
+
+
+@pytest.mark.parametrize("prefix", ["~", ""])
+def test_sign_out_counts_anew_where_no_url_names_the_launch(ehr, settings, prefix):
+    settings.SMART_LAUNCH_PREFIX = prefix
+    browser = make_browser()
+    open_chart(ehr, browser)
+    browser.post("/smart/logout/")
+    again = open_chart(ehr, browser).launch
+    expected = (None, "ambiguous") if prefix else (again.context["patient"], "")
+    assert whoami(browser) == expected
+
+
+@pytest.mark.parametrize("ending", ["portal", "0123456789abcdef"])
+def test_cookie_of_another_site_on_this_host_is_not_ours(ehr, ending):
+    browser = make_browser()
+    browser.cookies[f"{FIRST}_{ending}"] = "x" * 43
+    opened = launch(browser, ehr)
+    # It is the only launch of this browser, so no page has to ask which one is meant.
+    assert whoami(browser) == (opened.context["patient"], "")
+    assert bool(browser.cookies[f"{FIRST}_{ending}"].value) is (ending == "portal")
+
+
+# At one moment
 
 
 def test_two_first_launches_at_one_moment_both_complete(ehr: EHRSimulator) -> None:
-    """Each answer brings a cookie, and the browser keeps the one that came last."""
     first, second, browser = make_browser(), make_browser(), make_browser()
     callbacks = []
     for tab, patient in zip(
@@ -162,160 +317,54 @@ def test_two_first_launches_at_one_moment_both_complete(ehr: EHRSimulator) -> No
     for each in opened:
         # Known here, by key and cookie: neither 403 nor 410.
         assert browser.get(f"/~{each.key}/whoami/").status_code == 200
-    assert opened[0].browser_digest == opened[1].browser_digest
 
 
-def test_cookie_of_another_launch_proves_nothing(ehr: EHRSimulator) -> None:
-    victim, attacker = make_browser(), make_browser()
-    url = ehr.authorize(start_ehr_launch(victim, ehr))
-    start_ehr_launch(attacker, ehr)
-    (name,) = [n for n in victim.cookies if n.startswith("__Host-smart_browser_")]
-    attacker.cookies[name] = "x" * 43
-
-    assert get_callback(attacker, url).status_code == 403
-
-
-@pytest.mark.parametrize("ending", ["portal", "0123456789abcdef"])
-def test_cookie_of_another_site_on_this_host_is_not_ours(ehr, ending):
-    browser = make_browser()
-    browser.cookies[f"{SECURE}_{ending}"] = "x" * 43
-    opened = launch(browser, ehr)
-    # It is the only launch of this browser, so no page has to ask which one is meant.
-    assert browser.get("/whoami/").json()["patient"] == opened.context["patient"]
-
-
+@pytest.mark.parametrize("scope", ["", NO_IDENTITY])
 @pytest.mark.parametrize("last", [0, 1])
-def test_two_callbacks_at_one_moment_of_another_user_both_complete(ehr, last):
+@pytest.mark.parametrize("user", [0, 1])
+def test_two_callbacks_at_one_moment_both_complete(ehr, last, user, scope):
+    # An EHR that opens several frames, perhaps when somebody else has signed in to it.
     ClientRegistration.objects.update(user_switch="switch")
-    # An EHR that opens several frames when somebody else has signed in to it.
     browser = open_chart(ehr).browser
-    user = list(ehr.users)[1]
+    if scope:
+        ClientRegistration.objects.update(ehr_scope=scope)
+    person = list(ehr.users)[user]
     callbacks = [
-        ehr.authorize(start_ehr_launch(browser, ehr, user=user)) for _ in range(2)
+        ehr.authorize(start_ehr_launch(browser, ehr, user=person)) for _ in range(2)
     ]
     # Both requests have the cookies of now; what comes last is kept.
-    answers = []
-    for url in callbacks:
-        once = make_browser()
-        once.cookies.load({name: each.value for name, each in browser.cookies.items()})
-        answers.append(get_callback(once, url))
+    tabs = [copy_browser(browser), copy_browser(browser)]
+    answers = [get_callback(tab, url) for tab, url in zip(tabs, callbacks, strict=True)]
     for answer in (answers[1 - last], answers[last]):
         browser.cookies.update(answer.cookies)
     for answer in answers:
         assert browser.get(answer["Location"] + "links/").status_code == 200
+    assert whoami(browser) == (None, "ambiguous")
 
 
-def test_browser_without_a_cookie_never_gets_one_that_can_be_told_before(rf):
-    browsers = [get_browser(rf.get("/")) for _ in range(2)]
-    assert len({each.prepare_rotation() for each in browsers}) == 2
-
-
-def test_sign_out_gives_a_cookie_that_nothing_before_leads_to(rf):
-    digests = set()
-    for _ in range(2):
-        request = rf.get("/")
-        request.COOKIES[PLAIN] = "s" * 43
-        get_browser(request).rotate()
-        digests.add(get_browser(request).digest)
-    assert len(digests) == 2
-
-
-# What a cookie that somebody noted is good for
-
-NO_IDENTITY = "launch launch/patient patient/Patient.rs"
-
-
-def _copy(browser: Client) -> Client:
-    """Another browser, with what somebody could note of this one's cookies."""
-    other = make_browser()
-    for name, cookie in browser.cookies.items():
-        if name.startswith(SECURE):
-            other.cookies[name] = cookie.value
-    return other
-
-
-def _use_no_identity() -> None:
-    ClientRegistration.objects.update(ehr_scope=NO_IDENTITY)
-
-
-@pytest.mark.parametrize("earlier", [0, 1])
-def test_noted_cookie_does_not_open_what_is_launched_later(ehr, earlier):
-    """A shared machine, and a launch that nobody signs in with."""
-    _use_no_identity()
+def test_first_two_callbacks_at_one_moment_leave_nothing_to_guess(ehr):
     browser = make_browser()
-    seen = [launch(browser, ehr) for _ in range(earlier)]
-    shown = [each.context["patient"] for each in seen]
-    start_ehr_launch(browser, ehr)
-    noted = _copy(browser)
-
-    opened = launch(browser, ehr, patient=list(ehr.data["Patient"])[1])
-
-    assert noted.get(f"/~{opened.key}/whoami/").status_code == 403
-    assert noted.get("/whoami/").json()["patient"] in {None, *shown}
-    for each in [*seen, opened]:
-        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
-
-
-def test_launches_without_an_identity_at_one_moment_both_complete(ehr):
-    _use_no_identity()
-    browser = make_browser()
-    before = launch(browser, ehr)
     urls = [ehr.authorize(start_ehr_launch(browser, ehr)) for _ in range(2)]
-    tabs = [_copy(browser), _copy(browser)]
-    opened = [
-        get_launch(get_callback(tab, url)) for tab, url in zip(tabs, urls, strict=True)
-    ]
-    for tab in tabs:
-        browser.cookies.update(tab.cookies)
-    for each in (before, *opened):
-        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
-    assert len({each.browser_digest for each in (before, *opened)}) == 3
+    tabs = [copy_browser(browser), copy_browser(browser)]
+    for answer in [get_callback(tab, url) for tab, url in zip(tabs, urls, strict=True)]:
+        browser.cookies.update(answer.cookies)
+    assert whoami(browser) == (None, "ambiguous")
 
 
-def test_launches_with_and_without_an_identity_at_one_moment_both_complete(ehr):
+def test_second_use_of_a_state_leaves_the_cookie_of_the_first(ehr):
     browser = make_browser()
-    user = launch(browser, ehr).user
-    Launch.objects.all().delete()
-    urls = [ehr.authorize(start_ehr_launch(browser, ehr))]
-    _use_no_identity()
-    urls.append(ehr.authorize(start_ehr_launch(browser, ehr)))
-    tabs = [make_browser(), make_browser()]
-    opened = []
-    for tab, url in zip(tabs, urls, strict=True):
-        tab.cookies.load(browser.cookies.output(header=""))
-        opened.append(get_launch(get_callback(tab, url)))
-    for tab in tabs:
-        browser.cookies.update(tab.cookies)
-    for each in opened:
-        assert each.user == user
-        assert browser.get(f"/~{each.key}/whoami/").status_code == 200
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    tab = copy_browser(browser)
+    opened = get_launch(get_callback(browser, url))
+    again = get_callback(tab, url)
+    assert again.status_code == 409
+    assert get_name(opened) not in again.cookies
 
 
-@pytest.mark.parametrize("state", ["junk", "used", "of a launch started before"])
-def test_replaced_cookie_never_leads_to_the_one_that_replaced_it(ehr, state):
-    """Whoever noted it has any session, and may have started launches with it."""
-    ClientRegistration.objects.update(user_switch="switch")
-    browser = open_chart(ehr).browser
-    noted = _copy(browser)
-    noted.cookies[settings.SESSION_COOKIE_NAME] = "anything"
-    prepared = ehr.authorize(start_ehr_launch(noted, ehr, user=list(ehr.users)[1]))
-    used = ehr.authorize(start_ehr_launch(browser, ehr, user=list(ehr.users)[1]))
-    opened = get_launch(get_callback(browser, used))
-    known = {each.value for each in browser.cookies.values() if each.value}
-
-    url = {
-        "junk": "/smart/callback/?state=junk&code=junk",
-        "used": used,
-        "of a launch started before": prepared,
-    }[state]
-    answer = get_callback(noted, url)
-
-    brought = {
-        each.value
-        for name, each in answer.cookies.items()
-        # The same text for every browser.
-        if each.value and not name.startswith("messages_")
-    }
-    # What it is sent back was its own.
-    assert not {each for each in brought & known if not each.endswith("!")}
-    assert noted.get(f"/~{opened.key}/whoami/").status_code == 403
+def test_start_at_the_moment_of_a_callback_leaves_its_cookie(ehr):
+    browser = make_browser()
+    url = ehr.authorize(start_ehr_launch(browser, ehr))
+    tab = copy_browser(browser)
+    opened = get_launch(get_callback(browser, url))
+    started = tab.get(LOGIN)
+    assert get_name(opened) not in started.cookies

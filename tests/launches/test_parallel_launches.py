@@ -23,6 +23,7 @@ from django_smart.testing.simulator.serving import running_server
 from tests.ehr import (
     CLIENT_ID,
     connect,
+    copy_browser,
     get_callback,
     launch,
     make_browser,
@@ -154,35 +155,6 @@ def test_first_answer_that_comes_late_takes_no_launch_away(ehr, late):
         response = browser.get(f"/~{key}/whoami/")
         assert response.status_code == 200, response.content
         assert response.json()["patient"] == patient
-    # None is meant without a prefix, also when the rows of others are gone.
-    Launch.objects.exclude(pk=opened.pk).delete()
-    assert browser.get("/whoami/").json()["reason"] == "ambiguous"
-
-
-@pytest.mark.usefixtures("registration")
-def test_cookie_of_a_first_answer_proves_nothing_by_itself(ehr):
-    """Without the browser's own, or beside one that did not come with it."""
-    victim, other = make_browser(), make_browser()
-    opened = launch(victim, ehr)
-    for name in [each for each in victim.cookies if "smart_browser_" in each]:
-        other.cookies[name] = victim.cookies[name].value
-    assert other.get(f"/~{opened.key}/whoami/").status_code == 403
-    other.cookies["__Host-smart_browser"] = "x" * 43
-    assert other.get(f"/~{opened.key}/whoami/").status_code == 403
-    assert victim.get(f"/~{opened.key}/whoami/").status_code == 200
-
-
-@pytest.mark.usefixtures("registration")
-def test_sign_out_takes_the_cookies_of_first_answers_away(ehr):
-    browser = make_browser()
-    url = ehr.authorize(start_ehr_launch(browser, ehr))
-    opened = launch(browser, ehr)
-    names = [each for each in browser.cookies if "smart_browser_" in each]
-    browser.post("/smart/logout/")
-    assert {browser.cookies[name].value for name in names} == {""}
-    # Nor can what was under way be finished, as after a change of user.
-    assert get_callback(browser, url).status_code == 409
-    assert browser.get(f"/~{opened.key}/whoami/").status_code == 410
 
 
 @pytest.mark.parametrize("finished", ["in turn", "at one moment"])
@@ -198,16 +170,13 @@ def test_launches_that_sign_in_over_another_user_both_complete(ehr, finished):
     ]
     tabs = [browser, browser]
     if finished == "at one moment":
-        tabs = [make_browser(), make_browser()]
-        for tab in tabs:
-            tab.cookies.load(browser.cookies.output(header=""))
+        tabs = [copy_browser(browser), copy_browser(browser)]
     pages = {}
-    for tab, url, patient in zip(tabs, urls, patients, strict=True):
-        callback = get_callback(tab, url)
+    callbacks = [get_callback(tab, url) for tab, url in zip(tabs, urls, strict=True)]
+    for callback, patient in zip(callbacks, patients, strict=True):
         assert callback.status_code == 302, callback.content
         pages[callback["Location"].split("/")[1]] = patient
-    for tab in tabs:
-        browser.cookies.update(tab.cookies)
+        browser.cookies.update(callback.cookies)
     for key, patient in pages.items():
         assert browser.get(f"/{key}/whoami/").json()["patient"] == patient
     assert browser.get(f"/~{before.key}/whoami/").status_code == 410

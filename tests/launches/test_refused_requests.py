@@ -66,9 +66,9 @@ def test_prefetched_link_starts_and_completes_nothing(
 def test_browser_drops_its_oldest_pending_launches(ehr: EHRSimulator) -> None:
     browser, other = make_browser(), make_browser()
     elsewhere = ehr.authorize(start_ehr_launch(other, ehr))
-    urls = [ehr.authorize(start_ehr_launch(browser, ehr)) for _ in range(22)]
+    urls = [ehr.authorize(start_ehr_launch(browser, ehr)) for _ in range(12)]
     pending = Launch.objects.filter(status="pending")
-    assert pending.count() == 21
+    assert pending.count() == 11
     for url in urls[:2]:
         response = get_callback(browser, url)
         assert response.status_code == 409

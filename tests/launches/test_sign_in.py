@@ -223,11 +223,8 @@ def test_session_stays_when_the_user_does_not_change(ehr: EHRSimulator) -> None:
     browser = make_browser()
     launch(browser, ehr)
     before = browser.session.session_key
-    cookie = browser.cookies["__Host-smart_browser"].value
     launch(browser, ehr)
     assert browser.session.session_key == before
-    # The sign of a second launch comes behind the value.
-    assert browser.cookies["__Host-smart_browser"].value == f"{cookie}+"
 
 
 @pytest.mark.compliance("IDT-10")

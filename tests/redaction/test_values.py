@@ -77,7 +77,7 @@ VISIBLE = frozenset(_VISIBLE.split())
 # Rows and messages, whose own text is looked at here, and what is made of published
 # documents.
 ROWS = frozenset(
-    {"launch", "request", "head", "user", "owner", "claims", "registration"}
+    {"launch", "request", "head", "user", "owner", "claims", "registration", "browser"}
 )
 PUBLISHED = (
     "django_smart.checks.",
