@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from http import HTTPStatus
 
 from ..exceptions import (
     DiscoveryError,
@@ -20,7 +21,6 @@ from ..exceptions import (
     TransportError,
 )
 from ..models import TokenGrant
-from ..models.server_state import DOWN_AFTER
 
 __all__ = [
     "FEW_FAILURES",
@@ -35,11 +35,10 @@ __all__ = [
 FEW_FAILURES = 2
 """A grant that has failed more often is likely to fail again."""
 
-# Seconds.
-_FIRST_PAUSE = 2.0
-_SHORTEST_PAUSE = 1.0
-_LONGEST_PAUSE = 60.0
-# The longest accepted Retry-After.
+# Consecutive failures after which a turn sends nothing more.
+_ENOUGH = 5
+# Seconds: the longest pause after failures, and the longest accepted Retry-After.
+_LONGEST_PAUSE = 30.0
 _LONGEST_RETRY_AFTER = 3600.0
 # Requests are spaced evenly, at nine tenths of the limit, and one that comes late makes
 # up for at most this many seconds: so no second exceeds the limit.
@@ -52,7 +51,6 @@ _OUTAGES = (
     TokenServerError,
     TransportError,
 )
-_TOO_MANY = 429
 
 
 def is_outage(error: SMARTError) -> bool:
@@ -87,43 +85,25 @@ def is_to_blame(grant: TokenGrant, error: SMARTError) -> bool:
 
 class Breaker:
     """
-    Counts the failures of a server, and says when it needs a pause.
+    Counts the failures of a turn, and says when the server needs a pause.
 
     Attributes:
+        is_probe: the server has paused, and one request tests whether it works again.
         is_open: a pause was learned, and nothing more may be sent.
         error_code: of the last failure, or "".
     """
 
-    def __init__(self, *, failures: int = 0, was_there: bool = False) -> None:
-        """
-        Go on where the last turn ended.
-
-        Args:
-            failures: consecutive ones until now.
-            was_there: whether the server has issued tokens lately.
-        """
+    def __init__(self, *, is_probe: bool = False) -> None:
+        self.is_probe = is_probe
         self.is_open = False
         self.error_code = ""
-        self._before, self._streak = failures, 0
-        self._was_there = was_there and not self.is_probe
+        self._streak = 0
         self._is_there = False
 
-    @property
-    def is_probe(self) -> bool:
-        """Whether the server was down, and one request tests whether it still is."""
-        return self._before >= DOWN_AFTER
-
-    @property
-    def failures(self) -> int:
-        """The consecutive failures that the next turn begins with."""
-        failures = self._before + self._streak
-        return max(failures, DOWN_AFTER) if self.is_open else failures
-
     def note_response(self) -> bool:
-        """Count a response, also a refusal; return whether it ends an outage."""
+        """Note a response, also a refusal; return whether it ends an outage."""
         is_end = self.is_probe and not self.is_open
-        if not self.is_open:
-            self._before = 0
+        self.is_probe = self.is_probe and self.is_open
         self._streak = 0
         self._is_there = True
         return is_end
@@ -133,23 +113,31 @@ class Breaker:
         Count a failure; return for how many seconds to leave the server alone, if so.
 
         Args:
-            of_grant: the grant is likely to blame (:func:`is_to_blame`). The error
-                does not count if the server has just responded to others.
+            of_grant: the grant is likely to blame (:func:`is_to_blame`), which does not
+                count unless the server is known to be down.
         """
         rest = _get_rest(error)
-        if of_grant and rest is None and (self._is_there or self._was_there):
+        if of_grant and rest is None and not self.is_probe:
             return None
         self._streak += 1
         self.error_code = error.code
         # A later response may ask for a longer pause.
         if self.is_open and not rest:
             return None
-        if rest is None and self.failures < DOWN_AFTER:
+        if rest is None and not self.is_probe and self._streak < _ENOUGH:
             return None
+        return self._open(rest or 0.0)
+
+    def note_end(self) -> float | None:
+        """Return the seconds of a pause, if the turn has met nothing but failures."""
+        if self.is_open or self._is_there or not self._streak:
+            return None
+        return self._open(0.0)
+
+    def _open(self, rest: float) -> float:
         self.is_open = True
-        doubled = _FIRST_PAUSE * 2 ** min(self.failures - DOWN_AFTER, 10)
-        jitter = random.uniform(0, min(_LONGEST_PAUSE, doubled))  # noqa: S311 (no secret)
-        return max(jitter, _SHORTEST_PAUSE, rest or 0.0)
+        jitter = random.uniform(0.1, 1)  # noqa: S311 (spreads load, no secret)
+        return max(jitter * _LONGEST_PAUSE, rest)
 
 
 class Pace:
@@ -183,7 +171,7 @@ def _get_rest(error: SMARTError) -> float | None:
         return None
     if error.retry_after is not None:
         return min(error.retry_after, _LONGEST_RETRY_AFTER)
-    return 0.0 if error.status_code == _TOO_MANY else None
+    return 0.0 if error.status_code == HTTPStatus.TOO_MANY_REQUESTS else None
 
 
 def _find_codes(error: type[SMARTError]) -> list[str]:

@@ -68,17 +68,11 @@ _SLICE, _MOST_LEASED = 5.0, 250
 _MOST_READ = 4000
 # Seconds that a process waits for the pace of a server; others are left to the tick.
 _PATIENCE = 5.0
-_SHORT_WAIT = 1.0
 # A server whose requests take longer rests after a turn, if others wait.
 _SLOW = 2.5
-# A server that issued tokens so recently is taken to be up.
-_RECENT = timedelta(minutes=1)
-# When a server is up again, grants that failed more often are tried within this time.
-_SOON = timedelta(minutes=3)
 # Failures that count for grants for which nothing can be sent: at most about five
-# minutes until the next attempt, or as long as for others if the server is down.
+# minutes until the next attempt, since nothing tells when it would work.
 _MOST_FAILURES = 5
-_MANY_FAILURES = 1000
 #: ``None`` if nothing was sent.
 _Answer = HTTPResponse | Exception | None
 
@@ -183,6 +177,7 @@ class _Turn:
                 while not self._is_over or self._todo or self._has_requests():
                     self._fill()
                     self._go_on(self._submit(pool))
+                self._pause(self._breaker.note_end())
             except BaseException:
                 self._take_what_is_under_way()
                 raise
@@ -219,12 +214,8 @@ class _Turn:
         return state.turn_token == self._token and not state.is_paused(self._clock())
 
     def _prepare(self) -> None:
-        state, server = self._server.state, self._server
-        last = state.last_success_at
-        self._breaker = Breaker(
-            failures=state.failures,
-            was_there=last is not None and self._clock() - last < _RECENT,
-        )
+        server = self._server
+        self._breaker = Breaker(is_probe=server.state.paused_until is not None)
         rate = server.quirks.rate_limit
         self._pace = Pace(rate / server.turns if rate else None)
 
@@ -530,14 +521,13 @@ class _Turn:
         self.failed += len(grants)
         self._outcomes.add(error.code, number=len(grants))
         failures = 1 + min(grant.refresh_failures for grant in grants)
-        # Without an outage, nothing tells when an attempt would work again.
-        most = _MANY_FAILURES if is_outage(error) else _MOST_FAILURES
+        failures = min(failures, _MOST_FAILURES)
         TokenGrant.objects.postpone(
             [grant.pk for grant in grants],
             owner=self._owner,
             error_code=error.code,
-            due_at=get_retry_at(failures=min(failures, most), now=self._clock()),
-            most_failures=most,
+            due_at=get_retry_at(failures=failures, now=self._clock()),
+            most_failures=_MOST_FAILURES,
         )
         log = logger.warning if is_outage(error) else logger.error
         number = len(grants)
@@ -560,41 +550,41 @@ class _Turn:
             self._wake()
 
     def _note_failure(self, error: SMARTError, *, of_grant: bool = False) -> None:
-        """Count *error*; write a pause at once, since a process may be killed."""
-        if not is_outage(error):
+        if is_outage(error):
+            self._pause(self._breaker.note_outage(error, of_grant=of_grant))
+        else:
             # A refusal is also a response.
             self._note_response()
+
+    def _pause(self, seconds: float | None) -> None:
+        """Write a pause as soon as it is learned, since a process may be killed."""
+        if seconds is None:
             return
-        pause = self._breaker.note_outage(error, of_grant=of_grant)
-        if pause is None:
-            return
-        now = self._clock()
+        now, error_code = self._clock(), self._breaker.error_code
         ServerState.objects.pause(
             self._server_id,
-            failures=self._breaker.failures,
             now=now,
-            until=now + timedelta(seconds=pause),
-            error_code=error.code,
+            until=now + timedelta(seconds=seconds),
+            error_code=error_code,
         )
         logger.warning(
             "Server %s: refreshes paused for %.0f s (%s)",
             self._server_id,
-            pause,
-            error.code,
-            extra=self._server.build_log_fields("server_paused", error_code=error.code),
+            seconds,
+            error_code,
+            extra=self._server.build_log_fields("server_paused", error_code=error_code),
         )
 
     def _wake(self) -> None:
+        ServerState.objects.resume(self._server_id)
         # Grants that failed because of the server wait no longer than it does. Those
-        # that may have failed for a reason of their own come a little later.
+        # that may have failed for a reason of their own still come last.
         registrations = ClientRegistration.objects.filter(server_id=self._server_id)
-        waiting = TokenGrant.objects.waiting_after(
+        TokenGrant.objects.wake(
             list(registrations.values_list("pk", flat=True)),
             error_codes=find_outage_codes(),
+            most_failures=FEW_FAILURES + 1,
         )
-        few = {"refresh_failures__lte": FEW_FAILURES}
-        waiting.exclude(**few).wake(most_failures=FEW_FAILURES + 1, within=_SOON)
-        waiting.filter(**few).wake(most_failures=FEW_FAILURES)
         self._due.clear()
         self._may_be_more = True
         fields = self._server.build_log_fields("server_resumed")
@@ -622,23 +612,19 @@ class _Turn:
             message(self._server_id)
 
     def _goes_on(self, wait: float) -> bool:
-        if not self._has_more or wait > _SHORT_WAIT or is_asked_to_stop():
+        if not self._has_more or wait > _PATIENCE or is_asked_to_stop():
             return False
         is_slow = bool(self._latest) and fmean(self._latest) > _SLOW
         # A slow server is left to the next tick while others wait for a process.
         return not (is_slow and ServerState.objects.announced().exists())
 
     def _describe(self) -> dict[str, object]:
-        """Return what the next turn has to know."""
+        """Return what operators see of the turn."""
         changes: dict[str, object] = {}
-        breaker = self._breaker
         if self._has_succeeded:
             changes["last_success_at"] = DatabaseNow()
-        if breaker.is_open:
-            # A pause was written when it was learned.
-            return changes
-        changes["failures"] = breaker.failures
-        if breaker.error_code:
+        # With a pause, it was written when it was learned.
+        if self._breaker.error_code and not self._breaker.is_open:
             changes["last_failure_at"] = DatabaseNow()
-            changes["last_error"] = breaker.error_code
+            changes["last_error"] = self._breaker.error_code
         return changes

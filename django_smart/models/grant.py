@@ -282,19 +282,12 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
 
     def release_expired_leases(self, pks: Sequence[int]) -> int:
         """
-        Release expired leases; the grants are due a little later.
+        Release expired leases, for the next turn to take.
 
         Until then, a holder that could not reach the database can store its tokens.
         """
-        return (
-            self.active()
-            .filter(pk__in=pks, lease_expires_at__lte=DatabaseNow())
-            .update(
-                lease_owner="",
-                lease_expires_at=None,
-                refresh_due_at=Case(When(is_offline=True, then=DatabaseNow(_GRACE))),
-            )
-        )
+        expired = self.filter(pk__in=pks, lease_expires_at__lte=DatabaseNow())
+        return expired.update(lease_owner="", lease_expires_at=None)
 
     def leased_by(self, owner: str) -> Self:
         """Return grants whose lease *owner* still holds."""
@@ -380,10 +373,19 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             lease_expires_at=None,
         )
 
-    def waiting_after(
-        self, registration_ids: Sequence[int], *, error_codes: Collection[str]
-    ) -> TokenGrantQuerySet:
-        """Return offline grants that wait after one of the errors."""
+    def wake(
+        self,
+        registration_ids: Sequence[int],
+        *,
+        error_codes: Collection[str],
+        most_failures: int = 0,
+    ) -> int:
+        """
+        Make offline grants due now that wait after one of the errors.
+
+        Args:
+            most_failures: as many of each count from now on.
+        """
         return (
             self.active()
             .offline()
@@ -392,20 +394,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
                 refresh_failures__gt=0,
                 last_error__in=error_codes,
             )
-        )
-
-    def wake(self, *, most_failures: int = 0, within: timedelta | None = None) -> int:
-        """
-        Make grants due now; at most so many failures of each count from now on.
-
-        Args:
-            within: instead, make those that are due later than that due then.
-        """
-        due_at = DatabaseNow() if within is None else DatabaseNow(within)
-        rows = self if within is None else self.filter(refresh_due_at__gt=due_at)
-        return rows.update(
-            refresh_due_at=due_at,
-            refresh_failures=Least(F("refresh_failures"), most_failures),
+            .update(
+                refresh_due_at=DatabaseNow(),
+                refresh_failures=Least(F("refresh_failures"), most_failures),
+            )
         )
 
     def end(self, status: str, *, now: datetime, error: str = "") -> int:
@@ -616,8 +608,6 @@ _REFRESHED = (
     *("received_at", "expires_at", "refresh_due_at"),
 )
 _LOST_TOKENS_KEPT = timedelta(days=1)
-# For the holder of an expired lease to store tokens that it has in memory.
-_GRACE = timedelta(seconds=5)
 
 # Refresh this long before expiry, or a tenth of the token's lifetime if that is less.
 _MARGIN = timedelta(seconds=30)

@@ -467,7 +467,7 @@ class ClientRegistration(models.Model):
         Make grants due that failed because of a stop; their next failure is the first.
         """
         grants: Any = self.grants
-        grants.waiting_after([self.pk], error_codes=self.StopReason.values).wake()
+        grants.wake([self.pk], error_codes=self.StopReason.values)
 
     def has_bound_grants(self) -> bool:
         """Return whether tokens are kept that belong to the stored client ID."""

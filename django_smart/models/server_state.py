@@ -14,10 +14,7 @@ from ..exceptions import ServerTimeoutError
 from .clock import DatabaseNow
 from .server import FHIRServer
 
-__all__ = ["DOWN_AFTER", "ServerState", "ServerStateQuerySet", "has_ended", "is_silent"]
-
-DOWN_AFTER = 5
-"""Consecutive failures after which a server is left alone for a while."""
+__all__ = ["ServerState", "ServerStateQuerySet", "has_ended", "is_silent"]
 
 
 class ServerStateQuerySet(models.QuerySet["ServerState"]):
@@ -71,7 +68,7 @@ class ServerStateQuerySet(models.QuerySet["ServerState"]):
         Give the turn back, unless another process has taken it since.
 
         Args:
-            changes: what the next turn has to know.
+            changes: what operators see of the turn.
             after: until then, no other turn begins.
             is_announced: a message for the next one is sent.
         """
@@ -81,22 +78,24 @@ class ServerStateQuerySet(models.QuerySet["ServerState"]):
         return self.filter(pk=server_id, turn_token=token).update(**values) == 1
 
     def pause(
-        self,
-        server_id: int,
-        *,
-        failures: int,
-        now: datetime,
-        until: datetime,
-        error_code: str,
+        self, server_id: int, *, now: datetime, until: datetime, error_code: str
     ) -> None:
-        """Send nothing to the server until then, or until a longer pause ends."""
+        """
+        Send nothing to the server until then, or until a longer pause ends.
+
+        After that, one request tests it (:meth:`resume`).
+        """
         longer = When(paused_until__gt=until, then=F("paused_until"))
         self.filter(pk=server_id).update(
-            failures=failures,
             paused_until=Case(longer, default=Value(until)),
             last_failure_at=now,
             last_error=error_code,
         )
+
+    def resume(self, server_id: int) -> None:
+        """Note that the server responds, unless it has asked for a pause since."""
+        rows = self.filter(pk=server_id, paused_until__lte=DatabaseNow())
+        rows.update(paused_until=None)
 
 
 def has_ended(name: str) -> Q:
@@ -116,7 +115,7 @@ def is_silent(prefix: str = "") -> Q:
     """Return whether a server is down and lets requests wait until they time out."""
     return Q(
         **{
-            f"{prefix}failures__gte": DOWN_AFTER,
+            f"{prefix}paused_until__isnull": False,
             f"{prefix}last_error": ServerTimeoutError.code,
         }
     )
@@ -157,20 +156,15 @@ class ServerState(models.Model):
         editable=False,
         help_text="When another process may refresh its grants instead.",
     )
-    failures = models.PositiveIntegerField(
-        _("consecutive failed refreshes"),
-        default=0,
-        editable=False,
-        help_text=(
-            "Consecutive refreshes that failed because the server was down or busy."
-        ),
-    )
     paused_until = models.DateTimeField(
         _("refresh paused until"),
         null=True,
         blank=True,
         editable=False,
-        help_text="Set after an outage, or when the server asks to wait.",
+        help_text=(
+            "Set after an outage, or when the server asks to wait, "
+            "and kept until the server responds again."
+        ),
     )
     last_success_at = models.DateTimeField(
         _("last refresh"),

@@ -118,7 +118,6 @@ def test_servers_that_do_not_respond_are_tried_one_at_a_time(
         make_registration(
             server__slug=f"away{number}",
             server__base_url=f"https://away{number}.example.org/r4",
-            server__state__failures=5,
             server__state__last_error="server_timeout",
             server__state__paused_until=now - timedelta(seconds=number),
         )
@@ -230,6 +229,7 @@ def test_grant_that_failed_is_not_due_at_once(ehr: EHRSimulator) -> None:
         assert grant.refresh_failures == failures
         assert grant.last_error == "token_server_error"
         make_due(due)
+        ServerState.objects.update(paused_until=None)
     assert len(ehr.requests_to("refresh")) == 3
 
 

@@ -85,7 +85,6 @@ def test_pause_and_its_end_tell_of_which_server(
     ehr: EHRSimulator, grant: TokenGrant, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "django_smart")
-    ServerState.objects.update(failures=4)
     ehr.faults = ["refresh_500"]
     refresh(grant)
     paused = read_fields(caplog, "server_paused")
@@ -93,7 +92,7 @@ def test_pause_and_its_end_tell_of_which_server(
     assert paused["smart_error"] == "token_server_error"
     assert "smart_grant" not in paused
     ehr.faults = []
-    ServerState.objects.update(paused_until=None)
+    ServerState.objects.update(paused_until=timezone.now())
     refresh(grant)
     resumed = read_fields(caplog, "server_resumed")
     assert resumed["smart_server"] == grant.registration.server_id

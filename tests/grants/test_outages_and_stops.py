@@ -51,6 +51,11 @@ def _end_pause() -> None:
     ServerState.objects.update(paused_until=timezone.now())
 
 
+def _end_any_pause() -> None:
+    """End the pause, if there is one."""
+    ServerState.objects.exclude(paused_until=None).update(paused_until=timezone.now())
+
+
 def _get_pause(server: FHIRServer) -> timedelta:
     assert server.state.paused_until is not None
     assert server.state.last_failure_at is not None
@@ -75,8 +80,7 @@ def test_server_that_is_away_is_left_alone_and_no_grant_is_lost(
     assert len(ehr.requests_to("refresh")) == 5
     assert "refreshes paused" in caplog.text
     server = FHIRServer.objects.get()
-    assert server.state.failures == 5
-    assert timedelta(seconds=1) <= _get_pause(server) <= timedelta(seconds=2)
+    assert timedelta(seconds=3) <= _get_pause(server) <= timedelta(seconds=30)
     assert server.state.last_error == "token_server_error"
     # Neither beat nor a message that is on its way asks for anything.
     ServerState.objects.update(paused_until=timezone.now() + timedelta(hours=1))
@@ -88,22 +92,19 @@ def test_server_that_is_away_is_left_alone_and_no_grant_is_lost(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_server_is_tried_again_with_one_grant_after_pauses_that_grow(
+def test_server_is_tried_again_with_one_grant_after_each_pause(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     make_grants(ehr, registration, 30)
     ehr.faults.add("refresh_500")
     refresh_due()
-    for failures in range(6, 20):
+    for _ in range(14):
         _end_pause()
         ehr.clear_requests()
         assert refresh_due() == RefreshResult(failed=1)
         assert len(ehr.requests_to("refresh")) == 1
-        server = FHIRServer.objects.get()
-        assert server.state.failures == failures
-        limit = min(60, 2 ** (failures - 4))
-        pause = _get_pause(server).total_seconds()
-        assert 1 <= pause <= limit
+        pause = _get_pause(FHIRServer.objects.get())
+        assert timedelta(seconds=3) <= pause <= timedelta(seconds=30)
     # The grant that tried last waits; it is not the one that decides alone.
     assert TokenGrant.objects.filter(refresh_failures__gt=1).count() < 15
 
@@ -131,7 +132,7 @@ def test_after_an_outage_what_waited_for_it_is_due_and_goes_by_need(
 
     assert refresh_due() == RefreshResult(refreshed=20)
     state = FHIRServer.objects.get().state
-    assert state.failures == 0
+    assert state.paused_until is None
     assert state.last_success_at is not None
     # The first one tested the server: one of those that had not failed.
     first, *others = sent
@@ -144,20 +145,16 @@ def test_what_an_outage_left_waits_a_short_time_after_one_more_failure(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     (grant_id, other) = make_grants(ehr, registration, 2)
-    ServerState.objects.update(failures=9, paused_until=timezone.now())
+    _end_pause()
     waiting = TokenGrant.objects.filter(pk=grant_id)
     waiting.update(
         refresh_failures=9,
         last_error="server_timeout",
         refresh_due_at=timezone.now() + timedelta(hours=1),
     )
-    assert refresh_grants([other]) == RefreshResult(refreshed=1)
-    grant = waiting.get()
-    assert grant.refresh_due_at is not None
-    assert grant.refresh_due_at <= timezone.now() + timedelta(minutes=3)
-    waiting.update(refresh_due_at=timezone.now())
-    ehr.faults.add("refresh_503")
-    refresh_grants([grant_id])
+    _fail_for(ehr, [grant_id])
+    # It is due as soon as the other one has shown that the server works again.
+    assert refresh_grants([other]) == RefreshResult(refreshed=1, failed=1, skipped=-1)
     grant = waiting.get()
     assert (grant.refresh_failures, grant.last_error) == (4, "token_server_error")
     assert grant.refresh_due_at is not None
@@ -183,12 +180,12 @@ def _fail_for(ehr: EHRSimulator, grant_ids: Iterable[int]) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("failures", [0, 9])
+@pytest.mark.parametrize("was_down", [False, True])
 @pytest.mark.parametrize("have_all_failed", [False, True])
 def test_grants_that_always_fail_do_not_hold_up_the_others(
     ehr: EHRSimulator,
     registration: ClientRegistration,
-    failures: int,
+    was_down: bool,
     have_all_failed: bool,
 ) -> None:
     grant_ids = make_grants(ehr, registration, 20)
@@ -200,19 +197,20 @@ def test_grants_that_always_fail_do_not_hold_up_the_others(
         rest = TokenGrant.objects.filter(pk__in=others)
         rest.update(refresh_failures=1, last_error="token_server_error")
     _fail_for(ehr, failing)
-    ServerState.objects.update(failures=failures, paused_until=timezone.now())
+    before = timezone.now() if was_down else None
+    ServerState.objects.update(paused_until=before)
     # After an outage, the first tick is for the attempt that ends it.
     for _ in range(2):
         refresh_due()
-        _end_pause()
+        _end_any_pause()
     assert not find_due().filter(pk__in=others)
     assert {grant.last_error for grant in always} == {"token_server_error"}
     for _ in range(3):
         # Each time after an outage, or after a 429, if there was one before.
-        ServerState.objects.update(failures=failures)
+        ServerState.objects.update(paused_until=before)
         TokenGrant.objects.update(refresh_due_at=timezone.now())
         for _ in range(2):
-            _end_pause()
+            _end_any_pause()
             refresh_due()
         assert not find_due().filter(pk__in=others)
 
@@ -222,12 +220,10 @@ def test_attempt_that_sends_nothing_leaves_the_next_one_to_another(
 ) -> None:
     (grant_id,) = make_grants(ehr, registration, 1)
     ClientRegistration.objects.update(client_secret="", client_secret_env="NOT_SET")
-    ServerState.objects.update(failures=7, paused_until=timezone.now())
+    _end_pause()
+    before = ServerState.objects.get().paused_until
     assert refresh_grants([grant_id]) == RefreshResult(failed=1)
-    server = FHIRServer.objects.get()
-    assert server.state.failures == 7
-    assert server.state.paused_until is not None
-    assert server.state.paused_until <= timezone.now() + timedelta(seconds=2)
+    assert ServerState.objects.get().paused_until == before
     assert ehr.requests_to("refresh") == []
 
 
@@ -236,9 +232,7 @@ def test_of_all_workers_one_tries_a_server_again(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     make_grants(ehr, registration, 3)
-    ServerState.objects.update(
-        failures=7, paused_until=timezone.now() - timedelta(seconds=1)
-    )
+    _end_pause()
     ehr.faults.add("refresh_503")
 
     def respond_slowly(respond: Any, request: Any) -> Any:
@@ -255,29 +249,35 @@ def test_of_all_workers_one_tries_a_server_again(
 def test_failures_with_answers_between_them_are_no_outage(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
-    grant_ids = make_grants(ehr, registration, 4)
+    failing, *others = make_grants(ehr, registration, 4)
+    _fail_for(ehr, [failing])
     for failures in (1, 2, 3):
-        ehr.faults.add("refresh_500")
-        assert refresh_grants(grant_ids[:1]).failed == 1
-        ehr.faults.clear()
-        before = reload_grant(grant_ids[0])
-        assert refresh_grants(grant_ids[1:2]).refreshed == 1
-        # Nor did the one that failed wait for the server.
-        after = reload_grant(grant_ids[0])
-        assert after.refresh_due_at == before.refresh_due_at
-        assert after.refresh_failures == failures
         TokenGrant.objects.update(refresh_due_at=timezone.now())
-        assert ServerState.objects.get().failures == 0
+        assert refresh_due() == RefreshResult(refreshed=len(others), failed=1)
+        assert reload_grant(failing).refresh_failures == failures
+        assert ServerState.objects.get().paused_until is None
+
+
+def test_grant_that_fails_alone_pauses_its_server_three_times_at_most(
+    ehr: EHRSimulator, registration: ClientRegistration
+) -> None:
+    (failing,) = make_grants(ehr, registration, 1)
+    _fail_for(ehr, [failing])
+    for is_paused in (True, True, True, False):
+        assert refresh_grants([failing]).failed == 1
+        assert (ServerState.objects.get().paused_until is not None) is is_paused
+        ServerState.objects.update(paused_until=None)
+        TokenGrant.objects.update(refresh_due_at=timezone.now())
 
 
 def test_refusal_is_an_answer_of_a_server_that_is_there(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     (grant_id,) = make_grants(ehr, registration, 1)
-    ServerState.objects.update(failures=9, paused_until=timezone.now())
+    _end_pause()
     ehr.faults.add("refresh_invalid_grant")
     assert refresh_grants([grant_id]).failed == 1
-    assert ServerState.objects.get().failures == 0
+    assert ServerState.objects.get().paused_until is None
 
 
 def test_server_whose_configuration_cannot_be_had_is_left_alone_too(
@@ -285,11 +285,8 @@ def test_server_whose_configuration_cannot_be_had_is_left_alone_too(
 ) -> None:
     grant_ids = make_grants(ehr, registration, 2)
     with transport.mounted("https://ehr.example.org", Away()):
-        for _ in range(5):
-            TokenGrant.objects.update(refresh_due_at=timezone.now())
-            assert refresh_grants(grant_ids) == RefreshResult(failed=2)
-        assert _get_pause(FHIRServer.objects.get()) >= timedelta(seconds=1)
-        ServerState.objects.update(paused_until=timezone.now() + timedelta(hours=1))
+        assert refresh_grants(grant_ids) == RefreshResult(failed=2)
+        assert _get_pause(FHIRServer.objects.get()) >= timedelta(seconds=3)
         TokenGrant.objects.update(refresh_due_at=timezone.now())
         assert refresh_grants(grant_ids) == RefreshResult(skipped=2)
     grant = reload_grant(grant_ids[0])
@@ -311,17 +308,6 @@ def test_retry_after_is_kept_by_all_workers(
     assert _get_pause(FHIRServer.objects.get()) == timedelta(seconds=120)
     assert refresh_grants(grant_ids) == RefreshResult(skipped=5)
     assert len(ehr.requests_to("refresh")) == 1
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_failures_are_counted_from_the_last_response(
-    ehr: EHRSimulator, registration: ClientRegistration
-) -> None:
-    grant_ids = make_grants(ehr, registration, 3)
-    ServerState.objects.update(failures=4)
-    _fail_for(ehr, grant_ids[-1:])
-    assert refresh_grants(grant_ids) == RefreshResult(refreshed=2, failed=1)
-    assert ServerState.objects.get().failures == 1
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -16,63 +16,63 @@ def _down(status_code: int = 500, **values: float) -> TokenServerError:
 
 def test_fifth_failure_in_a_row_needs_a_pause() -> None:
     breaker = Breaker()
-    for number in range(1, 5):
+    for _ in range(4):
         assert breaker.note_outage(_down()) is None
-        assert breaker.failures == number
+    # A response in between begins anew.
+    assert breaker.note_response() is False
+    for _ in range(4):
+        assert breaker.note_outage(_down()) is None
     pause = breaker.note_outage(_down())
     assert pause is not None
-    assert 1 <= pause <= 2
+    assert 3 <= pause <= 30
     assert breaker.is_open
-    assert (breaker.failures, breaker.error_code) == (5, "token_server_error")
+    assert breaker.error_code == "token_server_error"
+    assert breaker.note_end() is None
 
 
-def test_failures_are_counted_on_from_the_last_turn() -> None:
-    breaker = Breaker(failures=4)
-    assert not breaker.is_probe
-    assert breaker.note_outage(_down()) is not None
-    # A response in between begins anew.
-    breaker = Breaker(failures=4)
-    assert breaker.note_response() is False
-    assert breaker.note_outage(_down()) is None
-    assert breaker.failures == 1
+def test_turn_that_meets_nothing_but_failures_needs_a_pause() -> None:
+    breaker = Breaker()
+    assert breaker.note_end() is None
+    breaker.note_outage(_down())
+    pause = breaker.note_end()
+    assert pause is not None
+    assert 3 <= pause <= 30
+    breaker = Breaker()
+    breaker.note_response()
+    breaker.note_outage(_down())
+    assert breaker.note_end() is None
 
 
 def test_server_that_was_down_is_tried_once() -> None:
-    breaker = Breaker(failures=7, was_there=True)
-    assert breaker.is_probe
+    breaker = Breaker(is_probe=True)
     assert breaker.note_outage(_down(), of_grant=True) is not None
-    assert breaker.failures == 8
-    breaker = Breaker(failures=7)
+    # A response that was under way does not end it.
+    assert breaker.note_response() is False
+    assert breaker.is_probe
+    breaker = Breaker(is_probe=True)
     assert breaker.note_response() is True
     assert not breaker.is_probe
     assert breaker.note_response() is False
-    assert breaker.failures == 0
 
 
 def test_rest_that_a_server_asks_for_is_kept() -> None:
     breaker = Breaker()
     assert breaker.note_outage(_down(503, retry_after=120)) == 120
-    # The next turn begins with one request.
-    assert breaker.failures == 5
     # A later response may ask for a longer pause; another failure asks for none.
     assert breaker.note_outage(_down()) is None
     assert breaker.note_outage(_down(429, retry_after=300)) == 300
-    # Responses that were under way do not end it.
     assert breaker.note_response() is False
-    assert breaker.failures == 5
     pause = Breaker().note_outage(_down(429))
     assert pause is not None
-    assert 1 <= pause <= 2
+    assert 3 <= pause <= 30
     assert Breaker().note_outage(_down(503, retry_after=10**6)) == 3600
 
 
-def test_grant_that_always_fails_does_not_count_while_others_work() -> None:
-    breaker = Breaker(was_there=True)
+def test_grant_that_always_fails_does_not_count_unless_the_server_was_down() -> None:
+    breaker = Breaker()
     for _ in range(9):
         assert breaker.note_outage(_down(), of_grant=True) is None
-    assert breaker.failures == 0
-    breaker = Breaker()
-    assert [breaker.note_outage(_down(), of_grant=True) for _ in range(5)][-1]
+    assert breaker.note_end() is None
 
 
 @pytest.mark.parametrize("rate", [0.16, 5, 200])

@@ -826,7 +826,7 @@ def test_refused_credentials_stop_the_registration_and_burn_no_grant(
     registration.refresh_from_db()
     assert registration.refresh_stopped_at is not None
     # The server itself is well: other registrations go on.
-    assert ServerState.objects.get().failures == 0
+    assert ServerState.objects.get().paused_until is None
 
 
 def _new_secret(registration: ClientRegistration) -> None:
