@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,8 +22,12 @@ from django.utils import timezone
 
 from django_smart import tasks
 from django_smart.grants import refresh_response, stopping, turn
-from django_smart.models import ClientRegistration
+from django_smart.models import ClientRegistration, TokenGrant
+from django_smart.models import grant as grant_models
+from django_smart.models.clock import DatabaseNow
+from django_smart.models.grant import TokenGrantQuerySet
 from django_smart.models.server_state import ServerStateQuerySet
+from django_smart.protocol.token import TokenResponse
 from django_smart.servers import http
 from tests.simulation.world import Scenario
 
@@ -119,6 +123,52 @@ def _end_any_turn(
 
 
 _end_turn = ServerStateQuerySet.end_turn
+
+
+def _take_any_turn(
+    states: ServerStateQuerySet, server_id: int, *, token: str, length: timedelta
+) -> bool:
+    until = DatabaseNow(length)
+    rows = states.filter(pk=server_id)
+    return rows.update(turn_token=token, turn_until=until) == 1
+
+
+def _take_lease_of_any_tokens(
+    grants: TokenGrantQuerySet, grant: TokenGrant, *, owner: str, length: timedelta
+) -> bool:
+    rows = grants.active().filter(grant_models._is_free(), pk=grant.pk)
+    until = DatabaseNow(length)
+    return rows.update(lease_owner=owner, lease_expires_at=until) == 1
+
+
+def _take_expired_leases(
+    grants: TokenGrantQuerySet, pks: Sequence[int], *, owner: str, length: timedelta
+) -> int:
+    TokenGrantQuerySet.release_expired_leases(grants, pks)
+    return _take_leases(grants, pks, owner=owner, length=length)
+
+
+def _store_whatever_is_there(
+    grant: TokenGrant, *, used_digest: str, changed: Collection[str] = ()
+) -> bool:
+    row = TokenGrant.objects.only("refresh_token_digest").get(pk=grant.pk)
+    return _store(grant, used_digest=row.refresh_token_digest, changed=changed)
+
+
+def _put_without_status(
+    tokens: TokenResponse, grant: TokenGrant, *, now: Any
+) -> list[str]:
+    changed = _put(tokens, grant, now=now)
+    return [each for each in changed if each != "status"]
+
+
+def _exclude_nothing(grants: TokenGrantQuerySet) -> TokenGrantQuerySet:
+    return grants
+
+
+_take_leases = TokenGrantQuerySet.take_leases
+_store = TokenGrantQuerySet.store_refreshed
+_put = refresh_response._put
 _QUIET: dict[str, Any] = {"seconds": 600.0, "calm": 300.0, "lifetimes": (600,)}
 _FAST = ("fast", "fast", "fast", "fast")
 
@@ -211,7 +261,7 @@ MUTANTS = (
         finding="is due for",
         patches=(
             (turn, "get_rank", lambda *_, **__: 0),
-            (turn, "_RECENT", timedelta(0)),
+            (turn, "is_to_blame", lambda *_: False),
         ),
         scenario={
             **_QUIET,
@@ -273,6 +323,101 @@ MUTANTS = (
             "grants": 80,
             "kinds": ("fast", "rest"),
             "faults": (),
+        },
+    ),
+    Mutant(
+        row="23 a turn is taken that is another process's",
+        seed=1,
+        finding="more than its limit",
+        patches=((ServerStateQuerySet, "take_turn", _take_any_turn),),
+        scenario={
+            **_QUIET,
+            "grants": 400,
+            "kinds": ("fast", "limited"),
+            "backlog": 1.0,
+            "faults": ("broker",),
+            "every": 15.0,
+        },
+    ),
+    Mutant(
+        row="24 a lease is taken for tokens that were replaced",
+        seed=1,
+        finding="is refreshed again by a page",
+        patches=((TokenGrantQuerySet, "take_lease", _take_lease_of_any_tokens),),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 12,
+            "kinds": ("still", "still"),
+            "lifetimes": (60,),
+            "faults": ("stop",),
+            "every": 3.0,
+            "pages": 1.0,
+            "renewals": 0.5,
+        },
+    ),
+    Mutant(
+        row="25 an expired lease is taken at once",
+        seed=3,
+        finding="is sent twice",
+        patches=((TokenGrantQuerySet, "take_leases", _take_expired_leases),),
+        scenario={
+            **_QUIET,
+            "seconds": 2400.0,
+            "grants": 60,
+            "kinds": ("slow", "slow"),
+            "faults": ("away",),
+            "every": 60.0,
+        },
+    ),
+    Mutant(
+        row="26 late tokens are stored over newer ones",
+        seed=1,
+        finding="is sent twice",
+        patches=(
+            (
+                TokenGrantQuerySet,
+                "store_refreshed",
+                staticmethod(_store_whatever_is_there),
+            ),
+        ),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 40,
+            "kinds": _FAST,
+            "lifetimes": (60,),
+            "faults": ("stop",),
+            "every": 5.0,
+        },
+    ),
+    Mutant(
+        row="27 tokens of another patient are stored before their grant ends",
+        seed=1,
+        finding="has the tokens of another patient",
+        patches=((refresh_response, "_put", _put_without_status),),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 400,
+            "kinds": ("mixed", "mixed"),
+            "faults": ("kill",),
+            "every": 5.0,
+        },
+    ),
+    Mutant(
+        row="28 a grant is revived that its owner has replaced",
+        seed=1,
+        finding="is active, and was replaced",
+        patches=((TokenGrantQuerySet, "not_replaced", _exclude_nothing),),
+        scenario={
+            **_QUIET,
+            "seconds": 1200.0,
+            "grants": 60,
+            "kinds": _FAST,
+            "lifetimes": (120,),
+            "faults": ("stop",),
+            "every": 5.0,
         },
     ),
 )

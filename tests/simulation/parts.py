@@ -45,6 +45,8 @@ class Job:
     is_over: bool = False
     has_succeeded: bool = False
     ended_at: float = 0.0
+    seen: tuple[int, str] | None = None
+    """Of a page: the grant, and when its tokens as it has read them were received."""
 
 
 # The database
@@ -250,6 +252,9 @@ class Broker:
 
 # The servers
 
+# Of the answers of a ``mixed`` server are about another patient.
+_MIXED = 0.05
+
 
 @dataclass(eq=False, kw_only=True)
 class Rotation:
@@ -267,10 +272,11 @@ class Rotation:
 
 class Server:
     """
-    One EHR, which rotates refresh tokens.
+    One EHR, which rotates refresh tokens, unless it is ``still``.
 
     Attributes:
         kind: what is wrong with it, at times; ``fast`` if nothing ever is.
+        foreign: digests of refresh tokens for another patient than the grant's.
         is_strict: an old token ends its grant.
         reads_assertions: clients authenticate with ``private_key_jwt``.
         moods: begin, end and what it does then.
@@ -287,10 +293,12 @@ class Server:
         self.moods: list[tuple[float, float, str]] = []
         self.counts: dict[int, int] = defaultdict(int)
         self.ended: set[int] = set()
+        self.foreign: list[str] = []
         self.rotations: dict[int, deque[Rotation]] = {}
         self.sent: deque[float] = deque(maxlen=(self.rate_limit or 0) + 1)
         self.rest: tuple[Job, float, float] | None = None
         self.queued: deque[int] = deque(maxlen=60)
+        self.number_sent = 0
 
     def get_seconds_of_queue(self) -> float:
         """How long its limit alone keeps the last of those that were due waiting."""
@@ -309,7 +317,7 @@ class Server:
 
     def is_healthy(self) -> bool:
         """Whether nothing was wrong with it, ever; for most of its grants at least."""
-        return self.kind in {"fast", "limited", "broken"}
+        return self.kind in {"fast", "limited", "broken", "still", "mixed"}
 
     def fails_for(self, grant_id: int) -> bool:
         """Whether it has lost something that this grant needs, and others do not."""
@@ -342,6 +350,9 @@ class Server:
             return 500, {}, {}
         if mood == "storm" or grant_id in self.ended:
             return 400, {}, {"error": "invalid_grant"}
+        if self.kind == "still":
+            self.number_sent += 1
+            return self._grant(f"{grant_id}-{count}", f"still-{self.number_sent}")
         if count < self.counts[grant_id]:
             world.judge_reuse(self, grant_id, count, job)
             if self.is_strict:
@@ -358,17 +369,24 @@ class Server:
             job.rotations.append(rotation)
             self.rotations.setdefault(grant_id, deque(maxlen=4)).append(rotation)
         new = f"{grant_id}-{self.counts[grant_id]}"
-        members = {"token_type": "Bearer", "scope": "patient/Patient.rs offline_access"}
-        return (
-            200,
-            {},
-            {
-                **members,
-                "access_token": f"access-{new}",
-                "refresh_token": new,
-                "expires_in": self.lifetime,
-            },
-        )
+        if self.kind != "mixed" or world.random.random() > _MIXED:
+            return self._grant(new, new)
+        self.foreign.append(digest(new))
+        self.ended.add(grant_id)
+        return self._grant(new, new, patient="another")
+
+    def _grant(
+        self, refresh_token: str, name: str, **members: str
+    ) -> tuple[int, dict[str, str], Any]:
+        document = {
+            "token_type": "Bearer",
+            "scope": "patient/Patient.rs offline_access",
+            "access_token": f"access-{name}",
+            "refresh_token": refresh_token,
+            "expires_in": self.lifetime,
+            **members,
+        }
+        return 200, {}, document
 
     def _accepts(self, assertion: str) -> bool:
         """Whether it is valid now, without leeway; its signature is not of interest."""

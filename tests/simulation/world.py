@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from unittest import mock
 
+from django.contrib.auth import get_user_model
 from django.db import DatabaseError, connections
 from django.test import override_settings
 from django.utils import timezone
@@ -44,7 +45,7 @@ __all__ = ["Scenario", "ViolationError", "World"]
 
 _KINDS = (
     *("fast", "fast", "fast", "fast", "limited", "slow"),
-    *("dead", "flapping", "storm", "rest", "late", "broken"),
+    *("dead", "flapping", "storm", "rest", "late", "broken", "still", "mixed"),
 )
 # What happens to processes, database, connections and messages, and how often.
 _FAULTS = {"kill": 10, "stop": 10, "away": 2, "cut": 3, "broker": 3}
@@ -80,6 +81,8 @@ class Scenario:
         calm: seconds after them.
         every: seconds between two faults, on average.
         backlog: share of the grants that are due at the beginning.
+        pages: seconds between two pages, on average.
+        renewals: share of the pages whose token was refused.
     """
 
     seed: int
@@ -89,6 +92,8 @@ class Scenario:
     workers: int = 4
     every: float = 40.0
     backlog: float = 0.3
+    pages: float = 20.0
+    renewals: float = 0.1
     lifetimes: tuple[int, ...] = _LIFETIMES
     kinds: tuple[str, ...] = _KINDS
     faults: tuple[str, ...] = tuple(_FAULTS)
@@ -111,6 +116,7 @@ class World:
         self._excused: dict[int, float] = {}
         self._excused_all = 0.0
         self._stopped: set[Server] = set()
+        self._replaced: dict[int, float] = {}
         self._latest = 0.0
         self._is_calm = False
         self.servers = [
@@ -211,6 +217,7 @@ class World:
         now = timezone.now()
         create_signing_key("ES384")
         registrations = []
+        owner = get_user_model().objects.create(username="owner")
         for server in self.servers:
             base_url = f"https://{server.slug}.example.org/r4"
             row = FHIRServer.objects.create(
@@ -246,6 +253,8 @@ class World:
             grant = TokenGrant(
                 pk=number,
                 registration=registrations[server.number],
+                user=owner,
+                patient_id=str(number),
                 is_offline=True,
                 scope=_SCOPE,
                 scope_granted=_SCOPE,
@@ -334,9 +343,9 @@ class World:
             self.broker.send_task(entry["task"], (), **entry.get("options", {}))
 
     def _serve(self, process: Process) -> None:
-        """People open pages that need a token, and one in ten was refused."""
+        """People open pages that need a token, and some of these are refused."""
         while True:
-            self.scheduler.wait(self.random.expovariate(1 / 20))
+            self.scheduler.wait(self.random.expovariate(1 / self.scenario.pages))
             grant_id = self.random.randrange(1, self.scenario.grants + 1)
             if self.get_server(grant_id).rate_limit:
                 continue  # people do not wait for their turn
@@ -347,7 +356,9 @@ class World:
                 )
                 if (grant := grants.filter(pk=grant_id).first()) is None:
                     return
-                if self.random.random() < 0.1:
+                received_at = str(grant.received_at.replace(tzinfo=None))
+                self.jobs[process].seen = grant_id, received_at
+                if self.random.random() < self.scenario.renewals:
                     renew_access_token(grant, grant.access_token)
                 else:
                     get_access_token(grant)
@@ -478,6 +489,8 @@ class World:
         while True:
             self.scheduler.wait(5.0)
             self._see_stops()
+            self._see_losses()
+            self._judge_owners()
             self._judge_lateness()
 
     def _see_stops(self) -> None:
@@ -501,6 +514,43 @@ class World:
             for grant_id in range(1, self.scenario.grants + 1):
                 if self.get_server(grant_id) is server:
                     self._excuse(grant_id, self.scheduler.now)
+
+    def _see_losses(self) -> None:
+        """Have the owners of some grants that are lost connect again."""
+        lost = self.database.query(
+            "SELECT id FROM django_smart_tokengrant WHERE id <= ? AND status = ?",
+            *(self.scenario.grants, "needs_reauthorization"),
+        )
+        for (grant_id,) in lost:
+            if grant_id not in self._replaced and self.random.random() < 0.2:
+                self._replaced[grant_id] = self.scheduler.now
+                self.later(0.0, partial(self._reconnect, grant_id))
+
+    def _reconnect(self, grant_id: int) -> None:
+        connections["default"] = self.database.connect()
+        try:
+            grant = TokenGrant.objects.get(pk=grant_id)
+            grant.pk, grant.refresh_due_at = None, None
+            grant.status, grant.ended_at = TokenGrant.Status.ACTIVE, None
+            grant.set_tokens(access_token="new", refresh_token="new")
+            grant.save(force_insert=True)
+            self.tally["reconnected"] += 1
+        except DatabaseError:
+            del self._replaced[grant_id]
+
+    def _judge_owners(self) -> None:
+        """No grant is in use that its owner has replaced, or for another patient."""
+        now = self.scheduler.now
+        foreign = {each for server in self.servers for each in server.foreign}
+        for grant_id, token in self.database.query(
+            "SELECT id, refresh_token_digest FROM django_smart_tokengrant "
+            "WHERE status = 'active' AND id <= ?",
+            self.scenario.grants,
+        ):
+            if token in foreign:
+                self.fail(f"grant {grant_id} has the tokens of another patient")
+            if self._replaced.get(grant_id, now) + 5 < now:
+                self.fail(f"grant {grant_id} is active, and was replaced")
 
     def _judge_lateness(self) -> None:
         """No grant of a healthy server is due for longer than the bound."""
@@ -546,6 +596,7 @@ class World:
         self.tally["requests"] += 1
         now = self.scheduler.now
         if job.name == "page":
+            self._judge_page(job)
             return
         if server.rate_limit and job.process.resumed_at + 1 < now:
             server.sent.append(now)
@@ -555,6 +606,18 @@ class World:
             told, _, until = server.rest
             if told.has_succeeded and told.ended_at + _BATCH < now < until - 1:
                 self.fail(f"{server.slug} is asked although it rests")
+
+    def _judge_page(self, job: Job) -> None:
+        """A page refreshes no grant that was just refreshed."""
+        assert job.seen is not None
+        grant_id, received_at = job.seen
+        ((stored, expires_at),) = self.database.query(
+            "SELECT received_at, expires_at FROM django_smart_tokengrant WHERE id = ?",
+            grant_id,
+        )
+        is_fresh = _parse(expires_at) > self.scheduler.now + 10
+        if is_fresh and str(stored) != received_at:
+            self.fail(f"grant {grant_id} is refreshed again by a page")
 
     def judge_reuse(self, server: Server, grant_id: int, count: int, job: Job) -> None:
         """No refresh token is sent twice but in the windows that the docs name."""
