@@ -19,6 +19,7 @@ from ..exceptions import (
     InactiveRegistrationError,
     UnsupportedServerError,
 )
+from ..fields import digest
 from ..models import ClientRegistration, SigningKey, TokenGrant
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.messages import HTTPRequest
@@ -107,7 +108,29 @@ class BackendService:
         if registration is None:
             raise InactiveRegistrationError("The registration was deleted.")
         _check(registration)
-        return TokenGrant.objects.get_for_service(registration, now=timezone.now())
+        return _get_row(registration)
+
+
+def _get_row(registration: ClientRegistration) -> TokenGrant:
+    """
+    Return the row that all processes share, created at first use without a token.
+
+    There is one for each requested scope; the unique slot decides between two processes
+    that create it at once.
+    """
+    scope, now = registration.system_scope, timezone.now()
+    grant, _created = TokenGrant.objects.get_or_create(
+        service_slot=digest(str(registration.pk), scope),
+        defaults={
+            "registration": registration,
+            "kind": TokenGrant.Kind.CLIENT_CREDENTIALS,
+            "scope_asked": scope,
+            "received_at": now,
+            "expires_at": now,
+        },
+    )
+    grant.registration = registration
+    return grant
 
 
 def _check(registration: ClientRegistration) -> None:

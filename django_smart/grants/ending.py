@@ -14,12 +14,14 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from django.db import router, transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Count, Exists, Max, OuterRef
 from django.utils import timezone
 
 from ..conf import conf
 from ..exceptions import ContextChangedError, SMARTError, TokenResponseError
 from ..models import ClientRegistration, Launch, TokenGrant
+from ..models.clock import DatabaseNow
+from ..models.grant import can_be_deactivated
 from ..models.launch import LaunchQuerySet
 from ..protocol.token import TokenResponse
 from ..protocol.token_management import (
@@ -41,10 +43,11 @@ __all__ = [
     "end_changed_grant",
     "end_idlest_launches",
     "end_launches",
-    "find_unused_grants",
+    "end_unused_grants",
     "keep_for_revocation",
     "revoke_pending",
     "revoke_tokens",
+    "supersede_all",
     "supersede_grants",
 ]
 
@@ -56,6 +59,7 @@ _CLIENT_REFUSED = "invalid_client"
 # How long tokens wait after a failed attempt, and the others of a server that did not
 # respond.  Those of a server that took longer than these seconds wait for a while, too.
 _WAIT = timedelta(minutes=15)
+_CHUNK = 1000
 _SLOW, _WAIT_OF_SLOW = 5.0, timedelta(minutes=1)
 
 
@@ -100,7 +104,10 @@ def disconnect_grant(grant: TokenGrant) -> None:
     ended because of another patient is listed no longer.
     """
     now = timezone.now()
-    TokenGrant.objects.changed().filter(pk=grant.pk).update(last_error="")
+    changed = TokenGrant.objects.filter(
+        status=TokenGrant.Status.REVOKED, last_error=ContextChangedError.code
+    )
+    changed.filter(pk=grant.pk).update(last_error="")
     Launch.objects.filter(grant=grant).end(reason="disconnected", now=now)
     _end_grants([grant.pk], now=now)
 
@@ -143,14 +150,39 @@ def end_changed_grant(grant: TokenGrant, *, now: datetime) -> None:
     grant_lost.send(sender=TokenGrant, grant=grant, error_code=error_code)
 
 
-def find_unused_grants(now: datetime) -> QuerySet[TokenGrant]:
-    """Return active grants that should have ended with their launch."""
-    return (
-        TokenGrant.objects.active()
-        .launched()
-        .filter(is_offline=False)
-        .exclude(_is_in_use(now))
-    )
+def supersede_all(*, now: datetime) -> None:
+    """
+    End offline grants that a newer one has replaced, once no launch uses them.
+
+    The newest of several counts for each user, client and patient, and also for each
+    EHR account of the user, because none replaces another's grants without a patient
+    (:meth:`TokenGrant.is_same_connection_as`).
+    """
+    grants = TokenGrant.objects.active().offline().filter(user__isnull=False)
+    columns = ("user_id", "registration_id", "patient_id")
+    newest: set[int] = set()
+    for names in (columns, (*columns, "identity_id")):
+        several = (
+            grants.order_by()
+            .values(*names)
+            .annotate(newest=Max("pk"), number=Count("pk"))
+            .filter(number__gt=1)
+        )
+        newest.update(row["newest"] for row in several)
+    for grant in TokenGrant.objects.filter(pk__in=newest).iterator(_CHUNK):
+        supersede_grants(grant, now=now)
+
+
+def end_unused_grants(*, now: datetime) -> None:
+    """End grants of deactivated users, and those that outlive their launch."""
+    active = TokenGrant.objects.active()
+    launched = active.exclude(kind=TokenGrant.Kind.CLIENT_CREDENTIALS)
+    unused = [launched.filter(is_offline=False).exclude(_is_in_use(now))]
+    if can_be_deactivated():
+        unused.append(active.filter(user__is_active=False))
+    for grants in unused:
+        for grant in grants.iterator(_CHUNK):
+            disconnect_grant(grant)
 
 
 def announce_ends() -> int:
@@ -215,7 +247,9 @@ def revoke_pending(*, seconds: float = 10.0) -> int:
         How many grants were revoked.
     """
     # In a copy of the database, grants in use elsewhere look unused.
-    if belong_elsewhere() or TokenGrant.objects.being_revoked().exists():
+    leased = TokenGrant.objects.awaiting_revocation().exclude(lease_owner="")
+    is_served = leased.filter(lease_expires_at__gt=DatabaseNow())
+    if belong_elsewhere() or is_served.exists():
         return 0
     owner, number, ends_at = new_owner(), 0, time.monotonic() + seconds
     while time.monotonic() < ends_at:

@@ -155,8 +155,6 @@ def note_failure(
     changes: dict[str, object] = {
         "refresh_failures": max(failures, before),
         "last_error": code,
-        "lease_owner": "",
-        "lease_expires_at": None,
     }
     if grant.is_offline and (retry_after or not on_demand):
         due_at = get_retry_at(
@@ -168,7 +166,7 @@ def note_failure(
         if on_demand and grant.refresh_due_at:
             due_at = max(due_at, grant.refresh_due_at)
         changes["refresh_due_at"] = due_at
-    TokenGrant.objects.filter(pk=grant.pk, lease_owner=owner).update(**changes)
+    TokenGrant.objects.give_back([grant.pk], owner=owner, **changes)
     fields = grant.build_log_fields("grant_refresh_failed", error_code=code)
     # An OAuth error is text that the server made up; foreign errors may show values.
     is_ours = isinstance(error, SMARTError) and not isinstance(

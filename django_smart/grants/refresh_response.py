@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 from django.db import DatabaseError
+from django.db.models import F
+from django.db.models.functions import Greatest
 
 from ..conf import conf
 from ..exceptions import (
@@ -162,12 +164,17 @@ def _is_refused_alone(grant: TokenGrant, error: TokenResponseError) -> bool:
     know (OpenEMR says ``invalid_request``, 2026).
     """
     since = grant.clock() - _REFUSED_FOR
+    # Not just connected: a new row's times come from two clocks.
+    connected = F("created_at") + timedelta(minutes=1)
     return (
         grant.last_error == get_failure_code(error)
         and grant.refresh_failures >= _REFUSALS - 1
         and grant.expires_at <= since
-        and TokenGrant.objects.filter(registration=grant.registration_id)
-        .refreshed(since)
+        and TokenGrant.objects.active()
+        .filter(
+            registration=grant.registration_id,
+            received_at__gt=Greatest(since, connected),
+        )
         .exists()
     )
 

@@ -127,7 +127,7 @@ def refuses_nearly_all(registration: ClientRegistration) -> bool:
     )
     if is_stopped.exists():
         return True
-    lost = grants.lost_early(within=_LOST_WITHIN).filter(was_restored=False)
+    lost = grants.lost(within=_LOST_WITHIN).filter(was_restored=False)
     lost = lost.order_by("-ended_at")
     times = list(lost.values_list("ended_at", flat=True)[:_LOST_AT_ONCE])
     if len(times) < _LOST_AT_ONCE:

@@ -22,7 +22,8 @@ from queue import Empty, SimpleQueue
 from statistics import fmean
 from typing import Any
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, F, OuterRef
+from django.db.models.functions import Greatest, Least
 
 from ..conf import conf
 from ..exceptions import SMARTError, TokenResponseError
@@ -300,8 +301,6 @@ class _Turn:
         taken = TokenGrant.objects.take_leases(
             wanted, owner=self._owner, length=lease_length()
         )
-        if taken < len(wanted):
-            TokenGrant.objects.release_expired_leases(wanted)
         if not taken:
             return
         is_launched = Exists(Launch.objects.open().filter(grant=OuterRef("pk")))
@@ -522,12 +521,13 @@ class _Turn:
         self._outcomes.add(error.code, number=len(grants))
         failures = 1 + min(grant.refresh_failures for grant in grants)
         failures = min(failures, _MOST_FAILURES)
-        TokenGrant.objects.postpone(
+        before = F("refresh_failures")
+        TokenGrant.objects.give_back(
             [grant.pk for grant in grants],
             owner=self._owner,
-            error_code=error.code,
-            due_at=get_retry_at(failures=failures, now=self._clock()),
-            most_failures=_MOST_FAILURES,
+            refresh_failures=Greatest(before, Least(before + 1, _MOST_FAILURES)),
+            last_error=error.code,
+            refresh_due_at=get_retry_at(failures=failures, now=self._clock()),
         )
         log = logger.warning if is_outage(error) else logger.error
         number = len(grants)
@@ -536,7 +536,7 @@ class _Turn:
     def _give_back(self, grant_ids: Sequence[int]) -> None:
         if grant_ids:
             self.skipped += len(grant_ids)
-            give_back = TokenGrant.objects.give_back_leases
+            give_back = TokenGrant.objects.give_back
             insist(partial(give_back, grant_ids, owner=self._owner))
 
     def _give_back_todo(self) -> None:

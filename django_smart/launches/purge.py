@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import IntegrityError
@@ -14,12 +14,12 @@ from django.db.models import Model, Q, QuerySet
 from ..conf import conf
 from ..grants.ending import (
     announce_ends,
-    disconnect_grant,
-    find_unused_grants,
+    end_unused_grants,
     revoke_pending,
-    supersede_grants,
+    supersede_all,
 )
 from ..models import Launch, TaskRun, TokenGrant
+from ..models.grant import LOST_TOKENS_KEPT, TokenGrantQuerySet
 from ..models.task_run import PURGE
 from .parked import end_expired_launches
 
@@ -65,24 +65,22 @@ def purge() -> PurgeResult:
     undecided = end_expired_launches()
     Launch.objects.too_old(now).end(reason="lifetime", now=now)
     Launch.objects.idle(now).end(reason="idle", now=now)
-    for grant in TokenGrant.objects.of_deactivated_users().iterator(_CHUNK):
-        disconnect_grant(grant)
-    for grant in find_unused_grants(now).iterator(_CHUNK):
-        disconnect_grant(grant)
-    TokenGrant.objects.idle_services(now - _IDLE).end(
-        TokenGrant.Status.EXPIRED, now=now
-    )
-    TokenGrant.objects.lost_long_ago().forget_tokens()
+    end_unused_grants(now=now)
+    _find_idle_services(now).end(TokenGrant.Status.EXPIRED, now=now)
+    refused = Q(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
+    may_be_restored = refused & Q(ended_at__gt=now - LOST_TOKENS_KEPT)
+    TokenGrant.objects.filter(refused, ~may_be_restored).exclude(
+        refresh_token_digest=""
+    ).forget_tokens()
     # Two tabs with one patient kept a grant each; now one may be enough.
-    for grant in TokenGrant.objects.newest_of_several().iterator(_CHUNK):
-        supersede_grants(grant, now=now)
+    supersede_all(now=now)
     # By status and end, for which there is an index: most rows are younger.
     ended = Launch.objects.filter(status=Launch.Status.ENDED, ended_at__lte=limit)
     failed_until = max(limit, now - conf.SMART_PURGE_FAILED_AFTER)
     never_completed = Launch.objects.filter(
         status=Launch.Status.FAILED, ended_at__lte=failed_until
     )
-    old = TokenGrant.objects.ended_by(limit)
+    old = TokenGrant.objects.filter(ended_at__lte=limit).exclude(may_be_restored)
     revoked = old.filter(is_revocation_pending=False)
     launches, protected = _delete(ended, never_completed)
     _log_protected(Launch, protected)
@@ -100,6 +98,16 @@ def purge() -> PurgeResult:
         launches_deleted=launches,
         grants_deleted=closed + tried,
         revocations_finished=finished,
+    )
+
+
+def _find_idle_services(now: datetime) -> TokenGrantQuerySet:
+    """Return active grants of backend services that have not been used for long."""
+    return TokenGrant.objects.active().filter(
+        Q(expires_at__lte=now - _IDLE)
+        | Q(registration__is_active=False)
+        | Q(registration__system_scope=""),
+        kind=TokenGrant.Kind.CLIENT_CREDENTIALS,
     )
 
 

@@ -12,16 +12,14 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 from django.db.models import (
     Case,
-    Count,
     Exists,
     F,
     Func,
-    Max,
     OuterRef,
     Q,
     When,
 )
-from django.db.models.functions import Coalesce, Greatest, Least
+from django.db.models.functions import Coalesce, Least
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -34,10 +32,15 @@ from .identity import Identity
 from .registration import ClientRegistration
 
 __all__ = [
+    "LOST_TOKENS_KEPT",
     "TokenGrant",
     "TokenGrantQuerySet",
     "can_be_deactivated",
 ]
+
+
+LOST_TOKENS_KEPT = timedelta(days=1)
+"""For how long an operator can restore a grant that the EHR has refused."""
 
 
 class _SortedBySQLite(Func):
@@ -79,16 +82,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """Return active grants, and those that an operator may restore."""
         return self.filter(status__in=TokenGrant.ENDABLE)
 
-    def bound_to_client(self) -> Self:
-        """Return grants whose tokens only the client that received them may send."""
-        lost = Q(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
-        endable = (
-            Q(status__in=TokenGrant.ENDABLE)
-            & ~Q(kind=TokenGrant.Kind.CLIENT_CREDENTIALS)
-            & ~(lost & Q(refresh_token_digest=""))
-        )
-        return self.filter(endable | Q(is_revocation_pending=True))
-
     def usable(self) -> Self:
         """Return active grants whose owner, if any, is not deactivated."""
         if not can_be_deactivated():
@@ -119,85 +112,21 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         """
         Return the grants that their owners see in their list.
 
-        Offline grants that they have not ended, and active ones that requested offline
-        access.
+        Offline grants that they have not ended, also if the EHR has named another
+        patient or user, and active ones that requested offline access.
         """
         offline = self.offline()
+        changed = offline.filter(
+            status=TokenGrant.Status.REVOKED, last_error=ContextChangedError.code
+        )
         passing = self.active().filter(
             scope_asked__contains="offline_access", expires_at__gt=now
         )
-        return offline.endable() | offline.changed() | passing
-
-    def changed(self) -> Self:
-        """Return grants that ended because the EHR named another patient or user."""
-        return self.filter(
-            status=TokenGrant.Status.REVOKED, last_error=ContextChangedError.code
-        )
-
-    def launched(self) -> Self:
-        """Return grants from launches, not from backend services."""
-        return self.exclude(kind=TokenGrant.Kind.CLIENT_CREDENTIALS)
+        return offline.endable() | changed | passing
 
     def awaiting_revocation(self) -> Self:
         """Return grants that ended here but are not yet revoked at the EHR."""
         return self.filter(is_revocation_pending=True)
-
-    def of_deactivated_users(self) -> Self:
-        """Return active grants whose owner was deactivated."""
-        if not can_be_deactivated():
-            return self.none()
-        return self.active().filter(user__is_active=False)
-
-    def newest_of_several(self) -> Self:
-        """
-        Return each user's newest offline grant per client and patient, if of several.
-
-        The same for each EHR account of the user, because none replaces another's
-        grants without a patient (:meth:`TokenGrant.is_same_connection_as`).
-        """
-        grants = self.active().offline().filter(user__isnull=False).order_by()
-        columns = ("user_id", "registration_id", "patient_id")
-        newest: set[int] = set()
-        for names in (columns, (*columns, "identity_id")):
-            several = (
-                grants.values(*names)
-                .annotate(newest=Max("pk"), number=Count("pk"))
-                .filter(number__gt=1)
-            )
-            newest.update(row["newest"] for row in several)
-        return self.filter(pk__in=newest)
-
-    def idle_services(self, since: datetime) -> Self:
-        """Return active grants of backend services that were not used since then."""
-        return self.active().filter(
-            Q(expires_at__lte=since)
-            | Q(registration__is_active=False)
-            | Q(registration__system_scope=""),
-            kind=TokenGrant.Kind.CLIENT_CREDENTIALS,
-        )
-
-    def get_for_service(
-        self, registration: ClientRegistration, *, now: datetime
-    ) -> TokenGrant:
-        """
-        Return the row that all processes share for *registration*'s backend service.
-
-        It is created at first use, without a token.  There is one for each requested
-        scope; the unique slot decides between two processes that create it at once.
-        """
-        scope = registration.system_scope
-        grant, _created = self.get_or_create(
-            service_slot=digest(str(registration.pk), scope),
-            defaults={
-                "registration": registration,
-                "kind": TokenGrant.Kind.CLIENT_CREDENTIALS,
-                "scope_asked": scope,
-                "received_at": now,
-                "expires_at": now,
-            },
-        )
-        grant.registration = registration
-        return grant
 
     def refreshable(self) -> Self:
         """Return offline grants that workers may refresh, without stops and pauses."""
@@ -267,9 +196,10 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Take the leases of those grants that are due and that nobody has leased.
 
         One UPDATE for all, without values to compare: read the tokens afterward
-        (:meth:`leased_by`).
+        (:meth:`leased_by`).  Expired leases are left to the next turn: until then, a
+        holder that could not reach the database can store its tokens.
         """
-        return (
+        taken = (
             self.active()
             .offline()
             .filter(
@@ -279,25 +209,19 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             )
             .update(lease_owner=owner, lease_expires_at=DatabaseNow(length))
         )
-
-    def release_expired_leases(self, pks: Sequence[int]) -> int:
-        """
-        Release expired leases, for the next turn to take.
-
-        Until then, a holder that could not reach the database can store its tokens.
-        """
-        expired = self.filter(pk__in=pks, lease_expires_at__lte=DatabaseNow())
-        return expired.update(lease_owner="", lease_expires_at=None)
+        if taken < len(pks):
+            expired = self.filter(pk__in=pks, lease_expires_at__lte=DatabaseNow())
+            expired.update(**_NO_LEASE)
+        return taken
 
     def leased_by(self, owner: str) -> Self:
         """Return grants whose lease *owner* still holds."""
         return self.filter(lease_owner=owner, lease_expires_at__gt=DatabaseNow())
 
-    def give_back_leases(self, pks: Sequence[int], *, owner: str) -> int:
-        """Release the leases of grants for which nothing was sent."""
-        return self.filter(pk__in=pks, lease_owner=owner).update(
-            lease_owner="", lease_expires_at=None
-        )
+    def give_back(self, pks: Sequence[int], *, owner: str, **changes: object) -> int:
+        """Release leases after which nothing is stored but *changes*."""
+        rows = self.filter(pk__in=pks, lease_owner=owner)
+        return rows.update(**changes, **_NO_LEASE)
 
     @staticmethod
     def store_refreshed(
@@ -347,31 +271,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         names = ("refresh_token", "refresh_token_digest")
         changes = {name: getattr(grant, name) for name in names}
         return _set_if_unchanged(grant, changes, used_digest)
-
-    def postpone(
-        self,
-        pks: Sequence[int],
-        *,
-        owner: str,
-        error_code: str,
-        due_at: datetime,
-        most_failures: int,
-    ) -> int:
-        """
-        Release the leases of grants for which nothing could be sent.
-
-        Args:
-            most_failures: the highest count that this may lead to.
-        """
-        return self.filter(pk__in=pks, lease_owner=owner).update(
-            refresh_failures=Greatest(
-                F("refresh_failures"), Least(F("refresh_failures") + 1, most_failures)
-            ),
-            last_error=error_code,
-            refresh_due_at=due_at,
-            lease_owner="",
-            lease_expires_at=None,
-        )
 
     def wake(
         self,
@@ -431,44 +330,19 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             ended_at=DatabaseNow(),
             last_error=error,
             refresh_due_at=None,
-            lease_owner="",
-            lease_expires_at=None,
+            **_NO_LEASE,
         )
 
     def lost(self, *, within: timedelta) -> Self:
-        """Return grants that the EHR has refused since then."""
+        """Grants that the EHR has refused since then, before their known end."""
         return self.filter(
             status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
             ended_at__gt=DatabaseNow(-within),
-        )
-
-    def lost_early(self, *, within: timedelta) -> Self:
-        """Grants that the EHR has refused before the end that is known of them."""
-        return self.lost(within=within).exclude(ends_at__lte=F("ended_at"))
-
-    def refreshed(self, since: datetime) -> Self:
-        """Return active grants that were refreshed since then, not just connected."""
-        # A new row's times come from two clocks.
-        connected = F("created_at") + timedelta(minutes=1)
-        return self.active().filter(received_at__gt=Greatest(since, connected))
+        ).exclude(ends_at__lte=F("ended_at"))
 
     def ending(self) -> Self:
         """Active offline grants whose known end is near, or past."""
         return self.active().offline().filter(ends_soon_at__lte=DatabaseNow())
-
-    def lost_long_ago(self) -> Self:
-        """Return grants that the EHR has refused and whose tokens are still kept."""
-        return self.filter(
-            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
-            ended_at__lte=DatabaseNow(-_LOST_TOKENS_KEPT),
-        ).exclude(refresh_token_digest="")
-
-    def ended_by(self, moment: datetime) -> Self:
-        """Return grants that had ended at *moment* and that nobody can restore."""
-        return self.filter(ended_at__lte=moment).exclude(
-            status=TokenGrant.Status.NEEDS_REAUTHORIZATION,
-            ended_at__gt=DatabaseNow(-_LOST_TOKENS_KEPT),
-        )
 
     def not_replaced(self) -> Self:
         """
@@ -489,7 +363,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         Those past their known end stay lost.
         """
         lost = (
-            self.lost_early(within=_LOST_TOKENS_KEPT)
+            self.lost(within=LOST_TOKENS_KEPT)
             .exclude(refresh_token_digest="")
             .not_replaced()
         )
@@ -523,11 +397,6 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             lease_expires_at=None,
             patient_name="",
         )
-
-    def being_revoked(self) -> Self:
-        """Return grants whose tokens a process is revoking at the EHR."""
-        leased = self.awaiting_revocation().filter(lease_expires_at__gt=DatabaseNow())
-        return leased.exclude(lease_owner="")
 
     def take_revocation(self, *, owner: str, length: timedelta) -> TokenGrant | None:
         """
@@ -573,7 +442,7 @@ def _get_refreshed(grant: TokenGrant, changed: Collection[str]) -> dict[str, obj
     """What a refresh stores."""
     values = {name: getattr(grant, name) for name in (*_REFRESHED, *changed)}
     values |= {"refresh_failures": 0, "was_restored": False, "last_error": ""}
-    return values | {"lease_owner": "", "lease_expires_at": None}
+    return values | _NO_LEASE
 
 
 def _set_if_unchanged(
@@ -607,12 +476,12 @@ _REFRESHED = (
     *("access_token", "refresh_token", "refresh_token_digest"),
     *("received_at", "expires_at", "refresh_due_at"),
 )
-_LOST_TOKENS_KEPT = timedelta(days=1)
 
 # Refresh this long before expiry, or a tenth of the token's lifetime if that is less.
 _MARGIN = timedelta(seconds=30)
 
 
+_NO_LEASE: dict[str, Any] = {"lease_owner": "", "lease_expires_at": None}
 _NO_TOKENS: dict[str, Any] = {
     "access_token": "",
     "refresh_token": "",

@@ -472,7 +472,13 @@ class ClientRegistration(models.Model):
     def has_bound_grants(self) -> bool:
         """Return whether tokens are kept that belong to the stored client ID."""
         grants: Any = self.grants
-        return bool(grants.bound_to_client().exists())
+        lost = Q(status=grants.model.Status.NEEDS_REAUTHORIZATION)
+        endable = (
+            Q(status__in=grants.model.ENDABLE)
+            & ~Q(kind=grants.model.Kind.CLIENT_CREDENTIALS)
+            & ~(lost & Q(refresh_token_digest=""))
+        )
+        return bool(grants.filter(endable | Q(is_revocation_pending=True)).exists())
 
     @property
     def is_for_launches(self) -> bool:

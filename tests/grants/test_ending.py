@@ -15,8 +15,9 @@ from django.utils import timezone
 
 from django_smart.grants.ending import (
     disconnect_grant,
-    find_unused_grants,
+    end_unused_grants,
     revoke_pending,
+    supersede_all,
     supersede_grants,
 )
 from django_smart.launches.purge import purge
@@ -320,8 +321,7 @@ def test_without_a_patient_a_grant_supersedes_only_those_of_its_ehr_account(
         )
         for name in accounts
     ]
-    for newest in TokenGrant.objects.newest_of_several():
-        supersede_grants(newest, now=timezone.now())
+    supersede_all(now=timezone.now())
     found = set(TokenGrant.objects.active())
     assert [grants.index(each) for each in grants if each in found] == left
 
@@ -384,11 +384,14 @@ def test_server_without_revocation_has_the_tokens_forgotten(
 
 
 @pytest.mark.usefixtures("registration")
-def test_grant_without_launch_is_found_as_unused(ehr: EHRSimulator) -> None:
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_grant_without_launch_is_ended(ehr: EHRSimulator, is_deleted: bool) -> None:
     browser: Client = make_browser()
     opened = launch(browser, ehr)
     now = timezone.now()
-    assert not find_unused_grants(now)
-    assert list(find_unused_grants(now + timedelta(hours=13))) == [opened.grant]
-    Launch.objects.filter(pk=opened.pk).delete()
-    assert list(find_unused_grants(now)) == [opened.grant]
+    end_unused_grants(now=now)
+    assert TokenGrant.objects.active().get() == opened.grant
+    if is_deleted:
+        Launch.objects.filter(pk=opened.pk).delete()
+    end_unused_grants(now=now if is_deleted else now + timedelta(hours=13))
+    assert not TokenGrant.objects.active().exists()

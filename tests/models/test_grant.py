@@ -32,7 +32,7 @@ def test_lease_is_taken_by_one_until_it_runs_out(grant: TokenGrant) -> None:
     TokenGrant.objects.update(lease_expires_at=timezone.now() - timedelta(seconds=1))
     assert not TokenGrant.objects.leased_by("a")
     assert take(grant, owner="b", length=length)
-    assert TokenGrant.objects.give_back_leases([grant.pk], owner="a") == 0
+    assert TokenGrant.objects.give_back([grant.pk], owner="a") == 0
     grant.refresh_from_db()
     assert grant.lease_owner == "b"
 

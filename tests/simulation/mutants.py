@@ -144,7 +144,8 @@ def _take_lease_of_any_tokens(
 def _take_expired_leases(
     grants: TokenGrantQuerySet, pks: Sequence[int], *, owner: str, length: timedelta
 ) -> int:
-    TokenGrantQuerySet.release_expired_leases(grants, pks)
+    expired = grants.filter(pk__in=pks, lease_expires_at__lte=DatabaseNow())
+    expired.update(lease_owner="", lease_expires_at=None)
     return _take_leases(grants, pks, owner=owner, length=length)
 
 
