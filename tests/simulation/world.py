@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import SMARTError
+from django_smart.grants.ending import supersede_grants
 from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.grants.stopping import resume_refreshes
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
@@ -534,6 +535,8 @@ class World:
             grant.status, grant.ended_at = TokenGrant.Status.ACTIVE, None
             grant.set_tokens(access_token="new", refresh_token="new")
             grant.save(force_insert=True)
+            # As a callback does, in case an operator has restored it meanwhile.
+            supersede_grants(grant, now=timezone.now())
             self.tally["reconnected"] += 1
         except DatabaseError:
             del self._replaced[grant_id]
