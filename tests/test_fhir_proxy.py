@@ -152,11 +152,11 @@ def test_path_that_is_no_interaction_is_refused_before_a_request(path):
     assert proxy.server.requests == []
 
 
-def test_read_is_passed_on_byte_for_byte():
+def test_read_keeps_digits_and_one_meaning():
     proxy = Proxy()
     body = b'{"resourceType" : "Patient", "id": "p1", "x": 1.10}'
     proxy.server.on("Patient/p1", respond(body))
-    assert proxy("GET", "Patient/p1").content == body
+    assert proxy("GET", "Patient/p1").content == body.replace(b" ", b"")
 
 
 def test_odd_characters_of_a_query_are_written_again():

@@ -12,7 +12,6 @@ SMART App Launch 2.2, "Scopes for requesting FHIR Resources".
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -154,9 +153,6 @@ class Record:
     types: Collection[str] | None = None
     own: frozenset[str] = field(init=False, repr=False, compare=False)
     """The references that name the patient, and no other form of them."""
-    _by_type: dict[str, list[tuple[frozenset[str], ResourceScope]]] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
 
     def __post_init__(self) -> None:
         own = set[str]()
@@ -164,41 +160,31 @@ class Record:
             reference = f"Patient/{self.patient_id}"
             own = {reference, f"{self.base_url}/{reference}"}
         object.__setattr__(self, "own", frozenset(own))
-        # A server can send thousands of scopes, and of resources to compare them with.
-        seen, lengths = set[object](), Counter[str]()
-        for scope in self.scopes.resource_scopes:
-            name = scope.type.lower()
-            lengths[name] += len(scope.text) if scope.query else 0
-            key = (name, scope.level, scope.letters, scope.query)
-            if key in seen or (scope.query and lengths[name] > _LONGEST_SCOPES):
-                continue
-            seen.add(key)
-            found = self._by_type.setdefault(name, [])
-            found.append((frozenset(scope.letters), scope))
 
     # Scopes
 
     def is_open(self, interaction: str, resource_type: str) -> bool:
         """Whether the server alone decides: a scope is not for one patient."""
-        scopes = self.get_open_scopes(get_letters(interaction), resource_type)
-        return any(not scope.query for scope in scopes)
-
-    def get_open_scopes(self, letters: str, resource_type: str) -> list[ResourceScope]:
-        """The scopes with any of *letters* that are not for one patient."""
-        granted = self.get_scopes(resource_type, letters)
-        return [scope for scope in granted if scope.level != "patient"]
+        granted = self.get_scopes(resource_type, get_letters(interaction))
+        return any(scope.level != "patient" and not scope.query for scope in granted)
 
     def has_scope(self, resource_type: str, letter: str) -> bool:
         """Whether a scope has *letter* for the type, or none is about resources."""
         granted = self.get_scopes(resource_type, letter)
-        return any(granted) or not self.scopes.resource_scopes
+        return bool(granted) or not self.scopes.resource_scopes
 
-    def get_scopes(self, resource_type: str, letters: str) -> Iterator[ResourceScope]:
+    def get_scopes(self, resource_type: str, letters: str) -> list[ResourceScope]:
         """The granted scopes for a type that have any of *letters*."""
-        for name in {"*", resource_type.lower()}:
-            for granted, scope in self._by_type.get(name, ()):
-                if not granted.isdisjoint(letters):
-                    yield scope
+        names, found, length = {"*", resource_type.lower()}, [], 0
+        for scope in self.scopes.resource_scopes:
+            if scope.type.lower() in names and not set(letters).isdisjoint(
+                scope.letters
+            ):
+                # A server can send thousands, and of resources to compare them with.
+                length += len(scope.text) if scope.query else 0
+                if not scope.query or length <= _LONGEST_SCOPES:
+                    found.append(scope)
+        return found
 
     # Searches
 
@@ -219,7 +205,7 @@ class Record:
             ForeignPatientError: a parameter names another patient, or nothing selects
                 one among resources of this type.
         """
-        scopes = list(self.get_scopes(resource_type, "s"))
+        scopes = self.get_scopes(resource_type, "s")
         if self.is_for_script and len(scopes) == 1:
             # A server may forget the parameters of the only scope.
             pairs = [*pairs, *scopes[0].query]

@@ -61,9 +61,10 @@ _SEARCHING = frozenset({"$docref", "$lastn", "$stats"})
 _CONDITIONS = frozenset(
     {"_has", "_id", "_lastUpdated", "_profile", "_security", "_source", "_tag"}
 )
-# A path of a FHIRPath Patch that can be read here: names, indexes and filters.
-_FILTER = re.compile(r"\.where\([^()]*\)")
-_STEP = re.compile(r"([A-Za-z]+)(?:\[[0-9]+\])?")
+# In a path of FHIRPath: what is compared with, names, and any function but a filter.
+_LITERAL = re.compile(r"'[^']*'")
+_NAME = re.compile("[A-Za-z]+")
+_FUNCTION = re.compile(r"(?<!\.where)\(|[^A-Za-z0-9.()\[\]= ]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -408,11 +409,10 @@ def _find_touched(patch: Any) -> Iterator[str]:
     for part in _iter_parts(patch):
         texts = [text for name, text in part.items() if name.startswith("value")]
         for text in texts if str(part.get("name")) in {"name", "path"} else ():
-            for step in _FILTER.sub("", str(text)).split("."):
-                found = _STEP.fullmatch(step)
-                if found is None:
-                    raise FHIRRequestError("The patch has a path that is too complex.")
-                yield found[1]
+            path = _LITERAL.sub("", str(text))
+            if _FUNCTION.search(path):
+                raise FHIRRequestError("The patch has a path that is too complex.")
+            yield from _NAME.findall(path)
 
 
 def _iter_parts(patch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -94,7 +94,8 @@ class _Check:
         self._letters = letters
         self._is_made = is_made
         self._is_written = is_written
-        self._scopes: dict[str, list[ResourceScope]] = {}
+        # By type, the scopes that leave it to the server, and those for the patient.
+        self._scopes: dict[str, tuple[list[ResourceScope], list[ResourceScope]]] = {}
         # References to the patient, and to resources that are known to be theirs.
         self._own = set(record.own)
         self._known: set[str] = set()
@@ -130,21 +131,21 @@ class _Check:
             _refuse(f"The {kind} is not known to be the patient's.")
         return is_own
 
-    def _get_scopes(self, kind: str) -> list[ResourceScope]:
+    def _get_scopes(self, kind: str) -> tuple[list[ResourceScope], list[ResourceScope]]:
         if kind not in self._scopes:
-            self._scopes[kind] = list(self._record.get_scopes(kind, self._letters))
+            found = self._record.get_scopes(kind, self._letters)
+            own = [scope for scope in found if scope.level == "patient"]
+            self._scopes[kind] = [one for one in found if one.level != "patient"], own
         return self._scopes[kind]
 
     def _is_open(self, kind: str, resource: Mapping[str, Any]) -> bool:
         """Whether a scope that is not for one patient leaves it to the server."""
-        scopes = (scope for scope in self._get_scopes(kind) if scope.level != "patient")
-        return any(selects(scope, resource) for scope in scopes)
+        return any(selects(scope, resource) for scope in self._get_scopes(kind)[0])
 
     def _check_scopes(self, kind: str, resource: Mapping[str, Any]) -> None:
         """Refuse for a script what no scope selects; site code may rely on the EHR."""
-        scopes = [scope for scope in self._get_scopes(kind) if scope.level == "patient"]
-        is_selected = not scopes or any(selects(scope, resource) for scope in scopes)
-        if self._record.is_for_script and not is_selected:
+        own = self._get_scopes(kind)[1] if self._record.is_for_script else ()
+        if own and not any(selects(scope, resource) for scope in own):
             _refuse(f"No granted scope selects this {kind}.")
 
     def _is_nobodys(self, resource: Mapping[str, Any], kind: str) -> bool:

@@ -230,18 +230,29 @@ class FHIRProxyView(View):
         asked = _read_interaction(request, path, query)
         _allow(asked, rules)
         prepared = guard.prepare(asked)
-        if asked.resource_type == "Binary" and asked.name == "read":
-            guard = _check_binary(guard, asked, rules, source)
-            if "Binary" in (self.resource_types or ()):
-                return _stream_binary(request, smart, asked.path)
-        elif source:
+        is_binary = (asked.resource_type, asked.name) == ("Binary", "read")
+        if source and not is_binary:
             raise FHIRRequestError(f"{_SOURCE} is only valid for a Binary.")
+        is_known = is_binary and guard.record.is_open("read", "Binary")
+        if source and not is_known:
+            guard, is_known = _check_source(guard, asked, rules, source), True
+        # A stream does not show whose it is.
+        if is_known and "Binary" in (self.resource_types or ()):
+            return _stream_binary(request, smart, asked.path)
         body = prepared.body
         if body is not None and not isinstance(body, bytes):
             # Unchanged, unless something had to be added.
             body = request.body if body is asked.body else dump_json(body)
         answer = guard.fetch(replace(prepared, body=body))
-        return _pass_on(answer, asked, guard, rewriter)
+        try:
+            return _pass_on(answer, asked, guard, rewriter)
+        except (ForeignPatientError, MalformedFHIRResponseError) as error:
+            if not is_binary or is_known:
+                raise
+            raise ForeignPatientError(
+                "A Binary does not name its patient: name the resource that "
+                f"refers to it, as in Binary/1?{_SOURCE}=DocumentReference/2."
+            ) from error
 
     def _build_rules(self, smart: Any) -> tuple[AllowList, RecordGuard]:
         record = Record(
@@ -408,45 +419,30 @@ def _take_source(request: HttpRequest) -> tuple[str, str]:
     return "&".join(kept), request.GET.get(_SOURCE, "")
 
 
-def _check_binary(
+def _check_source(
     guard: RecordGuard, asked: Interaction, rules: AllowList, source: str
 ) -> RecordGuard:
     """
-    Refuse a Binary that is not the patient's; return what checks the Binary itself.
+    Refuse a Binary, unless *source* is a resource of the patient that refers to it.
 
-    It says whose it is by its ``securityContext``, or *source* does: a resource of the
-    patient's that refers to it.  What is streamed shows no ``securityContext``; then
-    *source* alone decides.
+    Returns:
+        What checks the Binary itself, which then need not say whose it is.
     """
-    if guard.record.is_open("read", "Binary"):
-        return guard
-    read = parse_interaction("GET", source or f"Binary/{asked.id}")
+    read = parse_interaction("GET", source)
     if read.name != "read":
         raise FHIRRequestError(f"{_SOURCE} must be a resource's type and id.")
     rules.check(read)
     answer = guard.fetch(guard.prepare(read))
-    try:
-        resource = process_read_response(answer, read)
-        is_own = is_of_patient(resource, guard.record)
-    except (ForeignPatientError, MalformedFHIRResponseError) as error:
-        if source:
-            raise
-        raise ForeignPatientError(
-            "A Binary does not name its patient: name the resource that "
-            f"refers to it, as in Binary/1?{_SOURCE}=DocumentReference/2."
-        ) from error
-    if not source:
-        return guard
+    resource = process_read_response(answer, read)
     # What the patient did is on record with what others own.
     held = [one for one in iter_values(resource) if isinstance(one, Mapping)]
     tells_of_others = any(str(one.get("resourceType")) in ABOUT_OTHERS for one in held)
-    if not is_own or tells_of_others:
+    if tells_of_others or not is_of_patient(resource, guard.record):
         raise ForeignPatientError(f"{source} does not say whose the Binary is.")
     reference = f"Binary/{asked.id}"
     references = {reference, f"{guard.record.base_url}/{reference}"}
     if references.isdisjoint(iter_links(resource)):
         raise ForeignPatientError(f"{source} does not refer to this Binary.")
-    # Of its own, it may say nothing: it is known by now.
     return replace(guard, record=replace(guard.record, is_for_script=False))
 
 
@@ -600,7 +596,7 @@ class _Rewriter:
 
     def rewrite(self, answer: HTTPResponse, asked: Interaction) -> bytes:
         """
-        Replace the addresses in the body of *answer*; without any, return it unchanged.
+        Replace the addresses in the body of *answer*.
 
         In Bundles: ``fullUrl``, ``location`` and links; only those that the server made
         to answer *asked* lead to further pages.  In resources: references to
@@ -610,15 +606,14 @@ class _Rewriter:
         if not answer.body:
             return b""
         value = load_json(answer.body)
-        before = dump_json(value)
         url = answer.url or self._base
         if asked.name in _BUNDLES:
             self._sign_batch(value, url, asked)
         else:
             self._sign(value, url, asked)
         self._rewrite(value, url)
-        after = dump_json(value)
-        return after if after != before else answer.body
+        # Not its own bytes, in which a browser could read something else.
+        return dump_json(value)
 
     def _rewrite(self, value: Any, url: str) -> None:
         if isinstance(value, list):
