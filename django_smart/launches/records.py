@@ -24,7 +24,7 @@ from ..grants.ending import end_idlest_launches
 from ..models import Launch, TokenGrant
 from ..servers.http import EHRTransport
 from ..signals import launch_completed
-from .browser import get_browser
+from .browser import forget_ended, get_browser
 from .open_charts import can_be_used, fetch_at_once
 from .prefix import build_launch_path
 
@@ -146,8 +146,7 @@ def open_record(request: HttpRequest, record: Record) -> Launch:
     if launch is not None:
         return launch
     registration, identity = grant.registration, grant.identity
-    here = list(opened.order_by().values_list("browser_digest", flat=True))
-    launch = Launch.objects.create(
+    launch = Launch(
         registration=registration,
         kind=Launch.Kind.CONNECTION,
         intent=Launch.Intent.CONNECT,
@@ -157,8 +156,6 @@ def open_record(request: HttpRequest, record: Record) -> Launch:
         grant=grant,
         # No authorization request was sent, so nothing has these values.
         state_digest=digest(secrets.token_urlsafe(32)),
-        browser_digest=browser.prepare_rotation(),
-        replaced_digest=browser.digest or "",
         scope_asked=grant.scope_asked,
         scope_granted=grant.scope_granted,
         context={"patient": grant.patient_id} if grant.patient_id else {},
@@ -168,10 +165,11 @@ def open_record(request: HttpRequest, record: Record) -> Launch:
         completed_at=now,
         last_used_at=now,
     )
-    digests = [launch.browser_digest, *browser.digests]
-    end_idlest_launches(launch, digests, now=now)
-    browser.renew(here)
-    browser.note_launch()
+    browser.start(launch)
+    launch.save()
+    end_idlest_launches(launch, browser.digests, now=now)
+    forget_ended(browser)
+    browser.note_open(launch)
     launch_completed.send(
         sender=Launch,
         launch=launch,
