@@ -407,6 +407,26 @@ def test_what_a_resource_contains_is_checked(contained):
         assert grant.client.read(kind, "o1") == own
 
 
+def test_what_is_nested_too_deeply_is_refused():
+    grant = make_grant()
+    levels = 1_100
+    parts = '{"name": "x", "part": [' * levels + "]}" * levels
+    told = f'{{"resourceType": "Parameters", "parameter": [{parts}]}}'
+    grant.server.on("Observation/$lastn?patient=p1", respond(told.encode()))
+    # Some versions of Python do not even parse it.
+    with pytest.raises((ForeignPatientError, MalformedFHIRResponseError)):
+        grant.client.get("Observation/$lastn")
+
+
+@pytest.mark.parametrize("type_", [None, [], {}])
+def test_resource_without_a_type_is_refused(type_):
+    grant = make_grant()
+    found = bundle({**MINE, "resourceType": type_})
+    grant.server.on("Observation?patient=p1", respond(found))
+    with pytest.raises(ForeignPatientError):
+        grant.client.search("Observation")
+
+
 @pytest.mark.parametrize("type_", ["collection", "document", "message"])
 def test_stored_bundle_has_something_of_the_patient(type_):
     grant = make_grant()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from django_smart.exceptions import (
     MalformedFHIRResponseError,
     TooManyResultsError,
 )
-from django_smart.fhir import AsyncFHIRClient, FHIRClient, paging
+from django_smart.fhir import FHIRClient, paging
 from django_smart.protocol.messages import HTTPRequest, HTTPResponse
 from tests.fhir.servers import BASE, Grant, bundle, respond
 
@@ -82,24 +81,6 @@ def test_result_of_few_matches_does_not_fill_the_memory(use):
     with pytest.raises(TooManyResultsError, match="more than 100 MiB"):
         use(Grant(send=server).client)
     assert server.count == 25
-
-
-def test_endless_pages_without_a_match_end_in_async_code():
-    server = EndlessServer(lambda _: [])
-    afhir = AsyncFHIRClient(Grant(send=server).client)
-
-    async def read_all() -> None:
-        async for _ in afhir.iterate("Observation"):
-            pass
-
-    async def load() -> None:
-        await afhir.search("Observation")
-
-    for read in (read_all, load):
-        server.count = 0
-        with pytest.raises(MalformedFHIRResponseError, match="without a new match"):
-            asyncio.run(read())
-        assert server.count <= 51
 
 
 def test_endless_empty_pages_of_a_history_and_of_a_record_end():

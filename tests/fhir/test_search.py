@@ -400,15 +400,6 @@ def test_next_link_with_a_space_or_an_umlaut_is_encoded(grant):
     assert ids(grant.client.search("Observation")) == ["o-2"]
 
 
-def test_token_is_renewed_between_pages(grant):
-    grant.server.on("Observation", respond(bundle(observation(1), next_url="?p=2")))
-    grant.server.on(
-        "Observation?p=2", respond({}, 401), respond(bundle(observation(2)))
-    )
-    assert ids(grant.client.search("Observation")) == ["o-1", "o-2"]
-    assert grant.renewed_with == ["token-1"]
-
-
 @pytest.mark.compliance("FHIR-02", "FHIR-03")
 @pytest.mark.parametrize(
     "url",
