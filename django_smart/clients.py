@@ -35,6 +35,7 @@ from .signals import fhir_request_finished
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
 
 __all__ = [
     "Connection",
@@ -154,6 +155,11 @@ class Connection:
         return grant.patient_name
 
     @property
+    def can_open(self) -> bool:
+        """Whether a patient made it, and can open it like a chart."""
+        return self.grant.is_of_patient
+
+    @property
     def since(self) -> datetime:
         """When it was connected, or connected again."""
         return self.grant.created_at
@@ -169,7 +175,7 @@ class Connection:
         return build_fhir_client(self.grant)
 
 
-def connections_of(user: AbstractBaseUser) -> list[Connection]:
+def connections_of(user: AbstractBaseUser | AnonymousUser) -> list[Connection]:
     """
     Return what *user* has connected and this site can use while they are away.
 

@@ -174,7 +174,7 @@ def _respond_without_launch(
         extra["records"] = _describe(request, records, scopes=scopes)
         return render_error(request, error, code=code, extra=extra)
     goes = is_navigation(request)
-    connect = connect_records(next_url=page)
+    connect = connect_records(next_url=page, has_some=bool(records))
     if user is None and goes and connect and (url := find_site_sign_in(request, page)):
         return harden(HttpResponseRedirect(url))
     if not records:

@@ -7,6 +7,7 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from django_smart.clients import connections_of
 from django_smart.decorators import smart_required
 from example_project.chart import SMARTRequest, load_facts, load_results
 
@@ -16,9 +17,11 @@ __all__ = ["home", "patient", "status"]
 @require_safe
 @never_cache
 def home(request: SMARTRequest) -> HttpResponse:
-    """Say what this site does, and lead to the chart or to connecting one's records."""
+    """Say what this site does, and lead to the chart or to one's connected records."""
     facts = load_facts(request.smart)[0] if request.smart else None
-    return render(request, "example/home.html", {"facts": facts})
+    connections = connections_of(request.user)
+    records = [each for each in connections if each.can_open]
+    return render(request, "example/home.html", {"facts": facts, "records": records})
 
 
 @require_safe

@@ -108,13 +108,12 @@ def open_again(launch: Launch, *, next_url: str) -> Retry | None:
     return Retry(url=url, label=_("Open the record again"))
 
 
-def connect_records(*, next_url: str = "") -> Retry | None:
+def connect_records(*, next_url: str = "", has_some: bool = False) -> Retry | None:
     """Return a button to the picker, or ``None`` if the picker would be empty."""
     if not ClientRegistration.objects.standalone().exists():
         return None
-    return Retry(
-        url=build_login_url(next_url=next_url), label=_("Connect your records")
-    )
+    label = _("Connect another record") if has_some else _("Connect your records")
+    return Retry(url=build_login_url(next_url=next_url), label=label)
 
 
 def choose_organization(*, next_url: str = "") -> Retry:

@@ -46,7 +46,7 @@ class Record:
 
     Attributes:
         grant: the newest one, which is used.
-        grant_ids: of all that are active.
+        grant_ids: of all that are known.
         is_over: the EHR has ended it, and nobody has connected it again.
     """
 
@@ -75,11 +75,10 @@ def find_records(user: Any) -> list[Record]:
         .order_by("pk")
     )
     theirs = [each for each in grants if each.is_of_patient]
-    active = [each for each in theirs if each.status == TokenGrant.Status.ACTIVE]
     return [
         Record(
             grant=grant,
-            grant_ids=[each.pk for each in active if each.connection == connection],
+            grant_ids=[each.pk for each in theirs if each.connection == connection],
             is_over=grant.status != TokenGrant.Status.ACTIVE,
         )
         for connection, grant in find_newest(theirs).items()

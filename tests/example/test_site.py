@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from django_smart.models import ClientRegistration
 from tests.answers import answer
 from tests.ehr import (
     PATIENT,
@@ -72,7 +73,7 @@ def test_a_person_whom_the_ehr_does_not_name_has_an_account(client, ehr):
     path = launch(client, ehr, scope=SCOPE.replace("user/Practitioner.r", ""))
     page = client.get(path).content.decode()
     user = json.loads(client.get(f"{prefix_of(path)}/status.json").content)["user"]
-    assert "your EHR account" in page
+    assert "your hospital account" in page
     assert user not in page
 
 
@@ -292,3 +293,22 @@ def test_forms_of_the_packages_pages_can_be_sent(client, ehr):
         page = client.get(path)
         assert b'<meta name="referrer" content="strict-origin">' in page.content
         assert b"csrfmiddlewaretoken" in page.content
+
+
+def test_patient_who_comes_back_opens_the_record_from_the_home_page(client, ehr, user):
+    scope = f"launch/patient offline_access {SCOPE}"
+    ClientRegistration.objects.update(standalone_scope=scope)
+    client.force_login(user)
+    url = ehr.authorize(start_login(client), user=f"Patient/{PATIENT}")
+    get_callback(client, url)
+    client.post("/smart/logout/")
+    client.force_login(user)
+    page = client.get("/").content.decode()
+    assert "Marisol Jean Quillfeather" in page
+    grant = re.search(r'name="grant" value="(\d+)"', page)
+    assert grant
+    values = {"grant": grant[1], "next": "/patient/"}
+    path = client.post("/smart/connections/open/", values)["Location"]
+    assert f'data-patient-id="{PATIENT}"' in client.get(path).content.decode()
+    # Or with a link to the page.
+    assert client.get("/patient/", headers={"accept": "text/html"})["Location"] == path
