@@ -250,6 +250,15 @@ class SMARTSettings:
         """
         return str(self._get("SMART_SCOPE_CHECK", "warn"))
 
+    @property
+    def SMART_RECORDS_SINK(self) -> str:
+        """
+        Dotted path of a callable that returns where whole records go.
+
+        For ``django_smart.contrib.records``.  Default: empty.
+        """
+        return str(self._get("SMART_RECORDS_SINK", ""))
+
     @staticmethod
     def _get(name: str, default: Any) -> Any:
         return getattr(settings, name, default)

@@ -478,6 +478,12 @@ class ContextChangedError(GrantError):
     http_status = 409
 
 
+class RecordBusyError(GrantError):
+    """Another process reads this record; see ``django_smart.contrib.records``."""
+
+    code = "record_busy"
+
+
 class ScopeError(SMARTError):
     """A scope is invalid or insufficient."""
 

@@ -21,7 +21,6 @@ While ``DEBUG`` is on, loopback names are allowed hosts and may use plain http.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +28,7 @@ from urllib.parse import urlsplit
 import environ
 from django.core.exceptions import ImproperlyConfigured
 
+from django_smart.contrib.records.schedule import RECORDS_SCHEDULE
 from django_smart.schedule import BEAT_SCHEDULE
 
 env = environ.Env()
@@ -98,7 +98,7 @@ INSTALLED_APPS = [
     "django_smart",
     "django_smart.contrib.brands",
     "example_project",
-    "example_project.records.apps.RecordsConfig",
+    "django_smart.contrib.records",
 ]
 MIDDLEWARE = [
     "django_smart.middleware.SMARTMiddleware",
@@ -193,11 +193,10 @@ CACHES = {
 CELERY_BROKER_URL: str = env.str("CELERY_BROKER_URL", default="filesystem://")
 CELERY_BEAT_SCHEDULE = {
     **BEAT_SCHEDULE,
-    "records": {
-        "task": "example_project.records.tasks.sync_all_records",
-        "schedule": timedelta(hours=6),
-    },
+    **RECORDS_SCHEDULE,
 }
+# What patients have connected is copied into this site's database.
+SMART_RECORDS_SINK = "django_smart.contrib.records.sinks.EncryptedModelSink"
 CELERY_BEAT_SCHEDULE_FILENAME = str(_folder() / "celerybeat-schedule")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_IGNORE_RESULT = True

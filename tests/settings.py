@@ -40,8 +40,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_smart",
     "django_smart.contrib.brands",
-    # Of the example; without its receivers, which would read what no test asked for.
-    "example_project.records",
+    "django_smart.contrib.records",
 ]
 MIDDLEWARE = [
     "django_smart.middleware.SMARTMiddleware",

@@ -84,6 +84,7 @@ RIGHT: dict[str, list[Any]] = {
     "SMART_LAUNCH_IDLE_LIFETIME": [60, 900.5, 30 * 86400],
     "SMART_LAUNCHES_PER_BROWSER": [1, 20, 50],
     "SMART_SCOPE_CHECK": ["warn", "raise", "off"],
+    "SMART_RECORDS_SINK": ["", "django_smart.contrib.records.sinks.ModelSink"],
     "SMART_STAFF_SIGN_IN_SERVERS": [[], ("harbour", "st-mary_2")],
     "SMART_SUPPORT_URL": [
         "",
@@ -188,6 +189,7 @@ WRONG: dict[str, list[Any]] = {
     "SMART_ASYNC_THREADS": [None, True, "64", 0, 513, 1.5],
     "SMART_LAUNCH_IDLE_LIFETIME": [*_NO_NUMBER, 0, 59],
     "SMART_LAUNCHES_PER_BROWSER": [*_NO_NUMBER, 0, 51, 2.0],
+    "SMART_RECORDS_SINK": [None, 5, ["records.sink"]],
     "SMART_SCOPE_CHECK": [None, True, "", "Warn", "error", ["warn"]],
     "SMART_STAFF_SIGN_IN_SERVERS": [None, "harbour", [5], ["St. Mary"], [""]],
     "SMART_SUPPORT_URL": [None, 5, "help@example.org", "//x", "javascript:alert(1)"],

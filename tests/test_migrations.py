@@ -19,7 +19,7 @@ from django_smart.testing import EHRSimulator
 from tests.ehr import launch, make_browser, make_registration
 
 _APP = "django_smart"
-_APPS = (_APP, "django_smart_brands")
+_APPS = (_APP, "django_smart_brands", "django_smart_records")
 
 
 def _migrate(name: str | None) -> None:

@@ -404,6 +404,12 @@ RULES = (
         find_fault=whole_number_between(1, 512),
         hint="Set a whole number, such as 64.",
     ),
+    Rule(
+        id="django_smart.E075",
+        name="SMART_RECORDS_SINK",
+        find_fault=require(lambda value: isinstance(value, str), "must be a string"),
+        hint="Set the dotted path of a callable that returns a sink.",
+    ),
 )
 
 #: Every setting of the package, sorted.

@@ -274,7 +274,7 @@ _TABLE: Mapping[str, Words] = {
         _INVALID_RESPONSE, _TELL_SUPPORT
     ),
     "server_unreachable server_timeout discovery_status discovery_busy "
-    "token_server_error refresh_busy fhir_unavailable": Words(
+    "token_server_error refresh_busy record_busy fhir_unavailable": Words(
         _("%(Server)s is unavailable at the moment"), _TRY_LATER
     ),
     # The way back from the EHR

@@ -31,7 +31,7 @@ _ENTRIES = {
     r"SMART_[A-Z_]*[A-Z]": "settings",
     r"django_smart\.[EWI]\d{3}": "checks",
     r"smart_(?:discover|doctor|import_brands|keys|purge|reencrypt|refresh|register"
-    r"|simulator)": "commands",
+    r"|simulator|sync)": "commands",
 }
 
 

@@ -1,0 +1,89 @@
+"""Read records, as the tasks do, without Celery."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from django_smart.contrib.records import sync_record
+from django_smart.contrib.records.due import (
+    EVERY,
+    build_sink,
+    find_due_grants,
+    forget_ended_records,
+)
+from django_smart.contrib.records.models import SyncRun
+from django_smart.exceptions import SMARTError
+from django_smart.models import TokenGrant
+
+__all__ = ["Command"]
+
+
+class Command(BaseCommand):
+    """``smart_sync``: for a site without a worker, call it every few minutes."""
+
+    help = (
+        "Read the records that patients have connected into the sink of "
+        "SMART_RECORDS_SINK: those that are due, or that of one grant. Copies of "
+        "records whose connections have ended are deleted. Safe to run alongside "
+        "workers."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        parser.add_argument(
+            "--grant", type=int, metavar="ID", help="Read the record of this grant now."
+        )
+        parser.add_argument(
+            "--hours",
+            type=float,
+            default=EVERY / timedelta(hours=1),
+            help="How long after a run the next one is due (default: %(default)s).",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Read one record after the other."""
+        try:
+            sink = build_sink()
+        except ImproperlyConfigured as exc:
+            raise CommandError(str(exc)) from None
+        if options["grant"]:
+            grant_ids = [options["grant"]]
+        else:
+            forget_ended_records(sink)
+            every = timedelta(hours=options["hours"])
+            grant_ids = find_due_grants(sink, every=every)
+        grants = TokenGrant.objects.select_related("registration__server")
+        failed = 0
+        for number, grant_id in enumerate(grant_ids, 1):
+            progress = f"[{number}/{len(grant_ids)}] grant {grant_id}"
+            try:
+                run = sync_record(grants.get(pk=grant_id), sink)
+            except (TokenGrant.DoesNotExist, ValueError) as exc:
+                raise CommandError(f"{progress}: {exc}") from None
+            except SMARTError as exc:
+                failed += 1
+                self.stderr.write(f"{progress}: {exc} ({exc.code})")
+                continue
+            failed += not run.is_finished
+            self.stdout.write(f"{progress}: {_describe(run)}")
+        if failed:
+            raise CommandError(f"{failed} of {len(grant_ids)} records were not read.")
+
+
+def _describe(run: SyncRun) -> str:
+    states = run.states
+    lacking = [
+        f"{name} {state}" for name, state in states.items() if state != "complete"
+    ]
+    parts = [
+        f"{len(states) - len(lacking)} of {len(states)} types complete",
+        f"{sum(run.count().values())} resources",
+        *lacking,
+    ]
+    if run.last_error:
+        parts.append(f"waits ({run.last_error})")
+    return ", ".join(parts)

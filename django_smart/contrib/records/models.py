@@ -1,0 +1,258 @@
+"""How far each record has been read, and copies of its resources."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Self
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Count, Q
+from django.utils.translation import gettext_lazy as _
+
+from django_smart.fhir.json import load_json
+from django_smart.fields import DigestField, EncryptedTextField, digest
+from django_smart.models import FHIRServer, TokenGrant
+from django_smart.models.clock import DatabaseNow
+
+__all__ = ["StoredResource", "SyncRun", "SyncedResource", "SyncedType"]
+
+# A run that stored nothing for so long was killed: longer than a request may take with
+# the pauses that the EHR asks for.
+_LEASE = timedelta(minutes=5)
+
+
+class SyncRunQuerySet(models.QuerySet["SyncRun"]):
+    """Decide which process reads a record."""
+
+    def free(self) -> Self:
+        """Return runs that no process works on."""
+        return self.filter(Q(busy_until=None) | Q(busy_until__lte=DatabaseNow()))
+
+    def take(self, pk: int, owner: str) -> bool:
+        """Return whether the run is the caller's now; one conditional UPDATE."""
+        rows = self.free().filter(pk=pk)
+        return rows.update(owner=owner, busy_until=DatabaseNow(_LEASE)) == 1
+
+    def hold(self, pk: int, owner: str) -> bool:
+        """Return whether the run is still the caller's, and let it be so longer."""
+        rows = self.filter(pk=pk, owner=owner)
+        return rows.update(busy_until=DatabaseNow(_LEASE)) == 1
+
+    def without_grant(self) -> Self:
+        """Return runs of records to which no grant is left, not even a lost one."""
+        grants = TokenGrant.objects.endable().filter(
+            user_id=models.OuterRef("user_id"),
+            registration__server_id=models.OuterRef("server_id"),
+            patient_id=models.OuterRef("patient_id"),
+        )
+        return self.exclude(models.Exists(grants))
+
+
+class SyncRun(models.Model):
+    """
+    The latest run that read one patient's record into one sink.
+
+    It belongs to the user, the server and the patient, so a new grant of the same
+    connection continues where the old one ended.
+    """
+
+    key = DigestField(sources=("record_name",), unique=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.CASCADE,
+        null=True,
+        related_name="+",
+        verbose_name=_("user"),
+    )
+    server = models.ForeignKey(
+        FHIRServer, models.CASCADE, related_name="+", verbose_name=_("server")
+    )
+    patient_id = models.CharField(_("patient"), max_length=64)
+    sink = models.CharField(_("sink"), max_length=200)
+    number = models.PositiveIntegerField(_("run"), default=0)
+    is_full = models.BooleanField(_("reads everything"), default=True)
+    started_at = models.DateTimeField(_("started"), null=True)
+    finished_at = models.DateTimeField(_("finished"), null=True)
+    full_at = models.DateTimeField(_("read completely"), null=True)
+    last_error = models.CharField(_("last error"), max_length=64, blank=True)
+    position = models.TextField(_("position in the sink"), blank=True)
+    owner = models.CharField(_("process"), max_length=36, blank=True)
+    busy_until = models.DateTimeField(_("busy until"), null=True)
+
+    objects = SyncRunQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("run")
+        verbose_name_plural = _("runs")
+
+    def __str__(self) -> str:
+        return f"{self.server} {self.pk}"
+
+    @classmethod
+    def get_for(cls, grant: TokenGrant, sink: str) -> SyncRun:
+        """Return the run of a grant's record, made if it is the first."""
+        values = {
+            "user_id": grant.user_id,
+            "server_id": grant.registration.server_id,
+            "patient_id": grant.patient_id,
+            "sink": sink,
+        }
+        key = digest(cls(**values).record_name)
+        return cls.objects.get_or_create(key=key, defaults=values)[0]
+
+    @property
+    def record_name(self) -> str:
+        """Whose record is read into which sink."""
+        return f"{self.user_id} {self.server_id} {self.patient_id} {self.sink}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every type was read, refused, or could only be read in part."""
+        return self.finished_at is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the sink has everything that the EHR lets this grant read."""
+        return self.is_finished and all(
+            state == SyncedType.State.COMPLETE for state in self.states.values()
+        )
+
+    @property
+    def states(self) -> dict[str, str]:
+        """
+        By resource type, the state of its worst search.
+
+        A category that the server does not know is no lack if others were read.
+        """
+        found: dict[str, list[str]] = {}
+        # all(), so that a list may prefetch them.
+        for row in sorted(self.types.all(), key=lambda row: row.pk):
+            found.setdefault(row.resource_type, []).append(row.state)
+        return {name: _combine(states) for name, states in found.items()}
+
+    def count(self) -> dict[str, int]:
+        """Return the number of resources that were delivered, by type."""
+        rows = self.resources.exclude(version="").values_list("resource_type")
+        return dict(rows.annotate(Count("pk")).order_by("resource_type"))
+
+
+def _combine(states: list[str]) -> str:
+    state = SyncedType.State
+    for each in (state.WAITING, state.PARTIAL, state.COMPLETE):
+        if each in states:
+            return each
+    return state.REFUSED
+
+
+class SyncedType(models.Model):
+    """One search of a run: a resource type, perhaps one category of it."""
+
+    class State(models.TextChoices):
+        """How far it came in this run."""
+
+        WAITING = "waiting", _("waiting")
+        COMPLETE = "complete", _("complete")
+        PARTIAL = "partial", _("partial")
+        REFUSED = "refused", _("refused")
+
+    run = models.ForeignKey(
+        SyncRun, models.CASCADE, related_name="types", verbose_name=_("run")
+    )
+    resource_type = models.CharField(_("resource type"), max_length=64)
+    query = models.CharField(_("query"), max_length=200, blank=True)
+    state = models.CharField(
+        _("state"), max_length=10, choices=State, default=State.WAITING
+    )
+    reason = models.CharField(_("reason"), max_length=64, blank=True)
+    since = models.CharField(_("changed since"), max_length=40, blank=True)
+    newest = models.CharField(_("newest change"), max_length=40, blank=True)
+    next_url = EncryptedTextField(_("next page"), blank=True)
+    started_at = models.DateTimeField(_("started"), null=True)
+    foreign_count = models.PositiveIntegerField(_("of other patients"), default=0)
+
+    class Meta:
+        verbose_name = _("type in a run")
+        verbose_name_plural = _("types in a run")
+        constraints = (
+            models.UniqueConstraint(
+                fields=["run", "resource_type", "query"],
+                name="smart_records_type",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.resource_type}?{self.query}".removesuffix("?")
+
+
+class SyncedResource(models.Model):
+    """
+    A resource of the record: the version that the sink has.
+
+    Attributes:
+        version: digest of its version; empty for one that others refer to, and that was
+            not read yet.
+        seen: number of the run that last met it.
+    """
+
+    run = models.ForeignKey(
+        SyncRun, models.CASCADE, related_name="resources", verbose_name=_("run")
+    )
+    key = DigestField(sources=("resource_type", "resource_id"))
+    resource_type = models.CharField(_("resource type"), max_length=64)
+    resource_id = models.CharField(_("id"), max_length=64)
+    version = models.CharField(_("version"), max_length=64, blank=True)
+    seen = models.PositiveIntegerField(_("seen in run"), default=0)
+
+    class Meta:
+        verbose_name = _("resource of a record")
+        verbose_name_plural = _("resources of a record")
+        constraints = (
+            models.UniqueConstraint(
+                fields=["run", "key"], name="smart_records_resource"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.resource_type} {self.pk}"
+
+
+class StoredResource(models.Model):
+    """
+    A copy of one resource, which :class:`~.sinks.ModelSink` keeps.
+
+    Attributes:
+        content: the resource as JSON, with the digits of its numbers; empty if it is
+            encrypted.
+        encrypted_content: the same, encrypted.
+    """
+
+    run = models.ForeignKey(
+        SyncRun, models.CASCADE, related_name="copies", verbose_name=_("run")
+    )
+    key = DigestField(sources=("resource_type", "resource_id"))
+    resource_type = models.CharField(_("resource type"), max_length=64)
+    resource_id = models.CharField(_("id"), max_length=64)
+    version_id = models.CharField(_("version"), max_length=64, blank=True)
+    last_updated = models.CharField(_("last updated"), max_length=40, blank=True)
+    content = models.TextField(_("content"), blank=True)
+    encrypted_content = EncryptedTextField(_("content"), blank=True)
+
+    class Meta:
+        verbose_name = _("copy of a resource")
+        verbose_name_plural = _("copies of resources")
+        constraints = (
+            models.UniqueConstraint(fields=["run", "key"], name="smart_records_copy"),
+        )
+        indexes = (
+            models.Index(fields=["run", "resource_type"], name="smart_records_by_type"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.resource_type} {self.pk}"
+
+    @property
+    def resource(self) -> dict[str, Any]:
+        """The resource, as :meth:`FHIRClient.read` returns it."""
+        loaded: dict[str, Any] = load_json(self.content or self.encrypted_content)
+        return loaded

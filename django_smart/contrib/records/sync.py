@@ -1,0 +1,496 @@
+"""One run: from the first search to the last deletion."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from django.db import router, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from django_smart.clients import build_fhir_client
+from django_smart.exceptions import (
+    FHIRError,
+    FHIRForbiddenError,
+    FHIRNotFoundError,
+    FHIRStatusError,
+    FHIRUnauthorizedError,
+    FHIRUnavailableError,
+    ForeignPatientError,
+    InsufficientScopeError,
+    NoGrantError,
+    RecordBusyError,
+    ServerTimeoutError,
+    SMARTError,
+)
+from django_smart.fhir.compartment import Record, find_patient_parameter
+from django_smart.fhir.dates import parse_date
+from django_smart.fhir.interactions import build_search
+from django_smart.fhir.json import dump_json
+from django_smart.fhir.paging import SearchPage, SearchStream
+from django_smart.fhir.parameters import build_search_query
+from django_smart.fhir.perform import find_missing_scope
+from django_smart.fhir.record_check import record_check
+from django_smart.fields import digest
+from django_smart.models import ServerState, TokenGrant
+from django_smart.protocol.messages import HTTPResponse
+from django_smart.protocol.scopes import ScopeSet
+
+from .models import SyncedResource, SyncedType, SyncRun
+from .plan import (
+    get_categories,
+    get_meta,
+    iter_references,
+    plan_searches,
+)
+from .signals import record_synced
+from .sinks import Sink
+
+__all__ = ["Sync"]
+
+logger = logging.getLogger(__name__)
+
+# How often everything is read again, to find deletions.
+_FULL_EVERY = timedelta(days=7)
+# A search may list a change later than its time says.
+_OVERLAP = timedelta(minutes=5)
+# Seconds that a run waits for a busy EHR in all, and for one Retry-After.
+_MAX_WAIT = 300.0
+_LONGEST_WAIT = 60.0
+_BUSY = frozenset({429, 503})
+_PAGE_SIZE = 100
+
+Resource = dict[str, Any]
+_State = SyncedType.State
+_T = TypeVar("_T")
+
+
+class _PauseError(Exception):
+    """The run ends here, and continues later."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Sync:
+    """Reads one record into one sink; see :func:`django_smart.contrib.records`."""
+
+    def __init__(
+        self,
+        grant: TokenGrant,
+        sink: Sink,
+        *,
+        types: Iterable[str] | None = None,
+        attachments: bool = False,
+    ) -> None:
+        if not grant.patient_id:
+            raise ValueError("sync_record() requires a grant with a patient.")
+        if TokenGrant.objects.find_usable(grant.pk) is None:
+            raise NoGrantError("The grant has ended, or its user is deactivated.")
+        # What comes is checked here, so that one resource does not stop the others.
+        self._client = build_fhir_client(grant, keeps_to_record=False)
+        self._record = Record(
+            patient_id=grant.patient_id,
+            base_url=self._client.base_url,
+            scopes=ScopeSet(),
+        )
+        self._grant = grant
+        self._sink = sink
+        self._types = None if types is None else list(types)
+        self._attachments = attachments
+        self._waited = 0.0
+        self._run = SyncRun.get_for(grant, sink.get_name())
+        self._owner = str(uuid.uuid4())
+
+    def run(self) -> SyncRun:
+        """Read until everything is read, or the EHR has to be left alone."""
+        if not SyncRun.objects.take(self._run.pk, self._owner):
+            raise RecordBusyError("Another process reads this record.")
+        error = ""
+        try:
+            self._begin()
+            self._read_all()
+            self._finish()
+        except (_PauseError, SMARTError) as exc:
+            error = exc.code
+        finally:
+            self._release(error)
+        if error:
+            logger.warning("Run %s waits (%s)", self._run.pk, error)
+        else:
+            self._sink.complete(self._run)
+            record_synced.send(sender=SyncRun, run=self._run, grant=self._grant)
+        return self._run
+
+    # The run
+
+    def _begin(self) -> None:
+        run = self._run
+        run.refresh_from_db()
+        self._sink.begin(run)
+        self._sink.truncate(run.position)
+        if run.is_finished or run.started_at is None:
+            now = timezone.now()
+            run.number += 1
+            run.is_full = run.full_at is None or run.full_at <= now - _FULL_EVERY
+            run.started_at, run.finished_at = now, None
+            statement: dict[str, Any] = {}
+            with suppress(FHIRError):
+                statement = self._ask(self._client.capabilities)
+            with self._storing():
+                self._plan(statement)
+                run.save()
+
+    def _plan(self, statement: Mapping[str, Any]) -> None:
+        """Make a row for each search, and let each begin anew."""
+        rows = self._run.types
+        rows.update(state=_State.WAITING, reason="", next_url="", foreign_count=0)
+        searches = plan_searches(self._grant.scopes, statement, self._types)
+        known = set(rows.values_list("resource_type", "query"))
+        categories = {
+            (kind, query)
+            for kind, _query in searches
+            for query in get_categories(kind)
+            if (kind, query) in known
+        }
+        for kind, query in known - set(searches) - categories:
+            rows.filter(resource_type=kind, query=query).delete()
+        new = [pair for pair in searches if pair not in known]
+        SyncedType.objects.bulk_create(
+            SyncedType(run=self._run, resource_type=kind, query=query)
+            for kind, query in new
+        )
+
+    def _finish(self) -> None:
+        run = self._run
+        run.finished_at = timezone.now()
+        if run.is_full:
+            run.full_at = run.started_at
+        run.save(update_fields=["finished_at", "full_at"])
+
+    def _release(self, error: str) -> None:
+        self._run.last_error = error
+        SyncRun.objects.filter(pk=self._run.pk, owner=self._owner).update(
+            owner="", busy_until=None, last_error=error
+        )
+
+    def _read_all(self) -> None:
+        for row in self._iter_waiting():
+            self._read_type(row)
+        for reference in self._iter_unread():
+            self._read_referenced(reference)
+        if self._run.is_full:
+            for candidate in self._iter_vanished():
+                self._confirm_deletion(candidate)
+
+    def _iter_waiting(self) -> Iterator[SyncedType]:
+        # One after the other, since a refused search adds those by category.
+        while (
+            row := self._run.types.filter(state=_State.WAITING).order_by("pk").first()
+        ):
+            yield row
+
+    # Searches
+
+    def _read_type(self, row: SyncedType) -> None:
+        if row.resource_type == "Patient":
+            self._read_patient(row)
+            return
+        try:
+            self._search(row)
+        except InsufficientScopeError as exc:
+            self._end_type(row, _State.REFUSED, exc.code)
+        except FHIRUnavailableError as exc:
+            self._end_type(row, _State.PARTIAL, exc.code)
+        except FHIRStatusError as exc:
+            self._take_refusal(row, exc)
+        except FHIRError as exc:
+            self._end_type(row, _State.PARTIAL, exc.code)
+
+    def _read_patient(self, row: SyncedType) -> None:
+        try:
+            patient = self._ask(
+                partial(self._client.read, "Patient", self._grant.patient_id)
+            )
+        except FHIRError as exc:
+            self._end_type(row, _State.REFUSED, exc.code)
+            return
+        row.state = _State.COMPLETE
+        self._store(row, [patient])
+
+    def _search(self, row: SyncedType) -> None:
+        if not row.next_url:
+            row.started_at, row.newest = timezone.now(), ""
+        for page in self._iter_pages(row):
+            row.next_url = page.next_url or ""
+            if page.is_cut_off:
+                row.reason = "incomplete"
+            self._store(row, page.resources)
+            del page
+        row.since = self._find_since(row) or row.since
+        row.next_url = ""
+        self._end_type(row, _State.PARTIAL if row.reason else _State.COMPLETE)
+
+    def _iter_pages(self, row: SyncedType) -> Iterator[SearchPage]:
+        client, kind = self._client, row.resource_type
+        parameters = [(find_patient_parameter(kind), self._grant.patient_id)]
+        if row.query:
+            name, _, value = row.query.partition("=")
+            parameters.append((name, value))
+        if row.since and not self._run.is_full:
+            parameters.append(("_lastUpdated", f"ge{row.since}"))
+        parameters.append(("_count", str(_PAGE_SIZE)))
+        search = build_search(kind, build_search_query(parameters, {}))
+
+        def fetch(url: str) -> HTTPResponse:
+            return self._ask(partial(client.perform, search, url=url))
+
+        url = row.next_url or client.build_url(search.path)
+        stream: SearchStream[Resource] = SearchStream(
+            fetch, url=url, resource_type=kind
+        )
+        yield from stream.pages()
+
+    def _take_refusal(self, row: SyncedType, error: FHIRStatusError) -> None:
+        """Ask differently, if the EHR refused how it was asked."""
+        if isinstance(error, FHIRForbiddenError):
+            self._end_type(row, _State.REFUSED, error.code)
+        elif row.next_url:
+            # The link has run out: begin this search again.
+            row.next_url = ""
+            row.save()
+        elif row.since and not self._run.is_full:
+            # Perhaps it does not know _lastUpdated.
+            row.since = ""
+            row.save()
+        else:
+            self._end_type(row, _State.REFUSED, error.code)
+            if not row.query and not isinstance(error, FHIRNotFoundError):
+                self._search_by_category(row.resource_type)
+
+    def _search_by_category(self, resource_type: str) -> None:
+        queries = get_categories(resource_type)
+        rows = [
+            SyncedType(run=self._run, resource_type=resource_type, query=query)
+            for query in queries
+        ]
+        SyncedType.objects.bulk_create(rows, ignore_conflicts=True)
+
+    def _end_type(self, row: SyncedType, state: str, reason: str = "") -> None:
+        row.state, row.reason = state, reason or row.reason
+        self._store(row, [])
+
+    def _find_since(self, row: SyncedType) -> str:
+        """
+        Return the time from which the next run asks, by the clock of the EHR.
+
+        A resource that changed while the pages were read may have been missed, so their
+        time is subtracted; whatever comes twice is compared.
+        """
+        date = parse_date(row.newest)
+        if date is None or date.moment is None or date.moment.tzinfo is None:
+            return ""
+        taken = timezone.now() - row.started_at if row.started_at else timedelta()
+        return (date.moment - taken - _OVERLAP).isoformat(timespec="seconds")
+
+    # What others refer to, and what is gone
+
+    def _iter_unread(self) -> Iterator[SyncedResource]:
+        return self._iter_rows(Q(version=""), Q(seen__lt=self._run.number))
+
+    def _iter_vanished(self) -> Iterator[SyncedResource]:
+        """Yield resources that no search listed, of types that were read completely."""
+        states = self._run.states.items()
+        complete = [name for name, state in states if state == _State.COMPLETE]
+        return self._iter_rows(
+            ~Q(version=""), Q(resource_type__in=complete, seen__lt=self._run.number)
+        )
+
+    def _iter_rows(self, *conditions: Q) -> Iterator[SyncedResource]:
+        rows = self._run.resources.filter(*conditions).order_by("pk")
+        last = 0
+        # One after the other: reading one may note others that it refers to.
+        while row := rows.filter(pk__gt=last).first():
+            last = row.pk
+            yield row
+
+    def _read_referenced(self, row: SyncedResource) -> None:
+        if find_missing_scope(self._grant.scopes, "read", row.resource_type):
+            self._mark_seen(row)
+            return
+        try:
+            self._store(None, [self._read(row)])
+        except FHIRError:
+            self._mark_seen(row)
+
+    def _confirm_deletion(self, row: SyncedResource) -> None:
+        """
+        Read a resource that is no longer listed; deliver its end only if it is gone.
+
+        The pages may have shifted, or its category may have vanished.
+        """
+        try:
+            self._store(None, [self._read(row)])
+        except FHIRNotFoundError:
+            with self._storing():
+                self._sink.delete(row.resource_type, [row.resource_id])
+                row.delete()
+        except FHIRError:
+            self._mark_seen(row)
+
+    def _read(self, row: SyncedResource) -> Resource:
+        return self._ask(partial(self._client.read, row.resource_type, row.resource_id))
+
+    def _mark_seen(self, row: SyncedResource) -> None:
+        row.seen = self._run.number
+        row.save(update_fields=["seen"])
+
+    # Requests
+
+    def _ask(self, send: Callable[[], _T]) -> _T:
+        """Send a request, after waiting if the EHR is busy, unless it is left alone."""
+        while True:
+            self._check_pause()
+            try:
+                return send()
+            except FHIRUnavailableError as exc:
+                if exc.status_code not in _BUSY:
+                    raise
+                wait = min(exc.retry_after or 5.0, _LONGEST_WAIT + 1)
+                if wait > _LONGEST_WAIT or self._waited + wait > _MAX_WAIT:
+                    raise _PauseError(exc.code) from None
+                self._waited += wait
+                time.sleep(wait)
+            except (FHIRUnauthorizedError, ServerTimeoutError) as exc:
+                raise _PauseError(exc.code) from None
+
+    def _check_pause(self) -> None:
+        server_id = self._run.server_id
+        states = ServerState.objects.filter(server_id=server_id)
+        is_paused = Q(server__paused=True) | Q(paused_until__gt=timezone.now())
+        if states.filter(is_paused).exists():
+            raise _PauseError("server_paused")
+
+    # Storing
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """
+        A transaction with the sink and the progress, while the run is this process's.
+
+        Its UPDATE locks the row, so no other process takes the run before it ends.
+        """
+        with transaction.atomic(using=router.db_for_write(SyncRun)):
+            if not SyncRun.objects.hold(self._run.pk, self._owner):
+                raise _PauseError(RecordBusyError.code)
+            yield
+            position = self._sink.position()
+            if position != self._run.position:
+                self._run.position = position
+                self._run.save(update_fields=["position"])
+
+    def _store(self, row: SyncedType | None, resources: Sequence[Resource]) -> None:
+        """
+        Deliver what is new, and note it and the progress in the same transaction.
+        """
+        kept = []
+        for resource in resources:
+            if self._is_of_patient(resource):
+                kept.append(resource)
+            elif row is not None:
+                row.foreign_count += 1
+        with self._storing():
+            changed = self._compare(kept)
+            if changed:
+                self._sink.put(changed)
+            if row is not None:
+                row.newest = _find_newest([row.newest, *map(_get_time, kept)])
+                row.save()
+
+    def _is_of_patient(self, resource: Resource) -> bool:
+        try:
+            record_check(resource, self._record, "r")
+        except ForeignPatientError:
+            return False
+        return bool(resource.get("id"))
+
+    def _compare(self, resources: Sequence[Resource]) -> list[Resource]:
+        """Note the versions of *resources*, and return those that the sink lacks."""
+        run, number = self._run, self._run.number
+        contents = {
+            digest(resource["resourceType"], resource["id"]): resource
+            for resource in resources
+        }
+        known = {str(row.key): row for row in run.resources.filter(key__in=contents)}
+        new, changed, same = [], [], []
+        for key, resource in contents.items():
+            row, version = known.get(key), _get_version(resource)
+            if row is None:
+                new.append(
+                    SyncedResource(
+                        run=run,
+                        resource_type=resource["resourceType"],
+                        resource_id=resource["id"],
+                        version=version,
+                        seen=number,
+                    )
+                )
+            elif row.version == version:
+                same.append(row.pk)
+            else:
+                row.version, row.seen = version, number
+                changed.append(row)
+        SyncedResource.objects.bulk_create(new)
+        SyncedResource.objects.bulk_update(changed, ["version", "seen"])
+        run.resources.filter(pk__in=same).update(seen=number)
+        delivered = [contents[str(row.key)] for row in (*new, *changed)]
+        self._note_references(delivered)
+        return delivered
+
+    def _note_references(self, resources: Sequence[Resource]) -> None:
+        """Remember what is to be read once, because these refer to it."""
+        names = {
+            name
+            for resource in resources
+            for name in iter_references(
+                resource, self._client.base_url, attachments=self._attachments
+            )
+        }
+        keys = {digest(*name): name for name in names}
+        rows = self._run.resources.filter(key__in=keys)
+        known = set(rows.values_list("key", flat=True))
+        SyncedResource.objects.bulk_create(
+            SyncedResource(run=self._run, resource_type=name, resource_id=id_)
+            for key, (name, id_) in keys.items()
+            if key not in known
+        )
+
+
+def _get_version(resource: Resource) -> str:
+    """Return a digest of the version, or of the content if the EHR names none."""
+    meta = get_meta(resource)
+    if meta["versionId"] and meta["lastUpdated"]:
+        return digest(meta["versionId"], meta["lastUpdated"])
+    return digest(dump_json(resource).decode())
+
+
+def _get_time(resource: Resource) -> str:
+    return get_meta(resource)["lastUpdated"]
+
+
+def _find_newest(texts: Iterable[str]) -> str:
+    """Return the latest time, as the EHR wrote it; "" if none can be read."""
+    moments: dict[datetime, str] = {}
+    for text in texts:
+        date = parse_date(text)
+        if date and date.moment and date.moment.tzinfo:
+            moments[date.moment] = text
+    return moments[max(moments)] if moments else ""

@@ -1,1 +1,0 @@
-"""Copies of what patients have connected, brought up to date in the background."""

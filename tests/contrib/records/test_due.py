@@ -1,0 +1,182 @@
+"""Which records the task and the command read, and which they forget."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib.auth.models import User
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.utils import timezone
+
+from django_smart.contrib.records.due import build_sink, find_due_grants
+from django_smart.contrib.records.models import StoredResource, SyncRun
+from django_smart.contrib.records.sinks import ModelSink, NDJSONSink
+from django_smart.contrib.records.tasks import sync_due_records
+from django_smart.grants.ending import disconnect_grant
+from django_smart.models import Identity, TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.ehr import PATIENT, connect, launch, make_browser
+from tests.factories import make_registration
+
+pytestmark = pytest.mark.django_db
+
+RECORD_SCOPE = "openid fhirUser launch/patient offline_access patient/*.rs"
+
+
+@pytest.fixture(autouse=True)
+def sink(settings: Any) -> None:
+    path = "django_smart.contrib.records.sinks.ModelSink"
+    settings.SMART_RECORDS_SINK = path
+
+
+@pytest.fixture
+def grant(db: None, ehr: EHRSimulator) -> TokenGrant:
+    """A patient's connection."""
+    make_registration(
+        standalone_scope=RECORD_SCOPE,
+        ehr_scope="launch openid fhirUser offline_access patient/*.rs",
+    )
+    return connect_again(ehr)
+
+
+def connect_again(ehr: EHRSimulator) -> TokenGrant:
+    grant = connect(make_browser(), ehr, patient=PATIENT).grant
+    assert grant is not None
+    return grant
+
+
+def make_due() -> None:
+    then = timezone.now() - timedelta(hours=25)
+    SyncRun.objects.update(finished_at=then)
+
+
+def test_task_reads_each_record_once_a_day(grant: TokenGrant) -> None:
+    sync_due_records()
+    run = SyncRun.objects.get()
+    assert run.is_complete
+    sync_due_records()
+    run.refresh_from_db()
+    assert run.number == 1
+    make_due()
+    sync_due_records()
+    run.refresh_from_db()
+    assert run.number == 2
+
+
+def test_newest_grant_of_a_connection_reads_it(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    newer = connect_again(ehr)
+    assert find_due_grants(ModelSink()) == [newer.pk]
+
+
+def test_chart_that_a_clinician_opened_is_not_read(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    disconnect_grant(grant)
+    launch(make_browser(), ehr)
+    assert TokenGrant.objects.active().offline().exists()
+    assert find_due_grants(ModelSink()) == []
+
+
+def test_record_in_work_is_not_due(grant: TokenGrant) -> None:
+    sync_due_records()
+    make_due()
+    assert SyncRun.objects.take(SyncRun.objects.get().pk, "another process")
+    assert find_due_grants(ModelSink()) == []
+
+
+def test_copies_go_with_the_connection(grant: TokenGrant) -> None:
+    sync_due_records()
+    assert StoredResource.objects.exists()
+    disconnect_grant(grant)
+    sync_due_records()
+    assert not SyncRun.objects.exists()
+    assert not StoredResource.objects.exists()
+
+
+def test_copies_stay_while_another_grant_connects_the_record(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    sync_due_records()
+    connect_again(ehr)
+    disconnect_grant(grant)
+    sync_due_records()
+    assert StoredResource.objects.exists()
+
+
+def test_copies_stay_after_the_ehr_ended_the_access(grant: TokenGrant) -> None:
+    sync_due_records()
+    TokenGrant.objects.update(status=TokenGrant.Status.NEEDS_REAUTHORIZATION)
+    sync_due_records()
+    assert StoredResource.objects.exists()
+
+
+def test_file_goes_with_the_connection(
+    grant: TokenGrant, settings: Any, tmp_path: Path
+) -> None:
+    settings.MEDIA_ROOT = tmp_path
+    settings.SMART_RECORDS_SINK = f"{__name__}.build_files"
+    sync_due_records()
+    assert list(tmp_path.iterdir())
+    disconnect_grant(grant)
+    sync_due_records()
+    assert not list(tmp_path.iterdir())
+
+
+def build_files() -> NDJSONSink:
+    return NDJSONSink(django_settings.MEDIA_ROOT)
+
+
+def test_command_reads_what_is_due(grant: TokenGrant) -> None:
+    out = StringIO()
+    call_command("smart_sync", stdout=out)
+    assert SyncRun.objects.get().is_complete
+    assert f"[1/1] grant {grant.pk}" in out.getvalue()
+    assert PATIENT not in out.getvalue()
+
+
+def test_command_fails_if_a_record_waits(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    grant.registration.server.__class__.objects.update(paused=True)
+    out = StringIO()
+    with pytest.raises(CommandError):
+        call_command("smart_sync", grant=grant.pk, stdout=out)
+    assert "server_paused" in out.getvalue()
+
+
+@pytest.mark.parametrize("path", ["", "nothing.like.this", "builtins.dict", "json"])
+def test_wrong_sink_is_an_error(settings: Any, path: str) -> None:
+    settings.SMART_RECORDS_SINK = path
+    with pytest.raises(ImproperlyConfigured, match="SMART_RECORDS_SINK"):
+        build_sink()
+    with pytest.raises(CommandError, match="SMART_RECORDS_SINK"):
+        call_command("smart_sync")
+    found = [each.id for each in run_checks()]
+    assert ("django_smart_records.E001" in found) == bool(path)
+
+
+def test_admin_lists_runs_without_patient_ids(
+    grant: TokenGrant, admin_client: Client
+) -> None:
+    sync_due_records()
+    run = SyncRun.objects.get()
+    page = admin_client.get("/admin/django_smart_records/syncrun/")
+    assert page.status_code == 200
+    assert PATIENT not in page.text
+    detail = admin_client.get(f"/admin/django_smart_records/syncrun/{run.pk}/change/")
+    assert "Observation" in detail.text
+
+
+def test_deleted_user_takes_the_copies_along(grant: TokenGrant) -> None:
+    sync_due_records()
+    Identity.objects.all().delete()
+    User.objects.all().delete()
+    assert not StoredResource.objects.exists()

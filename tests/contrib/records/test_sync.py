@@ -1,0 +1,234 @@
+"""``sync_record``: the sink has what the EHR lets the grant read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from django_smart.contrib.records import sync_record
+from django_smart.contrib.records.models import StoredResource, SyncRun
+from django_smart.contrib.records.sinks import (
+    EncryptedModelSink,
+    ModelSink,
+    NDJSONSink,
+    Sink,
+)
+from django_smart.exceptions import NoGrantError, RecordBusyError
+from django_smart.fhir.json import load_json
+from django_smart.grants.ending import disconnect_grant
+from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.testing import EHRSimulator
+from tests.ehr import PATIENT, connect, make_browser
+from tests.factories import make_registration
+
+pytestmark = pytest.mark.django_db
+
+SCOPE = "openid fhirUser launch/patient offline_access "
+
+
+class MemorySink(Sink):
+    """Notes what it receives."""
+
+    def __init__(self) -> None:
+        self.received: list[str] = []
+        self.deleted: list[str] = []
+        self.completed = 0
+
+    def put(self, resources: Sequence[dict[str, Any]]) -> None:
+        self.received += [f"{one['resourceType']}/{one['id']}" for one in resources]
+
+    def delete(self, resource_type: str, ids: Sequence[str]) -> None:
+        self.deleted += [f"{resource_type}/{id_}" for id_ in ids]
+
+    def complete(self, run: SyncRun) -> None:
+        self.completed += 1
+
+
+def make_grant(ehr: EHRSimulator, scope: str = "patient/*.rs") -> TokenGrant:
+    """A patient's connection."""
+    ClientRegistration.objects.update(standalone_scope=SCOPE + scope)
+    grant = connect(make_browser(), ehr, patient=PATIENT).grant
+    assert grant is not None
+    ehr.clear_requests()
+    return grant
+
+
+@pytest.fixture
+def ehr(db: None, ehr: EHRSimulator) -> EHRSimulator:
+    """An EHR that is registered here."""
+    make_registration()
+    return ehr
+
+
+@pytest.fixture
+def grant(ehr: EHRSimulator) -> TokenGrant:
+    return make_grant(ehr)
+
+
+def names_at_the_ehr(ehr: EHRSimulator, *types: str) -> set[str]:
+    """The patient's resources."""
+    found = set()
+    for kind in types or ehr.data:
+        for one in ehr.data[kind].values():
+            subject = one.get("subject") or one.get("patient") or {}
+            is_patient = kind == "Patient" and one["id"] == PATIENT
+            if is_patient or subject.get("reference") == f"Patient/{PATIENT}":
+                found.add(f"{kind}/{one['id']}")
+    return found
+
+
+def change_one(ehr: EHRSimulator, **values: Any) -> str:
+    """Somebody at the EHR changes one of the patient's Observations."""
+    name = min(names_at_the_ehr(ehr, "Observation"))
+    resource_id = name.partition("/")[2]
+    old = ehr.data["Observation"][resource_id]
+    moment = timezone.now() + timedelta(hours=1)
+    meta = {**old["meta"], "lastUpdated": moment.isoformat(), "versionId": "77"}
+    ehr.data["Observation"][resource_id] = {**old, **values, "meta": meta}
+    return name
+
+
+def make_full_due() -> None:
+    then = timezone.now() - timedelta(days=8)
+    SyncRun.objects.update(full_at=then)
+
+
+def searches(ehr: EHRSimulator) -> list[dict[str, str]]:
+    """The searches by patient, without their further pages."""
+    queries = [dict(one.query) for one in ehr.requests_to("fhir")]
+    return [query for query in queries if "patient" in query]
+
+
+def test_first_run_reads_everything(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.is_complete, run.states
+    assert len(sink.received) == len(set(sink.received))
+    assert names_at_the_ehr(ehr) <= set(sink.received)
+    assert sink.completed == 1
+    assert sum(run.count().values()) == len(sink.received)
+
+
+def test_next_run_delivers_only_what_changed(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    sync_record(grant, MemorySink())
+    changed = change_one(ehr, status="amended")
+    ehr.clear_requests()
+    sink = MemorySink()
+    sync_record(grant, sink)
+    assert sink.received == [changed]
+    assert any("_lastUpdated" in query for query in searches(ehr))
+
+
+def test_nothing_is_delivered_twice(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    sync_record(grant, MemorySink())
+    make_full_due()
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert run.is_full
+    assert sink.received == []
+
+
+def test_deleted_resource_is_deleted_by_the_weekly_run(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    sync_record(grant, MemorySink())
+    name = max(names_at_the_ehr(ehr, "Observation"))
+    del ehr.data["Observation"][name.partition("/")[2]]
+    sink = MemorySink()
+    sync_record(grant, sink)
+    assert sink.deleted == []
+    make_full_due()
+    sync_record(grant, sink)
+    assert sink.deleted == [name]
+
+
+def test_model_sink_has_the_record(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    run = sync_record(grant, ModelSink())
+    copies = {str(one.resource["id"]): one.resource for one in run.copies.all()}
+    for resource_id, resource in ehr.data["Observation"].items():
+        if resource["subject"]["reference"] == f"Patient/{PATIENT}":
+            assert copies[resource_id]["status"] == resource["status"]
+    assert StoredResource.objects.exclude(content="").exists()
+
+
+def test_encrypted_copies_are_unreadable_in_the_database(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    run = sync_record(grant, EncryptedModelSink(), types=["Patient"])
+    copy = run.copies.get(resource_type="Patient")
+    assert copy.content == ""
+    assert copy.resource["id"] == PATIENT
+
+
+def test_ndjson_sink_has_a_line_for_each_resource(
+    ehr: EHRSimulator, grant: TokenGrant, tmp_path: Path
+) -> None:
+    run = sync_record(grant, NDJSONSink(tmp_path))
+    (path,) = tmp_path.iterdir()
+    resources = [load_json(line) for line in path.read_bytes().splitlines()]
+    names = [f"{one['resourceType']}/{one['id']}" for one in resources]
+    assert len(names) == len(set(names)) == sum(run.count().values())
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_was_written_without_progress_is_cut_off(
+    ehr: EHRSimulator, grant: TokenGrant, tmp_path: Path
+) -> None:
+    sync_record(grant, NDJSONSink(tmp_path))
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"resourceType": "Observation", "id": "lost"}\n')
+    sync_record(grant, NDJSONSink(tmp_path))
+    assert path.read_bytes() == before
+
+
+def test_scope_limits_the_types(ehr: EHRSimulator) -> None:
+    grant = make_grant(
+        ehr, "patient/Observation.rs?category=laboratory patient/Patient.r"
+    )
+    run = sync_record(grant, MemorySink())
+    assert set(run.states) == {"Observation", "Patient"}
+    assert [query["category"] for query in searches(ehr)] == ["laboratory"]
+
+
+def test_two_runs_of_one_record_exclude_each_other(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert SyncRun.objects.take(run.pk, "another process")
+    with pytest.raises(RecordBusyError):
+        sync_record(grant, sink)
+    SyncRun.objects.update(busy_until=timezone.now() - timedelta(seconds=1))
+    assert sync_record(grant, sink).is_finished
+
+
+def test_pause_of_the_server_is_respected(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    FHIRServer.objects.update(paused=True)
+    sink = MemorySink()
+    run = sync_record(grant, sink)
+    assert (run.is_finished, run.last_error) == (False, "server_paused")
+    assert ehr.requests_to("fhir") == []
+    FHIRServer.objects.update(paused=False)
+    assert sync_record(grant, sink).is_complete
+
+
+def test_ended_grant_is_refused(ehr: EHRSimulator, grant: TokenGrant) -> None:
+    disconnect_grant(grant)
+    with pytest.raises(NoGrantError):
+        sync_record(grant, MemorySink())
+
+
+def test_new_connection_continues_the_record(ehr: EHRSimulator) -> None:
+    sync_record(make_grant(ehr), MemorySink())
+    sink = MemorySink()
+    run = sync_record(make_grant(ehr), sink)
+    assert sink.received == []
+    assert SyncRun.objects.get() == run
