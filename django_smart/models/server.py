@@ -262,6 +262,14 @@ class FHIRServer(models.Model):
         ECLINICALWORKS = "eclinicalworks", _("eClinicalWorks")
         MEDITECH = "meditech", _("MEDITECH")
         MEDPLUM = "medplum", _("Medplum")
+        OPENEMR = "openemr", _("OpenEMR")
+        NEXTGEN = "nextgen", _("NextGen")
+        VERADIGM = "veradigm", _("Veradigm")
+        BLUE_BUTTON = "blue_button", _("CMS Blue Button 2.0")
+        VA_LIGHTHOUSE = "va_lighthouse", _("VA Lighthouse")
+        KEYCLOAK = "keycloak", _("Keycloak")
+        SPRING = "spring", _("Spring Authorization Server")
+        ENTRA = "entra", _("Microsoft Entra")
         SMART_LAUNCHER = "smart_launcher", _("SMART launcher")
 
     slug = models.SlugField(

@@ -99,12 +99,14 @@ class Quirks:
     )
     assertion_audience: Literal["endpoint", "token_endpoint"] = _quirk(
         "endpoint",
-        witness="github.com/ysnr-dev/fhir-server refuses revocations; recorded in "
-        "tests/outside/test_fhir_server_with_login.py (2026)",
+        witness="github.com/keycloak/keycloak, JWTClientValidator: the revocation "
+        "endpoint is not among the expected audiences (2026-12-01)",
         simulated="assertion_token_endpoint",
     )
     client_id_with_assertion: bool = _quirk(
-        witness="Glewlwyd responds with an empty 400 (2026)",
+        witness="github.com/spring-projects/spring-authorization-server, "
+        "JwtClientAssertionAuthenticationConverter: “REQUIRED by this implementation” "
+        "(2026-12-01)",
         simulated="assertion_client_id",
     )
     send_scope_on_refresh: bool = _quirk(

@@ -45,6 +45,52 @@ PRESETS: dict[str, dict[str, Any]] = {
     # name the base URL with a slash, which is sent back unchanged: the defaults are
     # right. (medplum/medplum, packages/server/src/fhir/smart.ts, 2026.)
     FHIRServer.Preset.MEDPLUM: {},
+    FHIRServer.Preset.OPENEMR: {
+        # Introspection requires the client's credentials; its SMART configuration does
+        # not say so. Refresh tokens last for three months, of which 90 days are safe.
+        # (openemr/openemr, Documentation/api/AUTHENTICATION.md, "Token Introspection"
+        # and "Token Lifetime", read on 2026-12-01.)
+        "introspection_mode": "client",
+        "refresh_token_lifetime": 7776000,
+    },
+    # Advertises S256, POST to the authorization endpoint and scopes of both versions:
+    # the defaults are right. (SMART configurations of NextGen Enterprise and Office,
+    # api-evangelist/nextgen-healthcare, July 2026, read on 2026-12-01.)
+    FHIRServer.Preset.NEXTGEN: {},
+    # Lists its authentication methods under a nonstandard name, which is ignored:
+    # the defaults are right. (SMART configuration of sandbox CP00101,
+    # api-evangelist/allscripts, August 2026, read on 2026-12-01.)
+    FHIRServer.Preset.VERADIGM: {},
+    # Supports S256 and scopes of both versions: the defaults are right. A deviation in
+    # the SMART configuration of version 3 needs an override. (CMSgov/
+    # bluebutton-web-server, apps/wellknown, read on 2026-12-01.)
+    FHIRServer.Preset.BLUE_BUTTON: {},
+    FHIRServer.Preset.VA_LIGHTHOUSE: {
+        # The scopes are patient/<type>.read, one for each type. (developer.va.gov as
+        # reported in department-of-veterans-affairs/vets-api-clients, issue 152, and by
+        # apps that connect to the sandbox, May 2026; read on 2026-12-01.)
+        "scope_syntax": "v1",
+    },
+    FHIRServer.Preset.KEYCLOAK: {
+        # Assertions name the issuer or the URL of the token, introspection or PAR
+        # endpoint; that of the revocation endpoint is refused. (keycloak/keycloak,
+        # JWTClientValidator.getExpectedAudiences, read on 2026-12-01.)
+        "assertion_audience": "token_endpoint",
+    },
+    FHIRServer.Preset.SPRING: {
+        # "OPTIONAL as per specification but REQUIRED by this implementation".
+        # (spring-projects/spring-authorization-server,
+        # JwtClientAssertionAuthenticationConverter, read on 2026-12-01.)
+        "client_id_with_assertion": True,
+    },
+    FHIRServer.Preset.ENTRA: {
+        # "client_id: required", also with a certificate. A refresh without scope was
+        # refused, although the page calls the parameter optional.
+        # (learn.microsoft.com, "Microsoft identity platform and OAuth 2.0 authorization
+        # code flow", read on 2026-12-01; question 192699, 2020-12-09.)
+        "client_id_with_assertion": True,
+        "send_scope_on_refresh": True,
+    },
     FHIRServer.Preset.SMART_LAUNCHER: {
         # The base URL contains the simulated launch in its path; links to the next page
         # have the same origin but another path. (SMART App Launch 2.2, "Example App

@@ -33,13 +33,47 @@ _PAGES = {
     FHIRServer.Preset.ECLINICALWORKS: "how-to/register-eclinicalworks.rst",
     FHIRServer.Preset.MEDITECH: "how-to/register-meditech.rst",
     FHIRServer.Preset.MEDPLUM: "how-to/register-medplum.rst",
+    FHIRServer.Preset.OPENEMR: "how-to/register-openemr.rst",
+    FHIRServer.Preset.NEXTGEN: "how-to/register-nextgen.rst",
     FHIRServer.Preset.SMART_LAUNCHER: "how-to/smart-launcher.rst",
+}
+# Their SMART configurations are not known in full, so nothing can answer for them.
+_BEHIND = "how-to/register-behind-an-authorization-server.rst"
+_WITHOUT_CONFIGURATION = {
+    FHIRServer.Preset.VERADIGM: "how-to/register-veradigm.rst",
+    FHIRServer.Preset.BLUE_BUTTON: "how-to/register-blue-button.rst",
+    FHIRServer.Preset.VA_LIGHTHOUSE: "how-to/register-va-lighthouse.rst",
+    FHIRServer.Preset.KEYCLOAK: _BEHIND,
+    FHIRServer.Preset.SPRING: _BEHIND,
+    FHIRServer.Preset.ENTRA: _BEHIND,
 }
 
 
-def test_every_preset_has_a_page_and_a_fixture():
-    assert set(_PAGES) == set(PRESETS)
-    assert {each["preset"] for each in VENDORS} == set(PRESETS)
+def test_every_preset_has_a_page_and_a_published_one_a_fixture():
+    assert {*_PAGES, *_WITHOUT_CONFIGURATION} == set(PRESETS)
+    assert {each["preset"] for each in VENDORS} == set(_PAGES)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("preset", "page"), _WITHOUT_CONFIGURATION.items())
+def test_whoever_follows_the_page_registers_with_the_preset(
+    preset, page, settings, monkeypatch
+):
+    settings.SMART_SITE_URL = SITE
+    text = (DOCS / page).read_text(encoding="utf-8")
+    *registering, (*_, slug) = _commands(page)
+    for words in registering:
+        if "--secret-env" in words:
+            variable = words[words.index("--secret-env") + 1]
+            monkeypatch.setenv(variable, "of the vendor")
+        out = io.StringIO()
+        call_command(*words[2:], "--offline", stdout=out, stderr=io.StringIO())
+        printed = json.loads(out.getvalue())
+        if ClientRegistration.objects.count() == 1:
+            assert printed["slug"] == slug
+            assert f"``{printed['redirect_uri']}``" in text
+    server = FHIRServer.objects.get(preset=preset)
+    assert server.quirks.as_json() == PRESETS[preset]
 
 
 class _Operator:
@@ -179,7 +213,7 @@ def test_whoever_follows_the_page_can_launch(preset, page, settings, monkeypatch
         assert launch.user is not None
 
 
-@pytest.mark.parametrize("page", _PAGES.values())
+@pytest.mark.parametrize("page", {*_PAGES.values(), *_WITHOUT_CONFIGURATION.values()})
 def test_page_names_its_sources_and_what_was_not_checked(page):
     sources = (DOCS / page).read_text(encoding="utf-8").partition("Sources\n-------\n")
     assert "https://" in sources[2]
