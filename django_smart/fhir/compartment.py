@@ -195,6 +195,21 @@ class Record:
         *,
         is_in_record: bool = False,
     ) -> list[tuple[str, str]]:
+        """:meth:`select`, with what shows whose the resources are."""
+        scopes = self.get_scopes(resource_type, "s")
+        if self.is_for_script and len(scopes) == 1:
+            # A server may forget the parameters of the only scope.
+            pairs = [*pairs, *scopes[0].query]
+        pairs = self.select(resource_type, pairs, is_in_record=is_in_record)
+        return self.complete(resource_type, pairs)
+
+    def select(
+        self,
+        resource_type: str,
+        pairs: list[tuple[str, str]],
+        *,
+        is_in_record: bool = False,
+    ) -> list[tuple[str, str]]:
         """
         Add the patient to the parameters of a search.
 
@@ -205,10 +220,6 @@ class Record:
             ForeignPatientError: a parameter names another patient, or nothing selects
                 one among resources of this type.
         """
-        scopes = self.get_scopes(resource_type, "s")
-        if self.is_for_script and len(scopes) == 1:
-            # A server may forget the parameters of the only scope.
-            pairs = [*pairs, *scopes[0].query]
         compartment = get_compartment(resource_type)
         is_named = is_in_record or is_shared(resource_type)
         for name, value in pairs:
@@ -224,7 +235,7 @@ class Record:
             is_id = compartment.parameter in {"patient", "_id"}
             own = f"{'' if is_id else 'Patient/'}{self.patient_id}"
             pairs = [*pairs, (compartment.parameter, own)]
-        return self.complete(resource_type, pairs)
+        return pairs
 
     def refuse_others(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Refuse a patient or subject who is not the patient of this launch."""

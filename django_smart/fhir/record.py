@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from django_smart.exceptions import ForeignPatientError
-from django_smart.fhir.compartment import find_patient_parameter
+from django_smart.fhir.compartment import Record, find_patient_parameter
 from django_smart.fhir.interactions import build_operation, build_read
 from django_smart.fhir.messages import validate_id
 from django_smart.fhir.paging import SearchResult, SearchStream
-from django_smart.fhir.parameters import (
-    Reference,
-    SearchParams,
-    build_search_query,
-)
+from django_smart.fhir.parameters import SearchParams, build_search_query
 from django_smart.fhir.perform import Performer
+from django_smart.fhir.requests import parse_query
 from django_smart.fhir.searching import iterate
 from django_smart.protocol.messages import HTTPResponse
+from django_smart.protocol.scopes import ScopeSet
 
 __all__ = ["PatientRecord"]
 
@@ -78,12 +74,18 @@ class PatientRecord:
         **keywords: Any,
     ) -> SearchStream[dict[str, Any]]:
         """Like :meth:`search`, one page at a time; see ``FHIRClient.iterate``."""
-        pairs = self._select(resource_type, params, keywords)
+        is_typed = isinstance(keywords.get("model"), type)
+        model = {"model": keywords.pop("model")} if is_typed else {}
+        find_patient_parameter(resource_type)
+        pairs = parse_query(build_search_query(params, keywords))
+        base_url = self._client.base_url
+        record = Record(patient_id=self.id, base_url=base_url, scopes=ScopeSet())
+        pairs = record.select(resource_type, pairs)
         return iterate(
             self._client,
             resource_type,
             pairs,
-            keywords,
+            model,
             prefer=prefer,
             compartment=compartment,
             by_post=by_post,
@@ -119,33 +121,3 @@ class PatientRecord:
         return SearchStream(
             fetch, url=url, resource_type="", what="operation everything"
         )
-
-    def _select(
-        self,
-        resource_type: str,
-        params: SearchParams | None,
-        keywords: dict[str, Any],
-    ) -> list[tuple[str, object]]:
-        """Put the patient before *params*, and take them out of *keywords*."""
-        name = find_patient_parameter(resource_type)
-        pairs = list(params.items() if isinstance(params, Mapping) else params or ())
-        for given, value in (*pairs, *keywords.items()):
-            self._check(name, given, value)
-        # An id alone means a patient in "patient"; in the others it could be anything.
-        own = self.id if name in {"patient", "_id"} else self.reference
-        keywords.pop(name, None)
-        return [(name, own), *(pair for pair in pairs if pair[0] != name)]
-
-    def _check(self, name: str, given: str, value: object) -> None:
-        """Refuse a parameter that would search for another patient."""
-        # FHIR is case-sensitive here; not every server is.
-        bare = given.partition(":")[0].partition("__")[0].removesuffix("_").lower()
-        # FHIR has the last two side by side.
-        if bare in {name, "patient", "subject"}:
-            base_url = self._client.base_url
-            mine = {self.id, self.reference, f"{base_url}/{self.reference}"}
-            is_one = isinstance(value, str | Reference) and bare == given
-            if not is_one or str(value) not in mine:
-                raise ForeignPatientError(
-                    f'"{given}" selects a patient, but this record already has one.'
-                )
