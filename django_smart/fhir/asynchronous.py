@@ -61,12 +61,7 @@ class _Threads:
         """Yield *items*, none of them ``None``, each of which comes from a thread."""
         iterator = await self.run(iter, items)
         while (item := await self.run(next, iterator, None)) is not None:
-            try:
-                yield item
-            except GeneratorExit:
-                # Left early: what it has open is closed in a thread as well.
-                await self.run(getattr(iterator, "close", lambda: None))
-                raise
+            yield item
             del item
 
     def _call(self, call: Callable[[], _T]) -> _T:

@@ -232,7 +232,7 @@ class FHIRClient(Performer):
         Args:
             id: the resource's id, or ``None`` with *where*.
             patch: a list of operations (JSON Patch, RFC 6902), or a ``Parameters``
-                resource (FHIRPath Patch).
+                resource (FHIRPath Patch), which needs ``user/`` or ``system/`` scopes.
             if_match, where, prefer: see :meth:`update`.
 
         Returns:

@@ -61,15 +61,6 @@ class Compartment:
         """Search parameters that name the patient of a resource."""
         return _NAMES.intersection(self.subjects) | {self.parameter} - {""}
 
-    @property
-    def sole_names(self) -> frozenset[str]:
-        """Those by which a resource has one patient, and no other."""
-        # The first one: a Communication may also be known by its recipients.
-        if any("[]" in path for path in self.subjects[:1]):
-            return frozenset()
-        # Also the only subject by a name of its own, such as Coverage.beneficiary.
-        return self.names.union(self.subjects if len(self.subjects) == 1 else ())
-
 
 # Of another version of FHIR: nothing but the usual names is known.
 _UNKNOWN = Compartment(parameter="patient", subjects=("patient", "subject"))
@@ -224,11 +215,11 @@ class Record:
         is_named = is_in_record or is_shared(resource_type)
         for name, value in pairs:
             bare = name.removesuffix(":Patient")
-            if bare in compartment.names | compartment.sole_names:
+            if bare in compartment.names:
                 # A Schedule may be that of a doctor or a room.
                 if not (self._is_own(value) or self.is_to_shared(value)):
                     _refuse(f'"{name}" does not name the patient of this launch.')
-                is_named |= bare in compartment.names
+                is_named = True
         if not is_named:
             if not compartment.parameter:
                 _refuse(f"No search parameter of {resource_type} selects the patient.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import io
 import json
@@ -279,26 +278,6 @@ def test_operation_and_models(grant, afhir):
             assert each.thread != threading.get_ident()
 
     asyncio.run(main())
-
-
-def test_stream_that_is_left_early_is_closed_in_a_thread(grant, afhir):
-    closed: list[int] = []
-
-    def items():
-        try:
-            yield from range(3)
-        finally:
-            closed.append(threading.get_ident())
-
-    async def main():
-        steps = afhir._threads.step_through(items())
-        async with contextlib.aclosing(steps):
-            async for _ in steps:
-                break
-
-    asyncio.run(main())
-    assert len(closed) == 1
-    assert closed != [threading.get_ident()]
 
 
 MANIFEST = {
