@@ -12,20 +12,7 @@ from typing import Any
 
 from django.conf import settings
 
-__all__ = ["DOCS_URL", "SMARTSettings", "build_docs_url", "conf"]
-
-DOCS_URL = "https://django-smart.readthedocs.io/en/latest/"
-
-
-def build_docs_url(page: str, name: str) -> str:
-    """
-    Return the URL of an entry in the reference.
-
-    Args:
-        page: of the reference, such as ``"errors"``.
-        name: an error code, or the id of a check or a finding.
-    """
-    return f"{DOCS_URL}reference/{page}.html#{name}"
+__all__ = ["SMARTSettings", "conf"]
 
 
 class SMARTSettings:

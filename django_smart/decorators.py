@@ -92,6 +92,8 @@ def smart_required(
                 "HttpResponseBase", await view(request, *args, **kwargs)
             )
 
+        awrapped.smart_scopes = required  # type: ignore[attr-defined]  # for the doctor
+
         @wraps(view)
         def wrapped(
             request: HttpRequest, *args: Any, **kwargs: Any
@@ -99,6 +101,7 @@ def smart_required(
             refusal = refuse(request)
             return refusal or cast("HttpResponseBase", view(request, *args, **kwargs))
 
+        wrapped.smart_scopes = required  # type: ignore[attr-defined]  # for the doctor
         return cast("_View", awrapped if _is_async(view) else wrapped)
 
     return decorate if view is None else decorate(view)

@@ -37,6 +37,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, ClassVar, cast
 
+from django_smart.diagnoses import DIAGNOSES
+
 on_error: ContextVar[Callable[[SMARTError], None] | None]
 on_error = ContextVar("on_error", default=None)
 """Called with each error of a request, because templates can hide errors."""
@@ -47,23 +49,28 @@ class SMARTError(Exception):
     Root of the tree.
 
     Attributes:
-        code: stable identifier, stored in ``Launch.error_code`` and in log lines.
-        http_status: status of the page that reports the error.
-        codes: other codes that an error of this class can have, each with its
-            ``http_status`` and meaning.
+        code: stable identifier, stored in ``Launch.error_code`` and in log lines;
+            :mod:`django_smart.diagnoses` says what each means.
+        codes: other codes that an error of this class can have.
     """
 
     code: str = "smart_error"
-    http_status: int = 400
-    codes: ClassVar[dict[str, tuple[int, str]]] = {}
+    codes: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *args: object, code: str = "") -> None:
         super().__init__(*args)
         if code:
-            self.http_status, _ = self.codes[code]  # no other code can be raised
+            if code not in self.codes:
+                raise ValueError(f"{type(self).__name__} has no code {code!r}.")
             self.code = code
         if (tell := on_error.get()) is not None:
             tell(self)
+
+    @property
+    def http_status(self) -> int:
+        """Status of the page that reports the error."""
+        known = DIAGNOSES.get(self.code)
+        return known.status if known else 400
 
     def __reduce__(self) -> tuple[object, ...]:
         # __init__() takes more than args; what cannot be unpickled, Celery reports as
@@ -75,62 +82,36 @@ class LaunchRequestError(SMARTError):
     """A parameter of the launch is missing, empty, repeated or too long (EHRL-01)."""
 
     code = "missing_parameter"
-    codes = {
-        "unknown_server": (
-            400,
-            "No FHIR server is registered under this base URL or name (EHRL-06).",
-        ),
-        "decision_unknown": (404, "There is no open question for this browser."),
-        "decision_expired": (410, "The user did not answer within five minutes."),
-        "decision_declined": (403, "The user canceled."),
-    }
+    codes = frozenset(
+        {"unknown_server", "decision_unknown", "decision_expired", "decision_declined"}
+    )
 
 
 class InactiveRegistrationError(LaunchRequestError):
     """The server or its client registration is inactive or incomplete."""
 
     code = "registration_inactive"
-    http_status = 403
 
 
 class UnsupportedServerError(LaunchRequestError):
     """The server does not support what the registration needs; see the message."""
 
     code = "server_unsupported"
-    http_status = 502
 
 
 class PrefixError(LaunchRequestError):
     """No launch has the key in the URL, or this browser cannot use it."""
 
     code = "launch_unknown"
-    http_status = 404
-    codes = {
-        "launch_ended": (
-            410,
-            "The launch has ended, by sign-out, expiry or a change of user.",
-        ),
-        "launch_foreign": (403, "The launch belongs to another browser or user."),
-        "launch_signed_out": (403, "The session of the launch's user has expired."),
-        "launch_without_user": (403, "Its user signed in after it was opened."),
-    }
+    codes = frozenset(
+        {"launch_ended", "launch_foreign", "launch_signed_out", "launch_without_user"}
+    )
 
 
 class TransportError(SMARTError):
     """A request got no usable response."""
 
-    http_status = 502
-    codes = {
-        "address_refused": (
-            502,
-            "A host has a private address, and ``SMART_PRIVATE_HOSTS`` does not list "
-            "it.",
-        ),
-        "redirect_refused": (
-            502,
-            "The server responded with a redirect, which is not followed here.",
-        ),
-    }
+    codes = frozenset({"address_refused", "redirect_refused"})
 
 
 class InsecureURLError(TransportError):
@@ -148,7 +129,6 @@ class ServerUnreachableError(TransportError):
     """
 
     code = "server_unreachable"
-    http_status = 503
 
     def __init__(self, message: str, *, is_untrusted: bool = False) -> None:
         super().__init__(message)
@@ -159,7 +139,6 @@ class ServerTimeoutError(TransportError):
     """The server exceeded the limit to connect, to read or for the whole call."""
 
     code = "server_timeout"
-    http_status = 503
 
 
 class ResponseTooLargeError(TransportError):
@@ -172,14 +151,7 @@ class DiscoveryError(SMARTError):
     """The configuration is not JSON, or a member is missing, invalid or unsafe."""
 
     code = "discovery_malformed"
-    http_status = 502
-    codes = {
-        "discovery_busy": (
-            503,
-            "No configuration is cached, and another process is fetching it or just "
-            "failed.",
-        ),
-    }
+    codes = frozenset({"discovery_busy"})
 
 
 class DiscoveryStatusError(DiscoveryError):
@@ -202,51 +174,29 @@ class AuthorizationResponseError(SMARTError):
     """``code`` and ``error`` are both missing or present, repeated or too long."""
 
     code = "authorization_response_malformed"
-    codes = {
-        "issuer_mismatch": (
-            400,
-            "``iss`` (RFC 9207) is announced but missing, or names another server.",
-        ),
-        "issuer_not_known": (
-            400,
-            "The response has an ``iss`` (RFC 9207), but the issuer is unknown.",
-        ),
-    }
+    codes = frozenset({"issuer_mismatch", "issuer_not_known"})
 
 
 class StateError(AuthorizationResponseError):
     """No launch was started with this ``state``, or there is none (CALL-01)."""
 
     code = "state_unknown"
-    codes = {
-        "too_many_pending": (
-            409,
-            "The browser started too many launches, so the oldest were dropped.",
-        ),
-        "state_expired": (400, "The launch was started too long ago."),
-        "state_withdrawn": (
-            409,
-            "The user signed out before the launch was completed.",
-        ),
-        "callback_mismatch": (
-            400,
-            "The response arrived at another registration's redirect URI (CALL-09).",
-        ),
-        "state_foreign": (
-            403,
-            "Another browser started the launch, or its cookies were lost (CALL-02).",
-        ),
-    }
+    codes = frozenset(
+        {
+            "too_many_pending",
+            "state_expired",
+            "state_withdrawn",
+            "callback_mismatch",
+            "state_foreign",
+        }
+    )
 
 
 class StateUsedError(StateError):
     """The ``state`` was already used, or another request is using it (CALL-03)."""
 
     code = "state_used"
-    http_status = 409
-    codes = {
-        "state_failed": (409, "The ``state`` was already used, and the launch failed."),
-    }
+    codes = frozenset({"state_failed"})
 
 
 class AuthorizationDeniedError(AuthorizationResponseError):
@@ -259,13 +209,7 @@ class AuthorizationDeniedError(AuthorizationResponseError):
     """
 
     code = "access_denied"
-    http_status = 403
-    codes = {
-        "authorization_refused": (
-            400,
-            "The EHR returned another ``error`` of RFC 6749, section 4.1.2.1.",
-        ),
-    }
+    codes = frozenset({"authorization_refused"})
 
     def __init__(
         self,
@@ -285,28 +229,14 @@ class AuthorizationDeniedError(AuthorizationResponseError):
 class TokenError(SMARTError):
     """The token endpoint returned nothing usable."""
 
-    http_status = 502
-    codes = {
-        "patient_missing": (
-            502,
-            "Scopes for one patient were granted, but no patient was named (RESP-19).",
-        ),
-        "tokens_not_stored": (
-            503,
-            "The EHR sent new tokens, but this site's database refused to store them; "
-            "refreshing stops until it stores them again.",
-        ),
-        "deployment_not_adopted": (
-            503,
-            "The grants of this database belong to another deployment or are on hold; "
-            "an operator can adopt them with ``smart_refresh --adopt``.",
-        ),
-        "grants_refused": (
-            502,
-            "The EHR refuses nearly all refresh tokens; the grants are kept until an "
-            "operator decides.",
-        ),
-    }
+    codes = frozenset(
+        {
+            "patient_missing",
+            "tokens_not_stored",
+            "deployment_not_adopted",
+            "grants_refused",
+        }
+    )
 
 
 class TokenResponseError(TokenError):
@@ -320,7 +250,6 @@ class TokenResponseError(TokenError):
     """
 
     code = "token_refused"
-    http_status = 400
 
     # RFC 6749; OpenID Connect's tell that the user has to act.
     FINAL = (
@@ -382,19 +311,13 @@ class IDTokenError(SMARTError):
     """The ID token is missing, or is not a signed JWT in compact form."""
 
     code = "id_token_invalid"
-    http_status = 502
 
 
 class IDTokenSignatureError(IDTokenError):
     """The signature is invalid, or its algorithm is not allowed."""
 
     code = "id_token_signature"
-    codes = {
-        "id_token_key_unknown": (
-            502,
-            "No key in the server's JWK Set matches the token, or it is outdated.",
-        ),
-    }
+    codes = frozenset({"id_token_key_unknown"})
 
 
 class IDTokenClaimError(IDTokenError):
@@ -416,53 +339,33 @@ class IdentityError(SMARTError):
     """No user has this identity and none can be created, or a hook refused."""
 
     code = "user_refused"
-    http_status = 403
-    codes = {
-        "identity_in_use": (
-            409,
-            "The identity is linked to another user of this site.",
-        ),
-        "user_inactive": (
-            403,
-            "The user of this identity is deactivated, or hidden by the site's "
-            "manager.",
-        ),
-        "user_changed": (409, "The signed-in user changed in the meantime."),
-        "user_signed_out": (409, "The user's session expired in the meantime."),
-    }
+    codes = frozenset(
+        {"identity_in_use", "user_inactive", "user_changed", "user_signed_out"}
+    )
 
 
 class GrantError(SMARTError):
     """There is no usable access token."""
 
-    http_status = 503
-    codes = {
-        "refresh_busy": (
-            503,
-            "Another process is refreshing the grant and did not finish in time.",
-        ),
-    }
+    codes = frozenset({"refresh_busy"})
 
 
 class NoGrantError(GrantError):
     """No grant matches."""
 
     code = "grant_missing"
-    http_status = 403
 
 
 class AmbiguousGrantError(GrantError):
     """More than one grant matches."""
 
     code = "grant_ambiguous"
-    http_status = 409
 
 
 class ReauthorizationRequiredError(GrantError):
     """The EHR has ended the grant; its owner has to connect again."""
 
     code = "grant_lost"
-    http_status = 403
 
 
 class RefreshInTransactionError(GrantError):
@@ -475,7 +378,6 @@ class ContextChangedError(GrantError):
     """A refresh named another patient, encounter or user; the launch was ended."""
 
     code = "context_changed"
-    http_status = 409
 
 
 class RecordBusyError(GrantError):
@@ -512,7 +414,6 @@ class InsufficientScopeError(ScopeError):
     """
 
     code = "scope_insufficient"
-    http_status = 403
 
     def __init__(self, message: str, *, missing: str) -> None:
         super().__init__(message)
@@ -523,14 +424,12 @@ class NoLaunchError(SMARTError):
     """This request has no launch, or more than one launch matches."""
 
     code = "no_launch"
-    http_status = 403
 
 
 class RegistrationError(SMARTError):
     """The response is not a registration, or registers a different client."""
 
     code = "registration_failed"
-    http_status = 502
 
 
 class RegistrationRefusedError(RegistrationError):
@@ -563,44 +462,29 @@ class CredentialsError(SMARTError):
     """The registration's secret or key is missing or unusable."""
 
     code = "credentials_unusable"
-    http_status = 503
 
 
 class KeyRotationError(CredentialsError):
     """The signing keys were not changed; the message says what to do first."""
 
     code = "key_rotation"
-    http_status = 409
 
 
 class BrandError(SMARTError):
     """The bundle of user-access brands is unusable; stored brands are kept."""
 
     code = "brands_malformed"
-    http_status = 502
 
 
 class FHIRError(SMARTError):
     """Base class for errors in FHIR interactions."""
-
-    http_status = 502
 
 
 class FHIRRequestError(FHIRError):
     """The request was not sent because an id, type, URL or argument is invalid."""
 
     code = "fhir_request_invalid"
-    http_status = 400
-    codes = {
-        "fhir_not_allowed": (
-            403,
-            "A script's request is not one that the FHIR proxy allows.",
-        ),
-        "fhir_sync_in_async": (
-            400,
-            "A synchronous call would have blocked an event loop.",
-        ),
-    }
+    codes = frozenset({"fhir_not_allowed", "fhir_sync_in_async"})
 
 
 class BearerBoundaryError(FHIRRequestError):
@@ -613,7 +497,6 @@ class BearerBoundaryError(FHIRRequestError):
     """
 
     code = "bearer_boundary"
-    http_status = 502
     export: Any = None
 
 
@@ -625,7 +508,6 @@ class ForeignPatientError(FHIRRequestError):
     """
 
     code = "patient_foreign"
-    http_status = 403
 
 
 class TooManyResultsError(FHIRError):
@@ -638,23 +520,13 @@ class AppStateError(FHIRRequestError):
     """The app state breaks a rule; nothing was sent."""
 
     code = "app_state_invalid"
-    codes = {
-        "app_state_too_large": (
-            400,
-            "The state is larger than ``SMART_APP_STATE_MAX_SIZE`` (STATE-06).",
-        ),
-        "app_state_deleted": (
-            400,
-            "The state was deleted; its id cannot be used again (STATE-12).",
-        ),
-    }
+    codes = frozenset({"app_state_too_large", "app_state_deleted"})
 
 
 class AppStateUnsupportedError(AppStateError):
     """The server does not support app state (STATE-03)."""
 
     code = "app_state_unsupported"
-    http_status = 502
 
 
 class FHIRStatusError(FHIRError):
@@ -713,7 +585,6 @@ class FHIRConflictError(FHIRStatusError):
     """Status 409: someone else changed the resource, or other resources refer to it."""
 
     code = "fhir_conflict"
-    http_status = 409
 
 
 class FHIRPreconditionFailedError(FHIRConflictError):

@@ -31,7 +31,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "conformance_matrix",
-    "error_codes",
+    "codes",
     "internal_links",
     "model_fields",
     "quirk_table",

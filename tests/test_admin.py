@@ -1308,7 +1308,7 @@ def test_page_of_a_failed_launch_explains_its_code(
 ):
     Launch.objects.update(status="failed", error_code=code)
     page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
-    assert f'reference/errors.html#{code}"' in page.text
+    assert f'reference/codes.html#{code}"' in page.text
     assert words in page.text
     assert f": {turn}." in page.text
     registration = rows[ClientRegistration]
@@ -1320,7 +1320,7 @@ def test_launch_page_does_not_guess_what_depends_on_the_error_of_the_ehr(
 ):
     Launch.objects.update(status="failed", error_code="token_refused")
     page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
-    assert 'reference/errors.html#token_refused"' in page.text
+    assert 'reference/codes.html#token_refused"' in page.text
     assert "The error page says" not in page.text
 
 
@@ -1333,7 +1333,7 @@ def test_launch_that_no_error_ended_has_no_error_to_explain(
 ):
     Launch.objects.update(status=status, error_code=code)
     page = admin_client.get(url_of(Launch, "change", rows[Launch].pk))
-    assert "reference/errors.html" not in page.text
+    assert "reference/codes.html" not in page.text
 
 
 @pytest.mark.django_db(transaction=True)

@@ -7,13 +7,13 @@ import re
 
 import pytest
 from django.test import RequestFactory
-from django.utils.functional import Promise
+from django.utils import translation
 
 from django_smart import exceptions
-from django_smart.conf import DOCS_URL
+from django_smart.diagnoses import DIAGNOSES, PAGES, Page, Turn, build_docs_url
 from django_smart.error_pages import Retry, render_error
 from django_smart.error_pages.retry import build_login_url, can_pass
-from django_smart.error_pages.words import DEFAULT, WORDS, Turn, find_words
+from django_smart.error_pages.words import find_page, get_advice, get_title
 from django_smart.models import Launch
 from django_smart.signals import launch_completed
 from tests.ehr import (
@@ -25,17 +25,10 @@ from tests.ehr import (
     start_ehr_launch,
 )
 
-# Nobody in front of a page meets these: they are raised where a developer or an
-# operator is told, before any page is asked for.
-WITHOUT_WORDS = {
-    "brands_malformed": "smart_import_brands alone reads bundles",
-    "registration_failed": "smart_register alone registers clients dynamically",
-    "registration_refused": "smart_register alone registers clients dynamically",
-    "smart_error": "the root of the tree: nothing raises it",
-    "scope_syntax": "a decorator's or a registration's scope is checked when written",
-}
 # Codes of pages that no class has; see SMARTContext.reason and smart_required.
 CODES_OF_PAGES = {"ambiguous", "encounter_missing"}
+# The code of the page that asks whose record is meant: there is nothing to report.
+ASKING = "grant_ambiguous"
 # The person's request, not theirs to use, not there, in conflict, over, or the EHR's.
 STATUSES = {400, 403, 404, 409, 410, 502, 503}
 KINDS = ("", *Launch.Kind.values)
@@ -57,7 +50,7 @@ CLASSES: list[type[exceptions.SMARTError]] = [
 ERRORS = [
     make(each, code)
     for each in CLASSES
-    for code in ("", *each.__dict__.get("codes", ()))
+    for code in ("", *sorted(each.__dict__.get("codes", ())))
 ]
 of_every_code = pytest.mark.parametrize(
     "error", ERRORS, ids=[error.code for error in ERRORS]
@@ -69,18 +62,13 @@ def render(error: exceptions.SMARTError, **values) -> str:
     return render_error(request, error, **values).content.decode()
 
 
-@of_every_code
-def test_every_error_that_a_person_can_meet_has_words(error):
-    has_words = find_words(error) is not DEFAULT
-    assert has_words is (error.code not in WITHOUT_WORDS), (
-        f"give {error.code} words in django_smart/error_pages/words.py"
-    )
+of_every_page = pytest.mark.parametrize("page", PAGES.values(), ids=list(PAGES))
 
 
-def test_no_words_are_left_over():
-    codes = {each.code for each in ERRORS}
-    assert set(WORDS) - codes == CODES_OF_PAGES
-    assert WITHOUT_WORDS.keys() <= codes
+def test_every_code_of_an_error_is_declared_and_no_other():
+    codes = {each.code for each in ERRORS} - {exceptions.SMARTError.code}
+    declared = {code for code, each in DIAGNOSES.items() if each.status}
+    assert declared == codes | CODES_OF_PAGES
 
 
 def test_removed_class_is_the_class_that_has_its_code_now():
@@ -104,23 +92,19 @@ def test_drawing_of_the_tree_has_every_branch():
 def test_code_of_another_class_cannot_be_raised():
     error = exceptions.StateError("for developers", code="state_foreign")
     assert (error.code, error.http_status) == ("state_foreign", 403)
-    assert (exceptions.StateError.code, exceptions.StateError.http_status) == (
-        "state_unknown",
-        400,
-    )
-    with pytest.raises(KeyError):
+    assert exceptions.StateError.code == "state_unknown"
+    with pytest.raises(ValueError, match="user_refused"):
         exceptions.StateError("for developers", code="user_refused")
 
 
-@pytest.mark.parametrize("code", WORDS)
+@of_every_page
 @pytest.mark.parametrize("server_name", ["", "Harbour Hospital: 100 %"])
-def test_words_are_whole_sentences_with_and_without_an_organisation(code, server_name):
-    words = WORDS[code]
-    title = words.get_title(server_name)
+def test_words_are_whole_sentences_with_and_without_an_organisation(page, server_name):
+    title = get_title(page, server_name)
     assert re.fullmatch(r"[A-Z].*[^.]", title)
     for kind in KINDS:
         for can_retry in (True, False):
-            advice = words.advice.get(kind, can_retry=can_retry)
+            advice = get_advice(page, kind, can_retry=can_retry)
             # One sentence.
             assert re.fullmatch(r"[A-Z][^.]*\.", advice)
             assert "%" not in advice
@@ -129,23 +113,24 @@ def test_words_are_whole_sentences_with_and_without_an_organisation(code, server
         assert "the the" not in title.lower()
 
 
-@pytest.mark.parametrize("code", WORDS)
-def test_words_can_be_translated(code):
-    words = WORDS[code]
-    assert isinstance(words.title, Promise)
-    assert isinstance(words.advice.text, Promise)
-    assert isinstance(words.advice.in_ehr or words.title, Promise)
-
-
-def test_error_without_words_of_its_own_has_those_of_its_family():
-    error = make(exceptions.IDTokenClaimError)
-    assert find_words(error) is WORDS["id_token_invalid"]
+@of_every_page
+def test_words_are_translated(page):
+    with translation.override("de"):
+        assert get_title(page, "Harbour") != page.title.replace(
+            "%(server)s", "Harbour"
+        ).replace("%(Server)s", "Harbour")
+        for kind in KINDS:
+            assert get_advice(page, kind) not in {
+                page.advice.text,
+                page.advice.in_ehr,
+            }
 
 
 def test_code_that_a_page_gives_has_its_own_words():
     error = exceptions.NoLaunchError("for developers")
-    assert find_words(error, "encounter_missing") is WORDS["encounter_missing"]
-    assert find_words(error, "something of a site") is DEFAULT
+    page = DIAGNOSES["encounter_missing"].page
+    assert find_page(error, "encounter_missing") is page
+    assert find_page(error, "something of a site") is PAGES["default"]
 
 
 def test_organisation_is_named():
@@ -178,7 +163,7 @@ def test_page_has_the_status_and_the_code_of_its_error(error):
     assert 400 <= response.status_code < 600
     assert response.status_code != 500
     content = response.content.decode()
-    assert f"<code>{error.code}</code>" in content
+    assert (f"<code>{error.code}</code>" in content) is (error.code != ASKING)
     # What is written for developers may name what is none of the person's business.
     assert "for developers" not in content
     assert response["Cache-Control"] == "private, no-store"
@@ -211,7 +196,7 @@ def test_view_makes_every_error_a_page_that_is_neither_kept_nor_told_on(
     assert response["Referrer-Policy"] == "no-referrer"
     assert "sessionid" not in response.cookies
     content = response.content.decode()
-    assert f"<code>{error.code}</code>" in content
+    assert (f"<code>{error.code}</code>" in content) is (error.code != ASKING)
     assert "for developers" not in content
     if flow == "complete_launch":
         # The script that takes the query out of the address bar, and no query here.
@@ -221,7 +206,7 @@ def test_view_makes_every_error_a_page_that_is_neither_kept_nor_told_on(
 
 def test_code_links_to_the_reference():
     page = render(exceptions.StateUsedError("for developers"), code="ambiguous")
-    assert f'href="{DOCS_URL}reference/errors.html#state_used"' in page
+    assert f'href="{build_docs_url("ambiguous")}"' in page
     assert "<code>ambiguous</code>" in page
 
 
@@ -538,7 +523,7 @@ def test_switched_off_organisation_is_not_offered_again(ehr, registration):
     ],
 )
 def test_every_error_is_for_one_to_put_right(error, turn):
-    assert find_words(error).advice.turn is turn
+    assert find_page(error).advice.turn is turn
 
 
 @of_every_code
@@ -551,12 +536,12 @@ def test_error_can_be_sent_to_another_process(error):
     )
 
 
-@pytest.mark.parametrize("code", [*WORDS, ""])
+@of_every_page
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("can_retry", [True, False])
-def test_no_advice_contradicts_whose_turn_it_is(code, kind, can_retry):
-    advice = WORDS.get(code, DEFAULT).advice
-    text = advice.get(kind, can_retry=can_retry)
+def test_no_advice_contradicts_whose_turn_it_is(page: Page, kind, can_retry):
+    advice = page.advice
+    text = get_advice(page, kind, can_retry=can_retry)
     starts_with_support = text.startswith("Contact")
     waits = "Wait" in text
     assert "administrators" not in text
@@ -582,9 +567,9 @@ def test_refused_credentials_are_not_the_persons_to_correct(refusal):
     error = exceptions.TokenResponseError("x", error=refusal)
     page = render(error, kind="ehr")
     assert "open the app" not in page
-    assert find_words(error).advice.turn is Turn.SITE
+    assert find_page(error).advice.turn is Turn.SITE
     other = exceptions.TokenResponseError("x", error="invalid_grant")
-    assert find_words(other).advice.turn is Turn.USER
+    assert find_page(other).advice.turn is Turn.USER
 
 
 @pytest.mark.django_db
@@ -608,7 +593,7 @@ def test_launch_value_that_was_used_already_is_for_the_person_to_replace(ehr):
 @pytest.mark.parametrize("busy", ["server_error", "temporarily_unavailable"])
 def test_ehr_that_is_busy_has_not_refused_the_app(busy):
     error = exceptions.AuthorizationDeniedError("x", error=busy)
-    assert find_words(error) is WORDS["token_server_error"]
+    assert find_page(error) is DIAGNOSES["token_server_error"].page
     assert "open the app" in render(error, kind="ehr")
     other = exceptions.AuthorizationDeniedError("x", error="invalid_scope")
-    assert find_words(other) is WORDS["authorization_refused"]
+    assert find_page(other) is DIAGNOSES["authorization_refused"].page

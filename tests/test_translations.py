@@ -18,7 +18,8 @@ from django.test import Client
 from django.utils import translation
 
 import django_smart
-from django_smart.error_pages.words import WORDS
+from django_smart.diagnoses import PAGES
+from django_smart.error_pages.words import get_title
 from django_smart.models import TokenGrant
 from tests.factories import make_grant, make_registration
 
@@ -239,4 +240,4 @@ def test_pages_are_in_the_readers_language(localized, language, title, path):
 )
 def test_words_for_an_ehr_without_a_name_fit_into_the_sentence(language, title):
     with translation.override(language):
-        assert WORDS["fhir_unauthorized"].get_title("") == title
+        assert get_title(PAGES["access_ended"], "") == title

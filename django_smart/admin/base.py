@@ -24,6 +24,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
+from ..diagnoses import DIAGNOSES
 from ..models import ClientRegistration, Launch, TokenGrant
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ReadOnlyAdmin",
     "TabularInline",
     "TrustAdmin",
+    "as_code",
     "as_copyable",
     "as_list",
     "as_scopes",
@@ -63,6 +65,13 @@ def as_copyable(value: str) -> SafeString:
         _("Copied"),
         _("Copy"),
     )
+
+
+def as_code(code: str) -> SafeString | str:
+    """A code with a link to what it means, or a dash if there is none."""
+    if known := DIAGNOSES.get(code):
+        return format_html('<a href="{}">{}</a>', known.docs_url, code)
+    return code or EMPTY
 
 
 def as_list(items: Iterable[str | Promise]) -> SafeString | str:

@@ -13,11 +13,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..conf import build_docs_url
-from ..error_pages.words import ENDINGS, find_stored_words
+from ..error_pages.words import ENDINGS, TURNS, find_stored, get_title
 from ..launches.parked import end_at_any_stage
 from ..models import Launch, TokenGrant
-from .base import EMPTY, AuthorizationAdmin
+from .base import EMPTY, AuthorizationAdmin, as_code
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
@@ -112,14 +111,14 @@ class LaunchAdmin(AuthorizationAdmin):
         code = obj.error_code
         if obj.status != Launch.Status.FAILED or not code or code in ENDINGS:
             return code or EMPTY
-        link = format_html('<a href="{}">{}</a>', build_docs_url("errors", code), code)
-        words = find_stored_words(code)
-        if words is None:
+        link = as_code(code)
+        known = find_stored(code)
+        if known is None or known.page is None:
             return link
         name = obj.registration.server.name
         page = gettext("The error page says: “%(title)s.” Whose turn: %(turn)s.") % {
-            "title": words.get_title(name),
-            "turn": words.advice.turn.label,
+            "title": get_title(known.page, name),
+            "turn": TURNS[known.turn],
         }
         return format_html("{}<br>{}", link, page)
 

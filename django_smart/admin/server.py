@@ -20,9 +20,9 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from ..conf import DOCS_URL
-from ..contrib.doctor import BASE_URL_WRONG, Finding, discover
+from ..contrib.doctor import BASE_URL_WRONG, discover
 from ..contrib.monitoring import ServerHealth, read_health
+from ..diagnoses import DOCS_URL, Finding
 from ..exceptions import ServerMovedError, SMARTError
 from ..models import ClientRegistration, FHIRServer, TokenGrant
 from ..protocol.quirks import QUIRKS
@@ -35,6 +35,7 @@ from ..servers.registering import apply_preset
 from .base import (
     EMPTY,
     TabularInline,
+    as_code,
     as_list,
     has_trust,
     lock_and_merge,
@@ -107,7 +108,7 @@ def _describe(server: FHIRServer) -> Iterator[tuple[StrOrPromise, object]]:
     yield _("failing"), health.failing
     yield _("last success"), _at(health.last_success_at)
     yield _("last failure"), _at(health.last_failure_at)
-    yield _("last error"), health.last_error or EMPTY
+    yield _("last error"), as_code(health.last_error)
     yield _("paused until"), _end_of_pause(health)
     yield _("stopped registrations"), health.stopped_registrations
 

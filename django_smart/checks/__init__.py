@@ -1,70 +1,67 @@
 """
 System checks of settings, required setup and deployment.
 
-Ids are never reused.  ``manage.py check --tag django_smart`` runs only these.
+A check looks at settings and code; what the database, the network or processes show
+is a finding of the doctor.  Ids are never reused.  ``manage.py check --tag
+django_smart`` runs only these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from django.core import checks
 
-from ..conf import build_docs_url
+from ..diagnoses import Finding, Severity
 
-__all__ = [
-    "check_deployment",
-    "check_registrations",
-    "check_settings",
-    "check_structure",
-    "register_all",
-]
+__all__ = ["check_deployment", "check_settings", "check_structure", "register_all"]
 
 _TAG = "django_smart"
+_LEVELS = {
+    Severity.ERROR: checks.ERROR,
+    Severity.WARNING: checks.WARNING,
+    Severity.NOTE: checks.INFO,
+}
 
 # Checks import their modules when they run, because web processes and workers run none.
 
 
 def check_settings(**values: Any) -> list[checks.CheckMessage]:
     """Check that each setting is known and has a valid value."""
-    from . import settings
+    from .settings import find_setting_faults
 
-    return _add_links(settings.check_settings())
+    return _build_messages(find_setting_faults())
 
 
 def check_structure(**values: Any) -> list[checks.CheckMessage]:
     """Check that the site has installed what the package needs."""
-    from . import structure
+    from .structure import find_structure_faults
 
-    return _add_links(structure.check_structure())
+    return _build_messages(find_structure_faults())
 
 
 def check_deployment(**values: Any) -> list[checks.CheckMessage]:
     """Check that settings for development are not deployed."""
-    from . import deployment
+    from .deployment import find_deployment_faults
 
-    return _add_links(deployment.check_deployment())
-
-
-def check_registrations(
-    *, databases: Sequence[str] | None = None, **values: Any
-) -> list[checks.CheckMessage]:
-    """Check that the registrations suit the site: with ``migrate`` and the doctor."""
-    from . import registrations
-
-    return _add_links(registrations.check_registrations(databases or ()))
+    return _build_messages(find_deployment_faults())
 
 
-def _add_links(messages: list[checks.CheckMessage]) -> list[checks.CheckMessage]:
-    for each in messages:
-        each.hint = f"{each.hint} See {build_docs_url('checks', str(each.id))}"
-    return messages
+def _build_messages(findings: Iterable[Finding]) -> list[checks.CheckMessage]:
+    return [
+        checks.CheckMessage(
+            _LEVELS[each.severity],
+            f"{each.what} {each.why}",
+            hint=f"{each.fix} See {each.docs_url}",
+            id=each.code,
+        )
+        for each in findings
+    ]
 
 
 def register_all() -> None:
     """Register every check with Django."""
     checks.register(check_settings, _TAG)
     checks.register(check_structure, _TAG)
-    checks.register(check_registrations, _TAG, checks.Tags.database)
     checks.register(check_deployment, _TAG, checks.Tags.security, deploy=True)

@@ -5,24 +5,23 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from cryptography.fernet import Fernet
 from django.conf import settings
-from django.core import checks
 from django.core.validators import slug_re
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch
 from django.utils.functional import Promise
 
 from ..conf import SMARTSettings
+from ..diagnoses import Finding, build_finding
 from ..exceptions import InsecureURLError
 from ..servers.registering import validate_site_url
 
-__all__ = ["KNOWN_SETTINGS", "RULES", "check_settings"]
+__all__ = ["KNOWN_SETTINGS", "RULES", "find_setting_faults"]
 
 
 #: Takes a value and returns what is wrong with it, or an empty string.
@@ -193,224 +192,149 @@ def _is_host(host: str) -> bool:
 _DAY = 24 * 3600
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """The check of one setting."""
-
-    id: str
-    name: str
-    find_fault: Validator
-    hint: str
-
-
-RULES = (
-    Rule(
-        id="django_smart.E001",
-        name="SMART_SITE_URL",
-        find_fault=find_fault_in_site_url,
-        hint=(
+#: By setting: its validator, and how to fix it.
+RULES: Mapping[str, tuple[Validator, str]] = {
+    "SMART_SITE_URL": (
+        find_fault_in_site_url,
+        (
             'Set only scheme and host, such as "https://app.example.org". For '
             "plain http in development, add the host to "
             "SMART_INSECURE_HTTP_HOSTS."
         ),
     ),
-    Rule(
-        id="django_smart.E002",
-        name="SMART_LAUNCH_REDIRECT_URL",
-        find_fault=find_fault_in_redirect_url,
-        hint='Set a path that starts with "/", or the name of a URL without arguments.',
+    "SMART_LAUNCH_REDIRECT_URL": (
+        find_fault_in_redirect_url,
+        'Set a path that starts with "/", or the name of a URL without arguments.',
     ),
-    Rule(
-        id="django_smart.E003",
-        name="SMART_ENCRYPTION_KEYS",
-        find_fault=find_fault_in_encryption_keys,
-        hint=(
+    "SMART_ENCRYPTION_KEYS": (
+        find_fault_in_encryption_keys,
+        (
             "Set a list of keys from "
             "cryptography.fernet.Fernet.generate_key(), newest first."
         ),
     ),
-    Rule(
-        id="django_smart.E004",
-        name="SMART_INSECURE_HTTP_HOSTS",
-        find_fault=list_of("host names", _is_host, detail=" without scheme and port"),
-        hint='Set a list of host names or IP addresses, such as ["localhost", '
-        '"127.0.0.1"].',
+    "SMART_INSECURE_HTTP_HOSTS": (
+        list_of("host names", _is_host, detail=" without scheme and port"),
+        'Set a list of host names or IP addresses, such as ["localhost", "127.0.0.1"].',
     ),
-    Rule(
-        id="django_smart.E051",
-        name="SMART_PRIVATE_HOSTS",
-        find_fault=list_of("host names", _is_host, detail=" without scheme and port"),
-        hint="Set a list of host names or IP addresses, such as "
+    "SMART_PRIVATE_HOSTS": (
+        list_of("host names", _is_host, detail=" without scheme and port"),
+        "Set a list of host names or IP addresses, such as "
         '["login.hospital.internal"].',
     ),
-    Rule(
-        id="django_smart.E005",
-        name="SMART_LAUNCH_PREFIX",
-        find_fault=require(
+    "SMART_LAUNCH_PREFIX": (
+        require(
             lambda value: isinstance(value, str) and _PREFIX.fullmatch(value),
             "must be at most 20 letters, digits or characters of _.!~-",
         ),
-        hint='Remove it to use the default, "~". An empty string disables prefixes.',
+        'Remove it to use the default, "~". An empty string disables prefixes.',
     ),
-    Rule(
-        id="django_smart.E006",
-        name="SMART_CLOCK_LEEWAY",
-        find_fault=number_between(0, 300),
-        hint="Set seconds. If you need more than 60, fix the clock instead.",
+    "SMART_CLOCK_LEEWAY": (
+        number_between(0, 300),
+        "Set seconds. If you need more than 60, fix the clock instead.",
     ),
-    Rule(
-        id="django_smart.E007",
-        name="SMART_HTTP_TIMEOUT",
-        find_fault=find_fault_in_timeout,
-        hint="Set seconds, such as (5, 10, 20).",
+    "SMART_HTTP_TIMEOUT": (
+        find_fault_in_timeout,
+        "Set seconds, such as (5, 10, 20).",
     ),
-    Rule(
-        id="django_smart.E008",
-        name="SMART_MAX_BODY",
-        find_fault=bytes_from(64 * 1024),
-        hint="Set bytes, such as 10 * 1024 * 1024.",
+    "SMART_MAX_BODY": (
+        bytes_from(64 * 1024),
+        "Set bytes, such as 10 * 1024 * 1024.",
     ),
-    Rule(
-        id="django_smart.E009",
-        name="SMART_AUTHORIZATION_LIFETIME",
-        find_fault=number_between(60, _DAY),
-        hint="Set seconds, such as 900.",
+    "SMART_AUTHORIZATION_LIFETIME": (
+        number_between(60, _DAY),
+        "Set seconds, such as 900.",
     ),
-    Rule(
-        id="django_smart.E010",
-        name="SMART_LAUNCH_LIFETIME",
-        find_fault=number_between(60, 30 * _DAY),
-        hint="Set seconds, such as 12 * 3600.",
+    "SMART_LAUNCH_LIFETIME": (
+        number_between(60, 30 * _DAY),
+        "Set seconds, such as 12 * 3600.",
     ),
-    Rule(
-        id="django_smart.E011",
-        name="SMART_DISCOVERY_LIFETIME",
-        find_fault=number_between(60, 30 * _DAY),
-        hint="Set seconds, such as 24 * 3600.",
+    "SMART_DISCOVERY_LIFETIME": (
+        number_between(60, 30 * _DAY),
+        "Set seconds, such as 24 * 3600.",
     ),
-    Rule(
-        id="django_smart.E012",
-        name="SMART_REFRESH_FRACTION",
-        find_fault=number_between(0.2, 0.95),
-        hint="Set the fraction of a token's lifetime after which it is refreshed, "
+    "SMART_REFRESH_FRACTION": (
+        number_between(0.2, 0.95),
+        "Set the fraction of a token's lifetime after which it is refreshed, "
         "such as 0.75.",
     ),
-    Rule(
-        id="django_smart.E013",
-        name="SMART_PURGE_AFTER",
-        find_fault=number_between(3600, 36525 * _DAY),
-        hint="Set seconds, such as 30 * 24 * 3600.",
+    "SMART_PURGE_AFTER": (
+        number_between(3600, 36525 * _DAY),
+        "Set seconds, such as 30 * 24 * 3600.",
     ),
-    Rule(
-        id="django_smart.E014",
-        name="SMART_BROWSER_COOKIE_NAME",
-        find_fault=find_fault_in_cookie_name,
-        hint='Remove it to use the default, "smart_browser".',
+    "SMART_BROWSER_COOKIE_NAME": (
+        find_fault_in_cookie_name,
+        'Remove it to use the default, "smart_browser".',
     ),
-    Rule(
-        id="django_smart.E015",
-        name="SMART_PICKER_SHOW_UNREGISTERED",
-        find_fault=require(
-            lambda value: isinstance(value, bool), "must be True or False"
-        ),
-        hint="Set True or False.",
+    "SMART_PICKER_SHOW_UNREGISTERED": (
+        require(lambda value: isinstance(value, bool), "must be True or False"),
+        "Set True or False.",
     ),
-    Rule(
-        id="django_smart.E016",
-        name="SMART_LOGO_LICENSES",
-        find_fault=list_of("URLs", lambda url: url.startswith(("https://", "http://"))),
-        hint="Set a list of URLs, as printed by smart_import_brands.",
+    "SMART_LOGO_LICENSES": (
+        list_of("URLs", lambda url: url.startswith(("https://", "http://"))),
+        "Set a list of URLs, as printed by smart_import_brands.",
     ),
-    Rule(
-        id="django_smart.E017",
-        name="SMART_APP_STATE_SYSTEM",
-        find_fault=find_fault_in_site_url,
-        hint='Set only scheme and host, such as "https://app.example.org".',
+    "SMART_APP_STATE_SYSTEM": (
+        find_fault_in_site_url,
+        'Set only scheme and host, such as "https://app.example.org".',
     ),
-    Rule(
-        id="django_smart.E018",
-        name="SMART_APP_STATE_MAX_SIZE",
-        find_fault=bytes_from(1024),
-        hint="Set the limit in bytes that the EHR documents. If it documents none, "
+    "SMART_APP_STATE_MAX_SIZE": (
+        bytes_from(1024),
+        "Set the limit in bytes that the EHR documents. If it documents none, "
         "use 256 * 1024.",
     ),
-    Rule(
-        id="django_smart.E019",
-        name="SMART_KEY_ROTATION",
-        find_fault=zero_or(number_between(_DAY, 3653 * _DAY)),
-        hint="Set seconds, such as 90 * 24 * 3600, or 0 to rotate keys manually.",
+    "SMART_KEY_ROTATION": (
+        zero_or(number_between(_DAY, 3653 * _DAY)),
+        "Set seconds, such as 90 * 24 * 3600, or 0 to rotate keys manually.",
     ),
-    Rule(
-        id="django_smart.E028",
-        name="SMART_LAUNCH_IDLE_LIFETIME",
-        find_fault=number_between(60, 30 * _DAY),
-        hint="Set seconds, such as 4 * 3600.",
+    "SMART_LAUNCH_IDLE_LIFETIME": (
+        number_between(60, 30 * _DAY),
+        "Set seconds, such as 4 * 3600.",
     ),
-    Rule(
-        id="django_smart.E029",
-        name="SMART_LAUNCHES_PER_BROWSER",
-        find_fault=whole_number_between(1, 50),
-        hint="Set how many charts a browser may have open, such as 20.",
+    "SMART_LAUNCHES_PER_BROWSER": (
+        whole_number_between(1, 50),
+        "Set how many charts a browser may have open, such as 20.",
     ),
-    Rule(
-        id="django_smart.E030",
-        name="SMART_SCOPE_CHECK",
-        find_fault=require(
+    "SMART_SCOPE_CHECK": (
+        require(
             lambda value: value in ("warn", "raise", "off"),
             'must be "warn", "raise" or "off"',
         ),
-        hint='Set "warn" to log missing scopes, "raise" to refuse the request, or '
-        '"off".',
+        'Set "warn" to log missing scopes, "raise" to refuse the request, or "off".',
     ),
-    Rule(
-        id="django_smart.E045",
-        name="SMART_REFRESH_FLOOR",
-        find_fault=number_between(0, 3600),
-        hint="Set seconds, such as 30.",
+    "SMART_REFRESH_FLOOR": (
+        number_between(0, 3600),
+        "Set seconds, such as 30.",
     ),
-    Rule(
-        id="django_smart.E046",
-        name="SMART_REFRESH_IDLE_AFTER",
-        find_fault=zero_or(number_between(_DAY, 3653 * _DAY)),
-        hint="Set seconds, such as 30 * 24 * 3600, or 0 to refresh all grants in time.",
+    "SMART_REFRESH_IDLE_AFTER": (
+        zero_or(number_between(_DAY, 3653 * _DAY)),
+        "Set seconds, such as 30 * 24 * 3600, or 0 to refresh all grants in time.",
     ),
-    Rule(
-        id="django_smart.E047",
-        name="SMART_REFRESH_THREADS",
-        find_fault=whole_number_between(1, 64),
-        hint="Set a whole number, such as 16.",
+    "SMART_REFRESH_THREADS": (
+        whole_number_between(1, 64),
+        "Set a whole number, such as 16.",
     ),
-    Rule(
-        id="django_smart.E055",
-        name="SMART_PURGE_FAILED_AFTER",
-        find_fault=number_between(3600, 36525 * _DAY),
-        hint="Set seconds, such as 24 * 3600.",
+    "SMART_PURGE_FAILED_AFTER": (
+        number_between(3600, 36525 * _DAY),
+        "Set seconds, such as 24 * 3600.",
     ),
-    Rule(
-        id="django_smart.E056",
-        name="SMART_STAFF_SIGN_IN_SERVERS",
-        find_fault=list_of("slugs", slug_re.fullmatch, detail=" of servers"),
-        hint='Set a list of server slugs, such as ["harbour"].',
+    "SMART_STAFF_SIGN_IN_SERVERS": (
+        list_of("slugs", slug_re.fullmatch, detail=" of servers"),
+        'Set a list of server slugs, such as ["harbour"].',
     ),
-    Rule(
-        id="django_smart.E063",
-        name="SMART_SUPPORT_URL",
-        find_fault=find_fault_in_support_url,
-        hint='Set a URL, such as "https://www.example.org/help/".',
+    "SMART_SUPPORT_URL": (
+        find_fault_in_support_url,
+        'Set a URL, such as "https://www.example.org/help/".',
     ),
-    Rule(
-        id="django_smart.E058",
-        name="SMART_ASYNC_THREADS",
-        find_fault=whole_number_between(1, 512),
-        hint="Set a whole number, such as 64.",
+    "SMART_ASYNC_THREADS": (
+        whole_number_between(1, 512),
+        "Set a whole number, such as 64.",
     ),
-    Rule(
-        id="django_smart.E075",
-        name="SMART_RECORDS_SINK",
-        find_fault=require(lambda value: isinstance(value, str), "must be a string"),
-        hint="Set the dotted path of a callable that returns a sink.",
+    "SMART_RECORDS_SINK": (
+        require(lambda value: isinstance(value, str), "must be a string"),
+        "Set the dotted path of a callable that returns a sink.",
     ),
-)
+}
 
 #: Every setting of the package, sorted.
 KNOWN_SETTINGS = tuple(
@@ -418,24 +342,18 @@ KNOWN_SETTINGS = tuple(
 )
 
 
-def check_settings() -> list[checks.CheckMessage]:
-    """Each of ``RULES``; ``W021``: a name is probably misspelled."""
-    wrong: list[checks.CheckMessage] = [
-        checks.Error(f"{rule.name} {fault}.", hint=rule.hint, id=rule.id)
-        for rule in RULES
-        if hasattr(settings, rule.name)
-        and (fault := rule.find_fault(getattr(settings, rule.name)))
-    ]
-    unknown = [
-        checks.Warning(
-            f"{name} is not a setting of django_smart.",
-            hint=_suggest(name),
-            id="django_smart.W021",
-        )
-        for name in dir(settings)
-        if name.startswith("SMART_") and name not in KNOWN_SETTINGS
-    ]
-    return [*wrong, *unknown]
+def find_setting_faults() -> Iterator[Finding]:
+    """Each of ``RULES``, and names that are probably misspelled."""
+    for name, (find_fault, fix) in RULES.items():
+        if hasattr(settings, name) and (fault := find_fault(getattr(settings, name))):
+            yield build_finding("django_smart.E001", what=f"{name} {fault}.", fix=fix)
+    for name in dir(settings):
+        if name.startswith("SMART_") and name not in KNOWN_SETTINGS:
+            yield build_finding(
+                "django_smart.W021",
+                what=f"{name} is not a setting of django_smart.",
+                fix=_suggest(name),
+            )
 
 
 def _suggest(name: str) -> str:

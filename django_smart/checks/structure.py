@@ -10,7 +10,6 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.core import checks
 from django.core.exceptions import ValidationError
 from django.db import connections, router
 from django.middleware.cache import FetchFromCacheMiddleware, UpdateCacheMiddleware
@@ -23,12 +22,13 @@ from mozilla_django_oidc import middleware as upstream
 
 from ..backends import SMARTAuthenticationBackend, build_name
 from ..conf import conf
+from ..diagnoses import Finding, build_finding
 from ..fields import EncryptedTextField
 from ..middleware import SessionRefresh, SMARTCacheMiddleware, SMARTMiddleware
 from ..models import TokenGrant
 from ..models.grant import can_be_deactivated
 
-__all__ = ["check_structure", "find_classes", "load_class"]
+__all__ = ["find_classes", "find_structure_faults", "load_class"]
 
 _UTC = {None, "UTC", "Etc/UTC"}
 _DATABASE_SESSIONS = {
@@ -37,8 +37,8 @@ _DATABASE_SESSIONS = {
 }
 
 
-def check_structure() -> list[checks.CheckMessage]:
-    """``E020`` to ``E027``, ``E048`` to ``E068``, ``W020`` to ``W070``: the setup."""
+def find_structure_faults() -> list[Finding]:
+    """What is missing or in the wrong place."""
     return [
         *_check_middleware(),
         *_check_site_cache(),
@@ -56,33 +56,32 @@ def check_structure() -> list[checks.CheckMessage]:
     ]
 
 
-def _check_middleware() -> Iterator[checks.CheckMessage]:
+def _check_middleware() -> Iterator[Finding]:
     loaded = [load_class(path) for path in settings.MIDDLEWARE]
     ours = find_classes(loaded, SMARTMiddleware)
     if not ours:
-        yield checks.Error(
-            "The middleware of django_smart is missing.",
-            hint='Put "django_smart.middleware.SMARTMiddleware" first in MIDDLEWARE.',
-            id="django_smart.E020",
+        yield build_finding(
+            "django_smart.E020",
+            what="The middleware of django_smart is missing.",
+            fix='Put "django_smart.middleware.SMARTMiddleware" first in MIDDLEWARE.',
         )
     elif ours != [0]:
-        yield checks.Warning(
-            "The middleware of django_smart is not the outermost.",
-            hint=(
+        yield build_finding(
+            "django_smart.W020",
+            what="The middleware of django_smart is not the outermost.",
+            fix=(
                 'Put "django_smart.middleware.SMARTMiddleware" first in '
                 "MIDDLEWARE, exactly once: middleware before it sees paths "
                 "with a launch prefix."
             ),
-            id="django_smart.W020",
         )
     sessions = find_classes(loaded, SessionMiddleware)
     users = find_classes(loaded, AuthenticationMiddleware)
     if sessions and users and sessions[0] > users[0]:
-        yield checks.Error(
-            "AuthenticationMiddleware comes before SessionMiddleware, so "
-            "every request fails.",
-            hint="Put SessionMiddleware before AuthenticationMiddleware.",
-            id="django_smart.E027",
+        yield build_finding(
+            "django_smart.E023",
+            what="AuthenticationMiddleware comes before SessionMiddleware.",
+            fix="Put SessionMiddleware before AuthenticationMiddleware.",
         )
     for middleware, found in (
         (SessionMiddleware, sessions),
@@ -90,14 +89,14 @@ def _check_middleware() -> Iterator[checks.CheckMessage]:
     ):
         if not found:
             path = f"{middleware.__module__}.{middleware.__name__}"
-            yield checks.Error(
-                f"{middleware.__name__} is missing.",
-                hint=f'Add "{path}" to MIDDLEWARE.',
-                id="django_smart.E023",
+            yield build_finding(
+                "django_smart.E023",
+                what=f"{middleware.__name__} is missing.",
+                fix=f'Add "{path}" to MIDDLEWARE.',
             )
 
 
-def _check_site_cache() -> Iterator[checks.CheckMessage]:
+def _check_site_cache() -> Iterator[Finding]:
     """Require our second middleware between the two of Django's per-site cache."""
     loaded = [load_class(path) for path in settings.MIDDLEWARE]
     if not find_classes(loaded, UpdateCacheMiddleware):
@@ -106,62 +105,58 @@ def _check_site_cache() -> Iterator[checks.CheckMessage]:
     ours = find_classes(loaded, SMARTCacheMiddleware)
     after = find_classes(loaded, FetchFromCacheMiddleware)
     if not ours or max(before) > ours[0] or (after and min(after) < ours[-1]):
-        yield checks.Error(
-            "UpdateCacheMiddleware would cache pages with patient data, and "
-            "show pages of launches that have ended.",
-            hint=(
+        yield build_finding(
+            "django_smart.E054",
+            what="UpdateCacheMiddleware is not followed by SMARTCacheMiddleware.",
+            fix=(
                 'Put "django_smart.middleware.SMARTCacheMiddleware" after '
                 "UpdateCacheMiddleware and AuthenticationMiddleware, and before "
                 "FetchFromCacheMiddleware."
             ),
-            id="django_smart.E054",
         )
 
 
-def _check_session_refresh() -> Iterator[checks.CheckMessage]:
+def _check_session_refresh() -> Iterator[Finding]:
     loaded = [load_class(path) for path in settings.MIDDLEWARE]
     theirs = find_classes(loaded, upstream.SessionRefresh)
     if conf.SMART_LAUNCH_PREFIX and theirs != find_classes(loaded, SessionRefresh):
-        yield checks.Error(
-            "mozilla-django-oidc's SessionRefresh builds URLs with the launch prefix: "
-            "its identity provider refuses the redirect URI, or users are sent there "
-            "again and again.",
-            hint=(
+        yield build_finding(
+            "django_smart.E068",
+            what="MIDDLEWARE has mozilla-django-oidc's SessionRefresh, which builds "
+            "URLs with the launch prefix.",
+            fix=(
                 'Put "django_smart.middleware.SessionRefresh" in its place in '
                 "MIDDLEWARE, or derive your own class from that one."
             ),
-            id="django_smart.E068",
         )
 
 
-def _check_backend() -> Iterator[checks.CheckMessage]:
+def _check_backend() -> Iterator[Finding]:
     loaded = [load_class(path) for path in settings.AUTHENTICATION_BACKENDS]
     if not find_classes(loaded, SMARTAuthenticationBackend):
-        yield checks.Error(
-            "The authentication backend of django_smart is missing, so no one "
-            "stays signed in after a launch.",
-            hint=(
+        yield build_finding(
+            "django_smart.E021",
+            what="The authentication backend of django_smart is missing.",
+            fix=(
                 'Add "django_smart.backends.SMARTAuthenticationBackend" to '
                 "AUTHENTICATION_BACKENDS."
             ),
-            id="django_smart.E021",
         )
 
 
-def _check_user_model() -> Iterator[checks.CheckMessage]:
+def _check_user_model() -> Iterator[Finding]:
     """Warn of users who cannot be stored, or whose state has no column."""
     ours = SMARTAuthenticationBackend
     model: Any = get_user_model()
     # Django's base class, without deactivation, has True.
     if not can_be_deactivated() and model.is_active is not True:
-        yield checks.Warning(
-            f"{model._meta.label}.is_active is not a database column, so workers "
-            "refresh the grants of deactivated users, and the purge does not end them.",
-            hint=(
+        yield build_finding(
+            "django_smart.W070",
+            what=f"{model._meta.label}.is_active is not a database column.",
+            fix=(
                 "Make is_active a BooleanField; until then, end the grants of "
                 "deactivated users in the admin."
             ),
-            id="django_smart.W070",
         )
     loaded: list[Any] = [load_class(path) for path in settings.AUTHENTICATION_BACKENDS]
     used = [loaded[index] for index in find_classes(loaded, ours)]
@@ -182,17 +177,16 @@ def _check_user_model() -> Iterator[checks.CheckMessage]:
     ):
         columns.append(name.name)
     if columns:
-        yield checks.Warning(
-            f"The authentication backend gives new users of {model._meta.label} only "
-            f"a generated name, such as {build_name(bytes(32))!r}, which these fields "
-            f"do not accept: {', '.join(columns)}. Sign-ins of new users fail "
-            "(user_refused), or the admin cannot save the users.",
-            hint=(
+        yield build_finding(
+            "django_smart.W069",
+            what=f"The authentication backend gives new users of {model._meta.label} "
+            f"only a generated name, such as {build_name(bytes(32))!r}, which these "
+            f"fields do not accept: {', '.join(columns)}.",
+            fix=(
                 "Override create_user or get_username in a subclass of "
                 "SMARTAuthenticationBackend, or make the columns nullable and long "
                 "enough."
             ),
-            id="django_smart.W069",
         )
 
 
@@ -204,104 +198,99 @@ def _accepts_generated_name(field: Any) -> bool:
     return True
 
 
-def _check_apps() -> Iterator[checks.CheckMessage]:
+def _check_apps() -> Iterator[Finding]:
     needed = ["django.contrib.auth"]
     if settings.SESSION_ENGINE in _DATABASE_SESSIONS:
         needed.append("django.contrib.sessions")
     for name in needed:
         if not apps.is_installed(name):
-            yield checks.Error(
-                f"{name} is not installed.",
-                hint=f'Add "{name}" to INSTALLED_APPS.',
-                id="django_smart.E022",
+            yield build_finding(
+                "django_smart.E022",
+                what=f"{name} is not installed.",
+                fix=f'Add "{name}" to INSTALLED_APPS.',
             )
 
 
-def _check_urls() -> Iterator[checks.CheckMessage]:
+def _check_urls() -> Iterator[Finding]:
     try:
         reverse("django_smart:launch")
     except NoReverseMatch:
-        yield checks.Error(
-            "The URLs of django_smart are not included.",
-            hint='Add path("smart/", include("django_smart.urls")) to urlpatterns.',
-            id="django_smart.E024",
+        yield build_finding(
+            "django_smart.E024",
+            what="The URLs of django_smart are not included.",
+            fix='Add path("smart/", include("django_smart.urls")) to urlpatterns.',
         )
     except Exception:  # noqa: BLE001, S110 (Django's own checks report URL errors)
         pass
 
 
-def _check_login_url() -> Iterator[checks.CheckMessage]:
+def _check_login_url() -> Iterator[Finding]:
     try:
         resolve_url(settings.LOGIN_URL)
     except NoReverseMatch:
-        yield checks.Error(
-            f"LOGIN_URL is {settings.LOGIN_URL!r}, which is neither a path nor the "
-            "name of a URL: a launch fails if its user must sign in first.",
-            hint="Set LOGIN_URL to the path or URL name of your sign-in page.",
-            id="django_smart.E064",
+        yield build_finding(
+            "django_smart.E064",
+            what=f"LOGIN_URL is {settings.LOGIN_URL!r}, which is neither a path nor "
+            "the name of a URL.",
+            fix="Set LOGIN_URL to the path or URL name of your sign-in page.",
         )
     except Exception:  # noqa: BLE001, S110 (Django's own checks report URL errors)
         pass
 
 
-def _check_time_zone() -> Iterator[checks.CheckMessage]:
+def _check_time_zone() -> Iterator[Finding]:
     if not settings.USE_TZ:
-        yield checks.Error(
-            "USE_TZ is off, but token expiration times are time zone aware.",
-            hint="Set USE_TZ = True.",
-            id="django_smart.E025",
+        yield build_finding(
+            "django_smart.E025",
+            what="USE_TZ is off.",
+            fix="Set USE_TZ = True.",
         )
 
 
-def _check_database() -> Iterator[checks.CheckMessage]:
+def _check_database() -> Iterator[Finding]:
     connection = connections[router.db_for_write(TokenGrant)]
     time_zone = connection.settings_dict["TIME_ZONE"]
     if connection.vendor == "mysql" and time_zone not in _UTC:
-        yield checks.Error(
-            f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC, "
-            "but times that the database reads from its clock for this "
-            "package are in UTC.",
-            hint=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or '
+        yield build_finding(
+            "django_smart.E048",
+            what=f"DATABASES[{connection.alias!r}] has a TIME_ZONE other than UTC.",
+            fix=f'Set "TIME_ZONE": None in DATABASES[{connection.alias!r}], or '
             "remove it, and convert the times that are already stored.",
-            id="django_smart.E048",
         )
     replica = router.db_for_read(TokenGrant)
     if replica != connection.alias:
-        yield checks.Warning(
-            f"The database router reads this package's models from {replica!r} and "
-            f"writes them to {connection.alias!r}. A replica that lags behind does "
-            "not have a launch or a lease that was just stored: pages say that no "
-            "chart is open, and workers refresh nothing.",
-            hint="Let db_for_read() return the database that is written to if "
+        yield build_finding(
+            "django_smart.W066",
+            what=f"The database router reads this package's models from {replica!r} "
+            f"and writes them to {connection.alias!r}.",
+            fix="Let db_for_read() return the database that is written to if "
             'model._meta.app_label == "django_smart".',
-            id="django_smart.W066",
         )
 
 
-def _check_templates() -> Iterator[checks.CheckMessage]:
+def _check_templates() -> Iterator[Finding]:
     try:
         get_template("django_smart/error.html")
     except TemplateDoesNotExist:
-        yield checks.Error(
-            "The templates of django_smart cannot be found.",
-            hint="Set APP_DIRS to True for the DjangoTemplates engine in TEMPLATES.",
-            id="django_smart.E026",
+        yield build_finding(
+            "django_smart.E026",
+            what="The templates of django_smart cannot be found.",
+            fix="Set APP_DIRS to True for the DjangoTemplates engine in TEMPLATES.",
         )
     except TemplateSyntaxError:
         pass  # The site overrides this template; rendering it shows the error.
 
 
-def _check_session_cookie() -> Iterator[checks.CheckMessage]:
+def _check_session_cookie() -> Iterator[Finding]:
     if str(settings.SESSION_COOKIE_SAMESITE).lower() == "strict":
-        yield checks.Warning(
-            "SESSION_COOKIE_SAMESITE is Strict, so people who return from the "
-            "EHR appear to be signed out.",
-            hint='Set SESSION_COOKIE_SAMESITE = "Lax", Django\'s default.',
-            id="django_smart.W022",
+        yield build_finding(
+            "django_smart.W022",
+            what="SESSION_COOKIE_SAMESITE is Strict.",
+            fix='Set SESSION_COOKIE_SAMESITE = "Lax", Django\'s default.',
         )
 
 
-def _check_audit_log() -> Iterator[checks.CheckMessage]:
+def _check_audit_log() -> Iterator[Finding]:
     """Require that django-auditlog, which logs text as it reads, gets no secrets."""
     if not apps.is_installed("auditlog"):
         return
@@ -317,15 +306,15 @@ def _check_audit_log() -> Iterator[checks.CheckMessage]:
         and _is_logged(field.name, registry.get_model_fields(model))
     ]
     if logged:
-        yield checks.Error(
-            "django-auditlog stores encrypted fields in plain text: "
+        yield build_finding(
+            "django_smart.E067",
+            what="django-auditlog stores encrypted fields in plain text: "
             f"{', '.join(logged)}.",
-            hint=(
+            fix=(
                 "Add the fields to AUDITLOG_EXCLUDE_TRACKING_FIELDS, or to "
                 "exclude_fields where the model is registered. Delete the log entries "
                 "that contain them."
             ),
-            id="django_smart.E067",
         )
 
 

@@ -20,7 +20,7 @@ from rest_framework.views import exception_handler as default_handler
 
 from ..decorators import find_lack
 from ..error_pages import is_trouble
-from ..error_pages.words import find_words
+from ..error_pages.words import find_page, get_title
 from ..exceptions import ContextChangedError, SMARTError
 from ..launches.context import get_context
 from ..protocol.scopes import ScopeSet
@@ -94,7 +94,7 @@ class SMARTPermission(BasePermission):
             return True
         error, code = lack
         detail = {
-            "detail": find_words(error, code).get_title(""),
+            "detail": get_title(find_page(error, code), ""),
             "code": code or "insufficient_scope",
         }
         if missing := getattr(error, "missing", ""):
@@ -124,6 +124,6 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     )
     name = smart.server.name if smart.server else ""
     return Response(
-        {"detail": find_words(exc).get_title(name), "code": exc.code},
+        {"detail": get_title(find_page(exc), name), "code": exc.code},
         status=exc.http_status,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
-from ..conf import build_docs_url, conf
+from ..conf import conf
+from ..diagnoses import build_docs_url
 from ..exceptions import (
     BearerBoundaryError,
     CredentialsError,
@@ -26,7 +27,7 @@ from ..exceptions import (
 )
 from ..models import Launch
 from .retry import Retry, can_pass, connect_again, get_page, try_again
-from .words import OUTCOME_UNKNOWN, find_words
+from .words import OUTCOME_UNKNOWN, find_page, get_advice, get_title
 
 __all__ = ["Retry", "harden", "is_trouble", "render_error", "render_trouble"]
 
@@ -74,13 +75,13 @@ def render_error(
     """
     if launch is not None:
         server_name, kind = launch.registration.server.name, launch.kind
-    words = find_words(error, code, kind=kind)
+    page = find_page(error, code, kind=kind)
     context = {
         "code": code or error.code,
-        "docs_url": build_docs_url("errors", error.code),
+        "docs_url": build_docs_url(code or error.code),
         "support_url": conf.SMART_SUPPORT_URL,
-        "title": words.get_title(server_name),
-        "advice": words.advice.get(kind, can_retry=retry is not None),
+        "title": get_title(page, server_name),
+        "advice": get_advice(page, kind, can_retry=retry is not None),
         "error_description": getattr(error, "error_description", ""),
         "error_uri": getattr(error, "error_uri", ""),
         "missing_scopes": getattr(error, "missing", ""),

@@ -14,14 +14,8 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import conf
-from ..exceptions import (
-    DiscoveryStatusError,
-    FHIRUnavailableError,
-    ServerTimeoutError,
-    ServerUnreachableError,
-    SMARTError,
-    TokenServerError,
-)
+from ..diagnoses import DIAGNOSES
+from ..exceptions import SMARTError
 from ..launches.parked import is_protected
 from ..launches.prefix import find_route, get_protocol_url, leave_launch
 from ..models import ClientRegistration, Identity, Launch, TokenGrant
@@ -48,15 +42,6 @@ __all__ = [
     "signs_in_through_ehr",
     "try_again",
 ]
-
-_PASSING = (
-    DiscoveryStatusError,
-    FHIRUnavailableError,
-    ServerTimeoutError,
-    ServerUnreachableError,
-    TokenServerError,
-)
-_PASSING_CODES = frozenset({"discovery_busy", "id_token_key_unknown", "refresh_busy"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +162,8 @@ def find_ehr_sign_in(user: AbstractBaseUser | None, *, next_url: str = "") -> st
 
 def can_pass(error: SMARTError) -> bool:
     """Return whether the same request may succeed a little later."""
-    return isinstance(error, _PASSING) or error.code in _PASSING_CODES
+    known = DIAGNOSES.get(error.code)
+    return known is not None and known.passes
 
 
 def build_login_url(

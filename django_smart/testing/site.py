@@ -66,12 +66,15 @@ def mounted_ehr(base_url: str = BASE_URL) -> Iterator[EHRSimulator]:
         forget_capabilities(base_url)
 
 
-def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
+def create_registration(
+    ehr: EHRSimulator, *, site_url: str = SITE_URL, **values: Any
+) -> ClientRegistration:
     """
     Register this site at *ehr*, on both sides.
 
     Args:
         ehr: the simulated EHR. If it is already registered, it gets another client.
+        site_url: scheme and host of this site.
         values: fields of the registration that differ from the defaults. Names that
             begin with ``server__`` are fields of its server. With a ``system_scope``,
             it is a backend service, and used for launches only if it also has a scope
@@ -107,7 +110,7 @@ def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
         registration.client_secret = "not a secret"  # noqa: S105
     for_launches = registration.ehr_scope or registration.standalone_scope
     if for_launches and not registration.redirect_uri:
-        registration.redirect_uri = SITE_URL + choose_callback(registration)
+        registration.redirect_uri = site_url + choose_callback(registration)
     registration.full_clean()
     registration.save()
     if has_key:
@@ -118,7 +121,7 @@ def create_registration(ehr: EHRSimulator, **values: Any) -> ClientRegistration:
         auth_method=method,
         jwks=SigningKey.objects.as_jwks() if has_key else None,
         redirect_uris=[registration.redirect_uri] if for_launches else [],
-        launch_url=build_client_urls(registration, site_url=SITE_URL).launch_url,
+        launch_url=build_client_urls(registration, site_url=site_url).launch_url,
         name="This site",
     )
     return registration

@@ -2,34 +2,29 @@
 Anchors for everything the reference lists, and links to them.
 
 Pages of the package print these addresses, so the anchors follow one rule per page
-(see ``get_anchor``).  Wherever a page writes the name of a setting, command, check,
-signal, error or finding as a literal, the name links to its entry.
+(see ``get_anchor``).  Wherever a page writes the name of a setting, command, signal
+or code as a literal, the name links to its entry.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cache
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.typing import ExtensionMetadata
 
-from django_smart import exceptions, signals
+from django_smart import signals
 from django_smart.conf import conf
-from django_smart.contrib.doctor import KINDS
+from django_smart.diagnoses import DIAGNOSES
 
 __all__ = ["find_entry", "get_anchor", "setup"]
 
-_PAGES = (
-    *("settings", "errors", "checks", "doctor", "signals", "models", "commands"),
-    "launch-context",
-)
+_PAGES = (*("settings", "codes", "signals", "models", "commands", "launch-context"),)
 #: What a literal links to, by what it looks like.
 _ENTRIES = {
     r"SMART_[A-Z_]*[A-Z]": "settings",
-    r"django_smart\.[EWI]\d{3}": "checks",
     r"smart_(?:discover|doctor|import_brands|keys|purge|reencrypt|refresh|register"
     r"|simulator|sync)": "commands",
 }
@@ -68,17 +63,7 @@ def find_entry(text: str) -> tuple[str, str] | None:
             return page, text.replace("_", "-") if page == "commands" else anchor
     if text in signals.__all__:
         return "signals", text
-    if text in _get_error_codes():
-        return "errors", text
-    return ("doctor", text) if text in KINDS else None
-
-
-@cache
-def _get_error_codes() -> frozenset[str]:
-    classes = [getattr(exceptions, name) for name in exceptions.__all__]
-    classes.remove(exceptions.SMARTError)
-    codes = {code for each in classes for code in each.__dict__.get("codes", {})}
-    return frozenset(codes | {each.code for each in classes})
+    return ("codes", text) if text in DIAGNOSES else None
 
 
 def _add_anchors(app: Sphinx, doctree: nodes.document) -> None:

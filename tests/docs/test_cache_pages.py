@@ -8,7 +8,7 @@ import pytest
 from django.http import HttpResponse
 from django.urls import path
 
-from django_smart.checks.structure import check_structure
+from django_smart.checks import check_structure
 from django_smart.decorators import smart_required
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import apply, read_blocks

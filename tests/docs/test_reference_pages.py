@@ -17,8 +17,7 @@ from django.dispatch import Signal
 
 import django_smart
 from django_smart import exceptions, signals, urls, views
-from django_smart.conf import DOCS_URL
-from django_smart.contrib.doctor import KINDS
+from django_smart.diagnoses import DIAGNOSES, DOCS_URL
 from tests.docs.blocks import DOCS, read_blocks
 
 _TEMPLATES = Path(django_smart.__file__).parent / "templates" / "django_smart"
@@ -29,47 +28,37 @@ def _read(page: str) -> str:
 
 
 @pytest.fixture
-def list_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def list_codes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(DOCS / "_ext"))
-    yield importlib.import_module("error_codes").list_errors
-    del sys.modules["error_codes"]
+    yield importlib.import_module("codes").list_codes
+    del sys.modules["codes"]
 
 
-def test_errors_are_listed_with_their_codes_and_statuses(list_errors):
+def test_every_code_has_one_entry(list_codes):
     directives = re.findall(
-        r"^\.\. errors:: (.+)\n((?:   .*\n|\n)*)", _read("errors.rst"), re.M
+        r"^\.\. codes:: (.+)\n((?:   .*\n|\n)*)", _read("codes.rst"), re.M
     )
     page = "\n".join(
         line
-        for names, content in directives
-        for line in list_errors(names, textwrap.dedent(content))
+        for section, content in directives
+        for line in list_codes(section, textwrap.dedent(content))
     )
-    listed = re.findall(r"^``(\w+)`` \((\d+), :exc:.*\)\n    \S", page, re.M)
-    classes = [getattr(exceptions, name) for name in exceptions.__all__]
-    classes.remove(exceptions.SMARTError)
-    expected = [(each.code, str(each.http_status)) for each in classes]
-    for each in classes:
-        codes = each.__dict__.get("codes", {})
-        expected += [(code, str(status)) for code, (status, _) in codes.items()]
-    assert sorted(listed) == sorted(expected)
+    listed = re.findall(r"^``([\w.]+)`` \(.*\)\n    \S", page, re.M)
+    assert listed == list(DIAGNOSES)
 
 
-def test_advice_for_a_code_is_listed_with_it(list_errors):
-    lines = list(list_errors("StateError", ":state_used:\n   Nothing\n   is wrong."))
-    place = next(i for i, line in enumerate(lines) if "``state_used`` (409" in line)
-    assert lines[place + 1].endswith("(CALL-03). Nothing is wrong.")
+def test_more_about_a_code_is_listed_with_it(list_codes):
+    lines = list(list_codes("The user", ":user_changed:\n   Nothing\n   is wrong."))
+    place = next(i for i, line in enumerate(lines) if "``user_changed`` (" in line)
+    assert "status 409" in lines[place]
+    assert lines[place + 1].endswith("meantime. Nothing is wrong.")
     with pytest.raises(ValueError, match="token_refused"):
-        list(list_errors("StateError", ":token_refused: Wrong."))
+        list(list_codes("The user", ":token_refused: Wrong."))
 
 
 def test_links_lead_to_the_documentation_that_the_package_names():
     setup = (DOCS.parent / "setup.cfg").read_text(encoding="utf-8")
     assert f"Documentation = {DOCS_URL}\n" in setup
-
-
-def test_findings_of_the_doctor_are_listed_with_their_severity():
-    listed = re.findall(r"^``(\w+)`` \((\w+)\)\n    \S", _read("doctor.rst"), re.M)
-    assert listed == [(code, kind[0].value) for code, kind in KINDS.items()]
 
 
 def test_urls_are_listed():

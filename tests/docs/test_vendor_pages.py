@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from django.core.management import call_command
 
-from django_smart.contrib.doctor import Severity, examine_server
+from django_smart.contrib.doctor import examine_server
+from django_smart.diagnoses import Severity
 from django_smart.models import ClientRegistration, FHIRServer, Launch, SigningKey
 from django_smart.servers.presets import PRESETS
 from tests.docs.blocks import DOCS, read_blocks

@@ -8,7 +8,7 @@ import json
 import pytest
 from django.core.management import CommandError, call_command
 
-from django_smart.conf import DOCS_URL
+from django_smart.diagnoses import build_docs_url
 from django_smart.models import FHIRServer
 from tests.contrib.doctor.conftest import World, _fresh_pool, world
 from tests.ehr import BASE_URL, CLIENT_SECRET
@@ -58,11 +58,12 @@ def test_json_is_for_programs(world: World) -> None:
             "code": "registration_missing",
             "severity": "warning",
             "subject": "harbour",
+            "turn": "site",
             "what": "The server has no active client registration.",
             "why": "No one can launch from this server or connect to it.",
             "fix": "Register this site at the vendor and enter its client ID, in the "
             "admin or with smart_register.",
-            "docs_url": f"{DOCS_URL}reference/doctor.html#registration_missing",
+            "docs_url": build_docs_url("registration_missing"),
         }
     ]
 

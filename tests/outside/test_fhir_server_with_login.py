@@ -17,7 +17,8 @@ import requests
 from django.test import Client
 
 from django_smart.clients import backend_client_for, fhir_client_for
-from django_smart.contrib.doctor import Severity, examine
+from django_smart.contrib.doctor import examine
+from django_smart.diagnoses import Severity
 from django_smart.exceptions import (
     FHIRForbiddenError,
     FHIRNotFoundError,

@@ -85,6 +85,7 @@ PUBLISHED = (
     "django_smart.launches.purge",
     "django_smart.contrib.brands",
     "django_smart.contrib.doctor",
+    "django_smart.diagnoses",
     "django_smart.contrib.monitoring",
     "django_smart.views.picker",
     "django_smart.management.commands.smart_reencrypt",

@@ -11,21 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ...conf import conf
+from ...diagnoses import Finding
 from ...models import ClientRegistration, FHIRServer
 from ...servers.registering import get_site_url
 from .background import examine_background
-from .findings import KINDS, Finding, Severity, build_unexamined, collect
-from .journey import (
-    find_cookie_faults,
-    find_page_faults,
-    find_session_faults,
-    walk,
-)
+from .findings import build_unexamined, collect
 from .server import BASE_URL_WRONG, discover, examine_server
 from .site import (
     NO_ANSWER,
     UNUSABLE,
     answers_at,
+    ask_views,
     find_database_faults,
     find_setting_faults,
     find_unknown_staff_servers,
@@ -35,11 +31,9 @@ from .stored_secrets import find_unreadable_secrets
 
 __all__ = [
     "BASE_URL_WRONG",
-    "KINDS",
     "UNUSABLE",
-    "Finding",
-    "Severity",
     "build_unexamined",
+    "collect",
     "discover",
     "examine",
     "examine_server",
@@ -58,8 +52,6 @@ def examine(servers: Iterable[FHIRServer]) -> list[Finding]:
     if UNUSABLE.isdisjoint(each.code for each in findings):
         findings += collect("stored secrets", find_unreadable_secrets)
         findings += collect("staff sign-in", find_unknown_staff_servers)
-        findings += collect("sessions", find_session_faults)
-        findings += collect("pages", find_page_faults)
         findings += collect("public address", _probe_addresses)
         findings += examine_background()
     for server in servers:
@@ -75,15 +67,10 @@ def _probe_addresses() -> Iterator[Finding]:
     site = conf.SMART_SITE_URL
     origins = {get_site_url(each) for each in registrations} | {site}
     launching = [each for each in registrations if each.is_for_launches]
-    ours = []
     for origin in sorted(origins - {""}):
         # Other origins are reported with their registration.
         if not site or origin == site or answers_at(origin):
-            ours.append(origin)
             found = probe_site(origin, signs=origin in signing)
             yield from found
-            if launching:
-                down = NO_ANSWER & {each.code for each in found}
-                yield from walk(origin, launching, is_up=not down)
-    if launching:
-        yield from find_cookie_faults(ours)
+            if launching and NO_ANSWER.isdisjoint(each.code for each in found):
+                yield from ask_views(origin, launching)

@@ -10,12 +10,13 @@ from django.db.models import Count, Max, Min
 from django.utils import timezone, translation
 
 from ...conf import conf
+from ...diagnoses import Finding, Severity, build_finding
 from ...grants.deployment import is_owner
 from ...models import ClientRegistration, SigningKey, TaskRun, TokenGrant
 from ...models.clock import DatabaseNow
 from ...models.task_run import REFRESH, ROTATE_KEYS
 from ...servers.signing_keys import OVERLAP
-from .findings import Finding, Severity, build_finding, collect
+from .findings import collect
 
 __all__ = ["examine_background"]
 

@@ -13,13 +13,17 @@ from datetime import datetime
 from urllib.parse import quote_plus, urlsplit
 
 from django.conf import settings
+from django.contrib.auth.middleware import LoginRequiredMiddleware
 from django.db.models import Max
 from django.http.request import validate_host
+from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 from django.utils.text import capfirst
 
+from ...checks.structure import find_classes, load_class
 from ...conf import conf
+from ...diagnoses import Finding, Severity, build_finding
 from ...exceptions import (
     CredentialsError,
     MalformedTokenResponseError,
@@ -31,18 +35,19 @@ from ...launches.prefix import find_route
 from ...models import ClientRegistration, TokenGrant
 from ...protocol.capabilities import Capability
 from ...protocol.configuration import SMARTConfiguration
-from ...protocol.messages import HTTPResponse
+from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.token import (
     build_refresh_request,
     build_token_request,
     process_token_response,
 )
+from ...protocol.urls import LOOPBACK_HOSTS
 from ...servers.http import build_client_authentication
 from ...servers.registering import get_site_url
 from ...servers.requirements import find_problems
 from ...views.launches import CallbackView
-from .findings import Finding, Severity, ask, build_finding, collect
+from .findings import ask, collect
 from .site import answers_at
 from .stored_secrets import has_unreadable_secret
 
@@ -72,6 +77,8 @@ def examine_registration(
     findings += collect("refresh", _find_refresh_faults, *both)
     findings += collect("redirect URI", _find_redirect_fault, registration)
     findings += collect("callback", _find_shared_callback, registration)
+    findings += collect("landing page", _find_missing_landing_page, registration)
+    findings += collect("sign-in", _find_missing_openid, registration)
     findings += collect("cookies", _find_cookie_faults, registration)
     is_refused = codes & {"method_not_offered", "algorithm_not_offered"}
     if not is_refused and not has_unreadable_secret(registration):
@@ -179,6 +186,11 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
         what = f"its path is not {path}, this site's callback"
     elif not validate_host(f"[{host}]" if ":" in host else host, _get_hosts()):
         what = "its host is not in ALLOWED_HOSTS"
+    elif len({host, urlsplit(site).hostname} & LOOPBACK_HOSTS) > 1:
+        what = (
+            f"browsers treat it and {site} (SMART_SITE_URL) as different sites, so the "
+            "callback does not receive the launch's cookie (state_foreign)"
+        )
     elif site and origin != site and not answers_at(origin):
         what = f"this site is {site} (SMART_SITE_URL) and does not respond there"
     else:
@@ -190,6 +202,48 @@ def _find_redirect_fault(registration: ClientRegistration) -> Iterator[Finding]:
         fix=f"Enter {expected} as the redirect URI in the vendor's form and here, "
         "or correct SMART_SITE_URL and ALLOWED_HOSTS.",
     )
+
+
+def _find_missing_landing_page(registration: ClientRegistration) -> Iterator[Finding]:
+    if not registration.is_for_launches:
+        return
+    page = registration.landing_page or conf.SMART_LAUNCH_REDIRECT_URL
+    try:
+        path = urlsplit(resolve_url(page)).path
+    except NoReverseMatch:
+        path = page
+    if find_route(path, follow=True):
+        return
+    severity = None
+    try:
+        # Another program may serve it.
+        url = get_site_url(registration) + path
+        answer = ask(HTTPRequest(method="GET", url=url), server=None)
+    except SMARTError:
+        severity = Severity.WARNING
+    if severity or answer.status_code in {404, 410}:
+        yield build_finding(
+            "landing_page_missing",
+            severity=severity,
+            what=f"There is no page at {path}, where people are sent after a launch.",
+            fix="Set SMART_LAUNCH_REDIRECT_URL, or the registration's landing page, "
+            "to a path or URL name of this site, or add a view for that path.",
+        )
+
+
+def _find_missing_openid(registration: ClientRegistration) -> Iterator[Finding]:
+    loaded = [load_class(path) for path in settings.MIDDLEWARE]
+    scopes = (registration.ehr_scope, registration.standalone_scope)
+    if find_classes(loaded, LoginRequiredMiddleware) and any(
+        scope and "openid" not in scope.split() for scope in scopes
+    ):
+        yield build_finding(
+            "openid_missing",
+            what="LoginRequiredMiddleware requires a sign-in, and launches of "
+            f"registration {registration.pk} sign no one in, because it does not "
+            "request openid.",
+            fix='Add "openid fhirUser" to the scopes of the registration.',
+        )
 
 
 def _find_shared_callback(registration: ClientRegistration) -> Iterator[Finding]:
@@ -233,20 +287,12 @@ def _get_hosts() -> list[str]:
 def _find_cookie_faults(registration: ClientRegistration) -> Iterator[Finding]:
     if not registration.server.frame_origins:
         return
-    faults = []
     if not get_site_url(registration).startswith("https:"):
-        faults.append("this site is not https")
-    if not settings.SESSION_COOKIE_SECURE:
-        faults.append("SESSION_COOKIE_SECURE is off")
-    if not settings.CSRF_COOKIE_SECURE and not settings.CSRF_USE_SESSIONS:
-        faults.append("CSRF_COOKIE_SECURE is off")
-    if faults:
         yield build_finding(
             "cookies_unfit_for_frames",
-            what="The server may show this site in a frame, but "
-            f"{', and '.join(faults)}.",
-            fix="Serve this site over https, and set SESSION_COOKIE_SECURE = True "
-            "and CSRF_COOKIE_SECURE = True.",
+            what="The server may show this site in a frame, but this site is not "
+            "https.",
+            fix="Serve this site over https.",
         )
 
 

@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.text import capfirst
 
 from ...conf import conf
+from ...diagnoses import Finding, Severity, build_finding
 from ...exceptions import (
     DiscoveryError,
     InsecureURLError,
@@ -36,7 +37,7 @@ from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.urls import get_origin
 from ...servers.discovery import check_moved, fetch_configuration, fetch_jwks
-from .findings import Finding, Severity, ask, build_finding, collect
+from .findings import ask, collect
 from .registration import examine_registration
 
 __all__ = ["BASE_URL_WRONG", "discover", "examine_server"]

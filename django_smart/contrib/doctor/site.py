@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 from django.apps import apps
 from django.conf import settings
-from django.core import checks
 from django.db import DatabaseError, connections, router, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.urls import NoReverseMatch, reverse
 from django.utils.http import urlencode
 
-from ...checks.settings import RULES
-from ...conf import DOCS_URL, conf
-from ...exceptions import DiscoveryError, ServerTimeoutError, TransportError
-from ...models import FHIRServer, SigningKey
+from ...checks import settings as checks
+from ...checks.deployment import find_deployment_faults, is_public_site
+from ...checks.structure import find_structure_faults
+from ...conf import conf
+from ...diagnoses import Finding, Severity, build_finding
+from ...exceptions import DiscoveryError, ServerTimeoutError, SMARTError, TransportError
+from ...models import ClientRegistration, FHIRServer, SigningKey
 from ...protocol.discovery import build_jwks_request, process_jwks_response
-from ...protocol.messages import HTTPResponse
-from ...protocol.urls import LOOPBACK_HOSTS, is_same_origin
+from ...protocol.messages import HTTPRequest, HTTPResponse
+from ...protocol.urls import is_same_origin
+from ...servers.registering import get_site_url
 from ...servers.signing_keys import OVERLAP
 from ...views.jwks import PROBE_PARAMETER, SEEN_AS_HEADER, build_probe
-from .findings import Finding, Severity, ask, build_finding
+from .findings import ask
 
 __all__ = [
     "NO_ANSWER",
     "UNUSABLE",
     "answers_at",
+    "ask_views",
     "find_database_faults",
     "find_setting_faults",
     "find_unknown_staff_servers",
@@ -48,68 +52,17 @@ _MIGRATE = (
     "halfway has to be completed or reversed."
 )
 _SHARED_AGE = re.compile(r"s-maxage\s*=\s*\"?([0-9]{1,9})", re.ASCII)
-# What the messages themselves do not say.
-_WHY = {
-    **dict.fromkeys(
-        [*(rule.id for rule in RULES), "django_smart.W021"],
-        "Code that reads the setting fails, or ignores it.",
-    ),
-    "django_smart.E020": "No launch is ever found, so no page has one.",
-    "django_smart.E021": "Users have to open the app again on every page.",
-    "django_smart.E022": "No one can sign in.",
-    "django_smart.E023": "No one can sign in.",
-    "django_smart.E024": "Neither the EHR nor people can reach the URLs of this app.",
-    "django_smart.E025": "Tokens are refreshed at the wrong time, or never.",
-    "django_smart.E026": "Error pages and pages with choices cannot be rendered.",
-    "django_smart.W020": "Two charts in two tabs can be mixed up.",
-    "django_smart.W033": (
-        "When SECRET_KEY changes, every refresh token is lost, and people "
-        "have to connect again."
-    ),
-    "django_smart.W071": "Users open the app, sign in, and have to open it again.",
-}
-_WHY_OTHERWISE = "“manage.py check --deploy” reports this too."
 
 
 def find_setting_faults() -> Iterator[Finding]:
     """Report this package's system checks; those for production unless developing."""
-    is_public = _is_public(conf.SMART_SITE_URL)
-    if settings.DEBUG and is_public:
-        yield build_finding(
-            "debug_on",
-            what=f"DEBUG is on, although this site is {conf.SMART_SITE_URL} "
-            "(SMART_SITE_URL).",
-            fix="Set DEBUG = False in production. On your own machine, use a "
-            "SMART_SITE_URL with localhost.",
-        )
-    messages = checks.run_checks(
-        tags=["django_smart"],
-        include_deployment_checks=is_public or not settings.DEBUG,
-        databases=list(connections),
-    )
-    for message in messages:
-        if message.level < checks.WARNING or message.is_silenced():
-            continue
-        code = str(message.id)
-        yield Finding(
-            code=code,
-            severity=(
-                Severity.ERROR if message.level >= checks.ERROR else Severity.WARNING
-            ),
-            subject="",
-            what=str(message.msg),
-            why=_WHY.get(code, _WHY_OTHERWISE),
-            # The finding has the link itself.
-            fix=str(message.hint or "").partition(f" See {DOCS_URL}")[0],
-        )
-
-
-def _is_public(site: str) -> bool:
-    try:
-        parts = urlsplit(site)
-    except ValueError:  # reported by a check
-        return False
-    return parts.scheme == "https" and parts.hostname not in LOOPBACK_HOSTS
+    findings = [*checks.find_setting_faults(), *find_structure_faults()]
+    if not settings.DEBUG or is_public_site():
+        findings += find_deployment_faults()
+    for each in findings:
+        is_silenced = each.code in settings.SILENCED_SYSTEM_CHECKS
+        if each.severity != Severity.NOTE and not is_silenced:
+            yield each
 
 
 def find_database_faults() -> Iterator[Finding]:
@@ -208,6 +161,40 @@ def probe_site(origin: str, *, signs: bool) -> list[Finding]:
         kids = {str(key.get("kid")) for key in jwks["keys"]}
         findings += _find_key_set_faults(url, answer, kids)
     return findings
+
+
+# What a proxy answers that does not pass on OPTIONS proves nothing of the view.
+_NOT_PASSED_ON = {403, 405, 501}
+
+
+def ask_views(
+    origin: str, registrations: Iterable[ClientRegistration]
+) -> Iterator[Finding]:
+    """Ask for the URLs of a launch at *origin*; no launch starts."""
+    try:
+        paths = [reverse("django_smart:launch"), reverse("django_smart:login")]
+    except NoReverseMatch:
+        return  # a system check reports that the URLs are not included
+    own = [each for each in registrations if get_site_url(each) == origin]
+    paths += [urlsplit(each.redirect_uri).path for each in own if each.redirect_uri]
+    for path in dict.fromkeys(paths):
+        url = origin + path
+        try:
+            answer = ask(HTTPRequest(method="OPTIONS", url=url), server=None)
+        except SMARTError:
+            return  # The address itself has been asked for the JWK Set.
+        status, headers = answer.status_code, answer.headers
+        if status in _NOT_PASSED_ON or (status < 300 and "allow" in headers):
+            continue
+        where = headers.get("location", "").partition("?")[0]
+        yield build_finding(
+            "url_blocked",
+            what=f"Requests for {url} do not reach this app: the response has status "
+            f"{status}{f' and redirects to {where}' if where else ''}.",
+            fix="Configure the proxy and middleware to pass requests for this path, "
+            "including its trailing slash, without requiring sign-in and without "
+            "redirecting.",
+        )
 
 
 def answers_at(origin: str) -> bool:

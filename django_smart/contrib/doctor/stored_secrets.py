@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from ...diagnoses import Finding, build_finding
 from ...exceptions import CredentialsError
 from ...models import ClientRegistration, FHIRServer, SigningKey, TokenGrant
-from .findings import Finding, build_finding
 
 __all__ = ["find_unreadable_secrets", "has_unreadable_secret"]
 

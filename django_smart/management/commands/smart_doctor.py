@@ -10,11 +10,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_smart.contrib.doctor import (
     UNUSABLE,
-    Finding,
-    Severity,
     build_unexamined,
+    collect,
     examine,
 )
+from django_smart.diagnoses import Finding, Severity
 from django_smart.exceptions import SMARTError
 from django_smart.models import FHIRServer
 
@@ -45,6 +45,12 @@ class Command(BaseCommand):
             "--json", action="store_true", help="Print the report as one JSON object."
         )
         parser.add_argument(
+            "--launch",
+            action="store_true",
+            help="Also launch this site at a simulated EHR, through its own middleware "
+            "and views, and keep nothing of it. Requires the extra testing.",
+        )
+        parser.add_argument(
             "--fail-level",
             choices=[Severity.ERROR.value, Severity.WARNING.value],
             default=Severity.ERROR.value,
@@ -64,6 +70,8 @@ class Command(BaseCommand):
         findings = examine(servers)
         if UNUSABLE.isdisjoint(each.code for each in findings):
             findings += unread
+        if options["launch"]:
+            findings += self._launch(findings)
         if options["json"]:
             self._print_json(servers, findings)
         else:
@@ -73,6 +81,18 @@ class Command(BaseCommand):
         found = [f"{n} {each}{'s' if n > 1 else ''}" for n, each in counts if n]
         if found:
             raise CommandError(f"{' and '.join(found)} found.")
+
+    def _launch(self, findings: Sequence[Finding]) -> list[Finding]:
+        try:
+            from django_smart.contrib.doctor import launch
+        except ImportError as exc:
+            raise CommandError(f"--launch is not possible: {exc}") from exc
+        if not UNUSABLE.isdisjoint(each.code for each in findings):
+            return []  # without a database
+        found = collect("launch", launch.try_launch)
+        found += collect("scopes of views", launch.find_unrequested_scopes)
+        self.stderr.write(launch.NOT_HELD_BACK)
+        return found
 
     def _print_json(
         self, servers: Sequence[FHIRServer], findings: Sequence[Finding]

@@ -19,7 +19,8 @@ from django.core.exceptions import (
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, models, router, transaction
 
-from django_smart.contrib.doctor import BASE_URL_WRONG, Finding, discover
+from django_smart.contrib.doctor import BASE_URL_WRONG, discover
+from django_smart.diagnoses import Finding
 from django_smart.exceptions import SMARTError
 from django_smart.models import ClientRegistration, FHIRServer
 from django_smart.protocol.configuration import SMARTConfiguration

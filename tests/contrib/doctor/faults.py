@@ -193,12 +193,6 @@ def offline_access_missing(world: World) -> None:
     world.set_server(quirks={"refresh_token_lifetime": 90 * 24 * 3600})
 
 
-def cookies_unfit_for_frames(world: World) -> None:
-    """The app is shown in frames, but the session cookie is not secure."""
-    world.set_server(frame_origins=["https://ehr.example.org"])
-    world.settings.SESSION_COOKIE_SECURE = False
-
-
 def middleware_not_outermost(world: World) -> None:
     """SMARTMiddleware is not first in MIDDLEWARE."""
     ours, *others = world.settings.MIDDLEWARE
@@ -337,22 +331,6 @@ def sessions_in_a_dummy_cache(world: World) -> None:
     }
 
 
-def page_empty(world: World) -> None:
-    """The base template lacks the blocks."""
-    loader = "django.template.loaders.locmem.Loader"
-    engine = dict(world.settings.TEMPLATES[0])
-    templates = {"django_smart/base.html": "<title>Clinic</title>"}
-    engine["APP_DIRS"] = False
-    engine["OPTIONS"] = {
-        **engine.get("OPTIONS", {}),
-        "loaders": [
-            (loader, templates),
-            "django.template.loaders.app_directories.Loader",
-        ],
-    }
-    world.settings.TEMPLATES = [engine]
-
-
 def sign_in_required(world: World) -> None:
     """A middleware requires sign-in for every URL."""
     world.settings.MIDDLEWARE = [
@@ -470,17 +448,16 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (scopes_not_offered, ["scopes_not_offered"], "correct their spelling"),
     (v1_scopes_at_a_v2_server, ["v1_scopes_not_offered"], "patient/Patient.rs"),
     (offline_access_missing, ["offline_access_missing"], "Add offline_access"),
-    (
-        cookies_unfit_for_frames,
-        ["cookies_unfit_for_frames", "django_smart.W031"],
-        "SESSION_COOKIE_SECURE = True",
-    ),
     (middleware_not_outermost, ["django_smart.W020"], "first in MIDDLEWARE"),
     (backend_missing, ["django_smart.E021"], "AUTHENTICATION_BACKENDS"),
-    (urls_not_included, ["django_smart.E024"], 'include("django_smart.urls")'),
+    (
+        urls_not_included,
+        ["django_smart.E024", "landing_page_missing"],
+        'include("django_smart.urls")',
+    ),
     (nobody_works, ["beat_missing"], "Start “celery beat” and a worker"),
     (encryption_keys_derived, ["django_smart.W033"], "Set SMART_ENCRYPTION_KEYS"),
-    (debug_on, ["debug_on", "django_smart.W031"], "Set DEBUG = False"),
+    (debug_on, ["django_smart.E072", "django_smart.W031"], "Set DEBUG = False"),
     (encryption_key_lost, ["secret_unreadable"], "back to SMART_ENCRYPTION_KEYS"),
     (server_down, ["server_unreachable"], "firewall"),
     (server_failing, ["server_failing"], "Try again later"),
@@ -507,31 +484,26 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     ),
     (configuration_is_a_page, ["configuration_missing"], "enter the endpoints"),
     (landing_page_missing, ["landing_page_missing"], "Set SMART_LAUNCH_REDIRECT_URL"),
-    (session_cookie_path, ["cookie_hidden"], "Set SESSION_COOKIE_PATH"),
-    (session_cookie_domain, ["cookie_hidden"], "Set SESSION_COOKIE_DOMAIN"),
+    (session_cookie_path, ["django_smart.E073"], "Set SESSION_COOKIE_PATH"),
+    (session_cookie_domain, ["django_smart.E073"], "Set SESSION_COOKIE_DOMAIN"),
     (session_cookie_strict, ["django_smart.W022"], 'SESSION_COOKIE_SAMESITE = "Lax"'),
-    (
-        sessions_in_a_dummy_cache,
-        ["session_not_kept", "django_smart.W039"],
-        "DummyCache",
-    ),
-    (page_empty, ["page_empty"], "{% block content %}"),
+    (sessions_in_a_dummy_cache, ["django_smart.W039"], "Redis"),
     (sign_in_required, ["url_blocked"], "without requiring sign-in"),
     (
         loopback_names,
-        ["hosts_differ", "django_smart.W030", "django_smart.W034"],
-        "everywhere",
+        ["redirect_uri_wrong", "django_smart.W030", "django_smart.W034"],
+        "as the redirect URI",
     ),
     (ssl_redirect_without_tls, ["jwks_wrong"], "SECURE_SSL_REDIRECT = False"),
     (
         host_not_allowed,
-        ["django_smart.W038", "jwks_wrong", "redirect_uri_wrong", "url_blocked"],
+        ["django_smart.W038", "jwks_wrong", "redirect_uri_wrong"],
         "to ALLOWED_HOSTS",
     ),
     (login_page_missing, ["django_smart.W065"], "Set LOGIN_URL"),
     (broker_down, ["broker_unusable"], "Start the broker"),
-    (leeway_is_text, ["django_smart.E006"], "Set seconds"),
-    (keys_are_one_string, ["django_smart.E003", "not_examined"], "list"),
+    (leeway_is_text, ["django_smart.E001"], "Set seconds"),
+    (keys_are_one_string, ["django_smart.E001", "not_examined"], "list"),
     (time_zones_off, ["django_smart.E025"], "USE_TZ = True"),
     (grants_of_another_deployment, ["deployment_not_adopted"], "--adopt"),
     (refreshes_stopped, ["refresh_stopped"], "--resume"),

@@ -13,7 +13,8 @@ from requests import Request
 from werkzeug.wrappers import Response
 
 from django_smart import transport
-from django_smart.contrib.doctor import KINDS, Finding, examine
+from django_smart.contrib.doctor import examine
+from django_smart.diagnoses import Finding
 from django_smart.grants.deployment import adopt_grants
 from django_smart.models import FHIRServer, SigningKey, TaskRun
 from django_smart.models.task_run import ROTATE_KEYS
@@ -43,6 +44,12 @@ pytestmark = pytest.mark.django_db
 def examine_world(world: World) -> list[Finding]:
     server = FHIRServer.objects.get(pk=world.server.pk)
     return examine([server])
+
+
+def find(world: World, code: str) -> Finding:
+    findings = [each for each in examine_world(world) if each.code == code]
+    assert findings, code
+    return findings[0]
 
 
 def check(world: World, codes: set[str], fix: str) -> None:
@@ -496,11 +503,6 @@ def answer_pings(world: World, *names: str) -> None:
     )
 
 
-def find(world: World, code: str) -> Finding:
-    (finding,) = [each for each in examine_world(world) if each.code == code]
-    return finding
-
-
 def test_broker_that_went_down_after_a_good_run_is_told(world: World) -> None:
     set_broker(world, "amqp://clinic:not-for-anybody@127.0.0.1:1//")
     finding = find(world, "broker_unusable")
@@ -588,9 +590,9 @@ def test_owner_of_the_grants_is_no_sign_of_a_run(world: World) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "code"),
     [
-        ("SMART_CLOCK_LEEWAY", "60", "django_smart.E006"),
-        ("SMART_LAUNCHES_PER_BROWSER", 0, "django_smart.E029"),
-        ("SMART_ASYNC_THREADS", 0, "django_smart.E058"),
+        ("SMART_CLOCK_LEEWAY", "60", "django_smart.E001"),
+        ("SMART_LAUNCHES_PER_BROWSER", 0, "django_smart.E001"),
+        ("SMART_ASYNC_THREADS", 0, "django_smart.E001"),
         ("SMART_CLOCK_LEEWAI", 60, "django_smart.W021"),
     ],
 )
@@ -598,7 +600,7 @@ def test_wrong_setting_says_what_follows_from_it(
     world: World, setting: str, value: object, code: str
 ) -> None:
     setattr(world.settings, setting, value)
-    assert "the setting" in find(world, code).why
+    assert "the setting" in find(world, code).why.lower()
 
 
 def test_silenced_checks_are_not_told(world: World) -> None:
@@ -614,5 +616,54 @@ def test_only_the_doctor_is_told_how_it_is_seen(world: World) -> None:
         assert "Smart-Seen-As" not in page.headers
 
 
-def test_every_kind_says_why_it_matters() -> None:
-    assert all(why.endswith(".") for _, why in KINDS.values())
+# What a browser meets at this site
+
+
+def test_landing_page_that_is_missing_is_named(world: World) -> None:
+    world.settings.SMART_LAUNCH_REDIRECT_URL = "/dashboard/"
+    assert "/dashboard/" in find(world, "landing_page_missing").what
+    world.set_registration(landing_page="/admin/")
+    assert examine([world.server]) == []
+    world.set_registration(landing_page="/nothing/")
+    transport.mount(SITE, Away())
+    assert find(world, "landing_page_missing").severity == "warning"
+
+
+@pytest.mark.parametrize(("language", "is_missing"), [("de", False), ("xx", True)])
+def test_landing_page_may_be_in_any_language_of_this_site(
+    world: World, language: str, is_missing: bool
+) -> None:
+    world.settings.ROOT_URLCONF = "tests.site.i18n_package_urls"
+    world.set_registration(landing_page=f"/{language}/smart/jwks.json")
+    transport.mount(SITE, Away())
+    codes = {each.code for each in examine([world.server])}
+    assert ("landing_page_missing" in codes) is is_missing
+
+
+def test_page_that_something_before_django_serves_is_a_landing_page(
+    world: World,
+) -> None:
+    world.settings.SMART_LAUNCH_REDIRECT_URL = "/app/"
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "tests.contrib.doctor.site.serve_app",
+    ]
+    assert examine([world.server]) == []
+
+
+def test_site_that_cannot_reach_itself_is_a_note(world: World) -> None:
+    transport.mount(SITE, Away())
+    (finding,) = examine([world.server])
+    assert (finding.code, finding.severity) == ("jwks_unreachable", "note")
+
+
+def test_site_that_requires_a_sign_in_needs_launches_that_sign_in(
+    world: World,
+) -> None:
+    world.settings.MIDDLEWARE = [
+        *world.settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
+    assert examine_world(world) == []
+    world.set_registration(ehr_scope="launch patient/*.rs")
+    check(world, {"openid_missing"}, "openid fhirUser")

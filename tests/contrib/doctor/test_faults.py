@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from django_smart.contrib.doctor import Finding, examine
+from django_smart.contrib.doctor import examine
+from django_smart.diagnoses import Finding
 from django_smart.models import FHIRServer, TaskRun
 from django_smart.models.task_run import ROTATE_KEYS
 from tests.contrib.doctor.conftest import World

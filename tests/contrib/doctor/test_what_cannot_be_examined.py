@@ -111,8 +111,8 @@ def test_half_of_a_migration_is_named(migrated: Path, tmp_path: Path) -> None:
     ("setting", "code"),
     [
         ("USE_TZ = False", "django_smart.E025"),
-        ("SMART_CLOCK_LEEWAY = '60'", "django_smart.E006"),
-        ("SMART_ENCRYPTION_KEYS = 'abc'", "django_smart.E003"),
+        ("SMART_CLOCK_LEEWAY = '60'", "django_smart.E001"),
+        ("SMART_ENCRYPTION_KEYS = 'abc'", "django_smart.E001"),
         (
             "DATABASES['default']['NAME'] = 'file:db.sqlite3?mode=ro'; "
             "DATABASES['default']['OPTIONS'] = {'uri': True}",
