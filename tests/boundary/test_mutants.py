@@ -43,6 +43,12 @@ HOLES = (
         _GUARD,
     ),
     (
+        "the name of an entry that is another patient",
+        'url.startswith("urn:") and names == ("Patient", self._record.patient_id)',
+        'url.startswith("urn:")',
+        _GUARD,
+    ),
+    (
         "an included entry",
         "is_own |= self._check_entry(entry, own)",
         "is_own |= not _is_included(entry) and self._check_entry(entry, own)",

@@ -418,6 +418,22 @@ def test_what_is_nested_too_deeply_is_refused():
         grant.client.get("Observation/$lastn")
 
 
+@pytest.mark.parametrize(("patient_id", "is_own"), [("p1", True), ("p2", False)])
+def test_subject_may_be_an_entry_that_is_the_patient(patient_id, is_own):
+    grant = make_grant()
+    patient = {"resourceType": "Patient", "id": patient_id}
+    told = {**MINE, "subject": {"reference": "urn:uuid:1"}}
+    found = bundle(told)
+    entry = {"fullUrl": "urn:uuid:1", "resource": patient}
+    found["entry"].append({**entry, "search": {"mode": "include"}})
+    grant.server.on("Observation?patient=p1", respond(found))
+    if is_own:
+        assert list(grant.client.search("Observation")) == [told]
+    else:
+        with pytest.raises(ForeignPatientError):
+            grant.client.search("Observation")
+
+
 @pytest.mark.parametrize("type_", [None, [], {}])
 def test_resource_without_a_type_is_refused(type_):
     grant = make_grant()
