@@ -177,11 +177,7 @@ class AsyncBatch(Batch):
 
 
 class AsyncBulkExport(_Async[BulkExport]):
-    """
-    :class:`BulkExport` for ``async for``, with awaitable methods.
-
-    Files are read when all of them are ready, even with partial manifests.
-    """
+    """:class:`BulkExport` for ``async for``, with awaitable methods."""
 
     @property
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Spec: HL7 Bulk Data Access 2.0 and 3.0, "Export Operation Request Flow".
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,7 +161,7 @@ class BulkExport(Stream[dict[str, Any]]):
     """
     A running export: the URL to poll, and how far its files have been read.
 
-    Iterating yields the resources one by one, and waits for files that are not ready.
+    Iterating waits until the export is ready, and yields the resources one by one.
     Iterating again resumes at :attr:`state`; it does not start at the beginning.
 
     Args:
@@ -183,8 +182,6 @@ class BulkExport(Stream[dict[str, Any]]):
         self._size = 0
         self._next_url: str | None = self._status_url
         self._own_wait = _FIRST_WAIT
-        # When to poll next; files may be read meanwhile.
-        self._pause: float | None = None
 
     def __repr__(self) -> str:
         return f"<BulkExport: file {self._file}, line {self._line}>"
@@ -207,7 +204,7 @@ class BulkExport(Stream[dict[str, Any]]):
         """
         Poll once; return the seconds to wait, or ``None`` if the export is ready.
 
-        With partial manifests, all available ones are read.
+        Of partial manifests, all available ones are loaded.
 
         Raises:
             FHIRStatusError: the export failed, or the server no longer knows it.
@@ -271,23 +268,13 @@ class BulkExport(Stream[dict[str, Any]]):
         for pause in self.iterate_pauses(seconds):
             self._client.sleep(pause)
 
-    def iterate_pauses(
-        self, seconds: float = 24 * 3600.0, *, manifests: float = math.inf
-    ) -> Iterator[float]:
-        """Yield how long to pause before each poll, until there are that many."""
+    def iterate_pauses(self, seconds: float = 24 * 3600.0) -> Iterator[float]:
+        """Poll until the export is ready; yield how long to pause after each time."""
         deadline = time.monotonic() + seconds
-        while len(self._manifests) < manifests and self._next_url is not None:
-            if self._pause is not None:
-                if time.monotonic() + self._pause > deadline:
-                    raise ServerTimeoutError(
-                        f"the export is not ready after {seconds} s"
-                    )
-                yield self._pause
-            self._pause = self.poll()
-
-    def _wait_for(self, manifests: int) -> None:
-        for pause in self.iterate_pauses(manifests=manifests):
-            self._client.sleep(pause)
+        while (pause := self.poll()) is not None:
+            if time.monotonic() + pause > deadline:
+                raise ServerTimeoutError(f"the export is not ready after {seconds} s")
+            yield pause
 
     @property
     def files(self) -> list[ExportedFile]:
@@ -330,7 +317,7 @@ class BulkExport(Stream[dict[str, Any]]):
     @property
     def transaction_time(self) -> str:
         """The time of the data, a string; pass it as ``since`` to the next export."""
-        return str(self._get_first()["transactionTime"])
+        return str(self._get_manifests()[0]["transactionTime"])
 
     def delete(self) -> None:
         """
@@ -351,20 +338,14 @@ class BulkExport(Stream[dict[str, Any]]):
         if response.status_code not in {404, 410}:
             process_delete_response(response, what="deletion of an export")
 
-    def _get_first(self) -> dict[str, Any]:
-        if not self._manifests:
-            self._wait_for(1)
-        return self._manifests[0]
+    def _get_manifests(self) -> list[dict[str, Any]]:
+        self.wait()
+        return self._manifests
 
     def _walk(self, *names: str) -> Iterator[ExportedFile]:
-        """Yield the files of all manifests in order; waits for more of them."""
-        number = 0
-        while number < len(self._manifests) or self._next_url is not None:
-            if number == len(self._manifests):
-                self._wait_for(number + 1)
-                continue
-            yield from _get_files(self._manifests[number], *names)
-            number += 1
+        """Yield the files of all manifests in order, once the export is ready."""
+        for manifest in self._get_manifests():
+            yield from _get_files(manifest, *names)
 
     def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
         """Read a file; after a broken connection, continue at the same line."""
@@ -393,7 +374,7 @@ class BulkExport(Stream[dict[str, Any]]):
 
     def _open(self, file: ExportedFile) -> AbstractContextManager[ResponseStream]:
         headers = {"Accept": _NDJSON}
-        if self._get_first().get("requiresAccessToken") is False:
+        if self._get_manifests()[0].get("requiresAccessToken") is False:
             return self._client.stream_anonymous(file.url, headers=headers)
         return self._client.stream(
             "GET",
