@@ -12,21 +12,21 @@ http://hl7.org/fhir/R4/search.html.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
     Record,
+    build_unlisted_error,
     get_compartment,
     is_shared,
-    refuse_unlisted,
 )
 from django_smart.fhir.interactions import Interaction
-from django_smart.fhir.requests import parse_query
+from django_smart.fhir.requests import iter_parameters, parse_query
 
 __all__ = ["OPERATIONS", "AllowList"]
 
@@ -199,7 +199,7 @@ class AllowList:
     def _require(self, attribute: str, value: str) -> None:
         """Refuse what an attribute of the view has to list, and does not."""
         if value not in (getattr(self, attribute) or ()):
-            refuse_unlisted(attribute, value)
+            raise build_unlisted_error(attribute, value)
 
     def _check_open(self, asked: Interaction, pairs: list[tuple[str, str]]) -> None:
         """The server decides about this type, which is not to say about others."""
@@ -302,7 +302,7 @@ class AllowList:
         if asked.body is not None:
             if is_known and operation not in _WITH_BODY:
                 _refuse(f"A body for ${operation}")
-            pairs = [*pairs, *_iter_parameters(asked.body)]
+            pairs = [*pairs, *iter_parameters(asked.body)]
         for parameter, value in pairs:
             if parameter in _SUBJECTS:
                 self.record.refuse_others([(parameter, value)])
@@ -338,25 +338,6 @@ class AllowList:
         # Without effect where an id names the resource.
         for parameter, value in pairs if len(parts) == 1 else ():
             self._check_criterion(kind, parameter, value)
-
-
-def _iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
-    """Each parameter of a Parameters, and of its parts, as if it were in a URL."""
-    if not isinstance(body, Mapping) or body.get("resourceType") != "Parameters":
-        return
-    lists = [body.get("parameter", [])]
-    for found in lists:
-        if not isinstance(found, list):
-            _refuse("A parameter that is not in a list")
-        for one in found:
-            if not isinstance(one, Mapping):
-                _refuse("A parameter that is not an object")
-            values = [value for key, value in one.items() if key.startswith("value")]
-            for value in values or [""]:
-                if isinstance(value, Mapping):
-                    value = value.get("reference", "")
-                yield str(one.get("name")), str(value)
-            lists.append(one.get("part", []))
 
 
 def _refuse(what: str) -> NoReturn:

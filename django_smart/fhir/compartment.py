@@ -26,6 +26,7 @@ __all__ = [
     "ABOUT_OTHERS",
     "Compartment",
     "Record",
+    "build_unlisted_error",
     "find_patient_parameter",
     "find_values",
     "get_compartment",
@@ -33,7 +34,6 @@ __all__ = [
     "is_shared",
     "iter_values",
     "read_reference",
-    "refuse_unlisted",
     "selects",
 ]
 
@@ -273,9 +273,9 @@ def get_letters(interaction: str) -> str:
     return required_letter(interaction) or "rs"
 
 
-def refuse_unlisted(attribute: str, value: str) -> NoReturn:
-    """Refuse what an attribute of the proxy's view would have to list."""
-    raise FHIRRequestError(
+def build_unlisted_error(attribute: str, value: str) -> FHIRRequestError:
+    """What an attribute of the proxy's view would have to list."""
+    return FHIRRequestError(
         f'"{value}" is not allowed, unless the view\'s attribute {attribute} lists it.',
         code="fhir_not_allowed",
     )

@@ -44,6 +44,7 @@ from django_smart.fhir.record_check import (
     record_check,
 )
 from django_smart.fhir.requests import (
+    iter_parameters,
     parse_entry,
     parse_interaction,
     parse_query,
@@ -213,7 +214,8 @@ class RecordGuard:
             raise ForeignPatientError("This would cover every patient.")
         if asked.body is not None:
             self._check_body(asked)
-            self._check_parameters(asked.body.get("parameter"))
+            named = iter_parameters(asked.body)
+            self.record.refuse_others(pair for pair in named if pair[1])
         if len(parts) == 2 and operation in _SEARCHING and asked.body is None:
             pairs = self.record.narrow(kind, pairs)
         else:
@@ -222,19 +224,6 @@ class RecordGuard:
         if is_about_one:
             self._read_target(kind, parts[1])
         return _with_query(asked, "/".join(parts), pairs)
-
-    def _check_parameters(self, parameters: Any) -> None:
-        """Refuse parameters, at any depth, that name another patient."""
-        for one in parameters if isinstance(parameters, list) else ():
-            if not isinstance(one, Mapping):
-                raise FHIRRequestError("A parameter is not an object.")
-            for name, value in one.items() if one.get("name") else ():
-                if name.startswith("value"):
-                    told = (
-                        value.get("reference") if isinstance(value, Mapping) else value
-                    )
-                    self.record.refuse_others([(str(one["name"]), str(told))])
-            self._check_parameters(one.get("part"))
 
     # What is read first
 

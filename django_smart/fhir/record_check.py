@@ -22,12 +22,12 @@ from django_smart.exceptions import (
 from django_smart.fhir.compartment import (
     ABOUT_OTHERS,
     Record,
+    build_unlisted_error,
     find_values,
     get_compartment,
     is_shared,
     iter_values,
     read_reference,
-    refuse_unlisted,
     selects,
 )
 from django_smart.fhir.messages import resolve_link
@@ -117,7 +117,7 @@ class _Check:
             return self._check_parameters(resource.get("parameter"), own)
         listed = self._record.types
         if listed is not None and kind not in {*listed, "OperationOutcome"}:
-            refuse_unlisted("resource_types", kind)
+            raise build_unlisted_error("resource_types", kind)
         if self._is_open(kind, resource):
             try:
                 return self._is_own(resource, kind, own)

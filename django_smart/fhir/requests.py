@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -15,6 +15,7 @@ from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.protocol.json import parse_json
 
 __all__ = [
+    "iter_parameters",
     "parse_body",
     "parse_entry",
     "parse_interaction",
@@ -135,6 +136,32 @@ def parse_query(text: str, *, limit: int | None = None) -> list[tuple[str, str]]
         return parse_qsl(text, keep_blank_values=True, max_num_fields=limit)
     except ValueError:
         raise FHIRRequestError("There are too many parameters.") from None
+
+
+def iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
+    """
+    Yield each parameter of a ``Parameters``, at any depth, as if it were in a URL.
+
+    Raises:
+        FHIRRequestError: its parameters are no list of objects.
+    """
+    is_parameters = isinstance(body, Mapping) and body.get("resourceType") == (
+        "Parameters"
+    )
+    lists = [body.get("parameter", [])] if is_parameters else []
+    for found in lists:
+        if not isinstance(found, list) or not all(
+            isinstance(one, Mapping) for one in found
+        ):
+            raise FHIRRequestError("The parameters are not a list of objects.")
+        for one in found:
+            values = [value for key, value in one.items() if key.startswith("value")]
+            for value in values or [""]:
+                told = (
+                    value.get("reference", "") if isinstance(value, Mapping) else value
+                )
+                yield str(one.get("name")), str(told)
+            lists.append(one.get("part", []))
 
 
 def parse_entry(entry: Any) -> Interaction:

@@ -43,7 +43,12 @@ from ..exceptions import (
 )
 from ..fhir import FHIRClient
 from ..fhir.allow_list import OPERATIONS, AllowList
-from ..fhir.compartment import ABOUT_OTHERS, Record, iter_values
+from ..fhir.compartment import (
+    ABOUT_OTHERS,
+    Record,
+    build_unlisted_error,
+    iter_values,
+)
 from ..fhir.guard import RecordGuard, RecordRules
 from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
 from ..fhir.json import dump_json, load_json
@@ -206,7 +211,7 @@ class FHIRProxyView(View):
     def _answer(self, request: HttpRequest, path: str) -> HttpResponseBase:
         method = request.method or ""
         if method not in self.methods:
-            text = f"{method} is not allowed, unless the view's attribute methods does."
+            text = str(build_unlisted_error("methods", method))
             raise _RefusedError(405, "not-supported", text)
         # Content of the EHR must not run as a script of this site.
         destination = request.headers.get("Sec-Fetch-Dest", "empty")
