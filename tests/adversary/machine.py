@@ -350,6 +350,16 @@ class Adversary(RuleBasedStateMachine):
             self.world.disconnect(browser, grant)
 
     @move(name=BROWSERS, number=SOME)
+    def open_a_connection(self, name: str, number: int) -> None:
+        """The button of a record on the page of connections; as above."""
+        grants = TokenGrant.objects.filter(is_offline=True).order_by("-pk")
+        if (grant := _pick(list(grants), number)) is not None:
+            browsers = self.world.browsers
+            own = (each for each in browsers.values() if each.user == grant.user_id)
+            browser = next(own, browsers[name]) if number % 4 else browsers[name]
+            self.world.open_connection(browser, grant)
+
+    @move(name=BROWSERS, number=SOME)
     def withdraw_a_choice(self, name: str, number: int) -> None:
         """The button of an account that signs its user in; as above."""
         browser = self.world.browsers[name]

@@ -239,4 +239,15 @@ MUTANTS = (
             )
         ],
     ),
+    Mutant(
+        attack="a record of another user",
+        patches=[
+            ("launches/records.py", "            user_id=user.pk,\n", ""),
+            (
+                "views/account.py",
+                'self._get_own(request).filter(pk=_read_pk(request, "grant"))',
+                'TokenGrant.objects.filter(pk=_read_pk(request, "grant"))',
+            ),
+        ],
+    ),
 )

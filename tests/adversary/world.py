@@ -439,6 +439,36 @@ class World:
         if grant.user_id == browser.user:
             self._withdraw(grant.identity_id)
 
+    def open_connection(self, browser: Browser, grant: TokenGrant) -> None:
+        """
+        Press the button that opens a record, which may be another user's.
+
+        Raises:
+            ViolationError: what opened is not a patient's own, or has ended.
+        """
+        response = self.post(browser, "/smart/connections/open/", grant=str(grant.pk))
+        location = response.get("Location", "")
+        if not location.startswith("/~"):
+            self.tally["not opened again"] += 1
+            return
+        key = location.split("/")[1].removeprefix("~")
+        launch = Launch.objects.with_related().get(key=key)
+        used, user = launch.grant, browser.user
+        if used is None or user is None or {user} != {used.user_id, launch.user_id}:
+            raise ViolationError(f"{browser.name} opened a record of another user")
+        if used.status != TokenGrant.Status.ACTIVE or not used.is_offline:
+            raise ViolationError(f"{browser.name} opened a record that has ended")
+        if not used.is_of_patient:
+            raise ViolationError(f"{browser.name} opened a clinician's chart again")
+        server = used.registration.server.slug
+        patient = None
+        if server in EVERY_HONEST:
+            patient = self.ehrs[server].patient_of(used.access_token)
+        self.tally["opened again"] += 1
+        self.opened.setdefault(
+            key, Opened(key, browser, user, server, patient, launch.identity_id)
+        )
+
     def withdraw(self, browser: Browser, identity: Identity) -> None:
         """Press the button of an account that signs its user in, perhaps another's."""
         self.post(browser, "/smart/connections/", identity=str(identity.pk))

@@ -31,6 +31,7 @@ PAGES = (
     "/pages/denied/",
     "/pages/scopes/",
     "/pages/charts/",
+    "/pages/records/",
     "/pages/new-window/",
     "/pages/authorize-post/",
     "/pages/decide/sign_in/named/",
@@ -99,6 +100,36 @@ def charts(request: HttpRequest) -> HttpResponse:
     return render_error(request, NoLaunchError("none"), extra=extra)
 
 
+def records(request: HttpRequest) -> HttpResponse:
+    """With records to choose from: one opens, one lacks something, one is over."""
+    when = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
+    names = ("Wilhelmina Featherstonehaugh-Cholmondeley", "", "Ada Lovelace")
+    shown = [
+        {
+            "grant": SimpleNamespace(
+                pk=number,
+                patient_name=name,
+                registration=SimpleNamespace(server=SimpleNamespace(name=_SERVER)),
+                created_at=when,
+                ends_at=when,
+                ended_at=when,
+            ),
+            "is_over": number == 3,
+            "missing": "patient/Observation.rs" if number == 2 else "",
+            "connect_again": _RETRY,
+        }
+        for number, name in enumerate(names, 1)
+    ]
+    extra: dict[str, Any] = {"records": shown, "page": "/results/"}
+    return render_error(
+        request,
+        NoLaunchError("none"),
+        code="grant_ambiguous",
+        retry=_RETRY,
+        extra=extra,
+    )
+
+
 def new_window(request: HttpRequest) -> HttpResponse:
     """In a frame that keeps no cookies."""
     context = {"server": SimpleNamespace(name=_SERVER), "url": "/smart/launch/"}
@@ -156,6 +187,7 @@ urlpatterns = [
     path("pages/denied/", denied),
     path("pages/scopes/", scopes),
     path("pages/charts/", charts),
+    path("pages/records/", records),
     path("pages/new-window/", new_window),
     path("pages/authorize-post/", authorize_post),
     path("pages/decide/<slug:question>/<slug:names>/", decide),
