@@ -476,12 +476,16 @@ def test_body_about_another_patient_is_not_sent(answer):
         grant.server.on(path, respond(answer))
     part = {"name": "resource", "part": [{"name": "x", "resource": OTHERS}]}
     told = {"resourceType": "Parameters", "parameter": [part]}
+    stored = bundle(MINE, type="collection")
+    # Left out where it comes; here, nothing is.
+    stored["entry"].append({"resource": OTHERS, "search": {"mode": "include"}})
     for change in (
         lambda fhir: fhir.create(OTHERS),
         lambda fhir: fhir.update(OTHERS),
         lambda fhir: fhir.operation("validate", "Observation", body=OTHERS),
         lambda fhir: fhir.operation("validate", "Observation", body=told),
         lambda fhir: add_create(fhir.batch(), OTHERS).send(),
+        lambda fhir: fhir.create(stored),
     ):
         with pytest.raises(ForeignPatientError):
             change(grant.client)
