@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from django import template
@@ -13,7 +13,7 @@ from ..protocol.scopes import OtherScope, ScopeSet
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
-__all__ = ["in_words", "register"]
+__all__ = ["in_words", "kinds_in_words", "register"]
 
 register = template.Library()
 
@@ -79,18 +79,24 @@ def in_words(scopes: ScopeSet | str) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
+@register.filter
+def kinds_in_words(types: Iterable[str]) -> str:
+    """Return resource types in plain words: ``{{ types|kinds_in_words }}``."""
+    # Not with commas: some of the names have one.
+    return "; ".join(str(_TYPES.get(name, name)) for name in types)
+
+
 def _tell_resources(scopes: ScopeSet) -> Iterator[str]:
     for (is_wide, is_write), sentence in _SENTENCES.items():
         letters = set("cud" if is_write else "rs")
-        names = [
-            str(_TYPES.get(scope.type, scope.type))
+        types = [
+            scope.type
             for scope in scopes.resource_scopes
             if (scope.level != "patient") is is_wide
             and letters.intersection(scope.letters)
         ]
-        if names:
-            # Not with commas: some of the names have one.
-            yield str(sentence) % {"what": "; ".join(dict.fromkeys(names))}
+        if types:
+            yield str(sentence) % {"what": kinds_in_words(dict.fromkeys(types))}
 
 
 def _tell_others(scopes: ScopeSet) -> Iterator[str]:

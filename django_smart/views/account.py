@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
@@ -96,6 +97,7 @@ class ConnectionsView(ProtocolView):
         shown.sort(key=lambda grant: order[grant.registration.server_id])
         self._mark(shown)
         read_names(each for each in shown if each.is_used)
+        _add_runs(shown)
         ended = {
             grant.registration_id
             for grant in shown
@@ -271,3 +273,13 @@ def _read_pk(request: HttpRequest, name: str) -> int:
 
 def _is_active(grant: TokenGrant) -> bool:
     return grant.status == TokenGrant.Status.ACTIVE
+
+
+def _add_runs(grants: Iterable[Any]) -> None:
+    """Add how far each whole record was read, if this site keeps them."""
+    if not apps.is_installed("django_smart.contrib.records"):
+        return
+    from ..contrib.records.models import SyncRun
+
+    for grant in grants:
+        grant.run = SyncRun.objects.find_latest(grant)

@@ -39,6 +39,15 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
         rows = self.filter(pk=pk, owner=owner)
         return rows.update(busy_until=DatabaseNow(_LEASE)) == 1
 
+    def find_latest(self, grant: TokenGrant) -> SyncRun | None:
+        """Return the run of a grant's record; of several sinks, the one used last."""
+        runs = self.filter(
+            user_id=grant.user_id,
+            server_id=grant.registration.server_id,
+            patient_id=grant.patient_id,
+        )
+        return runs.order_by("started_at").last()
+
     def without_grant(self) -> Self:
         """Return runs of records to which no grant is left, not even a lost one."""
         grants = TokenGrant.objects.endable().filter(
@@ -130,6 +139,20 @@ class SyncRun(models.Model):
         for row in sorted(self.types.all(), key=lambda row: row.pk):
             found.setdefault(row.resource_type, []).append(row.state)
         return {name: _combine(states) for name, states in found.items()}
+
+    def in_state(self, state: str) -> list[str]:
+        """Return the resource types in *state*."""
+        return [name for name, found in self.states.items() if found == state]
+
+    @property
+    def complete(self) -> list[str]:
+        """The resource types that were read completely."""
+        return self.in_state(SyncedType.State.COMPLETE)
+
+    @property
+    def refused(self) -> list[str]:
+        """The resource types that the EHR does not let this grant read."""
+        return self.in_state(SyncedType.State.REFUSED)
 
     def count(self) -> dict[str, int]:
         """Return the number of resources that were delivered, by type."""

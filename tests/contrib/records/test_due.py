@@ -16,8 +16,9 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
+from django_smart.contrib.records import sync_record
 from django_smart.contrib.records.due import build_sink, find_due_grants
-from django_smart.contrib.records.models import StoredResource, SyncRun
+from django_smart.contrib.records.models import StoredResource, SyncedType, SyncRun
 from django_smart.contrib.records.sinks import ModelSink, NDJSONSink
 from django_smart.contrib.records.tasks import sync_due_records
 from django_smart.grants.ending import disconnect_grant
@@ -180,3 +181,19 @@ def test_deleted_user_takes_the_copies_along(grant: TokenGrant) -> None:
     Identity.objects.all().delete()
     User.objects.all().delete()
     assert not StoredResource.objects.exists()
+
+
+def test_connections_show_how_far_the_record_was_read(
+    ehr: EHRSimulator, grant: TokenGrant
+) -> None:
+    browser = make_browser()
+    connect(browser, ehr, patient=PATIENT)
+    assert "kinds of records read" not in browser.get("/smart/connections/").text
+    run = sync_record(grant, ModelSink())
+    SyncedType.objects.filter(resource_type="Condition").update(
+        state=SyncedType.State.REFUSED
+    )
+    page = browser.get("/smart/connections/").text
+    number = len(run.states)
+    assert f"{number - 1} of {number} kinds of records read" in page
+    assert "does not share: health problems" in page
