@@ -41,11 +41,7 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
 
     def find_latest(self, grant: TokenGrant) -> SyncRun | None:
         """Return the run of a grant's record; of several sinks, the one used last."""
-        runs = self.filter(
-            user_id=grant.user_id,
-            server_id=grant.registration.server_id,
-            patient_id=grant.patient_id,
-        )
+        runs = self.filter(**_get_record(grant))
         return runs.order_by("started_at").last()
 
     def without_grant(self) -> Self:
@@ -56,6 +52,15 @@ class SyncRunQuerySet(models.QuerySet["SyncRun"]):
             patient_id=models.OuterRef("patient_id"),
         )
         return self.exclude(models.Exists(grants))
+
+
+def _get_record(grant: TokenGrant) -> dict[str, Any]:
+    """Return whose record a grant reads."""
+    return {
+        "user_id": grant.user_id,
+        "server_id": grant.registration.server_id,
+        "patient_id": grant.patient_id,
+    }
 
 
 class SyncRun(models.Model):
@@ -101,12 +106,7 @@ class SyncRun(models.Model):
     @classmethod
     def get_for(cls, grant: TokenGrant, sink: str) -> SyncRun:
         """Return the run of a grant's record, made if it is the first."""
-        values = {
-            "user_id": grant.user_id,
-            "server_id": grant.registration.server_id,
-            "patient_id": grant.patient_id,
-            "sink": sink,
-        }
+        values = {**_get_record(grant), "sink": sink}
         key = digest(cls(**values).record_name)
         return cls.objects.get_or_create(key=key, defaults=values)[0]
 
