@@ -20,12 +20,14 @@ from typing import NoReturn
 
 from django_smart.exceptions import FHIRRequestError, ForeignPatientError
 from django_smart.fhir.compartment import (
+    REFERENCE,
+    SUBJECT_NAMES,
     Record,
     build_unlisted_error,
     get_compartment,
     is_shared,
 )
-from django_smart.fhir.interactions import Interaction
+from django_smart.fhir.interactions import BUNDLES, WRITES, Interaction
 from django_smart.fhir.requests import iter_parameters, parse_query
 
 __all__ = ["OPERATIONS", "AllowList"]
@@ -65,8 +67,6 @@ _CONTROLS = {
 # Others would hide whose the resources are that an operation returns.
 _OPERATION_CONTROLS = frozenset({"_count", "_format", "_pretty"})
 _READS = frozenset({"capabilities", "history-instance", "read", "vread"})
-_WRITES = frozenset({"create", "delete", "patch", "update"})
-_BUNDLES = frozenset({"batch", "transaction"})
 
 # Operations with the types that have them, and their parameters, none of which leads
 # to a patient.
@@ -95,17 +95,14 @@ OPERATIONS = frozenset(_OPERATIONS)
 # They read nothing of a patient, so that their parameters may also be in a body.
 _WITH_BODY = frozenset({"expand", "lookup", "validate", "validate-code"})
 
-_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 _INCLUSION = re.compile("([A-Z][A-Za-z]+):([a-z-]+)(?::[A-Z][A-Za-z]+)?")
 _PATIENT = re.compile(r"patient\s*[/%?\\]", re.IGNORECASE)
 # Parameters by which a server might leave out the resources, which say whose they are.
 _HIDING = re.compile("_|.*:")
 # The parts of a parameter: of a chain, a type, a modifier.
 _STEPS = re.compile("[.:]")
-_SUBJECTS = frozenset({"patient", "subject"})
 # Parameters that name a patient in some type, or at the end of a chain.
-_WHO = _SUBJECTS | {"actor", "beneficiary", "individual", "member"}
+_WHO = SUBJECT_NAMES | {"actor", "beneficiary", "individual", "member"}
 # Types that are patients, or of which patients are members.
 _PERSONS = frozenset({"Group", "Patient", "Person", "RelatedPerson"})
 
@@ -171,7 +168,7 @@ class AllowList:
         path, _, query = asked.path.partition("?")
         parts, pairs = path.split("/"), parse_query(query)
         self._require("methods", asked.method)
-        if name in _BUNDLES:
+        if name in BUNDLES:
             self._require("batch", name)
             return  # each of its entries is checked
         if kind and (self.resource_types is not None or kind not in _read_table()):
@@ -188,7 +185,7 @@ class AllowList:
             self._check_search(kind, pairs)
         elif name == "operation":
             self._check_operation(asked, parts, pairs)
-        elif name in _WRITES:
+        elif name in WRITES:
             self._check_write(asked, parts, pairs)
         elif name in _READS:
             for parameter, value in pairs:
@@ -233,9 +230,9 @@ class AllowList:
         """One parameter that selects resources, also for a conditional change."""
         bare, _, modifier = parameter.partition(":")
         ends = {bare, _STEPS.split(parameter)[-1]}
-        is_own = self._is_own(value)
+        is_own = self.record.is_own(value)
         if ends & (get_compartment(kind).names | _WHO) and not (
-            is_own or (self._lead_to_shared(value) and not ends & _SUBJECTS)
+            is_own or (self.record.is_to_shared(value) and not ends & SUBJECT_NAMES)
         ):
             raise ForeignPatientError(
                 f'"{parameter}" does not name the patient of this launch.'
@@ -243,7 +240,7 @@ class AllowList:
         known, is_to_shared = _find_kind(kind, bare)
         if known == "reference" and modifier != "missing":
             is_allowed = (is_own and modifier in {"", "Patient"}) or (
-                self._lead_to_shared(value, modifier, is_to_shared=is_to_shared)
+                self.record.is_to_shared(value, modifier, is_known=is_to_shared)
             )
         else:
             is_allowed = bool(known) and modifier in {"", *_MODIFIERS[known]}
@@ -252,29 +249,12 @@ class AllowList:
             self._refuse_others(parameter, value)
             self._require("parameters", f"{kind}.{parameter}")
 
-    def _is_own(self, value: str) -> bool:
-        return value in {self.record.patient_id, *self.record.own}
-
-    def _lead_to_shared(
-        self, value: str, modifier: str = "", *, is_to_shared: bool = False
-    ) -> bool:
-        """Whether each of some references is to what belongs to no patient."""
-        if modifier and not is_shared(modifier):
-            return False
-        for text in value.split(","):
-            text = text.removeprefix(f"{self.record.base_url}/")
-            found = _REFERENCE.fullmatch(text)
-            kind = found[1] if found else modifier
-            is_id = _ID.fullmatch(text) is not None
-            is_known = is_shared(kind) if kind else is_to_shared
-            if not is_known or not (found or is_id):
-                return False
-        return True
-
     def _refuse_others(self, parameter: str, value: str) -> None:
         """Refuse a value that may lead to another patient, whatever the view lists."""
-        kinds = {found[1] for found in map(_REFERENCE.match, value.split(",")) if found}
-        if not self._is_own(value) and (kinds & _PERSONS or _PATIENT.search(value)):
+        kinds = {found[1] for found in map(REFERENCE.match, value.split(",")) if found}
+        if not self.record.is_own(value) and (
+            kinds & _PERSONS or _PATIENT.search(value)
+        ):
             raise ForeignPatientError(f'"{parameter}" may name another patient.')
 
     def _check_inclusion(self, kind: str, parameter: str, value: str) -> None:
@@ -284,7 +264,7 @@ class AllowList:
         is_about = found and found[1] == kind
         if found and parameter == "_revinclude":
             # What refers to a patient in another role may be in another record.
-            own = get_compartment(found[1]).names | _SUBJECTS
+            own = get_compartment(found[1]).names | SUBJECT_NAMES
             is_about = not is_shared(kind) and (kind != "Patient" or found[2] in own)
         if not (is_known and is_about):
             _refuse(f'"{parameter}" with this value')
@@ -304,7 +284,7 @@ class AllowList:
                 _refuse(f"A body for ${operation}")
             pairs = [*pairs, *iter_parameters(asked.body)]
         for parameter, value in pairs:
-            if parameter in _SUBJECTS:
+            if parameter in SUBJECT_NAMES:
                 self.record.refuse_others([(parameter, value)])
             elif parameter in _OPERATION_CONTROLS:
                 self._check_control(parameter, value)

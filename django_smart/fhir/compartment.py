@@ -24,6 +24,8 @@ from django_smart.protocol.scopes import ResourceScope, ScopeSet, required_lette
 
 __all__ = [
     "ABOUT_OTHERS",
+    "REFERENCE",
+    "SUBJECT_NAMES",
     "Compartment",
     "Record",
     "build_unlisted_error",
@@ -36,6 +38,9 @@ __all__ = [
     "read_reference",
     "selects",
 ]
+
+#: What elements and parameters that say whose a resource is are called in most types.
+SUBJECT_NAMES = frozenset({"patient", "subject"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,7 @@ class Compartment:
     @property
     def names(self) -> frozenset[str]:
         """Search parameters that name the patient of a resource."""
-        return _NAMES.intersection(self.subjects) | {self.parameter} - {""}
+        return SUBJECT_NAMES.intersection(self.subjects) | {self.parameter} - {""}
 
 
 # Of another version of FHIR: nothing but the usual names is known.
@@ -111,9 +116,9 @@ _VERSION = re.compile(r"/_history/[A-Za-z0-9\-.]{1,64}$")
 #: Known by what they are about, which may be other entries of their Bundle.
 ABOUT_OTHERS = frozenset({"AuditEvent", "Provenance"})
 _CONTAINERS = frozenset({"Bundle", "Parameters"})
-_NAMES = frozenset({"patient", "subject"})
 _INCLUSIONS = frozenset({"_include", "_revinclude"})
-_REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+REFERENCE = re.compile(r"([A-Z][A-Za-z]+)/[A-Za-z0-9\-.]{1,64}")
 # Values of _summary that leave out no element that names the patient, or every entry.
 _WHOLE_SUMMARIES = frozenset({"count", "data", "false"})
 # Characters of the scopes with parameters for one type; more of them select nothing.
@@ -217,7 +222,7 @@ class Record:
             bare = name.removesuffix(":Patient")
             if bare in compartment.names:
                 # A Schedule may be that of a doctor or a room.
-                if not (self._is_own(value) or self.is_to_shared(value)):
+                if not (self.is_own(value) or self.is_to_shared(value)):
                     _refuse(f'"{name}" does not name the patient of this launch.')
                 is_named = True
         if not is_named:
@@ -231,19 +236,33 @@ class Record:
     def refuse_others(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Refuse a patient or subject who is not the patient of this launch."""
         for name, value in pairs:
-            if name.strip().casefold() in _NAMES and not self._is_own(value):
+            if name.strip().casefold() in SUBJECT_NAMES and not self.is_own(value):
                 _refuse(f'"{name}" does not name the patient of this launch.')
 
-    def _is_own(self, value: str) -> bool:
+    def is_own(self, value: str) -> bool:
+        """Whether the value of a parameter names the patient."""
         return value in {self.patient_id, *self.own}
 
-    def is_to_shared(self, value: str) -> bool:
-        """Whether each reference of a parameter is to what belongs to no patient."""
-        references = (
-            _REFERENCE.fullmatch(one.removeprefix(f"{self.base_url}/"))
-            for one in value.split(",")
-        )
-        return all(found and is_shared(found[1]) for found in references)
+    def is_to_shared(
+        self, value: str, modifier: str = "", *, is_known: bool = False
+    ) -> bool:
+        """
+        Whether each of some references is to what belongs to no patient.
+
+        Args:
+            modifier: type of an id alone.
+            is_known: whether the parameter leads to such types alone.
+        """
+        if modifier and not is_shared(modifier):
+            return False
+        for text in value.split(","):
+            text = text.removeprefix(f"{self.base_url}/")
+            found = REFERENCE.fullmatch(text)
+            kind = found[1] if found else modifier
+            may_be = is_shared(kind) if kind else is_known
+            if not may_be or not (found or _ID.fullmatch(text)):
+                return False
+        return True
 
     def complete(
         self, resource_type: str, pairs: list[tuple[str, str]]

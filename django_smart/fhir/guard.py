@@ -23,12 +23,18 @@ from django_smart.exceptions import (
     InsufficientScopeError,
 )
 from django_smart.fhir.compartment import (
+    SUBJECT_NAMES,
     Record,
     get_compartment,
     get_letters,
     is_shared,
 )
-from django_smart.fhir.interactions import Interaction, build_etag, build_read
+from django_smart.fhir.interactions import (
+    BUNDLES,
+    Interaction,
+    build_etag,
+    build_read,
+)
 from django_smart.fhir.json import dump_json
 from django_smart.fhir.messages import (
     ParsedResponse,
@@ -38,7 +44,6 @@ from django_smart.fhir.messages import (
     validate_id,
 )
 from django_smart.fhir.record_check import (
-    OLDER_SUBJECTS,
     check_body,
     check_links,
     record_check,
@@ -54,7 +59,6 @@ from django_smart.protocol.messages import HTTPResponse
 
 __all__ = ["RecordGuard", "RecordRules"]
 
-_BUNDLES = frozenset({"batch", "transaction"})
 # Operations on a type that take the patient as a search does.
 _SEARCHING = frozenset({"$docref", "$lastn", "$stats"})
 # Parameters of a conditional change that select resources, beside those without "_".
@@ -102,7 +106,7 @@ class RecordGuard:
             InsufficientScopeError: no scope allows reading it.
         """
         name, kind = asked.name, asked.resource_type
-        if name in _BUNDLES:
+        if name in BUNDLES:
             return replace(asked, body=self._prepare_bundle(asked.body))
         if name == "get":
             return self._prepare_get(asked)
@@ -368,7 +372,7 @@ def _check_patch(patch: Any, kind: str) -> None:
         raise FHIRRequestError(
             "A patch under patient/ scopes must be a JSON Patch: a list of operations."
         )
-    subjects = {*get_compartment(kind).subjects, *OLDER_SUBJECTS}
+    subjects = {*get_compartment(kind).subjects, *SUBJECT_NAMES}
     kept = {path.partition(".")[0].removesuffix("[]").lower() for path in subjects}
     kept |= {"", "contained", "id", "resourcetype"}
     for step in patch:

@@ -15,8 +15,10 @@ from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.fhir.parameters import SearchParams, build_search_query
 
 __all__ = [
+    "BUNDLES",
     "FHIR_JSON",
     "JSON_PATCH",
+    "WRITES",
     "Interaction",
     "as_posted",
     "build_condition",
@@ -78,6 +80,9 @@ def build_headers(
     return headers
 
 
+#: Names of interactions: those with entries, and those that change one resource.
+BUNDLES = frozenset({"batch", "transaction"})
+WRITES = frozenset({"create", "delete", "patch", "update"})
 FHIR_JSON = "application/fhir+json"
 JSON_PATCH = "application/json-patch+json"
 

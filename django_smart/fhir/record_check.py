@@ -21,6 +21,7 @@ from django_smart.exceptions import (
 )
 from django_smart.fhir.compartment import (
     ABOUT_OTHERS,
+    SUBJECT_NAMES,
     Record,
     build_unlisted_error,
     find_values,
@@ -35,7 +36,6 @@ from django_smart.protocol.scopes import ResourceScope
 from django_smart.protocol.urls import is_within_base
 
 __all__ = [
-    "OLDER_SUBJECTS",
     "check_body",
     "check_links",
     "is_of_patient",
@@ -43,8 +43,6 @@ __all__ = [
     "record_check",
 ]
 
-#: DSTU2 and STU3 had other names for some of the elements that say whose a resource is.
-OLDER_SUBJECTS = ("patient", "subject")
 # What some server may take for a link to a patient or a file: in any spelling, with a
 # version, or with a base that may be another name of the server.
 _LINK = re.compile(r"(?:.*[/:])?(?:patient[/?%\\]|binary/).*", re.IGNORECASE)
@@ -174,7 +172,8 @@ class _Check:
         subjects = get_compartment(kind).subjects
         found = find_values(resource, subjects)
         if not found and subjects and not self._is_written:
-            found = find_values(resource, OLDER_SUBJECTS)
+            # DSTU2 and STU3 had other names for some of them.
+            found = find_values(resource, SUBJECT_NAMES)
         is_own = False
         for path, value in found:
             told = value if isinstance(value, Mapping) else {}

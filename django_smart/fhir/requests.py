@@ -9,12 +9,13 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from django_smart.exceptions import FHIRRequestError
-from django_smart.fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
+from django_smart.fhir.interactions import BUNDLES, FHIR_JSON, JSON_PATCH, Interaction
 from django_smart.fhir.json import load_json
 from django_smart.fhir.messages import validate_id, validate_resource_type
 from django_smart.protocol.json import parse_json
 
 __all__ = [
+    "MAX_DEPTH",
     "iter_parameters",
     "parse_body",
     "parse_entry",
@@ -24,10 +25,9 @@ __all__ = [
 ]
 
 _MAX_PARAMETERS = 100
-# Of JSON: a Questionnaire has groups in groups, each of which is two levels.
-_MAX_DEPTH = 200
+#: Of JSON: a Questionnaire has groups in groups, each of which is two levels.
+MAX_DEPTH = 200
 _OPERATION = re.compile(r"\$[A-Za-z][A-Za-z0-9._\-]{0,127}")
-_BUNDLES = frozenset({"batch", "transaction"})
 _CHANGES = {"ifMatch": "If-Match", "ifNoneMatch": "If-None-Match"}
 # Of an entry.  None of a read: that another's resource did not change is also news.
 _CONDITIONS = {
@@ -116,7 +116,7 @@ def _find_name(method: str, parts: list[str], body: Any) -> str:
             return "read"
         case "POST", 0:
             kind = str(body.get("type")) if isinstance(body, Mapping) else ""
-            if kind in _BUNDLES:
+            if kind in BUNDLES:
                 return kind
         case "POST", 1:
             return "create"
@@ -190,7 +190,7 @@ def parse_entry(entry: Any) -> Interaction:
     asked = parse_interaction(
         method, url, headers=headers, body=body, media_type=media_type
     )
-    if asked.name in _BUNDLES:
+    if asked.name in BUNDLES:
         raise FHIRRequestError("A batch entry cannot be a batch.")
     return asked
 
@@ -210,5 +210,5 @@ def _parse_patch(data: object) -> list[Any]:
 
 def parse_body(body: bytes, *, what: str) -> Any:
     """Read the JSON of a request strictly, with the digits of its numbers."""
-    parse_json(body, error=FHIRRequestError, what=what, max_depth=_MAX_DEPTH)
+    parse_json(body, error=FHIRRequestError, what=what, max_depth=MAX_DEPTH)
     return load_json(body)

@@ -50,7 +50,7 @@ from ..fhir.compartment import (
     iter_values,
 )
 from ..fhir.guard import RecordGuard, RecordRules
-from ..fhir.interactions import FHIR_JSON, JSON_PATCH, Interaction
+from ..fhir.interactions import BUNDLES, FHIR_JSON, JSON_PATCH, WRITES, Interaction
 from ..fhir.json import dump_json, load_json
 from ..fhir.messages import (
     ParsedResponse,
@@ -60,7 +60,7 @@ from ..fhir.messages import (
 )
 from ..fhir.perform import find_missing_scope
 from ..fhir.record_check import is_of_patient, iter_links, record_check
-from ..fhir.requests import parse_body, parse_entry, parse_interaction
+from ..fhir.requests import MAX_DEPTH, parse_body, parse_entry, parse_interaction
 from ..launches.request_state import get_request_state
 from ..protocol.json import parse_json_object
 from ..protocol.messages import HTTPResponse
@@ -71,15 +71,11 @@ __all__ = ["FHIRProxyView"]
 logger = logging.getLogger(__name__)
 
 _JSON_TYPES = frozenset({FHIR_JSON, "application/json"})
-# Of JSON: a Questionnaire has groups in groups, each of which is two levels.
-_MAX_DEPTH = 200
 _SALT = "django_smart.fhir_proxy"
 _PAGE = "_page"
 # Types of Bundles that a server makes, page by page, for those who ask.
 _PAGED_TYPES = frozenset({"history", "searchset"})
 _READS = {"GET", "HEAD"}
-_BUNDLES = {"batch", "transaction"}
-_WRITES = {"create", "delete", "patch", "update"}
 # A script must not send the server many times as many requests.
 _MAX_ENTRIES = 100
 # What has to come back.
@@ -270,7 +266,7 @@ class FHIRProxyView(View):
         rules = AllowList(
             record=record,
             methods=self.methods,
-            batch=_BUNDLES if self.batch else (),
+            batch=BUNDLES if self.batch else (),
             resource_types=self.resource_types,
             operations=self.operations,
             parameters=self.parameters,
@@ -345,7 +341,7 @@ def _allow(asked: Interaction, rules: AllowList) -> None:
     """Refuse what the view or the scopes do not allow, also in a Bundle."""
     rules.check(asked)
     asked_for = [asked]
-    if asked.name in _BUNDLES:
+    if asked.name in BUNDLES:
         asked_for = list(map(parse_entry, _get_entries(asked.body)))
         for one in asked_for:
             rules.check(one)
@@ -461,13 +457,13 @@ def _pass_on(
     rewriter: _Rewriter,
 ) -> HttpResponse:
     """Check what came, and answer with it."""
-    is_read = asked.method == "GET" or asked.name in {"search", *_BUNDLES}
+    is_read = asked.method == "GET" or asked.name in {"search", *BUNDLES}
     if asked.name == "delete" and answer.status_code in {200, 202, 204}:
         # What a server says about a deletion may be no FHIR.
         answer = replace(answer, body=b"")
     elif answer.status_code not in ({200} if is_read else {200, 201, 204}):
         return _pass_on_failure(answer, guard)
-    if answer.body or asked.name not in _WRITES:
+    if answer.body or asked.name not in WRITES:
         answer = _check_body(answer, asked, guard)
     body = rewriter.rewrite(answer, asked)
     response = _build_fhir_response(answer.status_code, body)
@@ -572,7 +568,7 @@ def _json_object(answer: HTTPResponse) -> dict[str, Any]:
         answer.body,
         error=MalformedFHIRResponseError,
         what="server response",
-        max_depth=_MAX_DEPTH,
+        max_depth=MAX_DEPTH,
     )
 
 
@@ -612,7 +608,7 @@ class _Rewriter:
             return b""
         value = load_json(answer.body)
         url = answer.url or self._base
-        if asked.name in _BUNDLES:
+        if asked.name in BUNDLES:
             self._sign_batch(value, url, asked)
         else:
             self._sign(value, url, asked)
