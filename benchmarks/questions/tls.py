@@ -133,7 +133,7 @@ def _make_logins(stub: Stub, registration: Any) -> _Pair:
 
 
 def _make_refreshes(stub: Stub, registration: Any, stack: ExitStack) -> _Pair:
-    grants = refresh._Grants(registration, stub, _REFRESHES)
+    grants = refresh.Grants(registration, stub, _REFRESHES)
     grants.set_delay(5)
     pool = stack.enter_context(refresh._HTTPPool(grants.endpoint, 32))
     return (

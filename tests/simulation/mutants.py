@@ -229,7 +229,7 @@ MUTANTS = (
     ),
     Mutant(
         row="6 tokens in memory are given up",
-        seed=2,
+        seed=7,
         finding="is sent twice",
         patches=((refresh_response, "insist", _give_up),),
         scenario={
