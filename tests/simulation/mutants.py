@@ -401,7 +401,7 @@ MUTANTS = (
             **_QUIET,
             "seconds": 1200.0,
             "grants": 400,
-            "kinds": ("mixed", "mixed"),
+            "kinds": ("fast", "mixed"),
             "faults": ("kill",),
             "every": 5.0,
         },
