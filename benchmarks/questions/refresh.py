@@ -21,7 +21,7 @@ from benchmarks.stub import Stub, running_stub
 __all__ = ["TEXT", "Grants", "run"]
 
 TEXT = """
-A Celery worker with two processes refreshes expiring grants at four servers, from beat's message to the last row in PostgreSQL.
+A Celery worker with two processes refreshes expiring grants, from beat's message to the last row in PostgreSQL.
 *HTTP alone* requests the same number of tokens with 32 threads and stores none of them.
 *A loop* and *a task for each grant* are the obvious first implementations: ``requests.post`` and ``save()``.
 """
@@ -81,7 +81,7 @@ def _measure_quick(report: Report, stub: Stub, grants: Grants, folder: str) -> N
         )
     report.add_table(
         "quick",
-        "Token endpoint that takes 5 ms",
+        "Four servers whose token endpoint takes 5 ms",
         times,
         base=_HTTP,
         operations=grants.number,
@@ -146,7 +146,7 @@ def _measure_slow(report: Report, grants: Grants, folder: str) -> None:
     times = {base: [0.2 / 16] * len(times[_OURS]), **times}
     report.add_table(
         "slow",
-        "Token endpoint that takes 200 ms, 16 requests under way",
+        "Four servers whose token endpoint takes 200 ms, 16 requests under way",
         times,
         base=base,
         operations=number,
@@ -179,7 +179,7 @@ def _measure_processes(report: Report, grants: Grants, folder: str) -> None:
         times = measure(variants, rounds=report.rounds(6), operations=grants.number)
     report.add_table(
         "processes",
-        "Token endpoint that takes 50 ms",
+        "Four servers whose token endpoint takes 50 ms",
         times,
         base=_ONE,
         operations=grants.number,
