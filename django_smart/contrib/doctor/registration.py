@@ -9,12 +9,10 @@ import copy
 import os
 import secrets
 from collections.abc import Iterator
-from datetime import datetime
 from urllib.parse import quote_plus, urlsplit
 
 from django.conf import settings
 from django.contrib.auth.middleware import LoginRequiredMiddleware
-from django.db.models import Max
 from django.http.request import validate_host
 from django.shortcuts import resolve_url
 from django.urls import NoReverseMatch, reverse
@@ -38,6 +36,7 @@ from ...protocol.configuration import SMARTConfiguration
 from ...protocol.messages import HTTPRequest, HTTPResponse
 from ...protocol.scopes import ScopeSet
 from ...protocol.token import (
+    build_client_credentials_request,
     build_refresh_request,
     build_token_request,
     process_token_response,
@@ -55,6 +54,8 @@ __all__ = ["examine_registration"]
 
 _NO_CODE = "no-code-the-doctor-is-asking"
 _CLIENT_REFUSED = {"invalid_client", "unauthorized_client"}
+# An OAuth server would have sent its error (RFC 6749 section 5.2).
+_GATEWAY = "status 401 without an OAuth error"
 _AuthMethod = ClientRegistration.AuthMethod
 
 
@@ -300,7 +301,8 @@ def _try_credentials(
     registration: ClientRegistration, configuration: SMARTConfiguration
 ) -> Iterator[Finding]:
     """
-    Request tokens with a code, or a refresh token, that no server issued.
+    Request tokens with a code, or a refresh token, that no server issued; a backend
+    service requests one of its own, which is thrown away.
 
     Most servers look at the client first: they refuse a client that does not exist, and
     of this one only the code.  What they answer to both alike proves nothing.
@@ -333,10 +335,17 @@ def _try_credentials(
 def _judge_credentials(
     registration: ClientRegistration, url: str, answer: HTTPResponse
 ) -> Iterator[Finding]:
+    if _has_worked(registration):
+        return
     refusal = _find_refusal(answer)
-    worked_at = _find_last_success(registration)
+    if not registration.is_for_launches:
+        # It has asked for tokens of its own, not with a code.
+        if error := _read_error(answer):
+            reason = getattr(error, "error", "") or refusal or error.code
+            yield _build_refused(registration, reason, "for a token of its own")
+        return
     if not refusal:
-        if worked_at or _is_refused(registration, url):
+        if _is_refused(registration, url):
             return
         yield build_finding(
             "credentials_unproven",
@@ -350,21 +359,30 @@ def _judge_credentials(
         _ask_for_tokens(registration, url, refresh=True)
     ) and _is_refused(registration, url, refresh=True):
         return  # This client is accepted; to a wrong code it says the same.
-    last = (
-        f" The client received tokens at {worked_at:%Y-%m-%d %H:%M} UTC, so "
-        "the cause is probably the code."
-        if worked_at
-        else ""
+    yield _build_refused(
+        registration,
+        refusal,
+        "with a nonexistent code, and refuses either the client or every such code",
     )
-    yield build_finding(
+
+
+def _build_refused(
+    registration: ClientRegistration, reason: str, request: str
+) -> Finding:
+    fix = _get_credentials_fix(registration)
+    if reason == _GATEWAY:
+        fix = (
+            "Ask the EHR whether a gateway or firewall in front of its token endpoint "
+            f"refuses this site's requests. {fix}"
+        )
+    return build_finding(
         "credentials_refused",
-        severity=Severity.NOTE if worked_at else None,
-        what=f"The token endpoint responds with {refusal} to a request of this "
+        what=f"The token endpoint responds with {reason} to a request of this "
         f"client (authentication: {registration.token_endpoint_auth_method}) "
-        "with a nonexistent code. It refuses either the client or every such "
-        f"code.{last}",
-        fix="Launch once; if that succeeds, the client is accepted. Otherwise: "
-        f"{_get_credentials_fix(registration)}",
+        f"{request}.",
+        fix=fix
+        if not registration.is_for_launches
+        else f"Launch once; if that succeeds, the client is accepted. Otherwise: {fix}",
     )
 
 
@@ -376,6 +394,12 @@ def _ask_for_tokens(
         request = build_refresh_request(
             token_endpoint=url,
             refresh_token=_NO_CODE,
+            client_authentication=authentication,
+        )
+    elif not registration.is_for_launches:
+        request = build_client_credentials_request(
+            token_endpoint=url,
+            scope=registration.system_scope,
             client_authentication=authentication,
         )
     else:
@@ -401,13 +425,12 @@ def _is_refused(
     return bool(_find_refusal(_ask_for_tokens(nobody, url, refresh=refresh)))
 
 
-def _find_last_success(registration: ClientRegistration) -> datetime | None:
-    """When this client last got tokens, since it was last changed here."""
+def _has_worked(registration: ClientRegistration) -> bool:
+    """Whether this client got tokens since it was last changed here."""
     grants = TokenGrant.objects.filter(
         registration=registration, received_at__gte=registration.updated_at
     )
-    last: datetime | None = grants.aggregate(last=Max("received_at"))["last"]
-    return last
+    return grants.exists()
 
 
 def _read_error(answer: HTTPResponse) -> SMARTError | None:
@@ -424,7 +447,7 @@ def _find_refusal(answer: HTTPResponse) -> str:
     error = _read_error(answer)
     if isinstance(error, TokenResponseError) and error.error in _CLIENT_REFUSED:
         return error.error
-    return "status 401" if answer.status_code == 401 else ""
+    return _GATEWAY if answer.status_code == 401 else ""
 
 
 def _find_wrong_answer(answer: HTTPResponse) -> str:

@@ -421,10 +421,45 @@ def test_client_that_is_refused_without_a_proof_is_no_error(world: World) -> Non
     refuse(world, "invalid_client", "authorization_code", "refresh_token")
     finding = find(world, "credentials_refused")
     assert finding.severity == "warning"
+
+
+def test_credentials_that_a_token_has_proven_are_not_doubted(world: World) -> None:
+    refuse(world, "invalid_client", "authorization_code", "refresh_token")
     note_success(world)
+    assert examine_world(world) == []
+
+
+def test_backend_service_is_proven_by_a_token_of_its_own(world: World) -> None:
+    world.sign()
+    world.set_registration(
+        ehr_scope="", standalone_scope="", system_scope="system/Patient.rs"
+    )
+    assert examine_world(world) == []
+    asked = [each.form for each in world.ehr.requests_to("token")]
+    assert any(("grant_type", "client_credentials") in form for form in asked)
+    refuse(world, "invalid_client", "client_credentials")
+    assert "invalid_client" in find(world, "credentials_refused").what
+
+
+def test_refusal_of_a_gateway_is_not_called_one_of_the_client(world: World) -> None:
+    def stand_in_front(respond: Any, request: Any) -> Any:
+        is_token = "grant_type" in request.form
+        return Response("Who are you?", 401) if is_token else respond(request)
+
+    world.ehr.interceptors.append(stand_in_front)
     finding = find(world, "credentials_refused")
-    assert finding.severity == "note"
-    assert "received tokens at 20" in finding.what
+    assert "status 401 without an OAuth error" in finding.what
+    assert "gateway or firewall" in finding.fix
+
+
+@pytest.mark.parametrize("keys", [b'{"keys": []}', b'{"keys": null}', b"{}"])
+def test_key_set_of_this_site_that_is_empty_is_told(world: World, keys: bytes) -> None:
+    world.sign()
+    world.site.content = keys
+    assert {each.code for each in examine_world(world)} & {
+        "jwks_outdated",
+        "jwks_wrong",
+    }
 
 
 def test_server_that_looks_at_the_code_first_proves_nothing(world: World) -> None:

@@ -78,7 +78,7 @@ def copy(migrated: Path, folder: Path, more: str = "") -> Path:
 
 def doctor(folder: Path) -> dict[str, str]:
     """What the doctor finds in a process of its own: text by code."""
-    ran = manage(folder, "smart_doctor", "--json")
+    ran = manage(folder, "smart_doctor", "--json", "--launch")
     assert "Traceback" not in ran.stderr, ran.stderr
     assert ran.returncode == 1
     return {each["code"]: each["what"] for each in json.loads(ran.stdout)["findings"]}
@@ -119,6 +119,14 @@ def test_half_of_a_migration_is_named(migrated: Path, tmp_path: Path) -> None:
             "database_read_only",
         ),
         ("DATABASES['default']['NAME'] = '/nowhere/db'", "database_unusable"),
+        ("SMART_SITE_URL = 'app.example.org'", "django_smart.E001"),
+        ("ALLOWED_HOSTS = ['www.example.org']", "django_smart.W038"),
+        ("del MIDDLEWARE[1]", "django_smart.E023"),
+        ("MIDDLEWARE.reverse()", "django_smart.E023"),
+        ("del INSTALLED_APPS[2]", "django_smart.E022"),
+        ("MIDDLEWARE.append('no.such.middleware')", "not_examined"),
+        ("ROOT_URLCONF = 'no_such_urls'", "not_examined"),
+        ("TEMPLATES = []", "django_smart.E026"),
     ],
 )
 def test_site_that_is_broken_is_told_what_is_wrong(
