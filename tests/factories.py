@@ -21,6 +21,7 @@ from django_smart.models import (
 )
 from django_smart.models.clock import DatabaseNow
 from django_smart.protocol.quirks import QUIRKS
+from django_smart.servers.discovery import DISCOVERED_COLUMNS
 from django_smart.servers.signing_keys import create_signing_key, ensure_active_key
 from django_smart.testing import EHRSimulator
 from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
@@ -37,6 +38,7 @@ METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt
 SERVICE_ID = "nightly-report"
 SERVICE_SCOPE = "system/Patient.rs system/Observation.rs"
 
+_DISCOVERED = {*DISCOVERED_COLUMNS}
 _numbers = count(1)
 
 
@@ -46,6 +48,7 @@ _numbers = count(1)
 def make_server(**values: Any) -> FHIRServer:
     """A valid server, of which nothing is known yet but ``state__…`` values."""
     state = _pop(values, "state__")
+    state |= {name: values.pop(name) for name in _DISCOVERED & values.keys()}
     quirks = {name: values.pop(name) for name in QUIRKS.keys() & values}
     server = FHIRServer(
         **{
@@ -60,6 +63,7 @@ def make_server(**values: Any) -> FHIRServer:
     server.save()
     if state:
         ServerState.objects.filter(server=server).update(**state)
+        server.state.refresh_from_db()
     return server
 
 

@@ -28,6 +28,7 @@ from django_smart.models import (
     FHIRServer,
     Identity,
     Launch,
+    ServerState,
     SigningKey,
     TokenGrant,
 )
@@ -540,24 +541,31 @@ def test_new_base_url_forgets_what_was_discovered_at_the_old_one(admin_client, s
     save(admin_client, url, data)
     server.refresh_from_db()
     assert server.base_url == "https://new.example.org/fhir"
-    assert (server.configuration, server.jwks) == (None, None)
-    assert (server.issuer, server.jwks_uri) == ("", "")
-    assert (server.pinned, server.moved) == ({}, {})
+    assert (server.state.configuration, server.state.jwks) == (None, None)
+    assert (server.state.issuer, server.state.jwks_uri) == ("", "")
+    assert (server.state.pinned, server.state.moved) == ({}, {})
 
 
 @pytest.mark.django_db(transaction=True)
-def test_cleared_pinned_values_are_discovered_anew(admin_client):
+def test_values_that_an_operator_accepts_are_discovered_anew(admin_client):
     ehr = EHRSimulator("https://ehr.example.org/0/fhir")
     server = make_server(
         pinned={"token_endpoint": "https://old.example.org/token"},
         moved={"token_endpoint": ehr.token_endpoint},
     )
-    url, data = open_form(admin_client, server)
+    page = admin_client.get(url_of(FHIRServer, "change", server.pk))
+    assert 'name="action" value="accept"' in page.text
     with transport.mounted(ehr.origin, ehr.adapter()):
-        save(admin_client, url, {**data, "pinned": "{}"})
+        run_action(admin_client, FHIRServer, "accept", server)
     server.refresh_from_db()
-    assert server.pinned["token_endpoint"] == ehr.token_endpoint
-    assert server.moved == {}
+    assert server.state.pinned["token_endpoint"] == ehr.token_endpoint
+    assert server.state.moved == {}
+    page = admin_client.get(url_of(FHIRServer, "change", server.pk))
+    assert 'name="action" value="accept"' not in page.text
+    assert changed_by(admin_client, server) == ["Changed moved values."]
+    assert levels_of(run_action(admin_client, FHIRServer, "accept", server)) == [
+        "warning"
+    ]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -568,16 +576,6 @@ def test_message_about_a_private_address_has_the_line_to_add(admin_client):
         page = admin_client.post(url_of(FHIRServer, "add"), data, follow=True)
     messages = " ".join(map(str, page.context["messages"]))
     assert 'SMART_PRIVATE_HOSTS = ["127.0.0.1"]' in messages
-
-
-def test_values_pinned_together_with_a_new_base_url_stay(admin_client, sent):
-    server = make_server(pinned={"token_endpoint": "https://ehr.example.org/token"})
-    pinned = {"token_endpoint": "https://new.example.org/token"}
-    url, data = open_form(admin_client, server)
-    data["base_url"] = "https://new.example.org/fhir"
-    admin_client.post(url, {**data, "pinned": json.dumps(pinned)})
-    server.refresh_from_db()
-    assert server.pinned == pinned
 
 
 def test_base_url_of_a_server_with_tokens_cannot_be_changed(admin_client, rows, sent):
@@ -643,15 +641,15 @@ def test_registration_that_was_used_is_deactivated_and_not_deleted(admin_client,
 @pytest.mark.django_db(transaction=True)
 def test_servers_are_asked_again(admin_client, rows, sent):
     server = rows[FHIRServer]
-    FHIRServer.objects.update(discovery_failed_at=timezone.now())
+    ServerState.objects.update(discovery_failed_at=timezone.now())
     response = run_action(admin_client, FHIRServer, "rediscover", server)
     assert levels_of(response) == ["success"]
     assert sent == [("refresh_servers", ())]
     server.refresh_from_db()
-    assert server.configuration is not None
-    assert server.configuration_fetched_at is None
+    assert server.state.configuration is not None
+    assert server.state.configuration_fetched_at is None
     # The worker would leave it alone for minutes.
-    assert server.discovery_failed_at is None
+    assert server.state.discovery_failed_at is None
 
 
 def test_inactive_servers_are_not_asked(admin_client, sent):
@@ -668,17 +666,14 @@ def test_servers_are_asked_later_without_a_broker(admin_client, rows, broker):
     assert levels_of(response) == ["warning"]
 
 
-@pytest.mark.parametrize("pinned", ["", "{}"])
-def test_what_is_changed_on_a_server_page_is_stored(admin_client, pinned):
-    server = make_server(
-        paused=True,
-        pinned={"token_endpoint": "https://ehr.example.org/token"},
-    )
+@pytest.mark.parametrize("overrides", ["", "{}"])
+def test_what_is_changed_on_a_server_page_is_stored(admin_client, overrides):
+    server = make_server(paused=True, overrides={"capabilities": []})
     url, data = open_form(admin_client, server)
     assert data.pop("paused") == "on"
-    save(admin_client, url, {**data, "pinned": pinned, "is_active": ""})
+    save(admin_client, url, {**data, "overrides": overrides, "is_active": ""})
     server.refresh_from_db()
-    assert server.pinned == {}
+    assert server.overrides == {}
     assert (server.paused, server.is_active) == (False, False)
 
 
@@ -965,12 +960,9 @@ def test_secret_that_cannot_be_decrypted_is_asked_for_again(
 def test_server_page_that_was_opened_earlier_undoes_nothing(admin_client):
     server = make_server()
     url, data = open_form(admin_client, server)
-    moved = {"token_endpoint": "https://elsewhere.example.net/token"}
     newer = {
         "is_active": False,
         "paused": True,
-        "pinned": {"token_endpoint": "https://ehr.example.org/token"},
-        "moved": moved,
         "overrides": {"token_endpoint": "https://ehr.example.org/token"},
         "preset": "athenahealth",
         "login_group": "harbours",
@@ -1088,7 +1080,7 @@ class Interrupting(Away):
 
 def test_stop_made_while_the_server_is_asked_stays(admin_client, rows):
     registration = rows[ClientRegistration]
-    FHIRServer.objects.update(configuration=None)
+    ServerState.objects.update(configuration=None)
     url, data = open_form(admin_client, registration)
     before = read_ciphertext(registration)
     now = timezone.now()
@@ -1125,7 +1117,7 @@ def test_new_credentials_lift_a_stop_made_while_the_server_is_asked(
     admin_client, rows, values, secret
 ):
     registration = rows[ClientRegistration]
-    FHIRServer.objects.update(configuration=None)
+    ServerState.objects.update(configuration=None)
     url, data = open_form(admin_client, registration)
     ehr = Interrupting(
         refresh_stopped_at=timezone.now(), refresh_stop_reason="invalid_client"

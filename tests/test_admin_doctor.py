@@ -80,7 +80,7 @@ def test_server_that_says_nothing_is_kept_and_the_reason_is_shown(
     assert "warning" in levels_of(response)
     assert "(server_unreachable): " in response.content.decode()
     # It is an attempt as any other: workers leave the server alone for a while.
-    assert FHIRServer.objects.get().discovery_failed_at is not None
+    assert FHIRServer.objects.get().state.discovery_failed_at is not None
 
 
 @pytest.mark.parametrize(

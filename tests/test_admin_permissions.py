@@ -36,7 +36,6 @@ EVERYTHING = {
         **server_form(base_url=f"{EVIL}/fhir", slug="evil", name="Evil", paused="on"),
         "overrides": json.dumps({"token_endpoint": f"{EVIL}/token"}),
         "login_group": "friends",
-        "pinned": json.dumps({"issuer": EVIL}),
         "id_token_issuer": EVIL,
         "aud_rule": "base_url",
         "discovery_headers": '{"X-Api-Key": "mine"}',

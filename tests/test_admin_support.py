@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer
+from django_smart.models import ClientRegistration, FHIRServer, ServerState
 from django_smart.testing import EHRSimulator
 from tests.admin_forms import levels_of, registration_form, server_form, url_of
 from tests.answers import Away, answer
@@ -53,7 +53,7 @@ def test_server_is_asked_and_what_it_said_is_kept(
     assert ClientRegistration.objects.get().server == server
     assert [each.exchange for each in ehr.requests] == ["smart-configuration"]
     server.refresh_from_db()
-    assert server.configuration is not None
+    assert server.state.configuration is not None
 
 
 @pytest.mark.compliance("CAPS-08", "DISC-08", "DISC-11")
@@ -102,7 +102,7 @@ def test_server_that_was_mended_is_believed_at_once(
     admin_client: Client, ehr: EHRSimulator
 ) -> None:
     registration = make_registration()
-    FHIRServer.objects.update(
+    ServerState.objects.update(
         configuration={
             "token_endpoint": ehr.token_endpoint,
             "authorization_endpoint": ehr.authorization_endpoint,

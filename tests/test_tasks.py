@@ -100,7 +100,7 @@ def test_revoking_tells_the_ehr_once(ehr: EHRSimulator) -> None:
 
 def test_servers_and_old_rows_are_seen_to(ehr: EHRSimulator) -> None:
     tasks.refresh_servers.delay()
-    assert FHIRServer.objects.get().configuration is not None
+    assert FHIRServer.objects.get().state.configuration is not None
     start_ehr_launch(make_browser(), ehr)
     Launch.objects.update(expires_at=timezone.now())
     tasks.purge.delay()

@@ -40,7 +40,7 @@ __all__ = [
     "as_list",
     "as_scopes",
     "has_trust",
-    "lock_and_merge",
+    "save_changed",
     "show_client_id",
 ]
 
@@ -90,19 +90,23 @@ def has_trust(request: HttpRequest) -> bool:
     return request.user.has_perm("django_smart.trust_fhirserver")
 
 
-def lock_and_merge(obj: models.Model, changed: Collection[str]) -> None:
+def save_changed(obj: models.Model, changed: Collection[str]) -> None:
     """
-    Lock the row of *obj*; take over what others stored in it since it was read.
+    Save what was entered: others may have stored the rest since the row was read.
 
     Args:
-        changed: the fields that keep the values of *obj*.
+        changed: names of columns, and of fields that the form alone has.
     """
-    rows = type(obj)._base_manager.select_for_update()
-    stored = vars(rows.get(pk=obj.pk))
-    for field in obj._meta.concrete_fields:
-        if field.name not in changed:
-            # Not by setattr(), which would decrypt a secret.
-            vars(obj)[field.attname] = stored[field.attname]
+    names = {
+        field.name
+        for field in obj._meta.concrete_fields
+        # Digests and the like follow from the others.
+        if field.name in changed
+        or hasattr(field, "sources")
+        or hasattr(field, "source")
+        or getattr(field, "auto_now", False)
+    }
+    obj.save(update_fields=names)
 
 
 @admin.display(description=_("client ID"), ordering="client_id")

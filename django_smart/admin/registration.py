@@ -26,7 +26,7 @@ from ..servers.registering import (
     get_site_url,
 )
 from ..servers.signing_keys import ensure_active_key, get_ready_at
-from .base import EMPTY, as_copyable, as_list, lock_and_merge, show_client_id
+from .base import EMPTY, as_copyable, as_list, save_changed, show_client_id
 from .doctor import TestConnectionMixin
 from .forms import ClientRegistrationForm
 
@@ -218,8 +218,11 @@ class ClientRegistrationAdmin(TestConnectionMixin):
             changed = {*form.changed_data}
             if "clear_client_secret" in changed:
                 changed.add("client_secret")
-            lock_and_merge(obj, changed)
-        super().save_model(request, obj, form, change)
+            if "redirect_uri" in changed:
+                changed.add("callback_id")
+            save_changed(obj, changed)
+        else:
+            super().save_model(request, obj, form, change)
         if form.unasked is not None:
             self.message_user(
                 request,
@@ -301,7 +304,7 @@ class ClientRegistrationAdmin(TestConnectionMixin):
     def next_steps(self, obj: ClientRegistration) -> SafeString | str:
         """From the vendor's form to the first launch, and what is known to be done."""
         server = obj.server
-        is_fetched = bool(server.configuration_fetched_at)
+        is_fetched = bool(server.discovered.configuration_fetched_at)
         steps = [
             _mark(
                 bool(obj.is_for_launches or obj.system_scope),

@@ -24,10 +24,11 @@ from ..contrib.doctor import BASE_URL_WRONG, discover
 from ..contrib.monitoring import ServerHealth, read_health
 from ..diagnoses import DOCS_URL, Finding
 from ..exceptions import ServerMovedError, SMARTError
-from ..models import ClientRegistration, FHIRServer, TokenGrant
+from ..models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from ..protocol.quirks import QUIRKS
 from ..servers.discovery import (
     DISCOVERED_COLUMNS,
+    accept_moved,
     check_moved,
     fetch_configuration,
 )
@@ -38,7 +39,7 @@ from .base import (
     as_code,
     as_list,
     has_trust,
-    lock_and_merge,
+    save_changed,
     show_client_id,
 )
 from .doctor import TestConnectionMixin
@@ -132,6 +133,13 @@ def _at(moment: datetime | None) -> str:
 
 
 _OFFER = _("Server configuration")
+# Of what was discovered, shown as it is.
+_STATE = (
+    "issuer",
+    "configuration_fetched_at",
+    "jwks_fetched_at",
+    "discovery_failed_at",
+)
 
 
 def _has_tokens(server: FHIRServer | None) -> bool:
@@ -199,15 +207,12 @@ class FHIRServerAdmin(TestConnectionMixin):
     search_help_text = _("Name, slug or base URL")
     prepopulated_fields = {"slug": ("name",)}
     inlines = (_RegistrationInline,)
-    actions = ("rediscover", "pause", "unpause")
+    actions = ("rediscover", "accept", "pause", "unpause")
     readonly_fields = (
         "endpoints",
         "offers",
         "methods",
-        "issuer",
-        "configuration_fetched_at",
-        "jwks_fetched_at",
-        "discovery_failed_at",
+        *_STATE,
         "moved_values",
         "quirk_values",
         "health",
@@ -227,9 +232,7 @@ class FHIRServerAdmin(TestConnectionMixin):
                     "endpoints",
                     "offers",
                     "methods",
-                    "issuer",
-                    ("configuration_fetched_at", "jwks_fetched_at"),
-                    "discovery_failed_at",
+                    *_STATE,
                     "moved_values",
                 )
             },
@@ -243,7 +246,6 @@ class FHIRServerAdmin(TestConnectionMixin):
                 "fields": (
                     "overrides",
                     "login_group",
-                    "pinned",
                     "id_token_issuer",
                 ),
             },
@@ -287,6 +289,26 @@ class FHIRServerAdmin(TestConnectionMixin):
         """Whether there are some; never which."""
         stored = obj._meta.get_field("request_headers").value_to_string(obj)
         return str(_("stored here, encrypted")) if stored else EMPTY
+
+    @admin.display(description=_("discovered issuer"))
+    def issuer(self, obj: FHIRServer) -> str:
+        """Of the SMART or OpenID configuration."""
+        return obj.discovered.issuer or EMPTY
+
+    @admin.display(description=_("configuration fetched at"))
+    def configuration_fetched_at(self, obj: FHIRServer) -> str:
+        """When it was last read."""
+        return _at(obj.discovered.configuration_fetched_at)
+
+    @admin.display(description=_("JWK Set fetched at"))
+    def jwks_fetched_at(self, obj: FHIRServer) -> str:
+        """When the keys were last read."""
+        return _at(obj.discovered.jwks_fetched_at)
+
+    @admin.display(description=_("discovery failed at"))
+    def discovery_failed_at(self, obj: FHIRServer) -> str:
+        """When it was last tried without success."""
+        return _at(obj.discovered.discovery_failed_at)
 
     @admin.display(description=_("moved values"))
     def moved_values(self, obj: FHIRServer) -> str:
@@ -380,34 +402,34 @@ class FHIRServerAdmin(TestConnectionMixin):
         self, request: HttpRequest, obj: FHIRServer, form: Any, change: bool
     ) -> None:
         """Fill in the preset, forget what belongs to an old address, and ask."""
-        if change:
-            lock_and_merge(obj, {"quirks", *form.changed_data})
         if "preset" in form.changed_data:
             before = form.initial.get("preset", "")
             apply_preset(obj, before=before, keep=form.changed_quirks)
-        if "base_url" in form.changed_data:
+        if change:
+            save_changed(obj, {"quirks", *form.changed_data})
+        else:
+            super().save_model(request, obj, form, change)
+        if change and "base_url" in form.changed_data:
             # What was found at one base URL says nothing of another one.
-            fresh = FHIRServer()
-            for name in (*DISCOVERED_COLUMNS, "jwks_missed_at"):
-                # What was pinned just now belongs to the new address.
-                if name not in form.changed_data:
-                    setattr(obj, name, getattr(fresh, name))
-        super().save_model(request, obj, form, change)
-        asked_otherwise = {"base_url", "discovery_headers", "overrides", "pinned"}
+            ServerState.objects.forget(obj.pk, *DISCOVERED_COLUMNS)
+        asked_otherwise = {"base_url", "discovery_headers", "overrides"}
         if obj.is_active and asked_otherwise.intersection(form.changed_data):
-            # After the transaction: an EHR is not waited for in one.
-            transaction.on_commit(
-                partial(self._ask, request, obj.pk),
-                using=router.db_for_write(FHIRServer),
-            )
+            self._ask_later(request, obj)
+
+    def _ask_later(self, request: HttpRequest, server: FHIRServer) -> None:
+        # After the transaction: an EHR is not waited for in one.
+        transaction.on_commit(
+            partial(self._ask, request, server.pk),
+            using=router.db_for_write(FHIRServer),
+        )
 
     def _ask(self, request: HttpRequest, server_id: int) -> None:
         server = FHIRServer.objects.get(pk=server_id)
         try:
             fetch_configuration(server)
         except SMARTError as exc:
-            asked = FHIRServer.objects.with_base_url(server.base_url)
-            asked.filter(pk=server_id).update(discovery_failed_at=timezone.now())
+            states = ServerState.objects.filter(pk=server_id)
+            states.update(discovery_failed_at=timezone.now())
             found = discover(server)
             if isinstance(found, Finding) and found.code in BASE_URL_WRONG:
                 message = f"{found.what} {found.fix}"
@@ -424,10 +446,37 @@ class FHIRServerAdmin(TestConnectionMixin):
 
     def get_row_actions(self, obj: FHIRServer) -> dict[str, StrOrPromise]:
         """Ask it again; pause it, or end its pause."""
-        again = {"rediscover": _("Fetch configuration")} if obj.is_active else {}
+        again: dict[str, StrOrPromise] = {}
+        if obj.is_active:
+            again["rediscover"] = _("Fetch configuration")
+        if obj.discovered.moved:
+            again["accept"] = _("Accept the new values")
         if obj.paused:
             return {**again, "unpause": _("Resume refreshes")}
         return {**again, "pause": _("Pause refreshes")}
+
+    def has_trust_permission(self, request: HttpRequest) -> bool:
+        """Whether an action may decide what is trusted."""
+        return has_trust(request)
+
+    @admin.action(
+        description=_("Accept what the selected servers name now"),
+        permissions=["trust"],
+    )
+    def accept(self, request: HttpRequest, queryset: QuerySet[FHIRServer]) -> None:
+        """Pin the issuer, key URL and token endpoint that they have now."""
+        servers = list(queryset.exclude(state__moved={}))
+        for server in servers:
+            accept_moved(server)
+            self._ask_later(request, server)
+        self.log_action(request, servers, "moved values")
+        done = ngettext(
+            "The new values of %(count)d server are accepted.",
+            "The new values of %(count)d servers are accepted.",
+            len(servers),
+        )
+        nothing = gettext("None of the selected servers names other values.")
+        self.tell_result(request, len(servers), done=done, nothing=nothing)
 
     @admin.action(
         description=_("Pause refreshes at the selected servers"),
@@ -482,7 +531,7 @@ class FHIRServerAdmin(TestConnectionMixin):
             return
         # Only the times are dropped: what is stored serves while the server is away,
         # and after a failure, workers would leave the server alone for minutes.
-        FHIRServer.objects.filter(pk__in=server_ids).update(
+        ServerState.objects.filter(pk__in=server_ids).update(
             configuration_fetched_at=None, discovery_failed_at=None
         )
         sent = gettext(
@@ -530,11 +579,11 @@ class FHIRServerAdmin(TestConnectionMixin):
     @admin.display(description=_("endpoints"))
     def endpoints(self, obj: FHIRServer) -> SafeString | str:
         """With the overrides applied, which are marked; or why there are none."""
-        if obj.configuration is None:
+        if obj.discovered.configuration is None:
             return gettext("Not fetched yet.")
         overrides = obj.overrides or {}
         try:
-            found = obj.parse_configuration(obj.configuration)
+            found = obj.parse_configuration(obj.discovered.configuration)
         except SMARTError as exc:
             return gettext("The stored configuration cannot be used: %(why)s") % {
                 "why": exc
@@ -543,7 +592,9 @@ class FHIRServerAdmin(TestConnectionMixin):
         for name, words in _ENDPOINTS.items():
             # The column of the JWK Set's URL holds what was discovered, there or in
             # the OpenID configuration.
-            url = (obj.jwks_uri if name == "jwks_uri" else "") or getattr(found, name)
+            url = (obj.discovered.jwks_uri if name == "jwks_uri" else "") or getattr(
+                found, name
+            )
             if url:
                 mark = gettext("(set manually)") if name in overrides else ""
                 rows.append((words, url, mark))

@@ -26,7 +26,7 @@ from ..protocol.messages import HTTPRequest
 from ..protocol.scopes import ScopeSet, is_for_service
 from ..protocol.token import build_client_credentials_request, process_token_response
 from ..protocol.urls import get_origin
-from ..servers.discovery import get_configuration
+from ..servers.discovery import doubt_configuration, get_configuration
 from ..servers.http import build_client_authentication, send_patiently
 from ..servers.requirements import check_backend_service
 from .lease import exchange_with_lease, get_fresh_grant
@@ -101,7 +101,7 @@ class BackendService:
     def _find(self) -> TokenGrant:
         # Read each time: it may have been deactivated, or its scope changed.
         registration = (
-            ClientRegistration.objects.select_related("server")
+            ClientRegistration.objects.select_related("server__state")
             .filter(pk=self._registration_id)
             .first()
         )
@@ -188,7 +188,7 @@ def _fetch(grant: TokenGrant) -> bool:
         check_backend_service(registration, configuration)
     except UnsupportedServerError:
         # Not cached for a day: it may be fixed by the next request.
-        server.doubt_configuration()
+        doubt_configuration(server)
         raise
     _check_token_endpoint(registration, configuration)
     response = send_patiently(

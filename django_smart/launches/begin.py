@@ -32,7 +32,11 @@ from ..protocol.authorization import (
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.scopes import ScopeSet
-from ..servers.discovery import check_moved, get_configuration
+from ..servers.discovery import (
+    check_moved,
+    doubt_configuration,
+    get_configuration,
+)
 from ..servers.requirements import check_launch
 from .browser import Browser, forget_ended
 from .failure import fail_launch
@@ -337,7 +341,7 @@ def _check_support(launch: Launch, configuration: SMARTConfiguration) -> None:
         # The page shows only a code; the log has the fix for operators.
         logger.error("Server %s cannot be used for this launch: %s", server.pk, exc)  # noqa: TRY400
         # Not cached for a day: the server may be fixed by the next launch.
-        server.doubt_configuration()
+        doubt_configuration(server)
         raise
 
 

@@ -432,7 +432,7 @@ def _get_expected_issuer(
     server = launch.registration.server
     received = dict(parameters).get("iss")
     # The operator may have entered another one than the configuration has.
-    named = (configuration.issuer, server.id_token_issuer, server.issuer)
+    named = (configuration.issuer, server.id_token_issuer, server.discovered.issuer)
     known = [each for each in named if each]
     if received in known:
         return received

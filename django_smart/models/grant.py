@@ -166,7 +166,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
     def read_with_clock(self, pk: int) -> TokenGrant | None:
         """Return a grant with registration, server and user, on database time."""
         grants = self.filter(pk=pk).annotate(database_now=DatabaseNow())
-        grant = grants.select_related("registration__server", "user").first()
+        grant = grants.select_related("registration__server__state", "user").first()
         if grant is not None:
             grant.clock = DatabaseClock(grant.database_now)  # type: ignore[attr-defined]
         return grant
@@ -418,7 +418,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         # Of two processes, only one changes the row.
         free.filter(pk=pk).update(lease_owner=owner, lease_expires_at=until)
         taken = self.awaiting_revocation().leased_by(owner)
-        return taken.select_related("registration__server").filter(pk=pk).first()
+        return taken.select_related("registration__server__state").filter(pk=pk).first()
 
     def postpone_revocations(
         self, grant: TokenGrant, *, length: timedelta, with_others: bool

@@ -39,7 +39,7 @@ class JoinedRow(Generic[_Model]):
         Say what to read.
 
         Args:
-            columns: names of columns by the path of foreign keys to their model; the
+            columns: names of columns by the path of relations to their model; the
                 empty path first, and each path behind those that lead to it.  Each
                 has the primary key, which is also the value of the foreign key.
         """
@@ -109,10 +109,12 @@ class JoinedRow(Generic[_Model]):
                 before, _, name = path.rpartition("__")
                 outer = self._parts[before]
                 field = outer.model._meta.get_field(name)
+                # One that refers back has the primary key of what it refers to.
+                to = outer.model._meta.pk if field.auto_created else field
                 yield (
                     f" {'LEFT' if field.null else 'INNER'} JOIN "
                     f"{part.model._meta.db_table} {part.alias} "
-                    f"ON {outer.alias}.{field.column} = "
+                    f"ON {outer.alias}.{to.column} = "
                     f"{part.alias}.{part.model._meta.pk.column}"
                 )
 

@@ -19,7 +19,7 @@ from .grant import TokenGrant
 from .identity import Identity
 from .joined_row import JoinedRow
 from .registration import ClientRegistration
-from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH
+from .server import CONFIGURATION_COLUMNS, MAX_URL_LENGTH, STATE_COLUMNS
 
 __all__ = ["LEFT_FRAME", "Launch", "LaunchQuerySet"]
 
@@ -591,9 +591,13 @@ _callback_row = JoinedRow(
         ),
         "registration__server": (
             *CONFIGURATION_COLUMNS,
-            *("slug", "name", "is_active", "login_group", "issuer"),
-            *("id_token_issuer", "jwks", "jwks_fetched_at", "jwks_max_age"),
+            *("slug", "name", "is_active", "login_group", "id_token_issuer"),
             *("frame_origins", "request_headers"),
+        ),
+        "registration__server__state": (
+            *STATE_COLUMNS,
+            *("issuer", "jwks", "jwks_fetched_at", "jwks_max_age"),
+            "discovery_failed_at",
         ),
     },
 )

@@ -23,6 +23,7 @@ from .joined_row import JoinedRow
 from .server import (
     CONFIGURATION_COLUMNS,
     MAX_URL_LENGTH,
+    STATE_COLUMNS,
     FHIRServer,
     validate_by,
     validate_url,
@@ -41,7 +42,6 @@ _CREDENTIALS = (
     "signing_algorithm",
 )
 _SCOPES = ("ehr_scope", "standalone_scope", "system_scope")
-_STOP = ("refresh_stopped_at", "refresh_stop_reason", "refresh_probe_at")
 
 
 class ClientRegistrationQuerySet(models.QuerySet["ClientRegistration"]):
@@ -452,15 +452,22 @@ class ClientRegistration(models.Model):
         if not self.launch_slug:
             self.launch_slug = self._make_launch_slug()
         is_changed = bool(self.pk and self._has_new_credentials())
-        is_refused = self.refresh_stop_reason == self.StopReason.CREDENTIALS_REFUSED
-        if is_changed and is_refused:
-            self.refresh_stopped_at, self.refresh_stop_reason = None, ""
-            self.refresh_probe_at = None
-            if (names := kwargs.get("update_fields")) is not None:
-                kwargs["update_fields"] = {*names, *_STOP}
         super().save(**kwargs)
         if is_changed:
+            self._lift_stop()
             self.wake_grants()
+
+    def _lift_stop(self) -> None:
+        blank: dict[str, Any] = {
+            "refresh_stopped_at": None,
+            "refresh_stop_reason": "",
+            "refresh_probe_at": None,
+        }
+        reason = self.StopReason.CREDENTIALS_REFUSED
+        rows = type(self)._base_manager.filter(pk=self.pk, refresh_stop_reason=reason)
+        if rows.update(**blank):
+            for name, value in blank.items():
+                setattr(self, name, value)
 
     def wake_grants(self) -> None:
         """
@@ -774,5 +781,6 @@ _starting_row = JoinedRow(
             *CONFIGURATION_COLUMNS,
             *("slug", "authorization_parameters", "frame_origins"),
         ),
+        "server__state": STATE_COLUMNS,
     },
 )

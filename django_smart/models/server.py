@@ -1,11 +1,10 @@
-"""FHIR servers: endpoint, discovered configuration, quirks and health."""
+"""FHIR servers: what an operator decides about each."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
@@ -27,10 +26,13 @@ from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
 from .quirks_field import QuirksField
 from .search_words import SearchTextField
 
+if TYPE_CHECKING:
+    from .server_state import ServerState
+
 __all__ = [
-    "CLOCKS_DIFFER",
     "CONFIGURATION_COLUMNS",
     "MAX_URL_LENGTH",
+    "STATE_COLUMNS",
     "FHIRServer",
     "FHIRServerQuerySet",
     "validate_base_url",
@@ -49,15 +51,20 @@ MAX_URL_LENGTH = 1000
 CONFIGURATION_COLUMNS = (
     "id",
     "base_url",
+    "overrides",
+    "quirks",
+)
+"""What is read of a server whose configuration is fresh, to use it, …"""
+
+STATE_COLUMNS = (
+    "server_id",
     "client_configurations",
     "configuration",
     "configuration_fetched_at",
     "configuration_max_age",
     "moved",
-    "overrides",
-    "quirks",
 )
-"""What is read of a server whose configuration is fresh, to use it."""
+"""… and of its state."""
 
 
 def validate_by(check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
@@ -164,22 +171,6 @@ def validate_origins(value: object) -> None:
             )
 
 
-def validate_pinned(value: object) -> None:
-    """Refuse values that are not an object of URLs with the names in ``PINNED``."""
-    if not isinstance(value, dict) or not all(
-        name.partition(" ")[0] in PINNED and isinstance(url, str)
-        for name, url in value.items()
-    ):
-        raise ValidationError(
-            _(
-                "Pinned values must be a JSON object with only these members: "
-                "%(names)s."
-            ),
-            code="pinned",
-            params={"names": ", ".join(PINNED)},
-        )
-
-
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _RESERVED_HEADERS = frozenset(
     {
@@ -198,13 +189,7 @@ _RESERVED_PARAMETERS = REQUEST_PARAMETERS | {
     *("claims", "max_age"),
 }
 
-PINNED = ("issuer", "jwks_uri", "token_endpoint")
-"""What discovery may change within its origin only."""
-
 _CLIENT_ID = "{client_id}"
-
-CLOCKS_DIFFER = timedelta(hours=1)
-"""By how much the clocks of two hosts may differ."""
 
 
 class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
@@ -220,33 +205,13 @@ class FHIRServerQuerySet(models.QuerySet["FHIRServer"]):
 
     def with_issuer(self, issuer: str) -> FHIRServerQuerySet:
         """Return servers whose ID tokens have this issuer."""
-        discovered = models.Q(id_token_issuer="", issuer=issuer)
+        discovered = models.Q(id_token_issuer="", state__issuer=issuer)
         return self.filter(discovered | models.Q(id_token_issuer=issuer))
-
-    def claim_discovery(
-        self, server: FHIRServer, *, now: datetime, pause: timedelta
-    ) -> bool:
-        """
-        Return whether the caller may run discovery at *server* now.
-
-        Within *pause*, only one of all processes may, unless it succeeded: while a
-        server is down, no other process waits for it.  *now* marks the attempt; a mark
-        far in the future is of a host whose clock was wrong, and is ignored.
-        """
-        return bool(
-            self.filter(pk=server.pk)
-            .exclude(
-                discovery_failed_at__gt=now - pause,
-                discovery_failed_at__lt=now + CLOCKS_DIFFER,
-            )
-            # Marked before the result is known: the race is between waiting processes.
-            .update(discovery_failed_at=now)
-        )
 
 
 class FHIRServer(models.Model):
     """
-    One FHIR base URL, with the discovered configuration and the server's quirks.
+    One FHIR base URL, whom to trust there, and the server's quirks.
 
     The base URL is the ``iss`` of EHR launches and the ``aud`` of authorization
     requests; ``issuer`` is the OpenID Connect issuer and can differ.
@@ -316,85 +281,6 @@ class FHIRServer(models.Model):
         help_text=_("Vendor whose known settings were filled in."),
     )
 
-    # Discovered, and shared by every worker.
-    configuration = models.JSONField(
-        _("SMART configuration"),
-        null=True,
-        blank=True,
-        help_text=_("The server's .well-known/smart-configuration, as last fetched."),
-    )
-    client_configurations = models.JSONField(
-        _("SMART configurations by client"),
-        default=dict,
-        blank=True,
-        editable=False,
-        help_text="By client ID, if the discovery headers contain it.",
-    )
-    configuration_fetched_at = models.DateTimeField(
-        _("configuration fetched at"),
-        null=True,
-        blank=True,
-        help_text=_("When the SMART configuration was last fetched."),
-    )
-    configuration_max_age = models.PositiveIntegerField(
-        _("SMART configuration max age"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_(
-            "Seconds, from the server's Cache-Control; empty if it sends none."
-        ),
-    )
-    jwks = models.JSONField(
-        _("JWK Set"),
-        null=True,
-        blank=True,
-        help_text=_("Public keys that verify the server's ID tokens, as last fetched."),
-    )
-    jwks_fetched_at = models.DateTimeField(
-        _("JWK Set fetched at"),
-        null=True,
-        blank=True,
-        help_text=_("When the JWK Set was last fetched."),
-    )
-    jwks_max_age = models.PositiveIntegerField(
-        _("JWK Set max age"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_(
-            "Seconds, from the server's Cache-Control; empty if it sends none."
-        ),
-    )
-    jwks_missed_at = models.DateTimeField(
-        _("key missed at"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_("When the JWK Set was last fetched because a key was missing."),
-    )
-    discovery_failed_at = models.DateTimeField(
-        _("discovery failed at"),
-        null=True,
-        blank=True,
-        editable=False,
-        help_text=_("Empty if the last attempt succeeded."),
-    )
-    issuer = models.CharField(
-        _("discovered issuer"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        help_text=_("OpenID Connect issuer from the SMART or OpenID configuration."),
-    )
-    jwks_uri = models.CharField(
-        _("discovered JWK Set URL"),
-        max_length=MAX_URL_LENGTH,
-        blank=True,
-        default="",
-        help_text=_("JWK Set URL from the SMART or OpenID configuration."),
-    )
-
     overrides = models.JSONField(
         _("overrides"),
         default=dict,
@@ -438,27 +324,6 @@ class FHIRServer(models.Model):
             "Only for servers with the same users, such as the old and the new "
             "base URL of one EHR: give all of them the same name. Each server in "
             "a group can sign in the users of all the others."
-        ),
-    )
-    pinned = models.JSONField(
-        _("pinned values"),
-        default=dict,
-        blank=True,
-        validators=[validate_pinned],
-        help_text=_(
-            "Issuer, key URL and token endpoint as first discovered. The "
-            "server may change them only within their origin. To accept its "
-            "current values, clear this field and run discovery again."
-        ),
-    )
-    moved = models.JSONField(
-        _("moved values"),
-        default=dict,
-        blank=True,
-        editable=False,
-        help_text=_(
-            "Values that the server names now and that an operator has to approve. "
-            "Until then, no one can sign in there."
         ),
     )
     id_token_issuer = models.CharField(
@@ -524,12 +389,10 @@ class FHIRServer(models.Model):
 
     def save(self, **kwargs: Any) -> None:
         """Save; a new server has a state, which the processes write."""
-        from .server_state import ServerState  # which imports this module
-
         is_new = self._state.adding
         super().save(**kwargs)
         if is_new:
-            ServerState.objects.get_or_create(server=self)
+            self.discovered.save()
 
     def clean(self) -> None:
         """Refuse another issuer while identities are stored with the current one."""
@@ -540,11 +403,12 @@ class FHIRServer(models.Model):
         stored = rows.first() if self.pk else None
         if stored is None or not isinstance(self.overrides, dict):
             return
-        known = stored.id_token_issuer or stored.issuer
-        issuer, field = self.id_token_issuer or self.issuer, "id_token_issuer"
+        state = stored.discovered
+        known = stored.id_token_issuer or state.issuer
+        issuer, field = self.id_token_issuer or state.issuer, "id_token_issuer"
         entered = self.overrides.get("issuer")
         if not self.id_token_issuer and entered != stored.overrides.get("issuer"):
-            found = {**(self.configuration or {}), **self.overrides}
+            found = {**(state.configuration or {}), **self.overrides}
             issuer, field = found.get("issuer") or issuer, "overrides"
         identities = Identity.objects.known_to(self)
         if issuer != known and identities.filter(issuer=known).exists():
@@ -573,10 +437,18 @@ class FHIRServer(models.Model):
         headers = _parse_headers(self.request_headers)
         return {name: HiddenText(value) for name, value in headers.items()}
 
-    def doubt_configuration(self) -> None:
-        """Have the configuration fetched again before it is used next."""
-        self.configuration_fetched_at = None
-        self.save(update_fields=["configuration_fetched_at"])
+    @property
+    def discovered(self) -> ServerState:
+        """Its state, of which nothing is known if it has none yet."""
+        if not hasattr(self, "state"):
+            from .server_state import ServerState  # which imports this module
+
+            if self.pk and not self._state.adding:
+                # A bulk import may have created it without.
+                ServerState.objects.get_or_create(server=self)
+            else:
+                self.state = ServerState(server=self)
+        return self.state
 
     @property
     def differs_by_client(self) -> bool:
@@ -601,9 +473,9 @@ class FHIRServer(models.Model):
         Args:
             client_id: of a registration, if the answer can differ between clients.
         """
-        document = self.configuration
+        document = self.discovered.configuration
         if client_id and self.differs_by_client:
-            document = self.client_configurations.get(client_id)
+            document = self.discovered.client_configurations.get(client_id)
         if document is None:
             return None
         try:

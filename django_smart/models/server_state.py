@@ -1,4 +1,4 @@
-"""What the processes that refresh grants write about a server."""
+"""What processes write about a server: what it says of itself, and its refreshes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from django.utils.translation import gettext_lazy as _
 
 from ..exceptions import ServerTimeoutError
 from .clock import DatabaseNow
-from .server import FHIRServer
+from .server import MAX_URL_LENGTH, FHIRServer
 
-__all__ = ["ServerState", "ServerStateQuerySet", "has_ended", "is_silent"]
+__all__ = [
+    "CLOCKS_DIFFER",
+    "ServerState",
+    "ServerStateQuerySet",
+    "has_ended",
+    "is_silent",
+]
+
+CLOCKS_DIFFER = timedelta(hours=1)
+"""By how much the clocks of two hosts may differ."""
 
 
 class ServerStateQuerySet(models.QuerySet["ServerState"]):
@@ -77,6 +86,32 @@ class ServerStateQuerySet(models.QuerySet["ServerState"]):
             values |= {"turn_token": "", "turn_until": DatabaseNow(_ON_ITS_WAY)}
         return self.filter(pk=server_id, turn_token=token).update(**values) == 1
 
+    def claim_discovery(
+        self, server_id: int, *, now: datetime, pause: timedelta
+    ) -> bool:
+        """
+        Return whether the caller may fetch configuration and keys now.
+
+        Within *pause*, only one of all processes may, unless it succeeded: while a
+        server is down, no other process waits for it.  *now* marks the attempt; a mark
+        far in the future is of a host whose clock was wrong, and is ignored.
+        """
+        return bool(
+            self.filter(pk=server_id)
+            .exclude(
+                discovery_failed_at__gt=now - pause,
+                discovery_failed_at__lt=now + CLOCKS_DIFFER,
+            )
+            # Marked before the result is known: the race is between waiting processes.
+            .update(discovery_failed_at=now)
+        )
+
+    def forget(self, server_id: int, *columns: str) -> None:
+        """Set *columns* back to what a new server has."""
+        blank = ServerState()
+        values = {name: getattr(blank, name) for name in columns}
+        self.filter(pk=server_id).update(**values)
+
     def pause(
         self, server_id: int, *, now: datetime, until: datetime, error_code: str
     ) -> None:
@@ -129,9 +164,10 @@ _FARTHEST = timedelta(minutes=5)
 
 class ServerState(models.Model):
     """
-    How refreshes at one server are going; the operator's decisions are in its own row.
+    What was discovered of one server, and how refreshes there are going.
 
-    Apart from them, so that a form that was loaded earlier cannot undo a pause.
+    Apart from what an operator decides, so that a form that was loaded earlier cannot
+    undo it.
     """
 
     server = models.OneToOneField(
@@ -140,6 +176,104 @@ class ServerState(models.Model):
         primary_key=True,
         verbose_name=_("FHIR server"),
         related_name="state",
+    )
+    configuration = models.JSONField(
+        _("SMART configuration"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("The server's .well-known/smart-configuration, as last fetched."),
+    )
+    client_configurations = models.JSONField(
+        _("SMART configurations by client"),
+        default=dict,
+        blank=True,
+        editable=False,
+        help_text="By client ID, if the discovery headers contain it.",
+    )
+    configuration_fetched_at = models.DateTimeField(
+        _("configuration fetched at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("When the SMART configuration was last fetched."),
+    )
+    configuration_max_age = models.PositiveIntegerField(
+        _("SMART configuration max age"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "Seconds, from the server's Cache-Control; empty if it sends none."
+        ),
+    )
+    jwks = models.JSONField(
+        _("JWK Set"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("Public keys that verify the server's ID tokens, as last fetched."),
+    )
+    jwks_fetched_at = models.DateTimeField(
+        _("JWK Set fetched at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("When the JWK Set was last fetched."),
+    )
+    jwks_max_age = models.PositiveIntegerField(
+        _("JWK Set max age"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "Seconds, from the server's Cache-Control; empty if it sends none."
+        ),
+    )
+    issuer = models.CharField(
+        _("discovered issuer"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        editable=False,
+        help_text=_("OpenID Connect issuer from the SMART or OpenID configuration."),
+    )
+    jwks_uri = models.CharField(
+        _("discovered JWK Set URL"),
+        max_length=MAX_URL_LENGTH,
+        blank=True,
+        default="",
+        editable=False,
+        help_text=_("JWK Set URL from the SMART or OpenID configuration."),
+    )
+    pinned = models.JSONField(
+        _("pinned values"),
+        default=dict,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "Issuer, key URL and token endpoint as first discovered. The "
+            "server may change them only within their origin."
+        ),
+    )
+    moved = models.JSONField(
+        _("moved values"),
+        default=dict,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "Values that the server names now and that an operator has to approve. "
+            "Until then, no one can sign in there."
+        ),
+    )
+    discovery_failed_at = models.DateTimeField(
+        _("discovery failed at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "Empty if the last attempt succeeded. Set as well if a key was missing."
+        ),
     )
     turn_token = models.CharField(
         _("turn token"),

@@ -1,5 +1,5 @@
 """
-A server's configuration and keys: fetched rarely, stored in its row, shared by all.
+A server's configuration and keys: fetched rarely, kept in its state, shared by all.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from ..exceptions import (
     TransportError,
     UnsupportedServerError,
 )
-from ..models import ClientRegistration, FHIRServer, Identity
-from ..models.server import CLOCKS_DIFFER, MAX_URL_LENGTH
+from ..fields import digest
+from ..models import ClientRegistration, FHIRServer, Identity, ServerState
+from ..models.server import MAX_URL_LENGTH
+from ..models.server_state import CLOCKS_DIFFER, ServerStateQuerySet
 from ..protocol.capabilities import Capability
 from ..protocol.configuration import SMARTConfiguration
 from ..protocol.discovery import (
@@ -47,8 +49,10 @@ from .http import send
 
 __all__ = [
     "DISCOVERED_COLUMNS",
+    "accept_moved",
     "check_moved",
     "copy_discovered",
+    "doubt_configuration",
     "fetch_configuration",
     "fetch_jwks",
     "get_configuration",
@@ -61,7 +65,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Columns of a server that discovery fills in.
+#: Columns of a server's state that discovery fills in.
 DISCOVERED_COLUMNS = (
     "client_configurations",
     "configuration",
@@ -95,13 +99,11 @@ _FIRST_PAUSE = timedelta(seconds=10)
 _PATIENCE = 3.0
 _LOOK_EVERY = 0.1
 _END_SESSION = "end_session_endpoint"
-# Pause for fetching keys for unknown kids after a fetch that did not find one.
-_JWKS_COOLDOWN = timedelta(seconds=60)
 
 
 def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfiguration:
     """
-    Return *server*'s SMART configuration, from its row while that is fresh.
+    Return *server*'s SMART configuration, from its state while that is fresh.
 
     The endpoints can differ between clients; *client_id* says whose are needed.
 
@@ -115,9 +117,11 @@ def get_configuration(server: FHIRServer, client_id: str = "") -> SMARTConfigura
             the server was changed or deleted while it was fetched.
         TransportError, DiscoveryError: nothing is stored and nothing could be fetched.
     """
+    state = server.discovered
     known = server.read_configuration(client_id)
     if known is not None and _is_fresh(
-        server.configuration_fetched_at, server.configuration_max_age
+        state.configuration_fetched_at,
+        state.configuration_max_age,
     ):
         return known
     known = known or _build_from_overrides(server)
@@ -156,11 +160,17 @@ def note_token_error(registration: ClientRegistration, error: Exception) -> None
         error.args = (f"{error} {_HINT}",)
     if isinstance(error, TokenServerError) and error.status_code in _GONE:
         try:
-            server.doubt_configuration()
+            doubt_configuration(server)
         except Error as exc:
             # The row may be locked, by the caller itself; the next error tells again.
             what = type(exc).__name__
             logger.warning("Server %s: still read from the row (%s)", server.pk, what)
+
+
+def doubt_configuration(server: FHIRServer) -> None:
+    """Have the configuration fetched again before it is used next."""
+    server.discovered.configuration_fetched_at = None
+    ServerState.objects.filter(pk=server.pk).update(configuration_fetched_at=None)
 
 
 def fetch_configuration(
@@ -183,38 +193,39 @@ def fetch_configuration(
         TransportError, DiscoveryError: as met; the stored one is left as it was.
         DiscoveryError: the base URL was changed while it was asked.
     """
+    state = server.discovered
     found = _fetch_documents(server, client_id)
     configuration, answer = next(iter(found.values()))
     for problem in configuration.problems:
         logger.warning("Server %s: member ignored: %s", server.pk, problem)
     _check_lengths(issuer=configuration.issuer, jwks_uri=configuration.jwks_uri)
-    before = {name: getattr(server, name) for name in DISCOVERED_COLUMNS}
-    server.client_configurations = server.client_configurations | {
+    before = {name: getattr(state, name) for name in DISCOVERED_COLUMNS}
+    state.client_configurations = state.client_configurations | {
         each: dict(own.raw) for each, (own, _) in found.items() if each
     }
-    server.configuration = dict(configuration.raw)
-    server.issuer = configuration.issuer or ""
-    server.jwks_uri = _get_keys_of_issuer(server, configuration.jwks_uri or "")
-    if configuration.has(Capability.SSO_OPENID_CONNECT) or server.jwks is not None:
+    state.configuration = dict(configuration.raw)
+    state.issuer = configuration.issuer or ""
+    state.jwks_uri = _get_keys_of_issuer(server, configuration.jwks_uri or "")
+    if configuration.has(Capability.SSO_OPENID_CONNECT) or state.jwks is not None:
         try:
             _fill_in_openid(server)
         except (TransportError, DiscoveryStatusError) as exc:
             # Sign-in may not be needed; if it is, this error is raised again.
             logger.warning("Server %s: no OpenID configuration (%s)", server.pk, exc)
-            server.issuer = server.issuer or before["issuer"]
-            if server.id_token_issuer or server.issuer == before["issuer"]:
-                server.jwks_uri = server.jwks_uri or before["jwks_uri"]
+            state.issuer = state.issuer or before["issuer"]
+            if server.id_token_issuer or state.issuer == before["issuer"]:
+                state.jwks_uri = state.jwks_uri or before["jwks_uri"]
         except DiscoveryError as exc:
-            if not (server.jwks_uri and (server.id_token_issuer or server.issuer)):
+            if not (state.jwks_uri and (server.id_token_issuer or state.issuer)):
                 for name, value in before.items():
-                    setattr(server, name, value)
+                    setattr(state, name, value)
                 raise
             logger.warning("Server %s: cannot sign out there (%s)", server.pk, exc)
     _pin(server, before, save=save)
     # Not fresh while an operator has to approve it: the EHR may take it back.
-    server.configuration_fetched_at = None if server.moved else timezone.now()
-    server.configuration_max_age = answer.max_age
-    server.discovery_failed_at = None
+    state.configuration_fetched_at = None if state.moved else timezone.now()
+    state.configuration_max_age = answer.max_age
+    state.discovery_failed_at = None
     _let_go_of_keys(server, before)
     if save:
         _store(server, *DISCOVERED_COLUMNS)
@@ -223,10 +234,11 @@ def fetch_configuration(
 
 
 def copy_discovered(server: FHIRServer, *, source: FHIRServer) -> None:
-    """Store in the row of *server* what was fetched with *source*, an unsaved copy."""
+    """Store as state of *server* what was fetched with *source*, an unsaved copy."""
+    state = server.discovered
     for name in DISCOVERED_COLUMNS:
-        setattr(server, name, getattr(source, name))
-    server.save(update_fields=[*DISCOVERED_COLUMNS, "updated_at"])
+        setattr(state, name, getattr(source.discovered, name))
+    state.save(update_fields=DISCOVERED_COLUMNS)
 
 
 def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
@@ -240,14 +252,15 @@ def fetch_jwks(server: FHIRServer, *, save: bool = True) -> dict[str, Any]:
         UnsupportedServerError: the server names neither keys nor issuer.
         TransportError, DiscoveryError: as met; the stored ones are left as they were.
     """
-    if not server.jwks_uri:
+    state = server.discovered
+    if not state.jwks_uri:
         _learn_issuer(server, save=save)
-    answer = send(build_jwks_request(server.jwks_uri), server=server)
+    answer = send(build_jwks_request(state.jwks_uri), server=server)
     jwks = process_jwks_response(answer)
-    server.jwks = jwks
-    server.jwks_fetched_at = timezone.now()
-    server.jwks_max_age = answer.max_age
-    server.discovery_failed_at = None
+    state.jwks = jwks
+    state.jwks_fetched_at = timezone.now()
+    state.jwks_max_age = answer.max_age
+    state.discovery_failed_at = None
     if save:
         _store(server, "discovery_failed_at", "jwks", "jwks_fetched_at", "jwks_max_age")
     return jwks
@@ -261,22 +274,24 @@ def get_issuer(server: FHIRServer) -> str:
         UnsupportedServerError: neither the row nor discovery provides it.
         TransportError, DiscoveryError: discovery failed.
     """
-    if not (server.id_token_issuer or server.issuer):
+    state = server.discovered
+    if not (server.id_token_issuer or state.issuer):
         _learn_issuer(server)
-    return server.id_token_issuer or server.issuer
+    return server.id_token_issuer or state.issuer
 
 
 def get_jwks(server: FHIRServer) -> Mapping[str, Any]:
     """
-    Return the keys with which *server* signs ID tokens, from its row while fresh.
+    Return the keys with which *server* signs ID tokens, from its state while fresh.
 
     Raises:
         UnsupportedServerError: the server names neither keys nor issuer.
         TransportError, DiscoveryError: nothing is cached and nothing could be fetched.
     """
-    cached: dict[str, Any] | None = server.jwks
+    state = server.discovered
+    cached: dict[str, Any] | None = state.jwks
     if cached is not None and (
-        _is_fresh(server.jwks_fetched_at, server.jwks_max_age) or not _claim(server)
+        _is_fresh(state.jwks_fetched_at, state.jwks_max_age) or not _claim(server)
     ):
         return cached
     try:
@@ -302,21 +317,17 @@ def iter_jwks(server: FHIRServer) -> Iterator[Mapping[str, Any]]:
         UnsupportedServerError: the server names neither keys nor issuer.
         TransportError, DiscoveryError: nothing is cached and nothing could be fetched.
     """
+    state = server.discovered
     yield get_jwks(server)
-    known_at = server.jwks_fetched_at
-    server.refresh_from_db(fields=["jwks", "jwks_fetched_at", "jwks_missed_at"])
-    if server.jwks is not None and server.jwks_fetched_at != known_at:
-        yield server.jwks
-    missed_at = server.jwks_missed_at
-    if missed_at is not None and abs(timezone.now() - missed_at) < _JWKS_COOLDOWN:
+    known_at = state.jwks_fetched_at
+    state.refresh_from_db(fields=["jwks", "jwks_fetched_at", "discovery_failed_at"])
+    if state.jwks is not None and state.jwks_fetched_at != known_at:
+        yield state.jwks
+    if not _claim(server):
         return
-    try:
-        newest = fetch_jwks(server)
-    except SMARTError:
-        _mark_miss(server)
-        raise
-    yield newest
-    _mark_miss(server)
+    yield fetch_jwks(server)
+    # Also if the key was not found: made-up ones must not cause a request each.
+    _mark_failure(server)
 
 
 def refresh_servers() -> int:
@@ -332,16 +343,15 @@ def refresh_servers() -> int:
     failures, deadline = 0, time.monotonic() + _LONGEST_RUN
     active = FHIRServer.objects.active()
     asked_first = active.order_by(
-        F("discovery_failed_at").asc(nulls_first=True),
-        # Set when something was read.
-        "updated_at",
+        F("state__discovery_failed_at").asc(nulls_first=True),
+        F("state__configuration_fetched_at").asc(nulls_first=True),
         "pk",
     )
     for pk in list(asked_first.values_list("pk", flat=True)):
         if time.monotonic() > deadline:
             break
         # Read now: it may have been changed while the others were asked.
-        if (server := active.filter(pk=pk).first()) is None:
+        if (server := active.select_related("state").filter(pk=pk).first()) is None:
             continue
         try:
             _refresh(server)
@@ -352,17 +362,20 @@ def refresh_servers() -> int:
 
 
 def _refresh(server: FHIRServer) -> None:
+    state = server.discovered
     wants_configuration = not _is_fresh(
-        server.configuration_fetched_at, server.configuration_max_age, part=0.5
+        state.configuration_fetched_at,
+        state.configuration_max_age,
+        part=0.5,
     )
-    wants_jwks = server.jwks is not None and not _is_fresh(
-        server.jwks_fetched_at, server.jwks_max_age, part=0.5
+    wants_jwks = state.jwks is not None and not _is_fresh(
+        state.jwks_fetched_at, state.jwks_max_age, part=0.5
     )
     if not (wants_configuration or wants_jwks) or not _claim(server, _LONG_PAUSE):
         return
     if wants_configuration:
         fetch_configuration(server)
-    if server.jwks is not None and (wants_jwks or wants_configuration):
+    if state.jwks is not None and (wants_jwks or wants_configuration):
         fetch_jwks(server)
 
 
@@ -425,10 +438,11 @@ def _fetch_document(
 
 def _fill_in_openid(server: FHIRServer) -> None:
     """Add what the SMART configuration omits from the OpenID configuration."""
-    issuer = server.id_token_issuer or server.issuer
-    document = server.configuration or {}
+    state = server.discovered
+    issuer = server.id_token_issuer or state.issuer
+    document = state.configuration or {}
     wants_logout = server.quirks.rp_initiated_logout and not document.get(_END_SESSION)
-    if issuer and server.jwks_uri and not wants_logout:
+    if issuer and state.jwks_uri and not wants_logout:
         return
     found = process_openid_configuration_response(
         send(
@@ -439,19 +453,19 @@ def _fill_in_openid(server: FHIRServer) -> None:
         insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS,
     )
     _check_lengths(issuer=found["issuer"], jwks_uri=found["jwks_uri"])
-    server.issuer = server.issuer or found["issuer"]
-    server.jwks_uri = server.jwks_uri or found["jwks_uri"]
+    state.issuer = state.issuer or found["issuer"]
+    state.jwks_uri = state.jwks_uri or found["jwks_uri"]
     if not issuer:
         # Read below the base URL: the server's claim, not yet the issuer's.
-        server.jwks_uri = _get_keys_of_issuer(server, server.jwks_uri)
-        if not server.jwks_uri:
+        state.jwks_uri = _get_keys_of_issuer(server, state.jwks_uri)
+        if not state.jwks_uri:
             _fill_in_openid(server)
             return
-    server.configuration = {
+    state.configuration = {
         **found,
         **document,
-        "issuer": server.issuer,
-        "jwks_uri": server.jwks_uri,
+        "issuer": state.issuer,
+        "jwks_uri": state.jwks_uri,
     }
 
 
@@ -462,7 +476,7 @@ def _get_keys_of_issuer(server: FHIRServer, jwks_uri: str) -> str:
     set manually, only a URL on its origin is trusted.
     """
     is_entered = server.id_token_issuer or "jwks_uri" in (server.overrides or {})
-    if is_entered or not server.issuer or not _is_foreign(jwks_uri, server):
+    if is_entered or not server.discovered.issuer or not _is_foreign(jwks_uri, server):
         return jwks_uri
     return ""
 
@@ -474,13 +488,20 @@ def check_moved(server: FHIRServer) -> None:
     Raises:
         ServerMovedError: the message says which values.
     """
-    if moved := server.moved:
+    if moved := server.discovered.moved:
         carry_over = "carry its identities over, " if "issuer" in moved else ""
         raise ServerMovedError(
             f"Server {server.slug} now names a different "
             f"{' and '.join(sorted(moved))}: if that is correct, {carry_over}"
-            "clear its pinned values and run discovery again."
+            "accept the new values in the admin or with smart_discover --accept."
         )
+
+
+def accept_moved(server: FHIRServer) -> None:
+    """Let *server* name other values, which are pinned when it is read next."""
+    columns = ("pinned", "moved", "configuration_fetched_at", "discovery_failed_at")
+    ServerState.objects.forget(server.pk, *columns)
+    server.discovered.refresh_from_db(fields=columns)
 
 
 def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
@@ -492,27 +513,35 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
             stored. If only the issuer of known identities changed, so is all else, and
             the caller raises it afterward.
     """
+    state = server.discovered
     found = _find_pinned(server)
     moved = {name: url for name, url in found.items() if _has_moved(server, name, url)}
     if not moved:
-        server.pinned, server.moved = {**server.pinned, **found}, {}
+        state.pinned, state.moved = (
+            {**state.pinned, **found},
+            {},
+        )
         return
     logger.log(
-        logging.INFO if moved == server.moved else logging.ERROR,
+        logging.INFO if moved == state.moved else logging.ERROR,
         "Server %s: %s changed; the known values stay in use, "
-        "and no one can sign in until its pinned values are cleared.",
+        "and no one can sign in until an operator accepts them.",
         server.slug,
         ", ".join(sorted(moved)),
     )
     is_elsewhere = any(_is_elsewhere(server, *each) for each in moved.items())
     if is_elsewhere:
         for name, value in before.items():
-            setattr(server, name, value)
+            setattr(state, name, value)
     else:
         # The token endpoint may have changed with the issuer, and refreshes need it.
-        server.issuer = server.pinned["issuer"]
-        server.pinned = {**server.pinned, **found, "issuer": server.issuer}
-    server.moved = moved
+        state.issuer = state.pinned["issuer"]
+        state.pinned = {
+            **state.pinned,
+            **found,
+            "issuer": state.issuer,
+        }
+    state.moved = moved
     if is_elsewhere:
         if save:
             _store(server, "moved")
@@ -521,7 +550,7 @@ def _pin(server: FHIRServer, before: Mapping[str, Any], *, save: bool) -> None:
 
 def _has_moved(server: FHIRServer, name: str, url: str) -> bool:
     """Return whether an operator has to approve *url*."""
-    known = server.pinned.get(name, url)
+    known = server.discovered.pinned.get(name, url)
     if url == known:
         return False
     # Under another issuer, nobody would be found by the identities that are stored.
@@ -532,23 +561,26 @@ def _has_moved(server: FHIRServer, name: str, url: str) -> bool:
 
 
 def _is_elsewhere(server: FHIRServer, name: str, url: str) -> bool:
-    return get_origin(url) != get_origin(server.pinned[name])
+    return get_origin(url) != get_origin(server.discovered.pinned[name])
 
 
 def _is_foreign(jwks_uri: str, server: FHIRServer) -> bool:
-    return bool(jwks_uri) and get_origin(jwks_uri) != get_origin(server.issuer)
+    return bool(jwks_uri) and get_origin(jwks_uri) != get_origin(
+        server.discovered.issuer
+    )
 
 
 def _find_pinned(server: FHIRServer) -> dict[str, str]:
     """Return the values to pin, without those that the operator set."""
+    state = server.discovered
     configuration = server.read_configuration()
     entered = server.overrides or {}
     found = {
-        "issuer": "" if server.id_token_issuer else server.issuer,
-        "jwks_uri": server.jwks_uri,
+        "issuer": "" if server.id_token_issuer else state.issuer,
+        "jwks_uri": state.jwks_uri,
         "token_endpoint": configuration.token_endpoint if configuration else "",
     }
-    for client_id in server.client_configurations if server.differs_by_client else ():
+    for client_id in state.client_configurations if server.differs_by_client else ():
         if own := server.read_configuration(client_id):
             found[f"token_endpoint of {client_id}"] = own.token_endpoint
     return {
@@ -560,22 +592,24 @@ def _find_pinned(server: FHIRServer) -> dict[str, str]:
 
 def _let_go_of_keys(server: FHIRServer, before: Mapping[str, Any]) -> None:
     """Delete keys of another issuer; refetch those with another URL."""
-    if not server.id_token_issuer and server.issuer != before["issuer"]:
-        server.jwks = None
-    if server.jwks_uri != before["jwks_uri"]:
-        server.jwks_fetched_at = None
+    state = server.discovered
+    if not server.id_token_issuer and state.issuer != before["issuer"]:
+        state.jwks = None
+    if state.jwks_uri != before["jwks_uri"]:
+        state.jwks_fetched_at = None
 
 
 def _learn_issuer(server: FHIRServer, *, save: bool = True) -> None:
     """Find issuer and key URL of a server whose configuration lacks one of them."""
-    before = {name: getattr(server, name) for name in _LEARNED_COLUMNS}
+    state = server.discovered
+    before = {name: getattr(state, name) for name in _LEARNED_COLUMNS}
     try:
         _fill_in_openid(server)
     except DiscoveryStatusError as exc:
-        named = str((server.configuration or {}).get("jwks_uri") or "")
+        named = str((state.configuration or {}).get("jwks_uri") or "")
         if server.id_token_issuer:
             raise
-        if not server.issuer:
+        if not state.issuer:
             what = "names no issuer"
         elif exc.status_code in _GONE and _is_foreign(named, server):
             what = "names keys on another host than its issuer, which confirms no keys"
@@ -606,14 +640,16 @@ def _build_from_overrides(server: FHIRServer) -> SMARTConfiguration | None:
 
 
 def _claim(server: FHIRServer, pause: timedelta = _PAUSE) -> bool:
-    return FHIRServer.objects.claim_discovery(server, now=timezone.now(), pause=pause)
+    return ServerState.objects.claim_discovery(
+        server.pk, now=timezone.now(), pause=pause
+    )
 
 
 def _claim_first(server: FHIRServer) -> bool:
     """Return whether the caller may contact a server that was never read."""
     # A time in the future marks a discovery in progress.
-    return FHIRServer.objects.claim_discovery(
-        server,
+    return ServerState.objects.claim_discovery(
+        server.pk,
         now=timezone.now() + _FIRST_LASTS,
         pause=_FIRST_LASTS + _FIRST_PAUSE,
     )
@@ -621,13 +657,14 @@ def _claim_first(server: FHIRServer) -> bool:
 
 def _wait_for_first(server: FHIRServer, client_id: str) -> SMARTConfiguration:
     """Wait for what another process discovers in the meantime."""
+    state = server.discovered
     deadline = time.monotonic() + _PATIENCE
     while True:
-        server.refresh_from_db(fields=DISCOVERED_COLUMNS)
+        state.refresh_from_db(fields=DISCOVERED_COLUMNS)
         known = server.read_configuration(client_id)
         if known is not None:
             return known
-        marked_at = server.discovery_failed_at
+        marked_at = state.discovery_failed_at
         is_under_way = marked_at is not None and marked_at > timezone.now()
         if not is_under_way or time.monotonic() > deadline:
             raise DiscoveryError(
@@ -645,25 +682,25 @@ def _store(server: FHIRServer, *columns: str) -> None:
     Raises:
         DiscoveryError: one was, or the server was deleted.
     """
-    asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
-    values = {name: getattr(server, name) for name in columns}
+    values = {name: getattr(server.discovered, name) for name in columns}
     # A conditional UPDATE: the race is with an operator.
-    if not asked.update(**values, updated_at=timezone.now()):
+    if not _find_asked(server).update(**values):
         raise DiscoveryError(
             f"Server {server.slug} was changed while its configuration was fetched.",
             code="discovery_busy",
         )
 
 
-def _mark_miss(server: FHIRServer) -> None:
-    server.jwks_missed_at = timezone.now()
-    server.save(update_fields=["jwks_missed_at"])
-
-
 def _mark_failure(server: FHIRServer) -> None:
-    server.discovery_failed_at = timezone.now()
-    asked = FHIRServer.objects.with_base_url(server.base_url).filter(pk=server.pk)
-    asked.update(discovery_failed_at=server.discovery_failed_at)
+    state = server.discovered
+    state.discovery_failed_at = timezone.now()
+    _find_asked(server).update(discovery_failed_at=state.discovery_failed_at)
+
+
+def _find_asked(server: FHIRServer) -> ServerStateQuerySet:
+    """Return the state, unless another base URL was entered since."""
+    at_base_url = digest(server.normalized_base_url)
+    return ServerState.objects.filter(pk=server.pk, server__base_url_digest=at_base_url)
 
 
 def _is_fresh(

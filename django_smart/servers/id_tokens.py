@@ -96,6 +96,6 @@ def _try_keys(server: FHIRServer, validate: Callable[..., _Claims]) -> _Claims:
 def _get_algorithms(server: FHIRServer) -> frozenset[str]:
     """Return accepted algorithms: the server's or the operator's, or all."""
     # The stored configuration: it was read before any ID token was received.
-    stored = {**(server.configuration or {}), **server.overrides}
+    stored = {**(server.discovered.configuration or {}), **server.overrides}
     named = stored.get("id_token_signing_alg_values_supported")
     return DEFAULT_ALGORITHMS.intersection(named) if named else DEFAULT_ALGORITHMS

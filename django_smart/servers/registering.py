@@ -23,7 +23,7 @@ from ..exceptions import (
     UnsupportedServerError,
 )
 from ..fields import digest
-from ..models import ClientRegistration, FHIRServer, SigningKey
+from ..models import ClientRegistration, FHIRServer, ServerState, SigningKey
 from ..protocol.client_registration import (
     ClientInformation,
     build_registration_request,
@@ -209,12 +209,14 @@ def _store_server(data: RegistrationInput) -> FHIRServer:
         apply_preset(server, before=before)
     before = server.overrides
     _assign_to_server(server, data.server_values)
-    if server.overrides != before:
-        # Issuer and keys are fetched again.
-        server.configuration_fetched_at = server.discovery_failed_at = None
     _check_secret(server, "request_headers")
     server.full_clean()
     server.save()
+    if server.overrides != before:
+        # Issuer and keys are fetched again.
+        ServerState.objects.forget(
+            server.pk, "configuration_fetched_at", "discovery_failed_at"
+        )
     return server
 
 

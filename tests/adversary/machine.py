@@ -478,7 +478,7 @@ class Adversary(RuleBasedStateMachine):
 
         Whoever writes it before the site has ever read it is believed.
         """
-        if not FHIRServer.objects.get(slug="harbour").pinned:
+        if not FHIRServer.objects.get(slug="harbour").state.pinned:
             return
         self.hostile.tampered = {member: getattr(self.hostile.den, member)}
         self.world.forget_discovery("harbour")

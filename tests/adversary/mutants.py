@@ -188,10 +188,10 @@ MUTANTS = (
         patches=[
             (
                 "servers/discovery.py",
-                "return get_origin(url) != get_origin(server.pinned[name])",
+                "return get_origin(url) != get_origin(server.discovered.pinned[name])",
                 # Without scheme and port.
                 'return get_origin(url).split(":")[1] '
-                '!= get_origin(server.pinned[name]).split(":")[1]',
+                '!= get_origin(server.discovered.pinned[name]).split(":")[1]',
             )
         ],
     ),
@@ -232,10 +232,11 @@ MUTANTS = (
         patches=[
             (
                 "servers/discovery.py",
-                "    if moved := server.moved:\n",
+                "    if moved := server.discovered.moved:\n",
                 "    others = FHIRServer.objects.exclude(pk=server.pk)\n"
-                "    same = others.filter(issuer=server.issuer)\n"
-                "    if moved := server.moved or {each.slug: '' for each in same}:\n",
+                "    same = others.filter(state__issuer=server.discovered.issuer)\n"
+                "    theirs = {each.slug: '' for each in same}\n"
+                "    if moved := server.discovered.moved or theirs:\n",
             )
         ],
     ),

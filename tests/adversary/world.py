@@ -31,6 +31,7 @@ from django_smart.models import (
     FHIRServer,
     Identity,
     Launch,
+    ServerState,
     SigningKey,
     TokenGrant,
 )
@@ -490,11 +491,10 @@ class World:
     @staticmethod
     def forget_discovery(server: str) -> None:
         """Let what is known of *server* be out of date."""
-        FHIRServer.objects.filter(slug=server).update(
+        ServerState.objects.filter(server__slug=server).update(
             configuration_fetched_at=None,
             discovery_failed_at=None,
             jwks_fetched_at=None,
-            jwks_missed_at=None,
         )
 
     # What must be true

@@ -38,9 +38,9 @@ def open_context(ehr: EHRSimulator, scope: str = USER_SCOPE) -> SMARTContext:
 
 def set_configuration(**changes: Any) -> None:
     server = FHIRServer.objects.get()
-    assert server.configuration is not None
-    server.configuration = {**server.configuration, **changes}
-    server.save()
+    assert server.state.configuration is not None
+    server.state.configuration = {**server.state.configuration, **changes}
+    server.state.save()
 
 
 @pytest.mark.compliance("STATE-04", "STATE-09", "STATE-10", "STATE-13")

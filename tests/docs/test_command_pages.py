@@ -159,7 +159,7 @@ def test_connect_many_hospitals(
     assert 'href="/smart/login/?next=/labs/"' in content
 
     server = ClientRegistration.objects.get(server__slug="harbour").server
-    server.configuration = {
+    server.state.configuration = {
         "token_endpoint": "https://fhir.example.org/t",
         "user_access_brand_bundle": _BUNDLE,
     }

@@ -85,8 +85,8 @@ def test_every_failure_has_its_explanation(
     ClientRegistration.objects.update(signing_algorithm="ES384")
     registration = ClientRegistration.objects.select_related("server").get()
     server = registration.server
-    assert server.configuration is not None
-    server.configuration["grant_types_supported"] = ["authorization_code"]
+    assert server.state.configuration is not None
+    server.state.configuration["grant_types_supported"] = ["authorization_code"]
     server.save()
     assert explain(count).startswith("The EHR does not offer it: ")
     ClientRegistration.objects.update(is_active=False)

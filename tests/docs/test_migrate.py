@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from django_smart.models import FHIRServer, Identity
+from django_smart.models import FHIRServer, Identity, ServerState
 from django_smart.testing import EHRSimulator
 from tests.docs.blocks import execute, read_blocks
 from tests.ehr import launch, make_browser
@@ -49,14 +49,11 @@ def test_user_is_still_known_after_the_ehr_changed_its_issuer(
     old, new = ehr.issuer, "https://ehr.example.org/v"
     ehr._issuer = new
     browser = make_browser()
-    FHIRServer.objects.update(configuration_fetched_at=None)
+    ServerState.objects.update(configuration_fetched_at=None)
     response = browser.get("/smart/login/", {"server": "harbour"})
     assert response.context["code"] == "server_moved"
     page["carry_over"]("harbour", old=old, new=new)
-    server = FHIRServer.objects.get()
-    server.pinned = {}
-    server.save()
-    call_command("smart_discover", "harbour", stdout=io.StringIO())
+    call_command("smart_discover", "harbour", "--accept", stdout=io.StringIO())
     assert launch(browser, ehr).user == user
 
 

@@ -206,7 +206,7 @@ def test_whoever_follows_the_page_can_launch(preset, page, settings, monkeypatch
         launches = list(operator.launch())
     servers = FHIRServer.objects.all()
     assert {each.base_url for each in servers} == set(ehrs)
-    assert all(each.preset == preset and not each.moved for each in servers)
+    assert all(each.preset == preset and not each.state.moved for each in servers)
     assert {each.registration_id for each in launches} == set(operator.registered)
     for launch in launches:
         assert launch.status == Launch.Status.COMPLETED

@@ -98,8 +98,8 @@ def test_revocation_carries_an_assertion_for_its_receiver_alone(
     grant = connect(make_browser(), ehr).grant
     assert grant is not None
     _name_token_endpoint_of(ehr, honest)
-    registration.server.configuration_fetched_at = None
-    registration.server.save()
+    registration.server.state.configuration_fetched_at = None
+    registration.server.state.save()
     grant.refresh_from_db()
     disconnect_grant(grant)
     grant.refresh_from_db()
@@ -148,8 +148,8 @@ def test_column_names_no_token_endpoint_of_another_origin(
     grant = connect(make_browser(), ehr).grant
     assert grant is not None
     _name_token_endpoint_of(ehr, honest)
-    registration.server.configuration_fetched_at = None
-    registration.server.save()
+    registration.server.state.configuration_fetched_at = None
+    registration.server.state.save()
     grant.refresh_from_db()
     before = len(ehr.requests_to("revoke"))
     with pytest.raises(CredentialsError, match="origin"):

@@ -10,6 +10,7 @@ import pytest
 
 from django_smart.grants.due_times import get_refresh_due_at, get_retry_at
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.protocol.quirks import Quirks
 from django_smart.schedule import BEAT_SCHEDULE
 
 RECEIVED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -20,11 +21,11 @@ WORK = timedelta(seconds=3)
 
 
 def wait_for(
-    lifetime: int, *, unused: timedelta = timedelta(0), **columns: Any
+    lifetime: int, *, unused: timedelta = timedelta(0), **quirks: Any
 ) -> timedelta:
-    """Time from the tokens to when they are due; *columns* are the server's."""
+    """Time from the tokens to when they are due; *quirks* are the server's."""
     grant = TokenGrant(
-        registration=ClientRegistration(server=FHIRServer(**columns)),
+        registration=ClientRegistration(server=FHIRServer(quirks=Quirks(**quirks))),
         received_at=RECEIVED_AT,
         expires_at=RECEIVED_AT + timedelta(seconds=lifetime),
         last_used_at=RECEIVED_AT - unused,

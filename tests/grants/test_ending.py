@@ -21,7 +21,13 @@ from django_smart.grants.ending import (
     supersede_grants,
 )
 from django_smart.launches.purge import purge
-from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Launch,
+    ServerState,
+    TokenGrant,
+)
 from django_smart.signals import grant_revoked
 from django_smart.testing import EHRSimulator
 from tests.ehr import (
@@ -372,9 +378,9 @@ def test_server_without_revocation_has_the_tokens_forgotten(
     ehr: EHRSimulator,
 ) -> None:
     grant = _grant(connect(make_browser(), ehr))
-    document: Any = FHIRServer.objects.get().configuration
+    document: Any = FHIRServer.objects.get().state.configuration
     del document["revocation_endpoint"]
-    FHIRServer.objects.update(configuration=document)
+    ServerState.objects.update(configuration=document)
     grant = TokenGrant.objects.get(pk=grant.pk)
     disconnect_grant(grant)
     assert revoke_pending() == 1

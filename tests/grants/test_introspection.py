@@ -108,8 +108,8 @@ def test_server_without_introspection_is_told_of(
     ehr: EHRSimulator, grant: TokenGrant
 ) -> None:
     server = grant.registration.server
-    assert server.configuration is not None
-    del server.configuration["introspection_endpoint"]
+    assert server.state.configuration is not None
+    del server.state.configuration["introspection_endpoint"]
     with pytest.raises(UnsupportedServerError, match="introspection_endpoint"):
         introspect("x", registration=grant.registration, access_token="y")
     # What is set by hand is used.

@@ -483,7 +483,7 @@ def test_server_that_the_caller_has_locked_is_looked_up_later(
         FHIRServer.objects.update(name="by the caller")
         with pytest.raises(TokenServerError):
             get_access_token(grant)
-    assert FHIRServer.objects.get().configuration_fetched_at is not None
+    assert FHIRServer.objects.get().state.configuration_fetched_at is not None
 
 
 @_COMMITTED

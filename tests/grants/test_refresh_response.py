@@ -20,6 +20,7 @@ from django_smart.models import (
     FHIRServer,
     Identity,
     Launch,
+    ServerState,
     TokenGrant,
 )
 from django_smart.protocol.context import LaunchContext
@@ -323,7 +324,7 @@ def test_refreshed_id_token_with_a_key_of_nobody_is_ignored(
 def test_id_token_that_cannot_be_checked_now_is_ignored(
     ehr: EHRSimulator, opened: Launch, caplog: Any
 ) -> None:
-    FHIRServer.objects.update(jwks=None, jwks_fetched_at=None)
+    ServerState.objects.update(jwks=None, jwks_fetched_at=None)
     answer(ehr, TOKEN_PATH, id_token=make_id_token(ehr, sub="another"))
     answer(ehr, "jwks", status=500)
     assert refresh(opened, ehr).status == "active"

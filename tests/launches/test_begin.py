@@ -17,7 +17,7 @@ from django_smart import transport
 from django_smart.exceptions import LaunchRequestError
 from django_smart.fields import digest
 from django_smart.launches.begin import get_ehr_registration
-from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.models import ClientRegistration, FHIRServer, Launch, ServerState
 from django_smart.protocol.quirks import QUIRKS
 from django_smart.servers.discovery import get_configuration
 from django_smart.testing import EHRSimulator
@@ -374,8 +374,8 @@ def test_what_the_server_lacks_is_told_with_the_fix_before_the_browser_leaves(
     browser = make_browser()
     start_ehr_launch(browser, ehr)
     row = FHIRServer.objects.get()
-    document = {**(row.configuration or {}), "capabilities": capabilities}
-    FHIRServer.objects.update(configuration=document)
+    document = {**(row.state.configuration or {}), "capabilities": capabilities}
+    ServerState.objects.update(configuration=document)
     response = browser.get("/smart/launch/", {"iss": BASE_URL, "launch": "x"})
     assert response.status_code == 502
     assert b"<code>server_unsupported</code>" in response.content

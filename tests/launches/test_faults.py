@@ -14,7 +14,12 @@ from django.test import Client
 from django.utils import timezone
 
 from django_smart import transport
-from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    Launch,
+    ServerState,
+    TokenGrant,
+)
 from django_smart.protocol.messages import HTTPRequest
 from django_smart.signals import launch_completed, launch_failed
 from django_smart.testing import EHRSimulator
@@ -171,17 +176,17 @@ def test_markup_of_the_ehr_stays_text(ehr: EHRSimulator, fault: str) -> None:
 
 def test_fault_leaves_the_stored_discovery_document_alone(ehr: EHRSimulator) -> None:
     launch(make_browser(), ehr)
-    before = FHIRServer.objects.values("configuration", "jwks", "issuer").get()
+    before = ServerState.objects.values("configuration", "jwks", "issuer").get()
     for name in named("refuse", "discovery", "openid"):
         if REFUSED[name][0] == "server_unsupported":
             continue  # a sound answer, which says that it cannot be used
         ehr.faults = {name}
-        FHIRServer.objects.update(
+        ServerState.objects.update(
             configuration_fetched_at=None, discovery_failed_at=None
         )
         # Served stale: a launch does not depend on an answer that was had before.
         launch(make_browser(), ehr)
-        stored = FHIRServer.objects.values("configuration", "jwks", "issuer").get()
+        stored = ServerState.objects.values("configuration", "jwks", "issuer").get()
         if name.startswith("discovery"):
             assert stored == before, name
         else:

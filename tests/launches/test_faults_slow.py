@@ -20,6 +20,7 @@ from django_smart.models import (
     ClientRegistration,
     FHIRServer,
     Launch,
+    ServerState,
     SigningKey,
     TokenGrant,
 )
@@ -108,7 +109,7 @@ def test_launch_that_takes_too_long_fails(
     ehr.faults.clear()
     del settings.SMART_HTTP_TIMEOUT
     # What is remembered for ten seconds where nothing is known of the server.
-    FHIRServer.objects.update(discovery_failed_at=None)
+    ServerState.objects.update(discovery_failed_at=None)
     assert launch(browser, ehr).status == Launch.Status.COMPLETED
 
 

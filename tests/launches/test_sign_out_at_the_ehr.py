@@ -10,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.test import Client
 from django.utils import timezone
 
-from django_smart.models import ClientRegistration, FHIRServer, Launch
+from django_smart.models import ClientRegistration, FHIRServer, Launch, ServerState
 from django_smart.servers.discovery import fetch_configuration
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
@@ -132,7 +132,7 @@ def test_nobody_who_signed_in_otherwise_is_sent_to_the_ehr(
 def test_configuration_that_was_lost_keeps_sign_out_here(ehr: EHRSimulator) -> None:
     browser = make_browser()
     launch(browser, ehr)
-    FHIRServer.objects.update(configuration=None)
+    ServerState.objects.update(configuration=None)
     assert sign_out(browser) == "/"
 
 
@@ -187,7 +187,7 @@ def test_algorithms_are_learnt_from_the_openid_configuration(ehr: EHRSimulator) 
     with pytest.raises(AssertionError, match="id_token_signature"):
         launch(make_browser(), ehr)
     ehr.interceptors.pop()
-    FHIRServer.objects.update(configuration_fetched_at=None)
+    ServerState.objects.update(configuration_fetched_at=None)
     assert launch(make_browser(), ehr).identity is not None
 
 
@@ -210,6 +210,6 @@ def test_connections_lead_to_where_the_ehr_shows_what_has_access(
     connect(browser, ehr)
     page = browser.get("/smart/connections/").content.decode()
     assert 'href="https://ehr.example.org/apps?a=1&amp;b=2"' in page
-    FHIRServer.objects.update(configuration=None)
+    ServerState.objects.update(configuration=None)
     page = browser.get("/smart/connections/").content.decode()
     assert "https://ehr.example.org/apps" not in page

@@ -17,16 +17,16 @@ pytestmark = pytest.mark.django_db
 def test_configuration_and_keys_are_stored_and_told(registration, which):
     ran = run("smart_discover", which)
     server = FHIRServer.objects.get()
-    assert server.configuration is not None
-    assert server.jwks is not None
-    assert server.jwks_fetched_at is not None
-    assert server.issuer in ran.out
+    assert server.state.configuration is not None
+    assert server.state.jwks is not None
+    assert server.state.jwks_fetched_at is not None
+    assert server.state.issuer in ran.out
     lines = ran.out.splitlines()
     assert lines[0] == f"harbour: Harbour Hospital, {server.base_url}"
-    capabilities = ", ".join(sorted(server.configuration["capabilities"]))
+    capabilities = ", ".join(sorted(server.state.configuration["capabilities"]))
     assert f"  capabilities: {capabilities}" in lines
     assert "  PKCE: S256" in lines
-    assert f"  token endpoint: {server.configuration['token_endpoint']}" in lines
+    assert f"  token endpoint: {server.state.configuration['token_endpoint']}" in lines
     assert any(line.startswith("  sign-in: OpenID Connect") for line in lines)
 
 
@@ -57,8 +57,8 @@ def test_one_failure_among_several_is_told_and_the_others_are_read(registration,
     make_server(slug="absent", name="Absent", base_url="https://ehr.example.org/absent")
     with pytest.raises(CommandError, match=r"1 of 2 servers failed"):
         run("smart_discover", "--all")
-    assert FHIRServer.objects.get(slug="harbour").configuration is not None
-    assert FHIRServer.objects.get(slug="absent").configuration is None
+    assert FHIRServer.objects.get(slug="harbour").state.configuration is not None
+    assert FHIRServer.objects.get(slug="absent").state.configuration is None
 
 
 def test_failure_leaves_what_is_stored(registration, ehr):

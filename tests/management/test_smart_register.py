@@ -710,12 +710,12 @@ def test_what_a_new_server_lacks_is_remarked(ehr):
 def test_check_asks_the_server_and_keeps_what_it_said(ehr):
     register(*_SECRET, *_EHR, "--check")
     server = FHIRServer.objects.get()
-    assert server.configuration is not None
-    assert server.configuration["token_endpoint"]
-    assert server.configuration_fetched_at is not None
-    assert server.issuer
-    assert server.jwks is not None
-    assert server.jwks["keys"]
+    assert server.state.configuration is not None
+    assert server.state.configuration["token_endpoint"]
+    assert server.state.configuration_fetched_at is not None
+    assert server.state.issuer
+    assert server.state.jwks is not None
+    assert server.state.jwks["keys"]
     assert len(ehr.requests) == 2
 
 
@@ -732,7 +732,7 @@ def test_check_holds_no_transaction_while_it_waits(ehr):
 def test_check_without_openid_fetches_no_keys(ehr):
     register(*_SECRET, "--ehr-scope", "launch patient/Patient.rs", "--check")
     assert len(ehr.requests) == 1
-    assert FHIRServer.objects.get().jwks is None
+    assert FHIRServer.objects.get().state.jwks is None
 
 
 def test_check_asks_a_server_once_for_all_its_entries(ehr, tmp_path):
@@ -753,8 +753,8 @@ def test_check_asks_a_server_once_for_all_its_entries(ehr, tmp_path):
     # Both answers are of the server as the last entry left it.
     assert [answer["slug"] for answer in ran.json] == ["harbour", "harbour"]
     server = FHIRServer.objects.get()
-    assert server.configuration is not None
-    assert server.jwks is not None
+    assert server.state.configuration is not None
+    assert server.state.jwks is not None
 
 
 def test_check_of_a_server_that_does_not_answer_refuses(ehr, settings):
@@ -784,7 +784,7 @@ def test_refused_check_leaves_the_row_as_it_was(ehr):
     with pytest.raises(CommandError, match="discovery"):
         register("--name", "Other", "--check")
     server = FHIRServer.objects.get()
-    assert (server.name, server.configuration) == ("Harbour", None)
+    assert (server.name, server.state.configuration) == ("Harbour", None)
 
 
 def test_headers_come_from_a_file_as_an_object(monkeypatch):

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, connection, transaction
 
 from django_smart.exceptions import InsecureURLError
-from django_smart.models import FHIRServer, Identity
+from django_smart.models import FHIRServer, Identity, ServerState
 from django_smart.protocol.quirks import Quirks
 from tests.ehr import BASE_URL
 from tests.factories import make_identity, make_server, make_user
@@ -130,8 +130,7 @@ OLD, NEW = "https://ehr.example.org/oauth2", "https://ehr.example.org/oauth2/"
 
 
 def _server_with_identity(**values: Any) -> FHIRServer:
-    server = _server(issuer=OLD, **values)
-    server.save()
+    server = make_server(issuer=OLD, **values)
     make_identity(make_user(), server=server, issuer=OLD)
     return server
 
@@ -178,9 +177,9 @@ def test_entered_issuer_is_removed_only_if_the_server_has_the_same(
     (name,) = values
     setattr(server, name, "" if name == "id_token_issuer" else {})
     server.full_clean()
-    FHIRServer.objects.update(configuration={"issuer": NEW})
+    ServerState.objects.update(configuration={"issuer": NEW})
     if name == "id_token_issuer":
-        FHIRServer.objects.update(issuer=NEW)
+        ServerState.objects.update(issuer=NEW)
     server = FHIRServer.objects.get()
     setattr(server, name, "" if name == "id_token_issuer" else {})
     with pytest.raises(ValidationError) as raised:

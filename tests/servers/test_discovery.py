@@ -45,7 +45,7 @@ def test_configuration_is_fetched_once_and_kept_in_the_row(
     stored = FHIRServer.objects.get()
     assert get_configuration(stored) == configuration
     assert len(ehr.requests) == 1
-    assert (stored.issuer, stored.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
+    assert (stored.state.issuer, stored.state.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
 
 
 def test_headers_of_the_row_are_sent_with_discovery(ehr: EHRSimulator) -> None:
@@ -70,7 +70,7 @@ def test_stored_configuration_is_checked_by_the_settings_in_force(
     ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     get_configuration(server)
-    document: Any = server.configuration
+    document: Any = server.state.configuration
     document["token_endpoint"] = "http://ehr.example.org/token"
     server.save()
     assert get_configuration(server).token_endpoint == ehr.token_endpoint
@@ -89,7 +89,7 @@ def test_endpoints_of_the_row_come_first(ehr: EHRSimulator) -> None:
         assert configuration.token_endpoint == "https://login.example.org/token"
         assert configuration.revocation_endpoint == "https://login.example.org/revoke"
         assert configuration.authorization_endpoint == ehr.authorization_endpoint
-    stored = FHIRServer.objects.get().configuration
+    stored = FHIRServer.objects.get().state.configuration
     assert stored is not None
     assert stored["token_endpoint"] == ehr.token_endpoint
 
@@ -99,10 +99,14 @@ def test_fetching_without_saving_leaves_the_row_alone(
 ) -> None:
     fetch_configuration(server, save=False)
     fetch_jwks(server, save=False)
-    assert server.issuer == ehr.issuer
-    assert server.jwks is not None
+    assert server.state.issuer == ehr.issuer
+    assert server.state.jwks is not None
     server.refresh_from_db()
-    assert (server.issuer, server.configuration, server.jwks) == ("", None, None)
+    assert (server.state.issuer, server.state.configuration, server.state.jwks) == (
+        "",
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", ["issuer", "jwks_uri"])
@@ -146,11 +150,11 @@ def test_openid_configuration_of_another_issuer_is_refused(
     ehr: EHRSimulator, server: FHIRServer
 ) -> None:
     get_configuration(server)
-    server.jwks_uri = ""
+    server.state.jwks_uri = ""
     answer(ehr, "/openid-configuration", issuer="https://elsewhere.example.net")
     with pytest.raises(DiscoveryError):
         get_jwks(server)
-    assert FHIRServer.objects.get().jwks is None
+    assert FHIRServer.objects.get().state.jwks is None
 
 
 def test_plain_http_keys_are_for_the_named_hosts_alone(
@@ -172,7 +176,7 @@ def test_jwk_set_of_more_than_half_a_megabyte_is_not_read(
     answer(ehr, "/auth/jwks", padding="x" * 600_000)
     with pytest.raises(ResponseTooLargeError):
         fetch_jwks(server)
-    kept = FHIRServer.objects.get().jwks or {}
+    kept = FHIRServer.objects.get().state.jwks or {}
     assert len(kept["padding"]) == 400_000
 
 
@@ -182,7 +186,7 @@ def test_configuration_of_more_than_half_a_megabyte_is_not_read(
     answer(ehr, "/.well-known/smart-configuration", padding="x" * 600_000)
     with pytest.raises(ResponseTooLargeError):
         get_configuration(server)
-    assert FHIRServer.objects.get().configuration is None
+    assert FHIRServer.objects.get().state.configuration is None
 
 
 def test_keys_that_cannot_be_fetched_again_are_served_stale(
@@ -193,7 +197,7 @@ def test_keys_that_cannot_be_fetched_again_are_served_stale(
     answer(ehr, "/auth/jwks", keys="none")
     with time_machine.travel(timezone.now() + timedelta(days=2)):
         assert get_jwks(FHIRServer.objects.get()) == known
-    server.jwks = None
+    server.state.jwks = None
     with pytest.raises(DiscoveryError):
         get_jwks(server)
 
@@ -245,7 +249,7 @@ def test_server_that_cannot_be_reached_does_not_stop_the_others(
             fetch_configuration(away)
     assert f"Server {away.pk}: discovery failed (server_unreachable)" in caplog.text
     server.refresh_from_db()
-    assert server.configuration is not None
+    assert server.state.configuration is not None
     assert len(ehr.requests) == 1
 
 
@@ -279,7 +283,7 @@ def test_server_is_asked_where_it_is_when_its_turn_comes(
     ):
         assert refresh_servers() == 0
     later.refresh_from_db()
-    assert later.configuration is not None
+    assert later.state.configuration is not None
 
 
 def test_answer_of_an_address_that_was_changed_meanwhile_is_not_stored(
@@ -293,5 +297,5 @@ def test_answer_of_an_address_that_was_changed_meanwhile_is_not_stored(
     with raises_code("discovery_busy"):
         fetch_configuration(server)
     stored = FHIRServer.objects.get()
-    assert (stored.configuration, stored.pinned) == (None, {})
+    assert (stored.state.configuration, stored.state.pinned) == (None, {})
     assert stored.base_url == "https://moved.example.org/r4"

@@ -127,7 +127,7 @@ def test_without_the_header_all_clients_share_one_configuration(
     known = [get_configuration(server, each) for each in (CLIENT_ID, _SECOND, "")]
     assert known[0] == known[1] == known[2]
     assert asked == [None]
-    assert server.client_configurations == {}
+    assert server.state.client_configurations == {}
 
 
 def test_tokens_of_each_client_come_from_its_own_endpoint(
@@ -166,9 +166,11 @@ def test_endpoint_of_one_client_that_moves_waits_for_the_operator(
 ) -> None:
     add_second(server)
     fetch_configuration(server)
-    server.pinned[f"token_endpoint of {_SECOND}"] = "https://elsewhere.example/token"
+    server.state.pinned[f"token_endpoint of {_SECOND}"] = (
+        "https://elsewhere.example/token"
+    )
     server.full_clean()
     server.save()
     with pytest.raises(ServerMovedError, match=f"token_endpoint of {_SECOND}"):
         fetch_configuration(server)
-    assert server.moved == {f"token_endpoint of {_SECOND}": get_own_endpoint(ehr)}
+    assert server.state.moved == {f"token_endpoint of {_SECOND}": get_own_endpoint(ehr)}

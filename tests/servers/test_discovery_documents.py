@@ -13,7 +13,7 @@ from django_smart.exceptions import (
     ServerUnreachableError,
     UnsupportedServerError,
 )
-from django_smart.models import FHIRServer, Launch
+from django_smart.models import FHIRServer, Launch, ServerState
 from django_smart.protocol.capabilities import Capability, CapabilitySet
 from django_smart.servers.discovery import (
     fetch_configuration,
@@ -79,7 +79,7 @@ def test_what_is_missing_for_signing_in_costs_one_request_more(
         *("jwks", "openid-configuration", "smart-configuration", "token")
     ]
     server = FHIRServer.objects.get()
-    assert (server.issuer, server.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
+    assert (server.state.issuer, server.state.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
     # The row reads as if the SMART configuration had told it.
     configuration = get_configuration(server)
     assert (configuration.issuer, configuration.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
@@ -119,7 +119,11 @@ def test_another_issuer_in_the_openid_configuration_is_refused(
     with pytest.raises(DiscoveryError, match="names an issuer"):
         fetch_configuration(server)
     # Nothing of either document is left behind.
-    assert (server.configuration, server.issuer, server.jwks_uri) == (None, "", "")
+    assert (server.state.configuration, server.state.issuer, server.state.jwks_uri) == (
+        None,
+        "",
+        "",
+    )
     response = make_browser().get("/smart/launch/", {"iss": BASE_URL, "launch": "x"})
     assert response.status_code == 502
     assert b"<code>discovery_malformed</code>" in response.content
@@ -170,11 +174,11 @@ def test_issuer_that_was_learnt_once_survives_an_outage(
     answer(ehr, SMART, remove=("jwks_uri", "issuer"))
     launch(make_browser(), ehr)
     answer(ehr, OPENID, status=503)
-    FHIRServer.objects.update(configuration_fetched_at=None)
+    ServerState.objects.update(configuration_fetched_at=None)
     launch(make_browser(), ehr)
     server = FHIRServer.objects.get()
     assert get_issuer(server) == ehr.issuer
-    assert server.jwks_uri == ehr.jwks_uri
+    assert server.state.jwks_uri == ehr.jwks_uri
     assert registration.server_id == server.pk
 
 
@@ -182,14 +186,14 @@ def test_keys_at_another_address_are_fetched_anew(
     ehr: EHRSimulator, registration: Any
 ) -> None:
     launch(make_browser(), ehr)
-    FHIRServer.objects.update(configuration_fetched_at=None)
+    ServerState.objects.update(configuration_fetched_at=None)
     elsewhere = f"{ehr.origin}/elsewhere/jwks"
     answer(ehr, SMART, jwks_uri=elsewhere)
     ehr.clear_requests()
     launch(make_browser(), ehr)
     # It is not there, so those that are known are used on.
     assert "unknown" in asked(ehr)
-    assert FHIRServer.objects.get().jwks_uri == elsewhere
+    assert FHIRServer.objects.get().state.jwks_uri == elsewhere
 
 
 # CapabilityStatement
@@ -261,8 +265,8 @@ def test_without_either_document_the_first_fault_is_told(
         asked(ehr) == ["smart-configuration", "metadata"][: 2 if status == 404 else 1]
     )
     server = FHIRServer.objects.get()
-    assert server.configuration is None
-    assert server.discovery_failed_at is not None
+    assert server.state.configuration is None
+    assert server.state.discovery_failed_at is not None
 
 
 def test_statement_without_endpoints_is_no_help(
@@ -331,7 +335,8 @@ def test_endpoint_of_the_row_completes_a_document_without_it(ehr: EHRSimulator) 
     assert configuration.has("launch-ehr")
     assert asked(ehr) == ["smart-configuration"]
     # Taken away, the override is gone: what is stored is the server's own.
-    FHIRServer.objects.update(overrides={}, configuration_fetched_at=None)
+    FHIRServer.objects.update(overrides={})
+    ServerState.objects.update(configuration_fetched_at=None)
     server = FHIRServer.objects.get()
     assert server.read_configuration() is None
 
@@ -367,9 +372,9 @@ def test_wrong_discovery_is_overruled_member_by_member(ehr: EHRSimulator) -> Non
     assert launch(browser, ehr).identity is not None
     assert connect(make_browser(), ehr).identity is not None
     server.refresh_from_db()
-    assert server.configuration is not None
-    assert server.configuration["grant_types_supported"] == ["implicit"]
-    assert "jwks_uri" not in server.pinned
+    assert server.state.configuration is not None
+    assert server.state.configuration["grant_types_supported"] == ["implicit"]
+    assert "jwks_uri" not in server.state.pinned
 
 
 @pytest.mark.compliance("CAPS-01", "CAPS-02", "CAPS-03", "DISC-13")

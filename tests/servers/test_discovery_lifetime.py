@@ -21,7 +21,13 @@ from django_smart.exceptions import (
     TokenServerError,
 )
 from django_smart.grants.refresh import get_access_token
-from django_smart.models import ClientRegistration, FHIRServer, Launch, TokenGrant
+from django_smart.models import (
+    ClientRegistration,
+    FHIRServer,
+    Launch,
+    ServerState,
+    TokenGrant,
+)
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.servers import discovery
 from django_smart.servers.discovery import (
@@ -97,7 +103,7 @@ def test_header_names_are_read_in_any_case(
 ) -> None:
     answer(ehr, SMART, headers={name: "max-age=300"})
     get_configuration(server)
-    assert read().configuration_max_age == 300
+    assert read().state.configuration_max_age == 300
 
 
 def test_setting_bounds_the_lifetime_from_above(
@@ -146,7 +152,7 @@ def test_logins_do_not_wait_for_a_server_that_is_down(
         for _ in range(5):
             assert get_configuration(read()) == known
         assert len(ehr.requests) == 1
-        assert read().discovery_failed_at == timezone.now()
+        assert read().state.discovery_failed_at == timezone.now()
         assert "stale configuration used (discovery_status)" in caplog.text
         clock.shift(MINUTE)
         for _ in range(5):
@@ -156,7 +162,7 @@ def test_logins_do_not_wait_for_a_server_that_is_down(
         clock.shift(MINUTE)
         get_configuration(read())
         assert len(ehr.requests) == 3
-        assert read().discovery_failed_at is None
+        assert read().state.discovery_failed_at is None
         get_configuration(read())
         assert len(ehr.requests) == 3
 
@@ -200,7 +206,7 @@ def test_server_that_never_answered_is_asked_every_ten_seconds(
             clock.shift(timedelta(seconds=10))
         ehr.faults.clear()
         assert get_configuration(server).token_endpoint == ehr.token_endpoint
-    assert read().discovery_failed_at is None
+    assert read().state.discovery_failed_at is None
 
 
 @pytest.mark.django_db(transaction=True)
@@ -274,17 +280,17 @@ def test_task_asks_a_server_that_is_down_once_a_run(
         clock.shift(timedelta(minutes=2))
         ehr.faults.clear()
         assert refresh_servers() == 0
-        assert read().configuration is None
+        assert read().state.configuration is None
         clock.shift(timedelta(minutes=10))
         assert refresh_servers() == 0
-        assert read().configuration is not None
+        assert read().state.configuration is not None
     assert server.pk == read().pk
 
 
 @pytest.mark.django_db(transaction=True)
 def test_of_many_logins_at_once_one_asks(ehr: EHRSimulator, server: FHIRServer) -> None:
     known = get_configuration(server)
-    FHIRServer.objects.update(configuration_fetched_at=None)
+    ServerState.objects.update(configuration_fetched_at=None)
     ehr.clear_requests()
     others_are_through = threading.Event()
 
@@ -308,7 +314,7 @@ def test_of_many_logins_at_once_one_asks(ehr: EHRSimulator, server: FHIRServer) 
         thread.join(60)
     assert found == [known] * 5
     assert len(ehr.requests) == 1
-    assert read().discovery_failed_at is None
+    assert read().state.discovery_failed_at is None
 
 
 def test_servers_that_do_not_answer_hold_up_no_worker_for_long(
@@ -343,9 +349,9 @@ def test_servers_that_answer_slowly_are_all_read_in_turn(
 ) -> None:
     def fetch(server: FHIRServer) -> None:
         host_clock.shift(20)
-        server.configuration_fetched_at = timezone.now()
-        server.configuration_max_age = 300
-        server.discovery_failed_at = None
+        server.state.configuration_fetched_at = timezone.now()
+        server.state.configuration_max_age = 300
+        server.state.discovery_failed_at = None
         _store(
             server,
             *("configuration_fetched_at", "configuration_max_age"),
@@ -359,7 +365,7 @@ def test_servers_that_answer_slowly_are_all_read_in_turn(
         for _ in range(6):
             refresh_servers()
             clock.shift(2 * MINUTE)
-    assert not FHIRServer.objects.filter(configuration_fetched_at=None).exists()
+    assert not ServerState.objects.filter(configuration_fetched_at=None).exists()
 
 
 # A host whose clock was wrong
@@ -375,9 +381,8 @@ def test_times_of_a_host_whose_clock_was_ahead_do_not_count(
         get_configuration(server)
         get(read())
     # As another host with a wrong clock left it.
-    FHIRServer.objects.update(
+    ServerState.objects.update(
         discovery_failed_at=now + timedelta(days=31),
-        jwks_missed_at=now + timedelta(days=31),
     )
     ehr.clear_requests()
     get(read())
@@ -389,7 +394,7 @@ def test_times_of_a_host_whose_clock_was_ahead_do_not_count(
 def test_server_that_was_never_read_is_asked_whatever_another_clock_said(
     server: FHIRServer,
 ) -> None:
-    FHIRServer.objects.update(discovery_failed_at=timezone.now() + timedelta(days=31))
+    ServerState.objects.update(discovery_failed_at=timezone.now() + timedelta(days=31))
     assert get_configuration(read()).token_endpoint
 
 

@@ -197,9 +197,9 @@ def test_each_kind_of_named_url_is_checked(vault, what):
             grant, base_url=vault.url, patient_id="1"
         ).read("Patient", "1"),
     }
-    server.jwks_uri = vault.url
-    server.configuration_fetched_at = timezone.now()
-    server.configuration = {
+    server.state.jwks_uri = vault.url
+    server.state.configuration_fetched_at = timezone.now()
+    server.state.configuration = {
         "authorization_endpoint": "https://evil.example/authorize",
         "token_endpoint": vault.url,
         "capabilities": ["launch-ehr"],
@@ -231,8 +231,8 @@ def test_redirect_of_a_brand_bundle_is_checked(vault, settings):
 def test_brand_bundle_of_a_server_is_checked_again(vault, still_names):
     server = make_server(base_url="https://evil.example/fhir", slug="evil")
     if still_names:
-        server.configuration = {"user_access_brand_bundle": vault.url}
-        server.save()
+        server.state.configuration = {"user_access_brand_bundle": vault.url}
+        server.state.save()
     BrandBundle.objects.create(location=vault.url, server=server)
     with raises_code("address_refused"):
         import_brands(vault.url)

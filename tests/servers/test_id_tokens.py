@@ -11,7 +11,7 @@ import time_machine
 from django.test import Client
 from django.utils import timezone
 
-from django_smart.models import FHIRServer, Launch
+from django_smart.models import FHIRServer, Launch, ServerState
 from django_smart.servers.discovery import fetch_jwks, get_configuration, iter_jwks
 from django_smart.testing import EHRSimulator
 from tests.answers import answer
@@ -129,7 +129,8 @@ def test_miss_at_one_server_slows_no_other(ehr: EHRSimulator) -> None:
         server__base_url="https://ehr.example.org/v/r4/sim/other/fhir",
         redirect_uri="https://app.example.org/smart/callback/",
     ).server
-    FHIRServer.objects.filter(pk=other.pk).update(jwks_missed_at=timezone.now())
+    states = ServerState.objects.filter(pk=other.pk)
+    states.update(discovery_failed_at=timezone.now())
     browser = make_browser()
     launch(browser, ehr)
     ehr.rotate_signing_key()
@@ -156,5 +157,5 @@ def test_new_keys_that_another_process_fetched_are_taken_from_the_row(
     newest = next(sets)
     assert newest != newer
     assert len(ehr.requests_to("jwks")) == 1
-    assert FHIRServer.objects.get().jwks == newest
+    assert FHIRServer.objects.get().state.jwks == newest
     assert next(sets, None) is None

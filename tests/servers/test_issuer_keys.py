@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from django_smart import transport
 from django_smart.exceptions import ServerMovedError
-from django_smart.models import FHIRServer, Identity
+from django_smart.models import FHIRServer, Identity, ServerState
 from django_smart.servers.discovery import (
     fetch_configuration,
     get_configuration,
@@ -99,7 +99,7 @@ def test_server_cannot_sign_in_who_is_known_by_another(
     refuse(other)
     assert Identity.objects.count() == known
     # If it was asked, the issuer named its own keys.
-    assert FHIRServer.objects.get(slug="other").jwks_uri in ("", ehr.jwks_uri)
+    assert FHIRServer.objects.get(slug="other").state.jwks_uri in ("", ehr.jwks_uri)
     assert launch(make_browser(), ehr).identity is not None
 
 
@@ -112,10 +112,10 @@ def test_keys_on_another_host_are_used_once_the_operator_names_the_issuer(
     callback = ehr.authorize(start_ehr_launch(browser := make_browser(), ehr))
     assert get_code(get_callback(browser, callback)) == "server_unsupported"
     assert "set the server's ID token issuer" in caplog.text
-    assert FHIRServer.objects.get().jwks_uri == ""
+    assert FHIRServer.objects.get().state.jwks_uri == ""
     FHIRServer.objects.update(id_token_issuer=ehr.issuer)
     fetch_configuration(FHIRServer.objects.get())
-    assert FHIRServer.objects.get().jwks_uri == elsewhere
+    assert FHIRServer.objects.get().state.jwks_uri == elsewhere
 
 
 @pytest.mark.usefixtures("registration")
@@ -136,7 +136,7 @@ def test_issuer_that_is_named_below_the_base_alone_is_asked_too(
     answer(other, SMART, remove=("issuer",))
     answer(other, OPENID, jwks_uri=ehr.jwks_uri)
     fetch_configuration(server)
-    assert (server.issuer, server.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
+    assert (server.state.issuer, server.state.jwks_uri) == (ehr.issuer, ehr.jwks_uri)
     refuse(other)
 
 
@@ -149,9 +149,9 @@ def test_issuer_that_moves_to_another_origin_waits_for_the_operator(
         server = register(other)
         assert launch(make_browser(), other).identity is not None
     server.refresh_from_db()
-    known = server.pinned
+    known = server.state.pinned
     assert known["issuer"] == own
-    FHIRServer.objects.filter(pk=server.pk).update(configuration_fetched_at=None)
+    ServerState.objects.filter(pk=server.pk).update(configuration_fetched_at=None)
     with mounted(ehr.issuer) as other:
         browser = make_browser()
         with pytest.raises(ServerMovedError):
@@ -165,12 +165,12 @@ def test_issuer_that_moves_to_another_origin_waits_for_the_operator(
         )
         assert response.context["code"] == "server_moved"
         server.refresh_from_db()
-        assert (server.issuer, server.pinned) == (own, known)
+        assert (server.state.issuer, server.state.pinned) == (own, known)
         # Until the operator accepts what it names now.
-        server.pinned = {}
-        server.save()
+        server.state.pinned = {}
+        server.state.save()
         fetch_configuration(server)
-        assert server.issuer == ehr.issuer
+        assert server.state.issuer == ehr.issuer
     assert list(Identity.objects.values_list("issuer", flat=True)) == [own]
 
 
@@ -180,11 +180,11 @@ def test_value_that_moves_within_its_origin_is_taken(
 ) -> None:
     server = registration.server
     fetch_configuration(server)
-    moved = f"{server.pinned[name]}/v2"
+    moved = f"{server.state.pinned[name]}/v2"
     answer(ehr, SMART, **cast("Any", {name: moved}))
     fetch_configuration(server)
-    assert server.pinned[name] == moved
-    assert server.moved == {}
+    assert server.state.pinned[name] == moved
+    assert server.state.moved == {}
 
 
 @pytest.mark.parametrize("moved", [f"{OTHER}/realms/x", f"{OTHER}/auth/realms/x/"])
@@ -202,14 +202,14 @@ def test_issuer_of_known_identities_changes_only_if_the_operator_approves(
         assert "issuer" in caplog.text
         refuse(other)
         server.refresh_from_db()
-        assert (server.issuer, server.pinned["issuer"]) == (known, known)
-        assert server.moved == {"issuer": moved}
+        assert (server.state.issuer, server.state.pinned["issuer"]) == (known, known)
+        assert server.state.moved == {"issuer": moved}
         # Once the identities have the new issuer, nobody gets a second account.
         for identity in Identity.objects.filter(server=server, issuer=known):
             identity.issuer = moved
             identity.save()
         fetch_configuration(server)
-        assert (server.pinned["issuer"], server.moved) == (moved, {})
+        assert (server.state.pinned["issuer"], server.state.moved) == (moved, {})
         assert launch(make_browser(), other).user == user
     assert Identity.objects.get().issuer == moved
 
@@ -227,8 +227,8 @@ def test_issuer_that_comes_back_needs_no_approval(
         clock.shift(timedelta(minutes=11))
         refresh_servers()
     registration.server.refresh_from_db()
-    assert registration.server.moved == {}
-    assert registration.server.configuration_fetched_at is not None
+    assert registration.server.state.moved == {}
+    assert registration.server.state.configuration_fetched_at is not None
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_moved_value_is_an_error_in_the_log_once(
     assert [level for level, _ in told] == ["ERROR", "INFO", "INFO"]
     assert {text for _, text in told} == {
         f"Server {server.slug}: {name} changed; the known values stay in use, and no "
-        "one can sign in until its pinned values are cleared."
+        "one can sign in until an operator accepts them."
     }
 
 
@@ -267,10 +267,10 @@ def test_operator_may_approve_an_issuer_without_its_identities() -> None:
     with mounted(moved):
         with pytest.raises(ServerMovedError):
             fetch_configuration(server)
-        server.pinned = {}
-        server.save()
+        server.state.pinned = {}
+        server.state.save()
         fetch_configuration(server)
-        assert (server.issuer, server.moved) == (moved, {})
+        assert (server.state.issuer, server.state.moved) == (moved, {})
 
 
 def test_issuer_of_identities_in_its_login_group_waits_for_the_operator(
@@ -281,8 +281,8 @@ def test_issuer_of_identities_in_its_login_group_waits_for_the_operator(
     branch = make_server(
         slug="branch", base_url="https://branch.example.org/r4", login_group="vendor"
     )
-    make_identity(make_user(), server=branch, issuer=server.issuer)
-    answer(ehr, SMART, issuer=f"{server.issuer}/")
+    make_identity(make_user(), server=branch, issuer=server.state.issuer)
+    answer(ehr, SMART, issuer=f"{server.state.issuer}/")
     with pytest.raises(ServerMovedError):
         fetch_configuration(server)
 
@@ -292,11 +292,11 @@ def test_issuer_without_identities_moves_within_its_origin(
 ) -> None:
     server = registration.server
     fetch_configuration(server)
-    moved = f"{server.issuer}/"
+    moved = f"{server.state.issuer}/"
     answer(ehr, SMART, issuer=moved)
     fetch_configuration(server)
-    assert (server.issuer, server.pinned["issuer"]) == (moved, moved)
-    assert server.moved == {}
+    assert (server.state.issuer, server.state.pinned["issuer"]) == (moved, moved)
+    assert server.state.moved == {}
 
 
 def test_refreshes_use_the_endpoint_that_moved_together_with_the_issuer(
@@ -312,21 +312,21 @@ def test_refreshes_use_the_endpoint_that_moved_together_with_the_issuer(
         fetch_configuration(server)
     server.refresh_from_db()
     assert get_configuration(server).token_endpoint == moved
-    assert server.pinned["token_endpoint"] == moved
-    assert server.issuer == ehr.issuer
+    assert server.state.pinned["token_endpoint"] == moved
+    assert server.state.issuer == ehr.issuer
 
 
 def test_token_endpoint_that_moves_to_another_origin_is_not_used(
     ehr: EHRSimulator, registration: Any
 ) -> None:
     name, server = "token_endpoint", registration.server
-    known = fetch_configuration(server).token_endpoint, server.jwks_uri
+    known = fetch_configuration(server).token_endpoint, server.state.jwks_uri
     answer(ehr, SMART, token_endpoint="https://elsewhere.example/moved")
     with pytest.raises(ServerMovedError):
         fetch_configuration(server)
     server.refresh_from_db()
-    assert (server.read_configuration().token_endpoint, server.jwks_uri) == known
-    assert set(server.moved) == {name}
+    assert (server.read_configuration().token_endpoint, server.state.jwks_uri) == known
+    assert set(server.state.moved) == {name}
 
 
 def test_servers_of_one_login_group_know_the_same_people(
@@ -367,16 +367,16 @@ def test_server_that_names_values_of_another_stops_no_other(
         if is_known:
             fetch_configuration(server)
         fetch_configuration(registration.server)
-        values: dict[str, Any] = {name: registration.server.pinned[name]}
+        values: dict[str, Any] = {name: registration.server.state.pinned[name]}
         answer(other, SMART, **values)
-        FHIRServer.objects.update(configuration_fetched_at=None)
+        ServerState.objects.update(configuration_fetched_at=None)
         refresh_servers()
         assert launch(make_browser(), ehr).identity is not None
         server.refresh_from_db()
         registration.server.refresh_from_db()
         # A key URL outside the issuer's origin is not even looked at.
-        assert (name in server.moved) is (is_known and name != "jwks_uri")
-        assert registration.server.moved == {}
+        assert (name in server.state.moved) is (is_known and name != "jwks_uri")
+        assert registration.server.state.moved == {}
 
 
 def test_tenants_of_one_vendor_need_no_login_group(

@@ -99,7 +99,7 @@ def test_client_of_the_server_is_stored_and_can_launch(ehr: EHRSimulator) -> Non
     )
     assert (outcome.secret_expires_at, str(outcome.missing)) == (None, "")
     # What was asked on the way is kept, and not asked again.
-    assert row.server.configuration is not None
+    assert row.server.state.configuration is not None
     ehr.clear_requests()
     browser = make_browser()
     launch_id = ehr.create_launch(row.client_id, patient=None)

@@ -27,7 +27,7 @@ from django_smart.exceptions import SMARTError
 from django_smart.grants.ending import supersede_grants
 from django_smart.grants.refresh import get_access_token, renew_access_token
 from django_smart.grants.stopping import resume_refreshes
-from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
+from django_smart.models import ClientRegistration, FHIRServer, ServerState, TokenGrant
 from django_smart.schedule import BEAT_SCHEDULE
 from django_smart.servers.signing_keys import create_signing_key
 from tests.celery import app as celery_app
@@ -226,6 +226,8 @@ class World:
                 name=server.slug,
                 base_url=base_url,
                 quirks={"rate_limit": server.rate_limit},
+            )
+            ServerState.objects.filter(pk=row.pk).update(
                 configuration={
                     "authorization_endpoint": f"{base_url}/authorize",
                     "token_endpoint": f"{base_url}/token",

@@ -142,7 +142,7 @@ def remove_brands(location: str) -> int:
 
 def _find_server(url: str) -> FHIRServer | None:
     servers = FHIRServer.objects.active()
-    return servers.filter(configuration__user_access_brand_bundle=url).first()
+    return servers.filter(state__configuration__user_access_brand_bundle=url).first()
 
 
 def _lock(location: str) -> BrandBundle:

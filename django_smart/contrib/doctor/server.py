@@ -121,7 +121,7 @@ def _examine(server: FHIRServer) -> Iterator[Finding]:
 
 
 def _find_overruled(server: FHIRServer) -> Iterator[Finding]:
-    document = server.configuration or {}
+    document = server.discovered.configuration or {}
     differing = [
         f"{name}: the server sends {json.dumps(document.get(name))}, but "
         f"{json.dumps(value)} is used"
@@ -153,11 +153,11 @@ def _find_shared(server: FHIRServer) -> Iterator[Finding]:
     others = FHIRServer.objects.active().exclude(pk=server.pk).order_by("slug")
     if server.login_group:
         others = others.exclude(login_group=server.login_group)
-    own = server.pinned.items()
+    own = server.discovered.pinned.items()
     sharing = [
         slug
-        for slug, pinned in others.values_list("slug", "pinned")
-        if own & pinned.items()
+        for slug, pinned in others.values_list("slug", "state__pinned")
+        if pinned and own & pinned.items()
     ]
     if sharing:
         yield build_finding(

@@ -11,7 +11,11 @@ from django_smart.exceptions import SMARTError
 from django_smart.models import FHIRServer
 from django_smart.protocol.capabilities import get_capability_sets
 from django_smart.protocol.configuration import SMARTConfiguration
-from django_smart.servers.discovery import fetch_configuration, fetch_jwks
+from django_smart.servers.discovery import (
+    accept_moved,
+    fetch_configuration,
+    fetch_jwks,
+)
 
 __all__ = ["Command", "describe_configuration"]
 
@@ -75,12 +79,22 @@ class Command(BaseCommand):
         """Declare the options."""
         parser.add_argument("slug", nargs="*", help="Slug of a server.")
         parser.add_argument("--all", action="store_true", help="All active servers.")
+        parser.add_argument(
+            "--accept",
+            action="store_true",
+            help="Accept the issuer, key URL and token endpoint that the named servers "
+            "have now, after you have checked with their operators.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Read one server after the other."""
         servers = _get_servers(options["slug"], everything=options["all"])
+        if options["accept"] and options["all"]:
+            raise CommandError("--accept requires the slugs of the servers.")
         failures = 0
         for server in servers:
+            if options["accept"]:
+                accept_moved(server)
             try:
                 self._discover(server)
             except SMARTError as exc:
@@ -110,7 +124,7 @@ def _get_servers(slugs: list[str], *, everything: bool) -> list[FHIRServer]:
 
 
 def _has_keys(server: FHIRServer, configuration: SMARTConfiguration) -> bool:
-    """Old servers give ID tokens without saying so; their row has the issuer."""
+    """Old servers give ID tokens without saying so; their state has the issuer."""
     return configuration.has("sso-openid-connect") or bool(
-        server.jwks_uri or server.id_token_issuer
+        server.discovered.jwks_uri or server.id_token_issuer
     )

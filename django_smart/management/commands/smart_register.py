@@ -432,18 +432,8 @@ def _read_token(variable: str | None) -> str | None:
 
 # Entries, from the command line or a file: options, and columns by name (``--set``).
 
-# They say which row it is, or are fetched from the server.
-_NOT_SETTABLE = {
-    "base_url",
-    "client_id",
-    "configuration",
-    "configuration_fetched_at",
-    "issuer",
-    "jwks",
-    "jwks_fetched_at",
-    "jwks_uri",
-    "quirks",
-}
+# They say which row it is; quirks have their own names.
+_NOT_SETTABLE = {"base_url", "client_id", "quirks"}
 _TRUE = {"1", "on", "true", "yes"}
 _FALSE = {"0", "false", "no", "off"}
 # Option, as a file names it, and the column it sets.

@@ -24,7 +24,7 @@ from django_smart.contrib.brands.importing import (
 )
 from django_smart.contrib.brands.models import Brand, BrandBundle, BrandEndpoint
 from django_smart.exceptions import BrandError, InsecureURLError, ServerUnreachableError
-from django_smart.models import FHIRServer
+from django_smart.models import ServerState
 from tests.bundles import (
     VECTORS,
     bundle,
@@ -463,7 +463,7 @@ def test_server_is_linked_although_the_bundle_has_not_changed(tmp_path, host):
     assert import_brands(URL, server=server).bundle.server == server
     assert shown() == ["Own word"]
     other = make_server(slug="a", name="A", base_url=f"{R4}/other")
-    FHIRServer.objects.update(configuration={"user_access_brand_bundle": URL})
+    ServerState.objects.update(configuration={"user_access_brand_bundle": URL})
     for again in (other, server):
         import_brands(URL, server=again)
         assert import_brands(URL).bundle.server == again

@@ -128,7 +128,7 @@ def token_endpoint_moved(world: World) -> None:
 def issuer_of_another_server(world: World) -> None:
     """Another server names the same issuer."""
     fetch_configuration(world.server)
-    pinned = {"issuer": world.server.pinned["issuer"]}
+    pinned = {"issuer": world.server.state.pinned["issuer"]}
     make_server(slug="nearer", base_url=f"{BASE_URL}/r4", pinned=pinned)
 
 
@@ -432,7 +432,7 @@ FAULTS: list[tuple[Callable[[World], None], list[str], str]] = [
     (algorithm_not_offered, ["algorithm_not_offered"], "signing algorithm"),
     (no_s256, ["s256_not_offered"], "to enable S256"),
     (no_launch_ehr, ["ehr_launch_not_offered"], "scope for EHR launch"),
-    (token_endpoint_moved, ["server_moved"], "clear its pinned values"),
+    (token_endpoint_moved, ["server_moved"], "accept the new values"),
     (issuer_of_another_server, ["values_shared"], "one login group"),
     (callback_shared, ["callback_shared"], "its own callback ID"),
     (jwks_unreachable, ["jwks_unreachable"], "SMART_SITE_URL"),
