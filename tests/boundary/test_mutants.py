@@ -100,6 +100,12 @@ HOLES = (
         _RULES,
     ),
     (
+        "another patient, by a parameter that the view lists",
+        "kinds & _PERSONS or _PATIENT.search(value)",
+        "False",
+        _RULES,
+    ),
+    (
         "the search of a conditional change",
         "for parameter, value in pairs if len(parts) == 1 else ():",
         "for parameter, value in ():",
