@@ -30,8 +30,9 @@ from tests.factories import make_registration
 pytestmark = pytest.mark.django_db
 
 SCOPE = "openid fhirUser launch/patient offline_access patient/*.rs"
-SEEDS = int(os.environ.get("RECORDS_SEEDS", "40"))
-FIRST = int(os.environ.get("RECORDS_FIRST_SEED", "0"))
+# Of these, the first run in each test run, and the others in the long one.
+SEEDS = range(int(os.environ.get("RECORDS_SEEDS", "200")))
+SHORT = 15
 
 
 @pytest.fixture
@@ -42,7 +43,13 @@ def grant(db: None, ehr: EHRSimulator) -> TokenGrant:
     return grant
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=[pytest.mark.long] if seed >= SHORT else [])
+        for seed in SEEDS
+    ],
+)
 def test_sink_equals_the_chart_after_a_quiet_run(
     ehr: EHRSimulator, grant: TokenGrant, tmp_path: Path, seed: int
 ) -> None:

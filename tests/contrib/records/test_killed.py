@@ -1,0 +1,149 @@
+"""A process is killed while it reads: nothing is missing, and nothing comes twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from django_smart.contrib.records import sync_record
+from django_smart.contrib.records.models import SyncRun
+from django_smart.contrib.records.sinks import ModelSink, NDJSONSink
+from django_smart.fhir.json import load_json
+from django_smart.models import TokenGrant
+from django_smart.testing import EHRSimulator
+from django_smart.testing.simulator.state import Grant, RefreshToken, new_id
+from tests.factories import make_grant, make_registration
+from tests.known import CLIENT_ID, CLIENT_SECRET, PATIENT
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.process]
+
+_ROOT = Path(__file__).resolve().parents[3]
+_SCOPE = "patient/*.rs offline_access"
+_NUMBER = 300
+
+
+@pytest.fixture
+def served(settings: Any) -> Iterator[EHRSimulator]:
+    """An EHR behind sockets, with a long chart."""
+    settings.SMART_INSECURE_HTTP_HOSTS = ["127.0.0.1"]
+    ehr = EHRSimulator("http://127.0.0.1/fhir", rotate_refresh_tokens=False)
+    ehr.register_client(CLIENT_ID, client_secret=CLIENT_SECRET)
+    old = next(iter(ehr.data["Observation"].values()))
+    for number in range(_NUMBER):
+        name = f"result-{number}"
+        subject = {"reference": f"Patient/{PATIENT}"}
+        ehr.data["Observation"][name] = {**old, "id": name, "subject": subject}
+
+    def respond(handler: Any, request: Any) -> Any:
+        query = request.environ.get("QUERY_STRING", "")
+        request.environ["QUERY_STRING"] = query.replace("_count=100", "_count=25")
+        return handler(request)
+
+    ehr.interceptors.append(respond)
+    with ehr.serve("127.0.0.1"):
+        yield ehr
+
+
+@pytest.fixture
+def grant(served: EHRSimulator) -> TokenGrant:
+    """A connection whose access token has ended."""
+    registration = make_registration(server__base_url=served.base_url)
+    known = Grant(
+        client_id=CLIENT_ID,
+        user=None,
+        patient=PATIENT,
+        scopes=_SCOPE.split(),
+        context={"patient": PATIENT},
+    )
+    token = RefreshToken(value=new_id(), grant=known, expires_at=None)
+    served.store.refresh_tokens[token.value] = token
+    return make_grant(
+        registration,
+        refresh_token=token.value,
+        patient_id=PATIENT,
+        scope=_SCOPE,
+        scope_granted=_SCOPE,
+        expires_at=timezone.now(),
+    )
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [1, *(pytest.param(moment, marks=pytest.mark.long) for moment in range(2, 6))],
+)
+@pytest.mark.parametrize("has_files", [False, True])
+def test_run_continues_after_its_process_was_killed(
+    served: EHRSimulator,
+    grant: TokenGrant,
+    tmp_path: Path,
+    moment: int,
+    has_files: bool,
+) -> None:
+    directory = str(tmp_path) if has_files else ""
+    for _ in range(2):
+        _read_until_killed(served, grant, directory, random.Random(moment))
+        # Its time is over, as it would be after five minutes.
+        then = timezone.now() - timedelta(seconds=1)
+        SyncRun.objects.update(busy_until=then)
+    run = sync_record(grant, NDJSONSink(tmp_path) if has_files else ModelSink())
+    assert run.is_complete, (run.states, run.last_error)
+    names = Counter(
+        load_json(line)["id"]
+        for path in tmp_path.iterdir()
+        for line in path.read_bytes().splitlines()
+    )
+    if not has_files:
+        names = Counter(run.copies.values_list("resource_id", flat=True))
+    assert set(names.values()) == {1}
+    assert {f"result-{number}" for number in range(_NUMBER)} <= set(names)
+
+
+def _read_until_killed(
+    ehr: EHRSimulator, grant: TokenGrant, directory: str, rng: random.Random
+) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.contrib.records.reader",
+            str(grant.pk),
+            directory,
+        ],
+        cwd=_ROOT,
+        env=os.environ
+        | {
+            "DATABASE_URL": _get_database_url(),
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+        },
+    )
+    left = rng.randrange(1, 30)
+
+    def count(request: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            process.kill()
+
+    ehr.on_request = count
+    process.wait(120)
+    ehr.on_request = None
+
+
+def _get_database_url() -> str:
+    name = str(connection.settings_dict["NAME"])
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{name}"
+    url = os.environ["DATABASE_URL"]
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
