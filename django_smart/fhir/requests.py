@@ -145,10 +145,9 @@ def iter_parameters(body: Any) -> Iterator[tuple[str, str]]:
     Raises:
         FHIRRequestError: its parameters are no list of objects.
     """
-    is_parameters = isinstance(body, Mapping) and body.get("resourceType") == (
-        "Parameters"
-    )
-    lists = [body.get("parameter", [])] if is_parameters else []
+    lists = []
+    if isinstance(body, Mapping) and body.get("resourceType") == "Parameters":
+        lists.append(body.get("parameter", []))
     for found in lists:
         if not isinstance(found, list) or not all(
             isinstance(one, Mapping) for one in found
