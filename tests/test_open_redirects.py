@@ -97,9 +97,9 @@ def test_next_of_the_button_never_leaves_the_site(ehr, django_user_model):
     for value in HOSTILE:
         page = browser.get(LOGIN, {"server": "harbour", "next": value}).content.decode()
         kept = re.findall(r'name="next" value="([^"]*)"', page)
-        # The other is the sign-out button's.
+        # The first is the sign-out button's.
         assert len(kept) == 2
-        assert kept[1].startswith("/accounts/login/?next=/smart/login/%3Fserver%3D")
+        assert kept[0].startswith("/accounts/login/?next=/smart/login/%3Fserver%3D")
         url = ehr.authorize(start_login(browser, next=value), user=f"Patient/{PATIENT}")
         assert follow(get_callback(browser, url)).netloc == "app.example.org", value
 

@@ -334,7 +334,9 @@ def _read_connect_form(browser: Client) -> dict[str, str]:
 
 
 def _read_form(response: Any) -> dict[str, str]:
-    form, _, _ = response.content.decode().partition("</form>")
+    # The form before it signs out.
+    _, _, form = response.content.decode().partition('action="/smart/login/"')
+    form, _, _ = form.partition("</form>")
     return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form))
 
 

@@ -197,7 +197,9 @@ class Walker:
         response = self._send("GET", f"{SITE}/smart/login/?server=harbour")
         if response.status_code == 200:
             forms = self._read_forms(f"{SITE}/smart/login/", response.content.decode())
-            response = self._send("POST", forms[0][0], data=forms[0][1])
+            # The other one signs out.
+            action, data = next(each for each in forms if each[0].endswith("/login/"))
+            response = self._send("POST", action, data=data)
             # A page that was rendered for nobody cannot be sent by somebody.
             if response.status_code == 403:
                 return
