@@ -81,7 +81,9 @@ def test_who_is_signed_in() -> None:
 
 
 def test_find_what_is_wrong(world: World):
-    every, shown, some, for_programs = read_blocks("how-to/find-what-is-wrong.rst")
+    blocks = read_blocks("how-to/find-what-is-wrong.rst")
+    every, shown, some, with_launch, for_programs = blocks
+    do(with_launch.commands[0])
     monitored = for_programs.commands[0]
     assert json.loads(do(monitored).out)["findings"] == []
     world.registration.client_secret = "not the secret"

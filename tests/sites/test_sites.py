@@ -13,8 +13,10 @@ import pytest
 from csp.constants import NONCE
 from django.contrib.auth.models import Group
 from django.db import connections
+from django.test.utils import override_script_prefix
 from django.utils import timezone
 
+from django_smart.contrib.doctor.launch import try_launch
 from django_smart.models import TokenGrant
 from tests.ehr import PATIENT, make_browser
 from tests.site.browsers import make_mounted_browser
@@ -108,6 +110,13 @@ def of(*names: str) -> pytest.MarkDecorator:
 @of(*KINDS)
 def test_everything_on_a_site_stays_in_its_launch(ehr, kind):
     visit(kind.make_visitor(), kind.make_visitor(), ehr)
+
+
+@of(*KINDS)
+def test_doctor_can_launch_every_site(settings, kind):
+    settings.SMART_SITE_URL = "https://app.example.org"
+    with override_script_prefix(f"{kind.make_visitor().root}/"):
+        assert list(try_launch()) == []
 
 
 @of(*KINDS)

@@ -89,6 +89,30 @@ def test_healthy_site_is_launched_and_nothing_is_kept_or_sent() -> None:
             each.disconnect(note)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SESSION_ENGINE", "django.contrib.sessions.backends.signed_cookies"),
+        ("SESSION_ENGINE", "django.contrib.sessions.backends.cache"),
+        ("SESSION_ENGINE", "django.contrib.sessions.backends.file"),
+        ("SMART_LAUNCH_PREFIX", ""),
+        ("SMART_SITE_URL", "https://app.example.org:8443"),
+        ("SMART_SITE_URL", ""),
+        ("SECURE_SSL_REDIRECT", True),
+        ("TIME_ZONE", "Asia/Kathmandu"),
+        ("CSRF_USE_SESSIONS", True),
+        ("SECURE_PROXY_SSL_HEADER", ("HTTP_X_FORWARDED_PROTO", "https")),
+    ],
+)
+def test_healthy_site_of_another_shape_is_launched(
+    settings: Any, name: str, value: object
+) -> None:
+    setattr(settings, name, value)
+    before = count()
+    assert find() == []
+    assert count() == before
+
+
 def test_landing_page_that_fails_is_named_with_its_place(settings: Any) -> None:
     settings.SMART_LAUNCH_REDIRECT_URL = "/fail/"
     finding = find_one()
