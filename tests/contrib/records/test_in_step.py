@@ -59,7 +59,7 @@ def test_sink_equals_the_chart_after_a_quiet_run(
     sink: Any = KillableModelSink(world)
     if rng.random() < 0.5:
         sink = KillableNDJSONSink(world, tmp_path)
-    for _ in range(rng.randrange(1, 5)):
+    for _ in range(rng.randrange(1, 6)):
         run_in_trouble(world, grant, sink)
     world.is_quiet = True
     world.refused.clear()
@@ -80,7 +80,7 @@ def run_in_trouble(world: World, grant: TokenGrant, sink: Any) -> None:
     world.refused = {kind for kind in TYPES if world.rng.random() < 0.2}
     for _ in range(world.rng.randrange(6)):
         world.change()
-    if world.rng.random() < 0.4:
+    if world.rng.random() < 0.7:
         make_full_due()
     with suppress(KilledError):
         sync_record(grant, sink)

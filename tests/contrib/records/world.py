@@ -41,7 +41,7 @@ class World:
         self.refused: set[str] = set()
         self.wants_category = rng.random() < 0.3
         self.knows_last_updated = rng.random() < 0.8
-        self.page_size = rng.choice([3, 7, 20])
+        self.page_size = rng.choice([2, 5, 20])
         self.number = 0
         for kind in TYPES:
             self.ehr.data[kind].clear()
@@ -145,7 +145,7 @@ class World:
         if self.rng.random() < 0.1:
             self.ehr.saved_searches.clear()
         for saved in self.ehr.saved_searches.values():
-            if saved.resources and self.rng.random() < 0.2:
+            if saved.resources and self.rng.random() < 0.5:
                 saved.resources.pop(0)
 
     def _refuse(self, status: int) -> Response:
