@@ -164,7 +164,7 @@ def _fill(number: int, *, in_bulk: bool) -> None:
             state_digest=_digest("state"),
             browser_digest=_digest("browser"),
             status=(
-                f"CASE WHEN {is_open} THEN 'completed' WHEN {is_failed} THEN 'failed' "
+                f"CASE WHEN {is_open} THEN 'open' WHEN {is_failed} THEN 'failed' "
                 "ELSE 'ended' END"
             ),
             error_code=(
@@ -173,7 +173,6 @@ def _fill(number: int, *, in_bulk: bool) -> None:
             ),
             created_at=begun,
             expires_at=f"{begun} + interval '15 minutes'",
-            consumed_at=begun,
             completed_at=f"CASE WHEN {is_open} THEN now() ELSE {begun} END",
             last_used_at="now()",
             ended_at=ended,

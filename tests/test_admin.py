@@ -23,6 +23,7 @@ from kombu.exceptions import OperationalError
 
 from django_smart import transport
 from django_smart.admin.launch import LaunchAdmin
+from django_smart.launches.parked import end_held_launches
 from django_smart.models import (
     ClientRegistration,
     FHIRServer,
@@ -1318,7 +1319,7 @@ def test_launch_page_does_not_guess_what_depends_on_the_error_of_the_ehr(
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [("failed", "ended_by_staff"), ("ended", "signed_out"), ("completed", "")],
+    [("failed", "ended_by_staff"), ("ended", "signed_out"), ("open", "")],
 )
 def test_launch_that_no_error_ended_has_no_error_to_explain(
     admin_client, rows, status, code
@@ -1430,7 +1431,6 @@ def test_launches_are_ended_with_the_grants_that_do_not_outlive_them(
     pending = make_launch(
         launch.registration,
         status="pending",
-        consumed_at=None,
         completed_at=None,
     )
     response = run_action(admin_client, Launch, "end", launch, pending)
@@ -1591,14 +1591,14 @@ def test_grant_is_not_deleted_while_the_ehr_honours_it(
 
 
 def test_launch_is_not_deleted_while_it_holds_tokens(admin_client, rows):
-    Launch.objects.update(status="parked", held="tokens")
+    Launch.objects.update(status="held", held="claims")
     launch = rows[Launch]
     url = url_of(Launch, "delete", launch.pk)
     response = admin_client.post(url, {"post": "yes"})
     assert response.context["protected"]
     run_action(admin_client, Launch, "delete_selected", launch, post="yes")
     assert Launch.objects.exists()
-    Launch.objects.fail_parked(error_code="declined", now=timezone.now())
+    end_held_launches(Launch.objects.all(), reason="decision_declined")
     admin_client.post(url, {"post": "yes"})
     assert not Launch.objects.exists()
 

@@ -100,7 +100,7 @@ def test_secret_is_not_sent_where_staff_redirect_it(
     url = url_of(FHIRServer, "change", registration.server.pk)
     staff.post(url, server_form(base_url=BASE_URL, overrides=json.dumps(overrides)))
     assert start_ehr_launch(make_browser(), ehr).startswith(ehr.authorization_endpoint)
-    assert launch(make_browser(), ehr).status == "completed"
+    assert launch(make_browser(), ehr).status == "open"
 
 
 @pytest.mark.parametrize("permissions", [CHANGE, OPERATE])

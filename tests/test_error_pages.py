@@ -346,7 +346,7 @@ def test_error_after_a_launch_was_stored_does_not_say_that_nothing_was(
         launch_completed.disconnect(fail)
     assert response.status_code == 403
     stored = Launch.objects.get()
-    assert (stored.status, "_auth_user_id" in browser.session) == ("completed", True)
+    assert (stored.status, "_auth_user_id" in browser.session) == ("open", True)
     assert "nothing was stored" not in response.text
     assert f"launch {stored.pk}" in _read_code(response.text)
     assert button_of(response) == ("/smart/login/?server=harbour", "Connect again")

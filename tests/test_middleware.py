@@ -175,9 +175,7 @@ def test_unknown_key_is_not_found(ehr, method):
 
 def test_pending_launch_has_no_page_yet(ehr):
     chart = open_chart(ehr)
-    Launch.objects.update(
-        status=Launch.Status.PENDING, completed_at=None, grant=None, consumed_at=None
-    )
+    Launch.objects.update(status=Launch.Status.PENDING, completed_at=None, grant=None)
     assert chart.get("/links/").status_code == 404
 
 

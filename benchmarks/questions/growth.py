@@ -91,7 +91,7 @@ def _make_steps(stub: Any, start: int) -> dict[str, tuple[int, _Fill]]:
                 Launch(
                     registration=registration,
                     kind="ehr",
-                    status="completed",
+                    status="open",
                     state_digest=secrets.token_hex(32),
                     nonce="",
                     browser_digest=secrets.token_hex(32),

@@ -69,8 +69,8 @@ class LaunchAdmin(AuthorizationAdmin):
             {
                 "fields": (
                     ("created_at", "expires_at"),
-                    ("consumed_at", "completed_at"),
-                    ("last_used_at", "ended_at"),
+                    ("completed_at", "last_used_at"),
+                    "ended_at",
                 )
             },
         ),
@@ -96,7 +96,7 @@ class LaunchAdmin(AuthorizationAdmin):
 
     def get_obstacle(self, obj: Launch) -> StrOrPromise:
         """Whoever ends it has a worker revoke the tokens that it holds."""
-        if obj.status == Launch.Status.PARKED:
+        if obj.status == Launch.Status.HELD:
             return _("its tokens have not been revoked at the EHR yet")
         return ""
 

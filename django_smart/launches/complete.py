@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from django.db import router
-from django.db.models import Q
 from django.utils import timezone
 
 from ..conf import conf
@@ -58,11 +58,11 @@ from .browser import Browser, forget_ended, make_secret
 from .failure import build_used_error, fail_launch
 from .parked import (
     UndecidedError,
-    end_parked_launches,
+    end_held_launches,
     find_question,
+    hold_launch,
     is_protected,
     may_sign_in,
-    park_launch,
     read_held,
 )
 
@@ -74,10 +74,10 @@ __all__ = [
     "UserResolver",
     "Visitor",
     "check_sign_out",
+    "complete_held_launch",
     "complete_launch",
-    "complete_parked_launch",
-    "look_at_parked_launch",
-    "refuse_parked_launch",
+    "look_at_held_launch",
+    "refuse_held_launch",
 ]
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ logger = logging.getLogger(__name__)
 # Less often than a clinician opens charts, whose simultaneous launches would otherwise
 # wait for each other.
 _SEEN_ANEW = timedelta(hours=1)
+# More than the EHR's responses to one callback may take.
+_LONGEST_CALLBACK = timedelta(minutes=5)
 # Problems of one context, of which a server can make thousands.
 _MOST_LOGGED = 10
 
@@ -123,12 +125,12 @@ class Visitor:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """
-    A completed launch, or a parked one, whose ``question`` is not empty.
+    A completed launch, or a held one, whose ``question`` is not empty.
 
     Attributes:
         launch: with its grant and registration.
         user: who must be signed in now, or ``None`` for no change.
-        owner: whom the question of a parked launch is about, if that is known.
+        owner: whom the question of a held launch is about, if that is known.
         claims: the EHR's claims about the user, or ``None`` if there are none.
         ended_earlier: whether other launches in this browser were ended.
     """
@@ -184,11 +186,11 @@ def complete_launch(
     return completion
 
 
-def complete_parked_launch(
+def complete_held_launch(
     launch: Launch, visitor: Visitor, *, answer: str
 ) -> Completion:
     """
-    Complete a parked *launch* with its stored tokens.
+    Complete a held *launch* with its stored tokens.
 
     Call it outside any transaction.
 
@@ -196,15 +198,16 @@ def complete_parked_launch(
         answer: the question that the user answered with yes; empty for no change.
 
     Raises:
-        UndecidedError: there is another question. The launch stays parked.
+        UndecidedError: there is another question. The launch stays held.
         SMARTError: it failed, and its tokens will be revoked.
     """
     try:
         _check_registration(launch)
-        tokens, claims = read_held(launch)
-        completion = _store_together(launch, tokens, claims, visitor, answer=answer)
+        claims, launch.context = read_held(launch)
+        grant = cast("TokenGrant", launch.grant)
+        completion = _store_together(launch, grant, claims, visitor, answer=answer)
     except SMARTError as exc:
-        refuse_parked_launch(launch, exc)
+        refuse_held_launch(launch, exc)
         raise
     _log_completion(launch)
     return completion
@@ -221,14 +224,14 @@ def _log_completion(launch: Launch) -> None:
         )
 
 
-def refuse_parked_launch(launch: Launch, error: SMARTError) -> None:
+def refuse_held_launch(launch: Launch, error: SMARTError) -> None:
     """
     End *launch* because of *error*, and have its tokens revoked.
 
-    Only if it is still parked: a second answer must not end what the first one opened.
+    Only if it is still held: a second answer must not end what the first one opened.
     """
     this = Launch.objects.filter(pk=launch.pk)
-    if end_parked_launches(this, reason=error.code):
+    if end_held_launches(this, reason=error.code):
         fail_launch(launch, error)
 
 
@@ -246,11 +249,11 @@ def check_sign_out(launch: Launch) -> None:
         )
 
 
-def look_at_parked_launch(
+def look_at_held_launch(
     launch: Launch, *, user: AbstractBaseUser | None, resolve_user: UserResolver
 ) -> UndecidedError:
     """
-    Return what to ask before a parked *launch* continues, and about whom.
+    Return what to ask before a held *launch* continues, and about whom.
 
     Nothing is changed.
 
@@ -258,7 +261,7 @@ def look_at_parked_launch(
         SMARTError: the launch cannot go on at all.
     """
     _check_registration(launch)
-    _tokens, claims = read_held(launch)
+    claims, _context = read_held(launch)
 
     def check(found: AbstractBaseUser | None, known: Sequence[Identity]) -> None:
         question = find_question(
@@ -283,7 +286,7 @@ def _find_launch(state: str) -> Launch:
 
 
 def _consume(launch: Launch, browser: Browser) -> None:
-    if launch.status != Launch.Status.PENDING or launch.consumed_at is not None:
+    if launch.status != Launch.Status.PENDING:
         raise build_used_error(launch)
     if not browser.opens(launch):
         raise StateError(
@@ -296,10 +299,9 @@ def _consume(launch: Launch, browser: Browser) -> None:
             "The launch of this callback was started too long ago.",
             code="state_expired",
         )
-    if not Launch.objects.consume(launch, now=now):
+    if not launch.move(Launch.Status.CONSUMED, expires_at=now + _LONGEST_CALLBACK):
         # Another callback, or a sign-out, came between the read and the write.
         raise build_used_error(launch)
-    launch.consumed_at = now
 
 
 def _check_callback(launch: Launch, callback_id: str) -> None:
@@ -349,8 +351,7 @@ def _complete(
     except Exception:
         # Also for an error in the site's hooks, but not if the launch has its tokens,
         # or had them: a sign-out may have ended it since.
-        holds = Q(completed_at__isnull=False) | Q(status=Launch.Status.PARKED)
-        if not insist(_get_stored(launch).filter(holds).exists):
+        if not insist(_get_stored(launch).filter(grant__isnull=False).exists):
             insist(partial(keep_for_revocation, registration, tokens))
         raise
 
@@ -368,12 +369,14 @@ def _use_tokens(launch: Launch, tokens: TokenResponse, visitor: Visitor) -> Comp
     if claims is None and not _is_same(visitor.user, launch.user):
         # Without an identity, the launch belongs to the user who started it.
         raise _build_user_error(visitor)
+    grant = _build_grant(launch, tokens, now=timezone.now())
+    launch.context = {**launch.context, **tokens.parameters}
     try:
-        return _store_together(launch, tokens, claims, visitor)
+        return _store_together(launch, grant, claims, visitor)
     except UndecidedError as exc:
         if claims is None:
             raise
-        park_launch(launch, tokens, claims, question=exc.question, user=visitor.user)
+        hold_launch(launch, grant, claims, question=exc.question, user=visitor.user)
         return Completion(launch=launch, owner=exc.owner)
 
 
@@ -386,19 +389,20 @@ def _build_user_error(visitor: Visitor) -> IdentityError:
 
 def _store_together(
     launch: Launch,
-    tokens: TokenResponse,
+    grant: TokenGrant,
     claims: IDTokenClaims | None,
     visitor: Visitor,
     *,
     answer: str = "",
 ) -> Completion:
-    user = launch.user
+    user, status = launch.user, launch.status
 
     def restart() -> None:
-        launch.user = user
+        launch.user, launch.status = user, status
 
     completion = store_together(
-        partial(_store, launch, tokens, claims, visitor, answer=answer),
+        # A copy, because an attempt that failed leaves a primary key.
+        lambda: _store(launch, copy(grant), claims, visitor, answer=answer),
         restart=restart,
         # In memory, the launch has the grant of the last attempt.
         is_stored=lambda: (
@@ -569,7 +573,7 @@ def _validate_identity(launch: Launch, tokens: TokenResponse) -> IDTokenClaims |
 
 def _store(
     launch: Launch,
-    tokens: TokenResponse,
+    grant: TokenGrant,
     claims: IDTokenClaims | None,
     visitor: Visitor,
     *,
@@ -587,20 +591,34 @@ def _store(
     changes = owner is not None and not _is_same(user, owner)
     if others is not None:
         end_launches(others, reason="user_changed", now=now)
-    launch.user = cast("Any", owner)
-    launch.grant = _create_grant(launch, tokens, now=now)
-    launch.status = Launch.Status.COMPLETED
-    launch.completed_at = launch.last_used_at = now
-    launch.scope_granted = str(tokens.scopes)
-    launch.context = {**launch.context, **tokens.parameters}
-    launch.code_verifier = launch.held = launch.question = ""
-    if not Launch.objects.complete(launch):
-        # Its browser signed out, or it expired, while the tokens were fetched.
+    grant.user, grant.identity = cast("Any", owner), launch.identity
+    was_held = grant.status == TokenGrant.Status.HELD
+    if not was_held:
+        grant.save()
+    is_open = launch.move(
+        Launch.Status.OPEN,
+        user=owner,
+        identity=launch.identity,
+        grant=grant,
+        intent=launch.intent,
+        browser_digest=launch.browser_digest,
+        fhir_user=launch.fhir_user,
+        scope_granted=grant.scope_granted,
+        context=launch.context,
+        completed_at=now,
+        last_used_at=now,
+        code_verifier="",
+        held="",
+        question="",
+    )
+    # Its browser signed out, or it expired, while the tokens were fetched; or staff
+    # have ended the grant that was held.
+    if not is_open or (was_held and not TokenGrant.objects.activate(grant)):
         raise build_used_error(launch)
     has_too_many = len(opened) >= conf.SMART_LAUNCHES_PER_BROWSER
     if has_too_many:
         end_idlest_launches(launch, visitor.browser.digests, now=now)
-    supersede_grants(launch.grant, now=now)
+    supersede_grants(grant, now=now)
     return Completion(
         launch=launch,
         user=owner if changes else None,
@@ -712,17 +730,13 @@ def _link_identity(
     return identity
 
 
-def _create_grant(
-    launch: Launch, tokens: TokenResponse, *, now: datetime
-) -> TokenGrant:
+def _build_grant(launch: Launch, tokens: TokenResponse, *, now: datetime) -> TokenGrant:
     is_offline = (
         "offline_access" in launch.scopes_asked and tokens.refresh_token is not None
     )
     grant = TokenGrant(
         registration=launch.registration,
         kind=launch.kind,
-        user=launch.user,
-        identity=launch.identity,
         scope_asked=launch.scope_asked,
         scope_granted=str(tokens.scopes),
         scope=str(tokens.scopes),
@@ -740,7 +754,6 @@ def _create_grant(
         note_end(grant, reported=tokens.refresh_expires_at, is_new=True, now=now)
     if is_offline:
         grant.refresh_due_at = get_refresh_due_at(grant)
-    grant.save()
     return grant
 
 

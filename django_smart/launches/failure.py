@@ -26,7 +26,7 @@ _FAILED_BEFORE = {
 
 def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
     """
-    Mark a pending *launch* as failed with the code of *error*, and report it.
+    Mark a *launch* without tokens as failed with the code of *error*, and report it.
 
     Args:
         launch: ``None`` if no row belongs to the request; an unsaved one is saved.
@@ -36,10 +36,9 @@ def fail_launch(launch: Launch | None, error: SMARTError | None) -> None:
     now = timezone.now()
     try:
         if launch is not None and launch._state.adding:
-            launch.status, launch.error_code = Launch.Status.FAILED, code
             launch.code_verifier = ""
-            launch.consumed_at = launch.ended_at = now
             launch.save()
+            launch.move(Launch.Status.FAILED, error_code=code, ended_at=now)
         elif launch is not None:
             Launch.objects.filter(pk=launch.pk).fail(error_code=code, now=now)
     except Error:
@@ -57,7 +56,7 @@ def build_used_error(launch: Launch) -> StateError:
     stored = Launch.objects.using(router.db_for_write(Launch)).filter(pk=launch.pk)
     found = stored.values_list("status", "error_code").first()
     status, reason = found or ("", "")
-    if status == Launch.Status.PENDING:
+    if status == Launch.Status.CONSUMED:
         # By a request that waits for the EHR, or by a process that was killed.
         return StateUsedError("Another request is using it.")
     if status != Launch.Status.FAILED:

@@ -92,7 +92,7 @@ def get_open_charts(request: HttpRequest) -> list[OpenChart]:
     return [
         _describe(request, launch, people.get(launch.pk))
         for launch in launches
-        if launch.status == Launch.Status.COMPLETED
+        if launch.status == Launch.Status.OPEN
     ]
 
 

@@ -1,10 +1,10 @@
 """
-Parked launches, which wait until the user has signed in here or decided.
+Held launches, which wait until the user has signed in here or decided.
 
 The EHR has identified the user, but that alone must neither replace a signed-in user
-nor sign in one who only connected records or has staff rights. The tokens stay
-encrypted on the launch until somebody decides, or a task finds after five minutes that
-nobody did.
+nor sign in one who only connected records or has staff rights. The tokens are a grant
+that is held, and that nobody can use, until somebody decides, or a task finds after
+five minutes that nobody did.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import router, transaction
 from django.utils import timezone
 
 from ..conf import conf
-from ..grants.ending import end_launches, keep_for_revocation
-from ..models import ClientRegistration, FHIRServer, Identity, Launch
+from ..grants.ending import end_launches
+from ..models import ClientRegistration, FHIRServer, Identity, Launch, TokenGrant
 from ..models.clock import DatabaseNow
 from ..models.launch import LaunchQuerySet
-from ..protocol.context import LaunchContext
 from ..protocol.id_token import IDTokenClaims
-from ..protocol.scopes import ScopeSet
-from ..protocol.token import TokenResponse
 from .failure import build_used_error
 
 if TYPE_CHECKING:
@@ -38,14 +35,14 @@ __all__ = [
     "UndecidedError",
     "end_at_any_stage",
     "end_expired_launches",
-    "end_parked_launches",
+    "end_held_launches",
     "find_question",
     "get_display_name",
     "get_own_name",
     "has_account",
+    "hold_launch",
     "is_protected",
     "may_sign_in",
-    "park_launch",
     "read_held",
     "signs_in",
 ]
@@ -129,16 +126,16 @@ def is_protected(user: AbstractBaseUser, server: FHIRServer) -> bool:
     return is_staff and server.slug not in conf.SMART_STAFF_SIGN_IN_SERVERS
 
 
-def park_launch(
+def hold_launch(
     launch: Launch,
-    tokens: TokenResponse,
+    grant: TokenGrant,
     claims: IDTokenClaims,
     *,
     question: str,
     user: AbstractBaseUser | None,
 ) -> None:
     """
-    Keep *tokens* until the question is answered, which must be within five minutes.
+    Hold *grant* until the question is answered, which must be within five minutes.
 
     Args:
         user: who is signed in; only they can answer, unless the question is to sign in.
@@ -146,98 +143,70 @@ def park_launch(
     Raises:
         StateError: the launch was ended in the meantime.
     """
-    launch.status = Launch.Status.PARKED
-    launch.question = question
-    launch.held = _write(tokens, claims)
-    launch.code_verifier = ""
-    launch.user = user  # type: ignore[assignment]  # AUTH_USER_MODEL is any user class
-    launch.expires_at = timezone.now() + _LIFETIME
-    if not Launch.objects.park(launch):
-        raise build_used_error(launch)
+    grant.status = TokenGrant.Status.HELD
+    with transaction.atomic(using=router.db_for_write(Launch)):
+        grant.save()
+        is_held = launch.move(
+            Launch.Status.HELD,
+            question=question,
+            grant=grant,
+            held=json.dumps({"claims": asdict(claims), "context": launch.context}),
+            context={},
+            code_verifier="",
+            user=user,
+            browser_digest=launch.browser_digest,
+            expires_at=timezone.now() + _LIFETIME,
+        )
+        if not is_held:
+            raise build_used_error(launch)
     logger.info("Launch %s is waiting: %s", launch.pk, question)
 
 
-def _write(tokens: TokenResponse, claims: IDTokenClaims) -> str:
-    return json.dumps(
-        {
-            "access_token": tokens.access_token,
-            "refresh_token": tokens.refresh_token,
-            "expires_at": tokens.expires_at,
-            "refresh_expires_at": tokens.refresh_expires_at,
-            "scope": str(tokens.scopes),
-            "parameters": tokens.parameters,
-            "claims": asdict(claims),
-        },
-        default=datetime.isoformat,
-    )
-
-
-def read_held(launch: Launch) -> tuple[TokenResponse, IDTokenClaims]:
+def read_held(launch: Launch) -> tuple[IDTokenClaims, dict[str, Any]]:
     """
-    Return the tokens of a parked launch, and the EHR's claims about the user.
+    Return the EHR's claims about the user of a held launch, and its context.
 
     Raises:
         CredentialsError: no current key decrypts them.
     """
     held = json.loads(launch.held)
-    tokens = TokenResponse(
-        access_token=held["access_token"],
-        expires_at=datetime.fromisoformat(held["expires_at"]),
-        refresh_token=held["refresh_token"],
-        refresh_expires_at=(
-            datetime.fromisoformat(held["refresh_expires_at"])
-            if held["refresh_expires_at"]
-            else None
-        ),
-        id_token=None,
-        scopes=ScopeSet.parse(held["scope"]),
-        context=LaunchContext.from_parameters(
-            held["parameters"], insecure_hosts=conf.SMART_INSECURE_HTTP_HOSTS
-        ),
-        parameters=held["parameters"],
-    )
-    return tokens, IDTokenClaims(**held["claims"])
+    return IDTokenClaims(**held["claims"]), held["context"]
 
 
 def end_at_any_stage(launches: LaunchQuerySet, *, reason: str) -> None:
-    """End *launches*, whether under way, parked or completed, and grants with them."""
+    """End *launches*, whether under way, held or open, and grants with them."""
     now = timezone.now()
     # In the order of the stages: one that goes on meanwhile is met at the next one.
     launches.fail(error_code=reason, now=now)
-    end_parked_launches(launches, reason=reason)
+    end_held_launches(launches, reason=reason)
     end_launches(launches, reason=reason, now=now)
 
 
-def end_parked_launches(launches: LaunchQuerySet, *, reason: str) -> int:
-    """End those of *launches* that are parked; return how many were."""
+def end_held_launches(launches: LaunchQuerySet, *, reason: str) -> int:
+    """End those of *launches* that are held; return how many were."""
     number = 0
-    for launch in launches.parked().select_related("registration"):
+    for launch in launches.held():
+        grants = TokenGrant.objects.filter(launches=launch)
+        now = timezone.now()
         with transaction.atomic(using=router.db_for_write(Launch)):
             # One by one: a simultaneous decision may have used the tokens.
-            ended = Launch.objects.filter(pk=launch.pk).fail_parked(
-                error_code=reason, now=timezone.now()
-            )
-            if ended:
-                _keep_held(launch)
+            if Launch.objects.filter(pk=launch.pk).transition(
+                Launch.Status.HELD,
+                Launch.Status.FAILED,
+                error_code=reason,
+                ended_at=now,
+                held="",
+                question="",
+            ):
+                grants.end_pending_revocation(now=now)
                 number += 1
     return number
 
 
 def end_expired_launches() -> int:
-    """Like :func:`end_parked_launches`, for launches that nobody decided in time."""
+    """Like :func:`end_held_launches`, for launches that nobody decided in time."""
     expired = Launch.objects.filter(expires_at__lte=DatabaseNow())
-    return end_parked_launches(expired, reason="decision_expired")
-
-
-def _keep_held(launch: Launch) -> None:
-    try:
-        tokens, _claims = read_held(launch)
-    except Exception as exc:  # noqa: BLE001 (it must not keep others from ending)
-        # No current key decrypts them, or a newer version of this package wrote them.
-        name = type(exc).__name__
-        logger.warning("Launch %s: its tokens cannot be read (%s)", launch.pk, name)
-        return
-    keep_for_revocation(launch.registration, tokens)
+    return end_held_launches(expired, reason="decision_expired")
 
 
 def get_own_name(user: AbstractBaseUser | None) -> str:

@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 # How long the row of a backend service is kept after its last token expired.
 _IDLE = timedelta(days=1)
-# More than the EHR's responses to one callback may take.
-_LONGEST_CALLBACK = timedelta(minutes=5)
 # Seconds for revocations, in a site where only the purge runs.
 _REVOKING = 600.0
 _CHUNK = 1000
@@ -57,9 +55,7 @@ def purge() -> PurgeResult:
     # By the database's clock: a wrong one would end the launches of all users.
     now = TaskRun.objects.note_and_read(PURGE)
     limit = now - conf.SMART_PURGE_AFTER
-    # A callback that arrived in time may still be under way.
-    left = Q(consumed_at__isnull=True) | Q(consumed_at__lte=now - _LONGEST_CALLBACK)
-    failed = Launch.objects.filter(left, expires_at__lte=now).fail(
+    failed = Launch.objects.filter(expires_at__lte=now).fail(
         error_code="state_expired", now=now
     )
     undecided = end_expired_launches()

@@ -149,7 +149,7 @@ def open_record(request: HttpRequest, record: Record) -> Launch:
         registration=registration,
         kind=Launch.Kind.CONNECTION,
         intent=Launch.Intent.CONNECT,
-        status=Launch.Status.COMPLETED,
+        status=Launch.Status.OPEN,
         user_id=grant.user_id,
         identity=identity,
         grant=grant,
@@ -160,7 +160,6 @@ def open_record(request: HttpRequest, record: Record) -> Launch:
         context={"patient": grant.patient_id} if grant.patient_id else {},
         fhir_user=identity.fhir_user if identity is not None else "",
         expires_at=now,
-        consumed_at=now,
         completed_at=now,
         last_used_at=now,
     )

@@ -18,7 +18,7 @@ from ..models import Launch, TokenGrant
 from ..protocol.urls import get_origin
 from .browser import forget_ended, get_browser
 from .messages import forget_messages
-from .parked import end_at_any_stage, end_parked_launches
+from .parked import end_at_any_stage, end_held_launches
 from .request_state import get_request_state
 
 __all__ = [
@@ -106,7 +106,7 @@ def end_launches_of_others(
         return
     others = Launch.objects.known_to(browser.digests).filter(user__isnull=False)
     # One that waits for a decision may be waiting for this sign-in.
-    others = others.exclude(user=user).exclude(status=Launch.Status.PARKED)
+    others = others.exclude(user=user).exclude(status=Launch.Status.HELD)
     if others.open().exists():
         end_at_any_stage(others, reason="user_changed")
         forget_ended(browser)
@@ -117,7 +117,7 @@ def end_launches_of_others(
 def end_grants_of_deleted(instance: Any, **_kwargs: Any) -> None:
     """Keep of a user who is being deleted only tokens that are still to be revoked."""
     launches = Launch.objects.filter(user=instance.pk)
-    end_parked_launches(launches, reason="user_deleted")
+    end_held_launches(launches, reason="user_deleted")
     grants = TokenGrant.objects.filter(user=instance.pk)
     grants.end_pending_revocation(now=timezone.now())
     grants.filter(is_revocation_pending=False).delete()

@@ -79,7 +79,7 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
         return self.filter(status=TokenGrant.Status.ACTIVE)
 
     def endable(self) -> Self:
-        """Return active grants, and those that an operator may restore."""
+        """Return grants that are active or held, or that an operator may restore."""
         return self.filter(status__in=TokenGrant.ENDABLE)
 
     def usable(self) -> Self:
@@ -380,6 +380,17 @@ class TokenGrantQuerySet(models.QuerySet["TokenGrant"]):
             refresh_due_at=Case(When(is_offline=True, then=DatabaseNow())),
         )
 
+    @staticmethod
+    def activate(grant: TokenGrant) -> bool:
+        """Give *grant*, which was held, to its user and identity, if it is still so."""
+        grant.status = TokenGrant.Status.ACTIVE
+        names = ("status", "user_id", "identity_id")
+        return compare_and_set(
+            grant,
+            {name: getattr(grant, name) for name in names},
+            status=TokenGrant.Status.HELD,
+        )
+
     def end_pending_revocation(self, *, now: datetime) -> int:
         """
         End grants immediately; their tokens stay until they are revoked at the EHR.
@@ -508,11 +519,12 @@ class TokenGrant(models.Model):
         """Whether the grant can be used, and if not, why."""
 
         ACTIVE = "active", _("active")
+        HELD = "held", _("awaiting a decision")
         NEEDS_REAUTHORIZATION = "needs_reauthorization", _("needs reauthorization")
         REVOKED = "revoked", _("revoked")
         EXPIRED = "expired", _("expired")
 
-    ENDABLE = (Status.ACTIVE, Status.NEEDS_REAUTHORIZATION)
+    ENDABLE = (Status.ACTIVE, Status.HELD, Status.NEEDS_REAUTHORIZATION)
 
     registration = models.ForeignKey(
         ClientRegistration,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -14,7 +15,6 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import conf
 from ..fields import DigestField, EncryptedTextField, digest
 from ..protocol.scopes import ScopeSet, parse_stored_scopes
-from .compare_and_set import compare_and_set
 from .grant import TokenGrant
 from .identity import Identity
 from .joined_row import JoinedRow
@@ -69,7 +69,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
     def pending(self) -> LaunchQuerySet:
         """Return launches without a callback so far."""
-        return self.filter(status=Launch.Status.PENDING, consumed_at__isnull=True)
+        return self.filter(status=Launch.Status.PENDING)
 
     def known_to(self, browser_digests: Collection[str]) -> LaunchQuerySet:
         """
@@ -94,7 +94,7 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
 
     def open(self) -> LaunchQuerySet:
         """Return launches that are completed and not ended."""
-        return self.filter(status=Launch.Status.COMPLETED)
+        return self.filter(status=Launch.Status.OPEN)
 
     def live(self, now: datetime) -> LaunchQuerySet:
         """Return open launches that have not expired, neither by age nor by disuse."""
@@ -125,96 +125,51 @@ class LaunchQuerySet(models.QuerySet["Launch"]):
                 last_used_at=now
             )
 
-    def parked(self) -> LaunchQuerySet:
+    def held(self) -> LaunchQuerySet:
         """Return launches whose tokens are held while the user decides or signs in."""
-        return self.filter(status=Launch.Status.PARKED)
+        return self.filter(status=Launch.Status.HELD)
 
-    @staticmethod
-    def consume(launch: Launch, *, now: datetime) -> bool:
+    def transition(self, before: str, after: str, **changes: object) -> int:
         """
-        Use the launch's ``state``, once.
+        Move launches from one status to another; return how many.
 
-        One conditional UPDATE: of concurrent callbacks with one state, one succeeds.
-        """
-        return compare_and_set(
-            launch,
-            {"consumed_at": now},
-            status=Launch.Status.PENDING,
-            consumed_at=None,
-        )
+        This is the only writer of the status of a stored launch.  It is one conditional
+        UPDATE: of two requests that move a launch, one succeeds.
 
-    @staticmethod
-    def complete(launch: Launch) -> bool:
-        """
-        Store the result of *launch*, if it has not ended meanwhile.
+        ::
 
-        One conditional UPDATE: a sign-out in another tab may have ended it.
-        """
-        changes = {name: getattr(launch, name) for name in _COMPLETED_FIELDS}
-        return compare_and_set(launch, changes, status=Launch.UNDER_WAY)
+            pending ──> consumed ──> open ──> ended
+               │          │   │       ^
+               │          │   v       │
+               │          │  held ────┘
+               v          v   v
+            failed <──────┴───┘
 
-    @staticmethod
-    def park(launch: Launch) -> bool:
-        """
-        Store the held tokens of *launch* until its question is answered.
+        Args:
+            changes: what else is stored, as for ``update()``.
 
-        One conditional UPDATE, as in :meth:`complete`.
+        Raises:
+            ValueError: it is not one of ``Launch.ARROWS``.
         """
-        changes = {name: getattr(launch, name) for name in _PARKED_FIELDS}
-        return compare_and_set(launch, changes, status=Launch.Status.PENDING)
+        if (before, after) not in Launch.ARROWS:
+            raise ValueError(f"A launch does not go from {before} to {after}.")
+        return self.filter(status=before).update(status=after, **changes)
 
     def fail(self, *, error_code: str, now: datetime) -> int:
-        """Mark pending launches as failed, with the code as the reason."""
-        return self.filter(status=Launch.Status.PENDING).update(
-            status=Launch.Status.FAILED,
-            error_code=error_code,
-            ended_at=now,
-            consumed_at=now,
-            code_verifier="",
-        )
-
-    def fail_parked(self, *, error_code: str, now: datetime) -> int:
-        """Mark parked launches as failed; handle their tokens first."""
-        return self.parked().update(
-            status=Launch.Status.FAILED,
-            error_code=error_code,
-            ended_at=now,
-            held="",
-            question="",
+        """Mark launches that have no tokens as failed, with the code as the reason."""
+        status = Launch.Status
+        changes = {"error_code": error_code, "ended_at": now, "code_verifier": ""}
+        # In this order: one that goes on meanwhile is met at the next stage.
+        return sum(
+            self.transition(before, status.FAILED, **changes)
+            for before in (status.PENDING, status.CONSUMED)
         )
 
     def end(self, *, reason: str, now: datetime) -> int:
-        """End completed launches; their keys respond with 410 from now on."""
-        return self.open().update(
-            status=Launch.Status.ENDED, error_code=reason, ended_at=now
+        """End open launches; their keys respond with 410 from now on."""
+        return self.transition(
+            Launch.Status.OPEN, Launch.Status.ENDED, error_code=reason, ended_at=now
         )
-
-
-_COMPLETED_FIELDS = (
-    "browser_digest",
-    "code_verifier",
-    "completed_at",
-    "context",
-    "fhir_user",
-    "grant_id",
-    "held",
-    "identity_id",
-    "intent",
-    "last_used_at",
-    "question",
-    "scope_granted",
-    "status",
-    "user_id",
-)
-_PARKED_FIELDS = (
-    "browser_digest",
-    "code_verifier",
-    "expires_at",
-    "held",
-    "question",
-    "status",
-    "user_id",
-)
 
 
 class Launch(models.Model):
@@ -242,19 +197,34 @@ class Launch(models.Model):
         """How far it got."""
 
         PENDING = "pending", _("pending")
-        PARKED = "parked", _("awaiting a decision")
-        COMPLETED = "completed", _("completed")
+        CONSUMED = "consumed", _("completing")
+        HELD = "held", _("awaiting a decision")
+        OPEN = "open", _("open")
         FAILED = "failed", _("failed")
         ENDED = "ended", _("ended")
 
     class Question(models.TextChoices):
-        """What a parked launch waits for."""
+        """What a held launch waits for."""
 
         SIGN_IN = "sign_in", _("its user to sign in here")
         SWITCH = "switch", _("a decision on switching users")
         LINK = "link", _("a decision on who owns the account")
 
-    UNDER_WAY = (Status.PENDING, Status.PARKED)
+    #: What moves a launch from one status to another.
+    ARROWS: ClassVar[Mapping[tuple[str, str], str]] = {
+        (Status.PENDING, Status.CONSUMED): "the browser comes back from the EHR",
+        (
+            Status.PENDING,
+            Status.FAILED,
+        ): "it comes too late, or a sign-out first",
+        (Status.CONSUMED, Status.OPEN): "the launch completes",
+        (Status.CONSUMED, Status.HELD): "first, a user has to decide or to sign in",
+        (Status.CONSUMED, Status.FAILED): "an error, or a sign-out meanwhile",
+        (Status.HELD, Status.OPEN): "the user has done so",
+        (Status.HELD, Status.FAILED): "the user has declined, or waited too long",
+        (Status.OPEN, Status.ENDED): "a sign-out, another user, or its lifetime",
+    }
+    UNDER_WAY = (Status.PENDING, Status.CONSUMED, Status.HELD)
 
     key = models.CharField(
         _("key"),
@@ -369,11 +339,14 @@ class Launch(models.Model):
         help_text=_("What the user has to decide before the launch can complete."),
     )
     held = EncryptedTextField(
-        _("held tokens"),
+        _("held claims"),
         blank=True,
         default="",
         editable=False,
-        help_text=("Tokens of a parked launch, stored encrypted until the decision."),
+        help_text=(
+            "The EHR's claims about the user and the context, stored encrypted until "
+            "the decision."
+        ),
     )
     may_sign_in = models.BooleanField(
         _("can sign in"),
@@ -451,14 +424,8 @@ class Launch(models.Model):
         help_text=_("When the browser was sent to the EHR."),
     )
     expires_at = models.DateTimeField(
-        _("callback expected until"),
-        help_text=_("A callback after this time is refused."),
-    )
-    consumed_at = models.DateTimeField(
-        _("callback at"),
-        null=True,
-        blank=True,
-        help_text=_("When the browser returned from the EHR."),
+        _("expires at"),
+        help_text=_("When a launch fails that is still under way."),
     )
     completed_at = models.DateTimeField(
         _("completed at"),
@@ -530,9 +497,23 @@ class Launch(models.Model):
             and self.identity_id is not None
         )
 
+    def move(self, after: str, **changes: object) -> bool:
+        """
+        Move this launch on, if its status is still the same in the database.
+
+        Args:
+            changes: what else is stored; also the new values in memory.
+        """
+        this = Launch.objects.filter(pk=self.pk)
+        if not this.transition(self.status, after, **changes):
+            return False
+        for name, value in {"status": after, **changes}.items():
+            setattr(self, name, value)
+        return True
+
     def is_live(self, now: datetime) -> bool:
         """Whether the launch can be used: completed, not ended, not out of time."""
-        return self.status == self.Status.COMPLETED and not self.why_ended(now)
+        return self.status == self.Status.OPEN and not self.why_ended(now)
 
     def why_ended(self, now: datetime) -> str:
         """
@@ -580,7 +561,7 @@ _callback_row = JoinedRow(
             *("id", "key", "callback_id", "intent", "status", "user_id", "nonce"),
             *("code_verifier", "start_digest", "browser_digest", "is_framed"),
             "redirect_uri",
-            *("next_url", "scope_asked", "expires_at", "consumed_at"),
+            *("next_url", "scope_asked", "expires_at"),
             *("may_sign_in", "context"),
         ),
         "registration": (

@@ -184,7 +184,7 @@ class SMARTClient(_InLaunch, Client):  # type: ignore[misc]  # fewer names than 
         query = parse_qsl(callback.query, keep_blank_values=True)
         _get_redirect(self.get(callback.path, query, headers=_FROM_EHR))
         launch = Launch.objects.with_related().with_state(state).get()
-        if launch.status == Launch.Status.PARKED:
+        if launch.status == Launch.Status.HELD:
             raise AssertionError(
                 "the launch waits: sign out whoever is signed in, or, for one of the "
                 "staff, name the server in SMART_STAFF_SIGN_IN_SERVERS "

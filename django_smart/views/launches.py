@@ -62,10 +62,10 @@ from ..launches.complete import (
     Completion,
     Visitor,
     check_sign_out,
+    complete_held_launch,
     complete_launch,
-    complete_parked_launch,
-    look_at_parked_launch,
-    refuse_parked_launch,
+    look_at_held_launch,
+    refuse_held_launch,
 )
 from ..launches.failure import fail_launch
 from ..launches.frames import is_framed, is_same_site, may_embed, set_frame
@@ -493,7 +493,7 @@ class CallbackView(_CompletingView):
             return connect_records()
         if isinstance(error, IdentityError) and error.code != _SIGNED_OUT:
             return None
-        if launch.status == Launch.Status.PARKED:
+        if launch.status == Launch.Status.HELD:
             return Retry(url=_build_decide_url(launch), label=_("Continue"))
         if (
             isinstance(error, StateUsedError)
@@ -588,13 +588,13 @@ class DecideView(_CompletingView):
     def get(self, request: HttpRequest, key: str) -> HttpResponse:
         """Ask, or go on if the launch's user has signed in meanwhile."""
         launch = self._find(request, key)
-        if launch.status == Launch.Status.COMPLETED:
+        if launch.status == Launch.Status.OPEN:
             return harden(HttpResponseRedirect(self.get_launch_url(launch)))
         asked = self._look(request, launch)
         user = get_user(request)
         if _is_owner(user, asked):
             return self._complete(request, launch)
-        _, claims = read_held(launch)
+        claims, _context = read_held(launch)
         url = _build_decide_url(launch)
         is_ehr_sign_in = bool(find_ehr_sign_in(asked.owner))
         registration = launch.registration
@@ -625,7 +625,7 @@ class DecideView(_CompletingView):
         """Do what the person has chosen."""
         launch = self._find(request, key)
         choice = request.POST.get("choice", "")
-        if launch.status == Launch.Status.COMPLETED:
+        if launch.status == Launch.Status.OPEN:
             return harden(HttpResponseRedirect(self.get_launch_url(launch)))
         if choice == "cancel":
             self._end(launch, LaunchRequestError("Canceled.", code="decision_declined"))
@@ -675,7 +675,7 @@ class DecideView(_CompletingView):
         now = timezone.now()
         if launch.is_live(now) and user is not None and launch.user_id == user.pk:
             return launch
-        if launch.status != Launch.Status.PARKED or now >= launch.expires_at:
+        if launch.status != Launch.Status.HELD or now >= launch.expires_at:
             self._end(
                 launch,
                 LaunchRequestError("The question expired.", code="decision_expired"),
@@ -686,7 +686,7 @@ class DecideView(_CompletingView):
         """What has to be asked now, and about whom."""
         user = get_user(request)
         try:
-            asked = look_at_parked_launch(
+            asked = look_at_held_launch(
                 launch, user=user, resolve_user=self.get_backend().resolve_user
             )
         except SMARTError as exc:
@@ -705,7 +705,7 @@ class DecideView(_CompletingView):
     ) -> HttpResponse:
         backend = self.get_backend()
         try:
-            completion = complete_parked_launch(
+            completion = complete_held_launch(
                 launch, _get_visitor(request, backend), answer=answer
             )
         except (UndecidedError, StateUsedError):
@@ -728,7 +728,7 @@ class DecideView(_CompletingView):
         return harden(HttpResponseRedirect(url))
 
     def _end(self, launch: Launch, error: SMARTError) -> NoReturn:
-        refuse_parked_launch(launch, error)
+        refuse_held_launch(launch, error)
         forget_ended(get_browser(self.request))
         raise error
 

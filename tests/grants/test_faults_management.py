@@ -166,7 +166,7 @@ def test_answer_that_cannot_be_used_changes_nothing(
     assert (stored.status, stored.expires_at) == ("active", visit.expires_at)
     assert stored.refresh_token == visit.refresh_token
     opened.refresh_from_db()
-    assert opened.status == Launch.Status.COMPLETED
+    assert opened.status == Launch.Status.OPEN
     check_log(ehr, caplog.text + str(caught.value))
     assert elsewhere.requests == []
 
@@ -210,5 +210,5 @@ def test_answer_that_says_less_or_more_will_do(
     assert (stored.status, stored.patient_id) == ("active", PATIENT)
     assert stored.is_stale(timezone.now()) is is_dead
     opened.refresh_from_db()
-    assert opened.status == Launch.Status.COMPLETED
+    assert opened.status == Launch.Status.OPEN
     assert get_access_token(stored) in ehr.store.access_tokens

@@ -105,7 +105,7 @@ def test_passing_trouble_costs_nothing(
     assert stored.refresh_token
     assert (lost, refreshed) == ([], [])
     opened.refresh_from_db()
-    assert opened.status == Launch.Status.COMPLETED
+    assert opened.status == Launch.Status.OPEN
     warnings = [one.getMessage() for one in caplog.records if one.levelname != "DEBUG"]
     assert [one for one in warnings if f"access token: {PASSING[name]}" in one]
     check_log(ehr, caplog.text)
@@ -147,7 +147,7 @@ def test_tokens_for_another_end_grant_and_launch(
     ehr.faults.clear()
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(stored)
-    assert launch(make_browser(), ehr).status == Launch.Status.COMPLETED
+    assert launch(make_browser(), ehr).status == Launch.Status.OPEN
 
 
 @pytest.mark.compliance("REF-06", "REF-07", "RESP-03")
@@ -166,7 +166,7 @@ def test_fault_of_a_refresh_is_tolerated(
     assert (set(stored.scope.split()) < granted) is (name == "refresh_narrower_scope")
     assert bool(slept) is name.endswith("_once")
     opened.refresh_from_db()
-    assert opened.status == Launch.Status.COMPLETED
+    assert opened.status == Launch.Status.OPEN
     # Once more, with what was stored.
     ehr.faults.clear()
     assert get_access_token(expire(stored, ehr)) in ehr.store.access_tokens

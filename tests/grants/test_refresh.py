@@ -400,7 +400,7 @@ def test_nobody_sees_tokens_of_another_patient_not_even_after_a_crash(
     assert stored.refresh_token != grant.refresh_token
     assert stored.refresh_due_at is None
     opened.refresh_from_db()
-    assert opened.status == "completed"
+    assert opened.status == "open"
     with pytest.raises(ReauthorizationRequiredError):
         get_access_token(stored)
 

@@ -267,7 +267,7 @@ def test_refreshed_id_token_of_the_same_person_is_fine(
     with caplog.at_level(logging.WARNING):
         assert refresh(opened, ehr).status == "active"
     assert caplog.text == ""
-    assert Launch.objects.get(pk=opened.pk).status == "completed"
+    assert Launch.objects.get(pk=opened.pk).status == "open"
 
 
 @pytest.mark.compliance("IDT-01", "IDT-09")
@@ -308,7 +308,7 @@ def test_refreshed_id_token_that_proves_nothing_never_costs_the_grant(
     assert grant.status == "active"
     assert f"Grant {grant.pk}: refreshed ID token ignored ({code})" in caplog.text
     assert "another" not in caplog.text
-    assert Launch.objects.get(pk=opened.pk).status == "completed"
+    assert Launch.objects.get(pk=opened.pk).status == "open"
 
 
 @pytest.mark.compliance("IDT-06")

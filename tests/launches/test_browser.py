@@ -192,10 +192,10 @@ def test_sign_out_deletes_them(ehr):
 
 
 @pytest.mark.parametrize("secret", ["first", "second"])
-@pytest.mark.parametrize("stage", ["pending", "parked", "completed"])
+@pytest.mark.parametrize("stage", ["pending", "held", "open"])
 def test_sign_out_with_any_secret_ends_a_launch_at_any_stage(ehr, stage, secret):
     """In another tab, whose request was sent while the launch went on."""
-    if stage == "parked":
+    if stage == "held":
         connect_as_maria(ehr)
     browser = make_browser()
     url = ehr.authorize(start_ehr_launch(browser, ehr))
@@ -208,7 +208,7 @@ def test_sign_out_with_any_secret_ends_a_launch_at_any_stage(ehr, stage, secret)
     (tab if secret == "first" else browser).post("/smart/logout/")
     row.refresh_from_db()
     assert row.error_code == "signed_out"
-    assert row.status == ("ended" if stage == "completed" else "failed")
+    assert row.status == ("ended" if stage == "open" else "failed")
     assert get_callback(browser, url).status_code == 409
     assert not TokenGrant.objects.active().filter(is_offline=False).exists()
 

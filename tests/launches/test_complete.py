@@ -65,7 +65,7 @@ def test_state_is_used_once_and_the_finished_launch_is_left_alone(
     assert again.context["nothing_done"] is False
     assert len(ehr.requests_to("token")) == 1
     finished.refresh_from_db()
-    assert (finished.status, finished.error_code) == ("completed", "")
+    assert (finished.status, finished.error_code) == ("open", "")
     assert open_page(browser, finished) == 200
     # The EHR takes back what a code brought that is shown twice: nobody showed it.
     assert finished.grant is not None
@@ -84,7 +84,7 @@ def test_reload_while_the_ehr_is_slow_is_not_told_that_the_launch_is_complete(
         return respond(request)
 
     ehr.interceptors.append(reload)
-    assert get_launch(get_callback(browser, callback)).status == "completed"
+    assert get_launch(get_callback(browser, callback)).status == "open"
     (page,) = pages
     assert (page.status_code, get_code(page)) == (409, "state_used")
     assert page.context["nothing_done"] is False
@@ -103,7 +103,7 @@ def test_looking_at_the_callback_does_not_use_the_state(
     assert response.status_code == (200 if method == "OPTIONS" else 405)
     assert Launch.objects.get().status == "pending"
     assert not ehr.requests_to("token")
-    assert get_launch(get_callback(browser, callback)).status == "completed"
+    assert get_launch(get_callback(browser, callback)).status == "open"
 
 
 @pytest.mark.compliance("CALL-01")
@@ -276,7 +276,7 @@ def test_of_callbacks_in_parallel_with_one_state_one_wins(ehr: EHRSimulator) -> 
     assert sorted(run_together(*[call] * 4)) == [302, 409, 409, 409]
     assert len(ehr.requests_to("token")) == 1
     row = Launch.objects.get()
-    assert (row.status, row.error_code) == ("completed", "")
+    assert (row.status, row.error_code) == ("open", "")
     assert User.objects.count() == Identity.objects.count() == 1
 
 
@@ -294,7 +294,7 @@ def test_callbacks_in_parallel_of_one_new_identity_make_one_user(
 
     assert run_together(*map(call, range(3))) == [302, 302, 302]
     assert User.objects.count() == Identity.objects.count() == 1
-    assert set(Launch.objects.values_list("status", flat=True)) == {"completed"}
+    assert set(Launch.objects.values_list("status", flat=True)) == {"open"}
 
 
 # Switched off meanwhile

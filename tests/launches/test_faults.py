@@ -107,7 +107,7 @@ def test_fault_is_refused_and_nothing_is_lost(
     # which nothing is known is not asked again for ten seconds.
     later = timezone.now() + timedelta(seconds=61 if name.startswith("jwks") else 10)
     with time_machine.travel(later, tick=True):
-        assert launch(browser, ehr).status == Launch.Status.COMPLETED
+        assert launch(browser, ehr).status == Launch.Status.OPEN
     assert get_user_model().objects.count() == 1
 
 
@@ -147,7 +147,7 @@ def test_fault_is_tolerated(name: str, ehr: EHRSimulator, elsewhere: Server) -> 
     if name == "id_token_missing_kid":
         assert len(ehr.signing_keys) == 1
     finished = launch(make_browser(), ehr)
-    assert finished.status == Launch.Status.COMPLETED
+    assert finished.status == Launch.Status.OPEN
     assert finished.grant is not None
     assert finished.grant.patient_id == PATIENT
     assert finished.user is not None
@@ -244,7 +244,7 @@ def test_failed_launch_does_not_end_an_earlier_one(
     response, _ = _try(browser, ehr)
     assert response.status_code == REFUSED[fault][1]
     first.refresh_from_db()
-    assert first.status == Launch.Status.COMPLETED
+    assert first.status == Launch.Status.OPEN
     assert first.grant is not None
     assert first.grant.status == TokenGrant.Status.ACTIVE
     assert browser.session.session_key == session_key

@@ -706,7 +706,7 @@ def test_launch_that_was_stored_goes_on_after_a_late_error(
     browser = make_browser()
     opened = launch(browser, ehr)
     assert len(late_error) == 1
-    assert (opened.status, _signed_in(browser)) == ("completed", str(opened.user_id))
+    assert (opened.status, _signed_in(browser)) == ("open", str(opened.user_id))
     assert open_page(browser, opened) == 200
     grant = TokenGrant.objects.get()
     assert (grant, grant.status) == (opened.grant, "active")
@@ -731,7 +731,7 @@ def test_parked_launch_that_was_stored_goes_on_after_a_late_error(
         browser.get(parse_qs(urlsplit(response["Location"]).query)["next"][0])
     )
     assert len(late_error) == 1
-    assert (opened.status, opened.user) == ("completed", owner)
+    assert (opened.status, opened.user) == ("open", owner)
     assert open_page(browser, opened) == 200
     assert opened.grant is not None
     assert opened.grant.status == "active"

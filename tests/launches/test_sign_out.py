@@ -79,7 +79,7 @@ def test_launch_of_nobody_is_left_when_somebody_signs_in(ehr: EHRSimulator) -> N
     opened = connect(browser, ehr)
     _sign_in(browser)
     assert open_page(browser, opened) == 403
-    assert Launch.objects.get().status == "completed"
+    assert Launch.objects.get().status == "open"
 
 
 def test_sign_in_and_out_in_a_browser_without_launches_sets_no_cookie() -> None:

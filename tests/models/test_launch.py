@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -95,20 +97,41 @@ def test_key_and_state_are_unique(pending: Launch, name: str) -> None:
     assert Launch.objects.count() == 1
 
 
-def test_state_is_consumed_once(pending: Launch) -> None:
-    now = timezone.now()
-    assert Launch.objects.consume(pending, now=now)
-    assert not Launch.objects.consume(pending, now=now)
-    assert not Launch.objects.pending()
+@pytest.mark.parametrize("before", Launch.Status.values)
+@pytest.mark.parametrize("after", Launch.Status.values)
+def test_launch_moves_along_its_arrows_once_and_nowhere_else(
+    pending: Launch, before: str, after: str
+) -> None:
+    Launch.objects.update(status=before)
+    pending.refresh_from_db()
+    other = Launch.objects.get()
+    if (before, after) not in Launch.ARROWS:
+        with pytest.raises(ValueError, match="does not go"):
+            pending.move(after)
+        return
+    assert pending.move(after, error_code="first")
+    # Of two that have read the same row, one succeeds.
+    assert not other.move(after, error_code="second")
+    assert (pending.status, other.status) == (after, before)
+    other.refresh_from_db()
+    assert (other.status, other.error_code) == (after, "first")
 
 
-def test_launch_fails_once_and_only_while_it_is_pending(pending: Launch) -> None:
+def test_arrows_of_the_docs_are_those_of_the_model() -> None:
+    page = Path("docs/explanation/a-launch-step-by-step.rst").read_text()
+    found = re.findall(r"\* - ``(\w+)``\n     - ``(\w+)``\n     - (.+)\n", page)
+    assert {(before, after): why for before, after, why in found} == {
+        (str(before), str(after)): f"{why[0].upper()}{why[1:]}."
+        for (before, after), why in Launch.ARROWS.items()
+    }
+
+
+def test_launch_without_tokens_fails_once(pending: Launch) -> None:
     now = timezone.now()
     rows = Launch.objects.filter(pk=pending.pk)
     assert rows.fail(error_code="access_denied", now=now) == 1
     assert rows.fail(error_code="another", now=now) == 0
     assert rows.end(reason="signed_out", now=now) == 0
-    assert not Launch.objects.complete(pending)
     pending.refresh_from_db()
     assert (pending.status, pending.error_code) == ("failed", "access_denied")
     assert (pending.code_verifier, pending.ended_at) == ("", now)
@@ -171,7 +194,7 @@ def test_open_launches_of_a_browser_are_found_by_its_index(
     Launch.objects.bulk_create(
         Launch(
             registration=registration,
-            status=Launch.Status.COMPLETED,
+            status=Launch.Status.OPEN,
             state_digest=f"state-{number}",
             expires_at=timezone.now(),
             **{column: f"digest-{number}"},

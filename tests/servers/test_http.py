@@ -110,7 +110,7 @@ def test_launch_works_with_an_assertion(ehr: EHRSimulator) -> None:
     make_registration(token_endpoint_auth_method="private_key_jwt", client_secret="")
     create_signing_key("RS384")
     register_key_at(ehr)
-    assert launch(make_browser(), ehr).status == "completed"
+    assert launch(make_browser(), ehr).status == "open"
 
 
 def test_secret_is_read_from_the_environment_or_a_file(

@@ -31,7 +31,7 @@ def test_extra_parameters_go_with_every_authorization_request(
     refused = ehr.authorize(start_login(make_browser()))
     assert "error=invalid_request" in refused
     FHIRServer.objects.update(authorization_parameters={"tenant": "harbour"})
-    assert connect(make_browser(), ehr).status == "completed"
+    assert connect(make_browser(), ehr).status == "open"
 
 
 @pytest.mark.parametrize("method", METHODS)

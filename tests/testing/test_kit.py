@@ -188,7 +188,7 @@ def test_refused_launch_quotes_the_page(
         smart_client.launch()
     assert smart_client.smart_launch is None
     ehr.faults = []
-    assert smart_client.launch().status == Launch.Status.COMPLETED
+    assert smart_client.launch().status == Launch.Status.OPEN
 
 
 def test_registration_takes_other_values(db: None, ehr: EHRSimulator) -> None:
@@ -201,7 +201,7 @@ def test_registration_takes_other_values(db: None, ehr: EHRSimulator) -> None:
     )
     assert ClientRegistration.objects.get().server.name == "Harbour"
     client = SMARTClient(registration, ehr)
-    assert client.launch().status == Launch.Status.COMPLETED
+    assert client.launch().status == Launch.Status.OPEN
 
 
 def test_record_of_another_patient_is_refused_by_default(
@@ -226,7 +226,7 @@ def test_registration_signs_with_a_key(db: None, ehr: EHRSimulator) -> None:
         ehr, token_endpoint_auth_method="private_key_jwt", signing_algorithm="ES384"
     )
     assert registration.client_secret == ""
-    assert SMARTClient(registration, ehr).launch().status == Launch.Status.COMPLETED
+    assert SMARTClient(registration, ehr).launch().status == Launch.Status.OPEN
 
 
 def test_backend_service_is_registered(

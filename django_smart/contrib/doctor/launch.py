@@ -143,7 +143,7 @@ def _launch(
         return
     response = browser.open(ehr.authorize(authorize))
     launch = Launch.objects.filter(registration=registration).last()
-    if launch is None or launch.status != Launch.Status.COMPLETED:
+    if launch is None or launch.status != Launch.Status.OPEN:
         yield _build_broken("The callback", response)
         return
     morsel = response.cookies.get(settings.SESSION_COOKIE_NAME)
