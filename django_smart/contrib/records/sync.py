@@ -63,8 +63,9 @@ _FULL_EVERY = timedelta(days=7)
 _OVERLAP = timedelta(minutes=5)
 # Seconds that a run waits for a busy EHR in all, and for one Retry-After.
 _MAX_WAIT = 300.0
-# If the EHR names no time.
+# If the EHR names no time, and at least: the budget has to end.
 _WAIT = 5.0
+_SHORTEST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _BUSY = frozenset({429, 503})
 _PAGE_SIZE = 100
@@ -366,7 +367,8 @@ class Sync:
             except FHIRUnavailableError as exc:
                 if exc.status_code not in _BUSY:
                     raise
-                wait = _WAIT if exc.retry_after is None else exc.retry_after
+                asked = _WAIT if exc.retry_after is None else exc.retry_after
+                wait = max(asked, _SHORTEST_WAIT)
                 if wait > _LONGEST_WAIT or self._waited + wait > _MAX_WAIT:
                     raise _PauseError(exc.code) from None
                 self._waited += wait

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.utils import timezone
+from werkzeug.wrappers import Response
 
 from django_smart.contrib.records import sync_record
 from django_smart.contrib.records.models import StoredResource, SyncRun
@@ -232,3 +233,15 @@ def test_new_connection_continues_the_record(ehr: EHRSimulator) -> None:
     run = sync_record(make_grant(ehr), sink)
     assert sink.received == []
     assert SyncRun.objects.get() == run
+
+
+@pytest.mark.parametrize("asked", ["61", "3600"])
+def test_run_ends_if_the_ehr_asks_for_a_long_wait(
+    ehr: EHRSimulator, grant: TokenGrant, asked: str
+) -> None:
+    busy = Response("{}", 429, {"Retry-After": asked}, mimetype="application/fhir+json")
+    ehr.interceptors.append(lambda *_: busy)
+    run = sync_record(grant, MemorySink())
+    assert (run.is_finished, run.last_error) == (False, "fhir_unavailable")
+    ehr.interceptors.clear()
+    assert sync_record(grant, MemorySink()).is_complete
