@@ -50,11 +50,10 @@ class DjangoSMARTConfig(AppConfig):
 def _compute_fields(instance: Any, raw: bool, **values: Any) -> None:
     """Compute what ``loaddata`` would store as an edited fixture has it."""
     from .fields import DigestField
-    from .models.search_words import SearchTextField
 
     if raw:
         for field in instance._meta.concrete_fields:
-            if isinstance(field, DigestField | SearchTextField):
+            if isinstance(field, DigestField):
                 field.pre_save(instance, add=False)
 
 

@@ -198,7 +198,6 @@ def test_edited_fixture_is_found_by_its_new_values() -> None:
     server = FHIRServer.objects.get()
     assert list(FHIRServer.objects.with_base_url(server.base_url)) == [server]
     assert not FHIRServer.objects.with_base_url(BASE_URL).exists()
-    assert server.search_text == " hill clinic"
     registration = ClientRegistration.objects.get()
     assert registration.client_id_digest == digest("another-client")
     assert ClientRegistration.objects.find_ehr(server.base_url) == registration

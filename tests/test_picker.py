@@ -17,7 +17,7 @@ from django_smart.contrib.brands.importing import import_brand_file, refresh_sta
 from django_smart.contrib.brands.models import Brand, BrandBundle, BrandEndpoint
 from django_smart.fields import digest
 from django_smart.models import FHIRServer
-from django_smart.models.search_words import build_search_text, split_words
+from django_smart.models.search_words import split_words
 from django_smart.views.picker import PAGE_SIZE, find_choices
 from tests.bundles import CITIES, VECTORS, bundle, endpoint, organization
 from tests.ehr import make_browser
@@ -456,7 +456,7 @@ def add_brands(count: int) -> None:
                 merge_digest=digest(text),
                 name=text,
                 sort_name=" ".join(split_words(text)),
-                search_text=build_search_text(f"{text} IA Good Health"),
+                search_text=f" {' '.join(split_words(text))} ia good health",
                 places=[f"{CITIES[n % len(CITIES)]}, IA"],
             )
             for n, text in enumerate(texts)

@@ -99,7 +99,7 @@ def _fill(number: int, server: Any) -> None:
     from django_smart.contrib.brands.importing import refresh_statistics
     from django_smart.contrib.brands.models import Brand, BrandBundle, BrandEndpoint
     from django_smart.fields import digest
-    from django_smart.models.search_words import build_search_text, split_words
+    from django_smart.models.search_words import split_words
 
     source = BrandBundle.objects.create(location="made")
     cities = [_CITIES[n % len(_CITIES)] for n in range(number)]
@@ -111,7 +111,7 @@ def _fill(number: int, server: Any) -> None:
                 merge_digest=digest(name),
                 name=name,
                 sort_name=" ".join(split_words(name)),
-                search_text=build_search_text(f"{name} IA Good Health"),
+                search_text=f" {' '.join(split_words(name))} ia good health",
                 places=[f"{city}, IA"],
             )
             for name, city in zip(names, cities, strict=True)

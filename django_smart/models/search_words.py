@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from django.db import models
-
-__all__ = ["SearchTextField", "build_search_text", "split_words"]
+__all__ = ["matches_words", "split_words"]
 
 # Of a word that is stored or looked for.
 _MAX_WORD = 40
@@ -41,39 +39,10 @@ def split_words(text: str) -> list[str]:
     return [word[:_MAX_WORD] for word in dict.fromkeys("".join(symbols).split())]
 
 
-def build_search_text(text: str) -> str:
-    """
-    Every word of *text* after a space, to look for beginnings within one column.
-
-    ``" harb"`` is in it if and only if a word begins with "harb".
-    """
-    return "".join(f" {word}" for word in split_words(text))
-
-
-class SearchTextField(models.TextField):  # type: ignore[type-arg]  # in the stubs alone
-    """
-    The words of another attribute of the row, kept up to date by ``save()``.
-
-    Args:
-        source: name of an attribute that holds text.
-    """
-
-    def __init__(self, *args: object, source: str = "", **kwargs: object) -> None:
-        self.source = source
-        kwargs.setdefault("editable", False)
-        kwargs.setdefault("default", "")
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # passed through
-
-    def deconstruct(self) -> tuple[str, str, list[object], dict[str, object]]:
-        """Django's, with *source*."""
-        name, path, args, kwargs = super().deconstruct()
-        return name, path, [*args], {**kwargs, "source": self.source}
-
-    def pre_save(self, model_instance: models.Model, add: bool) -> str:
-        """The words as they are now."""
-        text = build_search_text(str(getattr(model_instance, self.source)))
-        setattr(model_instance, self.attname, text)
-        return text
+def matches_words(text: str, words: list[str]) -> bool:
+    """Whether each of the folded *words* begins a word of *text*."""
+    own = split_words(text)
+    return all(any(each.startswith(word) for each in own) for word in words)
 
 
 def _write_code_point(number: int) -> str:

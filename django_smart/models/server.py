@@ -24,7 +24,6 @@ from ..protocol.json import parse_json_object
 from ..protocol.messages import HiddenText
 from ..protocol.urls import get_origin, normalize_base_url, validate_https_url
 from .quirks_field import QuirksField
-from .search_words import SearchTextField
 
 if TYPE_CHECKING:
     from .server_state import ServerState
@@ -247,11 +246,6 @@ class FHIRServer(models.Model):
         _("name"),
         max_length=200,
         help_text=_("Shown to people on this site's pages."),
-    )
-    search_text = SearchTextField(
-        _("search text"),
-        source="name",
-        help_text="Folded words of the name, which the picker searches.",
     )
     base_url = models.CharField(
         _("FHIR base URL"),

@@ -14,7 +14,7 @@ from django.utils.http import urlencode
 from ..error_pages import harden
 from ..launches.prefix import get_protocol_url
 from ..models import ClientRegistration
-from ..models.search_words import split_words
+from ..models.search_words import matches_words, split_words
 
 __all__ = [
     "MAX_PAGE",
@@ -162,11 +162,10 @@ def _find_servers(words: list[str]) -> dict[str, str]:
         from ..contrib.brands.search import leave_out_brands
 
         registrations = leave_out_brands(registrations)
-    for word in words:
-        registrations = registrations.filter(server__search_text__contains=f" {word}")
     ordered = registrations.order_by("server__name", "pk")
     pairs = ordered.values_list("server__slug", "server__name")
-    return {slug: name or slug for slug, name in pairs}
+    named = ((slug, name or slug) for slug, name in pairs)
+    return {slug: name for slug, name in named if matches_words(name, words)}
 
 
 def tell_apart(labels: Mapping[str, str]) -> dict[str, str]:

@@ -165,7 +165,7 @@ def test_connect_many_hospitals(
         "token_endpoint": "https://fhir.example.org/t",
         "user_access_brand_bundle": _BUNDLE,
     }
-    server.save()
+    server.state.save()
     do(by_server.commands[0])
     assert BrandBundle.objects.get(location=_BUNDLE).server == server
     do(away.commands[0])

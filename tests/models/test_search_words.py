@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_smart.models import FHIRServer
-from django_smart.models.search_words import build_search_text, split_words
+from django_smart.models.search_words import matches_words, split_words
 
 
 @pytest.mark.parametrize(
@@ -43,22 +42,9 @@ def test_any_text_has_words_of_ascii(text):
         assert len(word) <= 40
 
 
-def test_search_text_has_a_space_before_each_word():
-    assert build_search_text("Harbour Hospital, Hospital") == " harbour hospital"
-    assert build_search_text("") == ""
-
-
-@pytest.mark.django_db
-def test_words_of_a_server_follow_its_name():
-    server = FHIRServer.objects.create(
-        slug="a", name="Hôpital", base_url="https://a.example"
-    )
-    assert server.search_text == " hopital"
-    server.name = "Harbour"
-    server.save()
-    server.refresh_from_db()
-    assert server.search_text == " harbour"
-    FHIRServer.objects.bulk_create(
-        [FHIRServer(slug="b", name="Second", base_url="https://b.example")]
-    )
-    assert FHIRServer.objects.get(slug="b").search_text == " second"
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [("", True), ("har hos", True), ("arbour", False), ("har x", False)],
+)
+def test_each_word_begins_a_word_of_the_text(typed, found):
+    assert matches_words("Harbour Hospital", split_words(typed)) is found

@@ -25,7 +25,7 @@ from ...conf import conf
 from ...exceptions import BrandError
 from ...fields import digest
 from ...models import FHIRServer
-from ...models.search_words import build_search_text, split_words
+from ...models.search_words import split_words
 from ...models.server import MAX_URL_LENGTH
 from ...protocol.messages import HTTPRequest
 from ...protocol.urls import normalize_base_url
@@ -474,7 +474,7 @@ class _Writer:
             ),
             name=brand.name,
             sort_name=" ".join(split_words(brand.name))[:_MAX_SORT_NAME],
-            search_text=build_search_text(" ".join(list(words)[:_MAX_WORDS])),
+            search_text=f" {' '.join(list(words)[:_MAX_WORDS])}",
             aliases=list(brand.aliases),
             places=list(map(resources.label_place, brand.places)),
             categories=f" {' '.join(brand.categories)} " if brand.categories else "",
