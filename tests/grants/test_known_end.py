@@ -82,7 +82,7 @@ def test_grant_without_a_known_end_has_none(ehr: EHRSimulator) -> None:
 def test_column_of_the_server_counts_where_the_ehr_is_silent(
     ehr: EHRSimulator,
 ) -> None:
-    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * DAY})
+    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * 24 * 3600})
     grant = connect_grant(ehr)
     assert grant.ends_at is not None
     assert grant.ends_soon_at is not None
@@ -96,7 +96,7 @@ def test_new_refresh_token_moves_the_end_and_the_old_one_does_not(
     ehr: EHRSimulator, *, rotates: bool
 ) -> None:
     ehr.rotate_refresh_tokens = rotates
-    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * DAY})
+    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * 24 * 3600})
     grant = connect_grant(ehr)
     first = timezone.now() + 10 * DAY
     TokenGrant.objects.update(ends_at=first, end_announced=True)
@@ -111,7 +111,7 @@ def test_end_that_a_refresh_has_disproven_is_forgotten(
     ehr: EHRSimulator, registration: ClientRegistration
 ) -> None:
     ehr.rotate_refresh_tokens = False
-    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * DAY})
+    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * 24 * 3600})
     past = {"ends_at": timezone.now() - DAY, "ends_soon_at": timezone.now() - 2 * DAY}
     grant_ids = make_grants(ehr, registration, 3, end_announced=True, **past)
     assert refresh_grants(grant_ids).refreshed == 3
@@ -147,7 +147,7 @@ def test_end_that_is_announced_during_a_refresh_is_not_announced_again(
 def test_new_end_is_announced_although_the_old_one_was_during_the_refresh(
     ehr: EHRSimulator,
 ) -> None:
-    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * DAY})
+    FHIRServer.objects.update(quirks={"refresh_token_lifetime": 30 * 24 * 3600})
     grant = connect_grant(ehr)
     now = timezone.now()
     TokenGrant.objects.update(ends_at=now + DAY, ends_soon_at=now - DAY)
