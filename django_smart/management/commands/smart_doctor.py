@@ -87,8 +87,9 @@ class Command(BaseCommand):
             from django_smart.contrib.doctor import launch
         except ImportError as exc:
             raise CommandError(f"--launch is not possible: {exc}") from exc
-        if not UNUSABLE.isdisjoint(each.code for each in findings):
-            return []  # without a database
+        is_over = {*UNUSABLE, "database_read_only"}
+        if not is_over.isdisjoint(each.code for each in findings):
+            return []  # nothing could be stored
         found = collect("launch", launch.try_launch)
         found += collect("scopes of views", launch.find_unrequested_scopes)
         self.stderr.write(launch.NOT_HELD_BACK)

@@ -208,6 +208,11 @@ def test_base_template_that_breaks_error_pages_is_named(
     assert what in finding.what
 
 
+def test_sign_in_page_without_a_url_does_not_stop_the_launch(settings: Any) -> None:
+    settings.LOGIN_URL = "no-such-name"
+    assert find() == []
+
+
 def test_landing_page_that_does_not_exist_is_named(settings: Any) -> None:
     settings.SMART_LAUNCH_REDIRECT_URL = "/nowhere/"
     assert "status 404" in find_one().what

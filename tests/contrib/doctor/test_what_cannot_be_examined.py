@@ -100,6 +100,21 @@ def test_database_without_tables_is_named_and_nothing_is_registered_in_it(
     assert "manage.py migrate" in ran.stderr
 
 
+def test_site_that_can_store_nothing_is_not_launched(
+    migrated: Path, tmp_path: Path
+) -> None:
+    found = doctor(
+        copy(
+            migrated,
+            tmp_path,
+            "DATABASES['default']['NAME'] = 'file:db.sqlite3?mode=ro'; "
+            "DATABASES['default']['OPTIONS'] = {'uri': True}",
+        )
+    )
+    assert "database_read_only" in found
+    assert "launch" not in found.get("not_examined", "")
+
+
 def test_half_of_a_migration_is_named(migrated: Path, tmp_path: Path) -> None:
     copy(migrated, tmp_path)
     with sqlite3.connect(tmp_path / "db.sqlite3") as database:
