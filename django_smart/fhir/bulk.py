@@ -28,6 +28,7 @@ from django_smart.fhir.connection import FHIRConnection
 from django_smart.fhir.interactions import FHIR_JSON
 from django_smart.fhir.messages import (
     build_malformed_error,
+    get_issues,
     is_resource_type,
     parse_resource,
     process_delete_response,
@@ -67,6 +68,9 @@ _VALUE_TYPES = {
 _REFERENCE = re.compile(r"[A-Za-z]+/[A-Za-z0-9\-.]{1,64}")
 # Lists of files with what went wrong; the second is that of STU 4.
 _PROBLEMS = ("error", "outcome")
+_IGNORED = re.compile(
+    r"\b(ignor\w*|unsupported|not support\w*|unknown)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +112,10 @@ def start_export(
         pairs.append(("_since", since))
     query = build_search_query(pairs, parameters)
     headers = {"Prefer": "respond-async"}
-    if "patient" in parameters:
-        # A server that does not know it would export every patient.
+    is_limited = "patient" in parameters
+    if is_limited:
         headers["Prefer"] += ", handling=strict"
-        by_post = True
-    if by_post:
+    if by_post or is_limited:
         headers["Content-Type"] = FHIR_JSON
         body = json.dumps(_build_parameters(query)).encode()
         response = client.request("POST", path, headers=headers, body=body)
@@ -130,7 +133,8 @@ def start_export(
             f"Content-Location; the status was {response.status_code}",
             status_code=response.status_code,
         )
-    export = BulkExport(client, {"status_url": status_url})
+    state: dict[str, Any] = {"status_url": status_url}
+    export = BulkExport(client, state | ({"is_limited": True} if is_limited else {}))
     if not client.is_within_boundary(status_url):
         error = BearerBoundaryError(
             "the export has started, but its Content-Location is outside the "
@@ -173,6 +177,8 @@ class BulkExport(Stream[dict[str, Any]]):
             self._status_url = client.build_url(str(state["status_url"]))
             self._file = int(state.get("file", 0))
             self._line = int(state.get("line", 0))
+            # Whether it is only for the patients that its request named.
+            self._is_limited = bool(state.get("is_limited"))
         except (KeyError, TypeError, ValueError):
             raise FHIRRequestError("This is not the state of an export.") from None
         self._client = client
@@ -198,6 +204,7 @@ class BulkExport(Stream[dict[str, Any]]):
             "status_url": self._status_url,
             "file": self._file,
             "line": self._line,
+            **({"is_limited": True} if self._is_limited else {}),
         }
 
     def poll(self) -> float | None:
@@ -343,9 +350,26 @@ class BulkExport(Stream[dict[str, Any]]):
         return self._manifests
 
     def _walk(self, *names: str) -> Iterator[ExportedFile]:
-        """Yield the files of all manifests in order, once the export is ready."""
+        """
+        Yield the files of all manifests in order, once the export is ready.
+
+        Raises:
+            MalformedFHIRResponseError: they are not only about the named patients.
+        """
         for manifest in self._get_manifests():
+            if self._is_limited and "output" in names:
+                self._check_limit(manifest)
             yield from _get_files(manifest, *names)
+
+    def _check_limit(self, manifest: dict[str, Any]) -> None:
+        """Refuse files for which the server has ignored which patients were named."""
+        for file in _get_files(manifest, *_PROBLEMS):
+            for outcome in self._read(file):
+                issues = get_issues(outcome)
+                if any(map(_is_about_patients, issues)):
+                    raise MalformedFHIRResponseError(
+                        'the server ignored "patient" of the export', issues=issues
+                    )
 
     def _read(self, file: ExportedFile, *, skip: int = 0) -> Iterator[dict[str, Any]]:
         """Read a file; after a broken connection, continue at the same line."""
@@ -395,6 +419,15 @@ def _get_files(manifest: dict[str, Any], *names: str) -> Iterator[ExportedFile]:
             url=item["url"],
             count=count if isinstance(count, int) else None,
         )
+
+
+def _is_about_patients(issue: Mapping[str, Any]) -> bool:
+    """Whether an issue says that the parameter ``patient`` was ignored."""
+    details = issue.get("details")
+    text = details.get("text") if isinstance(details, Mapping) else ""
+    told = f"{text} {issue.get('diagnostics')} {issue.get('expression')}"
+    is_ignored = issue.get("code") == "not-supported" or _IGNORED.search(told)
+    return bool(is_ignored and re.search(r"\bpatient\b", told))
 
 
 def _load_manifest(body: bytes) -> dict[str, Any] | str:

@@ -20,7 +20,7 @@ from django_smart.contrib.records.sinks import (
     Sink,
 )
 from django_smart.exceptions import NoGrantError, RecordBusyError
-from django_smart.fhir.json import load_json
+from django_smart.fhir.json import dump_json, load_json
 from django_smart.grants.ending import disconnect_grant
 from django_smart.models import ClientRegistration, FHIRServer, TokenGrant
 from django_smart.testing import EHRSimulator
@@ -245,3 +245,29 @@ def test_run_ends_if_the_ehr_asks_for_a_long_wait(
     assert (run.is_finished, run.last_error) == (False, "fhir_unavailable")
     ehr.interceptors.clear()
     assert sync_record(grant, MemorySink()).is_complete
+
+
+@pytest.mark.parametrize("lack", ["shifted pages", "vanished category"])
+def test_resource_that_a_list_lacks_is_not_deleted(
+    ehr: EHRSimulator, grant: TokenGrant, lack: str
+) -> None:
+    sync_record(grant, MemorySink())
+    make_full_due()
+
+    def respond(handler: Any, request: Any) -> Any:
+        response = handler(request)
+        if request.path.endswith("/Observation"):
+            bundle = load_json(response.get_data())
+            missing = bundle["entry"].pop()
+            if lack == "vanished category":
+                bundle["total"] -= 1
+            response.set_data(dump_json(bundle))
+            lacking.append(missing["resource"]["id"])
+        return response
+
+    lacking: list[str] = []
+    ehr.interceptors.append(respond)
+    sink = MemorySink()
+    assert sync_record(grant, sink).is_full
+    assert lacking
+    assert sink.deleted == []
